@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both bootstrap uv themselves.
+PYTHON ?= python3
+UV := .uv/bin/uv
+RUN := $(UV) run --frozen --no-sync
+SEED ?= 0
+N ?= 100
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types layers docs sim sync clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: sync ## Run servo-works as a real process, break it, kill it, audit its databases
+	@$(RUN) python -m synchromesh.examples.servo_works.demo
+
+test: lint types layers docs ## Everything: ruff, mypy, layers, docs, then one pytest run
+	@$(RUN) coverage erase
+	@$(RUN) coverage run -m pytest
+
+lint: sync ## ruff: rules and format
+	@$(RUN) ruff check src tests
+	@$(RUN) ruff format --check src tests
+
+types: sync ## mypy --strict
+	@$(RUN) mypy
+
+layers: sync ## import-linter: layers and the purity of machines
+	@$(RUN) lint-imports
+
+docs: sync ## Build the documentation, offline, into site/
+	@$(RUN) zensical build --clean --strict
+
+sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
+	@$(RUN) python -m synchromesh.examples.servo_works.simulation --seed $(SEED) --count $(N)
+
+sync: .venv/.synced
+
+.venv/.synced: pyproject.toml uv.lock $(UV)
+	@$(UV) sync --locked --quiet
+	@touch $@
+
+$(UV):
+	@echo "setting up uv in .uv/ (once)"
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+clean: ## Remove everything that was made
+	rm -rf .uv .venv site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,574 @@
+"""One tree of errors, split by whose fault it is and whether a retry is safe.
+
+    SynchromeshError
+    ├── CallError                      something went wrong with a call
+    │   ├── Refused                    certainly not run
+    │   │   ├── CircuitOpen            this caller's breaker for the callee is open
+    │   │   ├── Shed                   the callee (or the caller's own bound) is full, or drains
+    │   │   ├── RateLimited            the caller sent more than it may
+    │   │   ├── DeadlineExceeded       no time was left to run it
+    │   │   ├── NoInstance             no instance of the service is ready
+    │   │   ├── BadRequest             the arguments do not fit the contract
+    │   │   ├── UnknownOperation       the service has no such operation
+    │   │   ├── Unauthenticated        the hop carries no valid credential
+    │   │   ├── Forbidden              the caller may not do this
+    │   │   ├── KeyReused              the idempotency key was used with another input
+    │   │   ├── KeyUndone              the key has been undone before its call came
+    │   │   └── InProgress             a call under this key still runs
+    │   ├── ConnectFailed              the connection could not be made: nothing was sent
+    │   ├── TimedOut                   no answer in time: the outcome is unknown
+    │   ├── ConnectionLost             the connection broke before the answer: unknown
+    │   ├── DownstreamFailed           the callee needs another service that failed
+    │   └── RemoteFailed               the callee raised what its contract does not declare
+    ├── Rejection                      a business no, declared in `raises=`: an answer, not a fault
+    ├── StoreError
+    │   ├── VersionConflict            a stream is not at the expected version
+    │   ├── Fenced                     another owner has taken over
+    │   ├── StoreLocked                another process owns the file
+    │   ├── StoreFull                  the disk, or the file's page limit, is full
+    │   ├── StoreReadOnly              the file cannot be written
+    │   ├── StoreTooNew                a newer release wrote it and this one may not read it
+    │   ├── StoreBroken                the engine failed in another way
+    │   ├── ForeignAwait               a unit awaited something else than its transaction
+    │   ├── UnitTooLong                a unit outlived its limit and was rolled back
+    │   ├── LogReplaced                a checkpoint belongs to another log
+    │   └── LogGap                     positions are missing from the log
+    ├── DiscoveryError
+    │   ├── UnknownInstance, StaleIncarnation, WatchLagged
+    ├── SagaError
+    │   ├── SagaConflict               the id belongs to a run with another input
+    │   ├── SagaLocked                 another run holds the semantic lock
+    │   ├── SagaUndone                 the saga was undone for a technical reason
+    │   ├── Stuck                      the saga needs a person
+    │   ├── SagaGone                   this run has left memory
+    │   └── UnknownSaga
+    ├── ContractError                  a contract or its implementation is wrong
+    ├── ConfigError                    the configuration is wrong
+    └── MissingExtra                   an optional package is not installed
+
+Every class has a stable `code`, an HTTP `status`, and says whether a retry under the same key is
+safe (`is_retry_safe`). `error_table()` is the one table from codes to classes: transports encode an
+error with `to_problem` (RFC 9457) and decode it with `from_problem`, so it has the same class, code
+and status on every transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+PROBLEM_PREFIX = "urn:synchromesh:error:"
+
+
+class SynchromeshError(Exception):
+    """Is the root of every error that Synchromesh raises.
+
+    `code` is stable and documented, `status` is its HTTP status, `is_retry_safe` says that the same
+    call may be made again. The message says what happened, what was expected and what to do.
+    """
+
+    code: ClassVar[str] = "synchromesh"
+    status: ClassVar[int] = 500
+    is_retry_safe: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(cls: type[SynchromeshError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    error = cls.__new__(cls, *args)
+    Exception.__init__(error, *args)
+    error.__dict__.update(state)
+    return error
+
+
+# -- calls ---------------------------------------------------------------------------------------
+
+
+class CallError(SynchromeshError):
+    """Tells that a call failed; the outcome at the callee is unknown unless it is `Refused`.
+
+    Attributes:
+        retry_after_s: how long the refuser asks the caller to wait, in seconds; None where it
+            does not say.
+        attempts_used: attempts beyond the first that the callee spent below this call (D2).
+    """
+
+    code = "call_failed"
+    status = 502
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, attempts_used: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.attempts_used = attempts_used
+
+
+class Refused(CallError):
+    """Tells that the call was certainly not run."""
+
+    code = "refused"
+    status = 503
+
+
+class CircuitOpen(Refused):
+    """Tells that the circuit breaker of this edge is open (or isolated): nothing was sent."""
+
+    code = "circuit_open"
+    is_retry_safe = True
+
+
+class Shed(Refused):
+    """Tells that the callee is full or drains, and took no work."""
+
+    code = "shed"
+    is_retry_safe = True
+
+
+class RateLimited(Refused):
+    """Tells that the caller sent more than its rate allows."""
+
+    code = "rate_limited"
+    status = 429
+    is_retry_safe = True
+
+
+class DeadlineExceeded(Refused):
+    """Tells that the deadline had passed before any work was done."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+
+class NoInstance(Refused):
+    """Tells that no instance of the service is ready."""
+
+    code = "no_instance"
+    is_retry_safe = True
+
+
+class ConnectFailed(CallError):
+    """Tells that no connection to the instance could be made: nothing was sent."""
+
+    code = "connect_failed"
+    status = 503
+    is_retry_safe = True
+
+
+class BadRequest(Refused):
+    """Tells that the arguments do not fit the contract."""
+
+    code = "bad_request"
+    status = 400
+
+
+class UnknownOperation(Refused):
+    """Tells that the service has no such operation."""
+
+    code = "unknown_operation"
+    status = 404
+
+
+class Unauthenticated(Refused):
+    """Tells that the hop carries no valid credential."""
+
+    code = "unauthenticated"
+    status = 401
+
+
+class Forbidden(Refused):
+    """Tells that the caller is known and may not do this."""
+
+    code = "forbidden"
+    status = 403
+
+
+class KeyReused(Refused):
+    """Tells that the idempotency key belongs to a call with another input."""
+
+    code = "key_reused"
+    status = 422
+
+
+class KeyUndone(Refused):
+    """Tells that the key was undone before its call came, so that the call has no effect."""
+
+    code = "key_undone"
+    status = 409
+
+
+class InProgress(Refused):
+    """Tells that a call under this key is still running; ask again under the same key."""
+
+    code = "in_progress"
+    status = 409
+    is_retry_safe = True
+
+
+class TimedOut(CallError):
+    """Tells that no answer came in time: the call may have run, may run still, or never."""
+
+    code = "timed_out"
+    status = 504
+
+
+class ConnectionLost(CallError):
+    """Tells that the connection broke after the call was sent: its outcome is unknown."""
+
+    code = "connection_lost"
+    status = 502
+
+
+class DownstreamFailed(CallError):
+    """Tells that the callee failed because a service it needs failed; breakers do not cascade.
+
+    Attributes:
+        cause_code: the code of the error that the callee met.
+    """
+
+    code = "downstream_failed"
+    status = 502
+
+    def __init__(self, message: str, *, cause_code: str = "call_failed", **more: Any) -> None:
+        super().__init__(message, **more)
+        self.cause_code = cause_code
+
+
+class RemoteFailed(CallError):
+    """Tells that the callee raised something its contract does not declare.
+
+    Details stay in the callee's log; the trace id leads there.
+    """
+
+    code = "remote_failed"
+    status = 500
+
+
+class Rejection(SynchromeshError):
+    """Is a business "no": declared in `raises=`, recorded under the key, never retried.
+
+    Subclass it with a code and a status of its own; fields are keyword arguments and travel along.
+
+    Example:
+        >>> class OutOfStock(Rejection, code="out_of_stock", status=409):
+        ...     "Tells that fewer are in stock than were asked for."
+        >>> OutOfStock("3 of SX90 are left", left=3).details
+        {'left': 3}
+    """
+
+    code = "rejected"
+    status = 409
+
+    def __init_subclass__(cls, *, code: str = "", status: int = 0, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if code:
+            cls.code = code
+        if status:
+            if not 400 <= status <= 499:
+                raise ContractError(
+                    f"{cls.__name__} has status {status}; a rejection is the caller's to mend: "
+                    "give it a status from 400 to 499"
+                )
+            cls.status = status
+
+    def __init__(self, message: str = "", **details: Any) -> None:
+        super().__init__(message or (type(self).__doc__ or type(self).__name__).splitlines()[0])
+        self.details = details
+
+
+# -- store ---------------------------------------------------------------------------------------
+
+
+class StoreError(SynchromeshError):
+    """Tells that the database of a service could not do what it was asked."""
+
+    code = "store_failed"
+    status = 500
+
+
+class VersionConflict(StoreError):
+    """Tells that a stream is not at the version that the append expected."""
+
+    code = "version_conflict"
+    status = 409
+
+    def __init__(self, stream: str, *, expected: int, actual: int) -> None:
+        super().__init__(
+            f"stream {stream!r} is at version {actual}, the append expected {expected}; "
+            "load it again and decide anew"
+        )
+        self.stream, self.expected, self.actual = stream, expected, actual
+
+
+class Fenced(StoreError):
+    """Tells that another owner has taken over; what this one still wanted to write is refused."""
+
+    code = "fenced"
+
+
+class StoreLocked(StoreError):
+    """Tells that another process owns the database file."""
+
+    code = "store_locked"
+
+
+class StoreFull(StoreError):
+    """Tells that the disk or the file's page limit is full; nothing of the unit was written."""
+
+    code = "store_full"
+    status = 507
+
+
+class StoreReadOnly(StoreError):
+    """Tells that the database file cannot be written."""
+
+    code = "store_read_only"
+
+
+class StoreTooNew(StoreError):
+    """Tells that a newer release wrote the database and this one may not use it."""
+
+    code = "store_too_new"
+
+
+class StoreBroken(StoreError):
+    """Tells that the engine failed in a way that has no name here; its words are in the message."""
+
+    code = "store_broken"
+
+
+class ForeignAwait(StoreError):
+    """Tells that a unit of work awaited something else than its transaction."""
+
+    code = "foreign_await"
+
+
+class UnitTooLong(StoreError):
+    """Tells that a unit of work outlived its limit and was rolled back."""
+
+    code = "unit_too_long"
+
+
+class LogReplaced(StoreError):
+    """Tells that a checkpoint belongs to another log than the one that is read."""
+
+    code = "log_replaced"
+
+
+class LogGap(StoreError):
+    """Tells that positions are missing from the log and no removal recorded them."""
+
+    code = "log_gap"
+
+
+# -- discovery -----------------------------------------------------------------------------------
+
+
+class DiscoveryError(SynchromeshError):
+    """Tells that the registry could not do what it was asked."""
+
+    code = "discovery_failed"
+    status = 503
+
+
+class UnknownInstance(DiscoveryError):
+    """Tells that an instance is not registered (any more); it has to register again."""
+
+    code = "unknown_instance"
+
+    def __init__(self, instance: str) -> None:
+        super().__init__(
+            f"instance {instance!r} holds no lease: it expired or ended; register again"
+        )
+        self.instance = instance
+
+
+class StaleIncarnation(DiscoveryError):
+    """Tells that an instance was replaced by a later one of the same name and must stop."""
+
+    code = "stale_incarnation"
+
+    def __init__(self, instance: str, *, held: int, current: int) -> None:
+        super().__init__(
+            f"instance {instance!r} renews incarnation {held}, but {current} has replaced it; stop"
+        )
+        self.instance, self.held, self.current = instance, held, current
+
+
+class WatchLagged(DiscoveryError):
+    """Tells that a watcher fell too far behind and has to resolve and watch anew."""
+
+    code = "watch_lagged"
+
+    def __init__(self, backlog_max: int) -> None:
+        super().__init__(
+            f"the watcher fell {backlog_max} changes behind; resolve the service and watch anew"
+        )
+
+
+# -- sagas ---------------------------------------------------------------------------------------
+
+
+class SagaError(SynchromeshError):
+    """Tells that a saga could not go the way it was asked to."""
+
+    code = "saga_failed"
+    status = 503
+
+
+class SagaConflict(SagaError):
+    """Tells that the id belongs to a run with another input."""
+
+    code = "saga_conflict"
+    status = 409
+
+
+class SagaLocked(SagaError):
+    """Tells that another run holds the semantic lock of this key."""
+
+    code = "saga_locked"
+    status = 409
+    is_retry_safe = True
+
+
+class SagaUndone(SagaError):
+    """Tells that the saga ended undone for a technical reason, named in the message."""
+
+    code = "saga_undone"
+
+
+class Stuck(SagaError):
+    """Tells that the saga needs a person: it could neither go on nor be undone."""
+
+    code = "saga_stuck"
+
+
+class SagaGone(SagaError):
+    """Tells that this run has left memory: nothing it still asks for has an effect."""
+
+    code = "saga_gone"
+
+
+class UnknownSaga(SagaError):
+    """Tells that no run has this id."""
+
+    code = "unknown_saga"
+    status = 404
+
+
+# -- definitions and configuration ---------------------------------------------------------------
+
+
+class ContractError(SynchromeshError):
+    """Tells that a contract, or its implementation, is wrong; raised at import or start."""
+
+    code = "contract"
+
+
+class ConfigError(SynchromeshError):
+    """Tells that the configuration is wrong, and where."""
+
+    code = "config"
+
+
+class MissingExtra(SynchromeshError):
+    """Tells that an optional package is needed, and how to install it."""
+
+    code = "missing_extra"
+
+    def __init__(self, extra: str, *, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the extra {extra!r}: pip install 'synchromesh[{extra}]'"
+        )
+        self.extra = extra
+
+
+# -- the one table -------------------------------------------------------------------------------
+
+
+def error_table() -> dict[str, type[SynchromeshError]]:
+    """Return every built-in error class by its code; rejections of users are not in it."""
+    table: dict[str, type[SynchromeshError]] = {}
+    pending: list[type[SynchromeshError]] = [SynchromeshError]
+    while pending:
+        cls = pending.pop()
+        if cls.__module__ == __name__:
+            table[cls.code] = cls
+            pending.extend(cls.__subclasses__())
+    return table
+
+
+def to_problem(error: SynchromeshError) -> dict[str, Any]:
+    """Describe an error as an RFC 9457 problem; it carries no internals, only its own words."""
+    problem: dict[str, Any] = {
+        "type": PROBLEM_PREFIX + error.code,
+        "title": _title(type(error)),
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    if isinstance(error, Rejection):
+        problem["details"] = error.details
+    if isinstance(error, CallError):
+        if error.retry_after_s is not None:
+            problem["retry_after_s"] = error.retry_after_s
+        if error.attempts_used:
+            problem["attempts_used"] = error.attempts_used
+    if isinstance(error, DownstreamFailed):
+        problem["cause_code"] = error.cause_code
+    return problem
+
+
+def from_problem(
+    problem: Mapping[str, Any],
+    *,
+    status: int,
+    raises: Iterable[type[Rejection]] = (),
+) -> SynchromeshError:
+    """Rebuild the error that a problem describes; `raises` are the rejections that may come.
+
+    An unknown code becomes `RemoteFailed` for 5xx and `BadRequest` for 4xx: the callee speaks a
+    newer contract, or is not ours.
+    """
+    code = str(problem.get("code", ""))
+    detail = str(problem.get("detail", "")) or f"the callee answered {status} without a reason"
+    for rejection in raises:
+        if rejection.code == code:
+            details = problem.get("details")
+            return _rejection(rejection, detail, details if isinstance(details, dict) else {})
+    cls = _TABLE.get(code)
+    if cls is None or cls is Rejection:
+        return (BadRequest if 400 <= status < 500 else RemoteFailed)(detail)
+    more: dict[str, Any] = {}
+    if issubclass(cls, CallError):
+        retry_after_s, used = problem.get("retry_after_s"), problem.get("attempts_used", 0)
+        more["retry_after_s"] = retry_after_s if isinstance(retry_after_s, int | float) else None
+        more["attempts_used"] = used if isinstance(used, int) and used >= 0 else 0
+    if issubclass(cls, DownstreamFailed):
+        more["cause_code"] = str(problem.get("cause_code", "call_failed"))
+    if issubclass(cls, VersionConflict | UnknownInstance | StaleIncarnation | WatchLagged):
+        # Their constructors build the message; a decoded one already has it.
+        error = cls.__new__(cls)
+        SynchromeshError.__init__(error, detail)
+        return error
+    return cls(detail, **more)
+
+
+def _rejection(cls: type[Rejection], detail: str, details: dict[str, Any]) -> Rejection:
+    error = cls.__new__(cls)
+    Rejection.__init__(error, detail, **details)
+    return error
+
+
+def _title(cls: type[SynchromeshError]) -> str:
+    return cls.__name__[0] + "".join(
+        f" {c.lower()}" if c.isupper() else c for c in cls.__name__[1:]
+    )
+
+
+_TABLE = error_table()

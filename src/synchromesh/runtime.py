@@ -1,0 +1,347 @@
+"""What a running system takes from the world: wall clock, chance, ids, threads, disk, network.
+
+Machines get `now` and `rng` as arguments; shells read the loop's clock; all else comes from a
+`Runtime` that is handed down, never imported. `RealRuntime` is the world; `synchromesh.testing` has
+one that is simulated, which is what lets the whole system run under a seed.
+
+This module imports neither asyncio nor sqlite3 before they are used, so that `import synchromesh`
+stays cheap.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    import sqlite3
+
+T = TypeVar("T")
+J = TypeVar("J")
+J_contra = TypeVar("J_contra", contravariant=True)
+
+
+class Lane(Protocol[J_contra]):
+    """One line of execution that owns what no other may touch, such as a database connection."""
+
+    def put(self, job: J_contra) -> None:
+        """Queue a job; never blocks. Jobs run in the order in which they were put."""
+        ...
+
+    async def close(self) -> None:
+        """Run what is queued, then end. May be repeated."""
+        ...
+
+
+class Disk(Protocol):
+    """Where databases live, and who owns each."""
+
+    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+        """Open a SQLite file in autocommit mode; the connection may be used from any one thread.
+
+        Raises what `sqlite3.connect` raises; creates the file unless `read_only`.
+        """
+        ...
+
+    def try_lock(self, path: str) -> FileLock | None:
+        """Become the one owner of `path`, or return None at once while another process is."""
+        ...
+
+    def owner_of(self, path: str) -> str:
+        """Say who holds the lock, for an error message ("process 4711"), as far as it is known."""
+        ...
+
+
+class FileLock(Protocol):
+    """The right to be the one process that writes a file; it ends with the process."""
+
+    def release(self) -> None:
+        """Let the next owner in. May be repeated."""
+        ...
+
+
+class Listener(Protocol):
+    """A listening socket."""
+
+    @property
+    def host(self) -> str:
+        """The address that is listened on."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """The port, also where port 0 was asked for."""
+        ...
+
+    def close(self) -> None:
+        """Accept no more connections; those that are open stay."""
+        ...
+
+
+class Network(Protocol):
+    """Byte streams between processes, as asyncio protocols see them."""
+
+    async def listen(
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+    ) -> Listener:
+        """Accept connections. Raises OSError, for instance where the port is taken."""
+        ...
+
+    async def connect(
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+    ) -> asyncio.Protocol:
+        """Connect, and return the protocol that `factory` made. Raises OSError."""
+        ...
+
+
+class Runtime(Protocol):
+    """What a process takes from the world."""
+
+    @property
+    def rng(self) -> random.Random:
+        """The one source of chance: jitter, ids, keys."""
+        ...
+
+    @property
+    def disk(self) -> Disk:
+        """Where databases live."""
+        ...
+
+    @property
+    def network(self) -> Network:
+        """How other processes are reached."""
+        ...
+
+    def wall_us(self) -> int:
+        """Return the wall clock, microseconds since 1970-01-01 UTC; it may jump: no durations."""
+        ...
+
+    def new_id(self) -> str:
+        """Return a new UUIDv7 (RFC 9562) as text: unique, and ascending by time of making."""
+        ...
+
+    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
+        """Start a lane that runs `work` over all jobs that were put meanwhile.
+
+        `work` runs in the lane (a thread; in simulation on the loop) and returns what is to be run
+        on the loop afterwards. It must not raise.
+        """
+        ...
+
+
+# -- the real world ------------------------------------------------------------------------------
+
+
+def uuid7(wall_us: int, rng: random.Random) -> str:
+    """Return a UUIDv7 (RFC 9562, section 5.7) with microseconds in `rand_a`, so that ids ascend.
+
+    Example:
+        >>> uuid7(1_700_000_000_000_000, random.Random(1))[:15]
+        '018bcfe5-6800-7'
+    """
+    millis, micros = divmod(wall_us, 1000)
+    rand_a = (micros << 2) | rng.getrandbits(2)
+    bits = (millis & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | rand_a << 64 | 0b10 << 62
+    text = f"{bits | rng.getrandbits(62):032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class RealRuntime:
+    """The real world: the system's clock, the kernel's chance, threads, files and sockets."""
+
+    def __init__(self) -> None:
+        self._rng = random.SystemRandom()
+        self._disk = RealDisk()
+        self._network = RealNetwork()
+
+    @property
+    def rng(self) -> random.Random:
+        """The kernel's random numbers."""
+        return self._rng
+
+    @property
+    def disk(self) -> Disk:
+        """Files."""
+        return self._disk
+
+    @property
+    def network(self) -> Network:
+        """TCP."""
+        return self._network
+
+    def wall_us(self) -> int:
+        """Return the system's clock in microseconds since 1970-01-01 UTC."""
+        return time.time_ns() // 1000
+
+    def new_id(self) -> str:
+        """Return a new UUIDv7."""
+        return uuid7(self.wall_us(), self._rng)
+
+    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
+        """Start a thread that runs `work` over all that was put while it was busy."""
+        return ThreadLane(name, work)
+
+
+class ThreadLane:
+    """A thread with a queue; each round takes all that is queued, up to `batch_max` jobs."""
+
+    def __init__(
+        self, name: str, work: Callable[[list[Any]], Callable[[], None]], *, batch_max: int = 512
+    ) -> None:
+        import asyncio
+        import queue
+        import threading
+
+        self._loop = asyncio.get_running_loop()
+        self._work = work
+        self._batch_max = batch_max
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ended = asyncio.Event()
+        self._is_closed = False
+        # A daemon: a process that is told to die must not wait for a disk that hangs.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, job: Any) -> None:
+        """Queue a job."""
+        if self._is_closed:
+            raise RuntimeError(f"lane {self._thread.name!r} is closed")
+        self._queue.put(job)
+
+    async def close(self) -> None:
+        """Run what is queued, then end the thread."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._queue.put(_END)
+        await self._ended.wait()
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            batch = [self._queue.get()]
+            while len(batch) < self._batch_max and not self._queue.empty():
+                batch.append(self._queue.get())
+            if batch[-1] is _END:
+                ended = True
+                batch.pop()
+            if batch:
+                self._tell(self._work(batch))
+        self._tell(self._ended.set)
+
+    def _tell(self, done: Callable[[], None]) -> None:
+        import contextlib
+
+        # The loop is closed only when nobody waits for answers any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(done)
+
+
+_END = object()
+
+
+class RealDisk:
+    """SQLite files, each owned by the process that holds the POSIX lock on `<file>.lock`.
+
+    POSIX record locks end with their process however it dies, are not inherited by children, and
+    need no thread to be tried (`flock` would be kept by any child that inherited the descriptor).
+    They do not exclude the process itself, so the owner also keeps a list of its own.
+    """
+
+    def __init__(self) -> None:
+        self._held: set[str] = set()
+
+    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+        """Open a file in autocommit mode."""
+        import sqlite3
+
+        mode = "ro" if read_only else "rwc"
+        uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
+        return sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+
+    def try_lock(self, path: str) -> FileLock | None:
+        """Take the POSIX lock on `<path>.lock`, or return None."""
+        import fcntl
+
+        real = str(Path(path).resolve())
+        if real in self._held:
+            return None
+        handle = os.open(f"{real}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        self._held.add(real)
+        return _RealLock(handle, lambda: self._held.discard(real))
+
+    def owner_of(self, path: str) -> str:
+        """Say which process wrote its number into the lock file."""
+        if str(Path(path).resolve()) in self._held:
+            return "this process"
+        try:
+            return f"process {int(Path(f'{path}.lock').read_text()[:20])}"
+        except (OSError, ValueError):
+            return "another process"
+
+
+class _RealLock:
+    def __init__(self, handle: int, forget: Callable[[], None]) -> None:
+        self._handle: int | None = handle
+        self._forget = forget
+
+    def release(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+            self._forget()
+
+
+class RealNetwork:
+    """TCP by asyncio; Nagle's algorithm is off, as asyncio does by itself."""
+
+    async def listen(
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+    ) -> Listener:
+        """Listen on TCP."""
+        import asyncio
+
+        server = await asyncio.get_running_loop().create_server(
+            factory, host, port, backlog=1024, reuse_address=True
+        )
+        return _RealListener(server)
+
+    async def connect(
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+    ) -> asyncio.Protocol:
+        """Connect by TCP."""
+        import asyncio
+
+        _, protocol = await asyncio.get_running_loop().create_connection(factory, host, port)
+        return protocol
+
+
+class _RealListener:
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+        address = server.sockets[0].getsockname()
+        self._host, self._port = str(address[0]), int(address[1])
+
+    @property
+    def host(self) -> str:
+        return self._host
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def close(self) -> None:
+        self._server.close()
