@@ -1,0 +1,151 @@
+"""What rooms above know of a service's database: units of work, reads, and who is told of commits.
+
+These Protocols are implemented by SQLite here and by PostgreSQL beside it. SQL is written once, for
+both: `?` marks a value, and a schema's `{blob}` and `{position}` stand for the engine's own types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+SqlValue: TypeAlias = str | int | float | bytes | None
+Row: TypeAlias = tuple[SqlValue, ...]
+
+
+class Unit(Protocol):
+    """A unit of work: all that it executes commits together, or nothing does.
+
+    It is serializable against every other unit of the service (I1). Its body may await nothing but
+    the unit itself (I2) and may be run again after a conflict, so it has no effects of its own.
+    """
+
+    @property
+    def unit_id(self) -> str:
+        """What this unit is known by when the answer of its commit was lost (I3)."""
+        ...
+
+    @property
+    def now_us(self) -> int:
+        """The wall clock when the unit began, in microseconds since 1970 UTC."""
+        ...
+
+    @property
+    def service(self) -> str:
+        """The service that owns the database."""
+        ...
+
+    async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
+        """Run one statement and return its rows."""
+        ...
+
+    def notify(self, topic: str) -> None:
+        """Tell the listeners of a topic once the unit is durable: a hint to look, never data."""
+        ...
+
+
+class Kind(Enum):
+    """How far the call under an inbox key has come."""
+
+    BEGUN = "begun"  # it has had an effect and is not concluded: its request is recorded
+    ANSWER = "answer"  # it answered; the answer is recorded
+    REFUSAL = "refusal"  # a business no; the problem is recorded
+    TOMBSTONE = "tombstone"  # undone before it came: it must never run
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the inbox holds under a key: the answer's (or refusal's, or request's) JSON."""
+
+    kind: Kind
+    digest: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """The key under which a unit takes effect at most once, and what tells its input from another.
+
+    The record is kept for `keep_s` seconds, longer than anyone may still ask under the key.
+    """
+
+    caller: str
+    key: str
+    digest: str
+    keep_s: float = 7 * 86_400.0
+
+
+class Store(Protocol):
+    """The database of one service, owned by this process."""
+
+    @property
+    def service(self) -> str:
+        """The service that owns the database."""
+        ...
+
+    @property
+    def log_id(self) -> str:
+        """The id of the event log in it; new after a restore."""
+        ...
+
+    async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
+        """Run a unit of work and return its result once it is durable (E4).
+
+        `name` is what the watchdog calls it. Cancelling the caller does not cancel the unit.
+
+        Raises:
+            ForeignAwait: the body awaited something else than the unit.
+            UnitTooLong: it outlived the limit.
+            StoreError: the engine refused; nothing of the unit was written.
+        """
+        ...
+
+    async def write_once(
+        self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
+    ) -> Recorded:
+        """Run a unit whose answer is recorded under a key in its own commit, or return the record.
+
+        A `Rejection` that the body raises rolls back what it executed and is recorded as REFUSAL
+        (the JSON of `errors.to_problem`). A BEGUN record is replaced by the conclusion. Any other
+        error rolls back everything and is raised; nothing is recorded.
+
+        Raises:
+            KeyReused: the key is recorded with another digest (a tombstone has none).
+        """
+        ...
+
+    async def read(self, sql: str, *values: SqlValue) -> list[Row]:
+        """Return rows of the committed state."""
+        ...
+
+    def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
+        """Call `hear` on the loop after each commit that notified the topic; returns how to stop."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is queued and give up the file. May be repeated."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of a schema: it is applied whole, or not at all (P2).
+
+    `readable_by_min` is the oldest schema version whose code may still use the database after it.
+    """
+
+    version: int
+    statements: tuple[str, ...]
+    readable_by_min: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of one owner (a room, or the service itself), as ascending migrations from 1."""
+
+    owner: str
+    migrations: tuple[Migration, ...]
