@@ -1,13 +1,13 @@
 """JSON by msgspec: the one stored and wire format.
 
-Records and messages are stored in a versioned envelope by the rooms that own them; HTTP bodies are
-bare. Values are msgspec structs, dataclasses, named tuples and the plain types; a mapping's keys are
+Records and messages are stored in a versioned envelope by the rooms that own them; HTTP bodies
+are bare. Values are msgspec structs, dataclasses, named tuples and plain types; a mapping's keys are
 sorted, so that equal values have equal bytes and a digest can tell one input from another.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -88,14 +88,14 @@ def digest(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-def to_datetime(at_us: int) -> datetime.datetime:
+def to_datetime(at_us: int) -> dt.datetime:
     """Return stored microseconds as the aware datetime that users see.
 
     Example:
         >>> to_datetime(1_500_000).isoformat()
         '1970-01-01T00:00:01.500000+00:00'
     """
-    return _EPOCH + datetime.timedelta(microseconds=at_us)
+    return _EPOCH + dt.timedelta(microseconds=at_us)

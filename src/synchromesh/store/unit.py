@@ -123,7 +123,7 @@ class Store(Protocol):
         ...
 
     def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
-        """Call `hear` on the loop after each commit that notified the topic; returns how to stop."""
+        """Call `hear` on the loop after commits that notified the topic; returns how to stop."""
         ...
 
     async def close(self) -> None:
