@@ -1,8 +1,8 @@
 """JSON by msgspec: the one stored and wire format.
 
-Records and messages are stored in a versioned envelope by the rooms that own them; HTTP bodies
-are bare. Values are msgspec structs, dataclasses, named tuples and plain types; a mapping's keys are
-sorted, so that equal values have equal bytes and a digest can tell one input from another.
+Records and messages are stored in a versioned envelope by the rooms that own them; HTTP
+bodies are bare. Values are msgspec structs, dataclasses, named tuples and plain types; mappings are
+sorted by key, so that equal values have equal bytes and a digest can tell two inputs apart.
 """
 
 from __future__ import annotations

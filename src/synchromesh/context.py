@@ -1,0 +1,152 @@
+"""What travels with every call: trace, deadline, caller and principal, idempotency key.
+
+In a process the deadline is a moment of the loop's clock; between processes it travels as remaining
+milliseconds, with the sender's wall clock as a second bound that catches a call that was long under
+way (D1).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from synchromesh.errors import BadRequest
+
+# Two machines' wall clocks may differ by this much before transit time counts against a deadline.
+SKEW_S = 5.0
+KEY_CHARS_MAX = 512
+
+TRACEPARENT = "traceparent"
+IDEMPOTENCY_KEY = "idempotency-key"
+DEADLINE_MS = "deadline-ms"
+SENT_AT = "sent-at"
+ATTEMPTS_LEFT = "attempts-left"
+UNDOES = "undoes"
+CREDENTIAL = "synchromesh-credential"
+
+ATTEMPTS_LEFT_MAX = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallContext:
+    """What one call carries.
+
+    Attributes:
+        trace_id: 32 hex digits; the same in every call, step, message and record of one request.
+        span_id: 16 hex digits; the span of the sender that this call belongs to.
+        caller: the service that calls, as its credential says.
+        principal: on whose behalf, "" for the caller's own.
+        deadline_s: when the caller stops waiting, on the loop's clock; None for never.
+        key: the idempotency key, "" for a query.
+        attempts_left: retries that the whole tree below may still spend (D2).
+        undoes: the key of the call that this one undoes, "" for none (S6).
+    """
+
+    trace_id: str
+    span_id: str
+    caller: str = ""
+    principal: str = ""
+    deadline_s: float | None = None
+    key: str = ""
+    attempts_left: int = 0
+    undoes: str = ""
+
+    def remaining_s(self, now: float) -> float | None:
+        """Return how long the caller still waits; None for ever, never below 0."""
+        return None if self.deadline_s is None else max(0.0, self.deadline_s - now)
+
+
+def new_trace_id(rng: random.Random) -> str:
+    """Return 32 hex digits that are not all zero (W3C Trace Context, section 3.2.2.3)."""
+    return f"{rng.getrandbits(128) or 1:032x}"
+
+
+def new_span_id(rng: random.Random) -> str:
+    """Return 16 hex digits that are not all zero."""
+    return f"{rng.getrandbits(64) or 1:016x}"
+
+
+def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, str]:
+    """Return the headers of a call; the credential is added by the transport that signs.
+
+    Args:
+        context: what the call carries.
+        now: the loop's clock.
+        wall_us: the wall clock, for `Sent-At`.
+    """
+    headers = {TRACEPARENT: f"00-{context.trace_id}-{context.span_id}-01"}
+    if context.deadline_s is not None:
+        headers[DEADLINE_MS] = str(max(0, round((context.deadline_s - now) * 1000)))
+        headers[SENT_AT] = str(wall_us)
+    if context.key:
+        headers[IDEMPOTENCY_KEY] = context.key
+    if context.attempts_left:
+        headers[ATTEMPTS_LEFT] = str(context.attempts_left)
+    if context.undoes:
+        headers[UNDOES] = context.undoes
+    return headers
+
+
+def from_headers(
+    headers: Mapping[str, str], *, now: float, wall_us: int, rng: random.Random
+) -> CallContext:
+    """Return what the headers of a call say; caller and principal come from its credential.
+
+    A malformed trace is replaced by a new one, as W3C Trace Context asks; anything else that is
+    malformed would weaken a promise and is refused.
+
+    Raises:
+        BadRequest: a header is malformed; the message names it.
+    """
+    trace_id, span_id = _trace(headers.get(TRACEPARENT, ""), rng)
+    return CallContext(
+        trace_id=trace_id,
+        span_id=span_id,
+        deadline_s=_deadline(headers, now=now, wall_us=wall_us),
+        key=_key(headers, IDEMPOTENCY_KEY),
+        attempts_left=min(_count(headers, ATTEMPTS_LEFT) or 0, ATTEMPTS_LEFT_MAX),
+        undoes=_key(headers, UNDOES),
+    )
+
+
+def _trace(traceparent: str, rng: random.Random) -> tuple[str, str]:
+    parts = traceparent.split("-")
+    if len(parts) >= 4 and len(parts[1]) == 32 and len(parts[2]) == 16 and parts[0] != "ff":
+        try:
+            if int(parts[1], 16) and int(parts[2], 16) and traceparent == traceparent.lower():
+                return parts[1], parts[2]
+        except ValueError:
+            pass  # not hexadecimal: restart the trace, as the specification asks
+    return new_trace_id(rng), new_span_id(rng)
+
+
+def _deadline(headers: Mapping[str, str], *, now: float, wall_us: int) -> float | None:
+    remaining_ms = _count(headers, DEADLINE_MS)
+    if remaining_ms is None:
+        return None
+    remaining_s = remaining_ms / 1000
+    sent_us = _count(headers, SENT_AT)
+    if sent_us is not None:
+        # What was under way for longer than the clocks can differ has lost that time.
+        remaining_s -= max(0.0, (wall_us - sent_us) / 1e6 - SKEW_S)
+    return now + max(0.0, remaining_s)
+
+
+def _count(headers: Mapping[str, str], name: str) -> int | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise BadRequest(f"header {name} is {text[:40]!r}; a whole number is expected")
+    return int(text)
+
+
+def _key(headers: Mapping[str, str], name: str) -> str:
+    text = headers.get(name, "")
+    if len(text) > KEY_CHARS_MAX or not text.isprintable():
+        raise BadRequest(
+            f"header {name} has {len(text)} characters; at most {KEY_CHARS_MAX} printable ones "
+            "are expected"
+        )
+    return text
