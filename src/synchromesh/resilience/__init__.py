@@ -1,0 +1,53 @@
+"""resilience: what keeps a failing callee from taking its callers along.
+
+Policy, circuit breaker, retry with budget, limiter, deadline: each alone, or joined by an `Edge` in
+the one order of layers.
+"""
+
+from synchromesh.resilience.attempts import Attempt, Attempts
+from synchromesh.resilience.breaker import (
+    TRANSITIONS,
+    Breaker,
+    BreakerOptions,
+    BreakerSnapshot,
+    BreakerState,
+    Transition,
+    Trigger,
+)
+from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.limiter import Limiter, LimitOptions
+from synchromesh.resilience.policy import Edge, Policy
+from synchromesh.resilience.retry import (
+    AttemptsLeft,
+    BudgetOptions,
+    Chance,
+    RetryBudget,
+    RetryOptions,
+)
+from synchromesh.resilience.verdicts import Verdict, classify, may_retry
+
+__all__ = [
+    "TRANSITIONS",
+    "Attempt",
+    "Attempts",
+    "AttemptsLeft",
+    "Breaker",
+    "BreakerOptions",
+    "BreakerSnapshot",
+    "BreakerState",
+    "BudgetOptions",
+    "Chance",
+    "DeadlinePassed",
+    "Edge",
+    "LimitOptions",
+    "Limiter",
+    "Policy",
+    "RetryBudget",
+    "RetryOptions",
+    "Transition",
+    "Trigger",
+    "Verdict",
+    "classify",
+    "may_retry",
+    "within",
+]

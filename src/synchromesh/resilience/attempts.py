@@ -1,0 +1,166 @@
+"""The attempts of one call: which may be made, until when, and which error ends them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synchromesh.errors import CallError, ConnectionLost, DeadlineExceeded, TimedOut
+from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget, RetryOptions
+from synchromesh.resilience.verdicts import UNKNOWN_OUTCOME, is_certainly_not_run, may_retry
+
+_ONCE = RetryOptions(attempts_max=1)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Tells a transport what one attempt may take, and takes its report.
+
+    Attributes:
+        number: 1 for the first attempt of this edge.
+        deadline_s: when it is cancelled, on the loop's clock; None for never.
+        attempts_left: the extra attempts that the callee's side may spend; to be sent along.
+        has_full_timeout: whether `deadline_s` is the edge's timeout, not the caller's remainder.
+        used: to be set to the extra attempts that the callee reports with an answer, a `Rejection`
+            too; those of another `CallError` are in its `attempts_used`. None: all are spent.
+    """
+
+    number: int
+    deadline_s: float | None = None
+    attempts_left: int = 0
+    has_full_timeout: bool = False
+    used: int | None = None
+
+
+class Attempts:
+    """Decides over the attempts of one call; a pure machine, `Edge` is its shell.
+
+    Args:
+        retry: the bounds of one call; None for a single attempt.
+        budget: the bound of the edge; None for none.
+        left: the bound of the call tree.
+        timeout_s: the edge's timeout for each attempt; None for none.
+        deadline_s: the call's deadline; None for none.
+        is_retryable_unknown: whether an attempt with an unknown outcome may be repeated.
+        rng: the source of jitter.
+
+    Example:
+        >>> attempts = Attempts(
+        ...     retry=None, budget=None, left=AttemptsLeft(4), timeout_s=0.5, deadline_s=10.0,
+        ...     is_retryable_unknown=False, rng=None)
+        >>> attempts.begin(now=9.0)
+        Attempt(number=1, deadline_s=9.5, attempts_left=2, has_full_timeout=True, used=None)
+    """
+
+    def __init__(
+        self,
+        *,
+        retry: RetryOptions | None,
+        budget: RetryBudget | None,
+        left: AttemptsLeft,
+        timeout_s: float | None,
+        deadline_s: float | None,
+        is_retryable_unknown: bool,
+        rng: Chance | None,
+    ) -> None:
+        self._retry = retry if retry is not None and rng is not None else _ONCE
+        self._budget = budget
+        self._left = left
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._is_retryable_unknown = is_retryable_unknown
+        self._rng = rng
+        self._number = 0
+        self._spent = 0
+        self._last: Exception | None = None
+        self._unknown: Exception | None = None
+
+    def begin(self, now: float) -> Attempt:
+        """Begin the next attempt.
+
+        Raises:
+            DeadlineExceeded: the deadline has passed and nothing was sent.
+            Exception: the deadline has passed and an earlier attempt failed with this.
+        """
+        if self._deadline_s is not None and now >= self._deadline_s:
+            if self._last is not None:
+                raise self.final(self._last)
+            raise DeadlineExceeded(
+                f"the deadline passed {now - self._deadline_s:.3f} s before the call, "
+                "nothing was sent; give the whole request more time"
+            )
+        if self._number == 0 and self._budget is not None:
+            self._budget.earn(now=now)
+        self._number += 1
+        attempt = Attempt(self._number, attempts_left=self._left.give())
+        self.put_time(attempt, now)
+        return attempt
+
+    def put_time(self, attempt: Attempt, now: float) -> None:
+        """Give an attempt its deadline, counted from `now`."""
+        attempt.deadline_s = self._deadline_s
+        if self._timeout_s is None:
+            return
+        own_s = now + self._timeout_s
+        if self._deadline_s is None or own_s <= self._deadline_s:
+            attempt.deadline_s, attempt.has_full_timeout = own_s, True
+        else:
+            attempt.has_full_timeout = False
+
+    def answered(self, attempt: Attempt) -> None:
+        """Take note of an answer."""
+        self._settle(attempt, attempt.used)
+
+    def failed(self, attempt: Attempt, error: Exception, now: float) -> float | None:
+        """Take note of an error; return how long to wait for the next attempt, None for no more."""
+        self._settle(attempt, _used(attempt, error))
+        wait_s = self._wait_s(error, now)
+        if wait_s is None:
+            return None
+        self._last = error
+        if isinstance(error, UNKNOWN_OUTCOME):
+            self._unknown = error
+        return wait_s
+
+    def final(self, error: Exception) -> Exception:
+        """Return the error that the caller gets when `error` ended the last attempt.
+
+        One that says only that the last attempt was not run would hide that an earlier one may have
+        been: then it is the earlier one's.
+        """
+        if self._unknown is not None and is_certainly_not_run(error):
+            error = self._unknown
+        if isinstance(error, CallError):
+            error.attempts_used = self._spent
+        return error
+
+    def _wait_s(self, error: Exception, now: float) -> float | None:
+        if self._number >= self._retry.attempts_max or self._rng is None:
+            return None
+        if not may_retry(error, is_retryable_unknown=self._is_retryable_unknown):
+            return None
+        wait_s = self._retry.backoff_s(self._number, self._rng)
+        if isinstance(error, CallError) and error.retry_after_s is not None:
+            wait_s = max(wait_s, error.retry_after_s)
+        if self._deadline_s is not None and now + wait_s >= self._deadline_s:
+            return None
+        # The budget comes last: a token is taken only by a retry that will be made.
+        if not self._left.can_retry:
+            return None
+        if self._budget is not None and not self._budget.take(now=now):
+            return None
+        self._left.take()
+        self._spent += 1
+        return wait_s
+
+    def _settle(self, attempt: Attempt, used: int | None) -> None:
+        self._left.settle(attempt.attempts_left, used)
+        self._spent += attempt.attempts_left if used is None else used
+
+
+def _used(attempt: Attempt, error: Exception) -> int | None:
+    if attempt.used is not None:
+        return attempt.used
+    if isinstance(error, CallError) and not isinstance(error, TimedOut | ConnectionLost):
+        return error.attempts_used
+    # It may still be running there, and retrying: what it was given is gone.
+    return None

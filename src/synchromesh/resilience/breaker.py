@@ -1,0 +1,420 @@
+"""Circuit breaker: whether a callee may be called, decided from what its last calls came to.
+
+    CLOSED ──tripped──▶ OPEN ──rested──▶ HALF_OPEN ──probe succeeded──▶ CLOSED
+                          ▲                  │
+                          └──probe failed────┘
+
+and ISOLATED (send nothing) or DISABLED (count nothing) by hand, until closed by hand.
+
+Three rules that breakers tend to miss. An outcome counts only in the *epoch* its call was admitted
+in: a call that was sent before the trip and fails after the recovery decides nothing. A probe holds
+a *lease*: one that hangs frees its slot when the lease is over, so the breaker cannot wedge. And a
+call that was cancelled, or refused for overload, is *neutral*: it gives its slot back and says
+nothing about the callee.
+
+Source: Nygard, "Release It!", 2nd ed., section 5.2; guarantees B1 to B4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from synchromesh.errors import CircuitOpen, ConfigError
+from synchromesh.resilience.retry import Chance
+
+
+class BreakerState(Enum):
+    """Names what a breaker does with calls."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    ISOLATED = "isolated"
+    DISABLED = "disabled"
+
+
+class Trigger(Enum):
+    """Names what moves a breaker from one state to another."""
+
+    TRIPPED = "tripped"
+    RESTED = "rested"
+    PROBE_SUCCEEDED = "probe succeeded"
+    PROBE_FAILED = "probe failed"
+    ISOLATED_BY_HAND = "isolated by hand"
+    DISABLED_BY_HAND = "disabled by hand"
+    CLOSED_BY_HAND = "closed by hand"
+
+
+def _by_hand() -> tuple[tuple[BreakerState, Trigger, BreakerState], ...]:
+    targets = (
+        (Trigger.ISOLATED_BY_HAND, BreakerState.ISOLATED),
+        (Trigger.DISABLED_BY_HAND, BreakerState.DISABLED),
+        (Trigger.CLOSED_BY_HAND, BreakerState.CLOSED),
+    )
+    return tuple(
+        (before, trigger, after)
+        for trigger, after in targets
+        for before in BreakerState
+        if before is not after
+    )
+
+
+# The breaker looks its next state up here, and diagrams are drawn from it: B1 is this table.
+TRANSITIONS: tuple[tuple[BreakerState, Trigger, BreakerState], ...] = (
+    (BreakerState.CLOSED, Trigger.TRIPPED, BreakerState.OPEN),
+    (BreakerState.OPEN, Trigger.RESTED, BreakerState.HALF_OPEN),
+    (BreakerState.HALF_OPEN, Trigger.PROBE_SUCCEEDED, BreakerState.CLOSED),
+    (BreakerState.HALF_OPEN, Trigger.PROBE_FAILED, BreakerState.OPEN),
+    *_by_hand(),
+)
+_NEXT = {(before, trigger): after for before, trigger, after in TRANSITIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerOptions:
+    """Says when a breaker trips and how it recovers; times are seconds, rates 0 to 1.
+
+    Attributes:
+        window_s: how far back outcomes count.
+        minimum_calls: fewer outcomes in the window never trip it.
+        failure_rate: the share of failures in the window that trips it.
+        slow_after_s: a call that takes this long counts as slow; None counts none.
+        slow_rate: the share of slow calls in the window that trips it.
+        open_for_s: how long it stays open after it tripped; doubles with every failed probe.
+        open_for_max_s: the longest it stays open.
+        open_jitter: the share of the open time that chance may take off, where an rng is given.
+        probes_max: how many calls may be under way at once while half-open.
+        probe_lease_s: how long a probe that does not end keeps its slot.
+
+    Raises:
+        ConfigError: a value is outside its range.
+
+    Example:
+        >>> BreakerOptions(failure_rate=0.25).failure_rate
+        0.25
+    """
+
+    window_s: float = 10.0
+    minimum_calls: int = 10
+    failure_rate: float = 0.5
+    slow_after_s: float | None = None
+    slow_rate: float = 0.5
+    open_for_s: float = 0.5
+    open_for_max_s: float = 2.0
+    open_jitter: float = 0.2
+    probes_max: int = 1
+    probe_lease_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("window_s", self.window_s > 0, "more than 0"),
+            ("minimum_calls", self.minimum_calls >= 1, "1 or more"),
+            ("failure_rate", 0 < self.failure_rate <= 1, "above 0 and at most 1"),
+            ("slow_after_s", self.slow_after_s is None or self.slow_after_s > 0, "None or above 0"),
+            ("slow_rate", 0 < self.slow_rate <= 1, "above 0 and at most 1"),
+            ("open_for_s", self.open_for_s > 0, "more than 0"),
+            ("open_for_max_s", self.open_for_max_s >= self.open_for_s, "at least open_for_s"),
+            ("open_jitter", 0 <= self.open_jitter < 1, "at least 0 and below 1"),
+            ("probes_max", self.probes_max >= 1, "1 or more"),
+            ("probe_lease_s", self.probe_lease_s > 0, "more than 0"),
+        )
+        for field, is_right, expected in checks:
+            if not is_right:
+                value = getattr(self, field)
+                raise ConfigError(f"breaker option {field} is {value!r}; make it {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """Tells a listener that breaker `name` went from one state to another at `at_s`."""
+
+    name: str
+    before: BreakerState
+    trigger: Trigger
+    after: BreakerState
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSnapshot:
+    """Shows a breaker as it was when it last looked; counts are those of the window.
+
+    `open_until_s` is on the loop's clock, and None unless the breaker is open.
+    """
+
+    name: str
+    state: BreakerState
+    epoch: int
+    calls: int
+    failures: int
+    slow: int
+    probes: int
+    open_until_s: float | None
+    since_s: float
+
+
+class Breaker:
+    """Admits calls or refuses them at once, from the outcomes of those that went before.
+
+    `admit` returns a permit, and the outcome of the call is reported with it: `success`, `failure`
+    or `neutral`, once. A permit of another epoch, or of a probe whose slot was given away, is
+    ignored. Not for several threads: like all machines it belongs to one loop.
+
+    Args:
+        options: when it trips and how it recovers.
+        name: which edge it guards, for messages.
+        now: the time of the loop's clock.
+        rng: spreads the ends of open times; None leaves them exact.
+        on_transition: called after each change of state; must not raise.
+
+    Example:
+        >>> breaker = Breaker(BreakerOptions(minimum_calls=1), name="orders -> billing", now=0.0)
+        >>> breaker.failure(breaker.admit(0.0), 0.1)
+        >>> breaker
+        <Breaker orders -> billing open until 0.600>
+        >>> breaker.success(breaker.admit(0.6), 0.7)
+        >>> breaker.state.value
+        'closed'
+    """
+
+    __slots__ = (
+        "_epoch",
+        "_name",
+        "_on_transition",
+        "_open_for_s",
+        "_open_until_s",
+        "_options",
+        "_permit",
+        "_probes",
+        "_rng",
+        "_since_s",
+        "_state",
+        "_window",
+    )
+
+    def __init__(
+        self,
+        options: BreakerOptions,
+        *,
+        name: str,
+        now: float,
+        rng: Chance | None = None,
+        on_transition: Callable[[Transition], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._name = name
+        self._rng = rng
+        self._on_transition = on_transition
+        self._state = BreakerState.CLOSED
+        self._since_s = now
+        self._window = _Window(options.window_s)
+        self._epoch = 0
+        # One permit serves a whole epoch; each probe is given a number of its own, so that one
+        # whose lease is over cannot free or decide for the probe that took its slot.
+        self._permit = 0
+        self._probes: dict[int, float] = {}
+        self._open_for_s = options.open_for_s
+        self._open_until_s = 0.0
+
+    @property
+    def name(self) -> str:
+        """The edge it guards."""
+        return self._name
+
+    @property
+    def state(self) -> BreakerState:
+        """The state as of the last call or outcome: rest ends only when a call asks."""
+        return self._state
+
+    def admit(self, now: float) -> int:
+        """Return a permit for one call, or refuse it at once.
+
+        Raises:
+            CircuitOpen: nothing may be sent. `retry_after_s` says when to ask again, and is None
+                while the breaker is isolated by hand.
+        """
+        if self._state is BreakerState.CLOSED or self._state is BreakerState.DISABLED:
+            return self._permit
+        if self._state is BreakerState.ISOLATED:
+            raise CircuitOpen(
+                f"the circuit breaker {self._name} is isolated by hand, nothing was sent; "
+                "close it by hand to allow calls"
+            )
+        if self._state is BreakerState.OPEN:
+            rest_s = self._open_until_s - now
+            if rest_s > 0:
+                raise CircuitOpen(
+                    f"the circuit breaker {self._name} is open, nothing was sent; "
+                    f"ask again in {rest_s:.3f} s",
+                    retry_after_s=rest_s,
+                )
+            self._go(Trigger.RESTED, now)
+        return self._admit_probe(now)
+
+    def success(self, permit: int, now: float, took_s: float = 0.0) -> None:
+        """Record that the callee answered, `took_s` seconds after it was called."""
+        if not self._counts(permit):
+            return
+        is_slow = self._is_slow(took_s)
+        if self._state is BreakerState.HALF_OPEN:
+            self._go(Trigger.PROBE_FAILED if is_slow else Trigger.PROBE_SUCCEEDED, now)
+            return
+        self._window.add(now, is_failure=False, is_slow=is_slow)
+        if is_slow:
+            self._trip_if_due(now)
+
+    def failure(self, permit: int, now: float, took_s: float = 0.0) -> None:
+        """Record that the callee failed, `took_s` seconds after it was called."""
+        if not self._counts(permit):
+            return
+        if self._state is BreakerState.HALF_OPEN:
+            self._go(Trigger.PROBE_FAILED, now)
+            return
+        self._window.add(now, is_failure=True, is_slow=self._is_slow(took_s))
+        self._trip_if_due(now)
+
+    def neutral(self, permit: int, now: float) -> None:  # noqa: ARG002  the outcomes are alike
+        """Give the permit back without an outcome: cancelled, or refused for overload."""
+        self._probes.pop(permit, None)
+
+    def isolate(self, now: float) -> None:
+        """Refuse every call until `close` or `disable`."""
+        self._by_hand(Trigger.ISOLATED_BY_HAND, now)
+
+    def disable(self, now: float) -> None:
+        """Admit every call and count none until `close` or `isolate`."""
+        self._by_hand(Trigger.DISABLED_BY_HAND, now)
+
+    def close(self, now: float) -> None:
+        """Close it with an empty window, whatever its state; a closed one is left as it is."""
+        self._by_hand(Trigger.CLOSED_BY_HAND, now)
+
+    def snapshot(self) -> BreakerSnapshot:
+        """Show its state and counts as of the last call or outcome."""
+        is_open = self._state is BreakerState.OPEN
+        return BreakerSnapshot(
+            name=self._name,
+            state=self._state,
+            epoch=self._epoch,
+            calls=self._window.calls,
+            failures=self._window.failures,
+            slow=self._window.slow,
+            probes=len(self._probes),
+            open_until_s=self._open_until_s if is_open else None,
+            since_s=self._since_s,
+        )
+
+    def __repr__(self) -> str:
+        if self._state is BreakerState.CLOSED:
+            more = f" {self._window.failures}/{self._window.calls} failed"
+        elif self._state is BreakerState.OPEN:
+            more = f" until {self._open_until_s:.3f}"
+        elif self._state is BreakerState.HALF_OPEN:
+            more = f" {len(self._probes)}/{self._options.probes_max} probes"
+        else:
+            more = ""
+        return f"<Breaker {self._name} {self._state.value}{more}>"
+
+    def _admit_probe(self, now: float) -> int:
+        if len(self._probes) >= self._options.probes_max:
+            self._drop_expired(now)
+        if len(self._probes) >= self._options.probes_max:
+            wait_s = min(self._open_for_s, min(self._probes.values()) - now)
+            raise CircuitOpen(
+                f"the circuit breaker {self._name} is half-open and its probe is still under way, "
+                f"nothing was sent; ask again in {wait_s:.3f} s",
+                retry_after_s=wait_s,
+            )
+        self._permit += 1
+        self._probes[self._permit] = now + self._options.probe_lease_s
+        return self._permit
+
+    def _drop_expired(self, now: float) -> None:
+        expired = [permit for permit, ends_s in self._probes.items() if ends_s <= now]
+        for permit in expired:
+            del self._probes[permit]
+
+    def _counts(self, permit: int) -> bool:
+        if self._state is BreakerState.HALF_OPEN:
+            return permit in self._probes
+        return self._state is BreakerState.CLOSED and permit == self._permit
+
+    def _is_slow(self, took_s: float) -> bool:
+        slow_after_s = self._options.slow_after_s
+        return slow_after_s is not None and took_s >= slow_after_s
+
+    def _trip_if_due(self, now: float) -> None:
+        # Asked only after a bad outcome: a good one may complete the minimum but never opens.
+        window, options = self._window, self._options
+        if window.calls < options.minimum_calls:
+            return
+        if (
+            window.failures >= options.failure_rate * window.calls
+            or window.slow >= options.slow_rate * window.calls
+        ):
+            self._go(Trigger.TRIPPED, now)
+
+    def _by_hand(self, trigger: Trigger, now: float) -> None:
+        if (self._state, trigger) in _NEXT:
+            self._go(trigger, now)
+
+    def _go(self, trigger: Trigger, now: float) -> None:
+        before, after = self._state, _NEXT[self._state, trigger]
+        self._state, self._since_s = after, now
+        self._epoch += 1
+        self._permit += 1
+        self._probes.clear()
+        if after is BreakerState.OPEN:
+            self._rest(now, is_first=before is BreakerState.CLOSED)
+        elif after is BreakerState.CLOSED:
+            self._window.clear()
+        if self._on_transition is not None:
+            self._on_transition(Transition(self._name, before, trigger, after, now))
+
+    def _rest(self, now: float, *, is_first: bool) -> None:
+        options = self._options
+        doubled_s = min(self._open_for_s * 2, options.open_for_max_s)
+        self._open_for_s = options.open_for_s if is_first else doubled_s
+        share = 1.0 if self._rng is None else 1.0 - options.open_jitter * self._rng.random()
+        self._open_until_s = now + self._open_for_s * share
+
+
+class _Window:
+    """Counts the outcomes of the last `window_s` in a ring of ten slices; adding is O(1)."""
+
+    __slots__ = ("_ring", "_slice_s", "_tick", "calls", "failures", "slow")
+    _SLICES = 10
+
+    def __init__(self, window_s: float) -> None:
+        self._slice_s = window_s / self._SLICES
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._ring = [[0, 0, 0] for _ in range(self._SLICES)]
+        self._tick: int | None = None
+        self.calls = self.failures = self.slow = 0
+
+    def add(self, now: float, *, is_failure: bool, is_slow: bool) -> None:
+        """Count one outcome at `now`, after forgetting those that have left the window."""
+        tick = int(now // self._slice_s)
+        if self._tick is None:
+            self._tick = tick
+        for passed in range(self._tick + 1, min(tick, self._tick + self._SLICES) + 1):
+            self._forget(self._ring[passed % self._SLICES])
+        self._tick = max(tick, self._tick)
+        counts = self._ring[self._tick % self._SLICES]
+        counts[0] += 1
+        counts[1] += is_failure
+        counts[2] += is_slow
+        self.calls += 1
+        self.failures += is_failure
+        self.slow += is_slow
+
+    def _forget(self, counts: list[int]) -> None:
+        self.calls -= counts[0]
+        self.failures -= counts[1]
+        self.slow -= counts[2]
+        counts[:] = (0, 0, 0)

@@ -1,0 +1,128 @@
+"""A bulkhead: so many at once, so many waiting, and a quick no to the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+from synchromesh.errors import ConfigError, Shed
+from synchromesh.resilience.deadline import DeadlinePassed, within
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """Says how much work is taken on.
+
+    Attributes:
+        in_flight_max: how many run at once.
+        queue_max: how many more may wait for a slot, in the order in which they came.
+
+    Raises:
+        ConfigError: a value is outside its range.
+    """
+
+    in_flight_max: int = 64
+    queue_max: int = 0
+
+    def __post_init__(self) -> None:
+        if self.in_flight_max < 1 or self.queue_max < 0:
+            raise ConfigError(
+                f"limit options in_flight_max and queue_max are {self.in_flight_max} and "
+                f"{self.queue_max}; make them 1 or more, and 0 or more"
+            )
+
+
+class Limiter:
+    """Bounds what runs at once; `async with limiter:` holds one slot.
+
+    Raises on entry:
+        Shed: every slot is taken and the queue is full. It never waits for room in the queue.
+
+    Example:
+        >>> async def main() -> str:
+        ...     limiter = Limiter(LimitOptions(in_flight_max=1), name="billing")
+        ...     async with limiter:
+        ...         return repr(limiter)
+        >>> asyncio.run(main())
+        '<Limiter billing 1/1 in flight, 0/0 waiting>'
+    """
+
+    def __init__(self, options: LimitOptions, *, name: str) -> None:
+        self._options = options
+        self._name = name
+        self._in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots are held."""
+        return self._in_flight
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return len(self._waiting)
+
+    async def acquire(self, deadline_s: float | None = None) -> None:
+        """Take a slot, at once or in turn; to be given back with `release`.
+
+        Raises:
+            Shed: the queue is full, or no slot was free by `deadline_s` on the loop's clock.
+        """
+        # A slot that becomes free goes to the head of the queue, so a free one means no queue.
+        if self._in_flight < self._options.in_flight_max:
+            self._in_flight += 1
+            return
+        if len(self._waiting) >= self._options.queue_max:
+            raise Shed(
+                f"{self._name} already runs {self._in_flight} at once with "
+                f"{len(self._waiting)} waiting, and took no more; retry later"
+            )
+        try:
+            await within(self._turn, deadline_s)
+        except DeadlinePassed:
+            raise Shed(
+                f"{self._name} runs {self._in_flight} at once and no slot was free in time, "
+                "nothing was run; retry later"
+            ) from None
+
+    def release(self) -> None:
+        """Give a slot back: to the head of the queue, if there is one."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.cancelled():
+                turn.set_result(None)
+                return
+        self._in_flight -= 1
+
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        held = f"{self._in_flight}/{self._options.in_flight_max} in flight"
+        return f"<Limiter {self._name} {held}, {self.waiting}/{self._options.queue_max} waiting>"
+
+    async def _turn(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with suppress(ValueError):
+                    self._waiting.remove(turn)
+            else:
+                # The slot was handed over in the moment of the cancellation: pass it on.
+                self.release()
+            raise

@@ -1,0 +1,201 @@
+"""Retries that cannot become a storm: backoff with jitter, a budget an edge, attempts that travel.
+
+Three bounds hold at once. `RetryOptions` bounds one call. `RetryBudget` bounds one edge: retries
+are at most a share of its calls. `AttemptsLeft` bounds one call tree: the extra attempts that are
+left travel with each call, so that three services in a row that each try three times send the last
+one 3 requests where 2 extra attempts are allowed, not 27.
+
+Source: Brooker, "Exponential Backoff And Jitter", AWS 2015 (full jitter); Finagle's RetryBudget;
+guarantee D2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from synchromesh.errors import ConfigError
+
+
+class Chance(Protocol):
+    """Gives random numbers; `random.Random` is one. Handed in, so that a seed decides."""
+
+    def random(self) -> float:
+        """Return a number from 0.0 up to, but not, 1.0."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RetryOptions:
+    """Says how often one call is tried and how long it waits in between.
+
+    Attributes:
+        attempts_max: attempts in all, the first one too.
+        base_s: the longest wait before the second attempt; it doubles with each further one.
+        cap_s: the longest wait of all.
+
+    Raises:
+        ConfigError: a value is outside its range.
+    """
+
+    attempts_max: int = 3
+    base_s: float = 0.05
+    cap_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.attempts_max < 1:
+            raise ConfigError(
+                f"retry option attempts_max is {self.attempts_max}; make it 1 (no retry) or more"
+            )
+        if not 0 <= self.base_s <= self.cap_s:
+            raise ConfigError(
+                f"retry options base_s and cap_s are {self.base_s} and {self.cap_s}; "
+                "make 0 <= base_s <= cap_s"
+            )
+
+    def backoff_s(self, attempt: int, rng: Chance) -> float:
+        """Return how long to wait after attempt number `attempt`, which starts at 1: full jitter.
+
+        Example:
+            >>> class Half:
+            ...     def random(self) -> float:
+            ...         return 0.5
+            >>> [RetryOptions(base_s=0.1, cap_s=1.0).backoff_s(n, Half()) for n in (1, 2, 9)]
+            [0.05, 0.1, 0.5]
+        """
+        # The exponent is bounded: 2.0 ** 2000 does not fit a float.
+        return rng.random() * min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetOptions:
+    """Says which share of an edge's calls may be retries.
+
+    Attributes:
+        ratio: retries allowed for each call, 0 to 1.
+        floor_per_s: retries a second that are allowed however few the calls.
+        tokens_max: how many unused retries are kept; the budget starts with all of them.
+
+    Raises:
+        ConfigError: a value is outside its range.
+    """
+
+    ratio: float = 0.2
+    floor_per_s: float = 1.0
+    tokens_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio <= 1 or self.floor_per_s < 0 or self.tokens_max < 0:
+            raise ConfigError(
+                f"retry budget {self} is wrong; make ratio 0 to 1, the others 0 or more"
+            )
+
+
+class RetryBudget:
+    """Holds the retries of one edge to a share of its calls, as a token bucket.
+
+    Each call pays in `ratio` of a token, each second `floor_per_s`; a retry takes a whole one.
+
+    Example:
+        >>> budget = RetryBudget(BudgetOptions(ratio=0.5, floor_per_s=0.0, tokens_max=1.0), now=0.0)
+        >>> budget.take(now=0.0), budget.take(now=0.0)
+        (True, False)
+        >>> budget.earn(now=0.0); budget.earn(now=0.0); budget.take(now=0.0)
+        True
+    """
+
+    __slots__ = ("_filled_s", "_options", "_tokens")
+
+    def __init__(self, options: BudgetOptions, *, now: float) -> None:
+        self._options = options
+        self._tokens = options.tokens_max
+        self._filled_s = now
+
+    @property
+    def tokens(self) -> float:
+        """How many retries may be made, as of the last call or retry."""
+        return self._tokens
+
+    def earn(self, *, now: float) -> None:
+        """Pay in for one call; its retries pay in nothing."""
+        self._fill(now, self._options.ratio)
+
+    def take(self, *, now: float) -> bool:
+        """Take the token of one retry; False where there is none, and then nothing is taken."""
+        self._fill(now, 0.0)
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+    def __repr__(self) -> str:
+        return f"<RetryBudget {self._tokens:.1f}/{self._options.tokens_max:.1f} tokens>"
+
+    def _fill(self, now: float, extra: float) -> None:
+        passed_s = max(0.0, now - self._filled_s)
+        self._filled_s = max(now, self._filled_s)
+        more = extra + passed_s * self._options.floor_per_s
+        self._tokens = min(self._options.tokens_max, self._tokens + more)
+
+
+class AttemptsLeft:
+    """Counts the extra attempts that are left below this point of a call tree (D2).
+
+    One instance serves all calls that one handler makes, one after the other or at once. Each send
+    gives the callee half of what is left, and what the callee did not use comes back:
+
+    >>> left = AttemptsLeft(4)
+    >>> given = left.give()
+    >>> given, left.left
+    (2, 2)
+    >>> left.settle(given, used=1)
+    >>> left.take()
+    >>> left.left, left.used
+    (2, 2)
+
+    Whatever fails, and whoever reports, a callee below sees at most `total` attempts beyond the
+    first of each call.
+    """
+
+    __slots__ = ("_left", "_total")
+
+    def __init__(self, total: int) -> None:
+        self._total = self._left = max(0, total)
+
+    @property
+    def left(self) -> int:
+        """How many may still be made or given away."""
+        return self._left
+
+    @property
+    def used(self) -> int:
+        """How many are spent, or given away and not settled: what a handler reports upwards."""
+        return self._total - self._left
+
+    @property
+    def can_retry(self) -> bool:
+        """True while an extra attempt is left."""
+        return self._left > 0
+
+    def give(self) -> int:
+        """Set half of what is left aside for the callee of a send, and return how many."""
+        given = self._left // 2
+        self._left -= given
+        return given
+
+    def settle(self, given: int, used: int | None) -> None:
+        """Take back what the callee did not use; None where it is unknown: then all are spent.
+
+        A callee that says it used more than it was given is believed, down to 0 left.
+        """
+        if used is not None:
+            self._left = max(0, self._left + given - max(0, used))
+
+    def take(self) -> None:
+        """Spend one on a retry. Raises ValueError where none is left: ask `can_retry` first."""
+        if self._left < 1:
+            raise ValueError("no attempt is left in this call tree; ask can_retry before take")
+        self._left -= 1
+
+    def __repr__(self) -> str:
+        return f"<AttemptsLeft {self._left}/{self._total}>"

@@ -1,0 +1,109 @@
+"""What an error says about the callee's health, and about trying again: tables and no time."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from synchromesh.errors import (
+    BadRequest,
+    CallError,
+    CircuitOpen,
+    ConfigError,
+    ConnectFailed,
+    ConnectionLost,
+    ContractError,
+    DiscoveryError,
+    DownstreamFailed,
+    Forbidden,
+    KeyReused,
+    KeyUndone,
+    MissingExtra,
+    Refused,
+    Rejection,
+    RemoteFailed,
+    SagaError,
+    SynchromeshError,
+    TimedOut,
+    Unauthenticated,
+    UnknownOperation,
+    VersionConflict,
+)
+
+
+class Verdict(Enum):
+    """Names what an outcome says about the callee."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEUTRAL = "neutral"
+
+
+# The nearest class of an error decides. B5: what the callee answered is a success though it is a
+# no; what says nothing about the callee (overload, another's failure, no time) is neutral.
+VERDICTS: dict[type[BaseException], Verdict] = {
+    Rejection: Verdict.SUCCESS,
+    BadRequest: Verdict.SUCCESS,
+    UnknownOperation: Verdict.SUCCESS,
+    Unauthenticated: Verdict.SUCCESS,
+    Forbidden: Verdict.SUCCESS,
+    KeyReused: Verdict.SUCCESS,
+    KeyUndone: Verdict.SUCCESS,
+    SagaError: Verdict.SUCCESS,
+    VersionConflict: Verdict.SUCCESS,
+    Refused: Verdict.NEUTRAL,
+    DownstreamFailed: Verdict.NEUTRAL,
+    DiscoveryError: Verdict.NEUTRAL,
+    ConfigError: Verdict.NEUTRAL,
+    ContractError: Verdict.NEUTRAL,
+    MissingExtra: Verdict.NEUTRAL,
+    CallError: Verdict.FAILURE,
+    Exception: Verdict.FAILURE,
+    # Cancellation, KeyboardInterrupt and the like are the caller's.
+    BaseException: Verdict.NEUTRAL,
+}
+
+# Their outcome is unknown: tried again only where doing it twice does no harm (D3).
+UNKNOWN_OUTCOME = (TimedOut, ConnectionLost, RemoteFailed, DownstreamFailed)
+
+
+def classify(error: BaseException | None, *, had_full_timeout: bool) -> Verdict:
+    """Say what an outcome tells about the callee; None is an answer.
+
+    A `TimedOut` is a failure only if the callee had the edge's own timeout (`had_full_timeout`),
+    not when the caller's remaining deadline cut it short.
+
+    Example:
+        >>> classify(TimedOut("late"), had_full_timeout=False).value
+        'neutral'
+        >>> classify(BadRequest("qty is missing"), had_full_timeout=True).value
+        'success'
+    """
+    if error is None:
+        return Verdict.SUCCESS
+    if isinstance(error, TimedOut) and not had_full_timeout:
+        return Verdict.NEUTRAL
+    return next(VERDICTS[cls] for cls in type(error).__mro__ if cls in VERDICTS)
+
+
+def may_retry(error: Exception, *, is_retryable_unknown: bool) -> bool:
+    """Say whether the same call may be made again after `error`.
+
+    Always after what was certainly not run; after an unknown outcome, or an error that is not
+    Synchromesh's own, only with `is_retryable_unknown`: queries, and commands with a key. Never
+    after a `Rejection`, nor while a breaker is open that does not say for how long.
+    """
+    if isinstance(error, Rejection):
+        return False
+    if isinstance(error, CircuitOpen):
+        return error.retry_after_s is not None
+    if isinstance(error, SynchromeshError) and not isinstance(error, UNKNOWN_OUTCOME):
+        return error.is_retry_safe
+    return is_retryable_unknown
+
+
+def is_certainly_not_run(error: Exception) -> bool:
+    """Say whether `error` proves only that its own attempt was not run.
+
+    `KeyUndone` proves more, that no attempt under its key has an effect, so it is not among them.
+    """
+    return isinstance(error, Refused | ConnectFailed) and not isinstance(error, KeyUndone)
