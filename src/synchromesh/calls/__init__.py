@@ -1,0 +1,1 @@
+"""Calls: contracts, operations, transports, and the stack that one call goes through."""

@@ -1,0 +1,370 @@
+"""Contracts: all that other services may know about a service, typed end to end.
+
+An operation is called like the function it describes and makes a `Call`, which is a value: nothing
+is sent until a handler or a saga sends it. The canonical form of a call's arguments is one JSON
+object by parameter name; HTTP spreads the same object over path, query and body.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+import msgspec
+
+from synchromesh.codec import decode, digest, encode
+from synchromesh.errors import BadRequest, ContractError, Rejection
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+_ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9_.~/{}-]*)")
+_PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+_BODILESS = frozenset({"GET", "DELETE"})
+
+
+class Call(Generic[R_co]):
+    """A call that has been described and not sent. Equal calls have equal operations and arguments.
+
+    Its arguments are encoded when it is made, so that what is sent cannot change afterwards (C1).
+    """
+
+    __slots__ = ("arguments", "operation")
+
+    def __init__(self, operation: Operation[..., R_co], arguments: bytes) -> None:
+        self.operation = operation
+        self.arguments = arguments
+
+    @property
+    def digest(self) -> str:
+        """Tells this input from another under the same idempotency key."""
+        return digest(self.operation.full_name.encode() + b"\0" + self.arguments)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Call)
+            and self.operation is other.operation
+            and self.arguments == other.arguments
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.operation.full_name, self.arguments))
+
+    def __repr__(self) -> str:
+        return f"<Call {self.operation.full_name} {self.arguments.decode()[:80]}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The types of an operation, read from its annotations once they can be resolved.
+
+    Attributes:
+        arguments: a struct with a field a parameter; decodes the canonical form.
+        body: the parameter that is the HTTP body by itself, "" where the body is an object.
+        result: the type of the answer.
+    """
+
+    signature: inspect.Signature
+    arguments: type[msgspec.Struct]
+    body: str
+    result: Any
+
+
+class Operation(Generic[P, R_co]):
+    """One operation of a contract. Calling it makes a `Call` and sends nothing.
+
+    Attributes:
+        service: the service that offers it; `name`: its name in the contract.
+        method, path: its HTTP route; `{sku}` in the path is a parameter.
+        raises: the business rejections that it may answer with (C2).
+        is_command: commands change state and carry an idempotency key; queries only read.
+    """
+
+    is_command = False
+
+    def __init__(
+        self,
+        stub: Callable[Concatenate[Any, P], Awaitable[R_co]],
+        route: str,
+        raises: tuple[type[Rejection], ...],
+    ) -> None:
+        matched = _ROUTE.fullmatch(route)
+        if matched is None:
+            raise ContractError(
+                f"operation {stub.__name__!r} has the route {route!r}; expected a method and a "
+                'path, such as "POST /reservations" or "GET /stock/{sku}"'
+            )
+        self.method, self.path = matched[1], matched[2]
+        self.places: tuple[str, ...] = tuple(_PLACE.findall(self.path))
+        self.raises = raises
+        self.name = stub.__name__
+        self.service = ""
+        self.is_external = False
+        self._stub = stub
+        self._shape: Shape | None = None
+
+    @property
+    def full_name(self) -> str:
+        """`service.name`, as it is written in keys, traces and on the command line."""
+        return f"{self.service}.{self.name}"
+
+    @property
+    def shape(self) -> Shape:
+        """The types of the arguments and of the answer.
+
+        Raises:
+            ContractError: an annotation is missing or cannot be resolved.
+        """
+        if self._shape is None:
+            self._shape = _shape_of(self, self._stub)
+        return self._shape
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
+        """Describe a call; nothing is sent.
+
+        Raises:
+            BadRequest: the arguments do not fit the signature or cannot be encoded.
+        """
+        try:
+            bound = self.shape.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise BadRequest(f"{self.full_name}: {error}") from error
+        bound.apply_defaults()
+        return Call(self, encode(bound.arguments))
+
+    def parse(self, arguments: bytes) -> dict[str, Any]:
+        """Return the arguments of the canonical form as values of the contract's types.
+
+        Raises:
+            BadRequest: they do not fit; the message names where.
+        """
+        try:
+            struct = decode(arguments, self.shape.arguments)
+        except BadRequest as error:
+            raise BadRequest(f"{self.full_name}: {error.message}") from error.__cause__
+        return {name: getattr(struct, name) for name in self.shape.arguments.__struct_fields__}
+
+    def canonical(self, arguments: bytes) -> bytes:
+        """Return arguments in the one form that digests are made of, checked throughout.
+
+        Raises:
+            BadRequest: they do not fit; the message names where.
+        """
+        return encode(self.parse(arguments))
+
+    def to_http(self, arguments: bytes) -> tuple[str, bytes]:
+        """Return the target and the body that carry canonical arguments over HTTP."""
+        raw: dict[str, msgspec.Raw] = msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
+        target = self.path
+        for place in self.places:
+            target = target.replace(f"{{{place}}}", quote(_text(raw.pop(place)), safe=""))
+        if self.method in _BODILESS:
+            pairs = {name: _text(value) for name, value in raw.items() if value != b"null"}
+            return (f"{target}?{urlencode(pairs)}" if pairs else target), b""
+        if self.shape.body:
+            return target, bytes(raw[self.shape.body])
+        return target, encode(raw)
+
+    def from_http(self, places: Mapping[str, str], query: str, body: bytes) -> bytes:
+        """Return the canonical arguments of an HTTP request; `places` are still percent-encoded.
+
+        Raises:
+            BadRequest: path, query or body do not fit the contract.
+        """
+        # Texts of path and query become numbers where the contract says so; the body is strict.
+        texts = {name: unquote(value) for name, value in places.items()}
+        if self.method in _BODILESS:
+            if body:
+                raise BadRequest(f"{self.full_name}: {self.method} takes no body")
+            texts |= parse_qsl(query, keep_blank_values=True)
+            return self._from_texts(texts, b"")
+        if query:
+            raise BadRequest(f"{self.full_name}: takes no query; send the arguments in the body")
+        return self._from_texts(texts, body)
+
+    def _from_texts(self, texts: dict[str, str], body: bytes) -> bytes:
+        fields: dict[str, Any] = {}
+        hints = {f.name: f.type for f in msgspec.structs.fields(self.shape.arguments)}
+        for name, text in texts.items():
+            if name not in hints:
+                raise BadRequest(f"{self.full_name}: unknown argument {name!r}; {_known(hints)}")
+            try:
+                fields[name] = msgspec.convert(text, hints[name], strict=False)
+            except msgspec.ValidationError as error:
+                raise BadRequest(f"{self.full_name}: argument {name!r}: {error}") from error
+        if self.shape.body:
+            fields[self.shape.body] = decode(body, hints[self.shape.body])
+        elif body:
+            fields |= decode(body, dict[str, msgspec.Raw])
+        return self.canonical(encode(fields))
+
+    def __repr__(self) -> str:
+        kind = "command" if self.is_command else "query"
+        return f"<{kind} {self.full_name} {self.method} {self.path}>"
+
+
+class Command(Operation[P, R_co]):
+    """An operation that changes state: it carries an idempotency key, and may be undone."""
+
+    is_command = True
+
+
+class Query(Operation[P, R_co]):
+    """An operation that only reads: it may be retried, hedged, cached and served stale."""
+
+
+class PublicEvent(Generic[E_co]):
+    """An event of a contract that other services may subscribe to.
+
+    Attributes:
+        kind: the payload's type.
+        key_of: the payload's attribute that orders it: events of one key arrive one after the
+            other (O3). Without one, all events of this name are one key.
+    """
+
+    def __init__(self, kind: type[E_co], key: str | None) -> None:
+        self.kind = kind
+        self.key_of = key
+        self.service = ""
+        self.name = ""
+
+    @property
+    def full_name(self) -> str:
+        """The stored name, such as `inventory.stock_reserved`."""
+        return f"{self.service}.{self.name}"
+
+    def ordering_key(self, payload: object) -> str:
+        """Return the key within which payloads keep their order."""
+        return "" if self.key_of is None else str(getattr(payload, self.key_of))
+
+    def __repr__(self) -> str:
+        return f"<event {self.full_name}>"
+
+
+class Contract(Protocol):
+    """Base of contracts: a Protocol whose operations and public events others may use.
+
+    Example:
+        >>> class Greeter(Contract, Protocol, service="greeter", version="1.0"):
+        ...     @query("GET /greetings/{name}")
+        ...     async def greet(self, name: str) -> str: ...
+        >>> Greeter.greet("Ada")
+        <Call greeter.greet {"name":"Ada"}>
+    """
+
+    def __init_subclass__(
+        cls, *, service: str = "", version: str = "", external: bool = False, **more: Any
+    ) -> None:
+        super().__init_subclass__(**more)
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", service):
+            raise ContractError(
+                f"contract {cls.__name__} names the service {service!r}; expected lower-case "
+                'letters, digits and _, such as service="inventory"'
+            )
+        if not re.fullmatch(r"\d+\.\d+", version):
+            raise ContractError(
+                f'contract {cls.__name__} has version {version!r}; expected "major.minor"'
+            )
+        routes: dict[tuple[str, str], str] = {}
+        for name, member in list(vars(cls).items()):
+            if isinstance(member, Operation | PublicEvent):
+                if member.service:
+                    raise ContractError(f"{member!r} is already part of another contract")
+                member.service, member.name = service, name
+            if isinstance(member, Operation):
+                member.is_external = external
+                route = (member.method, _PLACE.sub("{}", member.path))
+                if route in routes:
+                    raise ContractError(
+                        f"{cls.__name__}.{name} and .{routes[route]} have the same route "
+                        f"{member.method} {member.path}"
+                    )
+                routes[route] = name
+
+
+def operations_of(contract: type[Contract]) -> dict[str, Operation[..., Any]]:
+    """Return the operations of a contract by name."""
+    return {name: member for name, member in vars(contract).items() if _is_operation(member)}
+
+
+def events_of(contract: type[Contract]) -> dict[str, PublicEvent[Any]]:
+    """Return the public events of a contract by name."""
+    return {n: member for n, member in vars(contract).items() if isinstance(member, PublicEvent)}
+
+
+def command(
+    route: str, *, raises: tuple[type[Rejection], ...] = ()
+) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Command[P, R]]:
+    """Declare a command: it changes state and carries an idempotency key."""
+    return lambda stub: Command(stub, route, raises)
+
+
+def query(
+    route: str, *, raises: tuple[type[Rejection], ...] = ()
+) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Query[P, R]]:
+    """Declare a query: it only reads."""
+    return lambda stub: Query(stub, route, raises)
+
+
+def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
+    """Declare a public event; `key` names the payload's attribute that orders it."""
+    return PublicEvent(kind, key)
+
+
+def _is_operation(member: object) -> bool:
+    return isinstance(member, Operation)
+
+
+def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Shape:
+    where = f"{operation.full_name} ({stub.__qualname__})"
+    try:
+        hints = typing.get_type_hints(stub)
+    except NameError as error:
+        raise ContractError(f"{where}: {error}; its annotations must be importable") from error
+    whole = inspect.signature(stub)
+    parameters = list(whole.parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.name not in hints:
+            raise ContractError(f"{where}: parameter {parameter.name!r} has no annotation")
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ContractError(f"{where}: *args and **kwargs cannot be sent; name each parameter")
+    if "return" not in hints:
+        raise ContractError(f"{where}: has no return annotation; write -> None for no answer")
+    missing = [place for place in operation.places if place not in hints]
+    if missing:
+        raise ContractError(f"{where}: the path names {missing[0]!r}, which is no parameter")
+    fields = [
+        (p.name, hints[p.name]) if p.default is p.empty else (p.name, hints[p.name], p.default)
+        for p in parameters
+    ]
+    bare = [p.name for p in parameters if p.name not in operation.places]
+    is_body = len(bare) == 1 and operation.method not in _BODILESS and _is_struct(hints[bare[0]])
+    return Shape(
+        signature=whole.replace(parameters=parameters),
+        arguments=msgspec.defstruct(
+            operation.name, fields, forbid_unknown_fields=True, kw_only=True
+        ),
+        body=bare[0] if is_body else "",
+        result=hints["return"],
+    )
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or is_dataclass(kind))
+
+
+def _text(raw: msgspec.Raw) -> str:
+    value = msgspec.json.decode(raw)
+    return value if isinstance(value, str) else bytes(raw).decode()
+
+
+def _known(hints: Mapping[str, Any]) -> str:
+    return f"known: {', '.join(hints)}" if hints else "it takes none"
