@@ -1,0 +1,24 @@
+"""HTTP/1.1 on the wire: a strict server that drains, a connection pool, an ASGI adapter."""
+
+from synchromesh.http.limits import Limits, PoolLimits
+from synchromesh.http.message import (
+    Headers,
+    HttpRequest,
+    HttpResponse,
+    error_response,
+    problem_response,
+)
+from synchromesh.http.protocol import Handler
+from synchromesh.http.server import HttpServer
+
+__all__ = [
+    "Handler",
+    "Headers",
+    "HttpRequest",
+    "HttpResponse",
+    "HttpServer",
+    "Limits",
+    "PoolLimits",
+    "error_response",
+    "problem_response",
+]

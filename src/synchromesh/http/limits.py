@@ -1,0 +1,71 @@
+"""What the server and the pool put up with: every size, count and time has a bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds what one server accepts; the defaults cut every slow client within 10 s.
+
+    Attributes:
+        head_bytes_max: request line and header fields together; beyond it 431.
+        headers_max: number of header fields; beyond it 431.
+        body_bytes_max: a body, decoded from its chunks; beyond it 413.
+        head_s: from the first byte of a request to the end of its head; beyond it 408.
+        body_s: from the end of a head to the end of its body; beyond it 408.
+        idle_s: how long a connection may stay open without a request.
+        write_s: how long a client may not take what was written before it is cut.
+        write_bytes_min: what it has to take in each `write_s` so as not to count as stalled.
+        linger_s: how long the rest of a refused request is read and dropped, so that the client
+            sees the answer and not a reset (RFC 9112, section 9.6).
+        pipeline_max: requests of one connection that wait for their turn; then reading pauses.
+        connections_max: open connections; one more is answered 503 and closed.
+
+    Example:
+        >>> Limits(body_bytes_max=0).head_s
+        10.0
+    """
+
+    head_bytes_max: int = 32 * 1024
+    headers_max: int = 100
+    body_bytes_max: int = 1024 * 1024
+    head_s: float = 10.0
+    body_s: float = 10.0
+    idle_s: float = 10.0
+    write_s: float = 5.0
+    write_bytes_min: int = 4096
+    linger_s: float = 1.0
+    pipeline_max: int = 16
+    connections_max: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Bounds what one pool holds and accepts.
+
+    Attributes:
+        connections_max: connections to one endpoint, idle ones included.
+        waiting_max: calls that wait for a connection to one endpoint; one more is shed.
+        idle_s: how long a connection is kept for the next call; less than the server's `idle_s`,
+            so that it is seldom the server who closes first.
+        connect_s: how long a connection may take to be made.
+        head_bytes_max: status line and header fields of an answer.
+        headers_max: number of header fields of an answer.
+        body_bytes_max: the body of an answer, decoded from its chunks.
+        interim_max: answers of status 1xx before the one that counts.
+
+    Example:
+        >>> PoolLimits().connections_max
+        64
+    """
+
+    connections_max: int = 64
+    waiting_max: int = 1024
+    idle_s: float = 5.0
+    connect_s: float = 5.0
+    head_bytes_max: int = 32 * 1024
+    headers_max: int = 100
+    body_bytes_max: int = 8 * 1024 * 1024
+    interim_max: int = 8

@@ -1,0 +1,162 @@
+"""The HTTP/1.1 server that gateway, services and the control socket share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from synchromesh.errors import ConfigError
+from synchromesh.http.limits import Limits
+from synchromesh.http.protocol import Handler, ServerConnection
+from synchromesh.runtime import Listener, Network
+
+_logger = logging.getLogger("synchromesh.http")
+
+# What a cancelled handler may take to end before it is named and left.
+_CANCEL_S = 1.0
+
+
+class HttpServer:
+    """Serves one handler on one address; strict, bounded, and it drains.
+
+    A handler is any `async def handle(request: HttpRequest) -> HttpResponse`. Its requests are
+    complete: heads judged, bodies decoded. One that raises is answered 500 without internals and
+    logged; one whose client has gone is cancelled.
+
+    Args:
+        handler: answers one request.
+        network: where to listen; `RealRuntime().network` in the real world.
+        limits: sizes, counts and times.
+
+    Example:
+        >>> from synchromesh.http import HttpRequest, HttpResponse
+        >>> from synchromesh.runtime import RealRuntime
+        >>> async def hello(request: HttpRequest) -> HttpResponse:
+        ...     return HttpResponse(200, [("content-type", "text/plain")], b"hello")
+        >>> async def main() -> str:
+        ...     server = HttpServer(hello, network=RealRuntime().network)
+        ...     await server.start()
+        ...     url = server.url
+        ...     await server.drain(1.0)
+        ...     return url.rpartition(":")[0]
+        >>> asyncio.run(main())
+        'http://127.0.0.1'
+    """
+
+    def __init__(self, handler: Handler, *, network: Network, limits: Limits = Limits()) -> None:  # noqa: B008
+        self._handler = handler
+        self._network = network
+        self._limits = limits
+        self._listener: Listener | None = None
+        self._connections: set[ServerConnection] = set()
+        self._handling: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+        self._changed = asyncio.Event()
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listen; port 0 takes a free one.
+
+        Raises:
+            ConfigError: it cannot listen there; the message says what to do.
+        """
+        if self._listener is not None:
+            raise ConfigError(f"this server listens on {self.url} already; make another one")
+        self._is_draining = False
+        try:
+            self._listener = await self._network.listen(self._connection, host, port)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}; stop what listens "
+                "there, choose another port, or choose port 0 to take a free one"
+            ) from error
+
+    @property
+    def host(self) -> str:
+        """The address that is listened on."""
+        return self._listening().host
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self._listening().port
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`, with no slash at its end."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    async def drain(self, within_s: float) -> int:
+        """Stop accepting, answer what was accepted, and cut what is left after `within_s`.
+
+        Idle connections are closed at once; the answers still owed say `connection: close`. Returns
+        how many connections had to be cut. May be repeated.
+        """
+        self._is_draining = True
+        self._stop_listening()
+        # What the kernel has received and the loop has not yet read counts as accepted too.
+        await asyncio.sleep(0)
+        for connection in list(self._connections):
+            connection.drain()
+        try:
+            async with asyncio.timeout(within_s):
+                while self._connections:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        cut = len(self._connections)
+        if cut:
+            _logger.warning("cut %d connections that did not end within %g s", cut, within_s)
+        await self.close()
+        return cut
+
+    async def close(self) -> None:
+        """Stop accepting, cut every connection, and wait for cancelled handlers. Repeatable."""
+        self._is_draining = True
+        self._stop_listening()
+        for connection in list(self._connections):
+            connection.cut()
+        while self._connections:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._handling:
+            _, stubborn = await asyncio.wait(self._handling, timeout=_CANCEL_S)
+            if stubborn:
+                _logger.error("%d handlers ignore their cancellation", len(stubborn))
+
+    def __repr__(self) -> str:
+        where = "not listening" if self._listener is None else self.url
+        return f"<HttpServer {where}, {len(self._connections)} connections>"
+
+    # -- what connections tell -------------------------------------------------------------------
+
+    def opened(self, connection: ServerConnection) -> bool:
+        """Count a connection in; False where there are too many, or the server drains."""
+        open_count = len(self._connections)
+        self._connections.add(connection)
+        if open_count >= 2 * self._limits.connections_max:
+            # Even to be told so in words costs something; past this it is told by a reset.
+            connection.cut()
+        return open_count < self._limits.connections_max and not self._is_draining
+
+    def closed(self, connection: ServerConnection, handling: asyncio.Task[None] | None) -> None:
+        """Count a connection out, and keep its cancelled handler until that has ended."""
+        self._connections.discard(connection)
+        if handling is not None and not handling.done():
+            self._handling.add(handling)
+            handling.add_done_callback(self._handling.discard)
+        self._changed.set()
+
+    def _connection(self) -> ServerConnection:
+        return ServerConnection(self._handler, self._limits, self)
+
+    def _listening(self) -> Listener:
+        if self._listener is None:
+            raise ConfigError("this server does not listen; await start() first")
+        return self._listener
+
+    def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
