@@ -28,6 +28,7 @@
     │   ├── StoreFull                  the disk, or the file's page limit, is full
     │   ├── StoreReadOnly              the file cannot be written
     │   ├── StoreTooNew                a newer release wrote it and this one may not read it
+    │   ├── ConstraintFailed           a statement broke a constraint of the service's own tables
     │   ├── StoreBroken                the engine failed in another way
     │   ├── ForeignAwait               a unit awaited something else than its transaction
     │   ├── UnitTooLong                a unit outlived its limit and was rolled back
@@ -340,6 +341,13 @@ class StoreBroken(StoreError):
     """Tells that the engine failed in a way that has no name here; its words are in the message."""
 
     code = "store_broken"
+
+
+class ConstraintFailed(StoreError):
+    """Tells that a statement broke a constraint of the tables; nothing of the unit was written."""
+
+    code = "constraint_failed"
+    status = 409
 
 
 class ForeignAwait(StoreError):
