@@ -1,0 +1,44 @@
+"""discovery: which instances of a service are alive, and which of them is called next.
+
+Registry, leases, resolving with the last known good, balancers.
+"""
+
+from synchromesh.discovery.balancer import RoundRobin
+from synchromesh.discovery.endpoint import Endpoint, Resolved
+from synchromesh.discovery.leases import (
+    Change,
+    ChangeKind,
+    Lease,
+    LeaseOptions,
+    LeaseState,
+    LeaseTable,
+)
+from synchromesh.discovery.lessor import Lessor, Watch
+from synchromesh.discovery.memory import MemoryRegistry
+from synchromesh.discovery.registry import (
+    CachedResolver,
+    Leasing,
+    Registration,
+    Registry,
+    Resolver,
+)
+
+__all__ = [
+    "CachedResolver",
+    "Change",
+    "ChangeKind",
+    "Endpoint",
+    "Lease",
+    "LeaseOptions",
+    "LeaseState",
+    "LeaseTable",
+    "Leasing",
+    "Lessor",
+    "MemoryRegistry",
+    "Registration",
+    "Registry",
+    "Resolved",
+    "Resolver",
+    "RoundRobin",
+    "Watch",
+]

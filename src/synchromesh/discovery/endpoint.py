@@ -1,0 +1,62 @@
+"""What callers know of a running instance: where it listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synchromesh.errors import ConfigError
+
+SCHEMES = ("http", "inproc", "sim")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Says where one instance of a service can be called.
+
+    Attributes:
+        instance: its name, the same after a restart and unique within the service.
+        service: the service it is an instance of.
+        url: "http://host:port", "inproc://name" or "sim://node".
+        metadata: few and short facts about it, such as (("version", "1.2"),).
+
+    Raises:
+        ConfigError: a name is empty, or the url is of another kind.
+
+    Example:
+        >>> Endpoint("billing-1", "billing", "http://127.0.0.1:8001").scheme
+        'http'
+    """
+
+    instance: str
+    service: str
+    url: str
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.instance or not self.service:
+            raise ConfigError(
+                f"endpoint {self.url!r} belongs to instance {self.instance!r} of service "
+                f"{self.service!r}; give it both names"
+            )
+        scheme, mark, where = self.url.partition("://")
+        if scheme not in SCHEMES or not mark or not where:
+            raise ConfigError(
+                f"endpoint of instance {self.instance!r} has the url {self.url!r}; make it "
+                '"http://host:port", "inproc://name" or "sim://node"'
+            )
+
+    @property
+    def scheme(self) -> str:
+        """The part of the url that chooses the transport."""
+        return self.url.partition("://")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Lists the endpoints of a service that may be given calls, ordered by instance.
+
+    `is_stale` marks a last known good list: some of it may be gone, and nobody could say.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    is_stale: bool = False

@@ -1,0 +1,179 @@
+"""The shell around `LeaseTable`: gives it the time and tells watchers what it decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Self
+
+from synchromesh.discovery.endpoint import Endpoint, Resolved
+from synchromesh.discovery.leases import Change, LeaseOptions, LeaseTable
+from synchromesh.errors import DiscoveryError, WatchLagged
+
+
+class Watch:
+    """Yields the changes of one service in revision order, from the moment it was made.
+
+    An async iterator; `close` it, or use it as a context manager, when done. It never ends by
+    itself.
+
+    Raises from iteration:
+        WatchLagged: it fell too far behind; resolve the service and watch anew.
+    """
+
+    def __init__(self, lessor: Lessor, backlog_max: int) -> None:
+        self._lessor = lessor
+        self._backlog_max = backlog_max
+        self._backlog: deque[Change] = deque()
+        self._has_lagged = False
+        self._arrived = asyncio.Event()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        while not self._backlog:
+            if self._has_lagged:
+                raise WatchLagged(self._backlog_max)
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._backlog.popleft()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening. May be repeated."""
+        self._lessor.forget(self)
+
+    def tell(self, change: Change) -> None:
+        """Queue a change; one too many loses the backlog and ends the watch."""
+        if len(self._backlog) >= self._backlog_max:
+            self._backlog.clear()
+            self._has_lagged = True
+            self.close()
+        else:
+            self._backlog.append(change)
+        self._arrived.set()
+
+
+class Lessor:
+    """Runs the lease table of one service on the loop's clock, so that a simulated loop does too.
+
+    Args:
+        options: how long leases run, and when their expiry is doubted.
+        backlog_max: how many changes a watcher may be behind.
+        watchers_max: how many may watch at once.
+        due_moved: set whenever `due_s` may have moved to an earlier moment.
+    """
+
+    def __init__(
+        self,
+        options: LeaseOptions,
+        *,
+        backlog_max: int = 1024,
+        watchers_max: int = 1024,
+        due_moved: asyncio.Event | None = None,
+    ) -> None:
+        self._table = LeaseTable(options)
+        self._backlog_max = backlog_max
+        self._watchers_max = watchers_max
+        # A dict keeps the order in which they came: a seed must give the same run twice.
+        self._watchers: dict[Watch, None] = {}
+        self._due_moved = due_moved if due_moved is not None else asyncio.Event()
+
+    def register(self, endpoint: Endpoint) -> int:
+        """Grant a lease and return its incarnation, which every renewal has to carry."""
+        change = self._table.grant(endpoint, now=_now())
+        self._tell([change])
+        assert change.lease is not None  # noqa: S101  a granted lease is there
+        return change.lease.incarnation
+
+    def renew(self, instance: str, incarnation: int) -> None:
+        """Extend the lease; raises what `LeaseTable.renew` raises."""
+        was_stale = self._table.is_stale
+        change = self._table.renew(instance, incarnation, now=_now())
+        if change is not None:
+            self._tell([change])
+        elif was_stale:
+            self._due_moved.set()
+
+    def drain(self, instance: str, incarnation: int) -> None:
+        """Give it no new calls; raises what `LeaseTable.drain` raises."""
+        change = self._table.drain(instance, incarnation)
+        if change is not None:
+            self._tell([change])
+
+    def end(self, instance: str, incarnation: int) -> None:
+        """Remove it; raises what `LeaseTable.end` raises."""
+        self._tell([self._table.end(instance, incarnation)])
+
+    def resolve(self) -> Resolved:
+        """Return what may be called now: an expired lease is gone though no sweep came yet."""
+        self.sweep()
+        return self._table.listed()
+
+    def sweep(self) -> None:
+        """Remove what has expired and tell the watchers."""
+        self._tell(self._table.sweep(now=_now()))
+
+    def due_s(self) -> float | None:
+        """Return when to sweep next, on the loop's clock."""
+        return self._table.due_s()
+
+    def watch(self) -> Watch:
+        """Listen to every change from now on.
+
+        Raises:
+            DiscoveryError: as many watch as may.
+        """
+        if len(self._watchers) >= self._watchers_max:
+            raise DiscoveryError(
+                f"{len(self._watchers)} watchers listen and no more may; close some, or raise "
+                "watchers_max"
+            )
+        watch = Watch(self, self._backlog_max)
+        self._watchers[watch] = None
+        return watch
+
+    def forget(self, watch: Watch) -> None:
+        """Tell a watch nothing more."""
+        self._watchers.pop(watch, None)
+
+    async def run(self) -> None:
+        """Sweep whenever something is due. A supervised child: only cancellation ends it."""
+        await sweep_when_due(self._due_moved, self.due_s, self.sweep)
+
+    def __repr__(self) -> str:
+        return f"<Lessor {self._table!r}, {len(self._watchers)} watchers>"
+
+    def _tell(self, changes: list[Change]) -> None:
+        for change in changes:
+            for watch in list(self._watchers):
+                watch.tell(change)
+        if changes:
+            self._due_moved.set()
+
+
+async def sweep_when_due(
+    due_moved: asyncio.Event, due_s: Callable[[], float | None], sweep: Callable[[], None]
+) -> None:
+    """Call `sweep` at each moment that `due_s` names; only cancellation ends it."""
+    while True:
+        due_moved.clear()
+        is_due = False
+        try:
+            async with asyncio.timeout_at(due_s()):
+                await due_moved.wait()
+        except TimeoutError:
+            is_due = True
+        if is_due:
+            sweep()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,137 @@
+"""A registry in memory: for one process, and behind the control socket for one machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from synchromesh.discovery.endpoint import Endpoint, Resolved
+from synchromesh.discovery.leases import LeaseOptions
+from synchromesh.discovery.lessor import Lessor, sweep_when_due
+from synchromesh.discovery.registry import Registration
+from synchromesh.errors import DiscoveryError, UnknownInstance, WatchLagged
+
+
+class MemoryRegistry:
+    """Is a `Registry` with one lease table a service; lost with its process.
+
+    Nothing expires behind the back of `resolve`; watchers hear of expiry while `run` runs.
+
+    Args:
+        verify: raises `Unauthenticated` unless the credential is the system's (R3).
+        options: how long leases run, and when their expiry is doubted.
+        services_max: how many services may be registered or watched.
+
+    Example:
+        >>> async def main() -> Resolved:
+        ...     registry = MemoryRegistry(verify=lambda credential: None)
+        ...     endpoint = Endpoint("billing-1", "billing", "inproc://billing-1")
+        ...     registration = await registry.register(endpoint, credential="")
+        ...     await registration.drain()
+        ...     return await registry.resolve("billing")
+        >>> asyncio.run(main())
+        Resolved(endpoints=(), is_stale=False)
+    """
+
+    def __init__(
+        self,
+        *,
+        verify: Callable[[str], None],
+        options: LeaseOptions | None = None,
+        services_max: int = 1024,
+    ) -> None:
+        self._verify = verify
+        self._options = options if options is not None else LeaseOptions()
+        self._services_max = services_max
+        self._lessors: dict[str, Lessor] = {}
+        self._due_moved = asyncio.Event()
+
+    @property
+    def ttl_s(self) -> float:
+        """How long a lease runs without renewal."""
+        return self._options.ttl_s
+
+    async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:
+        """Grant the instance a lease, replacing any that runs under its name.
+
+        Raises:
+            Unauthenticated: the credential is not the system's.
+            DiscoveryError: there are as many services, or instances of this one, as there may be.
+        """
+        incarnation = await self.grant(endpoint, credential)
+        return Registration(self, endpoint, credential=credential, incarnation=incarnation)
+
+    async def resolve(self, service: str) -> Resolved:
+        """Return what may be called now; nothing for a service that nobody registered."""
+        lessor = self._lessors.get(service)
+        return Resolved(()) if lessor is None else lessor.resolve()
+
+    async def watch(self, service: str) -> AsyncIterator[Resolved]:
+        """Yield the list as it is, then anew after each change, as `Registry.watch` says.
+
+        Raises:
+            DiscoveryError: there are as many services, or watchers of this one, as there may be.
+        """
+        lessor = self._lessor(service)
+        while True:
+            with lessor.watch() as watch:
+                told = lessor.resolve()
+                yield told
+                try:
+                    async for _ in watch:
+                        # Changes that came meanwhile are in the list already.
+                        resolved = lessor.resolve()
+                        if resolved != told:
+                            told = resolved
+                            yield told
+                except WatchLagged:
+                    continue
+
+    async def run(self) -> None:
+        """Sweep whenever something is due. A supervised child: only cancellation ends it."""
+        await sweep_when_due(self._due_moved, self._due_s, self._sweep)
+
+    async def grant(self, endpoint: Endpoint, credential: str) -> int:
+        """Start a lease and return its incarnation; `register` is its public form."""
+        self._verify(credential)
+        return self._lessor(endpoint.service).register(endpoint)
+
+    async def renew(self, endpoint: Endpoint, incarnation: int) -> None:
+        """Extend a lease. Raises UnknownInstance, StaleIncarnation."""
+        self._known(endpoint).renew(endpoint.instance, incarnation)
+
+    async def drain(self, endpoint: Endpoint, incarnation: int) -> None:
+        """List it no more. Raises UnknownInstance, StaleIncarnation."""
+        self._known(endpoint).drain(endpoint.instance, incarnation)
+
+    async def end(self, endpoint: Endpoint, incarnation: int) -> None:
+        """Remove it. Raises UnknownInstance, StaleIncarnation."""
+        self._known(endpoint).end(endpoint.instance, incarnation)
+
+    def __repr__(self) -> str:
+        return f"<MemoryRegistry {len(self._lessors)} services>"
+
+    def _lessor(self, service: str) -> Lessor:
+        lessor = self._lessors.get(service)
+        if lessor is None:
+            if len(self._lessors) >= self._services_max:
+                raise DiscoveryError(
+                    f"the registry knows {len(self._lessors)} services and may know no more, so "
+                    f"{service!r} was refused; raise services_max"
+                )
+            lessor = self._lessors[service] = Lessor(self._options, due_moved=self._due_moved)
+        return lessor
+
+    def _known(self, endpoint: Endpoint) -> Lessor:
+        lessor = self._lessors.get(endpoint.service)
+        if lessor is None:
+            raise UnknownInstance(endpoint.instance)
+        return lessor
+
+    def _due_s(self) -> float | None:
+        dues = (lessor.due_s() for lessor in self._lessors.values())
+        return min((due_s for due_s in dues if due_s is not None), default=None)
+
+    def _sweep(self) -> None:
+        for lessor in self._lessors.values():
+            lessor.sweep()

@@ -1,0 +1,221 @@
+"""What a registry is, whatever keeps it; and resolving that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from synchromesh.discovery.endpoint import Endpoint, Resolved
+from synchromesh.errors import DiscoveryError, StaleIncarnation, UnknownInstance
+
+
+class Resolver(Protocol):
+    """Finds the endpoints of a service."""
+
+    async def resolve(self, service: str) -> Resolved:
+        """Return what may be called now; no endpoints for a service that nobody registered.
+
+        Raises DiscoveryError, or OSError, where the registry cannot be asked.
+        """
+        ...
+
+
+class Registry(Resolver, Protocol):
+    """Knows which instances of which service are alive."""
+
+    async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:
+        """Grant the instance a lease, replacing any that runs under its name.
+
+        The registration has to be kept alive: run `Registration.run` as a supervised child.
+
+        Raises:
+            Unauthenticated: the credential is not the system's (R3).
+            DiscoveryError: the registry is full, or cannot be asked.
+        """
+        ...
+
+    def watch(self, service: str) -> AsyncIterator[Resolved]:
+        """Yield the list as it is, then anew after each change; a slow watcher skips to the last.
+
+        Close it (`contextlib.aclosing`) when done.
+        """
+        ...
+
+
+class Leasing(Protocol):
+    """What a `Registration` asks of its registry; a backend implements it, users do not call it."""
+
+    @property
+    def ttl_s(self) -> float:
+        """How long a lease runs without renewal."""
+        ...
+
+    async def grant(self, endpoint: Endpoint, credential: str) -> int:
+        """Start a lease and return its incarnation."""
+        ...
+
+    async def renew(self, endpoint: Endpoint, incarnation: int) -> None:
+        """Extend a lease. Raises UnknownInstance, StaleIncarnation."""
+        ...
+
+    async def drain(self, endpoint: Endpoint, incarnation: int) -> None:
+        """List it no more. Raises UnknownInstance, StaleIncarnation."""
+        ...
+
+    async def end(self, endpoint: Endpoint, incarnation: int) -> None:
+        """Remove it. Raises UnknownInstance, StaleIncarnation."""
+        ...
+
+
+class Registration:
+    """Is an instance's place in a registry: renewed by `run`, left by `drain` and then `end`.
+
+    An instance drains for good: one whose lease was lost meanwhile registers as draining again.
+    """
+
+    def __init__(
+        self, leasing: Leasing, endpoint: Endpoint, *, credential: str, incarnation: int
+    ) -> None:
+        self._leasing = leasing
+        self._endpoint = endpoint
+        self._credential = credential
+        self._incarnation = incarnation
+        self._is_draining = False
+        self._has_ended = False
+        self._last_error: Exception | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint that is registered."""
+        return self._endpoint
+
+    @property
+    def incarnation(self) -> int:
+        """The number of the lease that is held."""
+        return self._incarnation
+
+    @property
+    def is_draining(self) -> bool:
+        """True once it gets no new calls."""
+        return self._is_draining
+
+    @property
+    def last_error(self) -> Exception | None:
+        """Why the last renewal in `run` failed; None since one succeeded."""
+        return self._last_error
+
+    async def renew(self) -> None:
+        """Extend the lease; register again where it was lost.
+
+        Raises:
+            StaleIncarnation: a later process has registered under this name; stop.
+            DiscoveryError: it has ended here, or the registry cannot be asked.
+        """
+        self._check_open()
+        try:
+            await self._leasing.renew(self._endpoint, self._incarnation)
+        except UnknownInstance:
+            self._incarnation = await self._leasing.grant(self._endpoint, self._credential)
+            if self._is_draining:
+                await self._leasing.drain(self._endpoint, self._incarnation)
+
+    async def drain(self) -> None:
+        """Get no new calls while those under way finish; may be repeated.
+
+        Raises what `renew` raises.
+        """
+        self._check_open()
+        self._is_draining = True
+        try:
+            await self._leasing.drain(self._endpoint, self._incarnation)
+        except UnknownInstance:
+            # It is not listed, which is what was asked for; `renew` keeps it so.
+            return
+
+    async def end(self) -> None:
+        """Leave the registry; may be repeated, and a lease that was lost or replaced is no error.
+
+        Raises DiscoveryError where the registry cannot be asked: the lease then expires.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
+        try:
+            await self._leasing.end(self._endpoint, self._incarnation)
+        except (UnknownInstance, StaleIncarnation):
+            return
+
+    async def run(self) -> None:
+        """Renew three times a ttl until `end`. A supervised child.
+
+        A registry that cannot be asked is asked again, and `last_error` says so meanwhile.
+
+        Raises:
+            StaleIncarnation: a later process has registered under this name; this one must stop.
+        """
+        while True:
+            await asyncio.sleep(self._leasing.ttl_s / 3)
+            if self._has_ended:
+                return
+            try:
+                await self.renew()
+            except StaleIncarnation:
+                raise
+            except (DiscoveryError, OSError) as error:
+                self._last_error = error
+            else:
+                self._last_error = None
+
+    def __repr__(self) -> str:
+        state = "ended" if self._has_ended else "draining" if self._is_draining else "ready"
+        return f"<Registration {self._endpoint.instance} #{self._incarnation} {state}>"
+
+    def _check_open(self) -> None:
+        if self._has_ended:
+            raise DiscoveryError(
+                f"the registration of instance {self._endpoint.instance!r} has ended; "
+                "register it again"
+            )
+
+
+class CachedResolver:
+    """Resolves through a registry, and from the last known good while that is down (R4).
+
+    Args:
+        resolver: what is asked each time.
+        services_max: of how many services the last list is kept; the longest unasked goes first.
+
+    Example:
+        >>> class Down:
+        ...     async def resolve(self, service: str) -> Resolved:
+        ...         raise DiscoveryError("the registry does not answer; start it")
+        >>> asyncio.run(CachedResolver(Down()).resolve("billing"))
+        Traceback (most recent call last):
+        synchromesh.errors.DiscoveryError: the registry does not answer; start it
+    """
+
+    def __init__(self, resolver: Resolver, *, services_max: int = 1024) -> None:
+        self._resolver = resolver
+        self._services_max = services_max
+        self._known: dict[str, Resolved] = {}
+
+    async def resolve(self, service: str) -> Resolved:
+        """Return what the registry says, or the last that it said, marked stale.
+
+        Raises:
+            DiscoveryError: the registry cannot be asked and never was for this service. Likewise
+                OSError.
+        """
+        try:
+            resolved = await self._resolver.resolve(service)
+        except (DiscoveryError, OSError):
+            known = self._known.get(service)
+            if known is None:
+                raise
+            return Resolved(known.endpoints, is_stale=True)
+        self._known.pop(service, None)
+        self._known[service] = resolved
+        if len(self._known) > self._services_max:
+            del self._known[next(iter(self._known))]
+        return resolved
