@@ -1,0 +1,33 @@
+"""The database of one service: units of work, group commit, inbox, migrations, isolation."""
+
+from synchromesh.store import inbox
+from synchromesh.store.guard import in_unit, refuse_in_unit
+from synchromesh.store.sqlite import SqliteStore, StoreOptions
+from synchromesh.store.unit import (
+    Kind,
+    Migration,
+    Once,
+    Recorded,
+    Row,
+    Schema,
+    SqlValue,
+    Store,
+    Unit,
+)
+
+__all__ = [
+    "Kind",
+    "Migration",
+    "Once",
+    "Recorded",
+    "Row",
+    "Schema",
+    "SqlValue",
+    "SqliteStore",
+    "Store",
+    "StoreOptions",
+    "Unit",
+    "in_unit",
+    "inbox",
+    "refuse_in_unit",
+]

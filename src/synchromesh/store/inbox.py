@@ -1,0 +1,128 @@
+"""The inbox: what became of the call under an idempotency key, kept in the callee's database.
+
+Its row is written in the commit of the effect itself, so the two cannot disagree. A key goes
+
+    (none) ── begin ──▶ BEGUN ── conclude ──▶ ANSWER | REFUSAL
+       └── bury ──▶ TOMBSTONE
+
+and never back; rows leave only by `sweep`, after the time for which they were to be kept.
+
+Source: Helland, "Life beyond Distributed Transactions", 2007; Richardson, *Microservices Patterns*,
+section 3.3.6.
+"""
+
+from __future__ import annotations
+
+from synchromesh.errors import Fenced, KeyReused, KeyUndone
+from synchromesh.store.unit import Kind, Migration, Once, Recorded, Unit
+
+MIGRATION = Migration(
+    version=1,
+    statements=(
+        (
+            "create table sm_inbox(caller text not null, key text not null, kind text not null, "
+            "digest text not null, body {blob} not null, expires_us bigint not null, "
+            "primary key(caller, key)) {keyed}"
+        ),
+        "create index sm_inbox_expires on sm_inbox(expires_us)",
+    ),
+    readable_by_min=1,
+)
+
+
+async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
+    """Return what is recorded under a key; None where nothing is.
+
+    A record is honoured until it is swept, also past its time: a clock that jumps forgets nothing.
+    """
+    rows = await unit.execute(
+        "select kind, digest, body from sm_inbox where caller = ? and key = ?", caller, key
+    )
+    if not rows:
+        return None
+    kind, digest, body = rows[0]
+    return Recorded(Kind(kind), str(digest), body if isinstance(body, bytes) else b"")
+
+
+async def recall(unit: Unit, once: Once) -> Recorded | None:
+    """Return the conclusion under a key; None where the call has yet to run, or to run to its end.
+
+    Raises:
+        KeyReused: the key is recorded with another digest (a tombstone has none).
+    """
+    known = await look_up(unit, once.caller, once.key)
+    if known is None or known.kind is Kind.TOMBSTONE:
+        return known
+    _check_digest(known, once.key, once.digest)
+    return None if known.kind is Kind.BEGUN else known
+
+
+async def begin(
+    unit: Unit, caller: str, key: str, digest: str, request: bytes, keep_s: float
+) -> None:
+    """Record that the call under a key has begun to have effects; may be repeated.
+
+    Raises:
+        KeyReused: the key is recorded with another digest.
+        KeyUndone: the key was undone: the call must not have an effect any more.
+        Fenced: another run of the call has concluded it; this one's effects are refused.
+    """
+    known = await look_up(unit, caller, key)
+    if known is None:
+        await _put(unit, Once(caller, key, digest, keep_s), Kind.BEGUN, request)
+        return
+    if known.kind is Kind.TOMBSTONE:
+        raise KeyUndone(f"key {key!r} was undone before its call had an effect; it must not run")
+    _check_digest(known, key, digest)
+    if known.kind is not Kind.BEGUN:
+        raise Fenced(
+            f"the call under key {key!r} was concluded by another run; this one must stop, and "
+            "asking again returns the recorded answer"
+        )
+
+
+async def bury(unit: Unit, caller: str, key: str, keep_s: float) -> None:
+    """Write a tombstone where nothing is recorded, so that a late call has no effect."""
+    await unit.execute(
+        "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
+        "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing",
+        caller, key, Kind.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s),
+    )  # fmt: skip
+
+
+async def conclude(unit: Unit, once: Once, kind: Kind, body: bytes) -> Recorded:
+    """Record the answer or refusal under a key, in place of a BEGUN record, and return it."""
+    await _put(unit, once, kind, body)
+    return Recorded(kind, once.digest, body)
+
+
+async def sweep(unit: Unit, *, rows_max: int = 500) -> int:
+    """Delete up to `rows_max` records whose time is over and return how many; repeat until 0."""
+    rows = await unit.execute(
+        "delete from sm_inbox where (caller, key) in (select caller, key from sm_inbox "
+        "where expires_us <= ? order by expires_us limit ?) returning 1",
+        unit.now_us,
+        rows_max,
+    )
+    return len(rows)
+
+
+def _check_digest(known: Recorded, key: str, digest: str) -> None:
+    if known.digest != digest:
+        raise KeyReused(
+            f"key {key!r} was used before with another input; a new input needs a new key"
+        )
+
+
+async def _put(unit: Unit, once: Once, kind: Kind, body: bytes) -> None:
+    await unit.execute(
+        "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
+        "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do update set "
+        "kind = excluded.kind, digest = excluded.digest, body = excluded.body, "
+        "expires_us = excluded.expires_us",
+        once.caller, once.key, kind.value, once.digest, body, _expiry_us(unit, once.keep_s),
+    )  # fmt: skip
+
+
+def _expiry_us(unit: Unit, keep_s: float) -> int:
+    return unit.now_us + int(keep_s * 1_000_000)

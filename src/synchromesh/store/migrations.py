@@ -1,0 +1,132 @@
+"""Own tables change by ascending migrations, each applied whole with its version, or not at all.
+
+`sm_schema` says for each owner the version of its tables and the oldest version whose code may
+still use them (`readable_by_min`): a release that is one expand step behind keeps running beside a
+newer one, and one that is too old refuses to start.
+
+Source: Ambler & Sadalage, *Refactoring Databases*, 2006.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from synchromesh.errors import ContractError, StoreTooNew
+from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.unit import Migration, Schema
+
+SQLITE_TOKENS = {
+    "{blob}": "blob",
+    "{position}": "integer primary key autoincrement",
+    "{keyed}": "without rowid",
+}
+"""What the engine's own types are called: bytes, a row's position, a table found by its key."""
+
+
+def check_schemas(schemas: Sequence[Schema]) -> None:
+    """Raise `ContractError` unless owners differ and each one's versions are 1, 2, 3, ..."""
+    owners: set[str] = set()
+    for schema in schemas:
+        if schema.owner in owners:
+            raise ContractError(f"schema {schema.owner!r} is given twice; an owner has one")
+        owners.add(schema.owner)
+        versions = [migration.version for migration in schema.migrations]
+        if not versions or versions != list(range(1, len(versions) + 1)):
+            raise ContractError(
+                f"schema {schema.owner!r} has migrations {versions}; they must be 1, 2, 3, ... in "
+                "ascending order: append new ones, never renumber"
+            )
+        for migration in schema.migrations:
+            if not 1 <= migration.readable_by_min <= migration.version:
+                raise ContractError(
+                    f"schema {schema.owner!r}, migration {migration.version}: readable_by_min is "
+                    f"{migration.readable_by_min}; it must be from 1 to {migration.version}"
+                )
+
+
+def render(statement: str, tokens: Mapping[str, str]) -> str:
+    """Return a statement in the engine's own types.
+
+    Example:
+        >>> render("create table t(body {blob})", SQLITE_TOKENS)
+        'create table t(body blob)'
+    """
+    for token, words in tokens.items():
+        statement = statement.replace(token, words)
+    return statement
+
+
+def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: str) -> None:
+    """Bring a SQLite file to the newest version of each schema; a newer, readable one is kept.
+
+    Every schema is checked before any is changed. Foreign keys must be off, so that a migration can
+    rebuild a table that others refer to; they are checked before it commits.
+
+    Raises:
+        ContractError: a schema is not in order, or a migration leaves a broken foreign key.
+        StoreTooNew: a newer release has made tables that this one may not use.
+        StoreError: SQLite refused a statement; the file is as it was before that migration.
+    """
+    check_schemas(schemas)
+    try:
+        connection.execute(
+            "create table if not exists sm_schema(owner text primary key, version integer not null,"
+            " readable_by_min integer not null)"
+        )
+        found = {
+            str(owner): (int(version), int(readable_by_min))
+            for owner, version, readable_by_min in connection.execute(
+                "select owner, version, readable_by_min from sm_schema"
+            )
+        }
+    except SqliteFault as error:
+        raise translate(error, path=path) from error
+    for schema in schemas:
+        _check_readable(schema, found.get(schema.owner, (0, 0)), path)
+    for schema in schemas:
+        version, _ = found.get(schema.owner, (0, 0))
+        for migration in schema.migrations[version:]:
+            _apply(connection, schema.owner, migration, path)
+
+
+def _check_readable(schema: Schema, found: tuple[int, int], path: str) -> None:
+    version, readable_by_min = found
+    ours = schema.migrations[-1].version
+    if readable_by_min > ours:
+        raise StoreTooNew(
+            f"{path}: the tables of {schema.owner!r} are at version {version} and need code that "
+            f"knows at least version {readable_by_min}; this release knows {ours}: start the newer "
+            "release, or restore a backup made before it"
+        )
+
+
+def _apply(connection: sqlite3.Connection, owner: str, migration: Migration, path: str) -> None:
+    statement = ""
+    try:
+        connection.execute("begin immediate")
+        for raw in migration.statements:
+            statement = render(raw, SQLITE_TOKENS)
+            connection.execute(statement)
+        broken = connection.execute("pragma foreign_key_check").fetchall()
+        if broken:
+            raise ContractError(
+                f"{path}: migration {migration.version} of {owner!r} leaves a row of "
+                f"{broken[0][0]!r} that refers to nothing; move or remove such rows in it"
+            )
+        statement = "insert into sm_schema"
+        connection.execute(
+            "insert into sm_schema(owner, version, readable_by_min) values (?, ?, ?) "
+            "on conflict(owner) do update set version = excluded.version, "
+            "readable_by_min = excluded.readable_by_min",
+            (owner, migration.version, migration.readable_by_min),
+        )
+        connection.execute("commit")
+    except BaseException as error:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("rollback")
+        if isinstance(error, SqliteFault):
+            where = f"{path}: migration {migration.version} of {owner!r}"
+            raise translate(error, path=where, sql=statement) from error
+        raise

@@ -1,0 +1,292 @@
+"""The database of a service in a SQLite file: one process owns it, one lane writes, the loop reads.
+
+WAL and `synchronous=FULL`: an acknowledged commit is on the disk (E4). The connections can reach no
+other file (P1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from synchromesh.errors import StoreBroken, StoreLocked
+from synchromesh.runtime import FileLock, Runtime
+from synchromesh.store import inbox, writer
+from synchromesh.store.guard import refuse_in_unit
+from synchromesh.store.migrations import migrate
+from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.sqlite_unit import refuse_control
+from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
+from synchromesh.store.writer import Writer
+
+T = TypeVar("T")
+
+STORE_SCHEMA = Schema(
+    owner="synchromesh.store",
+    migrations=(
+        inbox.MIGRATION,
+        writer.MIGRATION,
+        Migration(
+            version=3,
+            statements=("create table sm_meta(name text primary key, value text not null)",),
+            readable_by_min=1,
+        ),
+    ),
+)
+
+_OWNER_POLL_S = 0.05
+
+_log = logging.getLogger("synchromesh.store")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Bounds of a store.
+
+    Attributes:
+        owner_wait_s: how long a second start waits for the file's owner to end.
+        unit_limit_s: how long a unit of work may run.
+        busy_wait_s: how long a statement waits for a foreign connection that holds the file.
+        backlog_max: units of work that may wait for the writer.
+        pages_max: pages (of 4096 bytes) that the file may have; 0 sets no limit.
+    """
+
+    owner_wait_s: float = 10.0
+    unit_limit_s: float = 5.0
+    busy_wait_s: float = 0.25
+    backlog_max: int = 10_000
+    pages_max: int = 0
+
+
+class SqliteStore:
+    """Is a `Store` in a SQLite file; `open` makes one, `close` gives the file to the next owner.
+
+    Example:
+        >>> import tempfile
+        >>> from synchromesh.runtime import RealRuntime
+        >>> table = "create table stock(sku text, n integer)"
+        >>> schema = Schema("shop", (Migration(1, (table,), readable_by_min=1),))
+        >>> async def main(path: str) -> list[Row]:
+        ...     store = await SqliteStore.open(
+        ...         path, service="shop", schemas=[schema], runtime=RealRuntime()
+        ...     )
+        ...     async def fill(unit: Unit) -> None:
+        ...         await unit.execute("insert into stock values (?, ?)", "SX90", 3)
+        ...     await store.write(fill, name="fill")
+        ...     rows = await store.read("select sku, n from stock")
+        ...     await store.close()
+        ...     return rows
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     asyncio.run(main(f"{folder}/shop.db"))
+        [('SX90', 3)]
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        service: str,
+        log_id: str,
+        lock: FileLock,
+        reader: sqlite3.Connection,
+    ) -> None:
+        self._path = path
+        self._service = service
+        self._log_id = log_id
+        self._lock = lock
+        self._reader = reader
+        self._listeners: dict[str, list[Callable[[], None]]] = {}
+        self._writer: Writer
+        self._is_closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        path: str,
+        *,
+        service: str,
+        schemas: Sequence[Schema],
+        runtime: Runtime,
+        options: StoreOptions = StoreOptions(),
+    ) -> SqliteStore:
+        """Own a file, bring its tables up to date and start its writer.
+
+        Raises:
+            StoreLocked: another process still owns it after `owner_wait_s`.
+            StoreTooNew: a newer release made its tables, and this one may not use them.
+            StoreReadOnly: it cannot be written.
+            StoreBroken: it is no database, is damaged, or its folder does not exist.
+            ContractError: a schema's migrations are not in order.
+        """
+        lock = await _own(path, runtime, options.owner_wait_s)
+        opened: list[sqlite3.Connection] = []
+        try:
+            connection = _connect(path, runtime, options, opened)
+            log_id = _prepare(connection, (STORE_SCHEMA, *schemas), runtime, path)
+            reader = _connect(path, runtime, options, opened, read_only=True)
+            store = cls(path=path, service=service, log_id=log_id, lock=lock, reader=reader)
+            store._writer = Writer(
+                connection,
+                path=path,
+                service=service,
+                runtime=runtime,
+                hear=store._hear,
+                unit_limit_s=options.unit_limit_s,
+                backlog_max=options.backlog_max,
+            )
+        except BaseException as error:
+            for each in opened:
+                each.close()
+            lock.release()
+            if isinstance(error, SqliteFault):
+                raise translate(error, path=path) from error
+            raise
+        return store
+
+    @property
+    def service(self) -> str:
+        """The service that owns the database."""
+        return self._service
+
+    @property
+    def log_id(self) -> str:
+        """The id of the event log in it, made with the file."""
+        return self._log_id
+
+    @property
+    def commits(self) -> int:
+        """How many group commits the writer has made."""
+        return self._writer.commits
+
+    @property
+    def broken(self) -> str | None:
+        """Why the store closed itself after repeated faults of the file; None while it works."""
+        return self._writer.broken
+
+    async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
+        """Run a unit of work and return its result once it is durable.
+
+        Raises:
+            ForeignAwait: the body awaited something else than the unit, or is in a unit itself.
+            UnitTooLong: it outlived the limit.
+            Shed: too many units wait; this one was not run.
+            StoreError: the engine refused; nothing of the unit was written.
+        """
+        refuse_in_unit(f"the unit {name!r} within itself")
+        return await self._writer.submit(body, None, name)
+
+    async def write_once(
+        self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
+    ) -> Recorded:
+        """Run a unit whose answer is recorded under a key in its own commit, or return the record.
+
+        Raises:
+            KeyReused: the key is recorded with another digest.
+            ForeignAwait, UnitTooLong, Shed, StoreError: as `write` does.
+        """
+        refuse_in_unit(f"the unit {name!r} within itself")
+        recorded: object = await self._writer.submit(body, once, name)
+        if not isinstance(recorded, Recorded):
+            raise StoreBroken(f"unit {name!r} was not recorded")
+        return recorded
+
+    async def read(self, sql: str, *values: SqlValue) -> list[Row]:
+        """Return rows of the committed state; a statement that writes is refused."""
+        refuse_in_unit("a read outside of it")
+        refuse_control(sql, "a read")
+        if self._is_closed:
+            raise StoreBroken(f"{self._path} is closed: nothing was read")
+        try:
+            return self._reader.execute(sql, values).fetchall()
+        except SqliteFault as error:
+            raise translate(error, path=self._path, sql=sql) from error
+
+    def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
+        """Call `hear` on the loop after commits that notified the topic; returns how to stop."""
+        heard = self._listeners.setdefault(topic, [])
+        heard.append(hear)
+
+        def stop() -> None:
+            if hear in heard:
+                heard.remove(hear)
+
+        return stop
+
+    async def close(self) -> None:
+        """Finish what is queued and give up the file. May be repeated."""
+        self._is_closed = True
+        await self._writer.close()
+        self._reader.close()
+        self._lock.release()
+
+    def __repr__(self) -> str:
+        state = "broken" if self.broken else "closed" if self._is_closed else "open"
+        return f"<SqliteStore {self._service} {state} commits {self.commits}>"
+
+    def _hear(self, topic: str) -> None:
+        for hear in tuple(self._listeners.get(topic, ())):
+            try:
+                hear()
+            except Exception:  # noqa: BLE001 - a listener's fault is not the unit's
+                _log.exception("a listener of %r raised; the others are told all the same", topic)
+
+
+async def _own(path: str, runtime: Runtime, wait_s: float) -> FileLock:
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + wait_s
+    while True:
+        try:
+            lock = runtime.disk.try_lock(path)
+        except OSError as error:
+            raise StoreBroken(
+                f"{path} cannot be owned ({error.strerror}): the folder must exist and the process "
+                "may write it"
+            ) from error
+        if lock is not None:
+            return lock
+        if loop.time() >= until_s:
+            raise StoreLocked(
+                f"{path} is owned by {runtime.disk.owner_of(path)}, still after {wait_s:g} s; a "
+                "SQLite file has one owner: end that process, or give this one another path"
+            )
+        await asyncio.sleep(_OWNER_POLL_S)
+
+
+def _connect(
+    path: str,
+    runtime: Runtime,
+    options: StoreOptions,
+    opened: list[sqlite3.Connection],
+    *,
+    read_only: bool = False,
+) -> sqlite3.Connection:
+    connection = runtime.disk.connect(path, read_only=read_only)
+    opened.append(connection)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    connection.execute(f"pragma busy_timeout = {int(options.busy_wait_s * 1000)}")
+    if read_only:
+        connection.execute("pragma query_only = on")
+        return connection
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = full")
+    if options.pages_max:
+        connection.execute(f"pragma max_page_count = {int(options.pages_max)}")
+    return connection
+
+
+def _prepare(
+    connection: sqlite3.Connection, schemas: Sequence[Schema], runtime: Runtime, path: str
+) -> str:
+    # Off for migrations, which may rebuild a table that others refer to.
+    connection.execute("pragma foreign_keys = off")
+    migrate(connection, schemas, path=path)
+    connection.execute("pragma foreign_keys = on")
+    connection.execute(
+        "insert into sm_meta(name, value) values ('log_id', ?) on conflict(name) do nothing",
+        (runtime.new_id(),),
+    )
+    return str(connection.execute("select value from sm_meta where name = 'log_id'").fetchone()[0])
