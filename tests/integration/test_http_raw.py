@@ -140,8 +140,10 @@ async def test_what_is_odd_is_refused_and_its_follower_never_run(raw: bytes) -> 
     assert statuses(answer) in ([400], [501])
     assert seen == []
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"connection: close" in head and b"application/problem+json" in head
-    assert b'"detail":' in body and b"synchromesh/" not in body
+    assert b"connection: close" in head
+    assert b"application/problem+json" in head
+    assert b'"detail":' in body
+    assert b"synchromesh/" not in body
 
 
 @pytest.mark.parametrize("raw", REFUSED.values(), ids=REFUSED)
@@ -178,4 +180,5 @@ async def test_other_versions_are_refused() -> None:
     """HTTP/0.9 and HTTP/2.0 are answered 505."""
     for version in (b"0.9", b"2.0"):
         answer, seen = await run(b"GET /e HTTP/" + version + b"\r\nHost: x\r\n\r\n" + FOLLOWER)
-        assert statuses(answer) == [505] and seen == []
+        assert statuses(answer) == [505]
+        assert seen == []

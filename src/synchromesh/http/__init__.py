@@ -8,12 +8,14 @@ from synchromesh.http.message import (
     error_response,
     problem_response,
 )
+from synchromesh.http.pool import HttpPool
 from synchromesh.http.protocol import Handler
 from synchromesh.http.server import HttpServer
 
 __all__ = [
     "Handler",
     "Headers",
+    "HttpPool",
     "HttpRequest",
     "HttpResponse",
     "HttpServer",

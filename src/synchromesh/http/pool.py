@@ -1,0 +1,299 @@
+"""The connection pool: few connections to each endpoint, the latest used first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Self, TypeAlias
+
+from synchromesh.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, Shed
+from synchromesh.http.client import ClientConnection
+from synchromesh.http.limits import PoolLimits
+from synchromesh.http.message import Headers, HttpResponse, Pairs, encode_request
+from synchromesh.runtime import Network
+
+# Given with a connection, or with the right to make one.
+_Place: TypeAlias = "asyncio.Future[ClientConnection | None]"
+
+
+@dataclass(slots=True)
+class _Endpoint:
+    """One host and port: `used` counts its connections, being made, busy and idle."""
+
+    host: str
+    port: int
+    used: int = 0
+    idle: deque[ClientConnection] = field(default_factory=deque)
+    waiting: deque[_Place] = field(default_factory=deque)
+
+    @property
+    def name(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class HttpPool:
+    """Sends requests over kept connections, and says how much is known where one fails.
+
+    The latest used connection is taken first, so that the others expire in quiet times. A call that
+    is cancelled or runs out of time closes its connection: a late answer can reach nobody else.
+
+    Args:
+        network: how endpoints are reached; `RealRuntime().network` in the real world.
+        limits: sizes, counts and times.
+
+    Example:
+        >>> from synchromesh.runtime import RealRuntime
+        >>> async def main() -> str:
+        ...     async with HttpPool(network=RealRuntime().network) as pool:
+        ...         try:
+        ...             await pool.request("127.0.0.1", 1, "GET", "/", timeout_s=1.0)
+        ...         except ConnectFailed as error:
+        ...             return error.code
+        ...     return "answered"
+        >>> asyncio.run(main())
+        'connect_failed'
+    """
+
+    def __init__(self, *, network: Network, limits: PoolLimits = PoolLimits()) -> None:  # noqa: B008
+        self._network = network
+        self._limits = limits
+        self._endpoints: dict[tuple[str, int], _Endpoint] = {}
+        self._connections: set[ClientConnection] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._changed = asyncio.Event()
+
+    async def request(
+        self,
+        host: str,
+        port: int,
+        method: str,
+        target: str,
+        headers: Headers | Pairs = (),
+        body: bytes = b"",
+        *,
+        timeout_s: float | None,
+        is_idempotent: bool = False,
+    ) -> HttpResponse:
+        """Send one request and return its answer, whatever its status.
+
+        The server may close a kept connection in the moment in which it is used again; whether it
+        has run the request then is unknown, so that only one that `is_idempotent` is sent a second
+        time, once, on a new connection.
+
+        Args:
+            host: a name or an address.
+            port: the port.
+            method: in upper case.
+            target: path and query, percent-encoded; "*" for OPTIONS.
+            headers: no framing fields; a Host replaces `host:port`.
+            body: sent with its length.
+            timeout_s: bounds all of it, the waiting for a connection too; None: no bound but the
+                caller's own.
+            is_idempotent: running the request twice does what running it once does.
+
+        Raises:
+            ValueError: method, target or headers cannot be sent.
+            DeadlineExceeded: `timeout_s` is not above zero: nothing was sent.
+            Shed: no connection of the endpoint became free in time: nothing was sent.
+            ConnectFailed: no connection could be made: nothing was sent.
+            ConnectionLost: sent, but no whole and acceptable answer came: the outcome is unknown.
+            TimedOut: sent, but no answer came in time: the outcome is unknown.
+        """
+        if timeout_s is not None and timeout_s <= 0:
+            raise DeadlineExceeded(f"no time was left for the call to {host}:{port}; not sent")
+        deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        endpoint = self._endpoints.get((host, port)) or _Endpoint(host, port)
+        wire = encode_request(endpoint.name, method, target, headers, body)
+        is_head = method == "HEAD"
+        connection = await self._acquire(endpoint, deadline_s)
+        try:
+            return await self._exchange(endpoint, connection, wire, is_head, deadline_s)
+        except ConnectionLost:
+            is_stale = connection.has_answered and connection.is_untouched
+            if not (is_stale and is_idempotent):
+                raise
+        connection = await self._acquire(endpoint, deadline_s, is_fresh=True)
+        return await self._exchange(endpoint, connection, wire, is_head, deadline_s)
+
+    async def close(self) -> None:
+        """Close every connection; calls that run or wait fail. May be repeated."""
+        self._is_closed = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        for endpoint in self._endpoints.values():
+            for waiting in endpoint.waiting:
+                if not waiting.done():
+                    waiting.set_exception(_closed(endpoint.name))
+            endpoint.waiting.clear()
+        for connection in list(self._connections):
+            connection.abort()
+        while self._connections:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        idle = sum(len(endpoint.idle) for endpoint in self._endpoints.values())
+        return (
+            f"<HttpPool {len(self._endpoints)} endpoints, {len(self._connections)} connections, "
+            f"{idle} idle>"
+        )
+
+    # -- taking and giving back ------------------------------------------------------------------
+
+    async def _exchange(
+        self,
+        endpoint: _Endpoint,
+        connection: ClientConnection,
+        wire: bytes,
+        is_head: bool,
+        deadline_s: float | None,
+    ) -> HttpResponse:
+        try:
+            return await connection.exchange(wire, is_head=is_head, deadline_s=deadline_s)
+        except BaseException:
+            # Cancelled, late or broken: nothing that still comes may reach another call.
+            connection.abort()
+            raise
+        finally:
+            self._give(endpoint, connection)
+
+    async def _acquire(
+        self, endpoint: _Endpoint, deadline_s: float | None, *, is_fresh: bool = False
+    ) -> ClientConnection:
+        if self._is_closed:
+            raise _closed(endpoint.name)
+        self._endpoints.setdefault((endpoint.host, endpoint.port), endpoint)
+        connection: ClientConnection | None = None
+        if endpoint.idle and not is_fresh:
+            connection = endpoint.idle.pop()
+        elif endpoint.used < self._limits.connections_max:
+            endpoint.used += 1
+        elif endpoint.idle:
+            connection = endpoint.idle.popleft()
+        else:
+            connection = await self._wait(endpoint, deadline_s)
+        # From here on one place among the endpoint's connections is this call's own.
+        if connection is not None:
+            if connection.is_reusable and not is_fresh:
+                return connection
+            connection.abort()
+        return await self._connect(endpoint, deadline_s)
+
+    async def _wait(self, endpoint: _Endpoint, deadline_s: float | None) -> ClientConnection | None:
+        if len(endpoint.waiting) >= self._limits.waiting_max:
+            raise Shed(
+                f"{len(endpoint.waiting)} calls wait for a connection to {endpoint.name} already; "
+                "nothing was sent"
+            )
+        place: _Place = asyncio.get_running_loop().create_future()
+        endpoint.waiting.append(place)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await place
+        except BaseException as error:
+            if place in endpoint.waiting:
+                endpoint.waiting.remove(place)
+            elif place.done() and not place.cancelled() and place.exception() is None:
+                # Given in the moment in which the waiting ended: the next one gets it.
+                self._give(endpoint, place.result())
+            if isinstance(error, TimeoutError):
+                raise Shed(
+                    f"all {endpoint.used} connections to {endpoint.name} stayed busy until the "
+                    "deadline; nothing was sent"
+                ) from None
+            raise
+
+    async def _connect(self, endpoint: _Endpoint, deadline_s: float | None) -> ClientConnection:
+        until_s = asyncio.get_running_loop().time() + self._limits.connect_s
+        if deadline_s is not None:
+            until_s = min(until_s, deadline_s)
+        made: list[ClientConnection] = []
+
+        def factory() -> ClientConnection:
+            connection = ClientConnection(
+                endpoint.name, self._limits, lambda lost: self._lost(endpoint, lost)
+            )
+            made.append(connection)
+            return connection
+
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self._network.connect(factory, endpoint.host, endpoint.port)
+        except OSError as error:
+            self._give(endpoint, None)
+            reason = error.strerror or str(error) or "it did not answer in time"
+            raise ConnectFailed(
+                f"cannot connect to {endpoint.name}: {reason}; nothing was sent"
+            ) from error
+        except BaseException:
+            self._give(endpoint, None)
+            raise
+        connection = made[-1]
+        self._connections.add(connection)
+        if self._is_closed:
+            connection.abort()
+            self._give(endpoint, None)
+            raise _closed(endpoint.name)
+        return connection
+
+    def _give(self, endpoint: _Endpoint, connection: ClientConnection | None) -> None:
+        """Pass a place on, with its connection if that may stay: to who waits longest, or idle."""
+        if connection is not None and not connection.is_reusable:
+            connection.abort()
+            connection = None
+        while endpoint.waiting:
+            place = endpoint.waiting.popleft()
+            if not place.done():
+                place.set_result(connection)
+                return
+        if connection is None:
+            self._free(endpoint)
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since_s = loop.time()
+        endpoint.idle.append(connection)
+        if self._sweeping is None:
+            self._sweeping = loop.call_later(self._limits.idle_s, self._sweep)
+
+    def _free(self, endpoint: _Endpoint) -> None:
+        endpoint.used -= 1
+        if not endpoint.used:
+            self._endpoints.pop((endpoint.host, endpoint.port), None)
+
+    def _lost(self, endpoint: _Endpoint, connection: ClientConnection) -> None:
+        self._connections.discard(connection)
+        self._changed.set()
+        # A busy connection is given back by the call that it fails.
+        if connection in endpoint.idle:
+            endpoint.idle.remove(connection)
+            self._free(endpoint)
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long, and come again when the next one may be."""
+        loop = asyncio.get_running_loop()
+        oldest_s: float | None = None
+        for endpoint in list(self._endpoints.values()):
+            while endpoint.idle:
+                since_s = endpoint.idle[0].idle_since_s
+                if since_s + self._limits.idle_s > loop.time():
+                    oldest_s = since_s if oldest_s is None else min(oldest_s, since_s)
+                    break
+                endpoint.idle.popleft().abort()
+                self._free(endpoint)
+        self._sweeping = None
+        if oldest_s is not None:
+            self._sweeping = loop.call_at(oldest_s + self._limits.idle_s, self._sweep)
+
+
+def _closed(name: str) -> ConnectFailed:
+    return ConnectFailed(f"the pool is closed: nothing was sent to {name}")
