@@ -1,0 +1,46 @@
+"""Testing: a whole system in one process, in virtual time, under a seed.
+
+`run` gives a coroutine a simulated loop, disk, network and clock. `World` adds nodes that crash and
+restart, and a network that loses, repeats, delays and parts.
+"""
+
+from synchromesh.testing.disk import SimDisk
+from synchromesh.testing.escapes import (
+    Deadlock,
+    Escape,
+    Leaked,
+    Livelock,
+    Overdue,
+    SimulationError,
+    Unhandled,
+)
+from synchromesh.testing.loop import SimLoop
+from synchromesh.testing.network import SimNetwork
+from synchromesh.testing.process import PROCESS, Process
+from synchromesh.testing.sim_runtime import SimLane, SimRuntime
+from synchromesh.testing.wire import CALM, STORMY, Faults, Wire
+from synchromesh.testing.world import Node, World, run
+
+__all__ = [
+    "CALM",
+    "PROCESS",
+    "STORMY",
+    "Deadlock",
+    "Escape",
+    "Faults",
+    "Leaked",
+    "Livelock",
+    "Node",
+    "Overdue",
+    "Process",
+    "SimDisk",
+    "SimLane",
+    "SimLoop",
+    "SimNetwork",
+    "SimRuntime",
+    "SimulationError",
+    "Unhandled",
+    "Wire",
+    "World",
+    "run",
+]

@@ -1,0 +1,294 @@
+"""A simulated disk: real SQLite in memory, with owners, locks and power cuts.
+
+Each path is one database that outlives the processes which open it. It lives in SQLite's `memdb`
+file system, so connections lock each other as files do; waiting for a lock cannot help on one
+thread, so a conflict is "database is locked" at once. There is no write-ahead log: `PRAGMA
+journal_mode = wal` answers `memory`.
+
+A power cut rolls back what was not committed. A commit survives it if `PRAGMA synchronous` was FULL
+(SQLite's default); where it was NORMAL or OFF, the cut leaves the database as it was after any of
+the commits since the last full one, drawn from the seed. Watching commits costs only those who
+lowered `synchronous`: a connection that begins its first transaction with FULL is not watched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+import random
+import sqlite3
+from collections.abc import Iterable
+from typing import Any
+
+from synchromesh.testing.escapes import SimulationError
+from synchromesh.testing.process import PROCESS, Process
+
+# In-memory databases are named process-wide; two universes must not meet.
+_universes = itertools.count(1)
+# SQLite's level for "every commit is synced"; EXTRA is above it.
+_SYNCHRONOUS_FULL = 2
+# How many unsynced commits a power cut may choose from, the latest ones.
+_SNAPSHOTS_MAX = 32
+
+
+class SimDisk:
+    """Databases by path, for all processes of one simulated machine.
+
+    A connection or lock belongs to the process in whose context it was made.
+
+    Args:
+        rng: decides which unsynced commits a power cut loses.
+
+    Example:
+        >>> disk = SimDisk(random.Random(1))
+        >>> writer = disk.connect("/orders.db")
+        >>> _ = writer.execute("CREATE TABLE item (name TEXT)")
+        >>> _ = writer.execute("INSERT INTO item VALUES ('bolt')")
+        >>> disk.rows("/orders.db", "SELECT name FROM item")
+        [('bolt',)]
+        >>> disk.close()
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._prefix = f"/synchromesh-{next(_universes)}"
+        self._files: dict[str, _File] = {}
+        self._locks: dict[str, SimLock] = {}
+        self._is_closed = False
+
+    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+        """Open a database in autocommit mode, for the current process.
+
+        Raises sqlite3.OperationalError where `read_only` is asked for and there is no such file.
+        """
+        path = _normal(path)
+        file = self._files.get(path)
+        if self._is_closed or (file is None and read_only):
+            raise sqlite3.OperationalError(f"unable to open database file: {path}")
+        if file is None:
+            file = self._files[path] = _File(f"{self._prefix}{path}")
+        return file.open(PROCESS.get(), read_only=read_only)
+
+    def try_lock(self, path: str) -> SimLock | None:
+        """Become the one owner of `path`, or return None while a process that lives is."""
+        path = _normal(path)
+        if path in self._locks:
+            return None
+        lock = self._locks[path] = SimLock(self._locks, path, PROCESS.get())
+        return lock
+
+    def owner_of(self, path: str) -> str:
+        """Say which process holds the lock."""
+        lock = self._locks.get(_normal(path))
+        if lock is None:
+            return "nobody"
+        return "the world" if lock.process is None else f"process {lock.process.name}"
+
+    def paths(self) -> list[str]:
+        """Return the paths of all databases."""
+        return sorted(self._files)
+
+    def rows(self, path: str, sql: str, *values: Any) -> list[Any]:
+        """Run a query as an auditor would, on what is committed; also after the simulation.
+
+        Raises sqlite3.OperationalError where there is no such file.
+        """
+        file = self._files.get(_normal(path))
+        if file is None:
+            raise sqlite3.OperationalError(f"unable to open database file: {path}")
+        return file.rows(sql, values)
+
+    def crash(self, process: Process | None) -> None:
+        """Cut the power of a process: its transactions, locks and unsynced commits are lost.
+
+        None stands for whoever runs outside every process.
+        """
+        for lock in list(self._locks.values()):
+            if lock.process is process:
+                lock.release()
+        for path in sorted(self._files):
+            self._files[path].crash(process, self._rng)
+
+    def close(self) -> None:
+        """Close all connections; what was committed can still be read with `rows`."""
+        if not self._is_closed:
+            self._is_closed = True
+            for file in self._files.values():
+                file.close()
+
+
+class SimLock:
+    """The right to be the one process that writes a path; a power cut ends it."""
+
+    def __init__(self, locks: dict[str, SimLock], path: str, process: Process | None) -> None:
+        self.process = process
+        self._locks, self._path = locks, path
+
+    def release(self) -> None:
+        """Let the next owner in. May be repeated."""
+        if self._locks.get(self._path) is self:
+            del self._locks[self._path]
+
+
+class _File:
+    """One database; the keeper's connection is what keeps it in memory while nobody has it open."""
+
+    def __init__(self, name: str) -> None:
+        self._uri = f"file:{name.replace('%', '%25').replace('?', '%3f')}?vfs=memdb"
+        self._keeper = sqlite3.connect(self._uri, uri=True, isolation_level=None, timeout=0.0)
+        self._open: list[tuple[Process | None, SimConnection]] = []
+        self._image: bytes | None = None
+        # The states a power cut may leave, oldest first; empty while every commit is synced.
+        self._snapshots: list[bytes] = []
+
+    def open(self, process: Process | None, *, read_only: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._uri,
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=0.0,
+            cached_statements=256,
+            factory=SimConnection,
+        )
+        connection.file = self
+        if read_only:
+            connection.execute("PRAGMA query_only = 1")
+        # Most files have few connections at a time; those that were closed are forgotten here.
+        self._open = [(owner, c) for owner, c in self._open if not c.is_closed]
+        self._open.append((process, connection))
+        return connection
+
+    def rows(self, sql: str, values: Iterable[Any]) -> list[Any]:
+        if self._image is None:
+            return self._keeper.execute(sql, tuple(values)).fetchall()
+        connection = _loaded(self._image)
+        try:
+            return connection.execute(sql, tuple(values)).fetchall()
+        finally:
+            connection.close()
+
+    def keep_state(self) -> None:
+        """Remember the state before and after each commit that a power cut may lose."""
+        self._snapshots.append(_image_of(self._keeper))
+        del self._snapshots[:-_SNAPSHOTS_MAX]
+
+    def forget_states(self) -> None:
+        self._snapshots.clear()
+
+    def crash(self, process: Process | None, rng: random.Random) -> None:
+        mine = [c for owner, c in self._open if owner is process]
+        if not mine:
+            return
+        for connection in mine:
+            connection.cut()
+        self._open = [(owner, c) for owner, c in self._open if owner is not process]
+        if self._snapshots:
+            survivor = self._snapshots[int(rng.random() * len(self._snapshots))]
+            self._snapshots.clear()
+            source = _loaded(survivor)
+            try:
+                source.backup(self._keeper)
+            finally:
+                source.close()
+
+    def close(self) -> None:
+        for _, connection in self._open:
+            connection.close()
+        self._image = _image_of(self._keeper)
+        self._keeper.close()
+
+
+class SimConnection(sqlite3.Connection):
+    """A connection that is watched: a commit that is not synced leaves a state to fall back to."""
+
+    file: _File
+    is_closed = False
+    _is_unsynced = False
+
+    def cursor(self, factory: Any = None) -> Any:
+        """Return a cursor that reports what it ran."""
+        return super().cursor(_WatchedCursor if factory is None else factory)
+
+    def close(self) -> None:
+        """Close; an open transaction is rolled back."""
+        self.is_closed = True
+        super().close()
+
+    def cut(self) -> None:
+        """Be closed by a power cut."""
+        if not self.is_closed and type(self) is _UnwatchedConnection:
+            level = self.execute("PRAGMA synchronous").fetchone()[0]
+            if level < _SYNCHRONOUS_FULL:
+                raise SimulationError(
+                    "PRAGMA synchronous was lowered after the first transaction had begun; "
+                    "set it right after connecting, so that power cuts can be simulated"
+                )
+        self.close()
+
+    def ran(self, sql: str) -> None:
+        """Be told of a statement that succeeded."""
+        words = sql.lstrip()[:60].lower()
+        if words.startswith("pragma"):
+            if "synchronous" in words:
+                self._note_level()
+        elif not self._is_unsynced:
+            if self.in_transaction:
+                # From here on the connection costs what any other does.
+                self.__class__ = _UnwatchedConnection
+        elif not self.in_transaction and not words.startswith("select"):
+            self.file.keep_state()
+
+    def _note_level(self) -> None:
+        level = sqlite3.Cursor(self).execute("PRAGMA synchronous").fetchone()[0]
+        was_unsynced, self._is_unsynced = self._is_unsynced, level < _SYNCHRONOUS_FULL
+        if self._is_unsynced and not was_unsynced:
+            self.file.keep_state()
+        elif was_unsynced and not self._is_unsynced:
+            self.file.forget_states()
+
+
+class _UnwatchedConnection(SimConnection):
+    """A connection whose commits are all synced; statements run at full speed."""
+
+    cursor = sqlite3.Connection.cursor
+
+
+class _WatchedCursor(sqlite3.Cursor):
+    """A cursor of a watched connection."""
+
+    connection: SimConnection
+
+    def execute(self, sql: str, parameters: Any = (), /) -> _WatchedCursor:
+        super().execute(sql, parameters)
+        self.connection.ran(sql)
+        return self
+
+    def executemany(self, sql: str, parameters: Any, /) -> _WatchedCursor:
+        super().executemany(sql, parameters)
+        self.connection.ran(sql)
+        return self
+
+    def executescript(self, sql_script: str, /) -> _WatchedCursor:
+        super().executescript(sql_script)
+        self.connection.ran("-- a script")
+        if "synchronous" in sql_script.lower():
+            self.connection.ran("PRAGMA synchronous")
+        return self
+
+
+def _normal(path: str) -> str:
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def _loaded(image: bytes) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    if image:
+        connection.deserialize(image)
+    return connection
+
+
+def _image_of(connection: sqlite3.Connection) -> bytes:
+    # SQLite refuses to serialize a database that has no page yet.
+    is_empty = connection.execute("PRAGMA page_count").fetchone()[0] == 0
+    return b"" if is_empty else connection.serialize()

@@ -1,0 +1,160 @@
+"""What a simulated loop runs: jobs, and the processes that own them.
+
+A process is one life of a node. Killing it is a power cut, so its tasks are kept, never continued,
+and closed only when the world is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextvars import Context, ContextVar
+from enum import IntEnum
+from typing import Any
+
+
+class Life(IntEnum):
+    """What becomes of a process's callbacks: they run, are dropped, or are held back."""
+
+    RUNNING = 0
+    DEAD = 1
+    PAUSED = 2
+
+
+class Process:
+    """One life of a node. All that is scheduled in its context belongs to it, and dies with it.
+
+    Attributes:
+        context: where its first task starts; everything that task schedules inherits it.
+        steps: how many steps it took, those of earlier lives of the same node included.
+    """
+
+    __slots__ = ("context", "epoch", "held", "life", "name", "number", "steps", "tasks")
+
+    def __init__(self, name: str, *, number: int = 1, epoch: int = 1, steps: int = 0) -> None:
+        self.name, self.number, self.epoch, self.steps = name, number, epoch, steps
+        self.life = Life.RUNNING
+        self.held: list[Job] = []
+        self.tasks = TaskList()
+        self.context = Context()
+        self.context.run(PROCESS.set, self)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.name} epoch {self.epoch} {self.life.name.lower()}>"
+
+
+PROCESS: ContextVar[Process | None] = ContextVar("synchromesh.process", default=None)
+
+
+class TaskList:
+    """Keeps tasks alive, so that the garbage collector closes none of them; forgets ended ones.
+
+    `failures` are the exceptions of ended tasks that nobody retrieved.
+    """
+
+    __slots__ = ("_prune_at", "_tasks", "failures")
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._prune_at = 64
+        self.failures: list[BaseException] = []
+
+    def add(self, task: asyncio.Task[Any]) -> None:
+        """Keep a task until it has ended."""
+        self._tasks.append(task)
+        if len(self._tasks) >= self._prune_at:
+            self._prune()
+
+    def pending(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that have not ended."""
+        self._prune()
+        return self._tasks
+
+    def _prune(self) -> None:
+        pending = []
+        for task in self._tasks:
+            if not task.done():
+                pending.append(task)
+            elif task._log_traceback and not task.cancelled():
+                error = task.exception()
+                if error is not None:
+                    self.failures.append(error)
+        self._tasks = pending
+        self._prune_at = max(64, 2 * len(pending))
+
+
+class Job(asyncio.TimerHandle):
+    """A callback to be run; cancelled jobs are skipped where they lie."""
+
+    __slots__ = ("args", "callback", "context", "due_s", "is_cancelled")
+
+    def __init__(
+        self, due_s: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context
+    ) -> None:
+        # The base class keeps private state for asyncio's own loops; none of it is used here.
+        self.due_s, self.callback, self.args, self.context = due_s, callback, args, context
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Skip it when its turn comes."""
+        self.is_cancelled = True
+        self.callback, self.args = _nothing, ()
+
+    def cancelled(self) -> bool:
+        """Return whether it was cancelled."""
+        return self.is_cancelled
+
+    def when(self) -> float:
+        """Return the loop's time at which it is due."""
+        return self.due_s
+
+    def get_context(self) -> Context:
+        """Return the context in which it runs."""
+        return self.context
+
+    def __repr__(self) -> str:
+        return f"<Job {self.callback!r} due {self.due_s:.6f}>"
+
+
+def _nothing() -> None:
+    """Stand for the callback of a cancelled job."""
+
+
+def describe_tasks(tasks: Iterable[asyncio.Task[Any]], *, shown_max: int = 8) -> str:
+    """Name tasks by their coroutine and the line at which each waits.
+
+    Example:
+        >>> describe_tasks([])
+        ''
+    """
+    names = [_describe(task) for task in tasks]
+    more = f" and {len(names) - shown_max} more" if len(names) > shown_max else ""
+    return ", ".join(names[:shown_max]) + more
+
+
+def _describe(task: asyncio.Task[Any]) -> str:
+    coro: Any = task.get_coro()
+    name = getattr(coro, "__qualname__", repr(coro))
+    place = ""
+    while coro is not None:
+        frame = getattr(coro, "cr_frame", None)
+        # The last line outside asyncio says more than the inside of a lock or queue.
+        if frame is not None and "/asyncio/" not in frame.f_code.co_filename:
+            place = f" at {frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+        coro = getattr(coro, "cr_await", None)
+    return f"{name}{place}"
+
+
+def throw_away(task: asyncio.Task[Any]) -> None:
+    """Close a task's coroutine in a world that is over, dropping whatever it raises."""
+    setattr(task, "_log_destroy_pending", False)  # noqa: B010 - not in the type stubs
+    coro: Any = task.get_coro()
+    # A `finally` block that awaits makes `close` raise; each further try gets past one more await.
+    for _ in range(16):
+        try:
+            coro.close()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001, S112 - the world is over, nobody can be told
+            continue
+        return

@@ -1,0 +1,146 @@
+"""The simulated `Runtime` of one process, and its lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Generic, TypeVar
+
+from synchromesh.runtime import Lane, Network, uuid7
+from synchromesh.testing.disk import SimDisk
+from synchromesh.testing.process import Process
+from synchromesh.testing.wire import Wire
+
+J = TypeVar("J")
+
+# 2026-01-01T00:00:00Z. Every universe begins then, whatever the real clock says.
+WALL_BASE_US = 1_767_225_600_000_000
+
+
+class SimRuntime:
+    """What a simulated process takes from the world; a `synchromesh.runtime.Runtime`.
+
+    Args:
+        process: whose runtime it is.
+        seed: decides the process's own chance, another one in each of its lives.
+        wire: whose chance decides how long lanes take.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        *,
+        seed: int | str,
+        disk: SimDisk,
+        network: Network,
+        wire: Wire,
+        skew_us: int = 0,
+    ) -> None:
+        self.process = process
+        self._rng = random.Random(f"{seed}/{process.name}/{process.epoch}")
+        self._disk, self._network, self._wire = disk, network, wire
+        self._wall_base_us = WALL_BASE_US + skew_us
+        self._last_id_us = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the node."""
+        return self.process.name
+
+    @property
+    def epoch(self) -> int:
+        """Which life of the node this is, from 1."""
+        return self.process.epoch
+
+    @property
+    def rng(self) -> random.Random:
+        """Chance, seeded by the universe, the node and its epoch."""
+        return self._rng
+
+    @property
+    def disk(self) -> SimDisk:
+        """The machine's simulated disk."""
+        return self._disk
+
+    @property
+    def network(self) -> Network:
+        """The simulated network."""
+        return self._network
+
+    def wall_us(self) -> int:
+        """Return virtual time as a wall clock, with this node's skew."""
+        return self._wall_base_us + int(asyncio.get_running_loop().time() * 1e6)
+
+    def new_id(self) -> str:
+        """Return a new UUIDv7; ids ascend although virtual time often stands still."""
+        self._last_id_us = max(self._last_id_us + 1, self.wall_us())
+        return uuid7(self._last_id_us, self._rng)
+
+    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
+        """Start a lane on the loop; see `SimLane`."""
+        return SimLane(name, work, self._wire)
+
+
+class SimLane(Generic[J]):
+    """Does a thread's work on the simulated loop, with a seeded delay before and after it.
+
+    A power cut before the work finds nothing done; one after it finds the work done and nobody
+    told. As with a thread, the next batch may be worked on before the last one is told.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[list[J]], Callable[[], None]],
+        wire: Wire,
+        *,
+        batch_max: int = 512,
+    ) -> None:
+        self._name, self._work, self._wire, self._batch_max = name, work, wire, batch_max
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
+        self._queue: deque[J] = deque()
+        self._ended = asyncio.Event()
+        self._told_at_s = 0.0
+        self._is_busy = self._is_closed = False
+
+    def put(self, job: J) -> None:
+        """Queue a job."""
+        if self._is_closed:
+            raise RuntimeError(f"lane {self._name!r} is closed")
+        self._queue.append(job)
+        self._begin_soon()
+
+    async def close(self) -> None:
+        """Run what is queued, then end."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._begin_soon()
+        await self._ended.wait()
+
+    def _begin_soon(self) -> None:
+        if not self._is_busy:
+            self._is_busy = True
+            self._loop.call_later(self._delay_s(), self._round, context=self._context)
+
+    def _round(self) -> None:
+        queue = self._queue
+        batch = [queue.popleft() for _ in range(min(len(queue), self._batch_max))]
+        if batch:
+            self._tell(self._work(batch))
+        self._is_busy = False
+        if queue:
+            self._begin_soon()
+        elif self._is_closed:
+            self._tell(self._ended.set)
+
+    def _tell(self, done: Callable[[], object]) -> None:
+        # Never before what was told earlier: a thread's answers reach the loop in their order.
+        self._told_at_s = max(self._told_at_s, self._loop.time() + self._delay_s())
+        self._loop.call_at(self._told_at_s, done, context=self._context)
+
+    def _delay_s(self) -> float:
+        return self._wire.faults.io_s * self._wire.rng.random()
