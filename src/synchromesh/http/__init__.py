@@ -1,5 +1,6 @@
 """HTTP/1.1 on the wire: a strict server that drains, a connection pool, an ASGI adapter."""
 
+from synchromesh.http.asgi import AsgiApp, AsgiHandler, asgi_handler
 from synchromesh.http.limits import Limits, PoolLimits
 from synchromesh.http.message import (
     Headers,
@@ -13,6 +14,8 @@ from synchromesh.http.protocol import Handler
 from synchromesh.http.server import HttpServer
 
 __all__ = [
+    "AsgiApp",
+    "AsgiHandler",
     "Handler",
     "Headers",
     "HttpPool",
@@ -21,6 +24,7 @@ __all__ = [
     "HttpServer",
     "Limits",
     "PoolLimits",
+    "asgi_handler",
     "error_response",
     "problem_response",
 ]
