@@ -1,0 +1,316 @@
+"""Circuit breaker: every history up to a depth, checked after each step; planted faults are found.
+
+A history is a sequence of operations: admit a call, end the oldest or newest call under way in one
+of three ways, let time pass, or act by hand. The checker keeps its own record of what is under way
+and knows nothing of the breaker's fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from synchromesh.errors import CircuitOpen
+from synchromesh.resilience import (
+    TRANSITIONS,
+    Breaker,
+    BreakerOptions,
+    BreakerSnapshot,
+    BreakerState,
+    Transition,
+)
+
+SHORT_S, LONG_S = 1.0, 11.0
+CALLS = ("admit", "ok oldest", "ok newest", "fail oldest", "fail newest")
+NEUTRAL = ("neutral oldest", "neutral newest")
+TIME = ("short", "long")
+HANDS = ("isolate", "disable", "close")
+TO_HALF_OPEN = ("admit", "admit", "admit", "fail oldest", "fail newest", "long", "admit")
+PREFIXES = {
+    "from the start": (),
+    "just tripped, a call still under way": TO_HALF_OPEN[:5],
+    "half-open, a stale call and a probe under way": TO_HALF_OPEN,
+    "half-open, the probe's lease over": (*TO_HALF_OPEN, "long"),
+    "recovered, a stale call under way": (*TO_HALF_OPEN, "ok newest"),
+    "open again, the open time doubled": (*TO_HALF_OPEN, "fail newest"),
+}
+
+Make = Callable[[BreakerOptions, Callable[[Transition], None]], Breaker]
+
+
+def product(options: BreakerOptions, listen: Callable[[Transition], None]) -> Breaker:
+    return Breaker(options, name="model", now=0.0, on_transition=listen)
+
+
+@dataclass
+class Under:
+    """A call under way, as the checker remembers it."""
+
+    permit: int
+    epoch: int
+    is_probe: bool
+    admitted_s: float
+
+
+class Violated(Exception):
+    """An invariant does not hold."""
+
+
+class Checker:
+    """Runs one history on a breaker and on its own record, and compares after each step."""
+
+    def __init__(self, make: Make, probes_max: int) -> None:
+        self.options = BreakerOptions(
+            window_s=100.0,
+            minimum_calls=2,
+            failure_rate=0.5,
+            open_for_s=5.0,
+            open_for_max_s=10.0,
+            probes_max=probes_max,
+            probe_lease_s=10.5,
+        )
+        self.heard: list[Transition] = []
+        self.breaker = make(self.options, self.heard.append)
+        self.now = 0.0
+        self.under: list[Under] = []
+        self.opened_s = 0.0
+
+    def can(self, operation: str) -> bool:
+        if operation.endswith("oldest"):
+            return len(self.under) > 1
+        return not operation.endswith("newest") or bool(self.under)
+
+    def step(self, operation: str) -> None:
+        before, epoch = self.breaker.snapshot(), self.epoch
+        verb, _, which = operation.partition(" ")
+        if verb == "admit":
+            self._admit(before)
+        elif verb in ("short", "long"):
+            self.now += SHORT_S if verb == "short" else LONG_S
+        elif verb in HANDS:
+            getattr(self.breaker, verb)(self.now)
+        else:
+            self._end(verb, self.under.pop(0 if which == "oldest" else -1), before)
+        self._check_transitions(before, epoch)
+
+    @property
+    def epoch(self) -> int:
+        """An epoch is what lies between two changes of state."""
+        return len(self.heard)
+
+    def _live_probes(self) -> list[Under]:
+        """The probes of this epoch whose lease runs: only these may keep another one out."""
+        oldest_s = self.now - self.options.probe_lease_s
+        mine = [call for call in self.under if call.is_probe and call.epoch == self.epoch]
+        return [call for call in mine if call.admitted_s > oldest_s]
+
+    def _admit(self, before: BreakerSnapshot) -> None:
+        live = len(self._live_probes())
+        try:
+            permit = self.breaker.admit(self.now)
+        except CircuitOpen as refusal:
+            self._check_refusal(before, live, refusal)
+            return
+        if before.state is BreakerState.ISOLATED:
+            raise Violated("an isolated breaker sent a call")
+        if before.state is BreakerState.OPEN and self.now < self.opened_s + self.options.open_for_s:
+            raise Violated("an open breaker sent a call before its time was over")
+        is_probe = self.breaker.state is BreakerState.HALF_OPEN
+        if is_probe and before.state is BreakerState.HALF_OPEN and live >= self.options.probes_max:
+            raise Violated("more probes are under way than may be")
+        self.under.append(Under(permit, self.epoch, is_probe, self.now))
+
+    def _check_refusal(self, before: BreakerSnapshot, live: int, refusal: CircuitOpen) -> None:
+        wait_s = refusal.retry_after_s
+        if self.breaker.state is not before.state:
+            raise Violated("a refusal changed the state")
+        if before.state in (BreakerState.CLOSED, BreakerState.DISABLED):
+            raise Violated(f"a {before.state.value} breaker refused a call")
+        if before.state is BreakerState.HALF_OPEN and live < self.options.probes_max:
+            raise Violated("wedged: half-open, no probe lives, and a call was refused")
+        if (
+            before.state is BreakerState.OPEN
+            and self.now >= self.opened_s + self.options.open_for_max_s
+        ):
+            raise Violated("wedged: open for longer than the longest open time")
+        if (wait_s is None) is not (before.state is BreakerState.ISOLATED):
+            raise Violated("the time to wait is given exactly unless isolated")
+        if wait_s is not None and not 0 < wait_s <= self.options.open_for_max_s:
+            raise Violated("the time to wait is not within the open time")
+
+    def _end(self, verb: str, call: Under, before: BreakerSnapshot) -> None:
+        is_current = call.epoch == self.epoch
+        if verb == "neutral":
+            self.breaker.neutral(call.permit, self.now)
+        elif verb == "ok":
+            self.breaker.success(call.permit, self.now)
+        else:
+            self.breaker.failure(call.permit, self.now)
+        after = self.breaker.snapshot()
+        decided = (before.state, before.calls) != (after.state, after.calls)
+        if verb == "neutral" and decided:
+            raise Violated("a neutral outcome decided something")
+        if not is_current and (decided or before.probes != after.probes):
+            raise Violated("an outcome of another epoch decided something")
+        if verb == "ok" and after.state is BreakerState.OPEN and before.state is not after.state:
+            raise Violated("a success opened the breaker")
+        has_to = is_current and verb != "neutral" and before.state is BreakerState.CLOSED
+        if has_to and not decided:
+            raise Violated("an outcome of this epoch was not counted")
+
+    def _check_transitions(self, before: BreakerSnapshot, epoch: int) -> None:
+        state = before.state
+        for transition in self.heard[epoch:]:
+            step = (transition.before, transition.trigger, transition.after)
+            if transition.before is not state or step not in TRANSITIONS:
+                raise Violated(f"not a legal transition: {transition}")
+            state = transition.after
+            if state is BreakerState.OPEN:
+                self.opened_s = self.now
+        if state is not self.breaker.state:
+            raise Violated("the state changed and the listener was not told")
+
+
+def walk(
+    make: Make,
+    *,
+    depth: int,
+    prefix: tuple[str, ...] = (),
+    probes_max: int = 1,
+    operations: tuple[str, ...] = CALLS + NEUTRAL + TIME,
+) -> int:
+    """Run every history of up to `depth` operations after the prefix; return how many there were.
+
+    Two short waits in a row are left out: a long one is more.
+    """
+    ran = 0
+    pending = [prefix]
+    while pending:
+        history = pending.pop()
+        checker = Checker(make, probes_max)
+        for operation in history:
+            try:
+                checker.step(operation)
+            except Violated as error:
+                raise Violated(f"{error}; after: {', '.join(history)}") from None
+        ran += 1
+        if len(history) < len(prefix) + depth:
+            last = history[-1] if history else ""
+            pending += [
+                (*history, operation)
+                for operation in operations
+                if checker.can(operation) and not operation == last == "short"
+            ]
+    return ran
+
+
+@pytest.mark.parametrize("probes_max", [1, 2])
+@pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
+def test_every_history_keeps_the_invariants(prefix: tuple[str, ...], probes_max: int) -> None:
+    """B1 to B4 hold in all histories of 6 operations, and of 5 from each odd situation."""
+    assert walk(product, depth=5 if prefix else 6, prefix=prefix, probes_max=probes_max) > 1_000
+
+
+def test_every_history_with_hands_keeps_the_invariants() -> None:
+    """Isolating, disabling and closing by hand break nothing, at whatever moment they come."""
+    operations = ("admit", "ok oldest", "fail newest", "neutral newest", "long", *HANDS)
+    for prefix in PREFIXES.values():
+        assert walk(product, depth=4, prefix=prefix, operations=operations) > 500
+
+
+class IgnoresEpochs(Breaker):
+    """Counts whatever comes."""
+
+    def _counts(self, permit: int) -> bool:
+        return self.state in (BreakerState.CLOSED, BreakerState.HALF_OPEN)
+
+
+class LeasesForEver(Breaker):
+    """Waits for a hung probe without end."""
+
+    def _drop_expired(self, now: float) -> None:
+        return
+
+
+class ProbesWithoutBound(Breaker):
+    """Forgets the probes that are under way."""
+
+    def _admit_probe(self, now: float) -> int:
+        self._probes.clear()
+        return super()._admit_probe(now)
+
+
+class CountsNeutral(Breaker):
+    """Takes a cancelled call for a failed one."""
+
+    def neutral(self, permit: int, now: float) -> None:
+        self.failure(permit, now)
+
+
+class KeepsNeutralSlots(Breaker):
+    """Does not give the slot of a cancelled probe back before its lease is over."""
+
+    def neutral(self, permit: int, now: float) -> None:
+        return
+
+
+class RestsTooShort(Breaker):
+    """Sends before the open time is over."""
+
+    def _rest(self, now: float, *, is_first: bool) -> None:
+        super()._rest(now, is_first=is_first)
+        self._open_until_s = now
+
+
+class RestsForEver(Breaker):
+    """Never asks again."""
+
+    def _rest(self, now: float, *, is_first: bool) -> None:
+        self._open_until_s = now + 1_000_000.0
+
+
+class ClosesSilently(Breaker):
+    """Skips the table and the listener."""
+
+    def success(self, permit: int, now: float, took_s: float = 0.0) -> None:
+        if self.state is BreakerState.HALF_OPEN:
+            self._state = BreakerState.CLOSED
+        else:
+            super().success(permit, now, took_s)
+
+
+class CountsNothing(Breaker):
+    """Never trips."""
+
+    def failure(self, permit: int, now: float, took_s: float = 0.0) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("fault", "violation"),
+    [
+        (IgnoresEpochs, "an outcome of another epoch decided something"),
+        (LeasesForEver, "wedged: half-open"),
+        (ProbesWithoutBound, "more probes are under way than may be"),
+        (CountsNeutral, "a neutral outcome decided something"),
+        (KeepsNeutralSlots, "wedged: half-open"),
+        (RestsTooShort, "before its time was over"),
+        (RestsForEver, "wedged: open"),
+        (ClosesSilently, "the listener was not told"),
+        (CountsNothing, "was not counted"),
+    ],
+)
+def test_a_planted_fault_is_found(fault: type[Breaker], violation: str) -> None:
+    """The checker is not blind: each way to break a breaker breaks an invariant."""
+
+    def make(options: BreakerOptions, listen: Callable[[Transition], None]) -> Breaker:
+        return fault(options, name="fault", now=0.0, on_transition=listen)
+
+    def walk_all() -> None:
+        for prefix in PREFIXES.values():
+            walk(make, depth=3, prefix=prefix)
+
+    with pytest.raises(Violated, match=violation):
+        walk_all()
