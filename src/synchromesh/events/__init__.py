@@ -1,0 +1,51 @@
+"""The event log and event sourcing: append, read, subscribe, deciders, projections."""
+
+from synchromesh.events.decider import Decider, Decision, decide
+from synchromesh.events.log import (
+    SCHEMA,
+    TOPIC,
+    Checkpoint,
+    NewEvent,
+    StoredEvent,
+    append,
+    head,
+    load,
+    load_checkpoint,
+    read,
+    remove,
+    save_checkpoint,
+    saved_checkpoint,
+)
+from synchromesh.events.projection import Projection, ProjectionOptions, ProjectionRunner
+from synchromesh.events.scenario import Given, When, given
+from synchromesh.events.subscription import Wakeup, subscribe
+from synchromesh.events.types import EventTypes, snake_case
+
+__all__ = [
+    "SCHEMA",
+    "TOPIC",
+    "Checkpoint",
+    "Decider",
+    "Decision",
+    "EventTypes",
+    "Given",
+    "NewEvent",
+    "Projection",
+    "ProjectionOptions",
+    "ProjectionRunner",
+    "StoredEvent",
+    "Wakeup",
+    "When",
+    "append",
+    "decide",
+    "given",
+    "head",
+    "load",
+    "load_checkpoint",
+    "read",
+    "remove",
+    "save_checkpoint",
+    "saved_checkpoint",
+    "snake_case",
+    "subscribe",
+]

@@ -1,0 +1,331 @@
+"""The event log of a service: streams with versions for writers, positions for readers.
+
+An event is appended in the unit of work that decides it and never changes. Within a stream versions
+are 1, 2, 3, ... (E1); over the whole log positions ascend in the order of commits and have no holes
+but those that `remove` recorded, so a reader that saw position n has seen all before it (E3).
+
+A position means something in its own log only: a checkpoint is (log_id, position), and one of
+another log is refused.
+
+Source: Kleppmann, *Designing Data-Intensive Applications*, chapter 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from synchromesh.errors import ContractError, LogGap, LogReplaced, VersionConflict
+from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
+
+TOPIC = "events"
+"""What a unit notifies that appended, and what a reader listens to."""
+
+SCHEMA = Schema(
+    owner="synchromesh.events",
+    migrations=(
+        Migration(
+            version=1,
+            statements=(
+                (
+                    "create table sm_event(position {position}, stream text not null, "
+                    "version bigint not null, name text not null, type_version integer not null, "
+                    "body {blob} not null, is_public integer not null, "
+                    "ordering_key text not null, trace_id text not null, "
+                    "recorded_us bigint not null, unique(stream, version))"
+                ),
+                "create index sm_event_public on sm_event(position) where is_public = 1",
+                "create table sm_removal(first bigint primary key, last bigint not null)",
+                (
+                    "create table sm_checkpoint(name text primary key, log_id text not null, "
+                    "position bigint not null)"
+                ),
+            ),
+            readable_by_min=1,
+        ),
+    ),
+)
+
+_COLUMNS = (
+    "position, stream, version, name, type_version, body, is_public, ordering_key, trace_id, "
+    "recorded_us"
+)
+
+
+class _Executes(Protocol):
+    """Runs a statement, as a unit does; `store.read` is brought to this shape."""
+
+    async def __call__(self, sql: str, *values: SqlValue) -> list[Row]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to be appended; `body` is JSON, `name` as in `inventory.stock_reserved`.
+
+    A public one is delivered to other services, in order among those of its `ordering_key`.
+    """
+
+    name: str
+    body: bytes
+    type_version: int = 1
+    is_public: bool = False
+    ordering_key: str = ""
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it is in the log, for good."""
+
+    position: int
+    stream: str
+    version: int
+    name: str
+    type_version: int
+    body: bytes
+    is_public: bool
+    ordering_key: str
+    trace_id: str
+    recorded_us: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Checkpoint:
+    """How far a reader has come in a log: it has seen all up to and with `position`."""
+
+    log_id: str
+    position: int = 0
+
+    def past(self, event: StoredEvent) -> Checkpoint:
+        """Return the checkpoint of a reader that has seen an event of this log."""
+        return Checkpoint(self.log_id, event.position)
+
+
+async def append(
+    unit: Unit, stream: str, events: Sequence[NewEvent], *, expected: int | None
+) -> int:
+    """Append events to a stream within a unit and return the stream's new version.
+
+    `expected` is the version that the decision was made at, 0 for a new stream; None appends
+    whatever the version is.
+
+    Raises:
+        VersionConflict: the stream is at another version; nothing was appended (E2).
+
+    Example:
+        >>> async def body(unit: Unit) -> int:
+        ...     return await append(unit, "stock/SX90", [NewEvent("shop.sold", b"{}")], expected=0)
+    """
+    rows = await unit.execute(
+        "select coalesce(max(version), 0) from sm_event where stream = ?", stream
+    )
+    version = _int(rows[0][0])
+    if expected is not None and version != expected:
+        raise VersionConflict(stream, expected=expected, actual=version)
+    for event in events:
+        version += 1
+        await unit.execute(
+            "insert into sm_event(stream, version, name, type_version, body, is_public, "
+            "ordering_key, trace_id, recorded_us) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            stream,
+            version,
+            event.name,
+            event.type_version,
+            event.body,
+            int(event.is_public),
+            event.ordering_key,
+            event.trace_id,
+            unit.now_us,
+        )
+    if events:
+        unit.notify(TOPIC)
+    return version
+
+
+async def load(source: Unit | Store, stream: str, after_version: int = 0) -> list[StoredEvent]:
+    """Return the events of a stream beyond a version, in order; within a unit its own ones too.
+
+    Raises:
+        LogGap: some of them were removed, so that what follows cannot be folded.
+    """
+    rows = await _executor(source)(
+        f"select {_COLUMNS} from sm_event where stream = ? and version > ? order by version",
+        stream,
+        after_version,
+    )
+    events = [_stored(row) for row in rows]
+    if events and events[-1].version - after_version != len(events):
+        raise LogGap(
+            f"stream {stream!r} has {len(events)} of the {events[-1].version - after_version} "
+            f"events after version {after_version}; the others were removed: load it from a "
+            "version after them, or restore a backup"
+        )
+    return events
+
+
+async def read(
+    store: Store, *, after: Checkpoint, limit: int, public_only: bool = False
+) -> list[StoredEvent]:
+    """Return up to `limit` events beyond a checkpoint in the order of positions.
+
+    Raises:
+        LogReplaced: the checkpoint belongs to another log.
+        LogGap: positions are missing that no removal recorded, or the log ends before the
+            checkpoint.
+    """
+    check_log(store, after)
+    public = "and is_public = 1 " if public_only else ""
+    rows = await store.read(
+        f"select {_COLUMNS} from sm_event where position > ? {public}order by position limit ?",
+        after.position,
+        limit,
+    )
+    events = [_stored(row) for row in rows]
+    if not events:
+        await _check_end(store, after.position)
+    elif events[-1].position - after.position != len(events):
+        await _check_range(store, after.position, events[-1].position)
+    return events
+
+
+async def head(store: Store) -> Checkpoint:
+    """Return the checkpoint of a reader that has seen everything up to now."""
+    rows = await store.read("select coalesce(max(position), 0) from sm_event")
+    return Checkpoint(store.log_id, _int(rows[0][0]))
+
+
+async def remove(unit: Unit, first: int, last: int) -> int:
+    """Delete the events from position `first` to `last`, record the range, return how many went.
+
+    It is the one way to a hole that readers accept (E3). A stream whose latest event goes loses its
+    version with it: remove only streams that end there, or old events.
+
+    Raises:
+        ContractError: the range is empty or goes beyond the end of the log.
+    """
+    end = _int((await unit.execute("select coalesce(max(position), 0) from sm_event"))[0][0])
+    if not 1 <= first <= last <= end:
+        raise ContractError(
+            f"positions {first} to {last} cannot be removed: the log has 1 to {end}, and the first "
+            "must not be beyond the last"
+        )
+    gone = await unit.execute(
+        "delete from sm_event where position >= ? and position <= ? returning 1", first, last
+    )
+    await unit.execute(
+        "insert into sm_removal(first, last) values (?, ?) on conflict(first) do update "
+        "set last = case when excluded.last > sm_removal.last then excluded.last "
+        "else sm_removal.last end",
+        first,
+        last,
+    )
+    return len(gone)
+
+
+async def load_checkpoint(source: Store, name: str) -> Checkpoint:
+    """Return the checkpoint saved under a name; the log's beginning where there is none."""
+    found = await saved_checkpoint(source, name)
+    return found or Checkpoint(source.log_id)
+
+
+async def saved_checkpoint(source: Unit | Store, name: str) -> Checkpoint | None:
+    """Return the checkpoint saved under a name, also within a unit; None where there is none."""
+    rows = await _executor(source)(
+        "select log_id, position from sm_checkpoint where name = ?", name
+    )
+    return Checkpoint(str(rows[0][0]), _int(rows[0][1])) if rows else None
+
+
+async def save_checkpoint(unit: Unit, name: str, checkpoint: Checkpoint) -> None:
+    """Save how far a reader has come, in the commit of what it did with the events (E5)."""
+    await unit.execute(
+        "insert into sm_checkpoint(name, log_id, position) values (?, ?, ?) "
+        "on conflict(name) do update set log_id = excluded.log_id, position = excluded.position",
+        name,
+        checkpoint.log_id,
+        checkpoint.position,
+    )
+
+
+def check_log(store: Store, checkpoint: Checkpoint) -> None:
+    """Raise `LogReplaced` for a checkpoint that belongs to another log than the store's."""
+    if checkpoint.log_id != store.log_id:
+        raise LogReplaced(
+            f"the checkpoint is at position {checkpoint.position} of log {checkpoint.log_id}, but "
+            f"{store.service!r} has log {store.log_id}: it was restored or imported. Rebuild the "
+            "reader from the log's beginning, or set its checkpoint to a position you have compared"
+        )
+
+
+async def _check_range(store: Store, after: int, last: int) -> None:
+    """Raise `LogGap` unless all positions in (after, last] are present or recorded as removed."""
+    # One statement, so that it sees one state: a removal moves positions from here to there.
+    rows = await store.read(
+        "select 0, count(*) from sm_event where position > ? and position <= ? "
+        "union all select first, last from sm_removal where last > ? and first <= ?",
+        after,
+        last,
+        after,
+        last,
+    )
+    present = next(_int(count) for zero, count in rows if zero == 0)
+    ranges = [(_int(first), _int(until)) for first, until in rows if first != 0]
+    removed = _covered(ranges, after + 1, last)
+    if present + removed < last - after:
+        raise LogGap(
+            f"{last - after - present - removed} positions between {after} and {last} are missing "
+            f"from the log of {store.service!r} and no removal recorded them: the file is damaged "
+            "or was edited; restore a backup"
+        )
+
+
+async def _check_end(store: Store, after: int) -> None:
+    rows = await store.read(
+        "select coalesce(max(position), 0) from sm_event "
+        "union all select coalesce(max(last), 0) from sm_removal"
+    )
+    end = max(_int(row[0]) for row in rows)
+    if after > end:
+        raise LogGap(
+            f"the checkpoint is at position {after}, but the log of {store.service!r} ends at "
+            f"{end}: it lost its end, for instance by an older copy of the file; restore the "
+            "newer one, or rebuild the reader"
+        )
+
+
+def _covered(ranges: Iterable[tuple[int, int]], first: int, last: int) -> int:
+    """Return how many of the positions from first to last are in any of the ranges."""
+    total, at = 0, first - 1
+    for begin, end in sorted(ranges):
+        end = min(end, last)
+        total += max(0, end - max(begin - 1, at))
+        at = max(at, end)
+    return total
+
+
+def _executor(source: Unit | Store) -> _Executes:
+    execute: _Executes | None = getattr(source, "execute", None)
+    if execute is not None:
+        return execute
+    return source.read  # type: ignore[union-attr]
+
+
+def _stored(row: Row) -> StoredEvent:
+    position, stream, version, name, type_version, body, is_public, key, trace, recorded = row
+    return StoredEvent(
+        _int(position),
+        str(stream),
+        _int(version),
+        str(name),
+        _int(type_version),
+        body if isinstance(body, bytes) else b"",
+        bool(is_public),
+        str(key),
+        str(trace),
+        _int(recorded),
+    )
+
+
+def _int(value: SqlValue) -> int:
+    return value if isinstance(value, int) else int(value or 0)

@@ -1,0 +1,69 @@
+"""Reading a log as it grows: all that is there, then what comes, in one order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from synchromesh.events.log import TOPIC, Checkpoint, StoredEvent, read
+from synchromesh.store import Store
+
+
+class Wakeup:
+    """Waits until the log has grown, or until `poll_s` have passed: a wake-up is only a hint.
+
+    Look at the log after `clear` and before `wait`: what comes in between is then not missed.
+    """
+
+    def __init__(self, store: Store, *, poll_s: float) -> None:
+        self._poll_s = poll_s
+        self._grown = asyncio.Event()
+        self._stop = store.listen(TOPIC, self._grown.set)
+
+    def clear(self) -> None:
+        """Forget the wake-ups up to now."""
+        self._grown.clear()
+
+    async def wait(self) -> None:
+        """Return once the log has grown since `clear`, or when it is time to look anyway."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_s):
+                await self._grown.wait()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._stop()
+
+
+async def subscribe(
+    store: Store,
+    after: Checkpoint,
+    *,
+    batch_max: int = 256,
+    poll_s: float = 1.0,
+    public_only: bool = False,
+) -> AsyncGenerator[list[StoredEvent], None]:
+    """Yield all events beyond a checkpoint in batches: those that are there, then live ones.
+
+    It never ends by itself. Nothing is skipped and nothing comes twice (E3); a wake-up that is lost
+    delays a batch by `poll_s` at most. The reader keeps its own checkpoint.
+
+    Raises:
+        LogReplaced: the checkpoint belongs to another log.
+        LogGap: positions are missing that no removal recorded.
+    """
+    wakeup = Wakeup(store, poll_s=poll_s)
+    try:
+        while True:
+            wakeup.clear()
+            batch = await read(store, after=after, limit=batch_max, public_only=public_only)
+            if not batch:
+                await wakeup.wait()
+                continue
+            after = after.past(batch[-1])
+            yield batch
+            # A reader that awaits nothing must not keep the loop during a long catch-up.
+            await asyncio.sleep(0)
+    finally:
+        wakeup.close()

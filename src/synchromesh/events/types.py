@@ -1,0 +1,124 @@
+"""Which class an event's stored name stands for: names outlive classes; paths are never stored."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TypeVar
+
+from synchromesh.codec import decode, encode
+from synchromesh.errors import BadRequest, ContractError
+from synchromesh.events.log import NewEvent, StoredEvent
+
+T = TypeVar("T")
+
+_WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z]+[0-9]*")
+
+
+def snake_case(name: str) -> str:
+    """Return a class name as stored.
+
+    Example:
+        >>> snake_case("StockReserved"), snake_case("HTTPCallFailed")
+        ('stock_reserved', 'http_call_failed')
+    """
+    return "_".join(word.lower() for word in _WORDS.findall(name))
+
+
+class EventTypes:
+    """Maps event classes of a service to stored names and type versions, and events to JSON.
+
+    An event class is a msgspec struct or a dataclass; its type version is the class attribute
+    `event_version`, 1 where there is none.
+
+    Example:
+        >>> import msgspec
+        >>> class StockReserved(msgspec.Struct, frozen=True):
+        ...     sku: str
+        >>> types = EventTypes("inventory", StockReserved)
+        >>> types.encode(StockReserved("SX90")).name
+        'inventory.stock_reserved'
+    """
+
+    def __init__(self, service: str, *classes: type) -> None:
+        self._service = service
+        self._by_name: dict[str, type] = {}
+        self._by_class: dict[type, tuple[str, int]] = {}
+        for cls in classes:
+            self.add(cls)
+
+    def add(self, cls: type[T]) -> type[T]:
+        """Add a class and return it; the same one may be added again.
+
+        Raises:
+            ContractError: another class has its stored name, or its version is not 1 or more.
+        """
+        name = f"{self._service}.{snake_case(cls.__name__)}"
+        known = self._by_name.setdefault(name, cls)
+        if known is not cls:
+            raise ContractError(
+                f"{cls.__module__}.{cls.__qualname__} and {known.__module__}.{known.__qualname__} "
+                f"are both stored as {name!r}; rename one"
+            )
+        version = getattr(cls, "event_version", 1)
+        if not isinstance(version, int) or version < 1:
+            raise ContractError(
+                f"{cls.__qualname__}.event_version is {version!r}; it must be 1, 2, 3, ..."
+            )
+        self._by_class[cls] = (name, version)
+        return cls
+
+    def name_of(self, cls: type) -> str:
+        """Return the stored name of a class. Raises ContractError for one that was not added."""
+        return self._entry(cls)[0]
+
+    def encode(
+        self,
+        event: object,
+        *,
+        is_public: bool = False,
+        ordering_key: str = "",
+        trace_id: str = "",
+    ) -> NewEvent:
+        """Return an event as it is appended. Raises ContractError for a class that is not known."""
+        name, version = self._entry(type(event))
+        return NewEvent(name, encode(event), version, is_public, ordering_key, trace_id)
+
+    def decode(self, stored: StoredEvent) -> object:
+        """Return the event that is stored.
+
+        Raises:
+            ContractError: its name or type version is not known, or it does not fit the class.
+        """
+        cls = self._by_name.get(stored.name)
+        where = f"position {stored.position} holds {stored.name!r} version {stored.type_version}"
+        if cls is None:
+            near = difflib.get_close_matches(stored.name, self._by_name, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ContractError(
+                f"{where}, which has no class here{hint}; the classes known are those of "
+                f"{sorted(self._by_name)}: add the event's class to them"
+            )
+        version = self._by_class[cls][1]
+        if version != stored.type_version:
+            raise ContractError(
+                f"{where}, but {cls.__qualname__} is version {version}: "
+                + ("run the release that wrote it" if version < stored.type_version
+                   else "keep a class that reads the older version")
+            )  # fmt: skip
+        try:
+            return decode(stored.body, cls)
+        except BadRequest as error:
+            raise ContractError(
+                f"{where}, which does not fit {cls.__qualname__}: {error.message}; a class that "
+                "changes incompatibly needs a new event_version"
+            ) from error
+
+    def _entry(self, cls: type) -> tuple[str, int]:
+        entry = self._by_class.get(cls)
+        if entry is None:
+            raise ContractError(
+                f"{cls.__qualname__} is not an event of {self._service!r}; add it to its event "
+                "types (a decider's `events=` lists those it makes)"
+            )
+        return entry
