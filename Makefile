@@ -15,8 +15,7 @@ demo: sync ## Run servo-works as a real process, break it, kill it, audit its da
 	@$(RUN) python -m synchromesh.examples.servo_works.demo
 
 test: lint types layers docs ## Everything: ruff, mypy, layers, docs, then one pytest run
-	@$(RUN) coverage erase
-	@$(RUN) coverage run -m pytest
+	@$(RUN) pytest --cov --cov-report=term:skip-covered
 
 lint: sync ## ruff: rules and format
 	@$(RUN) ruff check src tests
@@ -26,7 +25,7 @@ types: sync ## mypy --strict
 	@$(RUN) mypy
 
 layers: sync ## import-linter: layers and the purity of machines
-	@$(RUN) lint-imports
+	@$(RUN) lint-imports --no-logo --no-cache
 
 docs: sync ## Build the documentation, offline, into site/
 	@$(RUN) zensical build --clean --strict
@@ -37,7 +36,7 @@ sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 sync: .venv/.synced
 
 .venv/.synced: pyproject.toml uv.lock $(UV)
-	@$(UV) sync --locked --quiet
+	@$(UV) sync --locked --offline --quiet 2>/dev/null || $(UV) sync --locked --quiet
 	@touch $@
 
 $(UV):

@@ -1,1 +1,220 @@
-"""Synchromesh."""
+"""Synchromesh: the patterns of a microservice system in one Python toolkit, meshing.
+
+These are the names that users write; each lives in the room of its pattern, with the rest of it.
+They are loaded when they are first asked for (PEP 562), so that importing the package costs next
+to nothing and loads neither an event loop nor a database.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from synchromesh.calls.contract import (
+        Call,
+        Contract,
+        command,
+        event,
+        query,
+    )
+    from synchromesh.errors import (
+        BadRequest,
+        CallError,
+        CircuitOpen,
+        ConfigError,
+        ConnectFailed,
+        ConnectionLost,
+        ConstraintFailed,
+        ContractError,
+        DeadlineExceeded,
+        DiscoveryError,
+        DownstreamFailed,
+        Fenced,
+        Forbidden,
+        ForeignAwait,
+        InProgress,
+        KeyReused,
+        KeyUndone,
+        LogGap,
+        LogReplaced,
+        MissingExtra,
+        NoInstance,
+        RateLimited,
+        Refused,
+        Rejection,
+        RemoteFailed,
+        SagaConflict,
+        SagaError,
+        SagaGone,
+        SagaLocked,
+        SagaUndone,
+        Shed,
+        StaleIncarnation,
+        StoreBroken,
+        StoreError,
+        StoreFull,
+        StoreLocked,
+        StoreReadOnly,
+        StoreTooNew,
+        Stuck,
+        SynchromeshError,
+        TimedOut,
+        Unauthenticated,
+        UnitTooLong,
+        UnknownInstance,
+        UnknownOperation,
+        UnknownSaga,
+        VersionConflict,
+        WatchLagged,
+    )
+    from synchromesh.resilience import (
+        BreakerOptions,
+        BudgetOptions,
+        LimitOptions,
+        Policy,
+        RetryOptions,
+    )
+    from synchromesh.store import (
+        Migration,
+    )
+
+# The room of each public name. A new name is one line here, one above and one in `__all__`.
+_HOMES = {
+    "Call": "calls.contract",
+    "Contract": "calls.contract",
+    "command": "calls.contract",
+    "event": "calls.contract",
+    "query": "calls.contract",
+    "BadRequest": "errors",
+    "CallError": "errors",
+    "CircuitOpen": "errors",
+    "ConfigError": "errors",
+    "ConnectFailed": "errors",
+    "ConnectionLost": "errors",
+    "ConstraintFailed": "errors",
+    "ContractError": "errors",
+    "DeadlineExceeded": "errors",
+    "DiscoveryError": "errors",
+    "DownstreamFailed": "errors",
+    "Fenced": "errors",
+    "Forbidden": "errors",
+    "ForeignAwait": "errors",
+    "InProgress": "errors",
+    "KeyReused": "errors",
+    "KeyUndone": "errors",
+    "LogGap": "errors",
+    "LogReplaced": "errors",
+    "MissingExtra": "errors",
+    "NoInstance": "errors",
+    "RateLimited": "errors",
+    "Refused": "errors",
+    "Rejection": "errors",
+    "RemoteFailed": "errors",
+    "SagaConflict": "errors",
+    "SagaError": "errors",
+    "SagaGone": "errors",
+    "SagaLocked": "errors",
+    "SagaUndone": "errors",
+    "Shed": "errors",
+    "StaleIncarnation": "errors",
+    "StoreBroken": "errors",
+    "StoreError": "errors",
+    "StoreFull": "errors",
+    "StoreLocked": "errors",
+    "StoreReadOnly": "errors",
+    "StoreTooNew": "errors",
+    "Stuck": "errors",
+    "SynchromeshError": "errors",
+    "TimedOut": "errors",
+    "Unauthenticated": "errors",
+    "UnitTooLong": "errors",
+    "UnknownInstance": "errors",
+    "UnknownOperation": "errors",
+    "UnknownSaga": "errors",
+    "VersionConflict": "errors",
+    "WatchLagged": "errors",
+    "BreakerOptions": "resilience",
+    "BudgetOptions": "resilience",
+    "LimitOptions": "resilience",
+    "Policy": "resilience",
+    "RetryOptions": "resilience",
+    "Migration": "store",
+}
+
+__all__ = [
+    "BadRequest",
+    "BreakerOptions",
+    "BudgetOptions",
+    "Call",
+    "CallError",
+    "CircuitOpen",
+    "ConfigError",
+    "ConnectFailed",
+    "ConnectionLost",
+    "ConstraintFailed",
+    "Contract",
+    "ContractError",
+    "DeadlineExceeded",
+    "DiscoveryError",
+    "DownstreamFailed",
+    "Fenced",
+    "Forbidden",
+    "ForeignAwait",
+    "InProgress",
+    "KeyReused",
+    "KeyUndone",
+    "LimitOptions",
+    "LogGap",
+    "LogReplaced",
+    "Migration",
+    "MissingExtra",
+    "NoInstance",
+    "Policy",
+    "RateLimited",
+    "Refused",
+    "Rejection",
+    "RemoteFailed",
+    "RetryOptions",
+    "SagaConflict",
+    "SagaError",
+    "SagaGone",
+    "SagaLocked",
+    "SagaUndone",
+    "Shed",
+    "StaleIncarnation",
+    "StoreBroken",
+    "StoreError",
+    "StoreFull",
+    "StoreLocked",
+    "StoreReadOnly",
+    "StoreTooNew",
+    "Stuck",
+    "SynchromeshError",
+    "TimedOut",
+    "Unauthenticated",
+    "UnitTooLong",
+    "UnknownInstance",
+    "UnknownOperation",
+    "UnknownSaga",
+    "VersionConflict",
+    "WatchLagged",
+    "command",
+    "event",
+    "query",
+]
+
+
+if not TYPE_CHECKING:  # a type checker that saw this would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"synchromesh has no public name {name!r}")
+        value = getattr(import_module(f"synchromesh.{home}"), name)
+        globals()[name] = value  # the next use is a plain attribute
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

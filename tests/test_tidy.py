@@ -1,0 +1,219 @@
+"""The house rules that no linter checks: sizes, banned calls, documented names, cheap imports."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "synchromesh"
+MODULES = sorted(SOURCE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+LINES_MAX = 500
+# The tree of errors is one table; divided, nobody would see it whole. Nothing may pass 800.
+LONGER_MAX = {"src/synchromesh/errors.py": 800}
+FUNCTION_LINES_MAX = 70
+PARAMETERS_MAX = 8
+
+# Where the world is taken in: everything else is handed a Runtime, or reads the loop's clock.
+AT_THE_EDGE = ("runtime.py", "system/", "cli/", "testing/", "examples/")
+BANNED = re.compile(
+    r"(time\.(time|monotonic|perf_counter)(_ns)?|time\.sleep|random\.[a-zS]\w*|uuid\.\w+|secrets\.\w+"
+    r"|os\.(urandom|environ|getenv)|datetime\.(now|utcnow|today)|asyncio\.to_thread"
+    r"|\w+\.run_in_executor|threading\.\w+|socket\.socket)"
+)
+HEAVY = ("asyncio", "sqlite3", "httptools", "click", "rich")
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name_of(path: Path) -> str:
+    """Name a file as people do: from the root of the repository."""
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> str:
+    """Name the module of a source file."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def functions(path: Path) -> Iterator[Function]:
+    """Yield every function of a file, nested ones too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, Function):
+            yield node
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield where each dotted name is used, and the name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.lineno, ast.unparse(node)
+
+
+def parameters(function: Function) -> list[str]:
+    """Return the parameters that a caller gives."""
+    arguments = function.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return [a.arg for a in every if a.arg not in ("self", "cls")]
+
+
+def test_modules_are_short() -> None:
+    """A module has at most 500 lines."""
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
+    too_long = {n: c for n, c in lengths.items() if c > LONGER_MAX.get(n, LINES_MAX)}
+    assert too_long == {}
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    """A function has at most 70 lines and 8 parameters; beyond, it takes an options value."""
+    offenders = [
+        f"{name_of(path)}:{f.lineno} {f.name}: {lines} lines, {len(parameters(f))} parameters"
+        for path in MODULES
+        for f in functions(path)
+        if (lines := (f.end_lineno or f.lineno) - f.lineno + 1) > FUNCTION_LINES_MAX
+        or len(parameters(f)) > PARAMETERS_MAX
+    ]
+    assert offenders == []
+
+
+def test_nothing_is_left_for_later() -> None:
+    """No marker of unfinished work, no stub that only raises, in what ships."""
+    markers = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")
+    offenders = [
+        f"{name_of(path)}:{number} {line.strip()}"
+        for path in (*MODULES, *TESTS)
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if markers.search(line)
+    ]
+    assert offenders == []
+
+
+def test_the_world_is_taken_in_at_the_edge_only() -> None:
+    """Wall clock, chance, ids, threads and the environment come from Runtime everywhere else."""
+    offenders = [
+        f"{name_of(path)}:{line} {call}"
+        for path in MODULES
+        if not str(path.relative_to(SOURCE)).startswith(AT_THE_EDGE)
+        for line, call in calls(_without_annotations(ast.parse(path.read_text())))
+        if BANNED.fullmatch(call)
+    ]
+    assert offenders == []
+
+
+def test_rooms_do_not_import_the_front_door() -> None:
+    """Only users import from `synchromesh` itself: a room imports from the room that has it."""
+    offenders = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in MODULES
+        if "examples" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and node.module == "synchromesh")
+        or (isinstance(node, ast.Import) and any(a.name == "synchromesh" for a in node.names))
+    ]
+    assert offenders == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if "__all__" in p.read_text()], ids=lambda p: module_of(p)
+)
+def test_public_names_are_sorted_exist_and_say_their_contract(path: Path) -> None:
+    """Every name of an `__all__` exists, and its docstring begins with one whole sentence."""
+    module = importlib.import_module(module_of(path))
+    names: list[str] = list(module.__all__)
+    assert len(names) == len(set(names))
+    offenders = []
+    for name in names:
+        value = getattr(module, name)
+        if not (inspect.isclass(value) or inspect.isroutine(value)):
+            continue  # constants, type aliases and modules have a comment or a docstring of theirs
+        first = (inspect.getdoc(value) or "").partition("\n")[0]
+        if not first.endswith(".") or first.startswith(f"{name}("):
+            offenders.append(f"{module.__name__}.{name}: {first!r}")
+    assert offenders == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if ">>> " in p.read_text()], ids=lambda p: module_of(p)
+)
+def test_examples_in_docstrings_run(path: Path) -> None:
+    """What a docstring shows is what happens."""
+    module = importlib.import_module(module_of(path))
+    outcome = doctest.testmod(module, raise_on_error=False, verbose=False)
+    assert outcome.failed == 0
+    assert outcome.attempted > 0
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    """`import synchromesh` loads no asyncio, sqlite3, httptools, click or rich."""
+    program = (
+        "import json, sys; import synchromesh; dir(synchromesh); "
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    )
+    assert _fresh(program) == []
+
+
+def test_the_front_door_offers_what_the_rooms_have() -> None:
+    """Each public name is the very object of its room, and an unknown one is an AttributeError."""
+    import synchromesh
+
+    assert sorted(synchromesh.__all__) == synchromesh.__all__
+    assert set(synchromesh.__all__) <= set(dir(synchromesh))
+    for name in synchromesh.__all__:
+        value = getattr(synchromesh, name)
+        assert value.__module__.startswith("synchromesh."), name
+        assert value.__name__ == name
+    with pytest.raises(AttributeError, match="no public name 'Sagga'"):
+        _ = synchromesh.Sagga  # type: ignore[attr-defined]
+
+
+def test_tests_state_their_claim_and_cannot_be_skipped() -> None:
+    """Every test says in its docstring what it claims; none is skipped, excused or sleeps."""
+    excuses = re.compile(r"pytest\.(skip|xfail|importorskip)|mark\.(skip|xfail)|\btime\.sleep\(")
+    offenders = [
+        f"{name_of(path)}:{f.lineno} {f.name} states no claim"
+        for path in TESTS
+        for f in functions(path)
+        if f.name.startswith("test_") and not ast.get_docstring(f)
+    ]
+    offenders += [
+        f"{name_of(path)}:{number} {line.strip()}"
+        for path in TESTS
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if excuses.search(line)
+    ]
+    assert offenders == []
+
+
+def _without_annotations(tree: ast.Module) -> ast.Module:
+    """Drop annotations: naming `random.Random` as a type takes no chance from anywhere."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+        elif isinstance(node, Function):
+            node.returns = None
+    return tree
+
+
+def _fresh(program: str) -> object:
+    """Run a program in a new interpreter that nothing measures, and return the JSON it prints."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
