@@ -1,0 +1,114 @@
+"""A public event on its way to a subscriber, and the internal operation that carries it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from synchromesh.calls.contract import Command, Operation, PublicEvent
+from synchromesh.codec import encode
+from synchromesh.context import CallContext
+from synchromesh.events import NewEvent, StoredEvent, append
+from synchromesh.store import Unit
+
+DELIVER = "deliver_message"
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One public event as it is delivered: `id` is the same in every delivery of it.
+
+    Attributes:
+        log_id, position: where it stands in its publisher's log.
+        scope: events of one publisher and scope are delivered one after the other (O3).
+        payload: the event's JSON.
+    """
+
+    log_id: str
+    position: int
+    name: str
+    type_version: int
+    scope: str
+    payload: msgspec.Raw
+    trace_id: str
+
+    @property
+    def id(self) -> str:
+        """What the consumer's inbox knows it by."""
+        return f"{self.log_id}:{self.position}"
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What a consumer did: "handled", "parked", "ignored" (not subscribed), or "failed".
+
+    All but "failed" acknowledge; a failed message is delivered again. It is an answer and no error,
+    so that one poison message does not open the breaker for all others.
+    """
+
+    outcome: str
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """True where the message need not be delivered again."""
+        return self.outcome != "failed"
+
+
+class Sender(Protocol):
+    """Sends operations of other services; the calls room's `Caller` is one."""
+
+    async def send(
+        self,
+        operation: Operation[..., Any],
+        arguments: bytes,
+        *,
+        context: CallContext,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Send a call and return the answer's JSON; raises `CallError` or a `Rejection`."""
+        ...
+
+
+async def publish(unit: Unit, event: PublicEvent[Any], payload: object, *, trace_id: str) -> None:
+    """Append a public event to the log, so that it is published if and only if the unit commits.
+
+    The log is the outbox: what commits is delivered to every subscriber (O1), nothing else is (O2).
+    """
+    key = event.ordering_key(payload)
+    new = NewEvent(
+        event.full_name, encode(payload), is_public=True, ordering_key=key, trace_id=trace_id
+    )
+    await append(unit, f"{event.full_name}/{key}", [new], expected=None)
+
+
+def message_of(stored: StoredEvent, log_id: str) -> Message:
+    """Return the message that carries a stored event."""
+    return Message(
+        log_id=log_id,
+        position=stored.position,
+        name=stored.name,
+        type_version=stored.type_version,
+        scope=scope_of(stored),
+        payload=msgspec.Raw(stored.body),
+        trace_id=stored.trace_id,
+    )
+
+
+def scope_of(stored: StoredEvent) -> str:
+    """Return within what an event keeps its order: its key, or its name where it has none."""
+    return stored.ordering_key or f"*{stored.name}"
+
+
+Deliver: TypeAlias = Command[[Message], Receipt]
+
+
+@cache
+def deliver_to(subscriber: str) -> Deliver:
+    """Return the internal command that delivers a message to a subscriber."""
+
+    async def deliver_message(_: object, message: Message) -> Receipt:
+        raise AssertionError(f"a contract's stub is never called, but it was with {message.id}")
+
+    operation = Command(deliver_message, "POST /_messages", ())
+    operation.service = subscriber
+    return operation
