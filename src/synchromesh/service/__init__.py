@@ -1,0 +1,20 @@
+"""Services: handlers, the transaction and the context that users see, and a service's lifecycle."""
+
+from synchromesh.service.context import Context
+from synchromesh.service.definition import Handled, Projected, Service
+from synchromesh.service.instance import Health, ServiceInstance, Surroundings
+from synchromesh.service.supervisor import Child, Supervisor
+from synchromesh.service.transaction import Transaction
+
+__all__ = [
+    "Child",
+    "Context",
+    "Handled",
+    "Health",
+    "Projected",
+    "Service",
+    "ServiceInstance",
+    "Supervisor",
+    "Surroundings",
+    "Transaction",
+]

@@ -1,0 +1,251 @@
+"""`Service`: the definition of a service. Importing a user's module defines and starts nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from synchromesh.calls.contract import (
+    Command,
+    Contract,
+    Operation,
+    PublicEvent,
+    events_of,
+    operations_of,
+)
+from synchromesh.durations import duration
+from synchromesh.errors import ContractError
+from synchromesh.saga import Saga as SagaSteps
+from synchromesh.saga import SagaDefinition, SagaPolicy
+from synchromesh.service.context import Context
+from synchromesh.service.transaction import Transaction
+from synchromesh.store import Migration
+
+P = ParamSpec("P")
+R = TypeVar("R")
+E = TypeVar("E")
+I = TypeVar("I")  # noqa: E741  the input of a saga
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """One operation and the function that a service handles it with."""
+
+    operation: Operation[..., Any]
+    function: Callable[..., Awaitable[Any]]
+    is_unit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """One projection: the event classes it takes, and the function that writes its tables."""
+
+    name: str
+    events: tuple[type, ...]
+    function: Callable[[Transaction, Any], Awaitable[None]]
+
+
+class Service:
+    """Defines a service: what it offers, how it handles it, and the tables it owns.
+
+    Args:
+        name: lower-case letters, digits and _; the name of its contract, its database and its
+            edges.
+        implements: the contract, every operation of which needs a handler when the service starts.
+        migrations: the service's own tables, ascending from version 1.
+
+    Example:
+        >>> inventory = Service("inventory")
+        >>> inventory
+        <Service inventory: 0 operations, 0 subscriptions, 0 sagas>
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        implements: type[Contract] | None = None,
+        migrations: Sequence[Migration] = (),
+    ) -> None:
+        self.name = name
+        self.contract = implements
+        self.migrations = tuple(migrations)
+        self.operations: dict[str, Handled] = {}
+        self.subscriptions: dict[
+            str, tuple[PublicEvent[Any], Callable[[Transaction, Any], Awaitable[None]]]
+        ] = {}
+        self.sagas: dict[str, SagaDefinition[Any, Any]] = {}
+        self.projections: dict[str, Projected] = {}
+        offered = {} if implements is None else operations_of(implements)
+        wrong = next((op for op in offered.values() if op.service != name), None)
+        if wrong is not None:
+            raise ContractError(
+                f"service {name!r} implements a contract of service {wrong.service!r}; "
+                "give both the same name"
+            )
+        self._offered = offered
+
+    def writes(
+        self, operation: Command[P, R]
+    ) -> Callable[
+        [Callable[Concatenate[Transaction, P], Awaitable[R]]],
+        Callable[Concatenate[Transaction, P], Awaitable[R]],
+    ]:
+        """Handle a command by a unit of work: rows, events, messages and answer commit together.
+
+        The function may await only its transaction, may be run again after a conflict, and takes
+        effect once per idempotency key.
+        """
+
+        def register(
+            function: Callable[Concatenate[Transaction, P], Awaitable[R]],
+        ) -> Callable[Concatenate[Transaction, P], Awaitable[R]]:
+            self._handle(operation, function, is_unit=True)
+            return function
+
+        return register
+
+    def handles(
+        self, operation: Operation[P, R]
+    ) -> Callable[
+        [Callable[Concatenate[Context, P], Awaitable[R]]],
+        Callable[Concatenate[Context, P], Awaitable[R]],
+    ]:
+        """Handle an operation by a function that reads, calls others, and writes by `ctx.write`."""
+
+        def register(
+            function: Callable[Concatenate[Context, P], Awaitable[R]],
+        ) -> Callable[Concatenate[Context, P], Awaitable[R]]:
+            self._handle(operation, function, is_unit=False)
+            return function
+
+        return register
+
+    def on(
+        self, event: PublicEvent[E]
+    ) -> Callable[
+        [Callable[[Transaction, E], Awaitable[None]]], Callable[[Transaction, E], Awaitable[None]]
+    ]:
+        """Take a public event of another service, each once, in a unit of work."""
+
+        def register(
+            function: Callable[[Transaction, E], Awaitable[None]],
+        ) -> Callable[[Transaction, E], Awaitable[None]]:
+            if event.full_name in self.subscriptions:
+                raise ContractError(f"{self.name} takes {event.full_name} twice; join the two")
+            self.subscriptions[event.full_name] = (event, function)
+            return function
+
+        return register
+
+    def saga(
+        self,
+        _input: type[I],
+        *,
+        version: int = 1,
+        deadline: str,
+        key: Callable[[I], str] | None = None,
+        owner: str = "",
+        policy: SagaPolicy | None = None,
+    ) -> Callable[[Callable[[SagaSteps, I], Awaitable[R]]], SagaDefinition[I, R]]:
+        """Define a saga of this service.
+
+        Args:
+            _input: the type of the saga's input.
+            version: raised whenever the steps change (S11).
+            deadline: until its pivot is tried the saga turns past it; such as "10m".
+            key: the semantic lock: one unfinished run per key.
+            owner: who is told of a stuck run; the service where empty.
+            policy: time-outs and attempts of its steps.
+        """
+
+        def register(
+            function: Callable[[SagaSteps, I], Awaitable[R]],
+        ) -> SagaDefinition[I, R]:
+            name = function.__name__
+            if name in self.sagas:
+                raise ContractError(f"{self.name} has two sagas named {name!r}; rename one")
+            definition = SagaDefinition(
+                function,
+                name=name,
+                version=version,
+                deadline_s=duration(deadline),
+                lock_key=key,
+                owner=owner or self.name,
+                policy=policy or SagaPolicy(),
+            )
+            self.sagas[name] = definition
+            return definition
+
+        return register
+
+    def projection(
+        self, name: str, *, events: tuple[type, ...]
+    ) -> Callable[
+        [Callable[[Transaction, Any], Awaitable[None]]],
+        Callable[[Transaction, Any], Awaitable[None]],
+    ]:
+        """Make tables from this service's own events, each event with one effect (E5)."""
+
+        def register(
+            function: Callable[[Transaction, Any], Awaitable[None]],
+        ) -> Callable[[Transaction, Any], Awaitable[None]]:
+            if name in self.projections:
+                raise ContractError(f"{self.name} has two projections named {name!r}; rename one")
+            self.projections[name] = Projected(name, events, function)
+            return function
+
+        return register
+
+    def published(self) -> list[PublicEvent[Any]]:
+        """Return the public events of this service's contract."""
+        return [] if self.contract is None else list(events_of(self.contract).values())
+
+    def check(self) -> None:
+        """Check that the whole contract is handled; called before anything of it starts.
+
+        Raises:
+            ContractError: an operation has no handler, or a type of the contract is wrong.
+        """
+        missing = [name for name in self._offered if name not in self.operations]
+        if missing:
+            raise ContractError(
+                f"service {self.name!r} does not handle {', '.join(missing)} of its contract; "
+                f"write @{self.name}.writes(...) or @{self.name}.handles(...) for each"
+            )
+        for operation in self._offered.values():
+            _ = operation.shape  # resolves the annotations and says what is wrong with them
+        for event in self.published():
+            if event.key_of is not None and event.key_of not in _fields(event.kind):
+                raise ContractError(
+                    f"{event!r} is ordered by {event.key_of!r}, which {event.kind.__name__} lacks"
+                )
+
+    def _handle(
+        self, operation: Operation[..., Any], function: Callable[..., Any], *, is_unit: bool
+    ) -> None:
+        if self._offered.get(operation.name) is not operation:
+            raise ContractError(
+                f"service {self.name!r} handles {operation!r}, which its contract does not offer; "
+                "name the contract in implements="
+            )
+        if operation.name in self.operations:
+            raise ContractError(f"{operation.full_name} is handled twice; remove one handler")
+        if not inspect.iscoroutinefunction(function):
+            raise ContractError(
+                f"the handler of {operation.full_name} is not async; write async def"
+            )
+        self.operations[operation.name] = Handled(operation, function, is_unit)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Service {self.name}: {len(self.operations)} operations, "
+            f"{len(self.subscriptions)} subscriptions, {len(self.sagas)} sagas>"
+        )
+
+
+def _fields(kind: type) -> frozenset[str]:
+    fields = getattr(kind, "__struct_fields__", None) or getattr(kind, "__dataclass_fields__", {})
+    return frozenset(fields)

@@ -1,0 +1,295 @@
+"""How the operations of a service are run: once per key, concluded, replayed, and undone.
+
+A command comes in one of three ways, told apart by its service's definition and its headers:
+
+- a unit (`@writes`): its effect and its answer commit together;
+- a handler (`@handles`): its first effect records BEGUN with the request, its answer concludes it;
+- an undo (`Undoes: key`): it resolves the key it undoes first.
+
+    key is …      undo does …
+    unknown       leaves a tombstone; the call, should it still come, has no effect (S7)
+    REFUSAL       nothing: there was no effect
+    TOMBSTONE     nothing: it was undone before
+    BEGUN         concludes the call under its own key first, then undoes what it answered
+    ANSWER        runs the undo's handler with the recorded answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from synchromesh.calls import Incoming
+from synchromesh.calls.contract import Operation
+from synchromesh.codec import decode, digest, encode
+from synchromesh.context import CallContext
+from synchromesh.errors import InProgress, KeyReused, Rejection
+from synchromesh.service.context import Context, Home, Running, refusal_of
+from synchromesh.service.definition import Handled, Service
+from synchromesh.service.transaction import Transaction
+from synchromesh.store import Kind, Once, Recorded, Unit, inbox
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """The request of a command that has begun, as its inbox record keeps it."""
+
+    operation: str
+    arguments: msgspec.Raw
+    principal: str
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A keyed handler that runs in this process: others under the key wait for it."""
+
+    digest: str
+    concluded: asyncio.Future[Recorded]
+
+
+class Operations:
+    """Runs the operations of one service instance; `handlers` go into its dispatcher."""
+
+    def __init__(self, service: Service, home: Home) -> None:
+        self._service = service
+        self._home = home
+        self._runs: dict[tuple[str, str], _Run] = {}
+
+    def handlers(self) -> dict[str, Callable[[Incoming], Awaitable[bytes]]]:
+        """Return the handler of each operation by its name."""
+        return dict.fromkeys(self._service.operations, self.handle)
+
+    async def handle(self, incoming: Incoming) -> bytes:
+        """Run one operation and return its answer's JSON.
+
+        Raises:
+            Rejection: the business no, fresh or recorded.
+            KeyReused, KeyUndone, InProgress: what the idempotency key forbids.
+        """
+        handled = self._service.operations[incoming.operation.name]
+        if not handled.operation.is_command:
+            return await self._query(handled, incoming)
+        if not incoming.context.key:
+            # Whoever sends no key cannot ask again; the call itself still has one.
+            key = self._home.runtime.new_id()
+            incoming = replace(incoming, context=replace(incoming.context, key=key))
+        if incoming.context.undoes:
+            recorded = await self._undo(handled, incoming)
+        elif handled.is_unit:
+            recorded = await self._unit(handled, incoming)
+        else:
+            recorded = await self._keyed(handled, incoming)
+        if recorded.kind is not Kind.ANSWER:
+            raise refusal_of(recorded, handled.operation.raises)
+        return recorded.body
+
+    async def _query(self, handled: Handled, incoming: Incoming) -> bytes:
+        ctx = Context(self._home, incoming.context, None)
+        arguments = handled.operation.parse(incoming.arguments)
+        return encode(await handled.function(ctx, **arguments))
+
+    async def _unit(self, handled: Handled, incoming: Incoming) -> Recorded:
+        arguments = handled.operation.parse(incoming.arguments)
+        return await self._home.store.write_once(
+            lambda unit: self._run_unit(unit, handled, incoming.context, arguments),
+            self._once(incoming),
+            name=handled.operation.full_name,
+        )
+
+    async def _run_unit(
+        self, unit: Unit, handled: Handled, context: CallContext, arguments: dict[str, Any]
+    ) -> bytes:
+        async def body(tx: Transaction) -> object:
+            return await handled.function(tx, **arguments)
+
+        try:
+            return encode(await self._home.units.run(unit, context, body))
+        except Rejection as rejection:
+            raise _declared(rejection, handled.operation) from rejection
+
+    # -- commands that are handled in several units ------------------------------------------------
+
+    async def _keyed(self, handled: Handled, incoming: Incoming) -> Recorded:
+        """Run a handler under its key, or wait for the run of this process that is under way."""
+        place = (incoming.context.caller, incoming.context.key)
+        wanted = _digest(incoming)
+        run = self._runs.get(place)
+        if run is not None:
+            if run.digest != wanted:
+                raise KeyReused(
+                    f"key {incoming.context.key!r} is in use for another input; "
+                    "a new input needs a new key"
+                )
+            # The run goes on for its own caller; this one may stop waiting.
+            return await asyncio.shield(run.concluded)
+        run = _Run(wanted, asyncio.get_running_loop().create_future())
+        self._runs[place] = run
+        try:
+            recorded = await self._conclude(handled, incoming)
+        except BaseException as error:
+            if not run.concluded.done():
+                run.concluded.set_exception(
+                    InProgress("the call under this key stopped without an answer; ask again")
+                )
+                run.concluded.exception()  # nobody may be waiting, which is no error
+            del self._runs[place]
+            if isinstance(error, Rejection):
+                raise _declared(error, handled.operation) from error
+            raise
+        del self._runs[place]
+        run.concluded.set_result(recorded)
+        return recorded
+
+    async def _conclude(self, handled: Handled, incoming: Incoming) -> Recorded:
+        once = self._once(incoming)
+        known = await self._recall(once)
+        if known is not None:
+            return known
+        context = incoming.context
+        begun = Begun(
+            handled.operation.name,
+            msgspec.Raw(incoming.arguments),
+            context.principal,
+            context.trace_id,
+        )
+        running = Running(once.caller, once.key, once.digest, encode(begun))
+        ctx = Context(self._home, context, running)
+        arguments = handled.operation.parse(incoming.arguments)
+        refusal: Rejection | None = None
+        answer = b""
+        try:
+            answer = encode(await handled.function(ctx, **arguments))
+        except Rejection as rejection:
+            refusal = _declared(rejection, handled.operation)
+
+        async def conclusion(_: Unit) -> bytes:
+            if refusal is not None:
+                raise refusal
+            return answer
+
+        return await self._home.store.write_once(
+            conclusion, once, name=f"conclude {handled.operation.full_name}"
+        )
+
+    async def _recall(self, once: Once) -> Recorded | None:
+        rows = await self._home.store.read(
+            "select kind, digest, body from sm_inbox where caller = ? and key = ?",
+            once.caller,
+            once.key,
+        )
+        if not rows or rows[0][0] == Kind.BEGUN.value:
+            return None
+        # A conclusion is there: the unit returns it, or says what is wrong with the key.
+        return await self._home.store.write_once(_never, once, name="recall an answer")
+
+    # -- undo --------------------------------------------------------------------------------------
+
+    async def _undo(self, handled: Handled, incoming: Incoming) -> Recorded:
+        context = incoming.context
+        place = (context.caller, context.undoes)
+        begun = await self._begun(place)
+        if begun is not None:
+            await self._conclude_begun(begun, context)
+        once = self._once(incoming)
+        if handled.is_unit:
+            return await self._home.store.write_once(
+                lambda unit: self._undo_in(unit, handled, context),
+                once,
+                name=handled.operation.full_name,
+            )
+        known = await self._home.store.write(
+            lambda unit: _resolve(unit, place, self._home.keep_s), name="resolve an undone key"
+        )
+        if known is None:
+            return await self._home.store.write_once(_nothing, once, name="undo of nothing")
+        undone = replace(incoming, arguments=_argument(handled.operation, known))
+        return await self._keyed(handled, replace(undone, context=replace(context, undoes="")))
+
+    async def _undo_in(self, unit: Unit, handled: Handled, context: CallContext) -> bytes:
+        known = await _resolve(unit, (context.caller, context.undoes), self._home.keep_s)
+        if known is None:
+            return b"null"
+        arguments = handled.operation.parse(_argument(handled.operation, known))
+        return await self._run_unit(unit, handled, context, arguments)
+
+    async def _begun(self, place: tuple[str, str]) -> Begun | None:
+        run = self._runs.get(place)
+        if run is not None:
+            await asyncio.wait([run.concluded])
+        rows = await self._home.store.read(
+            "select body from sm_inbox where caller = ? and key = ? and kind = ?",
+            place[0],
+            place[1],
+            Kind.BEGUN.value,
+        )
+        if not rows or not isinstance(rows[0][0], bytes):
+            return None
+        return decode(rows[0][0], Begun)
+
+    async def _conclude_begun(self, begun: Begun, undo: CallContext) -> None:
+        """Run a command that has begun to its end, so that it is known what there is to undo."""
+        handled = self._service.operations[begun.operation]
+        context = replace(
+            undo,
+            key=undo.undoes,
+            undoes="",
+            principal=begun.principal,
+            trace_id=begun.trace_id,
+        )
+        incoming = Incoming(handled.operation, bytes(begun.arguments), context)
+        try:
+            await self._keyed(handled, incoming)
+        except Rejection:
+            return  # concluded with a no: there is nothing to undo
+
+    def _once(self, incoming: Incoming) -> Once:
+        context = incoming.context
+        # An undo is told by what it undoes: its arguments are the participant's own record.
+        wanted = digest(b"undo\0" + context.undoes.encode()) if context.undoes else ""
+        return Once(context.caller, context.key, wanted or _digest(incoming), self._home.keep_s)
+
+
+def _digest(incoming: Incoming) -> str:
+    return digest(incoming.operation.full_name.encode() + b"\0" + incoming.arguments)
+
+
+def _declared(rejection: Rejection, operation: Operation[..., Any]) -> Rejection:
+    if isinstance(rejection, operation.raises):
+        return rejection
+    raise UndeclaredRejection(
+        f"{operation.full_name} raised {type(rejection).__name__}, which its contract does not "
+        "declare in raises="
+    ) from rejection
+
+
+class UndeclaredRejection(Exception):
+    """Tells that a handler raised a rejection that its contract does not declare: a bug."""
+
+
+async def _resolve(unit: Unit, place: tuple[str, str], keep_s: float) -> Recorded | None:
+    """Return the answer that is to be undone; None where there is nothing to undo, for ever."""
+    known = await inbox.look_up(unit, *place)
+    if known is None:
+        await inbox.bury(unit, *place, keep_s)
+        return None
+    if known.kind is Kind.BEGUN:
+        raise InProgress("the call that is to be undone still runs; ask again")
+    return known if known.kind is Kind.ANSWER else None
+
+
+def _argument(operation: Operation[..., Any], known: Recorded) -> bytes:
+    """Return the arguments of an undo: its one parameter is the recorded answer."""
+    names = operation.shape.arguments.__struct_fields__
+    return encode({names[0]: msgspec.Raw(known.body)} if names else {})
+
+
+async def _nothing(_: Unit) -> bytes:
+    return b"null"
+
+
+async def _never(_: Unit) -> bytes:
+    raise InProgress("the record of this key has just gone; ask again")

@@ -1,0 +1,101 @@
+"""Keeps the background children of a service running; no loop fails silently or for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from synchromesh.service.restarts import RestartOptions, Restarts
+from synchromesh.telemetry.span import status_of
+
+_log = logging.getLogger("synchromesh.service")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A background loop: `run` makes its coroutine anew at each start."""
+
+    name: str
+    run: Callable[[], Coroutine[Any, Any, None]]
+
+
+@dataclass(slots=True)
+class ChildState:
+    """What the admin endpoint shows of a child: "running", "restarting" or "failed"."""
+
+    state: str = "running"
+    restarts: int = 0
+    last_error: str = ""
+
+
+class Supervisor:
+    """Runs children until it is closed; a child that fails too often escalates.
+
+    Args:
+        name: whose children they are.
+        escalate: told the child's name and error once its restarts are used up; the child stays
+            down and is shown as failed.
+        options: the restart intensity.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        escalate: Callable[[str, BaseException], None],
+        options: RestartOptions | None = None,
+    ) -> None:
+        self._name = name
+        self._escalate = escalate
+        self._options = options or RestartOptions()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.states: dict[str, ChildState] = {}
+
+    def start(self, child: Child) -> None:
+        """Start a child and keep it running."""
+        self.states[child.name] = ChildState()
+        self._tasks.append(
+            asyncio.get_running_loop().create_task(
+                self._keep(child), name=f"{self._name}/{child.name}"
+            )
+        )
+
+    @property
+    def is_healthy(self) -> bool:
+        """False once a child has escalated."""
+        return all(state.state != "failed" for state in self.states.values())
+
+    async def close(self) -> None:
+        """End all children and wait until they have ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def _keep(self, child: Child) -> None:
+        restarts = Restarts(self._options)
+        state = self.states[child.name]
+        while True:
+            try:
+                await child.run()
+                error: Exception = RuntimeError("it returned; a background loop never does")
+            except Exception as raised:  # noqa: BLE001  whatever ended it is the state that is shown
+                error = raised
+            _log.error("%s: child %s failed", self._name, child.name, exc_info=error)
+            state.last_error = status_of(error)
+            pause_s = restarts.failed(now=asyncio.get_running_loop().time())
+            if pause_s is None:
+                state.state = "failed"
+                self._escalate(child.name, error)
+                return
+            state.state = "restarting"
+            state.restarts += 1
+            await asyncio.sleep(pause_s)
+            state.state = "running"
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {state.state}" for name, state in self.states.items())
+        return f"<Supervisor {self._name}: {shown or 'no children'}>"

@@ -1,0 +1,146 @@
+"""`Transaction`: the unit of work as users see it, with events and messages joined to it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from synchromesh.calls.contract import PublicEvent
+from synchromesh.context import CallContext
+from synchromesh.errors import ContractError
+from synchromesh.events import Decider, EventTypes, append, decide
+from synchromesh.messaging import publish
+from synchromesh.runtime import Runtime
+from synchromesh.store import Row, SqlValue, Unit
+
+R = TypeVar("R")
+C = TypeVar("C")
+E = TypeVar("E")
+
+PUBLISHED_MAX = 1000
+
+
+class Transaction:
+    """One unit of work: all of it commits, or nothing does. It is the only thing a unit may await.
+
+    Attributes:
+        trace_id: the trace that this unit belongs to.
+        principal: on whose behalf it runs, "" for the service's own.
+    """
+
+    __slots__ = ("_context", "_published", "_scope", "_unit")
+
+    def __init__(self, unit: Unit, scope: UnitScope, context: CallContext) -> None:
+        self._unit = unit
+        self._scope = scope
+        self._context = context
+        self._published: list[tuple[PublicEvent[Any], object]] = []
+
+    @property
+    def unit_id(self) -> str:
+        """What this unit is known by."""
+        return self._unit.unit_id
+
+    @property
+    def now_us(self) -> int:
+        """The wall clock when the unit began, in microseconds since 1970 UTC."""
+        return self._unit.now_us
+
+    @property
+    def service(self) -> str:
+        """The service that owns the database."""
+        return self._unit.service
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that this unit belongs to."""
+        return self._context.trace_id
+
+    @property
+    def principal(self) -> str:
+        """On whose behalf it runs, "" for the service's own."""
+        return self._context.principal
+
+    def new_id(self) -> str:
+        """Return a new UUIDv7. A unit that is run again gets another one."""
+        return self._scope.runtime.new_id()
+
+    async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
+        """Run one statement of SQL, `?` marking the values, and return its rows."""
+        return await self._unit.execute(sql, *values)
+
+    def notify(self, topic: str) -> None:
+        """Tell the listeners of a topic once the unit is durable."""
+        self._unit.notify(topic)
+
+    async def decide(self, decider: Decider[Any, C, R], stream_id: str, command: C) -> R:
+        """Load a stream, let the decider decide, append what it decided, and return its result.
+
+        Raises:
+            Rejection: the decider refused.
+        """
+        self._scope.adopt(decider)
+        return await decide(
+            self._unit,
+            decider,
+            self._scope.types,
+            stream_id,
+            command,
+            trace_id=self._context.trace_id,
+        )
+
+    async def append(self, stream: str, *events: object, expected: int | None = None) -> int:
+        """Append events to a stream and return its new version.
+
+        Raises:
+            VersionConflict: the stream is not at the expected version.
+        """
+        types = self._scope.types
+        new = [types.encode(event, trace_id=self._context.trace_id) for event in events]
+        return await append(self._unit, stream, new, expected=expected)
+
+    def publish(self, event: PublicEvent[E], payload: E) -> None:
+        """Publish a public event of this service: delivered if and only if the unit commits.
+
+        Raises:
+            ContractError: the event is another service's, or more than 1,000 are published.
+        """
+        if event.service != self.service:
+            raise ContractError(
+                f"{self.service} published {event!r}, which belongs to {event.service}; "
+                "declare an event in its own contract"
+            )
+        if len(self._published) >= PUBLISHED_MAX:
+            raise ContractError(f"one unit may publish {PUBLISHED_MAX} events; use several units")
+        self._published.append((event, payload))
+
+    async def finish(self) -> None:
+        """Write what was published; called once, after the unit's function has returned."""
+        for event, payload in self._published:
+            await publish(self._unit, event, payload, trace_id=self._context.trace_id)
+        self._published.clear()
+
+
+class UnitScope:
+    """What the transactions of one running service share: its event types and its runtime."""
+
+    def __init__(self, types: EventTypes, runtime: Runtime) -> None:
+        self.types = types
+        self.runtime = runtime
+        self._adopted: set[str] = set()
+
+    def adopt(self, decider: Decider[Any, Any, Any]) -> None:
+        """Make the events of a decider known by name; may be repeated."""
+        if decider.name not in self._adopted:
+            for event in decider.events:
+                self.types.add(event)
+            self._adopted.add(decider.name)
+
+    async def run(
+        self, unit: Unit, context: CallContext, body: Callable[[Transaction], Awaitable[R]]
+    ) -> R:
+        """Run a user's function on the transaction of a unit, and write what it published."""
+        tx = Transaction(unit, self, context)
+        result = await body(tx)
+        await tx.finish()
+        return result
