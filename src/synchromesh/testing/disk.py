@@ -210,6 +210,18 @@ class SimConnection(sqlite3.Connection):
         """Return a cursor that reports what it ran."""
         return super().cursor(_WatchedCursor if factory is None else factory)
 
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        """Run a statement."""
+        return self.cursor().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Any, /) -> Any:
+        """Run a statement for each row of values."""
+        return self.cursor().executemany(sql, parameters)
+
+    def executescript(self, sql_script: str, /) -> Any:
+        """Run many statements."""
+        return self.cursor().executescript(sql_script)
+
     def close(self) -> None:
         """Close; an open transaction is rolled back."""
         self.is_closed = True
@@ -232,6 +244,9 @@ class SimConnection(sqlite3.Connection):
         if words.startswith("pragma"):
             if "synchronous" in words:
                 self._note_level()
+            elif "busy_timeout" in words:
+                # It would wait in real time, for a lock whose owner is on this very thread.
+                sqlite3.Cursor(self).execute("PRAGMA busy_timeout = 0")
         elif not self._is_unsynced:
             if self.in_transaction:
                 # From here on the connection costs what any other does.
@@ -252,6 +267,9 @@ class _UnwatchedConnection(SimConnection):
     """A connection whose commits are all synced; statements run at full speed."""
 
     cursor = sqlite3.Connection.cursor
+    execute = sqlite3.Connection.execute
+    executemany = sqlite3.Connection.executemany
+    executescript = sqlite3.Connection.executescript
 
 
 class _WatchedCursor(sqlite3.Cursor):
