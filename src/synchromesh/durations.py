@@ -1,0 +1,30 @@
+"""Durations as people write them: `"300ms"`, `"1.5s"`, `"10m"`, `"2h"`, `"7d"`."""
+
+from __future__ import annotations
+
+import re
+
+from synchromesh.errors import ConfigError
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_FORM = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)")
+
+
+def duration(text: str) -> float:
+    """Return the seconds that a number with a unit (ms, s, m, h, d) stands for.
+
+    Raises:
+        ConfigError: it is no such text, or it is not longer than zero.
+
+    Example:
+        >>> duration("300ms"), duration("1.5s"), duration("10m")
+        (0.3, 1.5, 600.0)
+    """
+    matched = _FORM.fullmatch(text)
+    length_s = float(matched[1]) * _UNITS_S[matched[2]] if matched else 0.0
+    if length_s <= 0:
+        raise ConfigError(
+            f"{text[:40]!r} is no duration; write a number above 0 with ms, s, m, h or d, "
+            'such as "300ms", "1.5s" or "10m"'
+        )
+    return length_s

@@ -1,0 +1,21 @@
+"""Sagas: work over several services that is completed, or undone, or stuck and visible.
+
+A saga function awaits steps; each is recorded in the service's own database, and no effect happens
+before what it depends on is durable. After a crash the function is run again from its records.
+"""
+
+from synchromesh.saga.definition import SagaDefinition, Sender, Starter
+from synchromesh.saga.handle import SagaRun
+from synchromesh.saga.policy import SagaPolicy
+from synchromesh.saga.steps import Saga, Step, Together
+
+__all__ = [
+    "Saga",
+    "SagaDefinition",
+    "SagaPolicy",
+    "SagaRun",
+    "Sender",
+    "Starter",
+    "Step",
+    "Together",
+]

@@ -1,0 +1,126 @@
+"""What a saga is, before any run of it: its function, its deadline, its lock and its patience."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from synchromesh.calls.contract import Operation
+from synchromesh.context import CallContext
+from synchromesh.errors import ConfigError, ContractError
+from synchromesh.saga.handle import SagaRun
+from synchromesh.saga.policy import SagaPolicy
+from synchromesh.saga.steps import Saga
+
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
+
+
+class Shape(NamedTuple):
+    """The types of a saga's input and result, as its function's annotations say."""
+
+    input: Any
+    result: Any
+
+
+@dataclass(frozen=True)
+class SagaDefinition(Generic[I, R]):
+    """Names a saga function and says how its runs behave. Defining one starts nothing.
+
+    Attributes:
+        fn: the saga: `async def place_order(s: Saga, order: PlaceOrder) -> Placed`. It awaits
+            nothing but steps of `s`, and reads neither clock nor chance: it is run again from its
+            records after a restart.
+        name: what its runs are stored under; stays the same when the function is renamed.
+        version: ascends with the code. A run of an older version continues where it still matches
+            what was recorded; one of a newer version is stuck (S11).
+        deadline_s: how long a run may take before its pivot; past it the run is undone.
+        lock_key: the semantic lock: at most one unfinished run for each value it returns.
+        owner: who looks after a stuck run.
+
+    Raises:
+        ConfigError: a value is outside its range.
+    """
+
+    fn: Callable[[Saga, I], Coroutine[Any, Any, R]]
+    name: str
+    version: int = 1
+    deadline_s: float = 600.0
+    lock_key: Callable[[I], str] | None = None
+    owner: str = ""
+    policy: SagaPolicy = field(default_factory=SagaPolicy)
+
+    def __post_init__(self) -> None:
+        if self.version < 1 or self.deadline_s <= 0:
+            raise ConfigError(
+                f"saga {self.name!r} has version {self.version} and deadline_s {self.deadline_s}; "
+                "versions begin at 1, deadlines are above 0"
+            )
+
+    @property
+    def shape(self) -> Shape:
+        """The types of input and result.
+
+        Raises:
+            ContractError: an annotation is missing or cannot be resolved.
+        """
+        try:
+            hints = typing.get_type_hints(self.fn)
+        except NameError as error:
+            raise ContractError(
+                f"saga {self.name!r}: {error}; its annotations must be importable"
+            ) from error
+        names = list(inspect.signature(self.fn).parameters)
+        if len(names) != 2 or names[1] not in hints or "return" not in hints:
+            raise ContractError(
+                f"saga {self.name!r}: expected async def {self.fn.__name__}(s: Saga, input: Input) "
+                "-> Result, with these annotations"
+            )
+        return Shape(hints[names[1]], hints["return"])
+
+    async def start(self, ctx: Starter, input: I, *, id: str) -> SagaRun[R]:  # noqa: A002
+        """Start a run and return once it is durable; the same id and input is the same run (S1).
+
+        Raises:
+            SagaConflict: the id belongs to a run with another input.
+            SagaLocked: another unfinished run holds the semantic lock.
+            Shed: too many runs are in flight.
+        """
+        return await ctx.start_saga(self, input, id=id)
+
+
+class Starter(Protocol):
+    """Starts sagas: a handler's context does."""
+
+    async def start_saga(
+        self,
+        definition: SagaDefinition[I, R],
+        input: I,  # noqa: A002
+        *,
+        id: str,  # noqa: A002
+    ) -> SagaRun[R]:
+        """Start a run in the service's engine."""
+        ...
+
+
+class Sender(Protocol):
+    """Sends the calls of steps and undos; the service's caller does."""
+
+    async def send(
+        self,
+        operation: Operation[..., Any],
+        arguments: bytes,
+        *,
+        context: CallContext,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Send canonical arguments and return the answer's JSON.
+
+        Raises:
+            Rejection: the operation's business no.
+            CallError: it failed; `Refused` and `ConnectFailed` say that it was not run.
+        """
+        ...

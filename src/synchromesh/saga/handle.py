@@ -1,0 +1,101 @@
+"""The handle of one run: wait for its result, or cancel it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
+from synchromesh.saga.machine import Cause, Status
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """How a run ended: its result's JSON where it completed, else why it did not."""
+
+    status: Status
+    result: bytes
+    cause: Cause
+
+
+class Host(Protocol):
+    """Knows the runs of a service; the engine does."""
+
+    async def conclusion(self, id: str, within_s: float) -> Conclusion | None:  # noqa: A002
+        """Wait until a run has ended, at most so long; None where it has not."""
+        ...
+
+    async def cancel(self, id: str, reason: str) -> None:  # noqa: A002
+        """Turn a run to compensating."""
+        ...
+
+
+class SagaRun(Generic[R_co]):
+    """Is the handle of one run; the run itself goes on whether or not anybody holds it.
+
+    Attributes:
+        id: the run's id, under which it can be asked for again.
+    """
+
+    __slots__ = ("_host", "_load", "id")
+
+    def __init__(self, id: str, host: Host, load: Callable[[bytes], R_co]) -> None:  # noqa: A002
+        self.id = id
+        self._host = host
+        self._load = load
+
+    async def result(self, within_s: float) -> R_co | None:
+        """Return the result once the run has completed; None where it has not after `within_s`.
+
+        Raises:
+            Rejection: the business no that turned the run, once it is undone.
+            SagaUndone: it was undone for a technical reason, or cancelled.
+            Stuck: it needs a person.
+            SagaGone: this process gave the run up; it goes on elsewhere or after a restart.
+        """
+        ended = await self._host.conclusion(self.id, within_s)
+        if ended is None:
+            return None
+        if ended.status is Status.COMPLETED:
+            return self._load(ended.result)
+        if ended.status is Status.STUCK:
+            raise Stuck(f"saga {self.id!r} is stuck: {ended.cause.reason}; it needs a person")
+        raise _undone(self.id, ended.cause)
+
+    async def cancel(self, reason: str) -> None:
+        """Turn the run: what it did is undone. Returns once that is durable (S9).
+
+        A run that is being undone, or was, is left as it is.
+
+        Raises:
+            SagaError: its pivot was tried, or it has completed or is stuck: there is no way back.
+            SagaGone: this process does not run it.
+        """
+        await self._host.cancel(self.id, reason)
+
+    def __repr__(self) -> str:
+        return f"<SagaRun {self.id}>"
+
+
+def _undone(id: str, cause: Cause) -> Exception:  # noqa: A002
+    if cause.problem is not None:
+        status = cause.problem.get("status")
+        error = from_problem(
+            cause.problem,
+            status=status if isinstance(status, int) else 409,
+            raises=_rejections(Rejection),
+        )
+        if isinstance(error, Rejection):
+            return error
+    return SagaUndone(f"saga {id!r} was undone: {cause.reason}")
+
+
+def _rejections(cls: type[Rejection]) -> list[type[Rejection]]:
+    # A finished run has only the code of what turned it; the classes are those that are imported.
+    found = [cls]
+    for subclass in cls.__subclasses__():
+        found += _rejections(subclass)
+    return found

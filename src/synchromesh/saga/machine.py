@@ -1,0 +1,546 @@
+"""The machine of one run: what its records mean, and what may follow.
+
+    running ──turned──▶ compensating ──ended──▶ undone
+       │ └───stuck──▶ stuck ◀──stuck──┘
+       └──ended──▶ completed
+
+A run is its records. `apply` folds them; the other methods ask what to do and change nothing that
+is recorded: the shell appends the records of a `Decision` and applies them. Once its pivot has
+begun a run does not turn, unless the pivot was certainly not done: refused, or never run.
+
+Source: Garcia-Molina & Salem, "Sagas", SIGMOD 1987; the pivot is Richardson's, *Microservices
+Patterns*, chapter 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from synchromesh.codec import decode, encode
+from synchromesh.errors import SagaError
+from synchromesh.resilience.retry import Chance
+from synchromesh.saga.policy import SagaPolicy
+
+PIVOT_BODY = b'"pivot"'
+"""The body of the `begun` of a pivot: the records alone tell whether there is a way back."""
+
+
+class Status(Enum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    COMPLETED = "completed"
+    UNDONE = "undone"
+    STUCK = "stuck"
+
+
+UNFINISHED = (Status.RUNNING, Status.COMPENSATING)
+
+
+class Kind(Enum):
+    """What a record says."""
+
+    BEGUN = "begun"
+    DONE = "done"
+    REFUSED = "refused"
+    TURNED = "turned"
+    UNDO_BEGUN = "undo_begun"
+    UNDONE = "undone"
+    STUCK = "stuck"
+    ENDED = "ended"
+
+
+class Phase(Enum):
+    """How far a step has come; UNKNOWN is begun, and nobody knows whether it has an effect."""
+
+    NEW = "new"
+    UNKNOWN = "unknown"
+    DONE = "done"
+    REFUSED = "refused"
+    UNDOING = "undoing"
+    UNDONE = "undone"
+
+
+STATUS_AFTER: dict[tuple[Status, Kind], Status] = {
+    (Status.RUNNING, Kind.BEGUN): Status.RUNNING,
+    (Status.RUNNING, Kind.DONE): Status.RUNNING,
+    (Status.RUNNING, Kind.REFUSED): Status.RUNNING,
+    (Status.RUNNING, Kind.TURNED): Status.COMPENSATING,
+    (Status.RUNNING, Kind.STUCK): Status.STUCK,
+    (Status.RUNNING, Kind.ENDED): Status.COMPLETED,
+    (Status.COMPENSATING, Kind.UNDO_BEGUN): Status.COMPENSATING,
+    (Status.COMPENSATING, Kind.UNDONE): Status.COMPENSATING,
+    (Status.COMPENSATING, Kind.STUCK): Status.STUCK,
+    (Status.COMPENSATING, Kind.ENDED): Status.UNDONE,
+}
+
+# A write has no `begun` and no `undo_begun`: it commits with its own record.
+PHASE_AFTER: dict[tuple[Phase, Kind], Phase] = {
+    (Phase.NEW, Kind.BEGUN): Phase.UNKNOWN,
+    (Phase.NEW, Kind.DONE): Phase.DONE,
+    (Phase.NEW, Kind.REFUSED): Phase.REFUSED,
+    (Phase.UNKNOWN, Kind.BEGUN): Phase.UNKNOWN,
+    (Phase.UNKNOWN, Kind.DONE): Phase.DONE,
+    (Phase.UNKNOWN, Kind.REFUSED): Phase.REFUSED,
+    (Phase.UNKNOWN, Kind.UNDO_BEGUN): Phase.UNDOING,
+    (Phase.DONE, Kind.UNDO_BEGUN): Phase.UNDOING,
+    (Phase.DONE, Kind.UNDONE): Phase.UNDONE,
+    (Phase.UNDOING, Kind.UNDO_BEGUN): Phase.UNDOING,
+    (Phase.UNDOING, Kind.UNDONE): Phase.UNDONE,
+}
+
+
+class Result(Enum):
+    """What one attempt came to."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"  # a business no: certain, and final under the key
+    NOT_RUN = "not run"  # certainly not run this time: does not use up attempts
+    UNKNOWN = "unknown"  # it may have run, may run still, or never
+    BROKEN = "broken"  # certainly not run, and no later attempt will do better
+
+
+class Zone(Enum):
+    """Where a step stands to the point of no return."""
+
+    BEFORE = "before"
+    PIVOT = "pivot"
+    AFTER = "after"
+
+
+class Verdict(Enum):
+    """What a decision comes to."""
+
+    RETURN = "return"
+    RETRY = "retry"
+    TURN = "turn"
+    STUCK = "stuck"
+    UNDONE = "undone"
+
+
+class _Rule(Enum):
+    RETURN = "return"
+    TURN = "turn"
+    STUCK = "stuck"
+    AGAIN = "again until the zone's bound, then give up"
+    GIVE_UP = "turn where nothing can have happened past the pivot, else stuck"
+
+
+RULES: dict[tuple[Zone, Result], _Rule] = {
+    (Zone.BEFORE, Result.ANSWERED): _Rule.RETURN,
+    (Zone.BEFORE, Result.REFUSED): _Rule.TURN,
+    (Zone.BEFORE, Result.NOT_RUN): _Rule.AGAIN,
+    (Zone.BEFORE, Result.UNKNOWN): _Rule.AGAIN,
+    (Zone.BEFORE, Result.BROKEN): _Rule.TURN,
+    (Zone.PIVOT, Result.ANSWERED): _Rule.RETURN,
+    (Zone.PIVOT, Result.REFUSED): _Rule.TURN,
+    (Zone.PIVOT, Result.NOT_RUN): _Rule.AGAIN,
+    (Zone.PIVOT, Result.UNKNOWN): _Rule.AGAIN,
+    (Zone.PIVOT, Result.BROKEN): _Rule.GIVE_UP,
+    (Zone.AFTER, Result.ANSWERED): _Rule.RETURN,
+    (Zone.AFTER, Result.REFUSED): _Rule.STUCK,
+    (Zone.AFTER, Result.NOT_RUN): _Rule.AGAIN,
+    (Zone.AFTER, Result.UNKNOWN): _Rule.AGAIN,
+    (Zone.AFTER, Result.BROKEN): _Rule.STUCK,
+}
+
+UNDO_RULES: dict[Result, _Rule] = {
+    Result.ANSWERED: _Rule.RETURN,
+    Result.REFUSED: _Rule.STUCK,
+    Result.NOT_RUN: _Rule.AGAIN,
+    Result.UNKNOWN: _Rule.AGAIN,
+    Result.BROKEN: _Rule.STUCK,
+}
+
+
+class Cause(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a run turned or is stuck: for people, and the problem that a client is told."""
+
+    reason: str = ""
+    step: str = ""
+    problem: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One durable fact of a run; `step` is its name # ordinal, `body` JSON or empty."""
+
+    kind: Kind
+    step: str = ""
+    attempt: int = 0
+    digest: str = ""
+    body: bytes = b""
+    at_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a step is, as far as the machine cares: its name and what tells its input."""
+
+    name: str
+    digest: str
+    is_write: bool = False
+    is_pivot: bool = False
+    has_undo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one attempt of a step or an undo came to.
+
+    `body` is the answer's JSON, `problem` what a client would be told of a failure.
+    """
+
+    result: Result
+    body: bytes = b""
+    why: str = ""
+    problem: dict[str, Any] | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The step is recorded as done: this is its result."""
+
+    step: str
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The step is to be tried; the record, if any, must be durable before."""
+
+    step: str
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """The run is being undone: the function goes no further."""
+
+
+@dataclass(frozen=True, slots=True)
+class UndoStep:
+    """The undo that is next; `result` is None where the step's outcome is unknown."""
+
+    step: str
+    result: bytes | None
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows from an outcome: the records to append, and how long to wait before a retry."""
+
+    verdict: Verdict
+    records: tuple[Record, ...] = ()
+    delay_s: float = 0.0
+
+
+class _Step:
+    __slots__ = ("ask", "attempts", "digest", "order", "phase", "result", "tries", "undo_attempts")
+
+    def __init__(self) -> None:
+        self.phase = Phase.NEW
+        self.digest = ""
+        self.attempts = 0
+        self.undo_attempts = 0
+        self.result: bytes | None = None
+        self.tries = 0  # waits of this life: the backoff's exponent
+        self.ask: Ask | None = None
+        self.order = 0
+
+
+class SagaMachine:
+    """Holds the state of one run, rebuilt from its records.
+
+    Args:
+        policy: how patient it is.
+        deadline_us: the wall clock at which a run before its pivot turns.
+
+    Example:
+        >>> machine = SagaMachine(SagaPolicy(), deadline_us=9)
+        >>> machine.on_ask([Ask("stock.reserve", "d")], now_us=1)[0].step
+        'stock.reserve#1'
+        >>> machine.apply(Record(Kind.BEGUN, "stock.reserve#1", 1, "d"))
+        >>> machine.apply(Record(Kind.DONE, "stock.reserve#1", 1, "d", b"7"))
+        >>> machine
+        <SagaMachine running stock.reserve#1=done>
+    """
+
+    def __init__(self, policy: SagaPolicy, *, deadline_us: int) -> None:
+        self._policy = policy
+        self._backoff = policy.backoff
+        self._deadline_us = deadline_us
+        self._steps: dict[str, _Step] = {}
+        self._ordinals: dict[str, int] = {}
+        self._asked = 0
+        self._pivot = ""
+        self._pivot_done_us = 0
+        self._turned_us = 0
+        self.status = Status.RUNNING
+        self.cause = Cause()
+        self.result = b""
+
+    # -- records ---------------------------------------------------------------------------------
+
+    def apply(self, record: Record) -> None:
+        """Take a record into the state.
+
+        Raises:
+            SagaError: it cannot follow those before it.
+        """
+        status = STATUS_AFTER.get((self.status, record.kind))
+        if status is None or (record.kind is Kind.TURNED and self.has_no_way_back):
+            raise self._illegal(record)
+        if record.step and record.kind not in (Kind.TURNED, Kind.STUCK):
+            self._apply_to_step(record)
+        elif record.kind in (Kind.TURNED, Kind.STUCK):
+            self.cause = decode(record.body, Cause)
+            self._turned_us = record.at_us
+        elif record.kind is Kind.ENDED:
+            self.result = record.body
+        else:
+            raise self._illegal(record)
+        self.status = status
+
+    def _apply_to_step(self, record: Record) -> None:
+        step = self._steps.setdefault(record.step, _Step())
+        phase = PHASE_AFTER.get((step.phase, record.kind))
+        if phase is None:
+            raise self._illegal(record)
+        step.phase = phase
+        if record.kind in (Kind.BEGUN, Kind.DONE, Kind.REFUSED):
+            step.digest = record.digest
+        if record.kind is Kind.BEGUN:
+            step.attempts = record.attempt
+            if record.body == PIVOT_BODY:
+                self._pivot = record.step
+        elif record.kind is Kind.UNDO_BEGUN:
+            step.undo_attempts = record.attempt
+        elif record.kind is Kind.DONE:
+            step.result = record.body
+            if record.step == self._pivot:
+                self._pivot_done_us = record.at_us
+
+    def _illegal(self, record: Record) -> SagaError:
+        return SagaError(
+            f"the record {record.kind.value} {record.step} cannot follow: {self!r}; the records "
+            "were changed, or another engine wrote them"
+        )
+
+    @property
+    def has_no_way_back(self) -> bool:
+        """True from the pivot's first `begun` on, unless it is recorded as certainly not done."""
+        return bool(self._pivot) and self._steps[self._pivot].phase is not Phase.REFUSED
+
+    # -- forward ---------------------------------------------------------------------------------
+
+    def on_ask(self, asks: Sequence[Ask], *, now_us: int) -> list[Replay | Begin] | Decision | Halt:
+        """Say what becomes of the steps that the function asks for, all at once.
+
+        A `Decision` is TURN past the deadline, or STUCK where they are not those recorded (S11).
+        """
+        keys = [self._register(ask) for ask in asks]
+        for key, ask in zip(keys, asks, strict=True):
+            changed = self._changed(key, ask)
+            if changed:
+                return self.stick(changed, key)
+        steps = [self._steps[key] for key in keys]
+        if all(step.phase is Phase.DONE for step in steps):
+            return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
+        unasked = self.unasked()
+        if unasked:
+            return self.stick(f"the code asks for {', '.join(keys)} where {unasked} is recorded")
+        if self.status is not Status.RUNNING:
+            return Halt()
+        if not self.has_no_way_back and now_us >= self._deadline_us:
+            return self.turn("its deadline passed")
+        return [self._start(k, s, a) for k, s, a in zip(keys, steps, asks, strict=True)]
+
+    def _register(self, ask: Ask) -> str:
+        ordinal = self._ordinals[ask.name] = self._ordinals.get(ask.name, 0) + 1
+        key = f"{ask.name}#{ordinal}"
+        step = self._steps.setdefault(key, _Step())
+        self._asked += 1
+        step.ask, step.order = ask, self._asked
+        return key
+
+    def _changed(self, key: str, ask: Ask) -> str:
+        step = self._steps[key]
+        if step.phase is Phase.NEW:
+            return ""
+        if step.digest != ask.digest:
+            return (
+                f"step {key} is recorded with other arguments (digest {step.digest}) than the "
+                f"code gives (digest {ask.digest})"
+            )
+        if ask.is_pivot != (key == self._pivot) and not ask.is_write:
+            return f"step {key} is {'now' if ask.is_pivot else 'no longer'} the pivot"
+        return ""
+
+    def _start(self, key: str, step: _Step, ask: Ask) -> Replay | Begin:
+        if step.phase is Phase.DONE:
+            return Replay(key, step.result or b"")
+        # One that is begun already was in flight when the process died: a further attempt.
+        return Begin(key, () if ask.is_write else (self._begun(key, step, ask),))
+
+    def _begun(self, key: str, step: _Step, ask: Ask) -> Record:
+        body = PIVOT_BODY if ask.is_pivot else b""
+        return Record(Kind.BEGUN, key, step.attempts + 1, ask.digest, body)
+
+    def unasked(self) -> str:
+        """Name the recorded steps that the function has not asked for; "" where there is none."""
+        return ", ".join(key for key, step in self._steps.items() if step.ask is None)
+
+    def done(self, key: str, result: bytes) -> Record:
+        """Return the record that a step was answered."""
+        step = self._steps[key]
+        return Record(Kind.DONE, key, step.attempts, _ask_of(step).digest, result)
+
+    def on_outcome(self, key: str, outcome: Outcome, *, now_us: int, rng: Chance) -> Decision:
+        """Decide what follows from an attempt of a step."""
+        step, zone = self._steps[key], self._zone(key)
+        if outcome.result is Result.UNKNOWN and _ask_of(step).is_write:
+            step.attempts += 1
+        rule = RULES[zone, outcome.result]
+        if rule is _Rule.AGAIN:
+            left_s = self._left_s(zone, step, outcome, now_us)
+            if left_s > 0:
+                return self._again(key, step, outcome, left_s, rng)
+            rule = _Rule.GIVE_UP
+        if rule is _Rule.RETURN:
+            # A write has committed its record itself.
+            is_recorded = step.phase is Phase.DONE
+            return Decision(Verdict.RETURN, () if is_recorded else (self.done(key, outcome.body),))
+        return self._fail(key, step, zone, rule, outcome)
+
+    def _zone(self, key: str) -> Zone:
+        if not self._pivot:
+            return Zone.BEFORE
+        return Zone.PIVOT if key == self._pivot else Zone.AFTER
+
+    def _left_s(self, zone: Zone, step: _Step, outcome: Outcome, now_us: int) -> float:
+        if zone is Zone.AFTER:
+            limit_us = self._pivot_done_us + int(self._policy.after_pivot_deadline_s * 1e6)
+            return (limit_us - now_us) / 1e6
+        is_spent = step.attempts >= self._policy.attempts_max
+        if zone is Zone.BEFORE and outcome.result is Result.UNKNOWN and is_spent:
+            return 0.0
+        return (self._deadline_us - now_us) / 1e6
+
+    def _again(
+        self, key: str, step: _Step, outcome: Outcome, left_s: float, rng: Chance
+    ) -> Decision:
+        is_counted = outcome.result is Result.UNKNOWN and not _ask_of(step).is_write
+        records = (self._begun(key, step, _ask_of(step)),) if is_counted else ()
+        return Decision(Verdict.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
+
+    def _wait_s(self, step: _Step, outcome: Outcome, rng: Chance) -> float:
+        step.tries += 1
+        return max(self._backoff.backoff_s(step.tries, rng), outcome.retry_after_s or 0.0)
+
+    def _fail(self, key: str, step: _Step, zone: Zone, rule: _Rule, outcome: Outcome) -> Decision:
+        # A pivot's first attempt that was not run leaves no doubt; a later one does not speak for
+        # those before it.
+        is_certain = outcome.result is Result.REFUSED or (
+            outcome.result is not Result.UNKNOWN and step.attempts <= 1
+        )
+        if rule is _Rule.STUCK or (zone is Zone.PIVOT and not is_certain):
+            records = (self._refused(key, step, outcome),) if _is_no(outcome) else ()
+            stuck = self.stick(f"{outcome.result.value}: {outcome.why}", key)
+            return replace(stuck, records=records + stuck.records)
+        turned = self.turn(f"{outcome.result.value}: {outcome.why}", key, outcome.problem)
+        if _is_no(outcome) or zone is Zone.PIVOT:
+            refused = self._refused(key, step, outcome)
+            return replace(turned, records=(refused, *turned.records))
+        return turned
+
+    def _refused(self, key: str, step: _Step, outcome: Outcome) -> Record:
+        body = encode(outcome.problem or {})
+        return Record(Kind.REFUSED, key, step.attempts, _ask_of(step).digest, body)
+
+    def turn(self, reason: str, step: str = "", problem: dict[str, Any] | None = None) -> Decision:
+        """Return the decision to undo the run, whatever is thought of its pivot."""
+        return Decision(
+            Verdict.TURN, (Record(Kind.TURNED, body=encode(Cause(reason, step, problem))),)
+        )
+
+    def stick(self, reason: str, step: str = "") -> Decision:
+        """Return the decision that the run needs a person."""
+        return Decision(Verdict.STUCK, (Record(Kind.STUCK, body=encode(Cause(reason, step))),))
+
+    def on_raise(self, reason: str, problem: dict[str, Any] | None = None) -> Decision:
+        """Decide what follows where the function itself ends without a result."""
+        unasked = self.unasked()
+        if unasked:
+            return self.stick(f"{reason}, and the code never asks for {unasked}, which is recorded")
+        return self.stick(reason) if self.has_no_way_back else self.turn(reason, "", problem)
+
+    def on_return(self, result: bytes) -> Decision:
+        """Decide what follows where the function returns."""
+        unasked = self.unasked()
+        if unasked:
+            return self.stick(f"the code ends without {unasked}, which is recorded")
+        return Decision(Verdict.RETURN, (Record(Kind.ENDED, body=result),))
+
+    # -- backward --------------------------------------------------------------------------------
+
+    def next_undo(self) -> UndoStep | None:
+        """Return the undo that is next, the latest asked step first; None where all is undone."""
+        owed = [
+            (step.order, key, step, step.ask)
+            for key, step in self._steps.items()
+            if step.phase in (Phase.UNKNOWN, Phase.DONE, Phase.UNDOING)
+            and step.ask is not None
+            and step.ask.has_undo
+        ]
+        if not owed:
+            return None
+        _, key, step, ask = max(owed, key=lambda each: each[0])
+        records = () if ask.is_write else (self._undo_begun(key, step),)
+        return UndoStep(key, step.result, records)
+
+    def _undo_begun(self, key: str, step: _Step) -> Record:
+        return Record(Kind.UNDO_BEGUN, key, step.undo_attempts + 1)
+
+    def undone(self, key: str) -> Record:
+        """Return the record that a step was undone."""
+        return Record(Kind.UNDONE, key, self._steps[key].undo_attempts)
+
+    def on_undo_outcome(self, key: str, outcome: Outcome, *, now_us: int, rng: Chance) -> Decision:
+        """Decide what follows from an attempt of an undo; a failed one is never passed over."""
+        step, rule = self._steps[key], UNDO_RULES[outcome.result]
+        if rule is _Rule.RETURN:
+            is_recorded = step.phase is Phase.UNDONE
+            return Decision(Verdict.UNDONE, () if is_recorded else (self.undone(key),))
+        left_s = (self._turned_us - now_us) / 1e6 + self._policy.undo_deadline_s
+        if rule is _Rule.AGAIN and left_s > 0:
+            is_counted = outcome.result is Result.UNKNOWN and not _ask_of(step).is_write
+            records = (self._undo_begun(key, step),) if is_counted else ()
+            return Decision(Verdict.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
+        return self.stick(f"its undo is {outcome.result.value}: {outcome.why}", key)
+
+    def ended(self) -> Record:
+        """Return the record that all that had to be undone is."""
+        return Record(Kind.ENDED)
+
+    def __repr__(self) -> str:
+        steps = "".join(f" {key}={step.phase.value}" for key, step in self._steps.items())
+        return f"<SagaMachine {self.status.value}{steps}>"
+
+
+def _ask_of(step: _Step) -> Ask:
+    if step.ask is None:
+        raise SagaError("a step has an outcome that was never asked for")
+    return step.ask
+
+
+def _is_no(outcome: Outcome) -> bool:
+    return outcome.result is Result.REFUSED

@@ -1,0 +1,47 @@
+"""How patient the runs of a saga are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synchromesh.errors import ConfigError
+from synchromesh.resilience.retry import RetryOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaPolicy:
+    """Says how patient the runs of a saga are.
+
+    Attributes:
+        step_timeout_s: how long one attempt of a call waits, unless the step says otherwise.
+        attempts_max: attempts of a step before the pivot whose outcome stays unknown. Attempts
+            that were certainly not run, as while a breaker is open, do not count.
+        backoff_base_s, backoff_cap_s: the wait between attempts doubles from one to the other.
+        undo_deadline_s: how long undoing may take before the run is stuck.
+        after_pivot_deadline_s: how long the steps after the pivot may take before it is stuck.
+
+    Raises:
+        ConfigError: a value is outside its range.
+
+    Example:
+        >>> SagaPolicy(attempts_max=2).undo_deadline_s
+        3600.0
+    """
+
+    step_timeout_s: float = 2.0
+    attempts_max: int = 4
+    backoff_base_s: float = 0.05
+    backoff_cap_s: float = 5.0
+    undo_deadline_s: float = 3600.0
+    after_pivot_deadline_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in ("step_timeout_s", "undo_deadline_s", "after_pivot_deadline_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"saga policy {name} is {getattr(self, name)}; make it above 0")
+        RetryOptions(self.attempts_max, self.backoff_base_s, self.backoff_cap_s)
+
+    @property
+    def backoff(self) -> RetryOptions:
+        """The waits between attempts."""
+        return RetryOptions(self.attempts_max, self.backoff_base_s, self.backoff_cap_s)

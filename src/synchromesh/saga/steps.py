@@ -1,0 +1,332 @@
+"""Steps: what a saga function awaits. A step is a value; only the engine gives it an effect."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Generic, TypeVar, overload
+
+from synchromesh.calls.contract import Call, Command
+from synchromesh.codec import decode, digest, encode
+from synchromesh.errors import ContractError, SagaGone
+from synchromesh.saga.machine import Ask
+
+TX = TypeVar("TX")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+A1 = TypeVar("A1")
+A2 = TypeVar("A2")
+A3 = TypeVar("A3")
+A4 = TypeVar("A4")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+T6 = TypeVar("T6")
+
+STEPS_TOGETHER_MAX = 64
+
+
+class Asked:
+    """What a saga function yields to its engine: steps, of which all results are wanted."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self, steps: tuple[Step[Any], ...]) -> None:
+        self.steps = steps
+
+
+class Step(Generic[R_co]):
+    """One step of a saga, described and not done. Await it, once, in the saga function."""
+
+    __slots__ = ("_is_asked", "_saga", "ask", "result_type")
+
+    def __init__(self, saga: Saga, ask: Ask, result_type: Any) -> None:
+        self._saga = saga
+        self._is_asked = False
+        self.ask = ask
+        self.result_type = result_type
+
+    def claim(self) -> None:
+        """Mark the step as asked for.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ContractError: it was asked for before.
+        """
+        self._saga.check()
+        if self._is_asked:
+            raise ContractError(
+                f"step {self.ask.name!r} is awaited a second time; make a new step for each time"
+            )
+        self._is_asked = True
+
+    def load(self, result: bytes) -> R_co:
+        """Return the step's recorded result as a value of its type."""
+        return typing.cast("R_co", decode(result, self.result_type))
+
+    def __await__(self) -> Generator[Asked, Any, R_co]:
+        self.claim()
+        results: tuple[R_co, ...] = yield Asked((self,))
+        return results[0]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.ask.name}>"
+
+
+class WriteStep(Step[R_co]):
+    """A unit of work of the service's own database."""
+
+    __slots__ = ("args", "fn", "undo")
+
+    def __init__(
+        self,
+        saga: Saga,
+        fn: Callable[..., Awaitable[R_co]],
+        args: tuple[object, ...],
+        undo: Callable[[Any, Any], Awaitable[object]] | None,
+    ) -> None:
+        name, result_type = _signature_of(fn)
+        ask = Ask(name, digest(encode(args)), is_write=True, has_undo=undo is not None)
+        super().__init__(saga, ask, result_type)
+        self.fn, self.args, self.undo = fn, args, undo
+
+
+class CallStep(Step[R_co]):
+    """A call to another service."""
+
+    __slots__ = ("call", "timeout_s", "undo")
+
+    def __init__(
+        self,
+        saga: Saga,
+        call: Call[R_co],
+        undo: Command[..., Any] | None,
+        is_pivot: bool,
+        timeout_s: float | None,
+    ) -> None:
+        operation = call.operation
+        _check_undo(call, undo, is_pivot)
+        ask = Ask(operation.full_name, call.digest, has_undo=undo is not None, is_pivot=is_pivot)
+        super().__init__(saga, ask, operation.shape.result)
+        self.call, self.undo, self.timeout_s = call, undo, timeout_s
+
+    def undo_arguments(self, result: bytes | None) -> bytes:
+        """Return the undo's canonical arguments: the result by the name of its first parameter.
+
+        Without a result they are empty: the participant finds it by the step's key (S6).
+        """
+        if self.undo is None or result is None:
+            return b"{}"
+        names = self.undo.shape.arguments.__struct_fields__
+        return b"{%s:%s}" % (encode(names[0]), result) if names else b"{}"
+
+
+class Together(Generic[R_co]):
+    """Steps that run side by side; awaiting gives the tuple of their results."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, steps: tuple[Step[Any], ...]) -> None:
+        self._steps = steps
+
+    def __await__(self) -> Generator[Asked, Any, R_co]:
+        for step in self._steps:
+            step.claim()
+        results: R_co = yield Asked(self._steps)
+        return results
+
+
+class Saga:
+    """What a saga function has: it describes steps, and awaits them.
+
+    The function awaits nothing else. It never sees a step fail: a refusal, or a failure that
+    outlasts its attempts, ends the function and undoes what was done, in reverse.
+    """
+
+    __slots__ = ("_is_gone", "id", "trace_id")
+
+    def __init__(self, id: str, trace_id: str) -> None:  # noqa: A002
+        self.id = id
+        self.trace_id = trace_id
+        self._is_gone = False
+
+    @overload
+    def write(
+        self,
+        fn: Callable[[TX], Awaitable[R]],
+        /,
+        *,
+        undo: Callable[[TX, R], Awaitable[object]] | None = None,
+    ) -> Step[R]: ...
+    @overload
+    def write(
+        self,
+        fn: Callable[[TX, A1], Awaitable[R]],
+        a1: A1,
+        /,
+        *,
+        undo: Callable[[TX, R], Awaitable[object]] | None = None,
+    ) -> Step[R]: ...
+    @overload
+    def write(
+        self,
+        fn: Callable[[TX, A1, A2], Awaitable[R]],
+        a1: A1,
+        a2: A2,
+        /,
+        *,
+        undo: Callable[[TX, R], Awaitable[object]] | None = None,
+    ) -> Step[R]: ...
+    @overload
+    def write(
+        self,
+        fn: Callable[[TX, A1, A2, A3], Awaitable[R]],
+        a1: A1,
+        a2: A2,
+        a3: A3,
+        /,
+        *,
+        undo: Callable[[TX, R], Awaitable[object]] | None = None,
+    ) -> Step[R]: ...
+    @overload
+    def write(
+        self,
+        fn: Callable[[TX, A1, A2, A3, A4], Awaitable[R]],
+        a1: A1,
+        a2: A2,
+        a3: A3,
+        a4: A4,
+        /,
+        *,
+        undo: Callable[[TX, R], Awaitable[object]] | None = None,
+    ) -> Step[R]: ...
+    def write(
+        self,
+        fn: Callable[..., Awaitable[Any]],
+        /,
+        *args: object,
+        undo: Callable[[Any, Any], Awaitable[object]] | None = None,
+    ) -> Step[Any]:
+        """Describe a unit of work: `fn(tx, *args)` commits with the run's record of it (S3).
+
+        Args:
+            fn: the unit; awaits nothing but `tx`. A `Rejection` it raises undoes the saga.
+            args: what JSON can carry, at most 4; they tell a re-run that it is the same step.
+            undo: a unit too, given the result of `fn`.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ContractError: the result's type is not annotated.
+        """
+        self.check()
+        return WriteStep(self, fn, args, undo)
+
+    def call(
+        self,
+        call: Call[R],
+        *,
+        undo: Command[[R], Any] | None = None,
+        pivot: bool = False,
+        timeout_s: float | None = None,
+    ) -> Step[R]:
+        """Describe a call to another service, made under a key of its own until it is known.
+
+        Args:
+            call: made by an operation of a contract.
+            undo: the command of the same service that takes the call's result and undoes it.
+            pivot: the point of no return: from its first attempt on the saga only goes forward.
+            timeout_s: how long one attempt waits; the policy's by default.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ContractError: a query or a pivot has an undo, or the undo is another service's.
+        """
+        self.check()
+        return CallStep(self, call, undo, pivot, timeout_s)
+
+    @overload
+    def all(self, a: Step[T1], b: Step[T2], /) -> Together[tuple[T1, T2]]: ...
+    @overload
+    def all(self, a: Step[T1], b: Step[T2], c: Step[T3], /) -> Together[tuple[T1, T2, T3]]: ...
+    @overload
+    def all(
+        self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], /
+    ) -> Together[tuple[T1, T2, T3, T4]]: ...
+    @overload
+    def all(
+        self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], e: Step[T5], /
+    ) -> Together[tuple[T1, T2, T3, T4, T5]]: ...
+    @overload
+    def all(
+        self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], e: Step[T5], f: Step[T6], /
+    ) -> Together[tuple[T1, T2, T3, T4, T5, T6]]: ...
+    @overload
+    def all(self, *steps: Step[R]) -> Together[tuple[R, ...]]: ...
+    def all(self, *steps: Step[Any]) -> Together[Any]:
+        """Run steps side by side; where one turns the saga, the others are cancelled and undone.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ContractError: there is no step, there are too many, or one is a pivot.
+        """
+        self.check()
+        if not 1 <= len(steps) <= STEPS_TOGETHER_MAX:
+            raise ContractError(
+                f"s.all was given {len(steps)} steps; expected 1 to {STEPS_TOGETHER_MAX}"
+            )
+        for step in steps:
+            if step.ask.is_pivot:
+                raise ContractError(
+                    f"step {step.ask.name!r} is a pivot; await it by itself, not in s.all"
+                )
+        return Together(steps)
+
+    def check(self) -> None:
+        """Raise `SagaGone` where the run has left memory or was turned (S11)."""
+        if self._is_gone:
+            raise SagaGone(
+                f"saga {self.id!r} no longer runs this code: it was turned, or it continues "
+                "elsewhere; a step asked for now has no effect"
+            )
+
+    def leave(self) -> None:
+        """Refuse every further step: what a `finally:` of the function asks for has no effect."""
+        self._is_gone = True
+
+    def __repr__(self) -> str:
+        return f"<Saga {self.id}{' gone' if self._is_gone else ''}>"
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature_of(fn: Callable[..., Any]) -> tuple[str, Any]:
+    name = str(getattr(fn, "__name__", ""))
+    try:
+        hints = typing.get_type_hints(fn)
+    except (NameError, TypeError) as error:
+        raise ContractError(
+            f"saga step {name or fn!r}: {error}; its annotations must be importable"
+        ) from error
+    if not name or name == "<lambda>" or "return" not in hints:
+        raise ContractError(
+            f"saga step {name or fn!r} must be an async function with a return annotation, "
+            "which tells how its recorded result is read"
+        )
+    return name, hints["return"]
+
+
+def _check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool) -> None:
+    operation = call.operation
+    if undo is None:
+        return
+    if not operation.is_command:
+        raise ContractError(f"query {operation.full_name} changes nothing; it takes no undo")
+    if is_pivot:
+        raise ContractError(f"pivot {operation.full_name} is never undone; it takes no undo")
+    if undo.service != operation.service:
+        raise ContractError(
+            f"{undo.full_name} cannot undo {operation.full_name}: the undo of a step finds it by "
+            "its key, in the inbox of the same service"
+        )
