@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from synchromesh.discovery.endpoint import Endpoint, Resolved
 from synchromesh.discovery.leases import LeaseOptions
@@ -66,7 +66,7 @@ class MemoryRegistry:
         lessor = self._lessors.get(service)
         return Resolved(()) if lessor is None else lessor.resolve()
 
-    async def watch(self, service: str) -> AsyncIterator[Resolved]:
+    async def watch(self, service: str) -> AsyncGenerator[Resolved, None]:
         """Yield the list as it is, then anew after each change, as `Registry.watch` says.
 
         Raises:

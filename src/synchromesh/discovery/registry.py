@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from synchromesh.discovery.endpoint import Endpoint, Resolved
@@ -35,7 +35,7 @@ class Registry(Resolver, Protocol):
         """
         ...
 
-    def watch(self, service: str) -> AsyncIterator[Resolved]:
+    def watch(self, service: str) -> AsyncGenerator[Resolved, None]:
         """Yield the list as it is, then anew after each change; a slow watcher skips to the last.
 
         Close it (`contextlib.aclosing`) when done.
