@@ -155,6 +155,43 @@ def test_rows_can_be_read_after_the_end() -> None:
         connection.execute(COUNT)
 
 
+def test_crash_of_a_reader_loses_nothing() -> None:
+    """Unsynced commits are lost with the power of who wrote them, not with a reader's."""
+
+    async def write(runtime: SimRuntime) -> None:
+        connection = runtime.disk.connect("/a.db")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("CREATE TABLE t (x)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(number,) for number in range(5)])
+        await asyncio.Event().wait()
+
+    async def read(runtime: SimRuntime) -> None:
+        await asyncio.sleep(1.0)
+        connection = runtime.disk.connect("/a.db", read_only=True)
+        assert connection.execute(COUNT).fetchone() == (5,)
+        await asyncio.Event().wait()
+
+    world = World(0)
+    writer, reader = world.node("writer", write), world.node("reader", read)
+    writer.start()
+    reader.start()
+    world.later(2.0, reader.crash)
+    world.run(asyncio.sleep(3.0))
+    assert world.disk.rows("/a.db", COUNT) == [(5,)]
+
+
+def test_conflict_of_writers_is_told_at_once() -> None:
+    """A lock is never waited for in real time, whatever busy_timeout was asked for."""
+    disk = SimDisk(random.Random(0))
+    one, two = disk.connect("/a.db"), disk.connect("/a.db")
+    two.execute("PRAGMA busy_timeout = 60000")
+    assert two.execute("PRAGMA busy_timeout").fetchone() == (0,)
+    one.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        two.execute("BEGIN IMMEDIATE")
+    disk.close()
+
+
 def test_lock_has_one_owner_and_ends_with_it() -> None:
     """A lock excludes others until it is released or its owner's power is cut."""
     log: list[tuple[str, bool, str]] = []

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from synchromesh.runtime import Runtime
 from synchromesh.testing import (
     Deadlock,
     Escape,
@@ -15,6 +16,7 @@ from synchromesh.testing import (
     Overdue,
     SimLoop,
     SimRuntime,
+    SimulationError,
     Unhandled,
     World,
     run,
@@ -436,3 +438,63 @@ def test_failure_in_a_node_fails_the_world() -> None:
     world.later(1.0, node.crash)
     with pytest.raises(Unhandled, match=r"'orders' failed.*broken service"):
         world.run(asyncio.sleep(5.0))
+
+
+def test_failure_of_main_tells_what_failed_before_it() -> None:
+    """An error of the test itself carries a note of failures that went unnoticed."""
+
+    async def broken(runtime: SimRuntime) -> None:
+        raise ValueError("broken service")
+
+    async def main() -> None:
+        await asyncio.sleep(1.0)
+        raise AssertionError("no order was shipped")
+
+    world = World(0)
+    world.node("orders", broken).start()
+    with pytest.raises(AssertionError, match="no order") as caught:
+        world.run(main())
+    assert "broken service" in caught.value.__notes__[0]
+
+
+def test_deadlock_tells_what_failed_before_it() -> None:
+    """Where everything stands still because of an unnoticed failure, that failure is raised."""
+
+    async def main(_: SimRuntime) -> None:
+        asyncio.get_running_loop().call_soon(int, "x")
+        await asyncio.Event().wait()
+
+    with pytest.raises(Unhandled, match="invalid literal") as caught:
+        run(main)
+    assert "nothing will ever happen" in caught.value.__notes__[0]
+
+
+def test_world_runs_once() -> None:
+    """A universe that is over cannot be run again, nor its nodes started."""
+    world = World(0)
+    node = world.node("a", lambda runtime: asyncio.sleep(1.0))
+    world.run(asyncio.sleep(1.0))
+    node.start()
+    assert not node.is_up
+    with pytest.raises(SimulationError, match="runs once"):
+        world.run(asyncio.sleep(1.0))
+
+
+def test_simulation_inside_a_loop_is_refused() -> None:
+    """A simulation cannot be started from a coroutine."""
+
+    async def main(_: SimRuntime) -> None:
+        World(1)
+
+    with pytest.raises(RuntimeError, match="inside a running event loop"):
+        run(main)
+
+
+def test_sim_runtime_is_a_runtime() -> None:
+    """The simulated runtime satisfies the protocol that the whole product is built on."""
+
+    async def main(runtime: SimRuntime) -> str:
+        real: Runtime = runtime
+        return real.new_id()
+
+    assert run(main)[14] == "7"

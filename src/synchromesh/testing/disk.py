@@ -8,7 +8,7 @@ journal_mode = wal` answers `memory`.
 A power cut rolls back what was not committed. A commit survives it if `PRAGMA synchronous` was FULL
 (SQLite's default); where it was NORMAL or OFF, the cut leaves the database as it was after any of
 the commits since the last full one, drawn from the seed. Watching commits costs only those who
-lowered `synchronous`: a connection that begins its first transaction with FULL is not watched.
+lowered `synchronous`: a connection whose first statement (past PRAGMAs) finds FULL is not watched.
 """
 
 from __future__ import annotations
@@ -178,12 +178,10 @@ class _File:
 
     def crash(self, process: Process | None, rng: random.Random) -> None:
         mine = [c for owner, c in self._open if owner is process]
-        if not mine:
-            return
         for connection in mine:
             connection.cut()
         self._open = [(owner, c) for owner, c in self._open if owner is not process]
-        if self._snapshots:
+        if self._snapshots and any(connection.is_unsynced for connection in mine):
             survivor = self._snapshots[int(rng.random() * len(self._snapshots))]
             self._snapshots.clear()
             source = _loaded(survivor)
@@ -204,7 +202,7 @@ class SimConnection(sqlite3.Connection):
 
     file: _File
     is_closed = False
-    _is_unsynced = False
+    is_unsynced = False
 
     def cursor(self, factory: Any = None) -> Any:
         """Return a cursor that reports what it ran."""
@@ -223,20 +221,23 @@ class SimConnection(sqlite3.Connection):
         return self.cursor().executescript(sql_script)
 
     def close(self) -> None:
-        """Close; an open transaction is rolled back."""
+        """Close; an open transaction is rolled back, and what was committed is synced."""
+        if self.is_unsynced and not self.is_closed:
+            self.file.forget_states()
         self.is_closed = True
         super().close()
 
     def cut(self) -> None:
-        """Be closed by a power cut."""
+        """Be closed by a power cut, which syncs nothing."""
         if not self.is_closed and type(self) is _UnwatchedConnection:
             level = self.execute("PRAGMA synchronous").fetchone()[0]
             if level < _SYNCHRONOUS_FULL:
                 raise SimulationError(
-                    "PRAGMA synchronous was lowered after the first transaction had begun; "
+                    "PRAGMA synchronous was lowered after the first statement; "
                     "set it right after connecting, so that power cuts can be simulated"
                 )
-        self.close()
+        self.is_closed = True
+        super().close()
 
     def ran(self, sql: str) -> None:
         """Be told of a statement that succeeded."""
@@ -247,19 +248,18 @@ class SimConnection(sqlite3.Connection):
             elif "busy_timeout" in words:
                 # It would wait in real time, for a lock whose owner is on this very thread.
                 sqlite3.Cursor(self).execute("PRAGMA busy_timeout = 0")
-        elif not self._is_unsynced:
-            if self.in_transaction:
-                # From here on the connection costs what any other does.
-                self.__class__ = _UnwatchedConnection
+        elif not self.is_unsynced:
+            # From here on the connection costs what any other does.
+            self.__class__ = _UnwatchedConnection
         elif not self.in_transaction and not words.startswith("select"):
             self.file.keep_state()
 
     def _note_level(self) -> None:
         level = sqlite3.Cursor(self).execute("PRAGMA synchronous").fetchone()[0]
-        was_unsynced, self._is_unsynced = self._is_unsynced, level < _SYNCHRONOUS_FULL
-        if self._is_unsynced and not was_unsynced:
+        was_unsynced, self.is_unsynced = self.is_unsynced, level < _SYNCHRONOUS_FULL
+        if self.is_unsynced and not was_unsynced:
             self.file.keep_state()
-        elif was_unsynced and not self._is_unsynced:
+        elif was_unsynced and not self.is_unsynced:
             self.file.forget_states()
 
 

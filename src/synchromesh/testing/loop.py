@@ -52,6 +52,7 @@ Ts = TypeVarTuple("Ts")
 # How often garbage is collected, in steps. Collecting by allocation, as Python does by itself,
 # would run finalizers at other steps in a second run of the same seed.
 _HOUSEKEEPING_STEPS = 20_000
+_RUNNING = Life.RUNNING
 
 
 class SimLoop(Closed):
@@ -79,6 +80,8 @@ class SimLoop(Closed):
     def __init__(
         self, seed: int | str = 0, *, until_s: float = 3600.0, steps_max: int = 1_000_000
     ) -> None:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("a simulation cannot run inside a running event loop")
         self.until_s, self.steps_max = until_s, steps_max
         self.steps = 0
         self.errors: list[dict[str, Any]] = []
@@ -221,14 +224,14 @@ class SimLoop(Closed):
 
     def _admits(self, process: Process, job: Job) -> bool:
         """Count a process's step, unless it is dead or paused, or is killed right before it."""
-        if process.life is Life.RUNNING:
+        if process.life is _RUNNING:
             process.steps += 1
             if self.on_step is None:
                 return True
             self.on_step(process)
         if process.life is Life.PAUSED:
             process.held.append(job)
-        return process.life is Life.RUNNING
+        return process.life is _RUNNING
 
     def _keep_house(self) -> None:
         gc.collect()
@@ -363,8 +366,6 @@ class SimLoop(Closed):
 
     @contextlib.contextmanager
     def _as_running_loop(self) -> Iterator[None]:
-        if asyncio._get_running_loop() is not None:
-            raise RuntimeError("a simulation cannot run inside a running event loop")
         hooks = sys.get_asyncgen_hooks()
         was_collecting = gc.isenabled()
         gc.disable()

@@ -292,10 +292,18 @@ def _run(loop: SimLoop, context: Context, main: Coroutine[Any, Any, T], *, until
         result = loop.run_until_complete(task)
     except SimulationError as error:
         # What failed silently before is likelier the cause than that nothing goes on now.
-        _raise_unhandled(loop, also=error)
+        for failure in _silent_failures(loop):
+            if failure is not error:
+                failure.add_note(f"in the end: {error}")
+                raise failure from failure.__cause__
+        raise
+    except Exception as error:
+        for failure in _silent_failures(loop):
+            error.add_note(f"before that: {failure}")
         raise
     loop.run_ready()
-    _raise_unhandled(loop)
+    for failure in _silent_failures(loop):
+        raise failure
     leaked = tasks.pending()
     if leaked:
         raise Leaked(
@@ -305,19 +313,25 @@ def _run(loop: SimLoop, context: Context, main: Coroutine[Any, Any, T], *, until
     return result
 
 
-def _raise_unhandled(loop: SimLoop, *, also: SimulationError | None = None) -> None:
-    """Raise the first failure that nobody was told of; one of a crashed life counts as well."""
+def _silent_failures(loop: SimLoop) -> list[SimulationError]:
+    """Return the failures that nobody was told of; those of crashed lives count as well."""
+    failures: list[SimulationError] = []
     for context in loop.errors:
         error = context.get("exception")
-        if isinstance(error, SimulationError) and error is not also:
-            raise error
-        if error is not also:
-            raise Unhandled(str(context.get("message", "unhandled"))) from error
-    for process in loop.processes:
-        process.tasks.pending()
-        for failure in process.tasks.failures:
-            raise Unhandled(f"a task of {process.name!r} failed: {failure!r}") from failure
-    loop.tasks.pending()
-    for failure in loop.tasks.failures:
-        if failure is not also:
-            raise Unhandled(f"a task failed: {failure!r}") from failure
+        if isinstance(error, SimulationError):
+            failures.append(error)
+        else:
+            failures.append(_unhandled(f"{context.get('message')}: {error!r}", error))
+    for name, tasks in [("", loop.tasks), *((p.name, p.tasks) for p in loop.processes)]:
+        tasks.pending()
+        owner = name or "the world"
+        failures += [
+            _unhandled(f"a task of {owner!r} failed: {error!r}", error) for error in tasks.failures
+        ]
+    return failures
+
+
+def _unhandled(message: str, cause: BaseException | None) -> Unhandled:
+    error = Unhandled(message)
+    error.__cause__ = cause
+    return error
