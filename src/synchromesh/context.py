@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from synchromesh.errors import BadRequest
 
@@ -26,6 +27,9 @@ UNDOES = "undoes"
 CREDENTIAL = "synchromesh-credential"
 
 ATTEMPTS_LEFT_MAX = 16
+
+# Keys travel as they are where they are ASCII; what a header cannot carry is percent-encoded.
+_KEY_SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +81,15 @@ def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, s
     """
     headers = {TRACEPARENT: f"00-{context.trace_id}-{context.span_id}-01"}
     if context.deadline_s is not None:
-        headers[DEADLINE_MS] = str(max(0, round((context.deadline_s - now) * 1000)))
+        # Rounded down: a child's deadline is never later than its parent's.
+        headers[DEADLINE_MS] = str(max(0, int((context.deadline_s - now) * 1000)))
         headers[SENT_AT] = str(wall_us)
     if context.key:
-        headers[IDEMPOTENCY_KEY] = context.key
+        headers[IDEMPOTENCY_KEY] = quote(context.key, safe=_KEY_SAFE)
     if context.attempts_left:
         headers[ATTEMPTS_LEFT] = str(context.attempts_left)
     if context.undoes:
-        headers[UNDOES] = context.undoes
+        headers[UNDOES] = quote(context.undoes, safe=_KEY_SAFE)
     return headers
 
 
@@ -108,6 +113,24 @@ def from_headers(
         attempts_left=min(_count(headers, ATTEMPTS_LEFT) or 0, ATTEMPTS_LEFT_MAX),
         undoes=_key(headers, UNDOES),
     )
+
+
+def check_key(key: str, where: str = "idempotency key") -> str:
+    """Return a key that can be sent and stored.
+
+    Raises:
+        BadRequest: it is longer than 512 characters, is not printable, or has a blank at its ends.
+
+    Example:
+        >>> check_key("order A-1")
+        'order A-1'
+    """
+    if len(key) > KEY_CHARS_MAX or not key.isprintable() or key != key.strip():
+        raise BadRequest(
+            f"{where} is {key[:40]!r}, {len(key)} characters long; at most {KEY_CHARS_MAX} "
+            "printable ones, without blanks at the ends, are expected"
+        )
+    return key
 
 
 def _trace(traceparent: str, rng: random.Random) -> tuple[str, str]:
@@ -143,10 +166,4 @@ def _count(headers: Mapping[str, str], name: str) -> int | None:
 
 
 def _key(headers: Mapping[str, str], name: str) -> str:
-    text = headers.get(name, "")
-    if len(text) > KEY_CHARS_MAX or not text.isprintable():
-        raise BadRequest(
-            f"header {name} has {len(text)} characters; at most {KEY_CHARS_MAX} printable ones "
-            "are expected"
-        )
-    return text
+    return check_key(unquote(headers.get(name, "")), f"header {name}")

@@ -66,11 +66,15 @@ class SynchromeshError(Exception):
 
     `code` is stable and documented, `status` is its HTTP status, `is_retry_safe` says that the same
     call may be made again. The message says what happened, what was expected and what to do.
+
+    Attributes:
+        via: the operation whose call ended with this error; "" where it did not come by a call.
     """
 
     code: ClassVar[str] = "synchromesh"
     status: ClassVar[int] = 500
     is_retry_safe: ClassVar[bool] = False
+    via: str = ""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -559,7 +563,7 @@ def from_problem(
         more["attempts_used"] = used if isinstance(used, int) and used >= 0 else 0
     if issubclass(cls, DownstreamFailed):
         more["cause_code"] = str(problem.get("cause_code", "call_failed"))
-    if issubclass(cls, VersionConflict | UnknownInstance | StaleIncarnation | WatchLagged):
+    if issubclass(cls, _BUILDERS):
         # Their constructors build the message; a decoded one already has it.
         error = cls.__new__(cls)
         SynchromeshError.__init__(error, detail)
@@ -569,7 +573,9 @@ def from_problem(
 
 def _rejection(cls: type[Rejection], detail: str, details: dict[str, Any]) -> Rejection:
     error = cls.__new__(cls)
-    Rejection.__init__(error, detail, **details)
+    Rejection.__init__(error, detail)
+    # Not as keyword arguments: a foreign callee may name one "message".
+    error.details = details
     return error
 
 
@@ -579,4 +585,5 @@ def _title(cls: type[SynchromeshError]) -> str:
     )
 
 
+_BUILDERS = (VersionConflict, UnknownInstance, StaleIncarnation, WatchLagged, MissingExtra)
 _TABLE = error_table()
