@@ -28,6 +28,7 @@ from synchromesh.errors import (
 )
 from synchromesh.resilience import (
     Attempt,
+    Attempts,
     AttemptsLeft,
     BreakerOptions,
     BreakerState,
@@ -336,6 +337,33 @@ def test_a_refused_retry_does_not_hide_that_the_call_may_have_run() -> None:
     assert isinstance(error.__cause__, ConnectFailed)
     # 4 were given to the first and are lost, 2 were retries.
     assert first.attempts_used == 6
+
+
+@pytest.mark.parametrize("first", [InProgress("first"), OSError("first")])
+def test_a_refused_retry_hides_neither_a_run_under_way_nor_a_foreign_error(
+    first: Exception,
+) -> None:
+    """Another attempt under the key runs, or nobody knows: neither is "certainly not run"."""
+    callee = Callee([first, Shed])
+    assert run(lambda _: error_of(edge(RETRY), callee, again=True)) is first
+
+
+def test_an_attempt_that_wakes_up_late_raises_what_happened_before() -> None:
+    """A loop that was blocked past the deadline sends nothing more, and hides nothing."""
+    attempts = Attempts(
+        retry=RetryOptions(base_s=0.1, cap_s=0.1),
+        budget=None,
+        left=AttemptsLeft(4),
+        timeout_s=None,
+        deadline_s=10.0,
+        is_retryable_unknown=True,
+        rng=Fixed(1.0),
+    )
+    first = TimedOut("first")
+    assert attempts.failed(attempts.begin(9.0), first, 9.5) == 0.1
+    with pytest.raises(TimedOut) as raised:
+        attempts.begin(10.0)
+    assert raised.value is first
 
 
 def test_a_tombstone_settles_an_unknown_attempt() -> None:

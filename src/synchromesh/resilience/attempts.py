@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from synchromesh.errors import CallError, ConnectionLost, DeadlineExceeded, TimedOut
 from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget, RetryOptions
-from synchromesh.resilience.verdicts import UNKNOWN_OUTCOME, is_certainly_not_run, may_retry
+from synchromesh.resilience.verdicts import is_certainly_not_run, may_have_run, may_retry
 
 _ONCE = RetryOptions(attempts_max=1)
 
@@ -117,7 +117,7 @@ class Attempts:
         if wait_s is None:
             return None
         self._last = error
-        if isinstance(error, UNKNOWN_OUTCOME):
+        if may_have_run(error):
             self._unknown = error
         return wait_s
 

@@ -15,6 +15,7 @@ from synchromesh.errors import (
     DiscoveryError,
     DownstreamFailed,
     Forbidden,
+    InProgress,
     KeyReused,
     KeyUndone,
     MissingExtra,
@@ -99,6 +100,16 @@ def may_retry(error: Exception, *, is_retryable_unknown: bool) -> bool:
     if isinstance(error, SynchromeshError) and not isinstance(error, UNKNOWN_OUTCOME):
         return error.is_retry_safe
     return is_retryable_unknown
+
+
+def may_have_run(error: Exception) -> bool:
+    """Say whether the call may have an effect, or yet get one, after `error`.
+
+    `InProgress` refuses its own attempt and proves that another one under the key runs.
+    """
+    if isinstance(error, SynchromeshError):
+        return isinstance(error, (*UNKNOWN_OUTCOME, InProgress))
+    return True
 
 
 def is_certainly_not_run(error: Exception) -> bool:
