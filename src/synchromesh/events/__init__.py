@@ -1,6 +1,6 @@
 """The event log and event sourcing: append, read, subscribe, deciders, projections."""
 
-from synchromesh.events.decider import Decider, Decision, decide
+from synchromesh.events.decider import Decider, Decision
 from synchromesh.events.log import (
     SCHEMA,
     TOPIC,
@@ -18,6 +18,7 @@ from synchromesh.events.log import (
 )
 from synchromesh.events.projection import Projection, ProjectionOptions, ProjectionRunner
 from synchromesh.events.scenario import Given, When, given
+from synchromesh.events.sourcing import decide
 from synchromesh.events.subscription import Wakeup, subscribe
 from synchromesh.events.types import EventTypes, snake_case
 

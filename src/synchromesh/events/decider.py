@@ -2,8 +2,8 @@
 
     events ──evolve──▶ state ──decide(command)──▶ Decision | Rejection
 
-Nothing in it waits, knows the time or the store, so that it is tested with given/when/then.
-`decide` runs one against a stream within a unit of work, and the expected version makes it safe.
+Nothing in it waits, knows the time or the store, so that it is tested with given/when/then;
+`sourcing.decide` runs one against a stream.
 
 Source: Chassaing, "Functional Event Sourcing Decider", 2021; Young, "CQRS Documents", 2010.
 """
@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from synchromesh.errors import ContractError
-from synchromesh.events.log import append, load
-from synchromesh.events.types import EventTypes
-from synchromesh.store import Unit
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -82,35 +79,3 @@ class Decider(Generic[S, C, R]):
                     f"decider {self.name!r} made a {type(event).__qualname__}, which its events= "
                     "does not list; add it there"
                 )
-
-
-async def decide(
-    unit: Unit,
-    decider: Decider[S, C, R],
-    types: EventTypes,
-    stream_id: str,
-    command: C,
-    *,
-    trace_id: str = "",
-) -> R:
-    """Run a command against a stream within a unit and return the decision's result.
-
-    The whole stream is loaded and folded; the new events are appended at the version they were
-    decided at.
-
-    Raises:
-        Rejection: the decider refused; nothing is appended.
-        ContractError: the decider made an event that it does not list, or a stored one is unknown.
-    """
-    stream = decider.stream(stream_id)
-    stored = await load(unit, stream)
-    decision = decider.decide(command, decider.fold(types.decode(event) for event in stored))
-    decider.check(decision)
-    if decision.events:
-        await append(
-            unit,
-            stream,
-            [types.encode(event, trace_id=trace_id) for event in decision.events],
-            expected=stored[-1].version if stored else 0,
-        )
-    return decision.result

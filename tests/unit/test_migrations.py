@@ -1,0 +1,199 @@
+"""Migrations: whole or not at all, never backwards, never on tables that are too new (P2)."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from synchromesh.errors import ContractError, StoreBroken, StoreLocked, StoreTooNew
+from synchromesh.store import Migration, Schema
+from synchromesh.store.migrations import SQLITE_TOKENS, check_schemas, migrate, render
+
+FIRST = Migration(1, ("create table a(n integer)", "insert into a values (1)"), 1)
+SECOND = Migration(2, ("alter table a add column m integer", "update a set m = n + 1"), 1)
+THIRD = Migration(3, ("create table b as select m from a", "drop table a"), 3)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class MortalConnection(sqlite3.Connection):
+    """Dies at its n-th statement."""
+
+    lives: int | None = None
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Run a statement, or die before it."""
+        if self.lives is not None:
+            if self.lives == 0:
+                raise Killed(sql)
+            self.lives -= 1
+        return super().execute(sql, parameters)
+
+
+@pytest.fixture
+def connection() -> Iterator[MortalConnection]:
+    made = sqlite3.connect(":memory:", isolation_level=None, factory=MortalConnection)
+    yield made
+    made.close()
+
+
+def version(connection: sqlite3.Connection, owner: str = "x") -> tuple[int, int]:
+    return connection.execute(  # type: ignore[no-any-return]
+        "select version, readable_by_min from sm_schema where owner = ?", (owner,)
+    ).fetchone()
+
+
+def stored_version(connection: sqlite3.Connection) -> int:
+    if not connection.execute("select 1 from sqlite_schema where name = 'sm_schema'").fetchone():
+        return 0
+    rows = connection.execute("select version from sm_schema where owner = 'x'").fetchall()
+    return int(rows[0][0]) if rows else 0
+
+
+def shape(connection: sqlite3.Connection) -> list[Any]:
+    return connection.execute("select name, sql from sqlite_schema order by name").fetchall()
+
+
+def test_migrations_are_applied_once_in_order(connection: MortalConnection) -> None:
+    """A new file gets all; an old one what it lacks; a current one nothing."""
+    migrate(connection, [Schema("x", (FIRST,))], path="x.db")
+    assert version(connection) == (1, 1)
+    for _ in range(2):
+        migrate(connection, [Schema("x", (FIRST, SECOND))], path="x.db")
+        assert version(connection) == (2, 1)
+    assert connection.execute("select n, m from a").fetchall() == [(1, 2)]
+
+
+def test_killed_at_any_statement_it_is_the_old_or_the_new(connection: MortalConnection) -> None:
+    """Every prefix of the statements leaves one version whole, and a next start finishes (P2)."""
+    schema = Schema("x", (FIRST, SECOND, THIRD))
+    shapes: dict[int, Any] = {0: []}
+    for count in (1, 2, 3):
+        fresh = sqlite3.connect(":memory:", isolation_level=None)
+        migrate(fresh, [Schema("x", schema.migrations[:count])], path="x.db")
+        shapes[count] = shape(fresh)
+        fresh.close()
+    seen: set[int] = set()
+    lives = 0
+    while True:
+        fresh = sqlite3.connect(":memory:", isolation_level=None, factory=MortalConnection)
+        fresh.lives = lives
+        try:
+            migrate(fresh, [schema], path="x.db")
+            survived = True
+        except Killed:
+            survived = False
+        fresh.lives = None
+        fresh.rollback()
+        at = stored_version(fresh)
+        seen.add(at)
+        assert at == 0 or shape(fresh) == shapes[at]
+        migrate(fresh, [schema], path="x.db")
+        assert shape(fresh) == shapes[3]
+        fresh.close()
+        if survived:
+            break
+        lives += 1
+    assert seen == {0, 1, 2, 3}
+    assert lives > 15
+
+
+def test_older_code_uses_a_newer_database_as_long_as_it_may(connection: MortalConnection) -> None:
+    """readable_by_min decides; nothing is migrated backwards."""
+    migrate(connection, [Schema("x", (FIRST, SECOND))], path="x.db")
+    before = shape(connection)
+    migrate(connection, [Schema("x", (FIRST,))], path="x.db")
+    assert shape(connection) == before
+    assert version(connection) == (2, 1)
+
+
+def test_a_database_that_is_too_new_is_refused_before_anything_changes(
+    connection: MortalConnection,
+) -> None:
+    """The message names owner and versions; other owners' tables are not touched either."""
+    migrate(connection, [Schema("x", (FIRST, SECOND, THIRD))], path="x.db")
+    before = shape(connection)
+    other = Schema("y", (Migration(1, ("create table y(n integer)",), 1),))
+    with pytest.raises(StoreTooNew, match=r"x\.db.*'x' are at version 3.*knows 2"):
+        migrate(connection, [other, Schema("x", (FIRST, SECOND))], path="x.db")
+    assert shape(connection) == before
+
+
+@pytest.mark.parametrize(
+    ("schemas", "words"),
+    [
+        ([Schema("x", ())], "must be 1, 2, 3"),
+        ([Schema("x", (SECOND,))], "must be 1, 2, 3"),
+        ([Schema("x", (SECOND, FIRST))], "never renumber"),
+        ([Schema("x", (FIRST, FIRST))], r"\[1, 1\]"),
+        ([Schema("x", (FIRST,)), Schema("x", (FIRST,))], "given twice"),
+        ([Schema("x", (Migration(1, (), 2),))], "readable_by_min is 2"),
+        ([Schema("x", (Migration(1, (), 0),))], "from 1 to 1"),
+    ],
+)
+def test_a_schema_out_of_order_is_refused(schemas: list[Schema], words: str) -> None:
+    """Versions are 1, 2, 3, ... and an owner has one schema."""
+    with pytest.raises(ContractError, match=words):
+        check_schemas(schemas)
+
+
+def test_a_statement_that_fails_is_named_and_undone(connection: MortalConnection) -> None:
+    """The migration, its owner and the statement's beginning are in the message."""
+    bad = Migration(2, ("create table c(n integer)", "alter table nowhere add column n"), 1)
+    with pytest.raises(StoreBroken, match=r"migration 2 of 'x'.*alter table nowhere add"):
+        migrate(connection, [Schema("x", (FIRST, bad))], path="x.db")
+    assert version(connection) == (1, 1)
+    assert "c" not in [name for name, _ in shape(connection)]
+
+
+def test_a_migration_may_rebuild_a_table_but_leave_no_orphan(connection: MortalConnection) -> None:
+    """Foreign keys are off meanwhile and checked before the commit."""
+    first = Migration(
+        1,
+        (
+            "create table p(id integer primary key)",
+            "create table c(p integer references p(id))",
+            "insert into p values (1)",
+            "insert into c values (1)",
+        ),
+        1,
+    )
+    rebuild = Migration(
+        2,
+        (
+            "create table p2(id integer primary key, n integer)",
+            "insert into p2(id) select id from p",
+            "drop table p",
+            "alter table p2 rename to p",
+        ),
+        1,
+    )
+    orphan = Migration(3, ("delete from p",), 1)
+    migrate(connection, [Schema("x", (first, rebuild))], path="x.db")
+    with pytest.raises(ContractError, match="migration 3 of 'x' leaves a row of 'c'"):
+        migrate(connection, [Schema("x", (first, rebuild, orphan))], path="x.db")
+    assert connection.execute("select count(*) from p").fetchone() == (1,)
+
+
+def test_the_engines_own_types_are_put_in_and_other_braces_stay() -> None:
+    """Only the known tokens are words of ours."""
+    got = render("create table t(p {position}, b {blob} default '{}') {keyed}", SQLITE_TOKENS)
+    assert got == (
+        "create table t(p integer primary key autoincrement, b blob default '{}') without rowid"
+    )
+
+
+def test_a_file_that_another_connection_holds_is_locked(tmp_path: Any) -> None:
+    """A migration that cannot begin says so."""
+    holder = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
+    holder.execute("begin exclusive")
+    late = sqlite3.connect(tmp_path / "x.db", isolation_level=None, timeout=0.0)
+    with pytest.raises(StoreLocked):
+        migrate(late, [Schema("x", (FIRST,))], path="x.db")
+    late.close()
+    holder.close()

@@ -1,0 +1,493 @@
+"""The group-commit writer: who shares a commit, who fails alone, and what a lost answer means."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from contextvars import copy_context
+from pathlib import Path
+
+import pytest
+
+from store_fakes import Fault, HandRuntime, items, open_store, put_item, sqlite_error
+from synchromesh.errors import (
+    ConstraintFailed,
+    Rejection,
+    Shed,
+    StoreBroken,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    UnitTooLong,
+)
+from synchromesh.runtime import RealRuntime
+from synchromesh.store import Migration, Once, Schema, SqliteStore, StoreOptions, Unit
+from synchromesh.store.sqlite_unit import SqliteUnit, drive
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def runtime() -> HandRuntime:
+    return HandRuntime()
+
+
+@pytest.fixture
+async def store(
+    tmp_path: Path, runtime: HandRuntime, anyio_backend: str
+) -> AsyncIterator[SqliteStore]:
+    opened = await open_store(tmp_path, runtime)
+    yield opened
+    runtime.faulty.faults.clear()
+    await opened.close()
+
+
+async def put(store: SqliteStore, *numbers: int) -> list[int | BaseException]:
+    """Ask for units in one turn, so that they are one group."""
+    got: list[int | BaseException] = await asyncio.gather(
+        *(store.write(put_item(number), name=f"put {number}") for number in numbers),
+        return_exceptions=True,
+    )
+    return got
+
+
+async def test_64_concurrent_units_need_at_most_8_commits(tmp_path: Path) -> None:
+    """What is asked for while the writer is busy shares a commit."""
+    store = await open_store(tmp_path, RealRuntime())
+    assert await put(store, *range(64)) == list(range(64))
+    assert 1 <= store.commits <= 8
+    assert repr(store) == f"<SqliteStore shop open commits {store.commits}>"
+    await store.close()
+
+
+async def test_units_of_one_turn_share_one_commit(store: SqliteStore) -> None:
+    """A group is one commit, and its id is its first unit's."""
+    ids: list[str] = []
+
+    async def body(unit: Unit) -> None:
+        ids.append(unit.unit_id)
+
+    await asyncio.gather(*(store.write(body, name="note") for _ in range(3)))
+    assert store.commits == 1
+    assert await store.read("select unit_id from sm_commit") == [(ids[0],)]
+
+
+async def test_a_group_that_wrote_nothing_is_not_committed(store: SqliteStore) -> None:
+    """Units that all failed, and replays, cost no flush."""
+
+    async def answer(unit: Unit) -> bytes:
+        return b"1"
+
+    once = Once("a", "k", "d")
+    await put(store, 1)
+    await put(store, 1)
+    assert store.commits == 1
+    await store.write_once(answer, once, name="answer")
+    await store.write_once(answer, once, name="answer")
+    assert store.commits == 2
+
+
+async def test_a_unit_that_fails_rolls_back_its_savepoint_only(store: SqliteStore) -> None:
+    """The one that breaks a constraint fails alone, in the group's one commit (I4)."""
+    got = await put(store, 1, 2, 1, 3)
+    assert isinstance(got[2], ConstraintFailed)
+    assert [got[0], got[1], got[3]] == [1, 2, 3]
+    assert store.commits == 1
+    assert await items(store) == [1, 2, 3]
+
+
+async def test_a_unit_that_makes_the_engine_roll_back_fails_alone(store: SqliteStore) -> None:
+    """The others are run again, one commit each (I4)."""
+    await put(store, 7)
+
+    async def spoil(unit: Unit) -> None:
+        await unit.execute("insert or rollback into item(id, n) values (7, 7)")
+
+    got = await asyncio.gather(
+        store.write(put_item(1), name="1"),
+        store.write(spoil, name="spoil"),
+        store.write(put_item(2), name="2"),
+        return_exceptions=True,
+    )
+    assert [got[0], got[2]] == [1, 2]
+    assert isinstance(got[1], ConstraintFailed)
+    assert await items(store) == [1, 2, 7]
+    assert store.commits == 3
+
+
+@pytest.mark.parametrize("ending", [None, Rejection("no"), ValueError("own")])
+async def test_a_unit_that_goes_on_after_the_engines_rollback_writes_nothing(
+    store: SqliteStore, ending: Exception | None
+) -> None:
+    """Without its transaction a later statement would commit by itself: it is refused."""
+    await put(store, 7)
+
+    async def spoil(unit: Unit) -> bytes:
+        for number in (7, 8):
+            try:
+                await unit.execute("insert or rollback into item(id, n) values (?, 7)", number)
+            except StoreError:
+                unit.notify("went on")
+        if ending is not None:
+            raise ending
+        return b""
+
+    expected = ValueError if isinstance(ending, ValueError) else ConstraintFailed
+    with pytest.raises(expected):
+        await store.write(spoil, name="spoil")
+    with pytest.raises(expected):
+        await store.write_once(spoil, Once("a", "k", "d"), name="spoil")
+    assert await items(store) == [7]
+    assert await store.read("select * from sm_inbox") == []
+
+
+async def test_what_a_failed_unit_saw_in_a_lost_group_is_not_believed(store: SqliteStore) -> None:
+    """A refusal based on a neighbour that was rolled back is decided anew."""
+    await put(store, 7)
+
+    async def refuse_if_first(unit: Unit) -> bytes:
+        if await unit.execute("select 1 from item where id = 1"):
+            raise Rejection("1 is there")
+        return b"free"
+
+    async def first(unit: Unit) -> None:
+        await unit.execute("insert into item(id, n) values (1, 1)")
+        if not await unit.execute("select 1 from sm_inbox"):
+            unit.notify("seen")
+
+    async def spoil(unit: Unit) -> None:
+        await unit.execute("insert or rollback into item(id, n) values (7, 7)")
+
+    runs = itertools.count(1)
+
+    async def flaky(unit: Unit) -> None:
+        await first(unit)
+        if next(runs) > 1:
+            raise ValueError("not the second time")
+
+    got = await asyncio.gather(
+        store.write(flaky, name="flaky"),
+        store.write(refuse_if_first, name="refuse"),
+        store.write(spoil, name="spoil"),
+        return_exceptions=True,
+    )
+    assert isinstance(got[0], ValueError)
+    assert got[1] == b"free"
+    assert isinstance(got[2], ConstraintFailed)
+
+
+async def test_a_commit_that_fails_is_the_fault_of_one(tmp_path: Path) -> None:
+    """A deferred constraint fails at the commit: the guilty unit fails alone (I4)."""
+    schema = Schema(
+        "tree",
+        (
+            Migration(
+                1,
+                (
+                    "create table item(id integer primary key, n integer)",
+                    "create table leaf(item integer references item deferrable initially deferred)",
+                ),
+                1,
+            ),
+        ),
+    )
+    store = await open_store(tmp_path, HandRuntime(), schema)
+
+    async def hang(unit: Unit) -> None:
+        await unit.execute("insert into leaf values (99)")
+
+    got = await asyncio.gather(
+        store.write(put_item(1), name="1"),
+        store.write(hang, name="hang"),
+        store.write(put_item(2), name="2"),
+        return_exceptions=True,
+    )
+    assert [got[0], got[2]] == [1, 2]
+    assert isinstance(got[1], ConstraintFailed)
+    assert "FOREIGN KEY" in got[1].message
+    assert await items(store) == [1, 2]
+    assert await store.read("select * from leaf") == []
+    await store.close()
+
+
+async def test_a_full_file_refuses_and_the_others_stand(tmp_path: Path) -> None:
+    """Past the page limit a unit gets StoreFull, a small neighbour commits, nothing is torn."""
+    store = await open_store(
+        tmp_path, HandRuntime(), options=StoreOptions(owner_wait_s=0.0, pages_max=20)
+    )
+
+    async def fill(unit: Unit) -> None:
+        for number in range(100, 200):
+            await unit.execute("insert into item(id, n) values (?, ?)", number, "x" * 4000)
+
+    got = await asyncio.gather(
+        store.write(put_item(1), name="1"),
+        store.write(fill, name="fill"),
+        store.write(put_item(2), name="2"),
+        return_exceptions=True,
+    )
+    assert [got[0], got[2]] == [1, 2]
+    assert isinstance(got[1], StoreFull)
+    assert "make room" in got[1].message
+    assert await items(store) == [1, 2]
+    await store.close()
+
+
+async def test_a_commit_whose_answer_was_lost_is_found_in_the_file(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """The error came after the commit: all are answered, none is run twice (I3)."""
+    error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
+    runtime.faulty.faults.append(Fault("commit", error, is_after=True))
+    assert await put(store, 1, 2, 3) == [1, 2, 3]
+    assert await items(store) == [1, 2, 3]
+    assert store.commits == 1
+
+
+async def test_a_commit_that_is_not_in_the_file_is_run_again(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """The error came before the commit: each is run again alone (I3)."""
+    error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
+    runtime.faulty.faults.append(Fault("commit", error))
+    assert await put(store, 1, 2, 3) == [1, 2, 3]
+    assert await items(store) == [1, 2, 3]
+    assert store.commits == 3
+    assert store.broken is None
+
+
+async def test_a_disk_that_fails_again_closes_the_store_for_everyone(
+    store: SqliteStore, runtime: HandRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two faults of the file in a row: every unit is told so, and nothing is written."""
+    error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
+    runtime.faulty.faults.append(Fault("commit", error, times=2))
+    got = await put(store, 1, 2, 3)
+    assert [type(each) for each in got] == [StoreBroken] * 3
+    assert [type(each) for each in await put(store, 4)] == [StoreBroken]
+    assert store.broken is not None
+    assert "failed 2 times in a row" in store.broken
+    assert "broken" in repr(store)
+    assert [r.levelno for r in caplog.records if r.name == "synchromesh.store"] == [
+        logging.CRITICAL
+    ]
+    assert await items(store) == []
+
+
+async def test_a_commit_that_cannot_be_asked_for_is_answered_as_unknown(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """Neither retried nor called a failure: the store closes and says what to do (I3)."""
+    error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
+    runtime.faulty.faults += [Fault("commit", error), Fault("select unit_id", error)]
+    got = await put(store, 1, 2)
+    assert [type(each) for each in got] == [StoreBroken] * 2
+    assert all("ask again under the same key" in str(each) for each in got)
+    assert store.commits == 0
+
+
+async def test_a_file_that_fails_in_a_unit_twice_closes_the_store(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """A damaged page met by two units in a row is the file's fault, not theirs."""
+    error = sqlite_error(sqlite3.SQLITE_CORRUPT, "database disk image is malformed")
+    runtime.faulty.faults.append(Fault("insert into item", error, times=2))
+    assert "restore a backup" in str((await put(store, 1))[0])
+    assert store.broken is None
+    assert isinstance((await put(store, 2))[0], StoreBroken)
+    assert store.broken is not None
+
+
+async def test_a_commit_in_between_clears_the_doubt(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """One fault now and one much later do not close the store."""
+    error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
+    for _ in range(3):
+        runtime.faulty.faults.append(Fault("insert into item", error))
+        assert isinstance((await put(store, 1))[0], StoreBroken)
+        assert (await store.write(put_item(2), name="2")) == 2
+        await store.write(_delete, name="delete")
+    assert store.broken is None
+
+
+async def _delete(unit: Unit) -> None:
+    await unit.execute("delete from item")
+
+
+async def test_a_file_that_another_connection_writes_is_locked(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    """All of the group are told at once; when it is free again they are served."""
+    other = sqlite3.connect(tmp_path / "shop.db", isolation_level=None)
+    other.execute("begin immediate")
+    got = await put(store, 1, 2)
+    assert [type(each) for each in got] == [StoreLocked] * 2
+    other.execute("rollback")
+    other.close()
+    assert await put(store, 1, 2) == [1, 2]
+
+
+@pytest.mark.parametrize("sql", ["savepoint", "release", "rollback to", "rollback"])
+async def test_a_transaction_that_fails_outside_of_a_unit_is_run_again(
+    store: SqliteStore, runtime: HandRuntime, sql: str
+) -> None:
+    """A fault of the writer's own statement is nobody's fault: each is run again alone."""
+    await put(store, 7)
+    error = sqlite_error(sqlite3.SQLITE_NOMEM, "out of memory")
+    runtime.faulty.faults.append(Fault(sql, error, rolls_back=True))
+    got = await put(store, 7, 7) if sql == "rollback" else await put(store, 7, 8)
+    assert isinstance(got[0], ConstraintFailed)
+    assert isinstance(got[1], ConstraintFailed) if sql == "rollback" else got[1] == 8
+    assert (await put(store, 9)) == [9]
+
+
+async def test_a_lone_unit_gets_the_error_of_its_transaction(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """There is nobody else whose fault it could be."""
+    error = sqlite_error(sqlite3.SQLITE_NOMEM, "out of memory")
+    runtime.faulty.faults.append(Fault("release", error, rolls_back=True))
+    assert "out of memory" in str((await put(store, 1))[0])
+    assert await items(store) == []
+
+
+async def test_a_unit_hit_by_anothers_interruption_is_run_again(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """The watchdog may hit the next unit: that one is innocent and never hears of it."""
+    error = sqlite_error(sqlite3.SQLITE_INTERRUPT, "interrupted")
+    runtime.faulty.faults.append(Fault("insert into item", error))
+    assert await put(store, 1, 2) == [1, 2]
+    runtime.faulty.faults.append(Fault("insert into item", error, rolls_back=True))
+    assert await put(store, 3, 4) == [3, 4]
+    runtime.faulty.faults.append(Fault("commit", error))
+    assert await put(store, 5) == [5]
+    assert await items(store) == [1, 2, 3, 4, 5]
+
+
+async def test_a_unit_that_is_interrupted_for_ever_is_given_up(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """Runs are bounded."""
+    error = sqlite_error(sqlite3.SQLITE_INTERRUPT, "interrupted")
+    runtime.faulty.faults.append(Fault("insert into item", error, times=99))
+    assert "interrupted 3 times" in str((await put(store, 1))[0])
+
+
+async def test_the_backlog_is_bounded(tmp_path: Path) -> None:
+    """One unit too many is shed, certainly not run, and may be sent again."""
+    options = StoreOptions(owner_wait_s=0.0, backlog_max=2)
+    store = await open_store(tmp_path, HandRuntime(), options=options)
+    got = await put(store, 1, 2, 3)
+    assert got[:2] == [1, 2]
+    assert isinstance(got[2], Shed)
+    assert got[2].is_retry_safe
+    assert await put(store, 3) == [3]
+    await store.close()
+
+
+ENDLESS = (
+    "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n where i"
+    " < 0"
+)
+
+
+async def test_the_watchdog_interrupts_a_unit_that_outlives_its_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An endless query is named in the log, interrupted and rolled back; the next one runs."""
+    options = StoreOptions(owner_wait_s=0.0, unit_limit_s=0.05)
+    store = await open_store(tmp_path, HandRuntime(has_threads=True), options=options)
+
+    async def endless(unit: Unit) -> None:
+        await unit.execute("insert into item(id, n) values (1, 1)")
+        await unit.execute(ENDLESS)
+
+    with pytest.raises(UnitTooLong, match="'endless' outlived its limit"):
+        await store.write(endless, name="endless")
+    assert "'endless'" in caplog.text
+    await asyncio.wait_for(store.write(put_item(2), name="next"), 30)
+    assert await items(store) == [2]
+    await store.close()
+
+
+class Clock:
+    """The time, set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def hand_unit(clock: Clock) -> SqliteUnit:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    return SqliteUnit(
+        connection,
+        name="slow",
+        unit_id="u",
+        service="shop",
+        path="shop.db",
+        now_us=0,
+        clock=clock,
+        limit_s=5.0,
+    )
+
+
+async def test_a_late_unit_is_refused_at_its_next_statement() -> None:
+    """Up to the limit it runs; past it every statement says so."""
+    clock = Clock()
+    unit = hand_unit(clock)
+
+    async def body(unit: Unit) -> list[object]:
+        clock.now = 5.0
+        done: list[object] = [await unit.execute("select 1")]
+        clock.now = 5.1
+        for _ in range(2):
+            try:
+                await unit.execute("select 2")
+            except UnitTooLong as error:
+                done.append(error.code)
+        return done
+
+    assert drive(body, unit, copy_context()) == [[(1,)], "unit_too_long", "unit_too_long"]
+    assert unit.is_late
+    unit._connection.close()
+
+
+async def test_a_late_unit_that_goes_on_is_rolled_back_all_the_same(store: SqliteStore) -> None:
+    """Catching UnitTooLong does not help."""
+    loop = asyncio.get_running_loop()
+    late_s = loop.time() + 99.0
+
+    async def body(unit: Unit) -> None:
+        await unit.execute("insert into item(id, n) values (1, 1)")
+        unit._clock = lambda: late_s  # type: ignore[attr-defined]
+        with pytest.raises(UnitTooLong):
+            await unit.execute("insert into item(id, n) values (2, 2)")
+
+    with pytest.raises(UnitTooLong):
+        await store.write(body, name="late")
+    assert await items(store) == []
+
+
+async def test_an_error_of_the_bodys_own_is_not_taken_for_a_foreign_await(
+    store: SqliteStore,
+) -> None:
+    """A RuntimeError of the user's stays one; a plain function is no body."""
+
+    async def boom(unit: Unit) -> None:
+        raise RuntimeError("own")
+
+    def plain(unit: Unit) -> None:
+        return None
+
+    with pytest.raises(RuntimeError, match="own"):
+        await store.write(boom, name="boom")
+    with pytest.raises(AttributeError):
+        await store.write(plain, name="plain")  # type: ignore[arg-type]
