@@ -45,6 +45,36 @@ def test_one_seed_is_one_order() -> None:
     assert len({tuple(trace_of(seed)[1]) for seed in range(20)}) > 10
 
 
+def test_sets_of_tasks_have_one_order() -> None:
+    """A group that fails cancels its tasks in the same order in every run of a seed."""
+
+    async def main(_: SimRuntime) -> list[int]:
+        cancelled: list[int] = []
+        clutter.append(bytearray(len(clutter) * 1000))
+
+        async def wait(number: int) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.append(number)
+
+        async def fail() -> None:
+            await asyncio.sleep(1.0)
+            raise LookupError
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(20):
+                    group.create_task(wait(number))
+                group.create_task(fail())
+        except* LookupError:
+            pass
+        return cancelled
+
+    clutter: list[object] = []
+    assert len({tuple(run(main, seed=4)) for _ in range(20)}) == 1
+
+
 def test_trace_tells_runs_apart() -> None:
     """The trace covers time: the same steps at another time are another trace."""
 

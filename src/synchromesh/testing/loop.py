@@ -41,6 +41,7 @@ from synchromesh.testing.process import (
     Job,
     Life,
     Process,
+    SimTask,
     TaskList,
     describe_tasks,
     throw_away,
@@ -93,7 +94,7 @@ class SimLoop(Closed):
         self._plain: deque[Job] = deque()
         self._task_steps: list[Job] = []
         self._timers: list[tuple[float, int, Job]] = []
-        self._timers_made = 0
+        self._timers_made = self._tasks_made = 0
         self._prune_timers_at = 1024
         self._after_step: list[Callable[[], object]] = []
         self._trail = array("d")
@@ -296,7 +297,10 @@ class SimLoop(Closed):
             coro.close()
             raise SimulationError("the simulation is over: no task can be started")
         process = PROCESS.get() if context is None else context.get(PROCESS)
-        task = asyncio.Task(coro, loop=self, name=name, context=context, **options)
+        self._tasks_made += 1
+        task: SimTask[T] = SimTask(
+            coro, number=self._tasks_made, loop=self, name=name, context=context, **options
+        )
         (self.tasks if process is None else process.tasks).add(task)
         return task
 

@@ -10,7 +10,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextvars import Context, ContextVar
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Life(IntEnum):
@@ -44,6 +46,22 @@ class Process:
 
 
 PROCESS: ContextVar[Process | None] = ContextVar("synchromesh.process", default=None)
+
+
+class SimTask(asyncio.Task[T_co]):
+    """A task that hashes by its number, so that a set of tasks has one order in every run.
+
+    `asyncio.TaskGroup` and much other code keep tasks in sets and cancel them in the set's order;
+    hashing by address would make that order differ between two runs of a seed.
+    """
+
+    def __init__(self, coro: Any, *, number: int, loop: asyncio.AbstractEventLoop, **more: Any):
+        # Before the rest: the task is hashed while it is being made.
+        self.number = number
+        super().__init__(coro, loop=loop, **more)
+
+    def __hash__(self) -> int:
+        return self.number
 
 
 class TaskList:
