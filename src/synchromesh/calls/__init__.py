@@ -1,1 +1,49 @@
-"""Calls: contracts, operations, transports, and the stack that one call goes through."""
+"""calls: contracts, operations, transports, and what one call goes through on its way."""
+
+from synchromesh.calls.caller import Caller
+from synchromesh.calls.contract import (
+    Call,
+    Command,
+    Contract,
+    Operation,
+    PublicEvent,
+    Query,
+    command,
+    event,
+    events_of,
+    operations_of,
+    query,
+)
+from synchromesh.calls.dispatcher import Dispatcher, Handler, Incoming
+from synchromesh.calls.http_client import HttpTransport
+from synchromesh.calls.http_server import HttpEdge
+from synchromesh.calls.inproc import InProcessTransport
+from synchromesh.calls.policies import OperationPolicy, Policies
+from synchromesh.calls.wire import Receiver, Reply, Request, Transport
+
+__all__ = [
+    "Call",
+    "Caller",
+    "Command",
+    "Contract",
+    "Dispatcher",
+    "Handler",
+    "HttpEdge",
+    "HttpTransport",
+    "InProcessTransport",
+    "Incoming",
+    "Operation",
+    "OperationPolicy",
+    "Policies",
+    "PublicEvent",
+    "Query",
+    "Receiver",
+    "Reply",
+    "Request",
+    "Transport",
+    "command",
+    "event",
+    "events_of",
+    "operations_of",
+    "query",
+]

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
+from synchromesh.calls.texts import from_text, to_text
 from synchromesh.codec import decode, digest, encode
 from synchromesh.errors import BadRequest, ContractError, Rejection
 
@@ -28,6 +29,7 @@ E_co = TypeVar("E_co", covariant=True)
 
 _ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9_.~/{}-]*)")
 _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+_SEGMENT = re.compile(r"[A-Za-z0-9_.~-]*|\{[a-z_][a-z0-9_]*\}")
 _BODILESS = frozenset({"GET", "DELETE"})
 
 
@@ -68,12 +70,16 @@ class Shape:
 
     Attributes:
         arguments: a struct with a field a parameter; decodes the canonical form.
+        hints: the type of each parameter.
+        omitted: the parameters that HTTP leaves out where they are null: that is their default.
         body: the parameter that is the HTTP body by itself, "" where the body is an object.
         result: the type of the answer.
     """
 
     signature: inspect.Signature
     arguments: type[msgspec.Struct]
+    hints: Mapping[str, Any]
+    omitted: frozenset[str]
     body: str
     result: Any
 
@@ -97,13 +103,16 @@ class Operation(Generic[P, R_co]):
         raises: tuple[type[Rejection], ...],
     ) -> None:
         matched = _ROUTE.fullmatch(route)
-        if matched is None:
+        if matched is None or not all(map(_SEGMENT.fullmatch, matched[2].split("/"))):
             raise ContractError(
                 f"operation {stub.__name__!r} has the route {route!r}; expected a method and a "
-                'path, such as "POST /reservations" or "GET /stock/{sku}"'
+                'path, such as "POST /reservations" or "GET /stock/{sku}"; a {place} is a whole '
+                "segment of the path"
             )
         self.method, self.path = matched[1], matched[2]
         self.places: tuple[str, ...] = tuple(_PLACE.findall(self.path))
+        if len(set(self.places)) < len(self.places):
+            raise ContractError(f"operation {stub.__name__!r} names a place twice: {route!r}")
         self.raises = raises
         self.name = stub.__name__
         self.service = ""
@@ -138,7 +147,7 @@ class Operation(Generic[P, R_co]):
         except TypeError as error:
             raise BadRequest(f"{self.full_name}: {error}") from error
         bound.apply_defaults()
-        return Call(self, encode(bound.arguments))
+        return Call(self, self.canonical(encode(bound.arguments)))
 
     def parse(self, arguments: bytes) -> dict[str, Any]:
         """Return the arguments of the canonical form as values of the contract's types.
@@ -163,48 +172,80 @@ class Operation(Generic[P, R_co]):
     def to_http(self, arguments: bytes) -> tuple[str, bytes]:
         """Return the target and the body that carry canonical arguments over HTTP."""
         raw: dict[str, msgspec.Raw] = msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
-        target = self.path
+        shape, target = self.shape, self.path
         for place in self.places:
-            target = target.replace(f"{{{place}}}", quote(_text(raw.pop(place)), safe=""))
+            text = to_text(raw.pop(place), shape.hints[place])
+            # A dot by itself would be a step in the path to whoever normalises it.
+            segment = quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
+            target = target.replace(f"{{{place}}}", segment)
         if self.method in _BODILESS:
-            pairs = {name: _text(value) for name, value in raw.items() if value != b"null"}
+            pairs = {
+                name: to_text(value, shape.hints[name])
+                for name, value in raw.items()
+                if name not in shape.omitted or bytes(value) != b"null"
+            }
             return (f"{target}?{urlencode(pairs)}" if pairs else target), b""
-        if self.shape.body:
-            return target, bytes(raw[self.shape.body])
+        if shape.body:
+            return target, bytes(raw[shape.body])
         return target, encode(raw)
 
     def from_http(self, places: Mapping[str, str], query: str, body: bytes) -> bytes:
         """Return the canonical arguments of an HTTP request; `places` are still percent-encoded.
 
+        Texts of path and query become numbers where the contract says so; the body is strict.
+
         Raises:
             BadRequest: path, query or body do not fit the contract.
         """
-        # Texts of path and query become numbers where the contract says so; the body is strict.
-        texts = {name: unquote(value) for name, value in places.items()}
-        if self.method in _BODILESS:
-            if body:
-                raise BadRequest(f"{self.full_name}: {self.method} takes no body")
-            texts |= parse_qsl(query, keep_blank_values=True)
-            return self._from_texts(texts, b"")
-        if query:
-            raise BadRequest(f"{self.full_name}: takes no query; send the arguments in the body")
-        return self._from_texts(texts, body)
+        try:
+            values = self._from_texts(places, query)
+            values |= self._from_body(body)
+            struct = self.shape.arguments(**values)
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"{self.full_name}: path or query is not UTF-8") from error
+        except BadRequest as error:
+            raise BadRequest(f"{self.full_name}: {error.message}") from error.__cause__
+        except TypeError as error:  # the struct's own words: an argument is missing
+            raise BadRequest(f"{self.full_name}: {error}") from error
+        return encode({name: getattr(struct, name) for name in struct.__struct_fields__})
 
-    def _from_texts(self, texts: dict[str, str], body: bytes) -> bytes:
-        fields: dict[str, Any] = {}
-        hints = {f.name: f.type for f in msgspec.structs.fields(self.shape.arguments)}
-        for name, text in texts.items():
+    def _from_texts(self, places: Mapping[str, str], query: str) -> dict[str, Any]:
+        hints = self.shape.hints
+        texts = {name: unquote(value, errors="strict") for name, value in places.items()}
+        if query and self.method not in _BODILESS:
+            raise BadRequest("takes no query; send the arguments in the body")
+        for name, text in parse_qsl(query, keep_blank_values=True, errors="strict"):
             if name not in hints:
-                raise BadRequest(f"{self.full_name}: unknown argument {name!r}; {_known(hints)}")
+                raise BadRequest(f"unknown argument {name!r}; {_known(hints)}")
+            if name in texts:
+                raise BadRequest(f"argument {name!r} is given twice")
+            texts[name] = text
+        values = {}
+        for name, text in texts.items():
             try:
-                fields[name] = msgspec.convert(text, hints[name], strict=False)
+                values[name] = from_text(text, hints[name])
             except msgspec.ValidationError as error:
-                raise BadRequest(f"{self.full_name}: argument {name!r}: {error}") from error
-        if self.shape.body:
-            fields[self.shape.body] = decode(body, hints[self.shape.body])
-        elif body:
-            fields |= decode(body, dict[str, msgspec.Raw])
-        return self.canonical(encode(fields))
+                raise BadRequest(f"argument {name!r}: {error}") from error
+        return values
+
+    def _from_body(self, body: bytes) -> dict[str, Any]:
+        shape = self.shape
+        if shape.body:
+            return {shape.body: decode(body, shape.hints[shape.body])}
+        if not body:
+            return {}
+        if self.method in _BODILESS:
+            raise BadRequest(f"{self.method} takes no body")
+        values: dict[str, Any] = {}
+        for name, raw in decode(body, dict[str, msgspec.Raw]).items():
+            if name not in shape.hints or name in self.places:
+                allowed = {n: h for n, h in shape.hints.items() if n not in self.places}
+                raise BadRequest(f"unknown argument {name!r} in the body; {_known(allowed)}")
+            try:
+                values[name] = decode(bytes(raw), shape.hints[name])
+            except BadRequest as error:
+                raise BadRequest(f"argument {name!r}: {error.message}") from error.__cause__
+        return values
 
     def __repr__(self) -> str:
         kind = "command" if self.is_command else "query"
@@ -292,7 +333,7 @@ class Contract(Protocol):
 
 def operations_of(contract: type[Contract]) -> dict[str, Operation[..., Any]]:
     """Return the operations of a contract by name."""
-    return {name: member for name, member in vars(contract).items() if _is_operation(member)}
+    return {n: member for n, member in vars(contract).items() if isinstance(member, Operation)}
 
 
 def events_of(contract: type[Contract]) -> dict[str, PublicEvent[Any]]:
@@ -317,10 +358,6 @@ def query(
 def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
     """Declare a public event; `key` names the payload's attribute that orders it."""
     return PublicEvent(kind, key)
-
-
-def _is_operation(member: object) -> bool:
-    return isinstance(member, Operation)
 
 
 def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Shape:
@@ -352,6 +389,8 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Shape
         arguments=msgspec.defstruct(
             operation.name, fields, forbid_unknown_fields=True, kw_only=True
         ),
+        hints={p.name: hints[p.name] for p in parameters},
+        omitted=frozenset(p.name for p in parameters if p.default is None),
         body=bare[0] if is_body else "",
         result=hints["return"],
     )
@@ -359,11 +398,6 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Shape
 
 def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or is_dataclass(kind))
-
-
-def _text(raw: msgspec.Raw) -> str:
-    value = msgspec.json.decode(raw)
-    return value if isinstance(value, str) else bytes(raw).decode()
 
 
 def _known(hints: Mapping[str, Any]) -> str:

@@ -12,12 +12,28 @@ from synchromesh.calls.contract import Operation
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.discovery import Endpoint
-from synchromesh.errors import Rejection, SynchromeshError, from_problem, to_problem
+from synchromesh.errors import (
+    CallError,
+    RateLimited,
+    Rejection,
+    Shed,
+    SynchromeshError,
+    error_table,
+    from_problem,
+    to_problem,
+)
+from synchromesh.identity import Credential
+
+ATTEMPTS_USED = "attempts-used"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call under way: canonical arguments, what travels with it, and the hop's credential."""
+    """A call under way: canonical arguments, what travels with it, and the hop's credential.
+
+    Towards a service that is not ours the credential is "" and the context carries a trace and a
+    key alone, so that no transport can tell it more.
+    """
 
     operation: Operation[..., Any]
     arguments: bytes
@@ -27,10 +43,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer under way: 2xx with the result's JSON, or another status with a problem's."""
+    """An answer under way: 2xx with the result's JSON, or another status with a problem's.
+
+    Attributes:
+        attempts_used: the extra attempts that the callee spent below this call (D2).
+        retry_after_s: how long whoever refused asks to wait, in seconds; None where nobody did.
+
+    Example:
+        >>> from synchromesh.errors import Shed
+        >>> Reply.of_error(Shed("full")).to_error(raises=()).status
+        503
+    """
 
     status: int
     body: bytes
+    attempts_used: int = 0
+    retry_after_s: float | None = None
 
     @property
     def is_answer(self) -> bool:
@@ -38,19 +66,71 @@ class Reply:
         return 200 <= self.status < 300
 
     @classmethod
-    def of_error(cls, error: SynchromeshError) -> Reply:
-        """Return the reply that carries an error."""
-        return cls(error.status, encode(to_problem(error)))
+    def of_error(cls, error: SynchromeshError, *, attempts_used: int = 0) -> Reply:
+        """Return the reply that carries an error.
 
-    def to_error(self, raises: Iterable[type[Rejection]]) -> SynchromeshError:
-        """Return the error that a problem carries; a body that is none gives one by its status."""
+        Raises:
+            BadRequest: a rejection's details cannot be encoded.
+        """
+        retry_after_s = error.retry_after_s if isinstance(error, CallError) else None
+        return cls(error.status, encode(to_problem(error)), attempts_used, retry_after_s)
+
+    def to_error(
+        self, raises: Iterable[type[Rejection]], *, is_external: bool = False
+    ) -> SynchromeshError:
+        """Return the error that a problem carries; a body that is none gives one by its status.
+
+        A code counts only under the status of its class: under another one it was not the operation
+        that spoke, but a server or a proxy before it. A service that is not ours may speak in codes
+        of `raises`, or by a status that exactly one of them has.
+        """
+        problem = self._problem()
+        code = problem.get("code")
+        known: dict[Any, type[SynchromeshError]] = {} if is_external else dict(_ERRORS)
+        known |= {rejection.code: rejection for rejection in raises}
+        cls = known.get(code)
+        if cls is not None and (cls.status == self.status or (is_external and code)):
+            error = from_problem(problem, status=self.status, raises=raises)
+        else:
+            error = self._by_status(problem, raises if is_external else ())
+        if isinstance(error, CallError) and error.retry_after_s is None:
+            error.retry_after_s = self.retry_after_s
+        return error
+
+    def _problem(self) -> dict[str, Any]:
         try:
             problem = msgspec.json.decode(self.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            problem = {}
-        return from_problem(
-            problem if isinstance(problem, dict) else {}, status=self.status, raises=raises
-        )
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return {}
+        return problem if isinstance(problem, dict) else {}
+
+    def _by_status(
+        self, problem: dict[str, Any], raises: Iterable[type[Rejection]]
+    ) -> SynchromeshError:
+        meant = [rejection for rejection in raises if rejection.status == self.status]
+        if len(meant) == 1:
+            code = meant[0].code
+        else:
+            cls = _BY_STATUS.get(self.status)
+            code = "" if cls is None else cls.code
+        # Without a code, 4xx is a bad request and anything else a failure of the callee.
+        return from_problem({**problem, "code": code}, status=self.status, raises=meant)
+
+
+_ERRORS = error_table()
+_BY_STATUS: dict[int, type[CallError]] = {429: RateLimited, 503: Shed}
+
+
+class Receiver(Protocol):
+    """Takes requests for one instance of a service; a `Dispatcher` is one."""
+
+    def authenticate(self, credential: str) -> Credential:
+        """Return who calls. Raises Unauthenticated."""
+        ...
+
+    async def dispatch(self, request: Request) -> Reply:
+        """Run the request and return its reply; it raises nothing but a cancellation."""
+        ...
 
 
 class Transport(Protocol):

@@ -1,0 +1,77 @@
+"""Which policy guards which call: a default, one for an edge, time and retries for an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from synchromesh.calls.contract import Operation
+from synchromesh.context import ATTEMPTS_LEFT_MAX
+from synchromesh.errors import ConfigError
+from synchromesh.resilience import Policy, RetryOptions
+
+
+@dataclass(frozen=True, slots=True)
+class OperationPolicy:
+    """Says what one operation needs otherwise than its edge: its time and its retries.
+
+    Breaker, retry budget and limiter belong to the edge and cannot be had per operation: they are
+    about the callee, and a callee that is down is down for all of its operations.
+    """
+
+    timeout_s: float | None = 2.0
+    retry: RetryOptions | None = field(default_factory=RetryOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """Says how one caller's calls are guarded; with no arguments everything sensible is on.
+
+    Attributes:
+        default: guards every edge that has none of its own.
+        edges: by the callee's service.
+        operations: by full name, such as "billing.charge".
+        attempts_per_tree: the extra attempts of a new call tree, in all services together (D2).
+
+    Raises:
+        ConfigError: a value is outside its range, or a name is of the wrong kind.
+
+    Example:
+        >>> policies = Policies(operations={"billing.charge": OperationPolicy(timeout_s=5.0)})
+        >>> policies.of_edge("billing").timeout_s
+        2.0
+    """
+
+    default: Policy = field(default_factory=Policy)
+    edges: Mapping[str, Policy] = field(default_factory=dict)
+    operations: Mapping[str, OperationPolicy] = field(default_factory=dict)
+    attempts_per_tree: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.attempts_per_tree <= ATTEMPTS_LEFT_MAX:
+            raise ConfigError(
+                f"attempts_per_tree is {self.attempts_per_tree}; make it 0 to {ATTEMPTS_LEFT_MAX}"
+            )
+        for name in self.edges:
+            if "." in name:
+                raise ConfigError(
+                    f"policy for the edge {name!r}: an edge is named by the callee's service, such "
+                    'as "billing"; put operations under operations'
+                )
+        for name in self.operations:
+            if name.count(".") != 1:
+                raise ConfigError(
+                    f"policy for the operation {name!r}: it is named by its service and name, such "
+                    'as "billing.charge"'
+                )
+
+    def of_edge(self, service: str) -> Policy:
+        """Return what guards the calls to a service."""
+        return self.edges.get(service, self.default)
+
+    def of_operation(self, operation: Operation[..., Any]) -> Policy:
+        """Return what guards the calls of an operation; the edge's own value where it is alike."""
+        edge = self.of_edge(operation.service)
+        own = self.operations.get(operation.full_name)
+        return edge if own is None else replace(edge, timeout_s=own.timeout_s, retry=own.retry)
