@@ -284,8 +284,11 @@ async def test_a_lost_wake_up_only_delays(store: Store) -> None:
     await asyncio.sleep(0)
 
     async def quietly(unit: Unit) -> None:
-        await append(unit, "a", [event()], expected=0)
-        unit.topics.clear()  # type: ignore[attr-defined]
+        await unit.execute(
+            "insert into sm_event(stream, version, name, type_version, body, is_public, "
+            "ordering_key, trace_id, recorded_us) values ('a', 1, 'x.y', 1, ?, 0, '', '', 0)",
+            b"{}",
+        )
 
     await store.write(quietly, name="quiet")
     assert [each.position for each in await waiting] == [1]

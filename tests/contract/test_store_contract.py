@@ -17,7 +17,7 @@ from synchromesh.errors import (
     KeyUndone,
     Rejection,
     StoreBroken,
-    StoreError,
+    StoreReadOnly,
 )
 from synchromesh.store import (
     Kind,
@@ -288,7 +288,7 @@ async def test_two_statements_in_one_are_refused(store: Store) -> None:
 
 async def test_reads_cannot_write(store: Store) -> None:
     """A read runs on a connection that only reads."""
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreReadOnly, match="run it in a unit"):
         await store.read("update stock set n = 0")
     assert await left(store) == 10
 

@@ -9,21 +9,22 @@ from pathlib import Path
 import pytest
 
 from store_fakes import ITEMS, HandRuntime, items, open_store, put_item, sqlite_error
+from synchromesh import testing
 from synchromesh.errors import (
     ConstraintFailed,
+    ForeignAwait,
     StoreBroken,
     StoreFull,
     StoreLocked,
     StoreReadOnly,
     StoreTooNew,
 )
-from synchromesh.runtime import RealRuntime
-from synchromesh.store import Migration, Schema, SqliteStore, StoreOptions
+from synchromesh.runtime import RealRuntime, Runtime
+from synchromesh.store import Migration, Schema, SqliteStore, StoreOptions, Unit
 from synchromesh.store.sqlite_errors import code_of, translate
 
-pytestmark = pytest.mark.anyio
 
-
+@pytest.mark.anyio
 async def test_a_second_start_is_told_who_owns_the_file(tmp_path: Path) -> None:
     """After its wait it gives up and names the owner; the first is unharmed."""
     runtime = RealRuntime()
@@ -34,6 +35,7 @@ async def test_a_second_start_is_told_who_owns_the_file(tmp_path: Path) -> None:
     await store.close()
 
 
+@pytest.mark.anyio
 async def test_a_second_start_takes_over_when_the_owner_ends(tmp_path: Path) -> None:
     """It waits, then finds what the first has written."""
     runtime = RealRuntime()
@@ -48,6 +50,7 @@ async def test_a_second_start_takes_over_when_the_owner_ends(tmp_path: Path) -> 
     await store.close()
 
 
+@pytest.mark.anyio
 async def test_a_commit_is_flushed_and_the_engine_is_closed_off(tmp_path: Path) -> None:
     """WAL, synchronous=FULL, foreign keys, and no second file on either connection (E4, P1)."""
     store = await open_store(tmp_path, RealRuntime())
@@ -63,6 +66,44 @@ async def test_a_commit_is_flushed_and_the_engine_is_closed_off(tmp_path: Path) 
     await store.close()
 
 
+@pytest.mark.anyio
+async def test_a_closed_store_leaves_one_file(tmp_path: Path) -> None:
+    """The write-ahead log has been emptied into the database, so that copying it is enough."""
+    store = await open_store(tmp_path, RealRuntime())
+    await store.write(put_item(1), name="put")
+    await store.close()
+    assert not (tmp_path / "shop.db-wal").exists()
+
+
+def test_it_runs_as_it_is_in_simulation() -> None:
+    """Same writer, same groups, same refusals, on the loop and in memory."""
+
+    async def main(runtime: Runtime) -> None:
+        store = await SqliteStore.open("/shop.db", service="shop", schemas=[ITEMS], runtime=runtime)
+        bodies = [put_item(number) for number in range(64)]
+        got = await asyncio.gather(*(store.write(body, name="put") for body in bodies))
+        assert sorted(got) == list(range(64))
+        assert store.commits <= 8
+
+        async def sleep(unit: Unit) -> None:
+            await asyncio.sleep(1)
+
+        with pytest.raises(ForeignAwait, match="awaited the event loop"):
+            await store.write(sleep, name="sleep")
+        second = asyncio.ensure_future(
+            SqliteStore.open("/shop.db", service="shop", schemas=[ITEMS], runtime=runtime)
+        )
+        await asyncio.sleep(5.0)
+        await store.close()
+        assert len(await items(await second)) == 64
+        with pytest.raises(StoreLocked, match=r"after 10 s"):
+            await SqliteStore.open("/shop.db", service="shop", schemas=[ITEMS], runtime=runtime)
+        await (await second).close()
+
+    testing.run(main)
+
+
+@pytest.mark.anyio
 async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     """Text is refused with the path and what to do, and the lock is given back."""
     (tmp_path / "shop.db").write_text("this is a letter, not a database. " * 100)
@@ -72,6 +113,7 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     await (await open_store(tmp_path, RealRuntime())).close()
 
 
+@pytest.mark.anyio
 async def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     """A database whose first pages were overwritten is refused with its path."""
     await (await open_store(tmp_path, RealRuntime())).close()
@@ -83,12 +125,14 @@ async def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         await open_store(tmp_path, RealRuntime())
 
 
+@pytest.mark.anyio
 async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """The message says that the folder must exist."""
     with pytest.raises(StoreBroken, match="folder must exist"):
         await open_store(tmp_path / "nowhere", RealRuntime())
 
 
+@pytest.mark.anyio
 async def test_a_path_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     """A folder in place of the file is refused."""
     (tmp_path / "shop.db").mkdir()
@@ -97,6 +141,7 @@ async def test_a_path_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_wal", [True, False])
+@pytest.mark.anyio
 async def test_a_read_only_file_is_refused(tmp_path: Path, is_wal: bool) -> None:
     """A file that cannot be written is found at the start."""
     if is_wal:
@@ -110,6 +155,7 @@ async def test_a_read_only_file_is_refused(tmp_path: Path, is_wal: bool) -> None
         await open_store(tmp_path, HandRuntime(mode="ro"), ITEMS, schema)
 
 
+@pytest.mark.anyio
 async def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     """StoreTooNew gives the lock back, so that the newer release can start."""
     newer = Schema("items", (*ITEMS.migrations, Migration(2, (), 2)))
@@ -120,7 +166,7 @@ async def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> Non
     await (await open_store(tmp_path, runtime, newer)).close()
 
 
-async def test_the_driver_is_not_given_a_word_of_the_values(tmp_path: Path) -> None:
+def test_the_driver_is_not_given_a_word_of_the_values() -> None:
     """A statement that begins with data shows none of it."""
     message = translate(sqlite3.OperationalError("near"), path="a.db", sql="'secret'").message
     assert message == "a.db: near"
@@ -141,9 +187,7 @@ async def test_the_driver_is_not_given_a_word_of_the_values(tmp_path: Path) -> N
         (sqlite3.Warning("two statements"), StoreBroken),
     ],
 )
-async def test_every_error_of_the_engine_has_a_name(
-    error: Exception, expected: type[Exception]
-) -> None:
+def test_every_error_of_the_engine_has_a_name(error: Exception, expected: type[Exception]) -> None:
     """Extended codes count as their primary ones; the path and the words are in the message."""
     translated = translate(error, path="a.db")
     assert type(translated) is expected
@@ -151,6 +195,7 @@ async def test_every_error_of_the_engine_has_a_name(
     assert 0 <= code_of(error) <= 0xFF
 
 
+@pytest.mark.anyio
 async def test_a_store_that_fails_to_start_its_writer_gives_the_file_back(tmp_path: Path) -> None:
     """Whatever goes wrong in `open`, the next try finds the file free."""
 

@@ -260,7 +260,7 @@ async def test_a_commit_that_is_not_in_the_file_is_run_again(
 
 
 async def test_a_disk_that_fails_again_closes_the_store_for_everyone(
-    store: SqliteStore, runtime: HandRuntime, caplog: pytest.LogCaptureFixture
+    store: SqliteStore, runtime: HandRuntime, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two faults of the file in a row: every unit is told so, and nothing is written."""
     error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
@@ -271,10 +271,14 @@ async def test_a_disk_that_fails_again_closes_the_store_for_everyone(
     assert store.broken is not None
     assert "failed 2 times in a row" in store.broken
     assert "broken" in repr(store)
+    with pytest.raises(StoreBroken, match="2 times in a row"):
+        await store.read("select 1")
     assert [r.levelno for r in caplog.records if r.name == "synchromesh.store"] == [
         logging.CRITICAL
     ]
-    assert await items(store) == []
+    auditor = sqlite3.connect(tmp_path / "shop.db")
+    assert auditor.execute("select * from item").fetchall() == []
+    auditor.close()
 
 
 async def test_a_commit_that_cannot_be_asked_for_is_answered_as_unknown(
@@ -331,14 +335,15 @@ async def test_a_file_that_another_connection_writes_is_locked(
     assert await put(store, 1, 2) == [1, 2]
 
 
+@pytest.mark.parametrize("is_rolled_back", [True, False])
 @pytest.mark.parametrize("sql", ["savepoint", "release", "rollback to", "rollback"])
 async def test_a_transaction_that_fails_outside_of_a_unit_is_run_again(
-    store: SqliteStore, runtime: HandRuntime, sql: str
+    store: SqliteStore, runtime: HandRuntime, sql: str, is_rolled_back: bool
 ) -> None:
     """A fault of the writer's own statement is nobody's fault: each is run again alone."""
     await put(store, 7)
     error = sqlite_error(sqlite3.SQLITE_NOMEM, "out of memory")
-    runtime.faulty.faults.append(Fault(sql, error, rolls_back=True))
+    runtime.faulty.faults.append(Fault(sql, error, rolls_back=is_rolled_back))
     got = await put(store, 7, 7) if sql == "rollback" else await put(store, 7, 8)
     assert isinstance(got[0], ConstraintFailed)
     assert isinstance(got[1], ConstraintFailed) if sql == "rollback" else got[1] == 8

@@ -14,19 +14,15 @@ section 3.3.6.
 from __future__ import annotations
 
 from synchromesh.errors import Fenced, KeyReused, KeyUndone
-from synchromesh.store.unit import Kind, Migration, Once, Recorded, Unit
+from synchromesh.store.unit import Kind, Once, Recorded, Unit
 
-MIGRATION = Migration(
-    version=1,
-    statements=(
-        (
-            "create table sm_inbox(caller text not null, key text not null, kind text not null, "
-            "digest text not null, body {blob} not null, expires_us bigint not null, "
-            "primary key(caller, key)) {keyed}"
-        ),
-        "create index sm_inbox_expires on sm_inbox(expires_us)",
+TABLES = (
+    (
+        "create table sm_inbox(caller text not null, key text not null, kind text not null, "
+        "digest text not null, body {blob} not null, expires_us bigint not null, "
+        "primary key(caller, key)) {keyed}"
     ),
-    readable_by_min=1,
+    "create index sm_inbox_expires on sm_inbox(expires_us)",
 )
 
 

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from synchromesh.errors import StoreBroken, StoreLocked
+from synchromesh.errors import StoreBroken, StoreLocked, StoreReadOnly
 from synchromesh.runtime import FileLock, Runtime
 from synchromesh.store import inbox, writer
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import migrate
-from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import refuse_control
 from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
 from synchromesh.store.writer import Writer
@@ -28,11 +28,13 @@ T = TypeVar("T")
 STORE_SCHEMA = Schema(
     owner="synchromesh.store",
     migrations=(
-        inbox.MIGRATION,
-        writer.MIGRATION,
         Migration(
-            version=3,
-            statements=("create table sm_meta(name text primary key, value text not null)",),
+            version=1,
+            statements=(
+                "create table sm_meta(name text primary key, value text not null)",
+                *inbox.TABLES,
+                *writer.TABLES,
+            ),
             readable_by_min=1,
         ),
     ),
@@ -177,7 +179,7 @@ class SqliteStore:
             StoreError: the engine refused; nothing of the unit was written.
         """
         refuse_in_unit(f"the unit {name!r} within itself")
-        return await self._writer.submit(body, None, name)
+        return await self._writer.submit(body, name)
 
     async def write_once(
         self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
@@ -189,10 +191,7 @@ class SqliteStore:
             ForeignAwait, UnitTooLong, Shed, StoreError: as `write` does.
         """
         refuse_in_unit(f"the unit {name!r} within itself")
-        recorded: object = await self._writer.submit(body, once, name)
-        if not isinstance(recorded, Recorded):
-            raise StoreBroken(f"unit {name!r} was not recorded")
-        return recorded
+        return await self._writer.submit_once(body, once, name)
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Return rows of the committed state; a statement that writes is refused."""
@@ -200,9 +199,15 @@ class SqliteStore:
         refuse_control(sql, "a read")
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: nothing was read")
+        if self.broken is not None:
+            raise StoreBroken(self.broken)
         try:
             return self._reader.execute(sql, values).fetchall()
         except SqliteFault as error:
+            if code_of(error) == READONLY:
+                raise StoreReadOnly(
+                    f"{self._path}: a read ran a statement that writes; run it in a unit of work"
+                ) from error
             raise translate(error, path=self._path, sql=sql) from error
 
     def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
@@ -219,8 +224,9 @@ class SqliteStore:
     async def close(self) -> None:
         """Finish what is queued and give up the file. May be repeated."""
         self._is_closed = True
-        await self._writer.close()
+        # The one that closes last empties the write-ahead log into the file: it must be the writer.
         self._reader.close()
+        await self._writer.close()
         self._lock.release()
 
     def __repr__(self) -> str:

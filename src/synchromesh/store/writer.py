@@ -30,17 +30,13 @@ from synchromesh.runtime import Lane, Runtime
 from synchromesh.store import inbox
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import SqliteUnit, drive
-from synchromesh.store.unit import Kind, Migration, Once, Unit
+from synchromesh.store.unit import Kind, Once, Recorded, Unit
 
 T = TypeVar("T")
 
-MIGRATION = Migration(
-    version=2,
-    statements=(
-        "create table sm_commit(slot integer primary key, unit_id text not null)",
-        "insert into sm_commit(slot, unit_id) values (1, '')",
-    ),
-    readable_by_min=1,
+TABLES = (
+    "create table sm_commit(slot integer primary key, unit_id text not null)",
+    "insert into sm_commit(slot, unit_id) values (1, '')",
 )
 
 _INTERRUPTIONS_MAX = 3
@@ -111,15 +107,24 @@ class Writer:
 
     # -- on the loop -----------------------------------------------------------------------------
 
-    def submit(
-        self, body: Callable[[Unit], Awaitable[T]], once: Once | None, name: str
-    ) -> asyncio.Future[T]:
+    def submit(self, body: Callable[[Unit], Awaitable[T]], name: str) -> asyncio.Future[T]:
         """Queue a unit; the future gets its result once it is durable.
 
         Raises:
             StoreBroken: the store is closed.
             Shed: `backlog_max` units wait already.
         """
+        return self._put(body, None, name)
+
+    def submit_once(
+        self, body: Callable[[Unit], Awaitable[bytes]], once: Once, name: str
+    ) -> asyncio.Future[Recorded]:
+        """Queue a unit that is recorded under a key; raises as `submit` does."""
+        return self._put(body, once, name)
+
+    def _put(
+        self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
+    ) -> asyncio.Future[Any]:
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: unit {name!r} was not run")
         if self._pending >= self._backlog_max:
@@ -128,7 +133,7 @@ class Writer:
                 f"unit {name!r} was not run: send less, or later"
             )
         self._pending += 1
-        future: asyncio.Future[T] = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         job = _Job(body, once, name, self._runtime.new_id(), copy_context(), future)
         self._lane.put(job)
         if self._timer is None:
@@ -230,7 +235,9 @@ class Writer:
         execute("savepoint sm_unit")
         self._running = unit
         try:
-            job.result = self._drive_once(job, unit) if job.once else self._drive(job, unit)
+            job.result = (
+                self._drive_once(job, job.once, unit) if job.once else self._drive(job, unit)
+            )
         except BaseException as error:  # noqa: BLE001 - the submitter gets it, whatever it is
             job.error = error
         self._running = None
@@ -260,8 +267,7 @@ class Writer:
         job.has_written = True
         return result
 
-    def _drive_once(self, job: _Job, unit: SqliteUnit) -> object:
-        once = cast("Once", job.once)
+    def _drive_once(self, job: _Job, once: Once, unit: SqliteUnit) -> Recorded:
         context = job.context
         known = drive(lambda unit: inbox.recall(unit, once), unit, context)
         if known is not None:
