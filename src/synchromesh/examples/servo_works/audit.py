@@ -1,0 +1,333 @@
+"""Audits servo-works from outside: reads its databases with sqlite3, and no code of its services.
+
+    python audit.py .synchromesh/data
+
+It is run once nothing is under way any more, and holds the four databases and the credit provider's
+books against one another: every order placed or fully undone, stock and money to the last piece and
+cent, no saga left behind. Prints what it finds and exits with 1 where it finds anything, 2 where
+there is nothing to audit.
+"""
+
+import argparse
+import contextlib
+import json
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SERVICES = ("orders", "inventory", "billing", "production")
+PROVIDER_DB = "credit_provider.db"
+LINES_MAX = 200
+
+
+@dataclass
+class Report:
+    """What an audit saw, and what it found wrong: one readable line each."""
+
+    findings: list[str] = field(default_factory=list)
+    orders: Counter[str] = field(default_factory=Counter)
+    sagas: Counter[str] = field(default_factory=Counter)
+    paid_minor: Counter[str] = field(default_factory=Counter)
+    pieces_held: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """True where everything adds up."""
+        return not self.findings
+
+    def find(self, line: str) -> None:
+        """Note that something is wrong."""
+        self.findings.append(line)
+
+    def lines(self) -> list[str]:
+        """Return the report for people."""
+        paid = [f"{m // 100}.{m % 100:02d} {c}" for c, m in sorted(self.paid_minor.items())]
+        return [
+            f"orders: {_counts(self.orders)}",
+            f"sagas:  {_counts(self.sagas)}",
+            f"held:   {self.pieces_held} pieces for placed orders",
+            f"paid:   {', '.join(paid) or 'nothing'}",
+            *self.findings[:LINES_MAX],
+            f"{len(self.findings)} findings" if self.findings else "everything adds up",
+        ]
+
+
+def audit(
+    data_dir: Path, provider_db: Path | None = None, expected: Mapping[str, str] | None = None
+) -> Report:
+    """Hold the databases in a folder against one another.
+
+    Args:
+        data_dir: where `orders.db`, `inventory.db`, `billing.db` and `production.db` are.
+        provider_db: the credit provider's books; None leaves them out.
+        expected: what clients were told of each order: "placed", "accepted" or "rejected".
+
+    Raises:
+        FileNotFoundError: a database is missing.
+    """
+    report = Report()
+    with contextlib.ExitStack() as stack:
+        databases = {
+            name: stack.enter_context(_opened(data_dir / f"{name}.db")) for name in SERVICES
+        }
+        for name, database in databases.items():
+            _check_nothing_left(report, name, database)
+        _check_orders(report, databases)
+        _check_stock(report, databases)
+        _check_expected(report, databases["orders"], expected or {})
+        if provider_db is None:
+            _check_money(report, databases, None)
+        else:
+            _check_money(report, databases, stack.enter_context(_opened(provider_db)))
+    return report
+
+
+# -- nothing is left behind ----------------------------------------------------------------------
+
+
+def _check_nothing_left(report: Report, service: str, database: sqlite3.Connection) -> None:
+    for saga_id, name, status, owner, reason in database.execute(
+        "select id, name, status, owner, reason from sm_saga order by id"
+    ):
+        report.sagas[status] += 1
+        if status not in ("completed", "undone"):
+            report.find(f"saga {name} {saga_id} of {service} is {status}: {reason or owner}")
+    for source, scope in database.execute("select source, scope from sm_parked order by 1, 2"):
+        report.find(f"{service} has a parked message of {source}: {scope}")
+
+
+# -- each order, across the four services --------------------------------------------------------
+
+
+def _check_orders(report: Report, databases: Mapping[str, sqlite3.Connection]) -> None:
+    holds = _by_order(
+        databases["inventory"],
+        "select order_id, sku, qty from hold where status = 'active'",
+    )
+    paid = _by_order(
+        databases["billing"],
+        "select order_id, total_minor, currency, id from invoice where status = 'paid'",
+    )
+    slots = _by_order(databases["production"], "select order_id, sku from slot")
+    sheets = _by_order(
+        databases["production"], "select order_id, invoice_id, times from build_sheet"
+    )
+    owned = {"hold": holds, "paid invoice": paid, "slot": slots, "build sheet": sheets}
+    known = set()
+    for order_id, sku, qty, minor, currency, status in databases["orders"].execute(
+        "select order_id, sku, qty, total_minor, currency, status from orders order by order_id"
+    ):
+        known.add(order_id)
+        report.orders[status] += 1
+        if status == "placed":
+            invoice = paid.get(order_id, [("", "", "")])[0][2]
+            _check_one(report, order_id, "hold", holds, (sku, qty))
+            _check_one(report, order_id, "paid invoice", paid, (minor, currency, invoice))
+            _check_one(report, order_id, "slot", slots, (sku,))
+            _check_one(report, order_id, "build sheet", sheets, (invoice, 1))
+        elif status == "rejected":
+            for what, rows in owned.items():
+                for row in rows.get(order_id, []):
+                    report.find(f"order {order_id} was rejected, but has a {what}: {row}")
+        else:
+            report.find(f"order {order_id} is neither placed nor rejected: it is {status}")
+    for what, rows in owned.items():
+        for order_id in sorted(set(rows) - known):
+            report.find(f"a {what} belongs to order {order_id}, which does not exist")
+    for order_id, count in databases["billing"].execute(
+        "select order_id, count(*) from invoice where status = 'open' group by order_id"
+    ):
+        report.find(f"order {order_id} has {count} invoice that is neither paid nor void")
+
+
+def _check_one(
+    report: Report,
+    order_id: str,
+    what: str,
+    rows: Mapping[str, list[tuple[Any, ...]]],
+    expected: tuple[Any, ...],
+) -> None:
+    found = rows.get(order_id, [])
+    if len(found) != 1:
+        report.find(f"order {order_id} is placed with {len(found)} of a {what}, expected 1")
+    elif found[0] != expected:
+        report.find(f"order {order_id} has the {what} {found[0]}, expected {expected}")
+
+
+def _by_order(database: sqlite3.Connection, sql: str) -> dict[str, list[tuple[Any, ...]]]:
+    rows: dict[str, list[tuple[Any, ...]]] = {}
+    for order_id, *rest in database.execute(sql):
+        rows.setdefault(order_id, []).append(tuple(rest))
+    return rows
+
+
+# -- stock, to the last piece --------------------------------------------------------------------
+
+
+def _check_stock(report: Report, databases: Mapping[str, sqlite3.Connection]) -> None:
+    inventory = databases["inventory"]
+    sold: Counter[str] = Counter()
+    for sku, qty in databases["orders"].execute(
+        "select sku, qty from orders where status = 'placed'"
+    ):
+        sold[sku] += qty
+    report.pieces_held = sum(sold.values())
+    streams = _streams(report, inventory)
+    levels = {
+        sku: tuple(level)
+        for sku, *level in inventory.execute(
+            "select sku, received, on_hand, held from stock_level order by sku"
+        )
+    }
+    for sku in sorted({*streams, *levels, *sold}):
+        stream, level = streams.get(sku, (0, 0, 0)), levels.get(sku, (0, 0, 0))
+        if stream != level:
+            report.find(
+                f"{sku}: its events add up to (received, on hand, held) {stream}, "
+                f"its stock level says {level}"
+            )
+        for where, (received, on_hand, held) in (("events", stream), ("stock level", level)):
+            if received != on_hand + held or on_hand < 0:
+                report.find(
+                    f"{sku}: by its {where} {received} were received, "
+                    f"but {on_hand} are on hand and {held} held"
+                )
+            if held != sold[sku]:
+                report.find(
+                    f"{sku}: by its {where} {held} are held, but placed orders have {sold[sku]}"
+                )
+
+
+def _streams(report: Report, inventory: sqlite3.Connection) -> dict[str, tuple[int, int, int]]:
+    """Return (received, on hand, held) of each drive, added up from its stream."""
+    sums: dict[str, tuple[int, int, int]] = {}
+    versions: Counter[str] = Counter()
+    for stream, version, name, body in inventory.execute(
+        "select stream, version, name, body from sm_event where stream like 'stock/%' "
+        "order by stream, version"
+    ):
+        versions[stream] += 1
+        if version != versions[stream]:
+            report.find(f"stream {stream} has version {version} where {versions[stream]} belongs")
+            versions[stream] = version
+        event = json.loads(body)
+        received, on_hand, held = sums.get(event["sku"], (0, 0, 0))
+        qty = event["qty"]
+        match name:
+            case "inventory.pieces_received":
+                after = (received + qty, on_hand + qty, held)
+            case "inventory.pieces_held":
+                after = (received, on_hand - qty, held + qty)
+            case "inventory.pieces_released":
+                after = (received, on_hand + qty, held - qty)
+            case _:
+                report.find(f"stream {stream} has an event that nobody knows: {name}")
+                continue
+        sums[event["sku"]] = after
+    return sums
+
+
+# -- money, to the last cent ---------------------------------------------------------------------
+
+
+def _check_money(
+    report: Report,
+    databases: Mapping[str, sqlite3.Connection],
+    provider: sqlite3.Connection | None,
+) -> None:
+    sold = _sums(
+        databases["orders"],
+        "select currency, sum(total_minor) from orders where status = 'placed' group by currency",
+    )
+    paid = _sums(
+        databases["billing"],
+        "select currency, sum(total_minor) from invoice where status = 'paid' group by currency",
+    )
+    report.paid_minor = paid
+    if sold != paid:
+        report.find(f"placed orders come to {dict(sold)}, paid invoices to {dict(paid)}")
+    if provider is None:
+        return
+    charged = _sums(provider, "select currency, sum(amount_minor) from charge group by currency")
+    if charged != paid:
+        report.find(f"the provider charged {dict(charged)}, paid invoices say {dict(paid)}")
+    charges = dict(provider.execute("select reference, id from charge"))
+    for invoice_id, receipt in databases["billing"].execute(
+        "select id, receipt from invoice where status = 'paid' order by id"
+    ):
+        if charges.get(invoice_id) != receipt:
+            report.find(
+                f"invoice {invoice_id} is paid by {receipt!r}, "
+                f"but the provider knows {charges.get(invoice_id)!r}"
+            )
+
+
+def _sums(database: sqlite3.Connection, sql: str) -> Counter[str]:
+    return Counter(dict(database.execute(sql)))
+
+
+# -- what clients were told ----------------------------------------------------------------------
+
+
+def _check_expected(
+    report: Report, orders: sqlite3.Connection, expected: Mapping[str, str]
+) -> None:
+    statuses = dict(orders.execute("select order_id, status from orders"))
+    for order_id, told in sorted(expected.items()):
+        status = statuses.get(order_id)
+        is_kept = {
+            "placed": status == "placed",
+            "accepted": status in ("placed", "rejected"),
+            # An order that could not even be taken, for want of a price, leaves no row.
+            "rejected": status in ("rejected", None),
+        }
+        if not is_kept.get(told, False):
+            report.find(
+                f"a client was told that order {order_id} is {told}, but it "
+                + (f"is {status}" if status else "does not exist")
+            )
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database for reading only."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no database {path}")
+    with contextlib.closing(
+        sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    ) as database:
+        database.execute("pragma query_only = on")
+        yield database
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items())) or "none"
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Audit the folder named on the command line and return the exit code."""
+    parser = argparse.ArgumentParser(description="Audits the databases of servo-works.")
+    parser.add_argument("data_dir", type=Path, help="such as .synchromesh/data")
+    parser.add_argument("--provider-db", type=Path, help=f"by default DATA_DIR/{PROVIDER_DB}")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    provider_db = options.provider_db
+    if provider_db is None and (options.data_dir / PROVIDER_DB).is_file():
+        provider_db = options.data_dir / PROVIDER_DB
+    try:
+        report = audit(options.data_dir, provider_db)
+    except (FileNotFoundError, sqlite3.Error) as error:
+        sys.stderr.write(f"nothing to audit: {error}\n")
+        return 2
+    sys.stdout.write("\n".join(report.lines()) + "\n")
+    return 0 if report.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The contracts of servo-works: all that one service may know about another."""
