@@ -40,6 +40,7 @@ class Surroundings:
     """What the system hands to each of its instances.
 
     Attributes:
+        policies: how the calls of a service are guarded, by its name.
         subscribers: for each service, the public events it takes, by stored name.
         escalate: told service, child and error where a background child is beyond restarting.
         keep_s: how long inboxes remember; longer than any saga may still ask.
@@ -50,7 +51,7 @@ class Surroundings:
     sink: Sink
     resolver: Resolver
     transports: Mapping[str, Transport]
-    policies: Policies
+    policies: Callable[[str], Policies]
     subscribers: Mapping[str, frozenset[str]]
     escalate: Callable[[str, str, BaseException], None]
     keep_s: float = 7 * 86_400.0
@@ -82,7 +83,7 @@ class ServiceInstance:
             signer=around.signer,
             tracer=tracer,
             runtime=runtime,
-            policies=around.policies,
+            policies=around.policies(name),
         )
         self._units = UnitScope(_event_types(service), runtime)
         self.engine = Engine(

@@ -1,0 +1,67 @@
+"""`synchromesh call`: make one call to a running system and show its answer and its trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from synchromesh.cli.control import ControlClient
+from synchromesh.cli.show import console, decode_spans, print_json, waterfall
+
+FINDING = 1
+
+
+@click.command()
+@click.argument("operation")
+@click.argument("arguments", nargs=-1)
+@click.option("--key", default="", help="The idempotency key of a command; a new one by default.")
+@click.option("--timeout", "timeout_s", default=10.0, show_default=True, help="Seconds to wait.")
+@click.option("--principal", default="", help="On whose behalf the call is made.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def call(
+    folder: Path,
+    operation: str,
+    arguments: tuple[str, ...],
+    key: str,
+    timeout_s: float,
+    principal: str,
+    is_json: bool,
+) -> int:
+    """Call OPERATION (service.name) with ARGUMENTS (name=value).
+
+    Exits 1 when the call was refused or failed.
+    """
+    texts: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"{argument!r} is no argument; write name=value")
+        if name in texts:
+            raise click.UsageError(f"argument {name!r} is given twice")
+        texts[name] = value
+    control = ControlClient(folder)
+    request = {
+        "operation": operation,
+        "arguments": texts,
+        "key": key,
+        "timeout_s": timeout_s,
+        "principal": principal,
+    }
+    answer = control.post("/call", request)
+    trace = control.get(f"/traces/{answer['trace_id']}")
+    is_answer = answer["problem"] is None
+    if is_json:
+        print_json({**answer, "spans": trace["spans"]})
+        return 0 if is_answer else FINDING
+    out = console()
+    if is_answer:
+        out.print_json(data=answer["result"])
+    else:
+        problem = answer["problem"]
+        out.print(f"[red]{problem['code']}[/red] ({problem['status']}): ", end="")
+        out.print(problem["detail"], markup=False)
+    out.print(f"\ntrace {answer['trace_id']}")
+    out.print(waterfall(decode_spans(trace)))
+    return 0 if is_answer else FINDING

@@ -1,0 +1,65 @@
+"""The entry point: finds the verb, and turns every error into one clear message."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from synchromesh.cli.call import call
+from synchromesh.cli.dev import dev
+from synchromesh.cli.saga import saga
+from synchromesh.cli.trace import trace
+from synchromesh.errors import SynchromeshError
+
+USER_MISTAKE = 2
+INTERNAL = 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="The folder of the system, where its synchromesh.toml is.",
+)
+@click.version_option(package_name="synchromesh")
+@click.pass_context
+def synchromesh(context: click.Context, folder: Path) -> None:
+    """Run a system of services, call it, and see what it did."""
+    context.obj = folder
+
+
+for verb in (dev, call, trace, saga):
+    synchromesh.add_command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; a user's mistake gets a message and never a traceback."""
+    try:
+        code = synchromesh.main(args=arguments, prog_name="synchromesh", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SynchromeshError as error:
+        click.echo(f"synchromesh: {error.message}", err=True)
+        sys.exit(USER_MISTAKE)
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("SYNCHROMESH_DEBUG"):
+            raise
+        click.echo(
+            f"synchromesh: internal error: {type(error).__name__}: {error}\n"
+            "This is a bug; run again with SYNCHROMESH_DEBUG=1 to see where, and report it.",
+            err=True,
+        )
+        sys.exit(INTERNAL)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,81 @@
+"""`synchromesh saga`: the runs of sagas, and the story of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import click
+from rich.table import Table
+
+from synchromesh.cli.control import ControlClient
+from synchromesh.cli.show import console, moment, print_json, styled
+
+FINDING = 1
+
+
+@click.group()
+def saga() -> None:
+    """Show the runs of sagas."""
+
+
+@saga.command("list")
+@click.option("--status", default="", help="Only runs of this status, such as stuck.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
+    """List the runs of sagas, the newest first. Exits 1 when one is stuck."""
+    query = urlencode({"status": status, "limit": limit})
+    runs = ControlClient(folder).get(f"/sagas?{query}")["sagas"]
+    if is_json:
+        print_json(runs)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("saga", "name", "status", "started", "ended", "owner", "reason"):
+            table.add_column(heading)
+        for run in runs:
+            table.add_row(
+                run["id"],
+                f"{run['service']}.{run['name']}",
+                styled(run["status"]),
+                moment(run["started_us"]),
+                moment(run["ended_us"] or 0),
+                run["owner"],
+                run["reason"],
+            )
+        console().print(table)
+    return FINDING if any(run["status"] == "stuck" for run in runs) else 0
+
+
+@saga.command("show")
+@click.argument("saga_id", metavar="ID|last")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
+    """Show one run: each step, attempt and undo, and why. Exits 1 when it is stuck."""
+    story = ControlClient(folder).get(f"/sagas/{quote(saga_id, safe='')}")
+    if is_json:
+        print_json(story)
+        return FINDING if story["status"] == "stuck" else 0
+    out = console()
+    out.print(
+        f"saga {story['id']}  {story['service']}.{story['name']} v{story['version']}  ", end=""
+    )
+    out.print(styled(story["status"]))
+    if story["reason"]:
+        out.print(f"why: {story['reason']}", markup=False)
+    out.print(f"trace {story['trace_id']}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("at", "what", "step", "attempt", "detail"):
+        table.add_column(heading)
+    for record in story["records"]:
+        table.add_row(
+            moment(record["at_us"]),
+            record["kind"],
+            record["step"],
+            str(record["attempt"] or ""),
+            record["detail"],
+        )
+    out.print(table)
+    return FINDING if story["status"] == "stuck" else 0

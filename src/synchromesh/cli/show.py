@@ -1,0 +1,87 @@
+"""How things are shown: JSON for programs, tables and waterfalls for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from synchromesh.codec import to_datetime
+from synchromesh.telemetry import SpanRecord
+
+BAR_COLUMNS = 32
+
+_COLOURS = {"ok": "green", "completed": "green", "running": "cyan", "undone": "yellow"}
+
+
+def console() -> Console:
+    """Return the console that verbs print to; it is plain where nobody looks."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def print_json(value: object) -> None:
+    """Print a value for a program."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def moment(at_us: int) -> str:
+    """Return stored microseconds as a time of day, UTC."""
+    return to_datetime(at_us).strftime("%H:%M:%S.%f")[:-3] if at_us else ""
+
+
+def styled(status: str) -> Text:
+    """Return a status in its colour."""
+    return Text(status, style=_COLOURS.get(status, "red"))
+
+
+def waterfall(spans: list[SpanRecord]) -> Table:
+    """Return the spans of a trace as a tree with bars over one time scale.
+
+    A span whose parent was lost, or belongs to another process's buffer, stands at the root.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("span", "service", "status", "took", ""):
+        table.add_column(heading, justify="right" if heading == "took" else "left", no_wrap=True)
+    if not spans:
+        return table
+    begin_us = min(span.started_us for span in spans)
+    end_us = max(span.started_us + span.took_us for span in spans)
+    scale = BAR_COLUMNS / max(1, end_us - begin_us)
+    for depth, span in _tree(spans):
+        left = int((span.started_us - begin_us) * scale)
+        width = max(1, round(span.took_us * scale))
+        bar = " " * min(left, BAR_COLUMNS - 1) + "█" * min(width, BAR_COLUMNS - left + 1)
+        colour = _COLOURS.get(span.status, "red")
+        table.add_row(
+            f"{'  ' * depth}{span.kind} {span.name}",
+            span.service,
+            styled(span.status),
+            f"{span.took_us / 1000:.1f} ms",
+            Text(bar, style=colour),
+        )
+    return table
+
+
+def _tree(spans: list[SpanRecord]) -> list[tuple[int, SpanRecord]]:
+    known = {span.span_id for span in spans}
+    children: dict[str, list[SpanRecord]] = {}
+    for span in sorted(spans, key=lambda s: s.started_us):
+        parent = span.parent_id if span.parent_id in known else ""
+        children.setdefault(parent, []).append(span)
+    ordered: list[tuple[int, SpanRecord]] = []
+    pending = [(0, span) for span in reversed(children.get("", []))]
+    while pending:
+        depth, span = pending.pop()
+        ordered.append((depth, span))
+        below = children.get(span.span_id, [])
+        pending.extend((depth + 1, child) for child in reversed(below))
+    return ordered
+
+
+def decode_spans(answer: dict[str, Any]) -> list[SpanRecord]:
+    """Return the spans of the control socket's answer."""
+    return msgspec.convert(answer["spans"], list[SpanRecord])

@@ -1,0 +1,27 @@
+"""`synchromesh trace`: the waterfall of one trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import click
+
+from synchromesh.cli.control import ControlClient
+from synchromesh.cli.show import console, decode_spans, print_json, waterfall
+
+
+@click.command()
+@click.argument("trace_id", metavar="ID|last")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def trace(folder: Path, trace_id: str, is_json: bool) -> int:
+    """Show the spans of a trace by its id; `last` is the last call that a client made."""
+    answer = ControlClient(folder).get(f"/traces/{quote(trace_id, safe='')}")
+    if is_json:
+        print_json(answer)
+        return 0
+    out = console()
+    out.print(f"trace {answer['trace_id']}")
+    out.print(waterfall(decode_spans(answer)))
+    return 0

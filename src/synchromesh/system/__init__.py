@@ -1,0 +1,7 @@
+"""The system: the only place that wires, configuration, supervision, the control socket."""
+
+from synchromesh.system.config import SystemConfig, load_config
+from synchromesh.system.rundir import RunDir, RunInfo
+from synchromesh.system.wiring import System
+
+__all__ = ["RunDir", "RunInfo", "System", "SystemConfig", "load_config"]

@@ -1,0 +1,158 @@
+"""External services as child processes: somebody else's programs that a system runs beside it.
+
+A child dies with its parent, however that dies (PR_SET_PDEATHSIG), is started again when it ends,
+and escalates when it ends too often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from synchromesh.errors import ConfigError
+
+READY_WITHIN_S = 10.0
+STOP_WITHIN_S = 3.0
+LINE_BYTES_MAX = 4096
+
+_PR_SET_PDEATHSIG = 1
+_log = logging.getLogger("synchromesh.system")
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The line of JSON that a child prints when it can be called."""
+
+    port: int
+
+
+class ExternalProcess:
+    """One external service as a child process; `run` is a supervised loop.
+
+    Args:
+        name: the external service.
+        command, env: what is run; `env` is added to this process's environment.
+        log: the file that takes what the child writes to standard error.
+        moved: told the URL after each start, for a child may come back at another port.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        command: list[str],
+        env: dict[str, str],
+        folder: Path,
+        log: Path,
+        moved: Callable[[str], None],
+    ) -> None:
+        self._name = name
+        self._command = command
+        self._env = {**os.environ, **env}
+        self._folder = folder
+        self._log_path = log
+        self._moved = moved
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while it does not run."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the child and wait until it can be called.
+
+        Raises:
+            ConfigError: it cannot be run, or was not ready in time; the message names its log.
+        """
+        try:
+            with self._log_path.open("ab") as errors:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    cwd=self._folder,
+                    env=self._env,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=errors,
+                    limit=LINE_BYTES_MAX,
+                    preexec_fn=_die_with_parent(),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ConfigError(
+                f"external service {self._name!r} cannot be started: {self._command[0]!r}: "
+                f"{error.strerror}"
+            ) from error
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                line = await self._stdout().readline()
+            ready = msgspec.json.decode(line, type=Ready)
+        except (TimeoutError, ValueError, msgspec.MsgspecError) as error:
+            await self.stop()
+            raise ConfigError(
+                f"external service {self._name!r} did not say its port within {READY_WITHIN_S:g} s;"
+                f" see {self._log_path}"
+            ) from error
+        self._moved(f"http://127.0.0.1:{ready.port}")
+
+    async def run(self) -> None:
+        """Watch the child until it ends, then raise; the next run starts it anew."""
+        if self._process is None or self._process.returncode is not None:
+            await self.start()
+        process = self._process
+        assert process is not None
+        # What it prints is read for ever, or a full pipe would stop it.
+        while await self._stdout().read(LINE_BYTES_MAX):
+            pass
+        code = await process.wait()
+        raise ChildEnded(f"external service {self._name!r} ended with exit code {code}")
+
+    async def stop(self) -> None:
+        """End the child: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        _signal(process, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await process.wait()
+        except TimeoutError:
+            _log.warning("external service %s did not stop on SIGTERM and is killed", self._name)
+            _signal(process, signal.SIGKILL)
+            await process.wait()
+
+    def _stdout(self) -> asyncio.StreamReader:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def __repr__(self) -> str:
+        return f"<ExternalProcess {self._name} pid {self.pid}>"
+
+
+class ChildEnded(Exception):
+    """Tells that a child process has ended by itself."""
+
+
+def _die_with_parent() -> Callable[[], Any] | None:
+    """Return what makes the kernel kill a child when this process dies; Linux only."""
+    if not sys.platform.startswith("linux"):
+        return None
+    # Loaded before the fork: between fork and exec no lock may be taken.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _signal(process: asyncio.subprocess.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except ProcessLookupError:
+        _log.debug("process %s has already ended", process.pid)

@@ -1,0 +1,240 @@
+"""`synchromesh.toml`: which services a system has, where they run, and which policies differ.
+
+One schema, `SystemConfig`, checked throughout before anything starts: an unknown key, a wrong type
+or a missing module is named with its place and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+import tomllib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from synchromesh.durations import duration
+from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.resilience import BreakerOptions, Policy, RetryOptions
+from synchromesh.service import Service
+
+FILE_NAME = "synchromesh.toml"
+
+
+class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[system]`: its name, and where its servers listen."""
+
+    name: str
+    host: str = "127.0.0.1"
+    control_port: int = 0
+
+
+class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[services.NAME]`: where its definition is, as "module:attribute", and its HTTP port."""
+
+    app: str
+    port: int = 0
+
+
+class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[external.NAME]`: somebody else's service, at a URL or as a child process.
+
+    A child prints one line of JSON with its `port` when it is ready. In `command` and `env`,
+    `{python}` stands for this interpreter and `{data}` for the folder of the databases.
+    """
+
+    url: str = ""
+    command: list[str] = []
+    env: dict[str, str] = {}
+
+
+class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`retry = {...}` of a policy: how many attempts a call has in all."""
+
+    attempts: int = 3
+
+
+class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`breaker = {...}` of a policy; `open_for` is "SHORTEST..LONGEST"."""
+
+    window: str = "10s"
+    minimum_calls: int = 10
+    failure_rate: float = 0.5
+    open_for: str = "500ms..2s"
+
+    def compile(self) -> BreakerOptions:
+        """Return the options that the section describes."""
+        shortest, _, longest = self.open_for.partition("..")
+        return BreakerOptions(
+            window_s=duration(self.window),
+            minimum_calls=self.minimum_calls,
+            failure_rate=self.failure_rate,
+            open_for_s=duration(shortest),
+            open_for_max_s=duration(longest or shortest),
+        )
+
+
+class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[policies."CALLER:CALLEE"]`: what differs from the default policy on that edge."""
+
+    timeout: str = "2s"
+    retry: RetrySection = RetrySection()
+    breaker: BreakerSection = BreakerSection()
+
+    def compile(self) -> Policy:
+        """Return the policy that the section describes."""
+        return Policy(
+            timeout_s=duration(self.timeout),
+            retry=RetryOptions(attempts_max=self.retry.attempts),
+            breaker=self.breaker.compile(),
+        )
+
+
+class DevSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[dev]`: what `synchromesh dev` does besides.
+
+    `opening` names an async function, as "module:function", that is given a client once the system
+    is up, each time it starts; it sends the commands that the system begins with.
+    """
+
+    opening: str = ""
+
+
+class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `synchromesh.toml`."""
+
+    system: SystemSection
+    services: dict[str, ServiceSection]
+    external: dict[str, ExternalSection] = {}
+    policies: dict[str, PolicySection] = {}
+    dev: DevSection = DevSection()
+
+
+def load_config(folder: Path) -> SystemConfig:
+    """Read and check `synchromesh.toml` in a folder.
+
+    Raises:
+        ConfigError: it is missing, malformed, or a value in it is wrong; the message names where.
+    """
+    path = folder / FILE_NAME
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no {FILE_NAME} in {folder}; go to the folder of your system"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    _refuse_unknown_keys(data, SystemConfig, path, "")
+    try:
+        config = msgspec.convert(data, SystemConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    _check(config, path)
+    return config
+
+
+def load_services(config: SystemConfig, folder: Path) -> list[Service]:
+    """Import the services of a system; its folder comes first on the import path.
+
+    Raises:
+        ConfigError: a module or attribute is missing, or is no service of that name.
+    """
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    return [_load(name, section, folder) for name, section in config.services.items()]
+
+
+def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitable[None]] | None:
+    """Import the function that opens the system; None where there is none.
+
+    Raises:
+        ConfigError: it is missing, or no async function.
+    """
+    if not config.dev.opening:
+        return None
+    where = f"{FILE_NAME}: [dev] opening = {config.dev.opening!r}"
+    opening = _import(config.dev.opening, where, folder)
+    if not inspect.iscoroutinefunction(opening):
+        raise ConfigError(f"{where} is no async function; write async def")
+    return opening
+
+
+def _load(name: str, section: ServiceSection, folder: Path) -> Service:
+    where = f"{FILE_NAME}: [services.{name}] app = {section.app!r}"
+    service = _import(section.app, where, folder)
+    if not isinstance(service, Service):
+        raise ConfigError(f"{where} is not a Service; name the one that the module defines")
+    if service.name != name:
+        raise ConfigError(f"{where}: that service is named {service.name!r}; use the same name")
+    return service
+
+
+def _import(place: str, where: str, folder: Path) -> Any:
+    module_name, colon, attribute = place.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ConfigError(f'{where}; expected "module:attribute", such as "services.a:a"')
+    try:
+        module = importlib.import_module(module_name)
+    except SynchromeshError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{where}: no module {error.name!r} in {folder}") from error
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{where}: importing it failed: {why}") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{where}: module {module_name!r} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _check(config: SystemConfig, path: Path) -> None:
+    if not config.services:
+        raise ConfigError(f"{path}: [services] names no service; add [services.NAME]")
+    ports = [config.system.control_port, *(s.port for s in config.services.values())]
+    wrong = next((port for port in ports if not 0 <= port <= 65_535), None)
+    if wrong is not None:
+        raise ConfigError(f"{path}: port {wrong} is not one; use 1 to 65535, or 0 for any")
+    fixed = [port for port in ports if port]
+    twice = next((port for port in fixed if fixed.count(port) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path}: port {twice} is given twice; every server needs its own")
+    for name, external in config.external.items():
+        if bool(external.url) == bool(external.command):
+            raise ConfigError(f"{path}: [external.{name}] needs either url or command")
+    known = {*config.services, *config.external}
+    for edge, policy in config.policies.items():
+        caller, colon, callee = edge.partition(":")
+        if not colon or caller not in config.services or callee not in known:
+            raise ConfigError(
+                f'{path}: [policies."{edge}"] is no edge; expected "CALLER:CALLEE" of '
+                f"{', '.join(sorted(known))}"
+            )
+        try:
+            policy.compile()
+        except ConfigError as error:
+            raise ConfigError(f'{path}: [policies."{edge}"]: {error.message}') from error
+
+
+def _refuse_unknown_keys(data: Any, kind: Any, path: Path, where: str) -> None:
+    """Name an unknown key with its place and the nearest known one."""
+    if not isinstance(data, dict):
+        return
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        for key, value in data.items():
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+                raise ConfigError(f"{path}: unknown key {where + key!r}; {hint}")
+            _refuse_unknown_keys(value, fields[key], path, f"{where}{key}.")
+    elif getattr(kind, "__origin__", None) is dict:
+        for key, value in data.items():
+            _refuse_unknown_keys(value, kind.__args__[1], path, f"{where}{key}.")

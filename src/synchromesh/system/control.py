@@ -1,0 +1,245 @@
+"""The control socket: HTTP on loopback by which the command line reaches a running system.
+
+Every request carries the token of `run.json`; without it the answer is 401, whatever the path. The
+Host must be this socket's own, so that a web page cannot reach it under a name of its choice.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import msgspec
+
+from synchromesh.calls import Caller
+from synchromesh.calls.contract import Operation
+from synchromesh.codec import decode, encode
+from synchromesh.errors import (
+    BadRequest,
+    SynchromeshError,
+    Unauthenticated,
+    UnknownOperation,
+    UnknownSaga,
+    to_problem,
+)
+from synchromesh.http import HttpRequest, HttpResponse, error_response
+from synchromesh.identity import Signer
+from synchromesh.runtime import Runtime
+from synchromesh.service import ServiceInstance
+from synchromesh.telemetry import SqliteRing, Tracer
+
+LISTED_MAX = 1000
+TIMEOUT_MAX_S = 300.0
+
+Answer = Callable[[HttpRequest, str], Awaitable[object]]
+
+
+class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /call`: one call, its arguments as texts by name, as the command line has them."""
+
+    operation: str
+    arguments: dict[str, str] = {}
+    key: str = ""
+    timeout_s: float = 10.0
+    principal: str = ""
+
+
+class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /credentials`: a credential for a client of the services."""
+
+    client: str
+    principal: str = ""
+
+
+class Control:
+    """Answers the control socket of one system."""
+
+    def __init__(
+        self,
+        *,
+        token: str,
+        authority: Callable[[], str],
+        caller: Caller,
+        tracer: Tracer,
+        ring: SqliteRing,
+        instances: Mapping[str, ServiceInstance],
+        signer: Signer,
+        runtime: Runtime,
+    ) -> None:
+        self._token = token
+        self._authority = authority
+        self._caller = caller
+        self._tracer = tracer
+        self._ring = ring
+        self._instances = instances
+        self._signer = signer
+        self._runtime = runtime
+        # The first segment of the path, after the method; what follows it is the argument.
+        self._answers: dict[tuple[str, str], Answer] = {
+            ("GET", "status"): self._status,
+            ("POST", "call"): self._call,
+            ("GET", "sagas"): self._sagas,
+            ("GET", "traces"): self._trace,
+            ("POST", "credentials"): self._credential,
+        }
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer one request of the command line."""
+        try:
+            self._check(request)
+            verb, _, rest = request.path[1:].partition("/")
+            answer = self._answers.get((request.method, verb))
+            if answer is None:
+                raise UnknownOperation(f"the control socket has no {request.method} /{verb}")
+            value = await answer(request, unquote(rest))
+        except SynchromeshError as error:
+            return error_response(error)
+        return HttpResponse(200, [("content-type", "application/json")], encode(value))
+
+    def _check(self, request: HttpRequest) -> None:
+        if request.headers.get("host") != self._authority():
+            raise Unauthenticated("the control socket is asked under another name than its own")
+        given = request.headers.get("authorization", "") or ""
+        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            raise Unauthenticated("the control socket needs the token of run.json")
+
+    async def _status(self, _: HttpRequest, __: str) -> object:
+        services = {}
+        for name, instance in self._instances.items():
+            counts = await instance.store.read("select status, count(*) from sm_saga group by 1")
+            services[name] = {
+                "health": asdict(instance.health()),
+                "sagas": {str(status): count for status, count in counts},
+                "parked": len(await instance.consumer.parked(limit=LISTED_MAX)),
+                "breakers": {
+                    callee: asdict(breaker) for callee, breaker in instance.caller.edges.items()
+                },
+            }
+        return {"services": services, "spans_dropped": self._ring.dropped}
+
+    async def _call(self, request: HttpRequest, _: str) -> object:
+        wanted = decode(request.body, CallRequest)
+        if not 0 < wanted.timeout_s <= TIMEOUT_MAX_S:
+            raise BadRequest(f"timeout {wanted.timeout_s:g} s; use up to {TIMEOUT_MAX_S:g} s")
+        operation = self._operation(wanted.operation)
+        arguments = arguments_from_texts(operation, wanted.arguments)
+        root = self._caller.root(principal=wanted.principal, key=wanted.key or None)
+        span = self._tracer.start("client", operation.full_name, trace_id=root.trace_id)
+        context = replace(root, span_id=span.span_id)
+        answer: dict[str, Any] = {
+            "trace_id": root.trace_id,
+            "key": root.key if operation.is_command else "",
+        }
+        with span:
+            try:
+                body = await self._caller.send(
+                    operation, arguments, context=context, timeout_s=wanted.timeout_s
+                )
+            except SynchromeshError as error:
+                span.fail(error)
+                return {**answer, "result": None, "problem": to_problem(error)}
+        return {**answer, "result": msgspec.Raw(body), "problem": None}
+
+    async def _sagas(self, request: HttpRequest, saga_id: str) -> object:
+        if saga_id:
+            return await self._saga(saga_id)
+        query = parse_qs(request.query)
+        status = query.get("status", [""])[0]
+        limit = query.get("limit", ["50"])[0]
+        if not limit.isdecimal() or not 1 <= int(limit) <= LISTED_MAX:
+            raise BadRequest(f"limit is {limit!r}; use 1 to {LISTED_MAX}")
+        found = []
+        for instance in self._instances.values():
+            found += await instance.engine.runs(status=status or None, limit=int(limit))
+        found.sort(key=lambda run: run.started_us, reverse=True)
+        return {"sagas": found[: int(limit)]}
+
+    async def _saga(self, saga_id: str) -> object:
+        if saga_id == "last":
+            newest = [
+                run
+                for instance in self._instances.values()
+                for run in await instance.engine.runs(status=None, limit=1)
+            ]
+            if not newest:
+                raise UnknownSaga("no saga has run yet")
+            saga_id = max(newest, key=lambda run: run.started_us).id
+        for instance in self._instances.values():
+            try:
+                return await instance.engine.show(saga_id)
+            except UnknownSaga:
+                continue
+        raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
+
+    async def _trace(self, _: HttpRequest, trace_id: str) -> object:
+        await self._ring.flush()
+        if trace_id == "last":
+            trace_id = self._ring.last_trace_id() or ""
+        spans = self._ring.trace(trace_id)
+        if not spans:
+            raise BadRequest(f"no spans of trace {trace_id!r} are kept; the ring may have wrapped")
+        return {"trace_id": trace_id, "spans": spans}
+
+    async def _credential(self, request: HttpRequest, _: str) -> object:
+        wanted = decode(request.body, CredentialRequest)
+        if wanted.client in self._instances or not wanted.client:
+            raise BadRequest(f"{wanted.client!r} is no name for a client; take one of your own")
+        token = self._signer.token(wanted.client, wanted.principal, now_us=self._runtime.wall_us())
+        return {"credential": token}
+
+    def _operation(self, full_name: str) -> Operation[..., Any]:
+        service, _, name = full_name.partition(".")
+        instance = self._instances.get(service)
+        if instance is None:
+            known = ", ".join(self._instances)
+            raise UnknownOperation(f"there is no service {service!r}; there are {known}")
+        handled = instance.service.operations.get(name)
+        if handled is None:
+            known = ", ".join(instance.service.operations)
+            raise UnknownOperation(f"{service} has no operation {name!r}; it has {known}")
+        return handled.operation
+
+
+def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str]) -> bytes:
+    """Return canonical arguments from the texts of a command line.
+
+    Where the operation takes one struct, its fields may be named directly.
+
+    Raises:
+        BadRequest: a name is unknown, one is missing, or a text does not fit its type.
+    """
+    shape = operation.shape
+    kind: Any = shape.arguments
+    is_flat = bool(shape.body) and shape.body not in texts and len(kind.__struct_fields__) == 1
+    if is_flat:
+        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[shape.body]
+    known = _field_names(kind)
+    unknown = next((name for name in texts if name not in known), None)
+    if unknown is not None:
+        raise BadRequest(
+            f"{operation.full_name} has no argument {unknown!r}; it takes {', '.join(known)}"
+        )
+    plain = {name: _plain(text) for name, text in texts.items()}
+    try:
+        value = msgspec.convert(plain, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"{operation.full_name}: {error}") from error
+    return operation.canonical(encode({shape.body: value} if is_flat else value))
+
+
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(getattr(kind, "__struct_fields__", ()) or kind.__dataclass_fields__)
+
+
+def _plain(text: str) -> object:
+    """Read a text that is a JSON object or list as one; anything else stays a text."""
+    if text[:1] in ("{", "["):
+        try:
+            plain: object = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+        return plain
+    return text

@@ -1,0 +1,125 @@
+"""The run directory `.synchromesh/`: databases, telemetry, the system's key, and `run.json`.
+
+It belongs to its user alone (0700), as do the key and `run.json` (0600), for the token in it is the
+right to command the system.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+import msgspec
+
+from synchromesh.errors import ConfigError
+from synchromesh.runtime import Disk, FileLock
+
+DIR_NAME = ".synchromesh"
+KEY_BYTES = 32
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """`run.json`: where a running system is reached, and the token that it asks for.
+
+    Attributes:
+        pid: the process that runs it.
+        control: the URL of its control socket.
+        services: the URL of each service, and of each external one.
+    """
+
+    pid: int
+    system: str
+    control: str
+    token: str
+    services: dict[str, str]
+
+
+class RunDir:
+    """The files of one system's runs below its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / DIR_NAME
+        self.data = self.path / "data"
+        self.telemetry = self.path / "telemetry"
+        self._info = self.path / "run.json"
+        self._key = self.path / "system.key"
+
+    def create(self) -> None:
+        """Make what is missing, for this user alone.
+
+        Raises:
+            ConfigError: the folder cannot be made or written, or belongs to somebody else.
+        """
+        try:
+            for path in (self.path, self.data, self.telemetry):
+                path.mkdir(mode=0o700, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"the run directory {self.path} cannot be used: {error.strerror}; "
+                "make the folder writable"
+            ) from error
+
+    def lock(self, disk: Disk) -> FileLock:
+        """Become the one process that runs the system of this folder.
+
+        Raises:
+            ConfigError: another process runs it.
+        """
+        lock = disk.try_lock(str(self.path / "system"))
+        if lock is None:
+            owner = disk.owner_of(str(self.path / "system"))
+            raise ConfigError(
+                f"the system in {self.path.parent} is already run by {owner}; "
+                "stop it first, or use it"
+            )
+        return lock
+
+    def key(self) -> bytes:
+        """Return the key that signs every hop, made at the first start."""
+        try:
+            return self._key.read_bytes()
+        except FileNotFoundError:
+            _write_private(self._key, secrets.token_bytes(KEY_BYTES))
+            return self._key.read_bytes()
+
+    def database(self, service: str) -> str:
+        """Return the path of a service's database."""
+        return str(self.data / f"{service}.db")
+
+    def publish(self, info: RunInfo) -> None:
+        """Write `run.json` whole, or not at all."""
+        _write_private(self._info, msgspec.json.format(msgspec.json.encode(info), indent=2))
+
+    def withdraw(self) -> None:
+        """Remove `run.json`; the system no longer runs. May be repeated."""
+        self._info.unlink(missing_ok=True)
+
+    def read(self) -> RunInfo:
+        """Return what `run.json` says.
+
+        Raises:
+            ConfigError: no system runs here, or the file can be read by others.
+        """
+        try:
+            if stat.S_IMODE(self._info.stat().st_mode) & 0o077:
+                raise ConfigError(f"{self._info} can be read by others; chmod 600 it")
+            return msgspec.json.decode(self._info.read_bytes(), type=RunInfo)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"no system runs in {self.path.parent}; start one there with: synchromesh dev"
+            ) from None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigError(f"{self._info} cannot be read: {error}; start anew") from error
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".new")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
