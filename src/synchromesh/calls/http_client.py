@@ -41,7 +41,10 @@ class HttpTransport:
         headers = to_headers(context, now=now, wall_us=self._runtime.wall_us())
         if request.credential:
             headers[CREDENTIAL] = request.credential
-        target, body = operation.to_http(request.arguments)
+        if context.undoes:
+            target, body = operation.path, b""
+        else:
+            target, body = operation.to_http(request.arguments)
         if body:
             headers["content-type"] = "application/json"
         response = await self._pool.request(

@@ -325,6 +325,14 @@ def _check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool)
         raise ContractError(f"query {operation.full_name} changes nothing; it takes no undo")
     if is_pivot:
         raise ContractError(f"pivot {operation.full_name} is never undone; it takes no undo")
+    if operation.is_external or undo.places:
+        what = (
+            "somebody else's service" if operation.is_external else "a route with {…} in its path"
+        )
+        raise ContractError(
+            f"{undo.full_name} cannot undo {operation.full_name}: an undo names the key of the call "
+            f"it undoes, which does not work for {what}; call it in a command of your own"
+        )
     if undo.service != operation.service:
         raise ContractError(
             f"{undo.full_name} cannot undo {operation.full_name}: the undo of a step finds it by "
