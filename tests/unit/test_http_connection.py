@@ -135,6 +135,44 @@ def test_a_deep_pipeline_pauses_reading_and_loses_nothing() -> None:
     staged(test, Limits(pipeline_max=4, idle_s=1000.0))
 
 
+def test_bytes_that_were_on_their_way_when_reading_paused_are_kept() -> None:
+    """A transport may hand over one more piece after it was paused."""
+
+    async def test(stage: Stage) -> None:
+        slow = stage.gate("/slow")
+        client = stage.network.client()
+        client.feed(get("/slow") + b"".join(get("/" + "x" * 200) for _ in range(100)))
+        assert client.is_paused
+        stage_end = get("/end")
+        client.protocol.data_received(stage_end[:9])
+        client.protocol.data_received(stage_end[9:])
+        slow.set()
+        await settle()
+        assert len(answers(client)) == 102
+        assert answers(client)[-1] == (200, b"/end")
+
+    staged(test, Limits(pipeline_max=2))
+
+
+def test_a_refusal_during_a_pause_reads_on_until_the_client_closes() -> None:
+    """The end of a connection that was paused drops what is unread and sees the client's end."""
+
+    async def test(stage: Stage) -> None:
+        slow = stage.gate("/slow")
+        client = stage.network.client()
+        client.feed(get("/slow") + b"".join(get("/" + "x" * 200) for _ in range(100)))
+        draining = asyncio.ensure_future(stage.server.drain(1.0))
+        await settle()
+        slow.set()
+        await settle()
+        assert has_ended(client)
+        assert not client.is_paused
+        client.hang_up()
+        assert await draining == 0
+
+    staged(test, Limits(pipeline_max=2))
+
+
 def test_a_request_cut_by_the_pause_gets_its_full_time_afterwards() -> None:
     """The clock of a half-read request stands still while the server does not read."""
 
@@ -285,7 +323,9 @@ def test_one_connection_too_many_is_told_so_and_more_are_reset() -> None:
         assert [answers(client)[:1] != [] for client in clients] == [False] * 2 + [True] * 2 + [
             False
         ]
-        assert [code for code, _ in answers(clients[2])] == [503]
+        status, body = answers(clients[2])[0]
+        assert status == 503
+        assert b'"code":"shed"' in body
         assert clients[4].was_aborted
         clients[0].feed(get("/a"))
         await settle()
@@ -438,17 +478,20 @@ def test_an_answer_that_closes_ends_the_connection() -> None:
     """`connection: close` of either side ends it after the answer, and so does HTTP/1.0."""
 
     async def close(_request: HttpRequest) -> HttpResponse:
-        return HttpResponse(200, [("connection", "close")], b"bye")
+        return HttpResponse(200, [("connection", "Close")], b"bye")
 
     async def main(_runtime: object) -> None:
         network = FakeNetwork()
         server = HttpServer(close, network=network)
         await server.start()
-        client = network.client()
-        client.feed(get("/a") + get("/b"))
-        await settle()
-        assert answers(client) == [(200, b"bye")]
-        assert client.has_eof
+        half = post("/b", 3, b"", "expect: 100-continue")
+        for follower in (get("/b"), b"GET /b HT", half, get("/b") * 2000):
+            client = network.client()
+            client.feed(get("/a") + follower)
+            await settle()
+            assert answers(client) == [(200, b"bye")]
+            assert client.has_eof
+            assert not client.is_paused
         await server.close()
 
     run(main)

@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeAlias, cast
 
 import httptools
 
-from synchromesh.errors import RemoteFailed
+from synchromesh.errors import RemoteFailed, Shed
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import (
     Headers,
@@ -82,7 +82,7 @@ class ServerConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._peer = ""
         self._phase = Phase.IDLE
-        self._queue: deque[HttpRequest | Refusal] = deque()
+        self._queue: deque[HttpRequest | HttpResponse] = deque()
         self._task: asyncio.Task[None] | None = None
         self._unfed = memoryview(b"")
         self._refused: Refusal | None = None
@@ -112,7 +112,7 @@ class ServerConnection(asyncio.Protocol):
             self._peer = f"{peer[0]}:{peer[1]}"
         if not self._owner.opened(self):
             self._is_deaf = True
-            self._queue.append(Refusal(503, "too many connections are open; try again later"))
+            self._queue.append(_FULL)
             self._advance()
             return
         self._set_due(self._limits.head_s)
@@ -297,11 +297,16 @@ class ServerConnection(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with an error after all that came before it, then close."""
         if not self._is_deaf:
-            self._is_deaf = True
-            self._phase = Phase.IDLE
-            self._due_s = None
-            self._owes_continue = False
-            self._queue.append(refusal)
+            self._deafen()
+            self._queue.append(problem_response(refusal.status, refusal.detail))
+
+    def _deafen(self) -> None:
+        """Parse nothing more, and forget the request that has begun."""
+        self._is_deaf = True
+        self._phase = Phase.IDLE
+        self._due_s = None
+        self._owes_continue = False
+        self._unfed = memoryview(b"")
 
     # -- answering -------------------------------------------------------------------------------
 
@@ -311,8 +316,8 @@ class ServerConnection(asyncio.Protocol):
             return
         if self._queue:
             item = self._queue.popleft()
-            if isinstance(item, Refusal):
-                self._send(problem_response(item.status, item.detail))
+            if isinstance(item, HttpResponse):
+                self._send(item)
             else:
                 self._task = self._loop.create_task(self._answer(item))
         elif self._unfed and not self._is_deaf:
@@ -345,8 +350,8 @@ class ServerConnection(asyncio.Protocol):
             self._send(response, is_head=is_head)
 
     def _send(self, response: HttpResponse, *, is_head: bool = False) -> None:
-        if response.headers.get("connection") == "close":
-            self._is_deaf = True
+        if response.headers.get("connection", "").lower() == "close":
+            self._deafen()
             self._queue.clear()
         is_last = self._is_deaf and not self._queue and self._phase is Phase.IDLE
         self._transport.write(encode_response(response, is_head=is_head, is_last=is_last))
@@ -407,6 +412,9 @@ class ServerConnection(asyncio.Protocol):
 
 
 _MALFORMED: Final = Refusal(400, "this is no well-formed HTTP request")
+_FULL: Final = error_response(
+    Shed("too many connections are open, or the server drains; try again later")
+)
 _FAILED: Final = error_response(
     RemoteFailed("the handler failed; the reason is in the log of this service")
 )
