@@ -330,8 +330,8 @@ def _check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool)
             "somebody else's service" if operation.is_external else "a route with {…} in its path"
         )
         raise ContractError(
-            f"{undo.full_name} cannot undo {operation.full_name}: an undo names the key of the call "
-            f"it undoes, which does not work for {what}; call it in a command of your own"
+            f"{undo.full_name} cannot undo {operation.full_name}: an undo names the key of the "
+            f"call it undoes, which does not work for {what}; call it in a command of your own"
         )
     if undo.service != operation.service:
         raise ContractError(

@@ -31,7 +31,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
-from synchromesh.saga import longest_s
+from synchromesh.saga import SagaDefinition
 from synchromesh.service import Child, Service, ServiceInstance, Supervisor, Surroundings
 from synchromesh.system.children import ExternalProcess
 from synchromesh.system.config import (
@@ -297,8 +297,14 @@ def check_keep(services: list[Service], keep_s: float) -> None:
     """
     for service in services:
         for definition in service.sagas.values():
-            if longest_s(definition) >= keep_s:
+            longest_s = _longest_s(definition)
+            if longest_s >= keep_s:
                 raise ConfigError(
-                    f"saga {service.name}.{definition.name} may take {longest_s(definition):g} s, "
-                    f"but inboxes forget after {keep_s:g} s; shorten its deadlines"
+                    f"saga {service.name}.{definition.name} may take {longest_s:g} s, but inboxes "
+                    f"forget after {keep_s:g} s; shorten its deadlines"
                 )
+
+
+def _longest_s(definition: SagaDefinition[Any, Any]) -> float:
+    policy = definition.policy
+    return definition.deadline_s + max(policy.undo_deadline_s, policy.after_pivot_deadline_s)
