@@ -11,9 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from synchromesh.calls.contract import (
+    from synchromesh.calls import (
         Call,
         Contract,
+        PublicEvent,
         command,
         event,
         query,
@@ -68,6 +69,11 @@ if TYPE_CHECKING:
         VersionConflict,
         WatchLagged,
     )
+    from synchromesh.events import (
+        Decider,
+        Decision,
+        Projection,
+    )
     from synchromesh.resilience import (
         BreakerOptions,
         BudgetOptions,
@@ -75,17 +81,20 @@ if TYPE_CHECKING:
         Policy,
         RetryOptions,
     )
+    from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun
+    from synchromesh.service import Context, Service, Transaction
     from synchromesh.store import (
         Migration,
     )
 
 # The room of each public name. A new name is one line here, one above and one in `__all__`.
 _HOMES = {
-    "Call": "calls.contract",
-    "Contract": "calls.contract",
-    "command": "calls.contract",
-    "event": "calls.contract",
-    "query": "calls.contract",
+    "Call": "calls",
+    "Contract": "calls",
+    "PublicEvent": "calls",
+    "command": "calls",
+    "event": "calls",
+    "query": "calls",
     "BadRequest": "errors",
     "CallError": "errors",
     "CircuitOpen": "errors",
@@ -134,11 +143,21 @@ _HOMES = {
     "UnknownSaga": "errors",
     "VersionConflict": "errors",
     "WatchLagged": "errors",
+    "Decider": "events",
+    "Decision": "events",
+    "Projection": "events",
     "BreakerOptions": "resilience",
     "BudgetOptions": "resilience",
     "LimitOptions": "resilience",
     "Policy": "resilience",
     "RetryOptions": "resilience",
+    "Saga": "saga",
+    "SagaDefinition": "saga",
+    "SagaPolicy": "saga",
+    "SagaRun": "saga",
+    "Context": "service",
+    "Service": "service",
+    "Transaction": "service",
     "Migration": "store",
 }
 
@@ -153,9 +172,12 @@ __all__ = [
     "ConnectFailed",
     "ConnectionLost",
     "ConstraintFailed",
+    "Context",
     "Contract",
     "ContractError",
     "DeadlineExceeded",
+    "Decider",
+    "Decision",
     "DiscoveryError",
     "DownstreamFailed",
     "Fenced",
@@ -171,16 +193,23 @@ __all__ = [
     "MissingExtra",
     "NoInstance",
     "Policy",
+    "Projection",
+    "PublicEvent",
     "RateLimited",
     "Refused",
     "Rejection",
     "RemoteFailed",
     "RetryOptions",
+    "Saga",
     "SagaConflict",
+    "SagaDefinition",
     "SagaError",
     "SagaGone",
     "SagaLocked",
+    "SagaPolicy",
+    "SagaRun",
     "SagaUndone",
+    "Service",
     "Shed",
     "StaleIncarnation",
     "StoreBroken",
@@ -192,6 +221,7 @@ __all__ = [
     "Stuck",
     "SynchromeshError",
     "TimedOut",
+    "Transaction",
     "Unauthenticated",
     "UnitTooLong",
     "UnknownInstance",

@@ -1,0 +1,192 @@
+"""The documentation is true: its code runs, its defaults, commands, errors and links are real."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import io
+import re
+import shlex
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import click
+import pytest
+
+from synchromesh.errors import SynchromeshError, error_table
+from synchromesh.resilience import TRANSITIONS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*(ROOT / "docs").rglob("*.md"), *(ROOT / n for n in ("README.md", "CONTRIBUTING.md"))]
+)
+PATTERNS = [page for page in PAGES if page.parent.name == "patterns"]
+SECTIONS = ["About", "Usage", "Defaults", "Telemetry", "Diagrams", "Anti-patterns"]
+
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+DEFAULT = re.compile(r"^\| `(\w+)\.(\w+)` \| `(.+?)` \|", re.MULTILINE)
+GUARANTEE = re.compile(r"^- \*\*([A-Z]\d+)\*\* (.*?)(?=^- |^\n|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page: Path) -> str:
+    """Name a page from the root of the repository."""
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a page in one language."""
+    return [body for kind, body in FENCE.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of each `$ ...` line of a page."""
+    return [
+        shlex.split(line[2:])
+        for block in blocks(page, "console")
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+
+
+def options() -> dict[str, type]:
+    """Return the public dataclasses of the rooms by name."""
+    found: dict[str, type] = {}
+    for path in (ROOT / "src/synchromesh").glob("*/__init__.py"):
+        if path.parent.name in ("cli", "examples", "testing"):
+            continue
+        room = importlib.import_module(f"synchromesh.{path.parent.name}")
+        for value in vars(room).values():
+            if inspect.isclass(value) and dataclasses.is_dataclass(value):
+                found[value.__name__] = value
+    return found
+
+
+def default_of(field: dataclasses.Field[object]) -> str:
+    """Write a default as it stands in the documentation."""
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return f"{getattr(field.default_factory, '__name__', '')}()"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader who pastes a page's code, block after block, gets what the page says."""
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    # Annotations are resolved through the module, as for any other one.
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for number, code in enumerate(blocks(page, "python"), 1):
+        program = compile(code, f"{name_of(page)}, block {number}", "exec")
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(program, vars(module))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name_of)
+def test_the_commands_of_a_page_exist(page: Path) -> None:
+    """Every verb and option of `synchromesh`, and every target of `make`, is a real one."""
+    main = importlib.import_module("synchromesh.cli.main").synchromesh
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands(page):
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, words
+        elif words[0] == "synchromesh":
+            parse(main, words[1:])
+
+
+def parse(verb: click.Command, words: list[str]) -> None:
+    """Parse words as the command line would, down to the last verb, and run nothing."""
+    while isinstance(verb, click.Group):
+        assert "".join(words[:1]) in verb.commands, f"{verb.name} has no verb {words[:1]}"
+        verb, words = verb.commands[words[0]], words[1:]
+    verb.make_context(verb.name, list(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A link within the repository names a file that is there."""
+    broken = [
+        target
+        for target in LINK.findall(FENCE.sub("", page.read_text()))
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """No page is written that nobody finds."""
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    listed = re.findall(r"[\w/-]+\.md", repr(nav))
+    assert sorted(listed) == sorted(
+        str(page.relative_to(ROOT / "docs")) for page in PAGES if ROOT / "docs" in page.parents
+    )
+
+
+@pytest.mark.parametrize("page", PATTERNS, ids=name_of)
+def test_a_pattern_page_answers_the_same_questions(page: Path) -> None:
+    """Each pattern has About, Usage, Defaults, Telemetry, Diagrams and Anti-patterns."""
+    text = FENCE.sub("", page.read_text())
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
+
+
+def test_documented_defaults_are_those_of_the_code() -> None:
+    """A class of options that a page lists is listed whole, with the defaults it has."""
+    classes = options()
+    documented: dict[str, dict[str, str]] = {}
+    for page in PATTERNS:
+        for owner, field, default in DEFAULT.findall(page.read_text()):
+            documented.setdefault(owner, {})[field] = default
+    assert documented
+    for owner, fields in documented.items():
+        real = {f.name: default_of(f) for f in dataclasses.fields(classes[owner])}
+        assert fields == real, owner
+
+
+def test_the_breaker_page_has_its_transitions() -> None:
+    """The table of the page is the table that the breaker looks its next state up in."""
+    text = (ROOT / "docs/patterns/circuit-breaker.md").read_text()
+    for before, trigger, after in TRANSITIONS:
+        assert f"| {before.value} | {trigger.value} | {after.value} |" in text
+    rows = re.findall(r"^\| (?:closed|open|half_open|isolated|disabled) \|", text, re.MULTILINE)
+    assert len(rows) == len(TRANSITIONS)
+
+
+def test_every_error_has_its_entry() -> None:
+    """The page of errors lists every code once, and no other."""
+    text = (ROOT / "docs/errors.md").read_text()
+    assert sorted(re.findall(r"^## `(\w+)`$", text, re.MULTILINE)) == sorted(error_table())
+
+
+@pytest.mark.parametrize("cls", error_table().values(), ids=lambda cls: cls.code)
+def test_an_error_is_described_as_it_is(cls: type[SynchromeshError]) -> None:
+    """An entry has class, base, status and retry of the code, its words, and what to do."""
+    text = (ROOT / "docs/errors.md").read_text()
+    entry = re.search(rf"^## `{cls.code}`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert entry is not None
+    words = " ".join(entry[1].split())
+    base = cls.__bases__[0].__name__
+    kind = f"`{cls.__name__}`" if base == "Exception" else f"`{cls.__name__}`, a `{base}`"
+    retry = "retry safe" if cls.is_retry_safe else "retry not safe by itself"
+    assert f"{kind} · status {cls.status} · {retry} " in words
+    first = (inspect.getdoc(cls) or "").partition("\n")[0].removeprefix("Tells that ")
+    happened = f"This is {first[3:]}" if first.startswith("Is ") else first[0].upper() + first[1:]
+    assert f"**What happened.** {happened}" in words
+    assert len(words.partition("**What to do.** ")[2]) > 10
+
+
+def test_guarantees_name_tests_that_are_there() -> None:
+    """Each guarantee names the tests that prove it, or says that none does yet."""
+    text = (ROOT / "docs/guarantees.md").read_text()
+    guarantees = GUARANTEE.findall(text)
+    assert len(guarantees) == len({name for name, _ in guarantees}) >= 45
+    for name, words in guarantees:
+        tests = re.findall(r"`(tests/[\w/]+\.py)`", words)
+        assert bool(tests) != ("ot proved yet" in " ".join(words.split())), name
+        missing = [test for test in tests if not (ROOT / test).exists()]
+        assert missing == [], name
