@@ -39,8 +39,8 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
                 run["id"],
                 f"{run['service']}.{run['name']}",
                 styled(run["status"]),
-                moment(run["started_us"]),
-                moment(run["ended_us"] or 0),
+                moment(run["started_at"]),
+                moment(run["ended_at"]),
                 run["owner"],
                 run["reason"],
             )
@@ -67,15 +67,17 @@ def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
         out.print(f"why: {story['reason']}", markup=False)
     out.print(f"trace {story['trace_id']}")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("at", "what", "step", "attempt", "detail"):
+    for heading in ("at", "what", "step", "attempt", "why"):
         table.add_column(heading)
-    for record in story["records"]:
+    for line in story["lines"]:
         table.add_row(
-            moment(record["at_us"]),
-            record["kind"],
-            record["step"],
-            str(record["attempt"] or ""),
-            record["detail"],
+            moment(line["at"]),
+            line["kind"],
+            line["step"],
+            str(line["attempt"] or ""),
+            line["why"],
         )
     out.print(table)
+    if story["not_undone"]:
+        out.print(f"not undone: {', '.join(story['not_undone'])}", style="red", markup=False)
     return FINDING if story["status"] == "stuck" else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import click
@@ -10,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from synchromesh.codec import to_datetime
 from synchromesh.telemetry import SpanRecord
 
 BAR_COLUMNS = 32
@@ -28,9 +28,9 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
-def moment(at_us: int) -> str:
-    """Return stored microseconds as a time of day, UTC."""
-    return to_datetime(at_us).strftime("%H:%M:%S.%f")[:-3] if at_us else ""
+def moment(at: str | None) -> str:
+    """Return the time of day, UTC, of a moment in ISO 8601; "" for none."""
+    return dt.datetime.fromisoformat(at).strftime("%H:%M:%S.%f")[:-3] if at else ""
 
 
 def styled(status: str) -> Text:

@@ -16,7 +16,8 @@ from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import ContractError, KeyUndone, Rejection, from_problem
 from synchromesh.runtime import Runtime
-from synchromesh.saga import Engine, SagaDefinition, SagaRun
+from synchromesh.saga import SagaDefinition, SagaRun
+from synchromesh.saga.engine import Engine
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Kind, Once, Recorded, Row, SqlValue, Store, Unit, inbox
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -149,7 +149,7 @@ class Service:
         key: Callable[[I], str] | None = None,
         owner: str = "",
         policy: SagaPolicy | None = None,
-    ) -> Callable[[Callable[[SagaSteps, I], Awaitable[R]]], SagaDefinition[I, R]]:
+    ) -> Callable[[Callable[[SagaSteps, I], Coroutine[Any, Any, R]]], SagaDefinition[I, R]]:
         """Define a saga of this service.
 
         Args:
@@ -162,7 +162,7 @@ class Service:
         """
 
         def register(
-            function: Callable[[SagaSteps, I], Awaitable[R]],
+            function: Callable[[SagaSteps, I], Coroutine[Any, Any, R]],
         ) -> SagaDefinition[I, R]:
             name = function.__name__
             if name in self.sagas:

@@ -22,8 +22,8 @@ from synchromesh.identity import Signer
 from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Relay, deliver_to
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
-from synchromesh.saga import SCHEMA as SAGA_SCHEMA
-from synchromesh.saga import Engine
+from synchromesh.saga.engine import Engine
+from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import Home
 from synchromesh.service.definition import Projected, Service
 from synchromesh.service.handlers import Operations
@@ -33,6 +33,8 @@ from synchromesh.store import Schema, SqliteStore, StoreOptions, Unit, inbox
 from synchromesh.telemetry import Sink, Tracer
 
 SWEEP_EVERY_S = 60.0
+# How long inboxes remember; longer than any saga may still ask (S6).
+KEEP_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Surroundings:
     policies: Callable[[str], Policies]
     subscribers: Mapping[str, frozenset[str]]
     escalate: Callable[[str, str, BaseException], None]
-    keep_s: float = 7 * 86_400.0
+    keep_s: float = KEEP_S
     store: StoreOptions = field(default_factory=StoreOptions)
 
 
@@ -93,7 +95,7 @@ class ServiceInstance:
             tracer=tracer,
             runtime=runtime,
             definitions=service.sagas,
-            run_unit=self._units.run,
+            transaction=lambda unit, context: Transaction(unit, self._units, context),
         )
         self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=around.keep_s)
         home = Home(store, self.caller, self.engine, self._units, runtime, around.keep_s)

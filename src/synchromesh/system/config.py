@@ -161,7 +161,7 @@ def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitabl
     if not config.dev.opening:
         return None
     where = f"{FILE_NAME}: [dev] opening = {config.dev.opening!r}"
-    opening = _import(config.dev.opening, where, folder)
+    opening: Callable[[Any], Awaitable[None]] = _import(config.dev.opening, where, folder)
     if not inspect.iscoroutinefunction(opening):
         raise ConfigError(f"{where} is no async function; write async def")
     return opening

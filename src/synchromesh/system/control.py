@@ -28,6 +28,7 @@ from synchromesh.errors import (
 from synchromesh.http import HttpRequest, HttpResponse, error_response
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
+from synchromesh.saga.story import SagaSummary
 from synchromesh.service import ServiceInstance
 from synchromesh.telemetry import SqliteRing, Tracer
 
@@ -151,28 +152,35 @@ class Control:
         limit = query.get("limit", ["50"])[0]
         if not limit.isdecimal() or not 1 <= int(limit) <= LISTED_MAX:
             raise BadRequest(f"limit is {limit!r}; use 1 to {LISTED_MAX}")
-        found = []
-        for instance in self._instances.values():
-            found += await instance.engine.runs(status=status or None, limit=int(limit))
-        found.sort(key=lambda run: run.started_us, reverse=True)
-        return {"sagas": found[: int(limit)]}
+        found = await self._runs(status or None, int(limit))
+        return {"sagas": [_told(service, run) for service, run in found[: int(limit)]]}
 
     async def _saga(self, saga_id: str) -> object:
         if saga_id == "last":
-            newest = [
-                run
-                for instance in self._instances.values()
-                for run in await instance.engine.runs(status=None, limit=1)
-            ]
+            newest = await self._runs(None, 1)
             if not newest:
                 raise UnknownSaga("no saga has run yet")
-            saga_id = max(newest, key=lambda run: run.started_us).id
-        for instance in self._instances.values():
+            saga_id = newest[0][1].id
+        for service, instance in self._instances.items():
             try:
-                return await instance.engine.show(saga_id)
+                story = await instance.engine.show(saga_id)
             except UnknownSaga:
                 continue
+            return {
+                **_told(service, story.summary),
+                "lines": story.lines,
+                "not_undone": story.not_undone,
+            }
         raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
+
+    async def _runs(self, status: str | None, limit: int) -> list[tuple[str, SagaSummary]]:
+        """Return the newest runs of all services, the newest first."""
+        found = [
+            (service, run)
+            for service, instance in self._instances.items()
+            for run in await instance.engine.runs(status, limit)
+        ]
+        return sorted(found, key=lambda each: each[1].started_at, reverse=True)
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
         await self._ring.flush()
@@ -228,6 +236,10 @@ def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str
     except msgspec.ValidationError as error:
         raise BadRequest(f"{operation.full_name}: {error}") from error
     return operation.canonical(encode({shape.body: value} if is_flat else value))
+
+
+def _told(service: str, run: SagaSummary) -> dict[str, Any]:
+    return {"service": service, **asdict(run)}
 
 
 def _field_names(kind: Any) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition
-from synchromesh.service import Child, Service, ServiceInstance, Supervisor, Surroundings
+from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
 from synchromesh.system.children import ExternalProcess
 from synchromesh.system.config import (
     ExternalSection,
@@ -91,7 +91,7 @@ class System:
         opening = load_opening(self._config, self._folder)
         for service in services:
             service.check()
-        check_keep(services, Surroundings.keep_s)
+        check_keep(services, KEEP_S)
         try:
             await self._start(services, opening)
         except BaseException:
@@ -127,9 +127,11 @@ class System:
         enter.push_async_callback(background.close)
 
         externals = await self._start_externals(background)
-        registry = MemoryRegistry(
-            verify=lambda token: signer.verify(token, now_us=runtime.wall_us())
-        )
+
+        def verify(token: str) -> None:
+            signer.verify(token, now_us=runtime.wall_us())
+
+        registry = MemoryRegistry(verify=verify)
         background.start(Child("registry", registry.run))
         resolver = SystemResolver(CachedResolver(registry), externals)
         pool = HttpPool(network=runtime.network)
