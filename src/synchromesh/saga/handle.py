@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
-from synchromesh.saga.machine import Cause, Status
+from synchromesh.saga.records import Cause, Status
 
 R_co = TypeVar("R_co", covariant=True)
 

@@ -15,95 +15,33 @@ Patterns*, chapter 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any
-
-import msgspec
 
 from synchromesh.codec import decode, encode
 from synchromesh.errors import SagaError
 from synchromesh.resilience.retry import Chance
 from synchromesh.saga.policy import SagaPolicy
-
-PIVOT_BODY = b'"pivot"'
-"""The body of the `begun` of a pivot: the records alone tell whether there is a way back."""
-
-
-class Status(Enum):
-    """Where a run stands."""
-
-    RUNNING = "running"
-    COMPENSATING = "compensating"
-    COMPLETED = "completed"
-    UNDONE = "undone"
-    STUCK = "stuck"
-
-
-UNFINISHED = (Status.RUNNING, Status.COMPENSATING)
-
-
-class Kind(Enum):
-    """What a record says."""
-
-    BEGUN = "begun"
-    DONE = "done"
-    REFUSED = "refused"
-    TURNED = "turned"
-    UNDO_BEGUN = "undo_begun"
-    UNDONE = "undone"
-    STUCK = "stuck"
-    ENDED = "ended"
-
-
-class Phase(Enum):
-    """How far a step has come; UNKNOWN is begun, and nobody knows whether it has an effect."""
-
-    NEW = "new"
-    UNKNOWN = "unknown"
-    DONE = "done"
-    REFUSED = "refused"
-    UNDOING = "undoing"
-    UNDONE = "undone"
-
-
-STATUS_AFTER: dict[tuple[Status, Kind], Status] = {
-    (Status.RUNNING, Kind.BEGUN): Status.RUNNING,
-    (Status.RUNNING, Kind.DONE): Status.RUNNING,
-    (Status.RUNNING, Kind.REFUSED): Status.RUNNING,
-    (Status.RUNNING, Kind.TURNED): Status.COMPENSATING,
-    (Status.RUNNING, Kind.STUCK): Status.STUCK,
-    (Status.RUNNING, Kind.ENDED): Status.COMPLETED,
-    (Status.COMPENSATING, Kind.UNDO_BEGUN): Status.COMPENSATING,
-    (Status.COMPENSATING, Kind.UNDONE): Status.COMPENSATING,
-    (Status.COMPENSATING, Kind.STUCK): Status.STUCK,
-    (Status.COMPENSATING, Kind.ENDED): Status.UNDONE,
-}
-
-# A write has no `begun` and no `undo_begun`: it commits with its own record.
-PHASE_AFTER: dict[tuple[Phase, Kind], Phase] = {
-    (Phase.NEW, Kind.BEGUN): Phase.UNKNOWN,
-    (Phase.NEW, Kind.DONE): Phase.DONE,
-    (Phase.NEW, Kind.REFUSED): Phase.REFUSED,
-    (Phase.UNKNOWN, Kind.BEGUN): Phase.UNKNOWN,
-    (Phase.UNKNOWN, Kind.DONE): Phase.DONE,
-    (Phase.UNKNOWN, Kind.REFUSED): Phase.REFUSED,
-    (Phase.UNKNOWN, Kind.UNDO_BEGUN): Phase.UNDOING,
-    (Phase.DONE, Kind.UNDO_BEGUN): Phase.UNDOING,
-    (Phase.DONE, Kind.UNDONE): Phase.UNDONE,
-    (Phase.UNDOING, Kind.UNDO_BEGUN): Phase.UNDOING,
-    (Phase.UNDOING, Kind.UNDONE): Phase.UNDONE,
-}
-
-
-class Result(Enum):
-    """What one attempt came to."""
-
-    ANSWERED = "answered"
-    REFUSED = "refused"  # a business no: certain, and final under the key
-    NOT_RUN = "not run"  # certainly not run this time: does not use up attempts
-    UNKNOWN = "unknown"  # it may have run, may run still, or never
-    BROKEN = "broken"  # certainly not run, and no later attempt will do better
+from synchromesh.saga.records import (
+    PHASE_AFTER,
+    PIVOT_BODY,
+    STATUS_AFTER,
+    Ask,
+    Begin,
+    Cause,
+    Decision,
+    Halt,
+    Kind,
+    Outcome,
+    Phase,
+    Record,
+    Replay,
+    Result,
+    Status,
+    UndoStep,
+    Verdict,
+)
 
 
 class Zone(Enum):
@@ -112,16 +50,6 @@ class Zone(Enum):
     BEFORE = "before"
     PIVOT = "pivot"
     AFTER = "after"
-
-
-class Verdict(Enum):
-    """What a decision comes to."""
-
-    RETURN = "return"
-    RETRY = "retry"
-    TURN = "turn"
-    STUCK = "stuck"
-    UNDONE = "undone"
 
 
 class _Rule(Enum):
@@ -159,90 +87,6 @@ UNDO_RULES: dict[Result, _Rule] = {
 }
 
 
-class Cause(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a run turned or is stuck: for people, and the problem that a client is told."""
-
-    reason: str = ""
-    step: str = ""
-    problem: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One durable fact of a run; `step` is its name # ordinal, `body` JSON or empty."""
-
-    kind: Kind
-    step: str = ""
-    attempt: int = 0
-    digest: str = ""
-    body: bytes = b""
-    at_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a step is, as far as the machine cares: its name and what tells its input."""
-
-    name: str
-    digest: str
-    is_write: bool = False
-    is_pivot: bool = False
-    has_undo: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one attempt of a step or an undo came to.
-
-    `body` is the answer's JSON, `problem` what a client would be told of a failure.
-    """
-
-    result: Result
-    body: bytes = b""
-    why: str = ""
-    problem: dict[str, Any] | None = None
-    retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """The step is recorded as done: this is its result."""
-
-    step: str
-    result: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The step is to be tried; the record, if any, must be durable before."""
-
-    step: str
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Halt:
-    """The run is being undone: the function goes no further."""
-
-
-@dataclass(frozen=True, slots=True)
-class UndoStep:
-    """The undo that is next; `result` is None where the step's outcome is unknown."""
-
-    step: str
-    result: bytes | None
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What follows from an outcome: the records to append, and how long to wait before a retry."""
-
-    verdict: Verdict
-    records: tuple[Record, ...] = ()
-    delay_s: float = 0.0
-
-
 class _Step:
     __slots__ = ("ask", "attempts", "digest", "order", "phase", "result", "tries", "undo_attempts")
 
@@ -266,8 +110,8 @@ class SagaMachine:
 
     Example:
         >>> machine = SagaMachine(SagaPolicy(), deadline_us=9)
-        >>> machine.on_ask([Ask("stock.reserve", "d")], now_us=1)[0].step
-        'stock.reserve#1'
+        >>> machine.register([Ask("stock.reserve", "d")])
+        ['stock.reserve#1']
         >>> machine.apply(Record(Kind.BEGUN, "stock.reserve#1", 1, "d"))
         >>> machine.apply(Record(Kind.DONE, "stock.reserve#1", 1, "d", b"7"))
         >>> machine
@@ -342,17 +186,20 @@ class SagaMachine:
 
     # -- forward ---------------------------------------------------------------------------------
 
-    def on_ask(self, asks: Sequence[Ask], *, now_us: int) -> list[Replay | Begin] | Decision | Halt:
-        """Say what becomes of the steps that the function asks for, all at once.
+    def register(self, asks: Sequence[Ask]) -> list[str]:
+        """Return the keys, name # ordinal, of the steps that the function asks for at once."""
+        return [self._register(ask) for ask in asks]
+
+    def on_ask(self, keys: Sequence[str], *, now_us: int) -> list[Replay | Begin] | Decision | Halt:
+        """Say what becomes of steps that were registered together.
 
         A `Decision` is TURN past the deadline, or STUCK where they are not those recorded (S11).
         """
-        keys = [self._register(ask) for ask in asks]
-        for key, ask in zip(keys, asks, strict=True):
-            changed = self._changed(key, ask)
+        steps = [self._steps[key] for key in keys]
+        for key, step in zip(keys, steps, strict=True):
+            changed = self._changed(key, step)
             if changed:
                 return self.stick(changed, key)
-        steps = [self._steps[key] for key in keys]
         if all(step.phase is Phase.DONE for step in steps):
             return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
         unasked = self.unasked()
@@ -362,7 +209,7 @@ class SagaMachine:
             return Halt()
         if not self.has_no_way_back and now_us >= self._deadline_us:
             return self.turn("its deadline passed")
-        return [self._start(k, s, a) for k, s, a in zip(keys, steps, asks, strict=True)]
+        return [self._start(key, step) for key, step in zip(keys, steps, strict=True)]
 
     def _register(self, ask: Ask) -> str:
         ordinal = self._ordinals[ask.name] = self._ordinals.get(ask.name, 0) + 1
@@ -372,8 +219,8 @@ class SagaMachine:
         step.ask, step.order = ask, self._asked
         return key
 
-    def _changed(self, key: str, ask: Ask) -> str:
-        step = self._steps[key]
+    def _changed(self, key: str, step: _Step) -> str:
+        ask = _ask_of(step)
         if step.phase is Phase.NEW:
             return ""
         if step.digest != ask.digest:
@@ -385,19 +232,25 @@ class SagaMachine:
             return f"step {key} is {'now' if ask.is_pivot else 'no longer'} the pivot"
         return ""
 
-    def _start(self, key: str, step: _Step, ask: Ask) -> Replay | Begin:
+    def _start(self, key: str, step: _Step) -> Replay | Begin:
+        ask = _ask_of(step)
         if step.phase is Phase.DONE:
             return Replay(key, step.result or b"")
         # One that is begun already was in flight when the process died: a further attempt.
-        return Begin(key, () if ask.is_write else (self._begun(key, step, ask),))
+        return Begin(key, () if ask.is_write else (self._begun(key, step),))
 
-    def _begun(self, key: str, step: _Step, ask: Ask) -> Record:
+    def _begun(self, key: str, step: _Step) -> Record:
+        ask = _ask_of(step)
         body = PIVOT_BODY if ask.is_pivot else b""
         return Record(Kind.BEGUN, key, step.attempts + 1, ask.digest, body)
 
     def unasked(self) -> str:
         """Name the recorded steps that the function has not asked for; "" where there is none."""
         return ", ".join(key for key, step in self._steps.items() if step.ask is None)
+
+    def result_of(self, key: str) -> bytes:
+        """Return the recorded result of a step that is done."""
+        return self._steps[key].result or b""
 
     def done(self, key: str, result: bytes) -> Record:
         """Return the record that a step was answered."""
@@ -439,7 +292,7 @@ class SagaMachine:
         self, key: str, step: _Step, outcome: Outcome, left_s: float, rng: Chance
     ) -> Decision:
         is_counted = outcome.result is Result.UNKNOWN and not _ask_of(step).is_write
-        records = (self._begun(key, step, _ask_of(step)),) if is_counted else ()
+        records = (self._begun(key, step),) if is_counted else ()
         return Decision(Verdict.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
 
     def _wait_s(self, step: _Step, outcome: Outcome, rng: Chance) -> float:

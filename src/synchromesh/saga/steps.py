@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import decode, digest, encode
 from synchromesh.errors import ContractError, SagaGone
-from synchromesh.saga.machine import Ask
+from synchromesh.saga.records import Ask
 
 TX = TypeVar("TX")
 R = TypeVar("R")

@@ -1,0 +1,388 @@
+"""The engine: starts the sagas of one service, continues them after a crash, and shows them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from synchromesh.codec import decode, digest, encode
+from synchromesh.context import CallContext
+from synchromesh.errors import (
+    BadRequest,
+    ContractError,
+    SagaError,
+    SagaGone,
+    Shed,
+    UnknownSaga,
+)
+from synchromesh.runtime import Runtime
+from synchromesh.saga import tables
+from synchromesh.saga.definition import SagaDefinition, Sender
+from synchromesh.saga.execution import Execution, Means
+from synchromesh.saga.handle import Conclusion, SagaRun
+from synchromesh.saga.journal import Clock, Desk
+from synchromesh.saga.records import Cause, Kind, Record, Status
+from synchromesh.saga.story import SagaStory, SagaSummary, summarize, tell
+from synchromesh.saga.tables import SagaRow
+from synchromesh.store import Store, Unit
+from synchromesh.telemetry import Tracer
+
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
+TX = TypeVar("TX")
+
+_ID_CHARS_MAX = 200
+_BREATH_RUNS = 64
+
+_log = logging.getLogger("synchromesh.saga")
+
+
+class Engine:
+    """Runs the sagas of one service over its store; a new one continues what the last one left.
+
+    Call `recover` first, once; `close` before the store is closed. A run whose process dies is
+    continued by the next engine on the same store: nothing is lost, and no effect comes twice
+    beyond what its step's key lets the participant see as one.
+
+    Args:
+        store: the service's database, with `tables.SCHEMA` and that of the event log.
+        caller: sends the calls of steps and undos.
+        definitions: the sagas of the service, by name.
+        transaction: makes what units of steps see of a unit of the store.
+        in_flight_max: runs that may be unfinished before a start is refused; those that are
+            recovered are never refused.
+
+    Attributes:
+        counts: how often what happened, for tests and status.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        caller: Sender,
+        *,
+        service: str,
+        tracer: Tracer,
+        runtime: Runtime,
+        definitions: Mapping[str, SagaDefinition[Any, Any]],
+        transaction: Callable[[Unit, CallContext], TX],
+        in_flight_max: int = 1024,
+    ) -> None:
+        self._store = store
+        self._caller = caller
+        self._service = service
+        self._tracer = tracer
+        self._runtime = runtime
+        self._definitions = definitions
+        self._transaction = transaction
+        self._in_flight_max = in_flight_max
+        self._means: Means | None = None
+        self._executions: dict[str, Execution] = {}
+        self._starts: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self.counts: Counter[str] = Counter()
+
+    # -- starting --------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        definition: SagaDefinition[I, R],
+        input: I,  # noqa: A002
+        *,
+        id: str,  # noqa: A002
+        context: CallContext,
+        begin: Callable[[Unit], Awaitable[None]] | None = None,
+    ) -> SagaRun[R]:
+        """Start a run and return once it is durable; the same id and input is the same run (S1).
+
+        Cancelling this does not cancel a start that is under way.
+
+        Args:
+            definition: one of the engine's definitions.
+            input: given to the saga function, and to its re-runs.
+            id: 1 to 200 printable characters; the steps' keys begin with it.
+            context: whose trace, caller and principal the run carries; its deadline does not count.
+            begin: what else is to be true in the commit of the start; it is awaited for a repeated
+                start too, and what it raises refuses the start.
+
+        Raises:
+            SagaConflict: the id belongs to a run with another input, or of another saga.
+            SagaLocked: another unfinished run holds the semantic lock.
+            Shed: too many runs are in flight, or the engine is closing.
+            BadRequest: the id or the input cannot be stored.
+            ContractError: the definition is none of the engine's.
+        """
+        row = self._new_row(definition, input, id, context)
+        while id in self._executions:
+            there = self._executions[id]
+            if (there.row.name, there.row.digest) != (row.name, row.digest):
+                raise tables.conflict(id, there.row.name, row.name)
+            await there.durable.wait()
+            if self._executions.get(id) is there:
+                if begin is not None:
+                    await self._store.write(begin, name=f"saga {row.name} begin")
+                return self._run(definition, id)
+        if len(self._executions) >= self._in_flight_max:
+            raise Shed(
+                f"{self._service} has {self._in_flight_max} sagas in flight; {id!r} was not "
+                "started: ask again later"
+            )
+        execution = Execution(self._open_means(), definition, row)
+        self._executions[id] = execution
+        work = self._begin(execution, begin)
+        await asyncio.shield(self._spawn(self._starts, work, f"saga {id} start"))
+        return self._run(definition, id)
+
+    async def _begin(
+        self, execution: Execution, begin: Callable[[Unit], Awaitable[None]] | None
+    ) -> None:
+        row, epoch = execution.row, self._open_means().desk.epoch
+        is_new = False
+        try:
+            # The function runs up to its first step now, so that the step begins in the commit of
+            # the start; nothing that it asks for happens before that commit.
+            execution.advance()
+            records = execution.journal.pending()
+
+            async def body(unit: Unit) -> bool:
+                if begin is not None:
+                    await begin(unit)
+                return await tables.start(unit, row, records, epoch=epoch)
+
+            is_new = await self._store.write(body, name=f"saga {row.name} start")
+            if is_new:
+                execution.journal.flushed(len(records))
+        finally:
+            if not is_new:
+                del self._executions[row.id]
+                execution.drop()
+        if is_new:
+            self.counts["started"] += 1
+            execution.durable.set()
+            self._launch(execution)
+
+    def _new_row(
+        self,
+        definition: SagaDefinition[I, R],
+        input: I,  # noqa: A002
+        id: str,  # noqa: A002
+        context: CallContext,
+    ) -> SagaRow:
+        if self._definitions.get(definition.name) is not definition:
+            raise ContractError(
+                f"saga {definition.name!r} is none of service {self._service!r}; define it there"
+            )
+        if not 1 <= len(id) <= _ID_CHARS_MAX or not id.isprintable() or id != id.strip():
+            raise BadRequest(
+                f"saga id {id[:40]!r} has {len(id)} characters; 1 to {_ID_CHARS_MAX} printable "
+                "ones, without blanks at the ends, are expected"
+            )
+        data, now_us = encode(input), self._open_means().desk.clock.now_us()
+        return SagaRow(
+            id=id,
+            name=definition.name,
+            version=definition.version,
+            lock_key=None if definition.lock_key is None else definition.lock_key(input),
+            digest=digest(definition.name.encode() + b"\0" + data),
+            input=data,
+            status=Status.RUNNING,
+            reason="",
+            owner=definition.owner,
+            trace_id=context.trace_id,
+            span_id=context.span_id,
+            caller=context.caller,
+            principal=context.principal,
+            deadline_us=now_us + int(definition.deadline_s * 1e6),
+            result=None,
+            started_us=now_us,
+            ended_us=None,
+        )
+
+    def _run(self, definition: SagaDefinition[Any, R], id: str) -> SagaRun[R]:  # noqa: A002
+        result_type = definition.shape.result
+
+        def load(result: bytes) -> R:
+            loaded: R = decode(result, result_type)
+            return loaded
+
+        return SagaRun(id, self, load)
+
+    # -- recovering and closing ------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Take the store over and continue every unfinished run; once, before the first start.
+
+        A run that this code does not know, or no longer matches, becomes stuck and says why.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        epoch = await self._store.write(tables.take_over, name="saga take-over")
+        self._means = Means(
+            Desk(self._store, self._runtime, Clock(self._runtime), epoch),
+            self._caller,
+            self._tracer,
+            self._transaction,
+            self.counts,
+        )
+        for count, row in enumerate(await tables.unfinished(self._store), 1):
+            stored = await tables.records(self._store, row.id)
+            await self._continue(self._means, row, [each.record for each in stored])
+            if count % _BREATH_RUNS == 0:
+                await asyncio.sleep(0)
+
+    async def _continue(self, means: Means, row: SagaRow, records: Sequence[Record]) -> None:
+        definition = self._definitions.get(row.name)
+        try:
+            if definition is None:
+                raise SagaError(f"this code has no saga {row.name!r}")
+            if definition.version < row.version:
+                raise SagaError(
+                    f"version {row.version} of saga {row.name!r} started it; this code has "
+                    f"version {definition.version}"
+                )
+            execution = Execution(means, definition, row, records)
+            self.counts["recovered"] += 1
+            if execution.machine.status is Status.COMPENSATING:
+                self.counts["recovered mid-undo"] += 1
+            execution.advance()
+        except (SagaError, BadRequest, ContractError) as error:
+            await self._strand(means.desk, row, len(records), f"cannot go on: {error.message}")
+            return
+        self._executions[row.id] = execution
+        execution.durable.set()
+        self._launch(execution)
+
+    async def _strand(self, desk: Desk, row: SagaRow, seq: int, reason: str) -> None:
+        """Make a run stuck that this code cannot even load."""
+        record = Record(Kind.STUCK, body=encode(Cause(reason)), at_us=desk.clock.now_us())
+
+        async def body(unit: Unit) -> None:
+            await tables.extend(unit, row, (record,), seq=seq, epoch=desk.epoch)
+
+        _log.error("saga %r is stuck: %s", row.id, reason)
+        self.counts["stuck"] += 1
+        await self._store.write(body, name=f"saga {row.name} stuck")
+
+    async def close(self) -> None:
+        """Let every run leave memory without a further effect; the next engine continues them."""
+        self._is_closed = True
+        # A start that is under way is answered: its commit cannot be called back.
+        await asyncio.gather(*self._starts, return_exceptions=True)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _launch(self, execution: Execution) -> None:
+        if self._is_closed:
+            execution.drop()
+            self._forget(execution)
+            return
+        task = self._spawn(self._tasks, execution.run(), f"saga {execution.row.id}")
+        task.add_done_callback(lambda _: self._forget(execution))
+
+    def _forget(self, execution: Execution) -> None:
+        if self._executions.get(execution.row.id) is execution:
+            del self._executions[execution.row.id]
+
+    def _spawn(
+        self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        group.add(task)
+
+        def spent(task: asyncio.Task[None]) -> None:
+            group.discard(task)
+            if not task.cancelled():
+                task.exception()  # the starter is told, if it still waits
+
+        task.add_done_callback(spent)
+        return task
+
+    def _open_means(self) -> Means:
+        if self._is_closed:
+            raise Shed(f"the sagas of {self._service} are closing; start it at another instance")
+        if self._means is None:
+            raise SagaError(f"the sagas of {self._service} are not recovered yet; recover first")
+        return self._means
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    async def conclusion(self, id: str, within_s: float) -> Conclusion | None:  # noqa: A002
+        """Wait until a run has ended, at most so long; None where it has not.
+
+        Raises:
+            UnknownSaga: no run has this id.
+            SagaGone: it has not ended, and this engine does not run it.
+        """
+        execution = self._executions.get(id)
+        if execution is not None:
+            if not await execution.wait(within_s):
+                return None
+            if execution.conclusion is not None:
+                return execution.conclusion
+        row = await self._find(id)
+        if row.status in (Status.RUNNING, Status.COMPENSATING):
+            raise _gone(id)
+        stored = await tables.records(self._store, id)
+        causes = [
+            decode(each.record.body, Cause)
+            for each in stored
+            if each.record.kind in (Kind.TURNED, Kind.STUCK)
+        ]
+        return Conclusion(row.status, row.result or b"", causes[-1] if causes else Cause())
+
+    async def cancel(self, id: str, reason: str) -> None:  # noqa: A002
+        """Turn a run to compensating; returns once that is durable (S9).
+
+        Raises:
+            SagaError: there is no way back.
+            UnknownSaga, SagaGone: as `conclusion` does.
+        """
+        execution = self._executions.get(id)
+        if execution is None:
+            row = await self._find(id)
+            if row.status in (Status.COMPLETED, Status.STUCK):
+                raise SagaError(f"saga {id!r} cannot be cancelled: it is {row.status.value}")
+            if row.status is Status.UNDONE:
+                return
+            raise _gone(id)
+        if not await execution.cancel(reason):
+            raise _gone(id)
+
+    async def runs(self, status: str | None = None, limit: int = 100) -> list[SagaSummary]:
+        """Return the newest runs, of one status or of all.
+
+        Raises:
+            BadRequest: there is no such status.
+        """
+        wanted = {each.value: each for each in Status}
+        if status is not None and status not in wanted:
+            raise BadRequest(f"no saga status is {status!r}; known: {', '.join(wanted)}")
+        found = await tables.latest(
+            self._store, None if status is None else wanted[status], max(1, min(limit, 10_000))
+        )
+        return [summarize(row, records) for row, records in found]
+
+    async def show(self, id: str) -> SagaStory:  # noqa: A002
+        """Return the story of a run. Raises UnknownSaga."""
+        row = await self._find(id)
+        return tell(row, [each.record for each in await tables.records(self._store, id)])
+
+    async def _find(self, id: str) -> SagaRow:  # noqa: A002
+        row = await tables.find(self._store, id)
+        if row is None:
+            raise UnknownSaga(f"no saga of {self._service} has the id {id!r}")
+        return row
+
+    def __repr__(self) -> str:
+        return f"<Engine {self._service} {len(self._executions)} in flight>"
+
+
+def _gone(id: str) -> SagaGone:  # noqa: A002
+    return SagaGone(f"saga {id!r} has left this process; it continues after the next start")

@@ -1,0 +1,64 @@
+"""A saga function at work: driven by hand, so that nothing but its steps can happen in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from synchromesh.saga.steps import Asked, Saga
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The function came to its end."""
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The function raised an exception of its own."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """The function awaited something else than a step of its saga."""
+
+    what: str
+
+
+class Function:
+    """Drives the coroutine of a saga from one request for steps to the next.
+
+    It is no task: user code cannot be cancelled in the middle, and cannot wait for time, network or
+    chance, which would be other ones when it is run again from its records.
+    """
+
+    __slots__ = ("_coroutine", "_saga")
+
+    def __init__(self, saga: Saga, coroutine: Coroutine[Any, Any, object]) -> None:
+        self._saga = saga
+        self._coroutine = coroutine
+
+    def resume(self, results: tuple[object, ...] | None) -> Asked | Returned | Raised | Foreign:
+        """Give the function the results it waits for, None at first; return what it wants next."""
+        try:
+            asked = self._coroutine.send(results)
+        except StopIteration as stop:
+            return Returned(stop.value)
+        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
+            return Raised(error)
+        if isinstance(asked, Asked):
+            return asked
+        return Foreign(type(asked).__name__)
+
+    def close(self) -> None:
+        """End the function where it stands; what its `finally:` asks for raises SagaGone (S11)."""
+        self._saga.leave()
+        # A `finally:` may raise or await something foreign; nobody is left to be told.
+        with contextlib.suppress(Exception):
+            self._coroutine.close()

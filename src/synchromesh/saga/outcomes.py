@@ -1,0 +1,81 @@
+"""What an error of an attempt means for a saga: was it run, and can a further attempt help?"""
+
+from __future__ import annotations
+
+from synchromesh.errors import (
+    BadRequest,
+    ConnectFailed,
+    ContractError,
+    Forbidden,
+    ForeignAwait,
+    InProgress,
+    KeyReused,
+    KeyUndone,
+    Refused,
+    Rejection,
+    Shed,
+    StoreError,
+    SynchromeshError,
+    Unauthenticated,
+    UnknownOperation,
+    to_problem,
+)
+from synchromesh.saga.records import Outcome, Result
+
+_HOPELESS = (
+    BadRequest,
+    UnknownOperation,
+    Unauthenticated,
+    Forbidden,
+    KeyReused,
+    KeyUndone,
+    ContractError,
+)
+
+
+def of_call(error: Exception) -> Outcome:
+    """Return what a call that raised came to.
+
+    Example:
+        >>> of_call(Shed("full", retry_after_s=2.0)).result
+        <Result.NOT_RUN: 'not run'>
+    """
+    if isinstance(error, Rejection):
+        return _outcome(Result.REFUSED, error)
+    if isinstance(error, _HOPELESS):
+        return _outcome(Result.BROKEN, error)
+    # A call that is in progress under this key runs, or has run: its outcome is not known yet.
+    if isinstance(error, Refused | ConnectFailed) and not isinstance(error, InProgress):
+        return _outcome(Result.NOT_RUN, error)
+    return _outcome(Result.UNKNOWN, error)
+
+
+def of_write(error: Exception) -> Outcome:
+    """Return what a unit of work that raised came to: it was rolled back, whatever it was."""
+    if isinstance(error, Rejection):
+        return _outcome(Result.REFUSED, error)
+    if isinstance(error, Shed):
+        return _outcome(Result.NOT_RUN, error)
+    if isinstance(error, StoreError) and not isinstance(error, ForeignAwait):
+        return _outcome(Result.UNKNOWN, error)
+    return _outcome(Result.BROKEN, error)
+
+
+def of_write_undo(error: Exception) -> Outcome:
+    """Return what an undo unit that raised came to; its own bug may be mended while it is tried."""
+    outcome = of_write(error)
+    is_bug = outcome.result is Result.BROKEN
+    return _outcome(Result.UNKNOWN, error) if is_bug else outcome
+
+
+def why(error: BaseException) -> str:
+    """Say in a few words what went wrong; users' exception texts stay in the local log (T3)."""
+    if isinstance(error, SynchromeshError):
+        return f"{error.code}: {error.message}"
+    return f"{type(error).__name__} was raised; its text is in the log of the service"
+
+
+def _outcome(result: Result, error: Exception) -> Outcome:
+    retry_after_s = getattr(error, "retry_after_s", None)
+    problem = to_problem(error) if isinstance(error, SynchromeshError) else None
+    return Outcome(result, why=why(error), problem=problem, retry_after_s=retry_after_s)

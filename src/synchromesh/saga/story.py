@@ -1,0 +1,105 @@
+"""The story of a run, for people: each record with its step, attempt, time and reason."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from synchromesh.codec import decode, to_datetime
+from synchromesh.saga.records import Cause, Kind, Record
+from synchromesh.saga.tables import SagaRow
+
+
+@dataclass(frozen=True, slots=True)
+class SagaSummary:
+    """What one line of a list says of a run; `ended_at` is None while it has not ended."""
+
+    id: str
+    name: str
+    version: int
+    status: str
+    reason: str
+    owner: str
+    trace_id: str
+    started_at: dt.datetime
+    ended_at: dt.datetime | None
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoryLine:
+    """One record: what happened to which step, at which attempt, when and why."""
+
+    at: dt.datetime
+    kind: str
+    step: str
+    attempt: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SagaStory:
+    """All that is recorded of a run.
+
+    `not_undone` names the steps of a turned run that are done or unknown and not undone, the latest
+    first: a stuck run hides none of them (S5).
+    """
+
+    summary: SagaSummary
+    lines: tuple[StoryLine, ...]
+    not_undone: tuple[str, ...]
+
+
+def summarize(row: SagaRow, records: int) -> SagaSummary:
+    """Return the summary of a run."""
+    return SagaSummary(
+        id=row.id,
+        name=row.name,
+        version=row.version,
+        status=row.status.value,
+        reason=row.reason,
+        owner=row.owner,
+        trace_id=row.trace_id,
+        started_at=to_datetime(row.started_us),
+        ended_at=None if row.ended_us is None else to_datetime(row.ended_us),
+        records=records,
+    )
+
+
+def tell(row: SagaRow, records: Sequence[Record]) -> SagaStory:
+    """Return the story that the records of a run tell."""
+    return SagaStory(
+        summarize(row, len(records)),
+        tuple(
+            StoryLine(to_datetime(r.at_us), r.kind.value, r.step, r.attempt, _why(r))
+            for r in records
+        ),
+        _not_undone(records),
+    )
+
+
+def _not_undone(records: Sequence[Record]) -> tuple[str, ...]:
+    begun: dict[str, None] = {}
+    is_turned = False
+    for record in records:
+        if record.kind in (Kind.BEGUN, Kind.DONE):
+            begun[record.step] = None
+        elif record.kind in (Kind.REFUSED, Kind.UNDONE):
+            begun.pop(record.step, None)
+        elif record.kind is Kind.TURNED:
+            is_turned = True
+    ended = bool(records) and records[-1].kind is Kind.ENDED
+    return tuple(reversed(begun)) if is_turned and not ended else ()
+
+
+def _why(record: Record) -> str:
+    if record.kind in (Kind.TURNED, Kind.STUCK):
+        cause = decode(record.body, Cause)
+        return f"{cause.step}: {cause.reason}" if cause.step else cause.reason
+    if record.kind is Kind.REFUSED:
+        problem = msgspec.json.decode(record.body)
+        return f"{problem.get('code', '')}: {problem.get('detail', '')}"
+    return ""

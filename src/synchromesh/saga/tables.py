@@ -1,0 +1,323 @@
+"""The tables of sagas in the service's database, and every statement on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synchromesh.codec import decode, encode
+from synchromesh.errors import Fenced, SagaConflict, SagaLocked
+from synchromesh.events import NewEvent, append
+from synchromesh.saga.records import Cause, Kind, Record, Status
+from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
+
+SCHEMA = Schema(
+    owner="synchromesh.saga",
+    migrations=(
+        Migration(
+            version=1,
+            statements=(
+                (
+                    "create table sm_saga(id text primary key, name text not null, "
+                    "version integer not null, lock_key text, digest text not null, "
+                    "input {blob} not null, status text not null, reason text not null, "
+                    "owner text not null, trace_id text not null, span_id text not null, "
+                    "caller text not null, principal text not null, deadline_us bigint not null, "
+                    "epoch bigint not null, result {blob}, started_us bigint not null, "
+                    "ended_us bigint)"
+                ),
+                (
+                    "create index sm_saga_unfinished on sm_saga(started_us) "
+                    "where status in ('running', 'compensating')"
+                ),
+                (
+                    "create unique index sm_saga_lock on sm_saga(name, lock_key) "
+                    "where status in ('running', 'compensating')"
+                ),
+                ("create index sm_saga_stuck on sm_saga(started_us) where status = 'stuck'"),
+                (
+                    "create table sm_saga_record(saga text not null, seq integer not null, "
+                    "kind text not null, step text not null, attempt integer not null, "
+                    "digest text not null, body {blob} not null, at_us bigint not null, "
+                    "primary key(saga, seq))"
+                ),
+                "create table sm_saga_epoch(one integer primary key, epoch bigint not null)",
+            ),
+            readable_by_min=1,
+        ),
+    ),
+)
+
+_UNFINISHED = "status in ('running', 'compensating')"
+_COLUMNS = (
+    "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
+    "caller, principal, deadline_us, result, started_us, ended_us"
+)
+_MILESTONES = {Kind.TURNED: "saga_turned", Kind.STUCK: "saga_stuck", Kind.ENDED: "saga_ended"}
+
+
+@dataclass(frozen=True, slots=True)
+class SagaRow:
+    """What is stored of one run beside its records."""
+
+    id: str
+    name: str
+    version: int
+    lock_key: str | None
+    digest: str
+    input: bytes
+    status: Status
+    reason: str
+    owner: str
+    trace_id: str
+    span_id: str
+    caller: str
+    principal: str
+    deadline_us: int
+    result: bytes | None
+    started_us: int
+    ended_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record where it stands in its run."""
+
+    seq: int
+    record: Record
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+async def take_over(unit: Unit) -> int:
+    """Return a new epoch; no record of an engine of an earlier one is accepted any more (S10)."""
+    rows = await unit.execute(
+        "insert into sm_saga_epoch(one, epoch) values (1, 1) "
+        "on conflict(one) do update set epoch = sm_saga_epoch.epoch + 1 returning epoch"
+    )
+    epoch = _int(rows[0][0])
+    await unit.execute(f"update sm_saga set epoch = ? where {_UNFINISHED}", epoch)
+    return epoch
+
+
+async def start(unit: Unit, row: SagaRow, records: Sequence[Record], *, epoch: int) -> bool:
+    """Insert a run with its first records; False where the same one is there already (S1).
+
+    Raises:
+        SagaConflict: the id belongs to a run of another saga or with another input.
+        SagaLocked: another unfinished run holds the semantic lock.
+        Fenced: another engine has taken over.
+    """
+    there = await unit.execute("select name, digest from sm_saga where id = ?", row.id)
+    if there:
+        if there[0] == (row.name, row.digest):
+            return False
+        raise conflict(row.id, str(there[0][0]), row.name)
+    owner = await unit.execute("select 1 from sm_saga_epoch where epoch = ?", epoch)
+    if not owner:
+        raise _fenced(row.id)
+    if row.lock_key is not None:
+        holder = await unit.execute(
+            f"select id from sm_saga where name = ? and lock_key = ? and {_UNFINISHED}",
+            row.name,
+            row.lock_key,
+        )
+        if holder:
+            raise SagaLocked(
+                f"saga {row.name!r} has an unfinished run {holder[0][0]!r} for the key "
+                f"{row.lock_key!r}; wait for its end, or ask for that one"
+            )
+    await _insert(unit, row, epoch)
+    await _milestone(unit, row, "saga_started", b"{}")
+    await put(unit, row, 0, records)
+    return True
+
+
+def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
+    """Return the error that an id belongs to another run."""
+    return SagaConflict(
+        f"the id {id!r} belongs to a run of saga {name!r} with another input than this start of "
+        f"{wanted!r}; give each run an id of its own"
+    )
+
+
+async def extend(
+    unit: Unit, row: SagaRow, records: Sequence[Record], *, seq: int, epoch: int
+) -> None:
+    """Append records after number `seq`, if it is there and this engine still owns the run.
+
+    Raises:
+        Fenced: another engine has taken over, or an earlier record is missing.
+    """
+    owned = await unit.execute(
+        f"select 1 from sm_saga where id = ? and epoch = ? and {_UNFINISHED} and "
+        "(? = 0 or exists (select 1 from sm_saga_record where saga = ? and seq = ?))",
+        row.id,
+        epoch,
+        seq,
+        row.id,
+        seq,
+    )
+    if not owned:
+        raise _fenced(row.id)
+    await put(unit, row, seq, records)
+
+
+def _fenced(id: str) -> Fenced:  # noqa: A002
+    return Fenced(
+        f"saga {id!r} is no longer this engine's, or a record before this one is missing; "
+        "nothing was recorded"
+    )
+
+
+async def _insert(unit: Unit, row: SagaRow, epoch: int) -> None:
+    await unit.execute(
+        f"insert into sm_saga({_COLUMNS}, epoch) "
+        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row.id,
+        row.name,
+        row.version,
+        row.lock_key,
+        row.digest,
+        row.input,
+        row.status.value,
+        row.reason,
+        row.owner,
+        row.trace_id,
+        row.span_id,
+        row.caller,
+        row.principal,
+        row.deadline_us,
+        row.result,
+        row.started_us,
+        row.ended_us,
+        epoch,
+    )
+
+
+async def put(unit: Unit, row: SagaRow, seq: int, records: Sequence[Record]) -> None:
+    """Append records after number `seq` in a unit that has checked the right to (`extend`)."""
+    for record in records:
+        seq += 1
+        await unit.execute(
+            "insert into sm_saga_record(saga, seq, kind, step, attempt, digest, body, at_us) "
+            "values (?, ?, ?, ?, ?, ?, ?, ?)",
+            row.id,
+            seq,
+            record.kind.value,
+            record.step,
+            record.attempt,
+            record.digest,
+            record.body,
+            record.at_us,
+        )
+        if record.kind is Kind.TURNED or record.kind is Kind.STUCK:
+            status = Status.STUCK if record.kind is Kind.STUCK else Status.COMPENSATING
+            await unit.execute(
+                "update sm_saga set status = ?, reason = ? where id = ?",
+                status.value,
+                decode(record.body, Cause).reason,
+                row.id,
+            )
+        elif record.kind is Kind.ENDED:
+            await _end(unit, row, record)
+        if record.kind in _MILESTONES:
+            body = record.body if record.kind is not Kind.ENDED else b"{}"
+            await _milestone(unit, row, _MILESTONES[record.kind], body)
+
+
+async def _end(unit: Unit, row: SagaRow, record: Record) -> None:
+    # A completed run has the JSON of a result; one that is undone has none.
+    status = Status.COMPLETED if record.body else Status.UNDONE
+    await unit.execute(
+        "update sm_saga set status = ?, result = ?, ended_us = ? where id = ?",
+        status.value,
+        record.body or None,
+        record.at_us,
+        row.id,
+    )
+
+
+async def _milestone(unit: Unit, row: SagaRow, name: str, body: bytes) -> None:
+    """Tell the log of a turn of the run, in the same commit: one story with the events."""
+    told = encode({"saga": row.name, "id": row.id, "cause": decode(body, Cause).reason})
+    event = NewEvent(f"{unit.service}.{name}", told, trace_id=row.trace_id)
+    await append(unit, f"saga/{row.id}", [event], expected=None)
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+async def find(store: Store, id: str) -> SagaRow | None:  # noqa: A002
+    """Return what is stored of a run."""
+    rows = await store.read(f"select {_COLUMNS} from sm_saga where id = ?", id)
+    return _row(rows[0]) if rows else None
+
+
+async def unfinished(store: Store) -> list[SagaRow]:
+    """Return the runs that have to go on, the oldest first."""
+    rows = await store.read(
+        f"select {_COLUMNS} from sm_saga where {_UNFINISHED} order by started_us, id"
+    )
+    return [_row(row) for row in rows]
+
+
+async def latest(store: Store, status: Status | None, limit: int) -> list[tuple[SagaRow, int]]:
+    """Return runs with the number of their records, the newest first."""
+    where, values = ("", ()) if status is None else ("where status = ? ", (status.value,))
+    rows = await store.read(
+        f"select {_COLUMNS}, (select count(*) from sm_saga_record where saga = sm_saga.id) "
+        f"from sm_saga {where}order by started_us desc, id desc limit ?",
+        *values,
+        limit,
+    )
+    return [(_row(row[:-1]), _int(row[-1])) for row in rows]
+
+
+async def records(source: Store, id: str) -> list[StoredRecord]:  # noqa: A002
+    """Return the records of a run, in order."""
+    rows = await source.read(
+        "select seq, kind, step, attempt, digest, body, at_us from sm_saga_record "
+        "where saga = ? order by seq",
+        id,
+    )
+    return [
+        StoredRecord(
+            _int(seq),
+            Record(Kind(kind), str(step), _int(attempt), str(digest), _bytes(body), _int(at_us)),
+        )
+        for seq, kind, step, attempt, digest, body, at_us in rows
+    ]
+
+
+def _row(row: Row) -> SagaRow:
+    return SagaRow(
+        id=str(row[0]),
+        name=str(row[1]),
+        version=_int(row[2]),
+        lock_key=None if row[3] is None else str(row[3]),
+        digest=str(row[4]),
+        input=_bytes(row[5]),
+        status=Status(row[6]),
+        reason=str(row[7]),
+        owner=str(row[8]),
+        trace_id=str(row[9]),
+        span_id=str(row[10]),
+        caller=str(row[11]),
+        principal=str(row[12]),
+        deadline_us=_int(row[13]),
+        result=None if row[14] is None else _bytes(row[14]),
+        started_us=_int(row[15]),
+        ended_us=None if row[16] is None else _int(row[16]),
+    )
+
+
+def _int(value: SqlValue) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"the database holds {value!r} where a whole number is expected")
+    return value
+
+
+def _bytes(value: SqlValue) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
