@@ -7,6 +7,7 @@ message once and parks what cannot be taken.
 from synchromesh.messaging.consumer import (
     SCHEMA,
     Consumer,
+    Dropped,
     MessageHandler,
     Parked,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "DELIVER",
     "SCHEMA",
     "Consumer",
+    "Dropped",
     "Message",
     "MessageHandler",
     "Parked",

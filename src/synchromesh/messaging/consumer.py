@@ -13,16 +13,22 @@ from dataclasses import dataclass
 
 import msgspec
 
-from synchromesh.codec import digest
+from synchromesh.codec import digest, encode
 from synchromesh.errors import (
+    BadRequest,
+    ContractError,
+    Forbidden,
+    KeyReused,
     Rejection,
+    Shed,
     StoreFull,
     StoreLocked,
     StoreReadOnly,
     SynchromeshError,
 )
+from synchromesh.events import NewEvent, append
 from synchromesh.messaging.message import Message, Receipt
-from synchromesh.store import Migration, Once, Schema, Store, Unit
+from synchromesh.store import Migration, Once, Schema, SqlValue, Store, Unit
 
 MessageHandler = Callable[[Unit, Message], Awaitable[None]]
 
@@ -47,6 +53,9 @@ SCHEMA = Schema(
 
 FAILURES_MAX = 10_000
 
+# The database is at fault, not the message: it is delivered again, however often that takes.
+_NOT_THE_MESSAGE = (StoreFull, StoreLocked, StoreReadOnly, Shed)
+
 _log = logging.getLogger("synchromesh.messaging")
 
 
@@ -59,6 +68,18 @@ class Parked:
     message: Message
     reason: str
     parked_us: int
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """What the log keeps of a message that a person took off the list unhandled."""
+
+    source: str
+    message_id: str
+    name: str
+    scope: str
+    reason: str
+    who: str
+    why: str
 
 
 class Consumer:
@@ -90,15 +111,20 @@ class Consumer:
         """Take a message; what acknowledges it is returned only once durable.
 
         Raises:
-            StoreFull, StoreLocked, StoreReadOnly: the database is at fault, not the message.
+            StoreFull, StoreLocked, StoreReadOnly, Shed: the database is at fault, not the message.
+            Forbidden: the source delivers an event that is another service's.
         """
+        if message.name.partition(".")[0] != source:
+            raise Forbidden(f"{source!r} delivered {message.name!r}; a service delivers its own")
         if message.name not in self._handlers:
             return Receipt("ignored")
         known = (source, message.id)
         try:
             receipt = await self._take_once(source, message, known, self._handle)
-        except (StoreFull, StoreLocked, StoreReadOnly):
+        except _NOT_THE_MESSAGE:
             raise
+        except KeyReused:
+            return await self._park_unknown(source, message)
         except Exception as error:  # noqa: BLE001  what a handler raises is the message's failure
             _log.exception("message %s of %s could not be taken", message.id, source)
             failures = self._failures.get(known, 0) + 1
@@ -128,6 +154,18 @@ class Consumer:
         recorded = await self._store.write_once(body, once, name=f"on {message.name}")
         return msgspec.json.decode(recorded.body, type=Receipt)
 
+    async def _park_unknown(self, source: str, message: Message) -> Receipt:
+        """Park a message that has the id of another one: its publisher's log is not what it was."""
+        _log.error(
+            "message %s of %s was taken before with another payload: was its log restored or "
+            "edited? It is parked",
+            message.id,
+            source,
+        )
+        return await self._store.write(
+            lambda unit: _park(unit, source, message, KeyReused.code), name=f"park {message.name}"
+        )
+
     async def _handle(self, unit: Unit, source: str, message: Message) -> Receipt:
         if await _is_blocked(unit, source, message.scope):
             return await _park(unit, source, message, "behind a parked message")
@@ -146,52 +184,73 @@ class Consumer:
             limit,
         )
         return [
-            Parked(
-                str(source),
-                str(scope),
-                msgspec.json.decode(message if isinstance(message, bytes) else b"", type=Message),
-                str(reason),
-                int(parked_us or 0),
-            )
+            Parked(str(source), str(scope), _message(message), str(reason), int(parked_us or 0))
             for source, scope, message, reason, parked_us in rows
         ]
 
     async def replay(self, source: str, scope: str) -> int:
-        """Handle the parked messages of a scope in order; returns how many are done.
+        """Handle the parked messages of a scope in order; returns how many this call handled.
 
         It stops at the first that fails again, which stays parked with those behind it, and raises
         what its handler raised. Each is handled in the commit that takes it off the list, so a
         replay that is repeated or killed has each effect once.
+
+        Raises:
+            ContractError: the service handles the event no longer.
         """
         done = 0
         while (first := await self._first(source, scope)) is not None:
+            handler = self._handlers.get(first.name)
+            if handler is None:
+                raise ContractError(
+                    f"nothing here handles {first.name!r} any more; drop message {first.id}, or "
+                    "handle its event again"
+                )
 
-            async def body(unit: Unit, message: Message = first) -> None:
-                if await _unpark(unit, source, message):
-                    await self._handlers[message.name](unit, message)
+            async def body(
+                unit: Unit, message: Message = first, handle: MessageHandler = handler
+            ) -> bool:
+                if not await _unpark(unit, source, message):
+                    return False
+                await handle(unit, message)
+                return True
 
-            await self._store.write(body, name=f"replay {first.name}")
-            done += 1
+            done += await self._store.write(body, name=f"replay {first.name}")
         return done
 
     async def drop(self, source: str, message_id: str, *, who: str, why: str) -> bool:
-        """Take one parked message off the list unhandled; False where it is not parked."""
+        """Take one parked message off the list unhandled; False where it is not parked.
+
+        Who did it and why is an event of this service's log, in the same commit.
+
+        Raises:
+            BadRequest: it is no message id, or nobody says who and why.
+        """
         log_id, _, position = message_id.rpartition(":")
+        if not (position.isascii() and position.isdigit() and len(position) <= 18):
+            raise BadRequest(f"{message_id[:80]!r} is no message id; expected log_id:position")
+        if not (who.strip() and why.strip()):
+            raise BadRequest(f"dropping message {message_id} has to say who does it, and why")
 
         async def body(unit: Unit) -> bool:
             rows = await unit.execute(
                 "delete from sm_parked where source = ? and log_id = ? and position = ? "
-                "returning 1",
+                "returning message, reason",
                 source,
                 log_id,
                 int(position),
             )
-            return bool(rows)
+            if not rows:
+                return False
+            message, reason = _message(rows[0][0]), str(rows[0][1])
+            dropped = Dropped(source, message_id, message.name, message.scope, reason, who, why)
+            event = NewEvent(
+                f"{unit.service}.message_dropped", encode(dropped), trace_id=message.trace_id
+            )
+            await append(unit, f"parked/{source}/{message.scope}", [event], expected=None)
+            return True
 
-        is_dropped = await self._store.write(body, name="drop a parked message")
-        if is_dropped:
-            _log.warning("message %s of %s was dropped by %s: %s", message_id, source, who, why)
-        return is_dropped
+        return await self._store.write(body, name="drop a parked message")
 
     async def _first(self, source: str, scope: str) -> Message | None:
         rows = await self._store.read(
@@ -200,9 +259,7 @@ class Consumer:
             source,
             scope,
         )
-        if not rows or not isinstance(rows[0][0], bytes):
-            return None
-        return msgspec.json.decode(rows[0][0], type=Message)
+        return _message(rows[0][0]) if rows else None
 
 
 class RejectedMessage(Exception):
@@ -241,3 +298,7 @@ async def _unpark(unit: Unit, source: str, message: Message) -> bool:
             message.position,
         )
     )
+
+
+def _message(stored: SqlValue) -> Message:
+    return msgspec.json.decode(stored if isinstance(stored, bytes) else b"", type=Message)

@@ -10,10 +10,14 @@ import msgspec
 from synchromesh.calls.contract import Command, Operation, PublicEvent
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
+from synchromesh.errors import BadRequest, ContractError
 from synchromesh.events import NewEvent, StoredEvent, append
 from synchromesh.store import Unit
 
 DELIVER = "deliver_message"
+
+# What fits every subscriber's limit of a body, with room for the rest of the message.
+PAYLOAD_BYTES_MAX = 256 * 1024
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -73,12 +77,29 @@ async def publish(unit: Unit, event: PublicEvent[Any], payload: object, *, trace
     """Append a public event to the log, so that it is published if and only if the unit commits.
 
     The log is the outbox: what commits is delivered to every subscriber (O1), nothing else is (O2).
+
+    Raises:
+        BadRequest: the payload cannot be encoded, or is larger than 256 KiB.
+        ContractError: it is not of the event's type.
     """
+    if not _is_of(event.kind, payload):
+        raise ContractError(
+            f"{event!r} carries a {event.kind.__name__}, and was given a {type(payload).__name__}"
+        )
+    body = encode(payload)
+    if len(body) > PAYLOAD_BYTES_MAX:
+        raise BadRequest(
+            f"the payload of {event!r} has {len(body)} bytes, at most {PAYLOAD_BYTES_MAX} can be "
+            "delivered; publish where it is to be found instead"
+        )
     key = event.ordering_key(payload)
-    new = NewEvent(
-        event.full_name, encode(payload), is_public=True, ordering_key=key, trace_id=trace_id
-    )
+    new = NewEvent(event.full_name, body, is_public=True, ordering_key=key, trace_id=trace_id)
     await append(unit, f"{event.full_name}/{key}", [new], expected=None)
+
+
+def _is_of(kind: Any, payload: object) -> bool:
+    # Annotations such as `list[int]` are no classes; what they hold is checked by the subscriber.
+    return not isinstance(kind, type) or isinstance(payload, kind)
 
 
 def message_of(stored: StoredEvent, log_id: str) -> Message:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id, new_trace_id
-from synchromesh.errors import SynchromeshError
+from synchromesh.errors import Shed, StoreFull, StoreLocked, StoreReadOnly, SynchromeshError
 from synchromesh.events import (
     Checkpoint,
     StoredEvent,
@@ -89,6 +89,7 @@ class Relay:
         Raises:
             LogReplaced: the checkpoint belongs to another log; a person has to decide.
             LogGap: positions are missing from the log.
+            StoreError: the log cannot be read.
         """
         start = await load_checkpoint(self._store, self.checkpoint_name)
         await read(self._store, after=start, limit=1)  # another log is refused at once
@@ -100,6 +101,9 @@ class Relay:
             async with asyncio.TaskGroup() as deliveries:
                 while True:
                     await self._step(deliveries)
+        except ExceptionGroup as errors:
+            # What ended the loop or a delivery; the supervisor shows its code, not the group's.
+            raise errors.exceptions[0] from None
         finally:
             stop_listening()
 
@@ -117,12 +121,11 @@ class Relay:
                 pass  # wake-ups are hints; polling bounds the delay
 
     async def _fill(self) -> bool:
-        if self._window.is_full:
+        limit = min(self._options.batch_max, self._window.room)
+        if not limit:
             return False
         after = Checkpoint(self._store.log_id, self._window.newest)
-        events = await read(
-            self._store, after=after, limit=self._options.batch_max, public_only=True
-        )
+        events = await read(self._store, after=after, limit=limit, public_only=True)
         for event in events:
             if event.name in self._names:
                 self._events[event.position] = event
@@ -135,10 +138,15 @@ class Relay:
         if self._window.checkpoint == self._saved:
             return
         checkpoint = Checkpoint(self._store.log_id, self._window.checkpoint)
-        await self._store.write(
-            lambda unit: save_checkpoint(unit, self.checkpoint_name, checkpoint),
-            name=self.checkpoint_name,
-        )
+        try:
+            await self._store.write(
+                lambda unit: save_checkpoint(unit, self.checkpoint_name, checkpoint),
+                name=self.checkpoint_name,
+            )
+        except (StoreFull, StoreLocked, StoreReadOnly, Shed) as error:
+            # An older checkpoint delivers again what the inbox knows: no reason to deliver nothing.
+            _log.warning("%s could not be saved: %s", self.checkpoint_name, error.message)
+            return
         self._saved = checkpoint.position
 
     async def _deliver(self, event: StoredEvent) -> None:
@@ -170,16 +178,16 @@ class Relay:
                     context=replace(context, span_id=span.span_id),
                     timeout_s=self._options.timeout_s,
                 )
+                receipt = decode(answer, Receipt)
             except SynchromeshError as error:
                 span.fail(error)
                 return False
-            receipt = decode(answer, Receipt)
             span.note("outcome", receipt.outcome)
             return receipt.is_acknowledged
 
     def _wait_s(self, event: StoredEvent, attempt: int) -> float:
         if attempt == 3:
-            _log.warning("%s waits for %s", f"{event.name} at {event.position}", self._subscriber)
+            _log.warning("%s at %d waits for %s", event.name, event.position, self._subscriber)
         longest = min(
             self._options.backoff_cap_s, self._options.backoff_base_s * 2 ** min(attempt, 16)
         )

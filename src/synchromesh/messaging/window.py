@@ -44,14 +44,9 @@ class Window:
         self._in_flight: set[int] = set()
 
     @property
-    def is_full(self) -> bool:
-        """True while no more may be read."""
-        return len(self._order) >= self._held_max
-
-    @property
-    def is_idle(self) -> bool:
-        """True while nothing waits or is under way."""
-        return not self._order
+    def room(self) -> int:
+        """How many more positions may be read."""
+        return self._held_max - len(self._order)
 
     def skip(self, position: int) -> None:
         """Pass over a position that concerns nobody here."""
