@@ -331,14 +331,34 @@ class Contract(Protocol):
                 routes[route] = name
 
 
-def operations_of(contract: type[Contract]) -> dict[str, Operation[..., Any]]:
-    """Return the operations of a contract by name."""
-    return {n: member for n, member in vars(contract).items() if isinstance(member, Operation)}
+def operations_of(contract: type[object]) -> dict[str, Operation[..., Any]]:
+    """Return the operations of a contract by name.
+
+    The parameter is no `type[Contract]`, for type checkers take no Protocol where a class of that
+    kind is expected.
+
+    Raises:
+        ContractError: it is no contract.
+    """
+    return {n: m for n, m in _members(contract).items() if isinstance(m, Operation)}
 
 
-def events_of(contract: type[Contract]) -> dict[str, PublicEvent[Any]]:
-    """Return the public events of a contract by name."""
-    return {n: member for n, member in vars(contract).items() if isinstance(member, PublicEvent)}
+def events_of(contract: type[object]) -> dict[str, PublicEvent[Any]]:
+    """Return the public events of a contract by name.
+
+    Raises:
+        ContractError: it is no contract.
+    """
+    return {n: m for n, m in _members(contract).items() if isinstance(m, PublicEvent)}
+
+
+def _members(contract: type[object]) -> Mapping[str, object]:
+    if Contract not in contract.__mro__:
+        raise ContractError(
+            f"{contract.__name__} is no contract; declare it as "
+            'class Inventory(Contract, Protocol, service="inventory", version="1.0")'
+        )
+    return vars(contract)
 
 
 def command(
