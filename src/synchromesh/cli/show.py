@@ -14,13 +14,15 @@ from rich.text import Text
 from synchromesh.telemetry import SpanRecord
 
 BAR_COLUMNS = 32
+PLAIN_COLUMNS = 160
 
 _COLOURS = {"ok": "green", "completed": "green", "running": "cyan", "undone": "yellow"}
 
 
 def console() -> Console:
-    """Return the console that verbs print to; it is plain where nobody looks."""
-    return Console(highlight=False, soft_wrap=False)
+    """Return the console that verbs print to; where nobody looks it is plain, and wide enough."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=PLAIN_COLUMNS)
 
 
 def print_json(value: object) -> None:
