@@ -60,7 +60,8 @@ class HttpPool:
         self._network = network
         self._limits = limits
         self._endpoints: dict[tuple[str, int], _Endpoint] = {}
-        self._connections: set[ClientConnection] = set()
+        # A dict keeps the order in which they were made, which a simulated close relies on.
+        self._connections: dict[ClientConnection, None] = {}
         self._sweeping: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._changed = asyncio.Event()
@@ -239,7 +240,7 @@ class HttpPool:
             self._give(endpoint, None)
             raise
         connection = made[-1]
-        self._connections.add(connection)
+        self._connections[connection] = None
         if self._is_closed:
             connection.abort()
             self._give(endpoint, None)
@@ -271,7 +272,7 @@ class HttpPool:
             self._endpoints.pop((endpoint.host, endpoint.port), None)
 
     def _lost(self, endpoint: _Endpoint, connection: ClientConnection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         self._changed.set()
         # A busy connection is given back by the call that it fails.
         if connection in endpoint.idle:

@@ -48,7 +48,9 @@ class HttpServer:
         self._network = network
         self._limits = limits
         self._listener: Listener | None = None
-        self._connections: set[ServerConnection] = set()
+        # A dict keeps the order in which they came: a set's would change from run to run, and a
+        # simulated drain with it.
+        self._connections: dict[ServerConnection, None] = {}
         self._handling: set[asyncio.Task[None]] = set()
         self._is_draining = False
         self._changed = asyncio.Event()
@@ -134,7 +136,7 @@ class HttpServer:
     def opened(self, connection: ServerConnection) -> bool:
         """Count a connection in; False where there are too many, or the server drains."""
         open_count = len(self._connections)
-        self._connections.add(connection)
+        self._connections[connection] = None
         if open_count >= 2 * self._limits.connections_max:
             # Even to be told so in words costs something; past this it is told by a reset.
             connection.cut()
@@ -142,7 +144,7 @@ class HttpServer:
 
     def closed(self, connection: ServerConnection, handling: asyncio.Task[None] | None) -> None:
         """Count a connection out, and keep its cancelled handler until that has ended."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if handling is not None and not handling.done():
             self._handling.add(handling)
             handling.add_done_callback(self._handling.discard)
