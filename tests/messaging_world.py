@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from synchromesh.calls.contract import Contract, Operation, event
+from synchromesh.calls.contract import Contract, Operation, PublicEvent, event
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import ConnectFailed, TimedOut
@@ -43,9 +43,9 @@ class Sold(msgspec.Struct, frozen=True):
 
 
 class Shop(Contract, Protocol, service="shop", version="1.0"):
-    sold = event(Sold, key="sku")
-    returned = event(Sold, key="sku")
-    counted = event(Sold)
+    sold: PublicEvent[Sold] = event(Sold, key="sku")
+    returned: PublicEvent[Sold] = event(Sold, key="sku")
+    counted: PublicEvent[Sold] = event(Sold)
 
 
 SOLD = Shop.sold.full_name
@@ -188,7 +188,7 @@ def relay_to(
         sender,
         subscriber=subscriber,
         names=names,
-        tracer=Tracer("shop", runtime, ring or MemoryRing()),
+        tracer=Tracer("shop", runtime, MemoryRing() if ring is None else ring),
         runtime=runtime,
         options=RelayOptions(**options),
     )

@@ -1,0 +1,406 @@
+"""The relay: what it sends, keeps, retries and refuses, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from messaging_world import (
+    SOLD,
+    TRACE,
+    Direct,
+    Poison,
+    Shop,
+    relay_to,
+    sell,
+    stores,
+    take,
+    taken,
+)
+from synchromesh.context import CallContext
+from synchromesh.errors import LogGap, LogReplaced, Shed, StoreBroken, StoreFull
+from synchromesh.events import Checkpoint, load_checkpoint, remove, save_checkpoint
+from synchromesh.messaging import Consumer, Message, Relay
+from synchromesh.store import SqliteStore, Unit
+from synchromesh.telemetry import MemoryRing
+from synchromesh.testing import SimRuntime, run
+
+
+@asynccontextmanager
+async def running(relay: Relay) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a relay meanwhile, and cancel it in the end."""
+    task = asyncio.get_running_loop().create_task(relay.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def saved(store: SqliteStore) -> int:
+    return (await load_checkpoint(store, "relay/stock")).position
+
+
+def test_public_events_that_are_wanted_are_delivered_and_the_others_passed_over() -> None:
+    """Private events and those that nobody subscribed to only move the checkpoint."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            relay = relay_to(shop, sender, runtime)
+            async with running(relay):
+                await sell(shop, "SX90", 1)
+                await sell(shop, "SX90", 2, which=Shop.returned)
+                await sell(shop, "SX90", 3)
+                await sell(shop, "SX90", 4, which=Shop.counted)
+                await asyncio.sleep(2.0)
+                assert sender.sent == [1, 3]
+                assert await taken(stock) == [1, 3]
+                assert await saved(shop) == 4
+                assert repr(relay) == (
+                    "<Relay to stock <Window 0 under way, 0 held, checkpoint 4>>"
+                )
+
+    run(main)
+
+
+def test_a_message_starts_a_call_tree_of_its_own_and_keeps_its_trace() -> None:
+    """Its key is its id, its trace the publisher's, and no deadline is handed on (D1, T1)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            ring = MemoryRing()
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            async with running(relay_to(shop, sender, runtime, ring=ring)):
+                await sell(shop, "SX90", 1)
+                await asyncio.sleep(1.0)
+            context: CallContext = sender.contexts[0]
+            assert context.trace_id == TRACE
+            assert context.key == f"{shop.log_id}:1"
+            assert context.deadline_s is None
+            span = next(iter(ring))
+            assert (span.kind, span.name, span.trace_id, span.status) == (
+                "relay", SOLD, TRACE, "ok",
+            )  # fmt: skip
+            assert span.span_id == context.span_id
+            assert span.attributes == {"subscriber": "stock", "outcome": "handled"}
+
+    run(main)
+
+
+def test_a_subscriber_that_is_down_for_an_hour_delays_and_loses_nothing() -> None:
+    """Attempts go on at the longest pause; then all arrives, in order (O1)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            loop = asyncio.get_running_loop()
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.fault = lambda message: "refuse" if loop.time() < 3600.0 else ""
+            async with running(relay_to(shop, sender, runtime, backoff_cap_s=60.0)):
+                for n in range(1, 6):
+                    await sell(shop, "SX90", n)
+                await asyncio.sleep(3590.0)
+                assert await saved(shop) == 0
+                assert set(sender.sent) == {1}
+                # 0.1 s doubled up to 60 s: some 60 to 130 attempts in an hour, not thousands.
+                assert 60 <= len(sender.sent) <= 140
+                await asyncio.sleep(80.0)
+                assert await taken(stock) == [1, 2, 3, 4, 5]
+                assert await saved(shop) == 5
+
+    run(main, until_s=7200.0)
+
+
+@pytest.mark.parametrize("fault", ["lose", "garbage", "refuse"])
+def test_what_is_not_acknowledged_is_sent_again_and_takes_effect_once(fault: str) -> None:
+    """A lost answer, one that is none, and a refused connection are all no acknowledgement (O4)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            left = [3]
+
+            def faults(message: Message) -> str:
+                left[0] -= 1
+                return fault if left[0] >= 0 else ""
+
+            sender.fault = faults
+            async with running(relay_to(shop, sender, runtime)) as task:
+                await sell(shop, "SX90", 1)
+                await sell(shop, "SX90", 2)
+                await asyncio.sleep(10.0)
+                assert not task.done()
+            assert sender.sent == [1, 1, 1, 1, 2]
+            assert await taken(stock) == [1, 2]
+
+    run(main)
+
+
+def test_the_checkpoint_stays_before_the_oldest_that_is_not_acknowledged() -> None:
+    """Later ones that were acknowledged are not counted while one before them is under way."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.fault = lambda message: "refuse" if message.scope == "slow" else ""
+            async with running(relay_to(shop, sender, runtime)):
+                await sell(shop, "a", 1)
+                await sell(shop, "slow", 2)
+                for n in range(3, 9):
+                    await sell(shop, "b", n)
+                await asyncio.sleep(5.0)
+                assert await taken(stock) == [1, 3, 4, 5, 6, 7, 8]
+                assert await saved(shop) == 1
+                sender.fault = lambda message: ""
+                await asyncio.sleep(10.0)
+                assert await saved(shop) == 8
+            assert await taken(stock) == [1, 3, 4, 5, 6, 7, 8, 2]
+
+    run(main)
+
+
+def test_one_is_under_way_in_a_scope_and_a_bounded_number_over_all() -> None:
+    """Also the number of positions that are held is bounded, while the subscriber is slow."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+
+            async def slow(message: Message) -> None:
+                await asyncio.sleep(0.05)
+
+            sender.on_sent = slow
+            relay = relay_to(
+                shop, sender, runtime, in_flight_max=3, held_max=10, batch_max=7, poll_s=0.5
+            )
+            for n in range(1, 41):
+                await sell(shop, f"sku{n % 5}", n)
+            async with running(relay):
+                await asyncio.sleep(0.04)
+                assert repr(relay) == (
+                    "<Relay to stock <Window 3 under way, 10 held, checkpoint 0>>"
+                )
+                await asyncio.sleep(10.0)
+                assert (sender.running_max, sender.scope_max) == (3, 1)
+                assert sorted(await taken(stock)) == list(range(1, 41))
+                for sku in range(5):
+                    of_one = await taken(stock, f"sku{sku}")
+                    assert of_one == sorted(of_one)
+
+    run(main)
+
+
+def test_events_without_a_key_are_in_order_among_those_of_their_name() -> None:
+    """No key is one scope for each event name."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            counted = Shop.counted.full_name
+            sender = Direct(stock=Consumer(stock, {counted: take}))
+            async with running(relay_to(shop, sender, runtime, names=frozenset({counted}))):
+                for n in range(1, 7):
+                    await sell(shop, f"sku{n}", n, which=Shop.counted)
+                await asyncio.sleep(2.0)
+            assert await taken(stock) == [1, 2, 3, 4, 5, 6]
+            assert sender.scope_max == sender.running_max == 1
+
+    run(main)
+
+
+def test_a_wake_up_that_is_lost_is_made_up_for_by_polling() -> None:
+    """A relay that hears of nothing finds new events within `poll_s`."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            shop.listen = lambda topic, hear: lambda: None
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            async with running(relay_to(shop, sender, runtime, poll_s=3.0)):
+                await asyncio.sleep(1.0)
+                await sell(shop, "SX90", 1)
+                await asyncio.sleep(1.5)
+                assert sender.sent == []
+                await asyncio.sleep(1.0)
+                assert sender.sent == [1]
+
+    run(main)
+
+
+def test_a_checkpoint_of_another_log_is_refused() -> None:
+    """After a restore nothing is delivered until a person has decided (E3)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            await sell(shop, "SX90", 1)
+            elsewhere = Checkpoint("another-log", 0)
+            await shop.write(lambda u: save_checkpoint(u, "relay/stock", elsewhere), name="x")
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            with pytest.raises(LogReplaced, match="another-log"):
+                await relay_to(shop, sender, runtime).run()
+            assert sender.sent == []
+
+    run(main)
+
+
+def test_a_hole_in_the_log_ends_the_relay_with_its_own_error() -> None:
+    """The error is the log's, not a group's, and what is under way is cancelled (D4)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.fault = lambda message: "refuse"
+            async with running(relay_to(shop, sender, runtime)) as task:
+                await sell(shop, "SX90", 1)
+                await asyncio.sleep(1.0)
+                await sell(shop, "SX90", 2)
+                await sell(shop, "SX90", 3)
+
+                async def sell_two_and_edit(unit: Unit) -> None:
+                    await unit.execute(
+                        "insert into sm_event select 9, stream, 9, name, type_version, body, "
+                        "is_public, ordering_key, trace_id, recorded_us from sm_event limit 1"
+                    )
+                    unit.notify("events")
+
+                await shop.write(sell_two_and_edit, name="edit")
+                await asyncio.sleep(2.0)
+                assert task.done()
+                with pytest.raises(LogGap, match="missing"):
+                    await task
+            sent = len(sender.sent)
+            await asyncio.sleep(20.0)
+            assert len(sender.sent) == sent
+
+    run(main)
+
+
+def test_a_removed_range_is_passed_over() -> None:
+    """A hole that a removal has recorded is none."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            for n in range(1, 5):
+                await sell(shop, "SX90", n)
+            await shop.write(lambda unit: remove(unit, 1, 2), name="remove")
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            async with running(relay_to(shop, sender, runtime)):
+                await asyncio.sleep(1.0)
+            assert await taken(stock) == [3, 4]
+
+    run(main)
+
+
+@pytest.mark.parametrize("error", [StoreFull("full"), Shed("busy")])
+def test_a_checkpoint_that_cannot_be_saved_holds_no_message_back(error: Exception) -> None:
+    """On a full disk delivery goes on; the checkpoint follows once there is room."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            for n in range(1, 4):
+                await sell(shop, "SX90", n)
+            write, is_full = shop.write, [True]
+
+            async def refusing(body: Any, *, name: str) -> Any:
+                if is_full[0]:
+                    raise error
+                return await write(body, name=name)
+
+            shop.write = refusing
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            async with running(relay_to(shop, sender, runtime)) as task:
+                await asyncio.sleep(3.0)
+                assert await taken(stock) == [1, 2, 3]
+                assert await saved(shop) == 0
+                is_full[0] = False
+                await asyncio.sleep(2.0)
+                assert await saved(shop) == 3
+                assert not task.done()
+
+    run(main)
+
+
+def test_a_broken_store_ends_the_relay() -> None:
+    """What polling cannot mend is left to the supervisor."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            await sell(shop, "SX90", 1)
+
+            async def broken(body: Any, *, name: str) -> Any:
+                raise StoreBroken("the disk is gone")
+
+            shop.write = broken
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            with pytest.raises(StoreBroken, match="the disk is gone"):
+                await relay_to(shop, sender, runtime).run()
+
+    run(main)
+
+
+def test_a_restart_sends_again_only_what_is_beyond_the_checkpoint() -> None:
+    """What was acknowledged out of order comes twice and takes effect once; order is kept."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            relay = relay_to(shop, sender, runtime)
+            sender.fault = lambda message: "refuse" if message.position == 2 else ""
+            await sell(shop, "a", 1)
+            await sell(shop, "slow", 2)
+            await sell(shop, "b", 3)
+            async with running(relay):
+                await asyncio.sleep(1.0)
+            sender.fault = lambda message: ""
+            sender.sent.clear()
+            async with running(relay):
+                await asyncio.sleep(1.0)
+            assert sorted(sender.sent) == [2, 3]
+            assert await taken(stock) == [1, 3, 2]
+
+    run(main)
+
+
+def test_two_relays_to_one_subscriber_deliver_each_once_and_in_order() -> None:
+    """Whoever comes second is answered from the inbox (O3, O4)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+
+            async def jitter(message: Message) -> None:
+                await asyncio.sleep(runtime.rng.uniform(0.0, 0.2))
+
+            sender.on_sent = jitter
+            async with (
+                running(relay_to(shop, sender, runtime)),
+                running(relay_to(shop, sender, runtime)),
+            ):
+                for n in range(1, 31):
+                    await sell(shop, f"sku{n % 3}", n)
+                await asyncio.sleep(20.0)
+            assert len(sender.sent) > 30
+            for sku in range(3):
+                assert await taken(stock, f"sku{sku}") == [n for n in range(1, 31) if n % 3 == sku]
+
+    for seed in range(5):
+        run(main, seed=seed)
+
+
+def test_a_failed_receipt_is_no_fault_of_the_call() -> None:
+    """Poison does not count against the breaker of the edge: it is an answer, sent again."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            poison = Poison({1})
+            ring = MemoryRing()
+            sender = Direct(stock=Consumer(stock, {SOLD: poison}, attempts_max=3))
+            async with running(relay_to(shop, sender, runtime, ring=ring)):
+                await sell(shop, "SX90", 1)
+                await asyncio.sleep(5.0)
+            spans = [(span.status, span.attributes["outcome"]) for span in ring]
+            assert spans == [("ok", "failed"), ("ok", "failed"), ("ok", "parked")]
+
+    run(main)
