@@ -5,11 +5,13 @@ before what it depends on is durable. After a crash the function is run again fr
 """
 
 from synchromesh.saga.definition import SagaDefinition, Sender, Starter
+from synchromesh.saga.engine import Engine
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.steps import Saga, Step, Together
 
 __all__ = [
+    "Engine",
     "Saga",
     "SagaDefinition",
     "SagaPolicy",

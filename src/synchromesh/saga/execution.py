@@ -164,8 +164,8 @@ class Execution:
 
     def _decide(self, decision: Decision) -> None:
         self.journal.add(*decision.records)
-        if decision.verdict is not Verdict.RETURN:
-            self._means.counts[decision.verdict.value] += 1
+        if decision.verdict is Verdict.TURN:
+            self._means.counts["turned"] += 1
         self._function.close()
 
     # -- driving ---------------------------------------------------------------------------------

@@ -305,7 +305,8 @@ class SagaMachine:
         is_certain = outcome.result is Result.REFUSED or (
             outcome.result is not Result.UNKNOWN and step.attempts <= 1
         )
-        if rule is _Rule.STUCK or (zone is Zone.PIVOT and not is_certain):
+        has_way_back = zone is Zone.BEFORE or (zone is Zone.PIVOT and is_certain)
+        if rule is _Rule.STUCK or not has_way_back:
             records = (self._refused(key, step, outcome),) if _is_no(outcome) else ()
             stuck = self.stick(f"{outcome.result.value}: {outcome.why}", key)
             return replace(stuck, records=records + stuck.records)

@@ -53,7 +53,7 @@ _COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us"
 )
-_MILESTONES = {Kind.TURNED: "saga_turned", Kind.STUCK: "saga_stuck", Kind.ENDED: "saga_ended"}
+_STATUS_OF = {Kind.TURNED: Status.COMPENSATING, Kind.STUCK: Status.STUCK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ async def start(unit: Unit, row: SagaRow, records: Sequence[Record], *, epoch: i
                 f"{row.lock_key!r}; wait for its end, or ask for that one"
             )
     await _insert(unit, row, epoch)
-    await _milestone(unit, row, "saga_started", b"{}")
+    await _milestone(unit, row, "saga_started", Status.RUNNING)
     await put(unit, row, 0, records)
     return True
 
@@ -212,19 +212,18 @@ async def put(unit: Unit, row: SagaRow, seq: int, records: Sequence[Record]) -> 
             record.body,
             record.at_us,
         )
-        if record.kind is Kind.TURNED or record.kind is Kind.STUCK:
-            status = Status.STUCK if record.kind is Kind.STUCK else Status.COMPENSATING
+        status = _STATUS_OF.get(record.kind)
+        if status is not None:
+            cause = decode(record.body, Cause)
             await unit.execute(
                 "update sm_saga set status = ?, reason = ? where id = ?",
                 status.value,
-                decode(record.body, Cause).reason,
+                cause.reason,
                 row.id,
             )
+            await _milestone(unit, row, f"saga_{record.kind.value}", status, cause.reason)
         elif record.kind is Kind.ENDED:
             await _end(unit, row, record)
-        if record.kind in _MILESTONES:
-            body = record.body if record.kind is not Kind.ENDED else b"{}"
-            await _milestone(unit, row, _MILESTONES[record.kind], body)
 
 
 async def _end(unit: Unit, row: SagaRow, record: Record) -> None:
@@ -237,12 +236,13 @@ async def _end(unit: Unit, row: SagaRow, record: Record) -> None:
         record.at_us,
         row.id,
     )
+    await _milestone(unit, row, "saga_ended", status)
 
 
-async def _milestone(unit: Unit, row: SagaRow, name: str, body: bytes) -> None:
+async def _milestone(unit: Unit, row: SagaRow, name: str, status: Status, reason: str = "") -> None:
     """Tell the log of a turn of the run, in the same commit: one story with the events."""
-    told = encode({"saga": row.name, "id": row.id, "cause": decode(body, Cause).reason})
-    event = NewEvent(f"{unit.service}.{name}", told, trace_id=row.trace_id)
+    told = {"saga": row.name, "id": row.id, "status": status.value, "reason": reason}
+    event = NewEvent(f"{unit.service}.{name}", encode(told), trace_id=row.trace_id)
     await append(unit, f"saga/{row.id}", [event], expected=None)
 
 
