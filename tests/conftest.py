@@ -1,7 +1,16 @@
 """What every test shares."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
+
+SERVO_WORKS = Path(__file__).parents[1] / "src/synchromesh/examples/servo_works"
+
+# Its modules are imported as its own folder names them. Last on the path, they hide nothing.
+if str(SERVO_WORKS) not in sys.path:
+    sys.path.append(str(SERVO_WORKS))
 
 # A busy machine is no failure, and a failure is the same one each time.
 settings.register_profile("house", deadline=None, derandomize=True)
