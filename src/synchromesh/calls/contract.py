@@ -383,7 +383,7 @@ def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
 def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Shape:
     where = f"{operation.full_name} ({stub.__qualname__})"
     try:
-        hints = typing.get_type_hints(stub)
+        hints = typing.get_type_hints(stub, include_extras=True)
     except NameError as error:
         raise ContractError(f"{where}: {error}; its annotations must be importable") from error
     whole = inspect.signature(stub)

@@ -1,0 +1,39 @@
+"""The types of calls, proved by mypy: what is right is accepted, what is wrong is refused."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REFUSED = ROOT / "tests" / "typing" / "refused.py"
+
+
+def test_exactly_the_marked_lines_are_refused() -> None:
+    """mypy --strict refuses each marked line for its reason, and none beside; accepted.py is."""
+    files = [str(REFUSED), str(REFUSED.with_name("accepted.py"))]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--no-pretty",
+        "--no-error-summary",
+        *files,
+    ]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = {
+        (Path(name).name, int(line), code)
+        for name, line, code in re.findall(
+            r"^([^:\n]+):(\d+):.* error: .*\[([a-z-]+)\]$", checked.stdout, re.MULTILINE
+        )
+    }
+    marked = {
+        (REFUSED.name, number, mark[1])
+        for number, line in enumerate(REFUSED.read_text().splitlines(), 1)
+        if (mark := re.search(r"# refused: ([a-z-]+)$", line))
+    }
+    assert found == marked, checked.stdout + checked.stderr
+    assert len(marked) >= 14
