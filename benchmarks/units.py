@@ -13,10 +13,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from synchromesh.runtime import RealRuntime
+from synchromesh.runtime import Lane, RealRuntime, ThreadLane
 from synchromesh.store import Migration, Once, Schema, SqliteStore, Unit
+
+J = TypeVar("J")
 
 ROUNDS = 3
 TABLES = Schema(
@@ -52,14 +56,12 @@ async def fill(unit: Unit) -> None:
         await unit.execute("insert into stock values (?, ?)", f"s{article}", 10**9)
 
 
-async def measure(folder: Path, label: str, in_flight: int, units: int) -> tuple[float, int]:
+async def measure(path: Path, label: str, in_flight: int, units: int) -> tuple[float, int]:
     """Return units a second and the commits that they took."""
-    runtime = RealRuntime()
+    runtime: RealRuntime = RealRuntime()
     if label == "one commit each":
-        runtime.lane = _one_by_one(runtime.lane)  # type: ignore[method-assign]
-    store = await SqliteStore.open(
-        str(folder / f"{label}.db"), service="bench", schemas=[TABLES], runtime=runtime
-    )
+        runtime = OneByOne()
+    store = await SqliteStore.open(str(path), service="bench", schemas=[TABLES], runtime=runtime)
     await store.write(fill, name="fill")
     before = store.commits
 
@@ -80,16 +82,15 @@ async def measure(folder: Path, label: str, in_flight: int, units: int) -> tuple
     ((held,),) = await store.read("select count(*) from hold")
     assert held == units // in_flight * in_flight
     await store.close()
-    for file in folder.iterdir():
-        file.unlink()
     return units / took_s, commits
 
 
-def _one_by_one(lane):  # type: ignore[no-untyped-def]
-    """Return a lane factory whose threads take one job a round."""
-    from synchromesh.runtime import ThreadLane
+class OneByOne(RealRuntime):
+    """The real world, but for lanes that take one job a round."""
 
-    return lambda name, work: ThreadLane(name, work, batch_max=1)
+    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
+        """Start a thread that groups nothing."""
+        return ThreadLane(name, work, batch_max=1)
 
 
 async def main(units: int) -> None:
@@ -98,10 +99,11 @@ async def main(units: int) -> None:
     figures: dict[str, list[float]] = {label: [] for label, _ in runs}
     commits: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(ROUNDS):
+        for turn in range(ROUNDS):
             for label, in_flight in runs:
                 count = units if label == "64 in flight" else units // 8
-                rate, commits[label] = await measure(Path(folder), label, in_flight, count)
+                path = Path(folder) / f"{label} {turn}.db"
+                rate, commits[label] = await measure(path, label, in_flight, count)
                 figures[label].append(rate)
     floor = statistics.median(figures["one commit each"])
     for label, rates in figures.items():
