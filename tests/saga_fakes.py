@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -218,12 +218,16 @@ class Participants:
         return [context for sent, _, context in self.sent if sent == name]
 
 
+R = TypeVar("R")
+
 CONTEXT = CallContext(trace_id="0af7651916cd43dd8448eb211c80319c", span_id="b7ad6b7169203331")
 
 
-def as_itself(unit: Unit, context: CallContext) -> Unit:
+def as_itself(
+    unit: Unit, context: CallContext, body: Callable[[Unit], Awaitable[R]]
+) -> Awaitable[R]:
     """Give steps the bare unit."""
-    return unit
+    return body(unit)
 
 
 def engine_on(
@@ -243,7 +247,7 @@ def engine_on(
         tracer=Tracer("orders", runtime, ring if ring is not None else MemoryRing()),
         runtime=runtime,
         definitions=known,
-        transaction=as_itself,
+        run_unit=as_itself,
         in_flight_max=in_flight_max,
     )
 

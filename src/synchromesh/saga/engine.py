@@ -21,7 +21,7 @@ from synchromesh.errors import (
 from synchromesh.runtime import Runtime
 from synchromesh.saga import tables
 from synchromesh.saga.definition import SagaDefinition, Sender
-from synchromesh.saga.execution import Execution, Means
+from synchromesh.saga.execution import Execution, Means, UnitRunner
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.journal import Clock, Desk
 from synchromesh.saga.records import Cause, Kind, Record, Status
@@ -32,7 +32,6 @@ from synchromesh.telemetry import Tracer
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
-TX = TypeVar("TX")
 
 _ID_CHARS_MAX = 200
 _BREATH_RUNS = 64
@@ -51,7 +50,7 @@ class Engine:
         store: the service's database, with `tables.SCHEMA` and that of the event log.
         caller: sends the calls of steps and undos.
         definitions: the sagas of the service, by name.
-        transaction: makes what units of steps see of a unit of the store.
+        run_unit: runs the unit of a step within a unit of the store, whole with what it publishes.
         in_flight_max: runs that may be unfinished before a start is refused; those that are
             recovered are never refused.
 
@@ -68,7 +67,7 @@ class Engine:
         tracer: Tracer,
         runtime: Runtime,
         definitions: Mapping[str, SagaDefinition[Any, Any]],
-        transaction: Callable[[Unit, CallContext], TX],
+        run_unit: UnitRunner,
         in_flight_max: int = 1024,
     ) -> None:
         self._store = store
@@ -77,7 +76,7 @@ class Engine:
         self._tracer = tracer
         self._runtime = runtime
         self._definitions = definitions
-        self._transaction = transaction
+        self._run_unit = run_unit
         self._in_flight_max = in_flight_max
         self._means: Means | None = None
         self._executions: dict[str, Execution] = {}
@@ -226,7 +225,7 @@ class Engine:
             Desk(self._store, self._runtime, Clock(self._runtime), epoch),
             self._caller,
             self._tracer,
-            self._transaction,
+            self._run_unit,
             self.counts,
         )
         for count, row in enumerate(await tables.unfinished(self._store), 1):
@@ -283,8 +282,14 @@ class Engine:
             execution.drop()
             self._forget(execution)
             return
-        task = self._spawn(self._tasks, execution.run(), f"saga {execution.row.id}")
-        task.add_done_callback(lambda _: self._forget(execution))
+        self._spawn(self._tasks, self._drive(execution), f"saga {execution.row.id}")
+
+    async def _drive(self, execution: Execution) -> None:
+        try:
+            await execution.run()
+        finally:
+            self._forget(execution)
+            execution.end()
 
     def _forget(self, execution: Execution) -> None:
         if self._executions.get(execution.row.id) is execution:
@@ -324,8 +329,9 @@ class Engine:
         if execution is not None:
             if not await execution.wait(within_s):
                 return None
-            if execution.conclusion is not None:
-                return execution.conclusion
+            if execution.conclusion is None:
+                raise _gone(id)
+            return execution.conclusion
         row = await self._find(id)
         if row.status in (Status.RUNNING, Status.COMPENSATING):
             raise _gone(id)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
@@ -43,7 +43,19 @@ from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Unit
 from synchromesh.telemetry import Span, Tracer
 
+R = TypeVar("R")
+
 _log = logging.getLogger("synchromesh.saga")
+
+
+class UnitRunner(Protocol):
+    """Runs a user's function on what it sees of a unit, and writes what it left to be written."""
+
+    def __call__(
+        self, unit: Unit, context: CallContext, body: Callable[[Any], Awaitable[R]], /
+    ) -> Awaitable[R]:
+        """Return what the function returns; what it raises rolls the unit back."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class Means:
     desk: Desk
     sender: Sender
     tracer: Tracer
-    transaction: Callable[[Unit, CallContext], Any]
+    run_unit: UnitRunner
     counts: Counter[str]
 
 
@@ -181,7 +193,6 @@ class Execution:
         finally:
             self._function.close()
             await self.journal.abandon()
-            self._ended.set()
             self._turned.set()
 
     async def _drive(self) -> None:
@@ -330,8 +341,9 @@ class Execution:
         context = self._context(span, key=self._key(key))
 
         async def body(unit: Unit) -> bytes:
-            tx = self._means.transaction(unit, context)
-            answer = encode(await step.fn(tx, *step.args))
+            answer = encode(
+                await self._means.run_unit(unit, context, lambda tx: step.fn(tx, *step.args))
+            )
             step.load(answer)
             return answer
 
@@ -363,9 +375,9 @@ class Execution:
         context = self._context(span, key=f"{self._key(undo.step)}/undo")
 
         async def body(unit: Unit) -> bytes:
-            if step.undo is not None and undo.result is not None:
-                tx = self._means.transaction(unit, context)
-                await step.undo(tx, step.load(undo.result))
+            fn, result = step.undo, undo.result
+            if fn is not None and result is not None:
+                await self._means.run_unit(unit, context, lambda tx: fn(tx, step.load(result)))
             return b""
 
         try:
@@ -452,12 +464,18 @@ class Execution:
                 return False
         if self.machine.status not in (Status.COMPENSATING, Status.UNDONE):
             state = self.machine.status.value
-            because = "its pivot was tried, so it goes forward" if state == "running" else state
+            is_running = self.machine.status is Status.RUNNING
+            because = "its pivot was tried" if is_running else f"it is {state}"
             raise SagaError(f"saga {self.row.id!r} cannot be cancelled: {because}")
         await self.journal.flush()
         return True
 
+    def end(self) -> None:
+        """Tell those who wait that the run has ended, or has left memory."""
+        self._ended.set()
+
     def drop(self) -> None:
-        """Forget a run that was never started."""
+        """Give up a run that was never driven."""
         self._function.close()
         self.durable.set()
+        self._ended.set()

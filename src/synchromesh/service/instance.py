@@ -95,7 +95,7 @@ class ServiceInstance:
             tracer=tracer,
             runtime=runtime,
             definitions=service.sagas,
-            transaction=lambda unit, context: Transaction(unit, self._units, context),
+            run_unit=self._units.run,
         )
         self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=around.keep_s)
         home = Home(store, self.caller, self.engine, self._units, runtime, around.keep_s)
