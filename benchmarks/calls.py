@@ -25,6 +25,7 @@ from synchromesh.calls import (
     Incoming,
     InProcessTransport,
     Policies,
+    Transport,
 )
 from synchromesh.codec import encode
 from synchromesh.discovery import Endpoint, Resolved
@@ -75,7 +76,10 @@ async def main() -> None:
     server = HttpServer(edge, network=runtime.network)
     await server.start()
     pool = HttpPool(network=runtime.network)
-    transports = {"inproc": inproc, "http": HttpTransport(pool, runtime=runtime)}
+    transports: dict[str, Transport] = {
+        "inproc": inproc,
+        "http": HttpTransport(pool, runtime=runtime),
+    }
     for url in ("inproc://stock-1", server.url):
         caller = Caller(
             "bench",
