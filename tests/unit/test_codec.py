@@ -1,0 +1,95 @@
+"""The codec: equal values are equal bytes, and what does not fit is named."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import uuid
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synchromesh.codec import convert, decode, digest, encode, to_datetime, to_plain
+from synchromesh.errors import BadRequest
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Line:
+    sku: str
+    qty: int
+
+
+class Order(msgspec.Struct):
+    id: uuid.UUID
+    lines: list[Line]
+    at: dt.datetime
+    total: decimal.Decimal
+    colour: Colour = Colour.RED
+
+
+ORDER = Order(
+    uuid.UUID(int=1),
+    [Line("a", 1)],
+    dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+    decimal.Decimal("1.50"),
+)
+
+
+def test_values_come_back() -> None:
+    """Structs, dataclasses, dates, ids, decimals and enums, checked throughout."""
+    assert decode(encode(ORDER), Order) == ORDER
+    assert to_plain(ORDER)["lines"] == [{"sku": "a", "qty": 1}]
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(-5, 5), max_size=6))
+def test_equal_values_have_equal_bytes(value: dict[str, int]) -> None:
+    """However a mapping was filled, its bytes are the same, and so is its digest."""
+    turned = dict(reversed(value.items()))
+    assert encode(turned) == encode(value)
+    assert digest(encode(turned)) == digest(encode(value))
+
+
+@pytest.mark.parametrize("value", [object(), {1: object()}, "\ud800", 2**70 + 0j, {(1, 2): 3}])
+def test_what_json_cannot_carry_is_refused(value: object) -> None:
+    """The message names the type, not the value."""
+    with pytest.raises(BadRequest, match=f"a {type(value).__name__} cannot be sent"):
+        encode(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "truncated"),
+        (b"{", "truncated"),
+        (b"\xff", "malformed"),
+        (b'{"sku":"a"}', "missing required field `qty`"),
+        (b'{"sku":"a","qty":"1"}', r"Expected `int`, got `str` - at `\$.qty`"),
+        (b'{"sku":"\xff","qty":1}', "fit"),
+        (b"[" * 100_000, "fit"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(data: bytes, text: str) -> None:
+    """Malformed JSON and wrong types are BadRequest, and say where."""
+    with pytest.raises(BadRequest, match=text):
+        decode(data, Line)
+
+
+def test_texts_become_numbers_only_on_demand() -> None:
+    """A query's "3" is a 3; a body's is a mistake."""
+    assert convert("3", int, from_text=True) == 3
+    with pytest.raises(BadRequest, match="Expected `int`"):
+        convert("3", int)
+
+
+def test_stored_times_become_aware() -> None:
+    """Microseconds since 1970 UTC, before it too."""
+    assert to_datetime(-1) == dt.datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=dt.UTC)
+    assert len(digest(b"")) == 32

@@ -1,0 +1,134 @@
+"""The context of a call: literal times, there and back over headers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synchromesh.context import (
+    CallContext,
+    check_key,
+    from_headers,
+    new_span_id,
+    new_trace_id,
+    to_headers,
+)
+from synchromesh.errors import BadRequest
+
+RNG = random.Random(1)
+TRACE, SPAN = "a" * 32, "b" * 16
+
+
+def back(
+    headers: dict[str, str], *, now: float = 100.0, wall_us: int = 1_000_000_000
+) -> CallContext:
+    return from_headers(headers, now=now, wall_us=wall_us, rng=random.Random(1))
+
+
+def test_everything_travels_but_who_calls() -> None:
+    """Caller and principal come from the credential alone."""
+    sent = CallContext(
+        trace_id=TRACE, span_id=SPAN, caller="orders", principal="alice", deadline_s=12.5,
+        key="k/1", attempts_left=3, undoes="k",
+    )  # fmt: skip
+    headers = to_headers(sent, now=10.0, wall_us=1_000_000_000)
+    assert headers == {
+        "traceparent": f"00-{TRACE}-{SPAN}-01", "deadline-ms": "2500", "sent-at": "1000000000",
+        "idempotency-key": "k/1", "attempts-left": "3", "undoes": "k",
+    }  # fmt: skip
+    assert back(headers) == CallContext(
+        trace_id=TRACE, span_id=SPAN, deadline_s=102.5, key="k/1", attempts_left=3, undoes="k"
+    )
+
+
+def test_what_is_not_set_is_not_sent() -> None:
+    """A context with a trace alone is one header."""
+    bare = CallContext(trace_id=TRACE, span_id=SPAN)
+    assert to_headers(bare, now=0.0, wall_us=0) == {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "millis"), [(10.0, "0"), (9.0, "0"), (10.0019, "1"), (10.9999, "999")]
+)
+def test_remaining_time_is_rounded_down(deadline_s: float, millis: str) -> None:
+    """A child's deadline is never later than its parent's (D1)."""
+    context = CallContext(trace_id=TRACE, span_id=SPAN, deadline_s=deadline_s)
+    assert to_headers(context, now=10.0, wall_us=0)["deadline-ms"] == millis
+
+
+@pytest.mark.parametrize(
+    ("under_way_s", "deadline_s"), [(0, 102.0), (5, 102.0), (6, 101.0), (7, 100.0), (-60, 102.0)]
+)
+def test_a_call_that_was_long_under_way_has_less_time(under_way_s: int, deadline_s: float) -> None:
+    """What the clocks cannot differ by, 5 s, was spent on the way; an early clock gives nothing."""
+    sent_us = 1_000_000_000 - under_way_s * 1_000_000
+    got = back({"deadline-ms": "2000", "sent-at": str(sent_us)})
+    assert got.deadline_s == pytest.approx(deadline_s)
+
+
+def test_remaining_time_is_never_negative() -> None:
+    """A deadline that has passed leaves nothing; none at all leaves None."""
+    context = CallContext(trace_id=TRACE, span_id=SPAN, deadline_s=5.0)
+    assert (context.remaining_s(4.0), context.remaining_s(6.0)) == (1.0, 0.0)
+    assert CallContext(trace_id=TRACE, span_id=SPAN).remaining_s(4.0) is None
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "", "00", f"ff-{TRACE}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01", f"00-{'x' * 32}-{SPAN}-01", f"00-{TRACE}-{SPAN}",
+    ],
+)  # fmt: skip
+def test_a_malformed_trace_is_begun_anew(traceparent: str) -> None:
+    """As W3C Trace Context asks; a later version with more fields is taken."""
+    got = back({"traceparent": traceparent})
+    assert got.trace_id not in (TRACE, "0" * 32)
+    assert (len(got.trace_id), len(got.span_id)) == (32, 16)
+    assert back({"traceparent": f"01-{TRACE}-{SPAN}-01-more"}).trace_id == TRACE
+
+
+@pytest.mark.parametrize("name", ["deadline-ms", "attempts-left", "sent-at"])
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "soon", "9" * 19, "٣"])
+def test_a_malformed_number_is_refused(name: str, value: str) -> None:
+    """Guessing would weaken a promise."""
+    with pytest.raises(BadRequest, match=f"header {name}"):
+        back({"deadline-ms": "5", name: value})
+
+
+def test_attempts_are_bounded() -> None:
+    """A caller cannot hand over more than a tree may have."""
+    assert back({"attempts-left": "1000"}).attempts_left == 16
+
+
+@pytest.mark.parametrize("key", ["a" * 513, "a\n", "\x00", " a", "a\t"])
+def test_a_key_that_cannot_be_kept_is_refused(key: str) -> None:
+    """Keys are at most 512 printable characters."""
+    with pytest.raises(BadRequest, match="printable"):
+        check_key(key)
+    with pytest.raises(BadRequest, match="header undoes"):
+        back({"undoes": key})
+
+
+@given(key=st.text(st.characters(codec="utf-8"), max_size=30))
+def test_every_key_that_can_be_kept_can_be_sent(key: str) -> None:
+    """In ASCII as it is, else percent-encoded; a header could carry each."""
+    if not key.isprintable() or key != key.strip():
+        return
+    headers = to_headers(CallContext(trace_id=TRACE, span_id=SPAN, key=key), now=0.0, wall_us=0)
+    assert all(text.isascii() and text.isprintable() for text in headers.values())
+    assert back(headers).key == key
+
+
+def test_ids_are_hexadecimal_and_never_zero() -> None:
+    """Not even where chance gives nothing but zeros."""
+
+    class Zero(random.Random):
+        def getrandbits(self, k: int, /) -> int:
+            return 0
+
+    assert (int(new_trace_id(Zero()), 16), int(new_span_id(Zero()), 16)) == (1, 1)
+    assert (len(new_trace_id(RNG)), len(new_span_id(RNG))) == (32, 16)
