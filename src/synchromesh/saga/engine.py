@@ -276,6 +276,10 @@ class Engine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that was cancelled before its first step has run no `finally`.
+        for execution in list(self._executions.values()):
+            execution.drop()
+            self._forget(execution)
 
     def _launch(self, execution: Execution) -> None:
         if self._is_closed:
