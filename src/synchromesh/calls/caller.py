@@ -304,12 +304,13 @@ class _Sending:
         self._tried.add(endpoint.instance)
         self._span.note("instance", endpoint.instance)
         if operation.is_external:
-            # It is not told who we are, and it cannot spend our attempts.
+            # It is not told who we are, and it can spend none of our attempts.
             request, attempt.used = self._foreign(), 0
+            reply = await caller.transport(endpoint).send(endpoint, request)
         else:
             request = self._request(attempt)
-        reply = await caller.transport(endpoint).send(endpoint, request)
-        attempt.used = reply.attempts_used
+            reply = await caller.transport(endpoint).send(endpoint, request)
+            attempt.used = reply.attempts_used
         if not reply.is_answer:
             raise reply.to_error(operation.raises, is_external=operation.is_external)
         return self._checked(reply.body or b"null")

@@ -86,10 +86,10 @@ class Reply:
         """
         problem = self._problem()
         code = problem.get("code")
-        known: dict[Any, type[SynchromeshError]] = {} if is_external else dict(_ERRORS)
+        known: dict[str, type[SynchromeshError]] = {} if is_external else dict(_ERRORS)
         known |= {rejection.code: rejection for rejection in raises}
-        cls = known.get(code)
-        if cls is not None and (cls.status == self.status or (is_external and code)):
+        cls = known.get(code) if isinstance(code, str) else None
+        if cls is not None and (is_external or cls.status == self.status):
             error = from_problem(problem, status=self.status, raises=raises)
         else:
             error = self._by_status(problem, raises if is_external else ())
