@@ -69,20 +69,27 @@ def audit(
     Raises:
         FileNotFoundError: a database is missing.
     """
-    report = Report()
     with contextlib.ExitStack() as stack:
         databases = {
             name: stack.enter_context(_opened(data_dir / f"{name}.db")) for name in SERVICES
         }
-        for name, database in databases.items():
-            _check_nothing_left(report, name, database)
-        _check_orders(report, databases)
-        _check_stock(report, databases)
-        _check_expected(report, databases["orders"], expected or {})
-        if provider_db is None:
-            _check_money(report, databases, None)
-        else:
-            _check_money(report, databases, stack.enter_context(_opened(provider_db)))
+        provider = None if provider_db is None else stack.enter_context(_opened(provider_db))
+        return audit_databases(databases, provider, expected)
+
+
+def audit_databases(
+    databases: Mapping[str, sqlite3.Connection],
+    provider: sqlite3.Connection | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> Report:
+    """Hold databases that are open against one another, by the names of their services."""
+    report = Report()
+    for name, database in databases.items():
+        _check_nothing_left(report, name, database)
+    _check_orders(report, databases)
+    _check_stock(report, databases)
+    _check_expected(report, databases["orders"], expected or {})
+    _check_money(report, databases, provider)
     return report
 
 

@@ -4,7 +4,7 @@
 booked once, prices and slots are set to what they are.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -49,9 +49,12 @@ def order_book() -> list[PlaceOrder]:
     return json.decode((DATA / "orders.json").read_bytes(), type=list[PlaceOrder])
 
 
-async def open_shop(client: Client) -> None:
-    """Set the prices, put the first delivery on the shelf and open the weeks of the bench."""
-    for drive in catalogue():
+async def open_shop(client: Client, drives: Sequence[Drive] = ()) -> None:
+    """Set the prices, put the first delivery on the shelf and open the weeks of the bench.
+
+    `drives` stand for the whole catalogue where none are given.
+    """
+    for drive in drives or catalogue():
         sku = drive.sku
         await client.call(Orders.set_price(Price(sku, drive.price)), key=f"opening/price/{sku}")
         await client.call(

@@ -1,0 +1,202 @@
+"""The nodes of one universe: the shipped services, wired as in production, on a simulated machine.
+
+Every service runs from its definition down to its SQL; replaced are the disk, the network, the
+writer's thread, the clocks and chance. A service has two nodes that share its file, so that one can
+take over from the other; the credit provider and the clients have a node each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from synchromesh.calls import Caller, Policies
+from synchromesh.discovery import Endpoint, Resolved
+from synchromesh.errors import StoreLocked
+from synchromesh.http import asgi_handler
+from synchromesh.identity import Signer
+from synchromesh.saga import SagaPolicy
+from synchromesh.service import Service, ServiceInstance, Surroundings
+from synchromesh.system.config import load_config, load_services
+from synchromesh.telemetry import SpanRecord, Tracer
+from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimRuntime, World
+
+FOLDER = Path(__file__).resolve().parents[1]
+if str(FOLDER) not in sys.path:
+    sys.path.append(str(FOLDER))
+
+# The modules of servo-works are imported as its own folder names them.
+from credit_provider import CreditProvider, Faults, Ledger  # noqa: E402
+from services.orders import sagas  # noqa: E402
+
+SERVICES = ("orders", "inventory", "billing", "production")
+PROVIDER, CLIENTS = "credit_provider", "clients"
+SIGNER = Signer(b"0123456789abcdef0123456789abcdef")
+# Less patient than in production, so that a universe has time for every way out of a saga.
+POLICY = SagaPolicy(step_timeout_s=0.4, attempts_max=2, backoff_cap_s=1.0)
+DEADLINE_S = 60.0
+
+ClientMain = Callable[[Caller, SimRuntime], Awaitable[None]]
+
+
+class Cluster:
+    """Runs servo-works in a world.
+
+    Args:
+        world: gets the nodes; none is started.
+        clients: what the clients do, on a node of their own.
+
+    Attributes:
+        broken: what no run may come to, such as a background loop that is beyond restarting.
+    """
+
+    def __init__(self, world: World, clients: ClientMain) -> None:
+        self.world = world
+        self.broken: list[str] = []
+        self._clients = clients
+        self._exchange = SimExchange(world)
+        self._instances: list[ServiceInstance] = []
+        self._serving: dict[str, str] = {}
+        self._stops: dict[str, asyncio.Event] = {}
+        self._provider: CreditProvider | None = None
+        for service in services().values():
+            for number in (1, 2):
+                main = functools.partial(self._run, service)
+                world.node(f"{service.name}-{number}", main)
+        world.node(PROVIDER, self._run_provider)
+        world.node(CLIENTS, self._run_clients)
+
+    def start(self) -> None:
+        """Start one node of each service, the provider and the clients."""
+        for name in SERVICES:
+            if not self.pair(name)[0].is_up:
+                self.world.nodes[f"{name}-1"].start()
+        self.world.nodes[PROVIDER].start()
+        self.world.nodes[CLIENTS].start()
+
+    def pair(self, service: str) -> tuple[Node, Node]:
+        """Return a node of a service that is up, where one is, and the other one."""
+        first, second = (self.world.nodes[f"{service}-{number}"] for number in (1, 2))
+        return (first, second) if first.is_up or not second.is_up else (second, first)
+
+    def stop(self, node: Node) -> None:
+        """Ask a service's node to end in good order, as SIGTERM does."""
+        if node.is_up and node.name in self._stops:
+            self._stops[node.name].set()
+
+    def confuse_provider(self, faults: Faults) -> None:
+        """Turn the provider's fault switch."""
+        if self._provider is not None:
+            self._provider.faults = faults
+
+    def counts(self) -> Counter[str]:
+        """Return what the saga engines of all lives counted."""
+        counts: Counter[str] = Counter()
+        for instance in self._instances:
+            counts.update({f"saga {what}": n for what, n in instance.engine.counts.items()})
+        return counts
+
+    # -- the nodes -------------------------------------------------------------------------------
+
+    async def _run(self, service: Service, runtime: SimRuntime) -> None:
+        """Be one life of a service's node: own the file, serve, and end when asked to."""
+        stop = self._stops[runtime.name] = asyncio.Event()
+        path = f"/{service.name}.db"
+        has_waited = runtime.disk.owner_of(path) != "nobody"
+        instance = await self._instance(service, path, runtime)
+        self.world.count["takeover"] += has_waited
+        self._instances.append(instance)
+        self._exchange.serve(runtime, instance.dispatcher)
+        self._serving[service.name] = runtime.name
+        await stop.wait()
+        self.world.count["ended in good order"] += 1
+        await instance.drain(1.0)
+        await instance.stop()
+        self._exchange.leave(runtime)
+        self.world.nodes[runtime.name].crash()
+
+    async def _instance(
+        self, service: Service, path: str, runtime: SimRuntime
+    ) -> ServiceInstance:
+        around = Surroundings(
+            runtime=runtime,
+            signer=SIGNER,
+            sink=self,
+            resolver=self,
+            transports={"sim": self._exchange.transport(runtime)},
+            policies=policies,
+            subscribers=subscribers(),
+            escalate=self._escalate,
+        )
+        while True:
+            try:
+                return await ServiceInstance.start(service, path, around)
+            except StoreLocked:
+                self.world.count["waited in vain for a file"] += 1
+
+    def _escalate(self, service: str, child: str, error: BaseException) -> None:
+        self.broken.append(f"{service}/{child} is beyond restarting: {error!r}")
+
+    async def _run_provider(self, runtime: SimRuntime) -> None:
+        ledger = Ledger(runtime.disk.connect(f"/{PROVIDER}.db"))
+        self._provider = CreditProvider(ledger)
+        self._exchange.serve(runtime, AsgiReceiver(asgi_handler(self._provider)))
+        await asyncio.Event().wait()
+
+    async def _run_clients(self, runtime: SimRuntime) -> None:
+        caller = Caller(
+            CLIENTS,
+            resolver=self,
+            transports={"sim": self._exchange.transport(runtime)},
+            signer=SIGNER,
+            tracer=Tracer(CLIENTS, runtime, self),
+            runtime=runtime,
+            policies=Policies(),
+        )
+        await self._clients(caller, runtime)
+
+    # -- what the nodes are handed ---------------------------------------------------------------
+
+    async def resolve(self, service: str) -> Resolved:
+        """Return the node that served a service last."""
+        node = self._serving.get(service, service if service == PROVIDER else f"{service}-1")
+        return Resolved((Endpoint(service, service, f"sim://{node}"),))
+
+    def add(self, record: SpanRecord) -> None:
+        """Count the spans that are rare."""
+        if record.status == "key_undone" and record.kind == "handle":
+            self.world.count["tombstone hit"] += 1
+        elif record.status == "circuit_open":
+            self.world.count["breaker open"] += 1
+
+
+@functools.cache
+def services() -> dict[str, Service]:
+    """Return the shipped services, with a saga that is less patient."""
+    found = {service.name: service for service in load_services(load_config(FOLDER), FOLDER)}
+    impatient = replace(sagas.place_order, policy=POLICY, deadline_s=DEADLINE_S)
+    # The handler of Orders.place starts what this name stands for.
+    sagas.place_order = found["orders"].sagas[impatient.name] = impatient
+    return found
+
+
+@functools.cache
+def subscribers() -> dict[str, frozenset[str]]:
+    """Return the events that each service takes."""
+    return {s.name: frozenset(s.subscriptions) for s in services().values() if s.subscriptions}
+
+
+@functools.cache
+def policies(service: str) -> Policies:
+    """Return how the calls of a service are guarded, as `synchromesh.toml` says."""
+    edges = {}
+    for edge, section in load_config(FOLDER).policies.items():
+        caller, _, callee = edge.partition(":")
+        if caller == service:
+            edges[callee] = section.compile()
+    return Policies(edges=edges)

@@ -1,0 +1,297 @@
+"""One universe: a few orders from the book while everything goes wrong, then peace, then an audit."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import TypeVar
+from unittest import mock
+
+from msgspec import structs
+
+from synchromesh.calls import Call, Caller
+from synchromesh.errors import Rejection, SagaUndone, SynchromeshError
+from synchromesh.examples.servo_works.simulation.cluster import (
+    CLIENTS,
+    PROVIDER,
+    SERVICES,
+    Cluster,
+    subscribers,
+)
+from synchromesh.examples.servo_works.simulation.invariants import broken_in, is_quiet
+from synchromesh.store import Once, Recorded, Unit, inbox
+from synchromesh.testing import CALM, STORMY, Node, SimRuntime, SimulationError, World
+
+import shop  # isort: skip  the modules of servo-works are imported as its own folder names them
+from contracts.orders import Orders, Placed, PlaceOrder  # isort: skip
+from credit_provider import Faults  # isort: skip
+
+R = TypeVar("R")
+
+STORM_S, SETTLE_S = 8.0, 120.0
+# There are few of these and fewer places on the bench, so that orders fight for them.
+SCARCE = ("LX40", "LX20", "SX300")
+WITHOUT_CREDIT = ("brassworks", "pallas-pumps", "orbital-cnc")
+
+
+class Universe:
+    """Runs once, and then says what is broken.
+
+    Args:
+        seed: decides everything.
+        is_stormy: whether there are random faults.
+        kill: a node, and the number of its step before which its power is cut.
+
+    Attributes:
+        broken: what is not as it must be, by the databases and by what clients were told.
+        count: how often rare things happened.
+    """
+
+    def __init__(
+        self, seed: int | str, *, is_stormy: bool = True, kill: tuple[str, int] | None = None
+    ) -> None:
+        self.world = World(f"servo-works/{seed}", faults=STORMY if is_stormy else CALM)
+        self.cluster = Cluster(self.world, self._buy_all)
+        self.broken = self.cluster.broken
+        self.count: Counter[str] = self.world.count
+        self.told: dict[str, str] = {}
+        self._rng, self._is_stormy = self.world.rng, is_stormy
+        self._orders = self._choose()
+        self._is_sold = False
+        if kill is not None:
+            self.world.on_step = functools.partial(self._kill, *kill)
+
+    def run(self) -> Universe:
+        """Live through it, and look at what is left."""
+        for path, image in opened_shop().items():
+            self.world.disk.install(path, image)
+        with counting_replays(self.count), hearing_errors(self.broken, self.world):
+            try:
+                self.world.run(self._story(), until_s=STORM_S + SETTLE_S + 60.0)
+            except SimulationError as error:
+                self.broken.append(f"{type(error).__name__}: {error}")
+        self.count.update(self.cluster.counts())
+        self._look()
+        return self
+
+    @property
+    def trace(self) -> str:
+        """A hash over every step: the same in each run of a seed."""
+        return self.world.loop.trace
+
+    def _look(self) -> None:
+        databases = {}
+        for name in (*SERVICES, PROVIDER):
+            databases[name] = sqlite3.connect(":memory:")
+            databases[name].deserialize(self.world.disk.image(f"/{name}.db"))
+        self.broken += broken_in(databases, self.told, subscribers())
+        self.broken += [
+            f"the client of order {order.order_id} was never answered"
+            for order in self._orders
+            if order.order_id not in self.told
+        ]
+        for database in databases.values():
+            with closing(database):
+                if database is not databases[PROVIDER]:
+                    tombs = "select count(*) from sm_inbox where kind = 'tombstone'"
+                    self.count["undo before do"] += database.execute(tombs).fetchone()[0]
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    def _choose(self) -> list[PlaceOrder]:
+        sku = self._rng.choice(SCARCE)
+        scarce = [order for order in shop.order_book() if order.sku == sku]
+        orders = self._rng.sample(scarce, 5 if self._is_stormy else 3)
+        if self._rng.random() < 0.7:
+            customer = self._rng.choice(WITHOUT_CREDIT)
+            orders[0] = structs.replace(orders[0], customer=customer)
+        return orders
+
+    async def _buy_all(self, caller: Caller, runtime: SimRuntime) -> None:
+        async with asyncio.TaskGroup() as group:
+            for order in self._orders:
+                group.create_task(self._buy(caller, order))
+        self._is_sold = True
+
+    async def _buy(self, caller: Caller, order: PlaceOrder) -> None:
+        """Ask under one key until there is an answer; a hasty client asks twice at once."""
+        await asyncio.sleep(self._rng.uniform(0.0, STORM_S / 2 if self._is_stormy else 0.1))
+        times = 2 if self._rng.random() < 0.2 else 1
+        while order.order_id not in self.told:
+            asked = (self._ask(caller, order) for _ in range(times))
+            for told in await asyncio.gather(*asked):
+                if told:
+                    self.told[order.order_id] = told
+            await asyncio.sleep(self._rng.uniform(0.1, 1.0))
+
+    async def _ask(self, caller: Caller, order: PlaceOrder) -> str:
+        context = caller.root(key=f"order/{order.order_id}", timeout_s=3.0)
+        try:
+            answer = await caller.call(Orders.place(order), context=context)
+        except (Rejection, SagaUndone):
+            return "rejected"
+        except SynchromeshError as error:
+            self.count[f"client: {error.code}"] += 1
+            return ""
+        return "placed" if isinstance(answer, Placed) else "accepted"
+
+    # -- what happens ----------------------------------------------------------------------------
+
+    async def _story(self) -> None:
+        loop = self.world.loop
+        self.cluster.start()
+        if self._is_stormy:
+            await self._storm()
+        self.world.calm()
+        self.cluster.confuse_provider(Faults())
+        self.cluster.start()
+        # Messages that are late still come: peace counts after the last of them.
+        least_s = loop.time() + self.world.wire.faults.tail_s
+        most_s = loop.time() + SETTLE_S
+        while not (self._is_sold and loop.time() > least_s and self._is_quiet()):
+            if loop.time() > most_s:
+                self.broken.append(f"there is no peace {SETTLE_S:g} s after the last fault")
+                return
+            await asyncio.sleep(0.5)
+
+    def _is_quiet(self) -> bool:
+        return is_quiet(self.world.disk, subscribers())
+
+    async def _storm(self) -> None:
+        rng, loop = self._rng, self.world.loop
+        evils = {
+            self._crash: 0.40,
+            self._part: 0.20,
+            self._hand_over: 0.15,
+            self._confuse_provider: 0.15,
+            self._pause: 0.10,
+        }
+        while loop.time() < STORM_S:
+            await asyncio.sleep(rng.expovariate(1.0))
+            (evil,) = rng.choices(list(evils), list(evils.values()))
+            evil()
+
+    def _crash(self) -> None:
+        name = self._rng.choice((*SERVICES, PROVIDER))
+        node = self.world.nodes[PROVIDER] if name == PROVIDER else self.cluster.pair(name)[0]
+        node.crash(self._rng.uniform(0.05, 2.0))
+
+    def _part(self) -> None:
+        names = [PROVIDER, CLIENTS, *(self.cluster.pair(name)[0].name for name in SERVICES)]
+        a, b = self._rng.sample(names, 2)
+        self.world.partition(a, b, self._rng.uniform(0.2, 4.0))
+
+    def _hand_over(self) -> None:
+        """Start a successor beside a node, then kill the node or ask it to end."""
+        old, new = self.cluster.pair(self._rng.choice(SERVICES))
+        if old.is_up and not new.is_up:
+            new.start()
+            after_s = self._rng.uniform(0.02, 1.0)
+            if self._rng.random() < 0.6:
+                self.world.later(after_s, old.crash)
+            else:
+                self.world.later(after_s, self.cluster.stop, old)
+
+    def _confuse_provider(self) -> None:
+        mode = self._rng.choice(("errors", "stall", "slow"))
+        self.cluster.confuse_provider(Faults(mode, 30.0 if mode == "stall" else 0.4))
+        lasts_s = self._rng.uniform(0.5, 4.0)
+        self.world.later(lasts_s, self.cluster.confuse_provider, Faults())
+
+    def _pause(self) -> None:
+        node = self.cluster.pair(self._rng.choice(SERVICES))[0]
+        node.pause(self._rng.uniform(0.1, 3.0))
+
+    def _kill(self, name: str, step: int, node: Node) -> None:
+        if node.name == name and node.steps == step:
+            node.crash(0.3)
+
+
+class _Opener:
+    """What `shop.open_shop` opens the shop with."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def call(self, call: Call[R], *, key: str) -> R:
+        """Send a command under an idempotency key and return its answer."""
+        return await self._caller.call(call, context=self._caller.root(key=key), timeout_s=10.0)
+
+
+@functools.cache
+def opened_shop() -> dict[str, bytes]:
+    """Return the databases of a shop that has opened, with half of what it should have."""
+    world = World("servo-works opens")
+    drives = [
+        structs.replace(drive, stock=drive.stock // 2, slots=drive.slots[:1])
+        for drive in shop.catalogue()
+        if drive.sku in SCARCE
+    ]
+    is_open = asyncio.Event()
+
+    async def open_it(caller: Caller, _: SimRuntime) -> None:
+        await shop.open_shop(_Opener(caller), drives)
+        is_open.set()
+
+    cluster = Cluster(world, open_it)
+
+    async def story() -> None:
+        cluster.start()
+        await is_open.wait()
+        while not is_quiet(world.disk, subscribers()):
+            await asyncio.sleep(0.1)
+
+    world.run(story())
+    return {path: world.disk.image(path) for path in world.disk.paths()}
+
+
+# -- listening in --------------------------------------------------------------------------------
+
+
+@contextmanager
+def counting_replays(count: Counter[str]) -> Iterator[None]:
+    """Count how often an inbox answers what it has recorded."""
+    recall = inbox.recall
+
+    async def counted(unit: Unit, once: Once) -> Recorded | None:
+        known = await recall(unit, once)
+        if known is not None:
+            count["inbox replay"] += 1
+        return known
+
+    with mock.patch.object(inbox, "recall", counted):
+        yield
+
+
+class _Ear(logging.Handler):
+    def __init__(self, heard: list[str], world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._heard, self._world = heard, world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._world.loop.is_closed():
+            return  # the coroutines that are left are thrown away, and complain
+        error = record.exc_info[1] if record.exc_info else None
+        self._heard.append(f"logged: {record.getMessage()}" + (f": {error!r}" if error else ""))
+
+
+@contextmanager
+def hearing_errors(heard: list[str], world: World) -> Iterator[None]:
+    """Take down what the services log as errors: none of it belongs into any universe."""
+    log, ear = logging.getLogger("synchromesh"), _Ear(heard, world)
+    level, was_propagating = log.level, log.propagate
+    log.addHandler(ear)
+    log.setLevel(logging.ERROR)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(ear)
+        log.setLevel(level)
+        log.propagate = was_propagating

@@ -1,0 +1,82 @@
+"""What the shop opens with, and that its services are whole."""
+
+import asyncio
+from typing import TypeVar
+
+import pytest
+import shop
+from contracts.money import Money
+from credit_provider import CHARGE_MAX_MINOR, DECLINED_CUSTOMERS
+from services.billing import billing
+from services.inventory import inventory
+from services.orders import orders
+from services.production import production
+
+from synchromesh import Call, Service
+
+R = TypeVar("R")
+
+
+@pytest.mark.parametrize("service", [orders, inventory, billing, production])
+def test_every_service_handles_its_whole_contract(service: Service) -> None:
+    """A contract without a handler would be refused at start."""
+    service.check()
+
+
+def test_the_catalogue_is_that_of_a_maker_of_drives() -> None:
+    """At least a dozen drives, each with a price, stock and weeks on the bench."""
+    drives = shop.catalogue()
+    assert len({drive.sku for drive in drives}) == len(drives) >= 12
+    assert all(drive.price.minor > 0 and drive.stock > 0 and sum(drive.slots) for drive in drives)
+
+
+def test_the_order_book_has_orders_of_every_fate() -> None:
+    """At least 200 orders: most can be placed, some exceed the stock, some will be declined."""
+    book, drives = shop.order_book(), {drive.sku: drive for drive in shop.catalogue()}
+    assert len({order.order_id for order in book}) == len(book) >= 200
+    assert {order.sku for order in book} == set(drives)
+    left = {sku: drive.stock for sku, drive in drives.items()}
+    short = declined = 0
+    for order in book:
+        total = drives[order.sku].price.times(order.qty)
+        if left[order.sku] < order.qty:
+            short += 1
+        elif order.customer in DECLINED_CUSTOMERS or total.minor > CHARGE_MAX_MINOR:
+            declined += 1
+        else:
+            left[order.sku] -= order.qty
+    assert short >= 10
+    assert declined >= 10
+    assert len(book) - short - declined >= 150
+
+
+class Notes:
+    """A client that notes what it is asked to send."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, str] = {}
+
+    async def call(self, call: Call[R], *, key: str) -> R:
+        assert key not in self.sent
+        self.sent[key] = call.operation.full_name
+        return None  # type: ignore[return-value]
+
+
+def test_the_shop_opens_with_one_key_for_each_command() -> None:
+    """The keys are the same each morning, so that opening again repeats nothing."""
+    first, second = Notes(), Notes()
+    asyncio.run(shop.open_shop(first))
+    asyncio.run(shop.open_shop(second))
+    assert first.sent == second.sent
+    assert first.sent["opening/stock/SX90"] == "inventory.receive"
+    assert set(first.sent.values()) == {
+        "orders.set_price",
+        "inventory.receive",
+        "production.open_slots",
+    }
+
+
+def test_money_is_whole_minor_units() -> None:
+    """A price times a count is exact, and reads as people write it."""
+    assert Money(58_905, "EUR").times(3) == Money(176_715, "EUR")
+    assert str(Money(58_905, "EUR")) == "589.05 EUR"
