@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -181,3 +182,24 @@ async def test_an_asgi_application_is_mounted() -> None:
         failed = await pool.request("127.0.0.1", server.port, "GET", "/fail", timeout_s=10.0)
         assert failed.status == 500
         assert b"s3cret" not in failed.body
+
+
+async def test_a_pipelined_request_sees_no_context_variable_of_the_one_before() -> None:
+    """Requests of one connection share nothing that a handler sets in its context."""
+    seen: list[str] = []
+    whose: ContextVar[str] = ContextVar("whose", default="nobody")
+
+    async def handler(request: HttpRequest) -> HttpResponse:
+        seen.append(whose.get())
+        whose.set("the first")
+        await asyncio.sleep(0)
+        return HttpResponse(200)
+
+    async with serving(handler) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(GET * 3)
+        for _ in range(3):
+            await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+    assert seen == ["nobody"] * 3

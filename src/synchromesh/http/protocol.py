@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from enum import Enum
 from typing import Final, Protocol, TypeAlias, cast
 
@@ -95,6 +96,9 @@ class ServerConnection(asyncio.Protocol):
         self._target = b""
         self._pairs: list[tuple[str, str]] = []
         self._body: list[bytes] = []
+        # Each request begins in the context of the connection's making: a pipelined one is started
+        # by the task of the one before it, whose variables are not its own.
+        self._context = copy_context()
 
     def __repr__(self) -> str:
         doing = "answering" if self._task else "ending" if self._has_ended else self._phase.value
@@ -319,7 +323,9 @@ class ServerConnection(asyncio.Protocol):
             if isinstance(item, HttpResponse):
                 self._send(item)
             else:
-                self._task = self._loop.create_task(self._answer(item))
+                self._task = self._loop.create_task(
+                    self._answer(item), context=self._context.copy()
+                )
         elif self._unfed and not self._is_deaf:
             self._feed()
         elif self._phase is not Phase.IDLE:
