@@ -232,6 +232,11 @@ class Caller:
             transition.after.value,
             transition.before.value,
             transition.trigger.value,
+            extra={
+                "edge": transition.name,
+                "before": transition.before.value,
+                "after": transition.after.value,
+            },
         )
         if self._tell is not None:
             self._tell(transition)

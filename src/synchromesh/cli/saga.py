@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, moment, print_json, styled
+from synchromesh.cli.show import console, moment, print_json, print_story, styled
 
 FINDING = 1
 
@@ -58,26 +58,5 @@ def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
     if is_json:
         print_json(story)
         return FINDING if story["status"] == "stuck" else 0
-    out = console()
-    out.print(
-        f"saga {story['id']}  {story['service']}.{story['name']} v{story['version']}  ", end=""
-    )
-    out.print(styled(story["status"]))
-    if story["reason"]:
-        out.print(f"why: {story['reason']}", markup=False)
-    out.print(f"trace {story['trace_id']}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("at", "what", "step", "attempt", "why"):
-        table.add_column(heading)
-    for line in story["lines"]:
-        table.add_row(
-            moment(line["at"]),
-            line["kind"],
-            line["step"],
-            str(line["attempt"] or ""),
-            line["why"],
-        )
-    out.print(table)
-    if story["not_undone"]:
-        out.print(f"not undone: {', '.join(story['not_undone'])}", style="red", markup=False)
+    print_story(console(), story)
     return FINDING if story["status"] == "stuck" else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -38,6 +39,24 @@ def moment(at: str | None) -> str:
 def styled(status: str) -> Text:
     """Return a status in its colour."""
     return Text(status, style=_COLOURS.get(status, "red"))
+
+
+def print_story(out: Console, story: Mapping[str, Any]) -> None:
+    """Print one run of a saga: each step, attempt and undo with its time, and why."""
+    head = f"saga {story['id']}  {story['service']}.{story['name']} v{story['version']}  "
+    out.print(Text(head), styled(story["status"]), sep="")
+    if story["reason"]:
+        out.print(f"why: {story['reason']}", markup=False)
+    out.print(f"trace {story['trace_id']}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("at", "what", "step", "attempt", "why"):
+        table.add_column(heading)
+    for line in story["lines"]:
+        attempt = str(line["attempt"] or "")
+        table.add_row(moment(line["at"]), line["kind"], line["step"], attempt, Text(line["why"]))
+    out.print(table)
+    if story["not_undone"]:
+        out.print(f"not undone: {', '.join(story['not_undone'])}", style="red", markup=False)
 
 
 def waterfall(spans: list[SpanRecord]) -> Table:

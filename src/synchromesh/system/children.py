@@ -21,7 +21,7 @@ import msgspec
 from synchromesh.errors import ConfigError
 
 READY_WITHIN_S = 10.0
-STOP_WITHIN_S = 3.0
+STOP_WITHIN_S = 2.0
 LINE_BYTES_MAX = 4096
 
 _PR_SET_PDEATHSIG = 1
@@ -42,6 +42,7 @@ class ExternalProcess:
         command, env: what is run; `env` is added to this process's environment.
         log: the file that takes what the child writes to standard error.
         moved: told the URL after each start, for a child may come back at another port.
+        ready_within_s: how long a child may take until it says its port.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ExternalProcess:
         folder: Path,
         log: Path,
         moved: Callable[[str], None],
+        ready_within_s: float = READY_WITHIN_S,
     ) -> None:
         self._name = name
         self._command = command
@@ -60,6 +62,7 @@ class ExternalProcess:
         self._folder = folder
         self._log_path = log
         self._moved = moved
+        self._ready_within_s = ready_within_s
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -73,6 +76,15 @@ class ExternalProcess:
         Raises:
             ConfigError: it cannot be run, or was not ready in time; the message names its log.
         """
+        await self._spawn()
+        try:
+            port = await self._port()
+        except BaseException:
+            await self.stop()
+            raise
+        self._moved(f"http://127.0.0.1:{port}")
+
+    async def _spawn(self) -> None:
         try:
             with self._log_path.open("ab") as errors:
                 self._process = await asyncio.create_subprocess_exec(
@@ -83,25 +95,38 @@ class ExternalProcess:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=errors,
                     limit=LINE_BYTES_MAX,
-                    preexec_fn=_die_with_parent(),
+                    preexec_fn=die_with_parent(),
                     start_new_session=True,
                 )
         except OSError as error:
             raise ConfigError(
                 f"external service {self._name!r} cannot be started: {self._command[0]!r}: "
-                f"{error.strerror}"
+                f"{error.strerror}; mend its command"
             ) from error
+
+    async def _port(self) -> int:
+        """Return the port that the child says it listens on."""
+        assert self._process is not None
         try:
-            async with asyncio.timeout(READY_WITHIN_S):
+            async with asyncio.timeout(self._ready_within_s):
                 line = await self._stdout().readline()
-            ready = msgspec.json.decode(line, type=Ready)
-        except (TimeoutError, ValueError, msgspec.MsgspecError) as error:
-            await self.stop()
-            raise ConfigError(
-                f"external service {self._name!r} did not say its port within {READY_WITHIN_S:g} s;"
-                f" see {self._log_path}"
-            ) from error
-        self._moved(f"http://127.0.0.1:{ready.port}")
+                code = None if line else await self._process.wait()
+        except TimeoutError:
+            raise self._unready(f"said no port within {self._ready_within_s:g} s") from None
+        except ValueError:
+            raise self._unready(f"said a first line above {LINE_BYTES_MAX} bytes") from None
+        if code is not None:
+            raise self._unready(f"ended {_how(code)} before it said its port")
+        try:
+            port = msgspec.json.decode(line, type=Ready).port
+        except msgspec.MsgspecError:
+            port = 0
+        if not 0 < port <= 65_535:
+            raise self._unready('said no line such as {"port": 8080} first')
+        return port
+
+    def _unready(self, why: str) -> ConfigError:
+        return ConfigError(f"external service {self._name!r} {why}; see {self._log_path}")
 
     async def run(self) -> None:
         """Watch the child until it ends, then raise; the next run starts it anew."""
@@ -113,7 +138,9 @@ class ExternalProcess:
         while await self._stdout().read(LINE_BYTES_MAX):
             pass
         code = await process.wait()
-        raise ChildEnded(f"external service {self._name!r} ended with exit code {code}")
+        raise ChildEnded(
+            f"external service {self._name!r} ended {_how(code)}; see {self._log_path}"
+        )
 
     async def stop(self) -> None:
         """End the child: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
@@ -142,7 +169,7 @@ class ChildEnded(Exception):
     """Tells that a child process has ended by itself."""
 
 
-def _die_with_parent() -> Callable[[], Any] | None:
+def die_with_parent() -> Callable[[], Any] | None:
     """Return what makes the kernel kill a child when this process dies; Linux only."""
     if not sys.platform.startswith("linux"):
         return None
@@ -151,8 +178,13 @@ def _die_with_parent() -> Callable[[], Any] | None:
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def _how(code: int) -> str:
+    return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+
+
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:
     try:
-        process.send_signal(number)
+        # The child leads a group of its own: what it has started is stopped with it.
+        os.killpg(process.pid, number)
     except ProcessLookupError:
         _log.debug("process %s has already ended", process.pid)

@@ -114,6 +114,8 @@ class Control:
             services[name] = {
                 "health": asdict(instance.health()),
                 "sagas": {str(status): count for status, count in counts},
+                "sagas_since_start": dict(instance.engine.counts),
+                "behind": await _behind(instance),
                 "parked": len(await instance.consumer.parked(limit=LISTED_MAX)),
                 "breakers": {
                     callee: asdict(breaker) for callee, breaker in instance.caller.edges.items()
@@ -185,7 +187,10 @@ class Control:
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
         await self._ring.flush()
         if trace_id == "last":
-            trace_id = self._ring.last_trace_id() or ""
+            newest = self._ring.last_trace_id()
+            if newest is None:
+                raise BadRequest("no client has made a call yet; make one with: synchromesh call")
+            trace_id = newest
         spans = self._ring.trace(trace_id)
         if not spans:
             raise BadRequest(f"no spans of trace {trace_id!r} are kept; the ring may have wrapped")
@@ -236,6 +241,22 @@ def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str
     except msgspec.ValidationError as error:
         raise BadRequest(f"{operation.full_name}: {error}") from error
     return operation.canonical(encode({shape.body: value} if is_flat else value))
+
+
+async def _behind(instance: ServiceInstance) -> dict[str, int]:
+    """Return how many events each relay and each projection of a service has yet to take."""
+    behind = {}
+    for child in instance.health().children:
+        kind = child.partition("/")[0]
+        if kind in ("relay", "projection"):
+            rows = await instance.store.read(
+                "select count(*) from sm_event where position > coalesce("
+                "(select position from sm_checkpoint where name = ?), 0) and is_public >= ?",
+                child,
+                int(kind == "relay"),
+            )
+            behind[child] = int(str(rows[0][0]))
+    return behind
 
 
 def _told(service: str, run: SagaSummary) -> dict[str, Any]:
