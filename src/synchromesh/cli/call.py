@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.show import console, decode_spans, print_json, waterfall
+from synchromesh.errors import SynchromeshError
 
 FINDING = 1
 
@@ -16,7 +18,14 @@ FINDING = 1
 @click.argument("operation")
 @click.argument("arguments", nargs=-1)
 @click.option("--key", default="", help="The idempotency key of a command; a new one by default.")
-@click.option("--timeout", "timeout_s", default=10.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 300.0, min_open=True),
+    help="Seconds to wait.",
+)
 @click.option("--principal", default="", help="On whose behalf the call is made.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -31,7 +40,8 @@ def call(
 ) -> int:
     """Call OPERATION (service.name) with ARGUMENTS (name=value).
 
-    Exits 1 when the call was refused or failed.
+    Where an operation takes one record, its fields are named directly; an object or a list is
+    written as JSON. Exits 1 when the call was refused or failed.
     """
     texts: dict[str, str] = {}
     for argument in arguments:
@@ -49,8 +59,8 @@ def call(
         "timeout_s": timeout_s,
         "principal": principal,
     }
-    answer = control.post("/call", request)
-    trace = control.get(f"/traces/{answer['trace_id']}")
+    answer = control.post("/call", request, within_s=timeout_s)
+    trace = _trace_of(control, answer["trace_id"])
     is_answer = answer["problem"] is None
     if is_json:
         print_json({**answer, "spans": trace["spans"]})
@@ -65,3 +75,13 @@ def call(
     out.print(f"\ntrace {answer['trace_id']}")
     out.print(waterfall(decode_spans(trace)))
     return 0 if is_answer else FINDING
+
+
+def _trace_of(control: ControlClient, trace_id: str) -> dict[str, Any]:
+    """Return a trace; one that cannot be had must not take the answer with it."""
+    try:
+        trace: dict[str, Any] = control.get(f"/traces/{trace_id}")
+    except SynchromeshError as error:
+        click.echo(f"synchromesh: the trace cannot be shown: {error.message}", err=True)
+        return {"trace_id": trace_id, "spans": []}
+    return trace

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from synchromesh.errors import ConfigError
+from synchromesh.errors import ConfigError, RemoteFailed
 from synchromesh.system.rundir import RunDir, RunInfo
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 
 
 class ControlClient:
@@ -23,16 +23,23 @@ class ControlClient:
 
     def get(self, path: str) -> Any:
         """Return what a path answers."""
-        return self._ask("GET", path, None)
+        return self._ask("GET", path, None, TIMEOUT_S)
 
-    def post(self, path: str, body: object) -> Any:
-        """Send a body and return the answer."""
-        return self._ask("POST", path, msgspec.json.encode(body))
+    def post(self, path: str, body: object, *, within_s: float = 0.0) -> Any:
+        """Send a body and return the answer; `within_s` is what the system itself may take."""
+        return self._ask("POST", path, msgspec.json.encode(body), TIMEOUT_S + within_s)
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Any:
+    def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Any:
+        """Return the decoded answer.
+
+        Raises:
+            ConfigError: nothing, or something else, listens there; or the system says that what it
+                was asked for is wrong.
+            RemoteFailed: the system failed.
+        """
         place = urlsplit(self.info.control)
         connection = http.client.HTTPConnection(
-            place.hostname or "127.0.0.1", place.port, timeout=TIMEOUT_S
+            place.hostname or "127.0.0.1", place.port, timeout=timeout_s
         )
         headers = {"Authorization": f"Bearer {self.info.token}"}
         if body is not None:
@@ -41,6 +48,11 @@ class ControlClient:
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
             data = response.read()
+        except TimeoutError as error:
+            raise RemoteFailed(
+                f"the system at {self.info.control} did not answer within {timeout_s:g} s; "
+                f"process {self.info.pid} hangs, or does too much at once"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(
                 f"the system does not answer at {self.info.control} ({error}); process "
@@ -56,5 +68,6 @@ class ControlClient:
             ) from error
         if response.status >= 400:
             detail = answer.get("detail", "") if isinstance(answer, dict) else ""
-            raise ConfigError(detail or f"the system answered {response.status}")
+            told = str(detail) or f"the system answered {response.status}"
+            raise (RemoteFailed if response.status >= 500 else ConfigError)(told)
         return answer

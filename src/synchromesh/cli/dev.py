@@ -10,7 +10,9 @@ import click
 
 from synchromesh.cli.show import console, print_json
 from synchromesh.runtime import RealRuntime
-from synchromesh.system import System, load_config
+from synchromesh.system import System, load_config, loop_factory
+
+FAILED = 3
 
 
 @click.command()
@@ -23,15 +25,19 @@ def dev(folder: Path, is_json: bool) -> int:
     failed too often.
     """
     config = load_config(folder)
-    return asyncio.run(_run(System(config, folder, RealRuntime()), is_json))
+    system = System(config, folder, RealRuntime())
+    with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
+        return runner.run(_run(system, is_json))
 
 
 async def _run(system: System, is_json: bool) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    await system.start()
+    if not await _start(system, stop):
+        click.echo("synchromesh: stopped before the system was up", err=True)
+        return 0
     try:
         _announce(system, is_json)
         failure = await system.wait(stop)
@@ -39,8 +45,23 @@ async def _run(system: System, is_json: bool) -> int:
         await system.stop()
     if failure:
         click.echo(f"synchromesh: {failure}", err=True)
-        return 3
+        return FAILED
     return 0
+
+
+async def _start(system: System, stop: asyncio.Event) -> bool:
+    """Start the system; False where it was told to stop meanwhile."""
+    starting = asyncio.ensure_future(system.start())
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not starting.done():
+        starting.cancel()
+    try:
+        await starting
+    except asyncio.CancelledError:
+        return False
+    return True
 
 
 def _announce(system: System, is_json: bool) -> None:

@@ -13,7 +13,7 @@ from synchromesh.cli.call import call
 from synchromesh.cli.dev import dev
 from synchromesh.cli.saga import saga
 from synchromesh.cli.trace import trace
-from synchromesh.errors import SynchromeshError
+from synchromesh.errors import RemoteFailed, SynchromeshError
 
 USER_MISTAKE = 2
 INTERNAL = 3
@@ -29,7 +29,11 @@ INTERNAL = 3
 @click.version_option(package_name="synchromesh")
 @click.pass_context
 def synchromesh(context: click.Context, folder: Path) -> None:
-    """Run a system of services, call it, and see what it did."""
+    """Run a system of services, call it, and see what it did.
+
+    Exit codes: 0 done, 1 a finding (a call that was refused, a saga that is stuck), 2 your mistake,
+    3 the system's failure.
+    """
     context.obj = folder
 
 
@@ -41,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; a user's mistake gets a message and never a traceback."""
     try:
         code = synchromesh.main(args=arguments, prog_name="synchromesh", standalone_mode=False)
+        # Here, not at the exit of the interpreter, is where a reader that has gone is noticed.
+        sys.stdout.flush()
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except SynchromeshError as error:
         click.echo(f"synchromesh: {error.message}", err=True)
-        sys.exit(USER_MISTAKE)
+        sys.exit(INTERNAL if isinstance(error, RemoteFailed) else USER_MISTAKE)
     except BrokenPipeError:
         # Whoever read the output has gone, as `| head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

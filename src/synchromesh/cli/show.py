@@ -20,10 +20,18 @@ PLAIN_COLUMNS = 160
 _COLOURS = {"ok": "green", "completed": "green", "running": "cyan", "undone": "yellow"}
 
 
+class PipeConsole(Console):
+    """Leaves a broken pipe to the entry point, where rich would end with a finding's code."""
+
+    def on_broken_pipe(self) -> None:
+        """Pass the error on."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Return the console that verbs print to; where nobody looks it is plain, and wide enough."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=PLAIN_COLUMNS)
+    found = PipeConsole(highlight=False)
+    return found if found.is_terminal else PipeConsole(highlight=False, width=PLAIN_COLUMNS)
 
 
 def print_json(value: object) -> None:

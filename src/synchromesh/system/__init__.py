@@ -1,7 +1,8 @@
 """The system: the only place that wires, configuration, supervision, the control socket."""
 
 from synchromesh.system.config import SystemConfig, load_config
+from synchromesh.system.loops import loop_factory
 from synchromesh.system.rundir import RunDir, RunInfo
 from synchromesh.system.wiring import System
 
-__all__ = ["RunDir", "RunInfo", "System", "SystemConfig", "load_config"]
+__all__ = ["RunDir", "RunInfo", "System", "SystemConfig", "load_config", "loop_factory"]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import sys
 import tomllib
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,20 +26,32 @@ from synchromesh.service import Service
 
 FILE_NAME = "synchromesh.toml"
 
+# Names become file names, parts of URLs and edges.
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
 
 class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[system]`: its name, and where its servers listen."""
+    """`[system]`: its name, where its services listen, and the event loop that runs them.
+
+    The control socket listens on loopback, whatever `host` is. `loop = "uvloop"` needs the extra
+    `fast`.
+    """
 
     name: str
     host: str = "127.0.0.1"
     control_port: int = 0
+    loop: Literal["asyncio", "uvloop"] = "asyncio"
 
 
 class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[services.NAME]`: where its definition is, as "module:attribute", and its HTTP port."""
+    """`[services.NAME]`: where its definition is, as "module:attribute", and its HTTP port.
+
+    `pages_max` bounds its database, in pages of 4096 bytes; 0 sets no bound.
+    """
 
     app: str
     port: int = 0
+    pages_max: int = 0
 
 
 class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +149,7 @@ def load_config(folder: Path) -> SystemConfig:
     try:
         config = msgspec.convert(data, SystemConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {_first_wrong(data) or error}") from error
     _check(config, path)
     return config
 
@@ -185,30 +199,41 @@ def _import(place: str, where: str, folder: Path) -> Any:
         module = importlib.import_module(module_name)
     except SynchromeshError:
         raise
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{where}: no module {error.name!r} in {folder}") from error
     except Exception as error:
-        why = f"{type(error).__name__}: {error}"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise ConfigError(f"{where}: there is no module {missing!r} in {folder}") from error
+        why = f"{type(error).__name__}: {error}{_place_of(error, folder)}"
         raise ConfigError(f"{where}: importing it failed: {why}") from error
     if not hasattr(module, attribute):
         raise ConfigError(f"{where}: module {module_name!r} has no {attribute!r}")
     return getattr(module, attribute)
 
 
+def _place_of(error: Exception, folder: Path) -> str:
+    """Return the innermost line below the system's folder that raised; "" where there is none."""
+    below = str(folder.resolve())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(below)]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
 def _check(config: SystemConfig, path: Path) -> None:
     if not config.services:
         raise ConfigError(f"{path}: [services] names no service; add [services.NAME]")
-    ports = [config.system.control_port, *(s.port for s in config.services.values())]
-    wrong = next((port for port in ports if not 0 <= port <= 65_535), None)
-    if wrong is not None:
-        raise ConfigError(f"{path}: port {wrong} is not one; use 1 to 65535, or 0 for any")
-    fixed = [port for port in ports if port]
-    twice = next((port for port in fixed if fixed.count(port) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"{path}: port {twice} is given twice; every server needs its own")
+    for name in (*config.services, *config.external):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{path}: {name!r} cannot name a service; use lower-case letters, digits and _"
+            )
+    twice_named = next((name for name in config.external if name in config.services), None)
+    if twice_named is not None:
+        raise ConfigError(f"{path}: {twice_named!r} is both a service and external; rename one")
+    _check_numbers(config, path)
     for name, external in config.external.items():
         if bool(external.url) == bool(external.command):
             raise ConfigError(f"{path}: [external.{name}] needs either url or command")
+        if external.url and not external.url.startswith("http://"):
+            raise ConfigError(f"{path}: [external.{name}] url = {external.url!r}; use http://...")
     known = {*config.services, *config.external}
     for edge, policy in config.policies.items():
         caller, colon, callee = edge.partition(":")
@@ -221,6 +246,54 @@ def _check(config: SystemConfig, path: Path) -> None:
             policy.compile()
         except ConfigError as error:
             raise ConfigError(f'{path}: [policies."{edge}"]: {error.message}') from error
+
+
+def _check_numbers(config: SystemConfig, path: Path) -> None:
+    for name, service in config.services.items():
+        if service.pages_max < 0:
+            raise ConfigError(
+                f"{path}: [services.{name}] pages_max is {service.pages_max}; use 0 for no bound"
+            )
+    ports = [config.system.control_port, *(s.port for s in config.services.values())]
+    wrong = next((port for port in ports if not 0 <= port <= 65_535), None)
+    if wrong is not None:
+        raise ConfigError(f"{path}: port {wrong} is not one; use 1 to 65535, or 0 for any")
+    fixed = [port for port in ports if port]
+    twice = next((port for port in fixed if fixed.count(port) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path}: port {twice} is given twice; every server needs its own")
+
+
+def _first_wrong(data: dict[str, Any]) -> str:
+    """Name the first wrong value with its whole place, which msgspec leaves out of tables."""
+    for field in msgspec.structs.fields(SystemConfig):
+        if field.name not in data:
+            if field.required:
+                return f"the section [{field.name}] is missing"
+            continue
+        of_values = getattr(field.type, "__origin__", None) is dict
+        section = data[field.name]
+        parts = section if of_values and isinstance(section, dict) else {"": section}
+        kind: Any = field.type.__args__[1] if parts is section else field.type
+        for name, value in parts.items():
+            where = f"{field.name}.{name}" if name else field.name
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                return _in_words(str(error), where)
+    return ""
+
+
+def _in_words(message: str, where: str) -> str:
+    """Turn "Expected `int`, got `str` - at `$.port`" into words about a key.
+
+    Example:
+        >>> _in_words("Expected `int`, got `str` - at `$.port`", "services.a")
+        'services.a.port: expected `int`, got `str`'
+    """
+    what, _, place = message.partition(" - at `$")
+    what = what.replace("Object missing required field", "the key is missing:")
+    return f"{where}{place.rstrip('`')}: {what[:1].lower()}{what[1:]}"
 
 
 def _refuse_unknown_keys(data: Any, kind: Any, path: Path, where: str) -> None:

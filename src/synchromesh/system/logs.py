@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
+from synchromesh.errors import ConfigError
 from synchromesh.telemetry import JsonFormatter
 
 FILE_BYTES_MAX = 10_000_000
@@ -14,17 +18,24 @@ FILES_MAX = 5
 
 
 def log_to(path: Path) -> Callable[[], None]:
-    """Write records of `synchromesh` and of users' loggers to a file; returns how to stop."""
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_MAX - 1, encoding="utf-8", delay=True
-    )
+    """Write records of `synchromesh` and of users' loggers to a file; returns how to stop.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        handler = PrivateFile(
+            path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_MAX - 1, encoding="utf-8"
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"the log {path} cannot be written: {error.strerror}; make it writable"
+        ) from error
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    # The file may name customers: it is for this user alone.
-    path.touch(mode=0o600, exist_ok=True)
 
     def stop() -> None:
         root.removeHandler(handler)
@@ -32,3 +43,23 @@ def log_to(path: Path) -> Callable[[], None]:
         handler.close()
 
     return stop
+
+
+class PrivateFile(logging.handlers.RotatingFileHandler):
+    """Writes files that their user alone can read, for they may name customers.
+
+    A record that cannot be written, as on a full disk, is lost and counted: the log must neither
+    stop the work nor fill the terminal.
+    """
+
+    lost = 0
+
+    def _open(self) -> TextIOWrapper[Any]:
+        handle = os.open(
+            self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        return open(handle, "a", encoding=self.encoding)
+
+    def handleError(self, _: logging.LogRecord) -> None:  # noqa: N802  its name in logging
+        """Count a record that could not be written."""
+        self.lost += 1

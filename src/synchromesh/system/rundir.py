@@ -55,7 +55,12 @@ class RunDir:
         try:
             for path in (self.path, self.data, self.telemetry):
                 path.mkdir(mode=0o700, exist_ok=True)
-            self.path.chmod(0o700)
+                path.chmod(0o700)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"{error.filename} is a file, and the run directory needs a folder there; "
+                "move the file away"
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"the run directory {self.path} cannot be used: {error.strerror}; "
@@ -78,12 +83,21 @@ class RunDir:
         return lock
 
     def key(self) -> bytes:
-        """Return the key that signs every hop, made at the first start."""
-        try:
-            return self._key.read_bytes()
-        except FileNotFoundError:
+        """Return the key that signs every hop, made at the first start.
+
+        Raises:
+            ConfigError: it can be read by others, or is damaged.
+        """
+        if not self._key.exists():
             _write_private(self._key, secrets.token_bytes(KEY_BYTES))
-            return self._key.read_bytes()
+        _refuse_shared(self._key)
+        key = self._key.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise ConfigError(
+                f"{self._key} is damaged: it has {len(key)} bytes, not {KEY_BYTES}; remove it, "
+                "and the next start makes another"
+            )
+        return key
 
     def database(self, service: str) -> str:
         """Return the path of a service's database."""
@@ -104,15 +118,22 @@ class RunDir:
             ConfigError: no system runs here, or the file can be read by others.
         """
         try:
-            if stat.S_IMODE(self._info.stat().st_mode) & 0o077:
-                raise ConfigError(f"{self._info} can be read by others; chmod 600 it")
+            _refuse_shared(self._info)
             return msgspec.json.decode(self._info.read_bytes(), type=RunInfo)
         except FileNotFoundError:
             raise ConfigError(
                 f"no system runs in {self.path.parent}; start one there with: synchromesh dev"
             ) from None
         except (OSError, msgspec.MsgspecError) as error:
-            raise ConfigError(f"{self._info} cannot be read: {error}; start anew") from error
+            raise ConfigError(
+                f"{self._info} cannot be read ({error}); start the system anew"
+            ) from error
+
+
+def _refuse_shared(path: Path) -> None:
+    """Raise `ConfigError` where others than its user may read a secret."""
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ConfigError(f"{path} can be read by others; make it private: chmod 600 {path}")
 
 
 def _write_private(path: Path, data: bytes) -> None:

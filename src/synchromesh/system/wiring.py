@@ -9,11 +9,13 @@ and back in the other order. What was started before something failed is stopped
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,13 +28,20 @@ from synchromesh.calls import (
     Policies,
     Transport,
 )
-from synchromesh.discovery import CachedResolver, Endpoint, MemoryRegistry, Resolved
+from synchromesh.discovery import (
+    CachedResolver,
+    Endpoint,
+    MemoryRegistry,
+    Registration,
+    Resolved,
+)
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
+from synchromesh.store import StoreOptions
 from synchromesh.system.children import ExternalProcess
 from synchromesh.system.config import (
     ExternalSection,
@@ -47,25 +56,44 @@ from synchromesh.telemetry import SqliteRing, Tracer
 
 R = TypeVar("R")
 
-DRAIN_WITHIN_S = 8.0
+# Together with what children may take to end, these stay below the 10 s of `System.stop`.
+ANSWER_WITHIN_S = 3.0
+DRAIN_WITHIN_S = 1.5
+CONTROL_HOST = "127.0.0.1"
 CLIENT = "control"
+
+_log = logging.getLogger("synchromesh.system")
 
 
 class System:
     """Runs all services of a folder in this process; `start`, then `wait`, then `stop`.
 
     Every background failure that is beyond restarting ends `wait` with its reason.
+
+    Args:
+        store: the bounds of every database; `pages_max` of a service's section goes first.
     """
 
-    def __init__(self, config: SystemConfig, folder: Path, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        config: SystemConfig,
+        folder: Path,
+        runtime: Runtime,
+        *,
+        store: StoreOptions = StoreOptions(),  # noqa: B008  frozen
+    ) -> None:
         self._config = config
         self._folder = folder.resolve()
         self._runtime = runtime
+        self._store = store
         self._rundir = RunDir(self._folder)
         self._exit = AsyncExitStack()
+        self._stopping = asyncio.Lock()
         self._failed = asyncio.Event()
         self._failure = ""
         self._urls: dict[str, str] = {}
+        self._servers: list[HttpServer] = []
+        self._registrations: list[Registration] = []
         self._info: RunInfo | None = None
         self.instances: dict[str, ServiceInstance] = {}
 
@@ -84,18 +112,25 @@ class System:
         """Start everything; when this returns, every service answers.
 
         Raises:
-            ConfigError: the configuration, a definition, a port or a database is wrong. What was
-                started is stopped again.
+            ConfigError: the configuration, a definition or a port is wrong, or it runs already.
+            StoreError: a database cannot be used.
+            ContractError: a service does not fit its contract.
+
+        What was started is stopped again.
         """
+        if self._info is not None:
+            raise ConfigError(f"{self!r} runs already; stop it first")
         services = load_services(self._config, self._folder)
         opening = load_opening(self._config, self._folder)
         for service in services:
             service.check()
         check_keep(services, KEEP_S)
+        self._failed.clear()
+        self._failure = ""
         try:
             await self._start(services, opening)
         except BaseException:
-            await self._exit.aclose()
+            await self._close()
             raise
 
     async def wait(self, stop: asyncio.Event) -> str:
@@ -110,8 +145,30 @@ class System:
 
     async def stop(self) -> None:
         """Drain and stop everything, within 10 seconds. May be repeated."""
-        self._info = None
+        async with self._stopping:
+            if self._info is not None:
+                self._info = None
+                self._rundir.withdraw()
+                await self._drain()
+            await self._close()
+
+    async def _close(self) -> None:
         await self._exit.aclose()
+        self.instances.clear()
+        self._servers.clear()
+        self._registrations.clear()
+        self._urls.clear()
+
+    async def _drain(self) -> None:
+        """Let what was taken come to its end, from the outside in.
+
+        Connections of clients first, while all that they need still answers; then no instance is
+        listed any more; and only then none takes calls, so that no caller is sent to one that
+        drains.
+        """
+        await _all_of(server.drain(ANSWER_WITHIN_S) for server in self._servers)
+        await _all_of(registration.drain() for registration in self._registrations)
+        await _all_of(instance.drain(DRAIN_WITHIN_S) for instance in self.instances.values())
 
     async def _start(
         self, services: list[Service], opening: Callable[[Any], Awaitable[None]] | None
@@ -119,21 +176,25 @@ class System:
         rundir, runtime, enter = self._rundir, self._runtime, self._exit
         rundir.create()
         enter.callback(rundir.lock(runtime.disk).release)
+        # One that a killed process left would lead callers astray.
+        rundir.withdraw()
         enter.callback(log_to(rundir.telemetry / "log.jsonl"))
         signer = Signer(rundir.key())
         ring = SqliteRing(str(rundir.telemetry / "spans.db"), runtime)
         enter.push_async_callback(ring.close)
-        background = Supervisor("system", escalate=lambda child, error: self._fail(child, error))
+        externals: list[ExternalProcess] = []
+        enter.push_async_callback(lambda: _all_of(process.stop() for process in externals))
+        # Ended before what it watches is stopped, or it would start that again.
+        background = Supervisor("system", escalate=self._fail)
         enter.push_async_callback(background.close)
-
-        externals = await self._start_externals(background)
+        urls = await self._start_externals(background, externals)
 
         def verify(token: str) -> None:
             signer.verify(token, now_us=runtime.wall_us())
 
         registry = MemoryRegistry(verify=verify)
         background.start(Child("registry", registry.run))
-        resolver = SystemResolver(CachedResolver(registry), externals)
+        resolver = SystemResolver(CachedResolver(registry), urls)
         pool = HttpPool(network=runtime.network)
         enter.push_async_callback(pool.close)
         inproc = InProcessTransport()
@@ -152,13 +213,10 @@ class System:
             escalate=lambda service, child, error: self._fail(f"{service}/{child}", error),
         )
         for service in services:
-            await self._start_service(service, around, inproc)
-        for name in self.instances:
-            token = signer.token(name, now_us=runtime.wall_us())
-            registration = await registry.register(
-                Endpoint(f"{name}-1", name, f"inproc://{name}-1"), credential=token
-            )
-            background.start(Child(f"lease/{name}", registration.run))
+            pages_max = self._config.services[service.name].pages_max or self._store.pages_max
+            bounded = replace(around, store=replace(self._store, pages_max=pages_max))
+            await self._start_service(service, bounded, inproc)
+        await self._register(registry, signer)
 
         tracer = Tracer(CLIENT, runtime, ring)
         caller = Caller(
@@ -170,11 +228,36 @@ class System:
             runtime=runtime,
             policies=self._policies(CLIENT),
         )
-        await self._start_control(caller, tracer, ring, signer)
+        control = await self._start_control(caller, tracer, ring, signer)
         if opening is not None:
-            await opening(OpeningClient(caller))
-        rundir.publish(self.info)
+            await self._open(opening, caller)
+        rundir.publish(control)
         enter.callback(rundir.withdraw)
+        self._info = control
+
+    async def _register(self, registry: MemoryRegistry, signer: Signer) -> None:
+        leases = Supervisor("leases", escalate=self._fail)
+        self._exit.push_async_callback(
+            lambda: _all_of(registration.end() for registration in self._registrations)
+        )
+        self._exit.push_async_callback(leases.close)
+        for name in self.instances:
+            token = signer.token(name, now_us=self._runtime.wall_us())
+            registration = await registry.register(
+                Endpoint(f"{name}-1", name, f"inproc://{name}-1"), credential=token
+            )
+            self._registrations.append(registration)
+            leases.start(Child(f"lease/{name}", registration.run))
+
+    async def _open(self, opening: Callable[[Any], Awaitable[None]], caller: Caller) -> None:
+        try:
+            await opening(OpeningClient(caller))
+        except Exception as error:
+            _log.exception("the opening failed")
+            raise ConfigError(
+                f"the opening of the system, {self._config.dev.opening!r}, failed: "
+                f"{type(error).__name__}: {error}; see {self._rundir.telemetry / 'log.jsonl'}"
+            ) from error
 
     async def _start_service(
         self, service: Service, around: Surroundings, inproc: InProcessTransport
@@ -188,19 +271,20 @@ class System:
         server = HttpServer(edge, network=around.runtime.network)
         await server.start(self._config.system.host, self._config.services[service.name].port)
         self._exit.push_async_callback(server.close)
-        self._exit.push_async_callback(server.drain, DRAIN_WITHIN_S)
-        self._exit.push_async_callback(instance.drain, DRAIN_WITHIN_S)
+        self._servers.append(server)
         self._urls[service.name] = server.url
 
-    async def _start_externals(self, background: Supervisor) -> dict[str, str]:
+    async def _start_externals(
+        self, background: Supervisor, started: list[ExternalProcess]
+    ) -> dict[str, str]:
         urls: dict[str, str] = {}
         for name, section in self._config.external.items():
             if section.url:
                 urls[name] = section.url
                 continue
             process = self._external(name, section, urls)
+            started.append(process)
             await process.start()
-            self._exit.push_async_callback(process.stop)
             background.start(Child(f"external/{name}", process.run))
         self._urls.update(urls)
         return urls
@@ -224,7 +308,7 @@ class System:
 
     async def _start_control(
         self, caller: Caller, tracer: Tracer, ring: SqliteRing, signer: Signer
-    ) -> None:
+    ) -> RunInfo:
         token = secrets.token_urlsafe(32)
         control = Control(
             token=token,
@@ -237,9 +321,10 @@ class System:
             runtime=self._runtime,
         )
         server = HttpServer(control.handle, network=self._runtime.network)
-        await server.start(self._config.system.host, self._config.system.control_port)
+        await server.start(CONTROL_HOST, self._config.system.control_port)
         self._exit.push_async_callback(server.close)
-        self._info = RunInfo(
+        self._servers.append(server)
+        return RunInfo(
             pid=os.getpid(),
             system=self._config.system.name,
             control=server.url,
@@ -258,11 +343,19 @@ class System:
 
     def _fail(self, child: str, error: BaseException) -> None:
         if not self._failure:
-            self._failure = f"{child} failed too often: {type(error).__name__}: {error}"
+            log = self._rundir.telemetry / "log.jsonl"
+            self._failure = f"{child} failed too often: {type(error).__name__}: {error}; see {log}"
         self._failed.set()
 
     def __repr__(self) -> str:
         return f"<System {self._config.system.name}: {', '.join(self.instances) or 'not started'}>"
+
+
+async def _all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Take all steps of an ending at once; one that fails is logged, and stops no other."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            _log.error("a step of stopping failed", exc_info=outcome)
 
 
 class SystemResolver:
