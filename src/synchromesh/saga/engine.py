@@ -32,6 +32,7 @@ from synchromesh.telemetry import Tracer
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
+T = TypeVar("T")
 
 _ID_CHARS_MAX = 200
 _BREATH_RUNS = 64
@@ -80,7 +81,7 @@ class Engine:
         self._in_flight_max = in_flight_max
         self._means: Means | None = None
         self._executions: dict[str, Execution] = {}
-        self._starts: set[asyncio.Task[None]] = set()
+        self._starts: set[asyncio.Task[Exception | None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.counts: Counter[str] = Counter()
@@ -132,16 +133,28 @@ class Engine:
             )
         execution = Execution(self._open_means(), definition, row)
         self._executions[id] = execution
-        work = self._begin(execution, begin)
-        await asyncio.shield(self._spawn(self._starts, work, f"saga {id} start"))
+        work = self._begin_to_its_end(execution, begin)
+        failed = await asyncio.shield(self._spawn(self._starts, work, f"saga {id} start"))
+        if failed is not None:
+            raise failed
         return self._run(definition, id)
+
+    async def _begin_to_its_end(
+        self, execution: Execution, begin: Callable[[Unit], Awaitable[None]] | None
+    ) -> Exception | None:
+        # The error is a value: the starter may have been cancelled meanwhile.
+        try:
+            await self._begin(execution, begin)
+        except Exception as error:  # noqa: BLE001 - the starter raises it
+            return error
+        return None
 
     async def _begin(
         self, execution: Execution, begin: Callable[[Unit], Awaitable[None]] | None
     ) -> None:
-        row, epoch = execution.row, self._open_means().desk.epoch
-        is_new = False
+        row, is_new = execution.row, False
         try:
+            epoch = self._open_means().desk.epoch
             # The function runs up to its first step now, so that the step begins in the commit of
             # the start; nothing that it asks for happens before that commit.
             execution.advance()
@@ -300,17 +313,11 @@ class Engine:
             del self._executions[execution.row.id]
 
     def _spawn(
-        self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str
-    ) -> asyncio.Task[None]:
+        self, group: set[asyncio.Task[T]], work: Coroutine[Any, Any, T], name: str
+    ) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         group.add(task)
-
-        def spent(task: asyncio.Task[None]) -> None:
-            group.discard(task)
-            if not task.cancelled():
-                task.exception()  # the starter is told, if it still waits
-
-        task.add_done_callback(spent)
+        task.add_done_callback(group.discard)
         return task
 
     def _open_means(self) -> Means:

@@ -99,7 +99,7 @@ class Execution:
         self.journal = Journal(means.desk, row, self.machine, seq=len(records))
         saga = Saga(row.id, row.trace_id)
         given = decode(row.input, definition.shape.input)
-        self._function = Function(saga, definition.fn(saga, given))
+        self._function = Function(saga, lambda: definition.fn(saga, given))
         self._steps: dict[str, Step[Any]] = {}
         self._asked: list[str] = []
         self._begun: list[str] = []
@@ -184,16 +184,22 @@ class Execution:
 
     async def run(self) -> None:
         """Drive the run until it has ended or has left this process's memory."""
+        # Nothing is awaited in a `finally`: a coroutine that is thrown away cannot wait.
         try:
             await self._drive()
+        except asyncio.CancelledError:
+            await self._leave()
+            raise
         except Fenced as error:
             _log.warning("saga %r leaves memory: %s", self.row.id, error)
         except Exception:  # noqa: BLE001 - one broken run must not end the others
             _log.exception("saga %r leaves memory; it continues at the next start", self.row.id)
-        finally:
-            self._function.close()
-            await self.journal.abandon()
-            self._turned.set()
+        await self._leave()
+
+    async def _leave(self) -> None:
+        self._function.close()
+        self._turned.set()
+        await self.journal.abandon()
 
     async def _drive(self) -> None:
         row, machine = self.row, self.machine
@@ -236,21 +242,25 @@ class Execution:
             for key in self._begun
         }
         try:
-            while under_way and not self._wants_turn.done():
-                waited: set[asyncio.Future[Any]] = {*under_way, self._wants_turn}
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                ended = {task for task in under_way if task.done()}
-                under_way -= ended
-                decisions = [task.result() for task in ended]
-                for decision in decisions:
-                    if decision.verdict is not Verdict.RETURN:
-                        return decision
-                if under_way:
-                    await self.journal.flush()
-        finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            decision = await self._await_first_no(under_way)
+        except (Exception, asyncio.CancelledError):
+            await _stop(under_way)
+            raise
+        await _stop(under_way)
+        return decision
+
+    async def _await_first_no(self, under_way: set[asyncio.Task[Decision]]) -> Decision | None:
+        while under_way and not self._wants_turn.done():
+            waited: set[asyncio.Future[Any]] = {*under_way, self._wants_turn}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            ended = {task for task in under_way if task.done()}
+            under_way -= ended
+            decisions = [task.result() for task in ended]
+            for decision in decisions:
+                if decision.verdict is not Verdict.RETURN:
+                    return decision
+            if under_way:
+                await self.journal.flush()
         return None
 
     async def _perform(self, key: str) -> Decision:
@@ -478,4 +488,11 @@ class Execution:
         """Give up a run that was never driven."""
         self._function.close()
         self.durable.set()
+        self._turned.set()
         self._ended.set()
+
+
+async def _stop(tasks: set[asyncio.Task[Decision]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

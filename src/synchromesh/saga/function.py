@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +38,18 @@ class Function:
     chance, which would be other ones when it is run again from its records.
     """
 
-    __slots__ = ("_coroutine", "_saga")
+    __slots__ = ("_begin", "_coroutine", "_saga")
 
-    def __init__(self, saga: Saga, coroutine: Coroutine[Any, Any, object]) -> None:
+    def __init__(self, saga: Saga, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
         self._saga = saga
-        self._coroutine = coroutine
+        self._begin = begin
+        self._coroutine: Coroutine[Any, Any, object] | None = None
 
     def resume(self, results: tuple[object, ...] | None) -> Asked | Returned | Raised | Foreign:
         """Give the function the results it waits for, None at first; return what it wants next."""
         try:
+            if self._coroutine is None:
+                self._coroutine = self._begin()
             asked = self._coroutine.send(results)
         except StopIteration as stop:
             return Returned(stop.value)
@@ -59,6 +62,7 @@ class Function:
     def close(self) -> None:
         """End the function where it stands; what its `finally:` asks for raises SagaGone (S11)."""
         self._saga.leave()
-        # A `finally:` may raise or await something foreign; nobody is left to be told.
-        with contextlib.suppress(Exception):
-            self._coroutine.close()
+        if self._coroutine is not None:
+            # A `finally:` may raise or await something foreign; nobody is left to be told.
+            with contextlib.suppress(Exception):
+                self._coroutine.close()

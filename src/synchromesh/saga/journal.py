@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from synchromesh.errors import Fenced, Shed, StoreError
+from synchromesh.errors import Fenced, SagaGone, Shed, StoreError
 from synchromesh.resilience.retry import RetryOptions
 from synchromesh.runtime import Runtime
 from synchromesh.saga import tables
@@ -70,7 +70,7 @@ class Journal:
         self._seq = seq
         self._pending: list[Record] = []
         self._lock = asyncio.Lock()
-        self._commits: set[asyncio.Task[bytes]] = set()
+        self._commits: set[asyncio.Task[bytes | Exception]] = set()
 
     def add(self, *records: Record) -> None:
         """Take records, in the state at once."""
@@ -97,7 +97,7 @@ class Journal:
             Fenced: another engine has taken over.
         """
         while self._pending:
-            await self._shielded(self._flush())
+            await self._shielded(self._flush)
 
     async def write(self, body: _Body, kept: _Keep) -> bytes:
         """Run a unit of the service and record what `kept` makes of its answer in its commit.
@@ -107,7 +107,7 @@ class Journal:
 
         Raises what the unit raises, and then nothing was written.
         """
-        return await self._shielded(self._write(body, kept))
+        return await self._shielded(lambda: self._write(body, kept))
 
     async def settle(self) -> None:
         """Return once no commit is under way: the state is then what the disk says."""
@@ -120,16 +120,29 @@ class Journal:
             task.cancel()
         await self.settle()
 
-    async def _shielded(self, commit: Coroutine[Any, Any, bytes]) -> bytes:
-        task = asyncio.get_running_loop().create_task(commit, name=f"saga {self._row.id} commit")
+    async def _shielded(self, commit: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        work = self._to_its_end(commit)
+        task = asyncio.get_running_loop().create_task(work, name=f"saga {self._row.id} commit")
         self._commits.add(task)
-        task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._commits.discard)
+        try:
+            came = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            came = SagaGone(f"saga {self._row.id!r} left memory while its records were written")
+        if isinstance(came, Exception):
+            raise came
+        return came
 
-    def _done(self, task: asyncio.Task[bytes]) -> None:
-        self._commits.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever still waits is told; a cancelled waiter is not
+    async def _to_its_end(
+        self, commit: Callable[[], Coroutine[Any, Any, bytes]]
+    ) -> bytes | Exception:
+        # The error is a value: whoever waited for it may have been cancelled meanwhile.
+        try:
+            return await commit()
+        except Exception as error:  # noqa: BLE001 - it is raised where the commit was asked for
+            return error
 
     async def _flush(self) -> bytes:
         tries = 0

@@ -200,7 +200,8 @@ class SagaMachine:
             changed = self._changed(key, step)
             if changed:
                 return self.stick(changed, key)
-        if all(step.phase is Phase.DONE for step in steps):
+        # One that was undone meanwhile still leads the function to those that are not.
+        if all(step.result is not None for step in steps):
             return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
         unasked = self.unasked()
         if unasked:

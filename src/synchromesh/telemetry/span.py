@@ -141,6 +141,8 @@ class Span:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, GeneratorExit):
+            return  # a coroutine that is thrown away has neither its context nor a loop any more
         current_span.reset(self._token)
         if error is not None:
             self.fail(error)

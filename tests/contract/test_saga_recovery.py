@@ -1,0 +1,548 @@
+"""Sagas over crashes and restarts: nothing is lost, nothing comes twice, nothing is stranded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from saga_fakes import (
+    CONTEXT,
+    DUMB,
+    HANGS,
+    LOST,
+    PATIENT,
+    PLACE,
+    THREE,
+    Bank,
+    Created,
+    Fault,
+    Order,
+    Participants,
+    Plant,
+    Quote,
+    Stock,
+    at_work,
+    create_order,
+    engine_on,
+    open_store,
+    reject_order,
+    rows,
+)
+from synchromesh.errors import (
+    Fenced,
+    SagaError,
+    SagaGone,
+    SagaUndone,
+    Shed,
+    StoreFull,
+    Stuck,
+    SynchromeshError,
+)
+from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun
+from synchromesh.store import SqliteStore
+from synchromesh.testing import SimRuntime, World, run
+
+FOREVER_S = 10_000.0
+
+
+# -- a crash at every step -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One saga under one weather, and how it has to end."""
+
+    definition: SagaDefinition[Any, Any]
+    ends: str
+    refuses: frozenset[str] = frozenset()
+    faults: tuple[tuple[str, tuple[Fault, ...]], ...] = ()
+    is_bad: bool = False
+
+
+SCENARIOS = {
+    "completes": Scenario(PLACE, "completed"),
+    "three calls": Scenario(THREE, "completed"),
+    "pivot refused": Scenario(PLACE, "undone", frozenset({"bank.charge"})),
+    "last refused": Scenario(THREE, "undone", frozenset({"bank.charge"})),
+    "write refused": Scenario(PLACE, "undone", is_bad=True),
+    "pivot unknown": Scenario(PLACE, "completed", faults=(("bank.charge", (DUMB, LOST)),)),
+    "step unknown": Scenario(
+        THREE, "undone", faults=(("plant.book", (LOST, DUMB, LOST, LOST, LOST)),)
+    ),
+    "undo fails": Scenario(
+        THREE, "undone", frozenset({"bank.charge"}), (("plant.unbook", (LOST, DUMB)),)
+    ),
+}
+
+
+class Universe:
+    """One node that starts a saga in each of its lives, until it has ended."""
+
+    def __init__(self, scenario: Scenario, crash_at: int | None) -> None:
+        self.scenario = scenario
+        self.others = Participants(
+            faults={name: list(faults) for name, faults in scenario.faults},
+            refuses=set(scenario.refuses),
+        )
+        self.told: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.engines: list[Engine] = []
+        self.world = World(seed=1)
+        self.node = self.world.node("orders", self.main)
+        self.crash_at = crash_at
+        self.world.on_step = self.on_step
+
+    def on_step(self, node: Any) -> None:
+        if self.crash_at is not None and node.steps >= self.crash_at:
+            self.crash_at = None
+            node.crash(0.05)
+
+    async def main(self, runtime: SimRuntime) -> None:
+        store = await open_store(runtime)
+        engine = engine_on(store, self.others, runtime)
+        self.engines.append(engine)
+        await engine.recover()
+        order = Order("A-1", is_bad=self.scenario.is_bad)
+        handle = await engine.start(self.scenario.definition, order, id="A-1", context=CONTEXT)
+        try:
+            told = repr(await handle.result(FOREVER_S))
+        except SynchromeshError as error:
+            told = error.code
+        await engine.close()
+        await store.close()
+        self.told.append(told)
+
+    async def watch(self) -> None:
+        for _ in range(4000):
+            await asyncio.sleep(0.05)
+            if self.told:
+                return
+        raise AssertionError(f"never ended: {self.others.log}")
+
+    def play(self) -> None:
+        self.node.start()
+        self.world.run(self.watch())
+        for engine in self.engines:
+            self.counts.update(engine.counts)
+
+    def audit(self) -> None:
+        """Judge by the database and the participants alone."""
+        read = self.world.disk.rows
+        ((status,),) = read("/orders.db", "select status from sm_saga")
+        assert status == self.scenario.ends
+        kinds = read("/orders.db", "select seq, kind from sm_saga_record order by seq")
+        assert [seq for seq, _ in kinds] == list(range(1, len(kinds) + 1))
+        assert kinds[-1][1] == "ended"
+        orders = read("/orders.db", "select state, n from orders")
+        live = dict(+self.others.live)
+        is_placed = self.scenario.definition is PLACE
+        if status == "completed":
+            assert live == {"stock.reserve": 1, "plant.book": 1, "bank.charge": 1}
+            assert orders == ([("open", 1)] if is_placed else [])
+        else:
+            assert live == {}
+            assert orders in ([], [("rejected", 0)])
+            self.audit_order()
+        assert max(self.others.live.values(), default=0) <= 1
+        # One crash makes at most one re-run of what was in flight: two steps side by side.
+        sends = Counter(context.key for _, _, context in self.others.sent if context.key)
+        assert max(sends.values(), default=0) <= 6
+
+    def audit_order(self) -> None:
+        log = self.others.log
+        if "plant.unbook" in log and "stock.release" in log:
+            assert log.index("plant.unbook") < log.index("stock.release")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_crash_at_any_step_leaves_all_or_nothing(name: str) -> None:
+    """Killed before each step of the process in turn, a saga ends as it would have (S1 to S5)."""
+    calm = Universe(SCENARIOS[name], None)
+    calm.play()
+    calm.audit()
+    seen: Counter[str] = Counter()
+    for step in range(1, calm.node.steps + 1):
+        universe = Universe(SCENARIOS[name], step)
+        universe.play()
+        universe.audit()
+        seen.update(universe.counts)
+        seen.update(universe.others.seen)
+    assert seen["recovered"] > 5, "the rare path was walked"
+    if SCENARIOS[name].ends == "undone" and not SCENARIOS[name].is_bad:
+        assert seen["recovered mid-undo"] > 0
+        assert seen["asked again"] > 0
+
+
+# -- leaving memory and coming back --------------------------------------------------------------
+
+
+def define(
+    fn: Callable[[Saga, Order], Coroutine[Any, Any, Any]], **more: Any
+) -> SagaDefinition[Any, Any]:
+    return SagaDefinition(fn, "changing", **{"deadline_s": 60.0, "policy": PATIENT, **more})
+
+
+async def first_code(s: Saga, order: Order) -> str:
+    created = await s.write(create_order, order, undo=reject_order)
+    hold = await s.call(Stock.reserve(created.order, 1), undo=Stock.release)
+    await s.call(Bank.charge(order.id), pivot=True)
+    return hold.id
+
+
+async def same_steps(s: Saga, order: Order) -> str:
+    """The same steps, written otherwise, and one more behind them."""
+    made = await s.write(create_order, order, undo=reject_order)
+    (hold,) = await s.all(s.call(Stock.reserve(made.order, 1), undo=Stock.release))
+    await s.call(Bank.charge(order.id), pivot=True)
+    booked = await s.call(Plant.book("more"))
+    return f"{hold.id} {booked.id}"
+
+
+async def other_arguments(s: Saga, order: Order) -> None:
+    created = await s.write(create_order, order, undo=reject_order)
+    await s.call(Stock.reserve(created.order, 2), undo=Stock.release)
+
+
+async def other_step(s: Saga, order: Order) -> None:
+    await s.write(create_order, order, undo=reject_order)
+    await s.call(Plant.book(order.id), undo=Plant.unbook)
+
+
+async def ends_early(s: Saga, order: Order) -> None:
+    await s.write(create_order, order, undo=reject_order)
+
+
+async def raises_early(s: Saga, order: Order) -> None:
+    raise KeyError(order.id)
+
+
+async def pivot_moved(s: Saga, order: Order) -> None:
+    created = await s.write(create_order, order, undo=reject_order)
+    await s.call(Stock.reserve(created.order, 1), pivot=True)
+
+
+async def create_order_as_hold(tx: Any, order: Order) -> Quote:
+    return Quote(order.id)
+
+
+create_order_as_hold.__name__ = "create_order"
+
+
+async def other_result(s: Saga, order: Order) -> None:
+    quote = await s.write(create_order_as_hold, order)
+    await s.call(Plant.book(quote.slot))
+
+
+async def other_input(s: Saga, order: Quote) -> None:
+    await s.call(Plant.book(order.slot))
+
+
+async def left_behind(
+    runtime: SimRuntime,
+    others: Participants,
+    definition: SagaDefinition[Any, Any],
+    *,
+    after_s: float = 0.1,
+) -> None:
+    """Start a run, and leave memory after a while."""
+    async with at_work(runtime, others, definition) as engine:
+        await engine.start(definition, Order("A-1"), id="A-1", context=CONTEXT)
+        await asyncio.sleep(after_s)
+
+
+def test_new_code_continues_a_run_whose_steps_it_still_matches() -> None:
+    """Recorded results are given to it; only what has none is asked (S11)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS]})
+        await left_behind(runtime, others, define(first_code))
+        newer = define(same_steps, version=2)
+        async with at_work(runtime, others, newer) as engine:
+            handle = await engine.start(newer, Order("A-1"), id="A-1", context=CONTEXT)
+            assert await handle.result(FOREVER_S) == "stock.reserve/0 plant.book/2"
+            assert engine.counts["recovered"] == 1
+        assert await rows(runtime, "select n from orders") == [(1,)]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (other_arguments, "stock.reserve#1 is recorded with other arguments"),
+        (other_step, "the code asks for plant.book#1 where stock.reserve#1 is recorded"),
+        (ends_early, "the code ends without stock.reserve#1"),
+        (raises_early, "the code never asks for stock.reserve#1"),
+        (pivot_moved, "stock.reserve#1 is now the pivot"),
+        (other_result, "a recorded result no longer fits"),
+        (other_input, "cannot go on: the data does not fit"),
+    ],
+)
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_a_run_that_new_code_does_not_match_is_stuck_and_named(
+    code: Callable[[Saga, Any], Coroutine[Any, Any, Any]], why: str, is_turned: bool
+) -> None:
+    """It is never stranded, forward or backward, and nothing of it is done (S11)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        faults: list[Fault] = [HANGS] * 9
+        others = Participants(faults={"stock.reserve": faults, "stock.release": [*faults]})
+        older = define(first_code)
+        async with at_work(runtime, others, older) as engine:
+            handle = await engine.start(older, Order("A-1"), id="A-1", context=CONTEXT)
+            await asyncio.sleep(0.1)
+            if is_turned:
+                await handle.cancel("enough")
+                await asyncio.sleep(0.1)
+        sent = len(others.sent)
+        newer = define(code)
+        async with at_work(runtime, others, newer) as engine:
+            with pytest.raises((Stuck, SagaGone)):
+                await engine_result(engine)
+            reason = (await engine.show("A-1")).summary.reason
+            words = why if not is_turned else "stock.reserve#1"
+            assert words in reason or why in reason or "never asks for" in reason
+            assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
+        assert len(others.sent) == sent
+
+    run(main)
+
+
+async def engine_result(engine: Engine) -> None:
+    ended = await engine.conclusion("A-1", FOREVER_S)
+    assert ended is not None
+    if ended.status.value == "stuck":
+        raise Stuck(ended.cause.reason)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_saga_or_a_version_that_this_code_does_not_know_is_stuck(is_known: bool) -> None:
+    """A rolled back or removed saga is shown, not forgotten."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS]})
+        await left_behind(runtime, others, define(first_code, version=3))
+        code = define(first_code, version=2) if is_known else PLACE
+        async with at_work(runtime, others, code) as engine:
+            (stuck,) = await engine.runs("stuck")
+            words = "version 3 of saga 'changing'" if is_known else "no saga 'changing'"
+            assert words in stuck.reason
+            with pytest.raises(SagaError, match="stuck"):
+                await engine.cancel("A-1", "please")
+        told = await rows(runtime, "select name from sm_event order by position desc limit 1")
+        assert told == [("orders.saga_stuck",)]
+
+    run(main)
+
+
+def test_records_that_were_changed_make_a_run_stuck() -> None:
+    """A history that cannot be is not continued."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS]})
+        await left_behind(runtime, others, THREE)
+        store = await open_store(runtime)
+
+        async def tamper(unit: Any) -> None:
+            await unit.execute("update sm_saga_record set kind = 'undone'")
+
+        await store.write(tamper, name="tamper")
+        await store.close()
+        async with at_work(runtime, others) as engine:
+            (stuck,) = await engine.runs("stuck")
+            assert "cannot follow" in stuck.reason
+
+    run(main)
+
+
+def test_the_deadline_counts_while_the_process_is_down() -> None:
+    """A run that comes back past its deadline is undone, its step in flight too."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"plant.book": [HANGS]})
+        await left_behind(runtime, others, THREE)
+        await asyncio.sleep(60.0)
+        async with at_work(runtime, others) as engine:
+            handle = await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+            with pytest.raises(SagaUndone, match="deadline passed"):
+                await handle.result(1.0)
+        assert len(others.sends_of("plant.book")) == 1
+        assert others.log == ["stock.reserve", "stock.release"]
+        assert others.seen["tombstone"] == 1
+
+    run(main)
+
+
+def test_a_pivot_in_flight_is_asked_again_after_a_long_time_down() -> None:
+    """What its key holds is fetched; only then is anything judged (S8)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"bank.charge": [HANGS]})
+        await left_behind(runtime, others, PLACE)
+        await asyncio.sleep(600.0)
+        async with at_work(runtime, others) as engine:
+            handle = await engine.start(PLACE, Order("A-1"), id="A-1", context=CONTEXT)
+            assert await handle.result(FOREVER_S) is not None
+        assert others.live["bank.charge"] == 1
+
+    run(main)
+
+
+def test_a_run_that_was_being_undone_goes_on_undoing() -> None:
+    """The change of direction survives; an undo in flight is asked again under its key (S9)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(refuses={"bank.charge"}, faults={"plant.unbook": [HANGS]})
+        await left_behind(runtime, others, THREE)
+        others.refuses.clear()
+        async with at_work(runtime, others) as engine:
+            handle = await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+            await handle.cancel("already")
+            with pytest.raises(SynchromeshError, match="says no"):
+                await handle.result(FOREVER_S)
+            assert engine.counts["recovered mid-undo"] == 1
+        assert +others.live == {}
+        keys = {context.key for context in others.sends_of("plant.unbook")}
+        assert keys == {"A-1/plant.book#1/undo"}
+
+    run(main)
+
+
+def test_many_runs_are_recovered_at_once() -> None:
+    """More than may be started at once: what is owed is never refused."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS] * 150})
+        async with at_work(runtime, others, THREE) as engine:
+            for n in range(150):
+                await engine.start(THREE, Order(f"A-{n}"), id=f"A-{n}", context=CONTEXT)
+        async with at_work(runtime, others, THREE, in_flight_max=10) as engine:
+            for n in range(150):
+                assert await engine.conclusion(f"A-{n}", FOREVER_S) is not None
+            assert engine.counts["recovered"] == engine.counts["completed"] == 150
+        assert others.live["bank.charge"] == 150
+
+    run(main)
+
+
+def test_after_a_takeover_no_record_of_the_old_engine_is_accepted() -> None:
+    """The epoch is checked in every commit (S10)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(latency_s=0.2)
+        store = await open_store(runtime)
+        old, new = engine_on(store, others, runtime), engine_on(store, others, runtime)
+        await old.recover()
+        handle = await old.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+        await new.recover()
+        with pytest.raises(SagaGone):
+            await handle.result(FOREVER_S)
+        with pytest.raises(SagaGone):
+            await old.cancel("A-1", "mine")
+        with pytest.raises(Fenced):
+            await old.start(THREE, Order("A-2"), id="A-2", context=CONTEXT)
+        taken = await new.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+        assert await taken.result(FOREVER_S) is not None
+        await old.close()
+        await new.close()
+        records = await store.read("select count(*) from sm_saga_record where kind = 'ended'")
+        await store.close()
+        assert records == [(1,)]
+        assert max(others.live.values()) == 1
+
+    run(main)
+
+
+def test_a_write_of_an_engine_that_was_taken_over_has_no_effect() -> None:
+    """The business rows of a step are under the same fence as its record (S10)."""
+
+    async def slow_then_write(s: Saga, order: Order) -> Created:
+        await s.call(Plant.quote(order.id))
+        return await s.write(create_order, order, undo=reject_order)
+
+    async def main(runtime: SimRuntime) -> None:
+        others, saga = Participants(latency_s=0.2), define(slow_then_write)
+        known = {saga.name: saga}
+        store = await open_store(runtime)
+        old = engine_on(store, others, runtime, known)
+        await old.recover()
+        handle = await old.start(saga, Order("A-1"), id="A-1", context=CONTEXT)
+        new = engine_on(store, others, runtime, {})
+        await new.recover()
+        with pytest.raises((SagaGone, Stuck)):
+            await handle.result(FOREVER_S)
+        await old.close()
+        await new.close()
+        assert await store.read("select * from orders") == []
+        await store.close()
+
+    run(main)
+
+
+class FullDisk:
+    """A store that has no room for a while."""
+
+    def __init__(self, store: SqliteStore, failures: int) -> None:
+        self._store = store
+        self.failures = failures
+
+    async def write(self, body: Any, *, name: str) -> Any:
+        if self.failures and "start" not in name and "take-over" not in name:
+            self.failures -= 1
+            raise StoreFull("no page is left")
+        return await self._store.write(body, name=name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_a_store_that_is_full_for_a_while_holds_a_run_and_loses_nothing() -> None:
+    """No effect is made before its cause is durable, however long that takes (S4)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others, store = Participants(), await open_store(runtime)
+        full: Any = FullDisk(store, failures=8)
+        engine = engine_on(full, others, runtime)
+        await engine.recover()
+        handle = await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+        assert await handle.result(FOREVER_S) is not None
+        full.failures = 10**6
+        second = await engine.start(THREE, Order("A-2"), id="A-2", context=CONTEXT)
+        assert await second.result(30.0) is None
+        assert len(others.sent) == 4, "the second step waits for the record of the first"
+        await engine.close()
+        await store.close()
+
+    run(main)
+
+
+def test_an_engine_that_is_closed_leaves_runs_that_others_wait_for() -> None:
+    """Leaving memory is told, and the run is as it was."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS]})
+        async with at_work(runtime, others) as engine:
+            handle = await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+            waiting = asyncio.ensure_future(handle.result(FOREVER_S))
+            cancelling = asyncio.ensure_future(handle.cancel("no"))
+            starting = asyncio.ensure_future(
+                engine.start(THREE, Order("A-2"), id="A-2", context=CONTEXT)
+            )
+            await asyncio.sleep(0)
+        ends = await asyncio.gather(waiting, cancelling, starting, return_exceptions=True)
+        assert isinstance(ends[0], SagaGone | SagaUndone)
+        assert ends[1] is None or isinstance(ends[1], SagaGone)
+        assert isinstance(ends[2], SagaRun | Shed)
+        async with at_work(runtime, others) as engine:
+            await engine.conclusion("A-1", FOREVER_S)
+            if isinstance(ends[2], SagaRun):
+                await engine.conclusion("A-2", FOREVER_S)
+            assert {each.status for each in await engine.runs()} <= {"completed", "undone"}
+
+    for seed in range(20):
+        run(main, seed=seed)
