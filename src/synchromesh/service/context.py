@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeVar, TypeVarTuple
 
 import msgspec
@@ -14,12 +15,13 @@ import msgspec
 from synchromesh.calls import Call, Caller
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
-from synchromesh.errors import ContractError, KeyUndone, Rejection, from_problem
+from synchromesh.errors import BadRequest, ContractError, KeyUndone, Rejection, from_problem
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Kind, Once, Recorded, Row, SqlValue, Store, Unit, inbox
+from synchromesh.store.guard import refuse_in_unit
 
 R = TypeVar("R")
 I = TypeVar("I")  # noqa: E741  the input of a saga
@@ -53,14 +55,24 @@ class Context:
 
     Nested commands and units have keys made from this call's key, so that a handler that is run
     again after a crash repeats no effect (D3).
+
+    Attributes:
+        has_begun: an effect of this command is recorded, so that an undo waits for its conclusion.
     """
 
-    def __init__(self, home: Home, context: CallContext, running: Running | None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        context: CallContext,
+        running: Running | None,
+        *,
+        has_begun: bool = False,
+    ) -> None:
         self._home = home
         self._context = context
         self._running = running
         self._ordinals: Counter[str] = Counter()
-        self._has_begun = False
+        self.has_begun = has_begun
 
     @property
     def trace_id(self) -> str:
@@ -90,40 +102,72 @@ class Context:
         """Return a new UUIDv7. A handler that is run again gets another one."""
         return self._home.runtime.new_id()
 
-    async def call(self, call: Call[R], *, timeout_s: float | None = None) -> R:
+    def call(self, call: Call[R], *, timeout_s: float | None = None) -> Coroutine[Any, Any, R]:
         """Send a call and return its answer, in what is left of this call's deadline.
+
+        Keys count the calls of an operation in the order in which they are made here, so that
+        several may be awaited together and still have the same keys when the handler is run again.
 
         Raises:
             Rejection: one of those that the operation declares.
             CallError: it failed; see `errors` for what is known of its outcome.
+            ContractError: this is a query, which may not call a command.
+            ForeignAwait: a unit of work made the call.
         """
-        key = ""
-        if call.operation.is_command:
-            key = self._nested(call.operation.full_name)
-            await self._begin()
-        context = replace(self._context, key=key, undoes="")
+        operation = call.operation
+        refuse_in_unit(f"the call {operation.full_name}")
+        if not operation.is_command:
+            context = replace(self._context, key="", undoes="")
+            return self._home.caller.call(call, context=context, timeout_s=timeout_s)
+        running = self._writing(f"the command {operation.full_name}")
+        context = replace(self._context, key=self._nested(operation.full_name), undoes="")
+        return self._command(running, call, context, timeout_s)
+
+    async def _command(
+        self, running: Running, call: Call[R], context: CallContext, timeout_s: float | None
+    ) -> R:
+        # Durable before the first effect elsewhere: an undo that comes in the middle then finds it,
+        # instead of leaving a tombstone beside an effect that has happened.
+        if not self.has_begun:
+            await self._home.store.write(
+                lambda unit: begin(unit, running, self._home.keep_s), name="begin a command"
+            )
+            self.has_begun = True
         return await self._home.caller.call(call, context=context, timeout_s=timeout_s)
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Return rows of this service's database as they are committed."""
         return await self._home.store.read(sql, *values)
 
-    async def write(self, unit: Callable[[Transaction, *Ts], Awaitable[R]], *args: *Ts) -> R:
+    def write(
+        self, unit: Callable[[Transaction, *Ts], Awaitable[R]], *args: *Ts
+    ) -> Coroutine[Any, Any, R]:
         """Run a unit of work exactly once under this command's key, and return its result.
+
+        Keys count the units of a function in the order in which they are asked for here, as those
+        of calls do.
 
         Raises:
             Rejection: the unit refused; the refusal is recorded, as its result would be.
             KeyUndone: this command was undone before it had an effect.
-            ContractError: this is a query, which may not write.
+            ContractError: this is a query, which may not write; or what the unit is given or
+                returns cannot be recorded.
         """
         running = self._writing("ctx.write")
         name = getattr(unit, "__name__", "unit")
-        once = Once(
-            running.caller,
-            self._nested(name),
-            digest(encode([name, args])),
-            self._home.keep_s,
-        )
+        wanted = digest(_recordable([name, args], f"the arguments of unit {name!r}"))
+        once = Once(running.caller, self._nested(name), wanted, self._home.keep_s)
+        return self._write(running, once, name, unit, args)
+
+    async def _write(
+        self,
+        running: Running,
+        once: Once,
+        name: str,
+        unit: Callable[[Transaction, *Ts], Awaitable[R]],
+        args: tuple[*Ts],
+    ) -> R:
+        result_type = _result_type(unit)
         rejections: list[Rejection] = []
 
         async def body(bare: Unit) -> bytes:
@@ -133,13 +177,16 @@ class Context:
             except Rejection as rejection:
                 rejections[:] = [rejection]
                 raise
-            return encode(result)
+            answer = _recordable(result, f"the result of unit {name!r}")
+            _load(answer, result_type, name)
+            return answer
 
         recorded = await self._home.store.write_once(body, once, name=name)
-        self._has_begun = True
-        if recorded.kind is Kind.REFUSAL:
-            raise rejections[0] if rejections else refusal_of(recorded, all_rejections())
-        return typing.cast("R", decode(recorded.body, result_type(unit)))
+        if recorded.kind is Kind.ANSWER:
+            self.has_begun = True
+            return typing.cast("R", _load(recorded.body, result_type, name))
+        # A unit that refused has left no trace but its refusal: the command has yet to begin.
+        raise rejections[0] if rejections else refusal_of(recorded, all_rejections())
 
     async def start_saga(
         self,
@@ -157,22 +204,8 @@ class Context:
             context=self._context,
             begin=lambda unit: begin(unit, running, self._home.keep_s),
         )
-        self._has_begun = True
+        self.has_begun = True
         return run
-
-    async def _begin(self) -> None:
-        """Make it durable that this command has begun, before its first effect elsewhere.
-
-        An undo that comes in the middle then finds it, instead of leaving a tombstone beside an
-        effect that has happened.
-        """
-        running = self._running
-        if running is None or self._has_begun:
-            return
-        await self._home.store.write(
-            lambda unit: begin(unit, running, self._home.keep_s), name="begin a command"
-        )
-        self._has_begun = True
 
     def _writing(self, what: str) -> Running:
         if self._running is None:
@@ -181,8 +214,6 @@ class Context:
 
     def _nested(self, name: str) -> str:
         self._ordinals[name] += 1
-        if not self._context.key:
-            return self._home.runtime.new_id()
         return f"{self._context.key}/{name}#{self._ordinals[name]}"
 
 
@@ -195,9 +226,34 @@ async def begin(unit: Unit, running: Running, keep_s: float) -> None:
     await inbox.begin(unit, running.caller, running.key, running.digest, running.request, keep_s)
 
 
-def result_type(function: Callable[..., Any]) -> Any:
+@lru_cache(maxsize=1024)
+def _result_type(function: Callable[..., Any]) -> Any:
     """Return the annotated result of a function; anything plain where there is none."""
-    return typing.get_type_hints(function).get("return", Any)
+    try:
+        return typing.get_type_hints(function).get("return", Any)
+    except NameError as error:
+        raise ContractError(
+            f"unit {getattr(function, '__qualname__', function)!r}: {error}; its annotations must "
+            "be importable, since its recorded result is read by them"
+        ) from error
+    except TypeError:
+        return Any  # a callable object or a partial, which has no annotations
+
+
+def _recordable(value: object, what: str) -> bytes:
+    try:
+        return encode(value)
+    except BadRequest as error:
+        raise ContractError(f"{what} cannot be recorded: {error.message}") from error
+
+
+def _load(answer: bytes, kind: Any, name: str) -> Any:
+    try:
+        return decode(answer, kind)
+    except BadRequest as error:
+        raise ContractError(
+            f"the result of unit {name!r} is not what its annotation says: {error.message}"
+        ) from error
 
 
 def all_rejections() -> list[type[Rejection]]:

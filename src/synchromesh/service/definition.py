@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from synchromesh.calls.contract import (
     Command,
-    Contract,
     Operation,
     PublicEvent,
     events_of,
@@ -17,6 +17,7 @@ from synchromesh.calls.contract import (
 )
 from synchromesh.durations import duration
 from synchromesh.errors import ContractError
+from synchromesh.messaging import DELIVER
 from synchromesh.saga import Saga as SagaSteps
 from synchromesh.saga import SagaDefinition, SagaPolicy
 from synchromesh.service.context import Context
@@ -66,9 +67,14 @@ class Service:
         self,
         name: str,
         *,
-        implements: type[Contract] | None = None,
+        implements: type[object] | None = None,
         migrations: Sequence[Migration] = (),
     ) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ContractError(
+                f"a service is named {name!r}; expected lower-case letters, digits and _, "
+                'such as "inventory"'
+            )
         self.name = name
         self.contract = implements
         self.migrations = tuple(migrations)
@@ -135,6 +141,7 @@ class Service:
         ) -> Callable[[Transaction, E], Awaitable[None]]:
             if event.full_name in self.subscriptions:
                 raise ContractError(f"{self.name} takes {event.full_name} twice; join the two")
+            _check_async(function, f"the handler of {event.full_name}")
             self.subscriptions[event.full_name] = (event, function)
             return function
 
@@ -165,6 +172,7 @@ class Service:
             function: Callable[[SagaSteps, I], Coroutine[Any, Any, R]],
         ) -> SagaDefinition[I, R]:
             name = function.__name__
+            _check_async(function, f"saga {name!r}")
             if name in self.sagas:
                 raise ContractError(f"{self.name} has two sagas named {name!r}; rename one")
             definition = SagaDefinition(
@@ -187,13 +195,18 @@ class Service:
         [Callable[[Transaction, Any], Awaitable[None]]],
         Callable[[Transaction, Any], Awaitable[None]],
     ]:
-        """Make tables from this service's own events, each event with one effect (E5)."""
+        """Make tables from this service's own events, each event with one effect (E5).
+
+        A class that the contract publishes stands for the events that were published, any other for
+        those that were appended or decided.
+        """
 
         def register(
             function: Callable[[Transaction, Any], Awaitable[None]],
         ) -> Callable[[Transaction, Any], Awaitable[None]]:
             if name in self.projections:
                 raise ContractError(f"{self.name} has two projections named {name!r}; rename one")
+            _check_async(function, f"projection {name!r}")
             self.projections[name] = Projected(name, events, function)
             return function
 
@@ -207,7 +220,8 @@ class Service:
         """Check that the whole contract is handled; called before anything of it starts.
 
         Raises:
-            ContractError: an operation has no handler, or a type of the contract is wrong.
+            ContractError: an operation has no handler or one with other parameters, or a type of
+                the contract is wrong.
         """
         missing = [name for name in self._offered if name not in self.operations]
         if missing:
@@ -215,8 +229,12 @@ class Service:
                 f"service {self.name!r} does not handle {', '.join(missing)} of its contract; "
                 f"write @{self.name}.writes(...) or @{self.name}.handles(...) for each"
             )
-        for operation in self._offered.values():
-            _ = operation.shape  # resolves the annotations and says what is wrong with them
+        if DELIVER in self._offered:
+            raise ContractError(
+                f"{self.name}.{DELIVER} has the name by which messages are delivered; rename it"
+            )
+        for handled in self.operations.values():
+            _check_parameters(handled)
         for event in self.published():
             if event.key_of is not None and event.key_of not in _fields(event.kind):
                 raise ContractError(
@@ -233,10 +251,7 @@ class Service:
             )
         if operation.name in self.operations:
             raise ContractError(f"{operation.full_name} is handled twice; remove one handler")
-        if not inspect.iscoroutinefunction(function):
-            raise ContractError(
-                f"the handler of {operation.full_name} is not async; write async def"
-            )
+        _check_async(function, f"the handler of {operation.full_name}")
         self.operations[operation.name] = Handled(operation, function, is_unit)
 
     def __repr__(self) -> str:
@@ -244,6 +259,25 @@ class Service:
             f"<Service {self.name}: {len(self.operations)} operations, "
             f"{len(self.subscriptions)} subscriptions, {len(self.sagas)} sagas>"
         )
+
+
+def _check_async(function: Callable[..., Any], what: str) -> None:
+    if not inspect.iscoroutinefunction(function):
+        raise ContractError(f"{what} is not async; write async def")
+
+
+def _check_parameters(handled: Handled) -> None:
+    """Check that a handler can be given what the contract says, by name."""
+    operation = handled.operation
+    # Resolving the shape also says what is wrong with the contract's annotations.
+    names = list(operation.shape.signature.parameters)
+    try:
+        inspect.signature(handled.function).bind(None, **dict.fromkeys(names))
+    except TypeError as error:
+        raise ContractError(
+            f"the handler {handled.function.__name__} of {operation.full_name} does not take what "
+            f"the contract gives ({', '.join(names) or 'nothing'}): {error}"
+        ) from error
 
 
 def _fields(kind: type) -> frozenset[str]:

@@ -27,7 +27,16 @@ from synchromesh.calls import Incoming
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
-from synchromesh.errors import InProgress, KeyReused, Rejection
+from synchromesh.errors import (
+    BadRequest,
+    ContractError,
+    DownstreamFailed,
+    Fenced,
+    InProgress,
+    KeyReused,
+    Refused,
+    Rejection,
+)
 from synchromesh.service.context import Context, Home, Running, refusal_of
 from synchromesh.service.definition import Handled, Service
 from synchromesh.service.transaction import Transaction
@@ -45,10 +54,13 @@ class Begun(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A keyed handler that runs in this process: others under the key wait for it."""
+    """A keyed handler that runs in this process: others under the key wait for it.
+
+    It concludes with None where it was cancelled.
+    """
 
     digest: str
-    concluded: asyncio.Future[Recorded]
+    concluded: asyncio.Future[Recorded | None]
 
 
 class Operations:
@@ -90,7 +102,7 @@ class Operations:
     async def _query(self, handled: Handled, incoming: Incoming) -> bytes:
         ctx = Context(self._home, incoming.context, None)
         arguments = handled.operation.parse(incoming.arguments)
-        return encode(await handled.function(ctx, **arguments))
+        return _answer(handled.operation, await handled.function(ctx, **arguments))
 
     async def _unit(self, handled: Handled, incoming: Incoming) -> Recorded:
         arguments = handled.operation.parse(incoming.arguments)
@@ -107,7 +119,7 @@ class Operations:
             return await handled.function(tx, **arguments)
 
         try:
-            return encode(await self._home.units.run(unit, context, body))
+            return _answer(handled.operation, await self._home.units.run(unit, context, body))
         except Rejection as rejection:
             raise _declared(rejection, handled.operation) from rejection
 
@@ -117,54 +129,65 @@ class Operations:
         """Run a handler under its key, or wait for the run of this process that is under way."""
         place = (incoming.context.caller, incoming.context.key)
         wanted = _digest(incoming)
-        run = self._runs.get(place)
-        if run is not None:
-            if run.digest != wanted:
-                raise KeyReused(
-                    f"key {incoming.context.key!r} is in use for another input; "
-                    "a new input needs a new key"
-                )
+        while (under_way := self._runs.get(place)) is not None:
+            if under_way.digest != wanted:
+                raise _reused(incoming.context.key)
             # The run goes on for its own caller; this one may stop waiting.
-            return await asyncio.shield(run.concluded)
+            concluded = await asyncio.shield(under_way.concluded)
+            if concluded is not None:
+                return concluded
+            # Its caller gave up and nothing is wrong with it: whoever comes first goes on.
         run = _Run(wanted, asyncio.get_running_loop().create_future())
         self._runs[place] = run
         try:
             recorded = await self._conclude(handled, incoming)
-        except BaseException as error:
-            if not run.concluded.done():
-                run.concluded.set_exception(
-                    InProgress("the call under this key stopped without an answer; ask again")
-                )
-                run.concluded.exception()  # nobody may be waiting, which is no error
-            del self._runs[place]
-            if isinstance(error, Rejection):
-                raise _declared(error, handled.operation) from error
+        except asyncio.CancelledError:
+            run.concluded.set_result(None)
             raise
-        del self._runs[place]
-        run.concluded.set_result(recorded)
-        return recorded
+        except BaseException:
+            run.concluded.set_exception(
+                InProgress("the call under this key stopped without an answer; ask again")
+            )
+            run.concluded.exception()  # nobody may be waiting, which is no error
+            raise
+        else:
+            run.concluded.set_result(recorded)
+            return recorded
+        finally:
+            del self._runs[place]
 
     async def _conclude(self, handled: Handled, incoming: Incoming) -> Recorded:
         once = self._once(incoming)
-        known = await self._recall(once)
+        known, has_begun = await self._recall(once)
         if known is not None:
             return known
-        context = incoming.context
+        operation, context = handled.operation, incoming.context
+        arguments = operation.parse(incoming.arguments)
         begun = Begun(
-            handled.operation.name,
-            msgspec.Raw(incoming.arguments),
-            context.principal,
-            context.trace_id,
+            operation.name, msgspec.Raw(incoming.arguments), context.principal, context.trace_id
         )
         running = Running(once.caller, once.key, once.digest, encode(begun))
-        ctx = Context(self._home, context, running)
-        arguments = handled.operation.parse(incoming.arguments)
+        ctx = Context(self._home, context, running, has_begun=has_begun)
         refusal: Rejection | None = None
         answer = b""
         try:
-            answer = encode(await handled.function(ctx, **arguments))
+            answer = _answer(operation, await handled.function(ctx, **arguments))
         except Rejection as rejection:
-            refusal = _declared(rejection, handled.operation)
+            refusal = _declared(rejection, operation)
+        except Fenced:
+            # A unit of an earlier run, which was cancelled, has concluded it meanwhile.
+            known, _ = await self._recall(once)
+            if known is None:
+                raise
+            return known
+        except Refused as refused:
+            if not ctx.has_begun or refused.via:
+                raise
+            # Whoever hears a refusal takes it that nothing was done, and would undo nothing.
+            raise DownstreamFailed(
+                f"{operation.full_name} stopped half-way: {refused.code}; ask again under its key",
+                cause_code=refused.code,
+            ) from refused
 
         async def conclusion(_: Unit) -> bytes:
             if refusal is not None:
@@ -172,19 +195,24 @@ class Operations:
             return answer
 
         return await self._home.store.write_once(
-            conclusion, once, name=f"conclude {handled.operation.full_name}"
+            conclusion, once, name=f"conclude {operation.full_name}"
         )
 
-    async def _recall(self, once: Once) -> Recorded | None:
+    async def _recall(self, once: Once) -> tuple[Recorded | None, bool]:
+        """Return what is concluded under a key, and whether the call has begun."""
         rows = await self._home.store.read(
-            "select kind, digest, body from sm_inbox where caller = ? and key = ?",
-            once.caller,
-            once.key,
+            "select kind, digest from sm_inbox where caller = ? and key = ?", once.caller, once.key
         )
-        if not rows or rows[0][0] == Kind.BEGUN.value:
-            return None
-        # A conclusion is there: the unit returns it, or says what is wrong with the key.
-        return await self._home.store.write_once(_never, once, name="recall an answer")
+        if not rows:
+            return None, False
+        kind, wanted = rows[0]
+        if kind != Kind.BEGUN.value:
+            # The unit returns the conclusion, or says what is wrong with the key.
+            known = await self._home.store.write_once(_never, once, name="recall an answer")
+            return known, True
+        if wanted != once.digest:
+            raise _reused(once.key)
+        return None, True
 
     # -- undo --------------------------------------------------------------------------------------
 
@@ -217,8 +245,7 @@ class Operations:
         return await self._run_unit(unit, handled, context, arguments)
 
     async def _begun(self, place: tuple[str, str]) -> Begun | None:
-        run = self._runs.get(place)
-        if run is not None:
+        while (run := self._runs.get(place)) is not None:
             await asyncio.wait([run.concluded])
         rows = await self._home.store.read(
             "select body from sm_inbox where caller = ? and key = ? and kind = ?",
@@ -232,7 +259,12 @@ class Operations:
 
     async def _conclude_begun(self, begun: Begun, undo: CallContext) -> None:
         """Run a command that has begun to its end, so that it is known what there is to undo."""
-        handled = self._service.operations[begun.operation]
+        handled = self._service.operations.get(begun.operation)
+        if handled is None:
+            raise ContractError(
+                f"{self._service.name}.{begun.operation} has begun under key {undo.undoes!r} and "
+                "this release handles it no longer: it cannot be concluded, so it cannot be undone"
+            )
         context = replace(
             undo,
             key=undo.undoes,
@@ -241,10 +273,8 @@ class Operations:
             trace_id=begun.trace_id,
         )
         incoming = Incoming(handled.operation, bytes(begun.arguments), context)
-        try:
-            await self._keyed(handled, incoming)
-        except Rejection:
-            return  # concluded with a no: there is nothing to undo
+        # A release may have made a unit of what another one began as a handler.
+        await (self._unit if handled.is_unit else self._keyed)(handled, incoming)
 
     def _once(self, incoming: Incoming) -> Once:
         context = incoming.context
@@ -257,17 +287,41 @@ def _digest(incoming: Incoming) -> str:
     return digest(incoming.operation.full_name.encode() + b"\0" + incoming.arguments)
 
 
+def _reused(key: str) -> KeyReused:
+    return KeyReused(f"key {key!r} was used before with another input; a new input needs a new key")
+
+
+def _answer(operation: Operation[..., Any], result: object) -> bytes:
+    """Return an answer's JSON; what does not fit the contract is a bug, and nothing is recorded."""
+    try:
+        answer = encode(result)
+        decode(answer, operation.shape.result)
+    except BadRequest as error:
+        raise HandlerBug(
+            f"{operation.full_name} answered what its contract does not say: {error.message}"
+        ) from error
+    return answer
+
+
 def _declared(rejection: Rejection, operation: Operation[..., Any]) -> Rejection:
-    if isinstance(rejection, operation.raises):
-        return rejection
-    raise UndeclaredRejection(
-        f"{operation.full_name} raised {type(rejection).__name__}, which its contract does not "
-        "declare in raises="
-    ) from rejection
+    """Return a rejection that can be recorded and told; any other is a bug."""
+    if not isinstance(rejection, operation.raises):
+        raise HandlerBug(
+            f"{operation.full_name} raised {type(rejection).__name__}, which its contract does not "
+            "declare in raises="
+        ) from rejection
+    try:
+        encode(rejection.details)
+    except BadRequest as error:
+        raise HandlerBug(
+            f"{operation.full_name} raised {type(rejection).__name__} with details that cannot be "
+            f"told: {error.message}"
+        ) from rejection
+    return rejection
 
 
-class UndeclaredRejection(Exception):
-    """Tells that a handler raised a rejection that its contract does not declare: a bug."""
+class HandlerBug(Exception):
+    """Tells that a handler did what its contract does not allow; its caller hears RemoteFailed."""
 
 
 async def _resolve(unit: Unit, place: tuple[str, str], keep_s: float) -> Recorded | None:

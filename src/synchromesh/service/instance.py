@@ -131,9 +131,13 @@ class ServiceInstance:
         )
         try:
             instance = cls(service, store, around)
-            await instance.engine.recover()
         except BaseException:
             await store.close()
+            raise
+        try:
+            await instance.engine.recover()
+        except BaseException:
+            await instance.stop()
             raise
         for child in instance._children:
             instance._supervisor.start(child)
@@ -161,7 +165,7 @@ class ServiceInstance:
 
     async def stop(self) -> None:
         """End everything; what was not finished continues at the next start. May be repeated."""
-        self._is_draining = True
+        await self.drain(0.0)
         await self._supervisor.close()
         await self.engine.close()
         await self.store.close()
@@ -186,13 +190,25 @@ class ServiceInstance:
         return children
 
     def _projection(self, projected: Projected, runtime: Runtime) -> Projection:
-        names = frozenset(self._units.types.name_of(event) for event in projected.events)
+        types = self._units.types
+        # A class that the contract publishes is taken as it was published, any other as appended.
+        wanted: dict[tuple[str, bool], type] = {
+            (public.full_name, True): public.kind
+            for public in self.service.published()
+            if public.kind in projected.events
+        }
+        is_published = set(wanted.values())
+        for event in projected.events:
+            if event not in is_published:
+                wanted[(types.name_of(event), False)] = event
 
         async def apply(unit: Unit, stored: StoredEvent) -> None:
-            if stored.name in names and not stored.is_public:
-                event = self._units.types.decode(stored)
-                context = _context_of(stored.trace_id, runtime)
-                await self._units.run(unit, context, lambda tx: projected.function(tx, event))
+            kind = wanted.get((stored.name, stored.is_public))
+            if kind is None:
+                return
+            event = decode(stored.body, kind) if stored.is_public else types.decode(stored)
+            context = _context_of(stored.trace_id, runtime)
+            await self._units.run(unit, context, lambda tx: projected.function(tx, event))
 
         return Projection(projected.name, apply)
 

@@ -82,6 +82,11 @@ class Supervisor:
             try:
                 await child.run()
                 error: Exception = RuntimeError("it returned; a background loop never does")
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                error = RuntimeError("something that it awaited was cancelled")
             except Exception as raised:  # noqa: BLE001  whatever ended it is the state that is shown
                 error = raised
             _log.error("%s: child %s failed", self._name, child.name, exc_info=error)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
+
+import msgspec
 
 from synchromesh.calls.contract import PublicEvent
 from synchromesh.context import CallContext
-from synchromesh.errors import ContractError
+from synchromesh.errors import ContractError, ForeignAwait
 from synchromesh.events import Decider, EventTypes, append, decide
 from synchromesh.messaging import publish
 from synchromesh.runtime import Runtime
@@ -28,13 +31,14 @@ class Transaction:
         principal: on whose behalf it runs, "" for the service's own.
     """
 
-    __slots__ = ("_context", "_published", "_scope", "_unit")
+    __slots__ = ("_context", "_is_over", "_published", "_scope", "_unit")
 
     def __init__(self, unit: Unit, scope: UnitScope, context: CallContext) -> None:
         self._unit = unit
         self._scope = scope
         self._context = context
         self._published: list[tuple[PublicEvent[Any], object]] = []
+        self._is_over = False
 
     @property
     def unit_id(self) -> str:
@@ -89,13 +93,20 @@ class Transaction:
             trace_id=self._context.trace_id,
         )
 
-    async def append(self, stream: str, *events: object, expected: int | None = None) -> int:
+    async def append(
+        self, stream: str, events: Sequence[object], *, expected: int | None = None
+    ) -> int:
         """Append events to a stream and return its new version.
 
         Raises:
             VersionConflict: the stream is not at the expected version.
+            ContractError: an event is neither a struct nor a dataclass, or two classes have one
+                stored name.
         """
         types = self._scope.types
+        for event in events:
+            if isinstance(event, msgspec.Struct) or is_dataclass(event):
+                types.add(type(event))
         new = [types.encode(event, trace_id=self._context.trace_id) for event in events]
         return await append(self._unit, stream, new, expected=expected)
 
@@ -104,7 +115,10 @@ class Transaction:
 
         Raises:
             ContractError: the event is another service's, or more than 1,000 are published.
+            ForeignAwait: the unit is over.
         """
+        if self._is_over:
+            raise ForeignAwait(f"{event!r} was published after its unit; publish inside it")
         if event.service != self.service:
             raise ContractError(
                 f"{self.service} published {event!r}, which belongs to {event.service}; "
@@ -118,7 +132,7 @@ class Transaction:
         """Write what was published; called once, after the unit's function has returned."""
         for event, payload in self._published:
             await publish(self._unit, event, payload, trace_id=self._context.trace_id)
-        self._published.clear()
+        self._is_over = True
 
 
 class UnitScope:
