@@ -1,0 +1,336 @@
+"""What a saga is made of: definitions, policies, steps, and what an error means for one."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, assert_type
+
+import pytest
+
+from saga_fakes import (
+    CONTEXT,
+    THREE,
+    Bank,
+    Created,
+    Hold,
+    Order,
+    OutOfStock,
+    Plant,
+    Quote,
+    Stock,
+    create_order,
+    reject_order,
+)
+from synchromesh.durations import duration
+from synchromesh.errors import (
+    BadRequest,
+    ConfigError,
+    ConnectFailed,
+    ConnectionLost,
+    ContractError,
+    DeadlineExceeded,
+    DownstreamFailed,
+    Forbidden,
+    ForeignAwait,
+    InProgress,
+    KeyReused,
+    NoInstance,
+    RateLimited,
+    RemoteFailed,
+    SagaGone,
+    SagaLocked,
+    Shed,
+    StoreFull,
+    TimedOut,
+    UnknownOperation,
+)
+from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun, Step, Together
+from synchromesh.saga.function import Foreign, Function, Raised, Returned
+from synchromesh.saga.outcomes import of_call, of_write, of_write_undo, why
+from synchromesh.saga.records import Result
+from synchromesh.saga.steps import Asked, CallStep
+
+
+@pytest.fixture
+def saga() -> Saga:
+    return Saga("A-1", CONTEXT.trace_id)
+
+
+# -- durations, policies, definitions ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "length_s"),
+    [("300ms", 0.3), ("1.5s", 1.5), ("10m", 600.0), ("2h", 7200.0), ("7d", 604_800.0)],
+)
+def test_a_duration_is_a_number_with_a_unit(text: str, length_s: float) -> None:
+    """Durations are texts in options and seconds in code."""
+    assert duration(text) == length_s
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "0s", "-1s", "1 s", "1w", "1e3s", "1.s", "٣s"])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    """The error says what would be right."""
+    with pytest.raises(ConfigError, match='"300ms"'):
+        duration(text)
+
+
+def test_a_policy_outside_its_range_is_refused() -> None:
+    """A wrong value is found where it is written, not in a run."""
+    for wrong in (
+        {"step_timeout_s": 0.0},
+        {"undo_deadline_s": -1.0},
+        {"after_pivot_deadline_s": 0.0},
+        {"attempts_max": 0},
+        {"backoff_base_s": 9.0, "backoff_cap_s": 1.0},
+    ):
+        with pytest.raises(ConfigError):
+            SagaPolicy(**wrong)
+
+
+def test_a_definition_outside_its_range_is_refused() -> None:
+    """Versions begin at 1 and deadlines are above 0."""
+    for version, deadline_s in ((0, 1.0), (1, 0.0)):
+        with pytest.raises(ConfigError, match="versions begin at 1"):
+            SagaDefinition(THREE.fn, "three", version=version, deadline_s=deadline_s)
+
+
+async def _untyped(s: Saga, order: Any):  # type: ignore[no-untyped-def]
+    return order
+
+
+async def _unresolved(s: Saga, order: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
+    return None
+
+
+def test_a_definition_reads_its_types_from_its_function() -> None:
+    """Input and result are stored by their annotations, so these must be there."""
+    assert THREE.shape == (Order, str)
+    with pytest.raises(ContractError, match="-> Result"):
+        SagaDefinition(_untyped, "untyped").shape  # noqa: B018
+    with pytest.raises(ContractError, match="importable"):
+        SagaDefinition(_unresolved, "unresolved").shape  # noqa: B018
+
+
+@pytest.mark.anyio
+async def test_a_definition_starts_by_whoever_can_start_it() -> None:
+    """A handler's context starts a run in its service's engine."""
+
+    class Context:
+        async def start_saga(
+            self,
+            definition: SagaDefinition[Any, Any],
+            input: Any,  # noqa: A002
+            *,
+            id: str,  # noqa: A002
+        ) -> Any:
+            return (definition.name, input, id)
+
+    started = await THREE.start(Context(), Order("A-1"), id="A-1")
+    assert started == ("three_calls", Order("A-1"), "A-1")  # type: ignore[comparison-overlap]
+
+
+# -- steps ---------------------------------------------------------------------------------------
+
+
+def typing_of_steps(s: Saga, order: Order) -> None:
+    """What mypy is to infer; never run."""
+    assert_type(s.write(create_order, order), Step[Created])
+    assert_type(s.write(create_order, order, undo=reject_order), Step[Created])
+    assert_type(s.call(Stock.reserve("A", 1), undo=Stock.release), Step[Hold])
+    both = s.all(s.call(Plant.quote("A")), s.call(Stock.reserve("A", 1)))
+    assert_type(both, Together[tuple[Quote, Hold]])
+    s.write(create_order, "no order")  # type: ignore[arg-type]
+    s.write(create_order, order, undo=create_order)  # type: ignore[misc]
+    s.call(Plant.quote("A"), undo=Stock.release)  # type: ignore[arg-type]
+    s.call(Stock.reserve("A", 1), undo=Plant.quote)  # type: ignore[arg-type]
+
+
+def test_steps_tell_their_input_by_a_digest(saga: Saga) -> None:
+    """Equal arguments have equal digests, others have not; the undo does not count."""
+    one, same, other = (
+        saga.write(create_order, Order("A-1")),
+        saga.write(create_order, Order("A-1"), undo=reject_order),
+        saga.write(create_order, Order("A-2")),
+    )
+    assert one.ask.digest == same.ask.digest != other.ask.digest
+    assert repr(one) == "<WriteStep create_order>"
+    call = saga.call(Stock.reserve("A", 1))
+    assert (call.ask.name, call.ask.digest) == ("stock.reserve", Stock.reserve("A", 1).digest)
+
+
+def test_an_undo_that_could_not_be_found_by_its_key_is_refused(saga: Saga) -> None:
+    """Queries and pivots have none, and another service holds no record of the step."""
+    undo: Any = Stock.release
+    with pytest.raises(ContractError, match="changes nothing"):
+        saga.call(Plant.quote("A"), undo=undo)
+    with pytest.raises(ContractError, match="never undone"):
+        saga.call(Stock.reserve("A", 1), undo=undo, pivot=True)
+    with pytest.raises(ContractError, match="its key"):
+        saga.call(Bank.charge("A"), undo=undo)
+
+
+def test_undo_arguments_carry_the_result_by_the_undos_own_name(saga: Saga) -> None:
+    """`release(hold: Hold)` is given the hold; without one the participant finds it."""
+    step = saga.call(Stock.reserve("A", 1), undo=Stock.release)
+    assert isinstance(step, CallStep)
+    assert step.undo_arguments(b'{"id":"h"}') == b'{"hold":{"id":"h"}}'
+    assert step.undo_arguments(None) == b"{}"
+    assert Stock.release.canonical(step.undo_arguments(b'{"id":"h"}'))
+
+
+def test_a_write_must_say_what_it_returns(saga: Saga) -> None:
+    """A recorded result is read by the annotation."""
+    anonymous: Any = lambda tx: None  # noqa: E731
+    steps: list[Any] = [anonymous, _untyped, 7]
+    for fn in steps:
+        with pytest.raises(ContractError, match=r"return annotation|annotations must"):
+            saga.write(fn)
+    with pytest.raises(ContractError, match="importable"):
+        saga.write(_unresolved, None)
+
+
+def test_steps_side_by_side_are_bounded_and_hold_no_pivot(saga: Saga) -> None:
+    """A point of no return is passed alone."""
+    quote = Plant.quote("A")
+    with pytest.raises(ContractError, match="is a pivot"):
+        saga.all(saga.call(quote), saga.call(Bank.charge("A"), pivot=True))
+    with pytest.raises(ContractError, match="given 65 steps"):
+        saga.all(*(saga.call(quote) for _ in range(65)))
+    with pytest.raises(ContractError, match="given 0 steps"):
+        saga.all()
+
+
+def test_a_step_is_awaited_once(saga: Saga) -> None:
+    """A second time would be a second effect under a second key."""
+    step = saga.call(Plant.quote("A"))
+
+    async def twice(s: Saga) -> None:
+        await step
+        await s.all(step, s.call(Plant.quote("B")))
+
+    function = Function(saga, lambda: twice(saga))
+    assert isinstance(function.resume(None), Asked)
+    raised = function.resume((Quote("slot"),))
+    assert isinstance(raised, Raised)
+    assert "a second time" in str(raised.error)
+
+
+def test_a_saga_that_has_left_memory_makes_no_steps(saga: Saga) -> None:
+    """Every s.* raises, and its repr says why (S11)."""
+    made = saga.call(Plant.quote("A"))
+    saga.leave()
+    assert repr(saga) == "<Saga A-1 gone>"
+    for attempt in (
+        lambda: saga.write(create_order, Order("A-1")),
+        lambda: saga.call(Plant.quote("A")),
+        lambda: saga.all(made),
+        lambda: made.claim(),
+    ):
+        with pytest.raises(SagaGone, match="no effect"):
+            attempt()
+
+
+# -- the function at work ------------------------------------------------------------------------
+
+
+class Odd:
+    """Yields what no engine knows."""
+
+    def __await__(self) -> Any:
+        yield "odd"
+
+
+def test_a_function_is_driven_from_request_to_request(saga: Saga) -> None:
+    """It asks, returns, raises, or awaits something foreign; each is a value."""
+
+    async def asking(s: Saga) -> str:
+        quote = await s.call(Plant.quote("A"))
+        return quote.slot
+
+    async def raising(s: Saga) -> None:
+        raise KeyError("bug")
+
+    async def foreign(s: Saga) -> None:
+        await Odd()
+
+    function = Function(saga, lambda: asking(saga))
+    asked = function.resume(None)
+    assert isinstance(asked, Asked)
+    assert [step.ask.name for step in asked.steps] == ["plant.quote"]
+    assert function.resume((Quote("s-1"),)) == Returned("s-1")
+    assert isinstance(Function(saga, lambda: raising(saga)).resume(None), Raised)
+    odd = Function(saga, lambda: foreign(saga))
+    assert odd.resume(None) == Foreign("str")
+    odd.close()
+
+
+def test_closing_outlives_whatever_the_function_does_then(saga: Saga) -> None:
+    """Cleaning up that raises or waits harms nobody."""
+
+    async def stubborn(s: Saga) -> None:
+        try:
+            await s.call(Plant.quote("A"))
+        finally:
+            await Odd()
+
+    def never() -> Coroutine[Any, Any, None]:
+        raise AssertionError("a function that is closed before it began does not begin")
+
+    function = Function(saga, lambda: stubborn(saga))
+    function.resume(None)
+    function.close()
+    Function(saga, never).close()
+
+
+# -- what an error means -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (OutOfStock("no"), Result.REFUSED),
+        (Shed("full"), Result.NOT_RUN),
+        (RateLimited("slow down"), Result.NOT_RUN),
+        (NoInstance("none"), Result.NOT_RUN),
+        (DeadlineExceeded("late"), Result.NOT_RUN),
+        (ConnectFailed("refused"), Result.NOT_RUN),
+        (InProgress("wait"), Result.UNKNOWN),
+        (TimedOut("late"), Result.UNKNOWN),
+        (ConnectionLost("gone"), Result.UNKNOWN),
+        (RemoteFailed("bug"), Result.UNKNOWN),
+        (DownstreamFailed("below"), Result.UNKNOWN),
+        (SagaLocked("busy"), Result.UNKNOWN),
+        (RuntimeError("bug"), Result.UNKNOWN),
+        (BadRequest("shape"), Result.BROKEN),
+        (UnknownOperation("what"), Result.BROKEN),
+        (Forbidden("who"), Result.BROKEN),
+        (KeyReused("again"), Result.BROKEN),
+    ],
+)
+def test_what_the_error_of_a_call_means(error: Exception, result: Result) -> None:
+    """Was it run, and can a further attempt help?"""
+    assert of_call(error).result is result
+
+
+def test_what_the_error_of_a_write_means() -> None:
+    """A unit that raised was rolled back; only the store's own troubles pass."""
+    assert of_write(OutOfStock("no")).result is Result.REFUSED
+    assert of_write(Shed("full", retry_after_s=2.0)).retry_after_s == 2.0
+    assert of_write(StoreFull("disk")).result is Result.UNKNOWN
+    assert of_write(ForeignAwait("sleep")).result is Result.BROKEN
+    assert of_write(KeyError("bug")).result is Result.BROKEN
+    assert of_write_undo(KeyError("bug")).result is Result.UNKNOWN
+    assert of_write_undo(OutOfStock("no")).result is Result.REFUSED
+
+
+def test_users_exception_texts_stay_out_of_reasons() -> None:
+    """A reason is shown to others; the text is in the log of the service (T3)."""
+    assert "secret" not in why(ValueError("secret"))
+    assert why(Shed("full")) == "shed: full"
+
+
+def test_a_handle_says_which_run_it_is() -> None:
+    """It holds nothing of the run but its id."""
+    host: Any = None
+    assert repr(SagaRun("A-1", host, bytes.decode)) == "<SagaRun A-1>"
