@@ -1,0 +1,131 @@
+"""The tutorial, typed as it stands: against a real process, which is killed where it says so."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SYNCHROMESH = str(Path(sys.executable).with_name("synchromesh"))
+STOP_S = 10.0
+COMMAND_S = 30.0
+# The tutorial says of these that they are refused.
+REFUSED = ("qty=3", "customer=brassworks")
+
+
+class Terminal:
+    """A folder with servo-works in it, where commands are typed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.dev: subprocess.Popen[str] | None = None
+        self.urls: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Start the system, and return when it says that it runs."""
+        self.dev = subprocess.Popen(
+            [SYNCHROMESH, "dev", "--json"], cwd=self.folder, stdout=subprocess.PIPE, text=True
+        )
+        assert self.dev.stdout is not None
+        said = ""
+        while line := self.dev.stdout.readline():
+            said += line
+            if line == "}\n":
+                break
+        # Where it ended instead, what it said is no JSON, and the reason is on standard error.
+        self.urls = json.loads(said)["services"]
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal, and return the exit code of the system."""
+        assert self.dev is not None
+        self.dev.send_signal(number)
+        try:
+            return self.dev.wait(STOP_S)
+        finally:
+            self.dev.kill()
+            self.dev.communicate()
+            self.dev = None
+
+    def type(self, line: str) -> tuple[int, str]:
+        """Type one command, and return its exit code and what it printed."""
+        words = shlex.split(line)
+        done = subprocess.run(
+            [SYNCHROMESH, *words[1:]],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    def switch(self, line: str) -> None:
+        """Do what the tutorial does with curl: turn the credit provider's fault switch."""
+        body = re.findall(r"'({.*?})'", line)[0]
+        url = f"{self.urls['credit_provider']}/_faults"
+        with urllib.request.urlopen(url, body.encode(), timeout=COMMAND_S) as answer:
+            assert answer.status == 200
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """Give a terminal in a folder of its own, and leave no process behind."""
+    shutil.copytree(
+        ROOT / "src/synchromesh/examples/servo_works",
+        tmp_path / "servo_works",
+        ignore=shutil.ignore_patterns(".synchromesh", "__pycache__"),
+    )
+    terminal = Terminal(tmp_path / "servo_works")
+    yield terminal
+    if terminal.dev is not None:
+        terminal.stop(signal.SIGKILL)
+
+
+def section(title: str) -> list[str]:
+    """Return the commands of one section of the tutorial."""
+    text = (ROOT / "docs/tutorial.md").read_text()
+    body = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\$ (.+)$", body, re.MULTILINE)
+
+
+def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
+    """Placed, refused, undone, broken, killed, recovered: each command does as its text says."""
+    terminal.start()
+    printed: dict[str, str] = {}
+    for title in ("Place an order", "See one undone", "Break it"):
+        for line in section(title):
+            if line.startswith("curl"):
+                terminal.switch(line)
+                continue
+            if line == "synchromesh saga show A-3":
+                assert terminal.stop(signal.SIGKILL) == -signal.SIGKILL
+                terminal.start()
+            code, out = terminal.type(line)
+            assert code == (1 if any(word in line for word in REFUSED) else 0), (line, out)
+            printed[f"{title}: {line}"] = out
+
+    placed = printed["Place an order: synchromesh call orders.place order_id=A-1 sku=SX90 qty=2"]
+    assert '"type": "placed"' in placed
+    assert "handle inventory.reserve" in placed
+    undone = printed["See one undone: synchromesh saga show last"]
+    assert re.search(r"turned.*undone +inventory\.reserve#1", undone, re.DOTALL)
+    assert '"held": 2' in printed["See one undone: synchromesh call inventory.stock sku=SX90"]
+    broken = "Break it: synchromesh call orders.place order_id=A-3 sku=SX90 qty=1"
+    assert '"type": "accepted"' in printed[broken]
+    assert "circuit_open" in printed["Break it: synchromesh trace last"]
+    for _ in range(60):
+        if "completed" in (shown := terminal.type("synchromesh saga show A-3")[1]):
+            break
+    assert "completed" in shown
+    assert terminal.stop(signal.SIGINT) == 0
