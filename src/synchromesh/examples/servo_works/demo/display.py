@@ -1,0 +1,63 @@
+"""What is seen while the demo runs: a live bar on a terminal, plain lines elsewhere."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from demo.account import Account
+
+TICK_S = 0.1
+LINE_EVERY_S = 2.0
+
+
+class Display:
+    """Shows how far the orders of an account are, and what is being done to the system."""
+
+    def __init__(self, out: Console, account: Account) -> None:
+        self._out = out
+        self._account = account
+        self._began_s = asyncio.get_running_loop().time()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("orders answered"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]} requests failed and were sent again"),
+            console=out,
+            transient=True,
+            auto_refresh=False,
+            disable=not out.is_terminal,
+        )
+        self._bar = self._progress.add_task("orders", total=account.orders, failed=0)
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since the display was made."""
+        return asyncio.get_running_loop().time() - self._began_s
+
+    def say(self, text: str) -> None:
+        """Say what happens next."""
+        self._out.print(f"{self.took_s:5.1f} s  {text}", markup=False)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show progress while the block runs."""
+        ticking = asyncio.create_task(self._tick())
+        try:
+            with self._progress:
+                yield
+        finally:
+            ticking.cancel()
+
+    async def _tick(self) -> None:
+        next_line_s, last = LINE_EVERY_S, -1
+        while True:
+            answered, failed = len(self._account.told), self._account.failed
+            self._progress.update(self._bar, completed=answered, failed=failed, refresh=True)
+            if not self._out.is_terminal and self.took_s >= next_line_s and answered != last:
+                next_line_s, last = self.took_s + LINE_EVERY_S, answered
+                self.say(f"  {answered} of {self._account.orders} orders answered")
+            await asyncio.sleep(TICK_S)

@@ -1,0 +1,120 @@
+"""The command line of the demo; exit codes 0, 1 finding, 2 user's mistake, 3 internal."""
+
+import argparse
+import asyncio
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from shop import order_book
+
+from demo import account as accounts
+from demo.customers import Unanswered
+from demo.play import play
+from demo.report import FINDING, judge
+from demo.running import NotInTime, SystemEnded, copy_shipped
+from synchromesh.cli.show import console
+from synchromesh.errors import SynchromeshError
+
+USER_MISTAKE = 2
+INTERNAL = 3
+INTERRUPTED = 130
+ORDERS, ORDERS_MIN = 160, 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo, or judge one that was kept, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="demo",
+        description="Runs servo-works as a process, breaks its provider, kills it, and audits it.",
+    )
+    parser.add_argument("--orders", type=int, default=ORDERS, help=f"by default {ORDERS}")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")
+    parser.add_argument("--judge", type=Path, metavar="DIR", help="judge what --keep left in DIR")
+    options = parser.parse_args(arguments)
+    out = console()
+    try:
+        if options.judge is not None:
+            return judge_kept(options.judge, out)
+        return run(options.orders, options.keep, out)
+    except Mistake as mistake:
+        sys.stderr.write(f"demo: {mistake}\n")
+        return USER_MISTAKE
+    except Unanswered as finding:
+        sys.stderr.write(f"demo: {finding}\n")
+        return FINDING
+    except SystemEnded as ended:
+        sys.stderr.write(f"demo: {ended}\n")
+        return USER_MISTAKE if ended.is_mistake else INTERNAL
+    except (NotInTime, SynchromeshError, OSError) as error:
+        sys.stderr.write(f"demo: {error}\n")
+        return INTERNAL
+    except asyncio.CancelledError:
+        sys.stderr.write("demo: stopped; no process is left\n")
+        return INTERRUPTED
+
+
+class Mistake(Exception):
+    """Tells that the demo was asked for what cannot be done."""
+
+
+def run(orders: int, keep: Path | None, out: Console) -> int:
+    """Run the demo in a folder of its own and judge it.
+
+    Raises:
+        Mistake: the number of orders or the folder cannot be used.
+        asyncio.CancelledError: it was stopped by a signal.
+    """
+    book = order_book()
+    if not ORDERS_MIN <= orders <= len(book):
+        raise Mistake(f"--orders {orders}: the order book has {len(book)}; use {ORDERS_MIN} of it")
+    with ExitStack() as stack:
+        if keep is None:
+            temporary = tempfile.TemporaryDirectory(prefix="servo-works-")
+            folder = Path(stack.enter_context(temporary))
+        else:
+            folder = _empty(keep)
+        copy_shipped(folder)
+        account = asyncio.run(_stoppable(folder, orders, out))
+        account.save(folder)
+        code = judge_kept(folder, out)
+    if keep is not None:
+        out.print(f"kept in {folder}", markup=False, soft_wrap=True)
+    elif code:
+        out.print("--keep DIR keeps the databases and logs of a run")
+    return code
+
+
+def judge_kept(folder: Path, out: Console) -> int:
+    """Judge the run that was kept in a folder, by its databases as they are now.
+
+    Raises:
+        Mistake: no run was kept there.
+    """
+    try:
+        account = accounts.load(folder)
+        return judge(account, folder / ".synchromesh" / "data", out)
+    except (FileNotFoundError, ValueError) as error:
+        raise Mistake(f"{folder} does not hold a whole run of the demo: {error}") from error
+
+
+async def _stoppable(folder: Path, orders: int, out: Console) -> accounts.Account:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    return await play(folder, order_book()[:orders], out)
+
+
+def _empty(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise Mistake(f"--keep {folder}: it is not empty; name a new folder")
+    except OSError as error:
+        raise Mistake(f"--keep {folder}: {error.strerror}; name a new folder") from error
+    return folder.resolve()

@@ -1,0 +1,224 @@
+"""The system as a process of its own, as whoever operates it sees it: started, killed, asked."""
+
+import asyncio
+import signal
+import sqlite3
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from contextlib import closing
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.http import HttpPool
+from synchromesh.system.children import die_with_parent
+from synchromesh.system.rundir import RunDir, RunInfo
+
+SHIPPED = Path(__file__).parents[1]
+START_WITHIN_S = 30.0
+STOP_WITHIN_S = 20.0
+ASK_WITHIN_S = 10.0
+POLL_S = 0.02
+USER_MISTAKE = 2
+SERVICES = ("orders", "inventory", "billing", "production")
+UNFINISHED = "select id from sm_saga where status in ('running', 'compensating') order by id"
+
+
+class SystemEnded(Exception):
+    """Tells that the system ended by itself or did not come up; `is_mistake`: by its own word."""
+
+    def __init__(self, message: str, *, is_mistake: bool = False) -> None:
+        super().__init__(message)
+        self.is_mistake = is_mistake
+
+
+class NotInTime(Exception):
+    """Tells that something that was waited for did not happen within its bound."""
+
+
+class RunningSystem:
+    """servo-works in a folder, run by `synchromesh dev` as a child process.
+
+    The child dies with this process, however that dies, and does not get the Ctrl-C of a terminal.
+
+    Args:
+        folder: made by `copy_shipped`.
+        pool: how its HTTP interfaces are reached; whoever made it closes it.
+    """
+
+    def __init__(self, folder: Path, pool: HttpPool) -> None:
+        self.folder = folder
+        self.data = folder / ".synchromesh" / "data"
+        self.log = folder / ".synchromesh" / "telemetry" / "log.jsonl"
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pool = pool
+        self._process: Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._info: RunInfo | None = None
+        self._credential = ""
+
+    @property
+    def pid(self) -> int | None:
+        """The process; None while none runs."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the process and return once every service answers.
+
+        Raises:
+            SystemEnded: it ended instead; the message has its last words.
+            NotInTime: it did neither within 30 seconds.
+        """
+        with (self.folder / "dev.log").open("ab") as output:
+            self._process = process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "synchromesh.cli", "dev",
+                cwd=self.folder, stdin=DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, preexec_fn=die_with_parent(),
+            )  # fmt: skip
+        self._watch = asyncio.create_task(self._watch_over(process))
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                self._info = await self._published(process)
+        except TimeoutError:
+            raise NotInTime(
+                f"the system did not come up within {START_WITHIN_S:g} s; see {self.folder}/dev.log"
+            ) from None
+        answer = await self.ask("POST", "/credentials", {"client": "demo", "principal": "demo"})
+        self._credential = answer["credential"]
+
+    async def kill(self) -> None:
+        """End the process as a power cut would."""
+        process = self._release()
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    async def stop(self) -> int:
+        """Stop the process as Ctrl-C would, and return its exit code; 0 where none runs.
+
+        Raises:
+            NotInTime: it did not stop within 20 seconds, and was killed.
+        """
+        process = self._release()
+        if process is None or process.returncode is not None:
+            return 0 if process is None else process.returncode or 0
+        process.send_signal(signal.SIGINT)
+        try:
+            async with asyncio.timeout(STOP_WITHIN_S):
+                return await process.wait()
+        except TimeoutError:
+            raise NotInTime(
+                f"the system did not stop within {STOP_WITHIN_S:g} s and was killed"
+            ) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    def url(self, service: str) -> str:
+        """Return where a service is; after a restart it is somewhere else."""
+        assert self._info is not None
+        return self._info.services[service]
+
+    @property
+    def credential(self) -> str:
+        """What the client calls the services with."""
+        return self._credential
+
+    async def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Ask the control socket. Raises ConfigError where it does not answer as it should."""
+        assert self._info is not None
+        return await self._request(
+            self._info.control, method, path, body, {"authorization": f"Bearer {self._info.token}"}
+        )
+
+    async def set_faults(self, mode: str, delay_s: float | None = None) -> None:
+        """Turn the fault switch of the credit provider."""
+        wanted = {"mode": mode} if delay_s is None else {"mode": mode, "delay_s": delay_s}
+        await self._request(self.url("credit_provider"), "POST", "/_faults", wanted, {})
+
+    def in_flight(self) -> tuple[str, ...]:
+        """Return the sagas that have not ended, as the databases have them; none must run."""
+        found: list[str] = []
+        for service in SERVICES:
+            path = (self.data / f"{service}.db").resolve()
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+                found += [str(saga_id) for (saga_id,) in database.execute(UNFINISHED)]
+        return tuple(found)
+
+    async def is_settled(self) -> bool:
+        """Return True where no saga is under way and every message has been taken."""
+        status = await self.ask("GET", "/status")
+        return not any(
+            each["sagas"].get("running", 0)
+            or each["sagas"].get("compensating", 0)
+            or any(each["behind"].values())
+            for each in status["services"].values()
+        )
+
+    async def recovered(self) -> int:
+        """Return how many sagas were continued when the system came up."""
+        status = await self.ask("GET", "/status")
+        return sum(
+            each["sagas_since_start"].get("recovered", 0) for each in status["services"].values()
+        )
+
+    async def _published(self, process: Process) -> RunInfo:
+        while True:
+            if process.returncode is not None:
+                raise self._end(process.returncode)
+            try:
+                info = RunDir(self.folder).read()
+            except ConfigError:
+                info = None
+            # A killed system leaves its run.json behind; only that of this process counts.
+            if info is not None and info.pid == process.pid:
+                return info
+            await asyncio.sleep(POLL_S)
+
+    async def _watch_over(self, process: Process) -> None:
+        code = await process.wait()
+        if self._process is process and not self.ended.done():
+            self.ended.set_exception(self._end(code))
+            self.ended.exception()  # whoever waits for it is told; nobody has to
+
+    def _end(self, code: int) -> SystemEnded:
+        said = (self.folder / "dev.log").read_text(errors="replace").strip().splitlines()
+        last = "\n".join(said[-5:]) or "it said nothing"
+        return SystemEnded(
+            f"the system ended by itself with exit code {code}; its last words:\n{last}",
+            is_mistake=code == USER_MISTAKE,
+        )
+
+    def _release(self) -> Process | None:
+        process, self._process = self._process, None
+        return process
+
+    async def _request(
+        self, url: str, method: str, path: str, body: object, headers: dict[str, str]
+    ) -> Any:
+        place = urlsplit(url)
+        data = b"" if body is None else msgspec.json.encode(body)
+        if data:
+            headers = {**headers, "content-type": "application/json"}
+        try:
+            response = await self._pool.request(
+                place.hostname or "", place.port or 80, method, path, headers.items(), data,
+                timeout_s=ASK_WITHIN_S, is_idempotent=True,
+            )  # fmt: skip
+        except SynchromeshError as error:
+            raise ConfigError(f"{method} {url}{path} was not answered: {error.message}") from error
+        if response.status != 200:
+            said = response.body[:200].decode(errors="replace")
+            raise ConfigError(f"{method} {url}{path} was answered {response.status}: {said}")
+        return msgspec.json.decode(response.body)
+
+
+def copy_shipped(folder: Path) -> None:
+    """Copy servo-works as it ships into a folder: the shipped one may belong to somebody else."""
+    ignored = ignore_patterns("__pycache__", ".synchromesh", "demo", "simulation*")
+    copytree(SHIPPED, folder, ignore=ignored, dirs_exist_ok=True)
