@@ -23,6 +23,7 @@ from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.resilience import BreakerOptions, Policy, RetryOptions
 from synchromesh.service import Service
+from synchromesh.system.words import in_words
 
 FILE_NAME = "synchromesh.toml"
 
@@ -82,13 +83,13 @@ class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def compile(self) -> BreakerOptions:
         """Return the options that the section describes."""
-        shortest, _, longest = self.open_for.partition("..")
+        shortest, dots, longest = self.open_for.partition("..")
         return BreakerOptions(
             window_s=duration(self.window),
             minimum_calls=self.minimum_calls,
             failure_rate=self.failure_rate,
             open_for_s=duration(shortest),
-            open_for_max_s=duration(longest or shortest),
+            open_for_max_s=duration(longest if dots else shortest),
         )
 
 
@@ -280,20 +281,8 @@ def _first_wrong(data: dict[str, Any]) -> str:
             try:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
-                return _in_words(str(error), where)
+                return in_words(str(error), where)
     return ""
-
-
-def _in_words(message: str, where: str) -> str:
-    """Turn "Expected `int`, got `str` - at `$.port`" into words about a key.
-
-    Example:
-        >>> _in_words("Expected `int`, got `str` - at `$.port`", "services.a")
-        'services.a.port: expected `int`, got `str`'
-    """
-    what, _, place = message.partition(" - at `$")
-    what = what.replace("Object missing required field", "the key is missing:")
-    return f"{where}{place.rstrip('`')}: {what[:1].lower()}{what[1:]}"
 
 
 def _refuse_unknown_keys(data: Any, kind: Any, path: Path, where: str) -> None:

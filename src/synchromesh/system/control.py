@@ -30,6 +30,7 @@ from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.saga.story import SagaSummary
 from synchromesh.service import ServiceInstance
+from synchromesh.system.words import in_words
 from synchromesh.telemetry import SqliteRing, Tracer
 
 LISTED_MAX = 1000
@@ -79,6 +80,8 @@ class Control:
         self._signer = signer
         self._runtime = runtime
         # The first segment of the path, after the method; what follows it is the argument.
+        # These take one, or may take one.
+        self._with_argument = frozenset({"sagas", "traces"})
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
             ("POST", "call"): self._call,
@@ -93,8 +96,8 @@ class Control:
             self._check(request)
             verb, _, rest = request.path[1:].partition("/")
             answer = self._answers.get((request.method, verb))
-            if answer is None:
-                raise UnknownOperation(f"the control socket has no {request.method} /{verb}")
+            if answer is None or (rest and verb not in self._with_argument):
+                raise UnknownOperation(f"the control socket has no {request.method} {request.path}")
             value = await answer(request, unquote(rest))
         except SynchromeshError as error:
             return error_response(error)
@@ -226,20 +229,22 @@ def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str
     """
     shape = operation.shape
     kind: Any = shape.arguments
-    is_flat = bool(shape.body) and shape.body not in texts and len(kind.__struct_fields__) == 1
-    if is_flat:
-        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[shape.body]
+    is_flat = False
+    if shape.body and shape.body not in texts and len(kind.__struct_fields__) == 1:
+        body: Any = msgspec.structs.fields(kind)[0].type
+        is_flat = bool(_field_names(body))
+        kind = body if is_flat else kind
     known = _field_names(kind)
     unknown = next((name for name in texts if name not in known), None)
     if unknown is not None:
         raise BadRequest(
             f"{operation.full_name} has no argument {unknown!r}; it takes {', '.join(known)}"
         )
-    plain = {name: _plain(text) for name, text in texts.items()}
     try:
-        value = msgspec.convert(plain, kind, strict=False)
+        value = _converted(texts, kind)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"{operation.full_name}: {error}") from error
+        said = in_words(str(error), operation.full_name, thing="argument")
+        raise BadRequest(said) from error
     return operation.canonical(encode({shape.body: value} if is_flat else value))
 
 
@@ -264,7 +269,20 @@ def _told(service: str, run: SagaSummary) -> dict[str, Any]:
 
 
 def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(getattr(kind, "__struct_fields__", ()) or kind.__dataclass_fields__)
+    fields: Any = getattr(kind, "__struct_fields__", None)
+    return tuple(fields or getattr(kind, "__dataclass_fields__", ()))
+
+
+def _converted(texts: Mapping[str, str], kind: Any) -> object:
+    """Read texts as values of a type: one that begins like JSON is it, or else a plain text."""
+    plain = {name: _plain(text) for name, text in texts.items()}
+    try:
+        value: object = msgspec.convert(plain, kind, strict=False)
+    except msgspec.ValidationError:
+        if plain == texts:
+            raise
+        value = msgspec.convert(texts, kind, strict=False)
+    return value
 
 
 def _plain(text: str) -> object:

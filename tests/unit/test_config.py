@@ -1,0 +1,220 @@
+"""The configuration: what is wrong is named with its place and its mend, before anything starts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import notes_app
+from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.system import SystemConfig, load_config
+from synchromesh.system.config import BreakerSection, load_opening, load_services
+from synchromesh.system.loops import loop_factory
+from synchromesh.system.wiring import check_keep
+
+SYSTEM = '[system]\nname = "x"\n'
+ONE = SYSTEM + '[services.a]\napp = "a:a"\n'
+
+
+@pytest.fixture(autouse=True)
+def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading services puts their folder on the import path; each test has its own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def refused(folder: Path, text: str) -> str:
+    """Return what is said of a configuration that is refused."""
+    notes_app.write_config(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(folder)
+    return caught.value.message
+
+
+def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
+    """Every section is read, and what is left out has its default."""
+    text = (
+        ONE
+        + 'port = 8080\n[external.b]\ncommand = ["b"]\nenv = { B = "{data}/b" }\n'
+        + '[policies."a:b"]\ntimeout = "300ms"\nretry = { attempts = 2 }\n'
+        + 'breaker = { open_for = "1s..4s" }\n'
+    )
+    config = load_config(notes_app.write_config(tmp_path, text))
+    assert (config.services["a"].port, config.services["a"].pages_max) == (8080, 0)
+    assert config.external["b"].env == {"B": "{data}/b"}
+    policy = config.policies["a:b"].compile()
+    assert policy.retry is not None
+    assert policy.breaker is not None
+    assert (policy.timeout_s, policy.retry.attempts_max) == (0.3, 2)
+    assert (policy.breaker.open_for_s, policy.breaker.open_for_max_s) == (1.0, 4.0)
+    assert (config.system.host, config.system.loop, config.dev.opening) == (
+        "127.0.0.1",
+        "asyncio",
+        "",
+    )
+
+
+def test_one_open_time_is_both_the_shortest_and_the_longest() -> None:
+    """`open_for = "1s"` does not grow; "500ms..2s" is the default."""
+    default, fixed = BreakerSection().compile(), BreakerSection(open_for="1s").compile()
+    assert (default.open_for_s, default.open_for_max_s) == (0.5, 2.0)
+    assert (fixed.open_for_s, fixed.open_for_max_s) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[system\n", "is not valid TOML"),
+        ('x = "\\q"', "is not valid TOML"),
+        (ONE + "ports = 1", "unknown key 'services.a.ports'; did you mean 'port'?"),
+        (ONE + "zzz = 1", "unknown key 'services.a.zzz'; known: app, port, pages_max"),
+        (ONE + "[polices]", "unknown key 'polices'; did you mean 'policies'?"),
+        (SYSTEM + 'nam = "y"\n', "unknown key 'system.nam'; did you mean 'name'?"),
+        (
+            ONE + '[policies."a:b"]\nbreaker = { open_far = "1s" }',
+            "unknown key 'policies.a:b.breaker.open_far'; did you mean 'open_for'?",
+        ),
+        (ONE + 'port = "80"', "services.a.port: expected `int`, got `str`"),
+        (ONE + "port = true", "services.a.port: expected `int`, got `bool`"),
+        (SYSTEM + "services = 3", "unknown key 'system.services'; known: name, host"),
+        ('services = 3\n[system]\nname = "x"', "services: expected `object`, got `int`"),
+        ("[system]\n[services.a]\napp = 'a:a'", "system: key `name` is missing"),
+        (SYSTEM + "[services.a]", "services.a: key `app` is missing"),
+        ("[services.a]\napp = 'a:a'", "the section [system] is missing"),
+        (SYSTEM, "the section [services] is missing"),
+        (SYSTEM + "[services]", "names no service; add [services.NAME]"),
+        (SYSTEM + "loop = 'trio'\n[services.a]\napp='a:a'", "system.loop: invalid enum value"),
+        (SYSTEM + "[services.'../a']\napp='a:a'", "'../a' cannot name a service"),
+        (ONE + "[external.'B C']\nurl = 'http://b'", "'B C' cannot name a service"),
+        (ONE + "[external.a]\nurl = 'http://b'", "'a' is both a service and external"),
+        (ONE + "port = 70000", "port 70000 is not one; use 1 to 65535, or 0 for any"),
+        (ONE + "port = -1", "port -1 is not one"),
+        (ONE + "port = 80\n[services.b]\napp = 'b:b'\nport = 80", "port 80 is given twice"),
+        (ONE + "pages_max = -5", "[services.a] pages_max is -5; use 0 for no bound"),
+        (ONE + "[external.b]", "[external.b] needs either url or command"),
+        (
+            ONE + "[external.b]\nurl = 'http://b'\ncommand = ['b']",
+            "[external.b] needs either url or command",
+        ),
+        (ONE + "[external.b]\nurl = 'ftp://b'", "[external.b] url = 'ftp://b'; use http://..."),
+        (ONE + '[policies."a"]', '[policies."a"] is no edge; expected "CALLER:CALLEE" of a'),
+        (ONE + '[policies."a:c"]', '[policies."a:c"] is no edge'),
+        (
+            ONE + "[external.b]\nurl = 'http://b'\n[policies.\"b:a\"]",
+            '[policies."b:a"] is no edge',
+        ),
+        (ONE + '[policies."a:a"]\ntimeout = "2"', "'2' is no duration; write a number"),
+        (ONE + '[policies."a:a"]\nretry = { attempts = 0 }', '[policies."a:a"]: '),
+        (ONE + '[policies."a:a"]\nbreaker = { failure_rate = 1.5 }', '[policies."a:a"]: '),
+        (ONE + '[policies."a:a"]\nbreaker = { open_for = "1s.." }', '[policies."a:a"]: '),
+        (
+            ONE + '[policies."a:a"]\nretry = { attempts = "3" }',
+            "policies.a:a.retry.attempts: expected `int`, got `str`",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    """One message names the file, the place, and what would be right."""
+    message = refused(tmp_path, text)
+    assert said in message
+    assert str(tmp_path / "synchromesh.toml") in message
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    """A folder without a configuration, and one that is no text, are said as such."""
+    with pytest.raises(ConfigError, match="go to the folder of your system"):
+        load_config(tmp_path)
+    (tmp_path / "synchromesh.toml").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "synchromesh.toml").rmdir()
+    (tmp_path / "synchromesh.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_config(tmp_path)
+
+
+def config_of(folder: Path, text: str) -> SystemConfig:
+    """Read a configuration that is right in itself."""
+    return load_config(notes_app.write_config(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ("notes_app", 'expected "module:attribute"'),
+        (":notes", 'expected "module:attribute"'),
+        ("notes_app:", 'expected "module:attribute"'),
+        ("no_such_app:a", "there is no module 'no_such_app' in"),
+        ("notes_app.deeper:a", "there is no module 'notes_app.deeper'"),
+        ("notes_app:nots", "module 'notes_app' has no 'nots'"),
+        ("notes_app:not_a_service", "is not a Service"),
+        ("notes_app:broken", "that service is named 'broken'; use the same name"),
+        ("needs_more:a", "importing it failed: ModuleNotFoundError: No module named 'not_there'"),
+        ("divides:a", "importing it failed: ZeroDivisionError: division by zero"),
+        ("unparsed:a", "importing it failed: SyntaxError"),
+    ],
+)
+def test_a_service_that_cannot_be_loaded_is_named(tmp_path: Path, app: str, said: str) -> None:
+    """The message names the section, and where in the user's code an import failed."""
+    (tmp_path / "needs_more.py").write_text("import not_there\n")
+    (tmp_path / "divides.py").write_text("a = 1\nb = 1 / 0\n")
+    (tmp_path / "unparsed.py").write_text("a = = 1\n")
+    config = config_of(tmp_path, SYSTEM + f'[services.notes]\napp = "{app}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_services(config, tmp_path)
+    assert f"[services.notes] app = '{app}'" in caught.value.message
+    assert said in caught.value.message
+    if app == "divides:a":
+        assert f"({tmp_path / 'divides.py'}, line 2)" in caught.value.message
+
+
+def test_a_mistake_in_a_definition_keeps_its_own_words(tmp_path: Path) -> None:
+    """What the toolkit itself says of a definition is not wrapped in an import's failure."""
+    (tmp_path / "wrong_definition.py").write_text(
+        "from synchromesh import Service\n"
+        "a = Service('a')\n"
+        "@a.saga(int, deadline='soon')\n"
+        "async def late(s, n: int) -> None:\n"
+        "    await s.id\n"
+    )
+    config = config_of(tmp_path, SYSTEM + '[services.a]\napp = "wrong_definition:a"\n')
+    with pytest.raises(SynchromeshError, match="'soon' is no duration"):
+        load_services(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("opening", "said"),
+    [
+        ("notes_app:none_such", "has no 'none_such'"),
+        ("notes_app:no_opening", "is no async function; write async def"),
+    ],
+)
+def test_an_opening_that_cannot_be_awaited_is_refused(
+    tmp_path: Path, opening: str, said: str
+) -> None:
+    """The opening is checked before anything starts."""
+    config = config_of(tmp_path, notes_app.TOML + f'[dev]\nopening = "{opening}"\n')
+    with pytest.raises(ConfigError, match=said):
+        load_opening(config, tmp_path)
+
+
+def test_the_opening_is_optional(tmp_path: Path) -> None:
+    """A system may begin with nothing, or with what a function does."""
+    assert load_opening(config_of(tmp_path, notes_app.TOML), tmp_path) is None
+    text = notes_app.TOML + '[dev]\nopening = "notes_app:opens"\n'
+    assert load_opening(config_of(tmp_path, text), tmp_path) is notes_app.opens
+
+
+def test_a_saga_may_not_outlive_the_inboxes() -> None:
+    """Inboxes have to remember longer than a saga may still ask (S6)."""
+    check_keep([notes_app.notes], 7 * 86_400.0)
+    with pytest.raises(ConfigError, match=r"saga notes\.planned may take .*shorten its deadlines"):
+        check_keep([notes_app.notes], 60.0)
+
+
+def test_the_loop_is_asyncios_own_by_default() -> None:
+    """`loop = "asyncio"` needs nothing else."""
+    loop = loop_factory("asyncio")()
+    assert type(loop).__module__.startswith("asyncio.")
+    loop.close()
