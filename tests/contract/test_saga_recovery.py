@@ -276,8 +276,8 @@ def test_new_code_continues_a_run_whose_steps_it_still_matches() -> None:
     [
         (other_arguments, "stock.reserve#1 is recorded with other arguments"),
         (other_step, "the code asks for plant.book#1 where stock.reserve#1 is recorded"),
-        (ends_early, "the code ends without stock.reserve#1"),
-        (raises_early, "the code never asks for stock.reserve#1"),
+        (ends_early, "stock.reserve#1, which"),
+        (raises_early, "stock.reserve#1, which"),
         (pivot_moved, "stock.reserve#1 is now the pivot"),
         (other_result, "a recorded result no longer fits"),
         (other_input, "cannot go on: the data does not fit"),
@@ -305,8 +305,7 @@ def test_a_run_that_new_code_does_not_match_is_stuck_and_named(
             with pytest.raises((Stuck, SagaGone)):
                 await engine_result(engine)
             reason = (await engine.show("A-1")).summary.reason
-            words = why if not is_turned else "stock.reserve#1"
-            assert words in reason or why in reason or "never asks for" in reason
+            assert why in reason
             assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
         assert len(others.sent) == sent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Coroutine
@@ -67,19 +68,7 @@ class SagaDefinition(Generic[I, R]):
         Raises:
             ContractError: an annotation is missing or cannot be resolved.
         """
-        try:
-            hints = typing.get_type_hints(self.fn)
-        except NameError as error:
-            raise ContractError(
-                f"saga {self.name!r}: {error}; its annotations must be importable"
-            ) from error
-        names = list(inspect.signature(self.fn).parameters)
-        if len(names) != 2 or names[1] not in hints or "return" not in hints:
-            raise ContractError(
-                f"saga {self.name!r}: expected async def {self.fn.__name__}(s: Saga, input: Input) "
-                "-> Result, with these annotations"
-            )
-        return Shape(hints[names[1]], hints["return"])
+        return _shape_of(self.fn, self.name)
 
     async def start(self, ctx: Starter, input: I, *, id: str) -> SagaRun[R]:  # noqa: A002
         """Start a run and return once it is durable; the same id and input is the same run (S1).
@@ -90,6 +79,23 @@ class SagaDefinition(Generic[I, R]):
             Shed: too many runs are in flight.
         """
         return await ctx.start_saga(self, input, id=id)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape_of(fn: Callable[..., Any], saga: str) -> Shape:
+    try:
+        hints = typing.get_type_hints(fn)
+    except NameError as error:
+        raise ContractError(
+            f"saga {saga!r}: {error}; its annotations must be importable"
+        ) from error
+    names = list(inspect.signature(fn).parameters)
+    if len(names) != 2 or names[1] not in hints or "return" not in hints:
+        raise ContractError(
+            f"saga {saga!r}: expected async def {fn.__name__}(s: Saga, input: Input) -> Result, "
+            "with these annotations"
+        )
+    return Shape(hints[names[1]], hints["return"])
 
 
 class Starter(Protocol):
