@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Self, TypeAlias
 from urllib.parse import unquote
 
@@ -89,9 +89,7 @@ class AsgiHandler:
         """Answer one request. Raises what the application raises before its answer is whole."""
         exchange = _Exchange(request.body, self._body_bytes_max)
         scope = _scope(request, self._lifespan.state if self._lifespan is not None else {})
-        task = asyncio.ensure_future(
-            _as_coroutine(self._app(scope, exchange.receive, exchange.send))
-        )
+        task = asyncio.ensure_future(_call(self._app, scope, exchange.receive, exchange.send))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(exchange.end)
@@ -174,7 +172,7 @@ class _Lifespan:
             "asgi": {"version": "3.0", "spec_version": "2.0"},
             "state": self.state,
         }
-        self._task = asyncio.ensure_future(_as_coroutine(app(scope, self._receive, self._send)))
+        self._task = asyncio.ensure_future(_call(app, scope, self._receive, self._send))
 
     async def startup(self) -> None:
         try:
@@ -245,8 +243,8 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
-def _as_coroutine(running: Awaitable[None]) -> Coroutine[Any, Any, None]:
-    async def run() -> None:
-        await running
-
-    return run()
+async def _call(
+    app: AsgiApp, scope: MutableMapping[str, Any], receive: Receive, send: Send
+) -> None:
+    # Called only once the task runs: one that ends before that leaves no coroutine unawaited.
+    await app(scope, receive, send)
