@@ -18,6 +18,7 @@ from synchromesh.testing.loop import SimLoop
 from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, Process
 from synchromesh.testing.sim_runtime import SimLane, SimRuntime
+from synchromesh.testing.transport import AsgiReceiver, SimExchange, SimTransport
 from synchromesh.testing.wire import CALM, STORMY, Faults, Wire
 from synchromesh.testing.world import Node, World, run
 
@@ -25,6 +26,7 @@ __all__ = [
     "CALM",
     "PROCESS",
     "STORMY",
+    "AsgiReceiver",
     "Deadlock",
     "Escape",
     "Faults",
@@ -34,10 +36,12 @@ __all__ = [
     "Overdue",
     "Process",
     "SimDisk",
+    "SimExchange",
     "SimLane",
     "SimLoop",
     "SimNetwork",
     "SimRuntime",
+    "SimTransport",
     "SimulationError",
     "Unhandled",
     "Wire",

@@ -98,6 +98,24 @@ class SimDisk:
             raise sqlite3.OperationalError(f"unable to open database file: {path}")
         return file.rows(sql, values)
 
+    def image(self, path: str) -> bytes:
+        """Return a database as it is committed, as the bytes of its file; also afterwards.
+
+        Raises sqlite3.OperationalError where there is no such file.
+        """
+        file = self._files.get(_normal(path))
+        if file is None:
+            raise sqlite3.OperationalError(f"unable to open database file: {path}")
+        return file.image()
+
+    def install(self, path: str, image: bytes) -> None:
+        """Make a database of the bytes of a file, such as one that another universe left."""
+        path = _normal(path)
+        if path in self._files:
+            raise ValueError(f"there is a database {path!r} already")
+        file = self._files[path] = _File(f"{self._prefix}{path}")
+        file.restore(image)
+
     def crash(self, process: Process | None) -> None:
         """Cut the power of a process: its transactions, locks and unsynced commits are lost.
 
@@ -184,11 +202,17 @@ class _File:
         if self._snapshots and any(connection.is_unsynced for connection in mine):
             survivor = self._snapshots[int(rng.random() * len(self._snapshots))]
             self._snapshots.clear()
-            source = _loaded(survivor)
-            try:
-                source.backup(self._keeper)
-            finally:
-                source.close()
+            self.restore(survivor)
+
+    def image(self) -> bytes:
+        return _image_of(self._keeper) if self._image is None else self._image
+
+    def restore(self, image: bytes) -> None:
+        source = _loaded(image)
+        try:
+            source.backup(self._keeper)
+        finally:
+            source.close()
 
     def close(self) -> None:
         for _, connection in self._open:

@@ -27,6 +27,7 @@ class SimRuntime:
         process: whose runtime it is.
         seed: decides the process's own chance, another one in each of its lives.
         wire: whose chance decides how long lanes take.
+        clock: virtual time. It is also asked from within a lane, where no loop runs.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class SimRuntime:
         disk: SimDisk,
         network: Network,
         wire: Wire,
+        clock: Callable[[], float],
         skew_us: int = 0,
     ) -> None:
         self.process = process
+        self._clock = clock
         self._rng = random.Random(f"{seed}/{process.name}/{process.epoch}")
         self._disk, self._network, self._wire = disk, network, wire
         self._wall_base_us = WALL_BASE_US + skew_us
@@ -72,7 +75,7 @@ class SimRuntime:
 
     def wall_us(self) -> int:
         """Return virtual time as a wall clock, with this node's skew."""
-        return self._wall_base_us + int(asyncio.get_running_loop().time() * 1e6)
+        return self._wall_base_us + int(self._clock() * 1e6)
 
     def new_id(self) -> str:
         """Return a new UUIDv7; ids ascend although virtual time often stands still."""

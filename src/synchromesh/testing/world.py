@@ -122,15 +122,17 @@ class World:
         if heal_after_s is not None:
             self.later(heal_after_s, self.wire.mend, a, b)
 
-    def heal(self) -> None:
-        """End all faults and start every node: from here on the system must make progress.
-
-        Messages that were late already still arrive.
-        """
+    def calm(self) -> None:
+        """End all faults of the network and all pauses; messages that are late still arrive."""
         self.wire.faults = replace(self.wire.faults, loss=0.0, duplication=0.0, tail=0.0)
         self.wire.mend_all()
         for node in self.nodes.values():
             node.resume()
+
+    def heal(self) -> None:
+        """End all faults and start every node: from here on the system must make progress."""
+        self.calm()
+        for node in self.nodes.values():
             node.start()
 
     # -- running ---------------------------------------------------------------------------------
@@ -196,6 +198,7 @@ class Node:
             disk=world.disk,
             network=world.network,
             wire=world.wire,
+            clock=world.loop.time,
             skew_us=self._skew_us,
         )
         world.loop.spawn(process, self._main(runtime))
@@ -274,7 +277,7 @@ def run(
     disk = SimDisk(random.Random(f"{seed}/disk"))
     process = loop.new_process("main")
     network = SimNetwork(loop, wire)
-    runtime = SimRuntime(process, seed=seed, disk=disk, network=network, wire=wire)
+    runtime = SimRuntime(process, seed=seed, disk=disk, network=network, wire=wire, clock=loop.time)
     try:
         return _run(loop, process.context.copy(), main(runtime), until_s=until_s)
     finally:
