@@ -1,4 +1,4 @@
-"""One universe: a few orders from the book while everything goes wrong, then peace, then an audit."""
+"""One universe: a few orders while everything goes wrong, then peace, then an audit."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from typing import TypeVar
 from unittest import mock
 
+import shop
+from contracts.orders import Orders, Placed, PlaceOrder
+from credit_provider import Faults
 from msgspec import structs
 
 from synchromesh.calls import Call, Caller
 from synchromesh.errors import Rejection, SagaUndone, SynchromeshError
-from synchromesh.examples.servo_works.simulation.cluster import (
+from synchromesh.store import Once, Recorded, Unit, inbox
+from synchromesh.testing import CALM, STORMY, Node, SimulationError, World
+from universes.cluster import (
     CLIENTS,
     PROVIDER,
     SERVICES,
     Cluster,
     subscribers,
 )
-from synchromesh.examples.servo_works.simulation.invariants import broken_in, is_quiet
-from synchromesh.store import Once, Recorded, Unit, inbox
-from synchromesh.testing import CALM, STORMY, Node, SimRuntime, SimulationError, World
-
-import shop  # isort: skip  the modules of servo-works are imported as its own folder names them
-from contracts.orders import Orders, Placed, PlaceOrder  # isort: skip
-from credit_provider import Faults  # isort: skip
+from universes.invariants import broken_in, is_quiet
 
 R = TypeVar("R")
 
@@ -64,8 +62,8 @@ class Universe:
         self._rng, self._is_stormy = self.world.rng, is_stormy
         self._orders = self._choose()
         self._is_sold = False
-        if kill is not None:
-            self.world.on_step = functools.partial(self._kill, *kill)
+        self._doomed = {} if kill is None else {kill[0]: kill[1]}
+        self.world.on_step = self._before_step
 
     def run(self) -> Universe:
         """Live through it, and look at what is left."""
@@ -113,7 +111,7 @@ class Universe:
             orders[0] = structs.replace(orders[0], customer=customer)
         return orders
 
-    async def _buy_all(self, caller: Caller, runtime: SimRuntime) -> None:
+    async def _buy_all(self, caller: Caller) -> None:
         async with asyncio.TaskGroup() as group:
             for order in self._orders:
                 group.create_task(self._buy(caller, order))
@@ -166,21 +164,29 @@ class Universe:
     async def _storm(self) -> None:
         rng, loop = self._rng, self.world.loop
         evils = {
-            self._crash: 0.40,
-            self._part: 0.20,
-            self._hand_over: 0.15,
-            self._confuse_provider: 0.15,
-            self._pause: 0.10,
+            self._crash: 0.2,
+            self._doom: 0.3,
+            self._part: 0.2,
+            self._hand_over: 0.1,
+            self._confuse_provider: 0.1,
+            self._pause: 0.1,
         }
         while loop.time() < STORM_S:
-            await asyncio.sleep(rng.expovariate(1.0))
+            await asyncio.sleep(rng.expovariate(1.2))
             (evil,) = rng.choices(list(evils), list(evils.values()))
             evil()
 
-    def _crash(self) -> None:
+    def _victim(self) -> Node:
         name = self._rng.choice((*SERVICES, PROVIDER))
-        node = self.world.nodes[PROVIDER] if name == PROVIDER else self.cluster.pair(name)[0]
-        node.crash(self._rng.uniform(0.05, 2.0))
+        return self.world.nodes[PROVIDER] if name == PROVIDER else self.cluster.pair(name)[0]
+
+    def _crash(self) -> None:
+        self._victim().crash(self._rng.uniform(0.05, 2.0))
+
+    def _doom(self) -> None:
+        """Let a node die at one of its next steps, which is while it does something."""
+        node = self._victim()
+        self._doomed[node.name] = node.steps + self._rng.randrange(1, 100)
 
     def _part(self) -> None:
         names = [PROVIDER, CLIENTS, *(self.cluster.pair(name)[0].name for name in SERVICES)]
@@ -208,8 +214,8 @@ class Universe:
         node = self.cluster.pair(self._rng.choice(SERVICES))[0]
         node.pause(self._rng.uniform(0.1, 3.0))
 
-    def _kill(self, name: str, step: int, node: Node) -> None:
-        if node.name == name and node.steps == step:
+    def _before_step(self, node: Node) -> None:
+        if self._doomed.get(node.name) == node.steps:
             node.crash(0.3)
 
 
@@ -233,19 +239,12 @@ def opened_shop() -> dict[str, bytes]:
         for drive in shop.catalogue()
         if drive.sku in SCARCE
     ]
-    is_open = asyncio.Event()
-
-    async def open_it(caller: Caller, _: SimRuntime) -> None:
-        await shop.open_shop(_Opener(caller), drives)
-        is_open.set()
-
-    cluster = Cluster(world, open_it)
+    cluster = Cluster(world, lambda caller: shop.open_shop(_Opener(caller), drives))
 
     async def story() -> None:
         cluster.start()
-        await is_open.wait()
-        while not is_quiet(world.disk, subscribers()):
-            await asyncio.sleep(0.1)
+        await asyncio.sleep(10.0)
+        assert is_quiet(world.disk, subscribers())
 
     world.run(story())
     return {path: world.disk.image(path) for path in world.disk.paths()}

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+
+from credit_provider import CreditProvider, Faults, Ledger
+from services.orders import sagas
 
 from synchromesh.calls import Caller, Policies
 from synchromesh.discovery import Endpoint, Resolved
@@ -27,13 +29,6 @@ from synchromesh.telemetry import SpanRecord, Tracer
 from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]
-if str(FOLDER) not in sys.path:
-    sys.path.append(str(FOLDER))
-
-# The modules of servo-works are imported as its own folder names them.
-from credit_provider import CreditProvider, Faults, Ledger  # noqa: E402
-from services.orders import sagas  # noqa: E402
-
 SERVICES = ("orders", "inventory", "billing", "production")
 PROVIDER, CLIENTS = "credit_provider", "clients"
 SIGNER = Signer(b"0123456789abcdef0123456789abcdef")
@@ -41,7 +36,7 @@ SIGNER = Signer(b"0123456789abcdef0123456789abcdef")
 POLICY = SagaPolicy(step_timeout_s=0.4, attempts_max=2, backoff_cap_s=1.0)
 DEADLINE_S = 60.0
 
-ClientMain = Callable[[Caller, SimRuntime], Awaitable[None]]
+ClientMain = Callable[[Caller], Awaitable[None]]
 
 
 class Cluster:
@@ -120,9 +115,7 @@ class Cluster:
         self._exchange.leave(runtime)
         self.world.nodes[runtime.name].crash()
 
-    async def _instance(
-        self, service: Service, path: str, runtime: SimRuntime
-    ) -> ServiceInstance:
+    async def _instance(self, service: Service, path: str, runtime: SimRuntime) -> ServiceInstance:
         around = Surroundings(
             runtime=runtime,
             signer=SIGNER,
@@ -158,7 +151,7 @@ class Cluster:
             runtime=runtime,
             policies=Policies(),
         )
-        await self._clients(caller, runtime)
+        await self._clients(caller)
 
     # -- what the nodes are handed ---------------------------------------------------------------
 

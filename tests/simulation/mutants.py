@@ -1,0 +1,315 @@
+"""Planted bugs for the simulation: each replaces one named function of the product.
+
+A simulation that finds nothing proves something only if it finds these. Run as a program it hunts
+one of them, seed by seed, and prints the first seed at which something is broken:
+
+    python tests/simulation/mutants.py "no tombstone" --seeds 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from universes.universe import Universe, opened_shop
+
+from synchromesh.events import Checkpoint, save_checkpoint
+from synchromesh.saga.machine import SagaMachine
+from synchromesh.saga.records import Kind as RecordKind
+from synchromesh.saga.records import Phase, Record, UndoStep
+from synchromesh.store import Kind, Once, Recorded, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One planted bug.
+
+    Attributes:
+        name: what is wrong.
+        target: the function that is replaced, by its full name.
+        make: takes the function and returns what stands in its place.
+        seeds: universes that are known to find it; they are tried before all others.
+    """
+
+    name: str
+    target: str
+    make: Callable[[Any], Any]
+    seeds: tuple[int, ...] = ()
+
+    def hunt(self, seeds_max: int) -> tuple[int, list[str]] | None:
+        """Return the first seed that finds it, and what is broken there."""
+        opened_shop()  # in good order, before anything is planted
+        original = pkgutil.resolve_name(self.target)
+        with mock.patch(self.target, self.make(original)):
+            for seed in (*self.seeds, *range(seeds_max)):
+                broken = Universe(seed).run().broken
+                if broken:
+                    return seed, broken
+        return None
+
+
+# -- the inbox -----------------------------------------------------------------------------------
+
+
+def _recall_forgets_answers(recall: Any) -> Any:
+    async def mutated(unit: Unit, once: Once) -> Recorded | None:
+        known: Recorded | None = await recall(unit, once)
+        return None if known is not None and known.kind is Kind.ANSWER else known
+
+    return mutated
+
+
+def _bury_does_nothing(_: Any) -> Any:
+    async def mutated(unit: Unit, caller: str, key: str, keep_s: float) -> None:
+        return None
+
+    return mutated
+
+
+def _conclude_forgets_refusals(conclude: Any) -> Any:
+    async def mutated(unit: Unit, once: Once, kind: Kind, body: bytes) -> Recorded:
+        if kind is Kind.REFUSAL:
+            return Recorded(kind, once.digest, body)
+        recorded: Recorded = await conclude(unit, once, kind, body)
+        return recorded
+
+    return mutated
+
+
+# -- sagas ---------------------------------------------------------------------------------------
+
+
+class _Rollback(Exception):
+    """Ends a unit that was run only to learn its answer."""
+
+
+def _write_records_first(write: Any) -> Any:
+    async def mutated(self: Any, body: Any, kept: Any) -> bytes:
+        answers: list[bytes] = []
+
+        async def rehearsal(unit: Unit) -> None:
+            answers.append(await body(unit))
+            raise _Rollback
+
+        async def nothing(_: Unit) -> bytes:
+            return answers[-1]
+
+        with contextlib.suppress(_Rollback):
+            await self._desk.store.write(rehearsal, name="rehearsal")
+        answer: bytes = await write(self, nothing, kept)
+        await self._desk.store.write(body, name="effect")
+        return answer
+
+    return mutated
+
+
+def _recovery_forgets_the_turn(init: Any) -> Any:
+    backward = (
+        RecordKind.REFUSED,
+        RecordKind.TURNED,
+        RecordKind.UNDO_BEGUN,
+        RecordKind.UNDONE,
+    )
+
+    def mutated(
+        self: Any, means: Any, definition: Any, row: Any, records: Sequence[Record] = ()
+    ) -> None:
+        init(self, means, definition, row, [r for r in records if r.kind not in backward])
+        self.journal._seq = len(records)
+
+    return mutated
+
+
+def _next_undo_skips_unknown(next_undo: Any) -> Any:
+    def mutated(self: SagaMachine) -> UndoStep | None:
+        steps = self._steps
+        self._steps = {k: s for k, s in steps.items() if s.phase is not Phase.UNKNOWN}
+        try:
+            undo: UndoStep | None = next_undo(self)
+        finally:
+            self._steps = steps
+        return undo
+
+    return mutated
+
+
+def _next_undo_is_the_first(next_undo: Any) -> Any:
+    def flip(self: SagaMachine) -> None:
+        for step in self._steps.values():
+            step.order = -step.order
+
+    def mutated(self: SagaMachine) -> UndoStep | None:
+        flip(self)
+        try:
+            undo: UndoStep | None = next_undo(self)
+        finally:
+            flip(self)
+        return undo
+
+    return mutated
+
+
+def _flush_waits_for_a_better_moment(flush: Any) -> Any:
+    by_the_way = (RecordKind.BEGUN, RecordKind.DONE, RecordKind.UNDO_BEGUN)
+
+    async def mutated(self: Any) -> None:
+        if any(record.kind not in by_the_way for record in self.pending()):
+            await flush(self)
+
+    return mutated
+
+
+# -- store, handlers, messages, projections ------------------------------------------------------
+
+
+def _connect_does_not_sync(connect: Any) -> Any:
+    def mutated(*args: Any, **options: Any) -> Any:
+        connection = connect(*args, **options)
+        connection.execute("pragma synchronous = off")
+        return connection
+
+    return mutated
+
+
+def _nested_keys_are_new(_: Any) -> Any:
+    def mutated(self: Any, name: str) -> str:
+        return str(self._home.runtime.new_id())
+
+    return mutated
+
+
+def _undo_answers_only(_: Any) -> Any:
+    async def mutated(unit: Unit, place: tuple[str, str], keep_s: float) -> None:
+        return None
+
+    return mutated
+
+
+def _take_without_inbox(_: Any) -> Any:
+    async def mutated(self: Any, source: str, message: Any, known: Any, act: Any) -> Any:
+        return await self._store.write(lambda unit: act(unit, source, message), name="take")
+
+    return mutated
+
+
+def _save_too_early(_: Any) -> Any:
+    async def mutated(self: Any) -> None:
+        if self._window.newest != self._saved:
+            early = Checkpoint(self._store.log_id, self._window.newest)
+            await self._store.write(
+                lambda unit: save_checkpoint(unit, self.checkpoint_name, early), name="too early"
+            )
+            self._saved = early.position
+
+    return mutated
+
+
+def _apply_in_two_commits(_: Any) -> Any:
+    async def mutated(self: Any, after: Checkpoint, batch: Any) -> None:
+        async def effect(unit: Unit) -> None:
+            for event in batch:
+                await self._projection.apply(unit, event)
+
+        await self._store.write(effect, name="effect")
+        await self._store.write(
+            lambda unit: save_checkpoint(unit, self.checkpoint_name, after.past(batch[-1])),
+            name="checkpoint",
+        )
+
+    return mutated
+
+
+_SAGA, _STORE = "synchromesh.saga", "synchromesh.store"
+MUTANTS = {
+    mutant.name: mutant
+    for mutant in (
+        Mutant(
+            "a repeated request is applied again",
+            f"{_STORE}.inbox.recall",
+            _recall_forgets_answers,
+        ),
+        Mutant("no tombstone", f"{_STORE}.inbox.bury", _bury_does_nothing),
+        Mutant(
+            "a refusal is not recorded",
+            f"{_STORE}.inbox.conclude",
+            _conclude_forgets_refusals,
+        ),
+        Mutant(
+            "a write is recorded before its effect",
+            f"{_SAGA}.journal.Journal.write",
+            _write_records_first,
+        ),
+        Mutant(
+            "the turn of a saga is forgotten in a crash",
+            f"{_SAGA}.execution.Execution.__init__",
+            _recovery_forgets_the_turn,
+        ),
+        Mutant(
+            "a step whose outcome is unknown is not undone",
+            f"{_SAGA}.machine.SagaMachine.next_undo",
+            _next_undo_skips_unknown,
+        ),
+        Mutant(
+            "steps are undone in their own order",
+            f"{_SAGA}.machine.SagaMachine.next_undo",
+            _next_undo_is_the_first,
+        ),
+        Mutant(
+            "a step is begun before that is durable",
+            f"{_SAGA}.journal.Journal.flush",
+            _flush_waits_for_a_better_moment,
+        ),
+        Mutant(
+            "commits are acknowledged before they are synced",
+            f"{_STORE}.sqlite._connect",
+            _connect_does_not_sync,
+        ),
+        Mutant(
+            "a handler that is run again uses new keys",
+            "synchromesh.service.context.Context._nested",
+            _nested_keys_are_new,
+        ),
+        Mutant(
+            "an undo is acknowledged and not done",
+            "synchromesh.service.handlers._resolve",
+            _undo_answers_only,
+        ),
+        Mutant(
+            "messages are taken without the inbox",
+            "synchromesh.messaging.consumer.Consumer._take_once",
+            _take_without_inbox,
+        ),
+        Mutant(
+            "the relay's checkpoint is saved before delivery",
+            "synchromesh.messaging.relay.Relay._save",
+            _save_too_early,
+        ),
+        Mutant(
+            "a projection's checkpoint has a commit of its own",
+            "synchromesh.events.projection.ProjectionRunner._apply",
+            _apply_in_two_commits,
+        ),
+    )
+}
+
+
+def main() -> int:
+    """Hunt one mutant and print the seed that finds it; 1 where none does."""
+    parser = argparse.ArgumentParser(description="Hunts a planted bug.")
+    parser.add_argument("name", choices=sorted(MUTANTS))
+    parser.add_argument("--seeds", type=int, default=2000, help="how many seeds are tried")
+    options = parser.parse_args()
+    found = MUTANTS[options.name].hunt(options.seeds)
+    sys.stdout.write(json.dumps({"mutant": options.name, "found": found}) + "\n")
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
