@@ -90,7 +90,7 @@ class Lessor:
         """Grant a lease and return its incarnation, which every renewal has to carry."""
         change = self._table.grant(endpoint, now=_now())
         self._tell([change])
-        assert change.lease is not None  # noqa: S101  a granted lease is there
+        assert change.lease is not None
         return change.lease.incarnation
 
     def renew(self, instance: str, incarnation: int) -> None:
