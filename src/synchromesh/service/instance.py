@@ -128,6 +128,7 @@ class ServiceInstance:
             schemas=(EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, _own_schema(service)),
             runtime=around.runtime,
             options=around.store,
+            tracer=Tracer(service.name, around.runtime, around.sink),
         )
         try:
             instance = cls(service, store, around)

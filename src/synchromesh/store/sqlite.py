@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, tran
 from synchromesh.store.sqlite_unit import refuse_control
 from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
 from synchromesh.store.writer import Writer
+from synchromesh.telemetry import Span, Tracer, current_span
 
 T = TypeVar("T")
 
@@ -95,12 +97,14 @@ class SqliteStore:
         log_id: str,
         lock: FileLock,
         reader: sqlite3.Connection,
+        tracer: Tracer | None,
     ) -> None:
         self._path = path
         self._service = service
         self._log_id = log_id
         self._lock = lock
         self._reader = reader
+        self._tracer = tracer
         self._listeners: dict[str, list[Callable[[], None]]] = {}
         self._writer: Writer
         self._is_closed = False
@@ -114,8 +118,12 @@ class SqliteStore:
         schemas: Sequence[Schema],
         runtime: Runtime,
         options: StoreOptions = StoreOptions(),
+        tracer: Tracer | None = None,
     ) -> SqliteStore:
         """Own a file, bring its tables up to date and start its writer.
+
+        With a `tracer`, each unit of a trace gets a span of kind "unit": from its submission until
+        it is durable.
 
         Raises:
             StoreLocked: another process still owns it after `owner_wait_s`.
@@ -130,7 +138,9 @@ class SqliteStore:
             connection = _connect(path, runtime, options, opened)
             log_id = _prepare(connection, (STORE_SCHEMA, *schemas), runtime, path)
             reader = _connect(path, runtime, options, opened, read_only=True)
-            store = cls(path=path, service=service, log_id=log_id, lock=lock, reader=reader)
+            store = cls(
+                path=path, service=service, log_id=log_id, lock=lock, reader=reader, tracer=tracer
+            )
             store._writer = Writer(
                 connection,
                 path=path,
@@ -179,7 +189,8 @@ class SqliteStore:
             StoreError: the engine refused; nothing of the unit was written.
         """
         refuse_in_unit(f"the unit {name!r} within itself")
-        return await self._writer.submit(body, name)
+        with self._span(name):
+            return await self._writer.submit(body, name)
 
     async def write_once(
         self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
@@ -191,7 +202,8 @@ class SqliteStore:
             ForeignAwait, UnitTooLong, Shed, StoreError: as `write` does.
         """
         refuse_in_unit(f"the unit {name!r} within itself")
-        return await self._writer.submit_once(body, once, name)
+        with self._span(name):
+            return await self._writer.submit_once(body, once, name)
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Return rows of the committed state; a statement that writes is refused."""
@@ -232,6 +244,12 @@ class SqliteStore:
     def __repr__(self) -> str:
         state = "broken" if self.broken else "closed" if self._is_closed else "open"
         return f"<SqliteStore {self._service} {state} commits {self.commits}>"
+
+    def _span(self, name: str) -> AbstractContextManager[Span | None]:
+        around = current_span.get()
+        if self._tracer is None or around is None:
+            return nullcontext()  # work that belongs to no trace, such as sweeping
+        return self._tracer.start("unit", name, trace_id=around.trace_id, parent_id=around.span_id)
 
     def _hear(self, topic: str) -> None:
         for hear in tuple(self._listeners.get(topic, ())):
