@@ -33,6 +33,7 @@ from synchromesh.store import Schema, SqliteStore, StoreOptions, Unit, inbox
 from synchromesh.telemetry import Sink, Tracer
 
 SWEEP_EVERY_S = 60.0
+ADOPT_EVERY_S = 30.0
 # How long inboxes remember; longer than any saga may still ask (S6).
 KEEP_S = 7 * 86_400.0
 
@@ -172,7 +173,7 @@ class ServiceInstance:
         await self.store.close()
 
     def _background(self, around: Surroundings, tracer: Tracer) -> list[Child]:
-        children = [Child("inbox sweep", self._sweep)]
+        children = [Child("inbox sweep", self._sweep), Child("saga recovery", self._adopt)]
         own = frozenset(event.full_name for event in self.service.published())
         for subscriber, wanted in sorted(around.subscribers.items()):
             if names := wanted & own:
@@ -232,6 +233,11 @@ class ServiceInstance:
     async def _deliver(self, incoming: Incoming) -> bytes:
         message: Message = incoming.operation.parse(incoming.arguments)["message"]
         return encode(await self.consumer.take(incoming.context.caller, message))
+
+    async def _adopt(self) -> None:
+        while True:
+            await asyncio.sleep(ADOPT_EVERY_S)
+            await self.engine.adopt()
 
     async def _sweep(self) -> None:
         while True:
