@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -44,6 +45,7 @@ from synchromesh.errors import (
     SynchromeshError,
 )
 from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun
+from synchromesh.saga.machine import SagaMachine
 from synchromesh.store import SqliteStore
 from synchromesh.testing import SimRuntime, World, run
 
@@ -516,6 +518,24 @@ def test_a_store_that_is_full_for_a_while_holds_a_run_and_loses_nothing() -> Non
         assert len(others.sent) == 4, "the second step waits for the record of the first"
         await engine.close()
         await store.close()
+
+    run(main)
+
+
+def test_a_run_that_left_memory_by_a_fault_is_adopted_and_ends() -> None:
+    """A fault of this process strands no run until the next start, and repeats no effect."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants()
+        async with at_work(runtime, others) as engine:
+            with patch.object(SagaMachine, "on_outcome", side_effect=RuntimeError("a bug")):
+                handle = await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+                with pytest.raises(SagaGone):
+                    await handle.result(FOREVER_S)
+            assert await engine.adopt() == 1
+            assert await engine.adopt() == 0
+            assert await handle.result(FOREVER_S) is not None
+            assert await engine.adopt() == 0
 
     run(main)
 
