@@ -35,31 +35,27 @@ class Account(Struct):
 
     Attributes:
         told: what the client was told of each order: "placed", "accepted" or "rejected".
-        refusals: how often an order was refused, by the code of the business no.
         requests, failures: requests that were sent; those that failed and why. Each of those was
             sent again under its key.
         told_at_kill: how many orders had their answer when the system was killed.
         spans: of one trace, of a saga that was in flight then, where there is one.
-        undone: the story of one saga that was undone.
+        reasons: why sagas were undone.
+        undone: the story of one of them.
         notes: what went otherwise than it should have.
     """
 
     orders: int
     took_s: float = 0.0
     told: dict[str, str] = field(default_factory=dict)
-    refusals: dict[str, int] = field(default_factory=dict)
     requests: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     told_at_kill: int = 0
     kill: Kill | None = None
     turns: list[Turn] = field(default_factory=list)
     spans: list[SpanRecord] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
     undone: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
-
-    def note_refusal(self, code: str) -> None:
-        """Count a business no."""
-        self.refusals[code] = self.refusals.get(code, 0) + 1
 
     def note_failure(self, reason: str) -> None:
         """Count a request that failed."""

@@ -1,7 +1,8 @@
 """The customers of the demo: hand orders in over HTTP and ask until each has its answer."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from random import Random
 from urllib.parse import quote, urlsplit
 
@@ -57,11 +58,18 @@ class Customers:
         """Wait until every order that was handed in has its answer."""
         await self._waiting.join()
 
-    async def run(self) -> None:
-        """Place orders until cancelled. Raises Unanswered."""
+    @asynccontextmanager
+    async def buying(self) -> AsyncIterator[None]:
+        """Place orders while the block runs.
+
+        Raises:
+            ExceptionGroup: what the block raised, or Unanswered; the block is cancelled then.
+        """
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._at_once):
-                group.create_task(self._serve())
+            tasks = [group.create_task(self._serve()) for _ in range(self._at_once)]
+            yield
+            for task in tasks:
+                task.cancel()
 
     async def settle(self) -> None:
         """Ask what became of the orders that were only accepted at the time.
@@ -100,7 +108,6 @@ class Customers:
                 reason = _member(response, "code") or f"status {response.status}"
                 if reason in REFUSALS:
                     account.told[order.order_id] = "rejected"
-                    account.note_refusal(reason)
                     return
                 if response.status in MISTAKES:
                     said = _member(response, "detail")

@@ -23,7 +23,7 @@ from synchromesh.errors import SynchromeshError
 USER_MISTAKE = 2
 INTERNAL = 3
 INTERRUPTED = 130
-ORDERS, ORDERS_MIN = 160, 32
+ORDERS, ORDERS_MIN = 160, 40
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

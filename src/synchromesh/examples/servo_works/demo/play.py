@@ -1,7 +1,7 @@
 """The play: a calm start, a provider that stalls and fails, a kill, a restart, an end in order."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from demo.account import Account, Kill, Turn
 from demo.customers import Customers
 from demo.display import Display
-from demo.running import RunningSystem
+from demo.running import RunningSystem, until
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import SpanRecord
@@ -20,10 +20,9 @@ from synchromesh.telemetry import SpanRecord
 EDGE = "billing -> credit_provider"
 IN_FLIGHT_MIN = 5
 # A few more than are asked for: some of them end between the look and the kill.
-IN_FLIGHT_WANTED = 8
+IN_FLIGHT_WANTED = 7
 # Below the 300 ms that billing waits: late, and yet in time.
 SLOW_S = 0.2
-POLL_S = 0.02
 TRIP_WITHIN_S = 15.0
 RECOVER_WITHIN_S = 20.0
 IN_FLIGHT_WITHIN_S = 15.0
@@ -48,23 +47,17 @@ async def play(folder: Path, orders: list[PlaceOrder], out: Console) -> Account:
         customers = Customers(system, pool, runtime.rng, account)
         acts = Acts(system, customers, account, display, orders)
         script = asyncio.create_task(acts.run(runtime))
-        buying = asyncio.create_task(customers.run())
         try:
             with display.shown():
-                await asyncio.wait(
-                    {script, buying, system.ended}, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait({script, system.ended}, return_when=asyncio.FIRST_COMPLETED)
                 if system.ended.done():
                     system.ended.result()
-                if buying.done():
-                    buying.result()
                 await script
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            for task in (script, buying):
-                task.cancel()
-            await asyncio.gather(script, buying, return_exceptions=True)
+            script.cancel()
+            await asyncio.gather(script, return_exceptions=True)
             await system.stop()
     account.took_s = display.took_s
     return account
@@ -90,10 +83,11 @@ class Acts:
 
     async def run(self, runtime: RealRuntime) -> None:
         """Run all of them; the system is stopped at the end."""
-        await self._calm()
-        await self._provider_fails()
-        await self._kill(runtime)
-        await self._settle()
+        async with self._customers.buying():
+            await self._calm()
+            await self._provider_fails()
+            await self._kill(runtime)
+            await self._settle()
         await self._collect()
         code = await self._system.stop()
         if code:
@@ -112,22 +106,22 @@ class Acts:
         say("the credit provider stalls: it takes the money and does not answer")
         await system.set_faults("stall")
         self._hand_in(self._share)
-        if await self._until(lambda: self._has_turned("open"), TRIP_WITHIN_S):
+        if await until(lambda: self._has_turned("open"), TRIP_WITHIN_S):
             say(f"the breaker {EDGE} is open: nobody waits for the provider any more")
         say("the credit provider answers again, with errors")
         await system.set_faults("errors")
-        await self._until(lambda: self._has_turned("open", "half_open"), TRIP_WITHIN_S)
+        await until(lambda: self._has_turned("open", "half_open"), TRIP_WITHIN_S)
         say("the credit provider is well again")
         await system.set_faults("ok")
-        if await self._until(lambda: self._has_turned("closed"), RECOVER_WITHIN_S):
+        if await until(lambda: self._has_turned("closed"), RECOVER_WITHIN_S):
             say(f"the breaker {EDGE} is closed again")
 
     async def _kill(self, runtime: RealRuntime) -> None:
         say, system, account = self._display.say, self._system, self._account
         await self._customers.all_answered()
         await system.set_faults("slow", SLOW_S)
-        self._hand_in(self._share)
-        await self._until(lambda: len(system.in_flight()) >= IN_FLIGHT_WANTED, IN_FLIGHT_WITHIN_S)
+        self._hand_in(len(self._orders))
+        await until(lambda: len(system.in_flight()) >= IN_FLIGHT_WANTED, IN_FLIGHT_WITHIN_S)
         say(f"kill -9 {system.pid}")
         await system.kill()
         at_us, answered = runtime.wall_us(), len(account.told)
@@ -139,10 +133,9 @@ class Acts:
         say(f"process {system.pid} has recovered {account.kill.recovered} sagas")
 
     async def _settle(self) -> None:
-        self._hand_in(len(self._orders))
         await self._customers.all_answered()
         self._display.say("every order has its answer; the last sagas and messages come to an end")
-        if not await self._until_async(self._system.is_settled, SETTLE_WITHIN_S):
+        if not await until(self._system.is_settled, SETTLE_WITHIN_S):
             self._account.notes.append(
                 f"sagas or messages were still under way {SETTLE_WITHIN_S:g} s after the last order"
             )
@@ -155,6 +148,9 @@ class Acts:
         undone = (await system.ask("GET", "/sagas?status=undone&limit=1000"))["sagas"]
         if undone:
             longest = max(undone, key=lambda run: run["records"])
+            # Such as "refused: credit_declined: acme has no credit with us".
+            kinds = Counter(": ".join(run["reason"].split(": ")[:2]) for run in undone)
+            account.reasons = dict(kinds)
             account.undone = await system.ask("GET", f"/sagas/{longest['id']}")
         kill = account.kill
         for saga_id in kill.in_flight[:TRACES_TRIED_MAX] if kill else ():
@@ -183,20 +179,6 @@ class Acts:
                 with suppress(msgspec.MsgspecError):
                     turns.append(msgspec.json.decode(line, type=Turn))
         return turns
-
-    async def _until(self, holds: Callable[[], bool], within_s: float) -> bool:
-        async def look() -> bool:
-            return holds()
-
-        return await self._until_async(look, within_s)
-
-    async def _until_async(self, holds: Callable[[], Awaitable[bool]], within_s: float) -> bool:
-        until_s = asyncio.get_running_loop().time() + within_s
-        while not await holds():
-            if asyncio.get_running_loop().time() > until_s:
-                return False
-            await asyncio.sleep(POLL_S)
-        return True
 
 
 def is_across(spans: list[SpanRecord], at_us: int) -> bool:

@@ -80,10 +80,10 @@ def _print_counts(account: Account, audited: Report, out: Console) -> None:
     _head(f"servo-works: {account.orders} orders in {account.took_s:.1f} s", out)
     lines = [
         ("orders", f"{audited.orders['placed']} placed, {audited.orders['rejected']} rejected"),
-        ("", f"refused: {_counts(account.refusals)}"),
         ("requests", f"{account.requests} sent, {account.failed} failed and repeated"),
         ("", f"failed: {_counts(account.failures)}"),
         ("sagas", _counts(audited.sagas)),
+        ("", f"undone: {_counts(account.reasons)}"),
     ]
     kill = account.kill
     if kill is not None:

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import sys
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -97,7 +98,7 @@ class RunningSystem:
             process.kill()
             await process.wait()
 
-    async def stop(self) -> int:
+    async def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Stop the process as Ctrl-C would, and return its exit code; 0 where none runs.
 
         Raises:
@@ -106,7 +107,7 @@ class RunningSystem:
         process = self._release()
         if process is None or process.returncode is not None:
             return 0 if process is None else process.returncode or 0
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 return await process.wait()
@@ -216,6 +217,18 @@ class RunningSystem:
             said = response.body[:200].decode(errors="replace")
             raise ConfigError(f"{method} {url}{path} was answered {response.status}: {said}")
         return msgspec.json.decode(response.body)
+
+
+async def until(holds: Callable[[], bool | Awaitable[bool]], within_s: float) -> bool:
+    """Look again and again; return True once it holds, False where it does not in time."""
+    until_s = asyncio.get_running_loop().time() + within_s
+    while True:
+        held = holds()
+        if held if isinstance(held, bool) else await held:
+            return True
+        if asyncio.get_running_loop().time() > until_s:
+            return False
+        await asyncio.sleep(POLL_S)
 
 
 def copy_shipped(folder: Path) -> None:
