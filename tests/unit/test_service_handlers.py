@@ -24,6 +24,7 @@ from service_world import (
 from synchromesh.errors import (
     ContractError,
     DownstreamFailed,
+    Fenced,
     ForeignAwait,
     InProgress,
     KeyReused,
@@ -265,10 +266,144 @@ def test_a_handler_has_nested_keys_and_each_effect_once() -> None:
             ("k1/take_one#1", "answer"),
         ]
         rows = await town.up["bank"].store.read("select caller, key from sm_inbox")
-        assert rows == [("stock", "k1/bank.charge#1")]
+        assert rows == [("stock", "client/k1/bank.charge#1")]
         assert await town.ask(Stock.build("A-1", "bolt", 100), "k1") == built
         assert town.hooks.reached["build begins"] == 1
         assert await town.notes() == ALL_OF_BUILD
+
+    in_town(main)
+
+
+def test_commands_of_two_callers_under_one_key_do_not_meet_further_down() -> None:
+    """What is nested is told apart by whose key it is nested in."""
+
+    async def main(town: Town) -> None:
+        await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        other = town.caller("somebody")
+        context = other.root(key="k1")
+        built = await other.call(Stock.build("A-2", "bolt", 2), context=context)
+        assert built.receipt == "receipt A-2"
+        assert await town.notes("bank") == ["charge A-1", "charge A-2"]
+
+    in_town(main)
+
+
+def test_a_key_that_has_begun_belongs_to_its_input_too() -> None:
+    """Another input after a crash is refused before it has any effect."""
+
+    async def main(town: Town) -> None:
+        town.hooks.at["build has taken"] = Fails(ValueError)
+        with pytest.raises(RemoteFailed):
+            await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        await town.restart("stock")
+        with pytest.raises(KeyReused):
+            await town.ask(Stock.build("A-2", "bolt", 1), "k1")
+        assert town.hooks.reached["build begins"] == 1
+        assert await town.notes() == ["take A-1"]
+
+    in_town(main)
+
+
+def test_a_run_that_another_one_has_concluded_meanwhile_has_no_effect_of_its_own() -> None:
+    """A conclusion that was under way when its caller gave up may commit during the next run.
+
+    What that run still wanted to write is refused, and the recorded answer returned.
+    """
+    fenced: list[str] = []
+
+    async def main(town: Town) -> None:
+        moment: list[tuple[asyncio.Task[Any], float]] = []
+
+        async def extra(ctx: Any) -> None:
+            if town.hooks.at.pop("second run", None) is not None:
+                await asyncio.sleep(0.004)
+                try:
+                    await ctx.write(note, f"extra {ctx.key}")
+                except Fenced:
+                    fenced.append(ctx.key)
+                    raise
+
+        async def give_up(_: Any) -> None:
+            asking, after_s = moment[-1]
+            asyncio.get_running_loop().call_later(after_s, asking.cancel)
+
+        for n in range(40):
+            town.hooks.at |= {"build begins": extra, "build ends": give_up}
+            call, key = Stock.build(f"A-{n}", "bolt" if n % 4 == 0 else "nut", 1), f"k{n}"
+            asking = asyncio.get_running_loop().create_task(town.ask(call, key))
+            moment.append((asking, n * 0.00005))
+            await asyncio.gather(asking, return_exceptions=True)
+            town.hooks.at |= {"second run": give_up}
+            del town.hooks.at["build ends"]
+            assert await town.ask(call, key) == Built(f"A-{n}", f"receipt A-{n}")
+            town.hooks.at.pop("second run", None)
+            await town.up["stock"].store.write(
+                lambda unit: unit.execute("update level set qty = 10"), name="refill"
+            )
+        notes = await town.notes()
+        assert not {f"extra {key}" for key in fenced} & set(notes)
+
+    in_town(main, "stock", "bank")
+    assert len(fenced) >= 3
+
+
+def test_a_handler_that_was_fenced_for_another_reason_says_so() -> None:
+    """Where nothing is concluded under the key, the error is the store's own."""
+
+    async def main(town: Town) -> None:
+        town.hooks.at["build has taken"] = Fails(lambda: Fenced("another owner has taken over"))
+        with pytest.raises(Fenced):
+            await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        assert await town.record("k1") == "begun"
+
+    in_town(main)
+
+
+def test_a_record_that_goes_while_it_is_asked_for_is_asked_for_again() -> None:
+    """A conclusion that is swept at that very moment is neither invented nor run again at once."""
+
+    async def main(town: Town) -> None:
+        stock = town.up["stock"]
+        read = stock.store.read
+
+        async def stale(sql: str, *values: Any) -> Any:
+            if "from sm_inbox" in sql:
+                return [("answer", "whatever")]
+            return await read(sql, *values)
+
+        stock.store.read = stale  # type: ignore[method-assign]
+        with pytest.raises(InProgress, match="just gone"):
+            await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        stock.store.read = read  # type: ignore[method-assign]
+        assert await town.notes() == []
+
+    in_town(main)
+
+
+class Callable:
+    """A unit that is no function."""
+
+    async def __call__(self, tx: Any, what: str) -> str:
+        await note(tx, what)
+        return what
+
+
+def test_units_may_be_objects_and_their_annotations_must_resolve() -> None:
+    """An object has no name and no annotation of a result; a broken annotation is named."""
+
+    async def broken(tx: Any) -> Nowhere:  # type: ignore[name-defined]  # noqa: F821
+        return None
+
+    async def main(town: Town) -> None:
+        async def units(ctx: Any) -> None:
+            assert await ctx.write(Callable(), "said") == "said"
+            with pytest.raises(ContractError, match="Nowhere"):
+                await ctx.write(broken)
+
+        town.hooks.at["build begins"] = units
+        await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        rows = await town.up["stock"].store.read("select key from sm_inbox where key like '%unit%'")
+        assert rows == [("k1/unit#1",)]
 
     in_town(main)
 
@@ -754,7 +889,8 @@ def test_an_undo_at_any_moment_of_its_call_leaves_nothing_behind() -> None:
             charges = [each for each in bank if each.startswith("charge")]
             assert len(bank) == 2 * len(charges)
 
-    run(main)
+    for seed in range(4):
+        run(main, seed=seed)
     assert ends == {"tombstone", "answer"}
 
 
