@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -249,11 +249,11 @@ class RealDisk:
 
     POSIX record locks end with their process however it dies, are not inherited by children, and
     need no thread to be tried (`flock` would be kept by any child that inherited the descriptor).
-    They do not exclude the process itself, so the owner also keeps a list of its own.
+    They do not exclude the process itself, so it also keeps a list of its own.
     """
 
-    def __init__(self) -> None:
-        self._held: set[str] = set()
+    # Of the process, not of one instance: a second lock would be granted, and its release end both.
+    _held: ClassVar[set[str]] = set()
 
     def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
         """Open a file in autocommit mode."""

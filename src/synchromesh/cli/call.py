@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def call(
     Where an operation takes one record, its fields are named directly; an object or a list is
     written as JSON. Exits 1 when the call was refused or failed.
     """
+    if math.isnan(timeout_s):
+        raise click.UsageError("--timeout is no number of seconds")
     texts: dict[str, str] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -12,6 +12,7 @@ import click
 from synchromesh.cli.call import call
 from synchromesh.cli.dev import dev
 from synchromesh.cli.saga import saga
+from synchromesh.cli.show import ReaderGone
 from synchromesh.cli.trace import trace
 from synchromesh.errors import RemoteFailed, SynchromeshError
 
@@ -45,8 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; a user's mistake gets a message and never a traceback."""
     try:
         code = synchromesh.main(args=arguments, prog_name="synchromesh", standalone_mode=False)
-        # Here, not at the exit of the interpreter, is where a reader that has gone is noticed.
-        sys.stdout.flush()
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -55,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SynchromeshError as error:
         click.echo(f"synchromesh: {error.message}", err=True)
         sys.exit(INTERNAL if isinstance(error, RemoteFailed) else USER_MISTAKE)
-    except BrokenPipeError:
-        # Whoever read the output has gone, as `| head` does.
+    except ReaderGone:
+        # What is left in the buffer would fail once more at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:

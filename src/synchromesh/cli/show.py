@@ -20,12 +20,19 @@ PLAIN_COLUMNS = 160
 _COLOURS = {"ok": "green", "completed": "green", "running": "cyan", "undone": "yellow"}
 
 
+class ReaderGone(Exception):
+    """Tells that whoever read the output has gone, as `| head` does.
+
+    It is no `BrokenPipeError`: click and rich would end with 1 on that, which says a finding.
+    """
+
+
 class PipeConsole(Console):
-    """Leaves a broken pipe to the entry point, where rich would end with a finding's code."""
+    """Leaves a broken pipe to the entry point."""
 
     def on_broken_pipe(self) -> None:
-        """Pass the error on."""
-        raise BrokenPipeError
+        """Raise `ReaderGone`."""
+        raise ReaderGone
 
 
 def console() -> Console:
@@ -36,7 +43,10 @@ def console() -> Console:
 
 def print_json(value: object) -> None:
     """Print a value for a program."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    try:
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def moment(at: str | None) -> str:

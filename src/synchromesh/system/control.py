@@ -238,7 +238,8 @@ def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str
     unknown = next((name for name in texts if name not in known), None)
     if unknown is not None:
         raise BadRequest(
-            f"{operation.full_name} has no argument {unknown!r}; it takes {', '.join(known)}"
+            f"{operation.full_name} has no argument {unknown!r}; it takes "
+            f"{', '.join(known) or 'none'}"
         )
     try:
         value = _converted(texts, kind)

@@ -1,0 +1,351 @@
+"""The command line against a running system: answers, exit codes, and messages for people."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from notes_app import SECRET, TOML, Running, write_config
+from synchromesh.cli import main
+from synchromesh.system import RunDir, RunInfo
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a system that runs."""
+    place = write_config(tmp_path_factory.mktemp("notebook"), TOML)
+    with Running(place):
+        yield place
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in a folder, in this process."""
+
+    def invoke(folder: Path, *words: str) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main(["--folder", str(folder), *words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Ran(code, out, err)
+
+    return invoke
+
+
+def test_a_call_prints_its_answer_and_its_waterfall(run: Run, folder: Path) -> None:
+    """The answer is JSON; below it are the trace's id and its spans; the exit code is 0."""
+    ran = run(folder, "call", "notes.write", "id=c1", "text=hello world", "stars=2")
+    assert (ran.code, ran.err) == (0, "")
+    head, _, tail = ran.out.partition("\ntrace ")
+    assert json.loads(head) >= 1
+    assert "handle notes.write" in tail
+
+
+def test_a_call_in_json_is_one_object(run: Run, folder: Path) -> None:
+    """`--json` prints nothing else: answer, key, trace and spans."""
+    ran = run(folder, "call", "notes.count", "--json")
+    answer = json.loads(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert sorted(answer) == ["key", "problem", "result", "spans", "trace_id"]
+    assert {span["trace_id"] for span in answer["spans"]} == {answer["trace_id"]}
+
+
+def test_a_refused_call_is_a_finding(run: Run, folder: Path) -> None:
+    """Exit 1, the code and the reason; with --json the problem, and the same exit code."""
+    run(folder, "call", "notes.write", "id=c2", "text=a", "--key", "k1")
+    again = run(folder, "call", "notes.write", "id=c2", "text=a")
+    assert again.code == 1
+    assert again.out.startswith("taken (409): there is a note c2")
+    told = run(folder, "call", "notes.write", "id=c2", "text=a", "--json")
+    assert (told.code, json.loads(told.out)["problem"]["code"]) == (1, "taken")
+    other = run(folder, "call", "notes.write", "id=c3", "text=a", "--key", "k1")
+    assert (other.code, other.out.split()[0]) == (1, "key_reused")
+
+
+def test_a_call_that_takes_too_long_is_a_finding(run: Run, folder: Path) -> None:
+    """The callee is cancelled at the deadline, and the outcome is said to be unknown."""
+    ran = run(folder, "call", "notes.slow", "seconds=30", "--timeout", "0.05")
+    assert ran.code == 1
+    assert ran.out.startswith("timed_out (504)")
+
+
+def test_a_handler_that_raises_tells_only_its_trace(run: Run, folder: Path) -> None:
+    """What it raised is in the log of the system, under that trace, and nowhere else."""
+    ran = run(folder, "call", "notes.crash", "name=c4", "--json")
+    answer = json.loads(ran.out)
+    assert (ran.code, answer["problem"]["code"]) == (1, "remote_failed")
+    assert answer["trace_id"] in answer["problem"]["detail"]
+    assert SECRET not in ran.out
+    log = (folder / ".synchromesh/telemetry/log.jsonl").read_text()
+    lines = [line for line in log.splitlines() if answer["trace_id"] in line]
+    assert any(SECRET in line and "RuntimeError" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nope.count"], "there is no service 'nope'; there are notes"),
+        (["notes"], "notes has no operation ''; it has write, tag"),
+        (["notes.wrte"], "notes has no operation 'wrte'; it has write"),
+        (["notes.write"], "notes.write: argument `id` is missing"),
+        (["notes.write", "id=1"], "notes.write: argument `text` is missing"),
+        (["notes.write", "idd=1"], "notes.write has no argument 'idd'; it takes id, text, stars"),
+        (
+            ["notes.write", "id=1", "text=a", "stars=x"],
+            "notes.write.stars: expected `int`, got `str`",
+        ),
+        (["notes.count", "sku=1"], "has no argument 'sku'; it takes none"),
+        (["notes.write", "id"], "'id' is no argument; write name=value"),
+        (["notes.write", "=1"], "'=1' is no argument; write name=value"),
+        (["notes.write", "id=1", "id=2"], "argument 'id' is given twice"),
+        (["notes.count", "--timeout", "0"], "0.0 is not in the range 0.0<x<=300.0"),
+        (["notes.count", "--timeout", "soon"], "'soon' is not a valid float"),
+        (["notes.count", "--timeout", "nan"], "--timeout is no number of seconds"),
+        ([], "Missing argument 'OPERATION'"),
+    ],
+)
+def test_a_mistake_in_a_call_is_explained(
+    run: Run, folder: Path, words: list[str], said: str
+) -> None:
+    """Exit 2, one message with the mend on standard error, and nothing on standard output."""
+    ran = run(folder, "call", *words)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trace", "nope"], "no spans of trace 'nope' are kept"),
+        (["trace"], "Missing argument 'ID|last'"),
+        (["saga", "show", "nope"], "no saga has the id 'nope'; synchromesh saga list shows them"),
+        (["saga", "list", "--status", "lost"], "no saga status is 'lost'; known: running"),
+        (["saga", "list", "--limit", "0"], "0 is not in the range 1<=x<=1000"),
+        (["status"], "No such command 'status'"),
+        (["call", "notes.count", "--jsn"], "No such option"),
+        (["saga", "stop"], "No such command 'stop'"),
+        (["dev"], "is already run by this process; stop it first, or use it"),
+    ],
+)
+def test_a_mistake_in_any_verb_is_explained(
+    run: Run, folder: Path, words: list[str], said: str
+) -> None:
+    """Exit 2, and nothing on standard output, also with --json."""
+    ran = run(folder, *words)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+
+
+def test_a_trace_and_a_saga_are_shown(run: Run, folder: Path) -> None:
+    """`last` is the last call and the last saga; as a table, and as JSON."""
+    run(folder, "call", "notes.plan", "name=c5")
+    trace = json.loads(run(folder, "trace", "last", "--json").out)
+    story = json.loads(run(folder, "saga", "show", "last", "--json").out)
+    listed = json.loads(run(folder, "saga", "list", "--json").out)
+    assert story["id"] == listed[0]["id"] == "plan-c5"
+    assert story["trace_id"] == trace["trace_id"]
+    shown = run(folder, "trace", trace["trace_id"])
+    assert (shown.code, "saga planned" in shown.out) == (0, True)
+    told = run(folder, "saga", "show", "plan-c5")
+    assert told.out.startswith("saga plan-c5  notes.planned v1  completed")
+    assert "keep#1" in told.out
+    table = run(folder, "saga", "list", "--status", "completed", "--limit", "1")
+    assert [line.split()[0] for line in table.out.splitlines()] == ["saga", "plan-c5"]
+
+
+def test_an_undone_saga_says_why(run: Run, folder: Path) -> None:
+    """The call is a finding; the story has the reason."""
+    run(folder, "call", "notes.write", "id=c6", "text=a")
+    assert run(folder, "call", "notes.plan", "name=c6").code == 1
+    told = run(folder, "saga", "show", "plan-c6")
+    assert (told.code, told.out.splitlines()[0].split()[-1]) == (0, "undone")
+    assert "why: refused: taken: there is a note c6" in told.out
+
+
+def test_a_stuck_saga_is_a_finding(run: Run, folder: Path) -> None:
+    """`saga list` and `saga show` exit 1 while a saga needs a person."""
+    run(folder, "call", "notes.plan", "name=c7")
+    database = sqlite3.connect(folder / ".synchromesh/data/notes.db")
+    for status, wanted in (("stuck", 1), ("completed", 0)):
+        database.execute("update sm_saga set status = ? where id = 'plan-c7'", (status,))
+        database.commit()
+        for words in (["list"], ["list", "--json"], ["show", "plan-c7"]):
+            assert run(folder, "saga", *words).code == wanted
+        assert run(folder, "saga", "show", "plan-c7", "--json").code == wanted
+    database.close()
+
+
+def test_where_nothing_runs_the_start_is_named(run: Run, tmp_path: Path) -> None:
+    """Every verb that needs a running system says how to start one."""
+    for words in (["call", "notes.count"], ["trace", "last"], ["saga", "list"]):
+        ran = run(tmp_path, *words)
+        assert (ran.code, ran.out) == (2, "")
+        assert "start one there with: synchromesh dev" in ran.err
+
+
+def claim(folder: Path, control: str) -> None:
+    """Leave a `run.json`, as a process that was killed does."""
+    rundir = RunDir(folder)
+    rundir.create()
+    rundir.publish(RunInfo(4711, "gone", control, "token", {}))
+
+
+def test_a_dead_system_is_named_with_its_process(run: Run, tmp_path: Path) -> None:
+    """A `run.json` that was left behind leads to a message, not to a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    claim(tmp_path, f"http://127.0.0.1:{port}")
+    ran = run(tmp_path, "saga", "list")
+    assert ran.code == 2
+    assert "process 4711 may have died: start it again with: synchromesh dev" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        (b"hello\r\n", 2, "does not answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 2, "is not this system"),
+        (b"HTTP/1.1 404 NF\r\nContent-Length: 2\r\n\r\n[]", 2, "the system answered 404"),
+        (
+            b'HTTP/1.1 500 E\r\nContent-Length: 19\r\n\r\n{"detail": "it ate"}'[:-1],
+            2,
+            "is not this system",
+        ),
+        (
+            b'HTTP/1.1 500 E\r\nContent-Length: 20\r\n\r\n{"detail": "it ate"}',
+            3,
+            "synchromesh: it ate",
+        ),
+    ],
+)
+def test_whatever_else_answers_there_is_named(
+    run: Run, tmp_path: Path, answer: bytes, code: int, said: str
+) -> None:
+    """Another program at that port is exit 2; a system that fails is exit 3."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        claim(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}")
+
+        def reply() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        answering = threading.Thread(target=reply)
+        answering.start()
+        ran = run(tmp_path, "saga", "list")
+        answering.join()
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err
+
+
+def test_a_system_that_hangs_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 3: it was reached, and said nothing in time."""
+    monkeypatch.setattr("synchromesh.cli.control.TIMEOUT_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        claim(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}")
+        ran = run(tmp_path, "saga", "list")
+    assert ran.code == 3
+    assert "did not answer within 0.01 s; process 4711 hangs" in ran.err
+
+
+def test_an_answer_is_shown_though_its_trace_is_gone(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of a call that was made is never lost to what is shown beside it."""
+    monkeypatch.setattr("synchromesh.telemetry.SqliteRing.trace", lambda *_: [])
+    ran = run(folder, "call", "notes.count", "--json")
+    assert (ran.code, json.loads(ran.out)["spans"]) == (0, [])
+    assert "the trace cannot be shown: no spans of trace" in ran.err
+
+
+def test_a_bug_is_told_as_one(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 3 and how to see more; with SYNCHROMESH_DEBUG the traceback."""
+    monkeypatch.setattr("synchromesh.cli.saga.ControlClient", lambda _: 1 // 0)
+    ran = run(folder, "saga", "list")
+    assert (ran.code, ran.out) == (3, "")
+    assert "internal error: ZeroDivisionError" in ran.err
+    assert "SYNCHROMESH_DEBUG=1" in ran.err
+    monkeypatch.setenv("SYNCHROMESH_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["--folder", str(folder), "saga", "list"])
+
+
+def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a verb ends it without a word."""
+
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("synchromesh.cli.saga.ControlClient", interrupted)
+    ran = run(folder, "saga", "list")
+    assert ran.code == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Exit codes: 0 done, 1 a finding"),
+        (["dev"], "Run the system of this folder in one process until Ctrl-C"),
+        (["call"], "OPERATION (service.name) with ARGUMENTS (name=value)"),
+        (["trace"], "`last` is the last call that a client made"),
+        (["saga", "list"], "Exits 1 when one is stuck"),
+        (["saga", "show"], "each step, attempt and undo, and why"),
+    ],
+)
+def test_every_verb_explains_itself(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+    """--help needs no system, and exits 0."""
+    ran = run(tmp_path, *words, "--help")
+    assert ran.code == 0
+    assert said in " ".join(ran.out.split())
+
+
+def test_without_a_verb_the_verbs_are_shown(run: Run, tmp_path: Path) -> None:
+    """Exit 2: something was to be done."""
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    ran = run(tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert "Missing command" in ran.err
+    assert run(tmp_path, "--version").out.startswith("synchromesh, version ")
+
+
+@pytest.mark.parametrize(
+    "words", [["saga", "list"], ["trace", "last"], ["trace", "last", "--json"]]
+)
+def test_a_reader_that_has_gone_is_no_failure(folder: Path, words: list[str]) -> None:
+    """`| head` ends the verb quietly, with exit code 0."""
+    command = [sys.executable, "-c", "from synchromesh.cli import main; main()"]
+    verb = subprocess.Popen(
+        [*command, "--folder", str(folder), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert verb.stdout is not None
+    verb.stdout.close()
+    assert verb.stderr is not None
+    err = verb.stderr.read()
+    verb.stderr.close()
+    assert (verb.wait(), err) == (0, b"")

@@ -1,0 +1,270 @@
+"""The control socket of a running system: who may ask, what may be asked, what is answered."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import pytest
+
+from notes_app import TOML, Note, Running, write_config
+from synchromesh import Contract, command, query
+from synchromesh.context import CREDENTIAL
+from synchromesh.errors import BadRequest
+from synchromesh.system import RunInfo
+from synchromesh.system.control import arguments_from_texts
+
+
+class Answered(NamedTuple):
+    status: int
+    body: Any
+
+
+class Asking:
+    """Asks a control socket as any program could."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self.info = info
+        self.authority = info.control.removeprefix("http://")
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        token: str | None = None,
+        host: str | None = None,
+    ) -> Answered:
+        """Send one request with the token of the system, or with another."""
+        given = self.info.token if token is None else token
+        headers = {"Host": host or self.authority, "Authorization": f"Bearer {given}"}
+        if not given:
+            del headers["Authorization"]
+        connection = http.client.HTTPConnection(self.authority, timeout=10)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else None
+        connection.request(method, path, body=data, headers=headers)
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        return Answered(response.status, json.loads(answer))
+
+    def call(self, operation: str, **arguments: str) -> Answered:
+        """Make a call by `POST /call`."""
+        return self.ask("POST", "/call", {"operation": operation, "arguments": arguments})
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
+    """A system that runs, with one note and one saga in it."""
+    folder = write_config(tmp_path_factory.mktemp("notebook"), TOML)
+    with Running(folder) as running:
+        asking = Asking(running.system.info)
+        assert asking.ask("GET", "/traces/last").body["detail"].startswith("no client has made")
+        assert asking.ask("GET", "/sagas/last").body["detail"] == "no saga has run yet"
+        asking.call("notes.write", id="n1", text="hello")
+        asking.call("notes.plan", name="p1")
+        yield asking
+
+
+@pytest.mark.parametrize("path", ["/status", "/nothing", "/"])
+@pytest.mark.parametrize("token", ["", "wrong", "Bearer"])
+def test_without_the_token_all_paths_are_alike(control: Asking, path: str, token: str) -> None:
+    """401 says nothing of what there is."""
+    answered = control.ask("GET", path, token=token)
+    assert answered.status == 401
+    assert answered.body["detail"] == "the control socket needs the token of run.json"
+    assert control.info.token not in json.dumps(answered.body)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost", "127.0.0.1"])
+def test_another_name_than_its_own_is_refused(control: Asking, host: str) -> None:
+    """A web page that has its name resolved to loopback gets nothing, token or not."""
+    assert control.ask("GET", "/status", host=host).status == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/nothing"),
+        ("GET", "/call"),
+        ("POST", "/status"),
+        ("PUT", "/call"),
+        ("GET", "/status/more"),
+        ("POST", "/call/more"),
+        ("POST", "/credentials/more"),
+    ],
+)
+def test_an_unknown_path_is_404(control: Asking, method: str, path: str) -> None:
+    """What the socket does not have is said with its name."""
+    answered = control.ask(method, path)
+    assert answered.status == 404
+    assert answered.body["detail"] == f"the control socket has no {method} {path}"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/call", b"{"),
+        ("/call", b""),
+        ("/call", {"operation": 3}),
+        ("/call", {"operation": "notes.count", "more": 1}),
+        ("/call", {"operation": "notes.count", "arguments": {"a": 1}}),
+        ("/call", {"operation": "notes.count", "timeout_s": 0}),
+        ("/call", {"operation": "notes.count", "timeout_s": 301}),
+        ("/credentials", {"client": ""}),
+        ("/credentials", {"client": "notes"}),
+        ("/credentials", {"name": "shop"}),
+    ],
+)
+def test_a_wrong_body_is_400(control: Asking, path: str, body: object) -> None:
+    """Each body has one shape, and values within their bounds."""
+    answered = control.ask("POST", path, body)
+    assert (answered.status, answered.body["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "many", "-1", ""])
+def test_a_limit_has_bounds(control: Asking, limit: str) -> None:
+    """A list is never longer than 1,000."""
+    answered = control.ask("GET", f"/sagas?limit={limit}")
+    assert answered.status == (200 if not limit else 400)
+
+
+def test_a_call_is_answered_with_its_key_and_trace(control: Asking) -> None:
+    """The answer leads to its trace; a query has no key."""
+    wrote = control.call("notes.write", id="n2", text="there", stars="3").body
+    counted = control.call("notes.count").body
+    assert (wrote["problem"], counted["problem"]) == (None, None)
+    assert wrote["result"] == counted["result"] >= 2
+    assert wrote["key"]
+    assert counted["key"] == ""
+    spans = control.ask("GET", f"/traces/{wrote['trace_id']}").body["spans"]
+    assert [span["kind"] for span in spans][:3] == ["client", "call", "handle"]
+    last = control.ask("GET", "/traces/last").body
+    assert last["trace_id"] == counted["trace_id"]
+
+
+def test_a_key_makes_a_command_happen_once(control: Asking) -> None:
+    """The same key gets the same answer; with another input it is refused."""
+    request = {"operation": "notes.write", "arguments": {"id": "n3", "text": "a"}, "key": "k3"}
+    first = control.ask("POST", "/call", request).body
+    again = control.ask("POST", "/call", request).body
+    other = {**request, "arguments": {"id": "n4", "text": "b"}}
+    assert first["result"] == again["result"]
+    assert control.ask("POST", "/call", other).body["problem"]["code"] == "key_reused"
+
+
+def test_a_refusal_is_an_answer_with_its_problem(control: Asking) -> None:
+    """A business no has its code and status in `problem`."""
+    answered = control.call("notes.write", id="n1", text="again")
+    assert answered.status == 200
+    problem = answered.body["problem"]
+    assert (problem["code"], problem["status"]) == ("taken", 409)
+    assert problem["details"] == {"name": "n1"}
+
+
+def test_sagas_are_listed_and_shown(control: Asking) -> None:
+    """The list has the newest first; a story has its lines."""
+    listed = control.ask("GET", "/sagas?status=completed").body["sagas"]
+    assert [(run["id"], run["service"]) for run in listed] == [("plan-p1", "notes")]
+    story = control.ask("GET", "/sagas/last").body
+    assert story == control.ask("GET", "/sagas/plan-p1").body
+    assert story["status"] == "completed"
+    assert [line["kind"] for line in story["lines"]] == ["done", "ended"]
+    assert control.ask("GET", "/sagas/none").status == 404
+
+
+def test_the_status_says_how_each_service_is(control: Asking) -> None:
+    """Health, sagas, parked messages and breakers of each service."""
+    status = control.ask("GET", "/status").body
+    notes = status["services"]["notes"]
+    assert notes["health"]["is_healthy"] is True
+    assert notes["health"]["is_draining"] is False
+    assert (notes["sagas"], notes["parked"]) == ({"completed": 1}, 0)
+    assert status["spans_dropped"] == 0
+
+
+def test_a_client_gets_a_credential_that_the_services_take(control: Asking) -> None:
+    """With it a program calls a service's own URL; without it the service refuses."""
+    credential = control.ask("POST", "/credentials", {"client": "shop"}).body["credential"]
+    url = control.info.services["notes"].removeprefix("http://")
+    statuses = []
+    for header in (credential, "forged"):
+        connection = http.client.HTTPConnection(url, timeout=10)
+        connection.request("GET", "/count", headers={CREDENTIAL: header})
+        statuses.append(connection.getresponse().status)
+        connection.close()
+    assert statuses == [200, 401]
+
+
+NOTE = {"id": "1", "text": "a", "stars": 0}
+
+
+class Shapes(Contract, Protocol, service="shapes", version="1.0"):
+    @command("POST /one")
+    async def one(self, note: Note) -> None: ...
+    @command("POST /two")
+    async def two(self, note: Note, times: int) -> None: ...
+    @command("POST /many")
+    async def many(self, names: list[str]) -> None: ...
+    @query("GET /plain/{name}")
+    async def plain(self, name: str, least: int = 0) -> int: ...
+
+
+@pytest.mark.parametrize(
+    ("operation", "texts", "arguments"),
+    [
+        (Shapes.one, {"id": "1", "text": "a"}, {"note": NOTE}),
+        (Shapes.one, {"note": '{"id": "1", "text": "a"}'}, {"note": NOTE}),
+        (Shapes.one, {"id": "1", "text": '["a"]'}, {"note": {**NOTE, "text": '["a"]'}}),
+        (
+            Shapes.two,
+            {"note": '{"id": "1", "text": "a"}', "times": "2"},
+            {"note": NOTE, "times": 2},
+        ),
+        (Shapes.many, {"names": '["a", "b"]'}, {"names": ["a", "b"]}),
+        (Shapes.plain, {"name": "7", "least": "3"}, {"name": "7", "least": 3}),
+    ],
+)
+def test_texts_become_arguments(operation: Any, texts: dict[str, str], arguments: Any) -> None:
+    """Fields of one record are named directly; objects and lists are JSON; texts stay texts."""
+    assert msgspec.json.decode(arguments_from_texts(operation, texts)) == arguments
+
+
+@pytest.mark.parametrize(
+    ("operation", "texts", "said"),
+    [
+        (Shapes.one, {}, "shapes.one: argument `id` is missing"),
+        (Shapes.one, {"ids": "1"}, "has no argument 'ids'; it takes id, text, stars"),
+        (
+            Shapes.one,
+            {"id": "1", "text": "a", "stars": "x"},
+            "shapes.one.stars: expected `int`, got `str`",
+        ),
+        (Shapes.one, {"note": "{"}, "shapes.one.note: expected `object`, got `str`"),
+        (Shapes.many, {"names": "a"}, "shapes.many.names: expected `array`, got `str`"),
+        (Shapes.plain, {}, "shapes.plain: argument `name` is missing"),
+        (Shapes.plain, {"sku": "1"}, "has no argument 'sku'; it takes name, least"),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(
+    operation: Any, texts: dict[str, str], said: str
+) -> None:
+    """The message names the argument and what was expected."""
+    with pytest.raises(BadRequest) as caught:
+        arguments_from_texts(operation, texts)
+    assert said in caught.value.message
+
+
+def test_services_listen_beside_the_control_socket(control: Asking, tmp_path: Path) -> None:
+    """`host` is for services; the control socket is on loopback whatever it says."""
+    folder = write_config(tmp_path, TOML.replace('"notebook"', '"x"\nhost = "0.0.0.0"'))
+    with Running(folder) as running:
+        info = running.system.info
+    assert info.control.startswith("http://127.0.0.1:")
+    assert info.services["notes"].startswith("http://0.0.0.0:")

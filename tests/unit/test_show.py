@@ -1,0 +1,100 @@
+"""How things are shown: waterfalls, moments, colours, and pipes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from synchromesh.cli.show import (
+    PLAIN_COLUMNS,
+    PipeConsole,
+    ReaderGone,
+    console,
+    moment,
+    print_json,
+    styled,
+    waterfall,
+)
+from synchromesh.telemetry import SpanRecord
+
+
+def span(name: str, parent: str, started_us: int, took_us: int, status: str = "ok") -> SpanRecord:
+    """Return a span whose id is its name."""
+    return SpanRecord("t", name, parent, "shop", "call", name, started_us, took_us, status, {})
+
+
+def drawn(*spans: SpanRecord) -> list[str]:
+    """Return the lines of a waterfall without their heading."""
+    out = io.StringIO()
+    Console(file=out, width=PLAIN_COLUMNS).print(waterfall(list(spans)))
+    return [line.rstrip() for line in out.getvalue().splitlines()[1:]]
+
+
+def test_spans_stand_below_their_parents_on_one_scale() -> None:
+    """Children are indented, in the order of their start, and bars show when they ran."""
+    root = span("root", "", 0, 32_000)
+    lines = drawn(span("late", "root", 16_000, 16_000), span("soon", "root", 0, 1000), root)
+    assert [line.split("shop")[0].rstrip() for line in lines] == [
+        "call root",
+        "  call soon",
+        "  call late",
+    ]
+    assert [line.count("█") for line in lines] == [32, 1, 16]
+    assert lines[2].endswith(" " * 16 + "█" * 16)
+    assert "32.0 ms" in lines[0]
+
+
+def test_a_span_without_its_parent_stands_at_the_root() -> None:
+    """What was lost, or is another process's, hides nothing."""
+    lines = drawn(span("orphan", "lost", 5, 0), span("child", "orphan", 5, 0))
+    assert [line.split("shop")[0].rstrip() for line in lines] == ["call orphan", "  call child"]
+
+
+def test_a_bar_never_leaves_its_column() -> None:
+    """A span that begins at the very end, or took no time, still has one mark."""
+    lines = drawn(span("root", "", 0, 10), span("last", "root", 10, 0), span("all", "root", 0, 10))
+    assert [line.count("█") for line in lines] == [32, 32, 1]
+
+
+def test_no_spans_are_an_empty_table() -> None:
+    """Nothing is drawn where nothing was recorded."""
+    assert drawn() == []
+
+
+def test_moments_are_times_of_day() -> None:
+    """Milliseconds, UTC; nothing for what has not happened."""
+    assert moment("2026-01-02T03:04:05.678901+00:00") == "03:04:05.678"
+    assert moment(None) == moment("") == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "colour"),
+    [("ok", "green"), ("undone", "yellow"), ("running", "cyan"), ("out_of_stock", "red")],
+)
+def test_a_status_has_a_colour(status: str, colour: str) -> None:
+    """What is neither well nor under way is red."""
+    assert (styled(status).plain, styled(status).style) == (status, colour)
+
+
+def test_where_nobody_looks_it_is_wide_and_plain() -> None:
+    """A pipe gets whole lines: a table that were cut there would lose what programs look for."""
+    assert console().width == PLAIN_COLUMNS
+    assert not console().is_terminal
+
+
+class Gone(io.StringIO):
+    """A pipe that nobody reads."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_broken_pipe_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and JSON say alike that the reader has gone; the entry point decides what it means."""
+    with pytest.raises(ReaderGone):
+        PipeConsole(file=Gone()).print("hello")
+    monkeypatch.setattr("sys.stdout", Gone())
+    with pytest.raises(ReaderGone):
+        print_json({"hello": 1})
