@@ -71,7 +71,9 @@ def run(orders: int, keep: Path | None, out: Console) -> int:
     """
     book = order_book()
     if not ORDERS_MIN <= orders <= len(book):
-        raise Mistake(f"--orders {orders}: the order book has {len(book)}; use {ORDERS_MIN} of it")
+        raise Mistake(
+            f"--orders {orders}: use {ORDERS_MIN} to {len(book)}, which is all of the book"
+        )
     with ExitStack() as stack:
         if keep is None:
             temporary = tempfile.TemporaryDirectory(prefix="servo-works-")

@@ -8,7 +8,7 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copyfile, copytree, ignore_patterns
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -232,6 +232,9 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], within_s: float) ->
 
 
 def copy_shipped(folder: Path) -> None:
-    """Copy servo-works as it ships into a folder: the shipped one may belong to somebody else."""
+    """Copy servo-works as it ships into a folder; the shipped one may be read-only."""
     ignored = ignore_patterns("__pycache__", ".synchromesh", "demo", "simulation*")
-    copytree(SHIPPED, folder, ignore=ignored, dirs_exist_ok=True)
+    copytree(SHIPPED, folder, ignore=ignored, copy_function=copyfile, dirs_exist_ok=True)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o700)

@@ -1,0 +1,287 @@
+"""The demo as its user runs it, smaller: what it shows, what it finds, and how it ends."""
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from audit import main as audit_main
+from demo import account as accounts
+from demo.account import Account
+from demo.main import main
+
+from processes import children_of, comes_true, is_alive
+
+DEMO = (sys.executable, "-m", "synchromesh.examples.servo_works.demo")
+ORDERS = 48
+WITHIN_S = 90.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run of the demo that ended, and the folder that it left."""
+
+    folder: Path
+    code: int
+    said: str
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Run the demo once."""
+    folder = tmp_path_factory.mktemp("demo") / "kept"
+    done = subprocess.run(
+        [*DEMO, "--orders", str(ORDERS), "--keep", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )
+    return Kept(folder, done.returncode, done.stdout + done.stderr)
+
+
+@pytest.fixture
+def copied(kept: Kept, tmp_path: Path) -> Path:
+    """Return a copy of what the demo left, to be spoilt."""
+    shutil.copytree(kept.folder, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+@contextmanager
+def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run the demo until its system answers; yields both, the system by its process id."""
+    demo = subprocess.Popen(
+        [*DEMO, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert demo.stdout is not None
+        found = next(filter(None, (re.search(r"process (\d+) ans", line) for line in demo.stdout)))
+        yield demo, int(found[1])
+    finally:
+        demo.kill()
+        demo.communicate()
+
+
+def test_the_demo_passes_and_reports(kept: Kept) -> None:
+    """It exits 0 and tells of orders, requests, sagas, breaker, kill, recovery and audit."""
+    assert kept.code == 0, kept.said
+    for wanted in (
+        rf"servo-works: {ORDERS} orders in ",
+        r"orders +\d+ placed, [1-9]\d* rejected",
+        r"requests +\d+ sent, [1-9]\d* failed and repeated",
+        r"failed: .*\d+ connect_failed",
+        r"sagas +\d+ completed, [1-9]\d* undone\n",
+        r"undone: .*\d+ refused: credit_declined",
+        r"kill -9 +at [\d:.]+, ([5-9]|\d\d) sagas in flight",
+        r"recovered +[1-9]\d* sagas after the restart",
+        r"breaker +billing -> credit_provider: tripped [1-9]\d*, recovered [1-9]\d*",
+        r"[\d:.]+ closed -> open",
+        r"[\d:.]+ half_open -> closed",
+        r"everything adds up",
+        r"passed: nothing was lost and nothing is half done",
+    ):
+        assert re.search(wanted, kept.said), (wanted, kept.said)
+
+
+def test_the_demo_shows_a_trace_across_the_kill_and_a_saga_undone(kept: Kept) -> None:
+    """The waterfall has spans from before and after the kill; the timeline has undos."""
+    seen = accounts.load(kept.folder)
+    assert seen.kill is not None
+    starts_us = [span.started_us for span in seen.spans]
+    assert min(starts_us) < seen.kill.at_us < max(starts_us)
+    assert re.search(r"saga place_order +orders +ok", kept.said)
+    assert re.search(r"turned +billing.charge#1: refused: credit_declined", kept.said)
+    assert re.search(r"undone +inventory.reserve#1", kept.said)
+
+
+def test_what_was_kept_can_be_judged_again(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--judge` gives the same verdict on the same folder, from databases and account alone."""
+    assert main(["--judge", str(kept.folder)]) == 0
+    assert "passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("database", "statement", "finding"),
+    [
+        (
+            "orders",
+            (
+                "update orders set total_minor = total_minor + 1 where order_id = "
+                "(select order_id from orders where status = 'placed' limit 1)"
+            ),
+            "placed orders come to",
+        ),
+        (
+            "orders",
+            (
+                "delete from orders where order_id = "
+                "(select order_id from orders where status = 'placed' limit 1)"
+            ),
+            "but it does not exist",
+        ),
+        (
+            "inventory",
+            (
+                "update stock_level set held = held - 1 where sku = "
+                "(select sku from hold where status = 'active' limit 1)"
+            ),
+            "its events add up to",
+        ),
+        (
+            "billing",
+            (
+                "update invoice set status = 'open' where id = "
+                "(select id from invoice where status = 'paid' limit 1)"
+            ),
+            "neither paid nor void",
+        ),
+        (
+            "production",
+            (
+                "update build_sheet set times = 2 where order_id = "
+                "(select order_id from build_sheet limit 1)"
+            ),
+            "has the build sheet",
+        ),
+        (
+            "credit_provider",
+            "delete from charge where id = (select id from charge limit 1)",
+            "the provider charged",
+        ),
+        (
+            "orders",
+            (
+                "update sm_saga set status = 'stuck', reason = 'spoilt' where id = "
+                "(select id from sm_saga limit 1)"
+            ),
+            "is stuck: spoilt",
+        ),
+    ],
+)
+def test_one_spoilt_row_is_found(
+    copied: Path, database: str, statement: str, finding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row of one database makes the audit, and so the demo, exit 1 and say which."""
+    data = copied / ".synchromesh" / "data"
+    with closing(sqlite3.connect(data / f"{database}.db", isolation_level=None)) as spoilt:
+        assert spoilt.execute(statement).rowcount == 1
+    assert main(["--judge", str(copied)]) == 1
+    told = capsys.readouterr().out
+    assert finding in told
+    assert "failed: " in told
+    assert audit_main([str(data)]) == 1
+
+
+def never_killed(account: Account) -> None:
+    account.kill = None
+
+
+def nothing_recovered(account: Account) -> None:
+    assert account.kill is not None
+    account.kill = accounts.Kill(account.kill.at_us, account.kill.in_flight, 0)
+
+
+def few_in_flight(account: Account) -> None:
+    assert account.kill is not None
+    account.kill = accounts.Kill(account.kill.at_us, account.kill.in_flight[:4], 4)
+
+
+def never_tripped(account: Account) -> None:
+    account.turns = [turn for turn in account.turns if turn.before != "closed"]
+
+
+def never_recovered(account: Account) -> None:
+    account.turns = [turn for turn in account.turns if turn.after != "closed"]
+
+
+def unanswered(account: Account) -> None:
+    account.told.popitem()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "finding"),
+    [
+        (never_killed, "the system was never killed"),
+        (nothing_recovered, "0 sagas were recovered"),
+        (few_in_flight, "the kill met 4 sagas in flight, expected 5"),
+        (never_tripped, "the breaker billing -> credit_provider never tripped"),
+        (never_recovered, "the breaker billing -> credit_provider never recovered"),
+        (unanswered, f"1 of {ORDERS} orders have no answer"),
+    ],
+)
+def test_a_run_that_did_not_show_everything_fails(
+    copied: Path,
+    spoil: Callable[[Account], None],
+    finding: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Databases that add up are not enough: the demo must have shown kill, recovery and breaker."""
+    account = accounts.load(copied)
+    spoil(account)
+    account.save(copied)
+    assert main(["--judge", str(copied)]) == 1
+    assert finding in capsys.readouterr().out
+
+
+def test_a_run_in_which_nothing_was_undone_fails(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At least one saga must have been undone."""
+    path = copied / ".synchromesh" / "data" / "orders.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as spoilt:
+        spoilt.execute("update sm_saga set status = 'completed'")
+    assert main(["--judge", str(copied)]) == 1
+    assert "no saga was undone" in capsys.readouterr().out
+
+
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too few or too many orders, a folder that is in use or holds no run: exit 2 and why."""
+    (tmp_path / "mine.txt").write_text("mine")
+    for arguments, why in (
+        (["--orders", "5"], "--orders 5: use 40 to 220"),
+        (["--orders", "9999"], "--orders 9999: use 40 to 220"),
+        (["--keep", str(tmp_path)], "it is not empty"),
+        (["--keep", str(tmp_path / "mine.txt")], "name a new folder"),
+        (["--judge", str(tmp_path)], "does not hold a whole run of the demo"),
+    ):
+        assert main(arguments) == 2
+        assert why in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_everything(number: signal.Signals) -> None:
+    """Stopped in the middle it exits 130; neither the system nor its provider is left."""
+    with running() as (demo, system):
+        below = [system, *children_of(system)]
+        assert len(below) == 2
+        demo.send_signal(number)
+        said, _ = demo.communicate(timeout=WITHIN_S)
+        assert demo.returncode == 130
+        assert said.endswith("demo: stopped; no process is left\n")
+        assert not any(map(is_alive, below))
+
+
+def test_killed_itself_it_leaves_nothing_running() -> None:
+    """SIGKILL to the demo takes its system, and that one's provider, with it."""
+    with running() as (demo, system):
+        below = [system, *children_of(system)]
+        demo.kill()
+        assert comes_true(lambda: not any(map(is_alive, below)))
+
+
+def test_a_system_that_ends_by_itself_is_told() -> None:
+    """Where the system dies of its own, the demo says so at once and exits 3."""
+    with running() as (demo, system):
+        os.kill(system, signal.SIGKILL)
+        said, _ = demo.communicate(timeout=WITHIN_S)
+        assert demo.returncode == 3
+        assert "demo: the system ended by itself with exit code -9; its last words:" in said
