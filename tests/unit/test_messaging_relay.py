@@ -404,3 +404,21 @@ def test_a_failed_receipt_is_no_fault_of_the_call() -> None:
             assert spans == [("ok", "failed"), ("ok", "failed"), ("ok", "parked")]
 
     run(main)
+
+
+def test_an_idle_relay_writes_nothing() -> None:
+    """Its checkpoint is saved when it has moved, not at each look at the log."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.fault = lambda message: "refuse"
+            async with running(relay_to(shop, sender, runtime)):
+                await sell(shop, "SX90", 1)
+                await asyncio.sleep(60.0)
+                assert shop.commits == 1
+                sender.fault = lambda message: ""
+                await asyncio.sleep(60.0)
+                assert shop.commits == 2
+
+    run(main)

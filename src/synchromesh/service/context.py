@@ -120,8 +120,8 @@ class Context:
             context = replace(self._context, key="", undoes="")
             return self._home.caller.call(call, context=context, timeout_s=timeout_s)
         running = self._writing(f"the command {operation.full_name}")
-        # A key is its caller's own: those of two callers must not meet at the callee under our name,
-        # nor meet the steps of our sagas, whose keys begin with an id.
+        # A key is its caller's own: those of two callers must not meet at the callee, who knows our
+        # name alone, nor meet the steps of our sagas, whose keys begin with an id.
         key = f"{running.caller}/{self._nested(operation.full_name)}"
         context = replace(self._context, key=key, undoes="")
         return self._command(running, call, context, timeout_s)

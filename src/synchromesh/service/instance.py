@@ -126,7 +126,7 @@ class ServiceInstance:
         store = await SqliteStore.open(
             path,
             service=service.name,
-            schemas=(EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, _own_schema(service)),
+            schemas=(EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service)),
             runtime=around.runtime,
             options=around.store,
             tracer=Tracer(service.name, around.runtime, around.sink),
@@ -249,8 +249,10 @@ class ServiceInstance:
         return f"<ServiceInstance {self.service.name}{' draining' if self._is_draining else ''}>"
 
 
-def _own_schema(service: Service) -> Schema:
-    return Schema(f"service.{service.name}", service.migrations)
+def _own_schema(service: Service) -> tuple[Schema, ...]:
+    """Return the service's own tables, which it need not have."""
+    own = Schema(f"service.{service.name}", service.migrations)
+    return (own,) if own.migrations else ()
 
 
 def _event_types(service: Service) -> EventTypes:
