@@ -19,14 +19,14 @@ from services.orders import sagas
 
 from synchromesh.calls import Caller, Policies
 from synchromesh.discovery import Endpoint, Resolved
-from synchromesh.errors import StoreLocked
+from synchromesh.errors import StoreLocked, SynchromeshError
 from synchromesh.http import asgi_handler
 from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
 from synchromesh.service import Service, ServiceInstance, Surroundings
 from synchromesh.system.config import load_config, load_services
 from synchromesh.telemetry import SpanRecord, Tracer
-from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimRuntime, World
+from synchromesh.testing import AsgiReceiver, Node, Process, SimExchange, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]
 SERVICES = ("orders", "inventory", "billing", "production")
@@ -55,7 +55,7 @@ class Cluster:
         self.broken: list[str] = []
         self._clients = clients
         self._exchange = SimExchange(world)
-        self._instances: list[ServiceInstance] = []
+        self._instances: list[tuple[Process, ServiceInstance]] = []
         self._serving: dict[str, str] = {}
         self._stops: dict[str, asyncio.Event] = {}
         self._provider: CreditProvider | None = None
@@ -84,6 +84,20 @@ class Cluster:
         if node.is_up and node.name in self._stops:
             self._stops[node.name].set()
 
+    def cancel(self, saga: str) -> None:
+        """Ask for a saga to be cancelled, where its engine runs at this moment."""
+        node = self.pair("orders")[0]
+        for process, instance in self._instances:
+            if process is node.process and instance.service.name == "orders":
+                self.world.loop.spawn(process, self._cancel(instance, saga))
+
+    async def _cancel(self, instance: ServiceInstance, saga: str) -> None:
+        try:
+            await instance.engine.cancel(saga, "a person changed their mind")
+            self.world.count["saga cancelled"] += 1
+        except SynchromeshError as error:
+            self.world.count[f"not cancelled: {error.code}"] += 1
+
     def confuse_provider(self, faults: Faults) -> None:
         """Turn the provider's fault switch."""
         if self._provider is not None:
@@ -92,7 +106,7 @@ class Cluster:
     def counts(self) -> Counter[str]:
         """Return what the saga engines of all lives counted."""
         counts: Counter[str] = Counter()
-        for instance in self._instances:
+        for _, instance in self._instances:
             counts.update({f"saga {what}": n for what, n in instance.engine.counts.items()})
         return counts
 
@@ -105,7 +119,7 @@ class Cluster:
         has_waited = runtime.disk.owner_of(path) != "nobody"
         instance = await self._instance(service, path, runtime)
         self.world.count["takeover"] += has_waited
-        self._instances.append(instance)
+        self._instances.append((runtime.process, instance))
         self._exchange.serve(runtime, instance.dispatcher)
         self._serving[service.name] = runtime.name
         await stop.wait()

@@ -18,7 +18,7 @@ from credit_provider import Faults
 from msgspec import structs
 
 from synchromesh.calls import Call, Caller
-from synchromesh.errors import Rejection, SagaUndone, SynchromeshError
+from synchromesh.errors import CallError, Rejection, SagaUndone, SynchromeshError
 from synchromesh.store import Once, Recorded, Unit, inbox
 from synchromesh.testing import CALM, STORMY, Node, SimulationError, World
 from universes.cluster import (
@@ -62,13 +62,16 @@ class Universe:
         self._rng, self._is_stormy = self.world.rng, is_stormy
         self._orders = self._choose()
         self._is_sold = False
+        # Most universes find a shop that has opened before; some open it in the storm.
+        self._is_new = is_stormy and self._rng.random() < 0.1
         self._doomed = {} if kill is None else {kill[0]: kill[1]}
         self.world.on_step = self._before_step
 
     def run(self) -> Universe:
         """Live through it, and look at what is left."""
         for path, image in opened_shop().items():
-            self.world.disk.install(path, image)
+            if not self._is_new:
+                self.world.disk.install(path, image)
         with counting_replays(self.count), hearing_errors(self.broken, self.world):
             try:
                 self.world.run(self._story(), until_s=STORM_S + SETTLE_S + 60.0)
@@ -106,12 +109,15 @@ class Universe:
         sku = self._rng.choice(SCARCE)
         scarce = [order for order in shop.order_book() if order.sku == sku]
         orders = self._rng.sample(scarce, 5 if self._is_stormy else 3)
-        if self._rng.random() < 0.7:
+        if not self._is_stormy or self._rng.random() < 0.7:
             customer = self._rng.choice(WITHOUT_CREDIT)
             orders[0] = structs.replace(orders[0], customer=customer)
         return orders
 
     async def _buy_all(self, caller: Caller) -> None:
+        if self._is_new:
+            self.count["opened in the storm"] += 1
+            await shop.open_shop(_Opener(caller), scarce_drives())
         async with asyncio.TaskGroup() as group:
             for order in self._orders:
                 group.create_task(self._buy(caller, order))
@@ -164,12 +170,14 @@ class Universe:
     async def _storm(self) -> None:
         rng, loop = self._rng, self.world.loop
         evils = {
-            self._crash: 0.2,
-            self._doom: 0.3,
-            self._part: 0.2,
-            self._hand_over: 0.1,
-            self._confuse_provider: 0.1,
-            self._pause: 0.1,
+            self._crash: 0.15,
+            self._doom: 0.30,
+            self._black_out: 0.05,
+            self._part: 0.15,
+            self._hand_over: 0.10,
+            self._confuse_provider: 0.10,
+            self._pause: 0.05,
+            self._cancel: 0.10,
         }
         while loop.time() < STORM_S:
             await asyncio.sleep(rng.expovariate(1.2))
@@ -187,6 +195,14 @@ class Universe:
         """Let a node die at one of its next steps, which is while it does something."""
         node = self._victim()
         self._doomed[node.name] = node.steps + self._rng.randrange(1, 100)
+
+    def _black_out(self) -> None:
+        """Cut the power of all services at once, as the death of one process that runs them."""
+        for name in SERVICES:
+            self.cluster.pair(name)[0].crash(self._rng.uniform(0.05, 0.5))
+
+    def _cancel(self) -> None:
+        self.cluster.cancel(self._rng.choice(self._orders).order_id)
 
     def _part(self) -> None:
         names = [PROVIDER, CLIENTS, *(self.cluster.pair(name)[0].name for name in SERVICES)]
@@ -226,20 +242,29 @@ class _Opener:
         self._caller = caller
 
     async def call(self, call: Call[R], *, key: str) -> R:
-        """Send a command under an idempotency key and return its answer."""
-        return await self._caller.call(call, context=self._caller.root(key=key), timeout_s=10.0)
+        """Send a command under an idempotency key until it is answered."""
+        while True:
+            try:
+                return await self._caller.call(call, context=self._caller.root(key=key))
+            except CallError:
+                await asyncio.sleep(0.2)
 
 
 @functools.cache
-def opened_shop() -> dict[str, bytes]:
-    """Return the databases of a shop that has opened, with half of what it should have."""
-    world = World("servo-works opens")
-    drives = [
+def scarce_drives() -> list[shop.Drive]:
+    """Return what the shop opens with: half the stock of what there is little of anyway."""
+    return [
         structs.replace(drive, stock=drive.stock // 2, slots=drive.slots[:1])
         for drive in shop.catalogue()
         if drive.sku in SCARCE
     ]
-    cluster = Cluster(world, lambda caller: shop.open_shop(_Opener(caller), drives))
+
+
+@functools.cache
+def opened_shop() -> dict[str, bytes]:
+    """Return the databases of a shop that has just opened."""
+    world = World("servo-works opens")
+    cluster = Cluster(world, lambda caller: shop.open_shop(_Opener(caller), scarce_drives()))
 
     async def story() -> None:
         cluster.start()

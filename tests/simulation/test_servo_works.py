@@ -1,0 +1,134 @@
+"""Claims about the whole system under faults: servo-works, its shipped modules, 2,000 universes.
+
+The universes run in processes of their own, one a core, and are not measured for coverage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+from universes import Universe
+from universes.universe import hearing_errors
+
+from simulation import __main__ as command
+from synchromesh.testing import World
+
+MODULE = "synchromesh.examples.servo_works.simulation"
+UNIVERSES, WORKERS = 2000, 2
+
+# How often each rare path is walked at least, in all universes together. A simulation in which one
+# of them never happened proves nothing about it.
+FLOORS = {
+    "undo before do": 200,
+    "tombstone hit": 20,
+    "inbox replay": 5000,
+    "saga recovered": 500,
+    "saga recovered mid-undo": 50,
+    "saga undo of unknown": 400,
+    "saga cancelled": 200,
+    "takeover": 800,
+    "ended in good order": 200,
+    "breaker open": 400,
+    "message late": 2000,
+    "message duplicated": 2000,
+    "partition": 1000,
+    "pause": 300,
+    "crash": 4000,
+    "opened in the storm": 100,
+}
+
+
+def run_side_by_side(*arguments: list[str], hash_seed: str = "random") -> list[str]:
+    """Run the simulation once for each list of arguments, at the same time."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", MODULE, *each],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={"PYTHONHASHSEED": hash_seed},
+        )
+        for each in arguments
+    ]
+    said = [worker.communicate()[0] for worker in workers]
+    for worker, text in zip(workers, said, strict=True):
+        assert worker.returncode == 0, text[-4000:]
+    return said
+
+
+def test_nothing_breaks_in_two_thousand_universes() -> None:
+    """Under every fault each order is placed or undone, all adds up, and rare paths were walked."""
+    share = UNIVERSES // WORKERS
+    said = run_side_by_side(
+        *(
+            ["--seed", str(worker * share), "--count", str(share), "--json"]
+            for worker in range(WORKERS)
+        )
+    )
+    counts: Counter[str] = Counter()
+    for text in said:
+        counts.update(json.loads(text))
+    assert counts["universes"] == UNIVERSES
+    too_rare = {path: counts[path] for path, least in FLOORS.items() if counts[path] < least}
+    assert not too_rare
+
+
+def test_nothing_breaks_by_a_power_cut_at_any_step() -> None:
+    """For three seeds, with the power cut before each step of each node, nothing breaks."""
+    seeds = (1, 2, 3)
+    said = run_side_by_side(
+        *(["--seed", str(seed), "--count", "1", "--sweep", "--json"] for seed in seeds)
+    )
+    counts = [json.loads(text) for text in said]
+    assert all(count["universes"] > 300 and count["crash"] > 300 for count in counts)
+    assert sum(count.get("saga recovered mid-undo", 0) for count in counts) > 0
+
+
+def test_a_seed_is_one_universe() -> None:
+    """The same seeds give the same steps in another process, whatever its hash seed is."""
+    arguments = ["--seed", "40", "--count", "12", "--trace"]
+    assert run_side_by_side(arguments, hash_seed="1") == run_side_by_side(arguments, hash_seed="2")
+
+
+@pytest.fixture
+def broken() -> Iterator[None]:
+    with mock.patch("universes.universe.broken_in", return_value=["the sum is wrong"]):
+        yield
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_broken_universe_is_named_by_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """A universe in which something is broken ends the run with the command that repeats it."""
+    assert command.main(["--seed", "3", "--count", "2"]) == 1
+    assert capsys.readouterr().out == "the sum is wrong\nto see it again: make sim SEED=3 N=1\n"
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_broken_sweep_is_named_by_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """A power cut that breaks something is named by node and step."""
+    assert command.main(["--seed", "1", "--count", "1", "--kill", "orders-1:20"]) == 1
+    assert "--seed 1 --count 1 --kill orders-1:20\n" in capsys.readouterr().out
+
+
+def test_a_loop_beyond_restarting_is_a_finding() -> None:
+    """What a cluster reports of itself is broken, whatever the databases say."""
+    universe = Universe(1, is_stormy=False)
+    universe.cluster.broken.append("billing/relay/production is beyond restarting")
+    assert universe.run().broken == ["billing/relay/production is beyond restarting"]
+
+
+def test_an_error_in_a_log_is_a_finding() -> None:
+    """What services log as errors is heard while a universe lasts; warnings are not."""
+    heard: list[str] = []
+    log = logging.getLogger("synchromesh.saga")
+    with hearing_errors(heard, World(1)):
+        log.warning("a breaker opened")
+        log.error("saga %r is stuck", "A-1")
+    assert heard == ["logged: saga 'A-1' is stuck"]
