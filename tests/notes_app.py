@@ -80,7 +80,14 @@ notes = Service(
         Migration(1, ("create table note(id text primary key, text text not null)",), 1),
     ],
 )
-broken = Service("broken", migrations=[Migration(1, ("create table t(n integer)",), 1)])
+
+
+class Broken(Contract, Protocol, service="broken", version="1.0"):
+    @command("POST /break")
+    async def now(self) -> None: ...
+
+
+broken = Service("broken", implements=Broken)
 not_a_service = 4711
 
 
@@ -155,6 +162,11 @@ async def plan(ctx: Context, name: str) -> str:
     return await run.result(within_s=5.0) or ""
 
 
+@broken.writes(Broken.now)
+async def now(tx: Transaction) -> None:
+    await tx.append("broken", [Written("now")])
+
+
 @broken.projection("never", events=(Written,))
 async def never(tx: Transaction, event: Any) -> None:
     raise RuntimeError("this projection cannot be made")
@@ -162,6 +174,10 @@ async def never(tx: Transaction, event: Any) -> None:
 
 async def opens(client: Any) -> None:
     await client.call(Notes.write(Note("first", "the opening wrote it")), key="opening/first")
+
+
+async def breaks(client: Any) -> None:
+    await client.call(Broken.now(), key="opening/break")
 
 
 async def fails_to_open(client: Any) -> None:
