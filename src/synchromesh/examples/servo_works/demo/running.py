@@ -233,7 +233,7 @@ async def until(holds: Callable[[], bool | Awaitable[bool]], within_s: float) ->
 
 def copy_shipped(folder: Path) -> None:
     """Copy servo-works as it ships into a folder; the shipped one may be read-only."""
-    ignored = ignore_patterns("__pycache__", ".synchromesh", "demo", "simulation*")
+    ignored = ignore_patterns("__pycache__", ".synchromesh", "demo", "simulation", "universes")
     copytree(SHIPPED, folder, ignore=ignored, copy_function=copyfile, dirs_exist_ok=True)
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
