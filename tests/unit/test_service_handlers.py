@@ -29,6 +29,7 @@ from synchromesh.errors import (
     InProgress,
     KeyReused,
     KeyUndone,
+    Rejection,
     RemoteFailed,
     Shed,
     TimedOut,
@@ -582,6 +583,59 @@ async def town_refuses(tx: Any, n: int) -> str:
     """Refuse, after having written."""
     await note(tx, "not to be seen")
     raise OutOfStock("five", n=n)
+
+
+class Surfeit(Rejection, code="surprise", status=409):
+    """Has the code of another class, as those of two services may."""
+
+
+async def is_surfeited(tx: Any) -> None:
+    raise Surfeit("too much")
+
+
+def test_a_recorded_code_is_read_as_the_class_that_is_meant_here() -> None:
+    """Of two classes with one code the unit's own module decides, whatever else is imported."""
+
+    async def main(town: Town) -> None:
+        seen: list[type] = []
+
+        async def refused(ctx: Any) -> None:
+            try:
+                await ctx.write(is_surfeited)
+            except Rejection as refusal:
+                seen.append(type(refusal))
+            if len(seen) == 1:
+                raise ValueError("a crash")
+
+        town.hooks.at["build begins"] = refused
+        with pytest.raises(RemoteFailed):
+            await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        assert seen == [Surfeit, Surfeit]
+
+    in_town(main)
+
+
+def test_a_declared_rejection_is_told_by_its_code() -> None:
+    """Another class of the same code, as a call or a record may bring, is the declared one."""
+
+    class Sold(Rejection, code="out_of_stock", status=409):
+        """Tells the same in other words."""
+
+    async def main(town: Town) -> None:
+        town.hooks.at |= {
+            "reserve": Fails(lambda: Sold("none", sku="bolt")),
+            "build begins": Fails(lambda: Sold("none")),
+        }
+        for call, key in (
+            (Stock.reserve("A-1", "bolt", 1), "k1"),
+            (Stock.build("A", "b", 1), "k2"),
+        ):
+            with pytest.raises(OutOfStock, match="none"):
+                await town.ask(call, key)
+            assert await town.record(key) == "refusal"
+
+    in_town(main)
 
 
 def test_a_unit_that_refused_does_not_count_as_begun() -> None:

@@ -73,7 +73,12 @@ def test_an_instance_says_what_it_offers_and_how_it_is() -> None:
         ]  # fmt: skip
         health = stock.health()
         assert (health.service, health.is_healthy, health.is_draining) == ("stock", True, False)
-        assert sorted(health.children) == ["inbox sweep", "projection/totals", "relay/books"]
+        assert sorted(health.children) == [
+            "inbox sweep",
+            "projection/totals",
+            "relay/books",
+            "saga recovery",
+        ]
         assert {child.state for child in health.children.values()} == {"running"}
         assert repr(stock) == "<ServiceInstance stock>"
 

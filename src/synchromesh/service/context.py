@@ -48,6 +48,7 @@ class Running:
     key: str
     digest: str
     request: bytes
+    raises: tuple[type[Rejection], ...]
 
 
 class Context:
@@ -189,7 +190,7 @@ class Context:
             self.has_begun = True
             return typing.cast("R", _load(recorded.body, result_type, name))
         # A unit that refused has left no trace but its refusal: the command has yet to begin.
-        raise rejections[0] if rejections else refusal_of(recorded, all_rejections())
+        raise rejections[0] if rejections else refusal_of(recorded, _rejections_at(running, unit))
 
     async def start_saga(
         self,
@@ -259,15 +260,21 @@ def _load(answer: bytes, kind: Any, name: str) -> Any:
         ) from error
 
 
-def all_rejections() -> list[type[Rejection]]:
-    """Return every rejection that is defined in this process."""
-    found: list[type[Rejection]] = []
-    pending = [Rejection]
+def _rejections_at(running: Running, unit: Callable[..., Any]) -> typing.Iterator[type[Rejection]]:
+    """Yield the rejections that a recorded code may stand for, the likeliest first.
+
+    Two services may give one code to classes of their own: the command's own come first, then those
+    that the unit's module defines or imports, then any other that is defined in this process.
+    """
+    yield from running.raises
+    named = getattr(unit, "__globals__", {}).values()
+    here = [each for each in named if isinstance(each, type) and issubclass(each, Rejection)]
+    yield from sorted(here, key=lambda cls: cls.__module__ != unit.__module__)
+    pending: list[type[Rejection]] = [Rejection]
     while pending:
         for cls in pending.pop().__subclasses__():
-            found.append(cls)
+            yield cls
             pending.append(cls)
-    return found
 
 
 def refusal_of(recorded: Recorded, raises: typing.Iterable[type[Rejection]]) -> Exception:

@@ -166,7 +166,7 @@ class Operations:
         begun = Begun(
             operation.name, msgspec.Raw(incoming.arguments), context.principal, context.trace_id
         )
-        running = Running(once.caller, once.key, once.digest, encode(begun))
+        running = Running(once.caller, once.key, once.digest, encode(begun), operation.raises)
         ctx = Context(self._home, context, running, has_begun=has_begun)
         refusal: Rejection | None = None
         answer = b""
@@ -305,7 +305,8 @@ def _answer(operation: Operation[..., Any], result: object) -> bytes:
 
 def _declared(rejection: Rejection, operation: Operation[..., Any]) -> Rejection:
     """Return a rejection that can be recorded and told; any other is a bug."""
-    if not isinstance(rejection, operation.raises):
+    # By its code, as it travels: one of a call, or of a record, may be of another class.
+    if all(rejection.code != declared.code for declared in operation.raises):
         raise HandlerBug(
             f"{operation.full_name} raised {type(rejection).__name__}, which its contract does not "
             "declare in raises="
