@@ -616,6 +616,34 @@ def test_a_recorded_code_is_read_as_the_class_that_is_meant_here() -> None:
     in_town(main)
 
 
+class OnlyHere(Rejection, code="only_here", status=409):
+    """Has a code of its own."""
+
+
+class Refuses:
+    """A unit that is an object, so that no module's names belong to it."""
+
+    async def __call__(self, tx: Any) -> None:
+        raise OnlyHere("no")
+
+
+def test_a_recorded_code_is_found_wherever_its_class_is_defined() -> None:
+    """The last resort is any class of this process."""
+
+    async def main(town: Town) -> None:
+        async def refused(ctx: Any) -> None:
+            with pytest.raises(OnlyHere, match="no"):
+                await ctx.write(Refuses())
+
+        town.hooks.at |= {"build begins": refused, "build has taken": Fails(ValueError)}
+        with pytest.raises(RemoteFailed):
+            await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        await town.restart("stock")
+        await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+
+    in_town(main)
+
+
 def test_a_declared_rejection_is_told_by_its_code() -> None:
     """Another class of the same code, as a call or a record may bring, is the declared one."""
 
