@@ -1,4 +1,4 @@
-"""Calls as users write them: mypy --strict accepts each line and knows each type."""
+"""Calls, services and sagas as users write them: mypy --strict accepts each line and its type."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from synchromesh.calls import (
 )
 from synchromesh.context import CallContext
 from synchromesh.errors import Rejection
+from synchromesh.events import Decider, Decision
+from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun
+from synchromesh.service import Context, Service, Transaction
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,95 @@ def kinds(undo: Command[[Hold], None], read: Query[..., int], any_call: Call[obj
 kinds(Inventory.release, Inventory.stock, Inventory.reserve(Reserve("a", 1)))
 assert_type(operations_of(Inventory)["reserve"].raises, tuple[type[Rejection], ...])
 names: dict[str, PublicEvent[Any]] = events_of(Inventory)
+
+
+@dataclass(frozen=True)
+class Quote:
+    cents: int
+
+
+class Pricing(Contract, Protocol, service="pricing", version="1.0"):
+    @query("GET /quote/{sku}")
+    async def quote(self, sku: str) -> Quote: ...
+
+
+@dataclass(frozen=True)
+class Reserved:
+    qty: int
+
+
+def reserving(wanted: Reserve, left: int) -> Decision[Hold]:
+    return Decision(Hold(wanted.sku), (Reserved(wanted.qty),))
+
+
+def evolve(left: int, event: Reserved) -> int:
+    return left - event.qty
+
+
+shelf = Decider("shelf", initial=10, decide=reserving, evolve=evolve, events=(Reserved,))
+inventory = Service("inventory", implements=Inventory)
+
+
+@inventory.writes(Inventory.reserve)
+async def reserve(tx: Transaction, request: Reserve) -> Hold:
+    """A unit of work knows what its decider answers, and what its rows may be."""
+    hold = await tx.decide(shelf, request.sku, request)
+    assert_type(hold, Hold)
+    version = await tx.append("shelf/a", [Reserved(1)], expected=0)
+    assert_type(version, int)
+    tx.publish(Inventory.stock_reserved, StockReserved(hold.id))
+    return hold
+
+
+@inventory.writes(Inventory.release)
+async def release(tx: Transaction, hold: Hold, /) -> None:
+    await tx.execute("delete from hold where id = ?", hold.id)
+
+
+async def note(tx: Transaction, sku: str, qty: int) -> Quote:
+    """A unit of a handler: its arguments are those that it is asked for with."""
+    return Quote(qty)
+
+
+@inventory.handles(Inventory.stock)
+async def stock(ctx: Context, sku: str, least: int = 0) -> int:
+    """A handler knows the types of calls, units and sagas that it starts."""
+    assert_type(await ctx.call(Pricing.quote(sku), timeout_s=0.3), Quote)
+    assert_type(await ctx.write(note, sku, 2), Quote)
+    run = await order.start(ctx, Reserve(sku, 1), id=sku)
+    assert_type(run, SagaRun[Hold])
+    assert_type(await run.result(within_s=1.0), Hold | None)
+    return least
+
+
+@inventory.on(Inventory.stock_reserved)
+async def count(tx: Transaction, reserved: StockReserved) -> None:
+    tx.notify(reserved.hold_id)
+
+
+async def unnote(tx: Transaction, quote: Quote) -> None:
+    """The undo of a unit is given its result."""
+
+
+@inventory.saga(Reserve, deadline="10m", key=lambda r: r.sku, policy=SagaPolicy())
+async def order(s: Saga, wanted: Reserve) -> Hold:
+    """Each step has the type of what it asks for; `all` has the tuple of them."""
+    quote = await s.write(note, wanted.sku, wanted.qty, undo=unnote)
+    assert_type(quote, Quote)
+    hold, price = await s.all(
+        s.call(Inventory.reserve(wanted), undo=Inventory.release),
+        s.call(Pricing.quote(wanted.sku)),
+    )
+    assert_type(hold, Hold)
+    assert_type(price, Quote)
+    three = await s.all(
+        s.write(note, "a", 1), s.call(Inventory.stock("a")), s.call(Pricing.quote("a"))
+    )
+    assert_type(three, tuple[Quote, int, Quote])
+    many = await s.all(*[s.call(Pricing.quote(sku)) for sku in ("a", "b")])
+    assert_type(many, tuple[Quote, ...])
+    await s.call(Inventory.reserve(wanted), pivot=True, timeout_s=1.0)
+    return hold
+
+
+assert_type(order, SagaDefinition[Reserve, Hold])

@@ -25,7 +25,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 E = TypeVar("E")
-E_co = TypeVar("E_co", covariant=True)
 
 _ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9_.~/{}-]*)")
 _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
@@ -262,7 +261,7 @@ class Query(Operation[P, R_co]):
     """An operation that only reads: it may be retried, hedged, cached and served stale."""
 
 
-class PublicEvent(Generic[E_co]):
+class PublicEvent(Generic[E]):
     """An event of a contract that other services may subscribe to.
 
     Attributes:
@@ -271,7 +270,7 @@ class PublicEvent(Generic[E_co]):
             other (O3). Without one, all events of this name are one key.
     """
 
-    def __init__(self, kind: type[E_co], key: str | None) -> None:
+    def __init__(self, kind: type[E], key: str | None) -> None:
         self.kind = kind
         self.key_of = key
         self.service = ""
