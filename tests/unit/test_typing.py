@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,24 @@ def test_exactly_the_marked_lines_are_refused() -> None:
     }
     assert found == marked, checked.stdout + checked.stderr
     assert len(marked) >= 50
+
+
+def test_an_example_is_typed_as_its_users_check_it(tmp_path: Path) -> None:
+    """A copy of the example passes mypy --strict without the settings of this repository."""
+    example = ROOT / "src" / "synchromesh" / "examples" / "servo_works"
+    copy = shutil.copytree(
+        example, tmp_path / "servo_works", ignore=shutil.ignore_patterns("__pycache__", ".*")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--explicit-package-bases",
+        f"--cache-dir={tmp_path / 'cache'}",
+        "contracts",
+        "services",
+        "shop.py",
+    ]
+    checked = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert checked.stdout.startswith("Success: no issues found"), checked.stdout + checked.stderr
