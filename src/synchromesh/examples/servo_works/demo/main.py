@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NotInTime, SynchromeshError, OSError) as error:
         sys.stderr.write(f"demo: {error}\n")
         return INTERNAL
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         sys.stderr.write("demo: stopped; no process is left\n")
         return INTERRUPTED
 
@@ -107,8 +107,14 @@ def judge_kept(folder: Path, out: Console) -> int:
 async def _stoppable(folder: Path, orders: int, out: Console) -> accounts.Account:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
+
+    def stop() -> None:
+        # Whoever presses Ctrl-C twice does not keep the system from being stopped in order.
+        if not task.cancelling():
+            task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop)
     return await play(folder, order_book()[:orders], out)
 
 
