@@ -22,9 +22,11 @@ from synchromesh.errors import ConfigError, Shed
 from synchromesh.runtime import RealRuntime
 from synchromesh.service import ServiceInstance
 from synchromesh.service.restarts import RestartOptions
-from synchromesh.system import RunDir, System, load_config
+from synchromesh.system import RunDir, System, children, load_config, wiring
 from synchromesh.system.children import ExternalProcess
 
+# What a server may take to end handlers that it has cancelled.
+CANCEL_S = 1.0
 READY = "import json, os, signal, sys; print(json.dumps({'port': 1}), flush=True); "
 PROVIDER = """
 [external.provider]
@@ -327,6 +329,34 @@ async def test_a_call_under_way_is_answered_while_it_stops(tmp_path: Path) -> No
     assert (asking.returncode, out.decode().split()[0]) == (0, "null")
     assert info.pid == os.getpid()
     assert instance.dispatcher.is_draining
+
+
+@pytest.mark.anyio
+async def test_a_call_that_outlasts_the_stop_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bounds of draining hold, and together they stay below 10 s."""
+    bounds = wiring.ANSWER_WITHIN_S + wiring.DRAIN_WITHIN_S + children.STOP_WITHIN_S
+    assert bounds + CANCEL_S < 10.0
+    monkeypatch.setattr(wiring, "ANSWER_WITHIN_S", 0.01)
+    monkeypatch.setattr(wiring, "DRAIN_WITHIN_S", 0.01)
+    system = system_of(tmp_path)
+    await system.start()
+    instance = system.instances["notes"]
+    asking = await asyncio.create_subprocess_exec(
+        *command_of("--folder", str(tmp_path), "call", "notes.slow", "seconds=200"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(10.0):
+        while not instance.dispatcher.in_flight:
+            await asyncio.sleep(0.01)
+    async with asyncio.timeout(5.0):
+        await system.stop()
+    out, err = await asking.communicate()
+    assert (asking.returncode, out) == (2, b"")
+    assert b"the system does not answer" in err
+    assert instance.dispatcher.in_flight == 0
 
 
 @pytest.mark.anyio
