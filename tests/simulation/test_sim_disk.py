@@ -96,6 +96,27 @@ def test_full_again_syncs_what_was_before() -> None:
     disk.close()
 
 
+def test_a_disk_can_be_made_of_what_another_left() -> None:
+    """A database can be copied as the bytes of its file, into another universe too."""
+    old, new = SimDisk(random.Random(1)), SimDisk(random.Random(2))
+    writer = old.connect("/a.db")
+    writer.execute("CREATE TABLE t (x)")
+    writer.execute("INSERT INTO t VALUES (1)")
+    new.install("/a.db", old.image("/a.db"))
+    with pytest.raises(ValueError, match="there is a database"):
+        new.install("a.db", b"")
+    with pytest.raises(sqlite3.OperationalError):
+        old.image("/b.db")
+    new.connect("/a.db").execute("INSERT INTO t VALUES (3)")
+    assert (old.rows("/a.db", "SELECT x FROM t"), new.rows("/a.db", "SELECT x FROM t")) == (
+        [(1,)],
+        [(1,), (3,)],
+    )
+    new.close()
+    assert new.image("/a.db")
+    old.close()
+
+
 def test_connections_see_each_others_commits() -> None:
     """Readers see commits, not what is still open; read-only connections cannot write."""
     disk = SimDisk(random.Random(0))
@@ -286,3 +307,24 @@ def test_power_cut_falls_before_and_after_the_commit() -> None:
         return int(world.disk.rows("/a.db", COUNT)[0][0]), bool(told)
 
     assert [outcome(kill_at) for kill_at in (2, 3, 4)] == [(0, False), (1, False), (1, True)]
+
+
+def test_a_lane_can_tell_the_time_and_make_ids() -> None:
+    """A lane's work has the runtime of its process, though no loop runs while it works."""
+    made: list[tuple[int, str]] = []
+
+    async def main(runtime: SimRuntime) -> None:
+        def work(jobs: list[str]) -> Callable[[], None]:
+            loop = asyncio._get_running_loop()
+            asyncio._set_running_loop(None)
+            made.extend((runtime.wall_us(), runtime.new_id()) for _ in jobs)
+            asyncio._set_running_loop(loop)
+            return lambda: None
+
+        lane = runtime.lane("a", work)
+        lane.put("job")
+        await lane.close()
+        assert made[0][0] <= runtime.wall_us()
+
+    run(main)
+    assert len(made) == 1

@@ -9,6 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from unittest import mock
 
@@ -21,6 +22,7 @@ from synchromesh.calls import Call, Caller
 from synchromesh.errors import CallError, Rejection, SagaUndone, SynchromeshError
 from synchromesh.store import Once, Recorded, Unit, inbox
 from synchromesh.testing import CALM, STORMY, Node, SimulationError, World
+from synchromesh.testing import Faults as NetworkFaults
 from universes.cluster import (
     CLIENTS,
     PROVIDER,
@@ -36,6 +38,20 @@ STORM_S, SETTLE_S = 8.0, 120.0
 # There are few of these and fewer places on the bench, so that orders fight for them.
 SCARCE = ("LX40", "LX20", "SX300")
 WITHOUT_CREDIT = ("brassworks", "pallas-pumps", "orbital-cnc")
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How the network misbehaves, and how many other evils there are in a second."""
+
+    faults: NetworkFaults
+    evils_per_s: float = 0.0
+
+
+PEACE = Weather(CALM)
+STORM = Weather(STORMY, 1.2)
+# Two clocks are wrong by almost the 5 s that calls allow for.
+HURRICANE = Weather(replace(STORMY, loss=0.12, duplication=0.15, tail=0.12, skew_s=2.4), 4.0)
 
 
 class Universe:
@@ -54,7 +70,11 @@ class Universe:
     def __init__(
         self, seed: int | str, *, is_stormy: bool = True, kill: tuple[str, int] | None = None
     ) -> None:
-        self.world = World(f"servo-works/{seed}", faults=STORMY if is_stormy else CALM)
+        self.world = World(f"servo-works/{seed}")
+        # In one of ten universes it is much worse.
+        is_hurricane = self.world.rng.random() < 0.1
+        self._weather = (HURRICANE if is_hurricane else STORM) if is_stormy else PEACE
+        self.world.wire.faults = self._weather.faults
         self.cluster = Cluster(self.world, self._buy_all)
         self.broken = self.cluster.broken
         self.count: Counter[str] = self.world.count
@@ -180,7 +200,7 @@ class Universe:
             self._cancel: 0.10,
         }
         while loop.time() < STORM_S:
-            await asyncio.sleep(rng.expovariate(1.2))
+            await asyncio.sleep(rng.expovariate(self._weather.evils_per_s))
             (evil,) = rng.choices(list(evils), list(evils.values()))
             evil()
 
