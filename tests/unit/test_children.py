@@ -102,6 +102,15 @@ async def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """It is not the command that is wrong."""
+    child = Child(tmp_path, "exit 0")
+    child.log.mkdir()
+    with pytest.raises(ConfigError, match=r"the log of .*child\.log: Is a directory"):
+        await child.process.start()
+
+
+@pytest.mark.anyio
 async def test_a_child_that_ends_is_started_anew_by_the_next_run(tmp_path: Path) -> None:
     """`run` raises with how it ended; run again, it starts the child and tells its place."""
     child = Child(tmp_path, READY + "echo $$ > pid; sleep 0; exit 3")

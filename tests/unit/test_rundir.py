@@ -108,6 +108,27 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     assert (tmp_path / ".synchromesh").read_text() == "mine"
 
 
+def test_a_full_or_read_only_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a key, nor a token, nor a lock is half written."""
+    rundir = made(tmp_path)
+
+    def no_room(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", no_room)
+        with pytest.raises(ConfigError, match=r"system\.key cannot be written: No space left"):
+            rundir.key()
+        with pytest.raises(ConfigError, match=r"run\.json .*make room on the disk"):
+            rundir.publish(INFO)
+        patched.setattr("os.open", no_room)
+        with pytest.raises(ConfigError, match=r"system\.lock cannot be written"):
+            rundir.lock(RealDisk())
+    assert not (rundir.path / "system.key").exists()
+    with pytest.raises(ConfigError, match="no system runs"):
+        rundir.read()
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     """The run directory is made below a folder that exists."""
     with pytest.raises(ConfigError, match="cannot be used: No such file or directory"):

@@ -86,7 +86,14 @@ class ExternalProcess:
 
     async def _spawn(self) -> None:
         try:
-            with self._log_path.open("ab") as errors:
+            errors = self._log_path.open("ab")
+        except OSError as error:
+            raise ConfigError(
+                f"the log of external service {self._name!r} cannot be written: {self._log_path}: "
+                f"{error.strerror}"
+            ) from error
+        try:
+            with errors:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command,
                     cwd=self._folder,
@@ -174,8 +181,14 @@ def die_with_parent() -> Callable[[], Any] | None:
     if not sys.platform.startswith("linux"):
         return None
     # Loaded before the fork: between fork and exec no lock may be taken.
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def ask_to_die() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before it could be watched
+
+    return ask_to_die
 
 
 def _how(code: int) -> str:

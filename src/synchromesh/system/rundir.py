@@ -71,9 +71,12 @@ class RunDir:
         """Become the one process that runs the system of this folder.
 
         Raises:
-            ConfigError: another process runs it.
+            ConfigError: another process runs it, or the lock cannot be written.
         """
-        lock = disk.try_lock(str(self.path / "system"))
+        try:
+            lock = disk.try_lock(str(self.path / "system"))
+        except OSError as error:
+            raise _unwritable(self.path / "system.lock", error) from error
         if lock is None:
             owner = disk.owner_of(str(self.path / "system"))
             raise ConfigError(
@@ -138,9 +141,18 @@ def _refuse_shared(path: Path) -> None:
 
 def _write_private(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".new")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be written: {error.strerror}; make room on the disk, or make it writable"
+    )
