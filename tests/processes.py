@@ -1,7 +1,7 @@
 """What tests of real processes share: who is alive, and whose child."""
 
-import time
-from collections.abc import Callable
+import os
+import select
 from pathlib import Path
 
 
@@ -28,11 +28,13 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def comes_true(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
-    """Return True once something holds, False where it does not in time."""
-    until_s = time.monotonic() + within_s
-    while not holds():
-        if time.monotonic() > until_s:
-            return False
-        time.sleep(0.02)
-    return True
+def ends(pid: int, within_s: float = 10.0) -> bool:
+    """Wait for the end of a process that is not our child; False where it does not end in time."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], within_s)[0])
+    finally:
+        os.close(handle)

@@ -18,7 +18,7 @@ from demo import account as accounts
 from demo.account import Account
 from demo.main import main
 
-from processes import children_of, comes_true, is_alive
+from processes import children_of, ends, is_alive
 
 DEMO = (sys.executable, "-m", "synchromesh.examples.servo_works.demo")
 ORDERS = 48
@@ -56,10 +56,14 @@ def copied(kept: Kept, tmp_path: Path) -> Path:
 
 
 @contextmanager
-def running(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def running(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run the demo until its system answers; yields both, the system by its process id."""
     demo = subprocess.Popen(
-        [*DEMO, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        DEMO,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         assert demo.stdout is not None
@@ -258,9 +262,9 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_everything(number: signal.Signals) -> None:
+def test_ctrl_c_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped in the middle it exits 130; neither the system nor its provider is left."""
-    with running() as (demo, system):
+    with running(tmp_path) as (demo, system):
         below = [system, *children_of(system)]
         assert len(below) == 2
         demo.send_signal(number)
@@ -268,19 +272,20 @@ def test_ctrl_c_stops_everything(number: signal.Signals) -> None:
         assert demo.returncode == 130
         assert said.endswith("demo: stopped; no process is left\n")
         assert not any(map(is_alive, below))
+        assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_itself_it_leaves_nothing_running() -> None:
+def test_killed_itself_it_leaves_nothing_running(tmp_path: Path) -> None:
     """SIGKILL to the demo takes its system, and that one's provider, with it."""
-    with running() as (demo, system):
+    with running(tmp_path) as (demo, system):
         below = [system, *children_of(system)]
         demo.kill()
-        assert comes_true(lambda: not any(map(is_alive, below)))
+        assert all(map(ends, below))
 
 
-def test_a_system_that_ends_by_itself_is_told() -> None:
+def test_a_system_that_ends_by_itself_is_told(tmp_path: Path) -> None:
     """Where the system dies of its own, the demo says so at once and exits 3."""
-    with running() as (demo, system):
+    with running(tmp_path) as (demo, system):
         os.kill(system, signal.SIGKILL)
         said, _ = demo.communicate(timeout=WITHIN_S)
         assert demo.returncode == 3

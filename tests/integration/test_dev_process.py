@@ -13,7 +13,7 @@ from demo.account import Account
 from demo.customers import Customers
 from demo.running import RunningSystem, SystemEnded, copy_shipped, until
 
-from processes import children_of, comes_true, is_alive
+from processes import children_of, ends, is_alive
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 
@@ -95,7 +95,7 @@ async def test_after_a_kill_the_command_line_says_so(system: RunningSystem) -> N
     assert system.pid is not None
     pid, below = system.pid, children_of(system.pid)
     await system.kill()
-    assert comes_true(lambda: not any(map(is_alive, below)))
+    assert all(map(ends, below))
     code, said = synchromesh(system.folder, "saga", "list")
     assert code == 2
     assert said.startswith("synchromesh: the system does not answer at http://127.0.0.1:")
