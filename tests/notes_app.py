@@ -69,6 +69,8 @@ class Notes(Contract, Protocol, service="notes", version="1.0"):
     async def slow(self, seconds: float) -> None: ...
     @command("POST /plan", raises=(Taken,))
     async def plan(self, name: str) -> str: ...
+    @query("GET /who")
+    async def who(self) -> str: ...
     @query("GET /count")
     async def count(self) -> int: ...
 
@@ -138,6 +140,11 @@ async def crash(ctx: Context, name: str) -> None:
 @notes.handles(Notes.slow)
 async def slow(ctx: Context, seconds: float) -> None:
     await asyncio.sleep(seconds)
+
+
+@notes.handles(Notes.who)
+async def who(ctx: Context) -> str:
+    return ctx.principal
 
 
 @notes.handles(Notes.count)

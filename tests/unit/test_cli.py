@@ -70,6 +70,13 @@ def test_a_call_in_json_is_one_object(run: Run, folder: Path) -> None:
     assert {span["trace_id"] for span in answer["spans"]} == {answer["trace_id"]}
 
 
+@pytest.mark.parametrize("principal", ["alice", "a b|c.d\n", "Zoë 🦄"])
+def test_a_call_is_made_on_behalf_of_anybody(run: Run, folder: Path, principal: str) -> None:
+    """Any text names a principal; it arrives as it was given."""
+    ran = run(folder, "call", "notes.who", "--principal", principal, "--json")
+    assert (ran.code, json.loads(ran.out)["result"]) == (0, principal)
+
+
 def test_a_refused_call_is_a_finding(run: Run, folder: Path) -> None:
     """Exit 1, the code and the reason; with --json the problem, and the same exit code."""
     run(folder, "call", "notes.write", "id=c2", "text=a", "--key", "k1")
@@ -121,6 +128,9 @@ def test_a_handler_that_raises_tells_only_its_trace(run: Run, folder: Path) -> N
         (["notes.count", "--timeout", "0"], "0.0 is not in the range 0.0<x<=300.0"),
         (["notes.count", "--timeout", "soon"], "'soon' is not a valid float"),
         (["notes.count", "--timeout", "nan"], "--timeout is no number of seconds"),
+        (["notes.write", "id=1", "text=\udcff"], "'text=\\udcff' is no UTF-8 text"),
+        (["notes.write", "id=1", "text=a", "--key", "a\nb"], "at most 512 printable ones"),
+        (["notes.write", "id=1", "text=a", "--key", "k" * 513], "513 characters long"),
         ([], "Missing argument 'OPERATION'"),
     ],
 )

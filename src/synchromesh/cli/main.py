@@ -44,8 +44,10 @@ for verb in (dev, call, trace, saga):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; a user's mistake gets a message and never a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = synchromesh.main(args=arguments, prog_name="synchromesh", standalone_mode=False)
+        _refuse_bytes(words)
+        code = synchromesh.main(args=words, prog_name="synchromesh", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -68,3 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_bytes(words: Sequence[str]) -> None:
+    """Refuse what is no text: it could be neither sent nor shown."""
+    for word in words:
+        if not word.isascii() and any("\udc80" <= char <= "\udcff" for char in word):
+            raise click.UsageError(f"{word!r} is no UTF-8 text")

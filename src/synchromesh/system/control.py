@@ -17,6 +17,7 @@ import msgspec
 from synchromesh.calls import Caller
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
+from synchromesh.context import check_key
 from synchromesh.errors import (
     BadRequest,
     SynchromeshError,
@@ -132,6 +133,8 @@ class Control:
             raise BadRequest(f"timeout {wanted.timeout_s:g} s; use up to {TIMEOUT_MAX_S:g} s")
         operation = self._operation(wanted.operation)
         arguments = arguments_from_texts(operation, wanted.arguments)
+        if wanted.key:
+            check_key(wanted.key)
         root = self._caller.root(principal=wanted.principal, key=wanted.key or None)
         span = self._tracer.start("client", operation.full_name, trace_id=root.trace_id)
         context = replace(root, span_id=span.span_id)
