@@ -59,9 +59,14 @@ class Asking:
 
 
 @pytest.fixture(scope="module")
-def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a system."""
+    return write_config(tmp_path_factory.mktemp("notebook"), TOML)
+
+
+@pytest.fixture(scope="module")
+def control(folder: Path) -> Iterator[Asking]:
     """A system that runs, with one note and one saga in it."""
-    folder = write_config(tmp_path_factory.mktemp("notebook"), TOML)
     with Running(folder) as running:
         asking = Asking(running.system.info)
         assert asking.ask("GET", "/traces/last").body["detail"].startswith("no client has made")
@@ -126,6 +131,17 @@ def test_a_wrong_body_is_400(control: Asking, path: str, body: object) -> None:
     """Each body has one shape, and values within their bounds."""
     answered = control.ask("POST", path, body)
     assert (answered.status, answered.body["code"]) == (400, "bad_request")
+
+
+def test_a_body_has_a_limit(control: Asking) -> None:
+    """What would be too long is refused before it is sent."""
+    connection = http.client.HTTPConnection(control.authority, timeout=10)
+    connection.putrequest("POST", "/call")
+    connection.putheader("Authorization", f"Bearer {control.info.token}")
+    connection.putheader("Content-Length", str(10**9))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "many", "-1", ""])
@@ -205,6 +221,20 @@ def test_a_client_gets_a_credential_that_the_services_take(control: Asking) -> N
 NOTE = {"id": "1", "text": "a", "stars": 0}
 
 
+def test_no_secret_is_written_down(control: Asking, folder: Path) -> None:
+    """Neither the token, nor the key, nor a credential is in the log or among the spans."""
+    credential = control.ask("POST", "/credentials", {"client": "shop"}).body["credential"]
+    control.ask("GET", "/status", token="wrong-" + control.info.token)
+    control.ask("GET", "/traces/last")  # which has the spans written
+    rundir = folder / ".synchromesh"
+    key = (rundir / "system.key").read_bytes()
+    secrets = (control.info.token.encode(), credential.encode(), key, key.hex().encode())
+    written = [path.read_bytes() for path in (rundir / "telemetry").iterdir()]
+    written += [path.read_bytes() for path in (rundir / "data").iterdir()]
+    assert any(b"notes.write" in data for data in written)
+    assert not any(secret in data for secret in secrets for data in written)
+
+
 class Shapes(Contract, Protocol, service="shapes", version="1.0"):
     @command("POST /one")
     async def one(self, note: Note) -> None: ...
@@ -263,8 +293,8 @@ def test_texts_that_do_not_fit_are_refused(
 
 def test_services_listen_beside_the_control_socket(control: Asking, tmp_path: Path) -> None:
     """`host` is for services; the control socket is on loopback whatever it says."""
-    folder = write_config(tmp_path, TOML.replace('"notebook"', '"x"\nhost = "0.0.0.0"'))
-    with Running(folder) as running:
+    place = write_config(tmp_path, TOML.replace('"notebook"', '"x"\nhost = "0.0.0.0"'))
+    with Running(place) as running:
         info = running.system.info
     assert info.control.startswith("http://127.0.0.1:")
     assert info.services["notes"].startswith("http://0.0.0.0:")
