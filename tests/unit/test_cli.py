@@ -213,6 +213,15 @@ def test_where_nothing_runs_the_start_is_named(run: Run, tmp_path: Path) -> None
         assert "start one there with: synchromesh dev" in ran.err
 
 
+def test_folders_are_named_in_full(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that says "." would not say where."""
+    monkeypatch.chdir(tmp_path)
+    assert f"no system runs in {tmp_path};" in run(Path(), "saga", "list").err
+    assert f"there is no synchromesh.toml in {tmp_path};" in run(Path(), "dev").err
+
+
 def claim(folder: Path, control: str) -> None:
     """Leave a `run.json`, as a process that was killed does."""
     rundir = RunDir(folder)

@@ -35,7 +35,7 @@ def synchromesh(context: click.Context, folder: Path) -> None:
     Exit codes: 0 done, 1 a finding (a call that was refused, a saga that is stuck), 2 your mistake,
     3 the system's failure.
     """
-    context.obj = folder
+    context.obj = folder.resolve()
 
 
 for verb in (dev, call, trace, saga):
