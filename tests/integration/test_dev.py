@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from synchromesh.system.children import ExternalProcess
 
 # What a server may take to end handlers that it has cancelled.
 CANCEL_S = 1.0
+WAIT_S = 30.0
 READY = "import json, os, signal, sys; print(json.dumps({'port': 1}), flush=True); "
 PROVIDER = """
 [external.provider]
@@ -83,6 +85,15 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within 20 s")
+
+
 def children_of(pid: int) -> list[int]:
     """Return the processes that a process has started."""
     found = []
@@ -103,7 +114,7 @@ def test_a_signal_stops_all_of_it(tmp_path: Path, number: signal.Signals) -> Non
         assert sorted(told["services"]) == ["notes", "provider"]
         process.send_signal(number)
         assert process.stderr is not None
-        assert (process.wait(), process.stderr.read()) == (0, "")
+        assert (process.wait(WAIT_S), process.stderr.read()) == (0, "")
     assert not is_alive(child)
     left = sorted(path.name for path in (folder / ".synchromesh").rglob("*") if path.is_file())
     assert left == [
@@ -123,7 +134,7 @@ def test_a_killed_system_leaves_no_child_and_starts_again(tmp_path: Path) -> Non
         first = announced(process)
         (child,) = children_of(process.pid)
         process.kill()
-        process.wait()
+        process.wait(WAIT_S)
         assert RunDir(folder).read().control == first["control"]
         asked = subprocess.run(
             command_of("--folder", str(folder), "saga", "list"),
@@ -133,12 +144,11 @@ def test_a_killed_system_leaves_no_child_and_starts_again(tmp_path: Path) -> Non
         )
         assert asked.returncode == 2
         assert f"process {process.pid} may have died" in asked.stderr
-    while is_alive(child):
-        os.sched_yield()
+    until(lambda: not is_alive(child))
     with dev(folder) as process:
         assert announced(process)["control"] == RunDir(folder).read().control
         process.terminate()
-        assert process.wait() == 0
+        assert process.wait(WAIT_S) == 0
 
 
 def test_a_second_system_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -147,7 +157,7 @@ def test_a_second_system_in_the_folder_is_refused(tmp_path: Path) -> None:
     with dev(folder) as first:
         told = announced(first)
         with dev(folder) as second:
-            assert second.wait() == 2
+            assert second.wait(WAIT_S) == 2
             assert second.stderr is not None
             said = second.stderr.read()
         assert f"is already run by process {first.pid}; stop it first, or use it" in said
@@ -159,12 +169,11 @@ def test_a_signal_while_it_starts_stops_it(tmp_path: Path) -> None:
     hangs = PROVIDER % "import signal; open('here', 'w').close(); signal.pause()"
     folder = write_config(tmp_path, TOML + hangs)
     with dev(folder) as process:
-        while not (folder / "here").exists():
-            os.sched_yield()
+        until((folder / "here").exists)
         (child,) = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        assert process.wait() == 0
+        assert process.wait(WAIT_S) == 0
         assert process.stderr.read() == "synchromesh: stopped before the system was up\n"
     assert not is_alive(child)
     assert not (folder / ".synchromesh/run.json").exists()
