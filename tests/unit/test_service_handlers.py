@@ -666,6 +666,34 @@ def test_a_declared_rejection_is_told_by_its_code() -> None:
     in_town(main)
 
 
+def test_a_conclusion_that_finds_no_room_is_no_refusal() -> None:
+    """The effects stand, so the caller must not hear that nothing was done: a pivot would turn."""
+
+    async def main(town: Town) -> None:
+        full: list[Any] = []
+
+        async def shed(ctx: Any) -> None:
+            # One unit stays in the writer's queue, whose bound is one.
+            town.up["stock"].store._writer._backlog_max = 1
+            full.append(asyncio.ensure_future(town.up["stock"].store.write(_idle, name="idle")))
+            await asyncio.sleep(0)
+
+        town.hooks.at["build ends"] = shed
+        with pytest.raises(DownstreamFailed, match="downstream_failed"):
+            await town.ask(Stock.build("A-1", "bolt", 1), "k1")
+        assert await town.notes() == ALL_OF_BUILD
+        del town.hooks.at["build ends"]
+        await asyncio.gather(*full)
+        assert (await town.ask(Stock.build("A-1", "bolt", 1), "k1")).order_id == "A-1"
+        assert await town.notes() == ALL_OF_BUILD
+
+    in_town(main, "stock", "bank")
+
+
+async def _idle(_: Any) -> None:
+    """Do nothing."""
+
+
 def test_a_unit_that_refused_does_not_count_as_begun() -> None:
     """What is then done elsewhere is preceded by a record, so that an undo finds it.
 

@@ -168,12 +168,11 @@ class Operations:
         )
         running = Running(once.caller, once.key, once.digest, encode(begun), operation.raises)
         ctx = Context(self._home, context, running, has_begun=has_begun)
-        refusal: Rejection | None = None
-        answer = b""
         try:
-            answer = _answer(operation, await handled.function(ctx, **arguments))
-        except Rejection as rejection:
-            refusal = _declared(rejection, operation)
+            outcome = await self._outcome(handled, ctx, arguments)
+            return await self._home.store.write_once(
+                outcome, once, name=f"conclude {operation.full_name}"
+            )
         except Fenced:
             # A unit of an earlier run, which was cancelled, has concluded it meanwhile.
             known, _ = await self._recall(once)
@@ -183,20 +182,29 @@ class Operations:
         except Refused as refused:
             if not ctx.has_begun or refused.via:
                 raise
-            # Whoever hears a refusal takes it that nothing was done, and would undo nothing.
+            # Whoever hears a refusal takes it that nothing was done, and would undo nothing; the
+            # database itself refuses the conclusion where too many units wait for it.
             raise DownstreamFailed(
                 f"{operation.full_name} stopped half-way: {refused.code}; ask again under its key",
                 cause_code=refused.code,
             ) from refused
+
+    async def _outcome(
+        self, handled: Handled, ctx: Context, arguments: dict[str, Any]
+    ) -> Callable[[Unit], Awaitable[bytes]]:
+        """Run a handler; return the unit that records its answer or refusal."""
+        operation, refusal, answer = handled.operation, None, b""
+        try:
+            answer = _answer(operation, await handled.function(ctx, **arguments))
+        except Rejection as rejection:
+            refusal = _declared(rejection, operation)
 
         async def conclusion(_: Unit) -> bytes:
             if refusal is not None:
                 raise refusal
             return answer
 
-        return await self._home.store.write_once(
-            conclusion, once, name=f"conclude {operation.full_name}"
-        )
+        return conclusion
 
     async def _recall(self, once: Once) -> tuple[Recorded | None, bool]:
         """Return what is concluded under a key, and whether the call has begun."""
