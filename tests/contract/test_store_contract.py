@@ -245,6 +245,7 @@ async def test_a_unit_knows_its_id_time_and_service(store: Store) -> None:
         "pragma query_only = 0",
         "vacuum into '/tmp/copy.db'",
         "; begin",
+        "\ufeffcommit",
     ],
 )
 async def test_what_steers_the_engine_is_refused(store: Store, sql: str) -> None:

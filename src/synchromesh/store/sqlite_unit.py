@@ -24,7 +24,8 @@ _CONTROL = frozenset(
         *("attach", "detach", "vacuum", "pragma"),
     }
 )
-_LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)|;)*(\w*)", re.DOTALL)
+# SQLite skips a byte order mark wherever it skips blanks.
+_LEADING = re.compile(r"(?:[\s\ufeff]+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)|;)*(\w*)", re.DOTALL)
 
 
 @lru_cache(maxsize=1024)
