@@ -40,14 +40,21 @@ def test_files_are_private_also_after_turning(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_written_is_lost_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A full disk stops no work and prints nothing."""
+    """A full disk stops no work and prints nothing; when there is room again, the log says so."""
     handler = PrivateFile(tmp_path / "log", encoding="utf-8")
     assert handler.stream is not None
     handler.stream.close()
     with contextlib.suppress(OSError), open("/dev/full", "w", encoding="utf-8") as full:
         handler.stream = full
         handler.emit(logging.makeLogRecord({"msg": "there is no room"}))
-    assert handler.lost == 1
+        handler.emit(logging.makeLogRecord({"msg": "nor for this"}))
+    handler.stream = handler._open()
+    for text in ("there is again", "and still"):
+        handler.emit(logging.makeLogRecord({"msg": text}))
+    handler.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines == ["there is again", "2 log records were lost", "and still"]
+    assert handler.lost == 2
     assert capsys.readouterr() == ("", "")
 
 

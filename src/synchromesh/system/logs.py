@@ -48,11 +48,23 @@ def log_to(path: Path) -> Callable[[], None]:
 class PrivateFile(logging.handlers.RotatingFileHandler):
     """Writes files that their user alone can read, for they may name customers.
 
-    A record that cannot be written, as on a full disk, is lost and counted: the log must neither
-    stop the work nor fill the terminal.
+    A record that cannot be written, as on a full disk, is lost: the log must neither stop the work
+    nor fill the terminal. Once it can be written again, it says how many were lost.
     """
 
     lost = 0
+    _told = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, and after it how many could not be written before."""
+        lost = self.lost
+        super().emit(record)
+        if self.lost == lost > self._told:
+            missing, self._told = lost - self._told, lost
+            told = logging.LogRecord(
+                __name__, logging.WARNING, "", 0, f"{missing} log records were lost", None, None
+            )
+            super().emit(told)
 
     def _open(self) -> TextIOWrapper[Any]:
         handle = os.open(
