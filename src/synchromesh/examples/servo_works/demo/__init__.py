@@ -1,1 +1,1 @@
-"""Breaks servo-works on purpose and holds it to account: `python -m ....servo_works.demo`."""
+"""Breaks servo-works on purpose and holds it to account: `make demo`."""
