@@ -1,0 +1,39 @@
+"""gateway: the way in from outside. Routes, keys, rates, and answers put together from several."""
+
+from synchromesh.gateway.auth import ApiKeys, Auth, Authenticator, KeyRing, Principal
+from synchromesh.gateway.check import check, explain
+from synchromesh.gateway.engine import GatewayEngine
+from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
+from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.routes import (
+    Aggregate,
+    Branch,
+    Gateway,
+    Rate,
+    Route,
+    Stale,
+    Static,
+)
+
+__all__ = [
+    "Aggregate",
+    "ApiKey",
+    "ApiKeys",
+    "Auth",
+    "Authenticator",
+    "Branch",
+    "Gateway",
+    "GatewayEngine",
+    "KeyRing",
+    "KeysFile",
+    "Principal",
+    "Rate",
+    "Route",
+    "Stale",
+    "Static",
+    "TokenBuckets",
+    "check",
+    "explain",
+    "make_key",
+    "parse_keys",
+]

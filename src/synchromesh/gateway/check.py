@@ -1,0 +1,258 @@
+"""Reads a gateway's definition: every mistake in it is named before anything listens.
+
+`check` returns the mistakes, `explain` says in words what is served, and `compiled` returns what
+the engine runs on, or raises with every mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, TypeVar
+
+from synchromesh.calls.contract import Operation
+from synchromesh.durations import duration
+from synchromesh.errors import ConfigError, ContractError, SynchromeshError
+from synchromesh.gateway.branches import Part, read_branches
+from synchromesh.gateway.keys import is_scope
+from synchromesh.gateway.limits import burst_of, interval_of
+from synchromesh.gateway.router import Template, clash_of
+from synchromesh.gateway.routes import Aggregate, Branch, Gateway, Rate, Route, Stale, Static
+from synchromesh.gateway.shapes import is_a, is_text
+
+T = TypeVar("T")
+
+_BODILESS = ("GET", "DELETE")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One route as the engine runs it: a route has an operation, an aggregate has parts.
+
+    Attributes:
+        interval_s, burst: its rate; no limit where `interval_s` is 0.
+    """
+
+    template: Template
+    scopes: frozenset[str]
+    is_public: bool
+    deadline_s: float
+    interval_s: float = 0.0
+    burst: int = 0
+    operation: Operation[..., Any] | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The route as it was written."""
+        return f"{self.template.method} {self.template.path}"
+
+
+def check(gateway: Gateway) -> tuple[str, ...]:
+    """Return every mistake of a gateway in a sentence of its own; none where it can be served.
+
+    Example:
+        >>> check(Gateway(routes=[]))
+        ('the gateway has no routes; it would answer everything with 404',)
+    """
+    return _read(gateway)[1]
+
+
+def compiled(gateway: Gateway) -> tuple[Entry, ...]:
+    """Return what the engine runs on.
+
+    Raises:
+        ConfigError: there are mistakes; the message names them all.
+    """
+    entries, mistakes = _read(gateway)
+    if mistakes:
+        raise refusal_of(mistakes)
+    return entries
+
+
+def refusal_of(mistakes: Sequence[str]) -> ConfigError:
+    """Return the error that names them all."""
+    lines = "".join(f"\n  {mistake}" for mistake in mistakes)
+    return ConfigError(f"the gateway cannot be served, mistakes: {len(mistakes)}{lines}")
+
+
+def explain(gateway: Gateway) -> tuple[str, ...]:
+    """Say what is served, one line a route and one a branch; mistakes are left to `check`.
+
+    Example:
+        >>> explain(Gateway(routes=[]))
+        ()
+    """
+    lines: list[str] = []
+    for route in gateway.routes:
+        if isinstance(route, Route):
+            kind = "command" if route.operation.is_command else "query"
+            lines.append(
+                f"{route.route} -> {kind} {route.operation.full_name}; {_conditions(route)}"
+            )
+        else:
+            lines.append(f"{route.route} -> {len(route.branches)} branches; {_conditions(route)}")
+            lines += [f"  {name}: {_branch(branch)}" for name, branch in route.branches.items()]
+    return tuple(lines)
+
+
+def _conditions(route: Route | Aggregate) -> str:
+    if route.public:
+        who = "public"
+    elif route.scopes:
+        who = f"scopes {', '.join(sorted(route.scopes))}"
+    else:
+        who = "any principal"
+    parts = [who, f"deadline {route.deadline}"]
+    if route.rate is not None:
+        parts.append(f"rate {route.rate.limit}" + _burst(route.rate))
+    return ", ".join(parts)
+
+
+def _burst(rate: Rate) -> str:
+    return "" if rate.burst is None else f" with bursts of {rate.burst}"
+
+
+def _branch(branch: Branch) -> str:
+    args = ", ".join(f"{name}={source}" for name, source in branch.args.items())
+    parts = [f"{branch.operation.full_name}({args})"]
+    parts.append("required" if branch.required else "optional")
+    if branch.timeout is not None:
+        parts.append(f"timeout {branch.timeout}")
+    if isinstance(branch.fallback, Stale):
+        parts.append(f"falls back to its last answer, at most {branch.fallback.at_most} old")
+    elif isinstance(branch.fallback, Static):
+        parts.append("falls back to a static value")
+    return ", ".join(parts)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def _read(gateway: Gateway) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    mistakes: list[str] = []
+    entries: list[Entry] = []
+    if not gateway.routes:
+        mistakes.append("the gateway has no routes; it would answer everything with 404")
+    mistakes += [
+        f"the gateway's {name} is {getattr(gateway, name)}; make it 1 or more"
+        for name in ("in_flight_max", "buckets_max", "stale_max", "stale_bytes_max")
+        if getattr(gateway, name) < 1
+    ]
+    for number, route in enumerate(gateway.routes, 1):
+        if not is_a(route, Route, Aggregate):
+            mistakes.append(f"route {number} is a {type(route).__name__}; write Route or Aggregate")
+            continue
+        entry = _Reader(route, mistakes, has_auth=bool(gateway.auth)).entry()
+        if entry is not None:
+            entries.append(entry)
+    for one, other in combinations(entries, 2):
+        path = clash_of(one.template, other.template)
+        if path:
+            same = one.template.segments == other.template.segments
+            why = "have the same path" if same else f"both match {path}, and neither is the closer"
+            mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
+    return tuple(entries), tuple(mistakes)
+
+
+class _Reader:
+    """Reads one route, and notes what is wrong with it."""
+
+    def __init__(self, route: Route | Aggregate, mistakes: list[str], *, has_auth: bool) -> None:
+        self._route = route
+        self._mistakes = mistakes
+        self._has_auth = has_auth
+
+    def entry(self) -> Entry | None:
+        """Return the route as the engine runs it; None where its path cannot be read."""
+        route = self._route
+        template = self._tried(lambda: Template.of(route.route))
+        if template is None:
+            return None
+        self._read_access()
+        deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
+        interval_s, burst = self._read_rate()
+        parts: dict[str, Part] = {}
+        if isinstance(route, Route):
+            if is_a(route.operation, Operation):
+                self._read_operation(route.operation, template)
+            else:
+                self._note("leads to no operation; name one of a contract, such as Orders.place")
+        else:
+            parts = read_branches(route, template, deadline_s, self._note)
+        return Entry(
+            template,
+            frozenset(route.scopes),
+            route.public,
+            deadline_s,
+            interval_s,
+            burst,
+            route.operation if isinstance(route, Route) else None,
+            parts,
+        )
+
+    def _note(self, mistake: str) -> None:
+        self._mistakes.append(f"{self._route.route[:80]}: {mistake}")
+
+    def _tried(self, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except SynchromeshError as error:
+            self._note(error.message)
+        except TypeError as error:  # what should be a text is none
+            self._note(str(error))
+        return None
+
+    def _read_access(self) -> None:
+        route = self._route
+        if is_a(route.scopes, str):
+            self._note(f'scopes is a text; write a set of texts, such as {{"{route.scopes}"}}')
+            return
+        for scope in sorted(map(str, route.scopes)):
+            if not is_scope(scope):
+                self._note(f'{scope[:40]!r} is no scope; write one such as "orders:write"')
+        if route.public and route.scopes:
+            self._note("is public and asks for scopes; nobody would be asked: drop one of the two")
+        if not route.public and not self._has_auth:
+            self._note(
+                "needs a principal, and the gateway has no auth to know one by; add one, such as "
+                "auth=[ApiKeys()], or say public=True"
+            )
+
+    def _read_rate(self) -> tuple[float, int]:
+        rate = self._route.rate
+        if rate is None:
+            return 0.0, 0
+        if not is_a(rate, Rate):
+            self._note(f'its rate is {rate!r}; write one such as Rate("20/s", burst=40)')
+            return 0.0, 0
+        interval_s = self._tried(lambda: interval_of(rate.limit))
+        if interval_s is None:
+            return 0.0, 0
+        burst = burst_of(rate.limit) if rate.burst is None else rate.burst
+        if burst < 1:
+            self._note(f"its rate has a burst of {burst}; make it 1 or more")
+        return interval_s, burst
+
+    def _read_operation(self, operation: Operation[..., Any], template: Template) -> None:
+        try:
+            shape = operation.shape
+        except ContractError as error:
+            self._note(error.message)
+            return
+        name, places = operation.full_name, set(template.places)
+        if template.method != operation.method:
+            self._note(f"{name} is a {operation.method} in its contract; write that method here")
+            return
+        unknown = sorted(places - set(shape.hints))
+        if unknown:
+            known = ", ".join(shape.hints) or "none"
+            self._note(f"{{{unknown[0]}}} is no parameter of {name}; it has: {known}")
+            return
+        if template.method not in _BODILESS and places != set(operation.places):
+            wanted = ", ".join(f"{{{place}}}" for place in operation.places) or "none"
+            self._note(f"{name} has these places in its contract: {wanted}; have the same here")
+        for place in template.places:
+            if not is_text(shape.hints[place]):
+                self._note(f"{{{place}}} of {name} is no plain value; a path cannot carry it")

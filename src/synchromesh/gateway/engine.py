@@ -1,0 +1,331 @@
+"""The gateway at work: a handler for `http.HttpServer`.
+
+    route -> place among those in flight -> principal -> scopes -> rate -> arguments -> call
+
+Nothing of a request passes through but what the engine read on purpose: the credential, the
+idempotency key, and the arguments that the contract names. Every call is made anew under a context
+of the gateway's own, so that no identity and no forwarding header from outside can reach a service,
+however it is spelt (G2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from synchromesh.calls import Call, Caller
+from synchromesh.calls.routes import NoMatch
+from synchromesh.calls.tree import tree_of
+from synchromesh.codec import digest, encode
+from synchromesh.context import IDEMPOTENCY_KEY, CallContext, check_key
+from synchromesh.errors import (
+    BadRequest,
+    CallError,
+    ConfigError,
+    Forbidden,
+    RateLimited,
+    SynchromeshError,
+    Unauthenticated,
+    UnknownOperation,
+)
+from synchromesh.gateway.aggregate import AggregateRun, arguments_of
+from synchromesh.gateway.auth import Authenticator, Principal
+from synchromesh.gateway.check import Entry, check, compiled, refusal_of
+from synchromesh.gateway.last_answers import LastAnswers
+from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.problems import outside, problem_of
+from synchromesh.gateway.router import Router
+from synchromesh.gateway.routes import Gateway
+from synchromesh.http import HttpRequest, HttpResponse, problem_response
+from synchromesh.resilience import Limiter, LimitOptions
+from synchromesh.runtime import Runtime
+from synchromesh.telemetry import Span, Tracer
+
+TRACE = "synchromesh-trace"
+PARTIAL = "synchromesh-partial"
+KEY_CHARS_MAX = 255
+
+_log = logging.getLogger("synchromesh.gateway")
+
+_NOBODY = Principal("", frozenset())
+# What was asked for with a credential is for nobody else, and JSON is never to be taken for HTML.
+_ALWAYS = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"))
+_JSON = ("content-type", "application/json")
+_PROBLEM = ("content-type", "application/problem+json")
+
+
+class GatewayEngine:
+    """Answers the requests of one gateway; a handler for `HttpServer`, which bounds and drains.
+
+    Args:
+        gateway: what is served; it is checked whole before anything else happens.
+        caller: sends the calls, as the service that the gateway is known by.
+        tracer: takes one span of kind "gateway" a request that has a route.
+        authenticators: what `gateway.auth` became at work; `open` makes them.
+
+    Raises:
+        ConfigError: the gateway has mistakes; the message names them all.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        caller: Caller,
+        tracer: Tracer,
+        authenticators: Sequence[Authenticator] = (),
+    ) -> None:
+        entries = compiled(gateway)
+        self._caller = caller
+        self._tracer = tracer
+        self._authenticators = tuple(authenticators)
+        self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
+        self._last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
+        self._router: Router[Entry] = Router()
+        self._buckets: dict[str, TokenBuckets] = {}
+        for entry in entries:
+            self._router.add(entry.template, entry)
+            if entry.interval_s:
+                self._buckets[entry.name] = TokenBuckets(
+                    interval_s=entry.interval_s,
+                    burst=entry.burst,
+                    buckets_max=gateway.buckets_max,
+                )
+
+    @classmethod
+    async def open(
+        cls, gateway: Gateway, *, caller: Caller, tracer: Tracer, runtime: Runtime, folder: Path
+    ) -> GatewayEngine:
+        """Check the gateway, read its keys from `folder`, and return it at work; `close` it.
+
+        Raises:
+            ConfigError: the gateway or its keys have mistakes; the message names them all.
+        """
+        mistakes = list(check(gateway))
+        authenticators: list[Authenticator] = []
+        for auth in gateway.auth:
+            try:
+                authenticators.append(auth.open(folder, runtime))
+            except ConfigError as error:
+                mistakes.append(error.message)
+        if mistakes:
+            for authenticator in authenticators:
+                await authenticator.close()
+            raise refusal_of(mistakes)
+        return cls(gateway, caller=caller, tracer=tracer, authenticators=authenticators)
+
+    async def close(self) -> None:
+        """End what verifies credentials. May be repeated."""
+        for authenticator in self._authenticators:
+            await authenticator.close()
+
+    async def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Answer one request; it raises nothing but its own cancellation."""
+        try:
+            found = self._router.find(request.method, request.path)
+        except BadRequest as error:
+            return _refused(error)
+        if isinstance(found, NoMatch):
+            return _unrouted(request, found)
+        entry = found.target
+        context = self._caller.root(timeout_s=entry.deadline_s)
+        with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
+            context = replace(context, span_id=span.span_id)
+            with tree_of(context):
+                return await self._answer(entry, found.places, request, context, span)
+
+    def __repr__(self) -> str:
+        return f"<GatewayEngine {self._limiter.in_flight} in flight>"
+
+    async def _answer(
+        self,
+        entry: Entry,
+        places: dict[str, str],
+        request: HttpRequest,
+        context: CallContext,
+        span: Span,
+    ) -> HttpResponse:
+        trace_id = context.trace_id
+        try:
+            async with self._limiter:
+                principal = await self._admitted(entry, request)
+                if principal.name:
+                    span.note("principal", principal.name)
+                context = replace(context, principal=principal.name)
+                if entry.operation is not None:
+                    return await self._route(entry.operation, places, request, context)
+                return await self._aggregate(entry, places, request, context, span)
+        except _Refusal as refusal:
+            span.fail(refusal.error)
+            return _refused(refusal.error, trace_id=trace_id)
+        except SynchromeshError as error:
+            span.fail(error)
+            if error.status >= 500:
+                _log.warning("%s failed in trace %s: %s", entry.name, trace_id, error)
+            return _refused(outside(error), trace_id=trace_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            span.fail(error)
+            _log.exception("%s failed in trace %s", entry.name, trace_id)
+            return _refused(outside(error), trace_id=trace_id)
+
+    # -- who may -----------------------------------------------------------------------------------
+
+    async def _admitted(self, entry: Entry, request: HttpRequest) -> Principal:
+        """Return who asks, once they may (G1). Raises _Refusal."""
+        if entry.is_public:
+            principal, who = _NOBODY, _client_of(request.peer)
+        else:
+            principal = await self._principal(request)
+            who = principal.name
+            missing = sorted(entry.scopes - principal.scopes)
+            if missing:
+                raise _Refusal(
+                    Forbidden(f"this needs the scope {missing[0]!r}, which the credential lacks")
+                )
+        buckets = self._buckets.get(entry.name)
+        if buckets is not None:
+            wait_s = buckets.take(who, asyncio.get_running_loop().time())
+            if wait_s:
+                raise _Refusal(
+                    RateLimited(
+                        f"too many requests for {entry.name}; try again in {wait_s:.3f} s",
+                        retry_after_s=wait_s,
+                    )
+                )
+        return principal
+
+    async def _principal(self, request: HttpRequest) -> Principal:
+        for authenticator in self._authenticators:
+            try:
+                principal = await authenticator.authenticate(request.headers)
+            except CallError as error:
+                raise _Refusal(error) from error
+            if principal is not None and principal.name:
+                return principal
+        raise _Refusal(Unauthenticated("this needs a credential, and none came that is known here"))
+
+    # -- what is asked -----------------------------------------------------------------------------
+
+    async def _route(
+        self,
+        operation: Any,
+        places: dict[str, str],
+        request: HttpRequest,
+        context: CallContext,
+    ) -> HttpResponse:
+        if request.body and not _is_json(request.headers.get("content-type", "")):
+            # Its own status, that no error class has.
+            return problem_response(
+                415,
+                "the body has to be JSON; send content-type: application/json",
+                headers=[*_ALWAYS, (TRACE, context.trace_id)],
+            )
+        try:
+            if operation.is_command:
+                context = _keyed(context, request.headers.get_all(IDEMPOTENCY_KEY))
+            arguments = operation.from_http(places, request.query, request.body)
+        except BadRequest as error:
+            # The operation's name is ours; what is wrong with its arguments is the client's.
+            message = error.message.removeprefix(f"{operation.full_name}: ")
+            raise _Refusal(BadRequest(message)) from error
+        call: Call[Any] = Call(operation, arguments)
+        # By its value: what the contract does not name stays inside, whatever the service adds.
+        answer = encode(await self._caller.call(call, context=context))
+        return HttpResponse(200, [_JSON, *_ALWAYS, (TRACE, context.trace_id)], answer)
+
+    async def _aggregate(
+        self,
+        entry: Entry,
+        places: dict[str, str],
+        request: HttpRequest,
+        context: CallContext,
+        span: Span,
+    ) -> HttpResponse:
+        try:
+            if request.query or request.body:
+                raise BadRequest("this takes neither a query nor a body")
+            given = arguments_of(entry.parts, places)
+        except BadRequest as error:
+            raise _Refusal(error) from error
+        run = AggregateRun(
+            entry.name, entry.parts, given, context=context, caller=self._caller, last=self._last
+        )
+        composed = await run.answer()
+        headers = [_JSON, *_ALWAYS, (TRACE, context.trace_id)]
+        if composed.partial:
+            names = ", ".join(composed.partial)
+            span.note("partial", names)
+            headers.append((PARTIAL, names))
+            for name in composed.partial:
+                _log.info("%s: %s is %s", entry.name, name, run.outcomes[name].status.value)
+        return HttpResponse(200, headers, composed.body)
+
+
+class _Refusal(Exception):
+    """Carries an error that the gateway itself words for the outside."""
+
+    def __init__(self, error: SynchromeshError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def _keyed(context: CallContext, given: Iterable[str]) -> CallContext:
+    """Return a context under the client's key, else under a fresh one.
+
+    A principal's keys are its own: another's key would be answered with another's answer.
+    """
+    keys = tuple(given)
+    if not keys:
+        return context
+    if len(keys) > 1:
+        raise BadRequest("header idempotency-key is given twice; which one counts is unclear")
+    key = check_key(keys[0], "header idempotency-key")
+    if not 0 < len(key) <= KEY_CHARS_MAX:
+        raise BadRequest(
+            f"header idempotency-key has {len(key)} characters; 1 to {KEY_CHARS_MAX} are expected"
+        )
+    return replace(context, key=f"{digest(context.principal.encode())}/{key}")
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+def _client_of(peer: str) -> str:
+    """Return the address that a client cannot change at will: of IPv6 that is the network."""
+    host = peer.rpartition(":")[0]
+    if ":" not in host:
+        return host
+    try:
+        return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host
+
+
+def _refused(error: SynchromeshError, *, trace_id: str = "") -> HttpResponse:
+    headers = [_PROBLEM, *_ALWAYS]
+    if trace_id:
+        headers.append((TRACE, trace_id))
+    if isinstance(error, CallError) and error.retry_after_s is not None:
+        headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
+    if isinstance(error, Unauthenticated):
+        headers.append(("www-authenticate", "Bearer"))
+    return HttpResponse(error.status, headers, encode(problem_of(error, trace_id=trace_id)))
+
+
+def _unrouted(request: HttpRequest, found: NoMatch) -> HttpResponse:
+    if not found.allowed:
+        return _refused(UnknownOperation("there is nothing under this path"))
+    allowed = ", ".join(found.allowed)
+    return problem_response(
+        405,
+        f"this path takes {allowed}, not {request.method}",
+        code=UnknownOperation.code,
+        headers=[*_ALWAYS, ("allow", allowed)],
+    )

@@ -1,0 +1,110 @@
+"""Token buckets: how often each asks, bounded in number. A pure machine.
+
+Each bucket is one number, the time at which it would be full again (the generic cell rate
+algorithm): a bucket that is full again says nothing and can be forgotten without loss.
+
+Source: ITU-T I.371, annex A.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from synchromesh.errors import ConfigError
+
+_LIMIT = re.compile(r"([0-9]{1,6})/(s|m|h)")
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def interval_of(limit: str) -> float:
+    """Return the seconds from one token to the next of a limit such as "20/s".
+
+    Raises:
+        ConfigError: it is no such text.
+
+    Example:
+        >>> interval_of("20/s"), interval_of("30/m")
+        (0.05, 2.0)
+    """
+    matched = _LIMIT.fullmatch(limit)
+    if matched is None or int(matched[1]) == 0:
+        raise ConfigError(
+            f"{limit[:40]!r} is no rate; write a count above 0 per s, m or h, such as "
+            '"20/s" or "600/h"'
+        )
+    return _UNITS_S[matched[2]] / int(matched[1])
+
+
+def burst_of(limit: str) -> int:
+    """Return how many may come at once where nothing else is said: one second's worth, or 1.
+
+    Example:
+        >>> burst_of("20/s"), burst_of("30/m")
+        (20, 1)
+    """
+    return max(1, math.floor(1.0 / interval_of(limit) + 1e-9))
+
+
+class TokenBuckets:
+    """Admits each key `burst` times at once and every `interval_s` after that.
+
+    Args:
+        interval_s: seconds from one token to the next.
+        burst: how many tokens a full bucket has.
+        buckets_max: how many buckets are kept; beyond, newcomers share one, so that whoever
+            comes under many names gets no more than one of them would.
+
+    Example:
+        >>> buckets = TokenBuckets(interval_s=1.0, burst=2)
+        >>> [buckets.take("shop", now=0.0) for _ in range(3)]
+        [0.0, 0.0, 1.0]
+        >>> buckets.take("shop", now=1.0)
+        0.0
+    """
+
+    def __init__(self, *, interval_s: float, burst: int, buckets_max: int = 10_000) -> None:
+        if interval_s <= 0 or burst < 1 or buckets_max < 1:
+            raise ConfigError(
+                f"token buckets have interval_s {interval_s}, burst {burst} and buckets_max "
+                f"{buckets_max}; make them more than 0, and 1 or more"
+            )
+        self._interval_s = interval_s
+        self._slack_s = interval_s * (burst - 1)
+        self._buckets_max = buckets_max
+        # When each bucket is full again; the one that was used longest ago comes first.
+        self._full_at_s: OrderedDict[Hashable, float] = OrderedDict()
+
+    def take(self, key: Hashable, now: float) -> float:
+        """Take a token and return 0.0; or take none and return how long to wait for one."""
+        key = self._bucket_of(key, now)
+        full_at_s = max(now, self._full_at_s.get(key, now))
+        wait_s = full_at_s - now - self._slack_s
+        # Sums of floats: a wait of less than a thousandth of a token is none.
+        if wait_s > self._interval_s * 1e-3:
+            return wait_s
+        self._full_at_s[key] = full_at_s + self._interval_s
+        self._full_at_s.move_to_end(key)
+        return 0.0
+
+    def __len__(self) -> int:
+        return len(self._full_at_s)
+
+    def __repr__(self) -> str:
+        return f"<TokenBuckets {len(self)} of {self._buckets_max}, {self._interval_s:g} s a token>"
+
+    def _bucket_of(self, key: Hashable, now: float) -> Hashable:
+        buckets = self._full_at_s
+        if key in buckets or len(buckets) < self._buckets_max:
+            return key
+        while buckets:
+            oldest = next(iter(buckets))
+            if buckets[oldest] > now:
+                break
+            del buckets[oldest]
+        return key if len(buckets) < self._buckets_max else _SHARED
+
+
+_SHARED = object()

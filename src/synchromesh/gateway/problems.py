@@ -1,0 +1,106 @@
+"""What the outside is told of an error: its code and status, and no internals (G6).
+
+A declared rejection is an answer and passes whole. Of any other error the class counts: its text
+may name instances, addresses and statements, and stays in the log, where the trace id leads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synchromesh.errors import (
+    BadRequest,
+    CallError,
+    CircuitOpen,
+    ConnectFailed,
+    DeadlineExceeded,
+    DownstreamFailed,
+    Forbidden,
+    InProgress,
+    KeyReused,
+    KeyUndone,
+    NoInstance,
+    RateLimited,
+    Rejection,
+    RemoteFailed,
+    SagaConflict,
+    SagaError,
+    SagaLocked,
+    Shed,
+    SynchromeshError,
+    TimedOut,
+    UnknownSaga,
+    VersionConflict,
+    to_problem,
+)
+
+_BUSY = "a service that is needed for this takes no requests at the moment; try again soon"
+_FAILED = "a service that is needed for this failed; the trace id leads to the reason"
+
+# The nearest class of an error decides; what has none is a failure of our side. Left out on purpose
+# is what would be mistaken for a word about the client's own request: a hop that was not signed
+# (401), an operation that the service does not have (404).
+_WORDS: dict[type[SynchromeshError], str] = {
+    BadRequest: "the service did not accept the arguments",
+    CallError: _FAILED,
+    CircuitOpen: _BUSY,
+    ConnectFailed: _BUSY,
+    DeadlineExceeded: "there was not enough time to answer; nothing was done, try again",
+    DownstreamFailed: _FAILED,
+    Forbidden: "the service does not allow this",
+    InProgress: "a request under this idempotency key is still under way; ask again soon",
+    KeyReused: "the idempotency key was used with another request; send a new one",
+    KeyUndone: "what this idempotency key stands for has been undone; send a new one",
+    NoInstance: _BUSY,
+    RateLimited: "the service takes no more of these requests for now; try again later",
+    RemoteFailed: _FAILED,
+    SagaConflict: "the id belongs to another request; send a new one",
+    SagaError: _FAILED,
+    SagaLocked: "another request about the same is under way; try again soon",
+    Shed: _BUSY,
+    TimedOut: "no answer came in time and it is not known what was done; ask again under the same "
+    "idempotency key",
+    UnknownSaga: "there is nothing under this id",
+    VersionConflict: "what this is about was changed meanwhile; look at it again and ask anew",
+}
+
+
+def outside(error: BaseException) -> SynchromeshError:
+    """Return what the outside may know of an error that came from within.
+
+    Example:
+        >>> outside(CircuitOpen("edge gateway -> billing, instance 10.0.0.7")).message
+        'a service that is needed for this takes no requests at the moment; try again soon'
+        >>> outside(ValueError("select * from secrets")).code
+        'remote_failed'
+    """
+    if isinstance(error, Rejection):
+        return error
+    for cls in type(error).__mro__:
+        words = _WORDS.get(cls)
+        if words is not None and issubclass(cls, SynchromeshError):
+            return _told(cls, words, error)
+    if isinstance(error, SynchromeshError) and error.status < 500:
+        return DownstreamFailed(_FAILED, cause_code="call_failed")
+    return RemoteFailed(_FAILED)
+
+
+def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:
+    """Describe an error that the outside may know as an RFC 9457 problem, with its trace."""
+    problem = to_problem(error)
+    # How often we tried, and what failed where, is ours.
+    for name in ("attempts_used", "cause_code"):
+        problem.pop(name, None)
+    return problem | {"trace_id": trace_id}
+
+
+def _told(cls: type[SynchromeshError], words: str, error: BaseException) -> SynchromeshError:
+    told = cls.__new__(cls)
+    if isinstance(told, CallError):
+        retry_after_s = error.retry_after_s if isinstance(error, CallError) else None
+        CallError.__init__(told, words, retry_after_s=retry_after_s)
+        if isinstance(told, DownstreamFailed):
+            told.cause_code = "call_failed"
+    else:
+        SynchromeshError.__init__(told, words)
+    return told

@@ -1,0 +1,168 @@
+"""What users write: a gateway, its routes and its aggregates. Values; making them starts nothing.
+
+They hold what was written, right or wrong: `check` names every mistake of the whole gateway at
+once, before anything listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from synchromesh.calls.contract import Operation
+from synchromesh.gateway.auth import Auth
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Says how often one principal may ask one route: a token bucket.
+
+    Attributes:
+        limit: a count per `s`, `m` or `h`, such as "20/s".
+        burst: how many may come at once; None for what one second brings, at least 1.
+
+    Example:
+        >>> Rate("20/s", burst=40)
+        Rate(limit='20/s', burst=40)
+    """
+
+    limit: str
+    burst: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Leads one method and path to one operation.
+
+    A place of the path is a parameter of the operation; the other arguments come from the query
+    (GET, DELETE) or the body, as the contract says.
+
+    Attributes:
+        route: method and path, such as "GET /stock/{sku}".
+        operation: what answers.
+        scopes: what the principal has to hold, all of them.
+        rate: bounds each principal; on a public route each client address.
+        public: answers without a principal. Routes are closed unless they say so (G1).
+        deadline: bounds the answer, retries too.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, query
+        >>> class Inventory(Contract, Protocol, service="inventory", version="1.0"):
+        ...     @query("GET /stock/{sku}")
+        ...     async def stock(self, sku: str) -> int: ...
+        >>> Route("GET /stock/{sku}", Inventory.stock, public=True).deadline
+        '5s'
+    """
+
+    route: str
+    operation: Operation[..., Any]
+    _: KW_ONLY
+    scopes: AbstractSet[str] = frozenset()
+    rate: Rate | None = None
+    public: bool = False
+    deadline: str = "5s"
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """Answers for a branch that failed with a value that was written down; marked "static".
+
+    Attributes:
+        value: plain data or a value of the operation's result type.
+
+    Example:
+        >>> Static([]).value
+        []
+    """
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Answers for a branch that failed with its last good answer; marked "stale", with its age.
+
+    It is the last answer to the same arguments for the same principal, in this process.
+
+    Attributes:
+        at_most: how old it may be.
+
+    Example:
+        >>> Stale("10m")
+        Stale(at_most='10m')
+    """
+
+    at_most: str
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One part of an aggregate: the answer of one query.
+
+    Attributes:
+        operation: a query; no fallback can make a failed write look done (F2).
+        args: each parameter's source: "path.id" is a place of the aggregate's path,
+            "machine.order_id" a field of another branch's answer, "machine" the whole of it. What
+            needs another branch starts after it.
+        required: its failure is the failure of the aggregate; else it is marked and the rest is
+            answered.
+        timeout: bounds this branch within the aggregate's deadline; None leaves it the whole.
+        fallback: what is answered where the service fails; never where it says no.
+    """
+
+    operation: Operation[..., Any]
+    _: KW_ONLY
+    args: Mapping[str, str] = field(default_factory=dict)
+    required: bool = False
+    timeout: str | None = None
+    fallback: Static | Stale | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Answers one request with the answers of several queries, as many at once as can be.
+
+    The answer is `{"data": {branch: answer or null}, "branches": {branch: {"status": ...}}}`. An
+    aggregate that is not whole says so in `Synchromesh-Partial` and at each branch (G4).
+
+    Attributes:
+        route: GET and a path, such as "GET /machines/{id}".
+        branches: by name; at least one is required.
+        scopes, rate, public, deadline: as for a `Route`.
+    """
+
+    route: str
+    _: KW_ONLY
+    branches: Mapping[str, Branch]
+    scopes: AbstractSet[str] = frozenset()
+    rate: Rate | None = None
+    public: bool = False
+    deadline: str = "5s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """The way into a system from outside: who may ask what, how often, and what answers.
+
+    Attributes:
+        routes: what it answers; anything else is 404, or 405 on another method's path.
+        auth: tells who asks, tried in order; the first that knows the kind of credential decides.
+        in_flight_max: requests that are worked on at once; one more is answered 503.
+        buckets_max: token buckets that each rate keeps; beyond, newcomers share one.
+        stale_max: answers that are kept for `Stale`, all together.
+        stale_bytes_max: how much they may take, in bytes of JSON.
+
+    Example:
+        >>> Gateway(routes=[]).in_flight_max
+        1024
+    """
+
+    routes: Sequence[Route | Aggregate]
+    auth: Sequence[Auth] = ()
+    in_flight_max: int = 1024
+    buckets_max: int = 10_000
+    stale_max: int = 1024
+    stale_bytes_max: int = 16 * 1024 * 1024

@@ -1,0 +1,225 @@
+"""A gateway before a few services, for tests: what stands behind it can be told what to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from calls_fakes import System, play
+from synchromesh.calls import Caller, Contract, Incoming, Policies, command, operations_of, query
+from synchromesh.codec import encode
+from synchromesh.errors import Rejection
+from synchromesh.gateway import (
+    Aggregate,
+    Auth,
+    Branch,
+    Gateway,
+    GatewayEngine,
+    Principal,
+    Rate,
+    Route,
+    Stale,
+    Static,
+)
+from synchromesh.http import Headers, HttpRequest, HttpResponse
+from synchromesh.telemetry import Tracer
+
+
+class UnknownMachine(Rejection, code="unknown_machine", status=404):
+    """Tells that no such machine is in the field."""
+
+
+class SoldOut(Rejection, code="sold_out", status=409):
+    """Tells that there are no more."""
+
+
+class Site(msgspec.Struct):
+    city: str
+    zone: int | None = None
+
+
+class Machine(msgspec.Struct):
+    id: str
+    order_id: str | None = None
+    number: int = 0
+    grade: Literal["a", "b"] = "a"
+    site: Site | None = None
+
+
+class Order(msgspec.Struct):
+    id: str
+    customer: str
+
+
+class Slot(msgspec.Struct):
+    starts: str
+
+
+class PlaceOrder(msgspec.Struct):
+    sku: str
+    qty: int
+
+
+class Fleet(Contract, Protocol, service="fleet", version="1.0"):
+    @query("GET /machines/{id}", raises=(UnknownMachine,))
+    async def machine(self, id: str) -> Machine: ...  # noqa: A002
+    @query("GET /machines")
+    async def machines(self, ids: list[str], since: int = 0) -> list[Machine]: ...
+    @command("DELETE /machines/{id}")
+    async def scrap(self, id: str) -> None: ...  # noqa: A002
+
+
+class Orders(Contract, Protocol, service="orders", version="1.0"):
+    @query("GET /orders/{order_id}")
+    async def one(self, order_id: str) -> Order: ...
+    @command("POST /orders", raises=(SoldOut,))
+    async def place(self, request: PlaceOrder) -> Order: ...
+    @command("PUT /orders/{order_id}/notes")
+    async def note(self, order_id: str, text: str) -> None: ...
+
+
+class Production(Contract, Protocol, service="production", version="1.0"):
+    @query("GET /slots/{order_id}")
+    async def slot(self, order_id: str) -> Slot: ...
+    @query("GET /lines/{number}")
+    async def line(self, number: int) -> str: ...
+
+
+class Token(Auth):
+    """Knows principals by a header that says who they are; for tests of what comes after."""
+
+    def __init__(self, **scopes: set[str]) -> None:
+        self.scopes = scopes
+
+    def open(self, folder: object, runtime: object) -> Token:
+        return self
+
+    async def authenticate(self, headers: Headers) -> Principal | None:
+        name = headers.get("authorization")
+        return None if name is None else Principal(name, frozenset(self.scopes.get(name, ())))
+
+    async def close(self) -> None:
+        return None
+
+
+@dataclass
+class Service:
+    """Answers each operation with what it was told, and keeps what it was asked."""
+
+    answers: dict[str, Any] = field(default_factory=dict)
+    asked: list[Incoming] = field(default_factory=list)
+
+    def handler(self, name: str) -> Any:
+        async def handle(incoming: Incoming) -> bytes:
+            self.asked.append(incoming)
+            answer = self.answers[name]
+            if callable(answer):
+                answer = answer(incoming)
+            if isinstance(answer, Coroutine):
+                answer = await answer
+            if isinstance(answer, BaseException):
+                raise answer
+            return encode(answer)
+
+        return handle
+
+
+class Plant:
+    """Three services behind one gateway."""
+
+    def __init__(self, system: System, gateway: Gateway, policies: Policies | None) -> None:
+        self.system = system
+        self.gateway = gateway
+        self.fleet, self.orders, self.production = Service(), Service(), Service()
+        self.caller: Caller = system.caller("gateway", policies)
+        self.engine = GatewayEngine(
+            gateway,
+            caller=self.caller,
+            tracer=Tracer("gateway", system.runtime, system.spans),
+            authenticators=[auth.open(None, None) for auth in gateway.auth],  # type: ignore[arg-type]
+        )
+
+    async def start(self) -> None:
+        for contract, service in (
+            (Fleet, self.fleet),
+            (Orders, self.orders),
+            (Production, self.production),
+        ):
+            handlers = {name: service.handler(name) for name in operations_of(contract)}
+            await self.system.serve(contract, handlers)
+
+    @property
+    def asked(self) -> list[Incoming]:
+        return [*self.fleet.asked, *self.orders.asked, *self.production.asked]
+
+    async def ask(
+        self,
+        route: str,
+        body: object = None,
+        *,
+        by: str = "shop",
+        peer: str = "10.0.0.1:4711",
+        headers: Mapping[str, str] | None = None,
+    ) -> HttpResponse:
+        """Ask the gateway."""
+        method, target = route.split(" ")
+        path, _, query_text = target.partition("?")
+        fields = {"host": "api"} | ({"authorization": by} if by else {}) | dict(headers or {})
+        data = b"" if body is None else encode(body)
+        if body is not None:
+            fields.setdefault("content-type", "application/json")
+        request = HttpRequest(method, target, path, query_text, Headers(fields.items()), data, peer)
+        return await self.engine(request)
+
+
+SHOP = Token(shop={"orders:write", "fleet:read"}, visitor=set())
+
+ROUTES = (
+    Route("POST /orders", Orders.place, scopes={"orders:write"}, rate=Rate("20/s", burst=3)),
+    Route("PUT /orders/{order_id}/notes", Orders.note),
+    Route("GET /orders/{order_id}", Orders.one, scopes={"fleet:read"}),
+    Route("GET /fleet/{id}", Fleet.machine, public=True, deadline="1s"),
+    Aggregate(
+        "GET /machines/{id}",
+        deadline="1s",
+        branches={
+            "machine": Branch(Fleet.machine, args={"id": "path.id"}, required=True),
+            "order": Branch(Orders.one, args={"order_id": "machine.order_id"}),
+            "production": Branch(
+                Production.slot,
+                args={"order_id": "machine.order_id"},
+                timeout="300ms",
+                fallback=Stale("10m"),
+            ),
+            "line": Branch(
+                Production.line, args={"number": "machine.number"}, fallback=Static("unknown")
+            ),
+        },
+    ),
+)
+GATEWAY = Gateway(auth=[SHOP], routes=ROUTES)
+
+
+def json_of(response: HttpResponse) -> Any:
+    """Return what a response says."""
+    return msgspec.json.decode(response.body)
+
+
+def behind(
+    main: Any, *, gateway: Gateway = GATEWAY, kind: str = "inproc", policies: Policies | None = None
+) -> Any:
+    """Run a test in virtual time, with three services behind a gateway."""
+
+    async def system_main(system: System) -> Any:
+        site = Plant(system, gateway, policies)
+        await site.start()
+        site.fleet.answers |= {"machine": lambda i: Machine("M-1", "A-1", 7), "scrap": None}
+        site.orders.answers |= {"one": Order("A-1", "ada"), "place": Order("A-2", "ada")}
+        site.orders.answers["note"] = None
+        site.production.answers |= {"slot": Slot("monday"), "line": "north"}
+        return await main(site)
+
+    return play(kind, system_main)

@@ -1,0 +1,85 @@
+"""The router finds what looking through all templates one by one would find."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from urllib.parse import quote, unquote
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synchromesh.calls.routes import Match, NoMatch
+from synchromesh.gateway.router import Router, Template, clash_of
+
+METHODS = ("GET", "PUT")
+TEMPLATES = st.lists(
+    st.tuples(st.sampled_from(METHODS), st.lists(st.sampled_from("ab{"), max_size=3)), max_size=6
+)
+SEGMENTS = st.one_of(
+    st.sampled_from(["a", "b", "%61", "", "a%2Fb"]),
+    st.text("ab/é %", max_size=3).map(lambda text: quote(text, safe="")),
+)
+
+
+def written(method: str, parts: list[str]) -> Template:
+    """Write a template, its places numbered."""
+    named = [f"{{p{at}}}" if part == "{" else part for at, part in enumerate(parts)]
+    return Template.of(f"{method} /{'/'.join(named)}")
+
+
+def by_hand(templates: list[Template], path: str) -> list[tuple[list[bool], Template, list[str]]]:
+    """Return each template that matches, the places of it, and what they hold, the best first."""
+    segments = [unquote(segment) for segment in path.split("/")[1:]]
+    found = []
+    for template in templates:
+        if len(template.segments) != len(segments):
+            continue
+        pairs = list(zip(template.segments, segments, strict=True))
+        if all(part in ("{}", segment) for part, segment in pairs):
+            held = [segment for part, segment in pairs if part == "{}"]
+            found.append(([part == "{}" for part, _ in pairs], template, held))
+    return sorted(found, key=lambda match: match[0])
+
+
+@given(TEMPLATES, st.sampled_from(METHODS), st.lists(SEGMENTS, min_size=1, max_size=3))
+def test_the_router_is_a_search_through_all_templates(
+    routes: list[tuple[str, list[str]]], method: str, segments: list[str]
+) -> None:
+    """Of all templates that match, the one with the earliest names is found, or none."""
+    templates: list[Template] = []
+    for route in routes:
+        template = written(*route)
+        if not any(clash_of(template, other) for other in templates):
+            templates.append(template)
+    router: Router[Template] = Router()
+    for template in templates:
+        router.add(template, template)
+    path = "/" + "/".join(segments)
+    matches = by_hand(templates, path)
+    own = [match for match in matches if match[1].method == method]
+    found = router.find(method, path)
+    if not own:
+        assert found == NoMatch(tuple(sorted({match[1].method for match in matches})))
+        return
+    _, best, held = own[0]
+    if not all(held):
+        assert found == NoMatch()
+        return
+    assert isinstance(found, Match)
+    assert found.target == best
+    assert [unquote(value) for value in found.places.values()] == held
+
+
+@given(
+    st.lists(st.tuples(st.just("GET"), st.lists(st.sampled_from("ab{"), max_size=3)), max_size=5)
+)
+def test_templates_that_do_not_clash_are_told_apart(routes: list[tuple[str, list[str]]]) -> None:
+    """Where no two templates clash, of those that match a path one is closer at every segment."""
+    templates = list({written(*route) for route in routes})
+    if any(clash_of(one, other) for one, other in combinations(templates, 2)):
+        return
+    for path in ("/a", "/b", "/a/a", "/a/b", "/b/a", "/a/a/a", "/a/b/a", "/b/a/b", "/b/b/b"):
+        matches = by_hand(templates, path)
+        for _, template, _ in matches[1:]:
+            best = matches[0][1].segments
+            assert all(a == b or b == "{}" for a, b in zip(best, template.segments, strict=True))

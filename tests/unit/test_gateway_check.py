@@ -1,0 +1,275 @@
+"""A gateway's definition: every mistake in it is named before anything listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, Literal, NamedTuple, NewType
+
+import msgspec
+import pytest
+
+from gateway_fakes import GATEWAY, SHOP, Fleet, Orders, Production
+from synchromesh.errors import ConfigError
+from synchromesh.gateway import (
+    Aggregate,
+    Branch,
+    Gateway,
+    Rate,
+    Route,
+    Stale,
+    Static,
+    check,
+    explain,
+)
+from synchromesh.gateway.check import compiled
+from synchromesh.gateway.shapes import fields_of, fits, is_text, without_null
+
+MACHINE = Branch(Fleet.machine, args={"id": "path.id"}, required=True)
+
+
+def with_route(*routes: Route | Aggregate, auth: Any = (SHOP,)) -> Gateway:
+    return Gateway(auth=auth, routes=routes)
+
+
+def with_branches(deadline: str = "1s", **branches: Branch) -> Gateway:
+    return with_route(
+        Aggregate(
+            "GET /machines/{id}", deadline=deadline, branches={"machine": MACHINE, **branches}
+        )
+    )
+
+
+def order(source: str, **more: Any) -> Branch:
+    return Branch(Orders.one, args={"order_id": source}, **more)
+
+
+MISTAKES: list[tuple[Gateway, str]] = [
+    (Gateway(routes=[]), "has no routes"),
+    (Gateway(routes=[], in_flight_max=0), "in_flight_max is 0"),
+    (with_route("GET /x"), "route 1 is a str"),  # type: ignore[arg-type]
+    (with_route(Route("FETCH /x", Orders.one)), "'FETCH /x' is no route"),
+    (with_route(Route("GET x", Orders.one)), "is no route"),
+    (with_route(Route("GET /x{id}", Orders.one)), "is no route"),
+    (with_route(Route("GET /{id}/{id}", Orders.one)), "names a place twice"),
+    (with_route(Route("GET /x", GATEWAY)), "leads to no operation"),  # type: ignore[arg-type]
+    (with_route(Route("GET /o/{order_id}", Orders.one), auth=()), "has no auth"),
+    (with_route(Route("GET /o", Orders.one, scopes="a:b")), "scopes is a text"),  # type: ignore[arg-type]
+    (with_route(Route("GET /o", Orders.one, scopes={"A B"})), "'A B' is no scope"),
+    (with_route(Route("GET /o", Orders.one, scopes={"a"}, public=True)), "public and asks for"),
+    (with_route(Route("GET /o", Orders.one, deadline="soon")), "'soon' is no duration"),
+    (with_route(Route("GET /o", Orders.one, deadline=5)), "expected string"),  # type: ignore[arg-type]
+    (with_route(Route("GET /o", Orders.one, rate=Rate("20"))), "'20' is no rate"),
+    (with_route(Route("GET /o", Orders.one, rate=Rate("0/s"))), "'0/s' is no rate"),
+    (with_route(Route("GET /o", Orders.one, rate=Rate("1/s", burst=0))), "a burst of 0"),
+    (with_route(Route("GET /o", Orders.one, rate="1/s")), "its rate is '1/s'"),  # type: ignore[arg-type]
+    (with_route(Route("POST /o", Orders.one)), "orders.one is a GET in its contract"),
+    (with_route(Route("GET /o/{id}", Orders.one)), "{id} is no parameter of orders.one"),
+    (with_route(Route("POST /o/{request}", Orders.place)), "have the same here"),
+    (with_route(Route("PUT /notes", Orders.note)), "places in its contract: {order_id}"),
+    (with_route(Route("GET /m/{ids}", Fleet.machines)), "{ids} of fleet.machines is no plain"),
+    (
+        with_route(Route("GET /o/{order_id}", Orders.one), Route("GET /o/{order_id}", Orders.one)),
+        "have the same path",
+    ),
+    (
+        with_route(
+            Route("GET /a/{order_id}/c", Orders.one), Route("GET /a/b/{order_id}", Orders.one)
+        ),
+        "both match /a/b/c, and neither is the closer",
+    ),
+    (with_route(Aggregate("POST /m/{id}", branches={"m": MACHINE})), "write GET, not POST"),
+    (with_route(Aggregate("GET /m", branches={})), "no branch is required"),
+    (with_route(Aggregate("GET /m/{id}/{x}", branches={"m": MACHINE})), "{x} is used by no branch"),
+    (with_branches(path=order("machine.id")), "'path' cannot name a branch"),
+    (with_branches(Order=order("machine.id")), "'Order' cannot name a branch"),
+    (with_branches(o=Branch(Fleet)), "branch o leads to no operation"),  # type: ignore[arg-type]
+    (with_branches(o=Branch(Fleet.scrap, args={"id": "path.id"})), "is the command fleet.scrap"),
+    (with_branches(o=Branch(Orders.one)), "branch o: orders.one needs 'order_id'"),
+    (
+        with_branches(o=Branch(Orders.one, args={"order_id": "path.id", "x": "path.id"})),
+        "'x' is no parameter of orders.one; it has: order_id",
+    ),
+    (with_branches(o=order("path.nr")), "'path.nr' is no place of the path; it has: path.id"),
+    (with_branches(o=order("path")), "'path' is no place"),
+    (with_branches(o=order("machine .id")), "'machine .id' is no source"),
+    (with_branches(o=order("machin.id")), "names no branch; there are: path, machine, o"),
+    (
+        with_branches(o=order("machine.orderid")),
+        "there is no 'orderid'; Machine has the fields id, order_id, number, grade, site",
+    ),
+    (with_branches(o=order("machine.id.x")), "there is no 'x'; str has no fields"),
+    (with_branches(o=order("machine.number")), "'machine.number' is int and 'order_id' of orders"),
+    (with_branches(o=order("machine")), "'machine' is Machine and 'order_id'"),
+    (with_branches(o=order("machine.order_id", required=True)), "may be null"),
+    (with_branches(o=order("machine.site.city", required=True)), "may be null"),
+    (with_branches(o=order("o.id")), "in a circle: o -> o"),
+    (
+        with_branches(a=order("b.id"), b=order("c.id"), c=order("a.id")),
+        "in a circle: a -> b -> c -> a",
+    ),
+    (
+        with_branches(a=order("machine.id"), b=order("a.id", required=True)),
+        "is required and needs a, which is not",
+    ),
+    (with_branches(o=order("path.id", timeout="2s")), "is longer than the deadline"),
+    (with_branches(o=order("path.id", timeout="2")), "'2' is no duration"),
+    (with_branches(o=order("path.id", fallback=Stale("ever"))), "'ever' is no duration"),
+    (
+        with_branches(o=order("path.id", fallback=Static({"id": 1}))),
+        "is no answer of the operation",
+    ),
+    (with_branches(o=order("path.id", fallback="none")), "its fallback is a str"),
+    (
+        with_branches(ms=Branch(Fleet.machines, args={"ids": "path.id"})),
+        "'ids' is no plain value",
+    ),
+]
+
+
+@pytest.mark.parametrize(("gateway", "words"), MISTAKES, ids=[words for _, words in MISTAKES])
+def test_a_mistake_is_named(gateway: Gateway, words: str) -> None:
+    """Each mistake of a definition is told with where it is, and nothing is served."""
+    assert [mistake for mistake in check(gateway) if words in mistake]
+    with pytest.raises(ConfigError) as refused:
+        compiled(gateway)
+    assert words in refused.value.message
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    """Nobody has to start a gateway as often as there are mistakes in it."""
+    gateway = with_route(Route("GET x", Orders.one), Route("GET /o", Orders.one, deadline="soon"))
+    assert len(check(gateway)) == 2
+    with pytest.raises(ConfigError, match="mistakes: 2\n"):
+        compiled(gateway)
+
+
+def test_one_mistake_is_named_once() -> None:
+    """A wrong branch is not blamed again for what follows from it."""
+    assert len(check(with_branches(o=order("machin.id")))) == 1
+
+
+def test_a_right_gateway_has_no_mistakes() -> None:
+    """The gateway of the other tests is one that can be served."""
+    assert check(GATEWAY) == ()
+    assert [entry.name for entry in compiled(GATEWAY)] == [
+        "POST /orders",
+        "PUT /orders/{order_id}/notes",
+        "GET /orders/{order_id}",
+        "GET /fleet/{id}",
+        "GET /machines/{id}",
+    ]
+
+
+def test_arguments_of_a_query_may_leave_the_path() -> None:
+    """A route may have fewer places than its query: the rest comes from the URL's query."""
+    assert check(with_route(Route("GET /o", Orders.one))) == ()
+
+
+def test_a_gateway_is_explained_in_words() -> None:
+    """Each route and branch is one line: where it leads, for whom, how often and how long."""
+    assert explain(GATEWAY) == (
+        (
+            "POST /orders -> command orders.place; scopes orders:write, deadline 5s, "
+            "rate 20/s with bursts of 3"
+        ),
+        "PUT /orders/{order_id}/notes -> command orders.note; any principal, deadline 5s",
+        "GET /orders/{order_id} -> query orders.one; scopes fleet:read, deadline 5s",
+        "GET /fleet/{id} -> query fleet.machine; public, deadline 1s",
+        "GET /machines/{id} -> 4 branches; any principal, deadline 1s",
+        "  machine: fleet.machine(id=path.id), required",
+        "  order: orders.one(order_id=machine.order_id), optional",
+        (
+            "  production: production.slot(order_id=machine.order_id), optional, timeout 300ms, "
+            "falls back to its last answer, at most 10m old"
+        ),
+        "  line: production.line(number=machine.number), optional, falls back to a static value",
+    )
+
+
+# -- types -------------------------------------------------------------------------------------
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str | None
+
+
+@dataclass
+class Box:
+    inside: Pair
+
+
+class Small(msgspec.Struct):
+    n: int
+
+
+class Smaller(Small):
+    m: int
+
+
+Sku = NewType("Sku", str)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (str, str, True),
+        (int, float, True),
+        (float, int, False),
+        (bool, int, False),
+        (str, Any, True),
+        (Sku, str, True),
+        (Annotated[str, msgspec.Meta(max_length=3)], str, True),
+        (str | None, str, True),
+        (str, str | int, True),
+        (str | int, str, False),
+        (Literal["a"], str, True),
+        (Literal["a"], Literal["a", "b"], True),
+        (Literal["a", "c"], Literal["a", "b"], False),
+        (Literal[1], str, False),
+        (str, Literal["a"], False),
+        (list[str], list[str], True),
+        (list[str], list[int], False),
+        (Smaller, Small, True),
+        (Small, Smaller, False),
+        (None, str, False),
+    ],
+)
+def test_types_fit_or_they_do_not(source: Any, target: Any, expected: bool) -> None:
+    """Every value of a source has to be one of the target; what cannot be told does not fit."""
+    assert fits(source, target) is expected
+
+
+def test_fields_are_those_of_structs_dataclasses_and_named_tuples() -> None:
+    """A reference can lead through whatever has named fields, and through nothing else."""
+    assert fields_of(Smaller) == {"n": int, "m": int}
+    assert fields_of(Box) == {"inside": Pair}
+    assert fields_of(Pair) == {"left": int, "right": str | None}
+    assert fields_of(dict[str, int]) is None
+    assert fields_of(int) is None
+
+
+def test_a_plain_value_is_one_segment() -> None:
+    """A path carries texts, numbers and enums; no collections and no structs."""
+    assert all(is_text(kind) for kind in (str, int, bool, Colour, Sku, str | None, Literal["a"]))
+    assert not any(is_text(kind) for kind in (list[str], Small, bytes | dict[str, int], Pair))
+
+
+def test_null_is_taken_apart_from_a_type() -> None:
+    """`str | None` is a `str` that may be null."""
+    assert without_null(str | int | None) == (str | int, True)
+    assert without_null(None) == (None, True)
+    assert without_null(Sku) == (str, False)
+
+
+def test_a_rate_may_be_slow_and_a_burst_its_own() -> None:
+    """A rate below one a second has bursts of one where nothing else is said."""
+    entry = compiled(with_route(Route("GET /o", Orders.one, rate=Rate("30/m"))))[0]
+    assert (entry.interval_s, entry.burst) == (2.0, 1)
+    entry = compiled(with_route(Route("GET /l/{number}", Production.line, rate=Rate("5/h"))))[0]
+    assert (entry.interval_s, entry.burst) == (720.0, 1)
