@@ -35,7 +35,7 @@ def encode(value: object) -> bytes:
     """
     try:
         return _ENCODER.encode(value)
-    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+    except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
         raise BadRequest(
             f"a {type(value).__name__} cannot be sent: {error}; use msgspec structs, dataclasses "
             "and plain values"

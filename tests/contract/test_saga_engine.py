@@ -757,3 +757,22 @@ def test_opening_needs_the_tables() -> None:
         assert {("sm_saga",), ("sm_saga_record",), ("sm_saga_epoch",)} <= set(names)
 
     run(main)
+
+
+def test_a_result_that_has_no_end_undoes_its_run() -> None:
+    """A result that cannot be recorded is a bug of the code: it ends the run, visibly (S5)."""
+
+    async def endless(s: Saga, order: Order) -> object:
+        await s.write(create_order, order, undo=reject_order)
+        result: list[object] = []
+        result.append(result)
+        return result
+
+    async def main(runtime: SimRuntime) -> None:
+        saga = define(endless)
+        async with at_work(runtime, Participants(), saga) as engine:
+            handle = await start(engine, saga)
+            with pytest.raises(SagaUndone, match="its result"):
+                await handle.result(FOREVER_S)
+
+    run(main)

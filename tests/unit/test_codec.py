@@ -93,3 +93,11 @@ def test_stored_times_become_aware() -> None:
     """Microseconds since 1970 UTC, before it too."""
     assert to_datetime(-1) == dt.datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=dt.UTC)
     assert len(digest(b"")) == 32
+
+
+def test_a_value_that_holds_itself_is_refused() -> None:
+    """It has no end, whoever sends it: a handler, a saga, a caller."""
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(BadRequest, match="a list cannot be sent"):
+        encode(endless)
