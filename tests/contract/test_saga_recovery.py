@@ -46,7 +46,7 @@ from synchromesh.errors import (
 )
 from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun
 from synchromesh.saga.machine import SagaMachine
-from synchromesh.store import SqliteStore
+from synchromesh.store import SqliteStore, Unit
 from synchromesh.testing import SimRuntime, World, run
 
 FOREVER_S = 10_000.0
@@ -269,6 +269,30 @@ def test_new_code_continues_a_run_whose_steps_it_still_matches() -> None:
             assert await handle.result(FOREVER_S) == "stock.reserve/0 plant.book/2"
             assert engine.counts["recovered"] == 1
         assert await rows(runtime, "select n from orders") == [(1,)]
+
+    run(main)
+
+
+def test_a_record_that_nobody_can_read_strands_its_own_run_alone() -> None:
+    """A release that was taken back, or an edited file, must not keep the service from starting."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS, HANGS]})
+        async with at_work(runtime, others) as engine:
+            for each in ("A-1", "A-2"):
+                await engine.start(THREE, Order(each), id=each, context=CONTEXT)
+            await asyncio.sleep(0.1)
+        store = await open_store(runtime)
+
+        async def spoil(unit: Unit) -> None:
+            await unit.execute("update sm_saga_record set kind = 'paused' where saga = 'A-1'")
+
+        await store.write(spoil, name="spoil")
+        await store.close()
+        async with at_work(runtime, others) as engine:
+            handle = await engine.start(THREE, Order("A-2"), id="A-2", context=CONTEXT)
+            assert await handle.result(FOREVER_S) is not None
+            assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
 
     run(main)
 

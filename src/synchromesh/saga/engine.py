@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from synchromesh.codec import decode, digest, encode
@@ -16,10 +16,12 @@ from synchromesh.errors import (
     SagaError,
     SagaGone,
     Shed,
+    StoreError,
+    SynchromeshError,
     UnknownSaga,
 )
 from synchromesh.runtime import Runtime
-from synchromesh.saga import tables
+from synchromesh.saga import outcomes, tables
 from synchromesh.saga.definition import SagaDefinition, Sender
 from synchromesh.saga.execution import Execution, Means, UnitRunner
 from synchromesh.saga.handle import Conclusion, SagaRun
@@ -253,16 +255,16 @@ class Engine:
         for row in await tables.unfinished(self._store):
             if row.id in self._executions:
                 continue
-            stored = await tables.records(self._store, row.id)
-            await self._continue(means, row, [each.record for each in stored])
+            await self._continue(means, row)
             adopted += 1
             if adopted % _BREATH_RUNS == 0:
                 await asyncio.sleep(0)
         return adopted
 
-    async def _continue(self, means: Means, row: SagaRow, records: Sequence[Record]) -> None:
+    async def _continue(self, means: Means, row: SagaRow) -> None:
         definition = self._definitions.get(row.name)
         try:
+            stored = await tables.records(self._store, row.id)
             if definition is None:
                 raise SagaError(f"this code has no saga {row.name!r}")
             if definition.version < row.version:
@@ -270,23 +272,28 @@ class Engine:
                     f"version {row.version} of saga {row.name!r} started it; this code has "
                     f"version {definition.version}"
                 )
-            execution = Execution(means, definition, row, records)
+            execution = Execution(means, definition, row, [each.record for each in stored])
             self.counts["recovered"] += 1
             if execution.machine.status is Status.COMPENSATING:
                 self.counts["recovered mid-undo"] += 1
             execution.advance()
-        except (SagaError, BadRequest, ContractError) as error:
-            await self._strand(means.desk, row, len(records), f"cannot go on: {error.message}")
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one broken run must not end the others
+            if not isinstance(error, SynchromeshError):
+                _log.error("saga %r cannot be loaded", row.id, exc_info=error)
+            await self._strand(means.desk, row, f"cannot go on: {_said(error)}")
             return
         self._executions[row.id] = execution
         execution.durable.set()
         self._launch(execution)
 
-    async def _strand(self, desk: Desk, row: SagaRow, seq: int, reason: str) -> None:
+    async def _strand(self, desk: Desk, row: SagaRow, reason: str) -> None:
         """Make a run stuck that this code cannot even load."""
         record = Record(Kind.STUCK, body=encode(Cause(reason)), at_us=desk.clock.now_us())
 
         async def body(unit: Unit) -> None:
+            seq = await tables.last_seq(unit, row.id)
             await tables.extend(unit, row, (record,), seq=seq, epoch=desk.epoch)
 
         _log.error("saga %r is stuck: %s", row.id, reason)
@@ -412,6 +419,11 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<Engine {self._service} {len(self._executions)} in flight>"
+
+
+def _said(error: Exception) -> str:
+    """Return the words of an error of ours; another's text stays in the log (T3)."""
+    return error.message if isinstance(error, SynchromeshError) else outcomes.why(error)
 
 
 def _gone(id: str) -> SagaGone:  # noqa: A002

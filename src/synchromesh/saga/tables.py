@@ -164,6 +164,12 @@ async def extend(
     await put(unit, row, seq, records)
 
 
+async def last_seq(unit: Unit, id: str) -> int:  # noqa: A002
+    """Return the number of a run's last record, whatever is in it; 0 where there is none."""
+    rows = await unit.execute("select coalesce(max(seq), 0) from sm_saga_record where saga = ?", id)
+    return _int(rows[0][0])
+
+
 def _fenced(id: str) -> Fenced:  # noqa: A002
     return Fenced(
         f"saga {id!r} is no longer this engine's, or a record before this one is missing; "
