@@ -416,6 +416,17 @@ def test_an_attempt_is_cut_at_the_callers_deadline() -> None:
     assert not callee.attempts[0].has_full_timeout
 
 
+@pytest.mark.parametrize(("within_s", "counts"), [(0.4999, True), (0.46, True), (0.44, False)])
+def test_a_call_given_just_the_edges_timeout_still_trips_its_breaker(
+    within_s: float, counts: bool
+) -> None:
+    """B5: the moments lost on the way to the edge are not the caller's haste."""
+    policy = Policy(timeout_s=0.5, retry=None, breaker=None)
+    callee = Callee([60.0])
+    assert isinstance(run(lambda _: error_of(edge(policy), callee, within_s=within_s)), TimedOut)
+    assert callee.attempts[0].has_full_timeout is counts
+
+
 def test_each_attempt_has_its_own_timeout_within_the_deadline() -> None:
     """Retries share the call's deadline: the last is cut by what is left of it."""
     policy = Policy(timeout_s=1.0, retry=RetryOptions(base_s=0.0, cap_s=0.0), breaker=None)

@@ -10,6 +10,9 @@ from synchromesh.resilience.verdicts import is_certainly_not_run, may_have_run, 
 
 _ONCE = RetryOptions(attempts_max=1)
 
+# The share of the edge's timeout that counts as all of it.
+NEARLY_FULL = 0.9
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -19,7 +22,8 @@ class Attempt:
         number: 1 for the first attempt of this edge.
         deadline_s: when it is cancelled, on the loop's clock; None for never.
         attempts_left: the extra attempts that the callee's side may spend; to be sent along.
-        has_full_timeout: whether `deadline_s` is the edge's timeout, not the caller's remainder.
+        has_full_timeout: whether `deadline_s` is the edge's timeout, or nearly all of it, and not
+            the caller's remainder.
         used: to be set to the extra attempts that the callee reports with an answer, a `Rejection`
             too; those of another `CallError` are in its `attempts_used`. None: all are spent.
     """
@@ -104,7 +108,10 @@ class Attempts:
         if self._deadline_s is None or own_s <= self._deadline_s:
             attempt.deadline_s, attempt.has_full_timeout = own_s, True
         else:
-            attempt.has_full_timeout = False
+            # A call that was given just the edge's timeout has lost a little of it on its way here;
+            # were that haste of the caller, its time-outs would never trip the breaker.
+            least_s = now + self._timeout_s * NEARLY_FULL
+            attempt.has_full_timeout = self._deadline_s >= least_s
 
     def answered(self, attempt: Attempt) -> None:
         """Take note of an answer."""
