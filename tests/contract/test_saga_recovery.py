@@ -36,6 +36,7 @@ from saga_fakes import (
 )
 from synchromesh.errors import (
     Fenced,
+    NoInstance,
     SagaError,
     SagaGone,
     SagaUndone,
@@ -46,6 +47,7 @@ from synchromesh.errors import (
 )
 from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun
 from synchromesh.saga.machine import SagaMachine
+from synchromesh.saga.records import Status
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.testing import SimRuntime, World, run
 
@@ -271,6 +273,40 @@ def test_new_code_continues_a_run_whose_steps_it_still_matches() -> None:
         assert await rows(runtime, "select n from orders") == [(1,)]
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("step", "refused", "ends"),
+    [
+        ("plant.book", "", Status.COMPLETED),
+        ("bank.charge", "", Status.COMPLETED),
+        ("stock.release", "bank.charge", Status.UNDONE),
+    ],
+)
+def test_a_run_that_was_down_past_its_deadlines_waits_for_those_that_it_needs(
+    step: str, refused: str, ends: Status
+) -> None:
+    """After a night without power the others may come up later; that alone is no reason to stick.
+
+    It holds where a run cannot turn: after the pivot, in a doubtful pivot, and in an undo. Past the
+    minute the deadline counts again.
+    """
+
+    async def main(runtime: SimRuntime, seconds: float) -> Status:
+        others = Participants(faults={step: [HANGS]}, refuses={refused})
+        async with at_work(runtime, others) as engine:
+            await engine.start(PLACE, Order("A-1"), id="A-1", context=CONTEXT)
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(8 * 3600.0)
+        others.faults[step] = [NoInstance("nobody is up yet")] * 1000
+        async with at_work(runtime, others) as engine:
+            await asyncio.sleep(seconds)
+            others.faults[step] = []
+            await asyncio.sleep(30.0)
+            return Status((await engine.show("A-1")).summary.status)
+
+    assert run(lambda runtime: main(runtime, 20.0), until_s=100_000.0) is ends
+    assert run(lambda runtime: main(runtime, 90.0), until_s=100_000.0) is Status.STUCK
 
 
 def test_a_record_that_nobody_can_read_strands_its_own_run_alone() -> None:

@@ -43,6 +43,9 @@ from synchromesh.saga.records import (
     Verdict,
 )
 
+# A process that comes back after a long time may be the first of those that it needs.
+RETURN_GRACE_S = 60.0
+
 
 class Zone(Enum):
     """Where a step stands to the point of no return."""
@@ -107,6 +110,8 @@ class SagaMachine:
     Args:
         policy: how patient it is.
         deadline_us: the wall clock at which a run before its pivot turns.
+        recovered_us: when the process came back that continues the run, 0 for a new run; for a
+            minute from then a step that cannot turn is asked again, however long it was down.
 
     Example:
         >>> machine = SagaMachine(SagaPolicy(), deadline_us=9)
@@ -118,8 +123,9 @@ class SagaMachine:
         <SagaMachine running stock.reserve#1=done>
     """
 
-    def __init__(self, policy: SagaPolicy, *, deadline_us: int) -> None:
+    def __init__(self, policy: SagaPolicy, *, deadline_us: int, recovered_us: int = 0) -> None:
         self._policy = policy
+        self._grace_until_us = recovered_us + int(RETURN_GRACE_S * 1e6) if recovered_us else 0
         self._backoff = policy.backoff
         self._deadline_us = deadline_us
         self._steps: dict[str, _Step] = {}
@@ -283,11 +289,14 @@ class SagaMachine:
     def _left_s(self, zone: Zone, step: _Step, outcome: Outcome, now_us: int) -> float:
         if zone is Zone.AFTER:
             limit_us = self._pivot_done_us + int(self._policy.after_pivot_deadline_s * 1e6)
-            return (limit_us - now_us) / 1e6
+            return (max(limit_us, self._grace_until_us) - now_us) / 1e6
         is_spent = step.attempts >= self._policy.attempts_max
         if zone is Zone.BEFORE and outcome.result is Result.UNKNOWN and is_spent:
             return 0.0
-        return (self._deadline_us - now_us) / 1e6
+        # A pivot that may have run before cannot turn any more.
+        is_doubtful = zone is Zone.PIVOT and step.attempts > 1
+        limit_us = max(self._deadline_us, self._grace_until_us if is_doubtful else 0)
+        return (limit_us - now_us) / 1e6
 
     def _again(
         self, key: str, step: _Step, outcome: Outcome, left_s: float, rng: Chance
@@ -375,7 +384,8 @@ class SagaMachine:
         if rule is _Rule.RETURN:
             is_recorded = step.phase is Phase.UNDONE
             return Decision(Verdict.UNDONE, () if is_recorded else (self.undone(key),))
-        left_s = (self._turned_us - now_us) / 1e6 + self._policy.undo_deadline_s
+        limit_us = self._turned_us + int(self._policy.undo_deadline_s * 1e6)
+        left_s = (max(limit_us, self._grace_until_us) - now_us) / 1e6
         if rule is _Rule.AGAIN and left_s > 0:
             is_counted = outcome.result is Result.UNKNOWN and not _ask_of(step).is_write
             records = (self._undo_begun(key, step),) if is_counted else ()
