@@ -93,11 +93,8 @@ class Execution:
         self._means = means
         self._policy = definition.policy
         self.row = row
-        self.machine = SagaMachine(
-            definition.policy,
-            deadline_us=row.deadline_us,
-            recovered_us=means.desk.clock.now_us() if records else 0,
-        )
+        now = means.desk.clock.now_us() if records else 0
+        self.machine = SagaMachine(definition.policy, deadline_us=row.deadline_us, recovered_us=now)
         for record in records:
             self.machine.apply(record)
         self.journal = Journal(means.desk, row, self.machine, seq=len(records))
