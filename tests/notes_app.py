@@ -80,6 +80,7 @@ notes = Service(
     implements=Notes,
     migrations=[
         Migration(1, ("create table note(id text primary key, text text not null)",), 1),
+        Migration(2, ("create table star(id text primary key)",), 1),
     ],
 )
 
@@ -167,6 +168,11 @@ async def planned(s: Saga, name: str) -> str:
 async def plan(ctx: Context, name: str) -> str:
     run = await planned.start(ctx, name, id=f"plan-{name}")
     return await run.result(within_s=5.0) or ""
+
+
+@notes.projection("stars", events=(Written,))
+async def stars(tx: Transaction, event: Any) -> None:
+    await tx.execute("insert or ignore into star(id) values (?)", event.id)
 
 
 @broken.writes(Broken.now)

@@ -170,6 +170,7 @@ def test_a_read_only_database_is_refused(folder: Path, monkeypatch: pytest.Monke
     changed = database(folder)
     changed.execute("delete from sm_schema where owner = 'service.notes'")
     changed.execute("drop table note")
+    changed.execute("drop table star")
     changed.close()
     said = refused(folder)
     assert said.startswith("StoreReadOnly: ")

@@ -407,6 +407,21 @@ async def test_one_failing_step_of_stopping_stops_no_other(
     await system.stop()
 
 
+@pytest.mark.anyio
+async def test_an_external_service_may_run_elsewhere(tmp_path: Path) -> None:
+    """Where it has a URL nothing is started for it; an edge to it may have a policy."""
+    text = (
+        TOML
+        + '[external.bank]\nurl = "http://127.0.0.1:9"\n'
+        + '[policies."notes:bank"]\ntimeout = "100ms"\n'
+    )
+    system = system_of(tmp_path, text)
+    await system.start()
+    assert system.info.services["bank"] == "http://127.0.0.1:9"
+    assert children_of(os.getpid()) == []
+    await system.stop()
+
+
 def test_uvloop_is_an_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where it is asked for and not installed, the message is the command that installs it."""
     folder = write_config(tmp_path, TOML.replace('"notebook"', '"x"\nloop = "uvloop"'))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import notes_app
-from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
 from synchromesh.system import SystemConfig, load_config
 from synchromesh.system.config import BreakerSection, load_opening, load_services
 from synchromesh.system.loops import loop_factory
@@ -218,3 +220,15 @@ def test_the_loop_is_asyncios_own_by_default() -> None:
     loop = loop_factory("asyncio")()
     assert type(loop).__module__.startswith("asyncio.")
     loop.close()
+
+
+def test_the_loop_is_uvloops_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`loop = "uvloop"` takes its factory; without the package it is an extra that is missing."""
+    uvloop = types.ModuleType("uvloop")
+    made = asyncio.new_event_loop
+    monkeypatch.setattr(uvloop, "new_event_loop", made, raising=False)
+    monkeypatch.setitem(sys.modules, "uvloop", uvloop)
+    assert loop_factory("uvloop") is made
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'synchromesh\[fast\]'"):
+        loop_factory("uvloop")
