@@ -254,6 +254,34 @@ def test_a_query_is_run_each_time_and_its_undeclared_rejection_is_a_bug() -> Non
 # -- handlers of several units ---------------------------------------------------------------------
 
 
+def test_the_key_of_a_nested_command_is_no_key_of_a_saga_step() -> None:
+    """Callers choose both an id and a key: neither may take the effect of the other for its own."""
+
+    async def main(town: Town) -> None:
+        # Both charge for "saga": the same arguments, under every pair of id and key.
+        for id, key in (("client/k1", "k1"), ("k1", "k1"), ("k2@client", "k2")):  # noqa: A001
+            before = len(await town.notes("bank"))
+            await town.ask(Stock.build("saga", "bolt", 5), key)
+            await town.ask(Stock.order(id, 5), f"order {id}")
+            charged = 1 if id == "k1" else 2  # "k1" has been built already
+            assert len(await town.notes("bank")) == before + charged
+
+    in_town(main, "stock", "bank")
+
+
+def test_the_longest_key_leaves_room_for_those_of_nested_commands() -> None:
+    """A key that is taken can be finished, and is told apart from others of its beginning."""
+
+    async def main(town: Town) -> None:
+        for last in "ab":
+            key = "k" * 511 + last
+            for _ in range(2):
+                await town.ask(Stock.build(f"A-{last}", "bolt", 5), key)
+        assert await town.notes("bank") == ["charge A-a", "charge A-b"]
+
+    in_town(main, "stock", "bank")
+
+
 def test_a_handler_has_nested_keys_and_each_effect_once() -> None:
     """Its units are recorded under its key, its commands sent under theirs (D3)."""
 
@@ -267,7 +295,7 @@ def test_a_handler_has_nested_keys_and_each_effect_once() -> None:
             ("k1/take_one#1", "answer"),
         ]
         rows = await town.up["bank"].store.read("select caller, key from sm_inbox")
-        assert rows == [("stock", "client/k1/bank.charge#1")]
+        assert rows == [("stock", "k1/bank.charge#1@client")]
         assert await town.ask(Stock.build("A-1", "bolt", 100), "k1") == built
         assert town.hooks.reached["build begins"] == 1
         assert await town.notes() == ALL_OF_BUILD

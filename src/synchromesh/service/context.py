@@ -14,7 +14,7 @@ import msgspec
 
 from synchromesh.calls import Call, Caller
 from synchromesh.codec import decode, digest, encode
-from synchromesh.context import CallContext
+from synchromesh.context import KEY_CHARS_MAX, CallContext
 from synchromesh.errors import BadRequest, ContractError, KeyUndone, Rejection, from_problem
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
@@ -121,9 +121,7 @@ class Context:
             context = replace(self._context, key="", undoes="")
             return self._home.caller.call(call, context=context, timeout_s=timeout_s)
         running = self._writing(f"the command {operation.full_name}")
-        # A key is its caller's own: those of two callers must not meet at the callee, who knows our
-        # name alone, nor meet the steps of our sagas, whose keys begin with an id.
-        key = f"{running.caller}/{self._nested(operation.full_name)}"
+        key = _sent_key(running, self._nested(operation.full_name))
         context = replace(self._context, key=key, undoes="")
         return self._command(running, call, context, timeout_s)
 
@@ -219,6 +217,19 @@ class Context:
     def _nested(self, name: str) -> str:
         self._ordinals[name] += 1
         return f"{self._context.key}/{name}#{self._ordinals[name]}"
+
+
+def _sent_key(running: Running, nested: str) -> str:
+    """Return the key of a nested command at its callee, who knows our name alone.
+
+    A key is its caller's own: those of two callers must not meet there, nor those of the steps of
+    our sagas, whose ids our callers choose: a step's key ends in its number or in "undo".
+    """
+    key = f"{nested}@{running.caller}"
+    if len(key) <= KEY_CHARS_MAX:
+        return key
+    # Whoever was given a key that can be sent can finish what was begun under it.
+    return f"{digest(running.key.encode())}{nested.removeprefix(running.key)}@{running.caller}"
 
 
 async def begin(unit: Unit, running: Running, keep_s: float) -> None:
