@@ -694,6 +694,25 @@ def test_a_declared_rejection_is_told_by_its_code() -> None:
     in_town(main)
 
 
+def test_a_unit_that_a_handler_gave_up_may_stand_so_nothing_is_refused() -> None:
+    """A handler with a timeout of its own cannot know; its caller must not hear "not run"."""
+
+    async def main(town: Town) -> None:
+        async def impatient(ctx: Any) -> None:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await ctx.write(note, "stands")
+            raise Shed("too slow for me")
+
+        town.hooks.at["build begins"] = impatient
+        with pytest.raises(DownstreamFailed):
+            await town.ask(Stock.build("A-1", "bolt", 5), "k1")
+        await asyncio.sleep(1.0)
+        assert await town.notes() == ["stands"]
+
+    in_town(main, "stock")
+
+
 def test_a_conclusion_that_finds_no_room_is_no_refusal() -> None:
     """The effects stand, so the caller must not hear that nothing was done: a pivot would turn."""
 

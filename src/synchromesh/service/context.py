@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar, TypeVarTuple
@@ -15,7 +16,14 @@ import msgspec
 from synchromesh.calls import Call, Caller
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import KEY_CHARS_MAX, CallContext
-from synchromesh.errors import BadRequest, ContractError, KeyUndone, Rejection, from_problem
+from synchromesh.errors import (
+    BadRequest,
+    ContractError,
+    KeyUndone,
+    Rejection,
+    StoreError,
+    from_problem,
+)
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
@@ -59,6 +67,8 @@ class Context:
 
     Attributes:
         has_begun: an effect of this command is recorded, so that an undo waits for its conclusion.
+        is_in_doubt: a unit was cancelled, or failed, after it was given to the database: what it
+            did may stand.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class Context:
         self._running = running
         self._ordinals: Counter[str] = Counter()
         self.has_begun = has_begun
+        self.is_in_doubt = False
 
     @property
     def trace_id(self) -> str:
@@ -131,9 +142,10 @@ class Context:
         # Durable before the first effect elsewhere: an undo that comes in the middle then finds it,
         # instead of leaving a tombstone beside an effect that has happened.
         if not self.has_begun:
-            await self._home.store.write(
-                lambda unit: begin(unit, running, self._home.keep_s), name="begin a command"
-            )
+            with self._doubting():
+                await self._home.store.write(
+                    lambda unit: begin(unit, running, self._home.keep_s), name="begin a command"
+                )
             self.has_begun = True
         return await self._home.caller.call(call, context=context, timeout_s=timeout_s)
 
@@ -183,7 +195,8 @@ class Context:
             _load(answer, result_type, name)
             return answer
 
-        recorded = await self._home.store.write_once(body, once, name=name)
+        with self._doubting():
+            recorded = await self._home.store.write_once(body, once, name=name)
         if recorded.kind is Kind.ANSWER:
             self.has_begun = True
             return typing.cast("R", _load(recorded.body, result_type, name))
@@ -199,15 +212,24 @@ class Context:
     ) -> SagaRun[R]:
         """Start a saga of this service; use `definition.start(ctx, value, id=...)`."""
         running = self._writing("starting a saga")
-        run = await self._home.engine.start(
-            definition,
-            value,
-            id=id,
-            context=self._context,
-            begin=lambda unit: begin(unit, running, self._home.keep_s),
-        )
+        with self._doubting():
+            run = await self._home.engine.start(
+                definition,
+                value,
+                id=id,
+                context=self._context,
+                begin=lambda unit: begin(unit, running, self._home.keep_s),
+            )
         self.has_begun = True
         return run
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        try:
+            yield
+        except (asyncio.CancelledError, StoreError):
+            self.is_in_doubt = True
+            raise
 
     def _writing(self, what: str) -> Running:
         if self._running is None:

@@ -180,7 +180,7 @@ class Operations:
                 raise
             return known
         except Refused as refused:
-            if not ctx.has_begun or refused.via:
+            if refused.via or not (ctx.has_begun or ctx.is_in_doubt):
                 raise
             # Whoever hears a refusal takes it that nothing was done, and would undo nothing; the
             # database itself refuses the conclusion where too many units wait for it.
