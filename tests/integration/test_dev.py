@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,11 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does."""
-    for _ in range(2000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within 20 s")
+def await_readable(handle: int) -> None:
+    """Wait until there is something to read, or a process has ended, and close the handle."""
+    ready, _, _ = select.select([handle], [], [], WAIT_S)
+    os.close(handle)
+    assert ready
 
 
 def children_of(pid: int) -> list[int]:
@@ -133,6 +131,7 @@ def test_a_killed_system_leaves_no_child_and_starts_again(tmp_path: Path) -> Non
     with dev(folder) as process:
         first = announced(process)
         (child,) = children_of(process.pid)
+        ending = os.pidfd_open(child)
         process.kill()
         process.wait(WAIT_S)
         assert RunDir(folder).read().control == first["control"]
@@ -144,7 +143,7 @@ def test_a_killed_system_leaves_no_child_and_starts_again(tmp_path: Path) -> Non
         )
         assert asked.returncode == 2
         assert f"process {process.pid} may have died" in asked.stderr
-    until(lambda: not is_alive(child))
+    await_readable(ending)
     with dev(folder) as process:
         assert announced(process)["control"] == RunDir(folder).read().control
         process.terminate()
@@ -166,10 +165,12 @@ def test_a_second_system_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_signal_while_it_starts_stops_it(tmp_path: Path) -> None:
     """A child that never becomes ready does not keep it from ending."""
-    hangs = PROVIDER % "import signal; open('here', 'w').close(); signal.pause()"
+    hangs = PROVIDER % "import signal; open('here', 'w').write('!'); signal.pause()"
     folder = write_config(tmp_path, TOML + hangs)
+    os.mkfifo(folder / "here")
+    running = os.open(folder / "here", os.O_RDONLY | os.O_NONBLOCK)
     with dev(folder) as process:
-        until((folder / "here").exists)
+        await_readable(running)
         (child,) = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
