@@ -11,7 +11,7 @@ from synchromesh.resilience.verdicts import is_certainly_not_run, may_have_run, 
 _ONCE = RetryOptions(attempts_max=1)
 
 # The share of the edge's timeout that counts as all of it.
-NEARLY_FULL = 0.9
+NEARLY_FULL = 0.95
 
 
 @dataclass(slots=True)
