@@ -15,6 +15,8 @@ from synchromesh.calls.contract import (
     query,
 )
 from synchromesh.calls.dispatcher import Dispatcher, Handler, Incoming
+from synchromesh.calls.faults import Fault, FaultTable, Rule, Strike
+from synchromesh.calls.faulty import FaultyTransport, faulty
 from synchromesh.calls.http_client import HttpTransport
 from synchromesh.calls.http_server import HttpEdge
 from synchromesh.calls.inproc import InProcessTransport
@@ -27,6 +29,9 @@ __all__ = [
     "Command",
     "Contract",
     "Dispatcher",
+    "Fault",
+    "FaultTable",
+    "FaultyTransport",
     "Handler",
     "HttpEdge",
     "HttpTransport",
@@ -40,10 +45,13 @@ __all__ = [
     "Receiver",
     "Reply",
     "Request",
+    "Rule",
+    "Strike",
     "Transport",
     "command",
     "event",
     "events_of",
+    "faulty",
     "operations_of",
     "query",
 ]
