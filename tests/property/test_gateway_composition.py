@@ -1,0 +1,108 @@
+"""Whatever answers first: a composition ends as its branches, one by one in order, would say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synchromesh.errors import TimedOut
+from synchromesh.gateway.composition import Composition, Outcome, Reference, Start, Status, Step
+
+
+class Answer(NamedTuple):
+    of: str
+    field: str | None
+
+
+class Universe(NamedTuple):
+    steps: dict[str, Step]
+    outcomes: dict[str, Outcome]
+
+
+@st.composite
+def universes(draw: st.DrawFn) -> Universe:
+    """Branches that use earlier ones, and what each would answer if it were asked."""
+    steps: dict[str, Step] = {}
+    outcomes: dict[str, Outcome] = {}
+    for number in range(draw(st.integers(1, 6))):
+        name = f"b{number}"
+        needs = draw(st.lists(st.sampled_from(sorted(steps)), max_size=2)) if steps else []
+        references = {
+            f"p{at}": Reference(need, ("field",), draw(st.booleans()))
+            for at, need in enumerate(needs)
+        }
+        # As `check` asks: what a required branch needs is required, and never null for it.
+        may_require = all(steps[r.branch].is_required for r in references.values())
+        is_required = may_require and draw(st.booleans())
+        if is_required:
+            references = {p: Reference(r.branch, r.fields, True) for p, r in references.items()}
+        steps[name] = Step(references, is_required)
+        status = draw(
+            st.sampled_from(
+                [Status.OK, Status.OK, Status.OK, Status.STALE, Status.FAILED, Status.REJECTED]
+            )
+        )
+        if status in (Status.OK, Status.STALE):
+            outcomes[name] = Outcome(status, Answer(name, draw(st.sampled_from(["x", "y", None]))))
+        else:
+            outcomes[name] = Outcome(status, error=TimedOut(name))
+    shuffled = draw(st.permutations(sorted(steps)))
+    return Universe({name: steps[name] for name in shuffled}, outcomes)
+
+
+def ends_as(universe: Universe, name: str) -> Status:
+    """Say what becomes of a branch, by looking at what it needs first."""
+    is_absent = False
+    for reference in universe.steps[name].references.values():
+        status = ends_as(universe, reference.branch)
+        if status in (Status.FAILED, Status.REJECTED, Status.SKIPPED):
+            return Status.SKIPPED
+        if status is Status.ABSENT:
+            is_absent = True
+        else:
+            answer = universe.outcomes[reference.branch].value
+            assert isinstance(answer, Answer)
+            is_absent = is_absent or (answer.field is None and not reference.is_nullable)
+    return Status.ABSENT if is_absent else universe.outcomes[name].status
+
+
+@given(universes(), st.randoms(use_true_random=False))
+def test_a_composition_is_its_branches_one_by_one(universe: Universe, rng: object) -> None:
+    """In every order of answers the end is the same, and nothing starts before what it needs."""
+    composition = Composition(universe.steps)
+    started: list[str] = []
+
+    def start(starts: list[Start]) -> None:
+        for begun in starts:
+            references = universe.steps[begun.name].references
+            assert begun.arguments.keys() == references.keys()
+            for parameter, reference in references.items():
+                answer = composition.outcomes[reference.branch].value
+                assert isinstance(answer, Answer)
+                assert begun.arguments[parameter] == answer.field
+            assert begun.name not in started
+            started.append(begun.name)
+
+    start(composition.begin())
+    while not composition.is_ended:
+        assert composition.running, "neither ended nor is anything under way"
+        name = rng.choice(composition.running)  # type: ignore[attr-defined]
+        start(composition.finish(name, universe.outcomes[name]))
+
+    required = [name for name, step in universe.steps.items() if step.is_required]
+    doomed = {n for n in required if ends_as(universe, n) not in (Status.OK, Status.STALE)}
+    assert bool(composition.failed) == bool(doomed)
+    if doomed:
+        assert composition.failed in doomed
+        return
+    ends = {name: ends_as(universe, name) for name in universe.steps}
+    assert {name: outcome.status for name, outcome in composition.outcomes.items()} == ends
+    assert set(composition.partial) == {
+        name for name, status in ends.items() if status not in (Status.OK, Status.ABSENT)
+    }
+    # An answer that nobody was asked for is nobody's.
+    assert set(started) == {
+        name for name, status in ends.items() if status not in (Status.SKIPPED, Status.ABSENT)
+    }

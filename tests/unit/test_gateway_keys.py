@@ -1,0 +1,314 @@
+"""API keys: their file, and who is known by one."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from synchromesh.errors import ConfigError, Unauthenticated
+from synchromesh.gateway import ApiKey, ApiKeys, KeyRing, Principal, make_key, parse_keys
+from synchromesh.gateway import auth as auth_module
+from synchromesh.gateway.keys import is_key, split_key
+from synchromesh.http import Headers
+from synchromesh.runtime import Runtime
+from synchromesh.testing import run
+
+RNG = random.Random(1)
+TEXT, KEY = make_key("shop", ["orders:write", "fleet:read"], rng=RNG, cost=1024)
+OTHER_TEXT, OTHER = make_key("visitor", [], rng=RNG, cost=1024)
+NOBODY = make_key("shop", [], rng=RNG, cost=1024)[0]
+OPTIONS = ApiKeys()
+SECRET = TEXT.rpartition("_")[2]
+
+
+def bearer(text: str) -> Headers:
+    return Headers([("authorization", f"Bearer {text}")])
+
+
+def with_ring(
+    main: Callable[[KeyRing], Coroutine[Any, Any, None]],
+    *,
+    options: ApiKeys = OPTIONS,
+    keys: tuple[ApiKey, ...] = (KEY, OTHER),
+) -> None:
+    """Run a test with a ring of keys, in virtual time."""
+
+    async def simulated(runtime: Runtime) -> None:
+        ring = KeyRing({key.id: key for key in keys}, options, runtime)
+        await main(ring)
+        await ring.close()
+
+    run(simulated)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the keys that were hashed."""
+    ids: list[str] = []
+
+    def counting(secret: str, key: ApiKey) -> bool:
+        ids.append(key.id)
+        return is_key(secret, key)
+
+    monkeypatch.setattr(auth_module, "is_key", counting)
+    return ids
+
+
+# -- who is known ------------------------------------------------------------------------------
+
+
+WRONG = {
+    "another secret": f"sm_{KEY.id}_{'A' * 43}",
+    "one letter less": TEXT[:-1],
+    "one letter more": f"{TEXT}A",
+    "the other's secret": f"sm_{KEY.id}_{OTHER_TEXT.rpartition('_')[2]}",
+    "an unknown id": NOBODY,
+    "no secret": f"sm_{KEY.id}_",
+    "the hash itself": f"sm_{KEY.id}_{KEY.hash.rpartition(':')[2]}",
+    "a line more": f"{TEXT}\t",
+}
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_key_is_refused(text: str) -> None:
+    """Nobody is known by a key that was not made for them, whole and letter by letter."""
+
+    async def main(ring: KeyRing) -> None:
+        for headers in (bearer(text), Headers([("x-api-key", text)])):
+            with pytest.raises(Unauthenticated) as refused:
+                await ring.authenticate(headers)
+            assert text.strip() not in str(refused.value)
+
+    with_ring(main)
+
+
+def test_a_principal_is_known_by_either_header() -> None:
+    """A key says who asks and what they may do, as a bearer token or in a header of its own."""
+
+    async def main(ring: KeyRing) -> None:
+        shop = Principal("shop", frozenset({"orders:write", "fleet:read"}))
+        assert await ring.authenticate(bearer(TEXT)) == shop
+        assert await ring.authenticate(Headers([("x-api-key", TEXT)])) == shop
+        assert await ring.authenticate(Headers([("authorization", f"bearer  {TEXT}")])) == shop
+        other = await ring.authenticate(bearer(OTHER_TEXT))
+        assert other == Principal("visitor", frozenset())
+
+    with_ring(main)
+
+
+def test_what_is_no_api_key_is_left_to_others() -> None:
+    """No credential, another scheme and another kind of token are not this ring's to refuse."""
+
+    async def main(ring: KeyRing) -> None:
+        for value in ("Basic c2hvcDpwdw==", "Bearer eyJhbGciOi.e30.x", "Bearer", TEXT, ""):
+            assert await ring.authenticate(Headers([("authorization", value)])) is None
+        assert await ring.authenticate(Headers()) is None
+
+    with_ring(main)
+
+
+def test_two_credentials_are_refused() -> None:
+    """Where two credentials came it is unclear who asks, even if one of them is right."""
+
+    async def main(ring: KeyRing) -> None:
+        for second in (("x-api-key", TEXT), ("authorization", f"Bearer {TEXT}")):
+            with pytest.raises(Unauthenticated, match="several"):
+                await ring.authenticate(Headers([("authorization", f"Bearer {TEXT}"), second]))
+
+    with_ring(main)
+
+
+def test_a_key_ends_with_its_time() -> None:
+    """An expired key is refused, also where it was verified before."""
+
+    async def simulated(runtime: Runtime) -> None:
+        ends = dt.datetime.fromtimestamp(runtime.wall_us() / 1e6 + 60, dt.UTC)
+        text, key = make_key("shop", [], rng=RNG, expires=ends, cost=1024)
+        ring = KeyRing({key.id: key}, ApiKeys(), runtime)
+        assert await ring.authenticate(bearer(text)) is not None
+        await asyncio.sleep(61)
+        with pytest.raises(Unauthenticated, match="expired"):
+            await ring.authenticate(bearer(text))
+        await ring.close()
+
+    run(simulated)
+
+
+def test_a_warm_key_is_not_hashed_again(hashed: list[str]) -> None:
+    """The slow hash is made once a key, right or wrong, however many ask at once."""
+
+    async def main(ring: KeyRing) -> None:
+        asked = [ring.authenticate(bearer(TEXT)) for _ in range(5)]
+        assert len({await each for each in [asyncio.ensure_future(a) for a in asked]}) == 1
+        await ring.authenticate(bearer(TEXT))
+        for _ in range(3):
+            with pytest.raises(Unauthenticated):
+                await ring.authenticate(bearer(WRONG["another secret"]))
+
+    with_ring(main)
+    assert hashed == [KEY.id, KEY.id]
+
+
+def test_an_unknown_id_costs_no_hash(hashed: list[str]) -> None:
+    """Whoever guesses keys makes the gateway work only if an id is right."""
+
+    async def main(ring: KeyRing) -> None:
+        for name in ("an unknown id", "one letter less", "no secret"):
+            with pytest.raises(Unauthenticated):
+                await ring.authenticate(bearer(WRONG[name]))
+
+    with_ring(main)
+    assert hashed == []
+
+
+def test_what_is_kept_is_bounded(hashed: list[str]) -> None:
+    """Verdicts are kept up to a bound; one that was dropped is found anew."""
+
+    async def main(ring: KeyRing) -> None:
+        for text in (TEXT, OTHER_TEXT, TEXT):
+            await ring.authenticate(bearer(text))
+        for secret in "ABA":
+            with pytest.raises(Unauthenticated):
+                await ring.authenticate(bearer(f"sm_{KEY.id}_{secret * 43}"))
+        assert repr(ring) == "<KeyRing 2 keys, 1 verified>"
+
+    with_ring(main, options=ApiKeys(kept_max=1))
+    assert hashed == [KEY.id, OTHER.id, KEY.id, KEY.id, KEY.id, KEY.id]
+
+
+def test_a_flood_of_guesses_is_shed() -> None:
+    """Only so many keys are verified at once; known ones do not wait behind guesses."""
+
+    async def main(ring: KeyRing) -> None:
+        await ring.authenticate(bearer(TEXT))
+        guesses = [
+            asyncio.ensure_future(ring.authenticate(bearer(f"sm_{KEY.id}_{letter * 43}")))
+            for letter in "ABC"
+        ]
+        await asyncio.sleep(0)
+        assert await ring.authenticate(bearer(TEXT)) is not None
+        ends = await asyncio.gather(*guesses, return_exceptions=True)
+        assert sorted(type(end).__name__ for end in ends) == [
+            "Shed",
+            "Unauthenticated",
+            "Unauthenticated",
+        ]
+
+    with_ring(main, options=ApiKeys(pending_max=2))
+
+
+def test_a_client_that_leaves_takes_no_verdict_from_others() -> None:
+    """The verdict that one stopped waiting for still reaches the others who wait for it."""
+
+    async def main(ring: KeyRing) -> None:
+        one = asyncio.ensure_future(ring.authenticate(bearer(TEXT)))
+        other = asyncio.ensure_future(ring.authenticate(bearer(TEXT)))
+        await asyncio.sleep(0)
+        one.cancel()
+        principal = await other
+        assert principal is not None
+        assert principal.name == "shop"
+        assert one.cancelled()
+
+    with_ring(main)
+
+
+def test_no_key_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """No secret and no hash is in a log, a repr or an error."""
+    shown: list[str] = []
+
+    async def main(ring: KeyRing) -> None:
+        await ring.authenticate(bearer(TEXT))
+        with pytest.raises(Unauthenticated) as refused:
+            await ring.authenticate(bearer(TEXT[:-1]))
+        shown.extend([repr(ring), str(refused.value), repr(refused.value.__cause__)])
+
+    with caplog.at_level(logging.DEBUG):
+        with_ring(main)
+    shown += [repr(KEY), repr(bearer(TEXT)), caplog.text]
+    assert not any(SECRET[:-1] in text or KEY.hash in text for text in shown)
+
+
+# -- the file ----------------------------------------------------------------------------------
+
+
+def file_of(*keys: ApiKey) -> bytes:
+    return msgspec.json.encode({"keys": keys})
+
+
+def edited(**fields: object) -> bytes:
+    entry = msgspec.to_builtins(KEY) | fields
+    return msgspec.json.encode({"keys": [entry]})
+
+
+SCRYPT = KEY.hash.split(":")
+MISTAKES = {
+    "no JSON": (b"{", "cannot be read"),
+    "no UTF-8": (b"\xff", "cannot be read"),
+    "no object": (b"[]", "cannot be read"),
+    "an unknown field": (edited(scope="a"), "unknown field `scope`"),
+    "no hash": (b'{"keys":[{"id":"abcd","principal":"x"}]}', "field `hash`"),
+    "an id in capitals": (edited(id="ABCD"), "key 1 ('ABCD'): an id is 4 to 32"),
+    "no principal": (edited(principal=""), "the principal is 1 to 128"),
+    "a principal of two lines": (edited(principal="a\nb"), "the principal is 1 to 128"),
+    "a wrong scope": (edited(scopes=["a b"]), "'a b' is no scope"),
+    "no time zone": (edited(expires="2030-01-01T00:00:00"), "has no time zone"),
+    "a key in plain text": (edited(hash=TEXT), "the hash is no scrypt"),
+    "a hash of nothing": (edited(hash=""), "the hash is no scrypt"),
+    "too costly": (edited(hash=":".join(["scrypt", "1048576", *SCRYPT[2:]])), "is no scrypt"),
+    "too cheap": (edited(hash=":".join(["scrypt", "2", *SCRYPT[2:]])), "is no scrypt"),
+    "no power of two": (edited(hash=":".join(["scrypt", "1025", *SCRYPT[2:]])), "is no scrypt"),
+    "no salt": (edited(hash=":".join([*SCRYPT[:4], "", SCRYPT[5]])), "is no scrypt"),
+    "half a hash": (edited(hash=KEY.hash[:-8]), "is no scrypt"),
+    "no base64": (edited(hash=KEY.hash[:-1] + "!"), "is no scrypt"),
+    "an id twice": (file_of(KEY, KEY), "key 2"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_in_the_file_is_named(data: bytes, words: str) -> None:
+    """What is wrong with a file of keys is said with the key's place, and without its hash."""
+    with pytest.raises(ConfigError) as refused:
+        parse_keys(data, "keys.json")
+    assert words in refused.value.message
+    assert "keys.json" in refused.value.message
+    assert SECRET not in refused.value.message
+    assert SCRYPT[5] not in refused.value.message
+
+
+def test_all_mistakes_of_a_file_are_named() -> None:
+    """Two wrong keys are two sentences of one error."""
+    with pytest.raises(ConfigError, match=r"key 1 .*; key 2 "):
+        parse_keys(file_of(msgspec.structs.replace(KEY, id="X"), ApiKey("Y", "b", KEY.hash)), "f")
+
+
+def test_a_key_outlives_its_file() -> None:
+    """What was written is read, and its key is known again; the text is in no file."""
+    keys = parse_keys(file_of(KEY, OTHER), "keys.json")
+    assert keys == {KEY.id: KEY, OTHER.id: OTHER}
+    assert SECRET.encode() not in file_of(KEY)
+    assert split_key(TEXT) == (KEY.id, SECRET)
+    assert is_key(SECRET, keys[KEY.id])
+
+
+def test_keys_are_opened_from_a_folder(tmp_path: Path) -> None:
+    """`ApiKeys` reads its file of the folder that it is given, and says where none is."""
+
+    async def simulated(runtime: Runtime) -> None:
+        with pytest.raises(ConfigError, match="api-keys"):
+            ApiKeys().open(tmp_path, runtime)
+        (tmp_path / "api-keys.json").write_bytes(file_of(KEY))
+        ring = ApiKeys().open(tmp_path, runtime)
+        assert await ring.authenticate(bearer(TEXT)) is not None
+        await ring.close()
+        await ring.close()
+
+    run(simulated)
