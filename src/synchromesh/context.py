@@ -27,6 +27,8 @@ UNDOES = "undoes"
 CREDENTIAL = "synchromesh-credential"
 
 ATTEMPTS_LEFT_MAX = 16
+# A deadline beyond thirty thousand years is none; as a number it still has to fit its header.
+DEADLINE_MS_MAX = 10**15
 
 # Keys travel as they are where they are ASCII; what a header cannot carry is percent-encoded.
 _KEY_SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
@@ -82,7 +84,8 @@ def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, s
     headers = {TRACEPARENT: f"00-{context.trace_id}-{context.span_id}-01"}
     if context.deadline_s is not None:
         # Rounded down: a child's deadline is never later than its parent's.
-        headers[DEADLINE_MS] = str(max(0, int((context.deadline_s - now) * 1000)))
+        left_ms = (context.deadline_s - now) * 1000
+        headers[DEADLINE_MS] = str(int(min(max(0.0, left_ms), DEADLINE_MS_MAX)))
         headers[SENT_AT] = str(wall_us)
     if context.key:
         headers[IDEMPOTENCY_KEY] = quote(context.key, safe=_KEY_SAFE)

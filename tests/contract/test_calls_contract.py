@@ -303,6 +303,63 @@ def test_wrong_arguments_are_refused_before_they_are_sent(
     play(kind, main)
 
 
+def test_arguments_that_one_transport_does_not_carry_are_refused_by_all(kind: str) -> None:
+    """A call that works within a process works between two; the largest still passes."""
+
+    async def main(system: System) -> None:
+        await system.serve(Shop, {"reserve": answering(Hold("h-1")), "stock": answering(1)})
+        caller = system.caller()
+        _, body = Shop.reserve.to_http(Shop.reserve(Reserve("", 1)).arguments)
+        fits = 1024 * 1024 - len(body)
+        await caller.call(Shop.reserve(Reserve("x" * fits, 1)), context=caller.root())
+        await caller.call(Shop.stock("x" * 24_000), context=caller.root())
+        for call in (
+            Shop.reserve(Reserve("x" * (fits + 1), 1)),
+            Shop.stock("x" * 25_000),
+            Shop.stock("1", note="ü" * 5_000),
+        ):
+            got = await failure(system, call)
+            assert type(got) is BadRequest
+            assert "are carried there" in got.message
+
+    play(kind, main)
+
+
+def test_an_answer_that_one_transport_does_not_carry_is_a_failure_on_all(kind: str) -> None:
+    """It is the callee's own fault, and its log says so."""
+
+    async def main(system: System) -> None:
+        await system.serve(Shop, {"label": answering("x" * 8 * 1024 * 1024)})
+        got = await failure(system, Shop.label("1", "text"))
+        assert type(got) is RemoteFailed
+
+    play(kind, main)
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e300, 1e16])
+def test_a_timeout_without_end_is_none(kind: str, timeout_s: float) -> None:
+    """However far the deadline is, it can be told."""
+
+    async def main(system: System) -> None:
+        await system.serve(Shop, {"nothing": answering(None)})
+        caller = system.caller(policies=Policies(default=Policy(timeout_s=None)))
+        await caller.call(Shop.nothing(), context=caller.root(), timeout_s=timeout_s)
+
+    play(kind, main)
+
+
+def test_a_timeout_that_is_no_number_is_refused(kind: str) -> None:
+    """It would put the timers of the whole process out of order."""
+
+    async def main(system: System) -> None:
+        await system.serve(Shop, {"nothing": answering(None)})
+        caller = system.caller()
+        with pytest.raises(BadRequest, match=r"shop\.nothing was given the timeout nan s"):
+            await caller.call(Shop.nothing(), context=caller.root(), timeout_s=float("nan"))
+
+    play(kind, main)
+
+
 def test_send_passes_json_both_ways(kind: str) -> None:
     """`send` takes and gives JSON, for those who keep it as such."""
 

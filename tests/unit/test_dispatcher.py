@@ -7,6 +7,7 @@ import gc
 import json
 from contextvars import ContextVar
 from typing import Protocol
+from unittest.mock import patch
 
 import pytest
 
@@ -273,12 +274,15 @@ def test_services_share_a_server_under_prefixes() -> None:
 
 
 def test_what_a_server_refuses_itself_has_a_class_too() -> None:
-    """A head that is too long is refused by the server, and is the caller's BadRequest."""
+    """A server with a narrower limit refuses the head itself, and that is a BadRequest too."""
 
     async def main(system: System) -> None:
         await system.serve(Shop, {"stock": answering(1)})
         caller = system.caller()
-        with pytest.raises(Exception, match="longer than") as caught:
+        with (
+            patch("synchromesh.calls.caller.TARGET_BYTES_MAX", 100_000),
+            pytest.raises(Exception, match="longer than") as caught,
+        ):
             await caller.call(Shop.stock("x" * 40_000), context=caller.root())
         assert type(caught.value).__name__ == "BadRequest"
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ from synchromesh.errors import (
     RemoteFailed,
     SynchromeshError,
 )
+from synchromesh.http import Limits
 from synchromesh.identity import Signer
 from synchromesh.resilience import Attempt, BreakerSnapshot, Edge, Transition
 from synchromesh.runtime import Runtime
@@ -43,6 +45,11 @@ from synchromesh.store.guard import refuse_in_unit
 from synchromesh.telemetry import Span, Tracer
 
 R = TypeVar("R")
+
+# What every transport carries: one that runs in this process must not carry more than the others.
+REQUEST_BYTES_MAX = Limits().body_bytes_max
+# The target shares the head of a request with what travels with every call.
+TARGET_BYTES_MAX = Limits().head_bytes_max * 3 // 4
 
 _log = logging.getLogger("synchromesh.calls")
 
@@ -191,9 +198,14 @@ class Caller:
         refuse_in_unit(f"the call {operation.full_name}")
         line = self._lines.get(operation) or self._put_together(operation)
         key = check_key(context.key) if operation.is_command else ""
+        if len(arguments) > TARGET_BYTES_MAX // 3 and not operation.is_external:
+            _check_size(operation, arguments)
         deadline_s = context.deadline_s
         if timeout_s is not None:
             until_s = asyncio.get_running_loop().time() + timeout_s
+            if math.isnan(until_s):
+                # It compares with nothing, and would put the timers of the loop out of order.
+                raise BadRequest(f"{operation.full_name} was given the timeout {timeout_s} s")
             deadline_s = until_s if deadline_s is None else min(deadline_s, until_s)
         with self._tracer.start(
             "call", operation.full_name, trace_id=context.trace_id, parent_id=context.span_id
@@ -349,3 +361,13 @@ class _Sending:
                 f"{operation.full_name} answered what its contract does not say: {error.message}; "
                 "caller and callee have contracts that do not fit each other"
             ) from error
+
+
+def _check_size(operation: Operation[..., Any], arguments: bytes) -> None:
+    target, body = operation.to_http(arguments)
+    for part, limit in ((body, REQUEST_BYTES_MAX), (target, TARGET_BYTES_MAX)):
+        if len(part) > limit:
+            raise BadRequest(
+                f"the arguments of {operation.full_name} have {len(part)} bytes as they are sent, "
+                f"at most {limit} are carried there; send where they are to be found instead"
+            )

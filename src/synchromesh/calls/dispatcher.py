@@ -36,12 +36,16 @@ from synchromesh.errors import (
     UnknownOperation,
     VersionConflict,
 )
+from synchromesh.http import PoolLimits
 from synchromesh.identity import Credential, Signer
 from synchromesh.resilience import DeadlinePassed, Limiter, LimitOptions, within
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
 _log = logging.getLogger("synchromesh.calls")
+
+# What every transport carries: one that runs in this process must not carry more than the others.
+ANSWER_BYTES_MAX = PoolLimits().body_bytes_max
 
 # Whoever calls a service that stands for somebody else's is nobody of ours.
 _STRANGER = Credential("", "", 0)
@@ -199,9 +203,14 @@ class Dispatcher:
         self._idle.clear()
         try:
             answer = await within(lambda: handler(incoming), deadline_s)
-            if isinstance(answer, bytes):
-                return answer
-            raise TypeError(f"the handler of {name} answered {type(answer).__name__}, not bytes")
+            if not isinstance(answer, bytes):
+                raise TypeError(f"the handler of {name} answered {type(answer).__name__}, no bytes")
+            if len(answer) > ANSWER_BYTES_MAX:
+                raise ValueError(
+                    f"the answer of {name} has {len(answer)} bytes, at most {ANSWER_BYTES_MAX} are "
+                    "carried; answer where it is to be found, or a part at a time"
+                )
+            return answer
         except DeadlinePassed as passed:
             if passed.deadline_s != deadline_s:
                 return self._told(incoming, passed)  # one that the handler had set itself
