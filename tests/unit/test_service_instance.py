@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -27,6 +28,7 @@ from synchromesh.errors import (
     ConnectFailed,
     ContractError,
     ForeignAwait,
+    KeyUndone,
     NoInstance,
     RemoteFailed,
     Shed,
@@ -213,6 +215,21 @@ def test_the_inbox_is_swept_in_the_background() -> None:
         assert rows == [("k1",)]
 
     in_town(main, "bank")
+
+
+def test_a_clock_that_jumps_sweeps_no_tombstone() -> None:
+    """A call that comes after its undo has no effect, whatever somebody set the time to (S6)."""
+
+    async def main(town: Town) -> None:
+        await town.undo(Stock.release, "k1")
+        wall_us, week_us = town.runtime.wall_us, 8 * 86_400 * 1_000_000
+        with patch.object(town.runtime, "wall_us", lambda: wall_us() + week_us):
+            await asyncio.sleep(2 * SWEEP_EVERY_S)
+            assert await town.record("k1") == "tombstone"
+        with pytest.raises(KeyUndone):
+            await town.ask(Stock.reserve("A-1", "bolt", 3), "k1")
+
+    in_town(main, "stock")
 
 
 # -- messages and projections ----------------------------------------------------------------------

@@ -23,6 +23,7 @@ from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Re
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
 from synchromesh.saga.engine import Engine
+from synchromesh.saga.journal import Clock
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import Home
 from synchromesh.service.definition import Projected, Service
@@ -78,6 +79,7 @@ class ServiceInstance:
         self.service = service
         self.store = store
         runtime, name = around.runtime, service.name
+        self._clock = Clock(runtime)
         tracer = Tracer(name, runtime, around.sink)
         self.caller = Caller(
             name,
@@ -240,9 +242,12 @@ class ServiceInstance:
             await self.engine.adopt()
 
     async def _sweep(self) -> None:
+        async def body(unit: Unit) -> int:
+            return await inbox.sweep(unit, now_us=self._clock.now_us())
+
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            while await self.store.write(inbox.sweep, name="sweep the inbox"):
+            while await self.store.write(body, name="sweep the inbox"):
                 pass
 
     def __repr__(self) -> str:

@@ -92,12 +92,16 @@ async def conclude(unit: Unit, once: Once, kind: Kind, body: bytes) -> Recorded:
     return Recorded(kind, once.digest, body)
 
 
-async def sweep(unit: Unit, *, rows_max: int = 500) -> int:
-    """Delete up to `rows_max` records whose time is over and return how many; repeat until 0."""
+async def sweep(unit: Unit, *, now_us: int | None = None, rows_max: int = 500) -> int:
+    """Delete up to `rows_max` records whose time is over and return how many; repeat until 0.
+
+    `now_us` is a clock that does not jump, where there is one: what was to be kept for a week must
+    not go because somebody set the time.
+    """
     rows = await unit.execute(
         "delete from sm_inbox where (caller, key) in (select caller, key from sm_inbox "
         "where expires_us <= ? order by expires_us limit ?) returning 1",
-        unit.now_us,
+        unit.now_us if now_us is None else min(now_us, unit.now_us),
         rows_max,
     )
     return len(rows)
