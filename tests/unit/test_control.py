@@ -17,6 +17,7 @@ from synchromesh.context import CREDENTIAL
 from synchromesh.errors import BadRequest
 from synchromesh.system import RunInfo
 from synchromesh.system.control import arguments_from_texts
+from synchromesh.system.status import findings_in
 
 
 class Answered(NamedTuple):
@@ -103,6 +104,9 @@ def test_another_name_than_its_own_is_refused(control: Asking, host: str) -> Non
         ("GET", "/status/more"),
         ("POST", "/call/more"),
         ("POST", "/credentials/more"),
+        ("POST", "/faults/cure"),
+        ("GET", "/faults/heal"),
+        ("DELETE", "/faults"),
     ],
 )
 def test_an_unknown_path_is_404(control: Asking, method: str, path: str) -> None:
@@ -125,6 +129,11 @@ def test_an_unknown_path_is_404(control: Asking, method: str, path: str) -> None
         ("/credentials", {"client": ""}),
         ("/credentials", {"client": "notes"}),
         ("/credentials", {"name": "shop"}),
+        ("/faults", b""),
+        ("/faults", {"errors": "100%"}),
+        ("/faults", {"target": "notes", "error": "100%"}),
+        ("/faults", {"target": "notes", "stall": "yes"}),
+        ("/faults/heal", {"target": 1}),
     ],
 )
 def test_a_wrong_body_is_400(control: Asking, path: str, body: object) -> None:
@@ -206,6 +215,88 @@ def test_the_status_says_how_each_service_is(control: Asking) -> None:
     assert 0 <= notes["behind"]["projection/stars"] <= 4
     assert notes["sagas_since_start"]["started"] == 1
     assert status["spans_dropped"] == 0
+    assert (status["system"], status["findings"]) == ("notebook", [])
+    url = control.info.services["notes"]
+    assert notes["instances"] == [{"instance": "notes-1", "url": url, "is_stale": False}]
+    assert status["externals"] == {}
+    breaker = status["clients"]["control"]["breakers"]["notes"]
+    assert (breaker["name"], breaker["state"]) == ("control -> notes", "closed")
+    assert breaker["in_state_s"] > 0
+    assert sorted(status["children"]) == ["lease/notes", "registry"]
+    assert status["faults"] == control.ask("GET", "/faults").body
+
+
+@pytest.mark.parametrize("target", ["notes", "control:notes"])
+def test_a_service_is_broken_and_healed(control: Asking, target: str) -> None:
+    """Its calls fail until it is healed; the trace and the log say that it was on purpose."""
+    struck = control.ask("GET", "/faults").body["struck"]
+    broken = control.ask("POST", "/faults", {"target": target, "errors": "100%"})
+    assert (broken.status, broken.body["left_s"], broken.body["struck"]) == (200, None, 0)
+    answered = control.call("notes.count").body
+    assert answered["problem"]["code"] == "remote_failed"
+    assert f"100% errors at {target}" in answered["problem"]["detail"]
+    spans = control.ask("GET", f"/traces/{answered['trace_id']}").body["spans"]
+    assert [span["attributes"].get("fault") for span in spans if span["kind"] == "call"] == [
+        f"100% errors at {target}"
+    ]
+    (fault,) = control.ask("GET", "/faults").body["in_force"]
+    assert (fault["target"], fault["what"]) == (target, "100% errors")
+    assert fault["struck"] == control.ask("GET", "/faults").body["struck"] - struck >= 1
+    healed = control.ask("POST", "/faults/heal", {"target": target}).body
+    assert [each["target"] for each in healed["healed"]] == [target]
+    assert (
+        healed["in_force"]
+        == control.ask("POST", "/faults/heal", {"target": "all"}).body["healed"]
+        == []
+    )
+    assert control.call("notes.count").body["problem"] is None
+
+
+def test_a_fault_has_all_its_words(control: Asking) -> None:
+    """What it does and how long it lasts, in seconds and shares; the newest replaces the last."""
+    wanted = {"target": "notes", "errors": "12.5%", "latency": "300ms", "stall": True}
+    control.ask("POST", "/faults", {**wanted, "for": "1h"})
+    told = control.ask("POST", "/faults", {**wanted, "for": "20s"}).body
+    assert (told["what"], told["errors"]) == ("0.3 s late, 12.5% errors, stall", 0.125)
+    assert (told["latency_s"], told["is_stall"], told["left_s"]) == (0.3, True, 20.0)
+    healed = control.ask("POST", "/faults/heal", {"target": "all"}).body["healed"]
+    assert [each["left_s"] < 20.0 for each in healed] == [True]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"target": "notse"}, "there is no service 'notse'; did you mean 'notes'?"),
+        ({"target": "x"}, "there is no service 'x'; there are notes"),
+        ({"target": ""}, "there is no service ''; there are notes"),
+        ({"target": "contrl:notes"}, "no caller 'contrl' in 'contrl:notes'; did you mean 'control"),
+        ({"target": "notes:note"}, "no service 'note' in 'notes:note'; did you mean 'notes'?"),
+        ({"target": "notes:"}, "no service '' in 'notes:'; there are notes"),
+        ({"target": "notes:control"}, "no service 'control' in 'notes:control'; there are notes"),
+        ({"target": "notes"}, "a fault does nothing; give it errors, latency or a stall"),
+        ({"target": "notes", "errors": "0%"}, "'0%' is no share of errors"),
+        ({"target": "notes", "errors": "101%"}, "'101%' is no share of errors"),
+        ({"target": "notes", "errors": "0.5"}, "'0.5' is no share of errors; write \"100%\""),
+        ({"target": "notes", "latency": "300"}, "'300' is no duration"),
+        ({"target": "notes", "latency": "0s"}, "'0s' is no duration"),
+        ({"target": "notes", "stall": True, "for": "soon"}, "'soon' is no duration"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_refused(
+    control: Asking, wanted: dict[str, object], said: str
+) -> None:
+    """The message names what was wrong and what would be right; nothing is in force."""
+    answered = control.ask("POST", "/faults", wanted)
+    assert (answered.status, answered.body["code"]) == (400, "bad_request")
+    assert said in answered.body["detail"]
+    assert control.ask("GET", "/faults").body["in_force"] == []
+
+
+@pytest.mark.parametrize("target", ["notse", "notes:x", "x:notes"])
+def test_what_cannot_be_broken_cannot_be_healed(control: Asking, target: str) -> None:
+    """An unknown name is refused; one that is not broken is nothing."""
+    assert control.ask("POST", "/faults/heal", {"target": target}).status == 400
+    assert control.ask("POST", "/faults/heal", {"target": "notes"}).body["healed"] == []
 
 
 def test_a_client_gets_a_credential_that_the_services_take(control: Asking) -> None:
@@ -219,6 +310,21 @@ def test_a_client_gets_a_credential_that_the_services_take(control: Asking) -> N
         statuses.append(connection.getresponse().status)
         connection.close()
     assert statuses == [200, 401]
+
+
+def test_a_status_finds_what_needs_a_person() -> None:
+    """Stuck sagas, parked messages, and children that do not run; all else is no finding."""
+    down = {"state": "restarting", "restarts": 1, "last_error": "OSError"}
+    children = {"relay/b": {"state": "running", "restarts": 3, "last_error": "Shed"}, "sweep": down}
+    well = {"health": {"children": {}}, "sagas": {"completed": 1, "undone": 2}, "parked": 0}
+    ill = {"health": {"children": children}, "sagas": {"stuck": 2}, "parked": 3}
+    assert findings_in({"a": well}, {}) == []
+    assert findings_in({"a": well, "b": ill}, {"registry": down}) == [
+        "registry is restarting: OSError",
+        "b/sweep is restarting: OSError",
+        "b: sagas that are stuck: 2",
+        "b: messages that are parked: 3",
+    ]
 
 
 NOTE = {"id": "1", "text": "a", "stars": 0}

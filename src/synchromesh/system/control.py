@@ -14,7 +14,6 @@ from urllib.parse import parse_qs, unquote
 
 import msgspec
 
-from synchromesh.calls import Caller
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
 from synchromesh.context import check_key
@@ -27,12 +26,10 @@ from synchromesh.errors import (
     to_problem,
 )
 from synchromesh.http import HttpRequest, HttpResponse, error_response
-from synchromesh.identity import Signer
-from synchromesh.runtime import Runtime
 from synchromesh.saga.story import SagaSummary
-from synchromesh.service import ServiceInstance
+from synchromesh.system.faults import BreakRequest, HealRequest
+from synchromesh.system.status import Parts, status_of
 from synchromesh.system.words import in_words
-from synchromesh.telemetry import SqliteRing, Tracer
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0
@@ -60,35 +57,22 @@ class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class Control:
     """Answers the control socket of one system."""
 
-    def __init__(
-        self,
-        *,
-        token: str,
-        authority: Callable[[], str],
-        caller: Caller,
-        tracer: Tracer,
-        ring: SqliteRing,
-        instances: Mapping[str, ServiceInstance],
-        signer: Signer,
-        runtime: Runtime,
-    ) -> None:
+    def __init__(self, parts: Parts, *, token: str, authority: Callable[[], str]) -> None:
+        self._parts = parts
         self._token = token
         self._authority = authority
-        self._caller = caller
-        self._tracer = tracer
-        self._ring = ring
-        self._instances = instances
-        self._signer = signer
-        self._runtime = runtime
+        self._instances = parts.instances
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
-        self._with_argument = frozenset({"sagas", "traces"})
+        self._with_argument = frozenset({"sagas", "traces", "faults"})
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
             ("POST", "call"): self._call,
             ("GET", "sagas"): self._sagas,
             ("GET", "traces"): self._trace,
             ("POST", "credentials"): self._credential,
+            ("GET", "faults"): self._faults,
+            ("POST", "faults"): self._break_or_heal,
         }
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
@@ -98,7 +82,7 @@ class Control:
             verb, _, rest = request.path[1:].partition("/")
             answer = self._answers.get((request.method, verb))
             if answer is None or (rest and verb not in self._with_argument):
-                raise UnknownOperation(f"the control socket has no {request.method} {request.path}")
+                raise _unknown(request)
             value = await answer(request, unquote(rest))
         except SynchromeshError as error:
             return error_response(error)
@@ -112,20 +96,20 @@ class Control:
             raise Unauthenticated("the control socket needs the token of run.json")
 
     async def _status(self, _: HttpRequest, __: str) -> object:
-        services = {}
-        for name, instance in self._instances.items():
-            counts = await instance.store.read("select status, count(*) from sm_saga group by 1")
-            services[name] = {
-                "health": asdict(instance.health()),
-                "sagas": {str(status): count for status, count in counts},
-                "sagas_since_start": dict(instance.engine.counts),
-                "behind": await _behind(instance),
-                "parked": len(await instance.consumer.parked(limit=LISTED_MAX)),
-                "breakers": {
-                    callee: asdict(breaker) for callee, breaker in instance.caller.edges.items()
-                },
-            }
-        return {"services": services, "spans_dropped": self._ring.dropped}
+        return await status_of(self._parts)
+
+    async def _faults(self, request: HttpRequest, rest: str) -> object:
+        if rest:
+            raise _unknown(request)
+        return self._parts.faults.told()
+
+    async def _break_or_heal(self, request: HttpRequest, rest: str) -> object:
+        faults = self._parts.faults
+        if not rest:
+            return faults.break_on_purpose(decode(request.body, BreakRequest))
+        if rest != "heal":
+            raise _unknown(request)
+        return {"healed": faults.heal(decode(request.body, HealRequest)), **faults.told()}
 
     async def _call(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CallRequest)
@@ -135,8 +119,8 @@ class Control:
         arguments = arguments_from_texts(operation, wanted.arguments)
         if wanted.key:
             check_key(wanted.key)
-        root = self._caller.root(principal=wanted.principal, key=wanted.key or None)
-        span = self._tracer.start("client", operation.full_name, trace_id=root.trace_id)
+        root = self._parts.caller.root(principal=wanted.principal, key=wanted.key or None)
+        span = self._parts.tracer.start("client", operation.full_name, trace_id=root.trace_id)
         context = replace(root, span_id=span.span_id)
         answer: dict[str, Any] = {
             "trace_id": root.trace_id,
@@ -144,7 +128,7 @@ class Control:
         }
         with span:
             try:
-                body = await self._caller.send(
+                body = await self._parts.caller.send(
                     operation, arguments, context=context, timeout_s=wanted.timeout_s
                 )
             except SynchromeshError as error:
@@ -191,13 +175,13 @@ class Control:
         return sorted(found, key=lambda each: each[1].started_at, reverse=True)
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        await self._ring.flush()
+        await self._parts.ring.flush()
         if trace_id == "last":
-            newest = self._ring.last_trace_id()
+            newest = self._parts.ring.last_trace_id()
             if newest is None:
                 raise BadRequest("no client has made a call yet; make one with: synchromesh call")
             trace_id = newest
-        spans = self._ring.trace(trace_id)
+        spans = self._parts.ring.trace(trace_id)
         if not spans:
             raise BadRequest(f"no spans of trace {trace_id!r} are kept; the ring may have wrapped")
         return {"trace_id": trace_id, "spans": spans}
@@ -206,7 +190,9 @@ class Control:
         wanted = decode(request.body, CredentialRequest)
         if wanted.client in self._instances or not wanted.client:
             raise BadRequest(f"{wanted.client!r} is no name for a client; take one of your own")
-        token = self._signer.token(wanted.client, wanted.principal, now_us=self._runtime.wall_us())
+        parts = self._parts
+        now_us = parts.runtime.wall_us()
+        token = parts.signer.token(wanted.client, wanted.principal, now_us=now_us)
         return {"credential": token}
 
     def _operation(self, full_name: str) -> Operation[..., Any]:
@@ -252,20 +238,8 @@ def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str
     return operation.canonical(encode({shape.body: value} if is_flat else value))
 
 
-async def _behind(instance: ServiceInstance) -> dict[str, int]:
-    """Return how many events each relay and each projection of a service has yet to take."""
-    behind = {}
-    for child in instance.health().children:
-        kind = child.partition("/")[0]
-        if kind in ("relay", "projection"):
-            rows = await instance.store.read(
-                "select count(*) from sm_event where position > coalesce("
-                "(select position from sm_checkpoint where name = ?), 0) and is_public >= ?",
-                child,
-                int(kind == "relay"),
-            )
-            behind[child] = int(str(rows[0][0]))
-    return behind
+def _unknown(request: HttpRequest) -> UnknownOperation:
+    return UnknownOperation(f"the control socket has no {request.method} {request.path}")
 
 
 def _told(service: str, run: SagaSummary) -> dict[str, Any]:

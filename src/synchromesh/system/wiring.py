@@ -22,11 +22,13 @@ from typing import Any, TypeVar
 from synchromesh.calls import (
     Call,
     Caller,
+    FaultTable,
     HttpEdge,
     HttpTransport,
     InProcessTransport,
     Policies,
     Transport,
+    faulty,
 )
 from synchromesh.discovery import (
     CachedResolver,
@@ -50,8 +52,10 @@ from synchromesh.system.config import (
     load_services,
 )
 from synchromesh.system.control import Control
+from synchromesh.system.faults import Faults
 from synchromesh.system.logs import log_to
 from synchromesh.system.rundir import RunDir, RunInfo
+from synchromesh.system.status import Parts
 from synchromesh.telemetry import SqliteRing, Tracer
 
 R = TypeVar("R")
@@ -202,6 +206,7 @@ class System:
             "inproc": inproc,
             "http": HttpTransport(pool, runtime=runtime),
         }
+        faults = FaultTable()
         around = Surroundings(
             runtime=runtime,
             signer=signer,
@@ -213,29 +218,17 @@ class System:
             escalate=lambda service, child, error: self._fail(f"{service}/{child}", error),
         )
         for service in services:
-            pages_max = self._config.services[service.name].pages_max or self._store.pages_max
-            bounded = replace(around, store=replace(self._store, pages_max=pages_max))
-            await self._start_service(service, bounded, inproc)
-        await self._register(registry, signer)
-
-        tracer = Tracer(CLIENT, runtime, ring)
-        caller = Caller(
-            CLIENT,
-            resolver=resolver,
-            transports=transports,
-            signer=signer,
-            tracer=tracer,
-            runtime=runtime,
-            policies=self._policies(CLIENT),
-        )
-        control = await self._start_control(caller, tracer, ring, signer)
+            await self._start_service(service, around, inproc, faults)
+        leases = await self._register(registry, signer)
+        parts = self._parts(around, ring, (background, leases), faults)
+        control = await self._start_control(parts)
         if opening is not None:
-            await self._open(opening, caller)
+            await self._open(opening, parts.caller)
         rundir.publish(control)
         enter.callback(rundir.withdraw)
         self._info = control
 
-    async def _register(self, registry: MemoryRegistry, signer: Signer) -> None:
+    async def _register(self, registry: MemoryRegistry, signer: Signer) -> Supervisor:
         leases = Supervisor("leases", escalate=self._fail)
         self._exit.push_async_callback(
             lambda: _all_of(registration.end() for registration in self._registrations)
@@ -248,6 +241,7 @@ class System:
             )
             self._registrations.append(registration)
             leases.start(Child(f"lease/{name}", registration.run))
+        return leases
 
     async def _open(self, opening: Callable[[Any], Awaitable[None]], caller: Caller) -> None:
         try:
@@ -260,9 +254,15 @@ class System:
             ) from error
 
     async def _start_service(
-        self, service: Service, around: Surroundings, inproc: InProcessTransport
+        self, service: Service, around: Surroundings, inproc: InProcessTransport, faults: FaultTable
     ) -> None:
-        instance = await ServiceInstance.start(service, self._rundir.database(service.name), around)
+        pages_max = self._config.services[service.name].pages_max or self._store.pages_max
+        own = replace(
+            around,
+            store=replace(self._store, pages_max=pages_max),
+            transports=faulty(around.transports, service.name, faults, around.runtime.rng),
+        )
+        instance = await ServiceInstance.start(service, self._rundir.database(service.name), own)
         self._exit.push_async_callback(instance.stop)
         self.instances[service.name] = instance
         inproc.add(f"{service.name}-1", instance.dispatcher)
@@ -306,20 +306,42 @@ class System:
             moved=lambda url: urls.__setitem__(name, url),
         )
 
-    async def _start_control(
-        self, caller: Caller, tracer: Tracer, ring: SqliteRing, signer: Signer
-    ) -> RunInfo:
-        token = secrets.token_urlsafe(32)
-        control = Control(
-            token=token,
-            authority=lambda: f"{server.host}:{server.port}",
+    def _parts(
+        self,
+        around: Surroundings,
+        ring: SqliteRing,
+        supervisors: tuple[Supervisor, ...],
+        faults: FaultTable,
+    ) -> Parts:
+        services, externals = tuple(self._config.services), tuple(self._config.external)
+        tracer = Tracer(CLIENT, around.runtime, ring)
+        caller = Caller(
+            CLIENT,
+            resolver=around.resolver,
+            transports=faulty(around.transports, CLIENT, faults, around.runtime.rng),
+            signer=around.signer,
+            tracer=tracer,
+            runtime=around.runtime,
+            policies=self._policies(CLIENT),
+        )
+        return Parts(
+            name=self._config.system.name,
             caller=caller,
             tracer=tracer,
             ring=ring,
             instances=self.instances,
-            signer=signer,
-            runtime=self._runtime,
+            urls=self._urls,
+            externals=externals,
+            resolver=around.resolver,
+            supervisors=supervisors,
+            faults=Faults(faults, callers=(*services, CLIENT), callees=(*services, *externals)),
+            signer=around.signer,
+            runtime=around.runtime,
         )
+
+    async def _start_control(self, parts: Parts) -> RunInfo:
+        token = secrets.token_urlsafe(32)
+        control = Control(parts, token=token, authority=lambda: f"{server.host}:{server.port}")
         server = HttpServer(control.handle, network=self._runtime.network)
         await server.start(CONTROL_HOST, self._config.system.control_port)
         self._exit.push_async_callback(server.close)

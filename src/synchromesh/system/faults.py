@@ -1,0 +1,138 @@
+"""Breaking a running system on purpose, and healing it: by names that it knows."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import re
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from synchromesh.calls import Fault, FaultTable, Rule
+from synchromesh.durations import duration
+from synchromesh.errors import BadRequest, ConfigError
+
+ALL = "all"
+
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%")
+_log = logging.getLogger("synchromesh.system")
+
+
+class BreakRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /faults`: a fault on a service or an edge, in the words of the command line.
+
+    Attributes:
+        target: "billing", or one edge to it, "orders:billing".
+        errors: the share of attempts that fail, such as "100%"; "" for none.
+        latency: how much later they are sent, such as "300ms"; "" for not at all.
+        stall: whether nothing answers.
+        duration: in JSON `for`: how long it is in force, such as "20s"; "" until it is healed.
+    """
+
+    target: str
+    errors: str = ""
+    latency: str = ""
+    stall: bool = False
+    duration: str = msgspec.field(default="", name="for")
+
+
+class HealRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /faults/heal`: which fault ends; by default all do."""
+
+    target: str = ALL
+
+
+class Faults:
+    """Puts faults in force on a system's services and edges, heals and shows them.
+
+    Args:
+        table: the faults in force, which the callers of the system look at.
+        callers: who calls: the services, and the clients that are part of the system.
+        callees: who is called: the services, and the external ones.
+    """
+
+    def __init__(
+        self, table: FaultTable, *, callers: Collection[str], callees: Collection[str]
+    ) -> None:
+        self._table = table
+        self._callers = callers
+        self._callees = callees
+
+    def break_on_purpose(self, wanted: BreakRequest) -> dict[str, Any]:
+        """Put a fault in force; one on the same target is replaced.
+
+        Raises:
+            BadRequest: there is no such service or edge, a value is wrong, or there are too many.
+        """
+        self._check(wanted.target)
+        now = asyncio.get_running_loop().time()
+        try:
+            latency_s = duration(wanted.latency) if wanted.latency else 0.0
+            for_s = duration(wanted.duration) if wanted.duration else None
+        except ConfigError as error:
+            raise BadRequest(error.message) from error
+        fault = Fault(_share(wanted.errors) if wanted.errors else 0.0, latency_s, wanted.stall)
+        until_s = None if for_s is None else now + for_s
+        rule = self._table.put(wanted.target, fault, now=now, until_s=until_s)
+        _log.warning("broken on purpose: %s at %s", fault, rule.target)
+        return _told(rule, now)
+
+    def heal(self, wanted: HealRequest) -> list[dict[str, Any]]:
+        """End one fault or all; return those that were in force.
+
+        Raises:
+            BadRequest: there is no such service or edge.
+        """
+        if wanted.target != ALL:
+            self._check(wanted.target)
+        now = asyncio.get_running_loop().time()
+        healed = self._table.heal(None if wanted.target == ALL else wanted.target, now=now)
+        for rule in healed:
+            _log.warning("healed: %s at %s", rule.fault, rule.target)
+        return [_told(rule, now) for rule in healed]
+
+    def told(self) -> dict[str, Any]:
+        """Return the faults in force, and how many attempts faults have ever struck."""
+        now = asyncio.get_running_loop().time()
+        in_force = [_told(rule, now) for rule in self._table.in_force(now)]
+        return {"in_force": in_force, "struck": self._table.struck}
+
+    def _check(self, target: str) -> None:
+        caller, colon, callee = target.partition(":")
+        if colon:
+            _check_name(caller, self._callers, "caller", target)
+        else:
+            callee = caller
+        _check_name(callee, self._callees, "service", target)
+
+
+def _check_name(name: str, known: Collection[str], what: str, target: str) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+    where = f" in {target!r}" if name != target else ""
+    raise BadRequest(f"there is no {what} {name!r}{where}; {hint}")
+
+
+def _share(text: str) -> float:
+    matched = _PERCENT.fullmatch(text)
+    share = float(matched[1]) / 100 if matched else 0.0
+    if not 0 < share <= 1:
+        raise BadRequest(f'{text[:40]!r} is no share of errors; write "100%" or less, above "0%"')
+    return share
+
+
+def _told(rule: Rule, now: float) -> dict[str, Any]:
+    return {
+        "target": rule.target,
+        "what": str(rule.fault),
+        "errors": rule.fault.errors,
+        "latency_s": rule.fault.latency_s,
+        "is_stall": rule.fault.is_stall,
+        "left_s": None if rule.until_s is None else rule.until_s - now,
+        "struck": rule.struck,
+    }

@@ -1,0 +1,150 @@
+"""What a running system says of itself: everything that its status shows, as one JSON object."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from synchromesh.calls import Caller
+from synchromesh.discovery import Resolver
+from synchromesh.identity import Signer
+from synchromesh.runtime import Runtime
+from synchromesh.service import ServiceInstance, Supervisor
+from synchromesh.system.faults import Faults
+from synchromesh.telemetry import SqliteRing, Tracer
+
+PARKED_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a running system, for those that speak for all of it.
+
+    Attributes:
+        name: the system's.
+        caller: makes the calls of the command line, with `tracer`.
+        instances: by service.
+        urls: where services listen, by service.
+        externals: the external services' names.
+        resolver: finds both.
+        supervisors: keep what belongs to no service.
+    """
+
+    name: str
+    caller: Caller
+    tracer: Tracer
+    ring: SqliteRing
+    instances: Mapping[str, ServiceInstance]
+    urls: Mapping[str, str]
+    externals: Sequence[str]
+    resolver: Resolver
+    supervisors: Sequence[Supervisor]
+    faults: Faults
+    signer: Signer
+    runtime: Runtime
+
+
+async def status_of(parts: Parts) -> dict[str, Any]:
+    """Return how the system is.
+
+    `findings` says in words what needs a person: sagas that are stuck, messages that are parked,
+    background children that do not run. An open breaker is none: it closes by itself.
+    """
+    services = {name: await _service(parts, name) for name in parts.instances}
+    children = {
+        child: asdict(state)
+        for supervisor in parts.supervisors
+        for child, state in supervisor.states.items()
+    }
+    return {
+        "system": parts.name,
+        "pid": os.getpid(),
+        "services": services,
+        "externals": {name: {"instances": await _listed(parts, name)} for name in parts.externals},
+        "clients": {parts.tracer.service: {"breakers": _breakers(parts.caller)}},
+        "children": children,
+        "faults": parts.faults.told(),
+        "spans_dropped": parts.ring.dropped,
+        "findings": findings_in(services, children),
+    }
+
+
+def findings_in(
+    services: Mapping[str, Mapping[str, Any]], children: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Say what of a status needs a person; nothing where all is well.
+
+    Example:
+        >>> findings_in({}, {"registry": {"state": "failed", "last_error": "OSError"}})
+        ['registry is failed: OSError']
+    """
+    found = [_down(child, state) for child, state in children.items()]
+    for name, service in services.items():
+        states = service["health"]["children"]
+        found += [_down(f"{name}/{child}", state) for child, state in states.items()]
+        if stuck := service["sagas"].get("stuck"):
+            found.append(f"{name}: sagas that are stuck: {stuck}")
+        if parked := service["parked"]:
+            found.append(f"{name}: messages that are parked: {parked}")
+    return [finding for finding in found if finding]
+
+
+def _down(child: str, state: Mapping[str, Any]) -> str:
+    if state["state"] == "running":
+        return ""
+    return f"{child} is {state['state']}: {state['last_error']}"
+
+
+async def _service(parts: Parts, name: str) -> dict[str, Any]:
+    instance = parts.instances[name]
+    counts = await instance.store.read("select status, count(*) from sm_saga group by 1")
+    return {
+        "health": asdict(instance.health()),
+        "instances": await _listed(parts, name),
+        "sagas": {str(status): count for status, count in counts},
+        "sagas_since_start": dict(instance.engine.counts),
+        "behind": await _behind(instance),
+        "parked": len(await instance.consumer.parked(limit=PARKED_MAX)),
+        "breakers": _breakers(instance.caller),
+    }
+
+
+async def _listed(parts: Parts, service: str) -> list[dict[str, Any]]:
+    """Return the instances that callers find, each where it can be reached from outside."""
+    resolved = await parts.resolver.resolve(service)
+    return [
+        {
+            "instance": endpoint.instance,
+            "url": endpoint.url if endpoint.scheme == "http" else parts.urls.get(service, ""),
+            "is_stale": resolved.is_stale,
+        }
+        for endpoint in resolved.endpoints
+    ]
+
+
+def _breakers(caller: Caller) -> dict[str, Any]:
+    """Return the breakers of a caller; `in_state_s` is for how long each is as it is."""
+    now = asyncio.get_running_loop().time()
+    return {
+        callee: {**asdict(breaker), "in_state_s": now - breaker.since_s}
+        for callee, breaker in caller.edges.items()
+    }
+
+
+async def _behind(instance: ServiceInstance) -> dict[str, int]:
+    """Return how many events each relay and each projection of a service has yet to take."""
+    behind = {}
+    for child in instance.health().children:
+        kind = child.partition("/")[0]
+        if kind in ("relay", "projection"):
+            rows = await instance.store.read(
+                "select count(*) from sm_event where position > coalesce("
+                "(select position from sm_checkpoint where name = ?), 0) and is_public >= ?",
+                child,
+                int(kind == "relay"),
+            )
+            behind[child] = int(str(rows[0][0]))
+    return behind
