@@ -133,6 +133,7 @@ def test_a_database_that_is_too_new_is_refused_before_anything_changes(
         ([Schema("x", (FIRST, FIRST))], r"\[1, 1\]"),
         ([Schema("x", (FIRST,)), Schema("x", (FIRST,))], "given twice"),
         ([Schema("x", (Migration(1, (), 2),))], "readable_by_min is 2"),
+        ([Schema("x", (Migration(1, ("-- now\nCOMMIT",), 1),))], "migration 1 runs .*COMMIT"),
         ([Schema("x", (Migration(1, (), 0),))], "from 1 to 1"),
     ],
 )

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from synchromesh.errors import ContractError, StoreTooNew
 from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.sqlite_unit import TRANSACTIONAL, leading_word
 from synchromesh.store.unit import Migration, Schema
 
 SQLITE_TOKENS = {
@@ -26,7 +27,7 @@ SQLITE_TOKENS = {
 
 
 def check_schemas(schemas: Sequence[Schema]) -> None:
-    """Raise `ContractError` unless owners differ and each one's versions are 1, 2, 3, ..."""
+    """Raise `ContractError` unless owners differ, versions are 1, 2, 3, ... and none commits."""
     owners: set[str] = set()
     for schema in schemas:
         if schema.owner in owners:
@@ -44,6 +45,13 @@ def check_schemas(schemas: Sequence[Schema]) -> None:
                     f"schema {schema.owner!r}, migration {migration.version}: readable_by_min is "
                     f"{migration.readable_by_min}; it must be from 1 to {migration.version}"
                 )
+            for statement in migration.statements:
+                if leading_word(statement) in TRANSACTIONAL:
+                    raise ContractError(
+                        f"schema {schema.owner!r}, migration {migration.version} runs "
+                        f"{statement[:40]!r}: a migration is applied whole or not at all, in the "
+                        "store's own transaction; leave that statement out"
+                    )
 
 
 def render(statement: str, tokens: Mapping[str, str]) -> str:

@@ -18,14 +18,23 @@ from synchromesh.store.unit import Row, SqlValue, Unit
 
 T = TypeVar("T")
 
-_CONTROL = frozenset(
-    {
-        *("begin", "commit", "end", "rollback", "savepoint", "release"),
-        *("attach", "detach", "vacuum", "pragma"),
-    }
-)
+TRANSACTIONAL = frozenset({"begin", "commit", "end", "rollback", "savepoint", "release"})
+"""What begins or ends a transaction, or a part of one."""
+
+_CONTROL = TRANSACTIONAL | {"attach", "detach", "vacuum", "pragma"}
 # SQLite skips a byte order mark wherever it skips blanks.
 _LEADING = re.compile(r"(?:[\s\ufeff]+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)|;)*(\w*)", re.DOTALL)
+
+
+def leading_word(sql: str) -> str:
+    """Return the first word of a statement in lower case, past blanks and comments.
+
+    Example:
+        >>> leading_word("/* now */ COMMIT")
+        'commit'
+    """
+    word = _LEADING.match(sql)
+    return word[1].lower() if word is not None else ""
 
 
 @lru_cache(maxsize=1024)
@@ -36,8 +45,7 @@ def is_control(sql: str) -> bool:
         >>> is_control("select 1"), is_control("/* now */ COMMIT")
         (False, True)
     """
-    word = _LEADING.match(sql)
-    return word is not None and word[1].lower() in _CONTROL
+    return leading_word(sql) in _CONTROL
 
 
 def refuse_control(sql: str, name: str) -> None:
