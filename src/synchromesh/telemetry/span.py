@@ -28,7 +28,7 @@ class SpanRecord(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: "call" (at the caller), "handle" (at the callee), "unit", "saga", "step", "undo",
-            "relay", "message" or "client".
+            "relay", "message", "client" or "gateway".
         started_us: wall clock, microseconds since 1970 UTC.
         took_us: by the loop's clock, in microseconds.
         status: "ok", or the code of the error.
