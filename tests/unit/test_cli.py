@@ -8,24 +8,15 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from cli_runs import Run, runner
 from notes_app import SECRET, TOML, Running, write_config
 from synchromesh.cli import main
 from synchromesh.system import RunDir, RunInfo
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line in a folder, in this process."""
-
-    def invoke(folder: Path, *words: str) -> Ran:
-        with pytest.raises(SystemExit) as ended:
-            main(["--folder", str(folder), *words])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        code = ended.value.code
-        assert isinstance(code, int)
-        return Ran(code, out, err)
-
-    return invoke
+    return runner(capsys)
 
 
 def test_a_call_prints_its_answer_and_its_waterfall(run: Run, folder: Path) -> None:
@@ -151,7 +132,16 @@ def test_a_mistake_in_a_call_is_explained(
         (["saga", "show", "nope"], "no saga has the id 'nope'; synchromesh saga list shows them"),
         (["saga", "list", "--status", "lost"], "no saga status is 'lost'; known: running"),
         (["saga", "list", "--limit", "0"], "0 is not in the range 1<=x<=1000"),
-        (["status"], "No such command 'status'"),
+        (["statsu"], "No such command 'statsu'"),
+        (["status", "--watch", "--json"], "--watch draws a screen; take --json without it"),
+        (["break"], "Missing argument 'SERVICE|CALLER:CALLEE'"),
+        (["break", "notes"], "say how to break it: --errors 100%, --latency 300ms or --stall"),
+        (["break", "notes", "--for", "3s"], "say how to break it"),
+        (["break", "nots", "--stall"], "there is no service 'nots'; did you mean 'notes'?"),
+        (["break", "notes", "--errors", "1"], "'1' is no share of errors; write \"100%\""),
+        (["break", "notes", "--latency", "1"], "'1' is no duration; write a number above 0 with"),
+        (["break", "notes", "--stall", "--for", "x"], "'x' is no duration"),
+        (["heal", "nots"], "there is no service 'nots'; did you mean 'notes'?"),
         (["call", "notes.count", "--jsn"], "No such option"),
         (["saga", "stop"], "No such command 'stop'"),
         (["dev"], "is already run by this process; stop it first, or use it"),
@@ -207,7 +197,8 @@ def test_a_stuck_saga_is_a_finding(run: Run, folder: Path) -> None:
 
 def test_where_nothing_runs_the_start_is_named(run: Run, tmp_path: Path) -> None:
     """Every verb that needs a running system says how to start one."""
-    for words in (["call", "notes.count"], ["trace", "last"], ["saga", "list"]):
+    verbs = ("call notes.count", "trace last", "saga list", "status", "status --watch", "heal")
+    for words in (verb.split() for verb in (*verbs, "break notes --stall")):
         ran = run(tmp_path, *words)
         assert (ran.code, ran.out) == (2, "")
         assert "start one there with: synchromesh dev" in ran.err
@@ -330,6 +321,9 @@ def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyP
         (["dev"], "Run the system of this folder in one process until Ctrl-C"),
         (["call"], "OPERATION (service.name) with ARGUMENTS (name=value)"),
         (["trace"], "`last` is the last call that a client made"),
+        (["status"], "Exits 1 when something needs a person"),
+        (["break"], "Break a service for all that call it, or one edge, CALLER:CALLEE, on purpose"),
+        (["heal"], "End the fault of a service or an edge, or all of them"),
         (["saga", "list"], "Exits 1 when one is stuck"),
         (["saga", "show"], "each step, attempt and undo, and why"),
     ],
@@ -352,7 +346,7 @@ def test_without_a_verb_the_verbs_are_shown(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["saga", "list"], ["trace", "last"], ["trace", "last", "--json"]]
+    "words", [["saga", "list"], ["status"], ["trace", "last"], ["trace", "last", "--json"]]
 )
 def test_a_reader_that_has_gone_is_no_failure(folder: Path, words: list[str]) -> None:
     """`| head` ends the verb quietly, with exit code 0."""

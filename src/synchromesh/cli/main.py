@@ -11,8 +11,10 @@ import click
 
 from synchromesh.cli.call import call
 from synchromesh.cli.dev import dev
+from synchromesh.cli.faults import break_on_purpose, heal
 from synchromesh.cli.saga import saga
 from synchromesh.cli.show import ReaderGone
+from synchromesh.cli.status import status
 from synchromesh.cli.trace import trace
 from synchromesh.errors import RemoteFailed, SynchromeshError
 
@@ -32,13 +34,13 @@ INTERNAL = 3
 def synchromesh(context: click.Context, folder: Path) -> None:
     """Run a system of services, call it, and see what it did.
 
-    Exit codes: 0 done, 1 a finding (a call that was refused, a saga that is stuck), 2 your mistake,
-    3 the system's failure.
+    Exit codes: 0 done, 1 a finding (a call that was refused, something that needs a person), 2 your
+    mistake, 3 the system's failure.
     """
     context.obj = folder.resolve()
 
 
-for verb in (dev, call, trace, saga):
+for verb in (dev, status, call, trace, saga, break_on_purpose, heal):
     synchromesh.add_command(verb)
 
 

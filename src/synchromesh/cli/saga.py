@@ -6,10 +6,9 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import click
-from rich.table import Table
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, moment, print_json, print_story, styled
+from synchromesh.cli.show import console, moment, plain_table, print_json, print_story, styled
 
 FINDING = 1
 
@@ -31,9 +30,7 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
     if is_json:
         print_json(runs)
     else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("saga", "name", "status", "started", "ended", "owner", "reason"):
-            table.add_column(heading)
+        table = plain_table("saga", "name", "status", "started", "ended", "owner", "reason")
         for run in runs:
             table.add_row(
                 run["id"],

@@ -17,7 +17,18 @@ from synchromesh.telemetry import SpanRecord
 BAR_COLUMNS = 32
 PLAIN_COLUMNS = 160
 
-_COLOURS = {"ok": "green", "completed": "green", "running": "cyan", "undone": "yellow"}
+# What is in no colour here is red.
+_COLOURS = {
+    "ok": "green",
+    "completed": "green",
+    "healthy": "green",
+    "closed": "green",
+    "running": "cyan",
+    "undone": "yellow",
+    "half_open": "yellow",
+    "isolated": "yellow",
+    "disabled": "yellow",
+}
 
 
 class ReaderGone(Exception):
@@ -59,6 +70,35 @@ def styled(status: str) -> Text:
     return Text(status, style=_COLOURS.get(status, "red"))
 
 
+def length(seconds: float | None) -> str:
+    """Return how long something takes, short; "" for no end.
+
+    Example:
+        >>> length(0.25), length(59.6), length(3660.0), length(None)
+        ('0.2 s', '59.6 s', '61 m', '')
+    """
+    if seconds is None:
+        return ""
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} m"
+
+
+def plain_table(*headings: str) -> Table:
+    """Return a table without lines."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def faults_table(faults: list[dict[str, Any]]) -> Table:
+    """Return the faults that are in force on purpose, and how many attempts each has struck."""
+    table = plain_table("broken on purpose", "how", "still", "struck")
+    for fault in faults:
+        still = length(fault["left_s"]) or "until healed"
+        table.add_row(fault["target"], fault["what"], still, str(fault["struck"]))
+    return table
+
+
 def print_story(out: Console, story: Mapping[str, Any]) -> None:
     """Print one run of a saga: each step, attempt and undo with its time, and why."""
     head = f"saga {story['id']}  {story['service']}.{story['name']} v{story['version']}  "
@@ -66,9 +106,7 @@ def print_story(out: Console, story: Mapping[str, Any]) -> None:
     if story["reason"]:
         out.print(f"why: {story['reason']}", markup=False)
     out.print(f"trace {story['trace_id']}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("at", "what", "step", "attempt", "why"):
-        table.add_column(heading)
+    table = plain_table("at", "what", "step", "attempt", "why")
     for line in story["lines"]:
         attempt = str(line["attempt"] or "")
         table.add_row(moment(line["at"]), line["kind"], line["step"], attempt, Text(line["why"]))

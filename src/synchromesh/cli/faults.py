@@ -1,0 +1,74 @@
+"""`synchromesh break` and `synchromesh heal`: faults on purpose in a running system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from synchromesh.cli.control import ControlClient
+from synchromesh.cli.show import console, faults_table, print_json
+
+
+@click.command("break")
+@click.argument("target", metavar="SERVICE|CALLER:CALLEE")
+@click.option("--errors", default="", help='The share of attempts that fail, such as "100%".')
+@click.option("--latency", default="", help='How much later attempts are sent, such as "300ms".')
+@click.option("--stall", is_flag=True, help="Answer nothing: attempts hang until their timeout.")
+@click.option("--for", "duration", default="", help='How long, such as "20s"; else until healed.')
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def break_on_purpose(
+    folder: Path,
+    target: str,
+    errors: str,
+    latency: str,
+    stall: bool,
+    duration: str,
+    is_json: bool,
+) -> int:
+    """Break a service for all that call it, or one edge, CALLER:CALLEE, on purpose.
+
+    The fault is at the callers' side, so that services that are not yours can be broken too; those
+    who call a service's URL without the system are not struck. A fault on the same target is
+    replaced.
+    """
+    if not (errors or latency or stall):
+        raise click.UsageError("say how to break it: --errors 100%, --latency 300ms or --stall")
+    request = {
+        "target": target,
+        "errors": errors,
+        "latency": latency,
+        "stall": stall,
+        "for": duration,
+    }
+    fault = ControlClient(folder).post("/faults", request)
+    if is_json:
+        print_json(fault)
+        return 0
+    out = console()
+    out.print(faults_table([fault]))
+    out.print(f"heal it with: synchromesh heal {target}", markup=False)
+    return 0
+
+
+@click.command()
+@click.argument("target", metavar="[SERVICE|CALLER:CALLEE|all]", default="all")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def heal(folder: Path, target: str, is_json: bool) -> int:
+    """End the fault of a service or an edge, or all of them. Nothing to heal is no mistake."""
+    answer = ControlClient(folder).post("/faults/heal", {"target": target})
+    if is_json:
+        print_json(answer)
+        return 0
+    out = console()
+    out.print(f"healed: {_targets(answer['healed']) or 'nothing was broken there'}", markup=False)
+    if answer["in_force"]:
+        out.print(f"still broken: {_targets(answer['in_force'])}", markup=False)
+    return 0
+
+
+def _targets(faults: list[dict[str, Any]]) -> str:
+    return ", ".join(fault["target"] for fault in faults)

@@ -1,0 +1,142 @@
+"""`synchromesh status`: the whole system on one screen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from synchromesh.cli.control import ControlClient
+from synchromesh.cli.show import console, faults_table, length, plain_table, print_json, styled
+from synchromesh.errors import SynchromeshError
+
+FINDING = 1
+WATCH_EVERY_S = 1.0
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Draw it anew once a second, until Ctrl-C.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def status(folder: Path, watch: bool, is_json: bool) -> int:
+    """Show how the whole system is, on one screen.
+
+    Services with their instances, sagas, lag and parked messages; breakers by edge; the faults that
+    are in force on purpose. Exits 1 when something needs a person: a saga that is stuck, a message
+    that is parked, a background child that does not run. An open breaker closes by itself, and
+    is none.
+    """
+    if watch and is_json:
+        raise click.UsageError("--watch draws a screen; take --json without it, as often as needed")
+    told = ControlClient(folder).get("/status")
+    if is_json:
+        print_json(told)
+    elif watch:
+        told = _watch(folder, told)
+    else:
+        console().print(screen(told))
+    return FINDING if told["findings"] else 0
+
+
+def screen(told: Mapping[str, Any]) -> RenderableType:
+    """Return one screen with all of a status."""
+    head = f"{told['system']}  process {told['pid']}"
+    if told["spans_dropped"]:
+        head += f"  {told['spans_dropped']} spans dropped"
+    parts: list[RenderableType] = [Text(head, style="bold"), Text(), _services(told)]
+    breakers = list(_breakers(told))
+    if breakers:
+        parts += [Text(), _breakers_table(breakers)]
+    if told["faults"]["in_force"]:
+        parts += [Text(), faults_table(told["faults"]["in_force"])]
+    parts.append(Text())
+    parts += [Text(finding, style="red") for finding in told["findings"]]
+    if not told["findings"]:
+        parts.append(Text("nothing needs a person", style="green"))
+    return Group(*parts)
+
+
+def _services(told: Mapping[str, Any]) -> Table:
+    table = plain_table("service", "health", "instances", "sagas", "behind", "parked")
+    for name, service in told["services"].items():
+        table.add_row(
+            name,
+            _health(service["health"]),
+            _instances(service["instances"]),
+            _counts(service["sagas"]),
+            _counts(service["behind"]),
+            Text(str(service["parked"]), style="red" if service["parked"] else ""),
+        )
+    for name, external in told["externals"].items():
+        child = told["children"].get(f"external/{name}")
+        health = styled(child["state"]) if child else Text("not ours")
+        table.add_row(name, health, _instances(external["instances"]), "", "", "")
+    return table
+
+
+def _health(health: Mapping[str, Any]) -> Text:
+    down = [child for child, state in health["children"].items() if state["state"] != "running"]
+    if down:
+        return Text(f"{', '.join(down)} down", style="red")
+    return Text("draining", style="yellow") if health["is_draining"] else styled("healthy")
+
+
+def _instances(instances: list[dict[str, Any]]) -> Text:
+    if not instances:
+        return Text("none", style="red")
+    lines = (
+        f"{each['instance']} {each['url']}{' stale' if each['is_stale'] else ''}"
+        for each in instances
+    )
+    return Text("\n".join(lines), style="yellow" if instances[0]["is_stale"] else "")
+
+
+def _counts(counts: Mapping[str, int]) -> Text:
+    """Return counts in one line; what is stuck is red."""
+    line = Text(", ").join(
+        Text(f"{name} {count}", style="red" if name == "stuck" else "")
+        for name, count in sorted(counts.items())
+    )
+    return line or Text("-")
+
+
+def _breakers(told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for owner in (*told["services"].values(), *told["clients"].values()):
+        yield from owner["breakers"].values()
+
+
+def _breakers_table(breakers: list[dict[str, Any]]) -> Table:
+    table = plain_table("breaker", "state", "for", "failures", "calls")
+    for breaker in breakers:
+        table.add_row(
+            breaker["name"],
+            styled(breaker["state"]),
+            length(breaker["in_state_s"]),
+            str(breaker["failures"]),
+            str(breaker["calls"]),
+        )
+    return table
+
+
+def _watch(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """Draw until Ctrl-C, and return what was told last; a system that is away is waited for."""
+    with Live(screen(told), console=console(), auto_refresh=False) as live:
+        try:
+            while True:
+                asyncio.run(asyncio.sleep(WATCH_EVERY_S))
+                try:
+                    told = ControlClient(folder).get("/status")
+                except SynchromeshError as error:
+                    away = Text(f"\nas it was before: {error.message}", style="red")
+                    live.update(Group(screen(told), away), refresh=True)
+                else:
+                    live.update(screen(told), refresh=True)
+        except KeyboardInterrupt:
+            return told

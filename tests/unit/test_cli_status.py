@@ -1,0 +1,196 @@
+"""`status`, `break` and `heal` against a running system, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_runs import Run, runner
+from notes_app import TOML, Running, write_config
+from synchromesh.cli.control import ControlClient
+from synchromesh.cli.show import console
+from synchromesh.cli.status import screen
+from synchromesh.errors import ConfigError
+
+EXTERNAL = '\n[external.bank]\nurl = "http://127.0.0.1:9"\n'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a system that runs."""
+    place = write_config(tmp_path_factory.mktemp("notebook"), TOML + EXTERNAL)
+    with Running(place):
+        yield place
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in a folder, in this process."""
+    return runner(capsys)
+
+
+def lines_of(out: str) -> list[list[str]]:
+    """Return the words of each line that has some."""
+    return [line.split() for line in out.splitlines() if line.strip()]
+
+
+def test_a_status_is_one_screen(run: Run, folder: Path) -> None:
+    """Services and externals with their places, breakers by edge, and that all is well."""
+    run(folder, "call", "notes.count")
+    run(folder, "call", "notes.plan", "name=s1")
+    ran = run(folder, "status")
+    told = json.loads(run(folder, "status", "--json").out)
+    assert (ran.code, ran.err) == (0, "")
+    head, _, notes, bank, _, breaker, well = lines_of(ran.out)
+    assert head == ["notebook", "process", str(told["pid"])]
+    url = told["services"]["notes"]["instances"][0]["url"]
+    assert notes[:6] == ["notes", "healthy", "notes-1", url, "completed", "1"]
+    assert notes[-1] == "0"
+    assert bank == ["bank", "not", "ours", "bank", "http://127.0.0.1:9"]
+    assert breaker[:4] == ["control", "->", "notes", "closed"]
+    assert well == ["nothing", "needs", "a", "person"]
+
+
+def test_a_service_is_broken_and_healed(run: Run, folder: Path) -> None:
+    """Calls fail while it lasts; status shows it and is no finding; healing says what it healed."""
+    broke = run(folder, "break", "control:notes", "--errors", "100%", "--for", "10m")
+    assert (broke.code, broke.err) == (0, "")
+    assert lines_of(broke.out)[1] == ["control:notes", "100%", "errors", "10", "m", "0"]
+    assert "heal it with: synchromesh heal control:notes" in broke.out
+    assert run(folder, "call", "notes.count").code == 1
+    shown = run(folder, "status")
+    assert shown.code == 0
+    (fault,) = (words for words in lines_of(shown.out) if words[0] == "control:notes")
+    assert fault[:3] == ["control:notes", "100%", "errors"]
+    assert int(fault[-1]) >= 1
+    run(folder, "break", "bank", "--latency", "300ms", "--stall")
+    assert run(folder, "heal", "notes").out.splitlines() == [
+        "healed: nothing was broken there",
+        "still broken: bank, control:notes",
+    ]
+    assert run(folder, "heal", "control:notes").out.splitlines() == [
+        "healed: control:notes",
+        "still broken: bank",
+    ]
+    assert run(folder, "heal").out == "healed: bank\n"
+    assert run(folder, "call", "notes.count").code == 0
+
+
+def test_break_and_heal_speak_json(run: Run, folder: Path) -> None:
+    """Numbers in seconds and shares, and nothing else on standard output."""
+    broke = json.loads(run(folder, "break", "bank", "--stall", "--json").out)
+    assert broke == {
+        "target": "bank",
+        "what": "stall",
+        "errors": 0.0,
+        "latency_s": 0.0,
+        "is_stall": True,
+        "left_s": None,
+        "struck": 0,
+    }
+    healed = json.loads(run(folder, "heal", "all", "--json").out)
+    assert healed["healed"] == [broke]
+    assert (healed["in_force"], sorted(healed)) == ([], ["healed", "in_force", "struck"])
+
+
+def test_what_needs_a_person_is_a_finding(run: Run, folder: Path) -> None:
+    """Exit 1 and which service, for people and for programs, until it is mended."""
+    run(folder, "call", "notes.plan", "name=s2")
+    database = sqlite3.connect(folder / ".synchromesh/data/notes.db")
+    found = "notes: sagas that are stuck: 1"
+    for state, code in (("stuck", 1), ("completed", 0)):
+        database.execute("update sm_saga set status = ? where id = 'plan-s2'", (state,))
+        database.commit()
+        shown, told = run(folder, "status"), run(folder, "status", "--json")
+        assert (shown.code, told.code) == (code, code)
+        assert json.loads(told.out)["findings"] == [found] * code
+        assert (found in shown.out) == bool(code)
+    database.close()
+
+
+def test_watching_draws_until_ctrl_c(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each second anew, also while the system is away; the exit code is that of the last look."""
+    asked: list[str] = []
+
+    class Flaky(ControlClient):
+        def get(self, path: str) -> Any:
+            asked.append(path)
+            if len(asked) == 2:
+                raise ConfigError("the system does not answer")
+            if len(asked) == 4:
+                raise KeyboardInterrupt
+            return {**super().get(path), "findings": [f"look {len(asked)}"]}
+
+    monkeypatch.setattr("synchromesh.cli.status.WATCH_EVERY_S", 0.0)
+    monkeypatch.setattr("synchromesh.cli.status.ControlClient", Flaky)
+    ran = run(folder, "status", "--watch")
+    assert (ran.code, ran.err, asked) == (1, "", ["/status"] * 4)
+    assert ran.out.rstrip().endswith("look 3")
+
+
+def test_a_system_that_goes_away_is_shown_as_it_was(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the last screen stands why it is no newer."""
+    asked: list[str] = []
+
+    class Gone(ControlClient):
+        def get(self, path: str) -> Any:
+            asked.append(path)
+            if len(asked) == 2:
+                raise ConfigError("process 4711 may have died")
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return super().get(path)
+
+    monkeypatch.setattr("synchromesh.cli.status.WATCH_EVERY_S", 0.0)
+    monkeypatch.setattr("synchromesh.cli.status.ControlClient", Gone)
+    ran = run(folder, "status", "--watch")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("notebook  process ")
+    assert ran.out.rstrip().endswith("as it was before: process 4711 may have died")
+
+
+def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    """Draining, down, unlisted, stale and lost are all said in words."""
+    down = {"state": "restarting", "restarts": 2, "last_error": "OSError"}
+    bare: dict[str, Any] = {
+        "health": {"is_draining": False, "children": {}},
+        "instances": [],
+        "sagas": {},
+        "behind": {"relay/b": 3},
+        "parked": 2,
+        "breakers": {},
+    }
+    place = {"instance": "a-1", "url": "http://a", "is_stale": True}
+    told = {
+        "system": "s",
+        "pid": 1,
+        "services": {
+            "a": {**bare, "health": {"is_draining": True, "children": {}}, "instances": [place]},
+            "b": {**bare, "health": {"is_draining": False, "children": {"relay/c": down}}},
+        },
+        "externals": {"bank": {"instances": []}},
+        "clients": {},
+        "children": {"external/bank": down},
+        "faults": {"in_force": [], "struck": 0},
+        "spans_dropped": 7,
+        "findings": ["b: messages that are parked: 2"],
+    }
+    console().print(screen(told))
+    said = [" ".join(words) for words in lines_of(capsys.readouterr().out)]
+    assert said == [
+        "s process 1 7 spans dropped",
+        "service health instances sagas behind parked",
+        "a draining a-1 http://a stale - relay/b 3 2",
+        "b relay/c down none - relay/b 3 2",
+        "bank restarting none",
+        "b: messages that are parked: 2",
+    ]
