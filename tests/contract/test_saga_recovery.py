@@ -519,6 +519,35 @@ def test_after_a_takeover_no_record_of_the_old_engine_is_accepted() -> None:
     run(main)
 
 
+def test_records_that_came_late_put_a_run_out_of_memory_and_it_goes_on_from_them() -> None:
+    """A commit of a run that left memory may land behind its successor's back; none is lost."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS]})
+        store = await open_store(runtime)
+        engine = engine_on(store, others, runtime)
+        await engine.recover()
+        await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+        await asyncio.sleep(0.1)
+
+        async def late(unit: Unit) -> None:
+            await unit.execute(
+                "insert into sm_saga_record select saga, seq + 1, kind, step, attempt + 1, digest, "
+                "body, at_us from sm_saga_record where saga = 'A-1'"
+            )
+
+        await store.write(late, name="late")
+        with pytest.raises(SagaGone):
+            await (await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)).result(60.0)
+        assert await engine.adopt() == 1
+        assert await engine.conclusion("A-1", FOREVER_S) is not None
+        assert others.live["bank.charge"] == 1
+        await engine.close()
+        await store.close()
+
+    run(main)
+
+
 def test_a_write_of_an_engine_that_was_taken_over_has_no_effect() -> None:
     """The business rows of a step are under the same fence as its record (S10)."""
 

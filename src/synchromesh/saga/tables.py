@@ -145,18 +145,16 @@ def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
 async def extend(
     unit: Unit, row: SagaRow, records: Sequence[Record], *, seq: int, epoch: int
 ) -> None:
-    """Append records after number `seq`, if it is there and this engine still owns the run.
+    """Append records after number `seq`, if it is the last and this engine still owns the run.
 
     Raises:
-        Fenced: another engine has taken over, or an earlier record is missing.
+        Fenced: another engine has taken over, an earlier record is missing, or a later one came.
     """
     owned = await unit.execute(
         f"select 1 from sm_saga where id = ? and epoch = ? and {_UNFINISHED} and "
-        "(? = 0 or exists (select 1 from sm_saga_record where saga = ? and seq = ?))",
+        "(select coalesce(max(seq), 0) from sm_saga_record where saga = sm_saga.id) = ?",
         row.id,
         epoch,
-        seq,
-        row.id,
         seq,
     )
     if not owned:
@@ -172,8 +170,8 @@ async def last_seq(unit: Unit, id: str) -> int:  # noqa: A002
 
 def _fenced(id: str) -> Fenced:  # noqa: A002
     return Fenced(
-        f"saga {id!r} is no longer this engine's, or a record before this one is missing; "
-        "nothing was recorded"
+        f"saga {id!r} is no longer this engine's, or its records are not those that this one was "
+        "to follow; nothing was recorded"
     )
 
 
