@@ -119,7 +119,11 @@ class Service:
         [Callable[Concatenate[Context, P], Awaitable[R]]],
         Callable[Concatenate[Context, P], Awaitable[R]],
     ]:
-        """Handle an operation by a function that reads, calls others, and writes by `ctx.write`."""
+        """Handle an operation by a function that reads, calls others, and writes by `ctx.write`.
+
+        A `Rejection` that it raises says that nothing was done: it is recorded as that, and an undo
+        of the call then does nothing. Refuse before the first effect; what needs undoing is a saga.
+        """
 
         def register(
             function: Callable[Concatenate[Context, P], Awaitable[R]],
