@@ -221,7 +221,7 @@ def test_the_status_says_how_each_service_is(control: Asking) -> None:
     assert status["externals"] == {}
     breaker = status["clients"]["control"]["breakers"]["notes"]
     assert (breaker["name"], breaker["state"]) == ("control -> notes", "closed")
-    assert breaker["in_state_s"] > 0
+    assert breaker["in_state_s"] >= 0
     assert sorted(status["children"]) == ["lease/notes", "registry"]
     assert status["faults"] == control.ask("GET", "/faults").body
 
@@ -260,7 +260,7 @@ def test_a_fault_has_all_its_words(control: Asking) -> None:
     assert (told["what"], told["errors"]) == ("0.3 s late, 12.5% errors, stall", 0.125)
     assert (told["latency_s"], told["is_stall"], told["left_s"]) == (0.3, True, 20.0)
     healed = control.ask("POST", "/faults/heal", {"target": "all"}).body["healed"]
-    assert [each["left_s"] < 20.0 for each in healed] == [True]
+    assert [0 < each["left_s"] <= 20.0 for each in healed] == [True]
 
 
 @pytest.mark.parametrize(

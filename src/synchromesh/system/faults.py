@@ -133,6 +133,6 @@ def _told(rule: Rule, now: float) -> dict[str, Any]:
         "errors": rule.fault.errors,
         "latency_s": rule.fault.latency_s,
         "is_stall": rule.fault.is_stall,
-        "left_s": None if rule.until_s is None else rule.until_s - now,
+        "left_s": None if rule.until_s is None else round(rule.until_s - now, 3),
         "struck": rule.struck,
     }

@@ -129,7 +129,7 @@ def _breakers(caller: Caller) -> dict[str, Any]:
     """Return the breakers of a caller; `in_state_s` is for how long each is as it is."""
     now = asyncio.get_running_loop().time()
     return {
-        callee: {**asdict(breaker), "in_state_s": now - breaker.since_s}
+        callee: {**asdict(breaker), "in_state_s": round(now - breaker.since_s, 3)}
         for callee, breaker in caller.edges.items()
     }
 
