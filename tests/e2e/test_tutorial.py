@@ -70,6 +70,10 @@ class Terminal:
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
 
+    def completes(self, line: str) -> bool:
+        """Type a command until the saga that it shows has completed; False where it does not."""
+        return any("completed" in self.type(line)[1] for _ in range(60))
+
     def switch(self, line: str) -> None:
         """Do what the tutorial does with curl: turn the credit provider's fault switch."""
         body = re.findall(r"'({.*?})'", line)[0]
@@ -100,20 +104,22 @@ def section(title: str) -> list[str]:
 
 
 def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
-    """Placed, refused, undone, broken, killed, recovered: each command does as its text says."""
+    """Placed, refused, undone, broken, healed, killed, recovered: each does as its text says."""
     terminal.start()
     printed: dict[str, str] = {}
-    for title in ("Place an order", "See one undone", "Break it"):
+    for title in ("Place an order", "See one undone", "Break it", "Kill it"):
         for line in section(title):
             if line.startswith("curl"):
                 terminal.switch(line)
                 continue
-            if line == "synchromesh saga show A-3":
+            if line == "synchromesh saga show A-4":
                 assert terminal.stop(signal.SIGKILL) == -signal.SIGKILL
                 terminal.start()
             code, out = terminal.type(line)
             assert code == (1 if any(word in line for word in REFUSED) else 0), (line, out)
             printed[f"{title}: {line}"] = out
+            if line.startswith("synchromesh saga show A-"):
+                assert terminal.completes(line), terminal.type(line)
 
     placed = printed["Place an order: synchromesh call orders.place order_id=A-1 sku=SX90 qty=2"]
     assert '"type": "placed"' in placed
@@ -123,9 +129,13 @@ def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
     assert '"held": 2' in printed["See one undone: synchromesh call inventory.stock sku=SX90"]
     broken = "Break it: synchromesh call orders.place order_id=A-3 sku=SX90 qty=1"
     assert '"type": "accepted"' in printed[broken]
+    status = printed["Break it: synchromesh status"]
+    assert re.search(r"^orders .* running 1", status, re.MULTILINE)
+    assert re.search(r"^billing:credit_provider +100% errors +until healed", status, re.MULTILINE)
+    assert "billing -> credit_provider" in status
     assert "circuit_open" in printed["Break it: synchromesh trace last"]
-    for _ in range(60):
-        if "completed" in (shown := terminal.type("synchromesh saga show A-3")[1]):
-            break
-    assert "completed" in shown
+    assert printed["Break it: synchromesh heal"] == "healed: billing:credit_provider\n"
+    assert printed["Break it: synchromesh heal inventory"] == "healed: inventory\n"
+    killed = "Kill it: synchromesh call orders.place order_id=A-4 sku=SX90 qty=1"
+    assert '"type": "accepted"' in printed[killed]
     assert terminal.stop(signal.SIGINT) == 0
