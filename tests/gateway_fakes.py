@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
@@ -25,6 +26,7 @@ from synchromesh.gateway import (
     Static,
 )
 from synchromesh.http import Headers, HttpRequest, HttpResponse
+from synchromesh.resilience import Policy
 from synchromesh.telemetry import Tracer
 
 
@@ -85,7 +87,7 @@ class Production(Contract, Protocol, service="production", version="1.0"):
     @query("GET /slots/{order_id}")
     async def slot(self, order_id: str) -> Slot: ...
     @query("GET /lines/{number}")
-    async def line(self, number: int) -> str: ...
+    async def line(self, number: Annotated[int, msgspec.Meta(ge=0)]) -> str: ...
 
 
 class Token(Auth):
@@ -201,6 +203,22 @@ ROUTES = (
     ),
 )
 GATEWAY = Gateway(auth=[SHOP], routes=ROUTES)
+
+
+PLACE = {"sku": "SX90", "qty": 2}
+NO_RETRY = Policies(default=Policy(retry=None))
+# What no answer to the outside may show.
+SECRET = "select * from holds at 10.0.0.7:5432"
+
+
+def now() -> float:
+    """Return the time of the loop's clock."""
+    return asyncio.get_running_loop().time()
+
+
+def stalls(_: Incoming) -> Any:
+    """Answer never."""
+    return asyncio.sleep(3600)
 
 
 def json_of(response: HttpResponse) -> Any:

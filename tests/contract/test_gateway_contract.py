@@ -13,23 +13,28 @@ import pytest
 from calls_fakes import System, play
 from gateway_fakes import (
     GATEWAY,
+    NO_RETRY,
+    PLACE,
     ROUTES,
+    SECRET,
     SHOP,
     Fleet,
-    Machine,
     Order,
     Orders,
     PlaceOrder,
     Plant,
     Production,
-    Slot,
     SoldOut,
     Token,
-    UnknownMachine,
     behind,
     json_of,
+    now,
+    stalls,
 )
-from synchromesh.calls import HttpTransport, Incoming, Policies
+from synchromesh.calls import (
+    HttpTransport,
+    Incoming,
+)
 from synchromesh.errors import (
     BadRequest,
     ConfigError,
@@ -46,41 +51,23 @@ from synchromesh.errors import (
     from_problem,
 )
 from synchromesh.gateway import (
-    Aggregate,
     ApiKeys,
-    Branch,
     Gateway,
     GatewayEngine,
     Rate,
     Route,
-    Stale,
     make_key,
 )
 from synchromesh.gateway.problems import outside, problem_of
 from synchromesh.http import Headers, HttpPool, HttpRequest, HttpServer
-from synchromesh.resilience import BreakerOptions, Policy
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
-
-PLACE = {"sku": "SX90", "qty": 2}
-NO_RETRY = Policies(default=Policy(retry=None))
-TRIPS = BreakerOptions(minimum_calls=1, failure_rate=0.01, open_for_s=0.1, open_jitter=0.0)
-FRAGILE = Policies(default=Policy(retry=None, breaker=TRIPS))
 
 
 @pytest.fixture(params=["inproc", "http"])
 def kind(request: pytest.FixtureRequest) -> str:
     """The transport behind the gateway."""
     return str(request.param)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def stalls(_: Incoming) -> Any:
-    """Answer never."""
-    return asyncio.sleep(3600)
 
 
 # -- G1: who may -------------------------------------------------------------------------------
@@ -475,7 +462,6 @@ def test_a_business_no_passes_whole(kind: str) -> None:
     behind(main, kind=kind)
 
 
-SECRET = "select * from holds at 10.0.0.7:5432"
 INNER: dict[str, tuple[BaseException, int, str]] = {
     "an exception": (ValueError(SECRET), 500, "remote_failed"),
     "a store's": (StoreFull(SECRET), 500, "remote_failed"),
@@ -532,332 +518,6 @@ def test_a_service_that_is_not_there_is_503() -> None:
         assert "orders" not in answer.body.decode()
 
     behind(main, policies=NO_RETRY)
-
-
-# -- aggregates --------------------------------------------------------------------------------
-
-WHOLE = {
-    "machine": {"id": "M-1", "order_id": "A-1", "number": 7, "grade": "a", "site": None},
-    "order": {"id": "A-1", "customer": "ada"},
-    "production": {"starts": "monday"},
-    "line": "north",
-}
-
-
-def marks_of(answer: Any) -> dict[str, str]:
-    return {name: mark["status"] for name, mark in json_of(answer)["branches"].items()}
-
-
-def test_an_aggregate_is_whole(kind: str) -> None:
-    """All branches answer, each with the arguments that path and other branches give it."""
-
-    async def main(plant: Plant) -> None:
-        answer = await plant.ask("GET /machines/M-1")
-        assert answer.status == 200
-        assert json_of(answer)["data"] == WHOLE
-        assert set(marks_of(answer).values()) == {"ok"}
-        assert "synchromesh-partial" not in answer.headers
-        given = {a.operation.full_name: json.loads(a.arguments) for a in plant.asked}
-        assert given == {
-            "fleet.machine": {"id": "M-1"},
-            "orders.one": {"order_id": "A-1"},
-            "production.slot": {"order_id": "A-1"},
-            "production.line": {"number": 7},
-        }
-
-    behind(main, kind=kind)
-
-
-def test_branches_run_at_once_and_what_needs_another_after_it() -> None:
-    """The answer takes as long as the longest way through the branches, not as their sum."""
-
-    def after(delay_s: float, value: object) -> Any:
-        async def answer(_: Incoming) -> object:
-            await asyncio.sleep(delay_s)
-            return value
-
-        return answer
-
-    async def main(plant: Plant) -> None:
-        plant.fleet.answers["machine"] = after(0.1, Machine("M-1", "A-1", 7))
-        plant.orders.answers["one"] = after(0.2, Order("A-1", "ada"))
-        plant.production.answers["slot"] = after(0.2, Slot("monday"))
-        plant.production.answers["line"] = after(0.15, "north")
-        began = now()
-        assert json_of(await plant.ask("GET /machines/M-1"))["data"] == WHOLE
-        assert now() - began == pytest.approx(0.3, abs=1e-6)
-
-    behind(main)
-
-
-def test_a_failed_branch_is_marked(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A branch that failed is null, with the kind of its error; a header names it (G4)."""
-
-    async def main(plant: Plant) -> None:
-        plant.orders.answers["one"] = ValueError(SECRET)
-        answer = await plant.ask("GET /machines/M-1")
-        assert answer.status == 200
-        assert json_of(answer)["data"] == WHOLE | {"order": None}
-        assert json_of(answer)["branches"]["order"] == {"status": "failed", "code": "remote_failed"}
-        assert answer.headers.get("synchromesh-partial") == "order"
-        assert SECRET not in answer.body.decode()
-
-    with caplog.at_level(logging.ERROR):
-        behind(main, kind=kind, policies=NO_RETRY)
-
-
-def test_a_required_branch_decides(kind: str) -> None:
-    """The rejection of a required branch is the answer, and what was under way is cancelled."""
-    gateway = Gateway(
-        auth=[SHOP],
-        routes=[
-            Aggregate(
-                "GET /m/{id}",
-                branches={
-                    "machine": Branch(Fleet.machine, args={"id": "path.id"}, required=True),
-                    "order": Branch(Orders.one, args={"order_id": "path.id"}),
-                },
-            )
-        ],
-    )
-
-    async def main(plant: Plant) -> None:
-        plant.fleet.answers["machine"] = UnknownMachine("there is no M-9")
-        plant.orders.answers["one"] = stalls
-        began = now()
-        answer = await plant.ask("GET /m/M-9")
-        assert (answer.status, json_of(answer)["code"]) == (404, "unknown_machine")
-        assert json_of(answer)["detail"] == "there is no M-9"
-        assert now() - began < 0.1
-
-    behind(main, gateway=gateway, kind=kind)
-
-
-def test_a_no_of_an_optional_branch_is_told_and_hides_nothing() -> None:
-    """A rejection is an answer: it is told, and no fallback stands in for it."""
-
-    async def main(plant: Plant) -> None:
-        await plant.ask("GET /machines/M-1")
-        plant.production.answers["slot"] = BadRequest("no")
-        answer = await plant.ask("GET /machines/M-1")
-        mark = json_of(answer)["branches"]["production"]
-        assert mark == {"status": "failed", "code": "bad_request"}
-        assert json_of(answer)["data"]["production"] is None
-
-    behind(main)
-
-
-def test_null_leaves_a_branch_absent() -> None:
-    """A machine without an order has none to be shown: nothing is asked, nothing is missing."""
-
-    async def main(plant: Plant) -> None:
-        plant.fleet.answers["machine"] = Machine("M-1", None, 7)
-        answer = await plant.ask("GET /machines/M-1")
-        assert json_of(answer)["branches"]["order"] == {"status": "absent", "because": "machine"}
-        assert "synchromesh-partial" not in answer.headers
-        assert plant.orders.asked == []
-
-    behind(main)
-
-
-def test_what_needs_a_failed_branch_is_skipped() -> None:
-    """A branch that cannot be asked without a failed one says so."""
-    gateway = Gateway(
-        auth=[SHOP],
-        routes=[
-            Aggregate(
-                "GET /m/{number}",
-                branches={
-                    "line": Branch(Production.line, args={"number": "path.number"}, required=True),
-                    "order": Branch(Orders.one, args={"order_id": "line"}),
-                    "slot": Branch(Production.slot, args={"order_id": "order.id"}),
-                },
-            )
-        ],
-    )
-
-    async def main(plant: Plant) -> None:
-        plant.system.known.endpoints["orders"] = []
-        answer = await plant.ask("GET /m/7")
-        assert marks_of(answer) == {"line": "ok", "order": "failed", "slot": "skipped"}
-        assert json_of(answer)["branches"]["slot"]["because"] == "order"
-        assert answer.headers.get("synchromesh-partial") == "order, slot"
-        wrong = await plant.ask("GET /m/seven")
-        assert (wrong.status, "'number' in the path" in json_of(wrong)["detail"]) == (400, True)
-
-    behind(main, gateway=gateway, policies=NO_RETRY)
-
-
-def test_a_deadline_ends_an_aggregate_with_what_there_is() -> None:
-    """At its deadline the branches that have not answered are marked, and the rest is answered."""
-
-    async def main(plant: Plant) -> None:
-        plant.orders.answers["one"] = stalls
-        began = now()
-        answer = await plant.ask("GET /machines/M-1")
-        assert answer.status == 200
-        assert now() - began == pytest.approx(1.0, abs=0.01)
-        assert json_of(answer)["branches"]["order"] == {"status": "failed", "code": "timed_out"}
-        assert marks_of(answer)["production"] == "ok"
-        plant.fleet.answers["machine"] = stalls
-        assert (await plant.ask("GET /machines/M-1")).status == 504
-
-    behind(main, policies=NO_RETRY)
-
-
-# -- F: fallbacks ------------------------------------------------------------------------------
-
-
-def test_a_stale_answer_says_its_age(kind: str) -> None:
-    """While a service fails its last answer stands in, marked with source and age (F1)."""
-
-    async def main(plant: Plant) -> None:
-        assert (await plant.ask("GET /machines/M-1")).status == 200
-        plant.system.known.endpoints["production"] = []
-        await asyncio.sleep(12.3)
-        answer = await plant.ask("GET /machines/M-1")
-        assert json_of(answer)["data"] == WHOLE | {"line": "unknown"}
-        marks = json_of(answer)["branches"]
-        assert marks["production"] == {
-            "status": "stale",
-            "age_s": pytest.approx(12.3, abs=0.1),
-            "code": "no_instance",
-        }
-        assert marks["line"] == {"status": "static", "code": "no_instance"}
-        assert answer.headers.get("synchromesh-partial") == "production, line"
-        await asyncio.sleep(600)
-        answer = await plant.ask("GET /machines/M-1")
-        assert marks_of(answer)["production"] == "failed"
-
-    behind(main, kind=kind, policies=NO_RETRY)
-
-
-def test_recovery_needs_no_restart() -> None:
-    """Once the service answers again so does the branch, fresh and unmarked (F3)."""
-
-    async def main(plant: Plant) -> None:
-        await plant.ask("GET /machines/M-1")
-        plant.production.answers["slot"] = ValueError("down")
-        assert marks_of(await plant.ask("GET /machines/M-1"))["production"] == "stale"
-        plant.production.answers["slot"] = Slot("tuesday")
-        assert marks_of(await plant.ask("GET /machines/M-1"))["production"] == "stale"
-        await asyncio.sleep(0.1)
-        await plant.ask("GET /machines/M-1")  # one branch of it is the breaker's probe
-        answer = await plant.ask("GET /machines/M-1")
-        assert marks_of(answer)["production"] == "ok"
-        assert json_of(answer)["data"]["production"] == {"starts": "tuesday"}
-
-    behind(main, policies=FRAGILE)
-
-
-def test_an_open_breaker_answers_the_fallback_at_once() -> None:
-    """Where a breaker is open and an answer is at hand, nobody waits for the breaker."""
-
-    async def main(plant: Plant) -> None:
-        await plant.ask("GET /machines/M-1")
-        plant.caller.edge("production").breaker.isolate(now())  # type: ignore[union-attr]
-        began, asked = now(), len(plant.production.asked)
-        answer = await plant.ask("GET /machines/M-1")
-        assert json_of(answer)["branches"]["production"] == {
-            "status": "stale",
-            "age_s": 0.0,
-            "code": "circuit_open",
-        }
-        assert (now(), len(plant.production.asked)) == (began, asked)
-
-    behind(main)
-
-
-def test_a_tripped_breaker_does_not_make_a_fallback_wait_for_its_retry() -> None:
-    """A call without a fallback may wait for the breaker to rest; one with a fallback does not."""
-
-    async def main(plant: Plant) -> None:
-        await plant.ask("GET /machines/M-1")
-        for service, waited_s in (("production", 0.0), ("orders", 0.1)):
-            began = now()
-            breaker = plant.caller.edge(service).breaker
-            assert breaker is not None
-            breaker.failure(breaker.admit(began), began)
-            marks = json_of(await plant.ask("GET /machines/M-1"))["branches"]
-            assert now() - began == pytest.approx(waited_s, abs=0.06)
-            assert marks["order"]["status"] == "ok"
-            if service == "production":
-                assert now() == began
-                assert marks["production"]["code"] == marks["line"]["code"] == "circuit_open"
-                await asyncio.sleep(0.1)
-
-    behind(main, policies=Policies(default=Policy(breaker=TRIPS)))
-
-
-def test_a_stale_answer_is_for_the_same_question_of_the_same_principal() -> None:
-    """What one principal was answered stands in for nobody else's answer, nor for another id's."""
-
-    async def main(plant: Plant) -> None:
-        await plant.ask("GET /machines/M-1", by="shop")
-        plant.system.known.endpoints["production"] = []
-        assert marks_of(await plant.ask("GET /machines/M-1", by="shop"))["production"] == "stale"
-        other = await plant.ask("GET /machines/M-1", by="visitor")
-        assert marks_of(other)["production"] == "failed"
-        plant.fleet.answers["machine"] = Machine("M-2", "A-2", 7)
-        other = await plant.ask("GET /machines/M-2", by="shop")
-        assert marks_of(other)["production"] == "failed"
-
-    behind(main, policies=NO_RETRY)
-
-
-def test_a_write_is_never_answered_by_a_fallback() -> None:
-    """A command that failed is a failure, whatever was answered before (F2)."""
-
-    async def main(plant: Plant) -> None:
-        headers = {"idempotency-key": "1"}
-        assert (await plant.ask("POST /orders", PLACE, headers=headers)).status == 200
-        plant.system.known.endpoints["orders"] = []
-        assert (await plant.ask("POST /orders", PLACE, headers=headers)).status == 503
-
-    behind(main, policies=NO_RETRY)
-    branch = Branch(Orders.place, args={"request": "path.id"}, required=True, fallback=Stale("1m"))
-    with pytest.raises(ConfigError, match="a fallback must never stand for a write"):
-        behind(
-            lambda _: None,
-            gateway=Gateway(auth=[SHOP], routes=[Aggregate("GET /m/{id}", branches={"b": branch})]),
-        )
-
-
-DEGRADES = {
-    "fleet": (503, None),
-    "orders": (200, {"machine": "ok", "order": "failed", "production": "ok", "line": "ok"}),
-    "production": (200, {"machine": "ok", "order": "ok", "production": "stale", "line": "static"}),
-}
-
-
-@pytest.mark.parametrize(("service", "end"), DEGRADES.items(), ids=DEGRADES.keys())
-def test_what_degrades_how_when_one_is_down(
-    service: str, end: tuple[int, dict[str, str] | None]
-) -> None:
-    """Each service is switched off in turn: what is left is answered, and what is not is said."""
-    status, marks = end
-
-    async def main(plant: Plant) -> None:
-        assert (await plant.ask("GET /machines/M-1")).status == 200
-        plant.system.known.endpoints[service] = []
-        answer = await plant.ask("GET /machines/M-1")
-        assert answer.status == status
-        if marks is not None:
-            assert marks_of(answer) == marks
-
-    behind(main, policies=NO_RETRY)
-
-
-def test_all_branches_share_the_attempts_of_one_request() -> None:
-    """However many branches fail, one request has the extra attempts of one tree (D2)."""
-
-    async def main(plant: Plant) -> None:
-        plant.orders.answers["one"] = Shed("full")
-        plant.production.answers |= {"slot": Shed("full"), "line": Shed("full")}
-        await plant.ask("GET /machines/M-1")
-        assert len(plant.orders.asked) + len(plant.production.asked) <= 3 + 2
-
-    behind(main, policies=Policies(attempts_per_tree=2))
 
 
 # -- serving -----------------------------------------------------------------------------------
