@@ -16,6 +16,7 @@ from synchromesh.discovery.leases import (
 from synchromesh.discovery.lessor import Lessor, Watch
 from synchromesh.discovery.memory import MemoryRegistry
 from synchromesh.discovery.registry import (
+    Announcing,
     CachedResolver,
     Leasing,
     Registration,
@@ -24,6 +25,7 @@ from synchromesh.discovery.registry import (
 )
 
 __all__ = [
+    "Announcing",
     "CachedResolver",
     "Change",
     "ChangeKind",

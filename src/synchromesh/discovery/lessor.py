@@ -69,6 +69,7 @@ class Lessor:
         backlog_max: how many changes a watcher may be behind.
         watchers_max: how many may watch at once.
         due_moved: set whenever `due_s` may have moved to an earlier moment.
+        on_change: called after every change; must not raise.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Lessor:
         backlog_max: int = 1024,
         watchers_max: int = 1024,
         due_moved: asyncio.Event | None = None,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self._table = LeaseTable(options)
         self._backlog_max = backlog_max
@@ -85,6 +87,7 @@ class Lessor:
         # A dict keeps the order in which they came: a seed must give the same run twice.
         self._watchers: dict[Watch, None] = {}
         self._due_moved = due_moved if due_moved is not None else asyncio.Event()
+        self._on_change = on_change
 
     def register(self, endpoint: Endpoint) -> int:
         """Grant a lease and return its incarnation, which every renewal has to carry."""
@@ -111,6 +114,13 @@ class Lessor:
     def end(self, instance: str, incarnation: int) -> None:
         """Remove it; raises what `LeaseTable.end` raises."""
         self._tell([self._table.end(instance, incarnation)])
+
+    def bury(self, is_dead: Callable[[Endpoint], bool]) -> int:
+        """End the leases of those that are known to be dead; return how many there were."""
+        dead = [lease for lease in self._table.leases if is_dead(lease.endpoint)]
+        for lease in dead:
+            self.end(lease.endpoint.instance, lease.incarnation)
+        return len(dead)
 
     def resolve(self) -> Resolved:
         """Return what may be called now: an expired lease is gone though no sweep came yet."""
@@ -157,6 +167,8 @@ class Lessor:
                 watch.tell(change)
         if changes:
             self._due_moved.set()
+            if self._on_change is not None:
+                self._on_change()
 
 
 async def sweep_when_due(

@@ -44,12 +44,21 @@ class MemoryRegistry:
         self._options = options if options is not None else LeaseOptions()
         self._services_max = services_max
         self._lessors: dict[str, Lessor] = {}
+        self._fixed: dict[str, Resolved] = {}
         self._due_moved = asyncio.Event()
+        self._revision = 0
+        # Replaced at each change, so that whoever waits hears of every one.
+        self._changed = asyncio.Event()
 
     @property
     def ttl_s(self) -> float:
         """How long a lease runs without renewal."""
         return self._options.ttl_s
+
+    @property
+    def revision(self) -> int:
+        """How many changes there were, of all services together."""
+        return self._revision
 
     async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:
         """Grant the instance a lease, replacing any that runs under its name.
@@ -63,6 +72,9 @@ class MemoryRegistry:
 
     async def resolve(self, service: str) -> Resolved:
         """Return what may be called now; nothing for a service that nobody registered."""
+        fixed = self._fixed.get(service)
+        if fixed is not None:
+            return fixed
         lessor = self._lessors.get(service)
         return Resolved(()) if lessor is None else lessor.resolve()
 
@@ -86,6 +98,33 @@ class MemoryRegistry:
                             yield told
                 except WatchLagged:
                     continue
+
+    async def changed(self, _: str = "", /) -> None:
+        """Wait for the next change, of whatever service."""
+        await self._changed.wait()
+
+    def listed(self) -> dict[str, Resolved]:
+        """Return what may be called now, by service; those without an instance are left out."""
+        found = {name: lessor.resolve() for name, lessor in sorted(self._lessors.items())}
+        listed = {name: resolved for name, resolved in found.items() if resolved.endpoints}
+        return {**listed, **self._fixed}
+
+    def fix(self, endpoint: Endpoint) -> None:
+        """List an endpoint without a lease, such as an external service that cannot renew one.
+
+        It is the only one of its service until another is put in its place.
+        """
+        self._fixed[endpoint.service] = Resolved((endpoint,))
+        self._note_change()
+
+    def bury(self, service: str, is_dead: Callable[[Endpoint], bool]) -> int:
+        """End the leases of a service's instances that are known to be dead (R6).
+
+        Returns how many there were. What is only suspected must not come here: an ended lease is
+        not resolved even where no other instance is ready.
+        """
+        lessor = self._lessors.get(service)
+        return 0 if lessor is None else lessor.bury(is_dead)
 
     async def run(self) -> None:
         """Sweep whenever something is due. A supervised child: only cancellation ends it."""
@@ -119,8 +158,15 @@ class MemoryRegistry:
                     f"the registry knows {len(self._lessors)} services and may know no more, so "
                     f"{service!r} was refused; raise services_max"
                 )
-            lessor = self._lessors[service] = Lessor(self._options, due_moved=self._due_moved)
+            lessor = self._lessors[service] = Lessor(
+                self._options, due_moved=self._due_moved, on_change=self._note_change
+            )
         return lessor
+
+    def _note_change(self) -> None:
+        self._revision += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _known(self, endpoint: Endpoint) -> Lessor:
         lessor = self._lessors.get(endpoint.service)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from synchromesh.discovery.endpoint import Endpoint, Resolved
 from synchromesh.errors import DiscoveryError, StaleIncarnation, UnknownInstance
@@ -18,6 +18,15 @@ class Resolver(Protocol):
 
         Raises DiscoveryError, or OSError, where the registry cannot be asked.
         """
+        ...
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """A resolver that tells of changes, so that a call may wait for an instance."""
+
+    async def changed(self, service: str, /) -> None:
+        """Wait until the list of a service may have changed since this was called."""
         ...
 
 

@@ -1,0 +1,183 @@
+"""The registry on the control socket: leases over HTTP, and the whole list by a long poll.
+
+    POST /registry/register   an endpoint                     → its incarnation and the ttl
+    POST /registry/renew | drain | end   endpoint, incarnation → {}
+    GET  /registry?after=REVISION        answered when there is another revision, or after a while
+
+Who asks shows the credential of the service that it speaks for (R3). A registry that starts anew
+knows nobody: for one ttl it *learns*, and says so, and those who resolve keep what they knew (R4).
+Its incarnations go on above those of before, so that who was replaced then stays replaced (R2).
+
+Source: Gray & Cheriton, "Leases", SOSP 1989; guarantees R1 to R6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import parse_qs
+
+import msgspec
+
+from synchromesh.codec import decode, encode
+from synchromesh.context import CREDENTIAL
+from synchromesh.discovery import Endpoint, MemoryRegistry, Resolved
+from synchromesh.errors import (
+    BadRequest,
+    ConfigError,
+    Forbidden,
+    Shed,
+    SynchromeshError,
+    UnknownOperation,
+)
+from synchromesh.http import HttpRequest, HttpResponse, error_response
+from synchromesh.identity import Credential
+
+T = TypeVar("T")
+
+PATH = "/registry"
+POLL_WAIT_S = 10.0
+POLLS_MAX = 1024
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """The whole list at one revision.
+
+    Attributes:
+        revision: to be sent with the next poll; of a registry that started anew it is another.
+        is_learning: True while instances of before may not have registered again.
+        services: their instances, ordered by name.
+    """
+
+    revision: str
+    is_learning: bool
+    services: dict[str, Resolved]
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """A lease: the incarnation that renewals carry, and how long it runs."""
+
+    incarnation: int
+    ttl_s: float
+
+
+class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The lease that is to be renewed, drained or ended."""
+
+    endpoint: Endpoint
+    incarnation: int
+
+
+class RegistryServer:
+    """Answers the processes of one system; `handle` is what an `HttpServer` serves.
+
+    Args:
+        registry: keeps the leases.
+        verify: reads a credential; raises Unauthenticated.
+        started_us: the wall clock at this start, which names it.
+        poll_wait_s: how long a poll waits for a change.
+        polls_max: how many may wait at once.
+    """
+
+    def __init__(
+        self,
+        registry: MemoryRegistry,
+        *,
+        verify: Callable[[str], Credential],
+        started_us: int,
+        poll_wait_s: float = POLL_WAIT_S,
+        polls_max: int = POLLS_MAX,
+    ) -> None:
+        self._registry = registry
+        self._verify = verify
+        self._base = started_us
+        self._poll_wait_s = poll_wait_s
+        self._polls_max = polls_max
+        self._polls = 0
+        self._learns_until_s = asyncio.get_running_loop().time() + registry.ttl_s
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer one request of a process."""
+        try:
+            token = request.headers.get(CREDENTIAL, "") or ""
+            credential = self._verify(token)
+            if (request.method, request.path) == ("GET", PATH):
+                answer = encode(await self._listing(request.query))
+            elif request.method == "POST":
+                answer = encode(await self._lease(request, credential, token))
+            else:
+                raise _unknown(request)
+        except SynchromeshError as error:
+            return error_response(error)
+        return HttpResponse(200, [("content-type", "application/json")], answer)
+
+    def __repr__(self) -> str:
+        return f"<RegistryServer {self._registry!r}, {self._polls} polls wait>"
+
+    async def _listing(self, query: str) -> Listing:
+        after = parse_qs(query).get("after", [""])[0]
+        if after == self._revision() and self._polls >= self._polls_max:
+            raise Shed(f"{self._polls} polls of the registry wait and no more may; ask later")
+        wait_s = self._poll_wait_s
+        if self._is_learning():
+            wait_s = min(wait_s, self._learns_until_s - asyncio.get_running_loop().time())
+        self._polls += 1
+        try:
+            async with asyncio.timeout(wait_s):
+                while after == self._revision():
+                    await self._registry.changed()
+        except TimeoutError:
+            pass  # the same list again shows that the registry lives
+        finally:
+            self._polls -= 1
+        return self._now()
+
+    def _now(self) -> Listing:
+        # Listing sweeps, which may move the revision: it is read after that.
+        services = self._registry.listed()
+        return Listing(self._revision(), self._is_learning(), services)
+
+    def _revision(self) -> str:
+        return f"{self._base}.{self._registry.revision}"
+
+    def _is_learning(self) -> bool:
+        return asyncio.get_running_loop().time() < self._learns_until_s
+
+    async def _lease(self, request: HttpRequest, credential: Credential, token: str) -> object:
+        registry = self._registry
+        if request.path == f"{PATH}/register":
+            endpoint = _decoded(request.body, Endpoint)
+            _check_own(endpoint, credential)
+            incarnation = await registry.grant(endpoint, token)
+            return Granted(self._base + incarnation, registry.ttl_s)
+        act = {
+            f"{PATH}/renew": registry.renew,
+            f"{PATH}/drain": registry.drain,
+            f"{PATH}/end": registry.end,
+        }.get(request.path)
+        if act is None:
+            raise _unknown(request)
+        held = _decoded(request.body, Held)
+        _check_own(held.endpoint, credential)
+        await act(held.endpoint, held.incarnation - self._base)
+        return {}
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return decode(body, kind)
+    except ConfigError as error:
+        raise BadRequest(error.message) from error  # an endpoint that cannot be one
+
+
+def _check_own(endpoint: Endpoint, credential: Credential) -> None:
+    if credential.service != endpoint.service:
+        raise Forbidden(
+            f"{credential.service!r} asks for a lease of {endpoint.service!r}; a service registers "
+            "its own instances only"
+        )
+
+
+def _unknown(request: HttpRequest) -> UnknownOperation:
+    return UnknownOperation(f"the registry has no {request.method} {request.path}")
