@@ -111,3 +111,18 @@ async def test_a_fault_ends_by_itself(system: RunningSystem) -> None:
     assert await until(is_over, 30.0)
     code, answer = await synchromesh(system, "call", "inventory.stock", "sku=SX90")
     assert (code, answer["problem"]) == (0, None)
+
+
+async def test_faults_end_with_their_process(system: RunningSystem) -> None:
+    """A stalled saga keeps no stop waiting; the next start knows of no fault, and ends the saga."""
+    await synchromesh(system, "break", EDGE, "--stall")
+    place = ("call", "orders.place", "order_id=C-1", "sku=SX90", "qty=1")
+    _, answer = await synchromesh(system, *place)
+    assert answer["result"]["type"] == "accepted"
+    assert await system.stop() == 0
+    assert len(system.in_flight()) == 1
+    await system.start()
+    assert (await system.ask("GET", "/faults"))["in_force"] == []
+    assert await until(system.is_settled, 30.0)
+    _, answer = await synchromesh(system, *place)
+    assert answer["result"]["type"] == "placed"

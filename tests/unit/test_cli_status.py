@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cli_runs import Run, runner
 from notes_app import TOML, Running, write_config
@@ -49,9 +50,9 @@ def test_a_status_is_one_screen(run: Run, folder: Path) -> None:
     head, _, notes, bank, _, breaker, well = lines_of(ran.out)
     assert head == ["notebook", "process", str(told["pid"])]
     url = told["services"]["notes"]["instances"][0]["url"]
-    assert notes[:6] == ["notes", "healthy", "notes-1", url, "completed", "1"]
+    assert notes[:5] == ["notes", "healthy", url, "completed", "1"]
     assert notes[-1] == "0"
-    assert bank == ["bank", "not", "ours", "bank", "http://127.0.0.1:9"]
+    assert bank == ["bank", "not", "ours", "http://127.0.0.1:9"]
     assert breaker[:4] == ["control", "->", "notes", "closed"]
     assert well == ["nothing", "needs", "a", "person"]
 
@@ -102,7 +103,7 @@ def test_what_needs_a_person_is_a_finding(run: Run, folder: Path) -> None:
     """Exit 1 and which service, for people and for programs, until it is mended."""
     run(folder, "call", "notes.plan", "name=s2")
     database = sqlite3.connect(folder / ".synchromesh/data/notes.db")
-    found = "notes: sagas that are stuck: 1"
+    found = "notes: sagas that are stuck: 1; see: synchromesh saga list --status stuck"
     for state, code in (("stuck", 1), ("completed", 0)):
         database.execute("update sm_saga set status = ? where id = 'plan-s2'", (state,))
         database.commit()
@@ -159,7 +160,7 @@ def test_a_system_that_goes_away_is_shown_as_it_was(
 
 
 def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    """Draining, down, unlisted, stale and lost are all said in words."""
+    """Draining, down, unlisted, stale and several are all said in words."""
     down = {"state": "restarting", "restarts": 2, "last_error": "OSError"}
     bare: dict[str, Any] = {
         "health": {"is_draining": False, "children": {}},
@@ -170,12 +171,18 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
         "breakers": {},
     }
     place = {"instance": "a-1", "url": "http://a", "is_stale": True}
+    twice = [{"instance": f"c-{n}", "url": f"http://c{n}", "is_stale": False} for n in (1, 2)]
     told = {
         "system": "s",
         "pid": 1,
         "services": {
             "a": {**bare, "health": {"is_draining": True, "children": {}}, "instances": [place]},
-            "b": {**bare, "health": {"is_draining": False, "children": {"relay/c": down}}},
+            "b": {
+                **bare,
+                "health": {"is_draining": False, "children": {"relay/c": down}},
+                "behind": {"relay/c": 0},
+            },
+            "c": {**bare, "instances": twice, "behind": {}, "parked": 0},
         },
         "externals": {"bank": {"instances": []}},
         "clients": {},
@@ -189,8 +196,40 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
     assert said == [
         "s process 1 7 spans dropped",
         "service health instances sagas behind parked",
-        "a draining a-1 http://a stale - relay/b 3 2",
-        "b relay/c down none - relay/b 3 2",
+        "a draining http://a stale - b 3 2",
+        "b relay/c down none - 0 2",
+        "c healthy http://c1 c-1 - - 0",
+        "http://c2 c-2",
         "bank restarting none",
         "b: messages that are parked: 2",
     ]
+
+
+def test_a_narrow_screen_keeps_urls_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """On 80 columns what is to be copied is neither cut nor wrapped."""
+    url = "http://127.0.0.1:65535"
+    service = {
+        "health": {"is_draining": False, "children": {}},
+        "instances": [{"instance": "configurator-1", "url": url, "is_stale": False}],
+        "sagas": {"completed": 1200, "running": 30, "stuck": 1, "undone": 70},
+        "behind": {"relay/configurator": 12, "projection/stock_level": 3},
+        "parked": 1000,
+        "breakers": {},
+    }
+    told = {
+        "system": "servo-works",
+        "pid": 1,
+        "services": {"configurator": service},
+        "externals": {},
+        "clients": {},
+        "children": {},
+        "faults": {"in_force": [], "struck": 0},
+        "spans_dropped": 0,
+        "findings": [],
+    }
+    Console(width=80).print(screen(told))
+    out = capsys.readouterr().out
+    assert url in out
+    assert "…" not in out
+    for word in ("configurator", "healthy", "1200,", "stuck", "12,", "1000"):
+        assert word in out.split()

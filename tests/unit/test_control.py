@@ -322,7 +322,7 @@ def test_a_status_finds_what_needs_a_person() -> None:
     assert findings_in({"a": well, "b": ill}, {"registry": down}) == [
         "registry is restarting: OSError",
         "b/sweep is restarting: OSError",
-        "b: sagas that are stuck: 2",
+        "b: sagas that are stuck: 2; see: synchromesh saga list --status stuck",
         "b: messages that are parked: 3",
     ]
 

@@ -65,13 +65,17 @@ def screen(told: Mapping[str, Any]) -> RenderableType:
 
 def _services(told: Mapping[str, Any]) -> Table:
     table = plain_table("service", "health", "instances", "sagas", "behind", "parked")
+    for column in table.columns:
+        # On a narrow screen words are wrapped; names and URLs are there to be copied, whole.
+        column.no_wrap = column.header in ("service", "instances")
+        column.overflow = "fold"
     for name, service in told["services"].items():
         table.add_row(
             name,
             _health(service["health"]),
             _instances(service["instances"]),
             _counts(service["sagas"]),
-            _counts(service["behind"]),
+            _behind(service["behind"]),
             Text(str(service["parked"]), style="red" if service["parked"] else ""),
         )
     for name, external in told["externals"].items():
@@ -89,13 +93,23 @@ def _health(health: Mapping[str, Any]) -> Text:
 
 
 def _instances(instances: list[dict[str, Any]]) -> Text:
+    """Return where the instances of a service are, each with its name where there are several."""
     if not instances:
         return Text("none", style="red")
-    lines = (
-        f"{each['instance']} {each['url']}{' stale' if each['is_stale'] else ''}"
-        for each in instances
-    )
-    return Text("\n".join(lines), style="yellow" if instances[0]["is_stale"] else "")
+    lines = [each["url"] for each in instances]
+    if len(lines) > 1:
+        lines = [f"{each['url']} {each['instance']}" for each in instances]
+    if instances[0]["is_stale"]:
+        return Text("\n".join(f"{line} stale" for line in lines), style="yellow")
+    return Text("\n".join(lines))
+
+
+def _behind(behind: Mapping[str, int]) -> Text:
+    """Return who has events yet to take; 0 where all took all."""
+    if behind and not any(behind.values()):
+        return Text("0")
+    # Whether a relay's subscriber or a projection: its name says which.
+    return _counts({name.partition("/")[2]: count for name, count in behind.items() if count})
 
 
 def _counts(counts: Mapping[str, int]) -> Text:

@@ -16,8 +16,6 @@ from synchromesh.service import ServiceInstance, Supervisor
 from synchromesh.system.faults import Faults
 from synchromesh.telemetry import SqliteRing, Tracer
 
-PARKED_MAX = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -26,6 +24,7 @@ class Parts:
     Attributes:
         name: the system's.
         caller: makes the calls of the command line, with `tracer`.
+        clients: all callers that are no service, by name; the command line's is one.
         instances: by service.
         urls: where services listen, by service.
         externals: the external services' names.
@@ -36,6 +35,7 @@ class Parts:
     name: str
     caller: Caller
     tracer: Tracer
+    clients: Mapping[str, Caller]
     ring: SqliteRing
     instances: Mapping[str, ServiceInstance]
     urls: Mapping[str, str]
@@ -64,7 +64,9 @@ async def status_of(parts: Parts) -> dict[str, Any]:
         "pid": os.getpid(),
         "services": services,
         "externals": {name: {"instances": await _listed(parts, name)} for name in parts.externals},
-        "clients": {parts.tracer.service: {"breakers": _breakers(parts.caller)}},
+        "clients": {
+            name: {"breakers": _breakers(caller)} for name, caller in parts.clients.items()
+        },
         "children": children,
         "faults": parts.faults.told(),
         "spans_dropped": parts.ring.dropped,
@@ -86,7 +88,8 @@ def findings_in(
         states = service["health"]["children"]
         found += [_down(f"{name}/{child}", state) for child, state in states.items()]
         if stuck := service["sagas"].get("stuck"):
-            found.append(f"{name}: sagas that are stuck: {stuck}")
+            see = "see: synchromesh saga list --status stuck"
+            found.append(f"{name}: sagas that are stuck: {stuck}; {see}")
         if parked := service["parked"]:
             found.append(f"{name}: messages that are parked: {parked}")
     return [finding for finding in found if finding]
@@ -101,13 +104,14 @@ def _down(child: str, state: Mapping[str, Any]) -> str:
 async def _service(parts: Parts, name: str) -> dict[str, Any]:
     instance = parts.instances[name]
     counts = await instance.store.read("select status, count(*) from sm_saga group by 1")
+    parked = await instance.store.read("select count(*) from sm_parked")
     return {
         "health": asdict(instance.health()),
         "instances": await _listed(parts, name),
         "sagas": {str(status): count for status, count in counts},
         "sagas_since_start": dict(instance.engine.counts),
         "behind": await _behind(instance),
-        "parked": len(await instance.consumer.parked(limit=PARKED_MAX)),
+        "parked": int(str(parked[0][0])),
         "breakers": _breakers(instance.caller),
     }
 

@@ -328,6 +328,7 @@ class System:
             name=self._config.system.name,
             caller=caller,
             tracer=tracer,
+            clients={CLIENT: caller},
             ring=ring,
             instances=self.instances,
             urls=self._urls,
