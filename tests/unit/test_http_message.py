@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import msgspec
 import pytest
 
@@ -153,7 +155,7 @@ def test_errors_are_problem_details() -> None:
     large = problem_response(413, "too long")
     assert msgspec.json.decode(large.body) == {
         "type": "urn:synchromesh:error:bad_request",
-        "title": "Request Entity Too Large",
+        "title": HTTPStatus(413).phrase,
         "status": 413,
         "detail": "too long",
         "code": "bad_request",
