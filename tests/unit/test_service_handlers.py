@@ -694,6 +694,41 @@ def test_a_declared_rejection_is_told_by_its_code() -> None:
     in_town(main)
 
 
+def test_a_task_that_a_handler_left_behind_has_no_effect_after_it() -> None:
+    """The command is answered and may be undone; nobody would undo what comes then (S7, D4)."""
+
+    async def main(town: Town) -> None:
+        came: list[str] = []
+
+        async def leave(ctx: Any) -> None:
+            made = ctx.call(Bank.charge("made early", 5)), ctx.write(note, "made early")
+
+            async def behind() -> None:
+                await asyncio.sleep(1.0)
+                effects: Any = (
+                    lambda: made[0],
+                    lambda: made[1],
+                    lambda: ctx.call(Bank.charge("late", 5)),
+                    lambda: ctx.write(note, "late"),
+                )
+                for effect in effects:
+                    with pytest.raises(ContractError, match="after its handler had ended") as error:
+                        await effect()
+                    came.append(error.value.code)
+
+            left.append(asyncio.ensure_future(behind()))
+
+        left: list[asyncio.Future[None]] = []
+        town.hooks.at["build begins"] = leave
+        await town.ask(Stock.build("A-1", "bolt", 5), "k1")
+        await left[0]
+        assert len(came) == 4
+        assert await town.notes() == ALL_OF_BUILD
+        assert await town.notes("bank") == ["charge A-1"]
+
+    in_town(main, "stock", "bank")
+
+
 def test_a_unit_that_a_handler_gave_up_may_stand_so_nothing_is_refused() -> None:
     """A handler with a timeout of its own cannot know; its caller must not hear "not run"."""
 

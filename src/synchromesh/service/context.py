@@ -85,6 +85,11 @@ class Context:
         self._ordinals: Counter[str] = Counter()
         self.has_begun = has_begun
         self.is_in_doubt = False
+        self._is_over = False
+
+    def end(self) -> None:
+        """Refuse further effects: the command is concluded, and may be undone already."""
+        self._is_over = True
 
     @property
     def trace_id(self) -> str:
@@ -139,6 +144,7 @@ class Context:
     async def _command(
         self, running: Running, call: Call[R], context: CallContext, timeout_s: float | None
     ) -> R:
+        self._check_over(f"the command {call.operation.full_name}")
         # Durable before the first effect elsewhere: an undo that comes in the middle then finds it,
         # instead of leaving a tombstone beside an effect that has happened.
         if not self.has_begun:
@@ -182,6 +188,7 @@ class Context:
         args: tuple[*Ts],
     ) -> R:
         result_type = _result_type(unit)
+        self._check_over("ctx.write")
         rejections: list[Rejection] = []
 
         async def body(bare: Unit) -> bytes:
@@ -234,7 +241,14 @@ class Context:
     def _writing(self, what: str) -> Running:
         if self._running is None:
             raise ContractError(f"{what} in a query; declare a @command where state changes")
+        self._check_over(what)
         return self._running
+
+    def _check_over(self, what: str) -> None:
+        if self._is_over:
+            raise ContractError(
+                f"{what} after its handler had ended: await in the handler all that it begins"
+            )
 
     def _nested(self, name: str) -> str:
         self._ordinals[name] += 1

@@ -198,6 +198,8 @@ class Operations:
             answer = _answer(operation, await handled.function(ctx, **arguments))
         except Rejection as rejection:
             refusal = _declared(rejection, operation)
+        finally:
+            ctx.end()
 
         async def conclusion(_: Unit) -> bytes:
             if refusal is not None:
