@@ -17,6 +17,7 @@ from synchromesh.calls.contract import (
 from synchromesh.calls.dispatcher import Dispatcher, Handler, Incoming
 from synchromesh.calls.faults import Fault, FaultTable, Rule, Strike
 from synchromesh.calls.faulty import FaultyTransport, faulty
+from synchromesh.calls.holding import HoldOptions, Holds
 from synchromesh.calls.http_client import HttpTransport
 from synchromesh.calls.http_server import HttpEdge
 from synchromesh.calls.inproc import InProcessTransport
@@ -33,6 +34,8 @@ __all__ = [
     "FaultTable",
     "FaultyTransport",
     "Handler",
+    "HoldOptions",
+    "Holds",
     "HttpEdge",
     "HttpTransport",
     "InProcessTransport",

@@ -11,6 +11,8 @@ Keys: a command is sent under `context.key`, and the caller invents none. A key 
 may ask again under it; one that dies with this call promises nothing, so that a command without a
 key is sent once and not again once its outcome is unknown (D3). `Caller.root` makes a key for those
 who have none; a query is sent without.
+
+Where no instance is ready, the call is held until the resolver announces one (`holding`).
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls.contract import Call, Operation
+from synchromesh.calls.holding import Holds
 from synchromesh.calls.policies import Policies
 from synchromesh.calls.tree import attempts_left
 from synchromesh.calls.wire import Request, Transport
 from synchromesh.codec import decode
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, check_key, new_trace_id
-from synchromesh.discovery import Endpoint, Resolver, RoundRobin
+from synchromesh.discovery import Announcing, Endpoint, Resolver, RoundRobin
 from synchromesh.errors import (
     BadRequest,
     ConfigError,
+    ConnectFailed,
     DiscoveryError,
     NoInstance,
     RemoteFailed,
@@ -68,13 +72,16 @@ class Caller:
 
     Args:
         service: who calls.
-        resolver: finds the instances of a service.
+        resolver: finds the instances of a service; calls are held only by one that is `Announcing`.
         transports: by the scheme of an endpoint's url: "inproc", "http", "sim".
         signer: signs every hop within the system (C4).
         tracer: takes one span of kind "call" a call, however many attempts it took.
         runtime: wall clock, chance and ids.
         policies: how calls are guarded.
         on_transition: told when a breaker changes state; must not raise.
+
+    Attributes:
+        holds: how many calls are held, and how many restarts were bridged.
     """
 
     def __init__(
@@ -91,6 +98,8 @@ class Caller:
     ) -> None:
         self._service = service
         self._resolver = resolver
+        self._announcing = resolver if isinstance(resolver, Announcing) else None
+        self.holds = Holds(policies.hold)
         self._transports = transports
         self._signer = signer
         self._tracer = tracer
@@ -255,11 +264,11 @@ class Caller:
 
     # -- what one attempt asks -------------------------------------------------------------------
 
-    async def endpoint(self, balancer: RoundRobin, service: str, tried: set[str]) -> Endpoint:
-        """Choose an instance; one that failed this call already only where there is no other.
+    async def endpoints(self, service: str) -> tuple[Endpoint, ...]:
+        """Return what is listed.
 
         Raises:
-            NoInstance: none is ready, or the registry cannot be asked and never could.
+            NoInstance: the registry cannot be asked and never could.
         """
         try:
             resolved = await self._resolver.resolve(service)
@@ -267,9 +276,36 @@ class Caller:
             raise NoInstance(
                 f"the instances of service {service!r} are not known: {error}"
             ) from error
-        endpoints = resolved.endpoints
-        is_choice_left = any(endpoint.instance not in tried for endpoint in endpoints)
-        return balancer.pick(endpoints, frozenset(tried) if is_choice_left else frozenset())
+        return resolved.endpoints
+
+    async def held_endpoints(
+        self, service: str, gone: set[Endpoint], deadline_s: float | None
+    ) -> tuple[Endpoint, ...]:
+        """Return what is listed, once that has more than what is `gone`, or the hold is over.
+
+        Raises:
+            NoInstance: the registry cannot be asked and never could.
+        """
+        listed = await self.endpoints(service)
+        announcing = self._announcing
+        if announcing is None:
+            return listed
+        now = asyncio.get_running_loop().time()
+        until_s = self.holds.begin(now=now, deadline_s=deadline_s)
+        if until_s is None:
+            return listed
+        is_bridged = False
+        try:
+            async with asyncio.timeout_at(until_s):
+                while gone.issuperset(listed):
+                    await announcing.changed(service)
+                    listed = await self.endpoints(service)
+            is_bridged = True
+        except TimeoutError:
+            pass  # what is listed is tried for want of anything better
+        finally:
+            self.holds.end(is_bridged=is_bridged)
+        return listed
 
     def transport(self, endpoint: Endpoint) -> Transport:
         """Return what reaches an endpoint. Raises ConfigError where nothing does."""
@@ -292,7 +328,7 @@ class _Sending:
     """One call under way: makes its attempts, each at an instance of its own choice."""
 
     __slots__ = (
-        "_arguments", "_caller", "_context", "_key", "_line", "_span", "_tried", "number",
+        "_arguments", "_caller", "_context", "_gone", "_key", "_line", "_span", "_tried", "number",
     )  # fmt: skip
 
     def __init__(
@@ -311,13 +347,15 @@ class _Sending:
         self._key = key
         self._span = span
         self._tried: set[str] = set()
+        # What refused a connection in this call: as good as not listed.
+        self._gone: set[Endpoint] = set()
         self.number = 0
 
     async def attempt(self, attempt: Attempt) -> tuple[bytes, Any]:
         """Send once; return the answer's JSON and value."""
         self.number = attempt.number
         caller, operation = self._caller, self._line.operation
-        endpoint = await caller.endpoint(self._line.balancer, operation.service, self._tried)
+        endpoint = await self._endpoint(attempt)
         self._tried.add(endpoint.instance)
         self._span.note("instance", endpoint.instance)
         if operation.is_external:
@@ -326,11 +364,33 @@ class _Sending:
             reply = await caller.transport(endpoint).send(endpoint, request)
         else:
             request = self._request(attempt)
-            reply = await caller.transport(endpoint).send(endpoint, request)
+            try:
+                reply = await caller.transport(endpoint).send(endpoint, request)
+            except ConnectFailed:
+                self._gone.add(endpoint)
+                raise
             attempt.used = reply.attempts_used
         if not reply.is_answer:
             raise reply.to_error(operation.raises, is_external=operation.is_external)
         return self._checked(reply.body or b"null")
+
+    async def _endpoint(self, attempt: Attempt) -> Endpoint:
+        """Choose an instance; one that failed this call already only where there is no other.
+
+        Raises:
+            NoInstance: none is ready, nor was while the call was held.
+        """
+        caller, service = self._caller, self._line.operation.service
+        listed = await caller.endpoints(service)
+        if self._gone.issuperset(listed):
+            began_s = asyncio.get_running_loop().time()
+            listed = await caller.held_endpoints(service, self._gone, attempt.deadline_s)
+            held_s = asyncio.get_running_loop().time() - began_s
+            if held_s > 0:
+                self._span.note("held_ms", round(held_s * 1000))
+        is_choice_left = any(endpoint.instance not in self._tried for endpoint in listed)
+        excluded = frozenset(self._tried) if is_choice_left else frozenset()
+        return self._line.balancer.pick(listed, excluded)
 
     def _request(self, attempt: Attempt) -> Request:
         context = self._context

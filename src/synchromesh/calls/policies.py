@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synchromesh.calls.contract import Operation
+from synchromesh.calls.holding import HoldOptions
 from synchromesh.context import ATTEMPTS_LEFT_MAX
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import Policy, RetryOptions
@@ -33,6 +34,7 @@ class Policies:
         edges: by the callee's service.
         operations: by full name, such as "billing.charge".
         attempts_per_tree: the extra attempts of a new call tree, in all services together (D2).
+        hold: how calls wait for an instance while none is ready.
 
     Raises:
         ConfigError: a value is outside its range, or a name is of the wrong kind.
@@ -47,6 +49,7 @@ class Policies:
     edges: Mapping[str, Policy] = field(default_factory=dict)
     operations: Mapping[str, OperationPolicy] = field(default_factory=dict)
     attempts_per_tree: int = 4
+    hold: HoldOptions = field(default_factory=HoldOptions)
 
     def __post_init__(self) -> None:
         if not 0 <= self.attempts_per_tree <= ATTEMPTS_LEFT_MAX:
