@@ -15,11 +15,11 @@ import ipaddress
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from synchromesh.calls import Call, Caller
+from synchromesh.calls import Call, Caller, Operation
 from synchromesh.calls.routes import NoMatch
 from synchromesh.calls.tree import tree_of
 from synchromesh.codec import digest, encode
@@ -137,42 +137,39 @@ class GatewayEngine:
         context = self._caller.root(timeout_s=entry.deadline_s)
         with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
             context = replace(context, span_id=span.span_id)
+            asked = _Asked(
+                entry, found.places, request, span, [*_ALWAYS, (TRACE, context.trace_id)]
+            )
             with tree_of(context):
-                return await self._answer(entry, found.places, request, context, span)
+                return await self._answer(asked, context)
 
     def __repr__(self) -> str:
         return f"<GatewayEngine {self._limiter.in_flight} in flight>"
 
-    async def _answer(
-        self,
-        entry: Entry,
-        places: dict[str, str],
-        request: HttpRequest,
-        context: CallContext,
-        span: Span,
-    ) -> HttpResponse:
-        trace_id = context.trace_id
+    async def _answer(self, asked: _Asked, context: CallContext) -> HttpResponse:
+        entry, span = asked.entry, asked.span
         try:
             async with self._limiter:
-                principal = await self._admitted(entry, request)
+                principal = await self._admitted(entry, asked.request)
                 if principal.name:
                     span.note("principal", principal.name)
                 context = replace(context, principal=principal.name)
                 if entry.operation is not None:
-                    return await self._route(entry.operation, places, request, context)
-                return await self._aggregate(entry, places, request, context, span)
+                    return await self._route(entry.operation, asked, context)
+                return await self._aggregate(asked, context)
         except _Refusal as refusal:
             span.fail(refusal.error)
-            return _refused(refusal.error, trace_id=trace_id)
+            told = refusal.error
         except SynchromeshError as error:
             span.fail(error)
             if error.status >= 500:
-                _log.warning("%s failed in trace %s: %s", entry.name, trace_id, error)
-            return _refused(outside(error), trace_id=trace_id)
+                _log.warning("%s failed in trace %s: %s", entry.name, context.trace_id, error)
+            told = outside(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             span.fail(error)
-            _log.exception("%s failed in trace %s", entry.name, trace_id)
-            return _refused(outside(error), trace_id=trace_id)
+            _log.exception("%s failed in trace %s", entry.name, context.trace_id)
+            told = outside(error)
+        return _refused(told, asked.headers, trace_id=context.trace_id)
 
     # -- who may -----------------------------------------------------------------------------------
 
@@ -213,23 +210,24 @@ class GatewayEngine:
     # -- what is asked -----------------------------------------------------------------------------
 
     async def _route(
-        self,
-        operation: Any,
-        places: dict[str, str],
-        request: HttpRequest,
-        context: CallContext,
+        self, operation: Operation[..., Any], asked: _Asked, context: CallContext
     ) -> HttpResponse:
+        request = asked.request
         if request.body and not _is_json(request.headers.get("content-type", "")):
             # Its own status, that no error class has.
             return problem_response(
                 415,
                 "the body has to be JSON; send content-type: application/json",
-                headers=[*_ALWAYS, (TRACE, context.trace_id)],
+                headers=asked.headers,
             )
         try:
             if operation.is_command:
-                context = _keyed(context, request.headers.get_all(IDEMPOTENCY_KEY))
-            arguments = operation.from_http(places, request.query, request.body)
+                key = _key_of(request) or context.key
+                # A principal's keys are its own: another's would be answered with another's answer.
+                context = replace(context, key=f"{digest(context.principal.encode())}/{key}")
+                # Told, so that also who sent none can ask again under it.
+                asked.headers.append((IDEMPOTENCY_KEY, key))
+            arguments = operation.from_http(asked.places, request.query, request.body)
         except BadRequest as error:
             # The operation's name is ours; what is wrong with its arguments is the client's.
             message = error.message.removeprefix(f"{operation.full_name}: ")
@@ -237,34 +235,38 @@ class GatewayEngine:
         call: Call[Any] = Call(operation, arguments)
         # By its value: what the contract does not name stays inside, whatever the service adds.
         answer = encode(await self._caller.call(call, context=context))
-        return HttpResponse(200, [_JSON, *_ALWAYS, (TRACE, context.trace_id)], answer)
+        return HttpResponse(200, [_JSON, *asked.headers], answer)
 
-    async def _aggregate(
-        self,
-        entry: Entry,
-        places: dict[str, str],
-        request: HttpRequest,
-        context: CallContext,
-        span: Span,
-    ) -> HttpResponse:
+    async def _aggregate(self, asked: _Asked, context: CallContext) -> HttpResponse:
+        entry, request = asked.entry, asked.request
         try:
             if request.query or request.body:
                 raise BadRequest("this takes neither a query nor a body")
-            given = arguments_of(entry.parts, places)
+            given = arguments_of(entry.parts, asked.places)
         except BadRequest as error:
             raise _Refusal(error) from error
         run = AggregateRun(
             entry.name, entry.parts, given, context=context, caller=self._caller, last=self._last
         )
         composed = await run.answer()
-        headers = [_JSON, *_ALWAYS, (TRACE, context.trace_id)]
         if composed.partial:
             names = ", ".join(composed.partial)
-            span.note("partial", names)
-            headers.append((PARTIAL, names))
+            asked.span.note("partial", names)
+            asked.headers.append((PARTIAL, names))
             for name in composed.partial:
                 _log.info("%s: %s is %s", entry.name, name, run.outcomes[name].status.value)
-        return HttpResponse(200, headers, composed.body)
+        return HttpResponse(200, [_JSON, *asked.headers], composed.body)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One request on its way; `headers` are those of its answer, whatever that will be."""
+
+    entry: Entry
+    places: dict[str, str]
+    request: HttpRequest
+    span: Span
+    headers: list[tuple[str, str]]
 
 
 class _Refusal(Exception):
@@ -275,14 +277,11 @@ class _Refusal(Exception):
         self.error = error
 
 
-def _keyed(context: CallContext, given: Iterable[str]) -> CallContext:
-    """Return a context under the client's key, else under a fresh one.
-
-    A principal's keys are its own: another's key would be answered with another's answer.
-    """
-    keys = tuple(given)
+def _key_of(request: HttpRequest) -> str:
+    """Return the client's idempotency key, "" where it sent none. Raises BadRequest."""
+    keys = request.headers.get_all(IDEMPOTENCY_KEY)
     if not keys:
-        return context
+        return ""
     if len(keys) > 1:
         raise BadRequest("header idempotency-key is given twice; which one counts is unclear")
     key = check_key(keys[0], "header idempotency-key")
@@ -290,7 +289,7 @@ def _keyed(context: CallContext, given: Iterable[str]) -> CallContext:
         raise BadRequest(
             f"header idempotency-key has {len(key)} characters; 1 to {KEY_CHARS_MAX} are expected"
         )
-    return replace(context, key=f"{digest(context.principal.encode())}/{key}")
+    return key
 
 
 def _is_json(content_type: str) -> bool:
@@ -308,10 +307,10 @@ def _client_of(peer: str) -> str:
         return host
 
 
-def _refused(error: SynchromeshError, *, trace_id: str = "") -> HttpResponse:
-    headers = [_PROBLEM, *_ALWAYS]
-    if trace_id:
-        headers.append((TRACE, trace_id))
+def _refused(
+    error: SynchromeshError, fields: Iterable[tuple[str, str]] = _ALWAYS, *, trace_id: str = ""
+) -> HttpResponse:
+    headers = [_PROBLEM, *fields]
     if isinstance(error, CallError) and error.retry_after_s is not None:
         headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
     if isinstance(error, Unauthenticated):
