@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from calls_fakes import ONCE, Bank, Leaf, System, answering, play
-from synchromesh.calls import Caller, Fault, FaultTable, FaultyTransport, Policies, faulty
+from synchromesh.calls import (
+    Caller,
+    Fault,
+    FaultTable,
+    FaultyTransport,
+    Policies,
+    Request,
+    faulty,
+)
+from synchromesh.discovery import Endpoint
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -309,18 +318,30 @@ def test_a_service_that_is_not_ours_can_be_broken() -> None:
     play("http", main)
 
 
+def test_a_transport_is_struck_without_a_span_too() -> None:
+    """Where nothing is traced there is nothing to note."""
+
+    async def main(system: System) -> None:
+        table = FaultTable()
+        table.put("leaf", FAILS, now=0.0)
+        sent = FaultyTransport(system.inproc, "client", table, system.runtime.rng)
+        request = Request(Leaf.ask(1).operation, b"{}", system.caller().root(), "")
+        with pytest.raises(RemoteFailed):
+            await sent.send(Endpoint("leaf-1", "leaf", "inproc://leaf-1"), request)
+        assert table.struck == 1
+
+    play("inproc", main)
+
+
 def test_without_faults_the_call_goes_straight_through() -> None:
     """What is awaited is the inner transport's own coroutine: no frame is added to a warm call."""
 
     async def main(system: System) -> None:
-        asked, table = await leaf(system), FaultTable()
-        sent = FaultyTransport(system.inproc, "client", table, system.runtime.rng)
-        (endpoint,) = system.known.endpoints["leaf"]
-        request = Leaf.ask(1)
-        coroutine = sent.send(endpoint, request)  # type: ignore[arg-type]
+        sent = FaultyTransport(system.inproc, "client", FaultTable(), system.runtime.rng)
+        request = Request(Leaf.ask(1).operation, b"{}", system.caller().root(), "")
+        coroutine = sent.send(Endpoint("leaf-1", "leaf", "inproc://leaf-1"), request)
         assert repr(coroutine).startswith("<coroutine object InProcessTransport.send")
         coroutine.close()
-        assert asked == []
         assert repr(sent) == f"<FaultyTransport of client over {system.inproc!r}>"
 
     play("inproc", main)

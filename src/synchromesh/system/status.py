@@ -53,7 +53,10 @@ async def status_of(parts: Parts) -> dict[str, Any]:
     `findings` says in words what needs a person: sagas that are stuck, messages that are parked,
     background children that do not run. An open breaker is none: it closes by itself.
     """
-    services = {name: await _service(parts, name) for name in parts.instances}
+    services = {
+        name: {**await instance_status(instance), "instances": await _listed(parts, name)}
+        for name, instance in parts.instances.items()
+    }
     children = {
         child: asdict(state)
         for supervisor in parts.supervisors
@@ -101,13 +104,12 @@ def _down(child: str, state: Mapping[str, Any]) -> str:
     return f"{child} is {state['state']}: {state['last_error']}"
 
 
-async def _service(parts: Parts, name: str) -> dict[str, Any]:
-    instance = parts.instances[name]
+async def instance_status(instance: ServiceInstance) -> dict[str, Any]:
+    """Return what one instance knows of itself; what others know of it is not among it."""
     counts = await instance.store.read("select status, count(*) from sm_saga group by 1")
     parked = await instance.store.read("select count(*) from sm_parked")
     return {
         "health": asdict(instance.health()),
-        "instances": await _listed(parts, name),
         "sagas": {str(status): count for status, count in counts},
         "sagas_since_start": dict(instance.engine.counts),
         "behind": await _behind(instance),
