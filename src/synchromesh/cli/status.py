@@ -45,21 +45,27 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
     return FINDING if told["findings"] else 0
 
 
-def screen(told: Mapping[str, Any]) -> RenderableType:
-    """Return one screen with all of a status."""
+def screen(told: Mapping[str, Any], away: str = "") -> RenderableType:
+    """Return one screen with all of a status, what matters most first: a short one is cut below.
+
+    `away` says why the status is not of now.
+    """
     head = f"{told['system']}  process {told['pid']}"
     if told["spans_dropped"]:
         head += f"  {told['spans_dropped']} spans dropped"
-    parts: list[RenderableType] = [Text(head, style="bold"), Text(), _services(told)]
-    breakers = list(_breakers(told))
-    if breakers:
-        parts += [Text(), _breakers_table(breakers)]
-    if told["faults"]["in_force"]:
-        parts += [Text(), faults_table(told["faults"]["in_force"])]
-    parts.append(Text())
+    parts: list[RenderableType] = [Text(head, style="bold")]
+    if away:
+        parts.append(Text(f"as it was before: {away}", style="red"))
     parts += [Text(finding, style="red") for finding in told["findings"]]
     if not told["findings"]:
         parts.append(Text("nothing needs a person", style="green"))
+    parts += [Text(), _services(told)]
+    if told["faults"]["in_force"]:
+        parts += [Text(), faults_table(told["faults"]["in_force"])]
+    # Those that are closed come last.
+    breakers = sorted(_breakers(told), key=lambda breaker: breaker["state"] == "closed")
+    if breakers:
+        parts += [Text(), _breakers_table(breakers)]
     return Group(*parts)
 
 
@@ -148,8 +154,7 @@ def _watch(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
                 try:
                     told = ControlClient(folder).get("/status")
                 except SynchromeshError as error:
-                    away = Text(f"\nas it was before: {error.message}", style="red")
-                    live.update(Group(screen(told), away), refresh=True)
+                    live.update(screen(told, error.message), refresh=True)
                 else:
                     live.update(screen(told), refresh=True)
         except KeyboardInterrupt:
