@@ -360,6 +360,7 @@ def test_what_cannot_be_asked_is_refused_in_words(
         assert answer.headers.get("content-type") == "application/problem+json"
         assert words in problem["detail"]
         assert "orders." not in problem["detail"]
+        assert problem.get("trace_id") == answer.headers.get("synchromesh-trace")
         assert plant.asked == []
 
     behind(main)

@@ -86,12 +86,12 @@ def outside(error: BaseException) -> SynchromeshError:
 
 
 def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:
-    """Describe an error that the outside may know as an RFC 9457 problem, with its trace."""
+    """Describe an error that the outside may know as an RFC 9457 problem, with its trace if any."""
     problem = to_problem(error)
     # How often we tried, and what failed where, is ours.
     for name in ("attempts_used", "cause_code"):
         problem.pop(name, None)
-    return problem | {"trace_id": trace_id}
+    return problem | {"trace_id": trace_id} if trace_id else problem
 
 
 def _told(cls: type[SynchromeshError], words: str, error: BaseException) -> SynchromeshError:
