@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
 import click
 
+from synchromesh.cli.config import settings_option
 from synchromesh.cli.show import console, print_json
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import System, load_config, loop_factory
@@ -16,15 +18,16 @@ FAILED = 3
 
 
 @click.command()
+@settings_option
 @click.option("--json", "is_json", is_flag=True, help="Print the URLs as one JSON object.")
 @click.pass_obj
-def dev(folder: Path, is_json: bool) -> int:
+def dev(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """Run the system of this folder in one process until Ctrl-C.
 
     Every service has a SQLite file in .synchromesh/data, and a URL. Exits 3 when something of it
     failed too often.
     """
-    config = load_config(folder)
+    config = load_config(folder, environment=os.environ, flags=settings)
     system = System(config, folder, RealRuntime())
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
         return runner.run(_run(system, is_json))

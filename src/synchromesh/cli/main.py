@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from synchromesh.cli.call import call
+from synchromesh.cli.config import config
 from synchromesh.cli.dev import dev
 from synchromesh.cli.faults import break_on_purpose, heal
 from synchromesh.cli.saga import saga
@@ -40,7 +41,7 @@ def synchromesh(context: click.Context, folder: Path) -> None:
     context.obj = folder.resolve()
 
 
-for verb in (dev, status, call, trace, saga, break_on_purpose, heal):
+for verb in (dev, config, status, call, trace, saga, break_on_purpose, heal):
     synchromesh.add_command(verb)
 
 

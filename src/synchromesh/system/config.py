@@ -1,20 +1,21 @@
 """`synchromesh.toml`: which services a system has, where they run, and which policies differ.
 
-One schema, `SystemConfig`, checked throughout before anything starts: an unknown key, a wrong type
-or a missing module is named with its place and what would be right.
+One schema, `SystemConfig`, for the file, the environment and flags, checked throughout before
+anything starts: an unknown key, a wrong type or a missing module is named with its place and what
+would be right.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
 import sys
 import tomllib
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -23,7 +24,7 @@ from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.resilience import BreakerOptions, Policy, RetryOptions
 from synchromesh.service import Service
-from synchromesh.system.words import in_words
+from synchromesh.system.layers import Layers, Secret
 
 FILE_NAME = "synchromesh.toml"
 
@@ -35,13 +36,15 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[system]`: its name, where its services listen, and the event loop that runs them.
 
     The control socket listens on loopback, whatever `host` is. `loop = "uvloop"` needs the extra
-    `fast`.
+    `fast`. `key` refers to the key that signs every hop, at least 32 bytes as hex or base64; the
+    run directory has one of its own where it is "".
     """
 
     name: str
     host: str = "127.0.0.1"
     control_port: int = 0
     loop: Literal["asyncio", "uvloop"] = "asyncio"
+    key: Secret = ""
 
 
 class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,30 +132,56 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dev: DevSection = DevSection()
 
 
-def load_config(folder: Path) -> SystemConfig:
-    """Read and check `synchromesh.toml` in a folder.
+def load_config(
+    folder: Path,
+    *,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    flags: Sequence[str] = (),
+) -> SystemConfig:
+    """Read and check the configuration of the system in a folder: file < environment < flags.
+
+    Args:
+        environment: `SYNCHROMESH_SERVICES__ORDERS__PORT=8001` sets `services.orders.port`.
+        flags: settings such as "services.orders.port=8001".
 
     Raises:
-        ConfigError: it is missing, malformed, or a value in it is wrong; the message names where.
+        ConfigError: the file is missing or malformed, or a value is wrong; the message names where.
     """
+    return read_layers(folder, environment=environment, flags=flags)[0]
+
+
+def read_layers(
+    folder: Path, *, environment: Mapping[str, str], flags: Sequence[str]
+) -> tuple[SystemConfig, Layers]:
+    """Read and check the configuration as `load_config` does; with where each value came from."""
     path = folder / FILE_NAME
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Bytes, for reading text would make one line ending of another.
+        text = path.read_bytes().decode()
+        data = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no {FILE_NAME} in {folder}; go to the folder of your system"
+            f"there is no {FILE_NAME} in {folder}; go to the folder of your system, or make one "
+            "with: synchromesh new NAME"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    _refuse_unknown_keys(data, SystemConfig, path, "")
-    try:
-        config = msgspec.convert(data, SystemConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_first_wrong(data) or error}") from error
-    _check(config, path)
-    return config
+    layers = Layers(SystemConfig, path, text, data)
+    layers.lay(environment, flags, {"policies": _edges(data)})
+    config: SystemConfig = layers.convert()
+    _check(config, layers)
+    layers.refuse_near(environment, config)
+    return config, layers
+
+
+def _edges(data: Mapping[str, Any]) -> list[str]:
+    """Return every edge that a policy may be given for."""
+    services, external = data.get("services"), data.get("external")
+    callers = list(services) if isinstance(services, dict) else []
+    callees = [*callers, *(external if isinstance(external, dict) else ())]
+    return [f"{caller}:{callee}" for caller in callers for callee in callees]
 
 
 def load_services(config: SystemConfig, folder: Path) -> list[Service]:
@@ -218,85 +247,65 @@ def _place_of(error: Exception, folder: Path) -> str:
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
-def _check(config: SystemConfig, path: Path) -> None:
+def _check(config: SystemConfig, layers: Layers) -> None:
+    where = layers.where
     if not config.services:
-        raise ConfigError(f"{path}: [services] names no service; add [services.NAME]")
-    for name in (*config.services, *config.external):
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{path}: {name!r} cannot name a service; use lower-case letters, digits and _"
-            )
+        raise ConfigError(f"{where('services')}: [services] names no service; add [services.NAME]")
+    for section, names in (("services", config.services), ("external", config.external)):
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{where(section, name)}: {name!r} cannot name a service; use lower-case "
+                    "letters, digits and _"
+                )
     twice_named = next((name for name in config.external if name in config.services), None)
     if twice_named is not None:
-        raise ConfigError(f"{path}: {twice_named!r} is both a service and external; rename one")
-    _check_numbers(config, path)
+        raise ConfigError(
+            f"{where('external', twice_named)}: {twice_named!r} is both a service and external; "
+            "rename one"
+        )
+    _check_numbers(config, layers)
     for name, external in config.external.items():
         if bool(external.url) == bool(external.command):
-            raise ConfigError(f"{path}: [external.{name}] needs either url or command")
+            place = where("external", name)
+            raise ConfigError(f"{place}: [external.{name}] needs either url or command")
         if external.url and not external.url.startswith("http://"):
-            raise ConfigError(f"{path}: [external.{name}] url = {external.url!r}; use http://...")
+            raise ConfigError(
+                f"{where('external', name, 'url')}: [external.{name}] url = {external.url!r}; "
+                "use http://..."
+            )
     known = {*config.services, *config.external}
     for edge, policy in config.policies.items():
         caller, colon, callee = edge.partition(":")
         if not colon or caller not in config.services or callee not in known:
             raise ConfigError(
-                f'{path}: [policies."{edge}"] is no edge; expected "CALLER:CALLEE" of '
-                f"{', '.join(sorted(known))}"
+                f'{where("policies", edge)}: [policies."{edge}"] is no edge; expected '
+                f'"CALLER:CALLEE" of {", ".join(sorted(known))}'
             )
         try:
             policy.compile()
         except ConfigError as error:
-            raise ConfigError(f'{path}: [policies."{edge}"]: {error.message}') from error
+            place = layers.places("policies", edge)
+            raise ConfigError(f'{place}: [policies."{edge}"]: {error.message}') from error
 
 
-def _check_numbers(config: SystemConfig, path: Path) -> None:
+def _check_numbers(config: SystemConfig, layers: Layers) -> None:
     for name, service in config.services.items():
         if service.pages_max < 0:
             raise ConfigError(
-                f"{path}: [services.{name}] pages_max is {service.pages_max}; use 0 for no bound"
+                f"{layers.where('services', name, 'pages_max')}: [services.{name}] pages_max is "
+                f"{service.pages_max}; use 0 for no bound"
             )
-    ports = [config.system.control_port, *(s.port for s in config.services.values())]
-    wrong = next((port for port in ports if not 0 <= port <= 65_535), None)
-    if wrong is not None:
-        raise ConfigError(f"{path}: port {wrong} is not one; use 1 to 65535, or 0 for any")
-    fixed = [port for port in ports if port]
-    twice = next((port for port in fixed if fixed.count(port) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"{path}: port {twice} is given twice; every server needs its own")
-
-
-def _first_wrong(data: dict[str, Any]) -> str:
-    """Name the first wrong value with its whole place, which msgspec leaves out of tables."""
-    for field in msgspec.structs.fields(SystemConfig):
-        if field.name not in data:
-            if field.required:
-                return f"the section [{field.name}] is missing"
-            continue
-        of_values = getattr(field.type, "__origin__", None) is dict
-        section = data[field.name]
-        parts = section if of_values and isinstance(section, dict) else {"": section}
-        kind: Any = field.type.__args__[1] if parts is section else field.type
-        for name, value in parts.items():
-            where = f"{field.name}.{name}" if name else field.name
-            try:
-                msgspec.convert(value, kind)
-            except msgspec.ValidationError as error:
-                return in_words(str(error), where)
-    return ""
-
-
-def _refuse_unknown_keys(data: Any, kind: Any, path: Path, where: str) -> None:
-    """Name an unknown key with its place and the nearest known one."""
-    if not isinstance(data, dict):
-        return
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-        for key, value in data.items():
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-                raise ConfigError(f"{path}: unknown key {where + key!r}; {hint}")
-            _refuse_unknown_keys(value, fields[key], path, f"{where}{key}.")
-    elif getattr(kind, "__origin__", None) is dict:
-        for key, value in data.items():
-            _refuse_unknown_keys(value, kind.__args__[1], path, f"{where}{key}.")
+    ports = {f"services.{name}.port": service.port for name, service in config.services.items()}
+    ports["system.control_port"] = config.system.control_port
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        place = layers.where(*name.split("."))
+        if not 0 <= port <= 65_535:
+            raise ConfigError(f"{place}: port {port} is not one; use 1 to 65535, or 0 for any")
+        if port and port in taken:
+            raise ConfigError(
+                f"{place}: port {port} is given twice, also at {taken[port]}; every server needs "
+                "its own"
+            )
+        taken[port] = place

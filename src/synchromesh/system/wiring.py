@@ -54,6 +54,7 @@ from synchromesh.system.config import (
 from synchromesh.system.control import Control
 from synchromesh.system.faults import Faults
 from synchromesh.system.logs import log_to
+from synchromesh.system.references import signing_key
 from synchromesh.system.rundir import RunDir, RunInfo
 from synchromesh.system.status import Parts
 from synchromesh.telemetry import SqliteRing, Tracer
@@ -170,9 +171,9 @@ class System:
         listed any more; and only then none takes calls, so that no caller is sent to one that
         drains.
         """
-        await _all_of(server.drain(ANSWER_WITHIN_S) for server in self._servers)
-        await _all_of(registration.drain() for registration in self._registrations)
-        await _all_of(instance.drain(DRAIN_WITHIN_S) for instance in self.instances.values())
+        await all_of(server.drain(ANSWER_WITHIN_S) for server in self._servers)
+        await all_of(registration.drain() for registration in self._registrations)
+        await all_of(instance.drain(DRAIN_WITHIN_S) for instance in self.instances.values())
 
     async def _start(
         self, services: list[Service], opening: Callable[[Any], Awaitable[None]] | None
@@ -183,11 +184,11 @@ class System:
         # One that a killed process left would lead callers astray.
         rundir.withdraw()
         enter.callback(log_to(rundir.telemetry / "log.jsonl"))
-        signer = Signer(rundir.key())
+        signer = Signer(signing_key(self._config.system.key, rundir, self._folder, os.environ))
         ring = SqliteRing(str(rundir.telemetry / "spans.db"), runtime)
         enter.push_async_callback(ring.close)
         externals: list[ExternalProcess] = []
-        enter.push_async_callback(lambda: _all_of(process.stop() for process in externals))
+        enter.push_async_callback(lambda: all_of(process.stop() for process in externals))
         # Ended before what it watches is stopped, or it would start that again.
         background = Supervisor("system", escalate=self._fail)
         enter.push_async_callback(background.close)
@@ -231,7 +232,7 @@ class System:
     async def _register(self, registry: MemoryRegistry, signer: Signer) -> Supervisor:
         leases = Supervisor("leases", escalate=self._fail)
         self._exit.push_async_callback(
-            lambda: _all_of(registration.end() for registration in self._registrations)
+            lambda: all_of(registration.end() for registration in self._registrations)
         )
         self._exit.push_async_callback(leases.close)
         for name in self.instances:
@@ -356,13 +357,7 @@ class System:
         )
 
     def _policies(self, service: str) -> Policies:
-        """Return how the calls of one service are guarded: its edges, as the configuration says."""
-        edges = {}
-        for edge, section in self._config.policies.items():
-            caller, _, callee = edge.partition(":")
-            if caller == service:
-                edges[callee] = section.compile()
-        return Policies(edges=edges)
+        return policies_of(self._config, service)
 
     def _fail(self, child: str, error: BaseException) -> None:
         if not self._failure:
@@ -374,7 +369,7 @@ class System:
         return f"<System {self._config.system.name}: {', '.join(self.instances) or 'not started'}>"
 
 
-async def _all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
+async def all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
     """Take all steps of an ending at once; one that fails is logged, and stops no other."""
     for outcome in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(outcome, Exception):
@@ -405,6 +400,16 @@ class OpeningClient:
     async def call(self, call: Call[R], *, key: str) -> R:
         """Send a command under an idempotency key and return its answer."""
         return await self._caller.call(call, context=self._caller.root(key=key), timeout_s=10.0)
+
+
+def policies_of(config: SystemConfig, service: str) -> Policies:
+    """Return how the calls of one service are guarded: its edges, as the configuration says."""
+    edges = {}
+    for edge, section in config.policies.items():
+        caller, _, callee = edge.partition(":")
+        if caller == service:
+            edges[callee] = section.compile()
+    return Policies(edges=edges)
 
 
 def check_keep(services: list[Service], keep_s: float) -> None:

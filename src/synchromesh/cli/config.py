@@ -1,0 +1,83 @@
+"""`synchromesh config`: every effective value and where it came from, and whether all is right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.text import Text
+
+from synchromesh.cli.show import console, plain_table, print_json
+from synchromesh.service import KEEP_S
+from synchromesh.system.config import load_opening, load_services, read_layers
+from synchromesh.system.references import given_key
+from synchromesh.system.wiring import check_keep
+
+
+def settings_option(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--set` to a verb that reads the configuration."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set a value, such as services.orders.port=8001; goes before environment and file.",
+    )(verb)
+
+
+@click.group()
+def config() -> None:
+    """Explain and check the configuration."""
+
+
+@config.command()
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
+    """Show every value in force, and whether default, file, environment or flag gave it.
+
+    Of a secret its reference is shown, and it is not read.
+    """
+    values, layers = read_layers(folder, environment=os.environ, flags=settings)
+    told = layers.settings(values)
+    if is_json:
+        print_json(msgspec.to_builtins(told))
+        return 0
+    table = plain_table("setting", "value", "from", "")
+    for setting in told:
+        value = msgspec.json.encode(setting.value).decode()
+        table.add_row(Text(setting.name), Text(value), setting.source, Text(setting.place))
+    console().print(table)
+    return 0
+
+
+@config.command()
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
+    """Check the configuration, the definitions that it names, and its secrets; start nothing.
+
+    Exits 2 with what is wrong.
+    """
+    values, _ = read_layers(folder, environment=os.environ, flags=settings)
+    services = load_services(values, folder)
+    load_opening(values, folder)
+    for service in services:
+        service.check()
+    check_keep(services, KEEP_S)
+    if values.system.key:
+        given_key(values.system.key, folder, os.environ)
+    told = {"system": values.system.name, "services": list(values.services)}
+    if is_json:
+        print_json(told)
+        return 0
+    console().print(
+        f"{values.system.name}: all is right with {', '.join(values.services)}", markup=False
+    )
+    return 0

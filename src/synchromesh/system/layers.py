@@ -1,0 +1,370 @@
+"""The layers of a configuration: defaults < the file < the environment < flags.
+
+All of them speak of one schema of msgspec structs. A value of the environment or of a flag is a
+text, and is read as what the schema says it is; where each value came from is kept.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+
+from synchromesh.errors import ConfigError
+from synchromesh.system.words import in_words
+
+PREFIX = "SYNCHROMESH_"
+FLAG = "--set"
+
+# Marks a text of the schema that only refers to a secret: "env:NAME" or "file:PATH".
+Secret = Annotated[str, msgspec.Meta(extra={"is_secret": True})]
+SECRET_FORMS = ("env:", "file:")
+
+Name = tuple[str, ...]
+Source = Literal["default", "file", "environment", "flag"]
+
+_HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?")
+_KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+_SHOWN_MAX = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value came from: its layer, and the line, variable or flag; "" for a default."""
+
+    source: Source
+    place: str
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One effective value and where it came from; of a secret the value is its reference."""
+
+    name: str
+    value: Any
+    source: Source
+    place: str
+
+
+class Layers:
+    """Lays the environment and flags over what a file says.
+
+    A table whose names are the user's own (services) takes no new name from a higher layer, for one
+    that is written wrong would be a new one; `addable` tells, by table, which names it takes all
+    the same, and those of them with a colon are two parts of a variable's name.
+
+    Args:
+        data: what the file says; what is laid over it is added here.
+    """
+
+    def __init__(
+        self, schema: type[msgspec.Struct], path: Path, text: str, data: dict[str, Any]
+    ) -> None:
+        self.data = data
+        self._schema = schema
+        self._path = path
+        self._lines = lines_of(text)
+        self._of_file = frozenset(_names(data, ()))
+        self._above: dict[Name, Origin] = {}
+        self._addable: Mapping[str, Sequence[str]] = {}
+        self._refuse_unknown(data, schema, ())
+
+    def origin(self, name: Name) -> Origin:
+        """Return where a value came from."""
+        if name in self._above:
+            return self._above[name]
+        if name in self._of_file:
+            return Origin("file", f"{self._path.name}{self._line(name)}")
+        return Origin("default", "")
+
+    def where(self, *name: str) -> str:
+        """Return the place that a message about a value or a section begins with."""
+        return self._above[name].place if name in self._above else f"{self._path}{self._line(name)}"
+
+    def _line(self, name: Name) -> str:
+        """Return ":" and the line of a name, or of what it stands in; "" where it has none."""
+        above = (name[:length] for length in range(len(name), 0, -1))
+        line = next((self._lines[part] for part in above if part in self._lines), 0)
+        return f":{line}" if line else ""
+
+    def places(self, *name: str) -> str:
+        """Return where a section is, and which variables and flags set something in it."""
+        above = [origin.place for key, origin in self._above.items() if key[: len(name)] == name]
+        return ", ".join((self.where(*name), *above))
+
+    def lay(
+        self,
+        environment: Mapping[str, str],
+        flags: Sequence[str],
+        addable: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Lay variables over the file, and flags over both.
+
+        Raises:
+            ConfigError: one of them names nothing, or its value is of the wrong type.
+        """
+        self._addable = addable
+        for variable, text in sorted(environment.items()):
+            parts = variable.removeprefix(PREFIX).split("__")
+            if variable.startswith(PREFIX) and len(parts) > 1:
+                self._put(self._name_of(parts), text, Origin("environment", variable))
+        for number, flag in enumerate(flags, 1):
+            dotted, equals, text = flag.partition("=")
+            if not equals or not dotted:
+                # It is not shown: it may be a secret.
+                raise ConfigError(
+                    f"{FLAG} number {number} is no setting; write section.key=value, such as "
+                    f"{FLAG} services.orders.port=8001"
+                )
+            name = tuple(dotted.split("."))
+            if self.origin(name) == Origin("flag", f"{FLAG} {dotted}"):
+                raise ConfigError(f"{FLAG} {dotted} is given twice; leave one out")
+            self._put(name, text, Origin("flag", f"{FLAG} {dotted}"))
+
+    def convert(self) -> Any:
+        """Return the configuration as its schema has it.
+
+        Raises:
+            ConfigError: a value has the wrong type, or a key or section is missing.
+        """
+        try:
+            config = msgspec.convert(self.data, self._schema)
+        except msgspec.ValidationError as error:
+            said = self._first_wrong() or str(error)
+            place = re.sub(r"\[.*?\]", "", said.partition(": ")[0])
+            raise ConfigError(f"{self.where(*place.split('.'))}: {said}") from error
+        for name, kind, value in _leaves(config, self._schema, ()):
+            if _is_secret(kind) and value and not value.startswith(SECRET_FORMS):
+                raise ConfigError(
+                    f"{self.where(*name)}: {'.'.join(name)} is a secret, which is never written "
+                    'there itself; write "env:NAME" or "file:PATH"'
+                )
+        return config
+
+    def settings(self, config: msgspec.Struct) -> list[Setting]:
+        """Return every effective value with its origin, as the schema orders them."""
+        return [
+            Setting(".".join(name), value, self.origin(name).source, self.origin(name).place)
+            for name, _, value in _leaves(config, self._schema, ())
+        ]
+
+    def refuse_near(self, environment: Mapping[str, str], config: msgspec.Struct) -> None:
+        """Refuse a variable that would set something if its parts were joined as they should be.
+
+        Others that begin alike are somebody else's, and are left alone.
+
+        Raises:
+            ConfigError: there is one; the message has the right name.
+        """
+        near = {}
+        for name, _, _ in _leaves(config, self._schema, ()):
+            right = "__".join(name).replace(":", "__").upper()
+            near[re.sub("_+", "_", right)] = right
+        for variable in sorted(environment):
+            rest = variable.removeprefix(PREFIX)
+            if variable.startswith(PREFIX) and "__" not in rest and rest.upper() in near:
+                raise ConfigError(
+                    f"{variable} sets nothing; did you mean {PREFIX}{near[rest.upper()]}?"
+                )
+
+    def _name_of(self, parts: list[str]) -> Name:
+        """Return what a variable names; keys of a table of texts are kept as they are written."""
+        name: list[str] = []
+        kind: Any = self._schema
+        left = list(parts)
+        while left:
+            if _is_table(kind) and not _is_struct(_values_of(kind)):
+                name.append("__".join(left))
+                break
+            part = left.pop(0).lower()
+            if left and any(":" in known for known in self._addable.get(".".join(name), ())):
+                part = f"{part}:{left.pop(0).lower()}"
+            name.append(part)
+            kind = _below(kind, part)
+        return tuple(name)
+
+    def _put(self, name: Name, text: str, origin: Origin) -> None:
+        kind: Any = self._schema
+        table = self.data
+        for depth, part in enumerate(name):
+            below = self._known(kind, table, name[:depth])
+            if below is not None and part not in below:
+                raise _unknown(origin.place, ".".join(name[: depth + 1]), part, below)
+            kind = _below(kind, part)
+            if depth < len(name) - 1:
+                inner = table.setdefault(part, {})
+                if not isinstance(inner, dict):
+                    raise _unknown(origin.place, ".".join(name), name[-1], [])
+                table = inner
+        if _is_struct(kind) or _is_table(kind):
+            keys = ", ".join(self._known(kind, table.get(name[-1], {}), name) or ["a name"])
+            raise ConfigError(
+                f"{origin.place}: {'.'.join(name)} is a section; set one of its keys: {keys}"
+            )
+        table[name[-1]] = _read(text, kind, ".".join(name), origin.place)
+        self._above[name] = origin
+
+    def _known(self, kind: Any, table: Mapping[str, Any], name: Name) -> list[str] | None:
+        """Return the keys that may stand in a section; None where any may, [] where none may."""
+        if _is_struct(kind):
+            return list(_fields(kind))
+        if not _is_table(kind):
+            return []
+        if not _is_struct(_values_of(kind)):
+            return None
+        return list(dict.fromkeys((*table, *self._addable.get(".".join(name), ()))))
+
+    def _refuse_unknown(self, data: Any, kind: Any, name: Name) -> None:
+        """Name a key of the file that the schema does not know, and the nearest one."""
+        if not isinstance(data, dict):
+            return
+        known = list(_fields(kind)) if _is_struct(kind) else None
+        for key, value in data.items():
+            if known is not None and key not in known:
+                place = self.where(*name, key)
+                raise _unknown(place, ".".join((*name, key)), key, known)
+            if _is_struct(kind) or _is_table(kind):
+                self._refuse_unknown(value, _below(kind, key), (*name, key))
+
+    def _first_wrong(self) -> str:
+        """Name the first wrong value with its whole place, which msgspec leaves out of tables."""
+        for field in msgspec.structs.fields(self._schema):
+            if field.name not in self.data:
+                if field.required:
+                    return f"the section [{field.name}] is missing"
+                continue
+            section = self.data[field.name]
+            parts = section if _is_table(field.type) and isinstance(section, dict) else None
+            kind = field.type if parts is None else _values_of(field.type)
+            for name, value in ({"": section} if parts is None else parts).items():
+                try:
+                    msgspec.convert(value, kind)
+                except msgspec.ValidationError as error:
+                    return in_words(str(error), f"{field.name}.{name}" if name else field.name)
+        return ""
+
+
+def lines_of(text: str) -> dict[Name, int]:
+    """Return the line of each section and key of a TOML text that is valid.
+
+    What stands inside a value (an inline table, an array) has no line of its own.
+
+    Example:
+        >>> lines_of('[a."b:c"]' + chr(10) + 'd = 1')
+        {('a', 'b:c'): 1, ('a', 'b:c', 'd'): 2}
+    """
+    lines: dict[Name, int] = {}
+    section: Name = ()
+    quotes = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if quotes:
+            quotes = "" if line.count(quotes) % 2 else quotes
+            continue
+        if header := _HEADER.fullmatch(line.rstrip("\r")):
+            section = _keys(header[1])
+            lines.setdefault(section, number)
+        elif key := _KEY.match(line):
+            lines.setdefault((*section, *_keys(key[1])), number)
+            quotes = next((q for q in ('"""', "'''") if line.count(q) % 2), "")
+    return lines
+
+
+def _names(data: Any, name: Name) -> Iterator[Name]:
+    """Yield the name of everything in a table, at any depth."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield (*name, key)
+            yield from _names(value, (*name, key))
+
+
+def _keys(dotted: str) -> Name:
+    try:
+        table: Any = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        return ()  # a line inside a longer value that only looks like a key
+    name: list[str] = []
+    while isinstance(table, dict):
+        ((key, table),) = table.items()
+        name.append(key)
+    return tuple(name)
+
+
+def _read(text: str, kind: Any, name: str, place: str) -> Any:
+    """Return what a text stands for: as the schema says; a list is written as JSON."""
+    try:
+        text.encode()
+        if get_origin(_bare(kind)) in (list, tuple):
+            return msgspec.json.decode(text.encode(), type=kind)
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        said = in_words(str(error), name)
+        if not _is_secret(kind):
+            said = said.replace("got `str`", f"got {text[:_SHOWN_MAX]!r}")
+        raise ConfigError(f"{place}: {said}") from error
+    except UnicodeEncodeError:
+        raise ConfigError(f"{place}: {name} is no UTF-8 text") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f'{place}: {name}: expected a list as JSON, such as ["a", "b"]'
+        ) from error
+
+
+def _unknown(place: str, name: str, part: str, known: Iterable[str]) -> ConfigError:
+    among = list(known)
+    near = difflib.get_close_matches(part, among, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(among) or 'nothing'}"
+    return ConfigError(f"{place}: unknown key {name!r}; {hint}")
+
+
+def _leaves(value: Any, kind: Any, name: Name) -> Iterator[tuple[Name, Any, Any]]:
+    """Yield name, kind and value of everything that is no section."""
+    if isinstance(value, msgspec.Struct):
+        for key, below in _fields(kind).items():
+            yield from _leaves(getattr(value, key), below, (*name, key))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, _values_of(kind), (*name, key))
+    else:
+        yield name, kind, value
+
+
+def _bare(kind: Any) -> Any:
+    """Return a kind without its annotations, and without its None."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return _bare(next(k for k in get_args(kind) if k is not type(None)))
+    return kind
+
+
+def _is_struct(kind: Any) -> bool:
+    bare = _bare(kind)
+    return isinstance(bare, type) and issubclass(bare, msgspec.Struct)
+
+
+def _is_table(kind: Any) -> bool:
+    return get_origin(_bare(kind)) is dict
+
+
+def _is_secret(kind: Any) -> bool:
+    return bool(kind == Secret)
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return {field.name: field.type for field in msgspec.structs.fields(_bare(kind))}
+
+
+def _values_of(kind: Any) -> Any:
+    return get_args(_bare(kind))[1]
+
+
+def _below(kind: Any, part: str) -> Any:
+    if _is_struct(kind):
+        return _fields(kind).get(part)
+    return _values_of(kind) if _is_table(kind) else None
