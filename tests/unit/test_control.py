@@ -312,6 +312,28 @@ def test_a_client_gets_a_credential_that_the_services_take(control: Asking) -> N
     assert statuses == [200, 401]
 
 
+@pytest.mark.parametrize(
+    "client",
+    [
+        "", "notes", "control", "a/b", "a@b", "a#1", "a:b", "a b", "a\n", "A", "-a", ".a", "é",
+        "a" * 64,
+    ],
+)  # fmt: skip
+def test_a_client_can_take_neither_a_foreign_name_nor_one_that_divides_keys(
+    control: Asking, client: str
+) -> None:
+    """Keys are kept by their caller: a credential must not let one into another's (D3)."""
+    answered = control.ask("POST", "/credentials", {"client": client})
+    assert (answered.status, answered.body["code"]) == (400, "bad_request")
+    assert "name" in answered.body["detail"]
+
+
+@pytest.mark.parametrize("client", ["0", "web-shop_2.eu", "a" * 63])
+def test_a_client_has_a_name_of_its_own(control: Asking, client: str) -> None:
+    """Lower-case letters, digits and what joins them, up to 63."""
+    assert control.ask("POST", "/credentials", {"client": client}).status == 200
+
+
 def test_a_status_finds_what_needs_a_person() -> None:
     """Stuck sagas, parked messages, and children that do not run; all else is no finding."""
     down = {"state": "restarting", "restarts": 1, "last_error": "OSError"}

@@ -7,6 +7,7 @@ Host must be this socket's own, so that a web page cannot reach it under a name 
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -33,6 +34,9 @@ from synchromesh.system.words import in_words
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0
+
+# A caller's name begins what its keys are known by, so that nothing that divides a key is in it.
+_CLIENT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
 Answer = Callable[[HttpRequest, str], Awaitable[object]]
 
@@ -188,9 +192,16 @@ class Control:
 
     async def _credential(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CredentialRequest)
-        if wanted.client in self._instances or not wanted.client:
-            raise BadRequest(f"{wanted.client!r} is no name for a client; take one of your own")
         parts = self._parts
+        if not _CLIENT.fullmatch(wanted.client):
+            raise BadRequest(
+                f"{wanted.client[:80]!r} is no name for a client; expected 1 to 63 of a to z, 0 to "
+                "9, '_', '.' and '-', a letter or digit first"
+            )
+        if wanted.client in (*self._instances, *parts.clients, *parts.faults.callers):
+            raise BadRequest(
+                f"{wanted.client!r} is a caller of the system itself; take a name of your own"
+            )
         now_us = parts.runtime.wall_us()
         token = parts.signer.token(wanted.client, wanted.principal, now_us=now_us)
         return {"credential": token}

@@ -61,6 +61,11 @@ class Faults:
         self._callers = callers
         self._callees = callees
 
+    @property
+    def callers(self) -> Collection[str]:
+        """Who calls by itself: the services, and the clients that are part of the system."""
+        return self._callers
+
     def break_on_purpose(self, wanted: BreakRequest) -> dict[str, Any]:
         """Put a fault in force; one on the same target is replaced.
 
