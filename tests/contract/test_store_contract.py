@@ -276,6 +276,54 @@ async def test_a_bad_statement_is_named_without_its_values(store: Store) -> None
         await store.read("select n from nowhere")
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (float("nan"), "value 2 is NaN"),
+        (2**63, "value 2 is a whole number of more than 64 bits"),
+        (-(2**63) - 1, "value 2 is a whole number of more than 64 bits"),
+        ("secret \ud800", "value 2 is a text with a lone surrogate"),
+        (object(), "parameter 2"),
+    ],
+)
+async def test_a_value_that_cannot_be_kept_as_it_is_is_refused(
+    store: Store, value: Any, words: str
+) -> None:
+    """Neither stored as another value nor an error of the driver; its place is told, not it."""
+
+    async def body(unit: Unit) -> None:
+        await unit.execute("update stock set n = 0")
+        await unit.execute("insert into stock(sku, n) values (?, ?)", "b", value)
+
+    with pytest.raises(StoreBroken, match=words) as caught:
+        await store.write(body, name="insert")
+    assert "insert into stock" in caught.value.message
+    assert "secret" not in caught.value.message
+    assert str(2**63) not in caught.value.message
+    assert await left(store) == 10
+    with pytest.raises(StoreBroken, match=words):
+        await store.read("select ?, ?", 1, value)
+    with pytest.raises(StoreBroken, match="lone surrogate"):
+        await store.read("select 'secret \ud800'")
+
+
+async def test_the_outermost_values_are_kept(store: Store) -> None:
+    """64 bits, the infinities and all Unicode texts come back as they were given."""
+    for value in (2**63 - 1, -(2**63), float("inf"), float("-inf"), "π 🙂 \x00", True):
+        assert await store.read("select ?", value) == [(value,)]
+
+
+async def test_a_body_that_is_not_async_is_named(store: Store) -> None:
+    """A plain function is told to be one, and nothing of it is kept; the store goes on."""
+
+    def plain(unit: Unit) -> Any:
+        unit.notify("nothing")
+
+    with pytest.raises(StoreBroken, match=r"'guilty' \(.*plain\) returned NoneType.* async def"):
+        await store.write(plain, name="guilty")
+    assert await store.write(take(1), name="take") == b"9"
+
+
 async def test_two_statements_in_one_are_refused(store: Store) -> None:
     """One execute is one statement."""
 

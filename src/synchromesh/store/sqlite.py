@@ -19,7 +19,13 @@ from synchromesh.runtime import FileLock, Runtime
 from synchromesh.store import inbox, writer
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import migrate
-from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, translate
+from synchromesh.store.sqlite_errors import (
+    READONLY,
+    SqliteFault,
+    code_of,
+    refuse_unstorable,
+    translate,
+)
 from synchromesh.store.sqlite_unit import refuse_control
 from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
 from synchromesh.store.writer import Writer
@@ -209,6 +215,7 @@ class SqliteStore:
         """Return rows of the committed state; a statement that writes is refused."""
         refuse_in_unit("a read outside of it")
         refuse_control(sql, "a read")
+        refuse_unstorable(values, sql, path=self._path)
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: nothing was read")
         if self.broken is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Sequence
 
 from synchromesh.errors import (
     ConstraintFailed,
@@ -19,6 +20,10 @@ CORRUPT, FULL, CANTOPEN, NOTADB = 11, 13, 14, 26
 
 FATAL = frozenset({IOERR, CORRUPT, NOTADB})
 """Codes after which the file, not the statement, is to be doubted."""
+
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 SqliteFault = (sqlite3.Error, sqlite3.Warning)
 """All that the driver raises for an engine or a statement (a Warning where it is two of them)."""
@@ -60,6 +65,45 @@ def translate(error: Exception, *, path: str, sql: str = "") -> StoreError:
     if code == IOERR:
         return StoreBroken(f"{said}: look at the disk and the kernel's log")
     return StoreBroken(said)
+
+
+def refuse_unstorable(values: Sequence[object], sql: str, *, path: str) -> None:
+    """Raise `StoreBroken` for a value that SQLite would turn into another, or cannot take at all.
+
+    It would store NaN as NULL; the driver has no word of the store's for the others. The message
+    has the place of the value among those that are bound, never the value.
+
+    Example:
+        >>> try:
+        ...     refuse_unstorable((1, 2**63), "insert into hold values (?, ?)", path="a.db")
+        ... except StoreBroken as error:
+        ...     print(error.message[:53])
+        a.db: value 2 is a whole number of more than 64 bits,
+    """
+    if not sql.isascii() and _SURROGATE.search(sql):
+        raise StoreBroken(f"{path}: the statement has a lone surrogate{_beginning(sql)}; mend it")
+    for number, value in enumerate(values, 1):
+        fault = _fault_of(value)
+        if fault:
+            raise StoreBroken(f"{path}: value {number} is {fault}{_beginning(sql)}")
+
+
+def _fault_of(value: object) -> str:
+    if value is None or isinstance(value, bytes):
+        return ""
+    if isinstance(value, int):
+        if INT_MIN <= value <= INT_MAX:
+            return ""
+        return "a whole number of more than 64 bits, which SQLite cannot hold; store it as text"
+    if isinstance(value, float):
+        if value == value:
+            return ""
+        return "NaN, which SQLite would store as NULL; store None, or do not compute it"
+    if isinstance(value, str):
+        if value.isascii() or not _SURROGATE.search(value):
+            return ""
+        return "a text with a lone surrogate, which is no Unicode text; decode it properly first"
+    return ""
 
 
 def _beginning(sql: str) -> str:

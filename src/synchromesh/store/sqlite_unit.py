@@ -13,7 +13,14 @@ from typing import Any, TypeVar
 
 from synchromesh.errors import ForeignAwait, StoreBroken, StoreError, UnitTooLong
 from synchromesh.store.guard import in_unit
-from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_of, translate
+from synchromesh.store.sqlite_errors import (
+    FATAL,
+    INTERRUPT,
+    SqliteFault,
+    code_of,
+    refuse_unstorable,
+    translate,
+)
 from synchromesh.store.unit import Row, SqlValue, Unit
 
 T = TypeVar("T")
@@ -101,6 +108,7 @@ class SqliteUnit:
             self.is_late, self.fault = True, INTERRUPT
             raise self.too_long()
         refuse_control(sql, f"unit {self.name!r}")
+        refuse_unstorable(values, sql, path=self._path)
         try:
             return self._connection.execute(sql, values).fetchall()
         except SqliteFault as error:
@@ -147,12 +155,18 @@ def drive(body: Callable[[Unit], Awaitable[T]], unit: SqliteUnit, context: Conte
 
     Raises:
         ForeignAwait: it awaited something else; it has been closed.
+        StoreBroken: it is no async function.
     """
     context.run(in_unit.set, unit.name)
     loop = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
     try:
         awaitable = context.run(body, unit)
+        if not isinstance(awaitable, Awaitable):
+            raise StoreBroken(
+                f"unit {unit.name!r} ({_name_of(body)}) returned {type(awaitable).__name__}, "
+                "nothing to await: its body has to be an async function; write async def"
+            )
         steps = awaitable.__await__()
         try:
             context.run(steps.send, None)
@@ -171,11 +185,15 @@ def drive(body: Callable[[Unit], Awaitable[T]], unit: SqliteUnit, context: Conte
 
 
 def _foreign(name: str, body: object, awaited: str) -> ForeignAwait:
-    function = getattr(body, "__qualname__", type(body).__name__)
     return ForeignAwait(
-        f"unit {name!r} ({function}) awaited {awaited}; a unit may await nothing but itself, "
+        f"unit {name!r} ({_name_of(body)}) awaited {awaited}; a unit may await nothing but itself, "
         "because it holds the database: do the rest before or after the unit"
     )
+
+
+def _name_of(body: object) -> str:
+    name: str = getattr(body, "__qualname__", type(body).__name__)
+    return name
 
 
 def _awaited(awaitable: object) -> str:
