@@ -8,6 +8,7 @@ sorted by key, so that equal values have equal bytes and a digest can tell two i
 from __future__ import annotations
 
 import datetime as dt
+import math
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -27,19 +28,46 @@ def encode(value: object) -> bytes:
     """Return a value as JSON; equal values have equal bytes.
 
     Raises:
-        BadRequest: the value holds something that JSON cannot carry, such as an open file.
+        BadRequest: the value holds something that JSON cannot carry, such as an open file or NaN.
 
     Example:
         >>> encode({"b": 1, "a": (2, None)})
         b'{"a":[2,null],"b":1}'
     """
     try:
-        return _ENCODER.encode(value)
+        data = _ENCODER.encode(value)
     except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
         raise BadRequest(
             f"a {type(value).__name__} cannot be sent: {error}; use msgspec structs, dataclasses "
             "and plain values"
         ) from error
+    # NaN and the infinities come out as null, which only a look at the value tells from None.
+    if b"null" in data and _has_unbounded(value):
+        raise BadRequest(
+            f"a {type(value).__name__} cannot be sent: it holds NaN or an infinity, which JSON has "
+            "no number for; send None or leave it out"
+        )
+    return data
+
+
+def _has_unbounded(value: object) -> bool:
+    """Say whether a value that was encoded holds a float that is no finite number."""
+    # Structs and dataclasses become dicts here; JSON that is carried as it is has its nulls.
+    left = [msgspec.to_builtins(value, enc_hook=_nothing)]
+    while left:
+        each = left.pop()
+        if isinstance(each, float):
+            if not math.isfinite(each):
+                return True
+        elif isinstance(each, dict):
+            left.extend(each.values())
+        elif isinstance(each, list | tuple | set | frozenset):
+            left.extend(each)
+    return False
+
+
+def _nothing(_: object) -> None:
+    return None
 
 
 def decode(data: bytes, kind: type[T]) -> T:

@@ -35,6 +35,11 @@ class Order(msgspec.Struct):
     colour: Colour = Colour.RED
 
 
+class Rate(msgspec.Struct, omit_defaults=True):
+    at: float
+    more: list[float | None] = []
+
+
 ORDER = Order(
     uuid.UUID(int=1),
     [Line("a", 1)],
@@ -55,6 +60,17 @@ def test_equal_values_have_equal_bytes(value: dict[str, int]) -> None:
     turned = dict(reversed(value.items()))
     assert encode(turned) == encode(value)
     assert digest(encode(turned)) == digest(encode(value))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_float_that_is_no_number_is_refused_wherever_it_is(bad: float) -> None:
+    """It would become null, which is another value; None and the text are what they are."""
+    for value in (bad, [1, (None, bad)], {"a": {"b": bad}}, {bad}, Rate(bad), Rate(1.0, [bad])):
+        with pytest.raises(BadRequest, match="NaN or an infinity"):
+            encode(value)
+    assert encode([None, 1e308, "null"]) == b'[null,1e308,"null"]'
+    assert encode(Rate(0.5, [None])) == b'{"at":0.5,"more":[null]}'
+    assert encode({"raw": msgspec.Raw(b"null")}) == b'{"raw":null}'
 
 
 @pytest.mark.parametrize("value", [object(), {1: object()}, "\ud800", 2**70 + 0j, {(1, 2): 3}])
