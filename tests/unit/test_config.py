@@ -11,8 +11,9 @@ import pytest
 
 import notes_app
 from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
+from synchromesh.gateway import Gateway
 from synchromesh.system import SystemConfig, load_config
-from synchromesh.system.config import BreakerSection, load_opening, load_services
+from synchromesh.system.config import BreakerSection, load_gateway, load_opening, load_services
 from synchromesh.system.loops import loop_factory
 from synchromesh.system.wiring import check_keep
 
@@ -232,3 +233,47 @@ def test_the_loop_is_uvloops_where_that_is_asked_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "uvloop", None)
     with pytest.raises(MissingExtra, match=r"pip install 'synchromesh\[fast\]'"):
         loop_factory("uvloop")
+
+
+# -- the gateway -------------------------------------------------------------------------------
+
+
+def test_a_gateway_may_have_policies_of_its_own(tmp_path: Path) -> None:
+    """Where there is a gateway its edges are edges, and it has a port; else it is no caller."""
+    edge = '[policies."gateway:a"]\ntimeout = "300ms"\n'
+    text = ONE + '[gateway]\napp = "gateway:gateway"\nport = 8080\n' + edge
+    config = load_config(notes_app.write_config(tmp_path, text))
+    assert (config.gateway.app, config.gateway.port) == ("gateway:gateway", 8080)
+    assert config.policies["gateway:a"].compile().timeout_s == 0.3
+    assert "is no edge" in refused(tmp_path, ONE + edge)
+
+
+@pytest.mark.parametrize("section", ["services", "external"])
+def test_nothing_else_is_named_as_the_gateway(tmp_path: Path, section: str) -> None:
+    """An edge "gateway:a" says whose it is."""
+    value = 'app = "a:a"' if section == "services" else 'url = "http://127.0.0.1:1"'
+    gateway = '[gateway]\napp = "gateway:gateway"\n'
+    message = refused(tmp_path, f"{ONE}[{section}.gateway]\n{value}\n{gateway}")
+    assert "is the name of the gateway itself" in message
+
+
+def test_the_port_of_the_gateway_is_its_own(tmp_path: Path) -> None:
+    """Two servers at one port are refused before one of them cannot listen."""
+    message = refused(tmp_path, ONE + "port = 8080\n[gateway]\nport = 8080\n")
+    assert "port 8080 is given twice" in message
+
+
+def test_a_gateway_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its definition is found as a service's is; what is none is named; none is none."""
+    module = types.ModuleType("way_in")
+    module.__dict__.update(gateway=Gateway(routes=[]), other=4711)
+    monkeypatch.setitem(sys.modules, "way_in", module)
+
+    def load(app: str) -> Gateway | None:
+        text = f'{ONE}[gateway]\napp = "{app}"\n'
+        return load_gateway(load_config(notes_app.write_config(tmp_path, text)), tmp_path)
+
+    assert load("") is None
+    assert load("way_in:gateway") is module.gateway
+    with pytest.raises(ConfigError, match=r"\[gateway\] app = 'way_in:other' is not a Gateway"):
+        load("way_in:other")

@@ -312,3 +312,74 @@ def test_keys_are_opened_from_a_folder(tmp_path: Path) -> None:
         await ring.close()
 
     run(simulated)
+
+
+# -- a file that changes -----------------------------------------------------------------------
+
+
+def keys_in(path: Path, *keys: ApiKey) -> None:
+    """Write a file of keys as a command would: whole, and as another file."""
+    new = path.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode({"keys": keys}))
+    new.replace(path)
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path, hashed: list[str]) -> None:
+    """A new key counts and a removed one does not, verified or not; what is kept is kept."""
+    path = tmp_path / "api-keys.json"
+    keys_in(path, KEY)
+
+    async def simulated(runtime: Runtime) -> None:
+        ring = ApiKeys().open(tmp_path, runtime)
+        assert not ring.reread()
+        assert await ring.authenticate(bearer(TEXT)) is not None
+        with pytest.raises(Unauthenticated):
+            await ring.authenticate(bearer(OTHER_TEXT))
+        keys_in(path, OTHER)
+        assert ring.reread()
+        assert await ring.authenticate(bearer(OTHER_TEXT)) is not None
+        with pytest.raises(Unauthenticated):
+            await ring.authenticate(bearer(TEXT))
+        assert not ring.reread()
+        await ring.close()
+
+    run(simulated)
+    assert hashed == [KEY.id, OTHER.id]
+
+
+@pytest.mark.parametrize("damage", ["{", '{"keys": [{"id": "x"}]}', None])
+def test_a_damaged_file_changes_no_key(
+    tmp_path: Path, damage: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who was known stays known where the file is damaged or gone; it is said once."""
+    path = tmp_path / "api-keys.json"
+    keys_in(path, KEY)
+
+    async def simulated(runtime: Runtime) -> None:
+        ring = ApiKeys().open(tmp_path, runtime)
+        path.unlink() if damage is None else path.write_text(damage)
+        assert (ring.reread(), ring.reread()) == (False, False)
+        assert await ring.authenticate(bearer(TEXT)) is not None
+        await ring.close()
+
+    run(simulated)
+    (record,) = caplog.records
+    assert "stay as they were" in record.message
+
+
+def test_a_key_that_ends_while_it_is_verified_is_refused(tmp_path: Path) -> None:
+    """A verdict about a key of yesterday lets nobody in."""
+    path = tmp_path / "api-keys.json"
+    keys_in(path, KEY)
+
+    async def simulated(runtime: Runtime) -> None:
+        ring = ApiKeys().open(tmp_path, runtime)
+        asked = asyncio.ensure_future(ring.authenticate(bearer(TEXT)))
+        await asyncio.sleep(0)
+        keys_in(path)
+        assert ring.reread()
+        with pytest.raises(Unauthenticated):
+            await asked
+        await ring.close()
+
+    run(simulated)

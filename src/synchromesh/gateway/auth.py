@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from synchromesh.errors import ConfigError, Shed, Unauthenticated
 from synchromesh.gateway.keys import PREFIX, ApiKey, is_key, parse_keys, split_key
@@ -23,6 +24,11 @@ from synchromesh.runtime import Lane, Runtime
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
+
+# The inode, the size and the time of change of a file.
+Stamp: TypeAlias = tuple[int, int, int]
+
+_log = logging.getLogger("synchromesh.gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +98,30 @@ class ApiKeys:
             ConfigError: it is missing or wrong.
         """
         path = folder / self.file
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"the API keys cannot be read from {path}: {error.strerror or error}; write a file "
-                'such as {"keys": []} there, or name another one in ApiKeys'
-            ) from error
-        return KeyRing(parse_keys(data, str(path)), self, runtime)
+        # Before it is read: a change meanwhile is then seen as one.
+        seen = _stamp(path)
+        return KeyRing(_read(path), self, runtime, path=path, seen=seen)
+
+
+def _read(path: Path) -> dict[str, ApiKey]:
+    """Return the keys of a file by id. Raises ConfigError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"the API keys cannot be read from {path}: {error.strerror or error}; write a file "
+            'such as {"keys": []} there, or name another one in ApiKeys'
+        ) from error
+    return parse_keys(data, str(path))
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Return what tells one state of a file from another; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class _Verification(NamedTuple):
@@ -112,10 +134,24 @@ class KeyRing:
     """Verifies the API keys of one file.
 
     Must be made where a loop runs, and closed.
+
+    Args:
+        path: where `reread` looks; None where the keys are in no file.
+        seen: what the file looked like when `keys` were read.
     """
 
-    def __init__(self, keys: dict[str, ApiKey], options: ApiKeys, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        keys: dict[str, ApiKey],
+        options: ApiKeys,
+        runtime: Runtime,
+        *,
+        path: Path | None = None,
+        seen: Stamp | None = None,
+    ) -> None:
         self._keys = keys
+        self._path = path
+        self._seen = seen
         self._options = options
         self._runtime = runtime
         # Made anew by each process: what is kept is of no use outside it.
@@ -145,6 +181,33 @@ class KeyRing:
             raise Unauthenticated("the API key has expired; use a newer one")
         return Principal(key.principal, frozenset(key.scopes))
 
+    def reread(self) -> bool:
+        """Read the file again where it has changed; return whether other keys are in force.
+
+        A key that is gone from the file is refused from now on, also where it was verified before.
+        A file that is missing or wrong changes nothing, and is logged once.
+        """
+        if self._path is None:
+            return False
+        now = _stamp(self._path)
+        if now == self._seen:
+            return False
+        self._seen = now
+        try:
+            keys = _read(self._path)
+        except ConfigError as error:
+            _log.error("the API keys stay as they were: %s", error.message)
+            return False
+        if keys == self._keys:
+            return False
+        self._keys = keys
+        # What was found good may have ended, and what was found wrong may be right now.
+        self._good.clear()
+        self._bad.clear()
+        self._pending.clear()
+        _log.info("the API keys have changed; there are %d", len(keys))
+        return True
+
     async def close(self) -> None:
         """End the lane. May be repeated."""
         await self._lane.close()
@@ -167,13 +230,14 @@ class KeyRing:
             self._pending[digest] = pending
             pending.add_done_callback(functools.partial(self._keep, digest, key))
         # Shielded: others may wait for the same verdict.
-        if not await asyncio.shield(pending):
+        if not await asyncio.shield(pending) or self._keys.get(key.id) != key:
             raise Unauthenticated(_WRONG)
         return key
 
     def _keep(self, digest: bytes, key: ApiKey, verdict: asyncio.Future[bool]) -> None:
-        self._pending.pop(digest, None)
-        if verdict.cancelled():
+        if self._pending.get(digest) is verdict:
+            del self._pending[digest]
+        if verdict.cancelled() or self._keys.get(key.id) != key:
             return
         if verdict.result():
             self._good[digest] = key

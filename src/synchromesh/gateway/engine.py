@@ -35,7 +35,7 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.gateway.aggregate import AggregateRun, arguments_of
-from synchromesh.gateway.auth import Authenticator, Principal
+from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
 from synchromesh.gateway.check import Entry, check, compiled, refusal_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
@@ -50,6 +50,7 @@ from synchromesh.telemetry import Span, Tracer
 TRACE = "synchromesh-trace"
 PARTIAL = "synchromesh-partial"
 KEY_CHARS_MAX = 255
+REREAD_EVERY_S = 1.0
 
 _log = logging.getLogger("synchromesh.gateway")
 
@@ -119,6 +120,14 @@ class GatewayEngine:
                 await authenticator.close()
             raise refusal_of(mistakes)
         return cls(gateway, caller=caller, tracer=tracer, authenticators=authenticators)
+
+    async def run(self) -> None:
+        """Keep the API keys as their files are, looked at every second; a supervised loop."""
+        while True:
+            await asyncio.sleep(REREAD_EVERY_S)
+            for authenticator in self._authenticators:
+                if isinstance(authenticator, KeyRing):
+                    authenticator.reread()
 
     async def close(self) -> None:
         """End what verifies credentials. May be repeated."""

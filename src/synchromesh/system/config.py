@@ -22,11 +22,14 @@ import msgspec
 
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.gateway import Gateway
 from synchromesh.resilience import BreakerOptions, Policy, RetryOptions
 from synchromesh.service import Service
 from synchromesh.system.layers import Layers, Secret
 
 FILE_NAME = "synchromesh.toml"
+# The gateway's name among callers.
+GATEWAY = "gateway"
 
 # Names become file names, parts of URLs and edges.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -112,6 +115,16 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[gateway]`: where its definition is, as "module:attribute", and its HTTP port.
+
+    Without `app` the system has no gateway.
+    """
+
+    app: str = ""
+    port: int = 0
+
+
 class DevSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[dev]`: what `synchromesh dev` does besides.
 
@@ -129,6 +142,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     services: dict[str, ServiceSection]
     external: dict[str, ExternalSection] = {}
     policies: dict[str, PolicySection] = {}
+    gateway: GatewaySection = GatewaySection()
     dev: DevSection = DevSection()
 
 
@@ -179,9 +193,9 @@ def read_layers(
 def _edges(data: Mapping[str, Any]) -> list[str]:
     """Return every edge that a policy may be given for."""
     services, external = data.get("services"), data.get("external")
-    callers = list(services) if isinstance(services, dict) else []
-    callees = [*callers, *(external if isinstance(external, dict) else ())]
-    return [f"{caller}:{callee}" for caller in callers for callee in callees]
+    ours = list(services) if isinstance(services, dict) else []
+    callees = [*ours, *(external if isinstance(external, dict) else ())]
+    return [f"{caller}:{callee}" for caller in (*ours, GATEWAY) for callee in callees]
 
 
 def load_services(config: SystemConfig, folder: Path) -> list[Service]:
@@ -209,6 +223,21 @@ def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitabl
     if not inspect.iscoroutinefunction(opening):
         raise ConfigError(f"{where} is no async function; write async def")
     return opening
+
+
+def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
+    """Import the definition of the gateway; None where there is none. `load_services` goes first.
+
+    Raises:
+        ConfigError: it is missing, or no gateway.
+    """
+    if not config.gateway.app:
+        return None
+    where = f"{FILE_NAME}: [gateway] app = {config.gateway.app!r}"
+    gateway = _import(config.gateway.app, where, folder)
+    if not isinstance(gateway, Gateway):
+        raise ConfigError(f"{where} is not a Gateway; name the one that the module defines")
+    return gateway
 
 
 def _load(name: str, section: ServiceSection, folder: Path) -> Service:
@@ -274,13 +303,26 @@ def _check(config: SystemConfig, layers: Layers) -> None:
                 f"{where('external', name, 'url')}: [external.{name}] url = {external.url!r}; "
                 "use http://..."
             )
+    _check_edges(config, layers)
+
+
+def _check_edges(config: SystemConfig, layers: Layers) -> None:
+    where, callers = layers.where, set(config.services)
     known = {*config.services, *config.external}
+    if config.gateway.app:
+        if GATEWAY in known:
+            section = "services" if GATEWAY in config.services else "external"
+            raise ConfigError(
+                f"{where(section, GATEWAY)}: {GATEWAY!r} is the name of the gateway itself; "
+                "rename this one"
+            )
+        callers.add(GATEWAY)
     for edge, policy in config.policies.items():
         caller, colon, callee = edge.partition(":")
-        if not colon or caller not in config.services or callee not in known:
+        if not colon or caller not in callers or callee not in known:
             raise ConfigError(
                 f'{where("policies", edge)}: [policies."{edge}"] is no edge; expected '
-                f'"CALLER:CALLEE" of {", ".join(sorted(known))}'
+                f'"CALLER:CALLEE" of {", ".join(sorted(known | callers))}'
             )
         try:
             policy.compile()
@@ -297,6 +339,7 @@ def _check_numbers(config: SystemConfig, layers: Layers) -> None:
                 f"{service.pages_max}; use 0 for no bound"
             )
     ports = {f"services.{name}.port": service.port for name, service in config.services.items()}
+    ports["gateway.port"] = config.gateway.port
     ports["system.control_port"] = config.system.control_port
     taken: dict[int, str] = {}
     for name, port in ports.items():

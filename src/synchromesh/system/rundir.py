@@ -27,6 +27,7 @@ class RunInfo(msgspec.Struct, frozen=True):
         pid: the process that runs it.
         control: the URL of its control socket.
         services: the URL of each service, and of each external one.
+        gateway: the URL of the way in from outside; "" where there is none.
     """
 
     pid: int
@@ -34,6 +35,7 @@ class RunInfo(msgspec.Struct, frozen=True):
     control: str
     token: str
     services: dict[str, str]
+    gateway: str = ""
 
 
 class RunDir:
@@ -92,8 +94,8 @@ class RunDir:
             ConfigError: it can be read by others, or is damaged.
         """
         if not self._key.exists():
-            _write_private(self._key, secrets.token_bytes(KEY_BYTES))
-        _refuse_shared(self._key)
+            write_private(self._key, secrets.token_bytes(KEY_BYTES))
+        refuse_shared(self._key)
         key = self._key.read_bytes()
         if len(key) != KEY_BYTES:
             raise ConfigError(
@@ -108,7 +110,7 @@ class RunDir:
 
     def publish(self, info: RunInfo) -> None:
         """Write `run.json` whole, or not at all."""
-        _write_private(self._info, msgspec.json.format(msgspec.json.encode(info), indent=2))
+        write_private(self._info, msgspec.json.format(msgspec.json.encode(info), indent=2))
 
     def withdraw(self) -> None:
         """Remove `run.json`; the system no longer runs. May be repeated."""
@@ -121,7 +123,7 @@ class RunDir:
             ConfigError: no system runs here, or the file can be read by others.
         """
         try:
-            _refuse_shared(self._info)
+            refuse_shared(self._info)
             return msgspec.json.decode(self._info.read_bytes(), type=RunInfo)
         except FileNotFoundError:
             raise ConfigError(
@@ -133,13 +135,18 @@ class RunDir:
             ) from error
 
 
-def _refuse_shared(path: Path) -> None:
+def refuse_shared(path: Path) -> None:
     """Raise `ConfigError` where others than its user may read a secret."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(f"{path} can be read by others; make it private: chmod 600 {path}")
 
 
-def _write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, for this user alone.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     temporary = path.with_suffix(".new")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
