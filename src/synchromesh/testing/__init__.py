@@ -1,7 +1,7 @@
 """Testing: a whole system in one process, in virtual time, under a seed.
 
 `run` gives a coroutine a simulated loop, disk, network and clock. `World` adds nodes that crash and
-restart, and a network that loses, repeats, delays and parts.
+restart, and a network that loses, repeats, delays and parts. `serving` runs services in either.
 """
 
 from synchromesh.testing.disk import SimDisk
@@ -17,6 +17,7 @@ from synchromesh.testing.escapes import (
 from synchromesh.testing.loop import SimLoop
 from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, Process
+from synchromesh.testing.serving import Client, serving
 from synchromesh.testing.sim_runtime import SimLane, SimRuntime
 from synchromesh.testing.transport import AsgiReceiver, SimExchange, SimTransport
 from synchromesh.testing.wire import CALM, STORMY, Faults, Wire
@@ -27,6 +28,7 @@ __all__ = [
     "PROCESS",
     "STORMY",
     "AsgiReceiver",
+    "Client",
     "Deadlock",
     "Escape",
     "Faults",
@@ -47,4 +49,5 @@ __all__ = [
     "Wire",
     "World",
     "run",
+    "serving",
 ]

@@ -1,0 +1,109 @@
+"""Services in one process for a test: each with a database of its own, and a client that calls.
+
+def test_a_greeting_is_counted() -> None:
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, greeter) as client:
+            await client.call(Greeter.greet("Ada"))
+
+    run(main)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+from synchromesh.calls import Call, Caller, InProcessTransport, Policies
+from synchromesh.discovery import Endpoint, Resolved
+from synchromesh.errors import NoInstance
+from synchromesh.identity import KEY_BYTES_MIN, Signer
+from synchromesh.runtime import Runtime
+from synchromesh.service import Service, ServiceInstance, Surroundings
+from synchromesh.telemetry import MemoryRing, Tracer
+from synchromesh.testing.escapes import Unhandled
+
+R = TypeVar("R")
+
+CLIENT = "client"
+
+
+class Client:
+    """Calls the services of a test, as whoever is outside of the system does."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def call(
+        self, call: Call[R], *, key: str = "", principal: str = "", timeout_s: float | None = None
+    ) -> R:
+        """Return the answer of a call, or raise what it was refused with.
+
+        Args:
+            key: the idempotency key of a command; a new one where it is "".
+        """
+        context = self._caller.root(principal=principal, key=key or None)
+        return await self._caller.call(call, context=context, timeout_s=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<Client {self._caller!r}>"
+
+
+class _Directory:
+    """Knows the services that run; they are all in this process."""
+
+    def __init__(self) -> None:
+        self.up: set[str] = set()
+
+    async def resolve(self, service: str) -> Resolved:
+        """Return the one instance of a service."""
+        if service not in self.up:
+            raise NoInstance(f"{service!r} is not served here; hand it to serving() too")
+        return Resolved((Endpoint(service, service, f"inproc://{service}"),))
+
+
+@asynccontextmanager
+async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[Client]:
+    """Run services until the block ends, and yield a client that calls them.
+
+    Their databases are on the runtime's disk, as `/SERVICE.db`; services that call one another, or
+    take each other's events, are handed in together.
+
+    Raises:
+        Unhandled: in the end, where a background loop of a service failed too often.
+        ContractError: a service does not fit its contract.
+    """
+    directory, transport, ring = _Directory(), InProcessTransport(), MemoryRing()
+    signer = Signer(runtime.rng.randbytes(KEY_BYTES_MIN))
+    failures: list[tuple[str, BaseException]] = []
+    around = Surroundings(
+        runtime=runtime,
+        signer=signer,
+        sink=ring,
+        resolver=directory,
+        transports={"inproc": transport},
+        policies=lambda _: Policies(),
+        subscribers={s.name: frozenset(s.subscriptions) for s in services if s.subscriptions},
+        escalate=lambda service, child, error: failures.append((f"{service}/{child}", error)),
+    )
+    async with AsyncExitStack() as enter:
+        for service in services:
+            service.check()
+            instance = await ServiceInstance.start(service, f"/{service.name}.db", around)
+            enter.push_async_callback(instance.stop)
+            transport.add(service.name, instance.dispatcher)
+            directory.up.add(service.name)
+        yield Client(
+            Caller(
+                CLIENT,
+                resolver=directory,
+                transports=around.transports,
+                signer=signer,
+                tracer=Tracer(CLIENT, runtime, ring),
+                runtime=runtime,
+                policies=Policies(),
+            )
+        )
+    if failures:
+        child, error = failures[0]
+        raise Unhandled(f"{child} failed too often: {error!r}") from error

@@ -1,0 +1,100 @@
+"""New systems run as they were written: started, called and stopped as real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import children_of, is_alive
+
+WITHIN_S = 60.0
+
+
+def synchromesh(folder: Path, *words: str) -> str:
+    """Run a verb of the command line, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "synchromesh.cli", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@contextmanager
+def running(folder: Path, *words: str) -> Iterator[dict[str, str]]:
+    """Run `synchromesh dev` in a folder, and stop it as Ctrl-C does; no process is left."""
+    dev = subprocess.Popen(
+        [sys.executable, "-m", "synchromesh.cli", "dev", "--json", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    below: list[int] = []
+    try:
+        assert dev.stdout is not None
+        said = ""
+        while line := dev.stdout.readline():
+            said += line
+            if line == "}\n":
+                break
+        below = [dev.pid, *children_of(dev.pid)]
+        yield json.loads(said)["services"]
+        dev.send_signal(signal.SIGINT)
+        assert dev.wait(WITHIN_S) == 0
+    finally:
+        dev.kill()
+        dev.communicate()
+    assert not any(map(is_alive, below))
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "answer"),
+    [
+        ((), ("greeter.greet", "name=Ada"), "Hello, Ada!"),
+        (
+            ("--example",),
+            ("orders.place", "order_id=A-1", "sku=SX90", "qty=2", "customer=counter"),
+            {"type": "placed", "order_id": "A-1"},
+        ),
+    ],
+    ids=["minimal", "example"],
+)
+def test_a_new_system_runs(
+    tmp_path: Path, options: tuple[str, ...], call: tuple[str, ...], answer: Any
+) -> None:
+    """`new`, `config check`, `dev`, one call, Ctrl-C: without a line changed."""
+    synchromesh(tmp_path, "new", "fresh", *options)
+    folder = tmp_path / "fresh"
+    assert "all is right with" in synchromesh(folder, "config", "check")
+    with running(folder):
+        result = json.loads(synchromesh(folder, "call", *call, "--json"))["result"]
+    if isinstance(answer, dict):
+        result = {key: result[key] for key in answer}
+    assert result == answer
+
+
+def test_a_running_system_heeds_flags_and_keeps_its_key_to_itself(tmp_path: Path) -> None:
+    """`--set` reaches the process; no file of the run has the key that it was given."""
+    secret = "5ec4e7" * 11
+    synchromesh(tmp_path, "new", "fresh")
+    folder = tmp_path / "fresh"
+    (tmp_path / "key").write_text(f"{secret}\n")
+    flags = ("--set", "system.name=renamed", "--set", "system.key=file:../key")
+    with running(folder, *flags):
+        info = json.loads((folder / ".synchromesh" / "run.json").read_text())
+        assert info["system"] == "renamed"
+        assert synchromesh(folder, "call", "greeter.greeted").startswith("[]")
+        files = [path for path in (folder / ".synchromesh").rglob("*") if path.is_file()]
+        assert not any(secret.encode() in path.read_bytes() for path in files)

@@ -1,0 +1,65 @@
+"""Services in a test: called as by a client, on databases of their own, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from notes_app import Broken, Note, Notes, Taken, broken, notes
+from service_world import Hooks, make_stock
+from service_world import Stock as StockContract
+from synchromesh.errors import ContractError, DownstreamFailed
+from synchromesh.service import Service
+from synchromesh.testing import SimRuntime, Unhandled, run, serving
+
+
+def test_a_service_answers_and_keeps_what_it_wrote() -> None:
+    """Commands are done once per key, queries read, a principal arrives, refusals are raised."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, notes) as client:
+            assert await client.call(Notes.write(Note("a", "x")), key="k") == 1
+            assert await client.call(Notes.write(Note("a", "x")), key="k") == 1
+            with pytest.raises(Taken):
+                await client.call(Notes.write(Note("a", "x")))
+            assert await client.call(Notes.who(), principal="ada") == "ada"
+            assert await client.call(Notes.plan("saga")) == "saga"
+        async with serving(runtime, notes) as client:
+            assert await client.call(Notes.count()) == 2
+
+    run(main)
+
+
+def test_a_service_that_was_not_handed_in_is_named() -> None:
+    """What a service calls has to be served too; the log says so."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, make_stock(Hooks())) as client:
+            with pytest.raises(DownstreamFailed, match=r"bank\.charge did: no_instance"):
+                await client.call(StockContract.build("1", "bolt", 5))
+
+    run(main)
+
+
+def test_a_background_failure_is_not_lost() -> None:
+    """A projection that can never be made fails the test, with its cause."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, broken) as client:
+            await client.call(Broken.now())
+            await asyncio.sleep(600.0)
+
+    with pytest.raises(Unhandled, match=r"broken/.* failed too often: .*cannot be made"):
+        run(main)
+
+
+def test_a_service_that_does_not_fit_is_refused() -> None:
+    """A contract without handlers is an error before anything runs."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, Service("notes", implements=Notes)):
+            raise AssertionError("it must not start")
+
+    with pytest.raises(ContractError):
+        run(main)
