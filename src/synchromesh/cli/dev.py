@@ -1,4 +1,4 @@
-"""`synchromesh dev`: run a whole system in one process."""
+"""`synchromesh dev`: run a whole system, in one process or in one for each service."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ import click
 from synchromesh.cli.config import settings_option
 from synchromesh.cli.show import console, print_json
 from synchromesh.runtime import RealRuntime
-from synchromesh.system import System, load_config, loop_factory
+from synchromesh.system import SplitSystem, System, load_config, loop_factory
 
 FAILED = 3
+CUT = 130
 
 
 @click.command()
 @settings_option
+@click.option("--split", "is_split", is_flag=True, help="Run a process for each service.")
 @click.option("--json", "is_json", is_flag=True, help="Print the URLs as one JSON object.")
 @click.pass_obj
-def dev(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
+def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) -> int:
     """Run the system of this folder in one process until Ctrl-C.
 
-    Every service has a SQLite file in .synchromesh/data, and a URL. Exits 3 when something of it
-    failed too often.
+    Every service has a SQLite file in .synchromesh/data, and a URL. With --split it has a process
+    too, which is started again when it ends. Ctrl-C lets what runs come to its end, a second one
+    does not. Exits 3 when something of it failed too often.
     """
     config = load_config(folder, environment=os.environ, flags=settings)
-    system = System(config, folder, RealRuntime())
+    system = (SplitSystem if is_split else System)(config, folder, RealRuntime())
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
         return runner.run(_run(system, is_json))
 
@@ -36,8 +39,16 @@ def dev(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 async def _run(system: System, is_json: bool) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
+
+    def interrupted() -> None:
+        if stop.is_set():
+            system.cut()
+            os._exit(CUT)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
     if not await _start(system, stop):
         click.echo("synchromesh: stopped before the system was up", err=True)
         return 0

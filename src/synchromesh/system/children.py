@@ -123,7 +123,7 @@ class ExternalProcess:
         except ValueError:
             raise self._unready(f"said a first line above {LINE_BYTES_MAX} bytes") from None
         if code is not None:
-            raise self._unready(f"ended {_how(code)} before it said its port")
+            raise self._unready(f"ended {how_it_ended(code)} before it said its port")
         try:
             port = msgspec.json.decode(line, type=Ready).port
         except msgspec.MsgspecError:
@@ -146,7 +146,7 @@ class ExternalProcess:
             pass
         code = await process.wait()
         raise ChildEnded(
-            f"external service {self._name!r} ended {_how(code)}; see {self._log_path}"
+            f"external service {self._name!r} ended {how_it_ended(code)}; see {self._log_path}"
         )
 
     async def stop(self) -> None:
@@ -154,13 +154,13 @@ class ExternalProcess:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        _signal(process, signal.SIGTERM)
+        signal_group(process, signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await process.wait()
         except TimeoutError:
             _log.warning("external service %s did not stop on SIGTERM and is killed", self._name)
-            _signal(process, signal.SIGKILL)
+            signal_group(process, signal.SIGKILL)
             await process.wait()
 
     def _stdout(self) -> asyncio.StreamReader:
@@ -191,11 +191,13 @@ def die_with_parent() -> Callable[[], Any] | None:
     return ask_to_die
 
 
-def _how(code: int) -> str:
+def how_it_ended(code: int) -> str:
+    """Say how a process has ended, by its code."""
     return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
 
 
-def _signal(process: asyncio.subprocess.Process, number: int) -> None:
+def signal_group(process: asyncio.subprocess.Process, number: int) -> None:
+    """Send a signal to a child and all that it has started; nothing where it has ended."""
     try:
         # The child leads a group of its own: what it has started is stopped with it.
         os.killpg(process.pid, number)

@@ -157,6 +157,13 @@ class System:
                 await self._drain()
             await self._close()
 
+    def cut(self) -> None:
+        """End what runs beside this process at once, before this process is ended too.
+
+        It is as after a power cut: what was not finished continues at the next start.
+        """
+        self._rundir.withdraw()
+
     async def _close(self) -> None:
         await self._exit.aclose()
         self.instances.clear()
@@ -304,8 +311,11 @@ class System:
             env={key: filled(value) for key, value in section.env.items()},
             folder=self._folder,
             log=self._rundir.telemetry / f"{name}.log",
-            moved=lambda url: urls.__setitem__(name, url),
+            moved=lambda url: self._external_moved(urls, name, url),
         )
+
+    def _external_moved(self, urls: dict[str, str], name: str, url: str) -> None:
+        urls[name] = url
 
     def _parts(
         self,

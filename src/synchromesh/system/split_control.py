@@ -1,0 +1,210 @@
+"""The control socket of a system whose services are processes: asks them all, and answers as one.
+
+A process that does not answer is shown as one that is down; the others' answers count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from synchromesh.calls import Reply
+from synchromesh.calls.contract import Operation
+from synchromesh.codec import decode
+from synchromesh.errors import (
+    BadRequest,
+    CallError,
+    SynchromeshError,
+    UnknownOperation,
+    UnknownSaga,
+)
+from synchromesh.http import HttpPool, HttpRequest, HttpResponse
+from synchromesh.service import Service
+from synchromesh.system.control import Control, CredentialRequest
+from synchromesh.system.registry import PATH, RegistryServer
+from synchromesh.system.service_child import ServiceChild
+from synchromesh.system.status import Parts, findings_in, status_of
+
+ASK_WITHIN_S = 2.0
+# What is said of a service whose process does not answer.
+SILENT: dict[str, Any] = {
+    "instances": [],
+    "sagas": {},
+    "sagas_since_start": {},
+    "behind": {},
+    "parked": 0,
+    "breakers": {},
+}
+
+
+class SplitControl(Control):
+    """Answers the control socket of a system of processes, the registry's requests too.
+
+    Args:
+        registry: answers what begins with `/registry`.
+        services: the definitions, which know their operations.
+        processes: by service.
+        pool: how processes are asked.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        token: str,
+        authority: Callable[[], str],
+        registry: RegistryServer,
+        services: Mapping[str, Service],
+        processes: Mapping[str, ServiceChild],
+        pool: HttpPool,
+    ) -> None:
+        super().__init__(parts, token=token, authority=authority)
+        self._registry = registry
+        self._services = services
+        self._processes = processes
+        self._pool = pool
+        self._with_argument |= {"services"}
+        self._answers["POST", "services"] = self._restart
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer one request of the command line, or of a process."""
+        if request.path == PATH or request.path.startswith(f"{PATH}/"):
+            return await self._registry.handle(request)
+        return await super().handle(request)
+
+    async def _status(self, _: HttpRequest, __: str) -> object:
+        status = await status_of(self._parts)
+        told = await self._ask_all("GET", "/status")
+        services = {}
+        for name in self._processes:
+            answer = told[name]
+            child = status["children"].get(f"service/{name}", {"state": "starting"})
+            if isinstance(answer, SynchromeshError):
+                state = {"state": "down", "restarts": 0, "last_error": answer.message, **child}
+                if state["state"] == "running":
+                    state["state"] = "silent"
+                health = {"service": name, "is_healthy": False, "is_draining": False}
+                services[name] = {"health": {**health, "children": {"process": state}}, **SILENT}
+            else:
+                services[name] = answer["services"][name]
+                status["spans_dropped"] += answer["spans_dropped"]
+        status["services"] = services
+        status["faults"] = self._struck(status["faults"], told)
+        status["findings"] = findings_in(services, status["children"])
+        return status
+
+    def _struck(self, own: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the faults in force, with what they struck in all processes together."""
+        faults = [own, *(a["faults"] for a in told.values() if isinstance(a, dict))]
+        struck: dict[str, int] = {}
+        for each in faults:
+            for rule in each["in_force"]:
+                struck[rule["target"]] = struck.get(rule["target"], 0) + rule["struck"]
+        in_force = [{**rule, "struck": struck[rule["target"]]} for rule in own["in_force"]]
+        return {"in_force": in_force, "struck": sum(each["struck"] for each in faults)}
+
+    async def _faults(self, request: HttpRequest, rest: str) -> object:
+        own: Any = await super()._faults(request, rest)
+        return self._struck(own, await self._ask_all("GET", "/status"))
+
+    async def _break_or_heal(self, request: HttpRequest, rest: str) -> object:
+        own = await super()._break_or_heal(request, rest)
+        told = await self._ask_all("POST", request.path, request.body)
+        for name, answer in told.items():
+            if isinstance(answer, SynchromeshError):
+                raise BadRequest(f"service {name!r} was not told: {answer.message}; ask again")
+        return own
+
+    async def _sagas(self, request: HttpRequest, saga_id: str) -> object:
+        if saga_id == "last":
+            newest = (await self._listed_sagas("limit=1"))["sagas"]
+            if not newest:
+                raise UnknownSaga("no saga has run yet")
+            saga_id = newest[0]["id"]
+        if not saga_id:
+            return await self._listed_sagas(request.query)
+        told = await self._ask_all("GET", f"/sagas/{quote(saga_id, safe='')}")
+        found = [answer for answer in told.values() if isinstance(answer, dict)]
+        if found:
+            return found[0]
+        raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
+
+    async def _listed_sagas(self, query: str) -> dict[str, Any]:
+        told = await self._ask_all("GET", f"/sagas?{query}")
+        for answer in told.values():
+            if isinstance(answer, BadRequest):
+                raise answer
+        runs = [run for answer in told.values() if isinstance(answer, dict)
+                for run in answer["sagas"]]  # fmt: skip
+        runs.sort(key=lambda run: str(run["started_at"]), reverse=True)
+        limits = [part[6:] for part in query.split("&") if part.startswith("limit=")]
+        return {"sagas": runs[: int(limits[0]) if limits else 50]}
+
+    async def _trace(self, _: HttpRequest, trace_id: str) -> object:
+        ring = self._parts.ring
+        await ring.flush()
+        if trace_id == "last":
+            newest = ring.last_trace_id()
+            if newest is None:
+                raise BadRequest("no client has made a call yet; make one with: synchromesh call")
+            trace_id = newest
+        told = await self._ask_all("GET", f"/traces/{quote(trace_id, safe='')}")
+        spans: list[Any] = [msgspec.to_builtins(span) for span in ring.trace(trace_id)]
+        for answer in told.values():
+            if isinstance(answer, dict):
+                spans += answer["spans"]
+        if not spans:
+            raise BadRequest(f"no spans of trace {trace_id!r} are kept; the ring may have wrapped")
+        spans.sort(key=lambda span: int(span["started_us"]))
+        return {"trace_id": trace_id, "spans": spans}
+
+    async def _credential(self, request: HttpRequest, rest: str) -> object:
+        wanted = decode(request.body, CredentialRequest)
+        if wanted.client in self._services:
+            raise BadRequest(f"{wanted.client!r} is no name for a client; take one of your own")
+        return await super()._credential(request, rest)
+
+    async def _restart(self, request: HttpRequest, rest: str) -> object:
+        name, _, act = rest.partition("/")
+        child = self._processes.get(name)
+        if child is None or act != "restart":
+            raise UnknownOperation(f"the control socket has no {request.method} {request.path}")
+        await child.restart()
+        return {"service": name, "pid": child.pid}
+
+    def _operation(self, full_name: str) -> Operation[..., Any]:
+        service_name, _, name = full_name.partition(".")
+        service = self._services.get(service_name)
+        if service is None:
+            known = ", ".join(self._services)
+            raise UnknownOperation(f"there is no service {service_name!r}; there are {known}")
+        handled = service.operations.get(name)
+        if handled is None:
+            known = ", ".join(service.operations)
+            raise UnknownOperation(f"{service_name} has no operation {name!r}; it has {known}")
+        return handled.operation
+
+    async def _ask_all(self, method: str, target: str, body: bytes = b"") -> dict[str, Any]:
+        """Return what each process answers, decoded, or the error for which there is no answer."""
+        names = list(self._processes)
+        answers = await asyncio.gather(*(self._ask(n, method, target, body) for n in names))
+        return dict(zip(names, answers, strict=True))
+
+    async def _ask(self, name: str, method: str, target: str, body: bytes) -> Any:
+        port = self._processes[name].admin_port
+        if port is None:
+            return BadRequest("its process is not ready")
+        headers = [("authorization", f"Bearer {self._token}")]
+        try:
+            response = await self._pool.request(
+                "127.0.0.1", port, method, target, headers, body,
+                timeout_s=ASK_WITHIN_S, is_idempotent=True,
+            )  # fmt: skip
+        except CallError as error:
+            return error
+        reply = Reply(response.status, response.body)
+        return msgspec.json.decode(response.body) if reply.is_answer else reply.to_error(())

@@ -1,0 +1,320 @@
+"""`synchromesh dev --split`: a process for each service, watched, restarted, all stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from notes_app import TESTS, TOML, write_config
+from processes import children_of, ends, is_alive
+from synchromesh.errors import ConfigError
+from synchromesh.http import HttpPool
+from synchromesh.runtime import RealRuntime
+from synchromesh.service.restarts import RestartOptions
+from synchromesh.system import RunDir, RunInfo, SplitSystem, load_config
+
+WAIT_S = 30.0
+TWO = TOML + '\n[services.broken]\napp = "notes_app:broken"\n'
+
+
+@contextmanager
+def dev(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `synchromesh dev --split` as a process, and make sure that it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synchromesh.cli", "--folder", str(folder), "dev", "--split",
+         "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        text=True,
+    )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait until the system is up and return what it printed."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if line == "}\n":
+            break
+    told: dict[str, Any] = json.loads(text)
+    return told
+
+
+class Asking:
+    """Asks the control socket of a system."""
+
+    def __init__(self, info: RunInfo, pool: HttpPool) -> None:
+        self._info = info
+        self._pool = pool
+
+    async def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        port = int(self._info.control.rpartition(":")[2])
+        response = await self._pool.request(
+            "127.0.0.1",
+            port,
+            method,
+            path,
+            [("authorization", f"Bearer {self._info.token}")],
+            b"" if body is None else json.dumps(body).encode(),
+            timeout_s=WAIT_S,
+        )
+        return response.status, json.loads(response.body)
+
+    async def call(self, operation: str, **arguments: str) -> Any:
+        """Make a call; its result, or the problem's code."""
+        wanted = {"operation": operation, "arguments": arguments}
+        status, answer = await self.ask("POST", "/call", wanted)
+        assert status == 200, answer
+        return answer["result"] if answer["problem"] is None else answer["problem"]["code"]
+
+    async def pid(self, service: str) -> int:
+        """Return the process of a service, as the registry has it."""
+        _, status = await self.ask("GET", "/status")
+        found = [pid for pid in children_of(self._info.pid) if pid != os.getpid()]
+        assert service in status["services"]
+        (pid,) = found
+        return pid
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[HttpPool]:
+    async with HttpPool(network=RealRuntime().network) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitSystem]:
+    """A system of one service, with a process for it; it is stopped at the end."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
+    await system.start()
+    yield system
+    await system.stop()
+    assert children_of(os.getpid()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_all_processes(tmp_path: Path, number: signal.Signals) -> None:
+    """Exit 0; no process is left, and each service has its own database, spans and log."""
+    folder = write_config(tmp_path, TWO)
+    with dev(folder) as process:
+        told = announced(process)
+        below = children_of(process.pid)
+        assert sorted(told["services"]) == ["broken", "notes"]
+        assert len(below) == 2
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert (process.wait(WAIT_S), process.stderr.read()) == (0, "")
+    assert not any(map(is_alive, below))
+    left = {path.name for path in (folder / ".synchromesh").rglob("*") if path.is_file()}
+    assert left >= {"broken.db", "notes.db", "notes.log", "log-notes.jsonl", "system.key"}
+    assert "run.json" not in left
+    for log in (folder / ".synchromesh/telemetry").glob("*.log"):
+        assert log.read_text() == ""
+    assert "ERROR" not in (folder / ".synchromesh/telemetry/log.jsonl").read_text()
+
+
+def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
+    """kill -9 takes all along; the next start replaces the stale run.json."""
+    folder = write_config(tmp_path, TWO)
+    with dev(folder) as process:
+        announced(process)
+        below = children_of(process.pid)
+        process.kill()
+        process.wait(WAIT_S)
+        assert all(map(ends, below))
+    with dev(folder) as process:
+        assert announced(process)["control"] == RunDir(folder).read().control
+        process.terminate()
+        assert process.wait(WAIT_S) == 0
+
+
+def test_a_second_interrupt_cuts(tmp_path: Path) -> None:
+    """Ctrl-C twice waits for nobody: exit 130, and neither a process nor run.json is left."""
+    folder = write_config(tmp_path, TOML)
+    with dev(folder) as process:
+        announced(process)
+        (child,) = children_of(process.pid)
+        os.kill(child, signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        # The first is taken once it no longer says that it runs.
+        while (folder / ".synchromesh/run.json").exists():
+            os.sched_yield()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 130
+    assert ends(child)
+
+
+def test_a_service_that_cannot_start_is_named(tmp_path: Path) -> None:
+    """Exit 2 with its own reason; the others are stopped, and the folder starts once mended."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        folder = write_config(tmp_path, TWO + f"port = {port}\n")
+        with dev(folder) as process:
+            assert process.wait(WAIT_S) == 2
+            assert process.stderr is not None
+            said = process.stderr.read()
+    assert f"service 'broken': cannot listen on 127.0.0.1:{port}" in said
+    assert "Traceback" not in said
+    assert not (folder / ".synchromesh/run.json").exists()
+    write_config(tmp_path, TWO)
+    with dev(folder) as process:
+        announced(process)
+        process.terminate()
+        assert process.wait(WAIT_S) == 0
+
+
+@pytest.mark.anyio
+async def test_a_killed_service_comes_back(system: SplitSystem, pool: HttpPool) -> None:
+    """At the same URL and with its data; calls that come meanwhile are held, and none fails."""
+    asking = Asking(system.info, pool)
+    assert await asking.call("notes.write", note='{"id":"a","text":"x"}') == 1
+    before = await asking.pid("notes")
+    url = system.info.services["notes"]
+    os.kill(before, signal.SIGKILL)
+    assert await asking.call("notes.write", note='{"id":"b","text":"x"}') == 2
+    assert await asking.pid("notes") != before
+    assert system.info.services["notes"] == url
+    _, status = await asking.ask("GET", "/status")
+    assert status["children"]["service/notes"]["restarts"] == 1
+    assert status["services"]["notes"]["health"]["is_healthy"]
+
+
+@pytest.mark.anyio
+async def test_a_restart_under_load_fails_no_call(system: SplitSystem, pool: HttpPool) -> None:
+    """G7: the new process takes over while calls are held; each is run once, and answered."""
+    asking = Asking(system.info, pool)
+    is_over = asyncio.Event()
+    written: list[Any] = []
+
+    async def write(customer: int) -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            note = json.dumps({"id": f"{customer}-{number}", "text": "x"})
+            written.append(await asking.call("notes.write", note=note))
+
+    async with asyncio.TaskGroup() as group:
+        for customer in range(4):
+            group.create_task(write(customer))
+        pids = {await asking.pid("notes")}
+        for _ in range(2):
+            status, answer = await asking.ask("POST", "/services/notes/restart", {})
+            assert status == 200, answer
+            pids.add(answer["pid"])
+        is_over.set()
+    assert len(pids) == 3
+    assert sorted(written) == list(range(1, len(written) + 1))
+    _, status = await asking.ask("GET", "/status")
+    assert status["children"]["service/notes"]["restarts"] == 0
+
+
+@pytest.mark.anyio
+async def test_what_dies_too_often_ends_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the restart intensity `wait` returns which service ended, and how."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setattr(
+        "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
+    )
+    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
+    await system.start()
+    (child,) = children_of(os.getpid())
+    os.kill(child, signal.SIGKILL)
+    failure = await system.wait(asyncio.Event())
+    await system.stop()
+    assert "service/notes failed too often: ChildEnded: service 'notes' ended by SIGKILL" in failure
+
+
+@pytest.mark.anyio
+async def test_the_control_socket_answers_for_all(system: SplitSystem, pool: HttpPool) -> None:
+    """Sagas, traces and mistakes are told as by a system of one process."""
+    asking = Asking(system.info, pool)
+    assert (await asking.ask("GET", "/sagas"))[1] == {"sagas": []}
+    assert (await asking.ask("GET", "/sagas/last"))[0] == 404
+    assert await asking.call("notes.plan", name="p") is not None
+    _, listed = await asking.ask("GET", "/sagas?limit=1")
+    (saga,) = listed["sagas"]
+    _, story = await asking.ask("GET", "/sagas/last")
+    assert (story["id"], story["service"]) == (saga["id"], "notes")
+    _, trace = await asking.ask("GET", "/traces/last")
+    assert {span["service"] for span in trace["spans"]} == {"control", "notes"}
+    for method, path, body in (
+        ("GET", "/sagas/none", None),
+        ("GET", "/sagas?limit=0", None),
+        ("GET", "/traces/none", None),
+        ("POST", "/call", {"operation": "nobody.knows"}),
+        ("POST", "/call", {"operation": "notes.knows"}),
+        ("POST", "/services/nobody/restart", {}),
+        ("POST", "/credentials", {"client": "notes"}),
+        ("POST", "/registry/register", {}),
+    ):
+        status, problem = await asking.ask(method, path, body)
+        assert 400 <= status < 500, problem
+
+
+@pytest.mark.anyio
+async def test_faults_reach_the_processes(system: SplitSystem, pool: HttpPool) -> None:
+    """What is broken at the control socket is broken for every caller, until it is healed."""
+    asking = Asking(system.info, pool)
+    status, told = await asking.ask("POST", "/faults", {"target": "notes", "errors": "100%"})
+    assert (status, told["target"]) == (200, "notes")
+    assert await asking.call("notes.tag", names='["a"]') != 1
+    _, faults = await asking.ask("GET", "/faults")
+    assert faults["in_force"][0]["struck"] >= 1
+    assert (await asking.ask("POST", "/faults/heal", {}))[0] == 200
+    assert await asking.call("notes.tag", names='["a"]') == 1
+
+
+@pytest.mark.anyio
+async def test_a_process_that_does_not_answer_is_shown(
+    system: SplitSystem, pool: HttpPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status comes all the same, and says which one is silent."""
+    monkeypatch.setattr("synchromesh.system.split_control.ASK_WITHIN_S", 0.2)
+    asking = Asking(system.info, pool)
+    pid = await asking.pid("notes")
+    os.kill(pid, signal.SIGSTOP)
+    status, told = await asking.ask("GET", "/status")
+    os.kill(pid, signal.SIGCONT)
+    assert status == 200
+    assert not told["services"]["notes"]["health"]["is_healthy"]
+    assert any("notes/process is silent" in finding for finding in told["findings"])
+
+
+@pytest.mark.anyio
+async def test_a_start_that_is_cancelled_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its processes are being started or are loading."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    for awaits in (5, 20, 60):
+        system = SplitSystem(load_config(write_config(tmp_path, TWO)), tmp_path, RealRuntime())
+        starting = asyncio.ensure_future(system.start())
+        for _ in range(awaits):
+            await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert children_of(os.getpid()) == []
+        with pytest.raises(ConfigError):
+            _ = system.info
