@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -85,12 +84,11 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     """Give a terminal in a folder of its own, and leave no process behind."""
-    shutil.copytree(
-        ROOT / "src/synchromesh/examples/servo_works",
-        tmp_path / "servo_works",
-        ignore=shutil.ignore_patterns(".synchromesh", "__pycache__"),
-    )
-    terminal = Terminal(tmp_path / "servo_works")
+    terminal = Terminal(tmp_path)
+    for line in section("Start it"):
+        if line.startswith("synchromesh new"):
+            assert terminal.type(line)[0] == 0
+    terminal.folder = tmp_path / "servo-works"
     yield terminal
     if terminal.dev is not None:
         terminal.stop(signal.SIGKILL)
