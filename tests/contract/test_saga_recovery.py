@@ -309,6 +309,24 @@ def test_a_run_that_was_down_past_its_deadlines_waits_for_those_that_it_needs(
     assert run(lambda runtime: main(runtime, 90.0), until_s=100_000.0) is Status.STUCK
 
 
+async def stuck_run(runtime: SimRuntime) -> SqliteStore:
+    """Leave a run that became stuck in its database, and return that."""
+    others = Participants(faults={"stock.reserve": [HANGS, HANGS]})
+    async with at_work(runtime, others) as engine:
+        await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+        await asyncio.sleep(0.1)
+    store = await open_store(runtime)
+
+    async def spoil(unit: Unit) -> None:
+        await unit.execute("update sm_saga_record set kind = 'other' where seq = 1")
+
+    await store.write(spoil, name="spoil")
+    await store.close()
+    async with at_work(runtime, others) as engine:
+        assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
+    return await open_store(runtime)
+
+
 def test_a_record_that_nobody_can_read_strands_its_own_run_alone() -> None:
     """A release that was taken back, or an edited file, must not keep the service from starting."""
 
@@ -329,6 +347,69 @@ def test_a_record_that_nobody_can_read_strands_its_own_run_alone() -> None:
             handle = await engine.start(THREE, Order("A-2"), id="A-2", context=CONTEXT)
             assert await handle.result(FOREVER_S) is not None
             assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
+            # What can be read is shown, and what cannot says so: a person needs both.
+            story = await engine.show("A-1")
+            assert (story.lines[0].kind, story.lines[0].step) == ("paused", "stock.reserve#1")
+            assert "cannot be read: 'paused' is not a valid Kind" in story.lines[0].why
+            assert story.lines[-1].kind == "stuck"
+            assert "record 1 of saga 'A-1' cannot be read" in story.lines[-1].why
+            ended = await engine.conclusion("A-1", FOREVER_S)
+            assert ended is not None
+            assert ended.status is Status.STUCK
+            assert ended.cause.reason == story.summary.reason
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "kind"),
+    [
+        ("body = '[]' where kind = 'stuck'", "stuck"),
+        ("body = '[' where kind = 'stuck'", "stuck"),
+        ("kind = 'paused' where kind = 'stuck'", "paused"),
+        ("at_us = 'late' where kind = 'stuck'", "stuck"),
+        ("attempt = 'x', at_us = x'00' where kind = 'stuck'", "stuck"),
+    ],
+)
+def test_a_story_and_its_conclusion_survive_any_record_that_was_spoilt(
+    spoilt: str, kind: str
+) -> None:
+    """The line says that it cannot be read; the reason is kept beside the records as well."""
+
+    async def main(runtime: SimRuntime) -> None:
+        store = await stuck_run(runtime)
+
+        async def spoil(unit: Unit) -> None:
+            await unit.execute(f"update sm_saga_record set {spoilt}")
+
+        await store.write(spoil, name="spoil")
+        await store.close()
+        async with at_work(runtime, Participants()) as engine:
+            story = await engine.show("A-1")
+            assert story.lines[-1].kind == kind
+            assert "cannot be read" in story.lines[-1].why
+            ended = await engine.conclusion("A-1", FOREVER_S)
+            assert ended is not None
+            assert ended.cause.reason == story.summary.reason != ""
+
+    run(main)
+
+
+def test_a_status_that_nobody_knows_is_an_error_with_a_reason() -> None:
+    """Neither the story nor the conclusion of such a run can be told."""
+
+    async def main(runtime: SimRuntime) -> None:
+        store = await stuck_run(runtime)
+
+        async def spoil(unit: Unit) -> None:
+            await unit.execute("update sm_saga set status = 'paused'")
+
+        await store.write(spoil, name="spoil")
+        await store.close()
+        async with at_work(runtime, Participants()) as engine:
+            for asking in (engine.show("A-1"), engine.conclusion("A-1", FOREVER_S)):
+                with pytest.raises(SagaError, match="'A-1' has the status 'paused'"):
+                    await asking
 
     run(main)
 

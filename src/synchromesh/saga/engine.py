@@ -27,7 +27,7 @@ from synchromesh.saga.execution import Execution, Means, UnitRunner
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.journal import Clock, Desk
 from synchromesh.saga.records import Cause, Kind, Record, Status
-from synchromesh.saga.story import SagaStory, SagaSummary, summarize, tell
+from synchromesh.saga.story import SagaStory, SagaSummary, cause_of, summarize, tell
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Store, Unit
 from synchromesh.telemetry import Tracer
@@ -366,13 +366,8 @@ class Engine:
         row = await self._find(id)
         if row.status in (Status.RUNNING, Status.COMPENSATING):
             raise _gone(id)
-        stored = await tables.records(self._store, id)
-        causes = [
-            decode(each.record.body, Cause)
-            for each in stored
-            if each.record.kind in (Kind.TURNED, Kind.STUCK)
-        ]
-        return Conclusion(row.status, row.result or b"", causes[-1] if causes else Cause())
+        cause = cause_of(row, await tables.readable(self._store, id))
+        return Conclusion(row.status, row.result or b"", cause)
 
     async def cancel(self, id: str, reason: str) -> None:  # noqa: A002
         """Turn a run to compensating; returns once that is durable (S9).
@@ -407,9 +402,14 @@ class Engine:
         return [summarize(row, records) for row, records in found]
 
     async def show(self, id: str) -> SagaStory:  # noqa: A002
-        """Return the story of a run. Raises UnknownSaga."""
+        """Return the story of a run; a record that this code cannot read says why in its line.
+
+        Raises:
+            UnknownSaga: no run has this id.
+            SagaError: this code does not know the status of the run.
+        """
         row = await self._find(id)
-        return tell(row, [each.record for each in await tables.records(self._store, id)])
+        return tell(row, await tables.readable(self._store, id))
 
     async def _find(self, id: str) -> SagaRow:  # noqa: A002
         row = await tables.find(self._store, id)

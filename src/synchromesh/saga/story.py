@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import msgspec
 
 from synchromesh.codec import decode, to_datetime
+from synchromesh.errors import BadRequest
 from synchromesh.saga.records import Cause, Kind, Record
-from synchromesh.saga.tables import SagaRow
+from synchromesh.saga.tables import SagaRow, StoredRecord, Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +70,40 @@ def summarize(row: SagaRow, records: int) -> SagaSummary:
     )
 
 
-def tell(row: SagaRow, records: Sequence[Record]) -> SagaStory:
-    """Return the story that the records of a run tell."""
+def tell(row: SagaRow, records: Sequence[StoredRecord | Unreadable]) -> SagaStory:
+    """Return the story that the records of a run tell; one that cannot be read says so."""
     return SagaStory(
         summarize(row, len(records)),
-        tuple(
-            StoryLine(to_datetime(r.at_us), r.kind.value, r.step, r.attempt, _why(r))
-            for r in records
-        ),
-        _not_undone(records),
+        tuple(_line(each) for each in records),
+        _not_undone([each.record for each in records if isinstance(each, StoredRecord)]),
     )
+
+
+def cause_of(row: SagaRow, records: Sequence[StoredRecord | Unreadable]) -> Cause:
+    """Return why a run turned or is stuck; empty where it is neither.
+
+    Of a cause that cannot be read the reason is left, which is kept beside the records too.
+    """
+    for each in reversed(records):
+        record = each.record if isinstance(each, StoredRecord) else None
+        if record is not None and record.kind in (Kind.TURNED, Kind.STUCK):
+            try:
+                return decode(record.body, Cause)
+            except BadRequest:
+                break
+    return Cause(row.reason)
+
+
+def _line(stored: StoredRecord | Unreadable) -> StoryLine:
+    if isinstance(stored, Unreadable):
+        at = to_datetime(stored.at_us)
+        return StoryLine(at, stored.kind, stored.step, stored.attempt, stored.why)
+    record = stored.record
+    try:
+        why = _why(record)
+    except (BadRequest, msgspec.DecodeError, AttributeError) as error:
+        why = f"cannot be read: {error}"
+    return StoryLine(to_datetime(record.at_us), record.kind.value, record.step, record.attempt, why)
 
 
 def _not_undone(records: Sequence[Record]) -> tuple[str, ...]:

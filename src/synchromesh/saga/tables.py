@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synchromesh.codec import decode, encode
-from synchromesh.errors import Fenced, SagaConflict, SagaLocked
+from synchromesh.errors import Fenced, SagaConflict, SagaError, SagaLocked
 from synchromesh.events import NewEvent, append
 from synchromesh.saga.records import Cause, Kind, Record, Status
 from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
@@ -53,6 +53,11 @@ _COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us"
 )
+_STATUSES = frozenset(status.value for status in Status)
+_RECORDS = (
+    "select seq, kind, step, attempt, digest, body, at_us from sm_saga_record "
+    "where saga = ? order by seq"
+)
 _STATUS_OF = {Kind.TURNED: Status.COMPENSATING, Kind.STUCK: Status.STUCK}
 
 
@@ -85,6 +90,18 @@ class StoredRecord:
 
     seq: int
     record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that this code cannot read, as far as it is told from the others, and why."""
+
+    seq: int
+    kind: str
+    step: str
+    attempt: int
+    at_us: int
+    why: str
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -280,22 +297,47 @@ async def latest(store: Store, status: Status | None, limit: int) -> list[tuple[
 
 
 async def records(source: Store, id: str) -> list[StoredRecord]:  # noqa: A002
-    """Return the records of a run, in order."""
-    rows = await source.read(
-        "select seq, kind, step, attempt, digest, body, at_us from sm_saga_record "
-        "where saga = ? order by seq",
-        id,
-    )
-    return [
-        StoredRecord(
+    """Return the records of a run, in order.
+
+    Raises:
+        SagaError: one of them cannot be read; it is named, with the reason.
+    """
+    rows = await source.read(_RECORDS, id)
+    read = [_record(row) for row in rows]
+    bad = next((each for each in read if isinstance(each, Unreadable)), None)
+    if bad is not None:
+        raise SagaError(f"record {bad.seq} of saga {id!r} {bad.why}")
+    return [each for each in read if isinstance(each, StoredRecord)]
+
+
+async def readable(source: Store, id: str) -> list[StoredRecord | Unreadable]:  # noqa: A002
+    """Return the records of a run, in order, with what is left of those that cannot be read."""
+    return [_record(row) for row in await source.read(_RECORDS, id)]
+
+
+def _record(row: Row) -> StoredRecord | Unreadable:
+    seq, kind, step, attempt, digest, body, at_us = row
+    try:
+        return StoredRecord(
             _int(seq),
             Record(Kind(kind), str(step), _int(attempt), str(digest), _bytes(body), _int(at_us)),
         )
-        for seq, kind, step, attempt, digest, body, at_us in rows
-    ]
+    except (ValueError, TypeError) as error:
+        why = (
+            f"cannot be read: {error}; a newer release wrote it, or the database was edited: "
+            "run that release, or restore a backup"
+        )
+        at = at_us if isinstance(at_us, int) else 0
+        tried = attempt if isinstance(attempt, int) else 0
+        return Unreadable(_int(seq), str(kind), str(step), tried, at, why)
 
 
 def _row(row: Row) -> SagaRow:
+    if row[6] not in _STATUSES:
+        raise SagaError(
+            f"saga {row[0]!r} has the status {row[6]!r}, which this code does not know; a newer "
+            "release wrote it, or the database was edited: run that release, or restore a backup"
+        )
     return SagaRow(
         id=str(row[0]),
         name=str(row[1]),
