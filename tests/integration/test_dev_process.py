@@ -87,10 +87,12 @@ async def test_stopped_with_sagas_in_flight_it_continues_them(
     assert await until(system.is_settled, 30.0)
     services = (await system.ask("GET", "/status"))["services"]
     assert {name: each["behind"] for name, each in services.items()} == {
-        "orders": {"relay/inventory": 0},
-        "inventory": {"projection/stock_level": 0},
+        "orders": {"relay/configurator": 0, "relay/inventory": 0},
+        "inventory": {"projection/stock_level": 0, "relay/configurator": 0},
         "billing": {"relay/production": 0},
         "production": {},
+        "configurator": {},
+        "fleet": {"projection/condition": 0},
     }
     await customers.settle()
     assert account.told == {f"A-{n}": "placed" for n in range(6)}

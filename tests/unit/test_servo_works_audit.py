@@ -9,6 +9,8 @@ import pytest
 from audit import audit, main
 from credit_provider import Ledger
 from services.billing import billing
+from services.configurator import configurator
+from services.fleet import fleet
 from services.inventory import inventory
 from services.inventory.stock import PiecesHeld, PiecesReceived, PiecesReleased, StockEvent
 from services.orders import orders
@@ -67,6 +69,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger.close()
     write(
         create(folder, orders),
+        "insert into price values ('SX90', 58900, 'EUR')",
         "insert into orders values ('A-1', 'acme', 'SX90', 2, 117800, 'EUR', 'placed')",
         "insert into orders values ('A-2', 'brassworks', 'SX90', 3, 176700, 'EUR', 'rejected')",
         saga_row("A-1", "completed"),
@@ -97,6 +100,19 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         create(folder, production),
         "insert into slot values ('s1', 'A-1', 'SX90', 1)",
         "insert into build_sheet values ('A-1', 'i1', 1)",
+    )
+    write(
+        create(folder, configurator),
+        "insert into price values ('SX90', 58900, 'EUR', 0)",
+        "insert into stock values ('SX90', 8, 0)",
+    )
+    write(
+        create(folder, fleet),
+        "insert into machine values ('M-1', 'SX90', 'A-1', 2, 2)",
+        "insert into condition values ('M-1', 2, 'running', 0, 40.0, 40.0, 3.0, '')",
+        "insert into sm_event(stream, version, name, type_version, body, is_public, "
+        "ordering_key, trace_id, recorded_us) values ('telemetry/M-1', 1, 'fleet.readings_taken', "
+        """1, '{"machine_id":"M-1","readings":[{},{}]}', 0, '', '', 0)""",
     )
     return folder
 
@@ -147,6 +163,36 @@ def test_a_file_that_is_no_database_cannot_be_audited(
 
 
 CORRUPTIONS = {
+    "a price that was not heard": (
+        "configurator",
+        "delete from price",
+        "SX90: the configurator's price is None, but orders has 58900 EUR",
+    ),
+    "a price that orders never told": (
+        "configurator",
+        "insert into price values ('SX99', 1, 'EUR', 0)",
+        "SX99: the configurator's price is 1 EUR, but orders has None",
+    ),
+    "a stock that drifted from inventory's": (
+        "configurator",
+        "update stock set free = 7",
+        "SX90: the configurator's free stock is 7, but inventory has 8",
+    ),
+    "a reading that was not worked out": (
+        "fleet",
+        "update condition set readings = 1",
+        "M-1: 2 readings were taken, 2 are kept as events, 1 are worked out",
+    ),
+    "a reading that was worked out twice": (
+        "fleet",
+        "update condition set readings = 3",
+        "M-1: 2 readings were taken, 2 are kept as events, 3 are worked out",
+    ),
+    "a reading that was lost": (
+        "fleet",
+        "delete from sm_event where stream = 'telemetry/M-1'",
+        "M-1: 2 readings were taken, 0 are kept as events, 2 are worked out",
+    ),
     "a running saga": ("orders", saga_row("A-9", "running"), "A-9 of orders is running"),
     "a compensating saga": (
         "orders",

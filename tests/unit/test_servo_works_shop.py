@@ -8,6 +8,9 @@ import shop
 from contracts.money import Money
 from credit_provider import CHARGE_MAX_MINOR, DECLINED_CUSTOMERS
 from services.billing import billing
+from services.configurator import configurator
+from services.configurator.service import sheets
+from services.fleet import fleet
 from services.inventory import inventory
 from services.orders import orders
 from services.production import production
@@ -16,11 +19,18 @@ from synchromesh import Call, Service
 
 R = TypeVar("R")
 
+SERVICES = [orders, inventory, billing, production, configurator, fleet]
 
-@pytest.mark.parametrize("service", [orders, inventory, billing, production])
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_every_service_handles_its_whole_contract(service: Service) -> None:
     """A contract without a handler would be refused at start."""
     service.check()
+
+
+def test_there_are_as_many_operations_as_have_a_reason() -> None:
+    """Twelve to sixteen in the whole system, one by one in its contracts."""
+    assert 12 <= sum(len(service.operations) for service in SERVICES) <= 16
 
 
 def test_the_catalogue_is_that_of_a_maker_of_drives() -> None:
@@ -73,7 +83,30 @@ def test_the_shop_opens_with_one_key_for_each_command() -> None:
         "orders.set_price",
         "inventory.receive",
         "production.open_slots",
+        "fleet.report",
     }
+
+
+def test_every_part_on_a_data_sheet_is_sold() -> None:
+    """What the configurator chooses from is in the catalogue, or a motor or cable in stock."""
+    sold = {drive.sku for drive in shop.catalogue()} | {part.sku for part in shop.accessories()}
+    known = sheets()
+    skus = [part.sku for part in known.drives]
+    skus += [part.sku for part in known.motors]
+    skus += [part.sku for part in known.cables]
+    assert len(set(skus)) == len(skus)
+    assert {part.sku for part in shop.accessories()} <= set(skus) <= sold
+
+
+def test_drives_in_the_field_are_of_the_catalogue_and_of_orders() -> None:
+    """What a nameplate says is true: the drive is one that we make, the order one of that drive."""
+    drives = {drive.sku for drive in shop.catalogue()}
+    orders_by_id = {order.order_id: order.sku for order in shop.order_book()}
+    plates = [batch.machine for batch in shop.field_reports()]
+    assert len({plate.machine_id for plate in plates}) == len(plates) >= 12
+    assert {plate.sku for plate in plates} <= drives
+    assert all(orders_by_id[plate.order_id] == plate.sku for plate in plates if plate.order_id)
+    assert any(plate.order_id is None for plate in plates)
 
 
 def test_money_is_whole_minor_units() -> None:

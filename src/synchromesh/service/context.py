@@ -111,6 +111,11 @@ class Context:
         """The idempotency key of this command, "" in a query."""
         return self._context.key
 
+    @property
+    def now_us(self) -> int:
+        """The wall clock as it is now, in microseconds since 1970 UTC."""
+        return self._home.runtime.wall_us()
+
     def remaining_s(self) -> float | None:
         """Return how long the caller still waits, in seconds; None for ever."""
         return self._context.remaining_s(asyncio.get_running_loop().time())

@@ -2,10 +2,11 @@
 
     python audit.py .synchromesh/data
 
-It is run once nothing is under way any more, and holds the four databases and the credit provider's
+It is run once nothing is under way any more, and holds the six databases and the credit provider's
 books against one another: every order placed or fully undone, stock and money to the last piece and
-cent, no saga left behind. Prints what it finds and exits with 1 where it finds anything, 2 where
-there is nothing to audit.
+cent, no saga left behind, no reading of a drive lost, and what the configurator was told as its
+owners have it. Prints what it finds and exits with 1 where it finds anything, 2 where there is
+nothing to audit.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SERVICES = ("orders", "inventory", "billing", "production")
+SERVICES = ("orders", "inventory", "billing", "production", "configurator", "fleet")
 PROVIDER_DB = "credit_provider.db"
 LINES_MAX = 200
 
@@ -33,6 +34,7 @@ class Report:
     sagas: Counter[str] = field(default_factory=Counter)
     paid_minor: Counter[str] = field(default_factory=Counter)
     pieces_held: int = 0
+    readings: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -51,6 +53,7 @@ class Report:
             f"sagas:  {_counts(self.sagas)}",
             f"held:   {self.pieces_held} pieces for placed orders",
             f"paid:   {', '.join(paid) or 'nothing'}",
+            f"fleet:  {self.readings} readings",
             *self.findings[:LINES_MAX],
             f"{len(self.findings)} findings" if self.findings else "everything adds up",
         ]
@@ -62,7 +65,7 @@ def audit(
     """Hold the databases in a folder against one another.
 
     Args:
-        data_dir: where `orders.db`, `inventory.db`, `billing.db` and `production.db` are.
+        data_dir: where the databases of the services are, such as `orders.db`.
         provider_db: the credit provider's books; None leaves them out.
         expected: what clients were told of each order: "placed", "accepted" or "rejected".
 
@@ -82,7 +85,10 @@ def audit_databases(
     provider: sqlite3.Connection | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> Report:
-    """Hold databases that are open against one another, by the names of their services."""
+    """Hold databases that are open against one another, by the names of their services.
+
+    Those of the configurator and of the fleet may be left out: no order goes through them.
+    """
     report = Report()
     for name, database in databases.items():
         _check_nothing_left(report, name, database)
@@ -90,6 +96,10 @@ def audit_databases(
     _check_stock(report, databases)
     _check_expected(report, databases["orders"], expected or {})
     _check_money(report, databases, provider)
+    if "configurator" in databases:
+        _check_read_model(report, databases)
+    if "fleet" in databases:
+        _check_readings(report, databases["fleet"])
     return report
 
 
@@ -107,7 +117,7 @@ def _check_nothing_left(report: Report, service: str, database: sqlite3.Connecti
         report.find(f"{service} has a parked message of {source}: {scope}")
 
 
-# -- each order, across the four services --------------------------------------------------------
+# -- each order, across the services it goes through ---------------------------------------------
 
 
 def _check_orders(report: Report, databases: Mapping[str, sqlite3.Connection]) -> None:
@@ -275,6 +285,54 @@ def _check_money(
 
 def _sums(database: sqlite3.Connection, sql: str) -> Counter[str]:
     return Counter(dict(database.execute(sql)))
+
+
+# -- what the configurator heard -----------------------------------------------------------------
+
+
+def _check_read_model(report: Report, databases: Mapping[str, sqlite3.Connection]) -> None:
+    copies = databases["configurator"]
+    prices = "select sku, price_minor || ' ' || currency from price"
+    for what, owner, owned, copied in (
+        ("price", "orders", prices, prices),
+        (
+            "free stock",
+            "inventory",
+            "select sku, on_hand from stock_level",
+            "select sku, free from stock",
+        ),
+    ):
+        truth = dict(databases[owner].execute(owned))
+        told = dict(copies.execute(copied))
+        for sku in sorted(truth.keys() | told.keys()):
+            if truth.get(sku) != told.get(sku):
+                report.find(
+                    f"{sku}: the configurator's {what} is {told.get(sku)}, "
+                    f"but {owner} has {truth.get(sku)}"
+                )
+
+
+# -- every reading of every drive ----------------------------------------------------------------
+
+
+def _check_readings(report: Report, fleet: sqlite3.Connection) -> None:
+    """Taken, kept as events, and worked out: the three are one number for each drive."""
+    taken = dict(fleet.execute("select id, taken from machine"))
+    worked_out = dict(fleet.execute("select machine_id, readings from condition"))
+    kept: Counter[str] = Counter()
+    for machine_id, count in fleet.execute(
+        "select json_extract(body, '$.machine_id'), json_array_length(body, '$.readings') "
+        "from sm_event where name = 'fleet.readings_taken'"
+    ):
+        kept[machine_id] += count
+    report.readings = sum(taken.values())
+    for machine_id in sorted({*taken, *kept, *worked_out}):
+        counts = tuple(each.get(machine_id, 0) for each in (taken, kept, worked_out))
+        if len(set(counts)) > 1:
+            report.find(
+                f"{machine_id}: {counts[0]} readings were taken, {counts[1]} are kept as events, "
+                f"{counts[2]} are worked out"
+            )
 
 
 # -- what clients were told ----------------------------------------------------------------------

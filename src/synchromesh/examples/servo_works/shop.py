@@ -1,4 +1,4 @@
-"""What the shop opens with: the catalogue of drives, and the book of orders that customers sent.
+"""What the shop opens with: its catalogue, the drives in the field, and the book of orders.
 
 `open_shop` is what a client does on the first morning. It may be done again: the same delivery is
 booked once, prices and slots are set to what they are.
@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from contracts.fleet import Batch, Fleet
 from contracts.inventory import Inventory, Receive
 from contracts.money import Money
 from contracts.orders import Orders, PlaceOrder, Price
@@ -31,6 +32,15 @@ class Drive(Struct, frozen=True):
     slots: tuple[int, ...]
 
 
+class Accessory(Struct, frozen=True):
+    """A motor or a cable: bought in, and sold with a drive."""
+
+    sku: str
+    name: str
+    price: Money
+    stock: int
+
+
 class Client(Protocol):
     """Whoever may call the services: a program, a test, the command line."""
 
@@ -44,25 +54,45 @@ def catalogue() -> list[Drive]:
     return json.decode((DATA / "catalogue.json").read_bytes(), type=list[Drive])
 
 
+def accessories() -> list[Accessory]:
+    """Return the motors and cables that go with the drives."""
+    return json.decode((DATA / "parts.json").read_bytes(), type=list[Accessory])
+
+
+def field_reports() -> list[Batch]:
+    """Return the first reports of drives in the field; most of them know the order they were of."""
+    return json.decode((DATA / "fleet.json").read_bytes(), type=list[Batch])
+
+
 def order_book() -> list[PlaceOrder]:
     """Return the orders that came in, in their order."""
     return json.decode((DATA / "orders.json").read_bytes(), type=list[PlaceOrder])
 
 
-async def open_shop(client: Client, drives: Sequence[Drive] = ()) -> None:
-    """Set the prices, put the first delivery on the shelf and open the weeks of the bench.
+async def open_shop(client: Client) -> None:
+    """Set all prices, receive the first deliveries, open the bench, and hear from the field."""
+    await stock_drives(client, catalogue())
+    for part in accessories():
+        await stock_part(client, part)
+    for batch in field_reports():
+        await client.call(Fleet.report(batch), key=f"opening/report/{batch.machine.machine_id}")
 
-    `drives` stand for the whole catalogue where none are given.
-    """
-    for drive in drives or catalogue():
-        sku = drive.sku
-        await client.call(Orders.set_price(Price(sku, drive.price)), key=f"opening/price/{sku}")
-        await client.call(
-            Inventory.receive(Receive(f"opening/{sku}", sku, drive.stock)),
-            key=f"opening/stock/{sku}",
-        )
+
+async def stock_drives(client: Client, drives: Sequence[Drive]) -> None:
+    """Price drives, put the first delivery of each on the shelf, and open its weeks to build."""
+    for drive in drives:
+        await stock_part(client, drive)
         for week, capacity in enumerate(drive.slots, 1):
             await client.call(
-                Production.open_slots(OpenSlots(sku, week, capacity)),
-                key=f"opening/slots/{sku}/{week}",
+                Production.open_slots(OpenSlots(drive.sku, week, capacity)),
+                key=f"opening/slots/{drive.sku}/{week}",
             )
+
+
+async def stock_part(client: Client, part: Drive | Accessory) -> None:
+    """Price a part, and put its first delivery on the shelf."""
+    sku = part.sku
+    await client.call(Orders.set_price(Price(sku, part.price)), key=f"opening/price/{sku}")
+    await client.call(
+        Inventory.receive(Receive(f"opening/{sku}", sku, part.stock)), key=f"opening/stock/{sku}"
+    )

@@ -72,4 +72,5 @@ class Inventory(Contract, Protocol, service="inventory", version="1.0"):
     @query("GET /stock/{sku}", raises=(UnknownSku,))
     async def stock(self, sku: str) -> Stock: ...
 
+    stock_changed: PublicEvent[Stock] = event(Stock, key="sku")
     stock_reserved: PublicEvent[StockReserved] = event(StockReserved, key="order_id")

@@ -85,5 +85,6 @@ class Orders(Contract, Protocol, service="orders", version="1.0"):
     @query("GET /orders/{order_id}", raises=(UnknownOrder,))
     async def one(self, order_id: str) -> Order: ...
 
+    price_set: PublicEvent[Price] = event(Price, key="sku")
     order_placed: PublicEvent[OrderPlaced] = event(OrderPlaced, key="order_id")
     order_rejected: PublicEvent[OrderRejected] = event(OrderRejected, key="order_id")

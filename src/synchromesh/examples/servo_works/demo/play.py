@@ -95,7 +95,7 @@ class Acts:
         self._account.turns = self._turns()
 
     async def _calm(self) -> None:
-        self._display.say("synchromesh dev: four services and a credit provider start")
+        self._display.say("synchromesh dev: six services and a credit provider start")
         await self._system.start()
         self._display.say(f"process {self._system.pid} answers; the first orders are handed in")
         self._hand_in(self._share)

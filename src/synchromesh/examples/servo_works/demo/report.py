@@ -30,7 +30,7 @@ def judge(account: Account, data: Path, out: Console) -> int:
     _print_counts(account, audited, out)
     _print_breaker(account, out)
     _print_pictures(account, out)
-    _head("audit of the four databases and the provider's books", out)
+    _head("audit of the six databases and the provider's books", out)
     for line in audited.lines():
         out.print(f"  {line}", markup=False)
     found = shortfalls(account, audited)

@@ -49,9 +49,11 @@ class RunningSystem:
     Args:
         folder: made by `copy_shipped`.
         pool: how its HTTP interfaces are reached; whoever made it closes it.
+        flags: of `synchromesh dev`, such as "--split".
     """
 
-    def __init__(self, folder: Path, pool: HttpPool) -> None:
+    def __init__(self, folder: Path, pool: HttpPool, *flags: str) -> None:
+        self._flags = flags
         self.folder = folder
         self.data = folder / ".synchromesh" / "data"
         self.log = folder / ".synchromesh" / "telemetry" / "log.jsonl"
@@ -76,7 +78,7 @@ class RunningSystem:
         """
         with (self.folder / "dev.log").open("ab") as output:
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "synchromesh.cli", "dev",
+                sys.executable, "-m", "synchromesh.cli", "dev", *self._flags,
                 cwd=self.folder, stdin=DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, preexec_fn=die_with_parent(),
             )  # fmt: skip

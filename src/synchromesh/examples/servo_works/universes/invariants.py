@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping
 
-from audit import SERVICES, audit_databases
+from audit import audit_databases
 
 from synchromesh.testing import SimDisk
+from universes.cluster import SERVICES
 
 Databases = Mapping[str, sqlite3.Connection]
 Subscribers = Mapping[str, frozenset[str]]
@@ -42,7 +43,7 @@ def broken_in(
     """Yield what does not hold.
 
     Args:
-        databases: of the four services and the credit provider.
+        databases: of the services that orders go through and the credit provider.
         told: what the client of each order was told: "placed", "accepted" or "rejected".
         subscribers: the events that each service takes.
     """

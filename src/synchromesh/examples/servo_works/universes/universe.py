@@ -137,7 +137,7 @@ class Universe:
     async def _buy_all(self, caller: Caller) -> None:
         if self._is_new:
             self.count["opened in the storm"] += 1
-            await shop.open_shop(_Opener(caller), scarce_drives())
+            await shop.stock_drives(_Opener(caller), scarce_drives())
         async with asyncio.TaskGroup() as group:
             for order in self._orders:
                 group.create_task(self._buy(caller, order))
@@ -256,7 +256,7 @@ class Universe:
 
 
 class _Opener:
-    """What `shop.open_shop` opens the shop with."""
+    """What `shop.stock_drives` stocks the shop with."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -284,7 +284,7 @@ def scarce_drives() -> list[shop.Drive]:
 def opened_shop() -> dict[str, bytes]:
     """Return the databases of a shop that has just opened."""
     world = World("servo-works opens")
-    cluster = Cluster(world, lambda caller: shop.open_shop(_Opener(caller), scarce_drives()))
+    cluster = Cluster(world, lambda caller: shop.stock_drives(_Opener(caller), scarce_drives()))
 
     async def story() -> None:
         cluster.start()

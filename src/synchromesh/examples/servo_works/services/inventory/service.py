@@ -51,14 +51,18 @@ inventory = Service(
 @inventory.writes(Inventory.receive)
 async def receive(tx: Transaction, delivery: Receive) -> Stock:
     """Put a delivery on the shelf."""
-    return await tx.decide(stock_item, delivery.sku, delivery)
+    stock = await tx.decide(stock_item, delivery.sku, delivery)
+    tx.publish(Inventory.stock_changed, stock)
+    return stock
 
 
 @inventory.writes(Inventory.reserve)
 async def reserve(tx: Transaction, request: Reserve) -> Hold:
     """Hold pieces for an order: stream, row, message and answer commit together."""
     hold = Hold(tx.new_id(), request.order_id, request.sku, request.qty)
-    await tx.decide(stock_item, hold.sku, SetAside(hold.sku, hold.id, hold.order_id, hold.qty))
+    left = await tx.decide(
+        stock_item, hold.sku, SetAside(hold.sku, hold.id, hold.order_id, hold.qty)
+    )
     await tx.execute(
         "insert into hold(id, order_id, sku, qty, status) values (?, ?, ?, ?, 'active')",
         hold.id,
@@ -67,14 +71,16 @@ async def reserve(tx: Transaction, request: Reserve) -> Hold:
         hold.qty,
     )
     tx.publish(Inventory.stock_reserved, StockReserved(hold.id, hold.order_id, hold.sku, hold.qty))
+    tx.publish(Inventory.stock_changed, left)
     return hold
 
 
 @inventory.writes(Inventory.release)
 async def release(tx: Transaction, hold: Hold) -> None:
     """Give held pieces back to the shelf."""
-    await tx.decide(stock_item, hold.sku, PutBack(hold.sku, hold.id))
+    left = await tx.decide(stock_item, hold.sku, PutBack(hold.sku, hold.id))
     await tx.execute("update hold set status = 'released' where id = ?", hold.id)
+    tx.publish(Inventory.stock_changed, left)
 
 
 @inventory.handles(Inventory.stock)

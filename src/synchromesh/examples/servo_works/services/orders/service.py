@@ -26,7 +26,7 @@ orders = Service("orders", implements=Orders, migrations=[Migration(1, TABLES, r
 
 @orders.writes(Orders.set_price)
 async def set_price(tx: Transaction, price: Price) -> None:
-    """Set what a drive costs from now on; orders that are taken keep their price."""
+    """Set what a part costs from now on, and tell; orders that are taken keep their price."""
     await tx.execute(
         "insert into price(sku, price_minor, currency) values (?, ?, ?) "
         "on conflict(sku) do update set price_minor = excluded.price_minor, "
@@ -35,6 +35,7 @@ async def set_price(tx: Transaction, price: Price) -> None:
         price.price.minor,
         price.price.currency,
     )
+    tx.publish(Orders.price_set, price)
 
 
 @orders.handles(Orders.one)

@@ -1,0 +1,50 @@
+"""The way into servo-works from outside: who may ask what, how often, and what answers."""
+
+from contracts.billing import Billing
+from contracts.configurator import Configurator
+from contracts.fleet import Fleet
+from contracts.inventory import Inventory
+from contracts.orders import Orders
+from contracts.production import Production
+
+from synchromesh import Aggregate, ApiKeys, Branch, Gateway, Rate, Route, Stale
+
+# The page of one drive in the field: how it is, the order it came with, and the week in which
+# another one like it could be built. What it shows of the last two may be old; it says so then.
+machine_page = Aggregate(
+    "GET /machines/{machine_id}",
+    scopes={"fleet:read"},
+    deadline="1s",
+    branches={
+        "machine": Branch(Fleet.machine, args={"machine_id": "path.machine_id"}, required=True),
+        "order": Branch(
+            Orders.one,
+            args={"order_id": "machine.order_id"},
+            timeout="300ms",
+            fallback=Stale("10m"),
+        ),
+        "slot": Branch(
+            Production.quote,
+            args={"sku": "machine.sku"},
+            timeout="300ms",
+            fallback=Stale("1h"),
+        ),
+    },
+)
+
+gateway = Gateway(
+    auth=[ApiKeys()],
+    routes=[
+        # Whoever looks round the shop needs no key.
+        Route("GET /prices", Configurator.price_list, public=True, rate=Rate("20/s")),
+        Route("GET /configurations", Configurator.configure, public=True, rate=Rate("20/s")),
+        # Customers order. The rate bounds each of them, not all together.
+        Route("POST /orders", Orders.place, scopes={"orders:write"}, rate=Rate("50/s", burst=100)),
+        Route("GET /orders/{order_id}", Orders.one, scopes={"orders:read"}),
+        Route("GET /invoices/{order_id}", Billing.invoice, scopes={"orders:read"}),
+        Route("GET /stock/{sku}", Inventory.stock, scopes={"stock:read"}),
+        # Drives report, and people look at them.
+        Route("POST /readings", Fleet.report, scopes={"fleet:write"}, rate=Rate("100/s")),
+        machine_page,
+    ],
+)
