@@ -318,6 +318,9 @@ def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyP
     ("words", "said"),
     [
         ([], "Exit codes: 0 done, 1 a finding"),
+        (["new"], "Nothing that is there is written over"),
+        (["config", "explain"], "whether default, file, environment or flag gave it"),
+        (["config", "check"], "Exits 2 with what is wrong"),
         (["dev"], "Run the system of this folder in one process until Ctrl-C"),
         (["call"], "OPERATION (service.name) with ARGUMENTS (name=value)"),
         (["trace"], "`last` is the last call that a client made"),

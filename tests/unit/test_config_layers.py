@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,27 @@ def test_a_wrong_variable_is_named(folder: Path, variable: str, text: str, said:
         read(folder, {variable: text})
     assert said in caught.value.message
     assert variable in caught.value.message
+
+
+@given(st.data())
+def test_a_variable_and_a_flag_reach_the_same_values(data: st.DataObject) -> None:
+    """Any value of the schema can be set by either, to any text or number, and is then in force."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_config(Path(place), SYSTEM)
+        name, value = data.draw(
+            st.sampled_from(
+                [(n, v) for n, (v, _, _) in explained(folder).items() if not isinstance(v, list)]
+            )
+        )
+        kind = {int: st.integers(1, 65_535), float: st.floats(0.01, 1.0), str: st.just(value)}
+        text = str(data.draw(kind[type(value)]))
+        variable = "SYNCHROMESH_" + name.replace(":", "__").replace(".", "__").upper()
+        by_variable = explained(folder, {variable: text})
+        by_flag = explained(folder, {}, [f"{name}={text}"])
+    assert by_variable[name] == (type(value)(text), "environment", variable)
+    assert by_flag[name] == (type(value)(text), "flag", f"--set {name}")
+    del by_variable[name], by_flag[name]
+    assert by_variable == by_flag
 
 
 def test_variables_of_others_are_left_alone(folder: Path) -> None:
@@ -329,6 +351,7 @@ def test_check_looks_at_definitions_and_secrets(
         ("services.notes.app=notes_app:nots", "has no 'nots'"),
         ("dev.opening=notes_app:no_opening", "is no async function"),
         ("system.key=file:gone", "gone cannot be read"),
+        ("gateway.app=notes_app:notes", "is not a Gateway"),
     ):
         wrong = run(folder, "config", "check", "--set", setting)
         assert (wrong.code, wrong.out) == (2, "")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from synchromesh.cli.show import console, plain_table, print_json
 from synchromesh.service import KEEP_S
-from synchromesh.system.config import load_opening, load_services, read_layers
+from synchromesh.system.config import load_gateway, load_opening, load_services, read_layers
 from synchromesh.system.references import given_key
 from synchromesh.system.wiring import check_keep
 
@@ -68,6 +68,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     values, _ = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)
     load_opening(values, folder)
+    load_gateway(values, folder)
     for service in services:
         service.check()
     check_keep(services, KEEP_S)
