@@ -59,6 +59,7 @@ def running(folder: Path, *words: str) -> Iterator[dict[str, str]]:
     assert not any(map(is_alive, below))
 
 
+@pytest.mark.parametrize("how", [(), ("--split",)], ids=["one process", "split"])
 @pytest.mark.parametrize(
     ("options", "call", "answer"),
     [
@@ -72,29 +73,37 @@ def running(folder: Path, *words: str) -> Iterator[dict[str, str]]:
     ids=["minimal", "example"],
 )
 def test_a_new_system_runs(
-    tmp_path: Path, options: tuple[str, ...], call: tuple[str, ...], answer: Any
+    tmp_path: Path,
+    options: tuple[str, ...],
+    call: tuple[str, ...],
+    answer: Any,
+    how: tuple[str, ...],
 ) -> None:
     """`new`, `config check`, `dev`, one call, Ctrl-C: without a line changed."""
     synchromesh(tmp_path, "new", "fresh", *options)
     folder = tmp_path / "fresh"
     assert "all is right with" in synchromesh(folder, "config", "check")
-    with running(folder):
+    with running(folder, *how):
         result = json.loads(synchromesh(folder, "call", *call, "--json"))["result"]
     if isinstance(answer, dict):
         result = {key: result[key] for key in answer}
     assert result == answer
 
 
-def test_a_running_system_heeds_flags_and_keeps_its_key_to_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [(), ("--split",)], ids=["one process", "split"])
+def test_a_running_system_heeds_flags_and_keeps_its_key_to_itself(
+    tmp_path: Path, how: tuple[str, ...]
+) -> None:
     """`--set` reaches the process; no file of the run has the key that it was given."""
     secret = "5ec4e7" * 11
     synchromesh(tmp_path, "new", "fresh")
     folder = tmp_path / "fresh"
     (tmp_path / "key").write_text(f"{secret}\n")
     flags = ("--set", "system.name=renamed", "--set", "system.key=file:../key")
-    with running(folder, *flags):
+    with running(folder, *how, *flags):
         info = json.loads((folder / ".synchromesh" / "run.json").read_text())
         assert info["system"] == "renamed"
         assert synchromesh(folder, "call", "greeter.greeted").startswith("[]")
+        assert secret not in synchromesh(folder, "status", "--json")
         files = [path for path in (folder / ".synchromesh").rglob("*") if path.is_file()]
         assert not any(secret.encode() in path.read_bytes() for path in files)
