@@ -225,6 +225,9 @@ async def test_a_restart_under_load_fails_no_call(system: SplitSystem, pool: Htt
     assert sorted(written) == list(range(1, len(written) + 1))
     _, status = await asking.ask("GET", "/status")
     assert status["children"]["service/notes"]["restarts"] == 0
+    holds = status["clients"]["control"]["holds"]
+    assert holds["bridged"] >= 2
+    assert (holds["held"], holds["given_up"], holds["refused"]) == (0, 0, 0)
 
 
 @pytest.mark.anyio

@@ -38,6 +38,7 @@ SILENT: dict[str, Any] = {
     "behind": {},
     "parked": 0,
     "breakers": {},
+    "holds": {},
 }
 
 

@@ -68,7 +68,8 @@ async def status_of(parts: Parts) -> dict[str, Any]:
         "services": services,
         "externals": {name: {"instances": await _listed(parts, name)} for name in parts.externals},
         "clients": {
-            name: {"breakers": _breakers(caller)} for name, caller in parts.clients.items()
+            name: {"breakers": _breakers(caller), "holds": _holds(caller)}
+            for name, caller in parts.clients.items()
         },
         "children": children,
         "faults": parts.faults.told(),
@@ -115,6 +116,7 @@ async def instance_status(instance: ServiceInstance) -> dict[str, Any]:
         "behind": await _behind(instance),
         "parked": int(str(parked[0][0])),
         "breakers": _breakers(instance.caller),
+        "holds": _holds(instance.caller),
     }
 
 
@@ -129,6 +131,17 @@ async def _listed(parts: Parts, service: str) -> list[dict[str, Any]]:
         }
         for endpoint in resolved.endpoints
     ]
+
+
+def _holds(caller: Caller) -> dict[str, int]:
+    """Return how many calls waited for an instance to be ready, and what came of it."""
+    holds = caller.holds
+    return {
+        "held": holds.held,
+        "bridged": holds.bridged,
+        "given_up": holds.given_up,
+        "refused": holds.refused,
+    }
 
 
 def _breakers(caller: Caller) -> dict[str, Any]:
