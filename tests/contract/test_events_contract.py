@@ -250,6 +250,22 @@ async def test_only_what_is_there_can_be_removed(store: Store, first: int, last:
         await store.write(lambda unit: remove(unit, first, last), name="remove")
 
 
+async def test_only_what_every_relay_has_delivered_can_be_removed(store: Store) -> None:
+    """The slowest subscriber decides over public events; private ones concern none of them (O1)."""
+    await add(store, "a", 3, is_public=True)
+    await add(store, "b", 2)
+    for name, position in (("relay/fast", 3), ("relay/slow", 1), ("projection/x", 0)):
+        at = Checkpoint(store.log_id, position)
+        await store.write(lambda unit, n=name, at=at: save_checkpoint(unit, n, at), name="save")  # type: ignore[misc]
+    for first, last in ((1, 2), (2, 2), (3, 5), (1, 5)):
+        with pytest.raises(ContractError, match=r"subscriber 'slow' has got .* up to 1"):
+            await store.write(lambda unit, r=(first, last): remove(unit, *r), name="remove")  # type: ignore[misc]
+    assert await positions(store) == [1, 2, 3, 4, 5]
+    for first, last in ((1, 1), (4, 5)):
+        await store.write(lambda unit, r=(first, last): remove(unit, *r), name="remove")  # type: ignore[misc]
+    assert await positions(store) == [2, 3]
+
+
 async def test_checkpoints_are_kept_by_name(store: Store) -> None:
     """A new reader begins at the beginning; a saved one goes on."""
     assert await load_checkpoint(store, "r") == Checkpoint(store.log_id, 0)

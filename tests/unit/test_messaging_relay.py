@@ -22,7 +22,14 @@ from messaging_world import (
     taken,
 )
 from synchromesh.context import CallContext
-from synchromesh.errors import LogGap, LogReplaced, Shed, StoreBroken, StoreFull
+from synchromesh.errors import (
+    ContractError,
+    LogGap,
+    LogReplaced,
+    Shed,
+    StoreBroken,
+    StoreFull,
+)
 from synchromesh.events import Checkpoint, load_checkpoint, remove, save_checkpoint
 from synchromesh.messaging import Consumer, Message, Relay
 from synchromesh.store import SqliteStore, Unit
@@ -245,6 +252,46 @@ def test_a_checkpoint_of_another_log_is_refused() -> None:
     run(main)
 
 
+def test_what_a_subscriber_has_not_got_cannot_be_removed() -> None:
+    """What committed is published, also where old events are removed meanwhile (O1)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.fault = lambda message: "refuse" if message.position == 2 else ""
+            async with running(relay_to(shop, sender, runtime)):
+                for n in (1, 2):
+                    await sell(shop, str(n), n)
+                await asyncio.sleep(1.0)
+                with pytest.raises(ContractError, match=r"'stock' .* up to 1, and 2 is one"):
+                    await shop.write(lambda unit: remove(unit, 1, 2), name="remove")
+                assert await shop.write(lambda unit: remove(unit, 1, 1), name="remove") == 1
+                sender.fault = lambda message: ""
+                await asyncio.sleep(10.0)
+                assert await shop.write(lambda unit: remove(unit, 1, 2), name="remove") == 1
+            assert await taken(stock) == [1, 2]
+
+    run(main)
+
+
+def test_a_relay_that_has_delivered_nothing_yet_is_asked_too() -> None:
+    """It says where it begins before it sends, and does so once."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.fault = lambda message: "refuse"
+            for _start in range(2):
+                async with running(relay_to(shop, sender, runtime)):
+                    await asyncio.sleep(1.0)
+            assert shop.commits == 1
+            await sell(shop, "SX90", 1)
+            with pytest.raises(ContractError, match=r"'stock' has got .* up to 0"):
+                await shop.write(lambda unit: remove(unit, 1, 1), name="remove")
+
+    run(main)
+
+
 def test_a_hole_in_the_log_ends_the_relay_with_its_own_error() -> None:
     """The error is the log's, not a group's, and what is under way is cancelled (D4)."""
 
@@ -416,6 +463,7 @@ def test_an_idle_relay_writes_nothing() -> None:
             async with running(relay_to(shop, sender, runtime)):
                 await sell(shop, "SX90", 1)
                 await asyncio.sleep(60.0)
+                # One group: the sale, and where the new relay begins.
                 assert shop.commits == 1
                 sender.fault = lambda message: ""
                 await asyncio.sleep(60.0)

@@ -2,6 +2,7 @@
 
 from synchromesh.events.decider import Decider, Decision
 from synchromesh.events.log import (
+    RELAY_PREFIX,
     SCHEMA,
     TOPIC,
     Checkpoint,
@@ -23,6 +24,7 @@ from synchromesh.events.subscription import Wakeup, subscribe
 from synchromesh.events.types import EventTypes, snake_case
 
 __all__ = [
+    "RELAY_PREFIX",
     "SCHEMA",
     "TOPIC",
     "Checkpoint",

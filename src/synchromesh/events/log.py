@@ -22,6 +22,9 @@ from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
 TOPIC = "events"
 """What a unit notifies that appended, and what a reader listens to."""
 
+RELAY_PREFIX = "relay/"
+"""What the names of the checkpoints begin with that say what a subscriber has got."""
+
 SCHEMA = Schema(
     owner="synchromesh.events",
     migrations=(
@@ -202,7 +205,8 @@ async def remove(unit: Unit, first: int, last: int) -> int:
     version with it: remove only streams that end there, or old events.
 
     Raises:
-        ContractError: the range is empty or goes beyond the end of the log.
+        ContractError: the range is empty, goes beyond the end of the log, or has a public event
+            that a subscriber has not got yet (O1).
     """
     end = _int((await unit.execute("select coalesce(max(position), 0) from sm_event"))[0][0])
     if not 1 <= first <= last <= end:
@@ -210,6 +214,7 @@ async def remove(unit: Unit, first: int, last: int) -> int:
             f"positions {first} to {last} cannot be removed: the log has 1 to {end}, and the first "
             "must not be beyond the last"
         )
+    await _check_published(unit, first, last)
     gone = await unit.execute(
         "delete from sm_event where position >= ? and position <= ? returning 1", first, last
     )
@@ -221,6 +226,33 @@ async def remove(unit: Unit, first: int, last: int) -> int:
         last,
     )
     return len(gone)
+
+
+async def _check_published(unit: Unit, first: int, last: int) -> None:
+    """Raise `ContractError` where a relay has still to deliver an event of the range."""
+    rows = await unit.execute(
+        "select name, position from sm_checkpoint where substr(name, 1, ?) = ? "
+        "order by position, name limit 1",
+        len(RELAY_PREFIX),
+        RELAY_PREFIX,
+    )
+    if not rows:
+        return
+    name, reached = str(rows[0][0]), _int(rows[0][1])
+    waiting = await unit.execute(
+        "select min(position) from sm_event where position >= ? and position <= ? "
+        "and position > ? and is_public = 1",
+        first,
+        last,
+        reached,
+    )
+    if waiting[0][0] is not None:
+        raise ContractError(
+            f"positions {first} to {last} cannot be removed: subscriber "
+            f"{name.removeprefix(RELAY_PREFIX)!r} has got the public events up to {reached}, and "
+            f"{_int(waiting[0][0])} is one. Wait until its relay has delivered it; if there is no "
+            f"such subscriber any more, delete its row {name!r} of sm_checkpoint"
+        )
 
 
 async def load_checkpoint(source: Store, name: str) -> Checkpoint:

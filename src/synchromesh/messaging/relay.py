@@ -17,11 +17,12 @@ from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id, new_trace_id
 from synchromesh.errors import Shed, StoreFull, StoreLocked, StoreReadOnly, SynchromeshError
 from synchromesh.events import (
+    RELAY_PREFIX,
     Checkpoint,
     StoredEvent,
-    load_checkpoint,
     read,
     save_checkpoint,
+    saved_checkpoint,
 )
 from synchromesh.messaging.message import (
     Deliver,
@@ -81,7 +82,7 @@ class Relay:
     @property
     def checkpoint_name(self) -> str:
         """The name under which the checkpoint is kept in the publisher's database."""
-        return f"relay/{self._subscriber}"
+        return f"{RELAY_PREFIX}{self._subscriber}"
 
     async def run(self) -> None:
         """Deliver for ever. Only cancellation ends it, or an error of the log itself.
@@ -91,7 +92,7 @@ class Relay:
             LogGap: positions are missing from the log.
             StoreError: the log cannot be read.
         """
-        start = await load_checkpoint(self._store, self.checkpoint_name)
+        start = await self._begin()
         await read(self._store, after=start, limit=1)  # another log is refused at once
         self._saved = start.position
         self._window = self._new_window(start.position)
@@ -106,6 +107,15 @@ class Relay:
             raise errors.exceptions[0] from None
         finally:
             stop_listening()
+
+    async def _begin(self) -> Checkpoint:
+        """Return where to go on; a new relay saves it, so that no removal passes it over."""
+        saved = await saved_checkpoint(self._store, self.checkpoint_name)
+        if saved is not None:
+            return saved
+        start = Checkpoint(self._store.log_id)
+        await self._save_at(start)
+        return start
 
     async def _step(self, deliveries: asyncio.TaskGroup) -> None:
         self._changed.clear()
@@ -138,6 +148,10 @@ class Relay:
         if self._window.checkpoint == self._saved:
             return
         checkpoint = Checkpoint(self._store.log_id, self._window.checkpoint)
+        if await self._save_at(checkpoint):
+            self._saved = checkpoint.position
+
+    async def _save_at(self, checkpoint: Checkpoint) -> bool:
         try:
             await self._store.write(
                 lambda unit: save_checkpoint(unit, self.checkpoint_name, checkpoint),
@@ -146,8 +160,8 @@ class Relay:
         except (StoreFull, StoreLocked, StoreReadOnly, Shed) as error:
             # An older checkpoint delivers again what the inbox knows: no reason to deliver nothing.
             _log.warning("%s could not be saved: %s", self.checkpoint_name, error.message)
-            return
-        self._saved = checkpoint.position
+            return False
+        return True
 
     async def _deliver(self, event: StoredEvent) -> None:
         """Send until the consumer has acknowledged: an outage delays messages, it loses none."""
