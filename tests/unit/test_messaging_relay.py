@@ -23,12 +23,15 @@ from messaging_world import (
 )
 from synchromesh.context import CallContext
 from synchromesh.errors import (
+    BadRequest,
     ContractError,
+    Forbidden,
     LogGap,
     LogReplaced,
     Shed,
     StoreBroken,
     StoreFull,
+    UnknownOperation,
 )
 from synchromesh.events import Checkpoint, load_checkpoint, remove, save_checkpoint
 from synchromesh.messaging import Consumer, Message, Relay
@@ -250,6 +253,39 @@ def test_a_checkpoint_of_another_log_is_refused() -> None:
             assert sender.sent == []
 
     run(main)
+
+
+@pytest.mark.parametrize("error", [BadRequest("bad"), UnknownOperation("no"), Forbidden("not you")])
+def test_a_message_that_is_refused_for_good_is_told_once_and_holds_its_scope_only(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is kept, asked for seldom, and delivered once the subscriber takes it (O1, O5)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            refused = {1}
+
+            async def refuse(message: Message) -> None:
+                if message.position in refused:
+                    raise error
+
+            sender.on_sent = refuse
+            async with running(relay_to(shop, sender, runtime, backoff_cap_s=60.0)):
+                for n, sku in enumerate("aabc", 1):
+                    await sell(shop, sku, n)
+                await asyncio.sleep(600.0)
+                assert await taken(stock) == [3, 4]
+                assert 10 <= sender.sent.count(1) <= 21
+                refused.clear()
+                await asyncio.sleep(61.0)
+            assert await taken(stock) == [3, 4, 1, 2]
+
+    run(main)
+    told = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+    assert len(told) == 1
+    assert "shop.sold at 1 is refused by stock" in told[0]
+    assert "later ones of 'a' wait" in told[0]
 
 
 def test_what_a_subscriber_has_not_got_cannot_be_removed() -> None:

@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id, new_trace_id
-from synchromesh.errors import Shed, StoreFull, StoreLocked, StoreReadOnly, SynchromeshError
+from synchromesh.errors import (
+    BadRequest,
+    Forbidden,
+    Shed,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+    SynchromeshError,
+    UnknownOperation,
+)
 from synchromesh.events import (
     RELAY_PREFIX,
     Checkpoint,
@@ -36,6 +45,11 @@ from synchromesh.messaging.window import Window
 from synchromesh.runtime import Runtime
 from synchromesh.store import Store
 from synchromesh.telemetry import Tracer
+
+# The subscriber is well and says no: it will do so until one of the two is mended.
+_PERMANENT = (BadRequest, UnknownOperation, Forbidden)
+_LONGEST = 16
+_DELIVERED = "delivered"
 
 _log = logging.getLogger("synchromesh.messaging")
 
@@ -167,15 +181,35 @@ class Relay:
         """Send until the consumer has acknowledged: an outage delays messages, it loses none."""
         arguments = encode({"message": message_of(event, self._store.log_id)})
         operation = deliver_to(self._subscriber)
-        attempt = 0
-        while not await self._send(event, operation, arguments):
+        attempt, was_refused = 0, False
+        while (error := await self._send(event, operation, arguments)) != _DELIVERED:
             attempt += 1
+            if isinstance(error, _PERMANENT):
+                if not was_refused:
+                    self._tell_refused(event, error)
+                # Only a release or a person mends it, so that asking often is of no use.
+                was_refused, attempt = True, max(attempt, _LONGEST)
             await asyncio.sleep(self._wait_s(event, attempt))
         del self._events[event.position]
         self._window.acknowledge(event.position)
         self._changed.set()
 
-    async def _send(self, event: StoredEvent, operation: Deliver, arguments: bytes) -> bool:
+    def _tell_refused(self, event: StoredEvent, error: SynchromeshError) -> None:
+        _log.error(
+            "%s at %d is refused by %s: %s (%s); it is kept, and the later ones of %r wait behind "
+            "it: is the subscriber's release older than the publisher's?",
+            event.name,
+            event.position,
+            self._subscriber,
+            error.message,
+            error.code,
+            scope_of(event),
+        )
+
+    async def _send(
+        self, event: StoredEvent, operation: Deliver, arguments: bytes
+    ) -> SynchromeshError | str:
+        """Return `_DELIVERED`, or why it was not: "failed" at the handler, or an error."""
         # A durable boundary starts a new call tree with a deadline of its own (D1).
         context = CallContext(
             trace_id=event.trace_id or new_trace_id(self._runtime.rng),
@@ -192,18 +226,22 @@ class Relay:
                     context=replace(context, span_id=span.span_id),
                     timeout_s=self._options.timeout_s,
                 )
-                receipt = decode(answer, Receipt)
             except SynchromeshError as error:
                 span.fail(error)
-                return False
+                return error
+            try:
+                receipt = decode(answer, Receipt)
+            except BadRequest as error:
+                span.fail(error)
+                return "no receipt"  # the answer does not fit; it says nothing about the message
             span.note("outcome", receipt.outcome)
-            return receipt.is_acknowledged
+            return _DELIVERED if receipt.is_acknowledged else receipt.outcome
 
     def _wait_s(self, event: StoredEvent, attempt: int) -> float:
         if attempt == 3:
             _log.warning("%s at %d waits for %s", event.name, event.position, self._subscriber)
         longest = min(
-            self._options.backoff_cap_s, self._options.backoff_base_s * 2 ** min(attempt, 16)
+            self._options.backoff_cap_s, self._options.backoff_base_s * 2 ** min(attempt, _LONGEST)
         )
         return self._runtime.rng.uniform(longest / 2, longest)
 
