@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,12 @@ import msgspec
 from rich.text import Text
 
 from synchromesh.cli.show import console, plain_table, print_json
+from synchromesh.runtime import RealRuntime
 from synchromesh.service import KEEP_S
 from synchromesh.system.config import load_gateway, load_opening, load_services, read_layers
+from synchromesh.system.gateway import check_gateway
 from synchromesh.system.references import given_key
+from synchromesh.system.rundir import RunDir
 from synchromesh.system.wiring import check_keep
 
 
@@ -68,10 +72,12 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     values, _ = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)
     load_opening(values, folder)
-    load_gateway(values, folder)
+    gateway = load_gateway(values, folder)
     for service in services:
         service.check()
     check_keep(services, KEEP_S)
+    if gateway is not None:
+        asyncio.run(check_gateway(gateway, values, RunDir(folder), RealRuntime()))
     if values.system.key:
         given_key(values.system.key, folder, os.environ)
     told = {"system": values.system.name, "services": list(values.services)}

@@ -81,10 +81,13 @@ async def _start(system: System, stop: asyncio.Event) -> bool:
 def _announce(system: System, is_json: bool) -> None:
     info = system.info
     if is_json:
-        print_json({"control": info.control, "services": info.services})
+        told = {"control": info.control, "gateway": info.gateway, "services": info.services}
+        print_json(told)
         return
     out = console()
     out.print(f"[bold]{info.system}[/bold] runs in process {info.pid}; Ctrl-C stops it")
     for name, url in info.services.items():
         out.print(f"  {name:<18} {url}")
+    if info.gateway:
+        out.print(f"  {'gateway':<18} {info.gateway}")
     out.print(f"  {'control':<18} {info.control}")

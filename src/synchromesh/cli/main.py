@@ -13,6 +13,7 @@ from synchromesh.cli.call import call
 from synchromesh.cli.config import config
 from synchromesh.cli.dev import dev
 from synchromesh.cli.faults import break_on_purpose, heal
+from synchromesh.cli.gateway import gateway
 from synchromesh.cli.new import new
 from synchromesh.cli.saga import saga
 from synchromesh.cli.show import ReaderGone
@@ -42,7 +43,7 @@ def synchromesh(context: click.Context, folder: Path) -> None:
     context.obj = folder.resolve()
 
 
-for verb in (new, dev, config, status, call, trace, saga, break_on_purpose, heal):
+for verb in (new, dev, config, gateway, status, call, trace, saga, break_on_purpose, heal):
     synchromesh.add_command(verb)
 
 

@@ -38,7 +38,7 @@ from synchromesh.identity import Signer
 from synchromesh.runtime import RealRuntime, Runtime
 from synchromesh.service import Child, Service, ServiceInstance, Supervisor, Surroundings
 from synchromesh.store import StoreOptions
-from synchromesh.system.config import SystemConfig, load_services
+from synchromesh.system.config import GATEWAY, SystemConfig, load_services
 from synchromesh.system.control import Control
 from synchromesh.system.faults import Faults
 from synchromesh.system.logs import log_to
@@ -250,6 +250,7 @@ class ServiceProcess:
         config, name = self._orders.config, self._orders.service
         caller = instance.caller
         services, externals = tuple(config.services), tuple(config.external)
+        clients = (CLIENT, GATEWAY) if config.gateway.app else (CLIENT,)
         return Parts(
             name=config.system.name,
             caller=caller,
@@ -261,7 +262,7 @@ class ServiceProcess:
             externals=(),
             resolver=around.resolver,
             supervisors=(background,),
-            faults=Faults(faults, callers=(*services, CLIENT), callees=(*services, *externals)),
+            faults=Faults(faults, callers=(*services, *clients), callees=(*services, *externals)),
             signer=around.signer,
             runtime=self._runtime,
         )

@@ -1,7 +1,7 @@
 """The only place that wires: makes a running system out of a configuration.
 
     run directory → key, telemetry → external services → registry → instances → their HTTP servers
-    → control socket → run.json → opening
+    → control socket → opening → gateway → run.json
 
 and back in the other order. What was started before something failed is stopped again.
 """
@@ -18,6 +18,8 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from synchromesh.calls import (
     Call,
@@ -38,6 +40,7 @@ from synchromesh.discovery import (
     Resolved,
 )
 from synchromesh.errors import ConfigError
+from synchromesh.gateway import Gateway
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
@@ -45,23 +48,28 @@ from synchromesh.saga import SagaDefinition
 from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
 from synchromesh.store import StoreOptions
 from synchromesh.system.children import ExternalProcess
+from synchromesh.system.clients import Clients
 from synchromesh.system.config import (
+    GATEWAY,
     ExternalSection,
     SystemConfig,
+    load_gateway,
     load_opening,
     load_services,
 )
 from synchromesh.system.control import Control
 from synchromesh.system.faults import Faults
+from synchromesh.system.gateway import ServedGateway, check_gateway
 from synchromesh.system.logs import log_to
 from synchromesh.system.references import signing_key
 from synchromesh.system.rundir import RunDir, RunInfo
 from synchromesh.system.status import Parts
-from synchromesh.telemetry import SqliteRing, Tracer
+from synchromesh.telemetry import SqliteRing
 
 R = TypeVar("R")
 
 # Together with what children may take to end, these stay below the 10 s of `System.stop`.
+GATEWAY_WITHIN_S = 2.0
 ANSWER_WITHIN_S = 3.0
 DRAIN_WITHIN_S = 1.5
 CONTROL_HOST = "127.0.0.1"
@@ -99,6 +107,8 @@ class System:
         self._urls: dict[str, str] = {}
         self._servers: list[HttpServer] = []
         self._registrations: list[Registration] = []
+        self._definition: Gateway | None = None
+        self._gateway: ServedGateway | None = None
         self._info: RunInfo | None = None
         self.instances: dict[str, ServiceInstance] = {}
 
@@ -130,6 +140,9 @@ class System:
         for service in services:
             service.check()
         check_keep(services, KEEP_S)
+        self._definition = load_gateway(self._config, self._folder)
+        if self._definition is not None:
+            await check_gateway(self._definition, self._config, self._rundir, self._runtime)
         self._failed.clear()
         self._failure = ""
         try:
@@ -154,6 +167,9 @@ class System:
             if self._info is not None:
                 self._info = None
                 self._rundir.withdraw()
+                # What it has taken needs all the others.
+                if self._gateway is not None:
+                    await self._gateway.drain(GATEWAY_WITHIN_S)
                 await self._drain()
             await self._close()
 
@@ -166,6 +182,7 @@ class System:
 
     async def _close(self) -> None:
         await self._exit.aclose()
+        self._gateway = None
         self.instances.clear()
         self._servers.clear()
         self._registrations.clear()
@@ -232,9 +249,31 @@ class System:
         control = await self._start_control(parts)
         if opening is not None:
             await self._open(opening, parts.caller)
+        if self._gateway is not None:
+            await self._start_gateway(self._gateway, background)
+            control = msgspec.structs.replace(control, gateway=self._gateway.url)
         rundir.publish(control)
         enter.callback(rundir.withdraw)
         self._info = control
+
+    def _gateway_client(self, makes: Clients) -> dict[str, Caller]:
+        """Return the gateway's caller by its name; nothing where there is no gateway."""
+        if self._definition is None:
+            return {}
+        caller, tracer = makes.make(GATEWAY)
+        self._gateway = ServedGateway(
+            self._definition,
+            caller=caller,
+            tracer=tracer,
+            runtime=self._runtime,
+            rundir=self._rundir,
+        )
+        return {GATEWAY: caller}
+
+    async def _start_gateway(self, gateway: ServedGateway, background: Supervisor) -> None:
+        self._exit.push_async_callback(gateway.close)
+        await gateway.start(self._config.system.host, self._config.gateway.port)
+        background.start(Child("gateway/keys", gateway.run))
 
     async def _register(self, registry: MemoryRegistry, signer: Signer) -> Supervisor:
         leases = Supervisor("leases", escalate=self._fail)
@@ -325,28 +364,29 @@ class System:
         faults: FaultTable,
     ) -> Parts:
         services, externals = tuple(self._config.services), tuple(self._config.external)
-        tracer = Tracer(CLIENT, around.runtime, ring)
-        caller = Caller(
-            CLIENT,
+        makes = Clients(
             resolver=around.resolver,
-            transports=faulty(around.transports, CLIENT, faults, around.runtime.rng),
+            transports=around.transports,
             signer=around.signer,
-            tracer=tracer,
+            sink=ring,
+            faults=faults,
             runtime=around.runtime,
-            policies=self._policies(CLIENT),
+            policies=self._policies,
         )
+        caller, tracer = makes.make(CLIENT)
+        clients = {CLIENT: caller, **self._gateway_client(makes)}
         return Parts(
             name=self._config.system.name,
             caller=caller,
             tracer=tracer,
-            clients={CLIENT: caller},
+            clients=clients,
             ring=ring,
             instances=self.instances,
             urls=self._urls,
             externals=externals,
             resolver=around.resolver,
             supervisors=supervisors,
-            faults=Faults(faults, callers=(*services, CLIENT), callees=(*services, *externals)),
+            faults=Faults(faults, callers=(*services, *clients), callees=(*services, *externals)),
             signer=around.signer,
             runtime=around.runtime,
         )

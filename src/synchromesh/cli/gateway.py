@@ -1,0 +1,191 @@
+"""`synchromesh gateway`: what the way in serves, whether it is right, and the keys to it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.text import Text
+
+from synchromesh.cli.config import settings_option
+from synchromesh.cli.show import console, plain_table, print_json
+from synchromesh.durations import duration
+from synchromesh.errors import ConfigError
+from synchromesh.gateway import ApiKey, Gateway, make_key
+from synchromesh.gateway.check import refusal_of
+from synchromesh.gateway.outline import RouteOutline, outline
+from synchromesh.runtime import RealRuntime
+from synchromesh.system.config import FILE_NAME, SystemConfig, load_config, load_gateway
+from synchromesh.system.config import load_services as import_services
+from synchromesh.system.gateway import ApiKeysFile, keys_file_of, mistakes_of
+from synchromesh.system.rundir import RunDir
+
+MISTAKE = 2
+EXPIRES_MAX_S = 100 * 365 * 86_400.0
+
+
+@click.group()
+def gateway() -> None:
+    """Check and explain the gateway; make and remove the keys to it."""
+
+
+@gateway.command()
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
+    """Check routes, arguments, services and keys; start nothing. Exits 2 with every mistake."""
+    config, definition = _definition(folder, settings)
+    mistakes = asyncio.run(mistakes_of(definition, config, RunDir(folder), RealRuntime()))
+    if is_json:
+        print_json({"routes": len(definition.routes), "mistakes": mistakes})
+    elif mistakes:
+        raise refusal_of(mistakes)
+    else:
+        console().print(f"all is right with {len(definition.routes)} routes", markup=False)
+    return MISTAKE if mistakes else 0
+
+
+@gateway.command()
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
+    """Show what is served: routes, who may, how often, and what an aggregate asks in which turn.
+
+    Exits 2 where it has mistakes.
+    """
+    _, definition = _definition(folder, settings)
+    told = outline(definition)
+    if is_json:
+        print_json([{**msgspec.to_builtins(route), "who": route.who} for route in told])
+        return 0
+    table = plain_table("route", "leads to", "who may", "rate", "deadline")
+    for route in told:
+        rate = "" if route.rate is None else f"{route.rate.limit}, bursts of {route.rate.burst}"
+        leads_to = route.operation or "an aggregate"
+        table.add_row(*map(Text, (route.route, leads_to, route.who, rate, route.deadline)))
+        _add_branches(table.add_row, route)
+    console().print(table)
+    return 0
+
+
+def _add_branches(add_row: Any, route: RouteOutline) -> None:
+    for branch in route.branches:
+        args = ", ".join(f"{name}={source}" for name, source in branch.args.items())
+        how = "required" if branch.is_required else "optional"
+        if branch.fallback:
+            how = f"{how}, else {branch.fallback}"
+        add_row(
+            Text(f"  {branch.turn}. {branch.name}"),
+            Text(f"{branch.operation}({args})"),
+            Text(how),
+            "",
+            Text(branch.timeout or ""),
+        )
+
+
+@gateway.group()
+def key() -> None:
+    """Make, list and remove API keys; a gateway that runs knows of it within a second."""
+
+
+@key.command()
+@click.argument("principal")
+@click.option("--scope", "scopes", multiple=True, help="What they may do, such as orders:write.")
+@click.option("--expires", default="", help="After how long it ends, such as 30d; never without.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_json: bool) -> int:
+    """Make an API key for PRINCIPAL and print it: this once, for only its hash is kept."""
+    runtime, (file, asked) = RealRuntime(), _keys_file(folder)
+    ends = None
+    if expires:
+        length_s = duration(expires)
+        if length_s > EXPIRES_MAX_S:
+            raise ConfigError(f"--expires {expires} is more than 100 years; leave it out for never")
+        ends = dt.datetime.fromtimestamp(runtime.wall_us() // 1_000_000 + length_s, dt.UTC)
+    text, made = make_key(principal, set(scopes), rng=runtime.rng, expires=ends)
+    file.add(made)
+    if is_json:
+        print_json({"key": text, **_told(made, runtime)})
+        return 0
+    # Alone on standard output, so that it can be taken into a variable.
+    click.echo(text)
+    click.echo(f"key {made.id} of {principal}; keep it, it is not shown again", err=True)
+    for scope in sorted(set(scopes) - asked):
+        click.echo(f"no route asks for the scope {scope}", err=True)
+    return 0
+
+
+@key.command("list")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def list_keys(folder: Path, is_json: bool) -> int:
+    """List the API keys by their ids; a key itself is kept nowhere."""
+    runtime, (file, _) = RealRuntime(), _keys_file(folder)
+    keys = [_told(each, runtime) for each in file.read()]
+    if is_json:
+        print_json(keys)
+        return 0
+    table = plain_table("id", "principal", "scopes", "expires")
+    for each in keys:
+        ends = each["expires"] or "never"
+        table.add_row(
+            Text(each["id"]),
+            Text(each["principal"]),
+            Text(", ".join(each["scopes"])),
+            Text(f"{ends} (over)" if each["is_expired"] else ends),
+        )
+    console().print(table)
+    return 0
+
+
+@key.command()
+@click.argument("key_id", metavar="ID")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def remove(folder: Path, key_id: str, is_json: bool) -> int:
+    """Remove an API key by its ID: whoever comes with it is nobody, within a second."""
+    file, _ = _keys_file(folder)
+    removed = file.remove(key_id)
+    if is_json:
+        print_json(_told(removed, RealRuntime()))
+    else:
+        console().print(f"removed: {removed.id} of {removed.principal}", markup=False)
+    return 0
+
+
+def _told(key: ApiKey, runtime: RealRuntime) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "principal": key.principal,
+        "scopes": key.scopes,
+        "expires": None if key.expires is None else key.expires.isoformat(),
+        "is_expired": key.is_expired(runtime.wall_us()),
+    }
+
+
+def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
+    """Return the file of keys, and the scopes that routes ask for."""
+    _, definition = _definition(folder, ())
+    runtime, rundir = RealRuntime(), RunDir(folder)
+    file = keys_file_of(definition, rundir, runtime.disk)
+    rundir.create()
+    return file, {scope for route in definition.routes for scope in route.scopes}
+
+
+def _definition(folder: Path, settings: tuple[str, ...]) -> tuple[SystemConfig, Gateway]:
+    config = load_config(folder, environment=os.environ, flags=settings)
+    import_services(config, folder)
+    definition = load_gateway(config, folder)
+    if definition is None:
+        raise ConfigError(
+            f'{FILE_NAME} names no gateway; add a section [gateway] with app = "module:attribute"'
+        )
+    return config, definition

@@ -1,0 +1,132 @@
+"""What a gateway serves, as values: for those who ask before they change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from synchromesh.gateway.branches import Part
+from synchromesh.gateway.check import Entry, compiled
+from synchromesh.gateway.routes import Branch, Gateway, Route, Stale, Static
+
+
+class RateOutline(msgspec.Struct, frozen=True):
+    """How often each client may ask."""
+
+    limit: str
+    burst: int
+
+
+class BranchOutline(msgspec.Struct, frozen=True):
+    """One branch; `after` names those whose answers it needs, `turn` counts from 1."""
+
+    name: str
+    operation: str
+    args: dict[str, str]
+    turn: int
+    after: tuple[str, ...]
+    is_required: bool
+    timeout: str | None
+    fallback: str
+
+
+class RouteOutline(msgspec.Struct, frozen=True):
+    """One route; an aggregate has branches, in the order of their turns, and no operation.
+
+    Attributes:
+        kind: "command", "query" or "aggregate".
+        scopes: what the principal has to hold, all of them.
+    """
+
+    route: str
+    kind: str
+    operation: str
+    is_public: bool
+    scopes: tuple[str, ...]
+    deadline: str
+    rate: RateOutline | None
+    branches: tuple[BranchOutline, ...] = ()
+
+    @property
+    def who(self) -> str:
+        """Who may, in words."""
+        if self.is_public:
+            return "anybody"
+        return ", ".join(self.scopes) or "any principal"
+
+
+def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
+    """Return what is served, in the order of the routes.
+
+    Raises:
+        ConfigError: there are mistakes; the message names them all.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, query
+        >>> class Inventory(Contract, Protocol, service="inventory", version="1.0"):
+        ...     @query("GET /stock/{sku}")
+        ...     async def stock(self, sku: str) -> int: ...
+        >>> gateway = Gateway(routes=[Route("GET /stock/{sku}", Inventory.stock, public=True)])
+        >>> [(told.route, told.operation, told.who) for told in outline(gateway)]
+        [('GET /stock/{sku}', 'inventory.stock', 'anybody')]
+    """
+    told = []
+    for route, entry in zip(gateway.routes, compiled(gateway), strict=True):
+        kind, operation = "aggregate", ""
+        branches: tuple[BranchOutline, ...] = ()
+        if isinstance(route, Route):
+            kind = "command" if route.operation.is_command else "query"
+            operation = route.operation.full_name
+        else:
+            branches = _branches(route.branches, entry)
+        told.append(
+            RouteOutline(
+                route.route,
+                kind,
+                operation,
+                route.public,
+                tuple(sorted(route.scopes)),
+                route.deadline,
+                None if route.rate is None else RateOutline(route.rate.limit, entry.burst),
+                branches,
+            )
+        )
+    return tuple(told)
+
+
+def _branches(branches: Mapping[str, Branch], entry: Entry) -> tuple[BranchOutline, ...]:
+    turns: dict[str, int] = {}
+    told = [
+        BranchOutline(
+            name,
+            branch.operation.full_name,
+            dict(branch.args),
+            _turn(name, entry.parts, turns),
+            _after(entry.parts[name]),
+            branch.required,
+            branch.timeout,
+            _fallback(branch),
+        )
+        for name, branch in branches.items()
+    ]
+    return tuple(sorted(told, key=lambda each: each.turn))
+
+
+def _after(part: Part) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each.branch for each in part.step.references.values()))
+
+
+def _turn(name: str, parts: Mapping[str, Part], turns: dict[str, int]) -> int:
+    """Return in which turn a branch can start: after the last of those that it needs."""
+    if name not in turns:
+        before = [_turn(other, parts, turns) for other in _after(parts[name])]
+        turns[name] = 1 + max(before, default=0)
+    return turns[name]
+
+
+def _fallback(branch: Branch) -> str:
+    if isinstance(branch.fallback, Stale):
+        return f"last answer, at most {branch.fallback.at_most} old"
+    return "static" if isinstance(branch.fallback, Static) else ""
