@@ -22,7 +22,16 @@ from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.service.restarts import RestartOptions
-from synchromesh.system import RunDir, RunInfo, SplitSystem, load_config
+from synchromesh.system import (
+    RunDir,
+    RunInfo,
+    SplitSystem,
+    children,
+    load_config,
+    process,
+    service_child,
+    split,
+)
 
 WAIT_S = 30.0
 TWO = TOML + '\n[services.broken]\napp = "notes_app:broken"\n'
@@ -321,3 +330,11 @@ async def test_a_start_that_is_cancelled_leaves_no_process(
         assert children_of(os.getpid()) == []
         with pytest.raises(ConfigError):
             _ = system.info
+
+
+def test_the_bounds_of_a_stop_stay_below_ten_seconds() -> None:
+    """Clients, processes, control socket and external services end one after the other."""
+    bounds = split.CLIENTS_WITHIN_S + service_child.STOP_WITHIN_S + split.CONTROL_WITHIN_S
+    assert bounds + children.STOP_WITHIN_S < 10.0
+    own = process.HEARD_WITHIN_S + process.ANSWER_WITHIN_S + process.DRAIN_WITHIN_S
+    assert own < service_child.REPLACED_WITHIN_S < 10.0

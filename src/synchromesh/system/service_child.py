@@ -23,7 +23,9 @@ T = TypeVar("T", Loaded, Ready)
 
 # The process before may take its 10 s to let go of the database.
 READY_WITHIN_S = 20.0
-STOP_WITHIN_S = 9.0
+# One process alone may take the 10 s of a stop; a system that stops has more to do in them.
+REPLACED_WITHIN_S = 9.0
+STOP_WITHIN_S = 5.0
 LINE_BYTES_MAX = 65_536
 
 _log = logging.getLogger("synchromesh.system")
@@ -124,7 +126,7 @@ class ServiceChild:
         self._ready = None
         try:
             await self._become(self._process, Loaded)
-            await _end(before, self._name)
+            await _end(before, self._name, REPLACED_WITHIN_S)
             self._gone(before.pid)
         finally:
             self._before = None
@@ -135,7 +137,7 @@ class ServiceChild:
         self._is_stopping = True
         for process in (self._before, self._process):
             if process is not None and process.returncode is None:
-                await _end(process, self._name)
+                await _end(process, self._name, STOP_WITHIN_S)
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""
@@ -181,7 +183,7 @@ class ServiceChild:
             if not isinstance(said, kind):
                 raise self._unready(f"said {said} where {kind.__name__} was expected")
         except BaseException:
-            await _end(process, self._name)
+            await _end(process, self._name, STOP_WITHIN_S)
             self._gone(process.pid)
             raise
         return said
@@ -210,10 +212,10 @@ class ServiceChild:
         return f"<ServiceChild {self._name} pid {self.pid}>"
 
 
-async def _end(process: asyncio.subprocess.Process, name: str) -> None:
+async def _end(process: asyncio.subprocess.Process, name: str, within_s: float) -> None:
     signal_group(process, signal.SIGTERM)
     try:
-        async with asyncio.timeout(STOP_WITHIN_S):
+        async with asyncio.timeout(within_s):
             await process.wait()
     except TimeoutError:
         _log.warning("service %s did not stop on SIGTERM and is killed", name)

@@ -1,7 +1,7 @@
 """A whole system with a process for each service: the supervisor, the registry, one control socket.
 
     run directory → key, telemetry → registry on the control socket → external services
-    → a process for each service → opening → gateway → run.json
+    → a process for each service → opening → run.json
 
 A process that ends is started again, up to the restart intensity; beyond that the system ends and
 says which. What runs in the processes is `process`.
@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from synchromesh.calls import FaultTable, HttpTransport, Transport
+from synchromesh.calls import Caller, FaultTable, HttpTransport, Transport, faulty
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
@@ -25,7 +25,6 @@ from synchromesh.runtime import Runtime
 from synchromesh.service import Child, Service, Supervisor
 from synchromesh.system.children import ExternalProcess
 from synchromesh.system.config import SystemConfig
-from synchromesh.system.clients import Clients
 from synchromesh.system.faults import Faults
 from synchromesh.system.logs import log_to
 from synchromesh.system.process import Orders
@@ -35,8 +34,13 @@ from synchromesh.system.rundir import RunInfo
 from synchromesh.system.service_child import ServiceChild
 from synchromesh.system.split_control import SplitControl
 from synchromesh.system.status import Parts
-from synchromesh.system.wiring import ANSWER_WITHIN_S, CLIENT, CONTROL_HOST, System, all_of
-from synchromesh.telemetry import SqliteRing
+from synchromesh.system.wiring import CLIENT, CONTROL_HOST, System, all_of
+from synchromesh.telemetry import SqliteRing, Tracer
+
+# Together with `service_child.STOP_WITHIN_S` and what external services may take to end, these stay
+# below the 10 s of `System.stop`.
+CLIENTS_WITHIN_S = 2.0
+CONTROL_WITHIN_S = 0.5
 
 
 class SplitSystem(System):
@@ -60,9 +64,12 @@ class SplitSystem(System):
     async def _drain(self) -> None:
         # Or what is stopped would be started again.
         await self._watching.close()
-        # They need each other, and the registry, until they have ended.
+        # Clients first, while all that they need still answers. Processes need each other, and the
+        # registry, until they have ended.
+        clients = [server for server in self._servers if server is not self._control]
+        await all_of(server.drain(CLIENTS_WITHIN_S) for server in clients)
         await all_of(child.stop() for child in self._processes.values())
-        await all_of(server.drain(ANSWER_WITHIN_S) for server in self._servers)
+        await self._control.drain(CONTROL_WITHIN_S)
 
     async def _start(
         self, services: list[Service], opening: Callable[[Any], Awaitable[None]] | None
@@ -102,8 +109,6 @@ class SplitSystem(System):
         await self._start_processes(key)
         if opening is not None:
             await self._open(opening, parts.caller)
-        if self._gateway is not None:
-            await self._start_gateway(self._gateway, background)
         enter.callback(rundir.withdraw)
         self._publish()
 
@@ -114,7 +119,6 @@ class SplitSystem(System):
             control=self._control.url,
             token=self._token,
             services=dict(self._urls),
-            gateway="" if self._gateway is None else self._gateway.url,
         )
         self._rundir.publish(self._info)
 
@@ -125,31 +129,29 @@ class SplitSystem(System):
         services, externals = tuple(self._config.services), tuple(self._config.external)
         ring = SqliteRing(str(self._rundir.telemetry / "spans.db"), runtime)
         self._exit.push_async_callback(ring.close)
-        faults = FaultTable()
+        tracer, faults = Tracer(CLIENT, runtime, ring), FaultTable()
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
-        makes = Clients(
+        caller = Caller(
+            CLIENT,
             resolver=self._registry,
-            transports=transports,
+            transports=faulty(transports, CLIENT, faults, runtime.rng),
             signer=signer,
-            sink=ring,
-            faults=faults,
+            tracer=tracer,
             runtime=runtime,
-            policies=self._policies,
+            policies=self._policies(CLIENT),
         )
-        caller, tracer = makes.make(CLIENT)
-        clients = {CLIENT: caller, **self._gateway_client(makes)}
         return Parts(
             name=self._config.system.name,
             caller=caller,
             tracer=tracer,
-            clients=clients,
+            clients={CLIENT: caller},
             ring=ring,
             instances={},
             urls=self._urls,
             externals=externals,
             resolver=self._registry,
             supervisors=supervisors,
-            faults=Faults(faults, callers=(*services, *clients), callees=(*services, *externals)),
+            faults=Faults(faults, callers=(*services, CLIENT), callees=(*services, *externals)),
             signer=signer,
             runtime=runtime,
         )
