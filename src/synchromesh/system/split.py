@@ -1,7 +1,7 @@
 """A whole system with a process for each service: the supervisor, the registry, one control socket.
 
     run directory → key, telemetry → registry on the control socket → external services
-    → a process for each service → opening → run.json
+    → a process for each service → opening → gateway → run.json
 
 A process that ends is started again, up to the restart intensity; beyond that the system ends and
 says which. What runs in the processes is `process`.
@@ -17,13 +17,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from synchromesh.calls import Caller, FaultTable, HttpTransport, Transport, faulty
+from synchromesh.calls import FaultTable, HttpTransport, Transport
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import Child, Service, Supervisor
 from synchromesh.system.children import ExternalProcess
+from synchromesh.system.clients import Clients
 from synchromesh.system.config import SystemConfig
 from synchromesh.system.faults import Faults
 from synchromesh.system.logs import log_to
@@ -35,7 +36,7 @@ from synchromesh.system.service_child import ServiceChild
 from synchromesh.system.split_control import SplitControl
 from synchromesh.system.status import Parts
 from synchromesh.system.wiring import CLIENT, CONTROL_HOST, System, all_of
-from synchromesh.telemetry import SqliteRing, Tracer
+from synchromesh.telemetry import SqliteRing
 
 # Together with `service_child.STOP_WITHIN_S` and what external services may take to end, these stay
 # below the 10 s of `System.stop`.
@@ -109,6 +110,8 @@ class SplitSystem(System):
         await self._start_processes(key)
         if opening is not None:
             await self._open(opening, parts.caller)
+        if self._gateway is not None:
+            await self._start_gateway(self._gateway, background)
         enter.callback(rundir.withdraw)
         self._publish()
 
@@ -119,6 +122,7 @@ class SplitSystem(System):
             control=self._control.url,
             token=self._token,
             services=dict(self._urls),
+            gateway="" if self._gateway is None else self._gateway.url,
         )
         self._rundir.publish(self._info)
 
@@ -129,29 +133,31 @@ class SplitSystem(System):
         services, externals = tuple(self._config.services), tuple(self._config.external)
         ring = SqliteRing(str(self._rundir.telemetry / "spans.db"), runtime)
         self._exit.push_async_callback(ring.close)
-        tracer, faults = Tracer(CLIENT, runtime, ring), FaultTable()
+        faults = FaultTable()
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
-        caller = Caller(
-            CLIENT,
+        makes = Clients(
             resolver=self._registry,
-            transports=faulty(transports, CLIENT, faults, runtime.rng),
+            transports=transports,
             signer=signer,
-            tracer=tracer,
+            sink=ring,
+            faults=faults,
             runtime=runtime,
-            policies=self._policies(CLIENT),
+            policies=self._policies,
         )
+        caller, tracer = makes.make(CLIENT)
+        clients = {CLIENT: caller, **self._gateway_client(makes)}
         return Parts(
             name=self._config.system.name,
             caller=caller,
             tracer=tracer,
-            clients={CLIENT: caller},
+            clients=clients,
             ring=ring,
             instances={},
             urls=self._urls,
             externals=externals,
             resolver=self._registry,
             supervisors=supervisors,
-            faults=Faults(faults, callers=(*services, CLIENT), callees=(*services, *externals)),
+            faults=Faults(faults, callers=(*services, *clients), callees=(*services, *externals)),
             signer=signer,
             runtime=runtime,
         )
