@@ -187,6 +187,16 @@ def test_a_wrong_flag_is_named(folder: Path, flags: list[str], said: str) -> Non
     assert said in caught.value.message
 
 
+@pytest.mark.parametrize("section", ["services = 3", "services = [1]", "[[services]]\na = 1"])
+@pytest.mark.parametrize("name", ["services", "services.a", "services.a.port"])
+def test_a_section_that_is_no_table_is_a_mistake(tmp_path: Path, section: str, name: str) -> None:
+    """A layer over a file that is wrong in its shape is told so, as the file alone is."""
+    folder = write_config(tmp_path, f'{section}\n[system]\nname = "x"\n')
+    for flags in ([], [f"{name}=1"]):
+        with pytest.raises(ConfigError, match="services"):
+            read(folder, {}, flags)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

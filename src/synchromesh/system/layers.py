@@ -210,7 +210,7 @@ class Layers:
         table[name[-1]] = _read(text, kind, ".".join(name), origin.place)
         self._above[name] = origin
 
-    def _known(self, kind: Any, table: Mapping[str, Any], name: Name) -> list[str] | None:
+    def _known(self, kind: Any, table: Any, name: Name) -> list[str] | None:
         """Return the keys that may stand in a section; None where any may, [] where none may."""
         if _is_struct(kind):
             return list(_fields(kind))
@@ -218,7 +218,9 @@ class Layers:
             return []
         if not _is_struct(_values_of(kind)):
             return None
-        return list(dict.fromkeys((*table, *self._addable.get(".".join(name), ()))))
+        # What should be a table may be anything in the file; that is told when it is converted.
+        there = table if isinstance(table, dict) else ()
+        return list(dict.fromkeys((*there, *self._addable.get(".".join(name), ()))))
 
     def _refuse_unknown(self, data: Any, kind: Any, name: Name) -> None:
         """Name a key of the file that the schema does not know, and the nearest one."""
