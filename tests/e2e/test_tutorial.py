@@ -105,7 +105,8 @@ def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
     """Placed, refused, undone, broken, healed, killed, recovered: each does as its text says."""
     terminal.start()
     printed: dict[str, str] = {}
-    for title in ("Place an order", "See one undone", "Break it", "Kill it"):
+    outputs: list[str] = []
+    for title in ("Place an order", "See one undone", "Break it", "See it degrade", "Kill it"):
         for line in section(title):
             if line.startswith("curl"):
                 terminal.switch(line)
@@ -116,6 +117,7 @@ def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
             code, out = terminal.type(line)
             assert code == (1 if any(word in line for word in REFUSED) else 0), (line, out)
             printed[f"{title}: {line}"] = out
+            outputs.append(out)
             if line.startswith("synchromesh saga show A-"):
                 assert terminal.completes(line), terminal.type(line)
 
@@ -134,6 +136,11 @@ def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
     assert "circuit_open" in printed["Break it: synchromesh trace last"]
     assert printed["Break it: synchromesh heal"] == "healed: billing:credit_provider\n"
     assert printed["Break it: synchromesh heal inventory"] == "healed: inventory\n"
+    whole, degraded = (out for out in outputs if '"motor"' in out)
+    assert '"is_fallback": false' in whole
+    assert '"is_fallback": true' in degraded
+    machine = "See it degrade: synchromesh call fleet.machine machine_id=SX150-40078"
+    assert '"state": "hot"' in printed[machine]
     killed = "Kill it: synchromesh call orders.place order_id=A-4 sku=SX90 qty=1"
     assert '"type": "accepted"' in printed[killed]
     assert terminal.stop(signal.SIGINT) == 0
