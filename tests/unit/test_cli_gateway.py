@@ -1,0 +1,197 @@
+"""`synchromesh gateway` and the gateway of a system: what is wrong is named before it listens."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from cli_runs import Run, runner
+from notes_app import TOML, Notes, Running, write_config
+from synchromesh import Aggregate, ApiKeys, Branch, Contract, Gateway, Rate, Route, query
+from synchromesh.errors import ConfigError
+from synchromesh.gateway import parse_keys
+from synchromesh.runtime import RealRuntime
+from synchromesh.system.gateway import ApiKeysFile
+
+AUTH = (ApiKeys(),)
+
+
+class Away(Contract, Protocol, service="away", version="1.0"):
+    """A service that the system does not have."""
+
+    @query("GET /away")
+    async def now(self) -> int: ...
+
+
+right = Gateway(
+    auth=AUTH,
+    routes=[
+        Route("POST /notes", Notes.write, scopes={"notes:write"}, rate=Rate("5/s", burst=7)),
+        Aggregate(
+            "GET /page",
+            public=True,
+            branches={
+                "count": Branch(Notes.count, required=True),
+                "who": Branch(Notes.who, timeout="300ms"),
+            },
+        ),
+    ],
+)
+wrong = Gateway(
+    auth=AUTH,
+    routes=[
+        Route("GET /notes", Notes.write),
+        Route("GET /away", Away.now),
+        Aggregate("GET /page", branches={"who": Branch(Notes.who, args={"x": "path.y"})}),
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading services puts their folder on the import path; each test has its own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(name="run")
+def _run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
+
+
+def folder_of(folder: Path, gateway: str) -> Path:
+    """Make the folder of a system with one of the gateways of this module."""
+    return write_config(folder, f'{TOML}\n[gateway]\napp = "{__name__}:{gateway}"\n')
+
+
+def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
+    """Routes, arguments, services and keys are all read before it ends with 2; so for `dev`."""
+    folder = folder_of(tmp_path, "wrong")
+    (folder / ".synchromesh").mkdir()
+    keys = folder / ".synchromesh" / "api-keys.json"
+    keys.write_text('{"keys": [{"id": "X", "principal": "", "hash": "none"}]}')
+    keys.chmod(0o600)
+    expected = (
+        "GET /notes: notes.write is a POST in its contract",
+        "GET /away: leads to away.now, and the system has no service 'away'",
+        "no branch is required",
+        "api-keys.json are wrong: key 1 ('X')",
+    )
+    for words in (("gateway", "check"), ("dev",), ("config", "check")):
+        ran = run(folder, *words)
+        assert ran.code == 2
+        for mistake in expected:
+            assert mistake in ran.err, words
+    told = run(folder, "gateway", "check", "--json")
+    assert (told.code, json.loads(told.out)["routes"]) == (2, 3)
+    mistakes = json.loads(told.out)["mistakes"]
+    assert all(any(mistake in each for each in mistakes) for mistake in expected)
+    assert not (folder / ".synchromesh" / "data").exists()
+
+
+def test_keys_that_others_can_read_are_refused(tmp_path: Path, run: Run) -> None:
+    """The file of keys is for its user alone."""
+    folder = folder_of(tmp_path, "right")
+    assert run(folder, "gateway", "key", "add", "shop").code == 0
+    (folder / ".synchromesh" / "api-keys.json").chmod(0o644)
+    for words in (("gateway", "check"), ("gateway", "key", "list"), ("dev",)):
+        ran = run(folder, *words)
+        assert (ran.code, "can be read by others" in ran.err) == (2, True)
+
+
+def test_a_right_gateway_is_explained(tmp_path: Path, run: Run) -> None:
+    """Who may what, how often, and what an aggregate asks, for people and for programs."""
+    folder = folder_of(tmp_path, "right")
+    assert run(folder, "gateway", "check").out == "all is right with 2 routes\n"
+    assert json.loads(run(folder, "gateway", "check", "--json").out) == {
+        "routes": 2,
+        "mistakes": [],
+    }
+    shown = run(folder, "gateway", "explain").out
+    for words in ("notes:write", "5/s, bursts of 7", "anybody", "  1. count", "notes.who()"):
+        assert words in shown
+    route, page = json.loads(run(folder, "gateway", "explain", "--json").out)
+    assert (route["operation"], route["kind"], route["who"]) == (
+        "notes.write",
+        "command",
+        "notes:write",
+    )
+    assert route["rate"] == {"limit": "5/s", "burst": 7}
+    assert [(each["name"], each["turn"]) for each in page["branches"]] == [("count", 1), ("who", 1)]
+    assert not (folder / ".synchromesh").exists()
+
+
+def test_without_a_gateway_it_says_how_to_have_one(tmp_path: Path, run: Run) -> None:
+    """Each verb ends with 2 and names the section."""
+    folder = write_config(tmp_path)
+    for words in (("check",), ("explain",), ("key", "list"), ("key", "add", "shop")):
+        ran = run(folder, "gateway", *words)
+        assert (ran.code, "add a section [gateway]" in ran.err) == (2, True)
+
+
+def test_keys_are_made_listed_and_removed(tmp_path: Path, run: Run) -> None:
+    """A key is printed once, alone on standard output; its hash is kept, for its user alone."""
+    folder = folder_of(tmp_path, "right")
+    ran = run(folder, "gateway", "key", "add", "shop", "--scope", "notes:write", "--scope", "odd")
+    text = ran.out.strip()
+    assert text.startswith("sm_")
+    assert "no route asks for the scope odd" in ran.err
+    made = json.loads(run(folder, "gateway", "key", "add", "x", "--expires", "30d", "--json").out)
+    assert (made["principal"], made["is_expired"]) == ("x", False)
+    path = folder / ".synchromesh" / "api-keys.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert text.rpartition("_")[2] not in path.read_text()
+    first, second = parse_keys(path.read_bytes(), "it").values()
+    assert (first.principal, first.scopes, first.expires) == ("shop", ("notes:write", "odd"), None)
+    assert second.expires is not None
+    listed = run(folder, "gateway", "key", "list").out
+    assert (first.id in listed, "never" in listed, text in listed) == (True, True, False)
+    assert len(json.loads(run(folder, "gateway", "key", "list", "--json").out)) == 2
+    assert run(folder, "gateway", "key", "remove", first.id).out == f"removed: {first.id} of shop\n"
+    again = run(folder, "gateway", "key", "remove", first.id)
+    assert (again.code, f"the ids are: {second.id}" in again.err) == (2, True)
+
+
+WRONG_KEYS = {
+    "scope": (("shop", "--scope", "Nonsense!"), "is no scope"),
+    "principal": (("",), "the principal is 1 to 128"),
+    "expiry": (("shop", "--expires", "soon"), "is no duration"),
+    "far": (("shop", "--expires", "99999d"), "more than 100 years"),
+}
+
+
+@pytest.mark.parametrize(("words", "why"), WRONG_KEYS.values(), ids=WRONG_KEYS)
+def test_a_wrong_key_is_not_made(
+    tmp_path: Path, run: Run, words: tuple[str, ...], why: str
+) -> None:
+    """Nothing is printed that looks like a key, and none is kept."""
+    folder = folder_of(tmp_path, "right")
+    ran = run(folder, "gateway", "key", "add", *words)
+    assert (ran.code, ran.out, why in ran.err) == (2, "", True)
+    assert json.loads(run(folder, "gateway", "key", "list", "--json").out) == []
+
+
+def test_one_command_at_a_time_changes_the_keys(tmp_path: Path) -> None:
+    """Of two at once none loses the other's key: one is told to try again."""
+    disk = RealRuntime().disk
+    path = tmp_path / "api-keys.json"
+    lock = disk.try_lock(str(path))
+    assert lock is not None
+    with pytest.raises(ConfigError, match="another command changes"):
+        ApiKeysFile(path, disk).remove("abcd")
+    lock.release()
+    with pytest.raises(ConfigError, match="the ids are: none"):
+        ApiKeysFile(path, disk).remove("abcd")
+
+
+def test_a_system_without_keys_lets_nobody_in_and_starts(tmp_path: Path) -> None:
+    """The first start makes the file of keys, and publishes where the gateway is."""
+    folder = folder_of(tmp_path, "right")
+    with Running(folder) as running:
+        info = running.system.info
+        assert info.gateway.startswith("http://127.0.0.1:")
+        assert json.loads((folder / ".synchromesh/run.json").read_text())["gateway"] == info.gateway
+        assert json.loads((folder / ".synchromesh/api-keys.json").read_text()) == {"keys": []}
