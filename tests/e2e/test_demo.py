@@ -156,6 +156,16 @@ def test_what_was_kept_can_be_judged_again(kept: Kept, capsys: pytest.CaptureFix
             "has the build sheet",
         ),
         (
+            "configurator",
+            "update price set price_minor = 1 where sku = 'SX90'",
+            "SX90: the configurator's price is 1 EUR",
+        ),
+        (
+            "fleet",
+            "update condition set readings = 3 where machine_id = 'SX40-05511'",
+            "SX40-05511: 2 readings were taken, 2 are kept as events, 3 are worked out",
+        ),
+        (
             "credit_provider",
             "delete from charge where id = (select id from charge limit 1)",
             "the provider charged",
