@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ class Terminal:
         self.folder = folder
         self.dev: subprocess.Popen[str] | None = None
         self.urls: dict[str, str] = {}
+        self.gateway = ""
 
     def start(self) -> None:
         """Start the system, and return when it says that it runs."""
@@ -42,7 +44,8 @@ class Terminal:
             if line == "}\n":
                 break
         # Where it ended instead, what it said is no JSON, and the reason is on standard error.
-        self.urls = json.loads(said)["services"]
+        told = json.loads(said)
+        self.urls, self.gateway = told["services"], told["gateway"]
 
     def stop(self, number: signal.Signals) -> int:
         """Send a signal, and return the exit code of the system."""
@@ -72,6 +75,17 @@ class Terminal:
     def completes(self, line: str) -> bool:
         """Type a command until the saga that it shows has completed; False where it does not."""
         return any("completed" in self.type(line)[1] for _ in range(60))
+
+    def page(self, line: str, key: str) -> tuple[int, dict[str, str]]:
+        """Do what the tutorial does with curl: ask the gateway; return status and headers."""
+        path = line.partition(":PORT")[2]
+        asked = urllib.request.Request(self.gateway + path, headers={"X-Api-Key": key})
+        try:
+            with urllib.request.urlopen(asked, timeout=COMMAND_S) as answer:
+                return answer.status, dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, dict(error.headers)
 
     def switch(self, line: str) -> None:
         """Do what the tutorial does with curl: turn the credit provider's fault switch."""
@@ -143,4 +157,27 @@ def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
     assert '"state": "hot"' in printed[machine]
     killed = "Kill it: synchromesh call orders.place order_id=A-4 sku=SX90 qty=1"
     assert '"type": "accepted"' in printed[killed]
+    assert terminal.stop(signal.SIGINT) == 0
+
+
+def test_the_gateway_is_as_it_says(terminal: Terminal) -> None:
+    """Checked, explained, opened by a new key, and marked where the page is not whole."""
+    terminal.start()
+    check, explain, add, keys, page = section("Come in from outside")
+    assert terminal.type(check)[0] == 0
+    code, out = terminal.type(explain)
+    assert (code, "GET /machines/{machine_id}" in out, "  2. order" in out) == (0, True, True)
+    code, out = terminal.type(add)
+    assert code == 0
+    key = out.splitlines()[0]
+    code, out = terminal.type(keys)
+    assert (code, "fleet:read" in out, key in out) == (0, True, False)
+    assert terminal.page(page, "sm_nobody")[0] == 401
+    # The gateway looks for new keys every second; a command takes its time meanwhile.
+    for _ in range(60):
+        status, headers = terminal.page(page, key)
+        if status != 401:
+            break
+        terminal.type(keys)
+    assert (status, headers["synchromesh-partial"]) == (200, "order")
     assert terminal.stop(signal.SIGINT) == 0
