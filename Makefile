@@ -6,7 +6,7 @@ SEED ?= 0
 N ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers docs sim sync clean
+.PHONY: help demo test lint types layers docs sim bench sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,8 +18,8 @@ test: lint types layers docs ## Everything: ruff, mypy, layers, docs, then one p
 	@$(RUN) pytest --cov --cov-report=term:skip-covered
 
 lint: sync ## ruff: rules and format
-	@$(RUN) ruff check src tests
-	@$(RUN) ruff format --check src tests
+	@$(RUN) ruff check src tests benchmarks
+	@$(RUN) ruff format --check src tests benchmarks
 
 types: sync ## mypy --strict
 	@$(RUN) mypy
@@ -32,6 +32,10 @@ docs: sync ## Build the documentation, offline, into site/
 
 sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 	@$(RUN) python -m synchromesh.examples.servo_works.simulation --seed $(SEED) --count $(N)
+
+bench: sync ## Measure units of work a second, and what a warm call passes
+	@$(RUN) python -m benchmarks.units
+	@$(RUN) python -m benchmarks.calls
 
 sync: .venv/.synced
 
