@@ -62,10 +62,11 @@ async def test_it_stops_cleanly(system: RunningSystem, number: signal.Signals) -
     assert not run_json.exists()
     assert "ERROR" not in system.log.read_text()
     assert "Traceback" not in (system.folder / "dev.log").read_text()
-    assert synchromesh(system.folder, "saga", "list") == (
-        2,
-        f"synchromesh: no system runs in {system.folder}; start one there with: synchromesh dev\n",
+    said = (
+        f"synchromesh: no system runs in {system.folder}; start one there with: synchromesh dev, "
+        "or go to the folder of the one that runs\n"
     )
+    assert synchromesh(system.folder, "saga", "list") == (2, said)
 
 
 async def test_stopped_with_sagas_in_flight_it_continues_them(

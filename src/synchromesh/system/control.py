@@ -187,7 +187,10 @@ class Control:
             trace_id = newest
         spans = self._parts.ring.trace(trace_id)
         if not spans:
-            raise BadRequest(f"no spans of trace {trace_id!r} are kept; the ring may have wrapped")
+            raise BadRequest(
+                f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
+                "newest is: synchromesh trace last"
+            )
         return {"trace_id": trace_id, "spans": spans}
 
     async def _credential(self, request: HttpRequest, _: str) -> object:

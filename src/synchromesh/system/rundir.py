@@ -127,7 +127,8 @@ class RunDir:
             return msgspec.json.decode(self._info.read_bytes(), type=RunInfo)
         except FileNotFoundError:
             raise ConfigError(
-                f"no system runs in {self.path.parent}; start one there with: synchromesh dev"
+                f"no system runs in {self.path.parent}; start one there with: synchromesh dev, "
+                "or go to the folder of the one that runs"
             ) from None
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(

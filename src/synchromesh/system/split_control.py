@@ -159,7 +159,10 @@ class SplitControl(Control):
             if isinstance(answer, dict):
                 spans += answer["spans"]
         if not spans:
-            raise BadRequest(f"no spans of trace {trace_id!r} are kept; the ring may have wrapped")
+            raise BadRequest(
+                f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
+                "newest is: synchromesh trace last"
+            )
         spans.sort(key=lambda span: int(span["started_us"]))
         return {"trace_id": trace_id, "spans": spans}
 
