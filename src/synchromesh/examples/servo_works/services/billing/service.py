@@ -1,8 +1,9 @@
 """What billing does: writes an invoice, asks the credit provider for the money, and settles it.
 
 The provider cannot take part in our commits. So the invoice is open, durably, before it is asked;
-it is asked under one idempotency key however often this handler runs again; and what it answered
-is written when it is known. A time-out in between leaves the invoice open until we ask again.
+it is asked under one idempotency key however often this handler runs again, for a unit that is
+done returns what it returned; and what was answered is written when it is known. A time-out in
+between leaves the invoice open until we ask again.
 """
 
 from contracts.billing import (

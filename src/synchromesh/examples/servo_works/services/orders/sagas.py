@@ -12,7 +12,7 @@ from synchromesh import Context, Saga
 
 @orders.saga(PlaceOrder, version=1, deadline="10m", key=lambda request: request.order_id)
 async def place_order(s: Saga, request: PlaceOrder) -> Placed:
-    """Place an order across four services; what fails before the charge undoes what was done."""
+    """Place an order across four services; a failure before the charge or a no to it undoes all."""
     order = await s.write(create_order, request, undo=reject_order)
     hold, quote = await s.all(
         s.call(
