@@ -46,6 +46,7 @@ from synchromesh.system.loops import loop_factory
 from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
 from synchromesh.system.status import Parts
+from synchromesh.system.watchdog import watch_loop
 from synchromesh.system.wiring import CLIENT, CONTROL_HOST, policies_of
 from synchromesh.telemetry import SqliteRing, Tracer
 
@@ -170,6 +171,7 @@ class ServiceProcess:
         orders, runtime, enter = self._orders, self._runtime, self._exit
         name, telemetry = orders.service, self._rundir.telemetry
         enter.callback(log_to(telemetry / f"log-{name}.jsonl"))
+        enter.callback(watch_loop())
         services = load_services(orders.config, self._folder)
         service = next(each for each in services if each.name == name)
         signer = Signer(base64.b64decode(orders.key))

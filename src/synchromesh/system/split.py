@@ -35,6 +35,7 @@ from synchromesh.system.rundir import RunInfo
 from synchromesh.system.service_child import ServiceChild
 from synchromesh.system.split_control import SplitControl
 from synchromesh.system.status import Parts
+from synchromesh.system.watchdog import watch_loop
 from synchromesh.system.wiring import CLIENT, CONTROL_HOST, System, all_of
 from synchromesh.telemetry import SqliteRing
 
@@ -82,6 +83,7 @@ class SplitSystem(System):
         # One that a killed process left would lead callers astray.
         rundir.withdraw()
         enter.callback(log_to(rundir.telemetry / "log.jsonl"))
+        enter.callback(watch_loop())
         key = signing_key(self._config.system.key, rundir, self._folder, os.environ)
         signer = Signer(key)
 

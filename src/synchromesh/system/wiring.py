@@ -64,6 +64,7 @@ from synchromesh.system.logs import log_to
 from synchromesh.system.references import signing_key
 from synchromesh.system.rundir import RunDir, RunInfo
 from synchromesh.system.status import Parts
+from synchromesh.system.watchdog import watch_loop
 from synchromesh.telemetry import SqliteRing
 
 R = TypeVar("R")
@@ -208,6 +209,7 @@ class System:
         # One that a killed process left would lead callers astray.
         rundir.withdraw()
         enter.callback(log_to(rundir.telemetry / "log.jsonl"))
+        enter.callback(watch_loop())
         signer = Signer(signing_key(self._config.system.key, rundir, self._folder, os.environ))
         ring = SqliteRing(str(rundir.telemetry / "spans.db"), runtime)
         enter.push_async_callback(ring.close)

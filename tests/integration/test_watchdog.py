@@ -1,0 +1,63 @@
+"""Code that blocks the event loop is named while it does."""
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from synchromesh.system.watchdog import LoopWatchdog
+
+pytestmark = pytest.mark.anyio
+
+
+class Heard(logging.Handler):
+    """Lets the blocking code end as soon as it has been named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named = threading.Event()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        self.named.set()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+async def test_a_handler_that_blocks_the_loop_is_named_while_it_does(heard: Heard) -> None:
+    """D1: blocking code cannot be cancelled, but the log says which function holds the loop."""
+    logger = logging.getLogger("synchromesh.system")
+    logger.addHandler(heard)
+    watchdog = LoopWatchdog(blocked_after_s=0.05)
+    watchdog.start()
+    try:
+
+        def forgets_to_await() -> None:
+            assert heard.named.wait(10.0), "nobody named the blocker"
+
+        forgets_to_await()
+        await asyncio.sleep(0)
+    finally:
+        watchdog.stop()
+        watchdog.stop()
+        logger.removeHandler(heard)
+    (record,) = heard.records
+    assert "blocked for" in record.getMessage()
+    assert "forgets_to_await" in str(record.__dict__["stack"])
+
+
+async def test_a_loop_that_runs_is_left_alone(heard: Heard) -> None:
+    """Awaiting for long is no blocking."""
+    logger = logging.getLogger("synchromesh.system")
+    logger.addHandler(heard)
+    watchdog = LoopWatchdog(blocked_after_s=5.0)
+    watchdog.start()
+    await asyncio.sleep(0.01)
+    watchdog.stop()
+    logger.removeHandler(heard)
+    assert heard.records == []
