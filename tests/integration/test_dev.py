@@ -116,6 +116,7 @@ def test_a_signal_stops_all_of_it(tmp_path: Path, number: signal.Signals) -> Non
     assert not is_alive(child)
     left = sorted(path.name for path in (folder / ".synchromesh").rglob("*") if path.is_file())
     assert left == [
+        ".gitignore",
         "log.jsonl",
         "notes.db",
         "notes.db.lock",

@@ -143,3 +143,8 @@ def test_run_json_is_readable_by_other_programs(tmp_path: Path) -> None:
     assert plain["services"] == {"a": "http://127.0.0.1:2"}
     assert sorted(plain) == ["control", "gateway", "pid", "services", "system", "token"]
     assert rundir.database("a").endswith("/.synchromesh/data/a.db")
+
+
+def test_version_control_leaves_the_run_directory_out(tmp_path: Path) -> None:
+    """The key that signs every hop is not committed by accident."""
+    assert (made(tmp_path).path / ".gitignore").read_text() == "*\n"

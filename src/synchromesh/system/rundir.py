@@ -58,6 +58,8 @@ class RunDir:
             for path in (self.path, self.data, self.telemetry):
                 path.mkdir(mode=0o700, exist_ok=True)
                 path.chmod(0o700)
+            # Version control must not take in the key, whatever the system's own rules say.
+            write_private(self.path / ".gitignore", b"*\n")
         except FileExistsError as error:
             raise ConfigError(
                 f"{error.filename} is a file, and the run directory needs a folder there; "
