@@ -10,8 +10,11 @@ import pytest
 
 from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealDisk
-from synchromesh.system import RunDir, RunInfo
+from synchromesh.system import RunDir, RunInfo, SystemConfig
+from synchromesh.system.config import SystemSection
+from synchromesh.system.process import Orders
 
+CONFIG = SystemConfig(SystemSection("shop"), {})
 INFO = RunInfo(4711, "shop", "http://127.0.0.1:1", "token", {"a": "http://127.0.0.1:2"})
 
 
@@ -37,6 +40,16 @@ def test_everything_is_private(tmp_path: Path) -> None:
     files = {mode_of(path) for path in rundir.path.iterdir() if path.is_file()}
     assert (folders, files) == ({0o700}, {0o600})
     assert not list(rundir.path.glob("*.new"))
+
+
+@pytest.mark.parametrize("carrier", [
+    RunInfo(4711, "shop", "http://127.0.0.1:1", "SECRET", {}),
+    Orders("shop", CONFIG, key="SECRET", control="http://127.0.0.1:1", token="SECRET"),
+])  # fmt: skip
+def test_what_carries_a_secret_does_not_show_it(carrier: object) -> None:
+    """Neither the key nor the token is in a traceback or a log by chance (T3)."""
+    assert "http://127.0.0.1:1" in repr(carrier)
+    assert "SECRET" not in f"{carrier!r} {carrier}"
 
 
 def test_the_key_stays_the_same(tmp_path: Path) -> None:

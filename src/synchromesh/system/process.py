@@ -85,6 +85,9 @@ class Orders(msgspec.Struct, frozen=True):
     token: str
     port: int = 0
 
+    def __repr__(self) -> str:
+        return f"<Orders {self.service} by {self.control}>"  # neither the key nor the token
+
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Tells that all is imported, and that the service starts as soon as its database is free."""

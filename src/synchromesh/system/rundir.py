@@ -37,6 +37,9 @@ class RunInfo(msgspec.Struct, frozen=True):
     services: dict[str, str]
     gateway: str = ""
 
+    def __repr__(self) -> str:
+        return f"<RunInfo {self.system}, process {self.pid} at {self.control}>"  # without the token
+
 
 class RunDir:
     """The files of one system's runs below its folder."""
