@@ -15,6 +15,7 @@ from synchromesh.cli.dev import dev
 from synchromesh.cli.faults import break_on_purpose, heal
 from synchromesh.cli.gateway import gateway
 from synchromesh.cli.new import new
+from synchromesh.cli.restart import restart
 from synchromesh.cli.saga import saga
 from synchromesh.cli.show import ReaderGone
 from synchromesh.cli.status import status
@@ -43,7 +44,8 @@ def synchromesh(context: click.Context, folder: Path) -> None:
     context.obj = folder.resolve()
 
 
-for verb in (new, dev, config, gateway, status, call, trace, saga, break_on_purpose, heal):
+VERBS = (new, dev, config, gateway, status, call, trace, saga, break_on_purpose, heal, restart)
+for verb in VERBS:
     synchromesh.add_command(verb)
 
 

@@ -68,7 +68,7 @@ class Control:
         self._instances = parts.instances
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
-        self._with_argument = frozenset({"sagas", "traces", "faults"})
+        self._with_argument = frozenset({"sagas", "traces", "faults", "services"})
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
             ("POST", "call"): self._call,
@@ -77,6 +77,7 @@ class Control:
             ("POST", "credentials"): self._credential,
             ("GET", "faults"): self._faults,
             ("POST", "faults"): self._break_or_heal,
+            ("POST", "services"): self._restart,
         }
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
@@ -114,6 +115,15 @@ class Control:
         if rest != "heal":
             raise _unknown(request)
         return {"healed": faults.heal(decode(request.body, HealRequest)), **faults.told()}
+
+    async def _restart(self, request: HttpRequest, rest: str) -> object:
+        name, _, act = rest.partition("/")
+        if act != "restart":
+            raise _unknown(request)
+        raise BadRequest(
+            f"{name!r} has no process of its own to restart; synchromesh dev --split gives each "
+            "service one"
+        )
 
     async def _call(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CallRequest)

@@ -108,24 +108,25 @@ class ServiceChild:
         """Replace the process by a new one, losing no call.
 
         The new one is loaded while the old one still answers, and takes over its database when that
-        has drained; callers hold their calls in between.
+        has drained; callers hold their calls in between. Where it cannot be loaded, the old stays.
 
         Raises:
             BadRequest: it is not running, or is being restarted.
             ConfigError: the new one could not be started.
         """
-        before = self._process
+        before, ready = self._process, self._ready
         if before is None or self.admin_port is None or self._before is not None:
             raise BadRequest(f"service {self._name!r} is not running; wait until it is")
         self._before = before
         try:
             self._process = await self._spawn()
-        except BaseException:
-            self._before = None
-            raise
-        self._ready = None
-        try:
+            self._ready = None
             await self._become(self._process, Loaded)
+        except BaseException:
+            # What was to be replaced still answers.
+            self._process, self._ready, self._before = before, ready, None
+            raise
+        try:
             await _end(before, self._name, REPLACED_WITHIN_S)
             self._gone(before.pid)
         finally:

@@ -18,6 +18,7 @@ from synchromesh.codec import decode
 from synchromesh.errors import (
     BadRequest,
     CallError,
+    ConfigError,
     SynchromeshError,
     UnknownOperation,
     UnknownSaga,
@@ -68,8 +69,6 @@ class SplitControl(Control):
         self._services = services
         self._processes = processes
         self._pool = pool
-        self._with_argument |= {"services"}
-        self._answers["POST", "services"] = self._restart
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer one request of the command line, or of a process."""
@@ -174,10 +173,17 @@ class SplitControl(Control):
 
     async def _restart(self, request: HttpRequest, rest: str) -> object:
         name, _, act = rest.partition("/")
-        child = self._processes.get(name)
-        if child is None or act != "restart":
+        if act != "restart":
             raise UnknownOperation(f"the control socket has no {request.method} {request.path}")
-        await child.restart()
+        child = self._processes.get(name)
+        if child is None:
+            known = ", ".join(self._processes)
+            raise UnknownOperation(f"no process is called {name!r}; there are {known}")
+        try:
+            await child.restart()
+        except ConfigError as error:
+            # Whoever asked has the mistake to mend: it is not a failure of the system.
+            raise BadRequest(error.message) from error
         return {"service": name, "pid": child.pid}
 
     def _operation(self, full_name: str) -> Operation[..., Any]:

@@ -1,0 +1,103 @@
+"""`synchromesh restart`: a new release of one service while the system runs, and a bad one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from asyncio.subprocess import PIPE, create_subprocess_exec
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from notes_app import TESTS, TOML, write_config
+from processes import children_of, is_alive
+from synchromesh.runtime import RealRuntime
+from synchromesh.system import SplitSystem, System, load_config
+
+pytestmark = pytest.mark.anyio
+
+# The release is a module of the folder, so that it can be replaced as a deploy would.
+RELEASE = "restarted_notes.py"
+APP = TOML.replace("notes_app:notes", "restarted_notes:notes")
+GOOD = "from notes_app import notes\n"
+BAD = "from notes_app import nothing\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a system of one service, with its release in it."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    (tmp_path / RELEASE).write_text(GOOD)
+    return write_config(tmp_path, APP)
+
+
+@pytest.fixture
+async def split(folder: Path) -> AsyncIterator[SplitSystem]:
+    """That system, with a process for its service."""
+    system = SplitSystem(load_config(folder), folder, RealRuntime())
+    await system.start()
+    yield system
+    await system.stop()
+
+
+async def synchromesh(folder: Path, *words: str) -> tuple[int, str, str]:
+    """Run a verb; return its exit code and what it said."""
+    command = (sys.executable, "-m", "synchromesh.cli", "--folder", str(folder))
+    verb = await create_subprocess_exec(*command, *words, stdout=PIPE, stderr=PIPE)
+    out, err = await verb.communicate()
+    assert verb.returncode is not None
+    assert b"Traceback" not in err
+    return verb.returncode, out.decode(), err.decode()
+
+
+async def process_that_answers(folder: Path) -> int:
+    """Return the one process of the system beside this one, once it has answered a call."""
+    code, said, _ = await synchromesh(folder, "call", "notes.count", "--json")
+    assert (code, '"problem": null' in said) == (0, True), said
+    (pid,) = children_of(os.getpid())
+    return pid
+
+
+async def test_a_service_is_replaced(split: SplitSystem, folder: Path) -> None:
+    """Another process answers under the same URL; the one before it is gone."""
+    url = split.info.services["notes"]
+    before = await process_that_answers(folder)
+    code, said, _ = await synchromesh(folder, "restart", "notes")
+    after = await process_that_answers(folder)
+    assert (code, said) == (0, f"notes runs anew, in process {after}\n")
+    assert after != before
+    assert not is_alive(before)
+    assert split.info.services["notes"] == url
+
+
+async def test_a_release_that_cannot_be_loaded_topples_nothing(
+    split: SplitSystem, folder: Path
+) -> None:
+    """Exit 2 with its reason; the old process answers on, and the mended release replaces it."""
+    before = await process_that_answers(folder)
+    (folder / RELEASE).write_text(BAD)
+    code, _, said = await synchromesh(folder, "restart", "notes")
+    assert (code, "nothing" in said) == (2, True), said
+    assert await process_that_answers(folder) == before
+    (folder / RELEASE).write_text(GOOD)
+    assert (await synchromesh(folder, "restart", "notes"))[0] == 0
+    assert await process_that_answers(folder) != before
+
+
+async def test_a_name_that_nobody_has_is_refused(split: SplitSystem, folder: Path) -> None:
+    """Exit 2, and the names that there are."""
+    del split
+    code, _, said = await synchromesh(folder, "restart", "nobody")
+    assert (code, "no process is called 'nobody'" in said, "notes" in said) == (2, True, True)
+
+
+async def test_one_process_has_nothing_to_replace(folder: Path) -> None:
+    """Exit 2, and which way of running has."""
+    system = System(load_config(folder), folder, RealRuntime())
+    await system.start()
+    try:
+        code, _, said = await synchromesh(folder, "restart", "notes")
+    finally:
+        await system.stop()
+    assert (code, "--split" in said) == (2, True)
