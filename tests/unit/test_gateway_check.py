@@ -58,6 +58,13 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (with_route(Route("GET /o", Orders.one, scopes={"A B"})), "'A B' is no scope"),
     (with_route(Route("GET /o", Orders.one, scopes={"a"}, public=True)), "public and asks for"),
     (with_route(Route("GET /o", Orders.one, deadline="soon")), "'soon' is no duration"),
+    (with_route(Route("GET /o", Orders.one, fallback=Stale("old"))), "'old' is no duration"),
+    (with_route(Route("GET /o", Orders.one, fallback=Static(7))), "is no answer of the operation"),
+    (with_route(Route("GET /o", Orders.one, fallback="none")), "write Static or Stale"),  # type: ignore[arg-type]
+    (
+        with_route(Route("POST /orders", Orders.place, fallback=Stale("1m"))),
+        "POST /orders: orders.place is a command; a fallback must never stand for a write",
+    ),
     (with_route(Route("GET /o", Orders.one, deadline=5)), "expected string"),  # type: ignore[arg-type]
     (with_route(Route("GET /o", Orders.one, rate=Rate("20"))), "'20' is no rate"),
     (with_route(Route("GET /o", Orders.one, rate=Rate("0/s"))), "'0/s' is no rate"),
@@ -184,6 +191,22 @@ def test_a_gateway_is_explained_in_words() -> None:
             "falls back to its last answer, at most 10m old"
         ),
         "  line: production.line(number=machine.number), optional, falls back to a static value",
+    )
+
+
+def test_the_fallback_of_a_route_is_explained() -> None:
+    """It stands at the end of the line, in the words of a branch's."""
+    stale = Route("GET /o", Orders.one, fallback=Stale("10m"))
+    static = Route("GET /l/{number}", Production.line, fallback=Static("none"))
+    assert explain(with_route(stale, static)) == (
+        (
+            "GET /o -> query orders.one; any principal, deadline 5s, "
+            "falls back to its last answer, at most 10m old"
+        ),
+        (
+            "GET /l/{number} -> query production.line; any principal, deadline 5s, "
+            "falls back to a static value"
+        ),
     )
 
 

@@ -69,6 +69,8 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     for route in told:
         rate = "" if route.rate is None else f"{route.rate.limit}, bursts of {route.rate.burst}"
         leads_to = route.operation or "an aggregate"
+        if route.fallback:
+            leads_to = f"{leads_to}, else {route.fallback}"
         table.add_row(*map(Text, (route.route, leads_to, route.who, rate, route.deadline)))
         _add_branches(table.add_row, route)
     console().print(table)

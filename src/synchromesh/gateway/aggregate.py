@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 from urllib.parse import unquote
 
 import msgspec
 
-from synchromesh.calls import Call, Caller
 from synchromesh.calls.texts import from_text
-from synchromesh.codec import decode, digest, encode
+from synchromesh.codec import encode
 from synchromesh.context import CallContext
-from synchromesh.errors import BadRequest, CircuitOpen, RateLimited, Rejection, SynchromeshError
+from synchromesh.errors import BadRequest, Rejection
+from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.branches import Part
 from synchromesh.gateway.composition import Composition, Outcome, Start, Status
-from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.problems import outside
-from synchromesh.resilience import BreakerState, Edge
 
 _Arguments: TypeAlias = Mapping[str, Mapping[str, object]]
 
@@ -59,8 +57,7 @@ class AggregateRun:
         parts: its branches.
         given: what the path gives to them.
         context: of the request; its deadline bounds every branch.
-        caller: sends their calls.
-        last: the answers that are kept for those who fall back to them.
+        asker: asks the operations.
     """
 
     def __init__(
@@ -70,15 +67,13 @@ class AggregateRun:
         given: _Arguments,
         *,
         context: CallContext,
-        caller: Caller,
-        last: LastAnswers,
+        asker: Asker,
     ) -> None:
         self._name = name
         self._parts = parts
         self._given = given
         self._context = context
-        self._caller = caller
-        self._last = last
+        self._asker = asker
         self._composition = Composition({name: part.step for name, part in parts.items()})
 
     async def answer(self) -> Composed:
@@ -127,52 +122,14 @@ class AggregateRun:
             arguments = operation.canonical(encode({**self._given[start.name], **start.arguments}))
         except BadRequest as error:
             return Outcome(Status.FAILED, error=error)
-        question = (self._name, start.name, self._context.principal, digest(arguments))
-        if _is_refusing(self._caller.edge(operation.service), asyncio.get_running_loop().time()):
-            # A caller that may wait would wait for the breaker; one that has an answer need not.
-            fallback = self._fallback(part, question)
-            if fallback is not None:
-                return replace(fallback, error=CircuitOpen("the breaker is open; nothing was sent"))
-        call: Call[Any] = Call(operation, arguments)
-        try:
-            value = await self._caller.call(call, context=self._context, timeout_s=part.timeout_s)
-        except Rejection as rejection:
-            return Outcome(Status.REJECTED, error=rejection)
-        except SynchromeshError as error:
-            fallback = self._fallback(part, question) if _is_failure(error) else None
-            return replace(fallback or Outcome(Status.FAILED), error=error)
-        if part.stale_s:
-            self._last.keep(question, encode(value), asyncio.get_running_loop().time())
-        return Outcome(Status.OK, value)
-
-    def _fallback(self, part: Part, question: tuple[str, ...]) -> Outcome | None:
-        result = part.operation.shape.result
-        if part.static is not None:
-            return Outcome(Status.STATIC, decode(part.static, result))
-        if part.stale_s:
-            now = asyncio.get_running_loop().time()
-            found = self._last.find(question, at_most_s=part.stale_s, now=now)
-            if found is not None:
-                return Outcome(Status.STALE, decode(found[0], result), age_s=found[1])
-        return None
-
-
-def _is_failure(error: SynchromeshError) -> bool:
-    """Tell a failure of the service from a word about the request, which no fallback may hide."""
-    return error.status >= 500 or isinstance(error, RateLimited)
-
-
-def _is_refusing(edge: Edge, now: float) -> bool:
-    breaker, options = edge.breaker, edge.policy.breaker
-    if breaker is None or options is None:
-        return False
-    seen = breaker.snapshot()
-    if seen.state is BreakerState.OPEN:
-        return seen.open_until_s is not None and now < seen.open_until_s
-    if seen.state is BreakerState.HALF_OPEN:
-        # Past its lease a probe no longer counts, and the breaker has to be asked to see that.
-        return seen.probes >= options.probes_max and now < seen.since_s + options.probe_lease_s
-    return seen.state is BreakerState.ISOLATED
+        return await self._asker.ask(
+            operation,
+            arguments,
+            context=self._context,
+            place=(self._name, start.name),
+            stand_in=part.stand_in,
+            timeout_s=part.timeout_s,
+        )
 
 
 def _mark(outcome: Outcome) -> dict[str, object]:

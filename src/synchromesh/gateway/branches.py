@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from synchromesh.calls.contract import Operation, Shape
-from synchromesh.codec import decode, encode
 from synchromesh.durations import duration
-from synchromesh.errors import BadRequest, ConfigError, ContractError
+from synchromesh.errors import ConfigError, ContractError
 from synchromesh.gateway.composition import Reference, Step
+from synchromesh.gateway.fallbacks import Note, StandIn, read_fallback
 from synchromesh.gateway.router import Template
-from synchromesh.gateway.routes import Aggregate, Branch, Stale, Static
+from synchromesh.gateway.routes import Aggregate, Branch
 from synchromesh.gateway.shapes import fields_of, fits, is_a, is_text, without_null
-
-Note: TypeAlias = Callable[[str], None]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SOURCE = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
@@ -31,16 +29,14 @@ class Part:
         step: what it needs from other branches.
         from_path: by parameter, the place of the path that it comes from.
         timeout_s: bounds it; None for the aggregate's deadline alone.
-        static: the JSON that answers where it fails; None where there is no such fallback.
-        stale_s: how old a last answer may be that answers where it fails; 0 for none.
+        stand_in: what answers where it fails.
     """
 
     operation: Operation[..., Any]
     step: Step
     from_path: Mapping[str, str]
     timeout_s: float | None
-    static: bytes | None
-    stale_s: float
+    stand_in: StandIn
 
 
 def read_branches(
@@ -112,14 +108,12 @@ class _BranchReader:
     def part(self, deadline_s: float) -> Part:
         """Return the branch as the engine runs it."""
         references, from_path = self._read_args()
-        static, stale_s = self._read_fallback()
         return Part(
             self._branch.operation,
             Step(references, self._branch.required),
             from_path,
             self._read_timeout(deadline_s),
-            static,
-            stale_s,
+            read_fallback(self._branch.fallback, self._shapes[self._name].result, self._note),
         )
 
     def _note(self, mistake: str) -> None:
@@ -205,23 +199,6 @@ class _BranchReader:
                 f"aggregate, {self._aggregate.deadline}"
             )
         return timeout_s
-
-    def _read_fallback(self) -> tuple[bytes | None, float]:
-        fallback = self._branch.fallback
-        if fallback is None:
-            return None, 0.0
-        if isinstance(fallback, Stale):
-            return None, self._duration(fallback.at_most)
-        if not is_a(fallback, Static):
-            self._note(f"its fallback is a {type(fallback).__name__}; write Static or Stale")
-            return None, 0.0
-        try:
-            static = encode(fallback.value)
-            decode(static, self._shapes[self._name].result)
-        except BadRequest as error:
-            self._note(f"its static value is no answer of the operation: {error.message}")
-            return None, 0.0
-        return static, 0.0
 
     def _duration(self, text: str) -> float:
         try:

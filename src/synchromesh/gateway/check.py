@@ -15,6 +15,7 @@ from synchromesh.calls.contract import Operation
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway.branches import Part, read_branches
+from synchromesh.gateway.fallbacks import StandIn, in_words, read_fallback
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.limits import burst_of, interval_of
 from synchromesh.gateway.router import Template, clash_of
@@ -41,6 +42,7 @@ class Entry:
     interval_s: float = 0.0
     burst: int = 0
     operation: Operation[..., Any] | None = None
+    stand_in: StandIn = field(default_factory=StandIn)
     parts: Mapping[str, Part] = field(default_factory=dict)
 
     @property
@@ -107,6 +109,8 @@ def _conditions(route: Route | Aggregate) -> str:
     parts = [who, f"deadline {route.deadline}"]
     if route.rate is not None:
         parts.append(f"rate {route.rate.limit}" + _burst(route.rate))
+    if isinstance(route, Route):
+        parts += _else(route.fallback)
     return ", ".join(parts)
 
 
@@ -120,11 +124,11 @@ def _branch(branch: Branch) -> str:
     parts.append("required" if branch.required else "optional")
     if branch.timeout is not None:
         parts.append(f"timeout {branch.timeout}")
-    if isinstance(branch.fallback, Stale):
-        parts.append(f"falls back to its last answer, at most {branch.fallback.at_most} old")
-    elif isinstance(branch.fallback, Static):
-        parts.append("falls back to a static value")
-    return ", ".join(parts)
+    return ", ".join([*parts, *_else(branch.fallback)])
+
+
+def _else(fallback: Static | Stale | None) -> list[str]:
+    return [f"falls back to {in_words(fallback)}"] if fallback is not None else []
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -174,9 +178,11 @@ class _Reader:
         deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
         interval_s, burst = self._read_rate()
         parts: dict[str, Part] = {}
+        stand_in = StandIn()
         if isinstance(route, Route):
             if is_a(route.operation, Operation):
                 self._read_operation(route.operation, template)
+                stand_in = self._read_fallback(route)
             else:
                 self._note("leads to no operation; name one of a contract, such as Orders.place")
         else:
@@ -189,6 +195,7 @@ class _Reader:
             interval_s,
             burst,
             route.operation if isinstance(route, Route) else None,
+            stand_in,
             parts,
         )
 
@@ -234,6 +241,22 @@ class _Reader:
         if burst < 1:
             self._note(f"its rate has a burst of {burst}; make it 1 or more")
         return interval_s, burst
+
+    def _read_fallback(self, route: Route) -> StandIn:
+        operation = route.operation
+        if route.fallback is None:
+            return StandIn()
+        if operation.is_command:
+            self._note(
+                f"{operation.full_name} is a command; a fallback must never stand for a write: "
+                "drop it"
+            )
+            return StandIn()
+        try:
+            result = operation.shape.result
+        except ContractError:
+            return StandIn()  # what is wrong there has been said
+        return read_fallback(route.fallback, result, self._note)
 
     def _read_operation(self, operation: Operation[..., Any], template: Template) -> None:
         try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from synchromesh.calls import Call, Caller, Operation
+from synchromesh.calls import Caller, Operation
 from synchromesh.calls.routes import NoMatch
 from synchromesh.calls.tree import tree_of
 from synchromesh.codec import digest, encode
@@ -35,8 +35,10 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.gateway.aggregate import AggregateRun, arguments_of
+from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
 from synchromesh.gateway.check import Entry, check, compiled, refusal_of
+from synchromesh.gateway.composition import Outcome
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.problems import outside, problem_of
@@ -49,6 +51,7 @@ from synchromesh.telemetry import Span, Tracer
 
 TRACE = "synchromesh-trace"
 PARTIAL = "synchromesh-partial"
+FALLBACK = "synchromesh-fallback"
 KEY_CHARS_MAX = 255
 REREAD_EVERY_S = 1.0
 
@@ -87,7 +90,8 @@ class GatewayEngine:
         self._tracer = tracer
         self._authenticators = tuple(authenticators)
         self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
-        self._last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
+        last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
+        self._asker = Asker(caller, last)
         self._router: Router[Entry] = Router()
         self._buckets: dict[str, TokenBuckets] = {}
         for entry in entries:
@@ -241,10 +245,23 @@ class GatewayEngine:
             # The operation's name is ours; what is wrong with its arguments is the client's.
             message = error.message.removeprefix(f"{operation.full_name}: ")
             raise _Refusal(BadRequest(message)) from error
-        call: Call[Any] = Call(operation, arguments)
+        outcome = await self._asker.ask(
+            operation,
+            arguments,
+            context=context,
+            place=(asked.entry.name,),
+            stand_in=asked.entry.stand_in,
+        )
+        if not outcome.has_data:
+            assert outcome.error is not None, "what has no data was refused or failed"
+            raise outcome.error
+        if outcome.is_partial:
+            mark = _mark(outcome)
+            asked.span.note("fallback", mark)
+            asked.headers.append((FALLBACK, mark))
+            _log.info("%s is %s", asked.entry.name, mark)
         # By its value: what the contract does not name stays inside, whatever the service adds.
-        answer = encode(await self._caller.call(call, context=context))
-        return HttpResponse(200, [_JSON, *asked.headers], answer)
+        return HttpResponse(200, [_JSON, *asked.headers], encode(outcome.value))
 
     async def _aggregate(self, asked: _Asked, context: CallContext) -> HttpResponse:
         entry, request = asked.entry, asked.request
@@ -254,9 +271,7 @@ class GatewayEngine:
             given = arguments_of(entry.parts, asked.places)
         except BadRequest as error:
             raise _Refusal(error) from error
-        run = AggregateRun(
-            entry.name, entry.parts, given, context=context, caller=self._caller, last=self._last
-        )
+        run = AggregateRun(entry.name, entry.parts, given, context=context, asker=self._asker)
         composed = await run.answer()
         if composed.partial:
             names = ", ".join(composed.partial)
@@ -299,6 +314,13 @@ def _key_of(request: HttpRequest) -> str:
             f"header idempotency-key has {len(key)} characters; 1 to {KEY_CHARS_MAX} are expected"
         )
     return key
+
+
+def _mark(outcome: Outcome) -> str:
+    """Say what stands in for an answer, as a structured field (RFC 9651): source, age and why."""
+    age = "" if outcome.age_s is None else f";age_s={outcome.age_s:.3f}"
+    why = "" if outcome.error is None else f";code={outside(outcome.error).code}"
+    return f"{outcome.status.value}{age}{why}"
 
 
 def _is_json(content_type: str) -> bool:

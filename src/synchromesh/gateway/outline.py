@@ -8,7 +8,8 @@ import msgspec
 
 from synchromesh.gateway.branches import Part
 from synchromesh.gateway.check import Entry, compiled
-from synchromesh.gateway.routes import Branch, Gateway, Route, Stale, Static
+from synchromesh.gateway.fallbacks import in_words
+from synchromesh.gateway.routes import Branch, Gateway, Route
 
 
 class RateOutline(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
     deadline: str
     rate: RateOutline | None
     branches: tuple[BranchOutline, ...] = ()
+    fallback: str = ""
 
     @property
     def who(self) -> str:
@@ -74,11 +76,12 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
     """
     told = []
     for route, entry in zip(gateway.routes, compiled(gateway), strict=True):
-        kind, operation = "aggregate", ""
+        kind, operation, fallback = "aggregate", "", ""
         branches: tuple[BranchOutline, ...] = ()
         if isinstance(route, Route):
             kind = "command" if route.operation.is_command else "query"
             operation = route.operation.full_name
+            fallback = in_words(route.fallback)
         else:
             branches = _branches(route.branches, entry)
         told.append(
@@ -91,6 +94,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 route.deadline,
                 None if route.rate is None else RateOutline(route.rate.limit, entry.burst),
                 branches,
+                fallback,
             )
         )
     return tuple(told)
@@ -107,7 +111,7 @@ def _branches(branches: Mapping[str, Branch], entry: Entry) -> tuple[BranchOutli
             _after(entry.parts[name]),
             branch.required,
             branch.timeout,
-            _fallback(branch),
+            in_words(branch.fallback),
         )
         for name, branch in branches.items()
     ]
@@ -124,9 +128,3 @@ def _turn(name: str, parts: Mapping[str, Part], turns: dict[str, int]) -> int:
         before = [_turn(other, parts, turns) for other in _after(parts[name])]
         turns[name] = 1 + max(before, default=0)
     return turns[name]
-
-
-def _fallback(branch: Branch) -> str:
-    if isinstance(branch.fallback, Stale):
-        return f"last answer, at most {branch.fallback.at_most} old"
-    return "static" if isinstance(branch.fallback, Static) else ""

@@ -46,6 +46,8 @@ class Route:
         rate: bounds each principal; on a public route each client address.
         public: answers without a principal. Routes are closed unless they say so (G1).
         deadline: bounds the answer, retries too.
+        fallback: what a query answers where the service fails; never where it says no. The answer
+            says so in `Synchromesh-Fallback`, with its age (F1).
 
     Example:
         >>> from typing import Protocol
@@ -64,11 +66,12 @@ class Route:
     rate: Rate | None = None
     public: bool = False
     deadline: str = "5s"
+    fallback: Static | Stale | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """Answers for a branch that failed with a value that was written down; marked "static".
+    """Answers for a branch or a route that failed with a written value; marked "static".
 
     Attributes:
         value: plain data or a value of the operation's result type.
@@ -83,9 +86,10 @@ class Static:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Answers for a branch that failed with its last good answer; marked "stale", with its age.
+    """Answers for a branch or a route that failed with its last good answer; marked "stale".
 
-    It is the last answer to the same arguments for the same principal, in this process.
+    It is the last answer to the same arguments for the same principal, in this process, and is
+    told with its age. On a public route the principal is nobody, so that all share one.
 
     Attributes:
         at_most: how old it may be.

@@ -35,14 +35,30 @@ machine_page = Aggregate(
 gateway = Gateway(
     auth=[ApiKeys()],
     routes=[
-        # Whoever looks round the shop needs no key.
-        Route("GET /prices", Configurator.price_list, public=True, rate=Rate("20/s")),
+        # Whoever looks round the shop needs no key. The list may be an old one, and says so then:
+        # what an order costs is said when it is placed.
+        Route(
+            "GET /prices",
+            Configurator.price_list,
+            public=True,
+            rate=Rate("20/s"),
+            deadline="1s",
+            fallback=Stale("10m"),
+        ),
         Route("GET /configurations", Configurator.configure, public=True, rate=Rate("20/s")),
         # Customers order. The rate bounds each of them, not all together.
         Route("POST /orders", Orders.place, scopes={"orders:write"}, rate=Rate("50/s", burst=100)),
+        # What became of an order, and whether it is paid, is never an old answer: people act on it.
         Route("GET /orders/{order_id}", Orders.one, scopes={"orders:read"}),
         Route("GET /invoices/{order_id}", Billing.invoice, scopes={"orders:read"}),
-        Route("GET /stock/{sku}", Inventory.stock, scopes={"stock:read"}),
+        # How many are on the shelf is old the moment it is read; only an order holds any.
+        Route(
+            "GET /stock/{sku}",
+            Inventory.stock,
+            scopes={"stock:read"},
+            deadline="1s",
+            fallback=Stale("1m"),
+        ),
         # Drives report, and people look at them.
         Route("POST /readings", Fleet.report, scopes={"fleet:write"}, rate=Rate("100/s")),
         machine_page,

@@ -1,0 +1,102 @@
+"""Asks one operation, for a branch or a route, and answers with its fallback where it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+from synchromesh.calls import Call, Caller, Operation
+from synchromesh.codec import decode, digest, encode
+from synchromesh.context import CallContext
+from synchromesh.errors import CircuitOpen, RateLimited, Rejection, SynchromeshError
+from synchromesh.gateway.composition import Outcome, Status
+from synchromesh.gateway.fallbacks import StandIn
+from synchromesh.gateway.last_answers import LastAnswers
+from synchromesh.resilience import BreakerState, Edge
+
+
+class Asker:
+    """Asks the operations of a gateway, and keeps the last answers for those who fall back to them.
+
+    Args:
+        caller: sends the calls.
+        last: the answers that are kept.
+    """
+
+    def __init__(self, caller: Caller, last: LastAnswers) -> None:
+        self._caller = caller
+        self._last = last
+
+    async def ask(
+        self,
+        operation: Operation[..., Any],
+        arguments: bytes,
+        *,
+        context: CallContext,
+        place: tuple[str, ...],
+        stand_in: StandIn,
+        timeout_s: float | None = None,
+    ) -> Outcome:
+        """Ask once, and return what became of it: "ok", "stale", "static", "rejected" or "failed".
+
+        A last answer is one to the same arguments for the same principal: what one may see says
+        nothing of what another may.
+
+        Args:
+            arguments: in their canonical form, as JSON.
+            place: where the answer belongs, such as a route; tells its last answer from others.
+            stand_in: what answers where the service fails; never where it says no.
+        """
+        question = (*place, context.principal, digest(arguments))
+        if _is_refusing(self._caller.edge(operation.service), asyncio.get_running_loop().time()):
+            # A caller that may wait would wait for the breaker; one that has an answer need not.
+            instead = self._instead(operation, stand_in, question)
+            if instead is not None:
+                return replace(instead, error=CircuitOpen("the breaker is open; nothing was sent"))
+        call: Call[Any] = Call(operation, arguments)
+        try:
+            value = await self._caller.call(call, context=context, timeout_s=timeout_s)
+        except Rejection as rejection:
+            return Outcome(Status.REJECTED, error=rejection)
+        except SynchromeshError as error:
+            instead = self._instead(operation, stand_in, question) if _is_failure(error) else None
+            return replace(instead or Outcome(Status.FAILED), error=error)
+        if stand_in.stale_s:
+            self._last.keep(question, encode(value), asyncio.get_running_loop().time())
+        return Outcome(Status.OK, value)
+
+    def __repr__(self) -> str:
+        return f"<Asker {self._caller!r}, {self._last!r}>"
+
+    def _instead(
+        self, operation: Operation[..., Any], stand_in: StandIn, question: Hashable
+    ) -> Outcome | None:
+        result = operation.shape.result
+        if stand_in.static is not None:
+            return Outcome(Status.STATIC, decode(stand_in.static, result))
+        if stand_in.stale_s:
+            now = asyncio.get_running_loop().time()
+            found = self._last.find(question, at_most_s=stand_in.stale_s, now=now)
+            if found is not None:
+                return Outcome(Status.STALE, decode(found[0], result), age_s=found[1])
+        return None
+
+
+def _is_failure(error: SynchromeshError) -> bool:
+    """Tell a failure of the service from a word about the request, which no fallback may hide."""
+    return error.status >= 500 or isinstance(error, RateLimited)
+
+
+def _is_refusing(edge: Edge, now: float) -> bool:
+    breaker, options = edge.breaker, edge.policy.breaker
+    if breaker is None or options is None:
+        return False
+    seen = breaker.snapshot()
+    if seen.state is BreakerState.OPEN:
+        return seen.open_until_s is not None and now < seen.open_until_s
+    if seen.state is BreakerState.HALF_OPEN:
+        # Past its lease a probe no longer counts, and the breaker has to be asked to see that.
+        return seen.probes >= options.probes_max and now < seen.since_s + options.probe_lease_s
+    return seen.state is BreakerState.ISOLATED
