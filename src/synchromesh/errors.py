@@ -101,17 +101,25 @@ class CallError(SynchromeshError):
         retry_after_s: how long the refuser asks the caller to wait, in seconds; None where it
             does not say.
         attempts_used: attempts beyond the first that the callee spent below this call (D2).
+        is_final: the callee says that the same call would fail the same way again, as after a bug
+            of its handler: no retry is made.
     """
 
     code = "call_failed"
     status = 502
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, attempts_used: int = 0
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        attempts_used: int = 0,
+        is_final: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.attempts_used = attempts_used
+        self.is_final = is_final
 
 
 class Refused(CallError):
@@ -247,7 +255,8 @@ class DownstreamFailed(CallError):
 class RemoteFailed(CallError):
     """Tells that the callee raised something its contract does not declare.
 
-    Details stay in the callee's log; the trace id leads there.
+    Details stay in the callee's log; the trace id leads there. It `is_final` where the handler
+    raised it, unless that was an `OSError`, which may pass; not where a server or a proxy spoke.
     """
 
     code = "remote_failed"
@@ -531,6 +540,8 @@ def to_problem(error: SynchromeshError) -> dict[str, Any]:
             problem["retry_after_s"] = error.retry_after_s
         if error.attempts_used:
             problem["attempts_used"] = error.attempts_used
+        if error.is_final:
+            problem["is_final"] = True
     if isinstance(error, DownstreamFailed):
         problem["cause_code"] = error.cause_code
     return problem
@@ -561,6 +572,7 @@ def from_problem(
         retry_after_s, used = problem.get("retry_after_s"), problem.get("attempts_used", 0)
         more["retry_after_s"] = retry_after_s if isinstance(retry_after_s, int | float) else None
         more["attempts_used"] = used if isinstance(used, int) and used >= 0 else 0
+        more["is_final"] = problem.get("is_final") is True
     if issubclass(cls, DownstreamFailed):
         more["cause_code"] = str(problem.get("cause_code", "call_failed"))
     if issubclass(cls, _BUILDERS):

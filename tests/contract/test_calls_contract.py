@@ -172,10 +172,11 @@ def test_every_error_of_the_table_keeps_class_code_and_status(kind: str, code: s
     error = cls.__new__(cls)
     SynchromeshError.__init__(error, "what happened")
     if isinstance(error, CallError):
-        error.retry_after_s, error.attempts_used = 0.25, 0
+        error.retry_after_s, error.attempts_used, error.is_final = 0.25, 0, True
     expected = RemoteFailed if code == "downstream_failed" else cls
     if code == "downstream_failed":
-        error, expected = DownstreamFailed("what happened", cause_code="shed"), DownstreamFailed
+        error = DownstreamFailed("what happened", cause_code="shed", is_final=True)
+        expected = DownstreamFailed
     if code == "rejected":
         # The bare class is declared by nobody, and a business no has to be declared.
         error, expected = OutOfStock("what happened"), OutOfStock
@@ -187,7 +188,8 @@ def test_every_error_of_the_table_keeps_class_code_and_status(kind: str, code: s
         assert type(got) is expected
         assert (got.code, got.status, got.message) == (error.code, error.status, "what happened")
         if isinstance(error, CallError):
-            assert getattr(got, "retry_after_s") == error.retry_after_s  # noqa: B009
+            assert isinstance(got, CallError)
+            assert (got.retry_after_s, got.is_final) == (error.retry_after_s, True)
         assert getattr(got, "cause_code", "shed") == "shed"
 
     play(kind, main)
@@ -701,7 +703,7 @@ def test_retries_of_a_tree_do_not_multiply(kind: str) -> None:
 
         async def leaf(_: Incoming) -> bytes:
             calls.append(now())
-            raise RuntimeError("down")
+            raise ConnectionError("down")
 
         await system.serve(Leaf, {"ask": leaf})
         middle, front = system.caller("middle"), system.caller("front")
@@ -725,7 +727,7 @@ def test_calls_of_one_handler_share_its_attempts(kind: str) -> None:
 
         async def leaf(_: Incoming) -> bytes:
             calls.append(now())
-            raise RuntimeError("down")
+            raise ConnectionError("down")
 
         await system.serve(Leaf, {"ask": leaf})
         middle = system.caller("middle", Policies(default=Policy(breaker=None)))
@@ -760,7 +762,7 @@ def test_a_command_without_a_key_is_never_retried(
 
         async def fail(incoming: Incoming) -> bytes:
             came.append(incoming.context.key)
-            raise RuntimeError("down")
+            raise ConnectionError("down")
 
         await system.serve(Front, {"place": fail, "ask": fail})
         caller = system.caller()
@@ -768,6 +770,41 @@ def test_a_command_without_a_key_is_never_retried(
         assert type(got) is RemoteFailed
         assert came == [key] * attempts
         assert got.attempts_used == attempts - 1
+
+    play(kind, main)
+
+
+@pytest.mark.parametrize(("error", "attempts"), [
+    (ValueError("a bug"), 1),
+    (NeverHeardOf("not declared"), 1),
+    (TimeoutError("of a file that is far away"), 3),
+    (ConnectionRefusedError("by somebody else's service"), 3),
+    (asyncio.CancelledError("of something awaited"), 3),
+], ids=lambda value: getattr(type(value), "__name__", value))  # fmt: skip
+def test_a_bug_of_a_handler_is_not_asked_for_again(
+    kind: str, error: BaseException, attempts: int
+) -> None:
+    """Neither here nor by who called us: it is final on the whole way; the world's faults pass."""
+
+    async def main(system: System) -> None:
+        leaves: list[str] = []
+
+        async def leaf(incoming: Incoming) -> bytes:
+            leaves.append(incoming.context.key)
+            raise error
+
+        await system.serve(Leaf, {"ask": leaf})
+        middle = system.caller("middle")
+        await system.serve(Middle, {"ask": passing_on(middle, Leaf.ask(1))})
+        caller = system.caller()
+        got = await failure(system, Leaf.ask(1), caller=caller)
+        assert (type(got), len(leaves)) == (RemoteFailed, attempts)
+        assert isinstance(got, RemoteFailed)
+        assert got.is_final == (attempts == 1)
+        assert caller.edges["leaf"].failures == attempts  # a breaker counts it all the same (B5)
+        del leaves[:]
+        above = await failure(system, Middle.ask(1), caller=caller)
+        assert (type(above), len(leaves) == 1) == (DownstreamFailed, attempts == 1)
 
     play(kind, main)
 
@@ -897,7 +934,7 @@ def test_breakers_do_not_cascade(kind: str) -> None:
     """Where C fails, B's edge to C opens and A's edge to B never does (B5)."""
 
     async def main(system: System) -> None:
-        await system.serve(Leaf, {"ask": raising(RuntimeError("down"))})
+        await system.serve(Leaf, {"ask": raising(ConnectionError("down"))})
         middle = system.caller("middle")
         await system.serve(Middle, {"ask": passing_on(middle, Leaf.ask(1))})
         client = system.caller("client")
@@ -1069,7 +1106,7 @@ def test_the_spans_of_a_failed_call_say_its_code(kind: str) -> None:
     """One call span with three attempts, three handle spans, all with the error's code."""
 
     async def main(system: System) -> None:
-        await system.serve(Shop, {"stock": raising(RuntimeError("secret"))})
+        await system.serve(Shop, {"stock": raising(OSError("secret"))})
         caller = system.caller("orders")
         await failure(system, Shop.stock("a"), caller=caller)
         called = system.span("call", "orders")

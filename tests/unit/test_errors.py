@@ -89,10 +89,13 @@ def test_what_was_certainly_not_run_is_refused() -> None:
 
 def test_numbers_of_a_call_error_travel() -> None:
     """How long to wait, how many attempts were spent, and what the cause was."""
-    error = DownstreamFailed("x", cause_code="shed", retry_after_s=1.5, attempts_used=2)
+    error = DownstreamFailed(
+        "x", cause_code="shed", retry_after_s=1.5, attempts_used=2, is_final=True
+    )
     back = from_problem(to_problem(error), status=502)
     assert isinstance(back, DownstreamFailed)
     assert (back.cause_code, back.retry_after_s, back.attempts_used) == ("shed", 1.5, 2)
+    assert back.is_final
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,7 @@ def test_numbers_of_a_call_error_travel() -> None:
         ({"code": "rejected"}, 409, BadRequest),
         ({"code": "shed", "retry_after_s": "soon", "attempts_used": -1}, 503, Shed),
         ({"code": "shed", "attempts_used": True}, 503, Shed),
+        ({"code": "remote_failed", "is_final": "yes"}, 500, RemoteFailed),
     ],
 )
 def test_odd_problems_have_a_class_all_the_same(
@@ -117,6 +121,7 @@ def test_odd_problems_have_a_class_all_the_same(
     assert isinstance(error, CallError)
     assert error.retry_after_s is None
     assert error.attempts_used in (0, 1)
+    assert error.is_final is False
 
 
 def test_a_declared_rejection_comes_back_with_its_details() -> None:

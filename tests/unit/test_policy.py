@@ -149,6 +149,7 @@ def edge(policy: Policy) -> Edge:
         (ConnectFailed(""), "failure"),
         (ConnectionLost(""), "failure"),
         (RemoteFailed(""), "failure"),
+        (RemoteFailed("", is_final=True), "failure"),
         (TimedOut(""), "failure"),
         (errors.StoreFull(""), "failure"),
         (ValueError(""), "failure"),
@@ -173,7 +174,7 @@ def test_every_error_has_a_verdict_and_a_rule_for_retries() -> None:
         error = cls.__new__(cls)
         SynchromeshError.__init__(error, "x")
         if isinstance(error, CallError):
-            error.retry_after_s = None
+            error.retry_after_s, error.is_final = None, False
         assert classify(error, had_full_timeout=True) in Verdict
         assert may_retry(error, is_retryable_unknown=False) <= cls.is_retry_safe
 
@@ -205,10 +206,13 @@ def test_an_unknown_outcome_is_tried_again_only_where_that_is_harmless(error: Ex
 
 @pytest.mark.parametrize(
     "error",
-    [OutOfStock(), errors.BadRequest(""), DeadlineExceeded(""), CircuitOpen(""), KeyUndone("")],
-)
+    [
+        OutOfStock(), errors.BadRequest(""), DeadlineExceeded(""), CircuitOpen(""), KeyUndone(""),
+        RemoteFailed("", is_final=True), DownstreamFailed("", is_final=True),
+    ],
+)  # fmt: skip
 def test_an_answer_is_never_asked_again(error: Exception) -> None:
-    """A no stays a no, also where its class says that a retry is safe."""
+    """A no stays a no, and a bug a bug, also where its class says that a retry is safe."""
     callee = Callee([error, "done"])
     assert run(lambda _: error_of(edge(RETRY), callee, again=True)) is error
     assert len(callee.attempts) == 1

@@ -5,6 +5,7 @@
 Only what the contract declares leaves a service as it is. Anything else that a handler raises is
 `RemoteFailed`, and a call of its own that failed is `DownstreamFailed`: the caller's breaker for
 this service does not count that (B5), and no text of an exception travels (G6); the log has it.
+A bug is said to be final, all the way up: the same call is not made again only to meet it again.
 """
 
 from __future__ import annotations
@@ -241,6 +242,7 @@ class Dispatcher:
                 return DownstreamFailed(
                     f"{operation.full_name} failed because {needed} did: {error.code}",
                     cause_code=error.code,
+                    is_final=isinstance(error, CallError) and error.is_final,
                 )
             if isinstance(error, Refused | SagaError | VersionConflict):
                 return error
@@ -249,7 +251,10 @@ class Dispatcher:
         if isinstance(error, StoreError):
             # Its class says what a caller can act on; its words may name files and statements.
             return type(error)(f"{told}: {error.code}, trace {trace_id}")
-        return RemoteFailed(f"{told}: trace {trace_id}")
+        # What the world did to a handler may pass: a refused connection, a time-out, something that
+        # was cancelled. Anything else is a bug, and would be met again.
+        may_pass = isinstance(error, OSError | asyncio.CancelledError)
+        return RemoteFailed(f"{told}: trace {trace_id}", is_final=not may_pass)
 
 
 def _is_declared(rejection: Rejection, operation: Operation[..., Any]) -> bool:

@@ -91,9 +91,10 @@ def may_retry(error: Exception, *, is_retryable_unknown: bool) -> bool:
 
     Always after what was certainly not run; after an unknown outcome, or an error that is not
     Synchromesh's own, only with `is_retryable_unknown`: queries, and commands with a key. Never
-    after a `Rejection`, nor while a breaker is open that does not say for how long.
+    after a `Rejection`, nor after what the callee says is final, nor while a breaker is open that
+    does not say for how long.
     """
-    if isinstance(error, Rejection):
+    if isinstance(error, Rejection) or (isinstance(error, CallError) and error.is_final):
         return False
     if isinstance(error, CircuitOpen):
         return error.retry_after_s is not None
