@@ -120,7 +120,7 @@ class Always:
         self.requests: list[Request] = []
 
     def authenticate(self, credential: str) -> Credential:
-        return Credential("", "", 0)
+        return Credential("", "", "", 0)
 
     async def dispatch(self, request: Request) -> Reply:
         self.requests.append(request)

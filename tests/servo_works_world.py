@@ -40,7 +40,7 @@ class Foreign(AsgiReceiver):
 
     def authenticate(self, credential: str) -> Credential:
         """Take anybody."""
-        return Credential("anybody", "", 0)
+        return Credential("anybody", "", "", 0)
 
 
 class Works:

@@ -1,8 +1,11 @@
-"""The signed credential of a hop: which service calls, for which principal, until when.
+"""The signed credential of a hop: which service calls which, for which principal, until when.
 
-A credential is `<payload>.<mac>`: base64url JSON and HMAC-SHA256 under the system's key. It is made
-once per service and principal and used until half its life is over, and verified once per token, so
-that neither signing nor verifying is on the path of a warm call.
+A credential is `<payload>.<mac>`: base64url JSON and HMAC-SHA256 under the system's key. It is for
+one audience, the service that is called: whoever receives it can call nobody else with it. It is
+made once per edge and principal and used until half its life is over, and verified once per token,
+so that neither signing nor verifying is on the path of a warm call.
+
+Source: RFC 7519, section 4.1.3 ("aud").
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 
 import msgspec
 
@@ -20,14 +24,23 @@ KEY_BYTES_MIN = 32
 LIFETIME_S = 300.0
 # Clocks of two machines may differ by this much before a fresh credential is refused.
 SKEW_S = 5.0
-CACHE_MAX = 1024
+CACHE_MAX = 4096
+# The audience that the registry is, and no service can be: a service's name has no such letter.
+REGISTRY = "@registry"
+
+_log = logging.getLogger("synchromesh.identity")
 
 
 class Credential(msgspec.Struct, frozen=True):
-    """Who calls: the calling service, the principal it acts for ("" for itself), and until when."""
+    """Who calls: the calling service, the principal it acts for ("" for itself), whom, until when.
+
+    Attributes:
+        audience: the service that is called, or `REGISTRY`.
+    """
 
     service: str
     principal: str
+    audience: str
     expires_us: int
 
 
@@ -36,8 +49,8 @@ class Signer:
 
     Example:
         >>> signer = Signer(b"0" * 32)
-        >>> token = signer.token("orders", "alice", now_us=0)
-        >>> signer.verify(token, now_us=1).principal
+        >>> token = signer.token("orders", "alice", audience="billing", now_us=0)
+        >>> signer.verify(token, audience="billing", now_us=1).principal
         'alice'
     """
 
@@ -49,27 +62,29 @@ class Signer:
             )
         self._key = key
         self._lifetime_us = int(lifetime_s * 1e6)
-        self._made: dict[tuple[str, str], tuple[str, int]] = {}
+        self._made: dict[tuple[str, str, str], tuple[str, int]] = {}
         self._verified: dict[str, Credential] = {}
 
-    def token(self, service: str, principal: str = "", *, now_us: int) -> str:
-        """Return a credential that is valid for at least half a lifetime from now."""
-        made = self._made.get((service, principal))
+    def token(self, service: str, principal: str = "", *, audience: str, now_us: int) -> str:
+        """Return a credential for an audience, valid for at least half a lifetime from now."""
+        edge = (service, principal, audience)
+        made = self._made.get(edge)
         if made is not None and now_us < made[1]:
             return made[0]
-        payload = msgspec.json.encode(Credential(service, principal, now_us + self._lifetime_us))
-        body = base64.urlsafe_b64encode(payload).decode()
+        credential = Credential(service, principal, audience, now_us + self._lifetime_us)
+        body = base64.urlsafe_b64encode(msgspec.json.encode(credential)).decode()
         token = f"{body}.{self._mac(body)}"
         if len(self._made) >= CACHE_MAX:
             self._made.clear()
-        self._made[(service, principal)] = (token, now_us + self._lifetime_us // 2)
+        self._made[edge] = (token, now_us + self._lifetime_us // 2)
         return token
 
-    def verify(self, token: str, *, now_us: int) -> Credential:
-        """Return what a token says.
+    def verify(self, token: str, *, audience: str, now_us: int) -> Credential:
+        """Return what a token says to the `audience` that it was shown to.
 
         Raises:
-            Unauthenticated: it is missing, malformed, signed with another key, or expired.
+            Unauthenticated: it is missing, malformed, signed with another key, for another
+                audience, or expired.
         """
         credential = self._verified.get(token)
         if credential is None:
@@ -77,6 +92,18 @@ class Signer:
             if len(self._verified) >= CACHE_MAX:
                 self._verified.clear()
             self._verified[token] = credential
+        if credential.audience != audience:
+            # It was genuine where it was meant for, so somebody there has passed it on.
+            _log.warning(
+                "refused a credential of %r for %r that was shown to %r; look who received it",
+                credential.service,
+                credential.audience,
+                audience,
+            )
+            raise Unauthenticated(
+                f"the credential of this call is for {credential.audience!r}, and was shown to "
+                f"{audience!r}; every hop is signed for the service that it calls"
+            )
         if now_us > credential.expires_us + int(SKEW_S * 1e6):
             raise Unauthenticated("the credential of this call has expired; make a new one")
         return credential

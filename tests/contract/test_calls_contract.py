@@ -522,6 +522,28 @@ def test_a_forged_or_expired_hop_is_refused(kind: str, signer: Signer, text: str
     play(kind, main)
 
 
+def test_a_credential_cannot_be_passed_on(kind: str) -> None:
+    """Whoever is called can call nobody else as its caller: what it received was for it (C4)."""
+
+    async def main(system: System) -> None:
+        receiver = Always(Reply(200, b"1"))
+        await system.mount("front", receiver, [Front.ask])
+        await system.serve(Shop, {"stock": answering(1)})
+        caller = system.caller("orders")
+        await caller.call(Front.ask(1), context=caller.root(principal="alice"))
+        received = receiver.requests[0]
+        call = Shop.stock("a")
+        passed_on = replace(received, operation=call.operation, arguments=call.arguments)
+        endpoint = system.known.endpoints["shop"][0]
+        reply = await system.transports[endpoint.scheme].send(endpoint, passed_on)
+        error = reply.to_error(raises=())
+        assert (reply.status, type(error)) == (401, Unauthenticated)
+        assert "is for 'front', and was shown to 'shop'" in error.message
+        assert [span.kind for span in system.spans] == ["call"]  # nothing was handled
+
+    play(kind, main)
+
+
 def test_an_unsigned_hop_is_refused(kind: str) -> None:
     """No credential is 401, whatever else is right or wrong with the call (C4)."""
 

@@ -277,7 +277,8 @@ async def test_the_control_socket_answers_for_all(system: SplitSystem, pool: Htt
         ("POST", "/call", {"operation": "nobody.knows"}),
         ("POST", "/call", {"operation": "notes.knows"}),
         ("POST", "/services/nobody/restart", {}),
-        ("POST", "/credentials", {"client": "notes"}),
+        ("POST", "/credentials", {"client": "notes", "service": "notes"}),
+        ("POST", "/credentials", {"client": "shop", "service": "nobody"}),
         ("POST", "/registry/register", {}),
     ):
         status, problem = await asking.ask(method, path, body)

@@ -126,9 +126,10 @@ def test_an_unknown_path_is_404(control: Asking, method: str, path: str) -> None
         ("/call", {"operation": "notes.count", "arguments": {"a": 1}}),
         ("/call", {"operation": "notes.count", "timeout_s": 0}),
         ("/call", {"operation": "notes.count", "timeout_s": 301}),
-        ("/credentials", {"client": ""}),
-        ("/credentials", {"client": "notes"}),
-        ("/credentials", {"name": "shop"}),
+        ("/credentials", {"client": "", "service": "notes"}),
+        ("/credentials", {"client": "notes", "service": "notes"}),
+        ("/credentials", {"client": "shop"}),
+        ("/credentials", {"name": "shop", "service": "notes"}),
         ("/faults", b""),
         ("/faults", {"errors": "100%"}),
         ("/faults", {"target": "notes", "error": "100%"}),
@@ -140,6 +141,13 @@ def test_a_wrong_body_is_400(control: Asking, path: str, body: object) -> None:
     """Each body has one shape, and values within their bounds."""
     answered = control.ask("POST", path, body)
     assert (answered.status, answered.body["code"]) == (400, "bad_request")
+
+
+def test_a_credential_is_for_a_service_that_there_is(control: Asking) -> None:
+    """One that is not of the system is named, with those that are."""
+    answered = control.ask("POST", "/credentials", {"client": "shop", "service": "nobody"})
+    assert (answered.status, answered.body["code"]) == (404, "unknown_operation")
+    assert answered.body["detail"] == "there is no service 'nobody'; there are notes"
 
 
 def test_a_body_has_a_limit(control: Asking) -> None:
@@ -301,7 +309,8 @@ def test_what_cannot_be_broken_cannot_be_healed(control: Asking, target: str) ->
 
 def test_a_client_gets_a_credential_that_the_services_take(control: Asking) -> None:
     """With it a program calls a service's own URL; without it the service refuses."""
-    credential = control.ask("POST", "/credentials", {"client": "shop"}).body["credential"]
+    wanted = {"client": "shop", "service": "notes"}
+    credential = control.ask("POST", "/credentials", wanted).body["credential"]
     url = control.info.services["notes"].removeprefix("http://")
     statuses = []
     for header in (credential, "forged"):
@@ -323,7 +332,7 @@ def test_a_client_can_take_neither_a_foreign_name_nor_one_that_divides_keys(
     control: Asking, client: str
 ) -> None:
     """Keys are kept by their caller: a credential must not let one into another's (D3)."""
-    answered = control.ask("POST", "/credentials", {"client": client})
+    answered = control.ask("POST", "/credentials", {"client": client, "service": "notes"})
     assert (answered.status, answered.body["code"]) == (400, "bad_request")
     assert "name" in answered.body["detail"]
 
@@ -331,7 +340,7 @@ def test_a_client_can_take_neither_a_foreign_name_nor_one_that_divides_keys(
 @pytest.mark.parametrize("client", ["0", "web-shop_2.eu", "a" * 63])
 def test_a_client_has_a_name_of_its_own(control: Asking, client: str) -> None:
     """Lower-case letters, digits and what joins them, up to 63."""
-    assert control.ask("POST", "/credentials", {"client": client}).status == 200
+    assert control.ask("POST", "/credentials", {"client": client, "service": "notes"}).status == 200
 
 
 def test_a_status_finds_what_needs_a_person() -> None:
@@ -354,7 +363,8 @@ NOTE = {"id": "1", "text": "a", "stars": 0}
 
 def test_no_secret_is_written_down(control: Asking, folder: Path) -> None:
     """Neither the token, nor the key, nor a credential is in the log or among the spans."""
-    credential = control.ask("POST", "/credentials", {"client": "shop"}).body["credential"]
+    wanted = {"client": "shop", "service": "notes"}
+    credential = control.ask("POST", "/credentials", wanted).body["credential"]
     control.ask("GET", "/status", token="wrong-" + control.info.token)
     control.ask("GET", "/traces/last")  # which has the spans written
     rundir = folder / ".synchromesh"

@@ -57,7 +57,7 @@ def test_a_callee_that_is_stopped_loses_the_connection() -> None:
 
     class Stopped:
         def authenticate(self, credential: str) -> Credential:
-            return Credential("", "", 0)
+            return Credential("", "", "", 0)
 
         async def dispatch(self, request: Request) -> Reply:
             raise asyncio.CancelledError
@@ -79,7 +79,7 @@ def test_a_receiver_that_breaks_after_its_caller_left_is_not_a_stray_failure() -
 
     class Broken:
         def authenticate(self, credential: str) -> Credential:
-            return Credential("", "", 0)
+            return Credential("", "", "", 0)
 
         async def dispatch(self, request: Request) -> Reply:
             try:
@@ -156,7 +156,7 @@ async def raw(system: System, method: str, target: str, **headers: str) -> HttpR
 
 
 def signed(system: System) -> dict[str, str]:
-    token = system.signer.token("client", now_us=system.runtime.wall_us())
+    token = system.signer.token("client", audience="shop", now_us=system.runtime.wall_us())
     return {CREDENTIAL: token}
 
 

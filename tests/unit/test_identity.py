@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from synchromesh.errors import ConfigError, Unauthenticated
-from synchromesh.identity import CACHE_MAX, Credential, Signer
+from synchromesh.identity import CACHE_MAX, REGISTRY, Credential, Signer
 
 KEY = b"k" * 32
 S = 1_000_000
@@ -18,32 +18,54 @@ def signer() -> Signer:
 
 def test_a_credential_says_who_calls_for_whom(signer: Signer) -> None:
     """What was signed is what is read, by another process of the same key too."""
-    token = signer.token("orders", "alice", now_us=0)
-    assert Signer(KEY).verify(token, now_us=S) == Credential("orders", "alice", 300 * S)
+    token = signer.token("orders", "alice", audience="billing", now_us=0)
+    read = Signer(KEY).verify(token, audience="billing", now_us=S)
+    assert read == Credential("orders", "alice", "billing", 300 * S)
     assert token.isascii()
     assert "alice" not in repr(signer)
 
 
 def test_a_credential_is_made_once_in_half_its_life(signer: Signer) -> None:
     """Each token is good for half a life at least when it is handed out."""
-    first = signer.token("orders", now_us=0)
-    assert signer.token("orders", now_us=149 * S) == first
-    assert signer.token("orders", now_us=150 * S) != first
-    assert signer.token("orders", "alice", now_us=0) != first
+    first = signer.token("orders", audience="billing", now_us=0)
+    assert signer.token("orders", audience="billing", now_us=149 * S) == first
+    assert signer.token("orders", audience="billing", now_us=150 * S) != first
+    assert signer.token("orders", "alice", audience="billing", now_us=0) != first
+    assert signer.token("orders", audience="inventory", now_us=0) != first
+
+
+@pytest.mark.parametrize("audience", ["inventory", REGISTRY, "", "Billing"])
+def test_a_credential_is_for_one_audience(
+    signer: Signer, audience: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who received it can call nobody else with it, also where it was verified before (C4)."""
+    token = signer.token("orders", "alice", audience="billing", now_us=0)
+    signer.verify(token, audience="billing", now_us=0)
+    for each in (signer, Signer(KEY)):
+        with pytest.raises(Unauthenticated, match="is for 'billing', and was shown to"):
+            each.verify(token, audience=audience, now_us=0)
+    said = "refused a credential of 'orders' for 'billing' that was shown to"
+    assert [said in message for message in caplog.messages] == [True, True]
+    assert token not in caplog.text
 
 
 def test_a_credential_ends(signer: Signer) -> None:
     """5 s are given to clocks that differ, also to a token that was verified before."""
-    token = signer.token("orders", now_us=0)
-    signer.verify(token, now_us=305 * S)
+    token = signer.token("orders", audience="billing", now_us=0)
+    signer.verify(token, audience="billing", now_us=305 * S)
     with pytest.raises(Unauthenticated, match="expired"):
-        signer.verify(token, now_us=305 * S + 1)
+        signer.verify(token, audience="billing", now_us=305 * S + 1)
 
 
 def forged(body: bytes) -> str:
     """Sign what a Signer would not."""
     text = base64.urlsafe_b64encode(body).decode()
     return f"{text}.{Signer(KEY)._mac(text)}"
+
+
+def made_by(key: bytes) -> str:
+    """Return a credential for billing under a key."""
+    return Signer(key).token("orders", audience="billing", now_us=0)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +75,13 @@ def forged(body: bytes) -> str:
         ("x", "not signed by this system"),
         (".", "not signed by this system"),
         ("ä.ö", "not signed by this system"),
-        (Signer(b"o" * 32).token("orders", now_us=0), "not signed by this system"),
-        (Signer(KEY).token("orders", now_us=0)[:-1], "not signed by this system"),
-        ("A" + Signer(KEY).token("orders", now_us=0), "not signed by this system"),
+        (made_by(b"o" * 32), "not signed by this system"),
+        (made_by(KEY)[:-1], "not signed by this system"),
+        ("A" + made_by(KEY), "not signed by this system"),
         (forged(b"{}"), "cannot be read"),
         (forged(b"[]"), "cannot be read"),
-        (forged(b'{"service":1,"principal":"","expires_us":1}'), "cannot be read"),
+        (forged(b'{"service":1,"principal":"","audience":"","expires_us":1}'), "cannot be read"),
+        (forged(b'{"service":"orders","principal":"","expires_us":1}'), "cannot be read"),
         ("a." + Signer(KEY)._mac("a"), "cannot be read"),
         ("ä." + Signer(KEY)._mac("ä"), "cannot be read"),
     ],
@@ -68,7 +91,7 @@ def test_whatever_is_not_signed_by_this_system_is_refused(
 ) -> None:
     """Missing, malformed, forged and cut tokens are Unauthenticated, and say no secret (C4)."""
     with pytest.raises(Unauthenticated, match=text) as caught:
-        signer.verify(token, now_us=0)
+        signer.verify(token, audience="billing", now_us=0)
     assert not token or token not in caught.value.message
 
 
@@ -81,6 +104,7 @@ def test_a_short_key_is_refused() -> None:
 def test_memory_is_bounded(signer: Signer) -> None:
     """Neither many principals nor many tokens make it grow without end."""
     for number in range(CACHE_MAX + 1):
-        signer.verify(signer.token("orders", f"p{number}", now_us=0), now_us=0)
+        token = signer.token("orders", f"p{number}", audience="billing", now_us=0)
+        signer.verify(token, audience="billing", now_us=0)
     assert repr(signer) == "<Signer 1 verified>"
     assert len(signer._made) == 1

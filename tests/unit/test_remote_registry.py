@@ -12,7 +12,7 @@ from synchromesh.context import CREDENTIAL
 from synchromesh.discovery import Endpoint, LeaseOptions, MemoryRegistry, Resolved
 from synchromesh.errors import DiscoveryError, StaleIncarnation, Unauthenticated
 from synchromesh.http import HttpPool, HttpServer
-from synchromesh.identity import Signer
+from synchromesh.identity import REGISTRY, Signer
 from synchromesh.system.registry import RegistryServer
 from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.testing import Faults, SimRuntime, World
@@ -84,7 +84,7 @@ class Town:
         )
         server = RegistryServer(
             self.registry,
-            verify=lambda token: signer.verify(token, now_us=runtime.wall_us()),
+            verify=lambda token: signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us()),
             started_us=runtime.wall_us(),
         )
         await HttpServer(server.handle, network=runtime.network).start(port=PORT)
@@ -105,15 +105,17 @@ class Town:
 
 
 def verify(signer: Signer, token: str, runtime: SimRuntime) -> None:
-    signer.verify(token, now_us=runtime.wall_us())
+    signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us())
 
 
-def remote(runtime: SimRuntime, service: str, key: bytes = KEY) -> RemoteRegistry:
+def remote(
+    runtime: SimRuntime, service: str, key: bytes = KEY, audience: str = REGISTRY
+) -> RemoteRegistry:
     signer = Signer(key)
     return RemoteRegistry(
         URL,
         pool=HttpPool(network=runtime.network),
-        credential=lambda: signer.token(service, now_us=runtime.wall_us()),
+        credential=lambda: signer.token(service, audience=audience, now_us=runtime.wall_us()),
         runtime=runtime,
     )
 
@@ -250,12 +252,16 @@ def test_lost_and_late_answers_do_not_replace_an_instance_by_itself(seed: int) -
 
 
 def test_only_the_systems_services_are_listed_each_as_itself() -> None:
-    """R3: neither with another key, nor with a credential of another service."""
+    """R3: not with another key, nor another service's credential, nor one of a call between two."""
     town = Town()
     refused: list[str] = []
 
     async def stranger(runtime: SimRuntime) -> None:
-        for registry in (remote(runtime, "billing", b"x" * 32), remote(runtime, "orders")):
+        for registry in (
+            remote(runtime, "billing", b"x" * 32),
+            remote(runtime, "orders"),
+            remote(runtime, "billing", audience="orders"),
+        ):
             try:
                 await registry.register(at("a"), credential="")
             except (Unauthenticated, DiscoveryError) as error:
@@ -269,6 +275,7 @@ def test_only_the_systems_services_are_listed_each_as_itself() -> None:
         assert refused[0].startswith("Unauthenticated: ")
         assert refused[1].startswith("DiscoveryError: ")
         assert "a service registers its own instances only" in refused[1]
+        assert "is for 'orders', and was shown to '@registry'" in refused[2]
 
     town.run(main)
 
@@ -280,7 +287,9 @@ def test_what_it_does_not_know_is_refused_in_words() -> None:
 
     async def asking(runtime: SimRuntime) -> None:
         signer = Signer(KEY)
-        headers = [(CREDENTIAL, signer.token("billing", now_us=runtime.wall_us()))]
+        headers = [
+            (CREDENTIAL, signer.token("billing", audience=REGISTRY, now_us=runtime.wall_us()))
+        ]
         async with HttpPool(network=runtime.network) as pool:
             for method, target, body in (
                 ("GET", "/elsewhere", b""),

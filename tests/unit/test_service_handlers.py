@@ -195,7 +195,7 @@ def test_a_caller_without_a_key_gets_one_effect_a_call() -> None:
 
         call = Stock.reserve("A-1", "bolt", 1)
         context = CallContext(trace_id="1" * 32, span_id="2" * 16)
-        token = SIGNER.token("client", now_us=town.runtime.wall_us())
+        token = SIGNER.token("client", audience="stock", now_us=town.runtime.wall_us())
         for _ in range(2):
             request = Request(call.operation, call.arguments, context, token)
             assert (await town.request("stock", request)).status == 200

@@ -163,7 +163,7 @@ def test_an_operation_that_nobody_handles_is_named() -> None:
     async def main(town: Town) -> None:
         context = CallContext(trace_id="1" * 32, span_id="2" * 16)
         call = Bank.charge("A-1", 1)
-        token = SIGNER.token("client", now_us=town.runtime.wall_us())
+        token = SIGNER.token("client", audience="stock", now_us=town.runtime.wall_us())
         reply = await town.request("stock", Request(call.operation, call.arguments, context, token))
         error = reply.to_error(())
         assert isinstance(error, UnknownOperation)
@@ -302,7 +302,7 @@ def test_a_message_is_taken_from_its_publisher_only() -> None:
         forged = deliver_to("books")(message(1, name="stock.reserved"))
         reply = None
         for service, status in (("bank", 403), ("stock", 200)):
-            token = SIGNER.token(service, now_us=town.runtime.wall_us())
+            token = SIGNER.token(service, audience="books", now_us=town.runtime.wall_us())
             context = CallContext(trace_id="1" * 32, span_id="2" * 16, key="log:1")
             request = Request(forged.operation, forged.arguments, context, token)
             reply = await town.request("books", request)

@@ -282,7 +282,7 @@ class Stalls:
     """Takes a call and never answers."""
 
     def authenticate(self, credential: str) -> Credential:
-        return Credential("stalled", "", 0)
+        return Credential("stalled", "", "", 0)
 
     async def dispatch(self, request: Request) -> Reply:
         await asyncio.sleep(3600.0)

@@ -319,9 +319,10 @@ class Caller:
             )
         return transport
 
-    def credential(self, principal: str) -> str:
-        """Return what signs a hop on behalf of a principal."""
-        return self._signer.token(self._service, principal, now_us=self._runtime.wall_us())
+    def credential(self, principal: str, audience: str) -> str:
+        """Return what signs a hop to a service on behalf of a principal."""
+        now_us = self._runtime.wall_us()
+        return self._signer.token(self._service, principal, audience=audience, now_us=now_us)
 
 
 class _Sending:
@@ -403,8 +404,9 @@ class _Sending:
             attempts_left=min(attempt.attempts_left, ATTEMPTS_LEFT_MAX),
             undoes=context.undoes,
         )
-        credential = self._caller.credential(context.principal)
-        return Request(self._line.operation, self._arguments, sent, credential)
+        operation = self._line.operation
+        credential = self._caller.credential(context.principal, operation.service)
+        return Request(operation, self._arguments, sent, credential)
 
     def _foreign(self) -> Request:
         sent = CallContext(

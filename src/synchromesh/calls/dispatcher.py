@@ -49,7 +49,7 @@ _log = logging.getLogger("synchromesh.calls")
 ANSWER_BYTES_MAX = PoolLimits().body_bytes_max
 
 # Whoever calls a service that stands for somebody else's is nobody of ours.
-_STRANGER = Credential("", "", 0)
+_STRANGER = Credential("", "", "", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,12 @@ class Dispatcher:
         """Return who calls.
 
         Raises:
-            Unauthenticated: the credential is missing, forged or expired (C4).
+            Unauthenticated: the credential is missing, forged, expired or for another service (C4).
         """
         if self._is_external:
             return _STRANGER
-        return self._signer.verify(credential, now_us=self._runtime.wall_us())
+        now_us = self._runtime.wall_us()
+        return self._signer.verify(credential, audience=self.service, now_us=now_us)
 
     async def dispatch(self, request: Request) -> Reply:
         """Run a request and return its reply; it raises nothing but its own cancellation."""

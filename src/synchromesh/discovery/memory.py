@@ -36,7 +36,7 @@ class MemoryRegistry:
     def __init__(
         self,
         *,
-        verify: Callable[[str], None],
+        verify: Callable[[str], object],
         options: LeaseOptions | None = None,
         services_max: int = 1024,
     ) -> None:

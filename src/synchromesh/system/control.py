@@ -28,6 +28,7 @@ from synchromesh.errors import (
 )
 from synchromesh.http import HttpRequest, HttpResponse, error_response
 from synchromesh.saga.story import SagaSummary
+from synchromesh.service import Service
 from synchromesh.system.faults import BreakRequest, HealRequest
 from synchromesh.system.status import Parts, status_of
 from synchromesh.system.words import in_words
@@ -52,9 +53,10 @@ class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /credentials`: a credential for a client of the services."""
+    """`POST /credentials`: a credential with which a client calls one service."""
 
     client: str
+    service: str
     principal: str = ""
 
 
@@ -66,6 +68,9 @@ class Control:
         self._token = token
         self._authority = authority
         self._instances = parts.instances
+        self._services: Mapping[str, Service] = {
+            name: instance.service for name, instance in parts.instances.items()
+        }
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
         self._with_argument = frozenset({"sagas", "traces", "faults", "services"})
@@ -211,25 +216,34 @@ class Control:
                 f"{wanted.client[:80]!r} is no name for a client; expected 1 to 63 of a to z, 0 to "
                 "9, '_', '.' and '-', a letter or digit first"
             )
-        if wanted.client in (*self._instances, *parts.clients, *parts.faults.callers):
+        if wanted.client in (*self._services, *parts.clients, *parts.faults.callers):
             raise BadRequest(
                 f"{wanted.client!r} is a caller of the system itself; take a name of your own"
             )
-        now_us = parts.runtime.wall_us()
-        token = parts.signer.token(wanted.client, wanted.principal, now_us=now_us)
+        self._known(wanted.service)
+        token = parts.signer.token(
+            wanted.client,
+            wanted.principal,
+            audience=wanted.service,
+            now_us=parts.runtime.wall_us(),
+        )
         return {"credential": token}
 
     def _operation(self, full_name: str) -> Operation[..., Any]:
         service, _, name = full_name.partition(".")
-        instance = self._instances.get(service)
-        if instance is None:
-            known = ", ".join(self._instances)
-            raise UnknownOperation(f"there is no service {service!r}; there are {known}")
-        handled = instance.service.operations.get(name)
+        operations = self._known(service).operations
+        handled = operations.get(name)
         if handled is None:
-            known = ", ".join(instance.service.operations)
+            known = ", ".join(operations)
             raise UnknownOperation(f"{service} has no operation {name!r}; it has {known}")
         return handled.operation
+
+    def _known(self, name: str) -> Service:
+        service = self._services.get(name)
+        if service is None:
+            known = ", ".join(self._services)
+            raise UnknownOperation(f"there is no service {name!r}; there are {known}")
+        return service
 
 
 def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str]) -> bytes:

@@ -34,7 +34,7 @@ from synchromesh.errors import (
     SynchromeshError,
 )
 from synchromesh.http import HttpPool, HttpServer
-from synchromesh.identity import Signer
+from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime, Runtime
 from synchromesh.service import Child, Service, ServiceInstance, Supervisor, Surroundings
 from synchromesh.store import StoreOptions
@@ -185,7 +185,7 @@ class ServiceProcess:
         registry = RemoteRegistry(
             orders.control,
             pool=pool,
-            credential=lambda: signer.token(name, now_us=runtime.wall_us()),
+            credential=lambda: signer.token(name, audience=REGISTRY, now_us=runtime.wall_us()),
             runtime=runtime,
         )
         async with asyncio.timeout(REGISTRY_WITHIN_S):

@@ -20,7 +20,7 @@ from typing import Any
 from synchromesh.calls import FaultTable, HttpTransport, Transport
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.http import HttpPool, HttpServer
-from synchromesh.identity import Signer
+from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import Child, Service, Supervisor
 from synchromesh.system.children import ExternalProcess
@@ -87,8 +87,8 @@ class SplitSystem(System):
         key = signing_key(self._config.system.key, rundir, self._folder, os.environ)
         signer = Signer(key)
 
-        def verify(token: str) -> None:
-            signer.verify(token, now_us=runtime.wall_us())
+        def verify(token: str) -> Credential:
+            return signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us())
 
         self._registry = MemoryRegistry(verify=verify)
         background = Supervisor("system", escalate=self._fail)
@@ -167,10 +167,10 @@ class SplitSystem(System):
     async def _start_split_control(
         self, parts: Parts, services: list[Service], pool: HttpPool
     ) -> HttpServer:
-        runtime = self._runtime
+        runtime, signer = self._runtime, parts.signer
         registry = RegistryServer(
             self._registry,
-            verify=lambda token: parts.signer.verify(token, now_us=runtime.wall_us()),
+            verify=lambda t: signer.verify(t, audience=REGISTRY, now_us=runtime.wall_us()),
             started_us=runtime.wall_us(),
         )
         control = SplitControl(

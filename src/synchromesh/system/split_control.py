@@ -13,8 +13,6 @@ from urllib.parse import quote
 import msgspec
 
 from synchromesh.calls import Reply
-from synchromesh.calls.contract import Operation
-from synchromesh.codec import decode
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -25,7 +23,7 @@ from synchromesh.errors import (
 )
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.service import Service
-from synchromesh.system.control import Control, CredentialRequest
+from synchromesh.system.control import Control
 from synchromesh.system.registry import PATH, RegistryServer
 from synchromesh.system.service_child import ServiceChild
 from synchromesh.system.status import Parts, findings_in, status_of
@@ -165,12 +163,6 @@ class SplitControl(Control):
         spans.sort(key=lambda span: int(span["started_us"]))
         return {"trace_id": trace_id, "spans": spans}
 
-    async def _credential(self, request: HttpRequest, rest: str) -> object:
-        wanted = decode(request.body, CredentialRequest)
-        if wanted.client in self._services:
-            raise BadRequest(f"{wanted.client!r} is no name for a client; take one of your own")
-        return await super()._credential(request, rest)
-
     async def _restart(self, request: HttpRequest, rest: str) -> object:
         name, _, act = rest.partition("/")
         if act != "restart":
@@ -185,18 +177,6 @@ class SplitControl(Control):
             # Whoever asked has the mistake to mend: it is not a failure of the system.
             raise BadRequest(error.message) from error
         return {"service": name, "pid": child.pid}
-
-    def _operation(self, full_name: str) -> Operation[..., Any]:
-        service_name, _, name = full_name.partition(".")
-        service = self._services.get(service_name)
-        if service is None:
-            known = ", ".join(self._services)
-            raise UnknownOperation(f"there is no service {service_name!r}; there are {known}")
-        handled = service.operations.get(name)
-        if handled is None:
-            known = ", ".join(service.operations)
-            raise UnknownOperation(f"{service_name} has no operation {name!r}; it has {known}")
-        return handled.operation
 
     async def _ask_all(self, method: str, target: str, body: bytes = b"") -> dict[str, Any]:
         """Return what each process answers, decoded, or the error for which there is no answer."""

@@ -42,7 +42,7 @@ from synchromesh.discovery import (
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.http import HttpPool, HttpServer
-from synchromesh.identity import Signer
+from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
@@ -221,7 +221,7 @@ class System:
         urls = await self._start_externals(background, externals)
 
         def verify(token: str) -> None:
-            signer.verify(token, now_us=runtime.wall_us())
+            signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us())
 
         registry = MemoryRegistry(verify=verify)
         background.start(Child("registry", registry.run))
@@ -284,7 +284,7 @@ class System:
         )
         self._exit.push_async_callback(leases.close)
         for name in self.instances:
-            token = signer.token(name, now_us=self._runtime.wall_us())
+            token = signer.token(name, audience=REGISTRY, now_us=self._runtime.wall_us())
             registration = await registry.register(
                 Endpoint(f"{name}-1", name, f"inproc://{name}-1"), credential=token
             )

@@ -90,7 +90,8 @@ class RunningSystem:
             raise NotInTime(
                 f"the system did not come up within {START_WITHIN_S:g} s; see {self.folder}/dev.log"
             ) from None
-        answer = await self.ask("POST", "/credentials", {"client": "demo", "principal": "demo"})
+        wanted = {"client": "demo", "service": "orders", "principal": "demo"}
+        answer = await self.ask("POST", "/credentials", wanted)
         self._credential = answer["credential"]
 
     async def kill(self) -> None:
@@ -129,7 +130,7 @@ class RunningSystem:
 
     @property
     def credential(self) -> str:
-        """What the client calls the services with."""
+        """What the client calls orders with."""
         return self._credential
 
     async def ask(self, method: str, path: str, body: object = None) -> Any:
