@@ -85,10 +85,11 @@ class Works:
             self.up[name] = await ServiceInstance.start(SERVICES[name], f"/{name}.db", around)
             self.transport.add(f"{name}-1", self.up[name].dispatcher)
 
-    def start_provider(self) -> None:
-        """Let the credit provider be reached."""
+    def start_provider(self) -> CreditProvider:
+        """Let the credit provider be reached, and return it with its fault switch."""
         provider = CreditProvider(Ledger(self.runtime.disk.connect("/credit_provider.db")))
         self.transport.add("credit_provider-1", Foreign(asgi_handler(provider)))
+        return provider
 
     async def stop(self, *names: str) -> None:
         """Make services unreachable, and stop them."""

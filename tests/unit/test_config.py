@@ -12,8 +12,15 @@ import pytest
 import notes_app
 from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
 from synchromesh.gateway import Gateway
+from synchromesh.resilience import LimitOptions
 from synchromesh.system import SystemConfig, load_config
-from synchromesh.system.config import BreakerSection, load_gateway, load_opening, load_services
+from synchromesh.system.config import (
+    BreakerSection,
+    PolicySection,
+    load_gateway,
+    load_opening,
+    load_services,
+)
 from synchromesh.system.loops import loop_factory
 from synchromesh.system.wiring import check_keep
 
@@ -41,7 +48,7 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
         ONE
         + 'port = 8080\n[external.b]\ncommand = ["b"]\nenv = { B = "{data}/b" }\n'
         + '[policies."a:b"]\ntimeout = "300ms"\nretry = { attempts = 2 }\n'
-        + 'breaker = { open_for = "1s..4s" }\n'
+        + 'breaker = { open_for = "1s..4s" }\nlimit = { in_flight = 8, waiting = 2 }\n'
     )
     config = load_config(notes_app.write_config(tmp_path, text))
     assert (config.services["a"].port, config.services["a"].pages_max) == (8080, 0)
@@ -49,6 +56,8 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
     policy = config.policies["a:b"].compile()
     assert policy.retry is not None
     assert policy.breaker is not None
+    assert policy.limit == LimitOptions(in_flight_max=8, queue_max=2)
+    assert PolicySection().compile().limit is None
     assert (policy.timeout_s, policy.retry.attempts_max) == (0.3, 2)
     assert (policy.breaker.open_for_s, policy.breaker.open_for_max_s) == (1.0, 4.0)
     assert (config.system.host, config.system.loop, config.dev.opening) == (
@@ -110,6 +119,9 @@ def test_one_open_time_is_both_the_shortest_and_the_longest() -> None:
         (ONE + '[policies."a:a"]\ntimeout = "2"', "'2' is no duration; write a number"),
         (ONE + '[policies."a:a"]\nretry = { attempts = 0 }', '[policies."a:a"]: '),
         (ONE + '[policies."a:a"]\nbreaker = { failure_rate = 1.5 }', '[policies."a:a"]: '),
+        (ONE + '[policies."a:a"]\nlimit = { in_flight = -1 }', "in_flight = -1 and waiting = 0"),
+        (ONE + '[policies."a:a"]\nlimit = { waiting = 4 }', "in_flight = 0 and waiting = 4"),
+        (ONE + '[policies."a:a"]\nlimit = { at_once = 4 }', "unknown key 'policies.a:a.limit"),
         (ONE + '[policies."a:a"]\nbreaker = { open_for = "1s.." }', '[policies."a:a"]: '),
         (
             ONE + '[policies."a:a"]\nretry = { attempts = "3" }',

@@ -37,6 +37,7 @@ url = "http://bank"
 [policies."orders:billing"]
 timeout = "1s"
 retry = { attempts = 2 }
+limit = { in_flight = 8 }
 """
 PORT = "SYNCHROMESH_SERVICES__ORDERS__PORT"
 HEX = "0123456789abcdef" * 4

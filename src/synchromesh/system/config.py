@@ -23,7 +23,7 @@ import msgspec
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway import Gateway
-from synchromesh.resilience import BreakerOptions, Policy, RetryOptions
+from synchromesh.resilience import BreakerOptions, LimitOptions, Policy, RetryOptions
 from synchromesh.service import Service
 from synchromesh.system.layers import Layers, Secret
 
@@ -79,6 +79,31 @@ class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempts: int = 3
 
 
+class LimitSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`limit = {...}` of a policy: the bulkhead of the edge; further calls are shed at the caller.
+
+    `in_flight` calls are under way at once, 0 sets no bound; `waiting` more wait for a place.
+    """
+
+    in_flight: int = 0
+    waiting: int = 0
+
+    def compile(self) -> LimitOptions | None:
+        """Return the options that the section describes; None where it sets no bound.
+
+        Raises:
+            ConfigError: a number is below 0, or calls would wait for what has no bound.
+        """
+        if self == LimitSection():
+            return None
+        if self.in_flight < 1 or self.waiting < 0:
+            raise ConfigError(
+                f"limit has in_flight = {self.in_flight} and waiting = {self.waiting}; make "
+                "in_flight 1 or more and waiting 0 or more, or leave out limit for no bound"
+            )
+        return LimitOptions(self.in_flight, self.waiting)
+
+
 class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`breaker = {...}` of a policy; `open_for` is "SHORTEST..LONGEST"."""
 
@@ -104,6 +129,7 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     timeout: str = "2s"
     retry: RetrySection = RetrySection()
+    limit: LimitSection = LimitSection()
     breaker: BreakerSection = BreakerSection()
 
     def compile(self) -> Policy:
@@ -111,6 +137,7 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Policy(
             timeout_s=duration(self.timeout),
             retry=RetryOptions(attempts_max=self.retry.attempts),
+            limit=self.limit.compile(),
             breaker=self.breaker.compile(),
         )
 
