@@ -1,6 +1,7 @@
 """HTTP/1.1 on the wire: a strict server that drains, a connection pool, an ASGI adapter."""
 
 from synchromesh.http.asgi import AsgiApp, AsgiHandler, asgi_handler
+from synchromesh.http.body import Body
 from synchromesh.http.limits import Limits, PoolLimits
 from synchromesh.http.message import (
     Headers,
@@ -11,11 +12,13 @@ from synchromesh.http.message import (
 )
 from synchromesh.http.pool import HttpPool
 from synchromesh.http.protocol import Handler
+from synchromesh.http.reading import Streaming
 from synchromesh.http.server import HttpServer
 
 __all__ = [
     "AsgiApp",
     "AsgiHandler",
+    "Body",
     "Handler",
     "Headers",
     "HttpPool",
@@ -24,6 +27,7 @@ __all__ = [
     "HttpServer",
     "Limits",
     "PoolLimits",
+    "Streaming",
     "asgi_handler",
     "error_response",
     "problem_response",

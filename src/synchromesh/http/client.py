@@ -2,19 +2,26 @@
 
 A connection carries one exchange at a time. It may carry another only if the answer ended by its
 own framing, the server did not ask to close, everything was sent, and not one byte came unasked.
+
+An exchange is whole, both bodies in memory, or *streamed*: then the request's body is sent as its
+reader gets it, the answer is returned with its head, and reading pauses while enough of its body is
+unread. What a streamed exchange waits for is bounded each time, and not in all.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, NoReturn, cast
 
 import httptools
 
-from synchromesh.errors import CallError, ConnectFailed, ConnectionLost, TimedOut
+from synchromesh.errors import ConnectFailed, ConnectionLost, TimedOut
+from synchromesh.http.body import Body, Framing
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import Headers, HttpResponse
+from synchromesh.http.outflow import Outflow, reset
 
 # What one read may bring beyond the limit of a head before it is noticed.
 _READ_BYTES: Final = 256 * 1024
@@ -23,6 +30,23 @@ _LONG_HEAD: Final = "its head is too long"
 
 class _Stopped(Exception):
     """Ends llhttp from within a callback; the reason is kept by the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """Is the request of a streamed exchange.
+
+    Attributes:
+        head: as it is framed for the wire.
+        body: what is read and sent after it; None where there is none.
+        framing: of that body.
+        answer_s: how long the head of the answer may take, from the last byte of the request on.
+    """
+
+    head: bytes
+    body: Body | None
+    framing: Framing
+    answer_s: float | None
 
 
 class ClientConnection(asyncio.Protocol):
@@ -35,6 +59,7 @@ class ClientConnection(asyncio.Protocol):
     """
 
     _transport: asyncio.Transport
+    _outflow: Outflow
     _pairs: list[tuple[str, str]]
     _body: list[bytes]
 
@@ -49,8 +74,13 @@ class ClientConnection(asyncio.Protocol):
         self._is_spoiled = False
         self._stopped_for: str | None = None
         self._answer: asyncio.Future[HttpResponse] | None = None
+        # Of a streamed exchange: the answer's body, what sends the request's, and until when.
+        self._stream: Body | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_read_paused = False
         self._expect(is_head=False)
-        self.has_answered = False
+        self._has_answered = False
         self.idle_since_s = 0.0
 
     def __repr__(self) -> str:
@@ -63,9 +93,9 @@ class ClientConnection(asyncio.Protocol):
         return not self._is_spoiled and self._answer is None and not self._transport.is_closing()
 
     @property
-    def is_untouched(self) -> bool:
-        """True while no byte of an answer to the latest request has come."""
-        return not self._has_begun
+    def was_stale(self) -> bool:
+        """True where it had answered before, and nothing came in answer to the latest request."""
+        return self._has_answered and not self._has_begun
 
     async def exchange(
         self, wire: bytes, *, is_head: bool, deadline_s: float | None
@@ -92,6 +122,46 @@ class ClientConnection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
 
+    async def stream(self, outgoing: Outgoing, *, is_head: bool) -> HttpResponse:
+        """Send a request, and return its answer with its head; its body is then `stream`.
+
+        Whatever comes of it, it is ended by `leave`.
+
+        Raises:
+            ConnectFailed: the connection closed before anything was sent.
+            TimedOut: no answer came in `answer_s`, or nothing of the request was taken for long.
+            ConnectionLost: the connection broke, or what came is no acceptable answer.
+        """
+        if not self.is_reusable:
+            raise ConnectFailed(f"{self._name} closed the connection at once; nothing was sent")
+        self._expect(is_head=is_head)
+        self._stream = Body(length=None, on_room=self._on_room)
+        answer: asyncio.Future[HttpResponse] = self._loop.create_future()
+        self._answer = answer
+        self._transport.write(outgoing.head)
+        if outgoing.body is None:
+            self._wait(outgoing.answer_s)
+        else:
+            self._sending = self._loop.create_task(self._send(outgoing, outgoing.body))
+        return await answer
+
+    async def leave(self) -> None:
+        """End a streamed exchange: what has not been sent or read by now never will be."""
+        stream, sending = self._stream, self._sending
+        self._wait(None)
+        self._answer = self._stream = self._sending = None
+        is_sent = sending is None or sending.done()
+        if not is_sent or (stream is not None and not stream.is_ended):
+            self._is_spoiled = True
+            # A body that was cut must not be taken for a whole one.
+            reset(self._transport)
+        elif self._is_read_paused:
+            self._is_read_paused = False
+            self._transport.resume_reading()
+        if sending is not None and not is_sent:
+            sending.cancel()
+            await asyncio.wait([sending])
+
     def abort(self) -> None:
         """Close at once; nothing more is sent or read. May be repeated."""
         self._is_spoiled = True
@@ -102,6 +172,20 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
+        self._outflow = Outflow(
+            self._transport,
+            stall_s=self._limits.stall_s,
+            bytes_min=1,
+            on_stall=self._on_stall,
+        )
+
+    def pause_writing(self) -> None:
+        """Let who sends a body wait until the server takes more."""
+        self._outflow.pause()
+
+    def resume_writing(self) -> None:
+        """Let it go on."""
+        self._outflow.resume()
 
     def data_received(self, data: bytes) -> None:
         """Parse a part of the answer; bytes that nobody asked for end the connection."""
@@ -116,6 +200,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._stopped_for or str(error))
         if self._quiet_bytes > self._limits.head_bytes_max + _READ_BYTES:
             self._refuse(_LONG_HEAD)
+        self._throttle()
 
     def eof_received(self) -> None:
         """End an answer that ends with the connection; the transport closes by itself."""
@@ -126,6 +211,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchange that runs: whether the request was run is unknown."""
         self._is_spoiled = True
+        self._outflow.resume()
         why = f": {exc}" if exc is not None else ""
         self._fail(ConnectionLost(f"{self._name} closed the connection before its answer{why}"))
         self._on_lost(self)
@@ -174,7 +260,10 @@ class ClientConnection(asyncio.Protocol):
             self._is_spoiled = True
             self._complete()
             raise _Stopped
-        if lengths and int(lengths[0][:19]) > self._limits.body_bytes_max:
+        if self._stream is not None:
+            self._stream.length = int(lengths[0][:19]) if lengths else None
+            self._begin(self._stream)
+        elif lengths and int(lengths[0][:19]) > self._limits.body_bytes_max:
             self._stop(self._long_body())
 
     def on_chunk_header(self) -> None:
@@ -184,6 +273,9 @@ class ClientConnection(asyncio.Protocol):
     def on_body(self, part: bytes) -> None:
         """Take a part of the body."""
         self._quiet_bytes = 0
+        if self._stream is not None:
+            self._stream.feed(part)
+            return
         self._body_bytes += len(part)
         if self._body_bytes > self._limits.body_bytes_max:
             self._stop(self._long_body())
@@ -210,17 +302,33 @@ class ClientConnection(asyncio.Protocol):
         self._has_begun = self._has_head = self._is_delimited = False
 
     def _is_awaited(self) -> bool:
-        return self._answer is not None and not self._answer.done()
+        if self._answer is None:
+            return False
+        return not (self._answer.done() if self._stream is None else self._stream.is_ended)
 
     def _complete(self) -> None:
-        if self._answer is not None and not self._answer.done():
-            self.has_answered = True
-            status, headers = self._parser.get_status_code(), Headers.from_wire(self._pairs)
-            self._answer.set_result(HttpResponse(status, headers, b"".join(self._body)))
+        if self._stream is not None:
+            self._begin(self._stream)
+            self._stream.end()
+        elif self._answer is not None and not self._answer.done():
+            self._answer.set_result(self._head(None))
 
-    def _fail(self, error: CallError) -> None:
+    def _begin(self, stream: Body) -> None:
+        """Return the head of a streamed answer."""
+        if self._answer is not None and not self._answer.done():
+            self._wait(None)
+            self._answer.set_result(self._head(stream))
+
+    def _head(self, stream: Body | None) -> HttpResponse:
+        self._has_answered = True
+        status, headers = self._parser.get_status_code(), Headers.from_wire(self._pairs)
+        return HttpResponse(status, headers, b"".join(self._body), stream=stream)
+
+    def _fail(self, error: Exception) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
+        elif self._stream is not None:
+            self._stream.fail(error)
 
     def _stop(self, reason: str) -> NoReturn:
         self._stopped_for = reason
@@ -233,6 +341,52 @@ class ClientConnection(asyncio.Protocol):
     def _time_out(self) -> None:
         self._is_spoiled = True
         self._fail(TimedOut(f"{self._name} did not answer in time; what it did is unknown"))
+
+    # -- streaming -------------------------------------------------------------------------------
+
+    async def _send(self, outgoing: Outgoing, body: Body) -> None:
+        try:
+            while part := await body.read():
+                await self._outflow.send(outgoing.framing.part(part))
+            await self._outflow.send(outgoing.framing.end())
+        except Exception as error:  # noqa: BLE001 - told to who waits for the answer
+            self._is_spoiled = True
+            self._fail(error)
+        else:
+            if not self._has_head:
+                self._wait(outgoing.answer_s)
+
+    def _on_room(self) -> None:
+        """Go on with the answer's body: its reader has taken what there was, or waits for more."""
+        if self._stream is None or self._transport.is_closing():
+            return
+        if self._is_read_paused:
+            self._is_read_paused = False
+            self._transport.resume_reading()
+        self._wait(self._limits.stall_s if self._stream.is_wanted else None)
+
+    def _throttle(self) -> None:
+        """Read only while the reader of the answer's body has room for more."""
+        stream = self._stream
+        if stream is None or not self._has_head:
+            return
+        if stream.is_full and not self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = True
+            self._transport.pause_reading()
+        self._wait(self._limits.stall_s if stream.is_wanted and not stream.is_ended else None)
+
+    def _wait(self, within_s: float | None) -> None:
+        """Fail the streamed exchange unless this is called again in time; None is for ever."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if within_s is not None:
+            self._timer = self._loop.call_later(within_s, self._time_out)
+
+    def _on_stall(self) -> None:
+        # Others have a deadline for all, in which they may take as long as they like.
+        if self._stream is not None:
+            self._time_out()
 
     def _long_body(self) -> str:
         return f"its body is longer than {self._limits.body_bytes_max} bytes"

@@ -15,6 +15,8 @@ class Limits:
         body_bytes_max: a body, decoded from its chunks; beyond it 413.
         head_s: from the first byte of a request to the end of its head; beyond it 408.
         body_s: from the end of a head to the end of its body; beyond it 408.
+        body_bytes_min: what has to come of a streamed body in each `body_s` that it is waited for;
+            less is 408.
         idle_s: how long a connection may stay open without a request.
         write_s: how long a client may not take what was written before it is cut.
         write_bytes_min: what it has to take in each `write_s` so as not to count as stalled.
@@ -33,6 +35,7 @@ class Limits:
     body_bytes_max: int = 1024 * 1024
     head_s: float = 10.0
     body_s: float = 10.0
+    body_bytes_min: int = 4096
     idle_s: float = 10.0
     write_s: float = 5.0
     write_bytes_min: int = 4096
@@ -55,6 +58,8 @@ class PoolLimits:
         headers_max: number of header fields of an answer.
         body_bytes_max: the body of an answer, decoded from its chunks.
         interim_max: answers of status 1xx before the one that counts.
+        stall_s: how long a streamed exchange may stand still: nothing is taken of the request, or
+            nothing comes of an answer that is waited for.
 
     Example:
         >>> PoolLimits().connections_max
@@ -69,3 +74,4 @@ class PoolLimits:
     headers_max: int = 100
     body_bytes_max: int = 8 * 1024 * 1024
     interim_max: int = 8
+    stall_s: float = 10.0

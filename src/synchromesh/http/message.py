@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, overload
 import msgspec
 
 from synchromesh.errors import PROBLEM_PREFIX, SynchromeshError, to_problem
+from synchromesh.http.body import Body, Framing
 
 Pairs: TypeAlias = Iterable[tuple[str, str]]
 
@@ -106,7 +107,7 @@ class Headers:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class HttpRequest:
-    """Is one request as the server read it: complete, its body decoded from any chunks.
+    """Is one request as the server read it, its body decoded from any chunks.
 
     Attributes:
         method: as sent, in upper case.
@@ -116,8 +117,9 @@ class HttpRequest:
             at `/`, never before.
         query: what follows the first `?`, still percent-encoded; empty if there is none.
         headers: every header field; trailer fields are dropped.
-        body: the whole body; empty if there is none.
+        body: the whole body; empty if there is none, or it is to be read from `stream`.
         peer: `host:port` of the client's end; empty where the transport does not know it.
+        stream: the body while it comes, where the handler asked for that; else None.
 
     Example:
         >>> HttpRequest("GET", "/stock?sku=SX90", "/stock", "sku=SX90", Headers(), b"")
@@ -131,15 +133,20 @@ class HttpRequest:
     headers: Headers
     body: bytes
     peer: str = ""
+    stream: Body | None = None
 
     def __repr__(self) -> str:
         # The query and the headers may carry what must not be logged.
-        return f"<HttpRequest {self.method} {self.path} {len(self.body)} bytes>"
+        body = f"{len(self.body)} bytes" if self.stream is None else repr(self.stream)
+        return f"<HttpRequest {self.method} {self.path} {body}>"
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class HttpResponse:
     """Is one answer; framing fields among its headers are replaced by the server's own.
+
+    Its body is `body`, or, where there is one, what is read from `stream`; a `content-length` among
+    the headers then says how long that will be.
 
     Raises ValueError for a status outside 200 to 599 and for headers that `Headers` refuses.
 
@@ -151,16 +158,32 @@ class HttpResponse:
     status: int
     headers: Headers
     body: bytes
+    stream: Body | None
 
-    def __init__(self, status: int, headers: Headers | Pairs = (), body: bytes = b"") -> None:
+    def __init__(
+        self,
+        status: int,
+        headers: Headers | Pairs = (),
+        body: bytes = b"",
+        *,
+        stream: Body | None = None,
+    ) -> None:
         if not 200 <= status <= 599:
             raise ValueError(f"an answer has status {status}; 200 to 599 can be sent")
         object.__setattr__(self, "status", status)
         object.__setattr__(self, "headers", Headers(headers))
         object.__setattr__(self, "body", body)
+        object.__setattr__(self, "stream", stream)
+
+    @property
+    def length(self) -> int | None:
+        """What `content-length` among the headers says; None where it says no number."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
     def __repr__(self) -> str:
-        return f"<HttpResponse {self.status} {len(self.body)} bytes>"
+        body = f"{len(self.body)} bytes" if self.stream is None else repr(self.stream)
+        return f"<HttpResponse {self.status} {body}>"
 
 
 def error_response(error: SynchromeshError, headers: Pairs = ()) -> HttpResponse:
@@ -193,34 +216,49 @@ def problem_response(
     return _problem(status, problem, headers)
 
 
-def encode_response(response: HttpResponse, *, is_head: bool, is_last: bool) -> bytes:
+def has_body(response: HttpResponse, *, is_head: bool) -> bool:
+    """Tell whether an answer may have a body at all (RFC 9110, sections 6.4.1 and 9.3.2)."""
+    return not is_head and response.status not in _BODYLESS
+
+
+def encode_response(
+    response: HttpResponse, *, is_head: bool, is_last: bool, framing: Framing | None = None
+) -> bytes:
     """Frame an answer for the wire; `is_last` tells the client that the connection closes.
 
     The answer to a HEAD request (`is_head`) keeps the content-length that its handler names and
-    has no body (RFC 9110, section 9.3.2).
+    has no body (RFC 9110, section 9.3.2). With a `framing` the head alone is returned: the body
+    follows in parts.
     """
     status, body = response.status, response.body
     lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
-    length: str | None = str(len(body))
-    for name, value in response.headers:
-        if name not in FRAMING:
-            lines.append(f"{name}: {value}".encode("latin-1"))
-        elif is_head and not body and name == "content-length" and value.isdecimal():
-            length = value
-    if status in _BODYLESS:
-        length, body = None, b""
-    if length is not None:
-        lines.append(b"content-length: " + length.encode())
+    lines += [
+        f"{name}: {value}".encode("latin-1")
+        for name, value in response.headers
+        if name not in FRAMING
+    ]
+    if not has_body(response, is_head=is_head):
+        length = response.length if is_head and not body else len(body)
+        # Without a word of it a HEAD says nothing of the length; that is right where it is unknown.
+        if is_head and status not in _BODYLESS and not (length is None and response.stream):
+            lines.append(b"content-length: %d" % (length or 0))
+        body = b""
+    elif framing is None:
+        lines.append(b"content-length: %d" % len(body))
+    else:
+        lines += [field.encode() for field in framing.fields]
     if is_last:
         lines.append(b"connection: close")
-    lines.append(b"\r\n" if is_head else b"\r\n" + body)
+    lines += (b"", body)
     return b"\r\n".join(lines)
 
 
 def encode_request(
-    authority: str, method: str, target: str, headers: Headers | Pairs, body: bytes
+    authority: str, method: str, target: str, headers: Headers | Pairs, body: bytes | Framing
 ) -> bytes:
     """Frame a request for the wire; a Host among the headers replaces `authority`.
+
+    With a `Framing` for a body the head alone is returned: the body follows in parts.
 
     Raises:
         ValueError: the method is no token in upper case, the target is neither a path nor `*`, a
@@ -240,7 +278,10 @@ def encode_request(
             raise ValueError(f"header {name!r} frames the message and is set by the pool alone")
         if name != "host":
             lines.append(f"{name}: {value}")
-    if body or method in ("POST", "PUT", "PATCH"):
+    if isinstance(body, Framing):
+        lines += body.fields
+        body = b""
+    elif body or method in ("POST", "PUT", "PATCH"):
         lines.append(f"content-length: {len(body)}")
     lines.append("\r\n")
     return "\r\n".join(lines).encode("latin-1") + body

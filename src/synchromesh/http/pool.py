@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
 from synchromesh.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, Shed
-from synchromesh.http.client import ClientConnection
+from synchromesh.http.body import Body, Framing
+from synchromesh.http.client import ClientConnection, Outgoing
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import Headers, HttpResponse, Pairs, encode_request
 from synchromesh.runtime import Network
@@ -113,11 +116,63 @@ class HttpPool:
         try:
             return await self._exchange(endpoint, connection, wire, is_head, deadline_s)
         except ConnectionLost:
-            is_stale = connection.has_answered and connection.is_untouched
-            if not (is_stale and is_idempotent):
+            if not (connection.was_stale and is_idempotent):
                 raise
         connection = await self._acquire(endpoint, deadline_s, is_fresh=True)
         return await self._exchange(endpoint, connection, wire, is_head, deadline_s)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        host: str,
+        port: int,
+        method: str,
+        target: str,
+        headers: Headers | Pairs = (),
+        body: Body | None = None,
+        *,
+        timeout_s: float,
+        is_idempotent: bool = False,
+    ) -> AsyncIterator[HttpResponse]:
+        """Send one request, and give its answer as soon as its head is there; read its `stream`.
+
+        Neither body is ever held whole: the request's is read as the server takes it, and reading
+        from the server pauses while the answer's waits to be read. The context is left once that is
+        done; what is not read then closes the connection. A request with a body always gets a new
+        connection: it cannot be sent again if a kept one turns out to be closed.
+
+        Args:
+            body: what is to be sent; it is read once. None where there is none.
+            timeout_s: bounds the waiting for a connection, and once more the time from the last
+                byte of the request to the head of the answer. In between and after that,
+                `PoolLimits.stall_s` bounds each time in which nothing moves.
+            host, port, method, target, headers, is_idempotent: as for `request`; a request with a
+                body is not sent a second time.
+
+        Raises:
+            Exception: as `request` does; `read` of the answer's stream raises ConnectionLost and
+                TimedOut as well.
+        """
+        if timeout_s <= 0:
+            raise DeadlineExceeded(f"no time was left for the call to {host}:{port}; not sent")
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        endpoint = self._endpoints.get((host, port)) or _Endpoint(host, port)
+        framing = Framing(length=None if body is None else body.length)
+        sent = b"" if body is None else framing
+        head = encode_request(endpoint.name, method, target, headers, sent)
+        outgoing, is_head = Outgoing(head, body, framing, timeout_s), method == "HEAD"
+        connection = await self._acquire(endpoint, deadline_s, is_fresh=body is not None)
+        try:
+            response = await self._begin(endpoint, connection, outgoing, is_head)
+        except ConnectionLost:
+            if not (connection.was_stale and is_idempotent and body is None):
+                raise
+            connection = await self._acquire(endpoint, deadline_s, is_fresh=True)
+            response = await self._begin(endpoint, connection, outgoing, is_head)
+        try:
+            yield response
+        finally:
+            await self._leave(endpoint, connection)
 
     async def close(self) -> None:
         """Close every connection; calls that run or wait fail. May be repeated."""
@@ -165,6 +220,21 @@ class HttpPool:
             # Cancelled, late or broken: nothing that still comes may reach another call.
             connection.abort()
             raise
+        finally:
+            self._give(endpoint, connection)
+
+    async def _begin(
+        self, endpoint: _Endpoint, connection: ClientConnection, outgoing: Outgoing, is_head: bool
+    ) -> HttpResponse:
+        try:
+            return await connection.stream(outgoing, is_head=is_head)
+        except BaseException:
+            await self._leave(endpoint, connection)
+            raise
+
+    async def _leave(self, endpoint: _Endpoint, connection: ClientConnection) -> None:
+        try:
+            await connection.leave()
         finally:
             self._give(endpoint, connection)
 

@@ -8,6 +8,7 @@ import logging
 from synchromesh.errors import ConfigError
 from synchromesh.http.limits import Limits
 from synchromesh.http.protocol import Handler, ServerConnection
+from synchromesh.http.reading import Streaming
 from synchromesh.runtime import Listener, Network
 
 _logger = logging.getLogger("synchromesh.http")
@@ -27,6 +28,7 @@ class HttpServer:
         handler: answers one request.
         network: where to listen; `RealRuntime().network` in the real world.
         limits: sizes, counts and times.
+        streaming: answers the requests that it wants to have as streams; None where there are none.
 
     Example:
         >>> from synchromesh.http import HttpRequest, HttpResponse
@@ -43,8 +45,16 @@ class HttpServer:
         'http://127.0.0.1'
     """
 
-    def __init__(self, handler: Handler, *, network: Network, limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        network: Network,
+        limits: Limits = Limits(),  # noqa: B008  frozen
+        streaming: Streaming | None = None,
+    ) -> None:
         self._handler = handler
+        self._streaming = streaming
         self._network = network
         self._limits = limits
         self._listener: Listener | None = None
@@ -151,7 +161,7 @@ class HttpServer:
         self._changed.set()
 
     def _connection(self) -> ServerConnection:
-        return ServerConnection(self._handler, self._limits, self)
+        return ServerConnection(self._handler, self._limits, self, self._streaming)
 
     def _listening(self) -> Listener:
         if self._listener is None:

@@ -1,0 +1,95 @@
+"""The sending side of a connection: whether the other end takes what it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+# On, and for no time at all (SO_LINGER): the connection ends by a reset.
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+
+
+class Outflow:
+    """Watches what is written and not yet taken, and lets a sender wait for that.
+
+    A connection hands it `pause_writing` and `resume_writing`. Whoever takes less than `bytes_min`
+    in `stall_s` has stalled.
+
+    Args:
+        transport: what is written to.
+        stall_s: how long the other end may take nothing.
+        bytes_min: what it has to take in that time.
+        on_stall: called once it has stalled; it is expected to end the connection.
+    """
+
+    __slots__ = (
+        "_bytes_min", "_on_stall", "_room", "_stall_s", "_timer", "_transport", "is_paused",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        transport: asyncio.WriteTransport,
+        *,
+        stall_s: float,
+        bytes_min: int,
+        on_stall: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._stall_s = stall_s
+        self._bytes_min = bytes_min
+        self._on_stall = on_stall
+        self._timer: asyncio.TimerHandle | None = None
+        self._room: asyncio.Future[None] | None = None
+        self.is_paused = False
+
+    async def send(self, data: bytes) -> None:
+        """Write, and return once there is room for more, or the connection has ended."""
+        self._transport.write(data)
+        while self.is_paused:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def pause(self) -> None:
+        """Begin to watch whether the other end takes what it was sent."""
+        self.is_paused = True
+        self._watch()
+
+    def resume(self) -> None:
+        """Go on: it has taken enough. Also what ends a connection calls this."""
+        self.is_paused = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def __repr__(self) -> str:
+        return f"<Outflow {'paused' if self.is_paused else 'open'}>"
+
+    def _watch(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._stall_s, self._look, unsent)
+
+    def _look(self, before: int) -> None:
+        if before - self._transport.get_write_buffer_size() < self._bytes_min:
+            self._timer = None
+            self._on_stall()
+        else:
+            self._watch()
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Abort a connection in the middle of a message, so that what was sent never looks whole.
+
+    An orderly end would end a body that has neither length nor chunks.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError, TypeError):  # it is closed already, or the loop allows no options
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
