@@ -266,6 +266,21 @@ async def test_only_what_every_relay_has_delivered_can_be_removed(store: Store) 
     assert await positions(store) == [2, 3]
 
 
+async def test_a_checkpoint_of_another_log_says_nothing_of_what_was_delivered(store: Store) -> None:
+    """After a restore, what a relay had got then is no leave to remove what is public now (E3)."""
+    await add(store, "a", 3, is_public=True)
+    for name, at in (
+        ("relay/here", Checkpoint(store.log_id, 2)),
+        ("relay/there", Checkpoint("the log before", 9)),
+    ):
+        await store.write(lambda unit, n=name, at=at: save_checkpoint(unit, n, at), name="save")  # type: ignore[misc]
+    with pytest.raises(ContractError, match=r"'there' has its checkpoint in another log, the log"):
+        await store.write(lambda unit: remove(unit, 1, 2), name="remove")
+    here = Checkpoint(store.log_id, 1)
+    await store.write(lambda unit: save_checkpoint(unit, "relay/there", here), name="save")
+    assert await store.write(lambda unit: remove(unit, 1, 1), name="remove") == 1
+
+
 async def test_checkpoints_are_kept_by_name(store: Store) -> None:
     """A new reader begins at the beginning; a saved one goes on."""
     assert await load_checkpoint(store, "r") == Checkpoint(store.log_id, 0)

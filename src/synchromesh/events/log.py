@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from synchromesh.errors import ContractError, LogGap, LogReplaced, VersionConflict
-from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
+from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit, log_id_of
 
 TOPIC = "events"
 """What a unit notifies that appended, and what a reader listens to."""
@@ -230,15 +230,18 @@ async def remove(unit: Unit, first: int, last: int) -> int:
 
 async def _check_published(unit: Unit, first: int, last: int) -> None:
     """Raise `ContractError` where a relay has still to deliver an event of the range."""
+    log_id = await log_id_of(unit)
+    # A checkpoint of another log says nothing of this one.
     rows = await unit.execute(
-        "select name, position from sm_checkpoint where substr(name, 1, ?) = ? "
-        "order by position, name limit 1",
+        "select name, log_id, case when log_id = ? then position else 0 end as reached "
+        "from sm_checkpoint where substr(name, 1, ?) = ? order by reached, name limit 1",
+        log_id,
         len(RELAY_PREFIX),
         RELAY_PREFIX,
     )
     if not rows:
         return
-    name, reached = str(rows[0][0]), _int(rows[0][1])
+    name, reached = str(rows[0][0]), _int(rows[0][2])
     waiting = await unit.execute(
         "select min(position) from sm_event where position >= ? and position <= ? "
         "and position > ? and is_public = 1",
@@ -247,11 +250,14 @@ async def _check_published(unit: Unit, first: int, last: int) -> None:
         reached,
     )
     if waiting[0][0] is not None:
+        has_got = f"has got the public events up to {reached}"
+        if rows[0][1] != log_id:
+            has_got = f"has its checkpoint in another log, {rows[0][1]!s}, and got none of this one"
         raise ContractError(
             f"positions {first} to {last} cannot be removed: subscriber "
-            f"{name.removeprefix(RELAY_PREFIX)!r} has got the public events up to {reached}, and "
-            f"{_int(waiting[0][0])} is one. Wait until its relay has delivered it; if there is no "
-            f"such subscriber any more, delete its row {name!r} of sm_checkpoint"
+            f"{name.removeprefix(RELAY_PREFIX)!r} {has_got}, and {_int(waiting[0][0])} is one. "
+            "Wait until its relay has delivered it; if there is no such subscriber any more, "
+            f"delete its row {name!r} of sm_checkpoint"
         )
 
 

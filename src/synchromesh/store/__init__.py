@@ -13,6 +13,7 @@ from synchromesh.store.unit import (
     SqlValue,
     Store,
     Unit,
+    log_id_of,
 )
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "Unit",
     "in_unit",
     "inbox",
+    "log_id_of",
     "refuse_in_unit",
 ]

@@ -131,6 +131,11 @@ class Store(Protocol):
         ...
 
 
+async def log_id_of(unit: Unit) -> str:
+    """Return, within a unit, what `Store.log_id` is."""
+    return str((await unit.execute("select value from sm_meta where name = 'log_id'"))[0][0])
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """One step of a schema: it is applied whole, or not at all (P2).
