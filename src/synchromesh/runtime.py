@@ -48,6 +48,10 @@ class Disk(Protocol):
         """
         ...
 
+    def file_id(self, path: str) -> tuple[int, int] | None:
+        """Return what tells the file at `path` from any other one; None where none can be seen."""
+        ...
+
     def try_lock(self, path: str) -> FileLock | None:
         """Become the one owner of `path`, or return None at once while another process is."""
         ...
@@ -264,6 +268,14 @@ class RealDisk:
         return sqlite3.connect(
             uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
         )
+
+    def file_id(self, path: str) -> tuple[int, int] | None:
+        """Return the device and inode; while a file is open, no other one gets its inode."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def try_lock(self, path: str) -> FileLock | None:
         """Take the POSIX lock on `<path>.lock`, or return None."""

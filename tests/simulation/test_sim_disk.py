@@ -154,6 +154,29 @@ def test_paths_and_universes_are_apart() -> None:
     second.close()
 
 
+def test_a_deleted_database_lives_on_for_those_who_have_it_open() -> None:
+    """Its path is free for another one, which knows nothing of it; a power cut ends it."""
+    disk = SimDisk(random.Random(0))
+    writer = disk.connect("/a.db")
+    writer.execute("CREATE TABLE t (x)")
+    first = disk.file_id("/a.db")
+    assert first is not None
+    disk.unlink("a.db")
+    assert disk.file_id("/a.db") is None
+    with pytest.raises(FileNotFoundError):
+        disk.unlink("/a.db")
+    disk.connect("/a.db").execute("CREATE TABLE other (x)")
+    assert disk.file_id("/a.db") not in (None, first)
+    writer.execute("INSERT INTO t VALUES (1)")
+    assert writer.execute("SELECT x FROM t").fetchall() == [(1,)]
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        disk.rows("/a.db", "SELECT x FROM t")
+    disk.crash(None)
+    with pytest.raises(sqlite3.ProgrammingError):
+        writer.execute("SELECT x FROM t")
+    disk.close()
+
+
 def test_rows_can_be_read_after_the_end() -> None:
     """Audits read the databases when the universe is over; nobody writes them any more."""
 

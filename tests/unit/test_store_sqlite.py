@@ -103,6 +103,26 @@ def test_it_runs_as_it_is_in_simulation() -> None:
     testing.run(main)
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_deleted_file_is_noticed_in_simulation_too(is_replaced: bool) -> None:
+    """The simulated disk can lose a database from under its owner, who then says so."""
+
+    async def main(runtime: Runtime) -> None:
+        store = await SqliteStore.open("/shop.db", service="shop", schemas=[ITEMS], runtime=runtime)
+        await store.write(put_item(1), name="put")
+        disk = runtime.disk
+        assert isinstance(disk, testing.SimDisk)
+        image = disk.image("/shop.db")
+        disk.unlink("/shop.db")
+        if is_replaced:
+            disk.install("/shop.db", image)
+        with pytest.raises(StoreBroken, match="no longer the file that was opened"):
+            await store.write(put_item(2), name="put")
+        await store.close()
+
+    testing.run(main)
+
+
 @pytest.mark.anyio
 async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     """Text is refused with the path and what to do, and the lock is given back."""

@@ -8,7 +8,9 @@ as if they had run one after the other (I1), and one that spoils its group fails
       └─ the engine rolled all back, or the commit failed ─▶ each again alone, but for the spoiler
 
 Before anything is run again the file is asked whether the group's id is in it (I3), since an error
-of a commit does not say that nothing was committed.
+of a commit does not say that nothing was committed. And before anything is acknowledged the disk is
+asked whether the file is still where it was opened: SQLite goes on writing to one that was deleted
+or replaced, and whoever opens the path next finds nothing of it (E4).
 
 Source: Gray & Reuter, *Transaction Processing*, section 9.4.3 (group commit).
 """
@@ -100,6 +102,7 @@ class Writer:
         self._timer: asyncio.TimerHandle | None = None
         self._running: SqliteUnit | None = None
         self._fatals = 0
+        self._files = self._found()
         self._is_closed = False
         self.broken: str | None = None
         self.commits = 0
@@ -297,6 +300,15 @@ class Writer:
         except SqliteFault as error:
             if not self._is_durable(jobs, group_id, error):
                 return [] if self.broken else self._abandon(jobs, error)
+        if self._found() != self._files:
+            self._break(
+                f"{self._path} is no longer the file that was opened: it, or its -wal, was "
+                "deleted, moved or replaced. Nothing is acknowledged any more, for it would be "
+                "lost. Stop the service, put both files back or restore a backup, start it again, "
+                "and ask again under the same key"
+            )
+            self._fail(jobs)
+            return []
         self.commits += 1
         self._fatals = 0
         return again
@@ -313,10 +325,18 @@ class Writer:
                 f"took effect ({second}); it is known when the store is opened again: ask again "
                 "under the same key"
             )
-            for job in jobs:
-                job.error = StoreBroken(str(self.broken))
+            self._fail(jobs)
             return False
         return rows == [(group_id,)]
+
+    def _found(self) -> tuple[tuple[int, int] | None, ...]:
+        """Return which files are at the path now: the database and its write-ahead log."""
+        disk = self._runtime.disk
+        return disk.file_id(self._path), disk.file_id(f"{self._path}-wal")
+
+    def _fail(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            job.error = StoreBroken(str(self.broken))
 
     def _abandon(self, jobs: list[_Job], error: Exception) -> list[_Job]:
         """Roll back a transaction that failed as a whole; return the units to be run alone."""

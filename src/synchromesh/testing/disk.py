@@ -53,6 +53,8 @@ class SimDisk:
         self._rng = rng
         self._prefix = f"/synchromesh-{next(_universes)}"
         self._files: dict[str, _File] = {}
+        self._unlinked: list[_File] = []
+        self._made = 0
         self._locks: dict[str, SimLock] = {}
         self._is_closed = False
 
@@ -66,8 +68,23 @@ class SimDisk:
         if self._is_closed or (file is None and read_only):
             raise sqlite3.OperationalError(f"unable to open database file: {path}")
         if file is None:
-            file = self._files[path] = _File(f"{self._prefix}{path}")
+            file = self._create(path)
         return file.open(PROCESS.get(), read_only=read_only)
+
+    def file_id(self, path: str) -> tuple[int, int] | None:
+        """Return what tells the database at `path` from any other one; None where there is none."""
+        file = self._files.get(_normal(path))
+        return None if file is None else (0, file.number)
+
+    def unlink(self, path: str) -> None:
+        """Delete a database; those who have it open go on with what nobody finds any more.
+
+        Raises FileNotFoundError where there is no such file.
+        """
+        file = self._files.pop(_normal(path), None)
+        if file is None:
+            raise FileNotFoundError(path)
+        self._unlinked.append(file)
 
     def try_lock(self, path: str) -> SimLock | None:
         """Become the one owner of `path`, or return None while a process that lives is."""
@@ -113,8 +130,7 @@ class SimDisk:
         path = _normal(path)
         if path in self._files:
             raise ValueError(f"there is a database {path!r} already")
-        file = self._files[path] = _File(f"{self._prefix}{path}")
-        file.restore(image)
+        self._create(path).restore(image)
 
     def crash(self, process: Process | None) -> None:
         """Cut the power of a process: its transactions, locks and unsynced commits are lost.
@@ -126,13 +142,20 @@ class SimDisk:
                 lock.release()
         for path in sorted(self._files):
             self._files[path].crash(process, self._rng)
+        for file in self._unlinked:
+            file.crash(process, self._rng)
 
     def close(self) -> None:
         """Close all connections; what was committed can still be read with `rows`."""
         if not self._is_closed:
             self._is_closed = True
-            for file in self._files.values():
+            for file in (*self._files.values(), *self._unlinked):
                 file.close()
+
+    def _create(self, path: str) -> _File:
+        self._made += 1
+        file = self._files[path] = _File(f"{self._prefix}/{self._made}{path}", self._made)
+        return file
 
 
 class SimLock:
@@ -151,7 +174,8 @@ class SimLock:
 class _File:
     """One database; the keeper's connection is what keeps it in memory while nobody has it open."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, number: int) -> None:
+        self.number = number
         self._uri = f"file:{name.replace('%', '%25').replace('?', '%3f')}?vfs=memdb"
         self._keeper = sqlite3.connect(self._uri, uri=True, isolation_level=None, timeout=0.0)
         self._open: list[tuple[Process | None, SimConnection]] = []
