@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from calls_fakes import Always, Bank, Leaf, System, play
-from synchromesh.calls import Caller, HoldOptions, Policies, Reply, Request
+from synchromesh.calls import Caller, HoldOptions, Holds, Policies, Reply, Request
 from synchromesh.codec import encode
 from synchromesh.discovery import Endpoint, MemoryRegistry, Registration
 from synchromesh.errors import ConfigError, ConnectFailed, ConnectionLost, NoInstance, RemoteFailed
@@ -229,7 +229,46 @@ def test_other_failures_are_not_held() -> None:
     play("inproc", main)
 
 
-@pytest.mark.parametrize("words", [{"hold_max_s": -1.0}, {"share": 1.5}, {"held_max": -1}])
+def test_a_service_that_is_nowhere_for_long_is_not_waited_for() -> None:
+    """Past what a restart takes its calls fail at once; once it is back, they are held again."""
+
+    async def main(system: System) -> None:
+        registry, loop = registry_of(), asyncio.get_running_loop()
+        caller = caller_of(system, registry, Known(**{"leaf-1": Always(ONE)}))
+
+        async def fails_within(timeout_s: float) -> float:
+            began_s = loop.time()
+            with pytest.raises(NoInstance):
+                await caller.call(Leaf.ask(1), context=caller.root(), timeout_s=timeout_s)
+            return loop.time() - began_s
+
+        began_s = loop.time()
+        while loop.time() < began_s + 10.0:
+            assert await fails_within(0.4) >= 0.3
+        assert await fails_within(2.0) < 0.3
+        assert caller.holds.refused > 0
+        registration = await list_after(registry, 0.0)
+        assert await caller.call(Leaf.ask(1), context=caller.root()) == 1
+        await registration.end()
+        assert await fails_within(0.4) >= 0.3
+
+    play("inproc", main)
+
+
+def test_an_absence_that_nobody_saw_begins_anew() -> None:
+    """Who calls seldom cannot know that a service was back meanwhile: it may be a restart."""
+    holds = Holds(HoldOptions(restart_max_s=10.0))
+    assert holds.begin("leaf", now=0.0, deadline_s=None) == 2.0
+    holds.end("leaf", is_bridged=False)
+    assert holds.begin("leaf", now=9.9, deadline_s=None) == 11.9
+    assert holds.begin("leaf", now=10.0, deadline_s=None) is None
+    assert holds.begin("other", now=10.0, deadline_s=None) == 12.0
+    assert holds.begin("leaf", now=20.1, deadline_s=None) == 22.1
+
+
+@pytest.mark.parametrize(
+    "words", [{"hold_max_s": -1.0}, {"share": 1.5}, {"held_max": -1}, {"restart_max_s": -1.0}]
+)
 def test_options_outside_their_range_are_refused(words: dict[str, float]) -> None:
     """The message names what would be right."""
     with pytest.raises(ConfigError, match="share 0 to 1"):

@@ -291,7 +291,7 @@ class Caller:
         if announcing is None:
             return listed
         now = asyncio.get_running_loop().time()
-        until_s = self.holds.begin(now=now, deadline_s=deadline_s)
+        until_s = self.holds.begin(service, now=now, deadline_s=deadline_s)
         if until_s is None:
             return listed
         is_bridged = False
@@ -304,7 +304,7 @@ class Caller:
         except TimeoutError:
             pass  # what is listed is tried for want of anything better
         finally:
-            self.holds.end(is_bridged=is_bridged)
+            self.holds.end(service, is_bridged=is_bridged)
         return listed
 
     def transport(self, endpoint: Endpoint) -> Transport:
@@ -389,6 +389,8 @@ class _Sending:
             held_s = asyncio.get_running_loop().time() - began_s
             if held_s > 0:
                 self._span.note("held_ms", round(held_s * 1000))
+        elif caller.holds.is_any_absent:
+            caller.holds.found(service)
         is_choice_left = any(endpoint.instance not in self._tried for endpoint in listed)
         excluded = frozenset(self._tried) if is_choice_left else frozenset()
         return self._line.balancer.pick(listed, excluded)
