@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from notes_app import TESTS, TOML, Running, write_config
+from notes_app import TESTS, TOML, Notes, Running, write_config
 from synchromesh.cli import main
 from synchromesh.discovery import Registration
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.runtime import RealRuntime
-from synchromesh.service import ServiceInstance
+from synchromesh.service import Service, ServiceInstance, Surroundings
 from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import RunDir, System, children, load_config, wiring
 from synchromesh.system.children import ExternalProcess
@@ -34,6 +34,7 @@ PROVIDER = """
 [external.provider]
 command = ["{python}", "-S", "-c", "%s"]
 """
+BROKEN = '[services.broken]\napp = "notes_app:broken"\n'
 STAYS = PROVIDER % (READY + "signal.pause()")
 
 
@@ -279,6 +280,34 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
         assert children_of(os.getpid()) == []
         assert not (tmp_path / ".synchromesh/run.json").exists()
         assert asyncio.all_tasks() == before
+
+
+@pytest.mark.anyio
+async def test_a_call_that_comes_before_its_service_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is called while all start, as by a saga that is recovered, waits until it is up."""
+    text = TOML.replace("[services.notes]", BROKEN + "\n[services.notes]")
+    start, asked = ServiceInstance.start, list[asyncio.Task[int]]()
+
+    async def starting(service: Service, path: str, around: Surroundings) -> ServiceInstance:
+        instance = await start(service, path, around)
+        if service.name == "broken":
+            caller = instance.caller
+            context = caller.root(timeout_s=WAIT_S)
+            asked.append(asyncio.ensure_future(caller.call(Notes.count(), context=context)))
+            while not (caller.holds.held or asked[0].done()):
+                await asyncio.sleep(0)
+        return instance
+
+    monkeypatch.setattr(ServiceInstance, "start", starting)
+    system = system_of(tmp_path, text)
+    await system.start()
+    try:
+        assert await asked[0] == 0
+        assert system.instances["broken"].caller.holds.bridged == 1
+    finally:
+        await system.stop()
 
 
 @pytest.mark.anyio

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from synchromesh.calls import FaultTable, HttpTransport, Transport
-from synchromesh.discovery import Endpoint, MemoryRegistry
+from synchromesh.discovery import MemoryRegistry
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import Runtime
@@ -48,7 +48,6 @@ CONTROL_WITHIN_S = 0.5
 class SplitSystem(System):
     """Runs each service of a folder as a process of its own; used as `System` is."""
 
-    _registry: MemoryRegistry
     _watching: Supervisor
     _token: str
     _control: HttpServer
@@ -106,9 +105,7 @@ class SplitSystem(System):
             lambda: all_of(child.stop() for child in self._processes.values())
         )
         enter.push_async_callback(self._watching.close)
-        urls = await self._start_externals(self._watching, externals)
-        for name, url in urls.items():
-            self._registry.fix(Endpoint(name, name, url))
+        await self._start_externals(self._watching, externals)
         await self._start_processes(key)
         if opening is not None:
             await self._open(opening, parts.caller)
@@ -224,11 +221,6 @@ class SplitSystem(System):
             gone=gone,
             moved=moved,
         )
-
-    def _external_moved(self, urls: dict[str, str], name: str, url: str) -> None:
-        super()._external_moved(urls, name, url)
-        self._urls[name] = url
-        self._registry.fix(Endpoint(name, name, url))
 
     def __repr__(self) -> str:
         return f"<SplitSystem {self._config.system.name}: {', '.join(self._config.services)}>"

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +32,7 @@ from synchromesh.calls import (
     Transport,
     faulty,
 )
-from synchromesh.discovery import (
-    CachedResolver,
-    Endpoint,
-    MemoryRegistry,
-    Registration,
-    Resolved,
-)
+from synchromesh.discovery import Endpoint, MemoryRegistry, Registration
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.http import HttpPool, HttpServer
@@ -87,6 +81,8 @@ class System:
     Args:
         store: the bounds of every database; `pages_max` of a service's section goes first.
     """
+
+    _registry: MemoryRegistry
 
     def __init__(
         self,
@@ -218,14 +214,11 @@ class System:
         # Ended before what it watches is stopped, or it would start that again.
         background = Supervisor("system", escalate=self._fail)
         enter.push_async_callback(background.close)
-        urls = await self._start_externals(background, externals)
-
-        def verify(token: str) -> None:
-            signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us())
-
-        registry = MemoryRegistry(verify=verify)
-        background.start(Child("registry", registry.run))
-        resolver = SystemResolver(CachedResolver(registry), urls)
+        self._registry = MemoryRegistry(
+            verify=lambda t: signer.verify(t, audience=REGISTRY, now_us=runtime.wall_us())
+        )
+        background.start(Child("registry", self._registry.run))
+        await self._start_externals(background, externals)
         pool = HttpPool(network=runtime.network)
         enter.push_async_callback(pool.close)
         inproc = InProcessTransport()
@@ -238,7 +231,7 @@ class System:
             runtime=runtime,
             signer=signer,
             sink=ring,
-            resolver=resolver,
+            resolver=self._registry,
             transports=transports,
             policies=self._policies,
             subscribers={s.name: frozenset(s.subscriptions) for s in services if s.subscriptions},
@@ -246,7 +239,7 @@ class System:
         )
         for service in services:
             await self._start_service(service, around, inproc, faults)
-        leases = await self._register(registry, signer)
+        leases = await self._register(signer)
         parts = self._parts(around, ring, (background, leases), faults)
         control = await self._start_control(parts)
         if opening is not None:
@@ -277,7 +270,7 @@ class System:
         await gateway.start(self._config.system.host, self._config.gateway.port)
         background.start(Child("gateway/keys", gateway.run))
 
-    async def _register(self, registry: MemoryRegistry, signer: Signer) -> Supervisor:
+    async def _register(self, signer: Signer) -> Supervisor:
         leases = Supervisor("leases", escalate=self._fail)
         self._exit.push_async_callback(
             lambda: all_of(registration.end() for registration in self._registrations)
@@ -285,7 +278,7 @@ class System:
         self._exit.push_async_callback(leases.close)
         for name in self.instances:
             token = signer.token(name, audience=REGISTRY, now_us=self._runtime.wall_us())
-            registration = await registry.register(
+            registration = await self._registry.register(
                 Endpoint(f"{name}-1", name, f"inproc://{name}-1"), credential=token
             )
             self._registrations.append(registration)
@@ -325,22 +318,17 @@ class System:
 
     async def _start_externals(
         self, background: Supervisor, started: list[ExternalProcess]
-    ) -> dict[str, str]:
-        urls: dict[str, str] = {}
+    ) -> None:
         for name, section in self._config.external.items():
             if section.url:
-                urls[name] = section.url
+                self._external_moved(name, section.url)
                 continue
-            process = self._external(name, section, urls)
+            process = self._external(name, section)
             started.append(process)
             await process.start()
             background.start(Child(f"external/{name}", process.run))
-        self._urls.update(urls)
-        return urls
 
-    def _external(
-        self, name: str, section: ExternalSection, urls: dict[str, str]
-    ) -> ExternalProcess:
+    def _external(self, name: str, section: ExternalSection) -> ExternalProcess:
         def filled(text: str) -> str:
             return text.replace("{python}", sys.executable).replace(
                 "{data}", str(self._rundir.data)
@@ -352,11 +340,12 @@ class System:
             env={key: filled(value) for key, value in section.env.items()},
             folder=self._folder,
             log=self._rundir.telemetry / f"{name}.log",
-            moved=lambda url: self._external_moved(urls, name, url),
+            moved=lambda url: self._external_moved(name, url),
         )
 
-    def _external_moved(self, urls: dict[str, str], name: str, url: str) -> None:
-        urls[name] = url
+    def _external_moved(self, name: str, url: str) -> None:
+        self._urls[name] = url
+        self._registry.fix(Endpoint(name, name, url))
 
     def _parts(
         self,
@@ -426,21 +415,6 @@ async def all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
     for outcome in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(outcome, Exception):
             _log.error("a step of stopping failed", exc_info=outcome)
-
-
-class SystemResolver:
-    """Resolves this system's services by the registry, and external ones by their URL of now."""
-
-    def __init__(self, registry: CachedResolver, externals: Mapping[str, str]) -> None:
-        self._registry = registry
-        self._externals = externals
-
-    async def resolve(self, service: str) -> Resolved:
-        """Return the endpoints of a service."""
-        url = self._externals.get(service)
-        if url is not None:
-            return Resolved((Endpoint(service, service, url),))
-        return await self._registry.resolve(service)
 
 
 class OpeningClient:
