@@ -1,4 +1,4 @@
-"""Registry in memory, registrations, resolving from the last known good; virtual time."""
+"""Registry in memory, and registrations; virtual time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import aclosing
 import pytest
 
 from synchromesh.discovery import (
-    CachedResolver,
     Endpoint,
     LeaseOptions,
     MemoryRegistry,
@@ -310,52 +309,5 @@ def test_services_are_bounded() -> None:
             await register(registry, "a", "orders")
         with pytest.raises(UnknownInstance):
             await registry.renew(at("a", "orders"), 1)
-
-    run(main)
-
-
-class Sometimes:
-    """A resolver that answers by script."""
-
-    def __init__(self, *answers: Resolved | Exception) -> None:
-        self.answers = list(answers)
-
-    async def resolve(self, service: str) -> Resolved:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def test_while_the_registry_is_down_the_last_known_good_is_used() -> None:
-    """R4: callers go on with what they knew, marked stale; a registry that is back is believed."""
-    good, empty = Resolved((at("a"),)), Resolved(())
-
-    async def main(_: SimRuntime) -> list[Resolved]:
-        down = DiscoveryError("down")
-        resolver = CachedResolver(Sometimes(good, down, ConnectionError("down"), empty, down))
-        return [await resolver.resolve("billing") for _ in range(5)]
-
-    assert run(main) == [
-        good,
-        Resolved((at("a"),), is_stale=True),
-        Resolved((at("a"),), is_stale=True),
-        empty,
-        Resolved((), is_stale=True),
-    ]
-
-
-def test_a_service_that_was_never_resolved_has_no_last_known_good() -> None:
-    """Nothing is made up; and only so many lists are kept."""
-
-    async def main(_: SimRuntime) -> None:
-        down = DiscoveryError("down")
-        resolver = CachedResolver(Sometimes(down, Resolved(()), Resolved(()), down), services_max=1)
-        with pytest.raises(DiscoveryError):
-            await resolver.resolve("billing")
-        await resolver.resolve("billing")
-        await resolver.resolve("orders")
-        with pytest.raises(DiscoveryError):
-            await resolver.resolve("billing")
 
     run(main)

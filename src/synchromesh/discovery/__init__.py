@@ -1,6 +1,6 @@
 """discovery: which instances of a service are alive, and which of them is called next.
 
-Registry, leases, resolving with the last known good, balancers.
+Registry, leases, balancers.
 """
 
 from synchromesh.discovery.balancer import RoundRobin
@@ -17,7 +17,6 @@ from synchromesh.discovery.lessor import Lessor, Watch
 from synchromesh.discovery.memory import MemoryRegistry
 from synchromesh.discovery.registry import (
     Announcing,
-    CachedResolver,
     Leasing,
     Registration,
     Registry,
@@ -26,7 +25,6 @@ from synchromesh.discovery.registry import (
 
 __all__ = [
     "Announcing",
-    "CachedResolver",
     "Change",
     "ChangeKind",
     "Endpoint",

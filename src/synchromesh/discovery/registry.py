@@ -1,4 +1,4 @@
-"""What a registry is, whatever keeps it; and resolving that outlives it."""
+"""What a registry is, whatever keeps it."""
 
 from __future__ import annotations
 
@@ -186,45 +186,3 @@ class Registration:
                 f"the registration of instance {self._endpoint.instance!r} has ended; "
                 "register it again"
             )
-
-
-class CachedResolver:
-    """Resolves through a registry, and from the last known good while that is down (R4).
-
-    Args:
-        resolver: what is asked each time.
-        services_max: of how many services the last list is kept; the longest unasked goes first.
-
-    Example:
-        >>> class Down:
-        ...     async def resolve(self, service: str) -> Resolved:
-        ...         raise DiscoveryError("the registry does not answer; start it")
-        >>> asyncio.run(CachedResolver(Down()).resolve("billing"))
-        Traceback (most recent call last):
-        synchromesh.errors.DiscoveryError: the registry does not answer; start it
-    """
-
-    def __init__(self, resolver: Resolver, *, services_max: int = 1024) -> None:
-        self._resolver = resolver
-        self._services_max = services_max
-        self._known: dict[str, Resolved] = {}
-
-    async def resolve(self, service: str) -> Resolved:
-        """Return what the registry says, or the last that it said, marked stale.
-
-        Raises:
-            DiscoveryError: the registry cannot be asked and never was for this service. Likewise
-                OSError.
-        """
-        try:
-            resolved = await self._resolver.resolve(service)
-        except (DiscoveryError, OSError):
-            known = self._known.get(service)
-            if known is None:
-                raise
-            return Resolved(known.endpoints, is_stale=True)
-        self._known.pop(service, None)
-        self._known[service] = resolved
-        if len(self._known) > self._services_max:
-            del self._known[next(iter(self._known))]
-        return resolved
