@@ -98,6 +98,9 @@ class FakeListener:
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port, self.is_closed = host, port, False
 
+    def pause(self) -> None:
+        self.is_closed = True
+
     def close(self) -> None:
         self.is_closed = True
 

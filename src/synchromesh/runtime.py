@@ -82,8 +82,12 @@ class Listener(Protocol):
         """The port, also where port 0 was asked for."""
         ...
 
+    def pause(self) -> None:
+        """Accept no more connections; those that come wait, until it is closed."""
+        ...
+
     def close(self) -> None:
-        """Accept no more connections; those that are open stay."""
+        """Stop listening; connections that are open stay."""
         ...
 
 
@@ -317,6 +321,10 @@ class _RealLock:
             self._forget()
 
 
+# Connections that may wait to be accepted.
+BACKLOG = 1024
+
+
 class RealNetwork:
     """TCP by asyncio; Nagle's algorithm is off, as asyncio does by itself."""
 
@@ -327,7 +335,7 @@ class RealNetwork:
         import asyncio
 
         server = await asyncio.get_running_loop().create_server(
-            factory, host, port, backlog=1024, reuse_address=True
+            factory, host, port, backlog=BACKLOG, reuse_address=True
         )
         return _RealListener(server)
 
@@ -339,6 +347,33 @@ class RealNetwork:
 
         _, protocol = await asyncio.get_running_loop().create_connection(factory, host, port)
         return protocol
+
+
+class HandedNetwork(RealNetwork):
+    """TCP by asyncio that listens on a socket which another process has opened and keeps open.
+
+    Connections wait in it while nobody accepts them, so that those who do may change.
+
+    Args:
+        handle: the file descriptor of the socket.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    async def listen(
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
+    ) -> Listener:
+        """Listen on the socket, wherever that is bound."""
+        import asyncio
+        import socket
+
+        del host, port  # it is bound already
+        handed = socket.socket(fileno=self._handle)
+        server = await asyncio.get_running_loop().create_server(
+            factory, sock=handed, backlog=BACKLOG
+        )
+        return _RealListener(server)
 
 
 class _RealListener:
@@ -354,6 +389,13 @@ class _RealListener:
     @property
     def port(self) -> int:
         return self._port
+
+    def pause(self) -> None:
+        import asyncio
+
+        # Closed at once, asyncio would drop what it has accepted and not yet made a connection of.
+        for each in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(each.fileno())
 
     def close(self) -> None:
         self._server.close()

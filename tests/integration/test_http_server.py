@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -20,7 +22,7 @@ from synchromesh.http import (
     Limits,
     asgi_handler,
 )
-from synchromesh.runtime import RealRuntime
+from synchromesh.runtime import HandedNetwork, RealRuntime
 
 pytestmark = pytest.mark.anyio
 
@@ -139,6 +141,28 @@ async def test_drain_answers_what_runs_and_cuts_300_slow_clients() -> None:
             assert await draining == 301
         for peer in [*slow, writer]:
             peer.transport.abort()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_socket_that_changes_hands_loses_no_request(turns: int) -> None:
+    """Who drains answers what it has accepted, at whatever step; the next takes the rest."""
+    with socket.create_server(("127.0.0.1", 0)) as handed:
+        servers = [HttpServer(echo, network=HandedNetwork(os.dup(handed.fileno()))) for _ in "ab"]
+        await servers[0].start()
+        port = servers[0].port
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            draining = asyncio.ensure_future(servers[0].drain(5.0))
+            await asyncio.sleep(0.05)
+            await servers[1].start("", 0)
+            assert servers[1].port == port
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(client, GET)
+            assert (await loop.sock_recv(client, 100)).startswith(b"HTTP/1.1 200 ")
+        assert await draining == 0
+        assert await servers[1].drain(5.0) == 0
 
 
 async def test_a_server_that_dies_leaves_the_outcome_unknown() -> None:

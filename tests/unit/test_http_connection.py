@@ -582,12 +582,13 @@ def test_drain_closes_idle_connections_and_answers_what_was_accepted() -> None:
         await settle()
         draining = asyncio.ensure_future(stage.server.drain(8.0))
         await settle()
-        assert idle.has_eof
-        assert used.has_eof
-        idle.hang_up()
+        assert (used.has_eof, idle.has_eof) == (True, False)
         used.hang_up()
         half.feed(b"bc" + get("/late"))
-        await asyncio.sleep(5.0)
+        await asyncio.sleep(0.5)
+        assert idle.has_eof
+        idle.hang_up()
+        await asyncio.sleep(4.5)
         slow.set()
         await settle()
         assert answers(busy) == [(200, b"/slow"), (200, b"/b")]
@@ -598,6 +599,24 @@ def test_drain_closes_idle_connections_and_answers_what_was_accepted() -> None:
         assert await draining == 0
         assert asyncio.get_running_loop().time() < 6.0
         assert repr(stage.server) == "<HttpServer not listening, 0 connections>"
+
+    staged(test)
+
+
+def test_a_request_that_is_on_its_way_when_the_drain_begins_is_answered() -> None:
+    """Its connection was accepted, and it is the first: the client has no other to try."""
+
+    async def test(stage: Stage) -> None:
+        fresh = stage.network.client()
+        await settle()
+        draining = asyncio.ensure_future(stage.server.drain(8.0))
+        await asyncio.sleep(0.4)
+        fresh.feed(get("/a"))
+        await settle()
+        assert answers(fresh) == [(200, b"/a")]
+        assert b"connection: close" in fresh.sent
+        fresh.hang_up()
+        assert await draining == 0
 
     staged(test)
 

@@ -36,6 +36,8 @@ Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
 _logger = logging.getLogger("synchromesh.http")
 
+# Who connects sends a request at once; while the server drains, this is how long it is waited for.
+_FRESH_S: Final = 0.5
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -75,6 +77,7 @@ class ServerConnection(asyncio.Protocol):
         self._unfed = memoryview(b"")
         self._due_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._is_fresh = True  # no request has begun
         self._has_ended = self._is_lost = self._is_read_paused = False
         # The streamed body of the request that is being answered.
         self._current: Body | None = None
@@ -154,7 +157,10 @@ class ServerConnection(asyncio.Protocol):
         reader = self._reader
         reader.is_draining = True
         if reader.phase is Phase.IDLE and not self._unfed:
-            reader.is_deaf = True
+            if self._is_fresh:
+                self._set_due(min(_FRESH_S, self._limits.head_s))
+            else:
+                reader.is_deaf = True
         self._advance()
 
     def cut(self) -> None:
@@ -166,6 +172,7 @@ class ServerConnection(asyncio.Protocol):
     def on_phase(self, phase: Phase) -> None:
         """Give the client its time for what it is to send next."""
         if phase is Phase.HEAD:
+            self._is_fresh = False
             self._set_due(self._limits.head_s)
         elif phase is Phase.BODY and self._reader.coming is None:
             self._set_due(self._limits.body_s)

@@ -13,6 +13,9 @@ from synchromesh.runtime import Listener, Network
 
 _logger = logging.getLogger("synchromesh.http")
 
+# How many turns of the loop asyncio takes to make a connection of what it has accepted.
+_ACCEPT_TURNS = 3
+
 # What a cancelled handler may take to end before it is named and left.
 _CANCEL_S = 1.0
 
@@ -101,13 +104,18 @@ class HttpServer:
     async def drain(self, within_s: float) -> int:
         """Stop accepting, answer what was accepted, and cut what is left after `within_s`.
 
-        Idle connections are closed at once; the answers still owed say `connection: close`. Returns
-        how many connections had to be cut. May be repeated.
+        Idle connections are closed at once, and those that were never used in half a second: their
+        first request may be on its way. The answers still owed say `connection: close`. Returns how
+        many connections had to be cut. May be repeated.
         """
+        if self._listener is not None:
+            self._listener.pause()
+        # What is taken from the backlog and has no connection yet counts as accepted, and so does
+        # what the kernel has received and the loop has not yet read.
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
         self._is_draining = True
         self._stop_listening()
-        # What the kernel has received and the loop has not yet read counts as accepted too.
-        await asyncio.sleep(0)
         for connection in list(self._connections):
             connection.drain()
         try:

@@ -163,6 +163,10 @@ class SimListener:
         if not stream.is_closing():
             stream.attach(self._factory())
 
+    def pause(self) -> None:
+        """Accept no more connections; nothing waits for a simulated listener to be closed."""
+        self._network.forget(self)
+
     def close(self) -> None:
-        """Accept no more connections; those that are open stay."""
+        """Stop listening; connections that are open stay."""
         self._network.forget(self)
