@@ -13,8 +13,10 @@ from msgspec import Struct
 from synchromesh import (
     Context,
     Contract,
+    Gateway,
     Migration,
     Rejection,
+    Route,
     Saga,
     Service,
     Transaction,
@@ -34,6 +36,7 @@ name = "notebook"
 [services.notes]
 app = "notes_app:notes"
 """
+WITH_GATEWAY = TOML + '\n[gateway]\napp = "notes_app:way_in"\n'
 
 
 class Note(Struct, frozen=True):
@@ -73,6 +76,8 @@ class Notes(Contract, Protocol, service="notes", version="1.0"):
     async def who(self) -> str: ...
     @query("GET /count")
     async def count(self) -> int: ...
+    @query("GET /page")
+    async def page(self, size: int) -> str: ...
 
 
 notes = Service(
@@ -154,6 +159,11 @@ async def count(ctx: Context) -> int:
     return int(str(rows[0][0]))
 
 
+@notes.handles(Notes.page)
+async def page(ctx: Context, size: int) -> str:
+    return "x" * size
+
+
 async def keep(tx: Transaction, name: str) -> str:
     await _insert(tx, name, "planned")
     return name
@@ -195,6 +205,16 @@ async def breaks(client: Any) -> None:
 
 async def fails_to_open(client: Any) -> None:
     raise LookupError("the price list is missing")
+
+
+way_in = Gateway(
+    routes=[
+        Route("GET /count", Notes.count, public=True),
+        Route("POST /notes", Notes.write, public=True),
+        Route("POST /slow", Notes.slow, public=True),
+        Route("GET /page", Notes.page, public=True),
+    ]
+)
 
 
 def no_opening(client: Any) -> None:

@@ -14,11 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 from demo.running import RunningSystem, copy_shipped, until
 
-from notes_app import TESTS, TOML, Notes, write_config
-from synchromesh import Gateway, Route
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
-from synchromesh.system import SplitSystem, load_config
 
 pytestmark = pytest.mark.anyio
 
@@ -198,33 +195,3 @@ async def test_slow_clients_keep_no_stop_waiting(system: RunningSystem, pool: Ht
     for reader, writer in slow:
         await reader.read()
         writer.close()
-
-
-way_in = Gateway(routes=[Route("GET /count", Notes.count, public=True)])
-
-
-async def test_a_split_system_has_its_gateway(
-    tmp_path: Path, pool: HttpPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a process for each service it is the same gateway, and its edges can be broken."""
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    text = f'{TOML}\n[gateway]\napp = "{__name__}:way_in"\n'
-    system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
-    await system.start()
-    try:
-        info = system.info
-
-        async def ask(url: str, method: str, path: str, body: bytes = b"") -> int:
-            port, token = int(url.rpartition(":")[2]), [("authorization", f"Bearer {info.token}")]
-            answer = await pool.request(
-                "127.0.0.1", port, method, path, token, body, timeout_s=30.0
-            )
-            return answer.status
-
-        assert await ask(info.gateway, "GET", "/count") == 200
-        fault = b'{"target": "gateway:notes", "errors": "100%"}'
-        assert await ask(info.control, "POST", "/faults", fault) == 200
-        assert await ask(info.gateway, "GET", "/count") >= 500
-        assert await ask(info.control, "POST", "/faults/heal", b"{}") == 200
-    finally:
-        await system.stop()

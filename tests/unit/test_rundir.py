@@ -12,7 +12,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealDisk
 from synchromesh.system import RunDir, RunInfo, SystemConfig
 from synchromesh.system.config import SystemSection
-from synchromesh.system.process import Orders
+from synchromesh.system.part import Orders
 
 CONFIG = SystemConfig(SystemSection("shop"), {})
 INFO = RunInfo(4711, "shop", "http://127.0.0.1:1", "token", {"a": "http://127.0.0.1:2"})

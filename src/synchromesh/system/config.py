@@ -28,8 +28,9 @@ from synchromesh.service import Service
 from synchromesh.system.layers import Layers, Secret
 
 FILE_NAME = "synchromesh.toml"
-# The gateway's name among callers.
+# The names of those callers that are no services.
 GATEWAY = "gateway"
+CLIENT = "control"
 
 # Names become file names, parts of URLs and edges.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -336,13 +337,13 @@ def _check(config: SystemConfig, layers: Layers) -> None:
 def _check_edges(config: SystemConfig, layers: Layers) -> None:
     where, callers = layers.where, set(config.services)
     known = {*config.services, *config.external}
+    if GATEWAY in known:
+        section = "services" if GATEWAY in config.services else "external"
+        raise ConfigError(
+            f"{where(section, GATEWAY)}: {GATEWAY!r} is the name of the gateway itself; "
+            "rename this one"
+        )
     if config.gateway.app:
-        if GATEWAY in known:
-            section = "services" if GATEWAY in config.services else "external"
-            raise ConfigError(
-                f"{where(section, GATEWAY)}: {GATEWAY!r} is the name of the gateway itself; "
-                "rename this one"
-            )
         callers.add(GATEWAY)
     for edge, policy in config.policies.items():
         caller, colon, callee = edge.partition(":")

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from synchromesh.calls import Fault, FaultTable, Rule
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
+from synchromesh.system.config import CLIENT, GATEWAY, SystemConfig
 
 ALL = "all"
 
@@ -43,6 +44,16 @@ class HealRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /faults/heal`: which fault ends; by default all do."""
 
     target: str = ALL
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """A fault in force, as a process that starts later is told of it; `until_us` is wall clock."""
+
+    target: str
+    errors: float
+    latency_s: float
+    is_stall: bool
+    until_us: int | None
 
 
 class Faults:
@@ -105,6 +116,29 @@ class Faults:
         in_force = [_told(rule, now) for rule in self._table.in_force(now)]
         return {"in_force": in_force, "struck": self._table.struck}
 
+    def standing(self, *, wall_us: int) -> tuple[Standing, ...]:
+        """Return the faults in force for `resume` in another process; `wall_us` is now."""
+        now = asyncio.get_running_loop().time()
+        return tuple(
+            Standing(
+                rule.target,
+                rule.fault.errors,
+                rule.fault.latency_s,
+                rule.fault.is_stall,
+                None if rule.until_s is None else wall_us + round((rule.until_s - now) * 1e6),
+            )
+            for rule in self._table.in_force(now)
+        )
+
+    def resume(self, standing: Iterable[Standing], *, wall_us: int) -> None:
+        """Put the faults of another process in force, each until its original end."""
+        now = asyncio.get_running_loop().time()
+        for each in standing:
+            fault = Fault(each.errors, each.latency_s, each.is_stall)
+            left_us = None if each.until_us is None else each.until_us - wall_us
+            until_s = None if left_us is None else now + left_us / 1e6
+            self._table.put(each.target, fault, now=now, until_s=until_s)
+
     def _check(self, target: str) -> None:
         caller, colon, callee = target.partition(":")
         if colon:
@@ -112,6 +146,13 @@ class Faults:
         else:
             callee = caller
         _check_name(callee, self._callees, "service", target)
+
+
+def faults_of(config: SystemConfig, table: FaultTable) -> Faults:
+    """Return what puts faults in force on the services and edges of a configured system."""
+    services = tuple(config.services)
+    clients = (CLIENT, GATEWAY) if config.gateway.app else (CLIENT,)
+    return Faults(table, callers=(*services, *clients), callees=(*services, *config.external))
 
 
 def _check_name(name: str, known: Collection[str], what: str, target: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import AF_INET, AF_INET6, create_server, socket
 
 import msgspec
 
@@ -20,14 +21,18 @@ from synchromesh.gateway.auth import Auth
 from synchromesh.gateway.check import refusal_of
 from synchromesh.gateway.keys import parse_keys
 from synchromesh.http import HttpServer
-from synchromesh.runtime import Disk, Runtime
+from synchromesh.runtime import BACKLOG, Disk, Network, Runtime
 from synchromesh.system.config import SystemConfig
 from synchromesh.system.rundir import RunDir, refuse_shared, write_private
 from synchromesh.telemetry import Tracer
 
 
 class ServedGateway:
-    """Serves the gateway of a system; `start`, then `drain`, then `close`."""
+    """Serves the gateway of a system; `start`, then `drain`, then `close`.
+
+    Args:
+        network: where it listens.
+    """
 
     def __init__(
         self,
@@ -37,20 +42,22 @@ class ServedGateway:
         tracer: Tracer,
         runtime: Runtime,
         rundir: RunDir,
+        network: Network,
     ) -> None:
         self._definition = definition
         self._caller = caller
         self._tracer = tracer
         self._runtime = runtime
         self._rundir = rundir
+        self._network = network
         self._engine: GatewayEngine | None = None
         self._server: HttpServer | None = None
+        self._url = ""
 
     @property
     def url(self) -> str:
-        """Where clients reach it, once it has started."""
-        assert self._server is not None
-        return self._server.url
+        """Where clients reach it; "" before it has started."""
+        return self._url
 
     async def start(self, host: str, port: int) -> None:
         """Read the keys and listen; a file of keys that is missing is made, with no keys in it.
@@ -69,8 +76,9 @@ class ServedGateway:
             runtime=self._runtime,
             folder=self._rundir.path,
         )
-        self._server = HttpServer(self._engine, network=self._runtime.network)
+        self._server = HttpServer(self._engine, network=self._network)
         await self._server.start(host, port)
+        self._url = self._server.url
 
     async def run(self) -> None:
         """Keep the keys as their files are; a supervised loop."""
@@ -91,6 +99,24 @@ class ServedGateway:
 
     def __repr__(self) -> str:
         return f"<ServedGateway {len(self._definition.routes)} routes>"
+
+
+def open_socket(host: str, port: int) -> socket:
+    """Return a socket for the gateway's processes to accept on, whichever of them runs.
+
+    Clients that come before there is one wait in it.
+
+    Raises:
+        ConfigError: it cannot listen there.
+    """
+    family = AF_INET6 if ":" in host else AF_INET
+    try:
+        return create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"the gateway cannot listen on {host}:{port}: {error.strerror or error}; stop what "
+            "listens there, or choose another [gateway] port, or 0 to take a free one"
+        ) from error
 
 
 async def check_gateway(

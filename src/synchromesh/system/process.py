@@ -1,11 +1,11 @@
-"""One service of a system as a process of its own; `main` is what runs in it.
+"""One part of a system, a service or its gateway, as a process of its own; `main` runs in it.
 
 It is started by the supervisor (`split`), which hands it its `Orders` as one line on standard
 input, and holds that open: where it closes, the supervisor is gone, and the process ends too. It
-says `Loaded`, and once the service is registered `Ready`, each as one line; or why not, `Unready`.
-What else is printed goes to standard error.
+says `Loaded` where it has to wait for the process before, and once it answers `Ready`, each as one
+line; or why not, `Unready`. What else is printed goes to standard error.
 
-    orders → log, spans → registry → database → HTTP server → admin → registered → ready
+    orders → log, spans → registry → the part → admin socket → the part is known → ready
 """
 
 from __future__ import annotations
@@ -18,47 +18,33 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from synchromesh.calls import FaultTable, HttpEdge, HttpTransport, Transport, faulty
-from synchromesh.discovery import Endpoint, Registration
-from synchromesh.errors import (
-    ConfigError,
-    DiscoveryError,
-    StaleIncarnation,
-    StoreLocked,
-    SynchromeshError,
-)
+from synchromesh.calls import FaultTable, HttpTransport
+from synchromesh.errors import SynchromeshError
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime, Runtime
-from synchromesh.service import Child, Service, ServiceInstance, Supervisor, Surroundings
-from synchromesh.store import StoreOptions
-from synchromesh.system.config import GATEWAY, SystemConfig, load_services
+from synchromesh.service import Child, Supervisor
+from synchromesh.system.config import GATEWAY, load_services
 from synchromesh.system.control import Control
-from synchromesh.system.faults import Faults
+from synchromesh.system.faults import Faults, faults_of
+from synchromesh.system.gateway_part import GatewayPart
 from synchromesh.system.logs import log_to
-from synchromesh.system.loops import loop_factory
+from synchromesh.system.loops import first_of, loop_factory
+from synchromesh.system.part import Ground, Loaded, Orders, Part, Ready, Unready
 from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
+from synchromesh.system.service_part import ServicePart
 from synchromesh.system.status import Parts
 from synchromesh.system.watchdog import watch_loop
-from synchromesh.system.wiring import CLIENT, CONTROL_HOST, policies_of
-from synchromesh.telemetry import SqliteRing, Tracer
+from synchromesh.system.wiring import CONTROL_HOST
+from synchromesh.telemetry import SqliteRing
 
-# What the one before may take to drain and let go of the database.
-LOCKED_WITHIN_S = 15.0
-LOCK_EVERY_S = 0.02
 REGISTRY_WITHIN_S = 5.0
-# How long callers may take to hear that this instance gets no more calls.
-HEARD_WITHIN_S = 0.1
-# Together below the 10 s of a stop.
-ANSWER_WITHIN_S = 4.0
-DRAIN_WITHIN_S = 1.5
 
 FAILED = 3
 MISTAKE = 2
@@ -66,51 +52,11 @@ MISTAKE = 2
 _log = logging.getLogger("synchromesh.system")
 
 
-class Orders(msgspec.Struct, frozen=True):
-    """What a process is told by its supervisor.
-
-    Attributes:
-        service: which service it is.
-        config: of the whole system.
-        key: signs every hop, in base64.
-        control: the URL of the control socket, where the registry is.
-        token: what the supervisor shows at the admin socket.
-        port: where to listen, if that is free; the configured port goes first.
-    """
-
-    service: str
-    config: SystemConfig
-    key: str
-    control: str
-    token: str
-    port: int = 0
-
-    def __repr__(self) -> str:
-        return f"<Orders {self.service} by {self.control}>"  # neither the key nor the token
-
-
-class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """Tells that all is imported, and that the service starts as soon as its database is free."""
-
-
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Tells that the service is registered, and the ports of its admin socket and of itself."""
-
-    admin: int
-    port: int
-
-
-class Unready(msgspec.Struct, frozen=True, tag="unready"):
-    """Tells why the service could not be started."""
-
-    message: str
-
-
-class ServiceProcess:
-    """Runs one service of a system in this process; `start`, then `wait`, then `stop`.
+class Process:
+    """Runs one part of a system in this process; `start`, then `wait`, then `stop`.
 
     Args:
-        loaded: called when only the database is still waited for.
+        loaded: called when only what the process before holds is still waited for.
     """
 
     def __init__(
@@ -124,12 +70,10 @@ class ServiceProcess:
         self._exit = AsyncExitStack()
         self._failed = asyncio.Event()
         self._failure = ""
-        self._instance: ServiceInstance | None = None
-        self._server: HttpServer | None = None
-        self._registration: Registration | None = None
+        self._part: Part | None = None
 
     async def start(self) -> Ready:
-        """Start the service; when this returns, it is registered and answers.
+        """Start the part; when this returns, it is known and answers.
 
         Raises:
             ConfigError, StoreError, ContractError, DiscoveryError: as `System.start` does.
@@ -142,41 +86,29 @@ class ServiceProcess:
 
     async def wait(self, stop: asyncio.Event) -> str:
         """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (stop, self._failed)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await first_of(stop, self._failed)
         return self._failure
 
-    async def stop(self) -> None:
-        """Leave the list, answer what was taken, and end, within 10 seconds."""
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """Answer what was taken, until `hurry`, and end."""
+        assert self._part is not None
+        draining = asyncio.ensure_future(self._part.drain())
+        draining.add_done_callback(lambda _: hurry.set())
         try:
-            if self._registration is not None:
-                await self._leave(self._registration)
-            if self._server is not None:
-                await self._server.drain(ANSWER_WITHIN_S)
-            if self._instance is not None:
-                await self._instance.drain(DRAIN_WITHIN_S)
+            await hurry.wait()
+            draining.cancel()
+            (outcome,) = await asyncio.gather(draining, return_exceptions=True)
+            if isinstance(outcome, Exception):
+                _log.error("the drain failed", exc_info=outcome)
         finally:
             await self._exit.aclose()
 
-    async def _leave(self, registration: Registration) -> None:
-        try:
-            await registration.drain()
-        except DiscoveryError as error:
-            _log.warning("the registry was not told of the drain: %s", error)
-        else:
-            await asyncio.sleep(HEARD_WITHIN_S)
-
     async def _start(self) -> Ready:
         orders, runtime, enter = self._orders, self._runtime, self._exit
-        name, telemetry = orders.service, self._rundir.telemetry
+        name, telemetry = orders.name, self._rundir.telemetry
         enter.callback(log_to(telemetry / f"log-{name}.jsonl"))
         enter.callback(watch_loop())
         services = load_services(orders.config, self._folder)
-        service = next(each for each in services if each.name == name)
         signer = Signer(base64.b64decode(orders.key))
         ring = SqliteRing(str(telemetry / f"spans-{name}.db"), runtime)
         enter.push_async_callback(ring.close)
@@ -193,86 +125,47 @@ class ServiceProcess:
         background = Supervisor(name, escalate=self._fail)
         enter.push_async_callback(background.close)
         background.start(Child("registry", registry.run))
-        faults = FaultTable()
-        transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
-        around = Surroundings(
+        table = FaultTable()
+        faults = faults_of(orders.config, table)
+        faults.resume(orders.faults, wall_us=runtime.wall_us())
+        ground = Ground(
+            orders=orders,
+            folder=self._folder,
             runtime=runtime,
+            rundir=self._rundir,
+            services=tuple(services),
             signer=signer,
-            sink=ring,
-            resolver=registry,
-            transports=faulty(transports, name, faults, runtime.rng),
-            policies=lambda caller: policies_of(orders.config, caller),
-            subscribers={s.name: frozenset(s.subscriptions) for s in services if s.subscriptions},
-            escalate=lambda _, child, error: self._fail(child, error),
-            store=replace(StoreOptions(), pages_max=orders.config.services[name].pages_max),
-        )
-        self._loaded()
-        instance = self._instance = await self._own(service, around)
-        enter.push_async_callback(instance.stop)
-        server = self._server = await self._serve(instance)
-        parts = self._parts(instance, server, around, ring, background, faults)
-        admin = await self._admin(parts)
-        await self._register(registry, server.url, background)
-        return Ready(admin.port, server.port)
-
-    async def _own(self, service: Service, around: Surroundings) -> ServiceInstance:
-        """Start the instance, once the process before has let go of its database."""
-        path = self._rundir.database(service.name)
-        until_s = asyncio.get_running_loop().time() + LOCKED_WITHIN_S
-        while True:
-            try:
-                return await ServiceInstance.start(service, path, around)
-            except StoreLocked:
-                if asyncio.get_running_loop().time() >= until_s:
-                    raise
-            await asyncio.sleep(LOCK_EVERY_S)
-
-    async def _serve(self, instance: ServiceInstance) -> HttpServer:
-        edge = HttpEdge(runtime=self._runtime)
-        edge.mount(instance.dispatcher, instance.offered)
-        server = HttpServer(edge, network=self._runtime.network)
-        host = self._orders.config.system.host
-        fixed = self._orders.config.services[self._orders.service].port
-        try:
-            await server.start(host, fixed or self._orders.port)
-        except ConfigError:
-            if fixed or not self._orders.port:
-                raise
-            # Somebody has taken the port that it had by chance.
-            await server.start(host, 0)
-        self._exit.push_async_callback(server.close)
-        return server
-
-    def _parts(
-        self,
-        instance: ServiceInstance,
-        server: HttpServer,
-        around: Surroundings,
-        ring: SqliteRing,
-        background: Supervisor,
-        faults: FaultTable,
-    ) -> Parts:
-        config, name = self._orders.config, self._orders.service
-        caller = instance.caller
-        services, externals = tuple(config.services), tuple(config.external)
-        clients = (CLIENT, GATEWAY) if config.gateway.app else (CLIENT,)
-        return Parts(
-            name=config.system.name,
-            caller=caller,
-            tracer=Tracer(name, self._runtime, ring),
-            clients={},
             ring=ring,
-            instances={name: instance},
-            urls={name: server.url},
-            externals=(),
-            resolver=around.resolver,
-            supervisors=(background,),
-            faults=Faults(faults, callers=(*services, *clients), callees=(*services, *externals)),
-            signer=around.signer,
-            runtime=self._runtime,
+            registry=registry,
+            transports={"http": HttpTransport(pool, runtime=runtime)},
+            faults=table,
+            background=background,
+            exit=enter,
+            fail=self._fail,
+            loaded=self._loaded,
         )
+        part = self._part = GatewayPart(ground) if name == GATEWAY else ServicePart(ground)
+        await part.start()
+        admin = await self._admin(ground, part, faults)
+        return Ready(admin.port, await part.open())
 
-    async def _admin(self, parts: Parts) -> HttpServer:
+    async def _admin(self, ground: Ground, part: Part, faults: Faults) -> HttpServer:
+        parts = Parts(
+            name=ground.orders.config.system.name,
+            caller=part.caller,
+            tracer=part.tracer,
+            clients={} if part.gateway is None else {GATEWAY: part.caller},
+            ring=ground.ring,
+            instances=part.instances,
+            gateway=part.gateway,
+            urls={},
+            externals=(),
+            resolver=ground.registry,
+            supervisors=(ground.background,),
+            faults=faults,
+            signer=ground.signer,
+            runtime=ground.runtime,
+        )
         control = Control(
             parts, token=self._orders.token, authority=lambda: f"{server.host}:{server.port}"
         )
@@ -281,40 +174,17 @@ class ServiceProcess:
         self._exit.push_async_callback(server.close)
         return server
 
-    async def _register(self, registry: RemoteRegistry, url: str, background: Supervisor) -> None:
-        name = self._orders.service
-        # The number of the process tells the supervisor whose lease to end when it has ended.
-        endpoint = Endpoint(f"{name}-1", name, url, (("pid", str(os.getpid())),))
-        registration = await registry.register(endpoint, credential="")
-        self._registration = registration
-        self._exit.push_async_callback(self._end, registration)
-
-        async def renew() -> None:
-            try:
-                await registration.run()
-            except StaleIncarnation as error:
-                self._fail("lease", error)
-            await asyncio.Event().wait()
-
-        background.start(Child("lease", renew))
-
-    async def _end(self, registration: Registration) -> None:
-        try:
-            await registration.end()
-        except DiscoveryError as error:
-            _log.warning("the lease was not ended and will expire: %s", error)
-
     def _fail(self, child: str, error: BaseException) -> None:
         if not self._failure:
             self._failure = f"{child} failed too often: {type(error).__name__}: {error}"
         self._failed.set()
 
     def __repr__(self) -> str:
-        return f"<ServiceProcess {self._orders.service}>"
+        return f"<Process {self._orders.name}>"
 
 
 def main() -> None:
-    """Run one service until SIGTERM, or until the supervisor is gone."""
+    """Run one part until SIGTERM, or until the supervisor is gone; a second SIGTERM cuts it."""
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     # What users print must not fill a pipe that nobody reads.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -324,9 +194,13 @@ def main() -> None:
 
 
 async def _run(orders: Orders, answer: BinaryIO) -> int:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def told() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
 
     def abandoned() -> None:
         loop.remove_reader(sys.stdin.fileno())
@@ -337,12 +211,12 @@ async def _run(orders: Orders, answer: BinaryIO) -> int:
     def say(what: Loaded | Ready | Unready) -> None:
         answer.write(msgspec.json.encode(what) + b"\n")
 
-    process = ServiceProcess(orders, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
+    process = Process(orders, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
     with answer:
         try:
             ready: Ready | Unready = await process.start()
         except (SynchromeshError, TimeoutError) as error:
-            _log.exception("the service could not be started")
+            _log.exception("it could not be started")
             ready = Unready(str(error) or "the registry did not answer in time")
         say(ready)
     if isinstance(ready, Unready):
@@ -350,8 +224,8 @@ async def _run(orders: Orders, answer: BinaryIO) -> int:
     try:
         failure = await process.wait(stop)
     finally:
-        await process.stop()
+        await process.stop(hurry)
     if failure:
-        sys.stderr.write(f"synchromesh: {orders.service}: {failure}\n")
+        sys.stderr.write(f"synchromesh: {orders.name}: {failure}\n")
         return FAILED
     return 0

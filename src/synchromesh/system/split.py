@@ -1,7 +1,7 @@
-"""A whole system with a process for each service: the supervisor, the registry, one control socket.
+"""A whole system of processes: the supervisor, the registry, one control socket.
 
     run directory → key, telemetry → registry on the control socket → external services
-    → a process for each service → opening → gateway → run.json
+    → a process for each service → opening → a process for the gateway → run.json
 
 A process that ends is started again, up to the restart intensity; beyond that the system ends and
 says which. What runs in the processes is `process`.
@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from synchromesh.calls import FaultTable, HttpTransport, Transport
@@ -23,38 +24,43 @@ from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import Child, Service, Supervisor
+from synchromesh.system.child_process import ChildProcess
 from synchromesh.system.children import ExternalProcess
 from synchromesh.system.clients import Clients
-from synchromesh.system.config import SystemConfig
-from synchromesh.system.faults import Faults
+from synchromesh.system.config import CLIENT, GATEWAY, SystemConfig
+from synchromesh.system.faults import Faults, faults_of
+from synchromesh.system.gateway import open_socket
 from synchromesh.system.logs import log_to
-from synchromesh.system.process import Orders
+from synchromesh.system.part import Orders
 from synchromesh.system.references import signing_key
 from synchromesh.system.registry import RegistryServer
 from synchromesh.system.rundir import RunInfo
-from synchromesh.system.service_child import ServiceChild
 from synchromesh.system.split_control import SplitControl
 from synchromesh.system.status import Parts
 from synchromesh.system.watchdog import watch_loop
-from synchromesh.system.wiring import CLIENT, CONTROL_HOST, System, all_of
+from synchromesh.system.wiring import CONTROL_HOST, System, all_of
 from synchromesh.telemetry import SqliteRing
 
-# Together with `service_child.STOP_WITHIN_S` and what external services may take to end, these stay
-# below the 10 s of `System.stop`.
-CLIENTS_WITHIN_S = 2.0
+# Together with what a process that starts and external services may take to end, these stay below
+# the 10 s of `System.stop`.
+GATEWAY_WITHIN_S = 2.25
+SERVICES_WITHIN_S = 4.5
 CONTROL_WITHIN_S = 0.5
 
 
 class SplitSystem(System):
-    """Runs each service of a folder as a process of its own; used as `System` is."""
+    """Runs each service and the gateway as a process of its own; used as `System` is."""
 
     _watching: Supervisor
     _token: str
     _control: HttpServer
+    _socket: socket
+    _faults: Faults
 
     def __init__(self, config: SystemConfig, folder: Path, runtime: Runtime) -> None:
         super().__init__(config, folder, runtime)
-        self._processes: dict[str, ServiceChild] = {}
+        # By service; the gateway's by its own name, once it is started.
+        self._processes: dict[str, ChildProcess] = {}
 
     def cut(self) -> None:
         """End all processes at once, as `System.cut` says."""
@@ -65,10 +71,12 @@ class SplitSystem(System):
     async def _drain(self) -> None:
         # Or what is stopped would be started again.
         await self._watching.close()
-        # Clients first, while all that they need still answers. Processes need each other, and the
-        # registry, until they have ended.
-        clients = [server for server in self._servers if server is not self._control]
-        await all_of(server.drain(CLIENTS_WITHIN_S) for server in clients)
+        if GATEWAY in self._processes:
+            # What it has taken needs all the others. A client that comes from here on is refused:
+            # it would wait for nobody.
+            self._socket.close()
+            await all_of([self._processes[GATEWAY].stop()])
+        # Processes need each other, and the registry, until they have ended.
         await all_of(child.stop() for child in self._processes.values())
         await self._control.drain(CONTROL_WITHIN_S)
 
@@ -109,8 +117,8 @@ class SplitSystem(System):
         await self._start_processes(key)
         if opening is not None:
             await self._open(opening, parts.caller)
-        if self._gateway is not None:
-            await self._start_gateway(self._gateway, background)
+        if self._definition is not None:
+            await self._start_gateway_process(key)
         enter.callback(rundir.withdraw)
         self._publish()
 
@@ -121,7 +129,7 @@ class SplitSystem(System):
             control=self._control.url,
             token=self._token,
             services=dict(self._urls),
-            gateway="" if self._gateway is None else self._gateway.url,
+            gateway=self._processes[GATEWAY].url if GATEWAY in self._processes else "",
         )
         self._rundir.publish(self._info)
 
@@ -129,34 +137,34 @@ class SplitSystem(System):
         self, pool: HttpPool, signer: Signer, supervisors: tuple[Supervisor, ...]
     ) -> Parts:
         runtime = self._runtime
-        services, externals = tuple(self._config.services), tuple(self._config.external)
         ring = SqliteRing(str(self._rundir.telemetry / "spans.db"), runtime)
         self._exit.push_async_callback(ring.close)
-        faults = FaultTable()
+        table = FaultTable()
+        faults = self._faults = faults_of(self._config, table)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
         makes = Clients(
             resolver=self._registry,
             transports=transports,
             signer=signer,
             sink=ring,
-            faults=faults,
+            faults=table,
             runtime=runtime,
             policies=self._policies,
         )
         caller, tracer = makes.make(CLIENT)
-        clients = {CLIENT: caller, **self._gateway_client(makes)}
         return Parts(
             name=self._config.system.name,
             caller=caller,
             tracer=tracer,
-            clients=clients,
+            clients={CLIENT: caller},
             ring=ring,
             instances={},
+            gateway=None,
             urls=self._urls,
-            externals=externals,
+            externals=tuple(self._config.external),
             resolver=self._registry,
             supervisors=supervisors,
-            faults=Faults(faults, callers=(*services, *clients), callees=(*services, *externals)),
+            faults=faults,
             signer=signer,
             runtime=runtime,
         )
@@ -188,7 +196,7 @@ class SplitSystem(System):
     async def _start_processes(self, key: bytes) -> None:
         """Start all at once: none waits for another, and calls are held until all are there."""
         for name in self._config.services:
-            self._processes[name] = self._process(name, base64.b64encode(key).decode())
+            self._processes[name] = self._service_process(name, key)
         starting = [asyncio.ensure_future(child.start()) for child in self._processes.values()]
         try:
             await asyncio.gather(*starting)
@@ -200,26 +208,56 @@ class SplitSystem(System):
         for name, child in self._processes.items():
             self._watching.start(Child(f"service/{name}", child.run))
 
-    def _process(self, name: str, key: str) -> ServiceChild:
-        def orders(port: int) -> Orders:
-            return Orders(name, self._config, key, self._control.url, self._token, port)
+    async def _start_gateway_process(self, key: bytes) -> None:
+        self._socket = open_socket(self._config.system.host, self._config.gateway.port)
+        self._exit.callback(self._socket.close)
 
+        def moved(_: str) -> None:
+            """Its socket stays where it is."""
+
+        child = ChildProcess(
+            "the gateway",
+            orders=lambda _: self._orders(GATEWAY, key, handle=self._socket.fileno()),
+            folder=self._folder,
+            log=self._rundir.telemetry / f"{GATEWAY}.log",
+            gone=lambda _: None,
+            moved=moved,
+            stop_within_s=GATEWAY_WITHIN_S,
+        )
+        self._processes[GATEWAY] = child
+        await child.start()
+        self._watching.start(Child(GATEWAY, child.run))
+
+    def _orders(self, name: str, key: bytes, *, port: int = 0, handle: int = -1) -> Orders:
+        return Orders(
+            name=name,
+            config=self._config,
+            key=base64.b64encode(key).decode(),
+            control=self._control.url,
+            token=self._token,
+            port=port,
+            handle=handle,
+            faults=self._faults.standing(wall_us=self._runtime.wall_us()),
+        )
+
+    def _service_process(self, name: str, key: bytes) -> ChildProcess:
         def gone(pid: int) -> None:
             # Its end was seen: it is not suspected to be dead, it is (R6).
             self._registry.bury(name, lambda endpoint: ("pid", str(pid)) in endpoint.metadata)
 
-        def moved(port: int) -> None:
-            self._urls[name] = f"http://{self._config.system.host}:{port}"
+        def moved(url: str) -> None:
+            self._urls[name] = url
             if self._info is not None:
                 self._publish()
 
-        return ServiceChild(
-            name,
-            orders=orders,
+        return ChildProcess(
+            f"service {name!r}",
+            orders=lambda port: self._orders(name, key, port=port),
             folder=self._folder,
             log=self._rundir.telemetry / f"{name}.log",
             gone=gone,
             moved=moved,
+            stop_within_s=SERVICES_WITHIN_S,
         )
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The control socket of a system whose services are processes: asks them all, and answers as one.
+"""The control socket of a system of processes: asks them all, and answers as one.
 
 A process that does not answer is shown as one that is down; the others' answers count.
 """
@@ -23,9 +23,10 @@ from synchromesh.errors import (
 )
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.service import Service
+from synchromesh.system.child_process import ChildProcess
+from synchromesh.system.config import GATEWAY
 from synchromesh.system.control import Control
 from synchromesh.system.registry import PATH, RegistryServer
-from synchromesh.system.service_child import ServiceChild
 from synchromesh.system.status import Parts, findings_in, status_of
 
 ASK_WITHIN_S = 2.0
@@ -47,7 +48,7 @@ class SplitControl(Control):
     Args:
         registry: answers what begins with `/registry`.
         services: the definitions, which know their operations.
-        processes: by service.
+        processes: by service, the gateway's by its own name.
         pool: how processes are asked.
     """
 
@@ -59,7 +60,7 @@ class SplitControl(Control):
         authority: Callable[[], str],
         registry: RegistryServer,
         services: Mapping[str, Service],
-        processes: Mapping[str, ServiceChild],
+        processes: Mapping[str, ChildProcess],
         pool: HttpPool,
     ) -> None:
         super().__init__(parts, token=token, authority=authority)
@@ -77,23 +78,39 @@ class SplitControl(Control):
     async def _status(self, _: HttpRequest, __: str) -> object:
         status = await status_of(self._parts)
         told = await self._ask_all("GET", "/status")
-        services = {}
-        for name in self._processes:
-            answer = told[name]
-            child = status["children"].get(f"service/{name}", {"state": "starting"})
-            if isinstance(answer, SynchromeshError):
-                state = {"state": "down", "restarts": 0, "last_error": answer.message, **child}
-                if state["state"] == "running":
-                    state["state"] = "silent"
-                health = {"service": name, "is_healthy": False, "is_draining": False}
-                services[name] = {"health": {**health, "children": {"process": state}}, **SILENT}
-            else:
-                services[name] = answer["services"][name]
-                status["spans_dropped"] += answer["spans_dropped"]
+        services = {name: self._service(name, told[name], status["children"])
+                    for name in self._services if name in told}  # fmt: skip
+        if GATEWAY in told:
+            self._add_gateway(status, told[GATEWAY])
         status["services"] = services
+        status["spans_dropped"] += sum(
+            answer["spans_dropped"] for answer in told.values() if isinstance(answer, dict)
+        )
         status["faults"] = self._struck(status["faults"], told)
         status["findings"] = findings_in(services, status["children"])
         return status
+
+    def _service(self, name: str, answer: Any, children: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a service says of itself, or that it says nothing."""
+        if isinstance(answer, dict):
+            told: dict[str, Any] = answer["services"][name]
+            return told
+        health = {"service": name, "is_healthy": False, "is_draining": False}
+        state = _unanswered(children.get(f"service/{name}", {"state": "starting"}), answer)
+        health["children"] = {"process": state}
+        return {"pid": self._processes[name].pid, "health": health, **SILENT}
+
+    def _add_gateway(self, status: dict[str, Any], answer: Any) -> None:
+        """Add the gateway to a status as if it were of the process that tells it."""
+        child, children = self._processes[GATEWAY], status["children"]
+        status["gateway"] = {"pid": child.pid, "url": child.url}
+        if isinstance(answer, dict):
+            status["clients"].update(answer["clients"])
+            own = answer["children"].items()
+            children.update({name: state for name, state in own if name.startswith(GATEWAY)})
+        else:
+            state = children.get(GATEWAY, {"state": "starting"})
+            children[GATEWAY] = _unanswered(state, answer)
 
     def _struck(self, own: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
         """Return the faults in force, with what they struck in all processes together."""
@@ -198,3 +215,11 @@ class SplitControl(Control):
             return error
         reply = Reply(response.status, response.body)
         return msgspec.json.decode(response.body) if reply.is_answer else reply.to_error(())
+
+
+def _unanswered(state: Mapping[str, Any], error: SynchromeshError) -> dict[str, Any]:
+    """Return the state of a process that does not answer: the one that runs is silent."""
+    told = {"restarts": 0, "last_error": error.message, **state}
+    if state["state"] == "running":
+        told |= {"state": "silent", "last_error": error.message}
+    return told

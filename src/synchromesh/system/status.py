@@ -14,6 +14,7 @@ from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import ServiceInstance, Supervisor
 from synchromesh.system.faults import Faults
+from synchromesh.system.gateway import ServedGateway
 from synchromesh.telemetry import SqliteRing, Tracer
 
 
@@ -26,6 +27,7 @@ class Parts:
         caller: makes the calls of the command line, with `tracer`.
         clients: all callers that are no service, by name; the command line's is one.
         instances: by service.
+        gateway: the way in; None where there is none, or it is another process.
         urls: where services listen, by service.
         externals: the external services' names.
         resolver: finds both.
@@ -38,6 +40,7 @@ class Parts:
     clients: Mapping[str, Caller]
     ring: SqliteRing
     instances: Mapping[str, ServiceInstance]
+    gateway: ServedGateway | None
     urls: Mapping[str, str]
     externals: Sequence[str]
     resolver: Resolver
@@ -53,8 +56,13 @@ async def status_of(parts: Parts) -> dict[str, Any]:
     `findings` says in words what needs a person: sagas that are stuck, messages that are parked,
     background children that do not run. An open breaker is none: it closes by itself.
     """
+    pid = os.getpid()
     services = {
-        name: {**await instance_status(instance), "instances": await _listed(parts, name)}
+        name: {
+            "pid": pid,
+            **await instance_status(instance),
+            "instances": await _listed(parts, name),
+        }
         for name, instance in parts.instances.items()
     }
     children = {
@@ -64,7 +72,8 @@ async def status_of(parts: Parts) -> dict[str, Any]:
     }
     return {
         "system": parts.name,
-        "pid": os.getpid(),
+        "pid": pid,
+        "gateway": None if parts.gateway is None else {"pid": pid, "url": parts.gateway.url},
         "services": services,
         "externals": {name: {"instances": await _listed(parts, name)} for name in parts.externals},
         "clients": {

@@ -44,6 +44,7 @@ from synchromesh.store import StoreOptions
 from synchromesh.system.children import ExternalProcess
 from synchromesh.system.clients import Clients
 from synchromesh.system.config import (
+    CLIENT,
     GATEWAY,
     ExternalSection,
     SystemConfig,
@@ -52,9 +53,10 @@ from synchromesh.system.config import (
     load_services,
 )
 from synchromesh.system.control import Control
-from synchromesh.system.faults import Faults
+from synchromesh.system.faults import faults_of
 from synchromesh.system.gateway import ServedGateway, check_gateway
 from synchromesh.system.logs import log_to
+from synchromesh.system.loops import first_of
 from synchromesh.system.references import signing_key
 from synchromesh.system.rundir import RunDir, RunInfo
 from synchromesh.system.status import Parts
@@ -68,7 +70,6 @@ GATEWAY_WITHIN_S = 2.0
 ANSWER_WITHIN_S = 3.0
 DRAIN_WITHIN_S = 1.5
 CONTROL_HOST = "127.0.0.1"
-CLIENT = "control"
 
 _log = logging.getLogger("synchromesh.system")
 
@@ -150,12 +151,7 @@ class System:
 
     async def wait(self, stop: asyncio.Event) -> str:
         """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (stop, self._failed)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await first_of(stop, self._failed)
         return self._failure
 
     async def stop(self) -> None:
@@ -164,9 +160,6 @@ class System:
             if self._info is not None:
                 self._info = None
                 self._rundir.withdraw()
-                # What it has taken needs all the others.
-                if self._gateway is not None:
-                    await self._gateway.drain(GATEWAY_WITHIN_S)
                 await self._drain()
             await self._close()
 
@@ -192,6 +185,9 @@ class System:
         listed any more; and only then none takes calls, so that no caller is sent to one that
         drains.
         """
+        # What it has taken needs all the others.
+        if self._gateway is not None:
+            await self._gateway.drain(GATEWAY_WITHIN_S)
         await all_of(server.drain(ANSWER_WITHIN_S) for server in self._servers)
         await all_of(registration.drain() for registration in self._registrations)
         await all_of(instance.drain(DRAIN_WITHIN_S) for instance in self.instances.values())
@@ -262,6 +258,7 @@ class System:
             tracer=tracer,
             runtime=self._runtime,
             rundir=self._rundir,
+            network=self._runtime.network,
         )
         return {GATEWAY: caller}
 
@@ -354,7 +351,6 @@ class System:
         supervisors: tuple[Supervisor, ...],
         faults: FaultTable,
     ) -> Parts:
-        services, externals = tuple(self._config.services), tuple(self._config.external)
         makes = Clients(
             resolver=around.resolver,
             transports=around.transports,
@@ -373,11 +369,12 @@ class System:
             clients=clients,
             ring=ring,
             instances=self.instances,
+            gateway=self._gateway,
             urls=self._urls,
-            externals=externals,
+            externals=tuple(self._config.external),
             resolver=around.resolver,
             supervisors=supervisors,
-            faults=Faults(faults, callers=(*services, *clients), callees=(*services, *externals)),
+            faults=faults_of(self._config, faults),
             signer=around.signer,
             runtime=around.runtime,
         )

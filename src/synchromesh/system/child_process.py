@@ -1,4 +1,7 @@
-"""A service as a child process, as its supervisor sees it: started, watched, replaced, stopped."""
+"""A part of a system as a child process, as its supervisor sees it.
+
+It is started, watched, replaced and stopped; what runs in it is `process`.
+"""
 
 from __future__ import annotations
 
@@ -8,68 +11,76 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.children import ChildEnded, die_with_parent, how_it_ended, signal_group
-from synchromesh.system.process import Loaded, Orders, Ready, Unready
+from synchromesh.system.part import Loaded, Orders, Ready, Unready
 
 # By -m the module would be loaded twice, for its package imports it too.
 MAIN = "from synchromesh.system.process import main; main()"
-
-T = TypeVar("T", Loaded, Ready)
 
 # The process before may take its 10 s to let go of the database.
 READY_WITHIN_S = 20.0
 # One process alone may take the 10 s of a stop; a system that stops has more to do in them.
 REPLACED_WITHIN_S = 9.0
-STOP_WITHIN_S = 5.0
+# One that is not ready has taken nothing that it would have to answer.
+UNREADY_WITHIN_S = 0.5
+# Of every bound, what is left for a process to end once it is told not to wait for answers.
+HURRY_S = 0.5
 LINE_BYTES_MAX = 65_536
 
 _log = logging.getLogger("synchromesh.system")
 
 
-class ServiceChild:
-    """One service as a child process; `run` is a supervised loop.
+class ChildProcess:
+    """One part of a system as a child process; `run` is a supervised loop.
 
     Args:
-        name: the service.
+        title: what it is called in words, such as "service 'orders'".
         orders: makes what the process is told; given the port of the one before, or 0.
         folder: of the system.
         log: the file that takes what the process writes to standard output and error.
         gone: told the id of each process that has ended, at once.
-        moved: told that the service listens at another port.
+        moved: told its URL when that is another one than before.
+        stop_within_s: how long it may take to end when the system stops.
     """
 
     def __init__(
         self,
-        name: str,
+        title: str,
         *,
         orders: Callable[[int], Orders],
         folder: Path,
         log: Path,
         gone: Callable[[int], None],
-        moved: Callable[[int], None],
+        moved: Callable[[str], None],
+        stop_within_s: float,
     ) -> None:
-        self._name = name
+        self._title = title
         self._orders = orders
         self._folder = folder
         self._log_path = log
         self._gone = gone
         self._moved = moved
+        self._stop_within_s = stop_within_s
         self._process: asyncio.subprocess.Process | None = None
         # One that is being replaced; it is stopped too.
         self._before: asyncio.subprocess.Process | None = None
         self._ready: Ready | None = None
-        self._port = 0
+        self._url = ""
         self._is_stopping = False
 
     @property
     def pid(self) -> int | None:
         """The id of the process that runs, or ran last."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def url(self) -> str:
+        """Where it is reached, or was last; "" before it was ready."""
+        return self._url
 
     @property
     def admin_port(self) -> int | None:
@@ -80,15 +91,15 @@ class ServiceChild:
         return self._ready.admin
 
     async def start(self) -> None:
-        """Start the process and wait until the service is registered.
+        """Start the process and wait until it answers.
 
         Raises:
             ConfigError: it could not be started; the message says why, or names its log.
         """
         self._ready = None
-        self._process = await self._spawn()
-        await self._become(self._process, Loaded)
-        self._note_ready(await self._become(self._process, Ready))
+        process = self._process = await self._spawn()
+        said = await self._heard(process)
+        await self._note_ready(said, process)
 
     async def run(self) -> None:
         """Watch the process until it ends, then raise; the next run starts it anew."""
@@ -100,15 +111,14 @@ class ServiceChild:
             code = await process.wait()
             self._gone(process.pid)
             if process is self._process:
-                raise ChildEnded(
-                    f"service {self._name!r} ended {how_it_ended(code)}; see {self._log_path}"
-                )
+                raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
 
     async def restart(self) -> None:
         """Replace the process by a new one, losing no call.
 
-        The new one is loaded while the old one still answers, and takes over its database when that
-        has drained; callers hold their calls in between. Where it cannot be loaded, the old stays.
+        The new one is loaded while the old one still answers. A service takes over its database
+        when the old one has drained, and callers hold their calls in between; a gateway serves
+        beside the old one, which then drains. One that cannot be loaded replaces nothing.
 
         Raises:
             BadRequest: it is not running, or is being restarted.
@@ -116,29 +126,32 @@ class ServiceChild:
         """
         before, ready = self._process, self._ready
         if before is None or self.admin_port is None or self._before is not None:
-            raise BadRequest(f"service {self._name!r} is not running; wait until it is")
+            raise BadRequest(f"{self._title} is not running; wait until it is")
         self._before = before
         try:
-            self._process = await self._spawn()
+            process = self._process = await self._spawn()
             self._ready = None
-            await self._become(self._process, Loaded)
+            said = await self._heard(process)
         except BaseException:
             # What was to be replaced still answers.
             self._process, self._ready, self._before = before, ready, None
             raise
+        if isinstance(said, Ready):
+            await self._note_ready(said, process)
         try:
-            await _end(before, self._name, REPLACED_WITHIN_S)
+            await _end(before, self._title, REPLACED_WITHIN_S)
             self._gone(before.pid)
         finally:
             self._before = None
-        self._note_ready(await self._become(self._process, Ready))
+        if isinstance(said, Loaded):
+            await self._note_ready(said, process)
 
     async def stop(self) -> None:
         """End the process: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
         self._is_stopping = True
         for process in (self._before, self._process):
             if process is not None and process.returncode is None:
-                await _end(process, self._name, STOP_WITHIN_S)
+                await _end(process, self._title, self._stop_within_s)
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""
@@ -148,8 +161,8 @@ class ServiceChild:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         if self._is_stopping:
-            raise ChildEnded(f"service {self._name!r} is being stopped")
-        orders = self._orders(self._port)
+            raise ChildEnded(f"{self._title} is being stopped")
+        orders = self._orders(int(self._url.rpartition(":")[2] or 0))
         try:
             with self._log_path.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -159,35 +172,37 @@ class ServiceChild:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=log,
                     limit=LINE_BYTES_MAX,
+                    pass_fds=() if orders.handle < 0 else (orders.handle,),
                     preexec_fn=die_with_parent(),
                     start_new_session=True,
                 )
         except OSError as error:
             raise ConfigError(
-                f"service {self._name!r} cannot be started: {error}; its log is {self._log_path}"
+                f"{self._title} cannot be started: {error}; its log is {self._log_path}"
             ) from error
         assert process.stdin is not None
         # It is not closed: its end tells the process that nobody looks after it any more.
         process.stdin.write(msgspec.json.encode(orders) + b"\n")
         return process
 
-    def _note_ready(self, ready: Ready) -> None:
-        self._ready = ready
-        if self._port != ready.port:
-            self._port = ready.port
-            self._moved(ready.port)
+    async def _note_ready(self, said: Loaded | Ready, process: asyncio.subprocess.Process) -> None:
+        """Take the process for ready, once it has said so."""
+        if isinstance(said, Loaded):
+            said = await self._heard(process)
+        assert isinstance(said, Ready)
+        self._ready = said
+        if self._url != said.url:
+            self._url = said.url
+            self._moved(said.url)
 
-    async def _become(self, process: asyncio.subprocess.Process, kind: type[T]) -> T:
-        """Wait until the process says that it is so far; end it where it does not get there."""
+    async def _heard(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
+        """Wait until the process says how far it is; end it where it does not get there."""
         try:
-            said = await self._said(process)
-            if not isinstance(said, kind):
-                raise self._unready(f"said {said} where {kind.__name__} was expected")
+            return await self._said(process)
         except BaseException:
-            await _end(process, self._name, STOP_WITHIN_S)
+            await _end(process, self._title, UNREADY_WITHIN_S)
             self._gone(process.pid)
             raise
-        return said
 
     async def _said(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
         assert process.stdout is not None
@@ -203,22 +218,27 @@ class ServiceChild:
             raise self._unready(f"ended {how_it_ended(code)} before it was ready")
         said = msgspec.json.decode(line, type=Loaded | Ready | Unready)
         if isinstance(said, Unready):
-            raise ConfigError(f"service {self._name!r}: {said.message}")
+            raise ConfigError(f"{self._title}: {said.message}")
         return said
 
     def _unready(self, why: str) -> ConfigError:
-        return ConfigError(f"service {self._name!r} {why}; see {self._log_path}")
+        return ConfigError(f"{self._title} {why}; see {self._log_path}")
 
     def __repr__(self) -> str:
-        return f"<ServiceChild {self._name} pid {self.pid}>"
+        return f"<ChildProcess {self._title} pid {self.pid}>"
 
 
-async def _end(process: asyncio.subprocess.Process, name: str, within_s: float) -> None:
-    signal_group(process, signal.SIGTERM)
-    try:
-        async with asyncio.timeout(within_s):
-            await process.wait()
-    except TimeoutError:
-        _log.warning("service %s did not stop on SIGTERM and is killed", name)
-        signal_group(process, signal.SIGKILL)
-        await process.wait()
+async def _end(process: asyncio.subprocess.Process, title: str, within_s: float) -> None:
+    """End a process: asked first, then told not to wait for answers, then killed."""
+    hurry_s = min(HURRY_S, within_s / 2)
+    for wait_s in (within_s - hurry_s, hurry_s):
+        signal_group(process, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(wait_s):
+                await process.wait()
+                return
+        except TimeoutError:
+            _log.info("%s has not ended within %g s", title, wait_s)
+    _log.warning("%s did not stop on SIGTERM and is killed", title)
+    signal_group(process, signal.SIGKILL)
+    await process.wait()

@@ -1,0 +1,74 @@
+"""The gateway of a system as what a process is there for.
+
+Its socket is its supervisor's: the process is handed it, and neither its end nor its replacement
+closes it. Clients wait in the backlog meanwhile, and none is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from synchromesh.calls import Caller
+from synchromesh.errors import ConfigError
+from synchromesh.runtime import HandedNetwork
+from synchromesh.service import Child, ServiceInstance
+from synchromesh.system.clients import Clients
+from synchromesh.system.config import GATEWAY, load_gateway
+from synchromesh.system.gateway import ServedGateway
+from synchromesh.system.part import Ground
+from synchromesh.system.wiring import policies_of
+from synchromesh.telemetry import Tracer
+
+# Longer than the deadline that routes have by default; one that is replaced may take it. Together
+# with what else has to end it stays below `child_process.REPLACED_WITHIN_S`.
+ANSWER_WITHIN_S = 7.5
+
+
+class GatewayPart:
+    """Serves the gateway on the socket that its supervisor holds."""
+
+    def __init__(self, ground: Ground) -> None:
+        config = ground.orders.config
+        definition = load_gateway(config, ground.folder)
+        if definition is None:
+            raise ConfigError("the system has no gateway; name one as [gateway] app")
+        self._ground = ground
+        self.instances: Mapping[str, ServiceInstance] = {}
+        makes = Clients(
+            resolver=ground.registry,
+            transports=ground.transports,
+            signer=ground.signer,
+            sink=ground.ring,
+            faults=ground.faults,
+            runtime=ground.runtime,
+            policies=lambda caller: policies_of(config, caller),
+        )
+        self.caller: Caller
+        self.tracer: Tracer
+        self.caller, self.tracer = makes.make(GATEWAY)
+        self.gateway = ServedGateway(
+            definition,
+            caller=self.caller,
+            tracer=self.tracer,
+            runtime=ground.runtime,
+            rundir=ground.rundir,
+            network=HandedNetwork(ground.orders.handle),
+        )
+
+    async def start(self) -> None:
+        """Do nothing: one that replaces another serves beside it, and both need the same."""
+
+    async def open(self) -> str:
+        """Serve what waits in the backlog, and what comes."""
+        ground, config = self._ground, self._ground.orders.config
+        ground.exit.push_async_callback(self.gateway.close)
+        await self.gateway.start(config.system.host, config.gateway.port)
+        ground.background.start(Child("gateway/keys", self.gateway.run))
+        return self.gateway.url
+
+    async def drain(self) -> None:
+        """Take no more requests, and answer what was taken."""
+        await self.gateway.drain(ANSWER_WITHIN_S)
+
+    def __repr__(self) -> str:
+        return f"<GatewayPart {self.gateway!r}>"

@@ -1,0 +1,214 @@
+"""The gateway of a split system: a process of its own, on a socket that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import notes_app
+from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
+from processes import children_of, ends, is_alive
+from synchromesh.errors import ConfigError
+from synchromesh.http import HttpPool
+from synchromesh.runtime import RealRuntime
+from synchromesh.system import SplitSystem, load_config
+
+pytestmark = pytest.mark.anyio
+
+WAIT_S = 30.0
+way_in = notes_app.way_in
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[HttpPool]:
+    async with HttpPool(network=RealRuntime().network) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitSystem]:
+    """A system of one service and a gateway, both processes; none is left at the end."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    system = SplitSystem(load_config(write_config(tmp_path, WITH_GATEWAY)), tmp_path, RealRuntime())
+    await system.start()
+    yield system
+    await system.stop()
+    assert children_of(os.getpid()) == []
+
+
+class Asking:
+    """Asks the control socket of a system."""
+
+    def __init__(self, system: SplitSystem, pool: HttpPool) -> None:
+        self._system = system
+        self._pool = pool
+
+    async def ask(self, method: str, path: str, body: object = None) -> Any:
+        info = self._system.info
+        response = await self._pool.request(
+            "127.0.0.1",
+            port_of(info.control),
+            method,
+            path,
+            [("authorization", f"Bearer {info.token}")],
+            b"" if body is None else json.dumps(body).encode(),
+            timeout_s=WAIT_S,
+        )
+        assert response.status == 200, response.body
+        return json.loads(response.body)
+
+    async def gateway_pid(self) -> int:
+        pid: int = (await self.ask("GET", "/status"))["gateway"]["pid"]
+        return pid
+
+
+@pytest.fixture
+async def asking(system: SplitSystem, pool: HttpPool) -> Asking:
+    return Asking(system, pool)
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+async def get(system: SplitSystem, path: str) -> int:
+    """Ask the gateway as a client does that comes once; return the status, 0 for no answer."""
+    return await sent(system, f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+
+
+async def sent(system: SplitSystem, request: bytes) -> int:
+    async with asyncio.timeout(WAIT_S):
+        port = port_of(system.info.gateway)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        head = await reader.readline()
+        writer.close()
+    return int(head.split()[1]) if head else 0
+
+
+def slow(seconds: float) -> bytes:
+    """Return a request that is answered so much later."""
+    body = json.dumps({"seconds": seconds})
+    return (
+        "POST /slow HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+async def test_the_gateway_is_a_process(system: SplitSystem, asking: Asking) -> None:
+    """It is in the status as any other part: pid, URL, breakers, holds, and what keeps its keys."""
+    assert await get(system, "/count") == 200
+    status = await asking.ask("GET", "/status")
+    gateway, notes = status["gateway"], status["services"]["notes"]
+    assert {gateway["pid"], notes["pid"]} == set(children_of(os.getpid()))
+    assert gateway["url"] == system.info.gateway
+    assert sorted(status["clients"]) == ["control", "gateway"]
+    assert status["clients"]["gateway"]["breakers"]["notes"]["state"] == "closed"
+    assert status["clients"]["gateway"]["holds"]["held"] == 0
+    assert status["children"]["gateway"]["state"] == "running"
+    assert status["children"]["gateway/keys"]["state"] == "running"
+    assert status["findings"] == []
+
+
+async def test_its_edges_are_broken(system: SplitSystem, asking: Asking) -> None:
+    """Faults reach it, in which they are counted, and healing ends them."""
+    await asking.ask("POST", "/faults", {"target": "gateway:notes", "errors": "100%"})
+    assert await get(system, "/count") >= 500
+    (fault,) = (await asking.ask("GET", "/faults"))["in_force"]
+    assert fault["struck"] >= 1
+    await asking.ask("POST", "/faults/heal", {})
+    assert await get(system, "/count") == 200
+
+
+async def test_a_killed_gateway_refuses_nobody(system: SplitSystem, asking: Asking) -> None:
+    """Who comes while there is none waits, and is answered by the next at the same URL."""
+    url, before = system.info.gateway, await asking.gateway_pid()
+    os.kill(before, signal.SIGKILL)
+    assert ends(before)
+    assert await get(system, "/count") == 200
+    assert await asking.gateway_pid() != before
+    assert system.info.gateway == url
+    status = await asking.ask("GET", "/status")
+    assert status["children"]["gateway"]["restarts"] == 1
+
+
+async def test_a_restart_under_load_loses_no_request(system: SplitSystem, asking: Asking) -> None:
+    """G7: what the old process has accepted it answers; the rest is the new one's."""
+    is_over = asyncio.Event()
+    statuses: list[int] = []
+
+    async def come() -> None:
+        while not is_over.is_set():
+            statuses.append(await get(system, "/count"))
+
+    async def stay(pool: HttpPool) -> None:
+        while not is_over.is_set():
+            port = port_of(system.info.gateway)
+            answer = await pool.request(
+                "127.0.0.1", port, "GET", "/count", timeout_s=WAIT_S, is_idempotent=True
+            )
+            statuses.append(answer.status)
+
+    pids = {await asking.gateway_pid()}
+    async with asyncio.TaskGroup() as group, HttpPool(network=RealRuntime().network) as own:
+        clients = [group.create_task(come()) for _ in range(6)]
+        clients += [group.create_task(stay(own)) for _ in range(2)]
+        long = group.create_task(sent(system, slow(1.0)))
+        for _ in range(3):
+            told = await asking.ask("POST", "/services/gateway/restart", {})
+            pids.add(told["pid"])
+        is_over.set()
+        await asyncio.gather(*clients)
+    assert len(pids) == 4
+    assert (len(statuses) > 20, set(statuses)) == (True, {200})
+    assert await long == 200
+    assert (await asking.ask("GET", "/status"))["children"]["gateway"]["restarts"] == 0
+
+
+async def test_it_is_drained_before_the_services(system: SplitSystem, asking: Asking) -> None:
+    """What it has accepted needs them, and is answered while the system stops."""
+    waiting = asyncio.ensure_future(sent(system, slow(0.5)))
+    while not (await asking.ask("GET", "/status"))["clients"]["gateway"]["breakers"]:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    below = children_of(os.getpid())
+    assert len(below) == 2
+    port = port_of(system.info.gateway)
+    await system.stop()
+    assert await waiting == 200
+    assert not any(map(is_alive, below))
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_taken_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system does not start, and no process is left."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = load_config(write_config(tmp_path, f"{WITH_GATEWAY}port = {port}\n"))
+        system = SplitSystem(config, tmp_path, RealRuntime())
+        with pytest.raises(ConfigError, match=rf"the gateway cannot listen on 127\.0\.0\.1:{port}"):
+            await system.start()
+    assert children_of(os.getpid()) == []
+
+
+async def test_a_gateway_that_cannot_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only its own process cannot load ends the start, with its reason."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    # It is there for the supervisor, which has imported it, and not for its processes.
+    text = f'{TOML}\n[gateway]\napp = "{__name__}:way_in"\n'
+    system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
+    with pytest.raises(ConfigError, match=r"the gateway: .*there is no module"):
+        await system.start()
+    assert children_of(os.getpid()) == []
