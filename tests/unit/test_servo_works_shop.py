@@ -7,6 +7,7 @@ import pytest
 import shop
 from contracts.money import Money
 from credit_provider import CHARGE_MAX_MINOR, DECLINED_CUSTOMERS
+from demo.draw_orders import FIRST, draw, printed
 from services.billing import billing
 from services.configurator import configurator
 from services.configurator.service import sheets
@@ -58,6 +59,12 @@ def test_the_order_book_has_orders_of_every_fate() -> None:
     assert short >= 10
     assert declined >= 10
     assert len(book) - short - declined >= 150
+
+
+def test_the_later_orders_are_drawn_as_is_written() -> None:
+    """The book is what its script prints from the first orders, byte for byte."""
+    first = shop.order_book()[:FIRST]
+    assert printed(first + draw(first)) == (shop.DATA / "orders.json").read_text()
 
 
 class Notes:
