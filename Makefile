@@ -11,7 +11,7 @@ N ?= 100
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: sync ## Run servo-works as a real process, break it, kill it, audit its databases
+demo: sync ## Run servo-works as processes, break it on purpose, audit its databases
 	@$(RUN) python -m synchromesh.examples.servo_works.demo
 
 test: lint types layers docs ## Everything: ruff, mypy, layers, docs, then one pytest run

@@ -13,6 +13,7 @@ import pytest
 from contracts.orders import PlaceOrder
 from demo.account import Account
 from demo.customers import Customers
+from demo.door import Door
 from demo.running import RunningSystem, copy_shipped, until
 
 from synchromesh.http import HttpPool
@@ -60,7 +61,13 @@ async def breaker(system: RunningSystem) -> dict[str, Any]:
 async def test_an_edge_is_broken_watched_and_healed(system: RunningSystem, pool: HttpPool) -> None:
     """Errors open the breaker, sagas wait with their orders, healing closes it, all are placed."""
     account = Account(orders=ORDERS)
-    customers = Customers(system, pool, RealRuntime().rng, account)
+    door = await Door.with_key(system, pool, account)
+
+    async def is_known() -> bool:
+        return (await door.ask("GET /stock/{sku}", sku="SX90")).status == 200
+
+    assert await until(is_known, 30.0)
+    customers = Customers(door, RealRuntime().rng, account)
     code, fault = await synchromesh(system, "break", EDGE, "--errors", "100%")
     assert (code, fault["what"]) == (0, "100% errors")
     async with customers.buying():

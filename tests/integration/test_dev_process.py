@@ -11,6 +11,7 @@ import pytest
 from contracts.orders import PlaceOrder
 from demo.account import Account
 from demo.customers import Customers
+from demo.door import Door
 from demo.running import RunningSystem, SystemEnded, copy_shipped, until
 
 from processes import children_of, ends, is_alive
@@ -74,7 +75,8 @@ async def test_stopped_with_sagas_in_flight_it_continues_them(
 ) -> None:
     """A clean stop leaves unfinished sagas to the next start, which ends them."""
     account = Account(orders=6)
-    customers = Customers(system, pool, RealRuntime().rng, account)
+    door = await Door.with_key(system, pool, account)
+    customers = Customers(door, RealRuntime().rng, account)
     await system.start()
     await system.set_faults("stall")
     async with customers.buying():

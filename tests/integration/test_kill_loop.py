@@ -9,6 +9,7 @@ from audit import PROVIDER_DB, audit
 from contracts.orders import PlaceOrder
 from demo.account import Account
 from demo.customers import Customers
+from demo.door import Door
 from demo.running import RunningSystem, copy_shipped, until
 
 from synchromesh.http import HttpPool
@@ -46,7 +47,8 @@ async def test_twenty_kills_lose_nothing_and_leave_nothing_half_done(tmp_path: P
     kills: list[int] = []
     async with HttpPool(network=runtime.network) as pool:
         system = RunningSystem(tmp_path, pool)
-        customers = Customers(system, pool, runtime.rng, account)
+        door = await Door.with_key(system, pool, account)
+        customers = Customers(door, runtime.rng, account)
         try:
             await system.start()
             async with customers.buying():

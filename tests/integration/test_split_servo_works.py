@@ -10,6 +10,7 @@ from audit import audit
 from contracts.orders import PlaceOrder
 from demo.account import Account
 from demo.customers import Customers
+from demo.door import Door
 from demo.running import RunningSystem, copy_shipped, until
 
 from processes import children_of, ends, is_alive
@@ -44,7 +45,8 @@ async def test_a_kill_and_a_restart_in_mid_order_lose_nothing(
 ) -> None:
     """Orders dies with sagas in flight, inventory is replaced: all is placed, and adds up."""
     account = Account(orders=16)
-    customers = Customers(system, pool, RealRuntime().rng, account)
+    door = await Door.with_key(system, pool, account)
+    customers = Customers(door, RealRuntime().rng, account)
     await system.start()
     assert system.pid is not None
     below = children_of(system.pid)

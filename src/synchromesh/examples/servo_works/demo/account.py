@@ -1,13 +1,51 @@
 """What was seen while the demo ran: written beside the databases, and judged with them."""
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field, json
 
+from synchromesh.codec import to_datetime
 from synchromesh.telemetry import SpanRecord
 
 FILE_NAME = "account.json"
+
+# The acts of the play, in their order.
+CALM, STALL, ERRORS, HEALED, KILL, RESTART, REST = (
+    "calm", "stall", "errors", "healed", "kill", "restart", "rest",
+)  # fmt: skip
+
+
+class Act(Struct):
+    """One act of the play: from when to when; wall clock, microseconds, 0 while it is on."""
+
+    name: str
+    began_us: int
+    ended_us: int = 0
+
+
+class Failure(Struct, frozen=True):
+    """A request that failed: when it was sent, in which act, by which route, and why."""
+
+    at_us: int
+    act: str
+    route: str
+    reason: str
+
+
+class Degraded(Struct, frozen=True):
+    """An answer in which something stood in for what was asked.
+
+    `branch` is the part of it, `status` says how ("stale", "static", "failed"), and `age_s` how old
+    it was, where it said so.
+    """
+
+    act: str
+    page: str
+    branch: str
+    status: str
+    age_s: float | None = None
 
 
 class Turn(Struct, frozen=True):
@@ -20,25 +58,49 @@ class Turn(Struct, frozen=True):
 
 
 class Kill(Struct, frozen=True):
-    """The system was killed while the sagas named here had not ended; its databases say so.
+    """The process of orders was killed, and another one took its place.
 
-    `recovered` is how many the engine continued after the next start.
+    Attributes:
+        at_us, back_us: from when to when no process of orders was registered.
+        in_flight: the sagas that its database had under way when it was dead.
+        recovered: how many of them its successor says that it went on with.
     """
 
+    pid: int
+    successor: int
     at_us: int
+    back_us: int
     in_flight: tuple[str, ...]
     recovered: int
 
 
-class Account(Struct):
-    """All that the demo saw from outside, as a client and by the control socket.
+class Restart(Struct, frozen=True):
+    """Inventory was replaced while it was called.
 
     Attributes:
+        pid, successor: the process before, and after.
+        bridged: the calls of all callers that found no instance, were held, and found one.
+        given_up: those that were held and found none.
+    """
+
+    pid: int
+    successor: int
+    at_us: int
+    back_us: int
+    bridged: int
+    given_up: int
+
+
+class Account(Struct):
+    """All that the demo saw from outside: as a client of the gateway and of the control socket.
+
+    Attributes:
+        processes: the process of each service, and of the gateway, at the start.
         told: what the client was told of each order: "placed", "accepted" or "rejected".
-        requests, failures: requests that were sent; those that failed and why. Each of those was
-            sent again under its key.
-        told_at_kill: how many orders had their answer when the system was killed.
-        spans: of one trace, of a saga that was in flight then, where there is one.
+        accepted: how many orders were first only accepted.
+        requests: how many requests were sent, by route.
+        longest_hold: the span of the call that was held longest over the restart.
+        spans: of one trace, of a saga that the kill met.
         reasons: why sagas were undone.
         undone: the story of one of them.
         notes: what went otherwise than it should have.
@@ -46,25 +108,54 @@ class Account(Struct):
 
     orders: int
     took_s: float = 0.0
+    processes: dict[str, int] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
-    requests: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    told_at_kill: int = 0
-    kill: Kill | None = None
+    accepted: int = 0
+    requests: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    degraded: list[Degraded] = field(default_factory=list)
+    acts: list[Act] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    kills: list[Kill] = field(default_factory=list)
+    restarts: list[Restart] = field(default_factory=list)
+    longest_hold: SpanRecord | None = None
     spans: list[SpanRecord] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
     undone: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
-    def note_failure(self, reason: str) -> None:
-        """Count a request that failed."""
-        self.failures[reason] = self.failures.get(reason, 0) + 1
+    @property
+    def act(self) -> str:
+        """The act that is on; "" before the first."""
+        return self.acts[-1].name if self.acts else ""
+
+    def begin(self, name: str, now_us: int) -> None:
+        """Begin the next act."""
+        self.end(now_us)
+        self.acts.append(Act(name, now_us))
+
+    def end(self, now_us: int) -> None:
+        """End the act that is on."""
+        if self.acts:
+            self.acts[-1].ended_us = now_us
+
+    def act_of(self, turn: Turn) -> str:
+        """Return the act in which a breaker turned; "" where none was on."""
+        moment = dt.datetime.fromisoformat(turn.at)
+        for act in reversed(self.acts):
+            if to_datetime(act.began_us) <= moment:
+                is_over = act.ended_us and to_datetime(act.ended_us) <= moment
+                return "" if is_over else act.name
+        return ""
 
     @property
-    def failed(self) -> int:
-        """How many requests failed."""
-        return sum(self.failures.values())
+    def degraded_pages(self) -> list[Degraded]:
+        """What stood in for a branch of an aggregate, in all acts."""
+        return [each for each in self.degraded if each.branch]
+
+    def note_request(self, route: str) -> None:
+        """Count a request that was sent."""
+        self.requests[route] = self.requests.get(route, 0) + 1
 
     def save(self, folder: Path) -> None:
         """Write the account into a folder."""

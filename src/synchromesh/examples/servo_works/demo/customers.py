@@ -1,26 +1,26 @@
-"""The customers of the demo: hand orders in over HTTP and ask until each has its answer."""
+"""The customers of the demo: hand orders in at the gateway and ask until each has its answer.
+
+They are good clients. An order is sent under one idempotency key, however often: after an answer
+that did not come, or one that says "not now", the same is asked again, later each time and no
+sooner than was asked for. Whoever is told that an order is only accepted asks later what became of
+it.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from random import Random
-from urllib.parse import quote, urlsplit
 
-import msgspec
 from contracts.orders import PlaceOrder
 
 from demo.account import Account
-from demo.running import RunningSystem
-from synchromesh.errors import SynchromeshError
-from synchromesh.http import HttpPool, HttpResponse
+from demo.door import NOES, Answer, Door
 
 AT_ONCE = 12
-ASK_WITHIN_S = 5.0
 GIVE_UP_AFTER_S = 60.0
 WAIT_BASE_S, WAIT_CAP_S = 0.05, 0.5
-# What Orders.place says no with; every other failure is asked again.
-REFUSALS = frozenset({"no_price", "out_of_stock", "fully_booked", "credit_declined"})
-MISTAKES = frozenset({400, 401, 403, 404, 422})
+# What no retry will mend.
+MISTAKES = frozenset({400, 401, 403, 404, 415, 422})
 
 
 class Unanswered(Exception):
@@ -34,16 +34,8 @@ class Customers:
     held to it.
     """
 
-    def __init__(
-        self,
-        system: RunningSystem,
-        pool: HttpPool,
-        rng: Random,
-        account: Account,
-        at_once: int = AT_ONCE,
-    ) -> None:
-        self._system = system
-        self._pool = pool
+    def __init__(self, door: Door, rng: Random, account: Account, at_once: int = AT_ONCE) -> None:
+        self._door = door
         self._rng = rng
         self._account = account
         self._at_once = at_once
@@ -72,18 +64,14 @@ class Customers:
                 task.cancel()
 
     async def settle(self) -> None:
-        """Ask what became of the orders that were only accepted at the time.
+        """Ask what became of the orders that were only accepted at the time, until it is decided.
 
         Raises:
             Unanswered: the system does not say.
         """
-        for order_id, told in list(self._account.told.items()):
-            if told == "accepted":
-                response = await self._send("GET", f"/orders/{quote(order_id, safe='')}", b"", "")
-                status = _member(response, "status")
-                if status not in ("placed", "rejected"):
-                    raise Unanswered(f"order {order_id} was accepted and is {status or 'unknown'}")
-                self._account.told[order_id] = status
+        accepted = [order_id for order_id, told in self._account.told.items() if told == "accepted"]
+        for order_id in accepted:
+            self._account.told[order_id] = await self._decided(order_id)
 
     async def _serve(self) -> None:
         while True:
@@ -92,50 +80,52 @@ class Customers:
             self._waiting.task_done()
 
     async def _place(self, order: PlaceOrder) -> None:
-        account, body = self._account, msgspec.json.encode(order)
-        until_s = asyncio.get_running_loop().time() + GIVE_UP_AFTER_S
-        wait_s = WAIT_BASE_S
+        def told(answer: Answer) -> str:
+            if answer.code in NOES:
+                return "rejected"
+            return str(answer.body["type"]) if answer.status == 200 else ""
+
+        # However often it is sent, by its key it is one order.
+        key = f"demo/{order.order_id}"
+        said = await self._until(
+            told, lambda: self._door.ask("POST /orders", body=order, key=key), order.order_id
+        )
+        self._account.told[order.order_id] = said
+        self._account.accepted += said == "accepted"
+
+    async def _decided(self, order_id: str) -> str:
+        def decided(answer: Answer) -> str:
+            status = str(answer.body["status"]) if answer.status == 200 else ""
+            return "" if status == "pending" else status
+
+        return await self._until(
+            decided, lambda: self._door.ask("GET /orders/{order_id}", order_id=order_id), order_id
+        )
+
+    async def _until(
+        self,
+        told: Callable[[Answer], str],
+        ask: Callable[[], Awaitable[Answer]],
+        order_id: str,
+    ) -> str:
+        """Ask again until an answer tells something, and return that.
+
+        Raises:
+            Unanswered: it is a mistake to ask this, or too much time has passed.
+        """
+        clock = asyncio.get_running_loop().time
+        until_s, wait_s = clock() + GIVE_UP_AFTER_S, WAIT_BASE_S
         while True:
-            account.requests += 1
-            try:
-                response = await self._send("POST", "/orders", body, f"demo/{order.order_id}")
-            except SynchromeshError as error:
-                reason = error.code
-            else:
-                if response.status == 200:
-                    account.told[order.order_id] = _member(response, "type")
-                    return
-                reason = _member(response, "code") or f"status {response.status}"
-                if reason in REFUSALS:
-                    account.told[order.order_id] = "rejected"
-                    return
-                if response.status in MISTAKES:
-                    said = _member(response, "detail")
-                    raise Unanswered(f"order {order.order_id} is refused: {reason}: {said}")
-            account.note_failure(reason)
-            if asyncio.get_running_loop().time() > until_s:
+            answer = await ask()
+            if found := told(answer):
+                return found
+            said = answer.code or f"status {answer.status}"
+            if answer.status in MISTAKES:
+                raise Unanswered(f"order {order_id} is refused: {said}: {answer.body}")
+            if clock() > until_s:
                 raise Unanswered(
-                    f"order {order.order_id} has had no answer for {GIVE_UP_AFTER_S:g} s; "
-                    f"the last attempt failed by {reason}"
+                    f"order {order_id} has had no answer for {GIVE_UP_AFTER_S:g} s; the last "
+                    f"attempt came to {said}"
                 )
-            await asyncio.sleep(self._rng.uniform(wait_s / 2, wait_s))
+            await asyncio.sleep(max(answer.retry_after_s, self._rng.uniform(wait_s / 2, wait_s)))
             wait_s = min(2 * wait_s, WAIT_CAP_S)
-
-    async def _send(self, method: str, path: str, body: bytes, key: str) -> HttpResponse:
-        place = urlsplit(self._system.url("orders"))
-        headers = {"synchromesh-credential": self._system.credential}
-        if key:
-            headers |= {"idempotency-key": key, "content-type": "application/json"}
-        return await self._pool.request(
-            place.hostname or "", place.port or 80, method, path, headers.items(), body,
-            timeout_s=ASK_WITHIN_S, is_idempotent=True,
-        )  # fmt: skip
-
-
-def _member(response: HttpResponse, name: str) -> str:
-    """Return a text of a JSON answer; "" where it has none."""
-    try:
-        answer = msgspec.json.decode(response.body)
-    except msgspec.DecodeError:
-        return ""
-    return str(answer.get(name, "")) if isinstance(answer, dict) else ""

@@ -1,4 +1,4 @@
-"""What is seen while the demo runs: a live bar on a terminal, plain lines elsewhere."""
+"""What is seen while the demo runs: live progress on a terminal, plain lines elsewhere."""
 
 import asyncio
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ class Display:
         self._began_s = asyncio.get_running_loop().time()
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("orders answered"),
+            TextColumn("{task.fields[act]:<8}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]} requests failed and were sent again"),
+            TextColumn("orders answered, {task.fields[so_far]}"),
             console=out,
             transient=True,
             auto_refresh=False,
             disable=not out.is_terminal,
         )
-        self._bar = self._progress.add_task("orders", total=account.orders, failed=0)
+        self._bar = self._progress.add_task("orders", total=account.orders, act="", so_far="")
 
     @property
     def took_s(self) -> float:
@@ -53,11 +53,21 @@ class Display:
             ticking.cancel()
 
     async def _tick(self) -> None:
+        account = self._account
         next_line_s, last = LINE_EVERY_S, -1
         while True:
-            answered, failed = len(self._account.told), self._account.failed
-            self._progress.update(self._bar, completed=answered, failed=failed, refresh=True)
+            answered, so_far = len(account.told), self._so_far()
+            self._progress.update(
+                self._bar, completed=answered, act=account.act, so_far=so_far, refresh=True
+            )
             if not self._out.is_terminal and self.took_s >= next_line_s and answered != last:
                 next_line_s, last = self.took_s + LINE_EVERY_S, answered
-                self.say(f"  {answered} of {self._account.orders} orders answered")
+                self.say(f"  {answered} of {account.orders} orders answered, {so_far}")
             await asyncio.sleep(TICK_S)
+
+    def _so_far(self) -> str:
+        account = self._account
+        return (
+            f"{sum(account.requests.values())} requests, {len(account.failures)} failed, "
+            f"{len(account.degraded)} answers degraded"
+        )

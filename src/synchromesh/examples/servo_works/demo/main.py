@@ -23,14 +23,14 @@ from synchromesh.errors import SynchromeshError
 USER_MISTAKE = 2
 INTERNAL = 3
 INTERRUPTED = 130
-ORDERS, ORDERS_MIN = 160, 40
+ORDERS, ORDERS_MIN = 320, 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo, or judge one that was kept, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="demo",
-        description="Runs servo-works as a process, breaks its provider, kills it, and audits it.",
+        description="Runs servo-works as processes, breaks it on purpose, and audits what is left.",
     )
     parser.add_argument("--orders", type=int, default=ORDERS, help=f"by default {ORDERS}")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")

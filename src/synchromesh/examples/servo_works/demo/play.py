@@ -1,33 +1,55 @@
-"""The play: a calm start, a provider that stalls and fails, a kill, a restart, an end in order."""
+"""The play: a calm start, then a provider that stalls and fails, a kill, a restart, and an end.
+
+Nothing in it happens by the clock. Each act does something to the system and waits, within a bound,
+until what must come of it was seen; what was not seen in its time the report will miss.
+"""
 
 import asyncio
-from collections import Counter
-from contextlib import suppress
+import os
+import signal
 from pathlib import Path
 
-import msgspec
 from contracts.orders import PlaceOrder
 from rich.console import Console
 
-from demo.account import Account, Kill, Turn
-from demo.customers import Customers
+from demo import evidence
+from demo.account import (
+    CALM,
+    ERRORS,
+    HEALED,
+    KILL,
+    REST,
+    RESTART,
+    STALL,
+    Account,
+    Kill,
+    Restart,
+)
+from demo.customers import AT_ONCE, Customers
 from demo.display import Display
+from demo.door import Door
 from demo.running import RunningSystem, until
+from demo.visitors import Visitors
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
-from synchromesh.telemetry import SpanRecord
 
 EDGE = "billing -> credit_provider"
 IN_FLIGHT_MIN = 5
 # A few more than are asked for: some of them end between the look and the kill.
 IN_FLIGHT_WANTED = 7
 # Below the 300 ms that billing waits: late, and yet in time.
-SLOW_S = 0.2
-TRIP_WITHIN_S = 15.0
+SLOW_S = 0.25
+# Spans are on disk by then: what the kill meets has a history to show.
+SPANS_KEPT_S = 0.08
+# Orders come one after the other while inventory is restarted, so that they come all the time.
+PACE_S = 0.05
+# What was not seen the first time may be seen the next.
+TIMES_MAX = 3
+TRIP_WITHIN_S = 20.0
 RECOVER_WITHIN_S = 20.0
 IN_FLIGHT_WITHIN_S = 15.0
+BACK_WITHIN_S = 30.0
 SETTLE_WITHIN_S = 40.0
-TRACES_TRIED_MAX = 20
 
 
 async def play(folder: Path, orders: list[PlaceOrder], out: Console) -> Account:
@@ -40,13 +62,12 @@ async def play(folder: Path, orders: list[PlaceOrder], out: Console) -> Account:
         Unanswered: an order got no answer.
         NotInTime: the system did not start or stop.
     """
-    account, runtime = Account(len(orders)), RealRuntime()
+    account = Account(len(orders))
     display = Display(out, account)
-    async with HttpPool(network=runtime.network) as pool:
-        system = RunningSystem(folder, pool)
-        customers = Customers(system, pool, runtime.rng, account)
-        acts = Acts(system, customers, account, display, orders)
-        script = asyncio.create_task(acts.run(runtime))
+    async with HttpPool(network=RealRuntime().network) as pool:
+        system = RunningSystem(folder, pool, "--split")
+        acts = Acts(system, pool, account, display, orders)
+        script = asyncio.create_task(acts.run())
         try:
             with display.shown():
                 await asyncio.wait({script, system.ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -54,7 +75,7 @@ async def play(folder: Path, orders: list[PlaceOrder], out: Console) -> Account:
                     system.ended.result()
                 await script
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            raise _first(errors) from None
         finally:
             script.cancel()
             await asyncio.gather(script, return_exceptions=True)
@@ -69,118 +90,202 @@ class Acts:
     def __init__(
         self,
         system: RunningSystem,
-        customers: Customers,
+        pool: HttpPool,
         account: Account,
         display: Display,
         orders: list[PlaceOrder],
     ) -> None:
         self._system = system
-        self._customers = customers
+        self._pool = pool
         self._account = account
         self._display = display
         self._orders = list(orders)
-        self._share = len(orders) // 4
+        self._share = len(orders) // 5
+        self._runtime = RealRuntime()
 
-    async def run(self, runtime: RealRuntime) -> None:
+    async def run(self) -> None:
         """Run all of them; the system is stopped at the end."""
-        async with self._customers.buying():
+        await self._open()
+        async with self._customers.buying(), self._visitors.looking_round():
             await self._calm()
             await self._provider_fails()
-            await self._kill(runtime)
-            await self._settle()
+            await self._orders_is_killed()
+            await self._inventory_is_restarted()
+            await self._all_come_to_an_end()
         await self._collect()
         code = await self._system.stop()
         if code:
             self._account.notes.append(f"the system stopped with exit code {code}, expected 0")
-        self._account.turns = self._turns()
+        self._account.turns = evidence.turns_of(self._system)
+
+    # -- the acts --------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        say, system, account = self._display.say, self._system, self._account
+        say("synchromesh gateway key add: the customers get an API key")
+        self._door = door = await Door.with_key(system, self._pool, account)
+        say("synchromesh dev --split: each service starts as a process, and a credit provider")
+        await system.start()
+        account.processes = await system.processes()
+        say(f"supervisor {system.pid} runs {_named(account.processes)}")
+        self._customers = Customers(door, self._runtime.rng, account)
+        self._visitors = Visitors(door, self._orders[: self._share])
 
     async def _calm(self) -> None:
-        self._display.say("synchromesh dev: six services and a credit provider start")
-        await self._system.start()
-        self._display.say(f"process {self._system.pid} answers; the first orders are handed in")
+        self._begin(CALM, f"orders come in at the gateway, {self._system.gateway}")
         self._hand_in(self._share)
         await self._customers.all_answered()
+        # Only what was seen once can stand in later, for what is not to be had then.
+        await self._visitors.look_at_all_machines()
+        await self._visitors.look_at_all_stock()
 
     async def _provider_fails(self) -> None:
         say, system = self._display.say, self._system
-        say("the credit provider stalls: it takes the money and does not answer")
+        self._begin(STALL, "the credit provider stalls: it takes the money and does not answer")
         await system.set_faults("stall")
         self._hand_in(self._share)
-        if await until(lambda: self._has_turned("open"), TRIP_WITHIN_S):
+        if await until(lambda: self._has_turned("closed", "open"), TRIP_WITHIN_S):
             say(f"the breaker {EDGE} is open: nobody waits for the provider any more")
-        say("the credit provider answers again, with errors")
+        self._begin(ERRORS, "the credit provider answers again, with errors")
         await system.set_faults("errors")
-        await until(lambda: self._has_turned("open", "half_open"), TRIP_WITHIN_S)
-        say("the credit provider is well again")
+        await until(lambda: self._has_turned("half_open", "open"), TRIP_WITHIN_S)
+        self._begin(HEALED, "the credit provider is well again")
         await system.set_faults("ok")
-        if await until(lambda: self._has_turned("closed"), RECOVER_WITHIN_S):
+        if await until(lambda: self._has_turned("half_open", "closed"), RECOVER_WITHIN_S):
             say(f"the breaker {EDGE} is closed again")
-
-    async def _kill(self, runtime: RealRuntime) -> None:
-        say, system, account = self._display.say, self._system, self._account
         await self._customers.all_answered()
-        await system.set_faults("slow", SLOW_S)
+        await self._customers.settle()
+
+    async def _orders_is_killed(self) -> None:
+        self._begin(KILL, "the credit provider is slow, so that sagas are under way")
+        await self._system.set_faults("slow", SLOW_S)
+        account, share = self._account, self._share
+        for _ in range(TIMES_MAX):
+            self._hand_in(share)
+            share = AT_ONCE
+            kill = await self._kill_orders()
+            if kill is None:
+                break
+            account.kills.append(kill)
+            if len(kill.in_flight) >= IN_FLIGHT_MIN and account.degraded_pages:
+                break
+        await self._system.set_faults("ok")
+        await self._customers.all_answered()
+        await self._customers.settle()
+
+    async def _kill_orders(self) -> Kill | None:
+        say, system = self._display.say, self._system
+        pid = (await system.processes())["orders"]
+        if not await until(self._are_under_way, IN_FLIGHT_WITHIN_S):
+            self._account.notes.append("there were never enough sagas in flight for a kill")
+            return None
+        os.kill(pid, signal.SIGKILL)
+        at_us = self._runtime.wall_us()
+        say(f"kill -9 {pid}, which is orders")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._visitors.look_at_all_machines())
+            await until(lambda: not _is_there(pid), BACK_WITHIN_S)
+            # Its successor needs longer than this to come up: nothing has moved since.
+            in_flight = system.in_flight()
+            say(f"it is dead, with {len(in_flight)} sagas in flight; the supervisor starts it anew")
+            successor = (await system.processes())["orders"]
+            back_us = self._runtime.wall_us()
+        recovered = await system.recovered()
+        say(f"process {successor} is orders now, and has recovered {recovered} sagas")
+        return Kill(pid, successor, at_us, back_us, in_flight, recovered)
+
+    async def _are_under_way(self) -> bool:
+        before = set(self._system.in_flight())
+        await asyncio.sleep(SPANS_KEPT_S)
+        return len(before & set(self._system.in_flight())) >= IN_FLIGHT_WANTED
+
+    async def _inventory_is_restarted(self) -> None:
+        self._begin(RESTART, "orders come one by one, and many ask what is in stock")
+        async with self._visitors.watching_stock():
+            for _ in range(TIMES_MAX):
+                restart = await self._restart_inventory()
+                self._account.restarts.append(restart)
+                if restart.bridged:
+                    break
+        await self._customers.all_answered()
+
+    async def _restart_inventory(self) -> Restart:
+        say, system = self._display.say, self._system
+        before = await evidence.holds_of(system, "inventory")
+        pid = (await system.processes())["inventory"]
+        say(f"inventory, process {pid}, is restarted")
+        at_us = self._runtime.wall_us()
+        restarting = asyncio.create_task(
+            system.ask("POST", "/services/inventory/restart", {}, BACK_WITHIN_S)
+        )
+        try:
+            while not restarting.done():
+                self._hand_in(1)
+                await asyncio.wait({restarting}, timeout=PACE_S)
+        finally:
+            restarting.cancel()
+        successor, back_us = (await restarting)["pid"], self._runtime.wall_us()
+        held = await evidence.holds_of(system, "inventory")
+        held.subtract(before)
+        say(f"process {successor} is inventory now; {held['bridged']} calls waited for it")
+        return Restart(pid, successor, at_us, back_us, held["bridged"], held["given_up"])
+
+    async def _all_come_to_an_end(self) -> None:
+        self._begin(REST, "the rest of the orders come in")
         self._hand_in(len(self._orders))
-        await until(lambda: len(system.in_flight()) >= IN_FLIGHT_WANTED, IN_FLIGHT_WITHIN_S)
-        say(f"kill -9 {system.pid}")
-        await system.kill()
-        at_us, answered = runtime.wall_us(), len(account.told)
-        in_flight = system.in_flight()
-        say(f"dead, with {len(in_flight)} sagas in flight; it is started again")
-        await system.start()
-        account.kill = Kill(at_us, in_flight, await system.recovered())
-        account.told_at_kill = answered
-        say(f"process {system.pid} has recovered {account.kill.recovered} sagas")
-
-    async def _settle(self) -> None:
         await self._customers.all_answered()
+        await self._customers.settle()
         self._display.say("every order has its answer; the last sagas and messages come to an end")
         if not await until(self._system.is_settled, SETTLE_WITHIN_S):
             self._account.notes.append(
                 f"sagas or messages were still under way {SETTLE_WITHIN_S:g} s after the last order"
             )
-            return
-        await self._customers.settle()
 
     async def _collect(self) -> None:
-        """Keep what only a running system can show: a trace, and the story of an undone saga."""
+        """Keep what only a running system can show: traces, and the story of an undone saga."""
         system, account = self._system, self._account
-        undone = (await system.ask("GET", "/sagas?status=undone&limit=1000"))["sagas"]
-        if undone:
-            longest = max(undone, key=lambda run: run["records"])
-            # Such as "refused: credit_declined: acme has no credit with us".
-            kinds = Counter(": ".join(run["reason"].split(": ")[:2]) for run in undone)
-            account.reasons = dict(kinds)
-            account.undone = await system.ask("GET", f"/sagas/{longest['id']}")
-        kill = account.kill
-        for saga_id in kill.in_flight[:TRACES_TRIED_MAX] if kill else ():
-            story = await system.ask("GET", f"/sagas/{saga_id}")
-            answer = await system.ask("GET", f"/traces/{story['trace_id']}")
-            account.spans = msgspec.convert(answer["spans"], list[SpanRecord])
-            if kill and is_across(account.spans, kill.at_us):
-                return
+        account.end(self._runtime.wall_us())
+        await evidence.tell_of_undone(system, account)
+        if account.kills:
+            await evidence.tell_of_crossing(system, account)
+        if account.restarts:
+            first, last = account.restarts[0], account.restarts[-1]
+            asked = [a for a in self._door.asked if first.at_us <= a.at_us <= last.back_us]
+            account.longest_hold = await evidence.longest_hold(system, "inventory", asked)
+
+    # -- what they share -------------------------------------------------------------------------
+
+    def _begin(self, act: str, text: str) -> None:
+        self._account.begin(act, self._runtime.wall_us())
+        self._display.say(text)
 
     def _hand_in(self, count: int) -> None:
         self._customers.hand_in(self._orders[:count])
         del self._orders[:count]
 
-    def _has_turned(self, after: str, before: str = "") -> bool:
+    def _has_turned(self, before: str, after: str) -> bool:
+        """Return whether the breaker has turned so in the act that is on."""
+        account = self._account
+        turned = (EDGE, before, after, account.act)
         return any(
-            turn.edge == EDGE and turn.after == after and before in ("", turn.before)
-            for turn in self._turns()
+            (turn.edge, turn.before, turn.after, account.act_of(turn)) == turned
+            for turn in evidence.turns_of(self._system)
         )
 
-    def _turns(self) -> list[Turn]:
-        """Return what the system's log tells of breakers."""
-        turns = []
-        with suppress(FileNotFoundError):
-            for line in self._system.log.read_bytes().splitlines():
-                # A kill may have cut the line that was being written.
-                with suppress(msgspec.MsgspecError):
-                    turns.append(msgspec.json.decode(line, type=Turn))
-        return turns
+
+def _named(processes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {pid}" for name, pid in sorted(processes.items()))
 
 
-def is_across(spans: list[SpanRecord], at_us: int) -> bool:
-    """Return True where a trace has spans from before a moment and from after it."""
-    return any(s.started_us < at_us for s in spans) and any(s.started_us > at_us for s in spans)
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _first(errors: ExceptionGroup[Exception]) -> Exception:
+    """Return one error of a group, however deep groups are nested."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, ExceptionGroup) else first

@@ -1,20 +1,25 @@
-"""The verdict on a run of the demo, from its account and its databases, and the report of it."""
+"""The report of a run of the demo: what was seen, in numbers and pictures, and the verdict."""
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from audit import PROVIDER_DB, Report, audit
 from rich.console import Console
 from rich.text import Text
 
-from demo.account import Account
-from demo.play import EDGE, IN_FLIGHT_MIN
+from demo.account import Account, Kill, Restart
+from demo.evidence import held_ms
+from demo.play import EDGE
+from demo.verdict import conditions, failed_by_restart, recoveries, stall_trips, trips
 from synchromesh.cli.show import moment, print_story, waterfall
 from synchromesh.codec import to_datetime
+from synchromesh.telemetry import SpanRecord
 
 FINDING = 1
+TURNS_MAX = 12
+DEGRADED_MAX = 12
 
 
 def judge(account: Account, data: Path, out: Console) -> int:
@@ -27,94 +32,137 @@ def judge(account: Account, data: Path, out: Console) -> int:
         audited = audit(data, data / PROVIDER_DB, account.told)
     except sqlite3.Error as error:
         audited = Report(findings=[f"the databases in {data} cannot be read: {error}"])
-    _print_counts(account, audited, out)
-    _print_breaker(account, out)
+    _head(f"servo-works: {account.orders} orders in {account.took_s:.1f} s", out)
+    for lines in (
+        _counts(account, audited),
+        _breaker(account),
+        _degraded(account),
+        _kills(account.kills),
+        _restarts(account),
+    ):
+        for name, text in lines:
+            out.print(f"  {name:<10} {text}", markup=False)
     _print_pictures(account, out)
-    _head("audit of the six databases and the provider's books", out)
+    _head("audit of the six databases and the provider's books, by SQL alone", out)
     for line in audited.lines():
         out.print(f"  {line}", markup=False)
-    found = shortfalls(account, audited)
-    if audited.is_clean and not found:
+    return _print_verdict(account, audited, out)
+
+
+def _print_verdict(account: Account, audited: Report, out: Console) -> int:
+    _head("verdict", out)
+    missed = 0
+    for each in conditions(account, audited):
+        missed += not each.is_met
+        mark, style = ("ok ", "green") if each.is_met else ("NOT", "red")
+        out.print(Text.assemble("  ", (mark, style), f" {each.must}: {each.seen}"))
+    if not missed:
         out.print("\n[bold green]passed[/bold green]: nothing was lost and nothing is half done")
         return 0
-    for line in found:
-        out.print(Text(f"  {line}", style="red"))
-    out.print(f"\n[bold red]failed[/bold red]: {len(audited.findings) + len(found)} findings")
+    out.print(f"\n[bold red]failed[/bold red]: {missed} of the above not met")
     return FINDING
 
 
-def shortfalls(account: Account, audited: Report) -> list[str]:
-    """Return what the run did not show although it had to; one readable line each."""
-    found = list(account.notes)
-    unanswered = account.orders - len(account.told)
-    if unanswered:
-        found.append(f"{unanswered} of {account.orders} orders have no answer")
-    kill = account.kill
-    if kill is None:
-        found.append("the system was never killed")
-    else:
-        if len(kill.in_flight) < IN_FLIGHT_MIN:
-            found.append(
-                f"the kill met {len(kill.in_flight)} sagas in flight, expected {IN_FLIGHT_MIN}"
-            )
-        if kill.recovered < 1 or kill.recovered != len(kill.in_flight):
-            found.append(
-                f"{kill.recovered} sagas were recovered, {len(kill.in_flight)} were in flight"
-            )
-    if not audited.sagas["undone"]:
-        found.append("no saga was undone")
-    trips, recoveries = _trips(account)
-    if not trips:
-        found.append(f"the breaker {EDGE} never tripped")
-    if not recoveries:
-        found.append(f"the breaker {EDGE} never recovered")
-    return found
+def _counts(account: Account, audited: Report) -> Iterator[tuple[str, str]]:
+    processes = ", ".join(f"{name} {pid}" for name, pid in sorted(account.processes.items()))
+    yield "processes", processes
+    yield "orders", f"{audited.orders['placed']} placed, {audited.orders['rejected']} undone"
+    yield "", f"undone: {_listed(account.reasons)}"
+    yield "", f"{account.accepted} were accepted at first, and decided later"
+    yield "requests", f"{sum(account.requests.values())} sent: {_listed(account.requests)}"
+    yield "", f"{len(account.failures)} failed"
+    failures = Counter((each.act, each.route, each.reason) for each in account.failures)
+    for (act, route, reason), count in sorted(failures.items()):
+        yield "", f"act {act}: {count} {route}: {reason}"
+    yield "sagas", _listed(audited.sagas)
 
 
-def _trips(account: Account) -> tuple[int, int]:
-    turns = Counter((turn.before, turn.after) for turn in account.turns if turn.edge == EDGE)
-    return turns["closed", "open"], turns["half_open", "closed"]
-
-
-def _print_counts(account: Account, audited: Report, out: Console) -> None:
-    _head(f"servo-works: {account.orders} orders in {account.took_s:.1f} s", out)
-    lines = [
-        ("orders", f"{audited.orders['placed']} placed, {audited.orders['rejected']} rejected"),
-        ("requests", f"{account.requests} sent, {account.failed} failed and repeated"),
-        ("", f"failed: {_counts(account.failures)}"),
-        ("sagas", _counts(audited.sagas)),
-        ("", f"undone: {_counts(account.reasons)}"),
-    ]
-    kill = account.kill
-    if kill is not None:
-        at = moment(to_datetime(kill.at_us).isoformat())
-        lines += [
-            ("kill -9", f"at {at}, {len(kill.in_flight)} sagas in flight"),
-            ("", f"{account.told_at_kill} orders had their answer before it"),
-            ("recovered", f"{kill.recovered} sagas after the restart"),
-        ]
-    for name, text in lines:
-        out.print(f"  {name:<10} {text}", markup=False)
-
-
-def _print_breaker(account: Account, out: Console) -> None:
-    trips, recoveries = _trips(account)
-    out.print(f"  {'breaker':<10} {EDGE}: tripped {trips}, recovered {recoveries}", markup=False)
-    for turn in account.turns:
-        if turn.edge == EDGE:
-            out.print(f"  {'':<10} {moment(turn.at)} {turn.before} -> {turn.after}", markup=False)
+def _breaker(account: Account) -> Iterator[tuple[str, str]]:
+    tripped, by_stall = len(trips(account)), len(stall_trips(account))
+    recovered = len(recoveries(account))
+    yield (
+        "breaker",
+        f"{EDGE}: tripped {tripped}, {by_stall} of them by the stall; recovered {recovered}",
+    )
+    turns = [turn for turn in account.turns if turn.edge == EDGE]
+    for turn in turns[:TURNS_MAX]:
+        act = account.act_of(turn)
+        yield "", f"{moment(turn.at)} {turn.before} -> {turn.after}, act {act}"
+    if len(turns) > TURNS_MAX:
+        yield "", f"and {len(turns) - TURNS_MAX} turns more"
     others = Counter(turn.edge for turn in account.turns if turn.edge != EDGE)
     if others:
-        out.print(f"  {'':<10} turns of others: {_counts(others)}", markup=False)
+        yield "", f"turns of other breakers: {_listed(others)}"
+
+
+def _degraded(account: Account) -> Iterator[tuple[str, str]]:
+    yield "degraded", f"{len(account.degraded)} answers in which something stood in"
+    oldest: dict[tuple[str, str, str, str], float | None] = {}
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for each in account.degraded:
+        key = (each.act, each.page, each.branch, each.status)
+        counts[key] += 1
+        if each.age_s is not None:
+            oldest[key] = max(each.age_s, oldest.get(key) or 0.0)
+    for key, count in sorted(counts.items())[:DEGRADED_MAX]:
+        act, page, branch, status = key
+        age_s = oldest.get(key)
+        what = f"its {branch} is {status}" if branch else f"it is {status}"
+        age = "" if age_s is None else f", up to {age_s:.1f} s old"
+        yield "", f"act {act}: {count} {page}: {what}{age}"
+    if len(counts) > DEGRADED_MAX:
+        yield "", f"and {len(counts) - DEGRADED_MAX} more of the kind"
+
+
+def _kills(kills: Iterable[Kill]) -> Iterator[tuple[str, str]]:
+    for kill in kills:
+        down_s = (kill.back_us - kill.at_us) / 1e6
+        at, met = _moment(kill.at_us), len(kill.in_flight)
+        yield "kill -9", f"orders, process {kill.pid}, at {at}, with {met} sagas in flight"
+        yield "", f"process {kill.successor} took its place after {down_s:.2f} s"
+        yield "recovered", f"{kill.recovered} sagas went on there"
+
+
+def _restarts(account: Account) -> Iterator[tuple[str, str]]:
+    for restart in account.restarts:
+        yield "restart", _restart(restart)
+        yield "", f"bridged: {restart.bridged} calls were held until it was there"
+        if restart.given_up:
+            yield "", f"{restart.given_up} calls were held in vain, and tried again or fell back"
+    longest = account.longest_hold
+    if longest is not None:
+        edge = f"{longest.service} -> {longest.name}"
+        yield "", f"longest: {held_ms(longest)} ms, {edge}, trace {longest.trace_id}"
+    yield "", f"{len(failed_by_restart(account))} requests failed because of it"
+
+
+def _restart(restart: Restart) -> str:
+    took_s = (restart.back_us - restart.at_us) / 1e6
+    return (
+        f"inventory, process {restart.pid}, at {_moment(restart.at_us)}; after {took_s:.2f} s it "
+        f"is process {restart.successor}"
+    )
 
 
 def _print_pictures(account: Account, out: Console) -> None:
     if account.spans:
         _head("one trace, of a saga that the kill met", out)
-        out.print(waterfall(account.spans))
+        out.print(waterfall([*account.spans, *map(_as_span, account.kills[-1:])]))
     if account.undone is not None:
         _head("one saga that was undone", out)
         print_story(out, account.undone)
+
+
+def _as_span(kill: Kill) -> SpanRecord:
+    """Return the time without orders as a span, so that it can be seen among the others."""
+    took_us = kill.back_us - kill.at_us
+    return SpanRecord(
+        "", "kill", "", "orders", "KILL -9", "until its successor", kill.at_us, took_us, "down", {}
+    )
+
+
+def _moment(at_us: int) -> str:
+    return moment(to_datetime(at_us).isoformat())
 
 
 def _head(text: str, out: Console) -> None:
@@ -122,6 +170,6 @@ def _head(text: str, out: Console) -> None:
     out.print(Text(text, style="bold"))
 
 
-def _counts(counts: Mapping[str, int]) -> str:
+def _listed(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
     return ", ".join(f"{count} {name}" for name, count in ordered) or "none"

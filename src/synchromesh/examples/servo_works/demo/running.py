@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sqlite3
 import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +20,7 @@ from synchromesh.system.children import die_with_parent
 from synchromesh.system.rundir import RunDir, RunInfo
 
 SHIPPED = Path(__file__).parents[1]
+COMMAND = (sys.executable, "-m", "synchromesh.cli")
 START_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
 ASK_WITHIN_S = 10.0
@@ -78,7 +79,7 @@ class RunningSystem:
         """
         with (self.folder / "dev.log").open("ab") as output:
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "synchromesh.cli", "dev", *self._flags,
+                *COMMAND, "dev", *self._flags,
                 cwd=self.folder, stdin=DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, preexec_fn=die_with_parent(),
             )  # fmt: skip
@@ -129,16 +130,70 @@ class RunningSystem:
         return self._info.services[service]
 
     @property
+    def gateway(self) -> str:
+        """Where the way in from outside is; after a restart of the system it is somewhere else."""
+        assert self._info is not None
+        return self._info.gateway
+
+    @property
     def credential(self) -> str:
         """What the client calls orders with."""
         return self._credential
 
-    async def ask(self, method: str, path: str, body: object = None) -> Any:
+    async def ask(
+        self, method: str, path: str, body: object = None, within_s: float = ASK_WITHIN_S
+    ) -> Any:
         """Ask the control socket. Raises ConfigError where it does not answer as it should."""
         assert self._info is not None
-        return await self._request(
-            self._info.control, method, path, body, {"authorization": f"Bearer {self._info.token}"}
-        )
+        headers = {"authorization": f"Bearer {self._info.token}"}
+        return await self._request(self._info.control, method, path, body, headers, within_s)
+
+    async def status(self) -> Any:
+        """Return the system's status, once every service of it answers for itself.
+
+        Raises:
+            NotInTime: one has not for 30 seconds.
+        """
+        found: Any = None
+
+        async def is_whole() -> bool:
+            nonlocal found
+            found = await self.ask("GET", "/status")
+            return all(map(_is_up, found["services"].values()))
+
+        if not await until(is_whole, START_WITHIN_S):
+            down = [name for name, each in found["services"].items() if not _is_up(each)]
+            raise NotInTime(f"{', '.join(down)} did not come up within {START_WITHIN_S:g} s")
+        return found
+
+    async def processes(self) -> dict[str, int]:
+        """Return the process of each service and of the gateway, once all are up."""
+        status = await self.status()
+        parts = {name: int(each["pid"]) for name, each in status["services"].items()}
+        gateway = status.get("gateway")
+        return parts | ({"gateway": int(gateway["pid"])} if gateway else {})
+
+    async def make_key(self, principal: str, *scopes: str) -> str:
+        """Make an API key to the gateway, as whoever operates it does, and return it.
+
+        A gateway that runs knows of it within a second; one that starts later, at once.
+        """
+        words = [word for scope in scopes for word in ("--scope", scope)]
+        verb = await asyncio.create_subprocess_exec(
+            *COMMAND, "gateway", "key", "add", principal, *words,
+            cwd=self.folder, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
+            start_new_session=True, preexec_fn=die_with_parent(),
+        )  # fmt: skip
+        try:
+            told, complaint = await verb.communicate()
+        except asyncio.CancelledError:
+            verb.kill()
+            await verb.wait()
+            raise
+        if verb.returncode:
+            said = complaint.decode(errors="replace").strip()
+            raise SystemEnded(f"no API key could be made: {said}", is_mistake=True)
+        return told.decode().strip()
 
     async def set_faults(self, mode: str, delay_s: float | None = None) -> None:
         """Turn the fault switch of the credit provider."""
@@ -155,18 +210,19 @@ class RunningSystem:
         return tuple(found)
 
     async def is_settled(self) -> bool:
-        """Return True where no saga is under way and every message has been taken."""
+        """Return True where all runs, no saga is under way and every message has been taken."""
         status = await self.ask("GET", "/status")
         return not any(
-            each["sagas"].get("running", 0)
+            not _is_up(each)
+            or each["sagas"].get("running", 0)
             or each["sagas"].get("compensating", 0)
             or any(each["behind"].values())
             for each in status["services"].values()
         )
 
     async def recovered(self) -> int:
-        """Return how many sagas were continued when the system came up."""
-        status = await self.ask("GET", "/status")
+        """Return how many sagas were continued when the services came up."""
+        status = await self.status()
         return sum(
             each["sagas_since_start"].get("recovered", 0) for each in status["services"].values()
         )
@@ -203,7 +259,13 @@ class RunningSystem:
         return process
 
     async def _request(
-        self, url: str, method: str, path: str, body: object, headers: dict[str, str]
+        self,
+        url: str,
+        method: str,
+        path: str,
+        body: object,
+        headers: dict[str, str],
+        within_s: float = ASK_WITHIN_S,
     ) -> Any:
         place = urlsplit(url)
         data = b"" if body is None else msgspec.json.encode(body)
@@ -212,7 +274,7 @@ class RunningSystem:
         try:
             response = await self._pool.request(
                 place.hostname or "", place.port or 80, method, path, headers.items(), data,
-                timeout_s=ASK_WITHIN_S, is_idempotent=True,
+                timeout_s=within_s, is_idempotent=True,
             )  # fmt: skip
         except SynchromeshError as error:
             raise ConfigError(f"{method} {url}{path} was not answered: {error.message}") from error
@@ -220,6 +282,11 @@ class RunningSystem:
             said = response.body[:200].decode(errors="replace")
             raise ConfigError(f"{method} {url}{path} was answered {response.status}: {said}")
         return msgspec.json.decode(response.body)
+
+
+def _is_up(service: dict[str, Any]) -> bool:
+    """Return whether it is the service that tells its status, and it is well."""
+    return bool(service["instances"]) and bool(service["health"]["is_healthy"])
 
 
 async def until(holds: Callable[[], bool | Awaitable[bool]], within_s: float) -> bool:

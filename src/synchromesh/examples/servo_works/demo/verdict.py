@@ -1,0 +1,88 @@
+"""What a run of the demo must have shown: each condition, what was seen of it, and the verdict."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from audit import Report
+
+from demo.account import RESTART, STALL, Account, Failure, Turn
+from demo.play import EDGE, IN_FLIGHT_MIN
+
+# The routes on which inventory is asked, by the gateway or by a service behind it.
+INVENTORY_ROUTES = frozenset({"POST /orders", "GET /stock/{sku}", "GET /configurations"})
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that must be so for the demo to pass, in words, and what was seen of it."""
+
+    must: str
+    seen: str
+    is_met: bool
+
+
+def conditions(account: Account, audited: Report) -> Iterator[Condition]:
+    """Yield each condition of the verdict."""
+    findings = len(audited.findings)
+    yield Condition("the audit finds nothing", f"{findings} findings", audited.is_clean)
+    told = sum(said in ("placed", "rejected") for said in account.told.values())
+    yield Condition(
+        "every order has its answer", f"{told} of {account.orders}", told == account.orders
+    )
+    stuck = audited.sagas["stuck"]
+    yield Condition("no saga is stuck", f"{stuck} are", not stuck)
+    met = max((len(kill.in_flight) for kill in account.kills), default=0)
+    yield Condition(
+        f"orders was killed with {IN_FLIGHT_MIN} sagas in flight or more",
+        f"{met} in flight",
+        met >= IN_FLIGHT_MIN,
+    )
+    recovered = sum(kill.recovered for kill in account.kills)
+    yield _one_or_more("sagas were recovered after it", recovered)
+    yield _one_or_more("sagas were undone", audited.sagas["undone"])
+    yield _one_or_more(f"{EDGE} tripped by the stall", len(stall_trips(account)))
+    yield _one_or_more("and recovered after that", len(recoveries(account)))
+    yield _one_or_more("pages were answered in part", len(account.degraded_pages))
+    bridged = sum(restart.bridged for restart in account.restarts)
+    yield _one_or_more("calls were bridged over the restart of inventory", bridged)
+    failed = len(failed_by_restart(account))
+    yield Condition("no request failed because of it", f"{failed} failed", not failed)
+    for note in account.notes:
+        yield Condition("nothing else went wrong", note, is_met=False)
+
+
+def trips(account: Account) -> list[Turn]:
+    """Return when the credit provider's breaker tripped."""
+    return [turn for turn in _turns(account) if (turn.before, turn.after) == ("closed", "open")]
+
+
+def stall_trips(account: Account) -> list[Turn]:
+    """Return when it tripped while the provider stalled."""
+    return [turn for turn in trips(account) if account.act_of(turn) == STALL]
+
+
+def recoveries(account: Account) -> list[Turn]:
+    """Return when it closed again, after it had tripped by the stall."""
+    tripped = [turn.at for turn in stall_trips(account)]
+    return [
+        turn
+        for turn in _turns(account)
+        if turn.after == "closed" and tripped and turn.at > tripped[0]
+    ]
+
+
+def failed_by_restart(account: Account) -> list[Failure]:
+    """Return the requests that failed while inventory was restarted, of those that lead to it."""
+    return [
+        failure
+        for failure in account.failures
+        if failure.act == RESTART and failure.route in INVENTORY_ROUTES
+    ]
+
+
+def _turns(account: Account) -> list[Turn]:
+    return [turn for turn in account.turns if turn.edge == EDGE]
+
+
+def _one_or_more(must: str, count: int) -> Condition:
+    return Condition(must, str(count), count >= 1)

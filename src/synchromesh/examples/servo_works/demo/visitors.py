@@ -1,0 +1,96 @@
+"""The visitors of the demo: look at pages, stock and prices while orders come in, and buy nothing.
+
+A page is the aggregate `GET /machines/{machine_id}`: the drive, the order that it came with, and
+the week in which another one could be built, from three services. What of it was not fresh is noted
+in the account by the door.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from itertools import count, cycle
+
+from contracts.orders import PlaceOrder
+from shop import catalogue, field_reports
+
+from demo.door import Door
+
+AT_ONCE = 2
+PAUSE_S = 0.06
+STOCK_AT_ONCE = 4
+STOCK_PAUSE_S = 0.02
+# An axis that the configurator has parts for.
+LOAD = {
+    "torque_nm": "4", "peak_nm": "8", "speed_rpm": "3000", "supply": "3x400VAC", "cable_m": "5",
+}  # fmt: skip
+
+
+class Visitors:
+    """Looks at what the gateway shows; a look that fails is not repeated, the next one comes soon.
+
+    Args:
+        orders: those that will be placed; a page of a drive of another order would miss a branch.
+    """
+
+    def __init__(self, door: Door, orders: Sequence[PlaceOrder]) -> None:
+        self._door = door
+        known = {order.order_id for order in orders}
+        plates = [batch.machine for batch in field_reports()]
+        self._machines = [p.machine_id for p in plates if p.order_id in known]
+        self._skus = [drive.sku for drive in catalogue()]
+
+    @asynccontextmanager
+    async def looking_round(self) -> AsyncIterator[None]:
+        """Look at one thing after the other while the block runs."""
+        async with self._while_it_runs(self._look_round, AT_ONCE):
+            yield
+
+    @asynccontextmanager
+    async def watching_stock(self) -> AsyncIterator[None]:
+        """Ask what is on the shelf, without a break, while the block runs."""
+        async with self._while_it_runs(self._watch_stock, STOCK_AT_ONCE):
+            yield
+
+    async def look_at_all_machines(self) -> None:
+        """Look at the page of every drive at once."""
+        await asyncio.gather(*map(self._look_at_machine, self._machines))
+
+    async def look_at_all_stock(self) -> None:
+        """Look at the stock of every drive at once."""
+        await asyncio.gather(*map(self._look_at_stock, self._skus))
+
+    @asynccontextmanager
+    async def _while_it_runs(
+        self, look: Callable[[int], Coroutine[None, None, None]], at_once: int
+    ) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(look(first)) for first in range(at_once)]
+            yield
+            for task in tasks:
+                task.cancel()
+
+    async def _look_round(self, first: int) -> None:
+        for number in count(first):
+            machine_id = self._machines[number % len(self._machines)]
+            await self._look_at_machine(machine_id)
+            await asyncio.sleep(PAUSE_S)
+            sku = self._skus[number % len(self._skus)]
+            match number % 3:
+                case 0:
+                    await self._look_at_stock(sku)
+                case 1:
+                    await self._door.ask("GET /prices")
+                case _:
+                    await self._door.ask("GET /configurations", query=LOAD)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _watch_stock(self, first: int) -> None:
+        for sku in cycle(self._skus[first:] + self._skus[:first]):
+            await self._look_at_stock(sku)
+            await asyncio.sleep(STOCK_PAUSE_S)
+
+    async def _look_at_machine(self, machine_id: str) -> None:
+        await self._door.ask("GET /machines/{machine_id}", machine_id=machine_id)
+
+    async def _look_at_stock(self, sku: str) -> None:
+        await self._door.ask("GET /stock/{sku}", sku=sku)
