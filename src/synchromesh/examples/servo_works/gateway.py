@@ -42,7 +42,7 @@ gateway = Gateway(
             Configurator.price_list,
             public=True,
             rate=Rate("20/s"),
-            deadline="1s",
+            deadline="500ms",
             fallback=Stale("10m"),
         ),
         Route("GET /configurations", Configurator.configure, public=True, rate=Rate("20/s")),
@@ -56,7 +56,7 @@ gateway = Gateway(
             "GET /stock/{sku}",
             Inventory.stock,
             scopes={"stock:read"},
-            deadline="1s",
+            deadline="500ms",
             fallback=Stale("1m"),
         ),
         # Drives report, and people look at them.

@@ -1,0 +1,294 @@
+"""servo-works as many simulated machines behind its gateway, any of which can be switched off.
+
+Every service, the registry, the gateway and the credit provider is a node of its own; all of them
+speak HTTP over the simulated network, through the shipped servers, pools and transports, under the
+policies of `synchromesh.toml`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import shop
+from contracts.orders import Orders
+from credit_provider import CreditProvider, Ledger
+from gateway import gateway
+
+from gateway_fakes import Token
+from servo_works_world import FOLDER, SERVICES, SIGNER
+from synchromesh.calls import Call, Caller, FaultTable, HttpEdge, HttpTransport
+from synchromesh.discovery import Endpoint, MemoryRegistry
+from synchromesh.gateway import GatewayEngine
+from synchromesh.http import (
+    Handler,
+    HttpPool,
+    HttpRequest,
+    HttpResponse,
+    HttpServer,
+    asgi_handler,
+    problem_response,
+)
+from synchromesh.identity import REGISTRY as TO_REGISTRY
+from synchromesh.identity import Credential
+from synchromesh.service import ServiceInstance, Surroundings
+from synchromesh.system.clients import Clients
+from synchromesh.system.config import load_config
+from synchromesh.system.registry import RegistryServer
+from synchromesh.system.remote_registry import RemoteRegistry
+from synchromesh.system.wiring import policies_of
+from synchromesh.telemetry import MemoryRing
+from synchromesh.testing import Node, SimDisk, SimRuntime, World
+
+R = TypeVar("R")
+
+PROVIDER, GATEWAY, REGISTRY, OPERATOR = "credit_provider", "gateway", "registry", "operator"
+NODES = (REGISTRY, PROVIDER, *SERVICES, GATEWAY, OPERATOR)
+PORTS = {name: 7000 + number for number, name in enumerate(NODES)}
+WAYS = ("killed", "stalled", "failing", "unwritable")
+
+
+def url_of(name: str) -> str:
+    return f"http://127.0.0.1:{PORTS[name]}"
+
+
+class Gate:
+    """Stands before a server: it lets requests in, keeps them without an answer, or fails them."""
+
+    def __init__(self) -> None:
+        self.way = ""
+        self.opened = asyncio.Event()
+
+    def before(self, handler: Handler) -> Handler:
+        async def handle(request: HttpRequest) -> HttpResponse:
+            while self.way == "stalled":
+                await self.opened.wait()
+            if self.way == "failing":
+                return problem_response(500, "this fails on purpose", code="remote_failed")
+            return await handler(request)
+
+        return handle
+
+
+class Site:
+    """The system in a world: a node for each part, started by `start`.
+
+    Attributes:
+        beyond: background children that failed too often, which ends their node.
+    """
+
+    def __init__(self, seed: str, *, opened: bool = True) -> None:
+        self.world = World(seed, steps_max=20_000_000)
+        self.config = load_config(FOLDER)
+        self.gates: dict[str, Gate] = {}
+        self.beyond: list[str] = []
+        self.registry: MemoryRegistry | None = None
+        self.operator: Caller | None = None
+        self.callers: dict[str, Caller] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._disk = self.world.disk = NotingDisk(random.Random(f"{seed}/disk"))
+        mains: dict[str, Callable[[SimRuntime], Any]] = {
+            REGISTRY: self._run_registry,
+            PROVIDER: self._run_provider,
+            GATEWAY: self._run_gateway,
+            OPERATOR: self._run_operator,
+        }
+        for name in NODES:
+            main = mains.get(name) or functools.partial(self._run_service, name)
+            self.world.node(name, main)
+        if opened:
+            for path, image in opened_shop().items():
+                self.world.disk.install(path, image)
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        return self.world.nodes
+
+    async def start(self) -> None:
+        """Start all, and wait until they have found each other."""
+        for name in NODES:
+            self.nodes[name].start()
+        await asyncio.sleep(5.0)
+
+    def switch_off(self, name: str, way: str) -> None:
+        """Take a part away: its process, its answers, or its disk."""
+        if way == "killed":
+            self.nodes[name].crash()
+            self._bury(name)
+        elif way == "unwritable":
+            self._set_writable(name, is_writable=False)
+        elif way == "stalled" and name == REGISTRY:
+            # What waits there is not answered either, and nothing of it goes on.
+            self.nodes[name].pause()
+        else:
+            self.gates[name].way = way
+
+    def switch_on(self, name: str) -> None:
+        """Bring it back, and touch nothing else."""
+        self.nodes[name].start()
+        self.nodes[name].resume()
+        self._set_writable(name, is_writable=True)
+        gate = self.gates[name]
+        gate.way = ""
+        gate.opened.set()
+        gate.opened.clear()
+
+    async def call(self, call: Call[R], *, key: str = "", timeout_s: float | None = None) -> R:
+        """Call a service as an operator does, past the gateway."""
+        assert self.operator is not None
+        context = self.operator.root(principal="ada", key=key or None)
+        return await self.operator.call(call, context=context, timeout_s=timeout_s)
+
+    # -- the nodes -------------------------------------------------------------------------------
+
+    async def _run_registry(self, runtime: SimRuntime) -> None:
+        def verify(token: str) -> Credential:
+            return SIGNER.verify(token, audience=TO_REGISTRY, now_us=runtime.wall_us())
+
+        registry = self.registry = MemoryRegistry(verify=lambda token: void(verify(token)))
+        for name in self.config.external:
+            registry.fix(Endpoint(name, name, url_of(name)))
+        server = RegistryServer(registry, verify=verify, started_us=runtime.wall_us())
+        await self._serve(runtime, server.handle)
+        await registry.run()
+
+    async def _run_provider(self, runtime: SimRuntime) -> None:
+        provider = CreditProvider(Ledger(runtime.disk.connect(f"/{PROVIDER}.db")))
+        await self._serve(runtime, asgi_handler(provider))
+        await asyncio.Event().wait()
+
+    async def _run_service(self, name: str, runtime: SimRuntime) -> None:
+        pool = HttpPool(network=runtime.network)
+        registry = await self._resolver(runtime, pool)
+        around = Surroundings(
+            runtime=runtime,
+            signer=SIGNER,
+            sink=MemoryRing(),
+            resolver=registry,
+            transports={"http": HttpTransport(pool, runtime=runtime)},
+            policies=functools.partial(policies_of, self.config),
+            subscribers={s: frozenset(SERVICES[s].subscriptions) for s in SERVICES},
+            escalate=self._escalate,
+        )
+        instance = await ServiceInstance.start(SERVICES[name], f"/{name}.db", around)
+        self.callers[name] = instance.caller
+        edge = HttpEdge(runtime=runtime)
+        edge.mount(instance.dispatcher, instance.offered)
+        await self._serve(runtime, edge)
+        metadata = (("pid", str(runtime.epoch)),)
+        endpoint = Endpoint(f"{name}-1", name, url_of(name), metadata)
+        registration = await registry.register(endpoint, credential="")
+        await registration.run()
+
+    async def _run_gateway(self, runtime: SimRuntime) -> None:
+        caller, tracer = (await self._clients(runtime)).make(GATEWAY)
+        self.callers[GATEWAY] = caller
+        scopes = {scope for route in gateway.routes for scope in route.scopes}
+        engine = GatewayEngine(
+            # Keys and their hashes are another test's; here a name is enough.
+            replace(gateway, auth=[Token()]),
+            caller=caller,
+            tracer=tracer,
+            authenticators=[Token(desk=scopes, other=scopes)],
+        )
+        await self._serve(runtime, engine)
+        await asyncio.Event().wait()
+
+    async def _run_operator(self, runtime: SimRuntime) -> None:
+        self.operator, _ = (await self._clients(runtime)).make("control")
+        await asyncio.Event().wait()
+
+    async def _clients(self, runtime: SimRuntime) -> Clients:
+        pool = HttpPool(network=runtime.network)
+        return Clients(
+            resolver=await self._resolver(runtime, pool),
+            transports={"http": HttpTransport(pool, runtime=runtime)},
+            signer=SIGNER,
+            sink=MemoryRing(),
+            faults=FaultTable(),
+            runtime=runtime,
+            policies=functools.partial(policies_of, self.config),
+        )
+
+    async def _resolver(self, runtime: SimRuntime, pool: HttpPool) -> RemoteRegistry:
+        registry = RemoteRegistry(
+            url_of(REGISTRY),
+            pool=pool,
+            credential=lambda: SIGNER.token(
+                runtime.name, audience=TO_REGISTRY, now_us=runtime.wall_us()
+            ),
+            runtime=runtime,
+        )
+        await registry.refresh()
+        self._tasks.append(asyncio.create_task(registry.run()))
+        return registry
+
+    async def _serve(self, runtime: SimRuntime, handler: Handler) -> None:
+        gate = self.gates[runtime.name] = Gate()
+        server = HttpServer(gate.before(handler), network=runtime.network)
+        await server.start(port=PORTS[runtime.name])
+
+    # -- what supervisors and operators do -------------------------------------------------------
+
+    def _bury(self, name: str) -> None:
+        """See the end of a process, as its supervisor does at once (R6)."""
+        if self.registry is not None and self.nodes[REGISTRY].is_up:
+            self.registry.bury(name, lambda _: True)
+
+    def _escalate(self, service: str, child: str, error: BaseException) -> None:
+        self.beyond.append(f"{service}/{child}: {error!r}")
+
+    def _set_writable(self, name: str, *, is_writable: bool) -> None:
+        for connection in self._disk.noted.get(f"/{name}.db", ()):
+            try:
+                connection.execute(f"pragma query_only = {'off' if is_writable else 'on'}")
+            except sqlite3.ProgrammingError:
+                continue  # it was closed with its process
+
+
+class NotingDisk(SimDisk):
+    """Is a disk that can be made read-only while databases on it are open."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.noted: dict[str, list[sqlite3.Connection]] = {}
+
+    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+        connection = super().connect(path, read_only=read_only)
+        if not read_only:
+            self.noted.setdefault(path, []).append(connection)
+        return connection
+
+
+class Opener:
+    """What the shop opens with, and the first order."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def call(self, call: Call[R], *, key: str) -> R:
+        return await self._site.call(call, key=key, timeout_s=10.0)
+
+
+@functools.cache
+def opened_shop() -> dict[str, bytes]:
+    """Return the databases of a shop that has opened and taken its first order."""
+    site = Site("the shop opens", opened=False)
+
+    async def main() -> None:
+        await site.start()
+        await shop.open_shop(Opener(site))
+        await site.call(Orders.place(shop.order_book()[0]), key="first")
+        await asyncio.sleep(5.0)
+
+    site.world.run(main())
+    return {path: site.world.disk.image(path) for path in site.world.disk.paths()}
+
+
+def void(_: object) -> None:
+    return None
