@@ -52,6 +52,10 @@ class Disk(Protocol):
         """Return what tells the file at `path` from any other one; None where none can be seen."""
         ...
 
+    def set_aside(self, path: str) -> None:
+        """Move a SQLite file that is damaged, and its log, to `<path>.damaged`."""
+        ...
+
     def try_lock(self, path: str) -> FileLock | None:
         """Become the one owner of `path`, or return None at once while another process is."""
         ...
@@ -280,6 +284,14 @@ class RealDisk:
         except OSError:
             return None
         return found.st_dev, found.st_ino
+
+    def set_aside(self, path: str) -> None:
+        """Move a file, and the log that belongs to it alone; what was set aside before is gone."""
+        for suffix in ("", "-wal", "-shm"):
+            try:
+                os.replace(f"{path}{suffix}", f"{path}.damaged{suffix}")
+            except FileNotFoundError:
+                continue
 
     def try_lock(self, path: str) -> FileLock | None:
         """Take the POSIX lock on `<path>.lock`, or return None."""

@@ -155,6 +155,36 @@ async def test_a_ring_that_cannot_be_written_drops_and_says_so_once(
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "empty log", "foreign log"])
+async def test_a_ring_that_a_power_cut_damaged_begins_anew(tmp_path: Path, damage: str) -> None:
+    """What is left of the file is set aside, and only what waited to be written to it is lost."""
+    from synchromesh.runtime import RealRuntime
+
+    path = tmp_path / "spans.db"
+    ring = SqliteRing(str(path), RealRuntime())
+    for number in range(200):
+        ring.add(record(number))
+    await ring.close()
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "overwritten":
+        path.write_bytes(b"dear diary, " * 1000)
+    else:
+        log = path.with_name("spans.db-wal")
+        log.write_bytes(b"" if damage == "empty log" else b"dear diary, " * 1000)
+    ring = SqliteRing(str(path), RealRuntime())
+    for trace_id in ("a" * 32, "b" * 32):
+        assert isinstance(ring.trace(trace_id), list)
+        ring.add(record(1, trace_id=trace_id))
+        await ring.flush()
+    assert len(ring.trace("b" * 32)) == 1
+    await ring.close()
+    is_damaged = damage in ("cut", "overwritten")
+    assert path.with_name("spans.db.damaged").exists() == is_damaged
+    assert ring.dropped == is_damaged
+
+
 def test_a_log_line_is_json_and_carries_the_trace_of_its_span() -> None:
     """A log record can be joined to its trace, and keeps extras and the traceback."""
 

@@ -24,6 +24,8 @@ _COLUMNS = (
 )
 _INSERT = f"insert into span({_COLUMNS}) values(?,?,?,?,?,?,?,?,?,?)"
 
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
 _log = logging.getLogger("synchromesh.telemetry")
 
 
@@ -31,7 +33,8 @@ class SqliteRing:
     """Keeps the newest spans in a file, across restarts and kills.
 
     Spans are handed over in batches, at the latest `flush_s` after they ended; what a killed
-    process had not handed over is lost, as is what comes while `pending_max` wait: best effort.
+    process had not handed over is lost, as is what comes while `pending_max` wait: best effort. A
+    file that a power cut has damaged is set aside, and another begun.
     """
 
     def __init__(
@@ -119,7 +122,16 @@ class SqliteRing:
             failure = error
             if self._writer is not None and self._writer.in_transaction:
                 self._writer.execute("rollback")
+            if error.sqlite_errorcode & 0xFF in _DAMAGED:
+                self._begin_anew()
         return lambda: self._written(sum(map(len, batches)), failure)
+
+    def _begin_anew(self) -> None:
+        """Leave a damaged file; what waited to be written to it is lost, what comes next is not."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._disk.set_aside(self._path)
 
     def _written(self, count: int, failure: sqlite3.Error | None) -> None:
         self._is_writing = False
@@ -134,12 +146,16 @@ class SqliteRing:
 
     def _open(self) -> sqlite3.Connection:
         connection = self._disk.connect(self._path)
-        connection.execute("pragma journal_mode=wal")
-        # Spans may be lost with the power; they must never cost a disk flush.
-        connection.execute("pragma synchronous=normal")
-        connection.execute(SCHEMA_SQL)
-        connection.execute("create index if not exists span_by_trace on span(trace_id)")
-        connection.execute("create index if not exists span_by_kind on span(kind, id)")
+        try:
+            connection.execute("pragma journal_mode=wal")
+            # Spans may be lost with the power; they must never cost a disk flush.
+            connection.execute("pragma synchronous=normal")
+            connection.execute(SCHEMA_SQL)
+            connection.execute("create index if not exists span_by_trace on span(trace_id)")
+            connection.execute("create index if not exists span_by_kind on span(kind, id)")
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     def _read(self, sql: str, *values: str) -> list[SpanRecord]:
@@ -149,8 +165,8 @@ class SqliteRing:
             return []  # nothing has been written yet
         try:
             return [_from_row(row) for row in connection.execute(sql, values).fetchall()]
-        except sqlite3.OperationalError:
-            return []
+        except sqlite3.DatabaseError:
+            return []  # nor is there anything to read in one that is damaged
         finally:
             connection.close()
 

@@ -86,6 +86,12 @@ class SimDisk:
             raise FileNotFoundError(path)
         self._unlinked.append(file)
 
+    def set_aside(self, path: str) -> None:
+        """Move a database to `<path>.damaged`."""
+        file = self._files.pop(_normal(path), None)
+        if file is not None:
+            self._files[f"{_normal(path)}.damaged"] = file
+
     def try_lock(self, path: str) -> SimLock | None:
         """Become the one owner of `path`, or return None while a process that lives is."""
         path = _normal(path)
