@@ -17,8 +17,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from synchromesh.errors import ConfigError
+from synchromesh.system.config import FILE_NAME
 
 EXAMPLE = "servo_works"
+EXAMPLE_NAMED = b'name = "servo-works"'
 TEMPLATE_SUFFIX = ".template"
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -35,10 +37,13 @@ def minimal_files(name: str) -> dict[str, bytes]:
     }
 
 
-def example_files() -> dict[str, bytes]:
-    """Return the files of servo-works, by their paths below its folder."""
+def example_files(name: str) -> dict[str, bytes]:
+    """Return the files of servo-works, under a name of one's own, by their paths."""
     shipped = _below(files("synchromesh") / "examples" / EXAMPLE, "")
-    return {path: file.read_bytes() for path, file in shipped}
+    made = {path: file.read_bytes() for path, file in shipped}
+    made[FILE_NAME] = made[FILE_NAME].replace(EXAMPLE_NAMED, f'name = "{name}"'.encode(), 1)
+    made[".gitignore"] = minimal_files(name)[".gitignore"]
+    return made
 
 
 def new_system(parent: Path, name: str, *, is_example: bool = False) -> Path:
@@ -56,7 +61,7 @@ def new_system(parent: Path, name: str, *, is_example: bool = False) -> Path:
     target = parent / name
     if os.path.lexists(target) and not _is_empty_folder(target):
         raise _taken(target)
-    made = example_files() if is_example else minimal_files(name)
+    made = example_files(name) if is_example else minimal_files(name)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
     except OSError as error:
