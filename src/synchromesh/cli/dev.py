@@ -13,6 +13,7 @@ from synchromesh.cli.config import settings_option
 from synchromesh.cli.show import console, print_json
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import SplitSystem, System, load_config, loop_factory
+from synchromesh.system.config import load_services
 
 FAILED = 3
 CUT = 130
@@ -31,6 +32,8 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     does not. Exits 3 when something of it failed too often.
     """
     config = load_config(folder, environment=os.environ, flags=settings)
+    # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.
+    load_services(config, folder)
     system = (SplitSystem if is_split else System)(config, folder, RealRuntime())
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
         return runner.run(_run(system, is_json))
