@@ -1,8 +1,63 @@
-"""What tests of real processes share: who is alive, and whose child."""
+"""What tests of real processes share: a system by `synchromesh dev`, who is alive, whose child."""
 
+from __future__ import annotations
+
+import json
 import os
 import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from notes_app import TESTS
+
+LOOK_EVERY_S = 0.02
+COMMAND = (sys.executable, "-m", "synchromesh.cli")
+
+
+@contextmanager
+def dev(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `synchromesh dev` in a folder, where it may import what tests do; make sure it ends."""
+    process = subprocess.Popen(
+        [*COMMAND, "--folder", str(folder), "dev", "--json", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait until the system is up and return what it printed; what ended instead, said why."""
+    assert process.stdout is not None
+    text = ""
+    while line := process.stdout.readline():
+        text += line
+        if line == "}\n":
+            told: dict[str, Any] = json.loads(text)
+            return told
+    said = process.stderr.read() if process.stderr is not None else "see standard error"
+    raise AssertionError(f"the system did not come up: {text}{said}")
+
+
+def until(holds: Callable[[], bool], within_s: float = 30.0) -> bool:
+    """Look again and again; return True once it holds, False where it does not in time."""
+    until_s = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > until_s:
+            return False
+        threading.Event().wait(LOOK_EVERY_S)
+    return True
 
 
 def children_of(pid: int) -> list[int]:

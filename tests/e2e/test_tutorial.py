@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import signal
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from processes import announced
 
 ROOT = Path(__file__).parents[2]
 SYNCHROMESH = str(Path(sys.executable).with_name("synchromesh"))
@@ -37,14 +38,7 @@ class Terminal:
         self.dev = subprocess.Popen(
             [SYNCHROMESH, "dev", "--json"], cwd=self.folder, stdout=subprocess.PIPE, text=True
         )
-        assert self.dev.stdout is not None
-        said = ""
-        while line := self.dev.stdout.readline():
-            said += line
-            if line == "}\n":
-                break
-        # Where it ended instead, what it said is no JSON, and the reason is on standard error.
-        told = json.loads(said)
+        told = announced(self.dev)
         self.urls, self.gateway = told["services"], told["gateway"]
 
     def stop(self, number: signal.Signals) -> int:

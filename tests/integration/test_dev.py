@@ -1,29 +1,24 @@
-"""`synchromesh dev` and `System`: what starts is stopped, whole, in every order of events."""
+"""`System`: what starts is stopped, whole, in every order of events."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from notes_app import TESTS, TOML, Notes, Running, write_config
+from notes_app import TOML, Notes, Running, write_config
+from processes import COMMAND, children_of
 from synchromesh.cli import main
 from synchromesh.discovery import Registration
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.runtime import RealRuntime
 from synchromesh.service import Service, ServiceInstance, Surroundings
-from synchromesh.service.restarts import RestartOptions
-from synchromesh.system import RunDir, System, children, load_config, wiring
+from synchromesh.system import System, children, load_config, wiring
 from synchromesh.system.children import ExternalProcess
 
 # What a server may take to end handlers that it has cancelled.
@@ -43,181 +38,6 @@ def system_of(folder: Path, text: str = TOML) -> System:
     return System(load_config(write_config(folder, text)), folder, RealRuntime())
 
 
-def command_of(*words: str) -> list[str]:
-    """Return the command line as a command of its own."""
-    return [sys.executable, "-c", "from synchromesh.cli import main; main()", *words]
-
-
-@contextmanager
-def dev(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run `synchromesh dev` as a process, and make sure that it ends."""
-    process = subprocess.Popen(
-        command_of("--folder", str(folder), "dev", "--json"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait until the system is up and return what it printed."""
-    assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if line == "}\n":
-            break
-    answer: dict[str, Any] = json.loads(text)
-    return answer
-
-
-def is_alive(pid: int) -> bool:
-    """True while a process runs; a zombie does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def await_readable(handle: int) -> None:
-    """Wait until there is something to read, or a process has ended, and close the handle."""
-    ready, _, _ = select.select([handle], [], [], WAIT_S)
-    os.close(handle)
-    assert ready
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        # A thread may end while it is looked at.
-        with suppress(FileNotFoundError):
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_all_of_it(tmp_path: Path, number: signal.Signals) -> None:
-    """Exit 0; neither a child, nor run.json, nor a write-ahead log is left."""
-    folder = write_config(tmp_path, TOML + STAYS)
-    with dev(folder) as process:
-        told = announced(process)
-        (child,) = children_of(process.pid)
-        assert sorted(told["services"]) == ["notes", "provider"]
-        process.send_signal(number)
-        assert process.stderr is not None
-        assert (process.wait(WAIT_S), process.stderr.read()) == (0, "")
-    assert not is_alive(child)
-    left = sorted(path.name for path in (folder / ".synchromesh").rglob("*") if path.is_file())
-    assert left == [
-        ".gitignore",
-        "log.jsonl",
-        "notes.db",
-        "notes.db.lock",
-        "provider.log",
-        "system.key",
-        "system.lock",
-    ]
-
-
-def test_a_killed_system_leaves_no_child_and_starts_again(tmp_path: Path) -> None:
-    """kill -9 takes the children along; the next start replaces the stale run.json."""
-    folder = write_config(tmp_path, TOML + STAYS)
-    with dev(folder) as process:
-        first = announced(process)
-        (child,) = children_of(process.pid)
-        ending = os.pidfd_open(child)
-        process.kill()
-        process.wait(WAIT_S)
-        assert RunDir(folder).read().control == first["control"]
-        asked = subprocess.run(
-            command_of("--folder", str(folder), "saga", "list"),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert asked.returncode == 2
-        assert f"process {process.pid} may have died" in asked.stderr
-    await_readable(ending)
-    with dev(folder) as process:
-        assert announced(process)["control"] == RunDir(folder).read().control
-        process.terminate()
-        assert process.wait(WAIT_S) == 0
-
-
-def test_a_second_system_in_the_folder_is_refused(tmp_path: Path) -> None:
-    """Exit 2 and who runs it; the first goes on."""
-    folder = write_config(tmp_path)
-    with dev(folder) as first:
-        told = announced(first)
-        with dev(folder) as second:
-            assert second.wait(WAIT_S) == 2
-            assert second.stderr is not None
-            said = second.stderr.read()
-        assert f"is already run by process {first.pid}; stop it first, or use it" in said
-        assert RunDir(folder).read().control == told["control"]
-
-
-def test_a_signal_while_it_starts_stops_it(tmp_path: Path) -> None:
-    """A child that never becomes ready does not keep it from ending."""
-    hangs = PROVIDER % "import signal; open('here', 'w').write('!'); signal.pause()"
-    folder = write_config(tmp_path, TOML + hangs)
-    os.mkfifo(folder / "here")
-    running = os.open(folder / "here", os.O_RDONLY | os.O_NONBLOCK)
-    with dev(folder) as process:
-        await_readable(running)
-        (child,) = children_of(process.pid)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        assert process.wait(WAIT_S) == 0
-        assert process.stderr.read() == "synchromesh: stopped before the system was up\n"
-    assert not is_alive(child)
-    assert not (folder / ".synchromesh/run.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (
-            TOML + PROVIDER % (READY + "sys.exit(7)"),
-            "external/provider failed too often: ChildEnded: external service 'provider' ended",
-        ),
-        (
-            TOML
-            + '[services.broken]\napp = "notes_app:broken"\n[dev]\nopening = "notes_app:breaks"\n',
-            "broken/projection/never failed too often: RuntimeError: this projection cannot",
-        ),
-    ],
-)
-def test_what_fails_too_often_ends_it(
-    tmp_path: Path,
-    text: str,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Exit 3, and which child of what ended why; all else is stopped as ever."""
-    monkeypatch.setattr(
-        "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
-    )
-    folder = write_config(tmp_path, text)
-    with pytest.raises(SystemExit) as ended:
-        main(["--folder", str(folder), "dev"])
-    out, err = capsys.readouterr()
-    assert ended.value.code == 3, err
-    assert "notebook runs in process" in out
-    assert said in err
-    assert "Traceback" not in err
-    assert not (folder / ".synchromesh/run.json").exists()
-
-
 @pytest.mark.anyio
 async def test_a_child_that_dies_is_started_again_at_its_new_place(tmp_path: Path) -> None:
     """Calls go to where it is now; the failure is logged."""
@@ -232,37 +52,6 @@ async def test_a_child_that_dies_is_started_again_at_its_new_place(tmp_path: Pat
     assert now != [before]
     log = (tmp_path / ".synchromesh/telemetry/log.jsonl").read_text()
     assert "external service 'provider' ended by SIGKILL" in log
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (TOML + "port = {port}\n", "cannot listen on 127.0.0.1:{port}"),
-        (TOML.replace('"notebook"', '"x"\ncontrol_port = {port}'), "cannot listen on 127.0.0.1"),
-        (TOML.replace('"notebook"', '"x"\nhost = "not.an.address.invalid"'), "cannot listen on"),
-        (TOML + '[dev]\nopening = "notes_app:fails_to_open"', "LookupError: the price list is"),
-        (TOML + '[external.late]\ncommand = ["/bin/sh", "-c", "exit 4"]', "ended with exit code 4"),
-        (TOML + '[external.none]\ncommand = ["/no/such"]', "No such file or directory"),
-    ],
-)
-@pytest.mark.anyio
-async def test_a_start_that_fails_leaves_nothing(tmp_path: Path, text: str, said: str) -> None:
-    """No process, lock or run.json stays; the same folder starts next."""
-    listener = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    text = (text + STAYS.replace("{python}", sys.executable)).replace("{port}", str(port))
-    system = system_of(tmp_path, text)
-    before = asyncio.all_tasks()
-    with pytest.raises(ConfigError) as caught:
-        await system.start()
-    assert said.replace("{port}", str(port)) in caught.value.message
-    assert not (tmp_path / ".synchromesh/run.json").exists()
-    assert children_of(os.getpid()) == []
-    assert asyncio.all_tasks() == before
-    listener.close()
-    after = system_of(tmp_path)
-    await after.start()
-    await after.stop()
 
 
 @pytest.mark.anyio
@@ -354,7 +143,12 @@ async def test_a_call_under_way_is_answered_while_it_stops(tmp_path: Path) -> No
     instance = system.instances["notes"]
     info = system.info
     asking = await asyncio.create_subprocess_exec(
-        *command_of("--folder", str(tmp_path), "call", "notes.slow", "seconds=0.2"),
+        *COMMAND,
+        "--folder",
+        str(tmp_path),
+        "call",
+        "notes.slow",
+        "seconds=0.2",
         stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(10.0):
@@ -384,7 +178,12 @@ async def test_a_call_that_outlasts_the_stop_is_cut(
     await system.start()
     instance = system.instances["notes"]
     asking = await asyncio.create_subprocess_exec(
-        *command_of("--folder", str(tmp_path), "call", "notes.slow", "seconds=200"),
+        *COMMAND,
+        "--folder",
+        str(tmp_path),
+        "call",
+        "notes.slow",
+        "seconds=200",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -1,4 +1,4 @@
-"""`synchromesh dev --split`: a process for each service, watched, restarted, all stopped."""
+"""`SplitSystem`: a process for each service, watched, restarted, all stopped."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from notes_app import TESTS, TOML, write_config
-from processes import children_of, ends, is_alive
+from processes import children_of
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import (
-    RunDir,
     RunInfo,
     SplitSystem,
     child_process,
@@ -36,36 +31,6 @@ from synchromesh.system import (
 
 WAIT_S = 30.0
 TWO = TOML + '\n[services.broken]\napp = "notes_app:broken"\n'
-
-
-@contextmanager
-def dev(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run `synchromesh dev --split` as a process, and make sure that it ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "synchromesh.cli", "--folder", str(folder), "dev", "--split",
-         "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        text=True,
-    )  # fmt: skip
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def announced(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait until the system is up and return what it printed."""
-    assert process.stdout is not None
-    text = ""
-    for line in process.stdout:
-        text += line
-        if line == "}\n":
-            break
-    told: dict[str, Any] = json.loads(text)
-    return told
 
 
 class Asking:
@@ -119,77 +84,6 @@ async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     yield system
     await system.stop()
     assert children_of(os.getpid()) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_all_processes(tmp_path: Path, number: signal.Signals) -> None:
-    """Exit 0; no process is left, and each service has its own database, spans and log."""
-    folder = write_config(tmp_path, TWO)
-    with dev(folder) as process:
-        told = announced(process)
-        below = children_of(process.pid)
-        assert sorted(told["services"]) == ["broken", "notes"]
-        assert len(below) == 2
-        process.send_signal(number)
-        assert process.stderr is not None
-        assert (process.wait(WAIT_S), process.stderr.read()) == (0, "")
-    assert not any(map(is_alive, below))
-    left = {path.name for path in (folder / ".synchromesh").rglob("*") if path.is_file()}
-    assert left >= {"broken.db", "notes.db", "notes.log", "log-notes.jsonl", "system.key"}
-    assert "run.json" not in left
-    for log in (folder / ".synchromesh/telemetry").glob("*.log"):
-        assert log.read_text() == ""
-    assert "ERROR" not in (folder / ".synchromesh/telemetry/log.jsonl").read_text()
-
-
-def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
-    """kill -9 takes all along; the next start replaces the stale run.json."""
-    folder = write_config(tmp_path, TWO)
-    with dev(folder) as process:
-        announced(process)
-        below = children_of(process.pid)
-        process.kill()
-        process.wait(WAIT_S)
-        assert all(map(ends, below))
-    with dev(folder) as process:
-        assert announced(process)["control"] == RunDir(folder).read().control
-        process.terminate()
-        assert process.wait(WAIT_S) == 0
-
-
-def test_a_second_interrupt_cuts(tmp_path: Path) -> None:
-    """Ctrl-C twice waits for nobody: exit 130, and neither a process nor run.json is left."""
-    folder = write_config(tmp_path, TOML)
-    with dev(folder) as process:
-        announced(process)
-        (child,) = children_of(process.pid)
-        os.kill(child, signal.SIGSTOP)
-        process.send_signal(signal.SIGINT)
-        # The first is taken once it no longer says that it runs.
-        while (folder / ".synchromesh/run.json").exists():
-            os.sched_yield()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(WAIT_S) == 130
-    assert ends(child)
-
-
-def test_a_service_that_cannot_start_is_named(tmp_path: Path) -> None:
-    """Exit 2 with its own reason; the others are stopped, and the folder starts once mended."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        folder = write_config(tmp_path, TWO + f"port = {port}\n")
-        with dev(folder) as process:
-            assert process.wait(WAIT_S) == 2
-            assert process.stderr is not None
-            said = process.stderr.read()
-    assert f"service 'broken': cannot listen on 127.0.0.1:{port}" in said
-    assert "Traceback" not in said
-    assert not (folder / ".synchromesh/run.json").exists()
-    write_config(tmp_path, TWO)
-    with dev(folder) as process:
-        announced(process)
-        process.terminate()
-        assert process.wait(WAIT_S) == 0
 
 
 @pytest.mark.anyio
