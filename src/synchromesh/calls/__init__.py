@@ -17,12 +17,20 @@ from synchromesh.calls.contract import (
 from synchromesh.calls.dispatcher import Dispatcher, Handler, Incoming
 from synchromesh.calls.faults import Fault, FaultTable, Rule, Strike
 from synchromesh.calls.faulty import FaultyTransport, faulty
+from synchromesh.calls.forwarding import Forwarder, Forwarding
 from synchromesh.calls.holding import HoldOptions, Holds
 from synchromesh.calls.http_client import HttpTransport
 from synchromesh.calls.http_server import HttpEdge
 from synchromesh.calls.inproc import InProcessTransport
 from synchromesh.calls.policies import OperationPolicy, Policies
-from synchromesh.calls.wire import Receiver, Reply, Request, Transport
+from synchromesh.calls.wire import (
+    Passing,
+    PassingTransport,
+    Receiver,
+    Reply,
+    Request,
+    Transport,
+)
 
 __all__ = [
     "Call",
@@ -33,6 +41,8 @@ __all__ = [
     "Fault",
     "FaultTable",
     "FaultyTransport",
+    "Forwarder",
+    "Forwarding",
     "Handler",
     "HoldOptions",
     "Holds",
@@ -42,6 +52,8 @@ __all__ = [
     "Incoming",
     "Operation",
     "OperationPolicy",
+    "Passing",
+    "PassingTransport",
     "Policies",
     "PublicEvent",
     "Query",

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from synchromesh.calls.choice import Choice
 from synchromesh.calls.contract import Call, Operation
 from synchromesh.calls.holding import Holds
 from synchromesh.calls.policies import Policies
@@ -329,7 +330,7 @@ class _Sending:
     """One call under way: makes its attempts, each at an instance of its own choice."""
 
     __slots__ = (
-        "_arguments", "_caller", "_context", "_gone", "_key", "_line", "_span", "_tried", "number",
+        "_arguments", "_caller", "_choice", "_context", "_key", "_line", "_span", "number",
     )  # fmt: skip
 
     def __init__(
@@ -347,18 +348,14 @@ class _Sending:
         self._context = context
         self._key = key
         self._span = span
-        self._tried: set[str] = set()
-        # What refused a connection in this call: as good as not listed.
-        self._gone: set[Endpoint] = set()
+        self._choice = Choice(caller, line.operation.service, line.balancer, span)
         self.number = 0
 
     async def attempt(self, attempt: Attempt) -> tuple[bytes, Any]:
         """Send once; return the answer's JSON and value."""
         self.number = attempt.number
         caller, operation = self._caller, self._line.operation
-        endpoint = await self._endpoint(attempt)
-        self._tried.add(endpoint.instance)
-        self._span.note("instance", endpoint.instance)
+        endpoint = await self._choice.next(attempt.deadline_s)
         if operation.is_external:
             # It is not told who we are, and it can spend none of our attempts.
             request, attempt.used = self._foreign(), 0
@@ -368,32 +365,12 @@ class _Sending:
             try:
                 reply = await caller.transport(endpoint).send(endpoint, request)
             except ConnectFailed:
-                self._gone.add(endpoint)
+                self._choice.give_up(endpoint)
                 raise
             attempt.used = reply.attempts_used
         if not reply.is_answer:
             raise reply.to_error(operation.raises, is_external=operation.is_external)
         return self._checked(reply.body or b"null")
-
-    async def _endpoint(self, attempt: Attempt) -> Endpoint:
-        """Choose an instance; one that failed this call already only where there is no other.
-
-        Raises:
-            NoInstance: none is ready, nor was while the call was held.
-        """
-        caller, service = self._caller, self._line.operation.service
-        listed = await caller.endpoints(service)
-        if self._gone.issuperset(listed):
-            began_s = asyncio.get_running_loop().time()
-            listed = await caller.held_endpoints(service, self._gone, attempt.deadline_s)
-            held_s = asyncio.get_running_loop().time() - began_s
-            if held_s > 0:
-                self._span.note("held_ms", round(held_s * 1000))
-        elif caller.holds.is_any_absent:
-            caller.holds.found(service)
-        is_choice_left = any(endpoint.instance not in self._tried for endpoint in listed)
-        excluded = frozenset(self._tried) if is_choice_left else frozenset()
-        return self._line.balancer.pick(listed, excluded)
 
     def _request(self, attempt: Attempt) -> Request:
         context = self._context

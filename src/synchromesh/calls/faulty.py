@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from synchromesh.calls.faults import FaultTable, Strike
-from synchromesh.calls.wire import Reply, Request, Transport
+from synchromesh.calls.wire import Passing, PassingTransport, Reply, Request, Transport
 from synchromesh.discovery import Endpoint
-from synchromesh.errors import ConnectionLost, RemoteFailed
+from synchromesh.errors import ConfigError, ConnectionLost, RemoteFailed, TimedOut
+from synchromesh.http import HttpResponse
 from synchromesh.resilience import Chance
 from synchromesh.telemetry import current_span
 
@@ -56,12 +58,34 @@ class FaultyTransport:
             return self._inner.send(endpoint, request)
         return self._send(endpoint, request)
 
+    @asynccontextmanager
+    async def forward(self, endpoint: Endpoint, passing: Passing) -> AsyncIterator[HttpResponse]:
+        """Send a request as it is, and give its answer, unless a fault strikes it.
+
+        Raises:
+            ConfigError: the inner transport carries no such requests.
+            TimedOut: it was stalled for as long as an answer may take.
+            CallError: as `send` does.
+        """
+        if not isinstance(self._inner, PassingTransport):
+            raise ConfigError(f"{self._inner!r} passes nothing on; register {endpoint.url} by http")
+        try:
+            async with asyncio.timeout(passing.timeout_s):
+                await self._may_suffer(endpoint)
+        except TimeoutError:
+            raise TimedOut(f"{endpoint.service} did not answer in time, by a fault") from None
+        async with self._inner.forward(endpoint, passing) as response:
+            yield response
+
     async def _send(self, endpoint: Endpoint, request: Request) -> Reply:
+        await self._may_suffer(endpoint)
+        return await self._inner.send(endpoint, request)
+
+    async def _may_suffer(self, endpoint: Endpoint) -> None:
         now = asyncio.get_running_loop().time()
         strike = self._faults.strike(self._caller, endpoint.service, now=now, rng=self._rng)
         if strike is not None:
             await self._suffer(strike)
-        return await self._inner.send(endpoint, request)
 
     async def _suffer(self, strike: Strike) -> None:
         span = current_span.get()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from urllib.parse import urlsplit
 
-from synchromesh.calls.wire import ATTEMPTS_USED, Reply, Request
-from synchromesh.context import CREDENTIAL, to_headers
+from synchromesh.calls.wire import ATTEMPTS_USED, Passing, Reply, Request
+from synchromesh.context import CREDENTIAL, SENT_AT, CallContext, to_headers
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool, HttpResponse
@@ -38,9 +39,7 @@ class HttpTransport:
         host, port, prefix = self._places.get(endpoint.url) or self._place(endpoint)
         operation, context = request.operation, request.context
         now = asyncio.get_running_loop().time()
-        headers = to_headers(context, now=now, wall_us=self._runtime.wall_us())
-        if request.credential:
-            headers[CREDENTIAL] = request.credential
+        headers = self._headers(context, request.credential, now)
         if context.undoes:
             target, body = operation.path, b""
         else:
@@ -57,7 +56,39 @@ class HttpTransport:
             timeout_s=context.remaining_s(now),
             is_idempotent=bool(context.key) or not operation.is_command,
         )
-        return _reply(response)
+        return reply_of(response, response.body)
+
+    def forward(
+        self, endpoint: Endpoint, passing: Passing
+    ) -> AbstractAsyncContextManager[HttpResponse]:
+        """Send a request as it is, and give its answer with its head.
+
+        Raises:
+            ConnectFailed, Shed: nothing was sent.
+            ConnectionLost, TimedOut: it was sent, and no answer will come.
+        """
+        host, port, prefix = self._places.get(endpoint.url) or self._place(endpoint)
+        now = asyncio.get_running_loop().time()
+        headers = self._headers(passing.context, passing.credential, now)
+        if passing.body is not None:
+            # The time counts from the end of the body on, which may long be under way.
+            headers.pop(SENT_AT, None)
+        return self._pool.stream(
+            host,
+            port,
+            passing.method,
+            prefix + passing.target,
+            (*passing.headers, *headers.items()),
+            passing.body,
+            timeout_s=passing.timeout_s,
+            is_idempotent=passing.is_idempotent,
+        )
+
+    def _headers(self, context: CallContext, credential: str, now: float) -> dict[str, str]:
+        headers = to_headers(context, now=now, wall_us=self._runtime.wall_us())
+        if credential:
+            headers[CREDENTIAL] = credential
+        return headers
 
     def __repr__(self) -> str:
         return f"<HttpTransport over {self._pool!r}>"
@@ -80,12 +111,13 @@ class HttpTransport:
         return place
 
 
-def _reply(response: HttpResponse) -> Reply:
+def reply_of(response: HttpResponse, body: bytes) -> Reply:
+    """Return what an HTTP answer says to a caller."""
     used = response.headers.get(ATTEMPTS_USED) or ""
     wait = response.headers.get("retry-after") or ""
     return Reply(
         response.status,
-        response.body,
+        body,
         int(used) if _is_count(used) else 0,
         # RFC 9110 allows a date as well; a caller that retries within seconds has no use for it.
         min(float(wait), _RETRY_AFTER_MAX_S) if _is_count(wait) else None,

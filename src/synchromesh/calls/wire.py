@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -22,6 +23,7 @@ from synchromesh.errors import (
     from_problem,
     to_problem,
 )
+from synchromesh.http import Body, HttpResponse
 from synchromesh.identity import Credential
 
 ATTEMPTS_USED = "attempts-used"
@@ -142,5 +144,47 @@ class Transport(Protocol):
         Raises:
             ConnectFailed: nothing was sent.
             ConnectionLost: it was sent and the answer will not come.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """An HTTP request that is passed on as it is, and with it what travels with every call.
+
+    Towards a service that is not ours the credential is "" and the context carries a trace and a
+    key alone.
+
+    Attributes:
+        method: in upper case.
+        target: path and query, percent-encoded.
+        headers: those that may pass; none of ours is among them.
+        body: read while it is sent; None where there is none.
+        timeout_s: how long the answer may take to begin, once the request is sent.
+        is_idempotent: sending it twice does what sending it once does.
+    """
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: Body | None
+    context: CallContext
+    credential: str
+    timeout_s: float
+    is_idempotent: bool
+
+
+@runtime_checkable
+class PassingTransport(Protocol):
+    """Is a `Transport` that also carries HTTP requests as they are, such as HTTP itself."""
+
+    def forward(
+        self, endpoint: Endpoint, passing: Passing
+    ) -> AbstractAsyncContextManager[HttpResponse]:
+        """Send a request, and give its answer with its head; leave the context to end it.
+
+        Raises:
+            ConnectFailed, Shed: nothing was sent.
+            ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
         ...

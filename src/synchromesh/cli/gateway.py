@@ -71,6 +71,8 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         leads_to = route.operation or "an aggregate"
         if route.fallback:
             leads_to = f"{leads_to}, else {route.fallback}"
+        if route.body_max:
+            leads_to = f"{leads_to}, bodies of at most {route.body_max}"
         table.add_row(*map(Text, (route.route, leads_to, route.who, rate, route.deadline)))
         _add_branches(table.add_row, route)
     console().print(table)

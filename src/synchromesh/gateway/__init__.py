@@ -8,6 +8,7 @@ from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.routes import (
     Aggregate,
     Branch,
+    Forward,
     Gateway,
     Rate,
     Route,
@@ -22,6 +23,7 @@ __all__ = [
     "Auth",
     "Authenticator",
     "Branch",
+    "Forward",
     "Gateway",
     "GatewayEngine",
     "KeyRing",

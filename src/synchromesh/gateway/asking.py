@@ -14,7 +14,6 @@ from synchromesh.errors import CircuitOpen, RateLimited, Rejection, SynchromeshE
 from synchromesh.gateway.composition import Outcome, Status
 from synchromesh.gateway.fallbacks import StandIn
 from synchromesh.gateway.last_answers import LastAnswers
-from synchromesh.resilience import BreakerState, Edge
 
 
 class Asker:
@@ -50,7 +49,7 @@ class Asker:
             stand_in: what answers where the service fails; never where it says no.
         """
         question = (*place, context.principal, digest(arguments))
-        if _is_refusing(self._caller.edge(operation.service), asyncio.get_running_loop().time()):
+        if self._caller.edge(operation.service).is_refusing(asyncio.get_running_loop().time()):
             # A caller that may wait would wait for the breaker; one that has an answer need not.
             instead = self._instead(operation, stand_in, question)
             if instead is not None:
@@ -87,16 +86,3 @@ class Asker:
 def _is_failure(error: SynchromeshError) -> bool:
     """Tell a failure of the service from a word about the request, which no fallback may hide."""
     return error.status >= 500 or isinstance(error, RateLimited)
-
-
-def _is_refusing(edge: Edge, now: float) -> bool:
-    breaker, options = edge.breaker, edge.policy.breaker
-    if breaker is None or options is None:
-        return False
-    seen = breaker.snapshot()
-    if seen.state is BreakerState.OPEN:
-        return seen.open_until_s is not None and now < seen.open_until_s
-    if seen.state is BreakerState.HALF_OPEN:
-        # Past its lease a probe no longer counts, and the breaker has to be asked to see that.
-        return seen.probes >= options.probes_max and now < seen.since_s + options.probe_lease_s
-    return seen.state is BreakerState.ISOLATED

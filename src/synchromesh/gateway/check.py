@@ -16,10 +16,20 @@ from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway.branches import Part, read_branches
 from synchromesh.gateway.fallbacks import StandIn, in_words, read_fallback
+from synchromesh.gateway.forward import Passage, read_forward
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.limits import burst_of, interval_of
 from synchromesh.gateway.router import Template, clash_of
-from synchromesh.gateway.routes import Aggregate, Branch, Gateway, Rate, Route, Stale, Static
+from synchromesh.gateway.routes import (
+    Aggregate,
+    Branch,
+    Forward,
+    Gateway,
+    Rate,
+    Route,
+    Stale,
+    Static,
+)
 from synchromesh.gateway.shapes import is_a, is_text
 
 T = TypeVar("T")
@@ -29,10 +39,13 @@ _BODILESS = ("GET", "DELETE")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One route as the engine runs it: a route has an operation, an aggregate has parts.
+    """One route as the engine runs it.
 
     Attributes:
         interval_s, burst: its rate; no limit where `interval_s` is 0.
+        operation, stand_in: of a `Route`.
+        parts: of an `Aggregate`.
+        passage: of a `Forward`.
     """
 
     template: Template
@@ -44,6 +57,7 @@ class Entry:
     operation: Operation[..., Any] | None = None
     stand_in: StandIn = field(default_factory=StandIn)
     parts: Mapping[str, Part] = field(default_factory=dict)
+    passage: Passage | None = None
 
     @property
     def name(self) -> str:
@@ -93,13 +107,18 @@ def explain(gateway: Gateway) -> tuple[str, ...]:
             lines.append(
                 f"{route.route} -> {kind} {route.operation.full_name}; {_conditions(route)}"
             )
+        elif isinstance(route, Forward):
+            lines.append(
+                f"{route.route} -> passed on to {route.to} {route.path}".rstrip()
+                + f"; {_conditions(route)}"
+            )
         else:
             lines.append(f"{route.route} -> {len(route.branches)} branches; {_conditions(route)}")
             lines += [f"  {name}: {_branch(branch)}" for name, branch in route.branches.items()]
     return tuple(lines)
 
 
-def _conditions(route: Route | Aggregate) -> str:
+def _conditions(route: Route | Aggregate | Forward) -> str:
     if route.public:
         who = "public"
     elif route.scopes:
@@ -111,6 +130,9 @@ def _conditions(route: Route | Aggregate) -> str:
         parts.append(f"rate {route.rate.limit}" + _burst(route.rate))
     if isinstance(route, Route):
         parts += _else(route.fallback)
+    if isinstance(route, Forward):
+        parts.append(f"body at most {route.body_max}")
+        parts += [f"passes {name}" for name in sorted(route.headers)]
     return ", ".join(parts)
 
 
@@ -145,8 +167,10 @@ def _read(gateway: Gateway) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
         if getattr(gateway, name) < 1
     ]
     for number, route in enumerate(gateway.routes, 1):
-        if not is_a(route, Route, Aggregate):
-            mistakes.append(f"route {number} is a {type(route).__name__}; write Route or Aggregate")
+        if not is_a(route, Route, Aggregate, Forward):
+            mistakes.append(
+                f"route {number} is a {type(route).__name__}; write Route, Aggregate or Forward"
+            )
             continue
         entry = _Reader(route, mistakes, has_auth=bool(gateway.auth)).entry()
         if entry is not None:
@@ -163,7 +187,9 @@ def _read(gateway: Gateway) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
 class _Reader:
     """Reads one route, and notes what is wrong with it."""
 
-    def __init__(self, route: Route | Aggregate, mistakes: list[str], *, has_auth: bool) -> None:
+    def __init__(
+        self, route: Route | Aggregate | Forward, mistakes: list[str], *, has_auth: bool
+    ) -> None:
         self._route = route
         self._mistakes = mistakes
         self._has_auth = has_auth
@@ -178,13 +204,15 @@ class _Reader:
         deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
         interval_s, burst = self._read_rate()
         parts: dict[str, Part] = {}
-        stand_in = StandIn()
+        stand_in, passage = StandIn(), None
         if isinstance(route, Route):
             if is_a(route.operation, Operation):
                 self._read_operation(route.operation, template)
                 stand_in = self._read_fallback(route)
             else:
                 self._note("leads to no operation; name one of a contract, such as Orders.place")
+        elif isinstance(route, Forward):
+            passage = read_forward(route, template, self._note)
         else:
             parts = read_branches(route, template, deadline_s, self._note)
         return Entry(
@@ -197,6 +225,7 @@ class _Reader:
             route.operation if isinstance(route, Route) else None,
             stand_in,
             parts,
+            passage,
         )
 
     def _note(self, mistake: str) -> None:

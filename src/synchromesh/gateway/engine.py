@@ -14,13 +14,16 @@ import asyncio
 import ipaddress
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synchromesh.calls import Caller, Operation
-from synchromesh.calls.routes import NoMatch
+from synchromesh.calls import Caller, Forwarder, Operation
+from synchromesh.calls.routes import Match, NoMatch
 from synchromesh.calls.tree import tree_of
 from synchromesh.codec import digest, encode
 from synchromesh.context import IDEMPOTENCY_KEY, CallContext, check_key
@@ -39,6 +42,7 @@ from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
 from synchromesh.gateway.check import Entry, check, compiled, refusal_of
 from synchromesh.gateway.composition import Outcome
+from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.problems import outside, problem_of
@@ -67,11 +71,14 @@ _PROBLEM = ("content-type", "application/problem+json")
 class GatewayEngine:
     """Answers the requests of one gateway; a handler for `HttpServer`, which bounds and drains.
 
+    For a gateway with a `Forward` it has to be the server's `streaming` as well.
+
     Args:
         gateway: what is served; it is checked whole before anything else happens.
         caller: sends the calls, as the service that the gateway is known by.
         tracer: takes one span of kind "gateway" a request that has a route.
         authenticators: what `gateway.auth` became at work; `open` makes them.
+        externals: the upstreams that are not ours, and are not told who asks.
 
     Raises:
         ConfigError: the gateway has mistakes; the message names them all.
@@ -84,8 +91,12 @@ class GatewayEngine:
         caller: Caller,
         tracer: Tracer,
         authenticators: Sequence[Authenticator] = (),
+        externals: AbstractSet[str] = frozenset(),
     ) -> None:
         entries = compiled(gateway)
+        self._forwarder = Forwarder(caller, tracer)
+        self._externals = externals
+        self._has_forwards = any(entry.passage is not None for entry in entries)
         self._caller = caller
         self._tracer = tracer
         self._authenticators = tuple(authenticators)
@@ -96,6 +107,8 @@ class GatewayEngine:
         self._buckets: dict[str, TokenBuckets] = {}
         for entry in entries:
             self._router.add(entry.template, entry)
+            if entry.passage is not None and entry.template.method == "GET":
+                self._router.add(replace(entry.template, method="HEAD"), entry)
             if entry.interval_s:
                 self._buckets[entry.name] = TokenBuckets(
                     interval_s=entry.interval_s,
@@ -105,7 +118,14 @@ class GatewayEngine:
 
     @classmethod
     async def open(
-        cls, gateway: Gateway, *, caller: Caller, tracer: Tracer, runtime: Runtime, folder: Path
+        cls,
+        gateway: Gateway,
+        *,
+        caller: Caller,
+        tracer: Tracer,
+        runtime: Runtime,
+        folder: Path,
+        externals: AbstractSet[str] = frozenset(),
     ) -> GatewayEngine:
         """Check the gateway, read its keys from `folder`, and return it at work; `close` it.
 
@@ -123,7 +143,13 @@ class GatewayEngine:
             for authenticator in authenticators:
                 await authenticator.close()
             raise refusal_of(mistakes)
-        return cls(gateway, caller=caller, tracer=tracer, authenticators=authenticators)
+        return cls(
+            gateway,
+            caller=caller,
+            tracer=tracer,
+            authenticators=authenticators,
+            externals=externals,
+        )
 
     async def run(self) -> None:
         """Keep the API keys as their files are, looked at every second; a supervised loop."""
@@ -154,22 +180,48 @@ class GatewayEngine:
                 entry, found.places, request, span, [*_ALWAYS, (TRACE, context.trace_id)]
             )
             with tree_of(context):
-                return await self._answer(asked, context)
+                return await self._answer(asked, context, self._call)
+
+    def body_max(self, method: str, path: str) -> int | None:
+        """Say how long the body of a request may be that is passed on; None where it is not."""
+        if not self._has_forwards:
+            return None
+        try:
+            found = self._router.find(method, path)
+        except BadRequest:
+            return None
+        if isinstance(found, NoMatch) or found.target.passage is None:
+            return None
+        return found.target.passage.body_bytes_max
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest) -> AsyncIterator[HttpResponse]:
+        """Answer a request that is passed on; the context is left once its answer is sent."""
+        found = self._router.find(request.method, request.path)
+        assert isinstance(found, Match), "body_max has found it"
+        entry = found.target
+        context = self._caller.root(timeout_s=entry.deadline_s)
+        with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
+            context = replace(context, span_id=span.span_id)
+            asked = _Asked(
+                entry, found.places, request, span, [*_ALWAYS, (TRACE, context.trace_id)]
+            )
+            with tree_of(context):
+                async with AsyncExitStack() as stack:
+                    yield await self._answer(asked, context, partial(self._forward, stack))
 
     def __repr__(self) -> str:
         return f"<GatewayEngine {self._limiter.in_flight} in flight>"
 
-    async def _answer(self, asked: _Asked, context: CallContext) -> HttpResponse:
+    async def _answer(
+        self,
+        asked: _Asked,
+        context: CallContext,
+        answer: Callable[[_Asked, CallContext], Awaitable[HttpResponse]],
+    ) -> HttpResponse:
         entry, span = asked.entry, asked.span
         try:
-            async with self._limiter:
-                principal = await self._admitted(entry, asked.request)
-                if principal.name:
-                    span.note("principal", principal.name)
-                context = replace(context, principal=principal.name)
-                if entry.operation is not None:
-                    return await self._route(entry.operation, asked, context)
-                return await self._aggregate(asked, context)
+            return await answer(asked, context)
         except _Refusal as refusal:
             span.fail(refusal.error)
             told = refusal.error
@@ -184,10 +236,18 @@ class GatewayEngine:
             told = outside(error)
         return _refused(told, asked.headers, trace_id=context.trace_id)
 
+    async def _call(self, asked: _Asked, context: CallContext) -> HttpResponse:
+        async with self._limiter:
+            context = await self._admitted(asked, context)
+            if asked.entry.operation is not None:
+                return await self._route(asked.entry.operation, asked, context)
+            return await self._aggregate(asked, context)
+
     # -- who may -----------------------------------------------------------------------------------
 
-    async def _admitted(self, entry: Entry, request: HttpRequest) -> Principal:
-        """Return who asks, once they may (G1). Raises _Refusal."""
+    async def _admitted(self, asked: _Asked, context: CallContext) -> CallContext:
+        """Return the context of who asks, once they may (G1). Raises _Refusal."""
+        entry, request = asked.entry, asked.request
         if entry.is_public:
             principal, who = _NOBODY, _client_of(request.peer)
         else:
@@ -208,7 +268,9 @@ class GatewayEngine:
                         retry_after_s=wait_s,
                     )
                 )
-        return principal
+        if principal.name:
+            asked.span.note("principal", principal.name)
+        return replace(context, principal=principal.name)
 
     async def _principal(self, request: HttpRequest) -> Principal:
         for authenticator in self._authenticators:
@@ -236,8 +298,7 @@ class GatewayEngine:
         try:
             if operation.is_command:
                 key = _key_of(request) or context.key
-                # A principal's keys are its own: another's would be answered with another's answer.
-                context = replace(context, key=f"{digest(context.principal.encode())}/{key}")
+                context = _under(context, key)
                 # Told, so that also who sent none can ask again under it.
                 asked.headers.append((IDEMPOTENCY_KEY, key))
             arguments = operation.from_http(asked.places, request.query, request.body)
@@ -281,6 +342,29 @@ class GatewayEngine:
                 _log.info("%s: %s is %s", entry.name, name, run.outcomes[name].status.value)
         return HttpResponse(200, [_JSON, *asked.headers], composed.body)
 
+    async def _forward(
+        self, stack: AsyncExitStack, asked: _Asked, context: CallContext
+    ) -> HttpResponse:
+        entry, request = asked.entry, asked.request
+        assert entry.passage is not None
+        # Until the answer is sent, which is when the stack is left.
+        await stack.enter_async_context(self._limiter)
+        context = await self._admitted(asked, context)
+        try:
+            key = _key_of(request)
+            context = _under(context, key) if key else replace(context, key="")
+            forwarding = entry.passage.forwarding(
+                request,
+                asked.places,
+                name=f"{entry.passage.to} {entry.template.method} {entry.passage.path}",
+                context=context,
+                is_external=entry.passage.to in self._externals,
+            )
+        except BadRequest as error:
+            raise _Refusal(error) from error
+        response = await stack.enter_async_context(self._forwarder.forward(forwarding))
+        return answer_of(response, asked.headers)
+
 
 @dataclass(slots=True)
 class _Asked:
@@ -314,6 +398,11 @@ def _key_of(request: HttpRequest) -> str:
             f"header idempotency-key has {len(key)} characters; 1 to {KEY_CHARS_MAX} are expected"
         )
     return key
+
+
+def _under(context: CallContext, key: str) -> CallContext:
+    """Put a call under a principal's key: another's would be answered with another's answer."""
+    return replace(context, key=f"{digest(context.principal.encode())}/{key}")
 
 
 def _mark(outcome: Outcome) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from synchromesh.gateway.branches import Part
 from synchromesh.gateway.check import Entry, compiled
 from synchromesh.gateway.fallbacks import in_words
-from synchromesh.gateway.routes import Branch, Gateway, Route
+from synchromesh.gateway.routes import Branch, Forward, Gateway, Route
 
 
 class RateOutline(msgspec.Struct, frozen=True):
@@ -36,7 +36,8 @@ class RouteOutline(msgspec.Struct, frozen=True):
     """One route; an aggregate has branches, in the order of their turns, and no operation.
 
     Attributes:
-        kind: "command", "query" or "aggregate".
+        kind: "command", "query", "aggregate" or "forward".
+        operation: what answers; of a forward the upstream, and the path there.
         scopes: what the principal has to hold, all of them.
     """
 
@@ -49,6 +50,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
     rate: RateOutline | None
     branches: tuple[BranchOutline, ...] = ()
     fallback: str = ""
+    body_max: str = ""
 
     @property
     def who(self) -> str:
@@ -76,12 +78,16 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
     """
     told = []
     for route, entry in zip(gateway.routes, compiled(gateway), strict=True):
-        kind, operation, fallback = "aggregate", "", ""
+        kind, operation, fallback, body_max = "aggregate", "", "", ""
         branches: tuple[BranchOutline, ...] = ()
         if isinstance(route, Route):
             kind = "command" if route.operation.is_command else "query"
             operation = route.operation.full_name
             fallback = in_words(route.fallback)
+        elif isinstance(route, Forward):
+            assert entry.passage is not None
+            kind, body_max = "forward", route.body_max
+            operation = f"{route.to} {entry.passage.path}"
         else:
             branches = _branches(route.branches, entry)
         told.append(
@@ -95,6 +101,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 None if route.rate is None else RateOutline(route.rate.limit, entry.burst),
                 branches,
                 fallback,
+                body_max,
             )
         )
     return tuple(told)

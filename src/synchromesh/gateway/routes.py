@@ -70,6 +70,41 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """Passes a request on to an upstream as it is, and its answer back, both while they come.
+
+    It is for what is no call of a contract: uploads, long reports, services in other languages. A
+    GET answers HEAD too. The query passes, and so do the headers of content, conditions and
+    negotiation; whoever asks is told to the upstream by the gateway alone (G2).
+
+    Attributes:
+        route: method and path, such as "PUT /firmware/{name}".
+        to: the upstream: a service of the system, or an external one of `synchromesh.toml`.
+        path: where the upstream has it, with the same places, such as "/images/{name}"; "" where it
+            is the same path.
+        headers: what else passes, such as {"x-checksum"}.
+        body_max: how long a request's body may be; an answer's may have any length.
+        scopes, rate, public: as for a `Route`.
+        deadline: when the answer has to begin. Where a body is sent that is counted from its end.
+
+    Example:
+        >>> Forward("PUT /firmware/{name}", to="firmware_store", body_max="64MiB").path
+        ''
+    """
+
+    route: str
+    _: KW_ONLY
+    to: str
+    path: str = ""
+    headers: AbstractSet[str] = frozenset()
+    body_max: str = "1MiB"
+    scopes: AbstractSet[str] = frozenset()
+    rate: Rate | None = None
+    public: bool = False
+    deadline: str = "5s"
+
+
+@dataclass(frozen=True, slots=True)
 class Static:
     """Answers for a branch or a route that failed with a written value; marked "static".
 
@@ -164,7 +199,7 @@ class Gateway:
         1024
     """
 
-    routes: Sequence[Route | Aggregate]
+    routes: Sequence[Route | Aggregate | Forward]
     auth: Sequence[Auth] = ()
     in_flight_max: int = 1024
     buckets_max: int = 10_000

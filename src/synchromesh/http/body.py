@@ -33,7 +33,7 @@ class Body:
     """
 
     __slots__ = (
-        "_error", "_on_room", "_parts", "_reading", "is_ended", "length", "size",
+        "_error", "_on_room", "_parts", "_reading", "is_ended", "is_touched", "length", "size",
     )  # fmt: skip
 
     def __init__(self, *, length: int | None, on_room: Callable[[], None]) -> None:
@@ -41,6 +41,8 @@ class Body:
         # How many bytes have come and were not read yet.
         self.size = 0
         self.is_ended = False
+        # Whether any of it may have been read: it cannot be read again.
+        self.is_touched = False
         self._on_room = on_room
         self._parts: list[bytes] = []
         self._error: Exception | None = None
@@ -62,6 +64,7 @@ class Body:
         Raises:
             CallError: the body broke off; what had come and was not read is lost.
         """
+        self.is_touched = True
         if not self._parts and not self.is_ended and self._error is None:
             self._reading = asyncio.get_running_loop().create_future()
             try:

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from synchromesh.errors import ConfigError, TimedOut
 from synchromesh.resilience.attempts import Attempt, Attempts
-from synchromesh.resilience.breaker import Breaker, BreakerOptions, Transition
+from synchromesh.resilience.breaker import Breaker, BreakerOptions, BreakerState, Transition
 from synchromesh.resilience.deadline import DeadlinePassed, within
 from synchromesh.resilience.limiter import Limiter, LimitOptions
 from synchromesh.resilience.retry import (
@@ -220,6 +220,19 @@ class Edge:
                 attempts.answered(current)
                 return answer
             await asyncio.sleep(wait_s)
+
+    def is_refusing(self, now: float) -> bool:
+        """Tell whether its breaker would refuse a call that came at `now`; nothing is changed."""
+        breaker, options = self.breaker, self.policy.breaker
+        if breaker is None or options is None:
+            return False
+        seen = breaker.snapshot()
+        if seen.state is BreakerState.OPEN:
+            return seen.open_until_s is not None and now < seen.open_until_s
+        if seen.state is BreakerState.HALF_OPEN:
+            # Past its lease a probe no longer counts, and the breaker has to be asked to see that.
+            return seen.probes >= options.probes_max and now < seen.since_s + options.probe_lease_s
+        return seen.state is BreakerState.ISOLATED
 
     def __repr__(self) -> str:
         state = f" {self.breaker.state.value}" if self.breaker is not None else ""

@@ -15,7 +15,16 @@ import msgspec
 
 from synchromesh.calls import Caller, Operation
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import Aggregate, ApiKey, ApiKeys, Gateway, GatewayEngine, KeysFile, Route
+from synchromesh.gateway import (
+    Aggregate,
+    ApiKey,
+    ApiKeys,
+    Forward,
+    Gateway,
+    GatewayEngine,
+    KeysFile,
+    Route,
+)
 from synchromesh.gateway import check as check_definition
 from synchromesh.gateway.auth import Auth
 from synchromesh.gateway.check import refusal_of
@@ -32,6 +41,7 @@ class ServedGateway:
 
     Args:
         network: where it listens.
+        externals: the services that are not ours; they are not told who asks.
     """
 
     def __init__(
@@ -43,8 +53,10 @@ class ServedGateway:
         runtime: Runtime,
         rundir: RunDir,
         network: Network,
+        externals: Iterable[str],
     ) -> None:
         self._definition = definition
+        self._externals = frozenset(externals)
         self._caller = caller
         self._tracer = tracer
         self._runtime = runtime
@@ -75,8 +87,9 @@ class ServedGateway:
             tracer=self._tracer,
             runtime=self._runtime,
             folder=self._rundir.path,
+            externals=self._externals,
         )
-        self._server = HttpServer(self._engine, network=self._network)
+        self._server = HttpServer(self._engine, network=self._network, streaming=self._engine)
         await self._server.start(host, port)
         self._url = self._server.url
 
@@ -157,6 +170,11 @@ async def mistakes_of(
 
 def _unknown_services(gateway: Gateway, known: set[str]) -> Iterator[str]:
     for route in gateway.routes:
+        if isinstance(route, Forward) and route.to not in known:
+            yield (
+                f"{route.route}: leads to {route.to!r}, and the system has neither a service nor "
+                f"an external one of that name; it has: {', '.join(sorted(known))}"
+            )
         for operation in _operations_of(route):
             # What is none is named by the check of the definition.
             if isinstance(operation, Operation) and operation.service not in known:

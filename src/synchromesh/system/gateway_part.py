@@ -53,6 +53,7 @@ class GatewayPart:
             runtime=ground.runtime,
             rundir=ground.rundir,
             network=HandedNetwork(ground.orders.handle),
+            externals=config.external,
         )
 
     async def start(self) -> None:

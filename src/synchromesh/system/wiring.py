@@ -32,6 +32,7 @@ from synchromesh.calls import (
     Transport,
     faulty,
 )
+from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint, MemoryRegistry, Registration
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
@@ -259,6 +260,7 @@ class System:
             runtime=self._runtime,
             rundir=self._rundir,
             network=self._runtime.network,
+            externals=self._config.external,
         )
         return {GATEWAY: caller}
 
@@ -276,7 +278,8 @@ class System:
         for name in self.instances:
             token = signer.token(name, audience=REGISTRY, now_us=self._runtime.wall_us())
             registration = await self._registry.register(
-                Endpoint(f"{name}-1", name, f"inproc://{name}-1"), credential=token
+                Endpoint(f"{name}-1", name, f"inproc://{name}-1", ((HTTP, self._urls[name]),)),
+                credential=token,
             )
             self._registrations.append(registration)
             leases.start(Child(f"lease/{name}", registration.run))

@@ -1,0 +1,246 @@
+"""Requests that are passed on as they are: the same layers as for a call, bodies as they come.
+
+    trace → limiter → deadline → retry + budget → breaker (per edge) → balancer → transport
+
+They share breaker, budget and limiter with the calls of their edge. What differs comes from the
+bodies: an attempt is over once the head of its answer is there, and that is what its timeout and
+the breaker see; the limiter's slot and the span last until the answer has been read. A body can be
+read once, so that a request that has one is tried again only while none of it has been read. Its
+time to be answered begins once it is sent: how long that takes is the sender's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from synchromesh.calls.caller import Caller
+from synchromesh.calls.choice import Choice
+from synchromesh.calls.http_client import reply_of
+from synchromesh.calls.tree import attempts_left
+from synchromesh.calls.wire import Passing, PassingTransport
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
+from synchromesh.discovery import Endpoint, RoundRobin
+from synchromesh.errors import CallError, ConfigError, ConnectFailed, SynchromeshError
+from synchromesh.http import Body, HttpResponse
+from synchromesh.resilience import Attempt, AttemptsLeft, Edge, Limiter
+from synchromesh.telemetry import Span, Tracer
+
+# The name of the fact that says where an instance is reached by HTTP, besides its own transport.
+HTTP = "http"
+# What is read of an answer that tells of a failure, and for how long.
+PROBLEM_BYTES_MAX = 64 * 1024
+PROBLEM_WITHIN_S = 1.0
+# The share of the edge's timeout that counts as all of it, as for calls.
+_NEARLY_FULL = 0.95
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """Says what is passed on, to whom, and for whom.
+
+    Attributes:
+        upstream: the service that gets it.
+        name: of its span, such as a route.
+        method, target, headers, body: the request.
+        context: of whoever passes it on; its deadline is when the answer has to begin.
+        is_external: the upstream is not ours: it is told a trace and a key alone.
+    """
+
+    upstream: str
+    name: str
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: Body | None
+    context: CallContext
+    is_external: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The way to one upstream: its edge, with and without a time for each attempt."""
+
+    edge: Edge
+    untimed: Edge
+    limiter: Limiter | None
+    balancer: RoundRobin
+
+
+class Forwarder:
+    """Passes requests on for one caller.
+
+    Args:
+        caller: whose edges they take.
+        tracer: takes one span of kind "call" a request, however many attempts it took.
+    """
+
+    def __init__(self, caller: Caller, tracer: Tracer) -> None:
+        self._caller = caller
+        self._tracer = tracer
+        self._lines: dict[str, _Line] = {}
+
+    @asynccontextmanager
+    async def forward(self, forwarding: Forwarding) -> AsyncIterator[HttpResponse]:
+        """Pass a request on, and give its answer with its head; read its `stream` in the context.
+
+        An answer of 5xx is a failure and raised as one; any other is the upstream's to give. Where
+        the breaker is open it is refused at once.
+
+        Raises:
+            CallError: it failed; the class says what is known of the outcome.
+        """
+        context, body = forwarding.context, forwarding.body
+        line = self._lines.get(forwarding.upstream) or self._put_together(forwarding.upstream)
+        with self._tracer.start(
+            "call", forwarding.name, trace_id=context.trace_id, parent_id=context.span_id
+        ) as span:
+            async with AsyncExitStack() as stack:
+                if line.limiter is not None:
+                    await line.limiter.acquire(context.deadline_s)
+                    stack.callback(line.limiter.release)
+                sending = _Sending(self._caller, line, forwarding, span)
+                now = asyncio.get_running_loop().time()
+                left = attempts_left(context)
+                if line.edge.is_refusing(now):
+                    left = AttemptsLeft(0)
+                try:
+                    edge = line.edge if body is None else line.untimed
+                    response = await edge.run(
+                        sending.attempt,
+                        deadline_s=context.deadline_s if body is None else None,
+                        attempts_left=left,
+                        is_retryable_unknown=sending.is_idempotent,
+                        rng=self._tracer.rng,
+                    )
+                except SynchromeshError as error:
+                    error.via = forwarding.upstream
+                    raise
+                finally:
+                    span.note("attempts", sending.number)
+                stack.push_async_exit(sending.exchange)
+                yield response
+
+    def __repr__(self) -> str:
+        return f"<Forwarder of {self._caller!r}>"
+
+    def _put_together(self, upstream: str) -> _Line:
+        edge = self._caller.edge(upstream)
+        timed, untimed = (
+            Edge(policy, name=edge.name)
+            for policy in (edge.policy, replace(edge.policy, timeout_s=None))
+        )
+        for own in (timed, untimed):
+            own.breaker, own.budget, own.limiter = edge.breaker, edge.budget, None
+        line = _Line(timed, untimed, edge.limiter, RoundRobin(upstream))
+        self._lines[upstream] = line
+        return line
+
+
+class _Sending:
+    """One request under way; `exchange` is left open by the attempt that was answered."""
+
+    def __init__(self, caller: Caller, line: _Line, forwarding: Forwarding, span: Span) -> None:
+        self._caller = caller
+        self._line = line
+        self._forwarding = forwarding
+        self._span = span
+        self._choice = Choice(caller, forwarding.upstream, line.balancer, span)
+        self.is_idempotent = forwarding.body is None and (
+            forwarding.method in _IDEMPOTENT or bool(forwarding.context.key)
+        )
+        self.exchange = AsyncExitStack()
+        self.number = 0
+
+    async def attempt(self, attempt: Attempt) -> HttpResponse:
+        """Send once, and return the answer once its head is there."""
+        self.number = attempt.number
+        body, context = self._forwarding.body, self._forwarding.context
+        endpoint = _by_http(await self._choice.next(attempt.deadline_s or context.deadline_s))
+        transport = self._caller.transport(endpoint)
+        if not isinstance(transport, PassingTransport):
+            raise ConfigError(
+                f"instance {endpoint.instance!r} is reached by {endpoint.url!r}, and nothing can "
+                "be passed on that way; register it with its http:// url"
+            )
+        try:
+            async with AsyncExitStack() as exchange:
+                answering = transport.forward(endpoint, self._passing(attempt))
+                response = await exchange.enter_async_context(answering)
+                attempt.used = 0
+                if response.status >= 500:
+                    raise await self._failure(attempt, response)
+                self.exchange = exchange.pop_all()
+                return response
+        except ConnectFailed:
+            self._choice.give_up(endpoint)
+            raise
+        except CallError as error:
+            error.is_final = error.is_final or (body is not None and body.is_touched)
+            raise
+
+    def _passing(self, attempt: Attempt) -> Passing:
+        forwarding = self._forwarding
+        context, key = forwarding.context, forwarding.context.key
+        now = asyncio.get_running_loop().time()
+        timeout_s = self._timeout_s(attempt, now)
+        credential = ""
+        sent = CallContext(trace_id=context.trace_id, span_id=self._span.span_id, key=key)
+        if not forwarding.is_external:
+            credential = self._caller.credential(context.principal, forwarding.upstream)
+            sent = replace(
+                sent,
+                principal=context.principal,
+                deadline_s=now + timeout_s,
+                attempts_left=min(attempt.attempts_left, ATTEMPTS_LEFT_MAX),
+            )
+        return Passing(
+            forwarding.method,
+            forwarding.target,
+            forwarding.headers,
+            forwarding.body,
+            sent,
+            credential,
+            timeout_s,
+            self.is_idempotent,
+        )
+
+    def _timeout_s(self, attempt: Attempt, now: float) -> float:
+        """Return how long the answer may take; with a body that counts once it is sent."""
+        deadline_s, own_s = self._forwarding.context.deadline_s, self._line.edge.policy.timeout_s
+        if attempt.deadline_s is not None:
+            return attempt.deadline_s - now
+        left_s = own_s if deadline_s is None else deadline_s - now
+        if left_s is None:
+            raise ConfigError("neither the edge nor the request says how long an answer may take")
+        if own_s is None:
+            return left_s
+        attempt.has_full_timeout = left_s >= own_s * _NEARLY_FULL
+        return min(own_s, left_s)
+
+    async def _failure(self, attempt: Attempt, response: HttpResponse) -> SynchromeshError:
+        is_external = self._forwarding.is_external
+        told = b"" if is_external or response.stream is None else await _start_of(response.stream)
+        reply = reply_of(response, told)
+        attempt.used = 0 if is_external else reply.attempts_used
+        return reply.to_error((), is_external=is_external)
+
+
+def _by_http(endpoint: Endpoint) -> Endpoint:
+    url = dict(endpoint.metadata).get(HTTP)
+    return endpoint if url is None else replace(endpoint, url=url)
+
+
+async def _start_of(body: Body) -> bytes:
+    """Read what a short answer says; what is long or slow says nothing that is known here."""
+    told = b""
+    try:
+        async with asyncio.timeout(PROBLEM_WITHIN_S):
+            while len(told) < PROBLEM_BYTES_MAX and (part := await body.read()):
+                told += part
+    except (TimeoutError, CallError):
+        return b""
+    return told

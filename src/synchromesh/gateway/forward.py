@@ -1,0 +1,188 @@
+"""What passes between a client and an upstream: which path, which headers, how long a body.
+
+Nothing is passed that was not allowed: of a request the fields of content, conditions and
+negotiation, and those that its route names. So no identity and no forwarding header from outside
+reaches an upstream, however it is spelt (G2). Of an answer everything passes but what belongs to
+one hop, and what the gateway says itself.
+
+Source: RFC 9110, sections 7.6.1 and 7.6.3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from synchromesh.calls import Forwarding
+from synchromesh.context import (
+    ATTEMPTS_LEFT,
+    CREDENTIAL,
+    DEADLINE_MS,
+    IDEMPOTENCY_KEY,
+    SENT_AT,
+    TRACEPARENT,
+    UNDOES,
+    CallContext,
+)
+from synchromesh.errors import BadRequest, ConfigError
+from synchromesh.gateway.fallbacks import Note
+from synchromesh.gateway.limits import size_of
+from synchromesh.gateway.router import Template
+from synchromesh.gateway.routes import Forward
+from synchromesh.gateway.shapes import is_a
+from synchromesh.http import Headers, HttpRequest, HttpResponse
+
+# What a request may carry to any upstream: content, conditions, ranges, negotiation.
+PASSED: Final = frozenset({
+    "accept", "accept-charset", "accept-encoding", "accept-language", "cache-control",
+    "content-digest", "content-disposition", "content-encoding", "content-language",
+    "content-range", "content-type", "if-match", "if-modified-since", "if-none-match", "if-range",
+    "if-unmodified-since", "prefer", "range", "repr-digest", "user-agent",
+})  # fmt: skip
+# What belongs to one hop; `Connection` may name more.
+_HOP: Final = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authentication-info",
+    "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+_OURS: Final = frozenset({
+    ATTEMPTS_LEFT, CREDENTIAL, DEADLINE_MS, IDEMPOTENCY_KEY, SENT_AT, TRACEPARENT, UNDOES,
+    "attempts-used", "tracestate",
+})  # fmt: skip
+# Headers that no route may let in: they say who asks, from where, or how the message is framed.
+_NEVER: Final = _HOP | _OURS | {
+    "authorization", "content-length", "cookie", "expect", "forwarded", "host", "remote-user",
+    "via", "x-api-key", "x-real-ip", "x-principal", "x-user",
+}  # fmt: skip
+_NEVER_BEGINS: Final = ("synchromesh-", "x-forwarded-", "x-authenticated-", "x-original-")
+_VIA: Final = ("via", "1.1 synchromesh")
+
+_UPSTREAM = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_HEADER = re.compile(r"[a-z0-9][a-z0-9-]*")
+_PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A `Forward` as the engine runs it.
+
+    Attributes:
+        to: the upstream.
+        path: where the upstream has it, with places.
+        passed: the headers of a request that pass.
+        body_bytes_max: how long its body may be.
+    """
+
+    to: str
+    path: str
+    passed: frozenset[str]
+    body_bytes_max: int
+
+    def forwarding(
+        self,
+        request: HttpRequest,
+        places: dict[str, str],
+        *,
+        name: str,
+        context: CallContext,
+        is_external: bool,
+    ) -> Forwarding:
+        """Return what is sent to the upstream; `places` are percent-encoded, as they came.
+
+        Raises:
+            BadRequest: a place would lead to another path.
+        """
+        body = request.stream
+        target = _PLACE.sub(lambda place: _segment(places[place[1]]), self.path)
+        return Forwarding(
+            self.to,
+            name,
+            request.method,
+            f"{target}?{request.query}" if request.query else target,
+            (*_passing(request.headers, self.passed), _VIA),
+            None if body is None or body.length == 0 else body,
+            context,
+            is_external,
+        )
+
+
+def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpResponse:
+    """Return an upstream's answer as the client gets it, with headers of `ours`.
+
+    What the upstream says of caching goes before ours: it knows its answer.
+    """
+    dropped = _HOP | _OURS | _named(response.headers) | {"x-content-type-options"}
+    kept = [
+        (name, value)
+        for name, value in response.headers
+        if name not in dropped and not name.startswith("synchromesh-")
+    ]
+    said = {name for name, _ in kept}
+    added = [(name, value) for name, value in ours if name not in said]
+    return HttpResponse(response.status, [*kept, *added], stream=response.stream)
+
+
+def read_forward(route: Forward, template: Template, note: Note) -> Passage:
+    """Return a `Forward` as the engine runs it, and note what is wrong with it."""
+    if not is_a(route.to, str) or not _UPSTREAM.fullmatch(route.to):
+        note(f'leads to {str(route.to)[:40]!r}; name an upstream, such as to="firmware_store"')
+    path = _read_path(route, template, note)
+    body_bytes_max = 0
+    try:
+        body_bytes_max = size_of(route.body_max)
+    except (ConfigError, TypeError) as error:
+        note(f"its body_max: {error}")
+    if is_a(route.headers, str):
+        note(f'headers is a text; write a set of texts, such as {{"{route.headers}"}}')
+        return Passage(str(route.to), path, PASSED, body_bytes_max)
+    for name in sorted(map(str, route.headers)):
+        if not _HEADER.fullmatch(name):
+            note(f'{name[:40]!r} is no header in lower case; write one such as "x-checksum"')
+        elif name in _NEVER or name.startswith(_NEVER_BEGINS):
+            note(f"{name!r} never passes: it says who asks, from where, or how; drop it")
+    return Passage(str(route.to), path, PASSED | frozenset(route.headers), body_bytes_max)
+
+
+def _read_path(route: Forward, template: Template, note: Note) -> str:
+    if not route.path:
+        return template.path
+    try:
+        there = Template.of(f"{template.method} {route.path}")
+    except ConfigError:
+        note(f'{str(route.path)[:40]!r} is no path; write one such as "/images/{{name}}"')
+        return template.path
+    if any(segment in (".", "..") for segment in there.segments):
+        note(f"{there.path!r} has a segment of dots; write where it leads")
+    known = ", ".join(f"{{{place}}}" for place in template.places) or "none"
+    for place in there.places:
+        if place not in template.places:
+            note(f"{{{place}}} in {there.path!r} is no place of the route; it has: {known}")
+    for place in template.places:
+        if place not in there.places:
+            note(f"{{{place}}} is not used in {there.path!r}; use it there, or drop it here")
+    return there.path
+
+
+def _segment(value: str) -> str:
+    """Return a place's value if it stays one segment of the path wherever it is decoded."""
+    for part in re.split(r"[/\\]", unquote(value)):
+        # Some servers cut parameters off a segment before they look at its dots.
+        if part.partition(";")[0] in (".", ".."):
+            raise BadRequest("the path has a segment of dots, which leads elsewhere")
+    return value
+
+
+def _passing(headers: Headers, passed: frozenset[str]) -> list[tuple[str, str]]:
+    named = _named(headers)
+    return [(name, value) for name, value in headers if name in passed and name not in named]
+
+
+def _named(headers: Headers) -> set[str]:
+    """Return what `Connection` names: fields of this hop alone."""
+    return {
+        option.strip().lower()
+        for value in headers.get_all("connection")
+        for option in value.split(",")
+    }
