@@ -11,7 +11,7 @@ import pytest
 
 from cli_runs import Run, runner
 from notes_app import TOML, Notes, Running, write_config
-from synchromesh import Aggregate, ApiKeys, Branch, Contract, Gateway, Rate, Route, query
+from synchromesh import Aggregate, ApiKeys, Branch, Contract, Forward, Gateway, Rate, Route, query
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import parse_keys
 from synchromesh.runtime import RealRuntime
@@ -39,6 +39,7 @@ right = Gateway(
                 "who": Branch(Notes.who, timeout="300ms"),
             },
         ),
+        Forward("PUT /drawings/{name}", to="notes", body_max="8MiB", scopes={"notes:write"}),
     ],
 )
 wrong = Gateway(
@@ -46,6 +47,8 @@ wrong = Gateway(
     routes=[
         Route("GET /notes", Notes.write),
         Route("GET /away", Away.now),
+        Forward("GET /far/{name}", to="far", path="/{name}"),
+        Forward("PUT /notes/{name}", to="notes", path="/notes", body_max="1GB"),
         Aggregate("GET /page", branches={"who": Branch(Notes.who, args={"x": "path.y"})}),
     ],
 )
@@ -77,6 +80,9 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
     expected = (
         "GET /notes: notes.write is a POST in its contract",
         "GET /away: leads to away.now, and the system has no service 'away'",
+        "GET /far/{name}: leads to 'far', and the system has neither a service nor an external",
+        "PUT /notes/{name}: {name} is not used in '/notes'",
+        "PUT /notes/{name}: its body_max: '1GB' is no size",
         "no branch is required",
         "api-keys.json are wrong: key 1 ('X')",
     )
@@ -86,7 +92,7 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
         for mistake in expected:
             assert mistake in ran.err, words
     told = run(folder, "gateway", "check", "--json")
-    assert (told.code, json.loads(told.out)["routes"]) == (2, 3)
+    assert (told.code, json.loads(told.out)["routes"]) == (2, 5)
     mistakes = json.loads(told.out)["mistakes"]
     assert all(any(mistake in each for each in mistakes) for mistake in expected)
     assert not (folder / ".synchromesh" / "data").exists()
@@ -105,15 +111,16 @@ def test_keys_that_others_can_read_are_refused(tmp_path: Path, run: Run) -> None
 def test_a_right_gateway_is_explained(tmp_path: Path, run: Run) -> None:
     """Who may what, how often, and what an aggregate asks, for people and for programs."""
     folder = folder_of(tmp_path, "right")
-    assert run(folder, "gateway", "check").out == "all is right with 2 routes\n"
+    assert run(folder, "gateway", "check").out == "all is right with 3 routes\n"
     assert json.loads(run(folder, "gateway", "check", "--json").out) == {
-        "routes": 2,
+        "routes": 3,
         "mistakes": [],
     }
     shown = run(folder, "gateway", "explain").out
     for words in ("notes:write", "5/s, bursts of 7", "anybody", "  1. count", "notes.who()"):
         assert words in shown
-    route, page = json.loads(run(folder, "gateway", "explain", "--json").out)
+    assert "notes /drawings/{name}, bodies of at most 8MiB" in " ".join(shown.split())
+    route, page, drawing = json.loads(run(folder, "gateway", "explain", "--json").out)
     assert (route["operation"], route["kind"], route["who"]) == (
         "notes.write",
         "command",
@@ -121,6 +128,7 @@ def test_a_right_gateway_is_explained(tmp_path: Path, run: Run) -> None:
     )
     assert route["rate"] == {"limit": "5/s", "burst": 7}
     assert [(each["name"], each["turn"]) for each in page["branches"]] == [("count", 1), ("who", 1)]
+    assert (drawing["kind"], drawing["body_max"]) == ("forward", "8MiB")
     assert not (folder / ".synchromesh").exists()
 
 

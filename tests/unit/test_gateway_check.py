@@ -14,6 +14,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import (
     Aggregate,
     Branch,
+    Forward,
     Gateway,
     Rate,
     Route,
@@ -23,13 +24,18 @@ from synchromesh.gateway import (
     explain,
 )
 from synchromesh.gateway.check import compiled
+from synchromesh.gateway.outline import outline
 from synchromesh.gateway.shapes import fields_of, fits, is_text, without_null
 
 MACHINE = Branch(Fleet.machine, args={"id": "path.id"}, required=True)
 
 
-def with_route(*routes: Route | Aggregate, auth: Any = (SHOP,)) -> Gateway:
+def with_route(*routes: Route | Aggregate | Forward, auth: Any = (SHOP,)) -> Gateway:
     return Gateway(auth=auth, routes=routes)
+
+
+def passing(route: str = "PUT /images/{name}", to: Any = "store", **more: Any) -> Gateway:
+    return with_route(Forward(route, to=to, **more))
 
 
 def with_branches(deadline: str = "1s", **branches: Branch) -> Gateway:
@@ -45,6 +51,35 @@ def order(source: str, **more: Any) -> Branch:
 
 
 MISTAKES: list[tuple[Gateway, str]] = [
+    (passing("PUT images"), "is no route"),
+    (passing(to="Store 1"), "leads to 'Store 1'; name an upstream"),
+    (passing(to=Fleet), "name an upstream, such as"),
+    (passing(path="images/{name}"), "'images/{name}' is no path"),
+    (passing(path="/images/{name}?x=1"), "is no path"),
+    (passing(path="/images/x{name}"), "is no path"),
+    (passing(path=7), "'7' is no path"),
+    (passing(path="/a/../{name}"), "has a segment of dots"),
+    (passing(path="/images/{id}"), "{id} in '/images/{id}' is no place of the route; it has: "),
+    (passing(path="/images/{id}"), "{name} is not used in '/images/{id}'; use it there, or drop"),
+    (passing(body_max="64"), "its body_max: '64' is no size"),
+    (passing(body_max="64MB"), "'64MB' is no size; write a whole number of B, KiB, MiB or GiB"),
+    (passing(body_max="-1B"), "'-1B' is no size"),
+    (passing(body_max=64), "its body_max: expected string"),
+    (passing(headers="x-a"), 'headers is a text; write a set of texts, such as {"x-a"}'),
+    (passing(headers={"X-A"}), "'X-A' is no header in lower case"),
+    (passing(headers={"x_a"}), "'x_a' is no header in lower case"),
+    (passing(headers={"authorization"}), "'authorization' never passes"),
+    (passing(headers={"x-forwarded-for"}), "'x-forwarded-for' never passes"),
+    (passing(headers={"connection"}), "'connection' never passes"),
+    (passing(headers={"synchromesh-credential"}), "never passes"),
+    (passing(headers={"idempotency-key"}), "never passes"),
+    (passing(deadline="soon"), "'soon' is no duration"),
+    (passing(rate=5), "its rate is 5"),
+    (passing(scopes={"a:b"}, public=True), "public and asks for"),
+    (
+        with_route(Forward("GET /o/{x}", to="a"), Route("GET /o/{order_id}", Orders.one)),
+        "have the same path",
+    ),
     (Gateway(routes=[]), "has no routes"),
     (Gateway(routes=[], in_flight_max=0), "in_flight_max is 0"),
     (with_route("GET /x"), "route 1 is a str"),  # type: ignore[arg-type]
@@ -296,3 +331,25 @@ def test_a_rate_may_be_slow_and_a_burst_its_own() -> None:
     assert (entry.interval_s, entry.burst) == (2.0, 1)
     entry = compiled(with_route(Route("GET /l/{number}", Production.line, rate=Rate("5/h"))))[0]
     assert (entry.interval_s, entry.burst) == (720.0, 1)
+
+
+def test_what_is_passed_on_is_explained() -> None:
+    """A forward says to whom it leads, under which path, how much, and what else passes."""
+    gateway = with_route(
+        Forward("PUT /firmware/{name}", to="store", path="/i/{name}", body_max="64MiB"),
+        Forward("GET /reports/{id}", to="reports", public=True, headers={"x-b", "x-a"}),
+    )
+    assert check(gateway) == ()
+    assert explain(gateway) == (
+        (
+            "PUT /firmware/{name} -> passed on to store /i/{name}; any principal, deadline 5s, "
+            "body at most 64MiB"
+        ),
+        (
+            "GET /reports/{id} -> passed on to reports; public, deadline 5s, body at most 1MiB, "
+            "passes x-a, passes x-b"
+        ),
+    )
+    put, get = outline(gateway)
+    assert (put.kind, put.operation, put.body_max) == ("forward", "store /i/{name}", "64MiB")
+    assert get.operation == "reports /reports/{id}"
