@@ -479,6 +479,24 @@ def test_a_stale_connection_is_replaced_once_for_an_idempotent_call() -> None:
     staged(test)
 
 
+def test_a_stale_connection_that_cannot_be_replaced_leaves_the_outcome_unknown() -> None:
+    """A server that died may have run what it was sent; that it refuses now does not unsay that."""
+
+    async def test(stage: Stage) -> None:
+        client = await _used(stage)
+        call = stage.call(is_idempotent=True)
+        await settle()
+
+        def refuse() -> asyncio.Future[None]:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+        stage.network.connecting = refuse
+        client.hang_up()
+        assert await outcome(call) is ConnectionLost
+
+    staged(test)
+
+
 def test_a_repeated_call_takes_the_place_of_an_idle_connection() -> None:
     """Where every place is used the oldest idle connection makes room for the new one."""
 

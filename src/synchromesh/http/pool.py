@@ -115,10 +115,10 @@ class HttpPool:
         connection = await self._acquire(endpoint, deadline_s)
         try:
             return await self._exchange(endpoint, connection, wire, is_head, deadline_s)
-        except ConnectionLost:
+        except ConnectionLost as lost:
             if not (connection.was_stale and is_idempotent):
                 raise
-        connection = await self._acquire(endpoint, deadline_s, is_fresh=True)
+            connection = await self._fresh(endpoint, deadline_s, lost)
         return await self._exchange(endpoint, connection, wire, is_head, deadline_s)
 
     @asynccontextmanager
@@ -164,10 +164,10 @@ class HttpPool:
         connection = await self._acquire(endpoint, deadline_s, is_fresh=body is not None)
         try:
             response = await self._begin(endpoint, connection, outgoing, is_head)
-        except ConnectionLost:
+        except ConnectionLost as lost:
             if not (connection.was_stale and is_idempotent and body is None):
                 raise
-            connection = await self._acquire(endpoint, deadline_s, is_fresh=True)
+            connection = await self._fresh(endpoint, deadline_s, lost)
             response = await self._begin(endpoint, connection, outgoing, is_head)
         try:
             yield response
@@ -237,6 +237,20 @@ class HttpPool:
             await connection.leave()
         finally:
             self._give(endpoint, connection)
+
+    async def _fresh(
+        self, endpoint: _Endpoint, deadline_s: float | None, lost: ConnectionLost
+    ) -> ClientConnection:
+        """Return a new connection for a request that was lost with the one before.
+
+        Raises:
+            ConnectionLost: there is none. That the request was not sent again says nothing of the
+                first time, when it may have been run: its outcome stays unknown.
+        """
+        try:
+            return await self._acquire(endpoint, deadline_s, is_fresh=True)
+        except (ConnectFailed, DeadlineExceeded, Shed):
+            raise lost from None
 
     async def _acquire(
         self, endpoint: _Endpoint, deadline_s: float | None, *, is_fresh: bool = False
