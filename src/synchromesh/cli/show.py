@@ -122,7 +122,13 @@ def waterfall(spans: list[SpanRecord]) -> Table:
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("span", "service", "status", "took", ""):
-        table.add_column(heading, justify="right" if heading == "took" else "left", no_wrap=True)
+        is_number = heading == "took"
+        table.add_column(
+            heading,
+            justify="right" if is_number else "left",
+            min_width=10 if is_number else None,
+            no_wrap=True,
+        )
     if not spans:
         return table
     begin_us = min(span.started_us for span in spans)

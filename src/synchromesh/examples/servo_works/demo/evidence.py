@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -26,15 +27,28 @@ def turns_of(system: RunningSystem) -> list[Turn]:
     return sorted(turns, key=lambda turn: turn.at)
 
 
+async def open_breakers(system: RunningSystem) -> list[str]:
+    """Return the edges whose breaker is not closed."""
+    return [
+        breaker["name"]
+        for caller in (await _callers(system)).values()
+        for breaker in caller["breakers"].values()
+        if breaker["state"] != "closed"
+    ]
+
+
 async def holds_of(system: RunningSystem, without: str) -> Counter[str]:
     """Return how many calls were held and what came of it, of all callers but one together."""
-    status = await system.status()
-    callers = {**status["clients"], **status["services"]}
     held: Counter[str] = Counter()
-    for name, caller in callers.items():
+    for name, caller in (await _callers(system)).items():
         if name != without:
             held.update(caller["holds"])
     return held
+
+
+async def _callers(system: RunningSystem) -> dict[str, Any]:
+    status = await system.status()
+    return {**status["clients"], **status["services"]}
 
 
 async def longest_hold(

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from demo.customers import Unanswered
 from demo.play import play
 from demo.report import FINDING, judge
 from demo.running import NotInTime, SystemEnded, copy_shipped
-from synchromesh.cli.show import console
+from synchromesh.cli.show import ReaderGone, console
 from synchromesh.errors import SynchromeshError
 
 USER_MISTAKE = 2
@@ -53,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NotInTime, SynchromeshError, OSError) as error:
         sys.stderr.write(f"demo: {error}\n")
         return INTERNAL
+    except ReaderGone:
+        # What is left in the buffer would fail once more at the interpreter's exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
     except (asyncio.CancelledError, KeyboardInterrupt):
         sys.stderr.write("demo: stopped; no process is left\n")
         return INTERRUPTED

@@ -3,7 +3,9 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 
 from audit import PROVIDER_DB, Report, audit
 from rich.console import Console
@@ -33,20 +35,26 @@ def judge(account: Account, data: Path, out: Console) -> int:
     except sqlite3.Error as error:
         audited = Report(findings=[f"the databases in {data} cannot be read: {error}"])
     _head(f"servo-works: {account.orders} orders in {account.took_s:.1f} s", out)
-    for lines in (
+    for name, text in chain(
         _counts(account, audited),
         _breaker(account),
         _degraded(account),
         _kills(account.kills),
         _restarts(account),
     ):
-        for name, text in lines:
-            out.print(f"  {name:<10} {text}", markup=False)
+        _print_line(name, text, out)
     _print_pictures(account, out)
     _head("audit of the six databases and the provider's books, by SQL alone", out)
     for line in audited.lines():
         out.print(f"  {line}", markup=False)
     return _print_verdict(account, audited, out)
+
+
+def _print_line(name: str, text: str, out: Console) -> None:
+    """Print a line with a name before it; a terminal that is narrower gets several."""
+    for part in wrap(text, max(40, out.width - 13)) if out.is_terminal else [text]:
+        out.print(f"  {name:<10} {part}", markup=False, soft_wrap=True)
+        name = ""
 
 
 def _print_verdict(account: Account, audited: Report, out: Console) -> int:

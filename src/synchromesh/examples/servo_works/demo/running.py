@@ -21,7 +21,7 @@ from synchromesh.system.rundir import RunDir, RunInfo
 
 SHIPPED = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "synchromesh.cli")
-START_WITHIN_S = 30.0
+START_WITHIN_S = 60.0
 STOP_WITHIN_S = 20.0
 ASK_WITHIN_S = 10.0
 POLL_S = 0.02
@@ -75,7 +75,7 @@ class RunningSystem:
 
         Raises:
             SystemEnded: it ended instead; the message has its last words.
-            NotInTime: it did neither within 30 seconds.
+            NotInTime: it did neither within 60 seconds.
         """
         with (self.folder / "dev.log").open("ab") as output:
             self._process = process = await asyncio.create_subprocess_exec(
@@ -152,7 +152,7 @@ class RunningSystem:
         """Return the system's status, once every service of it answers for itself.
 
         Raises:
-            NotInTime: one has not for 30 seconds.
+            NotInTime: one has not for 60 seconds.
         """
         found: Any = None
 
