@@ -62,12 +62,14 @@ class Measured:
 
     Attributes:
         first, then: by route: the first answer, and the usual one once that had settled.
+        longest_s: by route: what the slowest answer took.
         words: of what is no route.
         whole_s: how long after it was switched on everything was as always.
     """
 
     first: dict[str, Told]
     then: dict[str, Told]
+    longest_s: dict[str, float]
     words: dict[str, str]
     whole_s: float
 
@@ -81,9 +83,9 @@ class Client:
         self._fresh: dict[str, tuple[Any, float]] = {}
         self.orders: dict[str, str] = {}
 
-    async def ask(self, route: str) -> Told:
-        """Ask for an example of a route."""
-        number = next(self._numbers)
+    async def ask(self, route: str, number: int = 0) -> Told:
+        """Ask for an example of a route; what has the same number is asked under the same key."""
+        number = number or next(self._numbers)
         method, headers, body = route.partition(" ")[0], [("authorization", "desk")], b""
         if method == "POST":
             headers += [("content-type", "application/json"), ("idempotency-key", f"k{number}")]
@@ -91,7 +93,7 @@ class Client:
                 _order(number) if route == "POST /orders" else _batch(number)
             ).encode()
             if route == "POST /orders":
-                self.orders[f"P-{number}"] = ""
+                self.orders.setdefault(f"P-{number}", "")
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
@@ -137,58 +139,81 @@ class Client:
         return "fresh"
 
 
+class Traffic:
+    """What clients ask while a part is off, and which breakers open meanwhile."""
+
+    def __init__(self, site: Site, client: Client) -> None:
+        self._site, self._client = site, client
+        self._asked: dict[str, list[asyncio.Task[Told]]] = {route: [] for route in TARGETS}
+        self._settled: dict[str, int] = {}
+        self._ordered_before = set(client.orders)
+        self.ordered: set[str] = set()
+        self.opened: set[str] = set()
+
+    async def flow(self) -> None:
+        """Ask for every route again and again; nobody waits for the answer before."""
+        began_s = asyncio.get_running_loop().time()
+        for number in range(int(OFF_S / ASKS_EVERY_S)):
+            for route, tasks in self._asked.items():
+                times = READINGS_EACH if route == "POST /readings" else 1
+                if route != "POST /orders" or number % ORDERS_EVERY == 0:
+                    tasks += [asyncio.ensure_future(self._client.ask(route)) for _ in range(times)]
+            await asyncio.sleep(ASKS_EVERY_S)
+            self.opened |= _open_breakers(self._site)
+            off_s = asyncio.get_running_loop().time() - began_s
+            if off_s <= ANSWERED_S:
+                self.ordered = set(self._client.orders) - self._ordered_before
+            if off_s <= SETTLED_S:
+                self._settled = {route: len(tasks) for route, tasks in self._asked.items()}
+
+    async def answers(self) -> tuple[dict[str, list[Told]], dict[str, list[Told]]]:
+        """Return all answers by route, and those to what was asked once that had settled."""
+        told = {route: [await task for task in tasks] for route, tasks in self._asked.items()}
+        return told, {route: told[route][count:] for route, count in self._settled.items()}
+
+
 async def measure(site: Site, part: str, way: str) -> Measured:
     """Switch a part off and on again under traffic, and return what became of everything."""
     client, loop = Client(site), asyncio.get_running_loop()
     await site.start()
-    before = {route: (await client.ask(route)).words for route in TARGETS}
-    assert before == AS_ALWAYS
-    ordered_before = set(client.orders)
+    assert {route: (await client.ask(route)).words for route in TARGETS} == AS_ALWAYS
     epochs = {name: node.epoch for name, node in site.nodes.items()}
     await asyncio.sleep(2.0)
     site.switch_off(part, way)
     pricing = asyncio.ensure_future(_set_price(site))
-    asked: dict[str, list[asyncio.Task[Told]]] = {route: [] for route in TARGETS}
-    opened: set[str] = set()
-    began_s = loop.time()
-    settled, ordered = dict.fromkeys(TARGETS, 0), set[str]()
-    for number in range(int(OFF_S / ASKS_EVERY_S)):
-        for route, tasks in asked.items():
-            times = READINGS_EACH if route == "POST /readings" else 1
-            if route != "POST /orders" or number % ORDERS_EVERY == 0:
-                tasks += [asyncio.ensure_future(client.ask(route)) for _ in range(times)]
-        await asyncio.sleep(ASKS_EVERY_S)
-        opened |= _open_breakers(site)
-        if loop.time() - began_s <= ANSWERED_S:
-            ordered = set(client.orders) - ordered_before
-        if loop.time() - began_s <= SETTLED_S:
-            settled = {route: len(tasks) for route, tasks in asked.items()}
-    told_early = await _is_price_told(site)
+    traffic = Traffic(site, client)
+    await traffic.flow()
+    is_told_early = await _is_price_told(site)
     site.switch_on(part)
     switched_s = loop.time()
-    answers = {route: [await task for task in tasks] for route, tasks in asked.items()}
+    told, then = await traffic.answers()
     while {route: (await client.ask(route)).words for route in TARGETS} != AS_ALWAYS:
         assert loop.time() - switched_s < WHOLE_WITHIN_S, "it is not whole again"
         await asyncio.sleep(0.1)
     whole_s = loop.time() - switched_s
-    price = await pricing
+    was_taken = bool(_statuses_of(site, traffic.ordered))
+    if not was_taken:
+        for order_id in traffic.ordered:
+            again = await client.ask("POST /orders", int(order_id.removeprefix("P-")))
+            assert again.words == "placed"
+    refusal = await pricing
     await asyncio.sleep(20.0)
     await client.close()
     _check_nothing_is_lost(site, client)
     epochs[part] += way == "killed"
     assert {name: node.epoch for name, node in site.nodes.items()} == epochs
-    if not price:
-        assert await _is_price_told(site)
-        price = "told at once" if told_early else "told once it is back"
-    became = _statuses_of(site, ordered)
+    assert refusal or await _is_price_told(site)
+    became = " or ".join(_statuses_of(site, traffic.ordered)) if was_taken else "not taken"
+    words = {
+        ORDER: became,
+        PRICE: refusal or ("told at once" if is_told_early else "told once it is back"),
+        BREAKERS: ", ".join(sorted(traffic.opened)) or "none",
+    }
     return Measured(
-        {route: tolds[0] for route, tolds in answers.items()},
-        {route: _usual(tolds[settled[route] :]) for route, tolds in answers.items()},
-        {
-            ORDER: " or ".join(became) or "not taken",
-            PRICE: price,
-            BREAKERS: ", ".join(sorted(opened)) or "none",
-        },
+        {route: tolds[0] for route, tolds in told.items()},
+        {route: _usual(tolds) for route, tolds in then.items()},
+        {route: max(each.took_s for each in tolds) for route, tolds in told.items()},
+        words,
         whole_s,
     )
 
