@@ -116,6 +116,7 @@ class Way:
 
     def __init__(self, system: System, gateway: Gateway, policies: Policies | None) -> None:
         self.system = system
+        self.servers: dict[str, HttpServer] = {}
         self.store, self.partner = Upstream(), Upstream()
         self.caller: Caller = system.caller("gateway", policies)
         self.engine = GatewayEngine(
@@ -142,6 +143,7 @@ class Way:
         network = self.system.runtime.network
         server = HttpServer(upstream.handle, network=network, limits=limits, streaming=upstream)
         await server.start()
+        self.servers[name] = server
         self.system.stack.push_async_callback(server.close)
         endpoint = Endpoint(instance or f"{name}-1", name, server.url)
         self.system.known.endpoints.setdefault(name, []).append(endpoint)

@@ -428,6 +428,23 @@ def test_an_answer_has_to_begin_in_time() -> None:
     through(main, policies=ONCE)
 
 
+def test_a_body_that_takes_long_makes_no_slow_upstream() -> None:
+    """How long a client takes to send counts in no breaker; how long an upstream takes does."""
+    breaker = BreakerOptions(minimum_calls=2, slow_after_s=1.0)
+
+    async def main(way: Way) -> None:
+        for _ in range(4):
+            body = open_body(b"x")
+            asyncio.get_running_loop().call_later(5.0, body.end)
+            assert (await way.ask(PUT, body)).status == 201
+        assert way.caller.edges[STORE].slow == 0
+        way.store.answer = answering(200, after_s=1.5)
+        assert (await way.ask("GET /firmware/a")).status == 200
+        assert way.caller.edges[STORE].slow == 1
+
+    through(main, policies=Policies(default=Policy(breaker=breaker)))
+
+
 def test_an_answer_may_take_as_long_as_it_moves() -> None:
     """A stream outlives the route's deadline while something comes."""
 

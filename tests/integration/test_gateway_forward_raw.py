@@ -43,13 +43,14 @@ async def passed(raw: bytes) -> Passed:
 
 
 @asynccontextmanager
-async def serving(upstream: Recorder) -> AsyncIterator[HttpServer]:
-    """Serve a gateway before an upstream, both on real sockets."""
+async def serving(upstream: Recorder, *, port: int = 0) -> AsyncIterator[HttpServer]:
+    """Serve a gateway before an upstream, or before what listens on `port`; on real sockets."""
     runtime = RealRuntime()
     system = System("http", runtime)
     behind = HttpServer(upstream, network=runtime.network)
     await behind.start()
-    system.known.endpoints["store"] = [Endpoint("store-1", "store", behind.url)]
+    url = f"http://127.0.0.1:{port or behind.port}"
+    system.known.endpoints["store"] = [Endpoint("store-1", "store", url)]
     engine = GatewayEngine(
         GATEWAY,
         caller=system.caller("gateway"),
@@ -110,3 +111,28 @@ async def test_a_client_that_half_closes_in_its_body_is_gone() -> None:
         answer = await exchange(server.port, FOLLOWER)
         assert statuses(answer) == [200]
     assert upstream.seen == [("/e?second", b"")]
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize("told", [b"content-length: 9\r\n", b"transfer-encoding: chunked\r\n"])
+async def test_an_upstream_that_dies_resets_the_client(version: bytes, told: bytes) -> None:
+    """Half an answer ends by a reset, also where an orderly end would be the end of the body."""
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + told + b"\r\n3\r\nabc\r\n")
+        await writer.drain()
+        await came.wait()
+        writer.transport.abort()
+
+    came = asyncio.Event()
+    upstream = await asyncio.start_server(dies, "127.0.0.1", 0)
+    async with serving(Recorder(), port=upstream.sockets[0].getsockname()[1]) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /e HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+        assert b"abc" in await reader.readuntil(b"abc")
+        came.set()
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+    upstream.close()

@@ -171,6 +171,9 @@ class _Sending:
                 answering = transport.forward(endpoint, self._passing(attempt))
                 response = await exchange.enter_async_context(answering)
                 attempt.used = 0
+                if body is not None:
+                    # How long it took to come is not known apart from how long it took to send.
+                    attempt.began_s = asyncio.get_running_loop().time()
                 if response.status >= 500:
                     raise await self._failure(attempt, response)
                 self.exchange = exchange.pop_all()

@@ -26,6 +26,7 @@ class Attempt:
             the caller's remainder.
         used: to be set to the extra attempts that the callee reports with an answer, a `Rejection`
             too; those of another `CallError` are in its `attempts_used`. None: all are spent.
+        began_s: when the callee's own time began; to be set where that of others came first.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Attempt:
     attempts_left: int = 0
     has_full_timeout: bool = False
     used: int | None = None
+    began_s: float = 0.0
 
 
 class Attempts:
@@ -51,8 +53,9 @@ class Attempts:
         >>> attempts = Attempts(
         ...     retry=None, budget=None, left=AttemptsLeft(4), timeout_s=0.5, deadline_s=10.0,
         ...     is_retryable_unknown=False, rng=None)
-        >>> attempts.begin(now=9.0)
-        Attempt(number=1, deadline_s=9.5, attempts_left=2, has_full_timeout=True, used=None)
+        >>> attempt = attempts.begin(now=9.0)
+        >>> attempt.number, attempt.deadline_s, attempt.attempts_left, attempt.has_full_timeout
+        (1, 9.5, 2, True)
     """
 
     def __init__(

@@ -256,15 +256,15 @@ class Edge:
         if breaker is None:
             return await self._timed(send, current)
         loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        permit = breaker.admit(began_s)
+        current.began_s = loop.time()
+        permit = breaker.admit(current.began_s)
         try:
             answer = await self._timed(send, current)
         except BaseException as error:
             verdict = classify(error, had_full_timeout=current.has_full_timeout)
-            _report(breaker, verdict, permit, began_s, loop.time())
+            _report(breaker, verdict, permit, current.began_s, loop.time())
             raise
-        _report(breaker, Verdict.SUCCESS, permit, began_s, loop.time())
+        _report(breaker, Verdict.SUCCESS, permit, current.began_s, loop.time())
         return answer
 
     async def _timed(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
