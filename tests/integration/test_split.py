@@ -153,6 +153,31 @@ async def test_what_dies_too_often_ends_the_system(
 
 
 @pytest.mark.anyio
+async def test_what_gave_up_ends_the_system(
+    tmp_path: Path, pool: HttpPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends with 3 has restarted what fails in it; it is not, and its word told."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    (tmp_path / "gives_up.py").write_text(
+        "import os, sys\nfrom notes_app import Broken, Service\n"
+        "broken = Service('broken', implements=Broken)\n"
+        "@broken.handles(Broken.now)\n"
+        "async def now(ctx):\n"
+        "    sys.stderr.write('synchromesh: broken: projection/x failed too often: Lookup\\n')\n"
+        "    sys.stderr.flush()\n    os._exit(3)\n"
+    )
+    text = TOML + '[services.broken]\napp = "gives_up:broken"\n'
+    system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
+    await system.start()
+    asking = asyncio.ensure_future(Asking(system.info, pool).call("broken.now"))
+    failure = await system.wait(asyncio.Event())
+    await system.stop()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert "GaveUp: broken: projection/x failed too often: Lookup; see " in failure
+
+
+@pytest.mark.anyio
 async def test_the_control_socket_answers_for_all(system: SplitSystem, pool: HttpPool) -> None:
     """Sagas, traces and mistakes are told as by a system of one process."""
     asking = Asking(system.info, pool)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from synchromesh.errors import ConfigError, StoreBroken
-from synchromesh.service import Child, Supervisor
+from synchromesh.service import Child, GaveUp, Supervisor
 from synchromesh.service.restarts import RestartOptions, Restarts
 from synchromesh.testing import SimRuntime, run
 
@@ -104,6 +104,24 @@ def test_no_loop_ends_silently(ends: Any) -> None:
         await asyncio.sleep(10.0)
         assert [child for child, _, _ in told] == ["loop"]
         assert supervisor.states["loop"].last_error == "RuntimeError"
+        await supervisor.close()
+
+    run(main)
+
+
+def test_a_child_that_gave_up_is_not_restarted() -> None:
+    """What has used up restarts of its own escalates at once, however many are left here."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async def gives_up() -> None:
+            raise GaveUp("its own child failed too often")
+
+        escalations = Escalations()
+        supervisor = Supervisor("orders", escalate=escalations)
+        supervisor.start(Child("projection", gives_up))
+        await asyncio.sleep(0.01)
+        assert escalations == [("projection", 0.0, "its own child failed too often")]
+        assert (supervisor.states["projection"].state, supervisor.is_healthy) == ("failed", False)
         await supervisor.close()
 
     run(main)

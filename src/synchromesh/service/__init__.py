@@ -3,13 +3,14 @@
 from synchromesh.service.context import Context
 from synchromesh.service.definition import Handled, Projected, Service
 from synchromesh.service.instance import KEEP_S, Health, ServiceInstance, Surroundings
-from synchromesh.service.supervisor import Child, Supervisor
+from synchromesh.service.supervisor import Child, GaveUp, Supervisor
 from synchromesh.service.transaction import Transaction
 
 __all__ = [
     "KEEP_S",
     "Child",
     "Context",
+    "GaveUp",
     "Handled",
     "Health",
     "Projected",

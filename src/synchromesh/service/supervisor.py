@@ -31,8 +31,12 @@ class ChildState:
     last_error: str = ""
 
 
+class GaveUp(Exception):
+    """Tells that a child has used up restarts of its own: another one would not mend it."""
+
+
 class Supervisor:
-    """Runs children until it is closed; a child that fails too often escalates.
+    """Runs children until it is closed; a child that fails too often, or gave up, escalates.
 
     Args:
         name: whose children they are.
@@ -92,7 +96,7 @@ class Supervisor:
             _log.error("%s: child %s failed", self._name, child.name, exc_info=error)
             state.last_error = status_of(error)
             pause_s = restarts.failed(now=asyncio.get_running_loop().time())
-            if pause_s is None:
+            if pause_s is None or isinstance(error, GaveUp):
                 state.state = "failed"
                 self._escalate(child.name, error)
                 return

@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
+from synchromesh.service import GaveUp
 from synchromesh.system.children import ChildEnded, die_with_parent, how_it_ended, signal_group
-from synchromesh.system.part import Loaded, Orders, Ready, Unready
+from synchromesh.system.part import FAILED, FAILED_SAYS, Loaded, Orders, Ready, Unready
 
 # By -m the module would be loaded twice, for its package imports it too.
 MAIN = "from synchromesh.system.process import main; main()"
@@ -111,7 +112,18 @@ class ChildProcess:
             code = await process.wait()
             self._gone(process.pid)
             if process is self._process:
+                if code == FAILED:
+                    raise GaveUp(f"{self._last_word() or self._title}; see {self._log_path}")
                 raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
+
+    def _last_word(self) -> str:
+        """Return why the process gave up, as it wrote it last; "" where that cannot be read."""
+        try:
+            lines = self._log_path.read_text(errors="replace")[-LINE_BYTES_MAX:].splitlines()
+        except OSError:
+            return ""
+        said = [line for line in lines if line.startswith(FAILED_SAYS)]
+        return said[-1].removeprefix(FAILED_SAYS) if said else ""
 
     async def restart(self) -> None:
         """Replace the process by a new one, losing no call.

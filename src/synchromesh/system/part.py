@@ -25,6 +25,10 @@ from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
 from synchromesh.telemetry import SqliteRing, Tracer
 
+# The exit code of a process in which something failed too often; its last line says what.
+FAILED = 3
+FAILED_SAYS = "synchromesh: "
+
 
 class Orders(msgspec.Struct, frozen=True):
     """What a process is told by its supervisor.

@@ -35,7 +35,16 @@ from synchromesh.system.faults import Faults, faults_of
 from synchromesh.system.gateway_part import GatewayPart
 from synchromesh.system.logs import log_to
 from synchromesh.system.loops import first_of, loop_factory
-from synchromesh.system.part import Ground, Loaded, Orders, Part, Ready, Unready
+from synchromesh.system.part import (
+    FAILED,
+    FAILED_SAYS,
+    Ground,
+    Loaded,
+    Orders,
+    Part,
+    Ready,
+    Unready,
+)
 from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
 from synchromesh.system.service_part import ServicePart
@@ -46,7 +55,6 @@ from synchromesh.telemetry import SqliteRing
 
 REGISTRY_WITHIN_S = 5.0
 
-FAILED = 3
 MISTAKE = 2
 
 _log = logging.getLogger("synchromesh.system")
@@ -226,6 +234,6 @@ async def _run(orders: Orders, answer: BinaryIO) -> int:
     finally:
         await process.stop(hurry)
     if failure:
-        sys.stderr.write(f"synchromesh: {orders.name}: {failure}\n")
+        sys.stderr.write(f"{FAILED_SAYS}{orders.name}: {failure}\n")
         return FAILED
     return 0
