@@ -10,6 +10,7 @@
     │   │   ├── NoInstance             no instance of the service is ready
     │   │   ├── BadRequest             the arguments do not fit the contract
     │   │   ├── UnknownOperation       the service has no such operation
+    │   │   ├── MethodNotAllowed       the path is there, for other methods
     │   │   ├── Unauthenticated        the hop carries no valid credential
     │   │   ├── Forbidden              the caller may not do this
     │   │   ├── KeyReused              the idempotency key was used with another input
@@ -185,6 +186,13 @@ class UnknownOperation(Refused):
 
     code = "unknown_operation"
     status = 404
+
+
+class MethodNotAllowed(Refused):
+    """Tells that the path is there, and takes other methods; HTTP says which in `Allow`."""
+
+    code = "method_not_allowed"
+    status = 405
 
 
 class Unauthenticated(Refused):

@@ -345,6 +345,7 @@ BAD = {
     "an empty place": ("GET /orders/", None, 404, "nothing under this path"),
     "another method": ("DELETE /orders", None, 405, "takes POST"),
 }
+NOT_THERE = {404: "unknown_operation", 405: "method_not_allowed"}
 
 
 @pytest.mark.parametrize(("target", "body", "status", "words"), BAD.values(), ids=BAD.keys())
@@ -358,6 +359,7 @@ def test_what_cannot_be_asked_is_refused_in_words(
         problem = json_of(answer)
         assert (answer.status, problem["status"]) == (status, status)
         assert answer.headers.get("content-type") == "application/problem+json"
+        assert problem["code"] == NOT_THERE.get(status, "bad_request")
         assert words in problem["detail"]
         assert "orders." not in problem["detail"]
         assert problem.get("trace_id") == answer.headers.get("synchromesh-trace")

@@ -396,7 +396,7 @@ def test_errors_are_the_same(works: Works, run: Verb) -> None:
         "another order": (works.place("E-1", "SX60", 2), (409, "saga_conflict")),
         "no order": (works.ask("GET", "/orders/none"), (404, "unknown_order")),
         "no path": (works.ask("GET", "/none"), (404, "unknown_operation")),
-        "no method": (works.ask("DELETE", "/orders"), (405, "unknown_operation")),
+        "no method": (works.ask("DELETE", "/orders"), (405, "method_not_allowed")),
     }
     for what, (told, expected) in shop.items():
         assert (told.status, told.body["code"]) == expected, what
@@ -415,6 +415,27 @@ def test_errors_are_the_same(works: Works, run: Verb) -> None:
         _, told = run("call", *words)
         problem = told["problem"] or {"status": 0, "code": ""}
         assert (problem["status"], problem["code"]) == (status, code), words
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("call credit_provider.charge", "'credit_provider' is an external service: only services"),
+        ("call nobody.knows", "there is no service 'nobody'; there are "),
+        ("call orders.plce order_id=M-1", "orders has no operation 'plce'; it has "),
+        ("call orders.one", "orders.one"),
+        ("saga show none", "no saga has the id 'none'; synchromesh saga list shows them"),
+        ("trace none", "no spans of trace 'none' are kept"),
+        ("break nobody --stall", "there is no service 'nobody'"),
+    ],
+)
+def test_mistakes_are_told(
+    works: Works, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    """Exit 2, one line with what would be right, and nothing on standard output."""
+    ran = runner(capsys)(works.folder, *words.split())
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert said in ran.err
 
 
 def test_traces_are_whole(works: Works, run: Verb) -> None:

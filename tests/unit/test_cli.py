@@ -156,6 +156,18 @@ def test_a_mistake_in_any_verb_is_explained(
     assert said in ran.err
 
 
+@pytest.mark.parametrize("verb", [(), ("call",), ("gateway", "key", "add")], ids=" ".join)
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]) -> None:
+    """`synchromesh help VERB` says what `synchromesh VERB --help` says."""
+    for words in (["help", *verb], [*verb, "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+    out, err = capsys.readouterr()
+    first, second = out[: len(out) // 2], out[len(out) // 2 :]
+    assert (first, err) == (second, "")
+    assert first.startswith("Usage: synchromesh ")
+
+
 def test_a_trace_and_a_saga_are_shown(run: Run, folder: Path) -> None:
     """`last` is the last call and the last saga; as a table, and as JSON."""
     run(folder, "call", "notes.plan", "name=c5")

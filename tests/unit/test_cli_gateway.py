@@ -147,7 +147,11 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path, run: Run) -> None:
     text = ran.out.strip()
     assert text.startswith("sm_")
     assert "no route asks for the scope odd" in ran.err
-    made = json.loads(run(folder, "gateway", "key", "add", "x", "--expires", "30d", "--json").out)
+    assert "has no scopes" not in ran.err
+    ran = run(folder, "gateway", "key", "add", "x", "--expires", "30d", "--json")
+    assert "the key has no scopes, and opens only what asks for none; " in ran.err
+    assert "where routes ask for: notes:write\n" in ran.err
+    made = json.loads(ran.out)
     assert (made["principal"], made["is_expired"]) == ("x", False)
     path = folder / ".synchromesh" / "api-keys.json"
     assert path.stat().st_mode & 0o777 == 0o600

@@ -20,7 +20,7 @@ from synchromesh.context import (
     UNDOES,
     from_headers,
 )
-from synchromesh.errors import BadRequest, SynchromeshError, UnknownOperation
+from synchromesh.errors import BadRequest, MethodNotAllowed, SynchromeshError, UnknownOperation
 from synchromesh.http import (
     Headers,
     HttpRequest,
@@ -107,9 +107,9 @@ def _refuse(request: HttpRequest, found: NoMatch) -> HttpResponse:
         )
     allowed = ", ".join(found.allowed)
     return problem_response(
-        405,
+        MethodNotAllowed.status,
         f"{request.path[:200]} takes {allowed}, not {request.method}",
-        code=UnknownOperation.code,
+        code=MethodNotAllowed.code,
         headers=[("allow", allowed)],
     )
 

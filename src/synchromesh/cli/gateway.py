@@ -116,6 +116,12 @@ def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_
         ends = dt.datetime.fromtimestamp(runtime.wall_us() // 1_000_000 + length_s, dt.UTC)
     text, made = make_key(principal, set(scopes), rng=runtime.rng, expires=ends)
     file.add(made)
+    if not scopes and asked:
+        click.echo(
+            "the key has no scopes, and opens only what asks for none; make one with --scope, "
+            f"where routes ask for: {', '.join(sorted(asked))}",
+            err=True,
+        )
     if is_json:
         print_json({"key": text, **_told(made, runtime)})
         return 0

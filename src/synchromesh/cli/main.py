@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _refuse_bytes(words)
+        if words[:1] == ["help"]:
+            words = [*words[1:], "--help"]
         code = synchromesh.main(args=words, prog_name="synchromesh", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)

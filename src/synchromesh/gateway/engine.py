@@ -32,6 +32,7 @@ from synchromesh.errors import (
     CallError,
     ConfigError,
     Forbidden,
+    MethodNotAllowed,
     RateLimited,
     SynchromeshError,
     Unauthenticated,
@@ -443,8 +444,8 @@ def _unrouted(request: HttpRequest, found: NoMatch) -> HttpResponse:
         return _refused(UnknownOperation("there is nothing under this path"))
     allowed = ", ".join(found.allowed)
     return problem_response(
-        405,
+        MethodNotAllowed.status,
         f"this path takes {allowed}, not {request.method}",
-        code=UnknownOperation.code,
+        code=MethodNotAllowed.code,
         headers=[*_ALWAYS, ("allow", allowed)],
     )

@@ -242,6 +242,11 @@ class Control:
         service = self._services.get(name)
         if service is None:
             known = ", ".join(self._services)
+            if name in self._parts.externals:
+                raise UnknownOperation(
+                    f"{name!r} is an external service: only services of this system call it, and "
+                    f"its contract is theirs; there are {known}"
+                )
             raise UnknownOperation(f"there is no service {name!r}; there are {known}")
         return service
 
