@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
-from synchromesh.errors import ConfigError
-from synchromesh.http import AsgiApp, Headers, HttpRequest, HttpResponse, asgi_handler
+from synchromesh.errors import ConfigError, ConnectionLost
+from synchromesh.http import (
+    AsgiApp,
+    Body,
+    Headers,
+    HttpPool,
+    HttpRequest,
+    HttpResponse,
+    HttpServer,
+    asgi_handler,
+)
+from synchromesh.runtime import Runtime
 from synchromesh.testing import run
 
+MiB = 1024 * 1024
+
+Asking = Callable[..., AbstractAsyncContextManager[Any]]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -337,3 +351,158 @@ def test_a_startup_that_is_given_up_leaves_no_task() -> None:
                 await asgi_handler(app).startup()
 
     in_time(test)
+
+
+# -- bodies as they come ------------------------------------------------------------------------
+
+
+def streaming(app: AsgiApp, test: Callable[[Asking], Coroutine[object, object, None]]) -> None:
+    """Run a test of an application whose bodies stream, on the simulated network."""
+
+    async def main(runtime: Runtime) -> None:
+        handler = asgi_handler(app, stream_bytes_max=64 * MiB)
+        server = HttpServer(handler, network=runtime.network, streaming=handler)
+        await server.start()
+        async with HttpPool(network=runtime.network) as pool:
+
+            def ask(method: str, body: Body | None = None) -> AbstractAsyncContextManager[Any]:
+                return pool.stream(server.host, server.port, method, "/", (), body, timeout_s=60.0)
+
+            await test(ask)
+        await handler.shutdown()
+        await server.close()
+
+    run(main)
+
+
+def long_body(total: int, taken: list[int]) -> Body:
+    """Return a body that counts what was asked of it."""
+    part = bytes(16 * 1024)
+
+    def more() -> None:
+        while taken[0] < total and not body.is_full:
+            taken[0] += len(part)
+            body.feed(part)
+        if taken[0] >= total and not body.is_ended:
+            body.end()
+
+    body = Body(length=None, on_room=more)
+    return body
+
+
+async def everything(body: Body | None) -> bytes:
+    """Read a body to its end."""
+    parts = []
+    while body is not None and (part := await body.read()):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_streamed_application_sends_back_what_comes_while_it_comes() -> None:
+    """Each part of a body is a message, and each message of an answer is sent at once."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await start(send)
+        is_more = True
+        while is_more:
+            message = await receive()
+            is_more = message["more_body"]
+            await finish(send, message["body"], more=is_more)
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def test(ask: Asking) -> None:
+        body = Body(length=None, on_room=lambda: None)
+        body.feed(b"one")
+        async with ask("POST", body) as answer:
+            assert (answer.status, answer.headers.get("x-b")) == (200, "1")
+            for part in (b"one", b"two", b"three"):
+                assert await answer.stream.read() == part
+                body.feed({b"one": b"two", b"two": b"three", b"three": b""}[part])
+            body.end()
+            assert await everything(answer.stream) == b""
+
+    streaming(app, test)
+
+
+def test_a_streamed_application_is_slowed_down_and_slows_down() -> None:
+    """What it does not receive is not taken, and what its client does not take it cannot send."""
+    sent, go = [0], asyncio.Event()
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await start(send)
+        if scope["method"] == "POST":
+            await go.wait()
+            size = 0
+            while (message := await receive())["more_body"]:
+                size += len(message["body"])
+            await finish(send, str(size).encode())
+            return
+        while sent[0] < 16 * MiB:
+            sent[0] += 65536
+            await finish(send, bytes(65536), more=True)
+        await finish(send)
+
+    async def test(ask: Asking) -> None:
+        taken = [0]
+
+        async def upload() -> bytes:
+            async with ask("POST", long_body(16 * MiB, taken)) as answer:
+                return await everything(answer.stream)
+
+        uploading = asyncio.ensure_future(upload())
+        await asyncio.sleep(4.0)
+        assert 0 < taken[0] < MiB
+        go.set()
+        assert await uploading == str(16 * MiB).encode()
+        async with ask("GET") as answer:
+            await asyncio.sleep(4.0)
+            assert 0 < sent[0] < MiB
+            assert len(await everything(answer.stream)) == 16 * MiB
+
+    streaming(app, test)
+
+
+def test_a_streamed_application_that_fails_half_way_is_cut_off() -> None:
+    """Before its first part it is 500; after that its answer never looks whole."""
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await start(send)
+        if scope["method"] == "GET":
+            await finish(send, b"half", more=True)
+        raise ValueError("select * from secrets")
+
+    async def test(ask: Asking) -> None:
+        async with ask("POST", long_body(MiB, [0])) as answer:
+            assert answer.status == 500
+            assert b"secrets" not in await everything(answer.stream)
+        with pytest.raises(ConnectionLost):
+            async with ask("GET") as answer:
+                await everything(answer.stream)
+
+    streaming(app, test)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_streamed_application_learns_that_nobody_reads(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that leaves cancels it; of a HEAD nothing more can be sent."""
+    ended: list[str] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await start(send)
+        try:
+            while True:
+                await finish(send, bytes(65536), more=True)
+        except BaseException as error:
+            ended.append(type(error).__name__)
+            raise
+
+    async def test(ask: Asking) -> None:
+        async with ask(method) as answer:
+            assert answer.status == 200
+        await asyncio.sleep(1.0)
+        assert ended == ["OSError" if method == "HEAD" else "CancelledError"]
+
+    streaming(app, test)
+    assert "failed" not in caplog.text

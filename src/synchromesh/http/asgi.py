@@ -1,7 +1,8 @@
 """Mounts an ASGI 3 application on the server: http and lifespan, and nothing else.
 
 An application's answer is buffered up to a limit, so that one which fails half way is still
-answered with an error and never with half a body.
+answered with an error. As the server's `streaming` it gets bodies as they come, and sends its own
+as it makes them: then one that fails half way is cut off, and never taken for whole.
 
 Source: the ASGI specification, version 3.0, HTTP and lifespan sub-specifications 2.4 and 2.0.
 """
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeAlias
 from urllib.parse import unquote
 
 from synchromesh.errors import ConfigError
+from synchromesh.http.body import Body
 from synchromesh.http.message import Headers, HttpRequest, HttpResponse
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -26,14 +29,25 @@ _logger = logging.getLogger("synchromesh.http")
 
 
 def asgi_handler(
-    app: AsgiApp, *, body_bytes_max: int = 8 * 1024 * 1024, background_max: int = 64
+    app: AsgiApp,
+    *,
+    body_bytes_max: int = 8 * 1024 * 1024,
+    stream_bytes_max: int = 64 * 1024 * 1024,
+    background_max: int = 64,
 ) -> AsgiHandler:
     """Make a handler of an ASGI application; see `AsgiHandler`."""
-    return AsgiHandler(app, body_bytes_max=body_bytes_max, background_max=background_max)
+    return AsgiHandler(
+        app,
+        body_bytes_max=body_bytes_max,
+        stream_bytes_max=stream_bytes_max,
+        background_max=background_max,
+    )
 
 
 class AsgiHandler:
     """Answers requests by an ASGI application; `startup` and `shutdown` run its lifespan.
+
+    Given to a server as its `streaming` too, it streams both bodies of every request.
 
     Once the application has sent its whole answer the client gets it, while the application may
     still run (background tasks); `shutdown` cancels what is left of that.
@@ -41,6 +55,7 @@ class AsgiHandler:
     Args:
         app: `async def app(scope, receive, send)`.
         body_bytes_max: the longest answer that is buffered; beyond it the application fails.
+        stream_bytes_max: the longest body of a request that streams; an answer's has no bound.
         background_max: how many requests may still run after their answer; beyond it an answer
             waits for the application to end.
 
@@ -53,9 +68,12 @@ class AsgiHandler:
         b'/a b'
     """
 
-    def __init__(self, app: AsgiApp, *, body_bytes_max: int, background_max: int) -> None:
+    def __init__(
+        self, app: AsgiApp, *, body_bytes_max: int, stream_bytes_max: int, background_max: int
+    ) -> None:
         self._app = app
         self._body_bytes_max = body_bytes_max
+        self._stream_bytes_max = stream_bytes_max
         self._background_max = background_max
         self._background: set[asyncio.Task[None]] = set()
         self._lifespan: _Lifespan | None = None
@@ -88,11 +106,7 @@ class AsgiHandler:
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer one request. Raises what the application raises before its answer is whole."""
         exchange = _Exchange(request.body, self._body_bytes_max)
-        scope = _scope(request, self._lifespan.state if self._lifespan is not None else {})
-        task = asyncio.ensure_future(_call(self._app, scope, exchange.receive, exchange.send))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        task.add_done_callback(exchange.end)
+        task = self._start(request, exchange)
         try:
             if len(self._background) > self._background_max:
                 await asyncio.wait([task])
@@ -102,9 +116,38 @@ class AsgiHandler:
             await _cancel({task})
             raise
 
+    def body_max(self, method: str, path: str) -> int:  # noqa: ARG002  alike for all
+        """Say how long the body of a request may be that streams."""
+        return self._stream_bytes_max
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest) -> AsyncIterator[HttpResponse]:
+        """Answer one request while its body comes; raises as a call does."""
+        assert request.stream is not None
+        exchange = _StreamedExchange(request.stream)
+        task = self._start(request, exchange)
+        try:
+            yield await exchange.answer
+            if len(self._background) > self._background_max:
+                await asyncio.wait([task])
+        except BaseException:
+            exchange.answer.cancel()
+            await _cancel({task})
+            raise
+        finally:
+            exchange.leave()
+
+    def _start(self, request: HttpRequest, exchange: _Exchange) -> asyncio.Task[None]:
+        scope = _scope(request, self._lifespan.state if self._lifespan is not None else {})
+        task = asyncio.ensure_future(_call(self._app, scope, exchange.receive, exchange.send))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(exchange.end)
+        return task
+
 
 class _Exchange:
-    """One request's `receive` and `send`."""
+    """One request's `receive` and `send`; the answer is there once it is whole."""
 
     def __init__(self, body: bytes, body_bytes_max: int) -> None:
         self.answer: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
@@ -115,6 +158,7 @@ class _Exchange:
         self._parts: list[bytes] = []
         self._size = 0
         self._is_over = asyncio.Event()
+        self._is_left = False
 
     async def receive(self) -> Message:
         body, self._unread = self._unread, None
@@ -125,7 +169,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if self._is_over.is_set():
-            raise OSError("the answer is complete; nothing more can be sent")
+            raise OSError("the answer is complete, or nobody waits for it; no more can be sent")
         if message["type"] == "http.response.start" and not self._status:
             self._status = int(message["status"])
             self._headers = Headers(
@@ -133,30 +177,75 @@ class _Exchange:
                 for name, value in message.get("headers", ())
             )
         elif message["type"] == "http.response.body" and self._status:
-            self._take(bytes(message.get("body", b"")))
-            if not message.get("more_body", False):
-                self._is_over.set()
-                body = b"".join(self._parts)
-                self.answer.set_result(HttpResponse(self._status, self._headers, body))
+            is_last = not message.get("more_body", False)
+            await self._take(bytes(message.get("body", b"")), is_last=is_last)
         else:
             raise RuntimeError(f"the application sent {message['type']!r} out of turn")
 
-    def _take(self, part: bytes) -> None:
+    async def _take(self, part: bytes, *, is_last: bool) -> None:
         self._size += len(part)
         if self._size > self._body_bytes_max:
             raise RuntimeError(f"the answer is longer than {self._body_bytes_max} bytes")
         self._parts.append(part)
+        if is_last:
+            self._is_over.set()
+            body = b"".join(self._parts)
+            self.answer.set_result(HttpResponse(self._status, self._headers, body))
 
     def end(self, task: asyncio.Task[None]) -> None:
         """Take the end of the application: an error unless its answer was whole."""
+        is_whole = self._is_over.is_set()
         self._is_over.set()
         error = None if task.cancelled() else task.exception()
-        if not self.answer.done():
-            self.answer.set_exception(
-                error or RuntimeError("the application ended without a whole answer")
-            )
-        elif error is not None:
+        if not is_whole:
+            self._fail(error or RuntimeError("the application ended without a whole answer"))
+        elif error is not None and not (self._is_left and isinstance(error, OSError)):
             _logger.error("an application failed after its answer", exc_info=error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class _StreamedExchange(_Exchange):
+    """As bodies come: the answer is there with its first part, and `send` waits for its reader."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(b"", 0)
+        self._body: Body | None = body
+        self._room = asyncio.Event()
+        self._stream = Body(length=None, on_room=self._room.set)
+
+    async def receive(self) -> Message:
+        if self._body is None:
+            await self._is_over.wait()
+            return {"type": "http.disconnect"}
+        part = await self._body.read()
+        if not part:
+            self._body = None
+        return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+    async def _take(self, part: bytes, *, is_last: bool) -> None:
+        if not self.answer.done():
+            self.answer.set_result(HttpResponse(self._status, self._headers, stream=self._stream))
+        self._stream.feed(part)
+        if is_last:
+            self._is_over.set()
+            self._stream.end()
+        while self._stream.is_full and not self._is_over.is_set():
+            self._room.clear()
+            await self._room.wait()
+
+    def leave(self) -> None:
+        """Tell the application that nobody reads its answer any more."""
+        self._is_left = not self._is_over.is_set()
+        self._is_over.set()
+        self._room.set()
+
+    def _fail(self, error: BaseException) -> None:
+        super()._fail(error)
+        # A failure of the application, and not of the loop, is what the reader is told.
+        self._stream.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
 
 class _Lifespan:
