@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 from audit import main as audit_main
 from demo import account as accounts
-from demo.account import Account, Failure
+from demo.account import Account
 from demo.main import main
-from demo.verdict import failed_by_restart
 from msgspec.structs import replace
 
 from processes import children_of, ends, is_alive
@@ -226,75 +225,19 @@ def test_one_spoilt_row_is_found(
     assert audit_main([str(data)]) == 1
 
 
-def never_killed(account: Account) -> None:
-    account.kills.clear()
-
-
-def nothing_recovered(account: Account) -> None:
-    account.kills = [replace(kill, recovered=0) for kill in account.kills]
-
-
-def few_in_flight(account: Account) -> None:
-    account.kills = [replace(kill, in_flight=kill.in_flight[:4]) for kill in account.kills]
-
-
-def never_tripped(account: Account) -> None:
-    account.turns = [turn for turn in account.turns if turn.before != "closed"]
-
-
-def tripped_by_errors_alone(account: Account) -> None:
-    acts = {act.name: act for act in account.acts}
-    acts["stall"].ended_us = acts["errors"].began_us = acts["stall"].began_us
-
-
-def never_recovered(account: Account) -> None:
-    account.turns = [turn for turn in account.turns if turn.after != "closed"]
-
-
-def nothing_in_part(account: Account) -> None:
-    account.degraded = [each for each in account.degraded if not each.branch]
-
-
 def nothing_bridged(account: Account) -> None:
     account.restarts = [replace(restart, bridged=0) for restart in account.restarts]
-
-
-def never_restarted(account: Account) -> None:
-    account.restarts.clear()
-
-
-def failed_over_the_restart(account: Account) -> None:
-    account.failures.append(Failure(0, "restart", "GET /stock/{sku}", "no_instance"))
 
 
 def unanswered(account: Account) -> None:
     account.told.popitem()
 
 
-def undecided(account: Account) -> None:
-    account.told[next(iter(account.told))] = "accepted"
-
-
-def noted(account: Account) -> None:
-    account.notes.append("the system stopped with exit code 3, expected 0")
-
-
 @pytest.mark.parametrize(
     ("spoil", "finding"),
     [
-        (never_killed, "orders was killed with 5 sagas in flight or more: 0 in flight"),
-        (nothing_recovered, "sagas were recovered after it: 0"),
-        (few_in_flight, "orders was killed with 5 sagas in flight or more: 4 in flight"),
-        (never_tripped, "billing -> credit_provider tripped by the stall: 0"),
-        (tripped_by_errors_alone, "billing -> credit_provider tripped by the stall: 0"),
-        (never_recovered, "and recovered after that: 0"),
-        (nothing_in_part, "pages were answered in part: 0"),
         (nothing_bridged, "calls were bridged over the restart of inventory: 0"),
-        (never_restarted, "calls were bridged over the restart of inventory: 0"),
-        (failed_over_the_restart, "no request failed because of it: 1 failed"),
         (unanswered, f"every order has its answer: {ORDERS - 1} of {ORDERS}"),
-        (undecided, f"every order has its answer: {ORDERS - 1} of {ORDERS}"),
-        (noted, "nothing else went wrong: the system stopped with exit code 3"),
     ],
 )
 def test_a_run_that_did_not_show_everything_fails(
@@ -303,7 +246,7 @@ def test_a_run_that_did_not_show_everything_fails(
     finding: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Databases that add up are not enough: each condition of the verdict turns it by itself."""
+    """Databases that add up are not enough: what was not seen is a finding, and exits 1."""
     account = accounts.load(copied)
     spoil(account)
     account.save(copied)
@@ -311,17 +254,6 @@ def test_a_run_that_did_not_show_everything_fails(
     told = capsys.readouterr().out
     assert f"NOT {finding}" in told
     assert "everything adds up" in told
-
-
-def test_a_failure_elsewhere_is_not_of_the_restart() -> None:
-    """Only requests that lead to inventory, and were sent in that act, fail because of it."""
-    account = Account(orders=1)
-    account.failures += [
-        Failure(0, "kill", "GET /stock/{sku}", "no_instance"),
-        Failure(0, "restart", "GET /machines/{machine_id}", "timed_out"),
-        Failure(0, "restart", "POST /orders", "no_instance"),
-    ]
-    assert failed_by_restart(account) == account.failures[2:]
 
 
 def test_a_run_in_which_nothing_was_undone_fails(

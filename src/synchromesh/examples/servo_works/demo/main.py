@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
     except (asyncio.CancelledError, KeyboardInterrupt):
+        # All is stopped; who presses it once more changes nothing.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stderr.write("demo: stopped; no process is left\n")
         return INTERRUPTED
 

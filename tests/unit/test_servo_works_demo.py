@@ -1,0 +1,340 @@
+"""The demo's own parts: its verdict, what it reads in an answer, its customers and its display."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+from audit import Report
+from contracts.orders import PlaceOrder
+from demo.account import Account, Degraded, Failure, Kill, Restart, Turn
+from demo.customers import Customers, Unanswered
+from demo.display import Display
+from demo.door import Answer, Door, degraded_in
+from demo.verdict import conditions, failed_by_restart
+from msgspec.structs import replace
+from rich.console import Console
+
+from synchromesh.testing import SimRuntime, run
+
+EDGE = "billing -> credit_provider"
+STALLED_AT, HEALED_AT = "1970-01-01T00:00:15+00:00", "1970-01-01T00:00:35+00:00"
+PAGE = "GET /machines/SX75-20117"
+
+
+# -- the verdict ---------------------------------------------------------------------------------
+
+
+def passing() -> Account:
+    """Return the account of a run in which everything was seen, its acts ten seconds each."""
+    account = Account(orders=2, told={"A-1": "placed", "A-2": "rejected"})
+    for number, act in enumerate(("calm", "stall", "errors", "healed", "kill", "restart", "rest")):
+        account.begin(act, number * 10_000_000)
+    account.end(70_000_000)
+    account.turns = [
+        Turn(STALLED_AT, EDGE, "closed", "open"),
+        Turn(HEALED_AT, EDGE, "half_open", "closed"),
+    ]
+    account.degraded = [Degraded("kill", PAGE, "order", "stale", 2.5)]
+    account.kills = [Kill(10, 20, 41_000_000, 42_000_000, tuple("abcde"), 5)]
+    account.restarts = [Restart(30, 40, 51_000_000, 52_000_000, bridged=1, given_up=0)]
+    return account
+
+
+def clean() -> Report:
+    """Return an audit that found nothing."""
+    report = Report()
+    report.sagas.update(completed=1, undone=1)
+    return report
+
+
+def unmet(account: Account, audited: Report) -> list[str]:
+    """Return the conditions that are not met, with what was seen."""
+    return [f"{c.must}: {c.seen}" for c in conditions(account, audited) if not c.is_met]
+
+
+def test_a_run_in_which_everything_was_seen_passes() -> None:
+    """Each condition is met."""
+    assert unmet(passing(), clean()) == []
+
+
+def never_killed(account: Account) -> None:
+    account.kills.clear()
+
+
+def few_in_flight(account: Account) -> None:
+    account.kills = [replace(kill, in_flight=kill.in_flight[:4]) for kill in account.kills]
+
+
+def nothing_recovered(account: Account) -> None:
+    account.kills = [replace(kill, recovered=0) for kill in account.kills]
+
+
+def never_tripped(account: Account) -> None:
+    account.turns.clear()
+
+
+def tripped_by_errors_alone(account: Account) -> None:
+    account.turns[0] = replace(account.turns[0], at="1970-01-01T00:00:25+00:00")
+
+
+def tripped_elsewhere(account: Account) -> None:
+    account.turns[0] = replace(account.turns[0], edge="gateway -> orders")
+
+
+def never_recovered(account: Account) -> None:
+    account.turns.pop()
+
+
+def recovered_before(account: Account) -> None:
+    account.turns[1] = replace(account.turns[1], at="1970-01-01T00:00:11+00:00")
+
+
+def nothing_in_part(account: Account) -> None:
+    account.degraded = [Degraded("kill", "GET /stock/SX75", "", "stale", 2.5)]
+
+
+def nothing_bridged(account: Account) -> None:
+    account.restarts = [replace(restart, bridged=0) for restart in account.restarts]
+
+
+def never_restarted(account: Account) -> None:
+    account.restarts.clear()
+
+
+def failed_over_the_restart(account: Account) -> None:
+    account.failures.append(Failure(51_500_000, "restart", "GET /stock/{sku}", "no_instance"))
+
+
+def unanswered(account: Account) -> None:
+    account.told.popitem()
+
+
+def undecided(account: Account) -> None:
+    account.told["A-1"] = "accepted"
+
+
+def noted(account: Account) -> None:
+    account.notes.append("the system stopped with exit code 3, expected 0")
+
+
+TRIPPED, RECOVERED = f"{EDGE} tripped by the stall: 0", "and recovered after that: 0"
+MET, WENT_ON = "orders was killed with 5 sagas in flight or more", "sagas were recovered after it"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "missed"),
+    [
+        (never_killed, [f"{MET}: 0 in flight", f"{WENT_ON}: 0"]),
+        (few_in_flight, [f"{MET}: 4 in flight"]),
+        (nothing_recovered, [f"{WENT_ON}: 0"]),
+        (never_tripped, [TRIPPED, RECOVERED]),
+        (tripped_by_errors_alone, [TRIPPED, RECOVERED]),
+        (tripped_elsewhere, [TRIPPED, RECOVERED]),
+        (never_recovered, [RECOVERED]),
+        (recovered_before, [RECOVERED]),
+        (nothing_in_part, ["pages were answered in part: 0"]),
+        (nothing_bridged, ["calls were bridged over the restart of inventory: 0"]),
+        (never_restarted, ["calls were bridged over the restart of inventory: 0"]),
+        (failed_over_the_restart, ["no request failed because of it: 1 failed"]),
+        (unanswered, ["every order has its answer: 1 of 2"]),
+        (undecided, ["every order has its answer: 1 of 2"]),
+        (noted, ["nothing else went wrong: the system stopped with exit code 3, expected 0"]),
+    ],
+)
+def test_each_shortfall_turns_the_verdict(
+    spoil: Callable[[Account], None], missed: list[str]
+) -> None:
+    """What was not seen is not met, and nothing else is."""
+    account = passing()
+    spoil(account)
+    assert unmet(account, clean()) == missed
+
+
+def test_what_the_audit_finds_turns_the_verdict() -> None:
+    """A finding, a saga that is stuck, none that was undone: each is a condition not met."""
+    report = clean()
+    report.find("order A-1 is neither placed nor rejected")
+    assert unmet(passing(), report) == ["the audit finds nothing: 1 findings"]
+    report = clean()
+    report.sagas["stuck"] = 1
+    assert unmet(passing(), report) == ["no saga is stuck: 1 are"]
+    report = clean()
+    del report.sagas["undone"]
+    assert unmet(passing(), report) == ["sagas were undone: 0"]
+
+
+def test_a_failure_elsewhere_is_not_of_the_restart() -> None:
+    """Only requests that lead to inventory, and were sent in that act, fail because of it."""
+    account = Account(orders=1)
+    account.failures += [
+        Failure(0, "kill", "GET /stock/{sku}", "no_instance"),
+        Failure(0, "restart", "GET /machines/{machine_id}", "timed_out"),
+        Failure(0, "restart", "POST /orders", "no_instance"),
+    ]
+    assert failed_by_restart(account) == account.failures[2:]
+
+
+# -- what an answer says of itself ---------------------------------------------------------------
+
+
+def test_what_stands_in_is_read_from_body_and_header() -> None:
+    """Branches that are stale, static or failed count, with their age; rejected and absent do not.
+
+    A route's answer says it in a header, with its age where it has one.
+    """
+    marks: dict[str, Any] = {
+        "machine": {"status": "ok"},
+        "order": {"status": "stale", "age_s": 2.5, "code": "no_instance"},
+        "slot": {"status": "failed", "code": "timed_out"},
+        "invoice": {"status": "rejected"},
+        "owner": {"status": "absent"},
+    }
+    assert degraded_in("kill", PAGE, Answer(200, {"data": {}, "branches": marks})) == [
+        Degraded("kill", PAGE, "order", "stale", 2.5),
+        Degraded("kill", PAGE, "slot", "failed"),
+    ]
+    stale = Answer(200, {}, fallback="stale;age_s=12.300;code=circuit_open")
+    assert degraded_in("rest", "GET /prices", stale) == [
+        Degraded("rest", "GET /prices", "", "stale", 12.3)
+    ]
+    static = Answer(200, {}, fallback="static;code=timed_out")
+    assert degraded_in("rest", "GET /prices", static) == [
+        Degraded("rest", "GET /prices", "", "static")
+    ]
+    assert degraded_in("rest", "GET /prices", Answer(200, [1])) == []
+
+
+# -- customers -----------------------------------------------------------------------------------
+
+
+class Script:
+    """A door that answers as a test says, and keeps what was asked and when."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self._answers = list(answers)
+        self.asked: list[tuple[str, str, float]] = []
+
+    async def ask(self, route: str, *, body: object = None, key: str = "", **_: str) -> Answer:
+        self.asked.append((route, key, asyncio.get_running_loop().time()))
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+async def buy(runtime: SimRuntime, door: Script) -> Account:
+    """Let one customer place one order, and ask what became of it."""
+    account = Account(orders=1)
+    customers = Customers(cast("Door", door), runtime.rng, account)
+    async with customers.buying():
+        customers.hand_in([PlaceOrder("A-1", "SX90", 1)])
+        await customers.all_answered()
+        await customers.settle()
+    return account
+
+
+PLACED = Answer(200, {"type": "placed"})
+
+
+@pytest.mark.parametrize(
+    "failure", [Answer(0, code="connection_lost"), Answer(503, code="no_instance"), Answer(502)]
+)
+def test_a_customer_asks_again_under_the_same_key(failure: Answer) -> None:
+    """No answer, or one that is none: the same order again, later each time."""
+
+    async def main(runtime: SimRuntime) -> None:
+        door = Script(failure, failure, failure, PLACED)
+        assert (await buy(runtime, door)).told == {"A-1": "placed"}
+        assert {(route, key) for route, key, _ in door.asked} == {("POST /orders", "demo/A-1")}
+        times = [at_s for _, _, at_s in door.asked]
+        waits = [b - a for a, b in pairwise(times)]
+        assert len(waits) == 3
+        for wait_s, cap_s in zip(waits, (0.05, 0.1, 0.2), strict=True):
+            assert cap_s / 2 <= wait_s <= cap_s
+
+    run(main)
+
+
+def test_a_customer_comes_no_sooner_than_asked() -> None:
+    """429 says when to come again."""
+
+    async def main(runtime: SimRuntime) -> None:
+        door = Script(Answer(429, code="rate_limited", retry_after_s=2.0), PLACED)
+        await buy(runtime, door)
+        assert door.asked[1][2] - door.asked[0][2] >= 2.0
+
+    run(main)
+
+
+def test_a_no_is_an_answer() -> None:
+    """What services say no with is not asked again."""
+
+    async def main(runtime: SimRuntime) -> None:
+        door = Script(Answer(409, code="out_of_stock"))
+        assert (await buy(runtime, door)).told == {"A-1": "rejected"}
+        assert len(door.asked) == 1
+
+    run(main)
+
+
+def test_an_accepted_order_is_asked_for_until_it_is_decided() -> None:
+    """Accepted is taken for now; later the order itself says what became of it."""
+
+    async def main(runtime: SimRuntime) -> None:
+        door = Script(
+            Answer(200, {"type": "accepted"}),
+            Answer(200, {"status": "pending"}),
+            Answer(503, code="no_instance"),
+            Answer(200, {"status": "rejected"}),
+        )
+        account = await buy(runtime, door)
+        assert (account.told, account.accepted) == ({"A-1": "rejected"}, 1)
+        assert [route for route, _, _ in door.asked[1:]] == ["GET /orders/{order_id}"] * 3
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (Answer(401, code="unauthenticated"), "order A-1 is refused: unauthenticated"),
+        (Answer(503, code="shed"), "no answer for 60 s; the last attempt came to shed"),
+    ],
+)
+def test_what_no_asking_mends_is_told(answer: Answer, why: str) -> None:
+    """A mistake is told at once, a failure that lasts after a minute."""
+
+    async def main(runtime: SimRuntime) -> None:
+        with pytest.raises(ExceptionGroup) as caught:
+            await buy(runtime, Script(answer))
+        (error,) = caught.value.exceptions
+        assert isinstance(error, Unanswered)
+        assert why in str(error)
+
+    run(main)
+
+
+# -- the display ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_as_it_can_be(is_terminal: bool) -> None:
+    """A terminal has a bar that is gone at the end; elsewhere a plain line comes now and then."""
+
+    async def main(runtime: SimRuntime) -> None:
+        written = io.StringIO()
+        out = Console(file=written, force_terminal=is_terminal, width=120, color_system=None)
+        account = Account(orders=3)
+        display = Display(out, account)
+        with display.shown():
+            account.begin("calm", 0)
+            account.told["A-1"] = "placed"
+            await asyncio.sleep(2.5)
+            display.say("the credit provider stalls")
+            await asyncio.sleep(2.5)
+        said = written.getvalue()
+        assert "  2.5 s  the credit provider stalls\n" in said
+        assert ("━" in said) == ("\x1b[2K" in said) == is_terminal
+        assert ("  1 of 3 orders answered, 0 requests, 0 failed" in said) == (not is_terminal)
+
+    run(main)
