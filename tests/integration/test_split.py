@@ -219,6 +219,51 @@ async def test_faults_reach_the_processes(system: SplitSystem, pool: HttpPool) -
 
 
 @pytest.mark.anyio
+async def test_faults_in_force_outlive_a_process(system: SplitSystem, pool: HttpPool) -> None:
+    """The next one begins with them, each with its original end, and can be healed of them."""
+    asking = Asking(system.info, pool)
+    for fault in ({"target": "notes", "stall": True}, {"target": "control:notes", "for": "1h"}):
+        status, _ = await asking.ask("POST", "/faults", {"errors": "100%", **fault})
+        assert status == 200
+    _, before = await asking.ask("GET", "/status")
+    (child,) = system._processes.values()
+    port = child.admin_port
+    os.kill(await asking.pid("notes"), signal.SIGKILL)
+    while child.admin_port in (None, port):
+        await asyncio.sleep(0.02)
+    limited, endless = await faults_of_the_process(system, pool)
+    assert (limited["target"], endless["target"]) == ("control:notes", "notes")
+    assert (endless["what"], endless["left_s"]) == ("100% errors, stall", None)
+    assert 3000.0 < limited["left_s"] <= before["faults"]["in_force"][0]["left_s"]
+    assert (await asking.ask("POST", "/faults/heal", {}))[0] == 200
+    assert await faults_of_the_process(system, pool) == []
+
+
+async def faults_of_the_process(system: SplitSystem, pool: HttpPool) -> Any:
+    """Return the faults in force as the one process of a system itself has them."""
+    (child,) = system._processes.values()
+    assert child.admin_port is not None
+    token = [("authorization", f"Bearer {system._token}")]
+    response = await pool.request(
+        "127.0.0.1", child.admin_port, "GET", "/faults", token, timeout_s=WAIT_S
+    )
+    return json.loads(response.body)["in_force"]
+
+
+@pytest.mark.anyio
+async def test_a_fault_reaches_a_process_that_starts(system: SplitSystem, pool: HttpPool) -> None:
+    """Whoever breaks something meanwhile is answered when it is broken there, too."""
+    asking = Asking(system.info, pool)
+    restarting = asyncio.ensure_future(asking.ask("POST", "/services/notes/restart", {}))
+    while len(children_of(os.getpid())) < 2:
+        await asyncio.sleep(0.01)
+    status, _ = await asking.ask("POST", "/faults", {"target": "notes", "stall": True})
+    assert status == 200
+    assert [rule["target"] for rule in await faults_of_the_process(system, pool)] == ["notes"]
+    assert (await restarting)[0] == 200
+
+
+@pytest.mark.anyio
 async def test_a_process_that_does_not_answer_is_shown(
     system: SplitSystem, pool: HttpPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from cli_runs import Run, runner
-from notes_app import TOML, Running, write_config
+from notes_app import TOML, WITH_GATEWAY, Running, write_config
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.show import console
 from synchromesh.cli.status import screen
@@ -55,6 +55,32 @@ def test_a_status_is_one_screen(run: Run, folder: Path) -> None:
     assert bank == ["bank", "not", "ours", "http://127.0.0.1:9"]
     assert breaker[:4] == ["control", "->", "notes", "closed"]
     assert well == ["nothing", "needs", "a", "person"]
+
+
+def test_the_gateway_is_on_the_screen(run: Run, tmp_path: Path) -> None:
+    """With its URL, for people and for programs; before it listens it has none."""
+    with Running(write_config(tmp_path / "notebook", WITH_GATEWAY)) as running:
+        url = running.system.info.gateway
+        told = json.loads(run(tmp_path / "notebook", "status", "--json").out)
+        shown = lines_of(run(tmp_path / "notebook", "status").out)
+    assert told["gateway"] == {"pid": told["pid"], "url": url}
+    assert ["gateway", "healthy", url] in shown
+
+
+def test_processes_are_on_the_screen(run: Run, folder: Path) -> None:
+    """Each with its number, where there is more than one; who does not run is red."""
+    told = json.loads(run(folder, "status", "--json").out)
+    assert told["services"]["notes"]["pid"] == told["pid"]
+    told["services"]["notes"]["pid"] = 4711
+    told["gateway"] = {"pid": 4712, "url": "http://127.0.0.1:9"}
+    told["children"]["gateway"] = {"state": "silent", "restarts": 0, "last_error": ""}
+    out = console()
+    with out.capture() as capture:
+        out.print(screen(told))
+    shown = lines_of(capture.get())
+    assert ["service", "process", "health"] in [words[:3] for words in shown]
+    assert ["notes", "4711", "healthy"] in [words[:3] for words in shown]
+    assert ["gateway", "4712", "gateway", "down", "http://127.0.0.1:9"] in shown
 
 
 def test_a_service_is_broken_and_healed(run: Run, folder: Path) -> None:
@@ -163,6 +189,7 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
     """Draining, down, unlisted, stale and several are all said in words."""
     down = {"state": "restarting", "restarts": 2, "last_error": "OSError"}
     bare: dict[str, Any] = {
+        "pid": 1,
         "health": {"is_draining": False, "children": {}},
         "instances": [],
         "sagas": {},
@@ -177,6 +204,7 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
     told = {
         "system": "s",
         "pid": 1,
+        "gateway": None,
         "services": {
             "a": {**bare, "health": {"is_draining": True, "children": {}}, "instances": [place]},
             "b": {
@@ -214,6 +242,7 @@ def test_a_narrow_screen_keeps_urls_whole(capsys: pytest.CaptureFixture[str]) ->
     """On 80 columns what is to be copied is neither cut nor wrapped."""
     url = "http://127.0.0.1:65535"
     service = {
+        "pid": 4194304,
         "health": {"is_draining": False, "children": {}},
         "instances": [{"instance": "configurator-1", "url": url, "is_stale": False}],
         "sagas": {"completed": 1200, "running": 30, "stuck": 1, "undone": 70},
@@ -224,6 +253,7 @@ def test_a_narrow_screen_keeps_urls_whole(capsys: pytest.CaptureFixture[str]) ->
     told = {
         "system": "servo-works",
         "pid": 1,
+        "gateway": {"pid": 4194303, "url": url},
         "services": {"configurator": service},
         "externals": {},
         "clients": {},
@@ -236,5 +266,5 @@ def test_a_narrow_screen_keeps_urls_whole(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert url in out
     assert "…" not in out
-    for word in ("configurator", "healthy", "1200,", "stuck", "12,", "1000"):
+    for word in ("configurator", "healthy", "1200,", "stuck", "12,", "1000", "4194304"):
         assert word in out.split()

@@ -28,10 +28,10 @@ WATCH_EVERY_S = 1.0
 def status(folder: Path, watch: bool, is_json: bool) -> int:
     """Show how the whole system is, on one screen.
 
-    Services with their instances, sagas, lag and parked messages; breakers by edge; the faults that
-    are in force on purpose. Exits 1 when something needs a person: a saga that is stuck, a message
-    that is parked, a background child that does not run. An open breaker closes by itself, and
-    is none.
+    Services with their instances, sagas, lag and parked messages; the gateway; breakers by edge;
+    the faults that are in force on purpose. Exits 1 when something needs a person: a saga that is
+    stuck, a message that is parked, a background child that does not run. An open breaker closes by
+    itself, and is none.
     """
     if watch and is_json:
         raise click.UsageError("--watch draws a screen; take --json without it, as often as needed")
@@ -70,14 +70,22 @@ def screen(told: Mapping[str, Any], away: str = "") -> RenderableType:
 
 
 def _services(told: Mapping[str, Any]) -> Table:
-    table = plain_table("service", "health", "instances", "sagas", "behind", "parked")
+    # In one process the head of the screen says which.
+    is_split = any(service["pid"] != told["pid"] for service in told["services"].values())
+    process = ("process",) if is_split else ()
+    table = plain_table("service", *process, "health", "instances", "sagas", "behind", "parked")
+
+    def add(name: str, pid: int | None, *cells: RenderableType) -> None:
+        table.add_row(name, *([str(pid or "")] if is_split else []), *cells)
+
     for column in table.columns:
         # On a narrow screen words are wrapped; names and URLs are there to be copied, whole.
         column.no_wrap = column.header in ("service", "instances")
         column.overflow = "fold"
     for name, service in told["services"].items():
-        table.add_row(
+        add(
             name,
+            service["pid"],
             _health(service["health"]),
             _instances(service["instances"]),
             _counts(service["sagas"]),
@@ -87,7 +95,12 @@ def _services(told: Mapping[str, Any]) -> Table:
     for name, external in told["externals"].items():
         child = told["children"].get(f"external/{name}")
         health = styled(child["state"]) if child else Text("not ours")
-        table.add_row(name, health, _instances(external["instances"]), "", "", "")
+        add(name, None, health, _instances(external["instances"]))
+    if told["gateway"]:
+        own = told["children"].items()
+        children = {name: state for name, state in own if name.partition("/")[0] == "gateway"}
+        health = _health({"children": children, "is_draining": False})
+        add("gateway", told["gateway"]["pid"], health, Text(told["gateway"]["url"]))
     return table
 
 

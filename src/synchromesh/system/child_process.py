@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -72,11 +73,19 @@ class ChildProcess:
         self._ready: Ready | None = None
         self._url = ""
         self._is_stopping = False
+        # Not so while a process has its orders, and cannot be asked yet.
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     @property
     def pid(self) -> int | None:
         """The id of the process that runs, or ran last."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """True while there is a process, ready or not."""
+        return self._process is not None and self._process.returncode is None
 
     @property
     def url(self) -> str:
@@ -90,6 +99,12 @@ class ChildProcess:
         if self._ready is None or process is None or process.returncode is not None:
             return None
         return self._ready.admin
+
+    async def settle(self, within_s: float) -> None:
+        """Wait until no process of it is starting; no longer than that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._settled.wait()
 
     async def start(self) -> None:
         """Start the process and wait until it answers.
@@ -175,6 +190,7 @@ class ChildProcess:
         if self._is_stopping:
             raise ChildEnded(f"{self._title} is being stopped")
         orders = self._orders(int(self._url.rpartition(":")[2] or 0))
+        self._settled.clear()
         try:
             with self._log_path.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -189,6 +205,7 @@ class ChildProcess:
                     start_new_session=True,
                 )
         except OSError as error:
+            self._settled.set()
             raise ConfigError(
                 f"{self._title} cannot be started: {error}; its log is {self._log_path}"
             ) from error
@@ -203,6 +220,7 @@ class ChildProcess:
             said = await self._heard(process)
         assert isinstance(said, Ready)
         self._ready = said
+        self._settled.set()
         if self._url != said.url:
             self._url = said.url
             self._moved(said.url)
@@ -213,6 +231,7 @@ class ChildProcess:
             return await self._said(process)
         except BaseException:
             await _end(process, self._title, UNREADY_WITHIN_S)
+            self._settled.set()
             self._gone(process.pid)
             raise
 

@@ -30,6 +30,8 @@ from synchromesh.system.registry import PATH, RegistryServer
 from synchromesh.system.status import Parts, findings_in, status_of
 
 ASK_WITHIN_S = 2.0
+# How long a process that starts is waited for, so that it hears of a fault, too.
+SETTLED_WITHIN_S = 2.0
 # What is said of a service whose process does not answer.
 SILENT: dict[str, Any] = {
     "instances": [],
@@ -127,11 +129,14 @@ class SplitControl(Control):
         return self._struck(own, await self._ask_all("GET", "/status"))
 
     async def _break_or_heal(self, request: HttpRequest, rest: str) -> object:
+        # One that starts later is told by its orders; one that has them already can be asked soon.
+        children = self._processes.values()
+        await asyncio.gather(*(child.settle(SETTLED_WITHIN_S) for child in children))
         own = await super()._break_or_heal(request, rest)
         told = await self._ask_all("POST", request.path, request.body)
         for name, answer in told.items():
-            if isinstance(answer, SynchromeshError):
-                raise BadRequest(f"service {name!r} was not told: {answer.message}; ask again")
+            if isinstance(answer, SynchromeshError) and self._processes[name].is_running:
+                raise BadRequest(f"{name!r} was not told: {answer.message}; ask again")
         return own
 
     async def _sagas(self, request: HttpRequest, saga_id: str) -> object:
