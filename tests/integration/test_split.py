@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from notes_app import TESTS, TOML, write_config
-from processes import children_of
+from processes import children_of, is_alive
+from synchromesh.discovery import LeaseOptions, Resolved
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
@@ -175,6 +176,55 @@ async def test_what_gave_up_ends_the_system(
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     assert "GaveUp: broken: projection/x failed too often: Lookup; see " in failure
+
+
+@pytest.mark.anyio
+async def test_a_killed_process_is_off_the_list_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R6: its end is what counts; the lease would have run for another hour."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setattr("synchromesh.discovery.memory.LeaseOptions", lambda: LeaseOptions(3600.0))
+    monkeypatch.setattr(
+        "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
+    )
+    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
+    await system.start()
+    try:
+        assert len((await system._registry.resolve("notes")).endpoints) == 1
+        (child,) = children_of(os.getpid())
+        os.kill(child, signal.SIGKILL)
+        await system.wait(asyncio.Event())
+        assert await system._registry.resolve("notes") == Resolved(())
+    finally:
+        await system.stop()
+
+
+@pytest.mark.anyio
+async def test_a_hung_process_goes_with_its_lease_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
+) -> None:
+    """R1, R6: nobody sees it end; once it goes on it registers again, and is called."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setattr("synchromesh.discovery.memory.LeaseOptions", lambda: LeaseOptions(0.6))
+    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
+    await system.start()
+    try:
+        asking = Asking(system.info, pool)
+        (child,) = children_of(os.getpid())
+        os.kill(child, signal.SIGSTOP)
+        async with asyncio.timeout(WAIT_S):
+            while (await system._registry.resolve("notes")).endpoints:
+                await system._registry.changed()
+        assert is_alive(child)
+        # A call is held until it is there again.
+        calling = asyncio.ensure_future(asking.call("notes.count"))
+        os.kill(child, signal.SIGCONT)
+        assert await calling == 0
+        assert len((await system._registry.resolve("notes")).endpoints) == 1
+        assert children_of(os.getpid()) == [child]
+    finally:
+        await system.stop()
 
 
 @pytest.mark.anyio
