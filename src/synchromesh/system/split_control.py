@@ -31,7 +31,7 @@ from synchromesh.system.status import Parts, findings_in, status_of
 
 ASK_WITHIN_S = 2.0
 # How long a process that starts is waited for, so that it hears of a fault, too.
-SETTLED_WITHIN_S = 2.0
+SETTLED_WITHIN_S = 15.0
 # What is said of a service whose process does not answer.
 SILENT: dict[str, Any] = {
     "instances": [],
