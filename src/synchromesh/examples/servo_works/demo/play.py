@@ -87,6 +87,11 @@ async def play(folder: Path, orders: list[PlaceOrder], out: Console) -> Account:
 class Acts:
     """What is done to the system, one act after the other."""
 
+    # Made once there is a key.
+    _door: Door
+    _customers: Customers
+    _visitors: Visitors
+
     def __init__(
         self,
         system: RunningSystem,

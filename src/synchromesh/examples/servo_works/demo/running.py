@@ -63,7 +63,6 @@ class RunningSystem:
         self._process: Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self._info: RunInfo | None = None
-        self._credential = ""
 
     @property
     def pid(self) -> int | None:
@@ -91,9 +90,6 @@ class RunningSystem:
             raise NotInTime(
                 f"the system did not come up within {START_WITHIN_S:g} s; see {self.folder}/dev.log"
             ) from None
-        wanted = {"client": "demo", "service": "orders", "principal": "demo"}
-        answer = await self.ask("POST", "/credentials", wanted)
-        self._credential = answer["credential"]
 
     async def kill(self) -> None:
         """End the process as a power cut would."""
@@ -134,11 +130,6 @@ class RunningSystem:
         """Where the way in from outside is; after a restart of the system it is somewhere else."""
         assert self._info is not None
         return self._info.gateway
-
-    @property
-    def credential(self) -> str:
-        """What the client calls orders with."""
-        return self._credential
 
     async def ask(
         self, method: str, path: str, body: object = None, within_s: float = ASK_WITHIN_S
