@@ -34,7 +34,7 @@ from synchromesh.calls import FaultTable, Policies, faulty
 from synchromesh.calls.faults import Fault
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import ConnectionLost
-from synchromesh.http import HttpRequest, HttpResponse
+from synchromesh.http import Headers, HttpRequest, HttpResponse
 from synchromesh.identity import Signer
 from synchromesh.resilience import BreakerOptions, LimitOptions, Policy
 
@@ -819,3 +819,15 @@ def test_two_routes_on_one_path_keep_their_own_bodies() -> None:
         assert len(resolved.endpoints) == 1
 
     through(main)
+
+
+def test_a_server_without_streams_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """What would be passed on is answered by nothing else: it is 500, and the log says why."""
+
+    async def main(way: Way) -> None:
+        request = HttpRequest("GET", "/firmware/a", "/firmware/a", "", Headers(), b"")
+        assert (await way.engine(request)).status == 500
+        assert way.store.seen == []
+
+    through(main)
+    assert "give it the engine as its streaming" in caplog.text

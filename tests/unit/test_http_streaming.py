@@ -609,6 +609,21 @@ def test_a_slow_sender_of_a_stream_is_cut() -> None:
     staged(reads, test)
 
 
+def test_a_sender_that_stops_is_cut_ten_seconds_later() -> None:
+    """However fast it was before, who sends nothing for body_s is cut then."""
+
+    async def test(stage: Stage) -> None:
+        client = await stage.client(CHUNKED)
+        await asyncio.sleep(9.0)
+        client.feed(b"2000\r\n" + bytes(8192) + b"\r\n")
+        await asyncio.sleep(9.9)
+        assert not client.sent
+        await asyncio.sleep(0.2)
+        assert bytes(client.sent).startswith(b"HTTP/1.1 408")
+
+    staged(reads, test)
+
+
 def test_a_sender_that_is_held_back_is_not_slow() -> None:
     """While nobody reads the body, reading is paused and no time runs."""
     go = asyncio.Event()

@@ -756,3 +756,22 @@ def test_an_edge_shows_itself() -> None:
     """One line for tests, command line and console."""
     assert repr(edge(Policy())) == "<Edge orders -> billing closed>"
     assert repr(edge(BARE)) == "<Edge orders -> billing>"
+
+
+def test_an_edge_tells_whether_it_would_refuse_and_changes_nothing() -> None:
+    """Open, half-open with its probes under way, isolated: what a call would meet, unasked."""
+    assert not edge(BARE).is_refusing(0.0)
+    options = BreakerOptions(minimum_calls=1, open_for_s=1.0, open_for_max_s=1.0, probe_lease_s=5.0)
+    guarded = edge(Policy(breaker=options))
+    breaker = guarded.breaker
+    assert breaker is not None
+    assert not guarded.is_refusing(0.0)
+    breaker.failure(breaker.admit(0.0), 0.0)
+    assert [guarded.is_refusing(at_s) for at_s in (0.0, 0.9, 1.0)] == [True, True, False]
+    assert breaker.state is BreakerState.OPEN
+    breaker.admit(1.0)
+    assert [guarded.is_refusing(at_s) for at_s in (1.0, 5.9, 6.0)] == [True, True, False]
+    breaker.isolate(6.0)
+    assert guarded.is_refusing(100.0)
+    breaker.disable(6.0)
+    assert not guarded.is_refusing(100.0)

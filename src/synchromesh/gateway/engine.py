@@ -238,6 +238,11 @@ class GatewayEngine:
         return _refused(told, asked.headers, trace_id=context.trace_id)
 
     async def _call(self, asked: _Asked, context: CallContext) -> HttpResponse:
+        if asked.entry.passage is not None:
+            raise ConfigError(
+                f"{asked.entry.name} is passed on, and this server hands requests over whole; give "
+                "it the engine as its streaming, too"
+            )
         async with self._limiter:
             context = await self._admitted(asked, context)
             if asked.entry.operation is not None:

@@ -11,6 +11,9 @@ from typing import Final
 
 # On, and for no time at all (SO_LINGER): the connection ends by a reset.
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
+# How often it is looked at in the time that makes a stall; the last look may be a tick early.
+_LOOKS: Final = 4
+_NEARLY: Final = 0.99
 
 
 class Outflow:
@@ -27,7 +30,8 @@ class Outflow:
     """
 
     __slots__ = (
-        "_bytes_min", "_on_stall", "_room", "_stall_s", "_timer", "_transport", "is_paused",
+        "_bytes_min", "_loop", "_on_stall", "_room", "_since_s", "_stall_s", "_timer", "_transport",
+        "_unsent", "is_paused",
     )  # fmt: skip
 
     def __init__(
@@ -38,11 +42,14 @@ class Outflow:
         bytes_min: int,
         on_stall: Callable[[], None],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._stall_s = stall_s
         self._bytes_min = bytes_min
         self._on_stall = on_stall
         self._timer: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        self._since_s = 0.0
         self._room: asyncio.Future[None] | None = None
         self.is_paused = False
 
@@ -50,7 +57,7 @@ class Outflow:
         """Write, and return once there is room for more, or the connection has ended."""
         self._transport.write(data)
         while self.is_paused:
-            self._room = asyncio.get_running_loop().create_future()
+            self._room = self._loop.create_future()
             await self._room
 
     def pause(self) -> None:
@@ -71,16 +78,18 @@ class Outflow:
         return f"<Outflow {'paused' if self.is_paused else 'open'}>"
 
     def _watch(self) -> None:
-        unsent = self._transport.get_write_buffer_size()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._stall_s, self._look, unsent)
+        self._unsent = self._transport.get_write_buffer_size()
+        self._since_s = self._loop.time()
+        self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look)
 
-    def _look(self, before: int) -> None:
-        if before - self._transport.get_write_buffer_size() < self._bytes_min:
+    def _look(self) -> None:
+        if self._unsent - self._transport.get_write_buffer_size() >= self._bytes_min:
+            self._watch()
+        elif self._loop.time() - self._since_s < self._stall_s * _NEARLY:
+            self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look)
+        else:
             self._timer = None
             self._on_stall()
-        else:
-            self._watch()
 
 
 def reset(transport: asyncio.Transport) -> None:

@@ -222,7 +222,7 @@ class ServerConnection(asyncio.Protocol):
             self._transport.resume_reading()
             if phase is not Phase.IDLE:
                 self._set_due(self._limits.head_s if phase is Phase.HEAD else self._limits.body_s)
-        if self._reader.coming is not None and self._due_s is None:
+        if self._reader.coming is not None and (self._due_s is None or self._is_keeping_up()):
             self._await_more()
 
     def _await_more(self) -> None:
@@ -408,8 +408,6 @@ class ServerConnection(asyncio.Protocol):
             self._transport.abort()
         elif phase is Phase.IDLE:
             self._end()
-        elif self._reader.coming is not None and self._is_keeping_up():
-            self._await_more()
         else:
             seconds = self._limits.head_s if phase is Phase.HEAD else self._limits.body_s
             self._refuse(Refusal(408, f"the {phase.value} did not come in {seconds:g} s"))

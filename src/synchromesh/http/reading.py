@@ -37,7 +37,10 @@ class Streaming(Protocol):
     """Answers requests whose bodies, or whose answers' bodies, are not to be held whole."""
 
     def body_max(self, method: str, path: str) -> int | None:
-        """Say how long the body of such a request may be; None has it handed over complete."""
+        """Say how long the body of such a request may be; None has it handed over complete.
+
+        It is asked before a byte of the body is read, and must not raise.
+        """
         ...
 
     def stream(self, request: HttpRequest) -> AbstractAsyncContextManager[HttpResponse]:
