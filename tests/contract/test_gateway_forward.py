@@ -32,8 +32,9 @@ from forward_fakes import (
 from gateway_fakes import SECRET, now
 from synchromesh.calls import FaultTable, Policies, faulty
 from synchromesh.calls.faults import Fault
+from synchromesh.codec import encode
 from synchromesh.discovery import Endpoint, Resolved
-from synchromesh.errors import ConnectionLost
+from synchromesh.errors import ConnectionLost, DownstreamFailed, to_problem
 from synchromesh.http import Headers, HttpRequest, HttpResponse
 from synchromesh.identity import Signer
 from synchromesh.resilience import BreakerOptions, LimitOptions, Policy
@@ -636,6 +637,40 @@ def test_overload_is_told_and_counts_as_no_failure() -> None:
         assert len(way.store.seen) == 1
 
     through(main)
+
+
+def test_a_service_of_ours_is_asked_why_it_failed() -> None:
+    """What its problem says counts: a failure below it trips no breaker here (B5)."""
+    problem = encode(to_problem(DownstreamFailed(f"billing failed: {SECRET}")))
+
+    async def main(way: Way) -> None:
+        for upstream in (way.store, way.partner):
+            upstream.answer = answering(502, problem)
+        answer = await way.ask(PUT, b"x")
+        assert (answer.status, json.loads(answer.body)["code"]) == (502, "downstream_failed")
+        assert SECRET not in answer.body.decode()
+        assert (await way.ask("POST /partners", b"x")).status == 500
+        failures = {name: edge.failures for name, edge in way.caller.edges.items()}
+        assert failures == {STORE: 0, PARTNER: 1}
+        way.store.answer = answering(500, lambda: open_body(b'{"code"'))
+        began_s = now()
+        answer = await way.ask(PUT, b"x")
+        assert json.loads(answer.body)["code"] == "remote_failed"
+        assert now() - began_s < 1.5
+
+    through(main)
+
+
+def test_an_edge_without_a_timeout_has_the_deadline_of_the_route() -> None:
+    """Where the policy has none, an upload's answer may take all that the route allows."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = answering(200, after_s=60.0)
+        began_s = now()
+        assert (await way.ask(PUT, b"x")).status == 504
+        assert 2.0 <= now() - began_s < 2.1
+
+    through(main, policies=Policies(default=Policy(timeout_s=None)))
 
 
 @pytest.mark.parametrize(

@@ -429,6 +429,30 @@ def test_a_stale_connection_is_replaced_for_what_may_be_sent_again() -> None:
     run(main)
 
 
+def test_what_nobody_reads_to_its_end_costs_only_what_was_still_to_come() -> None:
+    """An answer that is there is left unread and its connection kept; one that comes is reset."""
+
+    async def main(_runtime: Runtime) -> None:
+        network = FakeNetwork()
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (2 * FULL_BYTES)
+        async with HttpPool(network=network) as pool:
+
+            async def leave() -> None:
+                async with pool.stream("a", 80, "GET", "/", timeout_s=5.0):
+                    pass
+
+            for part in (bytes(2 * FULL_BYTES), bytes(FULL_BYTES)):
+                leaving = asyncio.ensure_future(leave())
+                await settle()
+                network.made[0].feed(head + part)
+                await leaving
+            await settle()
+            assert network.made[0].was_aborted
+            assert len(network.made) == 1
+
+    run(main)
+
+
 def test_a_drain_lets_a_stream_end() -> None:
     """A stream that was accepted is answered whole while the server drains."""
 

@@ -213,12 +213,11 @@ class _Sending:
 
     def _timeout_s(self, attempt: Attempt, now: float) -> float:
         """Return how long the answer may take; with a body that counts once it is sent."""
-        deadline_s, own_s = self._forwarding.context.deadline_s, self._line.edge.policy.timeout_s
         if attempt.deadline_s is not None:
             return attempt.deadline_s - now
-        left_s = own_s if deadline_s is None else deadline_s - now
-        if left_s is None:
-            raise ConfigError("neither the edge nor the request says how long an answer may take")
+        deadline_s, own_s = self._forwarding.context.deadline_s, self._line.edge.policy.timeout_s
+        assert deadline_s is not None, "who passes a request on says when its answer has to begin"
+        left_s = deadline_s - now
         if own_s is None:
             return left_s
         attempt.has_full_timeout = left_s >= own_s * _NEARLY_FULL
