@@ -160,8 +160,8 @@ def _breakers_table(breakers: list[dict[str, Any]]) -> Table:
 
 def _watch(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     """Draw until Ctrl-C, and return what was told last; a system that is away is waited for."""
-    with Live(screen(told), console=console(), auto_refresh=False) as live:
-        try:
+    try:
+        with Live(screen(told), console=console(), auto_refresh=False) as live:
             while True:
                 asyncio.run(asyncio.sleep(WATCH_EVERY_S))
                 try:
@@ -170,5 +170,5 @@ def _watch(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
                     live.update(screen(told, error.message), refresh=True)
                 else:
                     live.update(screen(told), refresh=True)
-        except KeyboardInterrupt:
-            return told
+    except KeyboardInterrupt:
+        return told
