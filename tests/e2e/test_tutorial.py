@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
 import re
 import shlex
 import signal
@@ -33,10 +36,13 @@ class Terminal:
         self.urls: dict[str, str] = {}
         self.gateway = ""
 
-    def start(self) -> None:
+    def start(self, line: str = "synchromesh dev") -> None:
         """Start the system, and return when it says that it runs."""
         self.dev = subprocess.Popen(
-            [SYNCHROMESH, "dev", "--json"], cwd=self.folder, stdout=subprocess.PIPE, text=True
+            [SYNCHROMESH, *line.split()[1:], "--json"],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         told = announced(self.dev)
         self.urls, self.gateway = told["services"], told["gateway"]
@@ -78,6 +84,31 @@ class Terminal:
     def completes(self, line: str) -> bool:
         """Type a command until the saga that it shows has completed; False where it does not."""
         return "completed" in self.until("completed", line)[1]
+
+    def watch(self, line: str) -> int:
+        """Watch the status until a screen is there; return the exit code of Ctrl-C."""
+        ours, theirs = pty.openpty()
+        watching = subprocess.Popen(
+            [SYNCHROMESH, *line.split()[1:]], cwd=self.folder, stdout=theirs, stderr=theirs
+        )
+        try:
+            os.close(theirs)
+            seen = b""
+            while b"servo-works" not in seen:
+                seen += os.read(ours, 65_536)
+            watching.send_signal(signal.SIGINT)
+            return watching.wait(COMMAND_S)
+        finally:
+            watching.kill()
+            watching.wait()
+            os.close(ours)
+
+    def kill(self, line: str, service: str) -> None:
+        """Do what the tutorial does with kill, to the process that the status names."""
+        assert line == "kill -9 PID"
+        code, out = self.type("synchromesh status --json")
+        assert code == 0, out
+        os.kill(json.loads(out)["services"][service]["pid"], signal.SIGKILL)
 
     def page(self, line: str, key: str) -> tuple[int, dict[str, str]]:
         """Do what the tutorial does with curl: ask the gateway; return status and headers."""
@@ -127,6 +158,9 @@ def test_the_tutorial_goes_as_it_says(terminal: Terminal) -> None:
         for line in section(title):
             if line.startswith("curl"):
                 terminal.switch(line)
+                continue
+            if line == "synchromesh status --watch":
+                assert terminal.watch(line) == 0
                 continue
             if line == "synchromesh saga show A-4":
                 assert terminal.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -187,3 +221,34 @@ def test_the_gateway_is_as_it_says(terminal: Terminal) -> None:
         terminal.type(keys)
     assert (status, headers["synchromesh-partial"]) == (200, "order")
     assert terminal.stop(signal.SIGINT) == 0
+
+
+def test_a_process_each_is_as_it_says(terminal: Terminal) -> None:
+    """The order waits for the next process of the one that was killed, which is then replaced."""
+    split, status, kill, order, saga, trace, restart, again = section(
+        "Give each service its process"
+    )
+    terminal.start(split)
+    before = pids_in(terminal.type(status))
+    terminal.kill(kill, "inventory")
+    assert terminal.type(order)[0] == 0
+    assert terminal.completes(saga), terminal.type(saga)
+    code, out = terminal.type(f"{trace} --json")
+    spans = json.loads(out)["spans"]
+    assert {span["service"] for span in spans} >= {"control", "orders", "inventory", "billing"}
+    code, out = terminal.type(restart)
+    assert code == 0, out
+    after = pids_in(terminal.type(again))
+    assert f"in process {after['inventory']}" in out
+    assert before.keys() == after.keys() >= {"orders", "inventory", "gateway"}
+    assert {name for name in before if before[name] != after[name]} == {"inventory"}
+    assert terminal.stop(signal.SIGINT) == 0
+
+
+def pids_in(shown: tuple[int, str]) -> dict[str, int]:
+    """Return the processes that a status shows, by their service."""
+    code, out = shown
+    assert code == 0, out
+    return {
+        name: int(pid) for name, pid in re.findall(r"^(\w+) +(\d+) +healthy", out, re.MULTILINE)
+    }
