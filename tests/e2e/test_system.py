@@ -120,13 +120,26 @@ class Works:
         return [each.told() for each in sent]
 
     def place(self, order_id: str, sku: str, qty: int = 1, customer: str = "counter") -> Told:
-        """Order something."""
+        """Order something, and return what became of it."""
+        told: list[Told] = []
+
+        def is_decided() -> bool:
+            # A busy machine may not decide within the second that is waited for.
+            told.append(self.take(order_id, sku, qty, customer))
+            return told[-1].status != 200 or told[-1].body["type"] == "placed"
+
+        assert until(is_decided)
+        return told[-1]
+
+    def take(self, order_id: str, sku: str, qty: int = 1, customer: str = "counter") -> Told:
+        """Order something, and return the first answer."""
         order = {"order_id": order_id, "sku": sku, "qty": qty, "customer": customer}
         told = self.ask("POST", "/orders", order)
         if told.status in (200, 402, 409):
-            # What is said under the same id later is about another order.
             said = told.body["type"] if told.status == 200 else "rejected"
-            self.told.setdefault(order_id, said)
+            # Once it is decided, what is said under the same id is about another order.
+            if self.told.get(order_id, "accepted") == "accepted":
+                self.told[order_id] = said
         return told
 
     def order(self, order_id: str) -> str:
@@ -344,11 +357,17 @@ def test_a_key_is_made_and_removed_while_it_runs(works: Works) -> None:
 def test_who_asks_too_often_is_told_when_to_come_again(works: Works) -> None:
     """Beyond the rate and its burst the answer is 429, with the time to wait."""
     load = "torque_nm=4&peak_nm=8&speed_rpm=3000&supply=3x400VAC&cable_m=5"
-    told = works.ask_at_once([("GET", f"/configurations?{load}", None)] * 60)
-    assert {each.status for each in told} == {200, 429}
-    refused = next(each for each in told if each.status == 429)
-    assert refused.body["code"] == "rate_limited"
-    assert int(refused.headers["retry-after"]) >= 1
+    refused: list[Told] = []
+
+    def is_refused() -> bool:
+        told = works.ask_at_once([("GET", f"/configurations?{load}", None)] * 60)
+        assert {each.status for each in told} <= {200, 429}
+        refused.extend(each for each in told if each.status == 429)
+        return bool(refused)
+
+    assert until(is_refused)
+    assert {each.body["code"] for each in refused} == {"rate_limited"}
+    assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
 
 
 def test_readings_are_taken_with_back_pressure(works: Works) -> None:
@@ -477,7 +496,7 @@ def test_an_edge_breaks_and_heals(works: Works, run: Verb) -> None:
     code, fault = run("break", EDGE, "--errors", "100%")
     assert (code, fault["what"]) == (0, "100% errors")
     with ThreadPoolExecutor(6) as customers:
-        told = list(customers.map(lambda order_id: works.place(order_id, "SX90"), orders))
+        told = list(customers.map(lambda order_id: works.take(order_id, "SX90"), orders))
     assert {each.body["type"] for each in told} == {"accepted"}
     assert until(lambda: breaker() in ("open", "half_open"))
     _, status = run("status")
@@ -528,7 +547,7 @@ def test_a_stop_leaves_nothing_and_a_start_finds_all(works: Works, run: Verb) ->
     answer = works.ask("POST", "/orders", order, idempotency="k")
     assert answer.status == 200
     assert run("break", EDGE, "--stall")[0] == 0
-    assert works.place("K-2", "SX60").body["type"] == "accepted"
+    assert works.take("K-2", "SX60").body["type"] == "accepted"
     assert works.stop(signal.SIGTERM) == (0, "")
     assert works.left() == []
     works.start()
@@ -546,7 +565,7 @@ def test_after_a_kill_every_saga_ends(works: Works, run: Verb) -> None:
     works.switch("stall")
     orders = [f"C-{number}" for number in range(6)]
     with ThreadPoolExecutor(6) as customers:
-        told = list(customers.map(lambda order_id: works.place(order_id, "SX200"), orders))
+        told = list(customers.map(lambda order_id: works.take(order_id, "SX200"), orders))
     assert {each.body["type"] for each in told} == {"accepted"}
     works.kill()
     assert "run.json" in works.left()

@@ -27,6 +27,7 @@ from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import RunDir, child_process
 
 WAIT_S = 30.0
+GATEWAY = '\n[gateway]\napp = "notes_app:way_in"\n'
 READY = "import json, os, signal, sys; print(json.dumps({'port': 1}), flush=True); "
 PROVIDER = """
 [external.provider]
@@ -79,14 +80,15 @@ def starts(folder: Path, flags: tuple[str, ...]) -> bool:
         (TOML + "port = {port}\n", "cannot listen on 127.0.0.1:{port}"),
         (TOML.replace('"notebook"', '"x"\ncontrol_port = {port}'), "cannot listen on 127.0.0.1"),
         (TOML.replace('"notebook"', '"x"\nhost = "not.an.address.invalid"'), "cannot listen on"),
+        (TOML + GATEWAY + "port = {port}\n", "cannot listen on 127.0.0.1:{port}"),
         (TOML + "pages_max = 4", "raise the page limit"),
         (TOML + '[dev]\nopening = "notes_app:fails_to_open"', "LookupError: the price list is"),
         (TOML + '[external.late]\ncommand = ["/bin/sh", "-c", "exit 4"]', "ended with exit code 4"),
         (TOML + '[external.none]\ncommand = ["/no/such"]', "No such file or directory"),
     ],
     ids=[
-        "module", "attribute", "import", "migration", "port", "control port", "host", "small disk",
-        "opening", "external ends", "external is none",
+        "module", "attribute", "import", "migration", "port", "control port", "host",
+        "gateway port", "small disk", "opening", "external ends", "external is none",
     ],
 )  # fmt: skip
 def test_a_start_that_fails_leaves_nothing(
@@ -188,6 +190,8 @@ def test_what_fails_too_often_ends_it(
     ran = run(folder, "dev", *flags)
     assert ran.code == 3, ran.err
     assert "notebook runs in process" in ran.out
+    assert "\n  notes              http://127.0.0.1:" in ran.out
+    assert "\n  control            http://127.0.0.1:" in ran.out
     said = "external/provider failed too often: ChildEnded: external service 'provider' ended with"
     assert said in ran.err
     assert leaves_nothing(folder)

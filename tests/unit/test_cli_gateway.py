@@ -86,7 +86,7 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
         "no branch is required",
         "api-keys.json are wrong: key 1 ('X')",
     )
-    for words in (("gateway", "check"), ("dev",), ("config", "check")):
+    for words in (("gateway", "check"), ("dev",), ("dev", "--split"), ("config", "check")):
         ran = run(folder, *words)
         assert ran.code == 2
         for mistake in expected:
