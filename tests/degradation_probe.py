@@ -13,7 +13,7 @@ from typing import Any
 from contracts.money import Money
 from contracts.orders import Orders, Price
 
-from degradation_world import PORTS, Site
+from degradation_world import PORTS, SKU, Site
 from synchromesh.errors import CallError, SynchromeshError
 from synchromesh.http import HttpPool, HttpResponse
 from synchromesh.resilience import BreakerState
@@ -26,12 +26,12 @@ OFF_S = 15.0
 ANSWERED_S, SETTLED_S = 9.0, 11.0
 ASKS_EVERY_S = 0.25
 # Orders are rarer than what is looked at, and drives report more often.
-ORDERS_EVERY, READINGS_EACH = 4, 2
+ORDERS_EVERY, READINGS_EACH = 2, 2
 WHOLE_WITHIN_S = 60.0
 
 ORDER, PRICE = "an order asked for meanwhile", "a price set meanwhile"
 BREAKERS, WHOLE = "breakers that open", "whole again"
-SKU, PART = "SX90", "CP-05"
+PART = "CP-05"
 # By the route of the gateway: what is asked for, as an example.
 TARGETS = {
     "GET /prices": "/prices",

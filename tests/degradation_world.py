@@ -16,7 +16,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import shop
+from contracts.inventory import Inventory, Receive
 from contracts.orders import Orders
+from contracts.production import OpenSlots, Production
 from credit_provider import CreditProvider, Ledger
 from gateway import gateway
 
@@ -49,6 +51,7 @@ R = TypeVar("R")
 
 PROVIDER, GATEWAY, REGISTRY, OPERATOR = "credit_provider", "gateway", "registry", "operator"
 NODES = (REGISTRY, PROVIDER, *SERVICES, GATEWAY, OPERATOR)
+SKU = "SX90"
 PORTS = {name: 7000 + number for number, name in enumerate(NODES)}
 WAYS = ("killed", "stalled", "failing", "unwritable")
 
@@ -284,6 +287,9 @@ def opened_shop() -> dict[str, bytes]:
         await site.start()
         await shop.open_shop(Opener(site))
         await site.call(Orders.place(shop.order_book()[0]), key="first")
+        # Enough for whoever asks: what runs out is another test's.
+        await site.call(Production.open_slots(OpenSlots(SKU, 4, 1_000)), key="slots")
+        await site.call(Inventory.receive(Receive("more", SKU, 1_000)), key="stock")
         await asyncio.sleep(5.0)
 
     site.world.run(main())
