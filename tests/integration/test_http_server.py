@@ -159,8 +159,9 @@ async def test_a_socket_that_changes_hands_loses_no_request(turns: int) -> None:
             await servers[1].start("", 0)
             assert servers[1].port == port
             loop = asyncio.get_running_loop()
-            await loop.sock_sendall(client, GET)
-            assert (await loop.sock_recv(client, 100)).startswith(b"HTTP/1.1 200 ")
+            async with asyncio.timeout(5.0):
+                await loop.sock_sendall(client, GET)
+                assert (await loop.sock_recv(client, 100)).startswith(b"HTTP/1.1 200 ")
         assert await draining == 0
         assert await servers[1].drain(5.0) == 0
 

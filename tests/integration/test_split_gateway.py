@@ -15,7 +15,7 @@ import pytest
 
 import notes_app
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
-from processes import children_of, ends, is_alive
+from processes import announced, children_of, dev, ends, is_alive
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
@@ -52,6 +52,11 @@ class Asking:
         self._pool = pool
 
     async def ask(self, method: str, path: str, body: object = None) -> Any:
+        status, answer = await self.said(method, path, body)
+        assert status == 200, answer
+        return answer
+
+    async def said(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         info = self._system.info
         response = await self._pool.request(
             "127.0.0.1",
@@ -62,8 +67,7 @@ class Asking:
             b"" if body is None else json.dumps(body).encode(),
             timeout_s=WAIT_S,
         )
-        assert response.status == 200, response.body
-        return json.loads(response.body)
+        return response.status, json.loads(response.body)
 
     async def gateway_pid(self) -> int:
         pid: int = (await self.ask("GET", "/status"))["gateway"]["pid"]
@@ -171,6 +175,62 @@ async def test_a_restart_under_load_loses_no_request(system: SplitSystem, asking
     assert (len(statuses) > 20, set(statuses)) == (True, {200})
     assert await long == 200
     assert (await asking.ask("GET", "/status"))["children"]["gateway"]["restarts"] == 0
+
+
+async def test_a_restart_takes_up_changed_routes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
+) -> None:
+    """G5: the next process serves them; one with a mistake is refused, and the old one stays."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    routes = tmp_path / "changed_way_in.py"
+    words = (
+        "from notes_app import Broken, Gateway, Notes, Route\n"
+        "way_in = Gateway(routes=[Route('GET {}', {}, public=True)])\n"
+    )
+    routes.write_text(words.format("/first", "Notes.count"))
+    text = TOML + '\n[gateway]\napp = "changed_way_in:way_in"\n'
+    system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
+    await system.start()
+    try:
+        asking = Asking(system, pool)
+        before = await asking.gateway_pid()
+        assert await get(system, "/first") == 200
+        routes.write_text(words.format("/unknown", "Broken.now"))
+        status, problem = await asking.said("POST", "/services/gateway/restart", {})
+        assert status == 400
+        assert "/unknown" in problem["detail"]
+        assert (await asking.gateway_pid(), await get(system, "/first")) == (before, 200)
+        routes.write_text(words.format("/other-one", "Notes.count"))
+        await asking.ask("POST", "/services/gateway/restart", {})
+        assert (await get(system, "/first"), await get(system, "/other-one")) == (404, 200)
+    finally:
+        await system.stop()
+
+
+async def test_a_gateway_that_hangs_is_shown(
+    system: SplitSystem, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status comes all the same, and says that it is silent."""
+    monkeypatch.setattr("synchromesh.system.split_control.ASK_WITHIN_S", 0.2)
+    pid = await asking.gateway_pid()
+    os.kill(pid, signal.SIGSTOP)
+    status = await asking.ask("GET", "/status")
+    os.kill(pid, signal.SIGCONT)
+    assert status["gateway"] == {"pid": pid, "url": system.info.gateway}
+    assert any(finding.startswith("gateway is silent: ") for finding in status["findings"])
+
+
+def test_it_dies_with_its_supervisor(tmp_path: Path) -> None:
+    """kill -9 leaves neither its process nor its socket."""
+    with dev(write_config(tmp_path, WITH_GATEWAY), "--split") as process:
+        port = port_of(announced(process)["gateway"])
+        below = children_of(process.pid)
+        assert len(below) == 2
+        process.kill()
+        process.wait(WAIT_S)
+        assert all(map(ends, below))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 async def test_it_is_drained_before_the_services(system: SplitSystem, asking: Asking) -> None:

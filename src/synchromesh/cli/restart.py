@@ -1,4 +1,4 @@
-"""`synchromesh restart`: a service's process replaced by a new one, without losing a call."""
+"""`synchromesh restart`: a process replaced by a new one, without losing a call."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def restart(folder: Path, service: str, is_json: bool) -> int:
     """Replace the process of SERVICE by a new one, as after a change of its code.
 
     For a system that runs by `synchromesh dev --split`. The old process answers what it has taken;
-    calls that come meanwhile are held by their callers until the new one is ready. Where the new
-    one cannot be loaded, the old one stays.
+    calls that come meanwhile are held by their callers until the new one is ready. SERVICE may be
+    `gateway`: the new one serves beside the old one until that has answered. Where the new one
+    cannot be loaded, the old one stays.
     """
     path = f"/services/{quote(service, safe='')}/restart"
     answer = ControlClient(folder).post(path, {}, within_s=RESTART_WITHIN_S)

@@ -14,7 +14,7 @@ from synchromesh.runtime import HandedNetwork
 from synchromesh.service import Child, ServiceInstance
 from synchromesh.system.clients import Clients
 from synchromesh.system.config import GATEWAY, load_gateway
-from synchromesh.system.gateway import ServedGateway
+from synchromesh.system.gateway import ServedGateway, check_gateway
 from synchromesh.system.part import Ground
 from synchromesh.system.wiring import policies_of
 from synchromesh.telemetry import Tracer
@@ -33,6 +33,7 @@ class GatewayPart:
         if definition is None:
             raise ConfigError("the system has no gateway; name one as [gateway] app")
         self._ground = ground
+        self._definition = definition
         self.instances: Mapping[str, ServiceInstance] = {}
         makes = Clients(
             resolver=ground.registry,
@@ -57,7 +58,13 @@ class GatewayPart:
         )
 
     async def start(self) -> None:
-        """Do nothing: one that replaces another serves beside it, and both need the same."""
+        """Check the definition, which may be another one than that of the process before.
+
+        Raises:
+            ConfigError: there are mistakes; the message names them all.
+        """
+        ground = self._ground
+        await check_gateway(self._definition, ground.orders.config, ground.rundir, ground.runtime)
 
     async def open(self) -> str:
         """Serve what waits in the backlog, and what comes."""
