@@ -53,7 +53,6 @@ PROVIDER, GATEWAY, REGISTRY, OPERATOR = "credit_provider", "gateway", "registry"
 NODES = (REGISTRY, PROVIDER, *SERVICES, GATEWAY, OPERATOR)
 SKU = "SX90"
 PORTS = {name: 7000 + number for number, name in enumerate(NODES)}
-WAYS = ("killed", "stalled", "failing", "unwritable")
 
 
 def url_of(name: str) -> str:
@@ -82,7 +81,7 @@ class Site:
     """The system in a world: a node for each part, started by `start`.
 
     Attributes:
-        beyond: background children that failed too often, which ends their node.
+        beyond: background children that failed too often, which would end their process.
     """
 
     def __init__(self, seed: str, *, opened: bool = True) -> None:
@@ -119,7 +118,7 @@ class Site:
         await asyncio.sleep(5.0)
 
     def switch_off(self, name: str, way: str) -> None:
-        """Take a part away: its process, its answers, or its disk."""
+        """Take a part away: "killed", "stalled", "failing", or "unwritable" for its disk."""
         if way == "killed":
             self.nodes[name].crash()
             self._bury(name)
@@ -153,7 +152,10 @@ class Site:
         def verify(token: str) -> Credential:
             return SIGNER.verify(token, audience=TO_REGISTRY, now_us=runtime.wall_us())
 
-        registry = self.registry = MemoryRegistry(verify=lambda token: void(verify(token)))
+        def check(token: str) -> None:
+            verify(token)
+
+        registry = self.registry = MemoryRegistry(verify=check)
         for name in self.config.external:
             registry.fix(Endpoint(name, name, url_of(name)))
         server = RegistryServer(registry, verify=verify, started_us=runtime.wall_us())
@@ -294,7 +296,3 @@ def opened_shop() -> dict[str, bytes]:
 
     site.world.run(main())
     return {path: site.world.disk.image(path) for path in site.world.disk.paths()}
-
-
-def void(_: object) -> None:
-    return None
