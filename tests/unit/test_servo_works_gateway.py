@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import pytest
 import shop
 from contracts.orders import Orders
 from gateway import gateway
 
+from cli_runs import runner
 from gateway_fakes import Token
-from servo_works_world import SERVICES, Works, works
+from servo_works_world import FOLDER, SERVICES, Works, works
 from synchromesh.gateway import GatewayEngine, check, explain
+from synchromesh.gateway.outline import outline
 from synchromesh.http import Headers, HttpRequest, HttpResponse
 from synchromesh.telemetry import Tracer
 from synchromesh.testing import SimRuntime, run
@@ -75,6 +78,18 @@ def test_only_what_is_marked_is_public() -> None:
     public = {entry.route for entry in gateway.routes if entry.public}
     assert public == {"GET /prices", "GET /configurations"}
     assert all(entry.scopes for entry in gateway.routes if not entry.public)
+
+
+def test_only_what_may_be_old_falls_back(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prices and stock do, and `gateway explain` says so; orders and invoices never do."""
+    lasting = {told.route: told.fallback for told in outline(gateway) if told.fallback}
+    assert lasting == {
+        "GET /prices": "its last answer, at most 10m old",
+        "GET /stock/{sku}": "its last answer, at most 1m old",
+    }
+    shown = runner(capsys)(FOLDER, "gateway", "explain").out
+    for route in ("configurator.price_list", "inventory.stock"):
+        assert f"{route}, else its last answer" in shown
 
 
 def test_the_page_of_a_machine_is_whole() -> None:
