@@ -382,6 +382,8 @@ class HandedNetwork(RealNetwork):
 
         del host, port  # it is bound already
         handed = socket.socket(fileno=self._handle)
+        # Or what is started from here would keep it open.
+        handed.set_inheritable(False)
         server = await asyncio.get_running_loop().create_server(
             factory, sock=handed, backlog=BACKLOG
         )

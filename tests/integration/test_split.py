@@ -307,6 +307,8 @@ async def test_a_fault_reaches_a_process_that_starts(system: SplitSystem, pool: 
     restarting = asyncio.ensure_future(asking.ask("POST", "/services/notes/restart", {}))
     while len(children_of(os.getpid())) < 2:
         await asyncio.sleep(0.01)
+    # What the others say counts meanwhile.
+    assert await asking.ask("GET", "/sagas") == (200, {"sagas": []})
     status, _ = await asking.ask("POST", "/faults", {"target": "notes", "stall": True})
     assert status == 200
     assert [rule["target"] for rule in await faults_of_the_process(system, pool)] == ["notes"]

@@ -19,6 +19,7 @@ from processes import announced, children_of, dev, ends, is_alive
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
+from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import SplitSystem, load_config
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +176,26 @@ async def test_a_restart_under_load_loses_no_request(system: SplitSystem, asking
     assert (len(statuses) > 20, set(statuses)) == (True, {200})
     assert await long == 200
     assert (await asking.ask("GET", "/status"))["children"]["gateway"]["restarts"] == 0
+
+
+async def test_one_that_dies_too_often_ends_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the restart intensity `wait` returns that it was the gateway, and how it ended."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setattr(
+        "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
+    )
+    system = SplitSystem(load_config(write_config(tmp_path, WITH_GATEWAY)), tmp_path, RealRuntime())
+    await system.start()
+    try:
+        pid = system._processes["gateway"].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        failure = await system.wait(asyncio.Event())
+    finally:
+        await system.stop()
+    assert "gateway failed too often: ChildEnded: the gateway ended by SIGKILL" in failure
 
 
 async def test_a_restart_takes_up_changed_routes(

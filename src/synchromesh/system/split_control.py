@@ -17,6 +17,7 @@ from synchromesh.errors import (
     BadRequest,
     CallError,
     ConfigError,
+    ConnectFailed,
     SynchromeshError,
     UnknownOperation,
     UnknownSaga,
@@ -209,7 +210,7 @@ class SplitControl(Control):
     async def _ask(self, name: str, method: str, target: str, body: bytes) -> Any:
         port = self._processes[name].admin_port
         if port is None:
-            return BadRequest("its process is not ready")
+            return ConnectFailed("its process is not ready")
         headers = [("authorization", f"Bearer {self._token}")]
         try:
             response = await self._pool.request(
