@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synchromesh.discovery import Change, ChangeKind, Endpoint, LeaseOptions, LeaseTable
+from synchromesh.discovery import Change, ChangeKind, Endpoint, LeaseOptions, LeaseTable, Resolved
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, UnknownInstance
 
 
@@ -165,6 +165,20 @@ def test_the_guard_ends_where_the_silent_ones_end_themselves(table: LeaseTable) 
     table.end("b", 2)
     table.end("c", 3)
     assert kinds(table.sweep(now=4.1)) == ["trusted"]
+
+
+def test_a_registry_that_stood_still_believes_nobody_to_be_dead(table: LeaseTable) -> None:
+    """R5: also of one instance: it heard nobody meanwhile, and gives each one ttl to be heard."""
+    grant(table, "a", now=0.0)
+    assert kinds(table.sweep(now=6.0)) == ["held"]
+    assert table.listed() == Resolved((at("a"),), is_stale=True)
+    change = table.renew("a", 1, now=6.1)
+    assert change is not None
+    assert change.resolved == Resolved((at("a"),))
+    grant(table, "b", now=20.0)
+    assert kinds(table.sweep(now=30.0)) == ["held"]
+    assert kinds(table.sweep(now=32.9)) == []
+    assert kinds(table.sweep(now=33.0)) == ["expired", "expired", "trusted"]
 
 
 def test_a_few_are_believed_to_be_dead(table: LeaseTable) -> None:

@@ -6,8 +6,10 @@
 A renewal carries the *incarnation* it was granted: a process that was paused and replaced cannot
 come back. And where more than `mass_expiry_max` of a service would expire in one sweep, all of them
 stay listed and the list is marked stale, for the registry is likelier to have failed than the
-fleet. The guard ends by itself: at once when everyone has renewed, one ttl after the first who is
-heard shows the registry to be back, `guard_s` after it began at the latest.
+fleet. So it is where a sweep comes a whole ttl late: the registry stood still, and heard nobody.
+The guard ends by itself: at once when everyone has renewed, one ttl after the first who is heard
+shows the registry to be back, one ttl after it began where the registry stood still, and `guard_s`
+after it began at the latest.
 
 Source: Gray & Cheriton, "Leases", SOSP 1989; that the guard ends by itself answers
 Netflix/eureka#1073; guarantees R1, R2, R5.
@@ -202,6 +204,9 @@ class LeaseTable:
                 return []
         elif self._is_mass(len(expired)):
             self._guard_until_s = now + self._options.guard_s
+            return [self._changed(ChangeKind.HELD, None)]
+        elif now - expired[0].expires_s >= self._options.ttl_s:
+            self._guard_until_s = now + min(self._options.ttl_s, self._options.guard_s)
             return [self._changed(ChangeKind.HELD, None)]
         changes = []
         for lease in expired:
