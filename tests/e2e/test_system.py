@@ -13,7 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,6 @@ class Works:
         self.flags = flags
         self.told: dict[str, str] = {}
         self.key = ""
-        self.below: list[int] = []
         self._run: ExitStack | None = None
 
     def start(self) -> None:
@@ -69,27 +68,31 @@ class Works:
         told = announced(self.process)
         self.control, self.gateway = told["control"], told["gateway"]
         self.services: dict[str, str] = told["services"]
-        self.below = [self.process.pid, *family_of(self.process.pid)]
 
     def stop(self, number: signal.Signals) -> tuple[int, str]:
         """Send a signal, and return the exit code and what was said on standard error."""
+        family = family_of(self.process.pid)
         self.process.send_signal(number)
-        return self.ended()
+        return self.ended(family)
 
     def kill(self) -> None:
         """End all of its processes at once, as a power cut would."""
-        for pid in reversed(self.below):
-            os.kill(pid, signal.SIGKILL)
-        self.ended()
+        family = family_of(self.process.pid)
+        for pid in (self.process.pid, *family):
+            # Children end with their parent, and may be quicker.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.ended(family)
 
-    def ended(self) -> tuple[int, str]:
+    def ended(self, family: list[int]) -> tuple[int, str]:
         """Wait for the end; neither a process nor what leads to it may be left."""
         assert self._run is not None
         with self._run:
             assert self.process.stderr is not None
             code, said = self.process.wait(STOP_S), self.process.stderr.read()
         self._run = None
-        assert all(map(ends, self.below))
+        assert family
+        assert all(map(ends, family))
         return code, said
 
     @property
