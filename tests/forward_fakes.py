@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bodies import body_of, everything
 from calls_fakes import Known, System, play
 from gateway_fakes import SHOP
 from synchromesh.calls import Caller, Policies
@@ -161,7 +162,7 @@ class Way:
         """Ask the gateway, and give its answer with its head."""
         method, target = route.split(" ")
         fields = ({"authorization": by} if by else {}) | dict(headers or {})
-        sent = body_of(body) if isinstance(body, bytes) else body
+        sent = body_of(body, length=len(body)) if isinstance(body, bytes) else body
         async with self.pool.stream(
             self.server.host, self.server.port, method, target, fields.items(), sent, timeout_s=600
         ) as answer:
@@ -225,46 +226,6 @@ def through(
         return await main(way)
 
     return play(kind, system_main)
-
-
-async def everything(body: Body | None) -> bytes:
-    """Read a body to its end."""
-    parts = []
-    while body is not None and (part := await body.read()):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def body_of(*parts: bytes, is_known: bool = True) -> Body:
-    """Return a body that has come already."""
-    body = Body(length=sum(map(len, parts)) if is_known else None, on_room=lambda: None)
-    for part in parts:
-        body.feed(part)
-    body.end()
-    return body
-
-
-def open_body(*parts: bytes, length: int | None = None) -> Body:
-    """Return a body of which more may come."""
-    body = Body(length=length, on_room=lambda: None)
-    for part in parts:
-        body.feed(part)
-    return body
-
-
-def counted(total: int, taken: list[int]) -> Body:
-    """Return a long body that counts what was asked of it."""
-    part = bytes(16 * 1024)
-
-    def more() -> None:
-        while taken[0] < total and not body.is_full:
-            taken[0] += len(part)
-            body.feed(part)
-        if taken[0] >= total and not body.is_ended:
-            body.end()
-
-    body = Body(length=total, on_room=more)
-    return body
 
 
 def answering(

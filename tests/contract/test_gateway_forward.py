@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bodies import body_of, everything, long_body, open_body
 from calls_fakes import KEY
 from forward_fakes import (
     PARTNER,
@@ -22,11 +23,7 @@ from forward_fakes import (
     Upstream,
     Way,
     answering,
-    body_of,
-    counted,
-    everything,
     names,
-    open_body,
     through,
 )
 from gateway_fakes import SECRET, now
@@ -55,16 +52,17 @@ ONCE = Policies(default=Policy(retry=None))
 def test_a_request_and_its_answer_pass_as_they_are(is_known: bool) -> None:
     """Path, query, content and status pass both ways, however the bodies are framed."""
     image = bytes(range(256)) * 5000
+    length = len(image) if is_known else None
 
     async def main(way: Way) -> None:
         way.store.answer = answering(
             202,
-            lambda: body_of(image[::-1], is_known=is_known),
+            lambda: body_of(image[::-1], length=length),
             (("etag", '"7"'), ("content-type", "image/x"), ("set-cookie", "a=b")),
         )
         answer = await way.ask(
             PUT,
-            body_of(image, is_known=is_known),
+            body_of(image, length=length),
             headers={"content-type": "application/x-image", "x-checksum": "abc"},
         )
         assert (answer.status, answer.body) == (202, image[::-1])
@@ -226,7 +224,7 @@ def test_nothing_goes_upstream_without_a_principal(by: str, status: int) -> None
 
     async def main(way: Way) -> None:
         taken = [0]
-        answer = await way.ask(PUT, counted(64 * MiB, taken), by=by)
+        answer = await way.ask(PUT, long_body(64 * MiB, taken), by=by)
         assert answer.status == status
         assert taken[0] < HELD_BYTES_MAX
         who = f"authorization: {by}\r\n".encode() if by else b""
@@ -332,7 +330,7 @@ def test_an_upstream_that_stops_reading_stops_the_client_of_64_mib() -> None:
             return await everything(request.stream)
 
         way.store.answer = _after(wait)
-        asking = asyncio.ensure_future(way.ask(PUT, counted(64 * MiB, taken)))
+        asking = asyncio.ensure_future(way.ask(PUT, long_body(64 * MiB, taken)))
         await asyncio.sleep(9.0)
         assert 0 < taken[0] <= HELD_BYTES_MAX
         go.set()
@@ -346,7 +344,7 @@ def test_a_client_that_stops_reading_stops_the_upstream_of_64_mib() -> None:
 
     async def main(way: Way) -> None:
         taken = [0]
-        way.store.answer = answering(200, lambda: counted(64 * MiB, taken))
+        way.store.answer = answering(200, lambda: long_body(64 * MiB, taken))
         async with way.asking("GET /firmware/a") as answer:
             await asyncio.sleep(4.0)
             assert 0 < taken[0] <= HELD_BYTES_MAX
@@ -376,7 +374,7 @@ def test_stalls_are_cut_within_ten_seconds() -> None:
         way.store.reads = False
         way.store.answer = answering(200, after_s=3600.0)
         began_s = now()
-        answer = await way.ask(PUT, counted(64 * MiB, [0]))
+        answer = await way.ask(PUT, long_body(64 * MiB))
         assert answer.status == 504
         assert now() - began_s <= 10.5
         # An upstream that stops in its answer.
@@ -395,7 +393,7 @@ def test_stalls_are_cut_within_ten_seconds() -> None:
         # A client that takes nothing of its answer.
         await asyncio.sleep(1.0)
         way.store.ends.clear()
-        way.store.answer = answering(200, lambda: counted(64 * MiB, [0]))
+        way.store.answer = answering(200, lambda: long_body(64 * MiB))
         async with way.asking("GET /firmware/a") as answer:
             await asyncio.sleep(10.5)
             assert way.store.ends == ["CancelledError"]
@@ -489,7 +487,7 @@ def test_a_client_that_goes_away_takes_its_upstream_along() -> None:
     """Leaving in mid-answer, or in mid-body, ends the exchange upstream and frees its places."""
 
     async def main(way: Way) -> None:
-        way.store.answer = answering(200, lambda: counted(64 * MiB, [0]))
+        way.store.answer = answering(200, lambda: long_body(64 * MiB))
         async with way.asking("GET /firmware/a") as answer:
             assert answer.stream is not None
             await answer.stream.read()
@@ -517,7 +515,7 @@ def test_an_upstream_may_answer_before_the_body_ends() -> None:
         way.store.reads = False
         way.store.answer = answering(409, b"there is one already")
         taken = [0]
-        answer = await way.ask(PUT, counted(64 * MiB, taken))
+        answer = await way.ask(PUT, long_body(64 * MiB, taken))
         assert (answer.status, answer.body) == (409, b"there is one already")
         await asyncio.sleep(2.0)
         assert taken[0] < 2 * MiB
@@ -737,7 +735,7 @@ def test_a_place_is_held_until_the_answer_is_read() -> None:
     """A stream counts among those under way, at the edge's limiter, as long as it lasts."""
 
     async def main(way: Way) -> None:
-        way.store.answer = answering(200, lambda: counted(MiB, [0]))
+        way.store.answer = answering(200, lambda: long_body(MiB))
         async with way.asking("GET /firmware/a") as answer:
             assert (await way.ask("GET /firmware/b")).status == 503
             await everything(answer.stream)

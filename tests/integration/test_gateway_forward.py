@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bodies import everything, long_body
 from notes_app import TESTS, TOML, write_config
-from synchromesh.http import Body, HttpPool
+from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import SplitSystem, System, load_config
 
@@ -103,33 +104,15 @@ async def gateway_port(
         await system.stop()
 
 
-def generated(total: int) -> Body:
-    """Return a body whose parts are made when they are asked for."""
-    left = total
-
-    def more() -> None:
-        nonlocal left
-        while left and not body.is_full:
-            left -= 65536
-            body.feed(b"x" * 65536)
-        if not left and not body.is_ended:
-            body.end()
-
-    body = Body(length=total, on_room=more)
-    return body
-
-
 async def test_any_http_service_stands_behind_the_gateway(gateway_port: int) -> None:
     """A long upload and a long download pass a service in its own process, and ours are reached."""
     total = 32 * MiB
     secret = [("authorization", "Bearer x"), ("x-forwarded-for", "1.2.3.4"), ("accept", "*/*")]
     async with HttpPool(network=RealRuntime().network) as pool:
         async with pool.stream(
-            "127.0.0.1", gateway_port, "PUT", "/firmware/a", secret, generated(total), timeout_s=60
+            "127.0.0.1", gateway_port, "PUT", "/firmware/a", secret, long_body(total), timeout_s=60
         ) as answer:
-            told = b""
-            while answer.stream and (part := await answer.stream.read()):
-                told += part
+            told = await everything(answer.stream)
         assert answer.status == 201
         assert hashlib.sha256(b"x" * total).hexdigest().encode() in told
         assert b'["accept", "content-length", "host", "traceparent", "via"]' in told

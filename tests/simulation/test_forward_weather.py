@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from bodies import everything, open_body
 from calls_fakes import System
-from forward_fakes import GATEWAY, STORE, Announced, Way, everything, open_body
+from forward_fakes import GATEWAY, STORE, Announced, Way
 from synchromesh.errors import CallError
 from synchromesh.http import Body, HttpRequest, HttpResponse
 from synchromesh.testing import Faults, SimRuntime, run

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bodies import everything, long_body
 from synchromesh.errors import ConfigError, ConnectionLost
 from synchromesh.http import (
     AsgiApp,
@@ -375,29 +376,6 @@ def streaming(app: AsgiApp, test: Callable[[Asking], Coroutine[object, object, N
     run(main)
 
 
-def long_body(total: int, taken: list[int]) -> Body:
-    """Return a body that counts what was asked of it."""
-    part = bytes(16 * 1024)
-
-    def more() -> None:
-        while taken[0] < total and not body.is_full:
-            taken[0] += len(part)
-            body.feed(part)
-        if taken[0] >= total and not body.is_ended:
-            body.end()
-
-    body = Body(length=None, on_room=more)
-    return body
-
-
-async def everything(body: Body | None) -> bytes:
-    """Read a body to its end."""
-    parts = []
-    while body is not None and (part := await body.read()):
-        parts.append(part)
-    return b"".join(parts)
-
-
 def test_a_streamed_application_sends_back_what_comes_while_it_comes() -> None:
     """Each part of a body is a message, and each message of an answer is sent at once."""
 
@@ -446,7 +424,7 @@ def test_a_streamed_application_is_slowed_down_and_slows_down() -> None:
         taken = [0]
 
         async def upload() -> bytes:
-            async with ask("POST", long_body(16 * MiB, taken)) as answer:
+            async with ask("POST", long_body(16 * MiB, taken, is_known=False)) as answer:
                 return await everything(answer.stream)
 
         uploading = asyncio.ensure_future(upload())
@@ -472,7 +450,7 @@ def test_a_streamed_application_that_fails_half_way_is_cut_off() -> None:
         raise ValueError("select * from secrets")
 
     async def test(ask: Asking) -> None:
-        async with ask("POST", long_body(MiB, [0])) as answer:
+        async with ask("POST", long_body(MiB, is_known=False)) as answer:
             assert answer.status == 500
             assert b"secrets" not in await everything(answer.stream)
         with pytest.raises(ConnectionLost):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bodies import body_of, everything, long_body
 from http_fakes import FakeNetwork, FakeTransport
 from synchromesh.errors import (
     CallError,
@@ -65,41 +66,6 @@ async def whole(request: HttpRequest) -> HttpResponse:
     return HttpResponse(200, (), b"whole " + request.body)
 
 
-async def everything(body: Body | None) -> bytes:
-    """Read a body to its end."""
-    assert body is not None
-    parts = []
-    while part := await body.read():
-        parts.append(part)
-    return b"".join(parts)
-
-
-def body_of(*parts: bytes, length: int | None = None) -> Body:
-    """Return a body that has come already."""
-    body = Body(length=length, on_room=lambda: None)
-    for part in parts:
-        body.feed(part)
-    body.end()
-    return body
-
-
-def generated(total: int, part: bytes, *, length: int | None = None) -> Body:
-    """Return a body whose parts are made when they are asked for."""
-    left = total
-
-    def more() -> None:
-        nonlocal left
-        while left and not body.is_full:
-            piece = part[:left]
-            left -= len(piece)
-            body.feed(piece)
-        if not left and not body.is_ended:
-            body.end()
-
-    body = Body(length=length, on_room=more)
-    return body
-
-
 async def echo(request: HttpRequest) -> AsyncIterator[HttpResponse]:
     """Answer with the request's body while it comes."""
     yield HttpResponse(200, (), stream=request.stream)
@@ -136,9 +102,10 @@ def test_a_streamed_body_comes_back_as_it_was(seed: int, is_known: bool) -> None
     async def main(runtime: Runtime) -> None:
         async with pair(runtime, Streams(echo)) as (server, pool):
             sent = bytes(range(256)) * 4096
+            parts = [sent[at : at + 100_000] for at in range(0, len(sent), 100_000)]
             length = len(sent) if is_known else None
             for _ in range(3):
-                body = generated(len(sent), sent, length=length)
+                body = body_of(*parts, length=length)
                 async with pool.stream(
                     server.host, server.port, "POST", "/s", (), body, timeout_s=5.0
                 ) as answer:
@@ -172,7 +139,7 @@ def test_a_reader_that_stops_stops_the_sender_of_64_mib() -> None:
             server,
             pool,
         ):
-            body = counted(total, taken)
+            body = long_body(total, taken)
 
             async def send() -> bytes:
                 async with pool.stream(
@@ -189,28 +156,13 @@ def test_a_reader_that_stops_stops_the_sender_of_64_mib() -> None:
     run(main)
 
 
-def counted(total: int, taken: list[int]) -> Body:
-    """Return a long body that counts what was asked of it."""
-    part = bytes(16 * 1024)
-
-    def more() -> None:
-        while taken[0] < total and not body.is_full:
-            taken[0] += len(part)
-            body.feed(part)
-        if taken[0] >= total and not body.is_ended:
-            body.end()
-
-    body = Body(length=total, on_room=more)
-    return body
-
-
 def test_a_client_that_stops_reading_stops_the_handler_of_64_mib() -> None:
     """Of an answer's 64 MiB no more than a bound is made while its client reads none."""
     total = 64 * MiB
     taken = [0]
 
     async def answers(request: HttpRequest) -> AsyncIterator[HttpResponse]:
-        yield HttpResponse(200, (), stream=counted(total, taken))
+        yield HttpResponse(200, (), stream=long_body(total, taken))
 
     async def main(runtime: Runtime) -> None:
         limits = Limits(write_s=60.0)
@@ -229,7 +181,7 @@ def test_a_client_that_stops_reading_for_long_is_cut() -> None:
     """A stalled reader of an answer is cut within 10 s, and the handler is cancelled."""
 
     async def answers(request: HttpRequest) -> AsyncIterator[HttpResponse]:
-        yield HttpResponse(200, (), stream=counted(64 * MiB, [0]))
+        yield HttpResponse(200, (), stream=long_body(64 * MiB))
 
     streams = Streams(answers)
 
@@ -276,7 +228,7 @@ def test_a_client_that_leaves_cancels_the_handler() -> None:
     """Leaving an answer half read closes the connection, and ends who works for it."""
 
     async def answers(request: HttpRequest) -> AsyncIterator[HttpResponse]:
-        yield HttpResponse(200, (), stream=counted(64 * MiB, [0]))
+        yield HttpResponse(200, (), stream=long_body(64 * MiB))
 
     streams = Streams(answers)
 
@@ -303,7 +255,7 @@ def test_an_early_answer_ends_the_sending() -> None:
 
     async def main(runtime: Runtime) -> None:
         async with pair(runtime, streams) as (server, pool):
-            body = counted(64 * MiB, taken)
+            body = long_body(64 * MiB, taken)
             async with pool.stream(
                 server.host, server.port, "POST", "/s", (), body, timeout_s=5.0
             ) as answer:
@@ -360,7 +312,7 @@ def test_what_stands_still_is_timed_out() -> None:
                 ("head", None, 2.0),
                 ("head", body_of(b"x"), 2.0),
                 ("part", None, 10.0),
-                ("take", counted(64 * MiB, [0]), 10.0),
+                ("take", long_body(64 * MiB), 10.0),
             ):
                 began_s = loop.time()
                 with pytest.raises(TimedOut):
@@ -382,7 +334,13 @@ def test_what_was_certainly_not_sent_is_told_apart() -> None:
             for timeout_s, error in ((0.0, DeadlineExceeded), (1.0, ConnectFailed)):
                 with pytest.raises(error):
                     async with pool.stream(
-                        "127.0.0.1", 4000, "POST", "/", (), counted(MiB, taken), timeout_s=timeout_s
+                        "127.0.0.1",
+                        4000,
+                        "POST",
+                        "/",
+                        (),
+                        long_body(MiB, taken),
+                        timeout_s=timeout_s,
                     ):
                         pass
         assert taken == [0]
