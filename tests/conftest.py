@@ -1,10 +1,14 @@
 """What every test shares."""
 
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from synchromesh.http import HttpPool
+from synchromesh.runtime import RealRuntime
 
 SERVO_WORKS = Path(__file__).parents[1] / "src/synchromesh/examples/servo_works"
 
@@ -21,3 +25,10 @@ settings.load_profile("house")
 def anyio_backend() -> str:
     """Async tests that need real sockets or threads run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[HttpPool]:
+    """Real connections, for a test on asyncio."""
+    async with HttpPool(network=RealRuntime().network) as pool:
+        yield pool

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, create_subprocess_exec
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from demo.running import RunningSystem, copy_shipped, until
 
+from control_socket import port_of
 from synchromesh.http import Headers, HttpPool, HttpResponse
-from synchromesh.runtime import RealRuntime
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def pool() -> AsyncIterator[HttpPool]:
-    async with HttpPool(network=RealRuntime().network) as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -35,21 +26,12 @@ async def system(tmp_path: Path, pool: HttpPool) -> AsyncIterator[RunningSystem]
     await system.stop()
 
 
-async def key_of(system: RunningSystem) -> str:
-    """Make a key that may look at the stock."""
-    command = (sys.executable, "-m", "synchromesh.cli", "--folder", str(system.folder))
-    words = ("gateway", "key", "add", "desk", "--scope", "stock:read")
-    verb = await create_subprocess_exec(*command, *words, stdout=PIPE, stderr=DEVNULL)
-    return (await verb.communicate())[0].decode().strip()
-
-
 async def test_the_last_answer_stands_in_for_a_process_that_is_gone(
     system: RunningSystem, pool: HttpPool
 ) -> None:
     """It stands still, then it is killed: 200 and marked; replaced by its supervisor, fresh."""
-    run_json = system.folder / ".synchromesh" / "run.json"
-    port = int(json.loads(run_json.read_text())["gateway"].rpartition(":")[2])
-    key = await key_of(system)
+    port = port_of(system.gateway)
+    key = await system.make_key("desk", "stock:read")
 
     async def ask(path: str) -> HttpResponse:
         headers = [("authorization", f"Bearer {key}")]

@@ -5,29 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import sys
-from asyncio.subprocess import PIPE, create_subprocess_exec
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from demo.door import SCOPES
 from demo.running import RunningSystem, copy_shipped, until
 
+from control_socket import port_of
 from synchromesh.http import HttpPool
-from synchromesh.runtime import RealRuntime
 
 pytestmark = pytest.mark.anyio
 
 ANSWER_S = 30.0
-SCOPES = ("orders:write", "orders:read", "fleet:read", "stock:read")
 CUSTOMERS = 3
-
-
-@pytest.fixture
-async def pool() -> AsyncIterator[HttpPool]:
-    async with HttpPool(network=RealRuntime().network) as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -88,49 +79,27 @@ class Shop:
                 return
 
 
-async def make_key(system: RunningSystem) -> str:
-    words = [word for scope in SCOPES for word in ("--scope", scope)]
-    verb = await create_subprocess_exec(
-        *(sys.executable, "-m", "synchromesh.cli", "--folder", str(system.folder)),
-        *("gateway", "key", "add", "shop", *words, "--json"),
-        stdout=PIPE,
-    )
-    out, _ = await verb.communicate()
-    assert verb.returncode == 0
-    key: str = json.loads(out)["key"]
-    return key
-
-
 async def test_rolling_restarts_lose_no_request(system: RunningSystem, pool: HttpPool) -> None:
     """G7: six services and the gateway are replaced, each while calls need it; all answers come."""
-    status: Any = await system.ask("GET", "/status")
-    port = int(status["gateway"]["url"].rpartition(":")[2])
-    shop = Shop(port, await make_key(system), pool)
+    before = await system.processes()
+    shop = Shop(port_of(system.gateway), await system.make_key("shop", *SCOPES), pool)
 
     async def is_known() -> bool:
         return await shop.ask("GET", "/stock/SX75") == 200
 
     assert await until(is_known, ANSWER_S)
-    parts = ["gateway", *status["services"]]
-    before = {name: (await pid_of(system, name)) for name in parts}
     is_over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         customers = [group.create_task(shop.buy(n, is_over)) for n in range(CUSTOMERS)]
-        for name in parts:
+        for name in before:
             come = shop.answered + 2 * CUSTOMERS
             assert await until(lambda come=come: shop.answered >= come, ANSWER_S)  # type: ignore[misc]
             await system.ask("POST", f"/services/{name}/restart", {})
         is_over.set()
         await asyncio.gather(*customers)
     assert shop.failed == []
-    after = {name: (await pid_of(system, name)) for name in parts}
+    after = await system.processes()
     assert not set(before.values()) & set(after.values())
-    status = await system.ask("GET", "/status")
+    status = await system.status()
     assert {child["restarts"] for child in status["children"].values()} == {0}
     assert status["findings"] == []
-
-
-async def pid_of(system: RunningSystem, name: str) -> int:
-    status: Any = await system.ask("GET", "/status")
-    pid: int = (status["gateway"] if name == "gateway" else status["services"][name])["pid"]
-    return pid

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from control_socket import WAIT_S, ControlSocket
 from notes_app import TESTS, TOML, write_config
 from processes import children_of, is_alive
 from synchromesh.discovery import LeaseOptions, Resolved
@@ -20,7 +21,6 @@ from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import (
-    RunInfo,
     SplitSystem,
     child_process,
     children,
@@ -30,50 +30,7 @@ from synchromesh.system import (
     split,
 )
 
-WAIT_S = 30.0
 TWO = TOML + '\n[services.broken]\napp = "notes_app:broken"\n'
-
-
-class Asking:
-    """Asks the control socket of a system."""
-
-    def __init__(self, info: RunInfo, pool: HttpPool) -> None:
-        self._info = info
-        self._pool = pool
-
-    async def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        port = int(self._info.control.rpartition(":")[2])
-        response = await self._pool.request(
-            "127.0.0.1",
-            port,
-            method,
-            path,
-            [("authorization", f"Bearer {self._info.token}")],
-            b"" if body is None else json.dumps(body).encode(),
-            timeout_s=WAIT_S,
-        )
-        return response.status, json.loads(response.body)
-
-    async def call(self, operation: str, **arguments: str) -> Any:
-        """Make a call; its result, or the problem's code."""
-        wanted = {"operation": operation, "arguments": arguments}
-        status, answer = await self.ask("POST", "/call", wanted)
-        assert status == 200, answer
-        return answer["result"] if answer["problem"] is None else answer["problem"]["code"]
-
-    async def pid(self, service: str) -> int:
-        """Return the process of a service, as the registry has it."""
-        _, status = await self.ask("GET", "/status")
-        found = [pid for pid in children_of(self._info.pid) if pid != os.getpid()]
-        assert service in status["services"]
-        (pid,) = found
-        return pid
-
-
-@pytest.fixture
-async def pool() -> AsyncIterator[HttpPool]:
-    async with HttpPool(network=RealRuntime().network) as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -87,10 +44,15 @@ async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     assert children_of(os.getpid()) == []
 
 
+@pytest.fixture
+def asking(system: SplitSystem, pool: HttpPool) -> ControlSocket:
+    """Asks that system."""
+    return ControlSocket(system, pool)
+
+
 @pytest.mark.anyio
-async def test_a_killed_service_comes_back(system: SplitSystem, pool: HttpPool) -> None:
+async def test_a_killed_service_comes_back(system: SplitSystem, asking: ControlSocket) -> None:
     """At the same URL and with its data; calls that come meanwhile are held, and none fails."""
-    asking = Asking(system.info, pool)
     assert await asking.call("notes.write", note='{"id":"a","text":"x"}') == 1
     before = await asking.pid("notes")
     url = system.info.services["notes"]
@@ -98,15 +60,14 @@ async def test_a_killed_service_comes_back(system: SplitSystem, pool: HttpPool) 
     assert await asking.call("notes.write", note='{"id":"b","text":"x"}') == 2
     assert await asking.pid("notes") != before
     assert system.info.services["notes"] == url
-    _, status = await asking.ask("GET", "/status")
+    status = await asking.ask("GET", "/status")
     assert status["children"]["service/notes"]["restarts"] == 1
     assert status["services"]["notes"]["health"]["is_healthy"]
 
 
 @pytest.mark.anyio
-async def test_a_restart_under_load_fails_no_call(system: SplitSystem, pool: HttpPool) -> None:
+async def test_a_restart_under_load_fails_no_call(asking: ControlSocket) -> None:
     """G7: the new process takes over while calls are held; each is run once, and answered."""
-    asking = Asking(system.info, pool)
     is_over = asyncio.Event()
     written: list[Any] = []
 
@@ -122,13 +83,12 @@ async def test_a_restart_under_load_fails_no_call(system: SplitSystem, pool: Htt
             group.create_task(write(customer))
         pids = {await asking.pid("notes")}
         for _ in range(2):
-            status, answer = await asking.ask("POST", "/services/notes/restart", {})
-            assert status == 200, answer
+            answer = await asking.ask("POST", "/services/notes/restart", {})
             pids.add(answer["pid"])
         is_over.set()
     assert len(pids) == 3
     assert sorted(written) == list(range(1, len(written) + 1))
-    _, status = await asking.ask("GET", "/status")
+    status = await asking.ask("GET", "/status")
     assert status["children"]["service/notes"]["restarts"] == 0
     holds = status["clients"]["control"]["holds"]
     assert holds["bridged"] >= 2
@@ -170,7 +130,7 @@ async def test_what_gave_up_ends_the_system(
     text = TOML + '[services.broken]\napp = "gives_up:broken"\n'
     system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
     await system.start()
-    asking = asyncio.ensure_future(Asking(system.info, pool).call("broken.now"))
+    asking = asyncio.ensure_future(ControlSocket(system, pool).call("broken.now"))
     failure = await system.wait(asyncio.Event())
     await system.stop()
     asking.cancel()
@@ -210,7 +170,6 @@ async def test_a_hung_process_goes_with_its_lease_and_comes_back(
     system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
     await system.start()
     try:
-        asking = Asking(system.info, pool)
         (child,) = children_of(os.getpid())
         os.kill(child, signal.SIGSTOP)
         async with asyncio.timeout(WAIT_S):
@@ -218,7 +177,7 @@ async def test_a_hung_process_goes_with_its_lease_and_comes_back(
                 await system._registry.changed()
         assert is_alive(child)
         # A call is held until it is there again.
-        calling = asyncio.ensure_future(asking.call("notes.count"))
+        calling = asyncio.ensure_future(ControlSocket(system, pool).call("notes.count"))
         os.kill(child, signal.SIGCONT)
         assert await calling == 0
         assert len((await system._registry.resolve("notes")).endpoints) == 1
@@ -228,17 +187,16 @@ async def test_a_hung_process_goes_with_its_lease_and_comes_back(
 
 
 @pytest.mark.anyio
-async def test_the_control_socket_answers_for_all(system: SplitSystem, pool: HttpPool) -> None:
+async def test_the_control_socket_answers_for_all(asking: ControlSocket) -> None:
     """Sagas, traces and mistakes are told as by a system of one process."""
-    asking = Asking(system.info, pool)
-    assert (await asking.ask("GET", "/sagas"))[1] == {"sagas": []}
-    assert (await asking.ask("GET", "/sagas/last"))[0] == 404
+    assert await asking.ask("GET", "/sagas") == {"sagas": []}
+    assert (await asking.said("GET", "/sagas/last"))[0] == 404
     assert await asking.call("notes.plan", name="p") is not None
-    _, listed = await asking.ask("GET", "/sagas?limit=1")
+    listed = await asking.ask("GET", "/sagas?limit=1")
     (saga,) = listed["sagas"]
-    _, story = await asking.ask("GET", "/sagas/last")
+    story = await asking.ask("GET", "/sagas/last")
     assert (story["id"], story["service"]) == (saga["id"], "notes")
-    _, trace = await asking.ask("GET", "/traces/last")
+    trace = await asking.ask("GET", "/traces/last")
     assert {span["service"] for span in trace["spans"]} == {"control", "notes"}
     for method, path, body in (
         ("GET", "/sagas/none", None),
@@ -251,31 +209,30 @@ async def test_the_control_socket_answers_for_all(system: SplitSystem, pool: Htt
         ("POST", "/credentials", {"client": "shop", "service": "nobody"}),
         ("POST", "/registry/register", {}),
     ):
-        status, problem = await asking.ask(method, path, body)
+        status, problem = await asking.said(method, path, body)
         assert 400 <= status < 500, problem
 
 
 @pytest.mark.anyio
-async def test_faults_reach_the_processes(system: SplitSystem, pool: HttpPool) -> None:
+async def test_faults_reach_the_processes(asking: ControlSocket) -> None:
     """What is broken at the control socket is broken for every caller, until it is healed."""
-    asking = Asking(system.info, pool)
-    status, told = await asking.ask("POST", "/faults", {"target": "notes", "errors": "100%"})
-    assert (status, told["target"]) == (200, "notes")
+    told = await asking.ask("POST", "/faults", {"target": "notes", "errors": "100%"})
+    assert told["target"] == "notes"
     assert await asking.call("notes.tag", names='["a"]') != 1
-    _, faults = await asking.ask("GET", "/faults")
+    faults = await asking.ask("GET", "/faults")
     assert faults["in_force"][0]["struck"] >= 1
-    assert (await asking.ask("POST", "/faults/heal", {}))[0] == 200
+    await asking.ask("POST", "/faults/heal", {})
     assert await asking.call("notes.tag", names='["a"]') == 1
 
 
 @pytest.mark.anyio
-async def test_faults_in_force_outlive_a_process(system: SplitSystem, pool: HttpPool) -> None:
+async def test_faults_in_force_outlive_a_process(
+    system: SplitSystem, asking: ControlSocket, pool: HttpPool
+) -> None:
     """The next one begins with them, each with its original end, and can be healed of them."""
-    asking = Asking(system.info, pool)
     for fault in ({"target": "notes", "stall": True}, {"target": "control:notes", "for": "1h"}):
-        status, _ = await asking.ask("POST", "/faults", {"errors": "100%", **fault})
-        assert status == 200
-    _, before = await asking.ask("GET", "/status")
+        await asking.ask("POST", "/faults", {"errors": "100%", **fault})
+    before = await asking.ask("GET", "/status")
     (child,) = system._processes.values()
     port = child.admin_port
     os.kill(await asking.pid("notes"), signal.SIGKILL)
@@ -285,7 +242,7 @@ async def test_faults_in_force_outlive_a_process(system: SplitSystem, pool: Http
     assert (limited["target"], endless["target"]) == ("control:notes", "notes")
     assert (endless["what"], endless["left_s"]) == ("100% errors, stall", None)
     assert 3000.0 < limited["left_s"] <= before["faults"]["in_force"][0]["left_s"]
-    assert (await asking.ask("POST", "/faults/heal", {}))[0] == 200
+    await asking.ask("POST", "/faults/heal", {})
     assert await faults_of_the_process(system, pool) == []
 
 
@@ -301,32 +258,30 @@ async def faults_of_the_process(system: SplitSystem, pool: HttpPool) -> Any:
 
 
 @pytest.mark.anyio
-async def test_a_fault_reaches_a_process_that_starts(system: SplitSystem, pool: HttpPool) -> None:
+async def test_a_fault_reaches_a_process_that_starts(
+    system: SplitSystem, asking: ControlSocket, pool: HttpPool
+) -> None:
     """Whoever breaks something meanwhile is answered when it is broken there, too."""
-    asking = Asking(system.info, pool)
     restarting = asyncio.ensure_future(asking.ask("POST", "/services/notes/restart", {}))
     while len(children_of(os.getpid())) < 2:
         await asyncio.sleep(0.01)
     # What the others say counts meanwhile.
-    assert await asking.ask("GET", "/sagas") == (200, {"sagas": []})
-    status, _ = await asking.ask("POST", "/faults", {"target": "notes", "stall": True})
-    assert status == 200
+    assert await asking.ask("GET", "/sagas") == {"sagas": []}
+    await asking.ask("POST", "/faults", {"target": "notes", "stall": True})
     assert [rule["target"] for rule in await faults_of_the_process(system, pool)] == ["notes"]
-    assert (await restarting)[0] == 200
+    await restarting
 
 
 @pytest.mark.anyio
 async def test_a_process_that_does_not_answer_is_shown(
-    system: SplitSystem, pool: HttpPool, monkeypatch: pytest.MonkeyPatch
+    asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status comes all the same, and says which one is silent."""
     monkeypatch.setattr("synchromesh.system.split_control.ASK_WITHIN_S", 0.2)
-    asking = Asking(system.info, pool)
     pid = await asking.pid("notes")
     os.kill(pid, signal.SIGSTOP)
-    status, told = await asking.ask("GET", "/status")
+    told = await asking.ask("GET", "/status")
     os.kill(pid, signal.SIGCONT)
-    assert status == 200
     assert not told["services"]["notes"]["health"]["is_healthy"]
     assert any("notes/process is silent" in finding for finding in told["findings"])
 

@@ -9,11 +9,11 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import notes_app
+from control_socket import WAIT_S, ControlSocket, port_of
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
 from processes import announced, children_of, dev, ends, is_alive
 from synchromesh.errors import ConfigError
@@ -24,14 +24,7 @@ from synchromesh.system import SplitSystem, load_config
 
 pytestmark = pytest.mark.anyio
 
-WAIT_S = 30.0
 way_in = notes_app.way_in
-
-
-@pytest.fixture
-async def pool() -> AsyncIterator[HttpPool]:
-    async with HttpPool(network=RealRuntime().network) as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -45,43 +38,10 @@ async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     assert children_of(os.getpid()) == []
 
 
-class Asking:
-    """Asks the control socket of a system."""
-
-    def __init__(self, system: SplitSystem, pool: HttpPool) -> None:
-        self._system = system
-        self._pool = pool
-
-    async def ask(self, method: str, path: str, body: object = None) -> Any:
-        status, answer = await self.said(method, path, body)
-        assert status == 200, answer
-        return answer
-
-    async def said(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        info = self._system.info
-        response = await self._pool.request(
-            "127.0.0.1",
-            port_of(info.control),
-            method,
-            path,
-            [("authorization", f"Bearer {info.token}")],
-            b"" if body is None else json.dumps(body).encode(),
-            timeout_s=WAIT_S,
-        )
-        return response.status, json.loads(response.body)
-
-    async def gateway_pid(self) -> int:
-        pid: int = (await self.ask("GET", "/status"))["gateway"]["pid"]
-        return pid
-
-
 @pytest.fixture
-async def asking(system: SplitSystem, pool: HttpPool) -> Asking:
-    return Asking(system, pool)
-
-
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2])
+def asking(system: SplitSystem, pool: HttpPool) -> ControlSocket:
+    """Asks that system."""
+    return ControlSocket(system, pool)
 
 
 async def get(system: SplitSystem, path: str) -> int:
@@ -108,7 +68,7 @@ def slow(seconds: float) -> bytes:
     ).encode()
 
 
-async def test_the_gateway_is_a_process(system: SplitSystem, asking: Asking) -> None:
+async def test_the_gateway_is_a_process(system: SplitSystem, asking: ControlSocket) -> None:
     """It is in the status as any other part: pid, URL, breakers, holds, and what keeps its keys."""
     assert await get(system, "/count") == 200
     status = await asking.ask("GET", "/status")
@@ -123,7 +83,7 @@ async def test_the_gateway_is_a_process(system: SplitSystem, asking: Asking) -> 
     assert status["findings"] == []
 
 
-async def test_its_edges_are_broken(system: SplitSystem, asking: Asking) -> None:
+async def test_its_edges_are_broken(system: SplitSystem, asking: ControlSocket) -> None:
     """Faults reach it, in which they are counted, and healing ends them."""
     await asking.ask("POST", "/faults", {"target": "gateway:notes", "errors": "100%"})
     assert await get(system, "/count") >= 500
@@ -133,19 +93,21 @@ async def test_its_edges_are_broken(system: SplitSystem, asking: Asking) -> None
     assert await get(system, "/count") == 200
 
 
-async def test_a_killed_gateway_refuses_nobody(system: SplitSystem, asking: Asking) -> None:
+async def test_a_killed_gateway_refuses_nobody(system: SplitSystem, asking: ControlSocket) -> None:
     """Who comes while there is none waits, and is answered by the next at the same URL."""
-    url, before = system.info.gateway, await asking.gateway_pid()
+    url, before = system.info.gateway, await asking.pid("gateway")
     os.kill(before, signal.SIGKILL)
     assert ends(before)
     assert await get(system, "/count") == 200
-    assert await asking.gateway_pid() != before
+    assert await asking.pid("gateway") != before
     assert system.info.gateway == url
     status = await asking.ask("GET", "/status")
     assert status["children"]["gateway"]["restarts"] == 1
 
 
-async def test_a_restart_under_load_loses_no_request(system: SplitSystem, asking: Asking) -> None:
+async def test_a_restart_under_load_loses_no_request(
+    system: SplitSystem, asking: ControlSocket
+) -> None:
     """G7: what the old process has accepted it answers; the rest is the new one's."""
     is_over = asyncio.Event()
     statuses: list[int] = []
@@ -162,7 +124,7 @@ async def test_a_restart_under_load_loses_no_request(system: SplitSystem, asking
             )
             statuses.append(answer.status)
 
-    pids = {await asking.gateway_pid()}
+    pids = {await asking.pid("gateway")}
     async with asyncio.TaskGroup() as group, HttpPool(network=RealRuntime().network) as own:
         clients = [group.create_task(come()) for _ in range(6)]
         clients += [group.create_task(stay(own)) for _ in range(2)]
@@ -213,14 +175,14 @@ async def test_a_restart_takes_up_changed_routes(
     system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
     await system.start()
     try:
-        asking = Asking(system, pool)
-        before = await asking.gateway_pid()
+        asking = ControlSocket(system, pool)
+        before = await asking.pid("gateway")
         assert await get(system, "/first") == 200
         routes.write_text(words.format("/unknown", "Broken.now"))
         status, problem = await asking.said("POST", "/services/gateway/restart", {})
         assert status == 400
         assert "/unknown" in problem["detail"]
-        assert (await asking.gateway_pid(), await get(system, "/first")) == (before, 200)
+        assert (await asking.pid("gateway"), await get(system, "/first")) == (before, 200)
         routes.write_text(words.format("/other-one", "Notes.count"))
         await asking.ask("POST", "/services/gateway/restart", {})
         assert (await get(system, "/first"), await get(system, "/other-one")) == (404, 200)
@@ -229,11 +191,11 @@ async def test_a_restart_takes_up_changed_routes(
 
 
 async def test_a_gateway_that_hangs_is_shown(
-    system: SplitSystem, asking: Asking, monkeypatch: pytest.MonkeyPatch
+    system: SplitSystem, asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status comes all the same, and says that it is silent."""
     monkeypatch.setattr("synchromesh.system.split_control.ASK_WITHIN_S", 0.2)
-    pid = await asking.gateway_pid()
+    pid = await asking.pid("gateway")
     os.kill(pid, signal.SIGSTOP)
     status = await asking.ask("GET", "/status")
     os.kill(pid, signal.SIGCONT)
@@ -254,7 +216,9 @@ def test_it_dies_with_its_supervisor(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", port))
 
 
-async def test_it_is_drained_before_the_services(system: SplitSystem, asking: Asking) -> None:
+async def test_it_is_drained_before_the_services(
+    system: SplitSystem, asking: ControlSocket
+) -> None:
     """What it has accepted needs them, and is answered while the system stops."""
     waiting = asyncio.ensure_future(sent(system, slow(0.5)))
     while not (await asking.ask("GET", "/status"))["clients"]["gateway"]["breakers"]:

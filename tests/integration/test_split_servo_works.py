@@ -21,12 +21,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def pool() -> AsyncIterator[HttpPool]:
-    async with HttpPool(network=RealRuntime().network) as pool:
-        yield pool
-
-
-@pytest.fixture
 async def system(tmp_path: Path, pool: HttpPool) -> AsyncIterator[RunningSystem]:
     """A copy of servo-works that is not started yet; it is stopped at the end."""
     copy_shipped(tmp_path)

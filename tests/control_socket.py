@@ -1,0 +1,56 @@
+"""The control socket of a system that runs in the test's process, asked over HTTP as verbs do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from synchromesh.http import HttpPool
+from synchromesh.system import System
+
+WAIT_S = 30.0
+
+
+def port_of(url: str) -> int:
+    """Return the port of a URL."""
+    return int(url.rpartition(":")[2])
+
+
+class ControlSocket:
+    """Asks the control socket of a system."""
+
+    def __init__(self, system: System, pool: HttpPool) -> None:
+        self._system = system
+        self._pool = pool
+
+    async def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Ask for something that is granted, and return the answer."""
+        status, answer = await self.said(method, path, body)
+        assert status == 200, answer
+        return answer
+
+    async def said(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Ask, and return the status and the answer."""
+        info = self._system.info
+        response = await self._pool.request(
+            "127.0.0.1",
+            port_of(info.control),
+            method,
+            path,
+            [("authorization", f"Bearer {info.token}")],
+            b"" if body is None else json.dumps(body).encode(),
+            timeout_s=WAIT_S,
+        )
+        return response.status, json.loads(response.body)
+
+    async def call(self, operation: str, **arguments: str) -> Any:
+        """Make a call; its result, or the problem's code."""
+        wanted = {"operation": operation, "arguments": arguments}
+        answer = await self.ask("POST", "/call", wanted)
+        return answer["result"] if answer["problem"] is None else answer["problem"]["code"]
+
+    async def pid(self, name: str) -> int:
+        """Return the process of a service, or of the gateway."""
+        status = await self.ask("GET", "/status")
+        pid: int = (status["gateway"] if name == "gateway" else status["services"][name])["pid"]
+        return pid
