@@ -24,6 +24,7 @@ from synchromesh.gateway import (
     explain,
 )
 from synchromesh.gateway.check import compiled
+from synchromesh.gateway.forward import size_of
 from synchromesh.gateway.outline import outline
 from synchromesh.gateway.shapes import fields_of, fits, is_text, without_null
 
@@ -353,3 +354,10 @@ def test_what_is_passed_on_is_explained() -> None:
     put, get = outline(gateway)
     assert (put.kind, put.operation, put.body_max) == ("forward", "store /i/{name}", "64MiB")
     assert get.operation == "reports /reports/{id}"
+
+
+@pytest.mark.parametrize("size", ["", "64", "MiB", "1.5MiB", "64MB", "64 k", "-1B", "1e3B"])
+def test_what_is_no_size_is_refused(size: str) -> None:
+    """A size is a whole number of B, KiB, MiB or GiB."""
+    with pytest.raises(ConfigError, match="is no size"):
+        size_of(size)

@@ -7,7 +7,7 @@ import pytest
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import TokenBuckets
 from synchromesh.gateway.last_answers import LastAnswers
-from synchromesh.gateway.limits import burst_of, interval_of, size_of
+from synchromesh.gateway.limits import burst_of, interval_of
 
 
 @pytest.mark.parametrize("limit", ["", "20", "20/", "/s", "-1/s", "0/s", "1.5/s", "20/d", "20 / s"])
@@ -15,13 +15,6 @@ def test_what_is_no_rate_is_refused(limit: str) -> None:
     """A rate is a count above zero per second, minute or hour."""
     with pytest.raises(ConfigError, match="is no rate"):
         interval_of(limit)
-
-
-@pytest.mark.parametrize("size", ["", "64", "MiB", "1.5MiB", "64MB", "64 k", "-1B", "1e3B"])
-def test_what_is_no_size_is_refused(size: str) -> None:
-    """A size is a whole number of B, KiB, MiB or GiB."""
-    with pytest.raises(ConfigError, match="is no size"):
-        size_of(size)
 
 
 def test_a_burst_is_one_seconds_worth() -> None:

@@ -14,9 +14,9 @@ import asyncio
 import ipaddress
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -173,15 +173,8 @@ class GatewayEngine:
             return _refused(error)
         if isinstance(found, NoMatch):
             return _unrouted(request, found)
-        entry = found.target
-        context = self._caller.root(timeout_s=entry.deadline_s)
-        with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
-            context = replace(context, span_id=span.span_id)
-            asked = _Asked(
-                entry, found.places, request, span, [*_ALWAYS, (TRACE, context.trace_id)]
-            )
-            with tree_of(context):
-                return await self._answer(asked, context, self._call)
+        with self._begun(found, request) as (asked, context):
+            return await self._answer(asked, context, self._call)
 
     def body_max(self, method: str, path: str) -> int | None:
         """Say how long the body of a request may be that is passed on; None where it is not."""
@@ -200,19 +193,25 @@ class GatewayEngine:
         """Answer a request that is passed on; the context is left once its answer is sent."""
         found = self._router.find(request.method, request.path)
         assert isinstance(found, Match), "body_max has found it"
+        with self._begun(found, request) as (asked, context):
+            async with AsyncExitStack() as stack:
+                yield await self._answer(asked, context, partial(self._forward, stack))
+
+    def __repr__(self) -> str:
+        return f"<GatewayEngine {self._limiter.in_flight} in flight>"
+
+    @contextmanager
+    def _begun(
+        self, found: Match[Entry], request: HttpRequest
+    ) -> Iterator[tuple[_Asked, CallContext]]:
+        """Begin the span and the call tree of a request; they end with its answer."""
         entry = found.target
         context = self._caller.root(timeout_s=entry.deadline_s)
         with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
             context = replace(context, span_id=span.span_id)
-            asked = _Asked(
-                entry, found.places, request, span, [*_ALWAYS, (TRACE, context.trace_id)]
-            )
+            headers = [*_ALWAYS, (TRACE, context.trace_id)]
             with tree_of(context):
-                async with AsyncExitStack() as stack:
-                    yield await self._answer(asked, context, partial(self._forward, stack))
-
-    def __repr__(self) -> str:
-        return f"<GatewayEngine {self._limiter.in_flight} in flight>"
+                yield _Asked(entry, found.places, request, span, headers), context
 
     async def _answer(
         self,

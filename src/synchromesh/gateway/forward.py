@@ -29,7 +29,6 @@ from synchromesh.context import (
 )
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.gateway.fallbacks import Note
-from synchromesh.gateway.limits import size_of
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
 from synchromesh.gateway.shapes import is_a
@@ -62,6 +61,8 @@ _VIA: Final = ("via", "1.1 synchromesh")
 _UPSTREAM = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _HEADER = re.compile(r"[a-z0-9][a-z0-9-]*")
 _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+_SIZE = re.compile(r"([0-9]{1,9}) ?(B|KiB|MiB|GiB)")
+_UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,24 @@ def read_forward(route: Forward, template: Template, note: Note) -> Passage:
         elif name in _NEVER or name.startswith(_NEVER_BEGINS):
             note(f"{name!r} never passes: it says who asks, from where, or how; drop it")
     return Passage(str(route.to), path, PASSED | frozenset(route.headers), body_bytes_max)
+
+
+def size_of(text: str) -> int:
+    """Return the bytes that a size such as "64MiB" stands for; units are B, KiB, MiB and GiB.
+
+    Raises:
+        ConfigError: it is no such text.
+
+    Example:
+        >>> size_of("64MiB"), size_of("0B")
+        (67108864, 0)
+    """
+    matched = _SIZE.fullmatch(text)
+    if matched is None:
+        raise ConfigError(
+            f'{text[:40]!r} is no size; write a whole number of B, KiB, MiB or GiB, such as "64MiB"'
+        )
+    return int(matched[1]) * _UNITS_BYTES[matched[2]]
 
 
 def _read_path(route: Forward, template: Template, note: Note) -> str:

@@ -17,8 +17,6 @@ from synchromesh.errors import ConfigError
 
 _LIMIT = re.compile(r"([0-9]{1,6})/(s|m|h)")
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"([0-9]{1,9}) ?(B|KiB|MiB|GiB)")
-_UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
 def interval_of(limit: str) -> float:
@@ -48,24 +46,6 @@ def burst_of(limit: str) -> int:
         (20, 1)
     """
     return max(1, math.floor(1.0 / interval_of(limit) + 1e-9))
-
-
-def size_of(text: str) -> int:
-    """Return the bytes that a size such as "64MiB" stands for; units are B, KiB, MiB and GiB.
-
-    Raises:
-        ConfigError: it is no such text.
-
-    Example:
-        >>> size_of("64MiB"), size_of("0B")
-        (67108864, 0)
-    """
-    matched = _SIZE.fullmatch(text)
-    if matched is None:
-        raise ConfigError(
-            f'{text[:40]!r} is no size; write a whole number of B, KiB, MiB or GiB, such as "64MiB"'
-        )
-    return int(matched[1]) * _UNITS_BYTES[matched[2]]
 
 
 class TokenBuckets:
