@@ -21,7 +21,7 @@ from typing import Any
 from synchromesh.calls import FaultTable, HttpTransport, Transport
 from synchromesh.discovery import MemoryRegistry
 from synchromesh.http import HttpPool, HttpServer
-from synchromesh.identity import REGISTRY, Credential, Signer
+from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import Child, Service, Supervisor
 from synchromesh.system.child_process import ChildProcess
@@ -30,14 +30,11 @@ from synchromesh.system.clients import Clients
 from synchromesh.system.config import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.faults import Faults, faults_of
 from synchromesh.system.gateway import open_socket
-from synchromesh.system.logs import log_to
 from synchromesh.system.part import Orders
-from synchromesh.system.references import signing_key
 from synchromesh.system.registry import RegistryServer
 from synchromesh.system.rundir import RunInfo
 from synchromesh.system.split_control import SplitControl
 from synchromesh.system.status import Parts
-from synchromesh.system.watchdog import watch_loop
 from synchromesh.system.wiring import CONTROL_HOST, System, all_of
 from synchromesh.telemetry import SqliteRing
 
@@ -85,19 +82,9 @@ class SplitSystem(System):
     ) -> None:
         rundir, runtime, enter = self._rundir, self._runtime, self._exit
         self._processes.clear()
-        rundir.create()
-        enter.callback(rundir.lock(runtime.disk).release)
-        # One that a killed process left would lead callers astray.
-        rundir.withdraw()
-        enter.callback(log_to(rundir.telemetry / "log.jsonl"))
-        enter.callback(watch_loop())
-        key = signing_key(self._config.system.key, rundir, self._folder, os.environ)
+        key = self._take_folder()
         signer = Signer(key)
-
-        def verify(token: str) -> Credential:
-            return signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us())
-
-        self._registry = MemoryRegistry(verify=verify)
+        self._registry = MemoryRegistry(verify=self._verifier(signer))
         background = Supervisor("system", escalate=self._fail)
         enter.push_async_callback(background.close)
         background.start(Child("registry", self._registry.run))
@@ -172,10 +159,10 @@ class SplitSystem(System):
     async def _start_split_control(
         self, parts: Parts, services: list[Service], pool: HttpPool
     ) -> HttpServer:
-        runtime, signer = self._runtime, parts.signer
+        runtime = self._runtime
         registry = RegistryServer(
             self._registry,
-            verify=lambda t: signer.verify(t, audience=REGISTRY, now_us=runtime.wall_us()),
+            verify=self._verifier(parts.signer),
             started_us=runtime.wall_us(),
         )
         control = SplitControl(

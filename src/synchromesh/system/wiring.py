@@ -37,7 +37,7 @@ from synchromesh.discovery import Endpoint, MemoryRegistry, Registration
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.http import HttpPool, HttpServer
-from synchromesh.identity import REGISTRY, Signer
+from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
@@ -197,13 +197,7 @@ class System:
         self, services: list[Service], opening: Callable[[Any], Awaitable[None]] | None
     ) -> None:
         rundir, runtime, enter = self._rundir, self._runtime, self._exit
-        rundir.create()
-        enter.callback(rundir.lock(runtime.disk).release)
-        # One that a killed process left would lead callers astray.
-        rundir.withdraw()
-        enter.callback(log_to(rundir.telemetry / "log.jsonl"))
-        enter.callback(watch_loop())
-        signer = Signer(signing_key(self._config.system.key, rundir, self._folder, os.environ))
+        signer = Signer(self._take_folder())
         ring = SqliteRing(str(rundir.telemetry / "spans.db"), runtime)
         enter.push_async_callback(ring.close)
         externals: list[ExternalProcess] = []
@@ -211,9 +205,7 @@ class System:
         # Ended before what it watches is stopped, or it would start that again.
         background = Supervisor("system", escalate=self._fail)
         enter.push_async_callback(background.close)
-        self._registry = MemoryRegistry(
-            verify=lambda t: signer.verify(t, audience=REGISTRY, now_us=runtime.wall_us())
-        )
+        self._registry = MemoryRegistry(verify=self._verifier(signer))
         background.start(Child("registry", self._registry.run))
         await self._start_externals(background, externals)
         pool = HttpPool(network=runtime.network)
@@ -247,6 +239,22 @@ class System:
         rundir.publish(control)
         enter.callback(rundir.withdraw)
         self._info = control
+
+    def _take_folder(self) -> bytes:
+        """Take the run directory for this system alone, begin its log, and return its key."""
+        rundir, enter = self._rundir, self._exit
+        rundir.create()
+        enter.callback(rundir.lock(self._runtime.disk).release)
+        # One that a killed process left would lead callers astray.
+        rundir.withdraw()
+        enter.callback(log_to(rundir.telemetry / "log.jsonl"))
+        enter.callback(watch_loop())
+        return signing_key(self._config.system.key, rundir, self._folder, os.environ)
+
+    def _verifier(self, signer: Signer) -> Callable[[str], Credential]:
+        """Return what reads the credentials that the registry is shown."""
+        runtime = self._runtime
+        return lambda token: signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us())
 
     def _gateway_client(self, makes: Clients) -> dict[str, Caller]:
         """Return the gateway's caller by its name; nothing where there is no gateway."""
