@@ -600,6 +600,35 @@ def test_waiting_ends_at_the_deadline_and_nothing_was_sent() -> None:
     staged(test, PoolLimits(connections_max=1))
 
 
+def test_streams_take_no_connection_of_calls() -> None:
+    """One may take as long as the slowest client: calls have connections of their own."""
+
+    async def test(stage: Stage) -> None:
+        async def streams() -> int:
+            async with stage.pool.stream("a", 80, "GET", "/s", timeout_s=10.0) as response:
+                assert response.stream is not None
+                await response.stream.read()
+                return response.status
+
+        first = asyncio.ensure_future(streams())
+        slow = await stage.sent()
+        slow.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+        second = asyncio.ensure_future(streams())
+        await settle()
+        assert len(stage.network.made) == 1
+        call = stage.call(timeout_s=1.0)
+        (await stage.sent(1)).feed(OK)
+        assert (await call).status == 200
+        assert repr(stage.pool) == "<HttpPool 1 endpoints, 2 connections, 1 idle>"
+        slow.feed(b"the end..")
+        assert await first == 200
+        await settle()
+        slow.feed(OK)
+        assert await second == 200
+
+    staged(test, PoolLimits(connections_max=1))
+
+
 def test_too_many_that_wait_are_shed_at_once() -> None:
     """The line is bounded."""
 

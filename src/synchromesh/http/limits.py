@@ -49,7 +49,8 @@ class PoolLimits:
     """Bounds what one pool holds and accepts.
 
     Attributes:
-        connections_max: connections to one endpoint, idle ones included.
+        connections_max: connections to one endpoint, idle ones included; as many more for streamed
+            exchanges, which last as long as the slowest client.
         waiting_max: calls that wait for a connection to one endpoint; one more is shed.
         idle_s: how long a connection is kept for the next call; less than the server's `idle_s`,
             so that it is seldom the server who closes first.

@@ -22,13 +22,22 @@ _Place: TypeAlias = "asyncio.Future[ClientConnection | None]"
 
 @dataclass(slots=True)
 class _Endpoint:
-    """One host and port: `used` counts its connections, being made, busy and idle."""
+    """One host and port, for whole exchanges or for streamed ones.
+
+    `used` counts its connections, being made, busy and idle. A streamed exchange takes as long as
+    the slowest client: those that are whole must never wait for one.
+    """
 
     host: str
     port: int
+    is_streamed: bool
     used: int = 0
     idle: deque[ClientConnection] = field(default_factory=deque)
     waiting: deque[_Place] = field(default_factory=deque)
+
+    @property
+    def key(self) -> tuple[str, int, bool]:
+        return self.host, self.port, self.is_streamed
 
     @property
     def name(self) -> str:
@@ -62,7 +71,7 @@ class HttpPool:
     def __init__(self, *, network: Network, limits: PoolLimits = PoolLimits()) -> None:  # noqa: B008
         self._network = network
         self._limits = limits
-        self._endpoints: dict[tuple[str, int], _Endpoint] = {}
+        self._endpoints: dict[tuple[str, int, bool], _Endpoint] = {}
         # A dict keeps the order in which they were made, which a simulated close relies on.
         self._connections: dict[ClientConnection, None] = {}
         self._sweeping: asyncio.TimerHandle | None = None
@@ -109,7 +118,7 @@ class HttpPool:
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"no time was left for the call to {host}:{port}; not sent")
         deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        endpoint = self._endpoints.get((host, port)) or _Endpoint(host, port)
+        endpoint = self._endpoint(host, port, is_streamed=False)
         wire = encode_request(endpoint.name, method, target, headers, body)
         is_head = method == "HEAD"
         connection = await self._acquire(endpoint, deadline_s)
@@ -156,7 +165,7 @@ class HttpPool:
         if timeout_s <= 0:
             raise DeadlineExceeded(f"no time was left for the call to {host}:{port}; not sent")
         deadline_s = asyncio.get_running_loop().time() + timeout_s
-        endpoint = self._endpoints.get((host, port)) or _Endpoint(host, port)
+        endpoint = self._endpoint(host, port, is_streamed=True)
         framing = Framing(length=None if body is None else body.length)
         sent = b"" if body is None else framing
         head = encode_request(endpoint.name, method, target, headers, sent)
@@ -199,12 +208,16 @@ class HttpPool:
 
     def __repr__(self) -> str:
         idle = sum(len(endpoint.idle) for endpoint in self._endpoints.values())
+        endpoints = len({endpoint.name for endpoint in self._endpoints.values()})
         return (
-            f"<HttpPool {len(self._endpoints)} endpoints, {len(self._connections)} connections, "
-            f"{idle} idle>"
+            f"<HttpPool {endpoints} endpoints, {len(self._connections)} connections, {idle} idle>"
         )
 
     # -- taking and giving back ------------------------------------------------------------------
+
+    def _endpoint(self, host: str, port: int, *, is_streamed: bool) -> _Endpoint:
+        known = self._endpoints.get((host, port, is_streamed))
+        return known or _Endpoint(host, port, is_streamed)
 
     async def _exchange(
         self,
@@ -257,7 +270,7 @@ class HttpPool:
     ) -> ClientConnection:
         if self._is_closed:
             raise _closed(endpoint.name)
-        self._endpoints.setdefault((endpoint.host, endpoint.port), endpoint)
+        self._endpoints.setdefault(endpoint.key, endpoint)
         connection: ClientConnection | None = None
         if endpoint.idle and not is_fresh:
             connection = endpoint.idle.pop()
@@ -353,7 +366,7 @@ class HttpPool:
     def _free(self, endpoint: _Endpoint) -> None:
         endpoint.used -= 1
         if not endpoint.used:
-            self._endpoints.pop((endpoint.host, endpoint.port), None)
+            self._endpoints.pop(endpoint.key, None)
 
     def _lost(self, endpoint: _Endpoint, connection: ClientConnection) -> None:
         self._connections.pop(connection, None)
