@@ -70,6 +70,7 @@ class ChildProcess:
         self._process: asyncio.subprocess.Process | None = None
         # One that is being replaced; it is stopped too.
         self._before: asyncio.subprocess.Process | None = None
+        self._replacing: asyncio.Task[None] | None = None
         self._ready: Ready | None = None
         self._url = ""
         self._is_stopping = False
@@ -151,21 +152,30 @@ class ChildProcess:
             BadRequest: it is not running, or is being restarted.
             ConfigError: the new one could not be started.
         """
-        before, ready = self._process, self._ready
-        if before is None or self.admin_port is None or self._before is not None:
-            raise BadRequest(f"{self._title} is not running; wait until it is")
-        self._before = before
+        if self.admin_port is None or self._before is not None:
+            raise BadRequest(
+                f"{self._title} is not running, or is being restarted; wait until it is up"
+            )
+        self._before = self._process
+        self._replacing = asyncio.ensure_future(self._replace())
+        # Whoever asked may be gone half-way; what is begun is ended all the same.
+        self._replacing.add_done_callback(self._note_replaced)
+        await asyncio.shield(self._replacing)
+
+    async def _replace(self) -> None:
+        before, ready = self._before, self._ready
+        assert before is not None
         try:
             process = self._process = await self._spawn()
-            self._ready = None
             said = await self._heard(process)
         except BaseException:
             # What was to be replaced still answers.
             self._process, self._ready, self._before = before, ready, None
             raise
-        if isinstance(said, Ready):
-            await self._note_ready(said, process)
         try:
+            self._ready = None
+            if isinstance(said, Ready):
+                await self._note_ready(said, process)
             await _end(before, self._title, REPLACED_WITHIN_S)
             self._gone(before.pid)
         finally:
@@ -173,12 +183,23 @@ class ChildProcess:
         if isinstance(said, Loaded):
             await self._note_ready(said, process)
 
+    def _note_replaced(self, replacing: asyncio.Task[None]) -> None:
+        if not replacing.cancelled() and replacing.exception() is not None:
+            _log.error("%s was not replaced: %s", self._title, replacing.exception())
+
     async def stop(self) -> None:
         """End the process: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
         self._is_stopping = True
-        for process in (self._before, self._process):
-            if process is not None and process.returncode is None:
-                await _end(process, self._title, self._stop_within_s)
+        await asyncio.gather(
+            *(
+                _end(process, self._title, self._stop_within_s)
+                for process in {self._before, self._process}
+                if process is not None and process.returncode is None
+            )
+        )
+        if self._replacing is not None:
+            # It ends what it has started, now that this one is being stopped.
+            await asyncio.wait([self._replacing])
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""
@@ -228,6 +249,8 @@ class ChildProcess:
     async def _heard(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
         """Wait until the process says how far it is; end it where it does not get there."""
         try:
+            if self._is_stopping:
+                raise ChildEnded(f"{self._title} is being stopped")
             return await self._said(process)
         except BaseException:
             await _end(process, self._title, UNREADY_WITHIN_S)

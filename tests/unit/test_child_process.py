@@ -1,0 +1,162 @@
+"""A part of a system as a child process: replaced and stopped at the worst moments."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from processes import is_alive
+from synchromesh.errors import BadRequest
+from synchromesh.system.child_process import ChildProcess
+from synchromesh.system.config import SystemConfig, SystemSection
+from synchromesh.system.part import Orders
+
+pytestmark = pytest.mark.anyio
+
+# Says what a service says, each word once there is a file that lets it; it leaves on SIGTERM, once
+# it may.
+PART = """
+import os, pathlib, signal, sys, threading
+def when(word):
+    while not pathlib.Path(word).exists():
+        threading.Event().wait(0.005)
+def leave(*_):
+    pathlib.Path("asked").touch()
+    when("leave")
+    os._exit(0)
+signal.signal(signal.SIGTERM, leave)
+sys.stdin.readline()
+when("load")
+print('{"type": "loaded"}', flush=True)
+when("open")
+print('{"type": "ready", "admin": 1, "url": "http://127.0.0.1:2"}', flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ChildProcess]:
+    """One that runs, and whose next one waits at each of its words."""
+    monkeypatch.setattr("synchromesh.system.child_process.MAIN", PART)
+    config = SystemConfig(SystemSection(name="notebook"), {})
+    child = ChildProcess(
+        "service 'notes'",
+        orders=lambda port: Orders("notes", config, "", "", "", port),
+        folder=tmp_path,
+        log=tmp_path / "log",
+        gone=lambda _: None,
+        moved=lambda _: None,
+        stop_within_s=5.0,
+    )
+    let(tmp_path, "load", "open")
+    await child.start()
+    hold(tmp_path, "load", "open")
+    yield child
+    let(tmp_path, "load", "open", "leave")
+    await child.stop()
+
+
+def let(folder: Path, *words: str) -> None:
+    for word in words:
+        (folder / word).touch()
+
+
+def hold(folder: Path, *words: str) -> None:
+    for word in words:
+        (folder / word).unlink()
+
+
+async def there(path: Path) -> None:
+    """Wait until a process has made a file."""
+    async with asyncio.timeout(10.0):
+        while not path.exists():
+            await asyncio.sleep(0.005)
+
+
+async def another(child: ChildProcess, pid: int | None) -> int:
+    """Wait until the next process has been started, and return its id."""
+    async with asyncio.timeout(10.0):
+        while child.pid == pid or child.pid is None:
+            await asyncio.sleep(0.005)
+    return child.pid
+
+
+async def test_who_asked_for_a_restart_may_go_away(child: ChildProcess, tmp_path: Path) -> None:
+    """Both processes are in the middle of it: it is ended all the same, and can be repeated."""
+    before = child.pid
+    asked = asyncio.ensure_future(child.restart())
+    let(tmp_path, "load")
+    await there(tmp_path / "asked")
+    asked.cancel()
+    await asyncio.wait([asked])
+    let(tmp_path, "leave", "open")
+    await child.settle(10.0)
+    after = child.pid
+    assert after != before
+    assert child.admin_port == 1
+    await child.restart()
+    assert child.pid != after
+
+
+async def test_the_old_process_can_be_asked_while_the_new_one_is_loaded(
+    child: ChildProcess, tmp_path: Path
+) -> None:
+    """It still answers; a second restart is refused meanwhile."""
+    asked = asyncio.ensure_future(child.restart())
+    await another(child, child.pid)
+    assert child.admin_port == 1
+    with pytest.raises(BadRequest, match="is being restarted"):
+        await child.restart()
+    let(tmp_path, "load", "open", "leave")
+    await asked
+
+
+async def test_a_stop_while_the_new_process_is_loaded_ends_both(
+    child: ChildProcess, tmp_path: Path
+) -> None:
+    """Whoever asked for the restart is told that it came to nothing."""
+    before = child.pid
+    asked = asyncio.ensure_future(child.restart())
+    after = await another(child, before)
+    let(tmp_path, "leave")
+    await child.stop()
+    with pytest.raises(Exception, match="service 'notes'"):
+        await asked
+    assert before is not None
+    assert [is_alive(pid) for pid in (before, after)] == [False, False]
+
+
+async def test_a_stop_while_the_old_process_leaves_ends_both(
+    child: ChildProcess, tmp_path: Path
+) -> None:
+    """Neither is waited for one after the other."""
+    before = child.pid
+    asked = asyncio.ensure_future(child.restart())
+    after = await another(child, before)
+    let(tmp_path, "load")
+    await there(tmp_path / "asked")
+    stopping = asyncio.ensure_future(child.stop())
+    await asyncio.sleep(0)
+    let(tmp_path, "leave")
+    await stopping
+    with pytest.raises(Exception, match="service 'notes'"):
+        await asked
+    assert before is not None
+    assert [is_alive(pid) for pid in (before, after)] == [False, False]
+
+
+async def test_a_stop_while_the_new_process_is_made_ends_both(child: ChildProcess) -> None:
+    """One that comes to be after the stop has begun does not stay."""
+    before = child.pid
+    asked = asyncio.ensure_future(child.restart())
+    await asyncio.sleep(0)
+    child.kill()
+    await child.stop()
+    with pytest.raises(Exception, match="service 'notes'"):
+        await asked
+    assert before is not None
+    assert child.pid is not None
+    assert [is_alive(pid) for pid in (before, child.pid)] == [False, False]
