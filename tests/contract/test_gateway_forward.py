@@ -174,7 +174,18 @@ def fields_of(message: bytearray) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["..", "%2e%2E", "..%2fsecrets", "a%2F..%2Fb", "..%5Cb", ".", "..;x"]
+    "name",
+    [
+        "..",
+        "%2e%2E",
+        "..%2fsecrets",
+        "a%2F..%2Fb",
+        "..%5Cb",
+        ".",
+        "..;x",
+        "%252e%252E",
+        "a%25252F..",
+    ],
 )
 def test_no_place_leads_elsewhere(name: str) -> None:
     """A place stays one segment, also where an upstream decodes it before it splits the path."""

@@ -63,6 +63,8 @@ _HEADER = re.compile(r"[a-z0-9][a-z0-9-]*")
 _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _SIZE = re.compile(r"([0-9]{1,9}) ?(B|KiB|MiB|GiB)")
 _UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+# How often a place is decoded to see where it leads.
+_DECODINGS_MAX: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,13 @@ def _read_path(route: Forward, template: Template, note: Note) -> str:
 
 def _segment(value: str) -> str:
     """Return a place's value if it stays one segment of the path wherever it is decoded."""
-    for part in re.split(r"[/\\]", unquote(value)):
+    decoded = value
+    # Some servers decode a path twice, or the service behind them does it again.
+    for _ in range(_DECODINGS_MAX):
+        decoded = unquote(decoded)
+    if decoded != unquote(decoded):
+        raise BadRequest(f"the path is encoded more than {_DECODINGS_MAX} times over")
+    for part in re.split(r"[/\\]", decoded):
         # Some servers cut parameters off a segment before they look at its dots.
         if part.partition(";")[0] in (".", ".."):
             raise BadRequest("the path has a segment of dots, which leads elsewhere")
