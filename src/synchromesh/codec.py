@@ -106,11 +106,6 @@ def convert(value: object, kind: type[T], *, from_text: bool = False) -> T:
         raise BadRequest(f"the data does not fit: {error}") from error
 
 
-def to_plain(value: object) -> Any:
-    """Return a value as dicts, lists, strings and numbers, as JSON would carry it."""
-    return msgspec.to_builtins(value)
-
-
 def digest(data: bytes) -> str:
     """Return 32 hex digits that tell one input from another (BLAKE2b, 128 bits)."""
     return blake2b(data, digest_size=16).hexdigest()

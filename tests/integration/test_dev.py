@@ -18,8 +18,8 @@ from synchromesh.discovery import Registration
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.runtime import RealRuntime
 from synchromesh.service import Service, ServiceInstance, Surroundings
-from synchromesh.system import System, children, load_config, wiring
-from synchromesh.system.children import ExternalProcess
+from synchromesh.system import System, external, load_config, wiring
+from synchromesh.system.external import ExternalProcess
 
 # What a server may take to end handlers that it has cancelled.
 CANCEL_S = 1.0
@@ -170,7 +170,7 @@ async def test_a_call_that_outlasts_the_stop_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bounds of draining hold, and together they stay below 10 s."""
-    bounds = wiring.ANSWER_WITHIN_S + wiring.DRAIN_WITHIN_S + children.STOP_WITHIN_S
+    bounds = wiring.ANSWER_WITHIN_S + wiring.DRAIN_WITHIN_S + external.STOP_WITHIN_S
     assert bounds + CANCEL_S < 10.0
     monkeypatch.setattr(wiring, "ANSWER_WITHIN_S", 0.01)
     monkeypatch.setattr(wiring, "DRAIN_WITHIN_S", 0.01)

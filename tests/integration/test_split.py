@@ -23,7 +23,7 @@ from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import (
     SplitSystem,
     child_process,
-    children,
+    external,
     gateway_part,
     load_config,
     service_part,
@@ -308,7 +308,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process(
 def test_the_bounds_of_a_stop_stay_below_ten_seconds() -> None:
     """Gateway, services, control socket and external services end one after the other."""
     bounds = split.GATEWAY_WITHIN_S + split.SERVICES_WITHIN_S + split.CONTROL_WITHIN_S
-    assert child_process.UNREADY_WITHIN_S + bounds + children.STOP_WITHIN_S < 10.0
+    assert child_process.UNREADY_WITHIN_S + bounds + external.STOP_WITHIN_S < 10.0
     patience = child_process.REPLACED_WITHIN_S - child_process.HURRY_S
     service = service_part.HEARD_WITHIN_S + service_part.ANSWER_WITHIN_S
     assert service + service_part.DRAIN_WITHIN_S < patience

@@ -26,6 +26,7 @@ from synchromesh.discovery import Endpoint, RoundRobin
 from synchromesh.errors import CallError, ConfigError, ConnectFailed, SynchromeshError
 from synchromesh.http import Body, HttpResponse
 from synchromesh.resilience import Attempt, AttemptsLeft, Edge, Limiter
+from synchromesh.resilience.attempts import NEARLY_FULL
 from synchromesh.telemetry import Span, Tracer
 
 # The name of the fact that says where an instance is reached by HTTP, besides its own transport.
@@ -33,8 +34,6 @@ HTTP = "http"
 # What is read of an answer that tells of a failure, and for how long.
 PROBLEM_BYTES_MAX = 64 * 1024
 PROBLEM_WITHIN_S = 1.0
-# The share of the edge's timeout that counts as all of it, as for calls.
-_NEARLY_FULL = 0.95
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
@@ -220,7 +219,7 @@ class _Sending:
         left_s = deadline_s - now
         if own_s is None:
             return left_s
-        attempt.has_full_timeout = left_s >= own_s * _NEARLY_FULL
+        attempt.has_full_timeout = left_s >= own_s * NEARLY_FULL
         return min(own_s, left_s)
 
     async def _failure(self, attempt: Attempt, response: HttpResponse) -> SynchromeshError:

@@ -1,7 +1,4 @@
-"""Which event loop runs a system: asyncio's own, or uvloop where the extra `fast` is installed.
-
-And how whoever runs in it waits for its end.
-"""
+"""Which event loop runs a system: asyncio's own, or uvloop where the extra `fast` is installed."""
 
 from __future__ import annotations
 
@@ -30,13 +27,3 @@ def loop_factory(name: str) -> LoopFactory:
         raise MissingExtra("fast", needed_for=f'[system] loop = "{name}"') from error
     factory: LoopFactory = uvloop.new_event_loop
     return factory
-
-
-async def first_of(*events: asyncio.Event) -> None:
-    """Wait until one of the events is set."""
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

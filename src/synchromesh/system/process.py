@@ -34,7 +34,7 @@ from synchromesh.system.control import Control
 from synchromesh.system.faults import Faults, faults_of
 from synchromesh.system.gateway_part import GatewayPart
 from synchromesh.system.logs import log_to
-from synchromesh.system.loops import first_of, loop_factory
+from synchromesh.system.loops import loop_factory
 from synchromesh.system.part import (
     FAILED,
     FAILED_SAYS,
@@ -49,6 +49,7 @@ from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
 from synchromesh.system.service_part import ServicePart
 from synchromesh.system.status import Parts
+from synchromesh.system.waits import first_of
 from synchromesh.system.watchdog import watch_loop
 from synchromesh.system.wiring import CONTROL_HOST
 from synchromesh.telemetry import SqliteRing

@@ -25,9 +25,9 @@ from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import Child, Service, Supervisor
 from synchromesh.system.child_process import ChildProcess
-from synchromesh.system.children import ExternalProcess
 from synchromesh.system.clients import Clients
 from synchromesh.system.config import CLIENT, GATEWAY, SystemConfig
+from synchromesh.system.external import ExternalProcess
 from synchromesh.system.faults import Faults, faults_of
 from synchromesh.system.gateway import open_socket
 from synchromesh.system.part import Orders
@@ -35,7 +35,8 @@ from synchromesh.system.registry import RegistryServer
 from synchromesh.system.rundir import RunInfo
 from synchromesh.system.split_control import SplitControl
 from synchromesh.system.status import Parts
-from synchromesh.system.wiring import CONTROL_HOST, System, all_of
+from synchromesh.system.waits import all_of
+from synchromesh.system.wiring import CONTROL_HOST, System
 from synchromesh.telemetry import SqliteRing
 
 # Together with what a process that starts and external services may take to end, these stay below

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,6 @@ from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
 from synchromesh.store import StoreOptions
-from synchromesh.system.children import ExternalProcess
 from synchromesh.system.clients import Clients
 from synchromesh.system.config import (
     CLIENT,
@@ -54,13 +53,14 @@ from synchromesh.system.config import (
     load_services,
 )
 from synchromesh.system.control import Control
+from synchromesh.system.external import ExternalProcess
 from synchromesh.system.faults import faults_of
 from synchromesh.system.gateway import ServedGateway, check_gateway
 from synchromesh.system.logs import log_to
-from synchromesh.system.loops import first_of
 from synchromesh.system.references import signing_key
 from synchromesh.system.rundir import RunDir, RunInfo
 from synchromesh.system.status import Parts
+from synchromesh.system.waits import all_of, first_of
 from synchromesh.system.watchdog import watch_loop
 from synchromesh.telemetry import SqliteRing
 
@@ -416,13 +416,6 @@ class System:
 
     def __repr__(self) -> str:
         return f"<System {self._config.system.name}: {', '.join(self.instances) or 'not started'}>"
-
-
-async def all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Take all steps of an ending at once; one that fails is logged, and stops no other."""
-    for outcome in await asyncio.gather(*steps, return_exceptions=True):
-        if isinstance(outcome, Exception):
-            _log.error("a step of stopping failed", exc_info=outcome)
 
 
 class OpeningClient:

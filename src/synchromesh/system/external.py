@@ -1,0 +1,169 @@
+"""External services as child processes: somebody else's programs that a system runs beside it.
+
+A child dies with its parent, however that dies, is started again when it ends, and escalates when
+it ends too often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from synchromesh.errors import ConfigError
+from synchromesh.system.children import ChildEnded, die_with_parent, how_it_ended, signal_group
+
+READY_WITHIN_S = 10.0
+STOP_WITHIN_S = 2.0
+LINE_BYTES_MAX = 4096
+
+_log = logging.getLogger("synchromesh.system")
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The line of JSON that a child prints when it can be called."""
+
+    port: int
+
+
+class ExternalProcess:
+    """One external service as a child process; `run` is a supervised loop.
+
+    Args:
+        name: the external service.
+        command, env: what is run; `env` is added to this process's environment.
+        log: the file that takes what the child writes to standard error.
+        moved: told the URL after each start, for a child may come back at another port.
+        ready_within_s: how long a child may take until it says its port.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        command: list[str],
+        env: dict[str, str],
+        folder: Path,
+        log: Path,
+        moved: Callable[[str], None],
+        ready_within_s: float = READY_WITHIN_S,
+    ) -> None:
+        self._name = name
+        self._command = command
+        self._env = {**os.environ, **env}
+        self._folder = folder
+        self._log_path = log
+        self._moved = moved
+        self._ready_within_s = ready_within_s
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while it does not run."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the child and wait until it can be called.
+
+        Raises:
+            ConfigError: it cannot be run, or was not ready in time; the message names its log.
+        """
+        await self._spawn()
+        try:
+            port = await self._port()
+        except BaseException:
+            await self.stop()
+            raise
+        self._moved(f"http://127.0.0.1:{port}")
+
+    async def _spawn(self) -> None:
+        try:
+            errors = self._log_path.open("ab")
+        except OSError as error:
+            raise ConfigError(
+                f"the log of external service {self._name!r} cannot be written: {self._log_path}: "
+                f"{error.strerror}"
+            ) from error
+        try:
+            with errors:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    cwd=self._folder,
+                    env=self._env,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=errors,
+                    limit=LINE_BYTES_MAX,
+                    preexec_fn=die_with_parent(),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ConfigError(
+                f"external service {self._name!r} cannot be started: {self._command[0]!r}: "
+                f"{error.strerror}; mend its command"
+            ) from error
+
+    async def _port(self) -> int:
+        """Return the port that the child says it listens on."""
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(self._ready_within_s):
+                line = await self._stdout().readline()
+                code = None if line else await self._process.wait()
+        except TimeoutError:
+            raise self._unready(f"said no port within {self._ready_within_s:g} s") from None
+        except ValueError:
+            raise self._unready(f"said a first line above {LINE_BYTES_MAX} bytes") from None
+        if code is not None:
+            raise self._unready(f"ended {how_it_ended(code)} before it said its port")
+        try:
+            port = msgspec.json.decode(line, type=Ready).port
+        except msgspec.MsgspecError:
+            port = 0
+        if not 0 < port <= 65_535:
+            raise self._unready('said no line such as {"port": 8080} first')
+        return port
+
+    def _unready(self, why: str) -> ConfigError:
+        return ConfigError(f"external service {self._name!r} {why}; see {self._log_path}")
+
+    async def run(self) -> None:
+        """Watch the child until it ends, then raise; the next run starts it anew."""
+        if self._process is None or self._process.returncode is not None:
+            await self.start()
+        process = self._process
+        assert process is not None
+        # What it prints is read for ever, or a full pipe would stop it.
+        while await self._stdout().read(LINE_BYTES_MAX):
+            pass
+        code = await process.wait()
+        raise ChildEnded(
+            f"external service {self._name!r} ended {how_it_ended(code)}; see {self._log_path}"
+        )
+
+    async def stop(self) -> None:
+        """End the child: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        signal_group(process, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await process.wait()
+        except TimeoutError:
+            _log.warning("external service %s did not stop on SIGTERM and is killed", self._name)
+            signal_group(process, signal.SIGKILL)
+            await process.wait()
+
+    def _stdout(self) -> asyncio.StreamReader:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def __repr__(self) -> str:
+        return f"<ExternalProcess {self._name} pid {self.pid}>"

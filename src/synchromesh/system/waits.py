@@ -1,0 +1,27 @@
+"""Waiting for several things: until one of them has happened, or all of them are done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+_log = logging.getLogger("synchromesh.system")
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Take all steps of an ending at once; one that fails is logged, and stops no other."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            _log.error("a step of stopping failed", exc_info=outcome)
