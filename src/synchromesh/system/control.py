@@ -30,7 +30,7 @@ from synchromesh.http import HttpRequest, HttpResponse, error_response
 from synchromesh.saga.story import SagaSummary
 from synchromesh.service import Service
 from synchromesh.system.faults import BreakRequest, HealRequest
-from synchromesh.system.status import Parts, status_of
+from synchromesh.system.status import Overview, status_of
 from synchromesh.system.words import in_words
 
 LISTED_MAX = 1000
@@ -63,13 +63,13 @@ class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class Control:
     """Answers the control socket of one system."""
 
-    def __init__(self, parts: Parts, *, token: str, authority: Callable[[], str]) -> None:
-        self._parts = parts
+    def __init__(self, overview: Overview, *, token: str, authority: Callable[[], str]) -> None:
+        self._overview = overview
         self._token = token
         self._authority = authority
-        self._instances = parts.instances
+        self._instances = overview.instances
         self._services: Mapping[str, Service] = {
-            name: instance.service for name, instance in parts.instances.items()
+            name: instance.service for name, instance in overview.instances.items()
         }
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
@@ -106,15 +106,15 @@ class Control:
             raise Unauthenticated("the control socket needs the token of run.json")
 
     async def _status(self, _: HttpRequest, __: str) -> object:
-        return await status_of(self._parts)
+        return await status_of(self._overview)
 
     async def _faults(self, request: HttpRequest, rest: str) -> object:
         if rest:
             raise _unknown(request)
-        return self._parts.faults.told()
+        return self._overview.faults.told()
 
     async def _break_or_heal(self, request: HttpRequest, rest: str) -> object:
-        faults = self._parts.faults
+        faults = self._overview.faults
         if not rest:
             return faults.break_on_purpose(decode(request.body, BreakRequest))
         if rest != "heal":
@@ -138,8 +138,8 @@ class Control:
         arguments = arguments_from_texts(operation, wanted.arguments)
         if wanted.key:
             check_key(wanted.key)
-        root = self._parts.caller.root(principal=wanted.principal, key=wanted.key or None)
-        span = self._parts.tracer.start("client", operation.full_name, trace_id=root.trace_id)
+        root = self._overview.caller.root(principal=wanted.principal, key=wanted.key or None)
+        span = self._overview.tracer.start("client", operation.full_name, trace_id=root.trace_id)
         context = replace(root, span_id=span.span_id)
         answer: dict[str, Any] = {
             "trace_id": root.trace_id,
@@ -147,7 +147,7 @@ class Control:
         }
         with span:
             try:
-                body = await self._parts.caller.send(
+                body = await self._overview.caller.send(
                     operation, arguments, context=context, timeout_s=wanted.timeout_s
                 )
             except SynchromeshError as error:
@@ -194,13 +194,13 @@ class Control:
         return sorted(found, key=lambda each: each[1].started_at, reverse=True)
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        await self._parts.ring.flush()
+        await self._overview.ring.flush()
         if trace_id == "last":
-            newest = self._parts.ring.last_trace_id()
+            newest = self._overview.ring.last_trace_id()
             if newest is None:
                 raise BadRequest("no client has made a call yet; make one with: synchromesh call")
             trace_id = newest
-        spans = self._parts.ring.trace(trace_id)
+        spans = self._overview.ring.trace(trace_id)
         if not spans:
             raise BadRequest(
                 f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
@@ -210,22 +210,22 @@ class Control:
 
     async def _credential(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CredentialRequest)
-        parts = self._parts
+        overview = self._overview
         if not _CLIENT.fullmatch(wanted.client):
             raise BadRequest(
                 f"{wanted.client[:80]!r} is no name for a client; expected 1 to 63 of a to z, 0 to "
                 "9, '_', '.' and '-', a letter or digit first"
             )
-        if wanted.client in (*self._services, *parts.clients, *parts.faults.callers):
+        if wanted.client in (*self._services, *overview.clients, *overview.faults.callers):
             raise BadRequest(
                 f"{wanted.client!r} is a caller of the system itself; take a name of your own"
             )
         self._known(wanted.service)
-        token = parts.signer.token(
+        token = overview.signer.token(
             wanted.client,
             wanted.principal,
             audience=wanted.service,
-            now_us=parts.runtime.wall_us(),
+            now_us=overview.runtime.wall_us(),
         )
         return {"credential": token}
 
@@ -242,7 +242,7 @@ class Control:
         service = self._services.get(name)
         if service is None:
             known = ", ".join(self._services)
-            if name in self._parts.externals:
+            if name in self._overview.externals:
                 raise UnknownOperation(
                     f"{name!r} is an external service: only services of this system call it, and "
                     f"its contract is theirs; there are {known}"

@@ -48,7 +48,7 @@ from synchromesh.system.part import (
 from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
 from synchromesh.system.service_part import ServicePart
-from synchromesh.system.status import Parts
+from synchromesh.system.status import Overview
 from synchromesh.system.waits import first_of
 from synchromesh.system.watchdog import watch_loop
 from synchromesh.system.wiring import CONTROL_HOST
@@ -159,7 +159,7 @@ class Process:
         return Ready(admin.port, await part.open())
 
     async def _admin(self, ground: Ground, part: Part, faults: Faults) -> HttpServer:
-        parts = Parts(
+        overview = Overview(
             name=ground.orders.config.system.name,
             caller=part.caller,
             tracer=part.tracer,
@@ -176,7 +176,7 @@ class Process:
             runtime=ground.runtime,
         )
         control = Control(
-            parts, token=self._orders.token, authority=lambda: f"{server.host}:{server.port}"
+            overview, token=self._orders.token, authority=lambda: f"{server.host}:{server.port}"
         )
         server = HttpServer(control.handle, network=self._runtime.network)
         await server.start(CONTROL_HOST, 0)

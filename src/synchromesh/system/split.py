@@ -34,7 +34,7 @@ from synchromesh.system.part import Orders
 from synchromesh.system.registry import RegistryServer
 from synchromesh.system.rundir import RunInfo
 from synchromesh.system.split_control import SplitControl
-from synchromesh.system.status import Parts
+from synchromesh.system.status import Overview
 from synchromesh.system.waits import all_of
 from synchromesh.system.wiring import CONTROL_HOST, System
 from synchromesh.telemetry import SqliteRing
@@ -93,8 +93,8 @@ class SplitSystem(System):
         self._token = secrets.token_urlsafe(32)
         pool = HttpPool(network=runtime.network)
         enter.push_async_callback(pool.close)
-        parts = self._parts_of_all(pool, signer, (background, self._watching))
-        self._control = await self._start_split_control(parts, services, pool)
+        overview = self._overview_of_all(pool, signer, (background, self._watching))
+        self._control = await self._start_split_control(overview, services, pool)
         externals: list[ExternalProcess] = []
         enter.push_async_callback(lambda: all_of(process.stop() for process in externals))
         enter.push_async_callback(
@@ -104,7 +104,7 @@ class SplitSystem(System):
         await self._start_externals(self._watching, externals)
         await self._start_processes(key)
         if opening is not None:
-            await self._open(opening, parts.caller)
+            await self._open(opening, overview.caller)
         if self._definition is not None:
             await self._start_gateway_process(key)
         enter.callback(rundir.withdraw)
@@ -121,9 +121,9 @@ class SplitSystem(System):
         )
         self._rundir.publish(self._info)
 
-    def _parts_of_all(
+    def _overview_of_all(
         self, pool: HttpPool, signer: Signer, supervisors: tuple[Supervisor, ...]
-    ) -> Parts:
+    ) -> Overview:
         runtime = self._runtime
         ring = SqliteRing(str(self._rundir.telemetry / "spans.db"), runtime)
         self._exit.push_async_callback(ring.close)
@@ -140,7 +140,7 @@ class SplitSystem(System):
             policies=self._policies,
         )
         caller, tracer = makes.make(CLIENT)
-        return Parts(
+        return Overview(
             name=self._config.system.name,
             caller=caller,
             tracer=tracer,
@@ -158,16 +158,16 @@ class SplitSystem(System):
         )
 
     async def _start_split_control(
-        self, parts: Parts, services: list[Service], pool: HttpPool
+        self, overview: Overview, services: list[Service], pool: HttpPool
     ) -> HttpServer:
         runtime = self._runtime
         registry = RegistryServer(
             self._registry,
-            verify=self._verifier(parts.signer),
+            verify=self._verifier(overview.signer),
             started_us=runtime.wall_us(),
         )
         control = SplitControl(
-            parts,
+            overview,
             token=self._token,
             authority=lambda: f"{server.host}:{server.port}",
             registry=registry,

@@ -28,7 +28,7 @@ from synchromesh.system.child_process import ChildProcess
 from synchromesh.system.config import GATEWAY
 from synchromesh.system.control import Control
 from synchromesh.system.registry import PATH, RegistryServer
-from synchromesh.system.status import Parts, findings_in, status_of
+from synchromesh.system.status import Overview, findings_in, status_of
 
 ASK_WITHIN_S = 2.0
 # How long a process that starts is waited for, so that it hears of a fault, too.
@@ -57,7 +57,7 @@ class SplitControl(Control):
 
     def __init__(
         self,
-        parts: Parts,
+        overview: Overview,
         *,
         token: str,
         authority: Callable[[], str],
@@ -66,7 +66,7 @@ class SplitControl(Control):
         processes: Mapping[str, ChildProcess],
         pool: HttpPool,
     ) -> None:
-        super().__init__(parts, token=token, authority=authority)
+        super().__init__(overview, token=token, authority=authority)
         self._registry = registry
         self._services = services
         self._processes = processes
@@ -79,7 +79,7 @@ class SplitControl(Control):
         return await super().handle(request)
 
     async def _status(self, _: HttpRequest, __: str) -> object:
-        status = await status_of(self._parts)
+        status = await status_of(self._overview)
         told = await self._ask_all("GET", "/status")
         services = {name: self._service(name, told[name], status["children"])
                     for name in self._services if name in told}  # fmt: skip
@@ -166,7 +166,7 @@ class SplitControl(Control):
         return {"sagas": runs[: int(limits[0]) if limits else 50]}
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        ring = self._parts.ring
+        ring = self._overview.ring
         await ring.flush()
         if trace_id == "last":
             newest = ring.last_trace_id()

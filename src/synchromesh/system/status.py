@@ -19,8 +19,8 @@ from synchromesh.telemetry import SqliteRing, Tracer
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a running system, for those that speak for all of it.
+class Overview:
+    """What those see who speak for all of a running system.
 
     Attributes:
         name: the system's.
@@ -50,7 +50,7 @@ class Parts:
     runtime: Runtime
 
 
-async def status_of(parts: Parts) -> dict[str, Any]:
+async def status_of(overview: Overview) -> dict[str, Any]:
     """Return how the system is.
 
     `findings` says in words what needs a person: sagas that are stuck, messages that are parked,
@@ -61,28 +61,30 @@ async def status_of(parts: Parts) -> dict[str, Any]:
         name: {
             "pid": pid,
             **await instance_status(instance),
-            "instances": await _listed(parts, name),
+            "instances": await _listed(overview, name),
         }
-        for name, instance in parts.instances.items()
+        for name, instance in overview.instances.items()
     }
     children = {
         child: asdict(state)
-        for supervisor in parts.supervisors
+        for supervisor in overview.supervisors
         for child, state in supervisor.states.items()
     }
     return {
-        "system": parts.name,
+        "system": overview.name,
         "pid": pid,
-        "gateway": None if parts.gateway is None else {"pid": pid, "url": parts.gateway.url},
+        "gateway": None if overview.gateway is None else {"pid": pid, "url": overview.gateway.url},
         "services": services,
-        "externals": {name: {"instances": await _listed(parts, name)} for name in parts.externals},
+        "externals": {
+            name: {"instances": await _listed(overview, name)} for name in overview.externals
+        },
         "clients": {
             name: {"breakers": _breakers(caller), "holds": _holds(caller)}
-            for name, caller in parts.clients.items()
+            for name, caller in overview.clients.items()
         },
         "children": children,
-        "faults": parts.faults.told(),
-        "spans_dropped": parts.ring.dropped,
+        "faults": overview.faults.told(),
+        "spans_dropped": overview.ring.dropped,
         "findings": findings_in(services, children),
     }
 
@@ -129,13 +131,13 @@ async def instance_status(instance: ServiceInstance) -> dict[str, Any]:
     }
 
 
-async def _listed(parts: Parts, service: str) -> list[dict[str, Any]]:
+async def _listed(overview: Overview, service: str) -> list[dict[str, Any]]:
     """Return the instances that callers find, each where it can be reached from outside."""
-    resolved = await parts.resolver.resolve(service)
+    resolved = await overview.resolver.resolve(service)
     return [
         {
             "instance": endpoint.instance,
-            "url": endpoint.url if endpoint.scheme == "http" else parts.urls.get(service, ""),
+            "url": endpoint.url if endpoint.scheme == "http" else overview.urls.get(service, ""),
             "is_stale": resolved.is_stale,
         }
         for endpoint in resolved.endpoints

@@ -59,7 +59,7 @@ from synchromesh.system.gateway import ServedGateway, check_gateway
 from synchromesh.system.logs import log_to
 from synchromesh.system.references import signing_key
 from synchromesh.system.rundir import RunDir, RunInfo
-from synchromesh.system.status import Parts
+from synchromesh.system.status import Overview
 from synchromesh.system.waits import all_of, first_of
 from synchromesh.system.watchdog import watch_loop
 from synchromesh.telemetry import SqliteRing
@@ -229,10 +229,10 @@ class System:
         for service in services:
             await self._start_service(service, around, inproc, faults)
         leases = await self._register(signer)
-        parts = self._parts(around, ring, (background, leases), faults)
-        control = await self._start_control(parts)
+        overview = self._overview(around, ring, (background, leases), faults)
+        control = await self._start_control(overview)
         if opening is not None:
-            await self._open(opening, parts.caller)
+            await self._open(opening, overview.caller)
         if self._gateway is not None:
             await self._start_gateway(self._gateway, background)
             control = msgspec.structs.replace(control, gateway=self._gateway.url)
@@ -355,13 +355,13 @@ class System:
         self._urls[name] = url
         self._registry.fix(Endpoint(name, name, url))
 
-    def _parts(
+    def _overview(
         self,
         around: Surroundings,
         ring: SqliteRing,
         supervisors: tuple[Supervisor, ...],
         faults: FaultTable,
-    ) -> Parts:
+    ) -> Overview:
         makes = Clients(
             resolver=around.resolver,
             transports=around.transports,
@@ -373,7 +373,7 @@ class System:
         )
         caller, tracer = makes.make(CLIENT)
         clients = {CLIENT: caller, **self._gateway_client(makes)}
-        return Parts(
+        return Overview(
             name=self._config.system.name,
             caller=caller,
             tracer=tracer,
@@ -390,9 +390,9 @@ class System:
             runtime=around.runtime,
         )
 
-    async def _start_control(self, parts: Parts) -> RunInfo:
+    async def _start_control(self, overview: Overview) -> RunInfo:
         token = secrets.token_urlsafe(32)
-        control = Control(parts, token=token, authority=lambda: f"{server.host}:{server.port}")
+        control = Control(overview, token=token, authority=lambda: f"{server.host}:{server.port}")
         server = HttpServer(control.handle, network=self._runtime.network)
         await server.start(CONTROL_HOST, self._config.system.control_port)
         self._exit.push_async_callback(server.close)
