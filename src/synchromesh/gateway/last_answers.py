@@ -1,4 +1,4 @@
-"""The last good answers of branches, for when their service fails. A pure machine."""
+"""The last good answers of branches and routes, for when their service fails. A pure machine."""
 
 from __future__ import annotations
 
