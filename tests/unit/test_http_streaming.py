@@ -508,6 +508,28 @@ def test_continue_is_said_when_the_body_is_asked_for() -> None:
     staged(ignores, refused)
 
 
+def test_continue_is_not_said_within_an_answer() -> None:
+    """An answer that has begun takes its place: in the middle of it, it would be read as its body.
+
+    Who sends nothing then is slow.
+    """
+
+    async def sends(stage: Stage) -> None:
+        client = await stage.client(post("content-length: 3", "expect: 100-continue"))
+        client.feed(b"abc")
+        await settle()
+        assert bytes(client.sent).count(b"HTTP/1.1 ") == 1
+        assert bytes(client.sent).endswith(b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+
+    async def waits(stage: Stage) -> None:
+        client = await stage.client(post("content-length: 3", "expect: 100-continue"))
+        await asyncio.sleep(10.5)
+        assert client.is_closing()
+
+    staged(echo, sends)
+    staged(echo, waits)
+
+
 def test_waiting_for_continue_is_not_being_slow() -> None:
     """A client that waits for 100 Continue is not timed while the handler takes its time."""
 

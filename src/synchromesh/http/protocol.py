@@ -345,6 +345,9 @@ class ServerConnection(asyncio.Protocol):
         reader, stream = self._reader, response.stream
         # What comes after a body that is not read to its end cannot be read either.
         is_last = self._is_last() or reader.coming is self._current
+        if reader.coming is self._current:
+            # The answer takes the place of 100 Continue, which would be read as a part of it.
+            reader.owes_continue = False
         framing = None
         if stream is not None and has_body(response, is_head=is_head):
             is_chunked = not (is_last and reader.is_old)
