@@ -39,6 +39,7 @@ def passing() -> Account:
     ]
     account.degraded = [Degraded("kill", PAGE, "order", "stale", 2.5)]
     account.kills = [Kill(10, 20, 41_000_000, 42_000_000, tuple("abcde"), 5)]
+    account.ended = {"service/orders": 1}
     account.restarts = [Restart(30, 40, 51_000_000, 52_000_000, bridged=1, given_up=0)]
     return account
 
@@ -62,6 +63,7 @@ def test_a_run_in_which_everything_was_seen_passes() -> None:
 
 def never_killed(account: Account) -> None:
     account.kills.clear()
+    account.ended.clear()
 
 
 def few_in_flight(account: Account) -> None:
@@ -116,10 +118,28 @@ def undecided(account: Account) -> None:
     account.told["A-1"] = "accepted"
 
 
+def failed_in_calm(account: Account) -> None:
+    account.failures.append(Failure(1_000_000, "calm", "GET /prices", "remote_failed"))
+
+
+def failed_at_rest(account: Account) -> None:
+    account.failures.append(Failure(61_000_000, "rest", "GET /prices", "call_failed"))
+
+
+def ended_by_itself(account: Account) -> None:
+    account.ended = {"service/orders": 1, "gateway": 1, "external/credit_provider": 2}
+
+
+def ended_after_the_kill(account: Account) -> None:
+    account.ended = {"service/orders": 2}
+
+
 def noted(account: Account) -> None:
     account.notes.append("the system stopped with exit code 3, expected 0")
 
 
+IN_PEACE = "no request failed while all was well: 1 failed"
+ENDED = "no process ended that was not killed"
 TRIPPED, RECOVERED = f"{EDGE} tripped by the stall: 0", "and recovered after that: 0"
 MET, WENT_ON = "orders was killed with 5 sagas in flight or more", "sagas were recovered after it"
 
@@ -141,6 +161,10 @@ MET, WENT_ON = "orders was killed with 5 sagas in flight or more", "sagas were r
         (failed_over_the_restart, ["no request failed because of it: 1 failed"]),
         (unanswered, ["every order has its answer: 1 of 2"]),
         (undecided, ["every order has its answer: 1 of 2"]),
+        (failed_in_calm, [IN_PEACE]),
+        (failed_at_rest, [IN_PEACE]),
+        (ended_by_itself, [f"{ENDED}: 3 did"]),
+        (ended_after_the_kill, [f"{ENDED}: 1 did"]),
         (noted, ["nothing else went wrong: the system stopped with exit code 3, expected 0"]),
     ],
 )

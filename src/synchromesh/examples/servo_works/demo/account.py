@@ -103,6 +103,7 @@ class Account(Struct):
         spans: of one trace, of a saga that the kill met.
         reasons: why sagas were undone.
         undone: the story of one of them.
+        ended: how often each process of the system ended, and was started again by itself.
         notes: what went otherwise than it should have.
     """
 
@@ -122,6 +123,7 @@ class Account(Struct):
     spans: list[SpanRecord] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
     undone: dict[str, Any] | None = None
+    ended: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -263,6 +263,7 @@ class Acts:
         """Keep what only a running system can show: traces, and the story of an undone saga."""
         system, account = self._system, self._account
         account.end(self._runtime.wall_us())
+        account.ended = {name: times for name, times in (await system.restarts()).items() if times}
         await evidence.tell_of_undone(system, account)
         if account.kills:
             await evidence.tell_of_crossing(system, account)

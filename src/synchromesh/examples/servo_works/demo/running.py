@@ -140,7 +140,7 @@ class RunningSystem:
         return await self._request(self._info.control, method, path, body, headers, within_s)
 
     async def status(self) -> Any:
-        """Return the system's status, once every service of it answers for itself.
+        """Return the system's status, once every service and the gateway answer for themselves.
 
         Raises:
             NotInTime: one has not for 60 seconds.
@@ -150,10 +150,10 @@ class RunningSystem:
         async def is_whole() -> bool:
             nonlocal found
             found = await self.ask("GET", "/status")
-            return all(map(_is_up, found["services"].values()))
+            return not _down(found)
 
         if not await until(is_whole, START_WITHIN_S):
-            down = [name for name, each in found["services"].items() if not _is_up(each)]
+            down = _down(found)
             raise NotInTime(f"{', '.join(down)} did not come up within {START_WITHIN_S:g} s")
         return found
 
@@ -163,6 +163,11 @@ class RunningSystem:
         parts = {name: int(each["pid"]) for name, each in status["services"].items()}
         gateway = status.get("gateway")
         return parts | ({"gateway": int(gateway["pid"])} if gateway else {})
+
+    async def restarts(self) -> dict[str, int]:
+        """Return how often each child, such as "service/orders", was started again by itself."""
+        children = (await self.status())["children"]
+        return {name: int(child["restarts"]) for name, child in children.items()}
 
     async def make_key(self, principal: str, *scopes: str) -> str:
         """Make an API key to the gateway, as whoever operates it does, and return it.
@@ -273,6 +278,13 @@ class RunningSystem:
             said = response.body[:200].decode(errors="replace")
             raise ConfigError(f"{method} {url}{path} was answered {response.status}: {said}")
         return msgspec.json.decode(response.body)
+
+
+def _down(status: dict[str, Any]) -> list[str]:
+    """Return the services, and the gateway, that do not answer for themselves."""
+    down = [name for name, each in status["services"].items() if not _is_up(each)]
+    is_silent = status.get("gateway") and "gateway" not in status["clients"]
+    return [*down, "gateway"] if is_silent else down
 
 
 def _is_up(service: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from audit import Report
 
-from demo.account import RESTART, STALL, Account, Failure, Turn
+from demo.account import CALM, REST, RESTART, STALL, Account, Failure, Turn
 from demo.play import EDGE, IN_FLIGHT_MIN
 
 # The routes on which inventory is asked, by the gateway or by a service behind it.
@@ -47,6 +47,10 @@ def conditions(account: Account, audited: Report) -> Iterator[Condition]:
     yield _one_or_more("calls were bridged over the restart of inventory", bridged)
     failed = len(failed_by_restart(account))
     yield Condition("no request failed because of it", f"{failed} failed", not failed)
+    failed = len(failed_in_peace(account))
+    yield Condition("no request failed while all was well", f"{failed} failed", not failed)
+    ended = unasked_ends(account)
+    yield Condition("no process ended that was not killed", f"{ended} did", not ended)
     for note in account.notes:
         yield Condition("nothing else went wrong", note, is_met=False)
 
@@ -78,6 +82,17 @@ def failed_by_restart(account: Account) -> list[Failure]:
         for failure in account.failures
         if failure.act == RESTART and failure.route in INVENTORY_ROUTES
     ]
+
+
+def failed_in_peace(account: Account) -> list[Failure]:
+    """Return the requests that failed in an act in which nothing was done to the system."""
+    return [failure for failure in account.failures if failure.act in (CALM, REST)]
+
+
+def unasked_ends(account: Account) -> int:
+    """Return how often a process ended that nobody had killed."""
+    killed = {"service/orders": len(account.kills)}
+    return sum(max(0, times - killed.get(name, 0)) for name, times in account.ended.items())
 
 
 def _turns(account: Account) -> list[Turn]:
