@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from asyncio.subprocess import PIPE, create_subprocess_exec
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from control_socket import ControlSocket
 from notes_app import TESTS, TOML, write_config
-from processes import children_of, is_alive
+from processes import COMMAND, is_alive
+from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import SplitSystem, System, load_config
 
@@ -43,28 +43,35 @@ async def split(folder: Path) -> AsyncIterator[SplitSystem]:
 
 async def synchromesh(folder: Path, *words: str) -> tuple[int, str, str]:
     """Run a verb; return its exit code and what it said."""
-    command = (sys.executable, "-m", "synchromesh.cli", "--folder", str(folder))
-    verb = await create_subprocess_exec(*command, *words, stdout=PIPE, stderr=PIPE)
+    verb = await create_subprocess_exec(
+        *COMMAND, "--folder", str(folder), *words, stdout=PIPE, stderr=PIPE
+    )
     out, err = await verb.communicate()
     assert verb.returncode is not None
     assert b"Traceback" not in err
     return verb.returncode, out.decode(), err.decode()
 
 
-async def process_that_answers(folder: Path) -> int:
-    """Return the one process of the system beside this one, once it has answered a call."""
-    code, said, _ = await synchromesh(folder, "call", "notes.count", "--json")
-    assert (code, '"problem": null' in said) == (0, True), said
-    (pid,) = children_of(os.getpid())
-    return pid
+@pytest.fixture
+def asking(split: SplitSystem, pool: HttpPool) -> ControlSocket:
+    """Asks that system."""
+    return ControlSocket(split, pool)
 
 
-async def test_a_service_is_replaced(split: SplitSystem, folder: Path) -> None:
+async def process_that_answers(asking: ControlSocket) -> int:
+    """Return the process of the service, once it has answered a call."""
+    assert await asking.call("notes.count") == 0
+    return await asking.pid("notes")
+
+
+async def test_a_service_is_replaced(
+    split: SplitSystem, folder: Path, asking: ControlSocket
+) -> None:
     """Another process answers under the same URL; the one before it is gone."""
     url = split.info.services["notes"]
-    before = await process_that_answers(folder)
+    before = await process_that_answers(asking)
     code, said, _ = await synchromesh(folder, "restart", "notes")
-    after = await process_that_answers(folder)
+    after = await process_that_answers(asking)
     assert (code, said) == (0, f"notes runs anew, in process {after}\n")
     assert after != before
     assert not is_alive(before)
@@ -72,17 +79,17 @@ async def test_a_service_is_replaced(split: SplitSystem, folder: Path) -> None:
 
 
 async def test_a_release_that_cannot_be_loaded_topples_nothing(
-    split: SplitSystem, folder: Path
+    folder: Path, asking: ControlSocket
 ) -> None:
     """Exit 2 with its reason; the old process answers on, and the mended release replaces it."""
-    before = await process_that_answers(folder)
+    before = await process_that_answers(asking)
     (folder / RELEASE).write_text(BAD)
     code, _, said = await synchromesh(folder, "restart", "notes")
     assert (code, "nothing" in said) == (2, True), said
-    assert await process_that_answers(folder) == before
+    assert await process_that_answers(asking) == before
     (folder / RELEASE).write_text(GOOD)
     assert (await synchromesh(folder, "restart", "notes"))[0] == 0
-    assert await process_that_answers(folder) != before
+    assert await process_that_answers(asking) != before
 
 
 async def test_a_name_that_nobody_has_is_refused(split: SplitSystem, folder: Path) -> None:

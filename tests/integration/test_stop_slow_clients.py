@@ -6,14 +6,13 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, create_subprocess_exec
 from pathlib import Path
 
 import pytest
 
 from notes_app import TESTS, WITH_GATEWAY, write_config
-from processes import children_of, is_alive
+from processes import COMMAND, children_of, is_alive
 
 pytestmark = pytest.mark.anyio
 
@@ -73,8 +72,7 @@ async def test_slow_clients_keep_no_stop_waiting(tmp_path: Path, flags: tuple[st
     """Exit 0 within 10 s, no process is left, and what was accepted in time is answered."""
     write_config(tmp_path, WITH_GATEWAY)
     dev = await create_subprocess_exec(
-        *(sys.executable, "-m", "synchromesh.cli", "--folder", str(tmp_path)),
-        *("dev", "--json", *flags),
+        *(*COMMAND, "--folder", str(tmp_path), "dev", "--json", *flags),
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         stdout=PIPE,
         stderr=PIPE,
