@@ -35,7 +35,7 @@ class Asker:
         *,
         context: CallContext,
         place: tuple[str, ...],
-        stand_in: StandIn,
+        stand_in: StandIn | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
         """Ask once, and return what became of it: "ok", "stale", "static", "rejected" or "failed".
@@ -48,26 +48,36 @@ class Asker:
             place: where the answer belongs, such as a route; tells its last answer from others.
             stand_in: what answers where the service fails; never where it says no.
         """
+        call: Call[Any] = Call(operation, arguments)
+        if stand_in is None:
+            return await self._called(call, context, timeout_s)
         question = (*place, context.principal, digest(arguments))
         if self._caller.edge(operation.service).is_refusing(asyncio.get_running_loop().time()):
             # A caller that may wait would wait for the breaker; one that has an answer need not.
             instead = self._instead(operation, stand_in, question)
             if instead is not None:
                 return replace(instead, error=CircuitOpen("the breaker is open; nothing was sent"))
-        call: Call[Any] = Call(operation, arguments)
+        outcome = await self._called(call, context, timeout_s)
+        if outcome.status is Status.OK and stand_in.stale_s:
+            self._last.keep(question, encode(outcome.value), asyncio.get_running_loop().time())
+        if outcome.status is Status.FAILED and _is_failure(outcome.error):
+            instead = self._instead(operation, stand_in, question)
+            return outcome if instead is None else replace(instead, error=outcome.error)
+        return outcome
+
+    def __repr__(self) -> str:
+        return f"<Asker {self._caller!r}, {self._last!r}>"
+
+    async def _called(
+        self, call: Call[Any], context: CallContext, timeout_s: float | None
+    ) -> Outcome:
         try:
             value = await self._caller.call(call, context=context, timeout_s=timeout_s)
         except Rejection as rejection:
             return Outcome(Status.REJECTED, error=rejection)
         except SynchromeshError as error:
-            instead = self._instead(operation, stand_in, question) if _is_failure(error) else None
-            return replace(instead or Outcome(Status.FAILED), error=error)
-        if stand_in.stale_s:
-            self._last.keep(question, encode(value), asyncio.get_running_loop().time())
+            return Outcome(Status.FAILED, error=error)
         return Outcome(Status.OK, value)
-
-    def __repr__(self) -> str:
-        return f"<Asker {self._caller!r}, {self._last!r}>"
 
     def _instead(
         self, operation: Operation[..., Any], stand_in: StandIn, question: Hashable
@@ -75,14 +85,13 @@ class Asker:
         result = operation.shape.result
         if stand_in.static is not None:
             return Outcome(Status.STATIC, decode(stand_in.static, result))
-        if stand_in.stale_s:
-            now = asyncio.get_running_loop().time()
-            found = self._last.find(question, at_most_s=stand_in.stale_s, now=now)
-            if found is not None:
-                return Outcome(Status.STALE, decode(found[0], result), age_s=found[1])
-        return None
+        now = asyncio.get_running_loop().time()
+        found = self._last.find(question, at_most_s=stand_in.stale_s, now=now)
+        if found is None:
+            return None
+        return Outcome(Status.STALE, decode(found[0], result), age_s=found[1])
 
 
-def _is_failure(error: SynchromeshError) -> bool:
+def _is_failure(error: SynchromeshError | None) -> bool:
     """Tell a failure of the service from a word about the request, which no fallback may hide."""
-    return error.status >= 500 or isinstance(error, RateLimited)
+    return error is not None and (error.status >= 500 or isinstance(error, RateLimited))

@@ -29,14 +29,14 @@ class Part:
         step: what it needs from other branches.
         from_path: by parameter, the place of the path that it comes from.
         timeout_s: bounds it; None for the aggregate's deadline alone.
-        stand_in: what answers where it fails.
+        stand_in: what answers where it fails; None for nothing.
     """
 
     operation: Operation[..., Any]
     step: Step
     from_path: Mapping[str, str]
     timeout_s: float | None
-    stand_in: StandIn
+    stand_in: StandIn | None
 
 
 def read_branches(

@@ -55,7 +55,7 @@ class Entry:
     interval_s: float = 0.0
     burst: int = 0
     operation: Operation[..., Any] | None = None
-    stand_in: StandIn = field(default_factory=StandIn)
+    stand_in: StandIn | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
     passage: Passage | None = None
 
@@ -204,7 +204,7 @@ class _Reader:
         deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
         interval_s, burst = self._read_rate()
         parts: dict[str, Part] = {}
-        stand_in, passage = StandIn(), None
+        stand_in, passage = None, None
         if isinstance(route, Route):
             if is_a(route.operation, Operation):
                 self._read_operation(route.operation, template)
@@ -271,20 +271,20 @@ class _Reader:
             self._note(f"its rate has a burst of {burst}; make it 1 or more")
         return interval_s, burst
 
-    def _read_fallback(self, route: Route) -> StandIn:
+    def _read_fallback(self, route: Route) -> StandIn | None:
         operation = route.operation
         if route.fallback is None:
-            return StandIn()
+            return None
         if operation.is_command:
             self._note(
                 f"{operation.full_name} is a command; a fallback must never stand for a write: "
                 "drop it"
             )
-            return StandIn()
+            return None
         try:
             result = operation.shape.result
         except ContractError:
-            return StandIn()  # what is wrong there has been said
+            return None  # what is wrong there has been said
         return read_fallback(route.fallback, result, self._note)
 
     def _read_operation(self, operation: Operation[..., Any], template: Template) -> None:

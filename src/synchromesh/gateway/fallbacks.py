@@ -17,7 +17,7 @@ Note: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A fallback as the engine runs it; by default there is none.
+    """A fallback as the engine runs it.
 
     Attributes:
         static: the JSON that is answered; None where it is not a static value.
@@ -34,14 +34,14 @@ class StandIn:
     stale_s: float = 0.0
 
 
-def read_fallback(fallback: Static | Stale | None, result: Any, note: Note) -> StandIn:
-    """Return a fallback as the engine runs it, and note what is wrong with it.
+def read_fallback(fallback: Static | Stale | None, result: Any, note: Note) -> StandIn | None:
+    """Return a fallback as the engine runs it, None for none, and note what is wrong with it.
 
     Args:
         result: the type of the operation's answers.
     """
     if fallback is None:
-        return StandIn()
+        return None
     try:
         if isinstance(fallback, Stale):
             return StandIn(stale_s=duration(fallback.at_most))
@@ -55,7 +55,7 @@ def read_fallback(fallback: Static | Stale | None, result: Any, note: Note) -> S
         note(f"its static value is no answer of the operation: {error.message}")
     else:
         note(f"its fallback is a {type(fallback).__name__}; write Static or Stale")
-    return StandIn()
+    return None
 
 
 def in_words(fallback: Static | Stale | None) -> str:
