@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from demo.running import RunningSystem, copy_shipped, until
 
-from control_socket import port_of
+from split_world import port_of
 from synchromesh.http import Headers, HttpPool, HttpResponse
 
 pytestmark = pytest.mark.anyio

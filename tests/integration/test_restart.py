@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from control_socket import ControlSocket
 from notes_app import TESTS, TOML, write_config
 from processes import COMMAND, is_alive
+from split_world import ControlSocket, running
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import SplitSystem, System, load_config
@@ -35,10 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 async def split(folder: Path) -> AsyncIterator[SplitSystem]:
     """That system, with a process for its service."""
-    system = SplitSystem(load_config(folder), folder, RealRuntime())
-    await system.start()
-    yield system
-    await system.stop()
+    async with running(folder, APP) as system:
+        yield system
 
 
 async def synchromesh(folder: Path, *words: str) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ import pytest
 from demo.door import SCOPES
 from demo.running import RunningSystem, copy_shipped, until
 
-from control_socket import port_of
+from split_world import port_of
 from synchromesh.http import HttpPool
 
 pytestmark = pytest.mark.anyio

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from control_socket import WAIT_S, ControlSocket
 from notes_app import TESTS, TOML, write_config
 from processes import children_of, is_alive
+from split_world import WAIT_S, ControlSocket, running
 from synchromesh.discovery import LeaseOptions, Resolved
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
@@ -37,11 +37,8 @@ TWO = TOML + '\n[services.broken]\napp = "notes_app:broken"\n'
 async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitSystem]:
     """A system of one service, with a process for it; it is stopped at the end."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
-    await system.start()
-    yield system
-    await system.stop()
-    assert children_of(os.getpid()) == []
+    async with running(tmp_path, TOML) as system:
+        yield system
 
 
 @pytest.fixture
@@ -104,12 +101,10 @@ async def test_what_dies_too_often_ends_the_system(
     monkeypatch.setattr(
         "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
     )
-    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
-    await system.start()
-    (child,) = children_of(os.getpid())
-    os.kill(child, signal.SIGKILL)
-    failure = await system.wait(asyncio.Event())
-    await system.stop()
+    async with running(tmp_path, TOML) as system:
+        (child,) = children_of(os.getpid())
+        os.kill(child, signal.SIGKILL)
+        failure = await system.wait(asyncio.Event())
     assert "service/notes failed too often: ChildEnded: service 'notes' ended by SIGKILL" in failure
 
 
@@ -128,11 +123,9 @@ async def test_what_gave_up_ends_the_system(
         "    sys.stderr.flush()\n    os._exit(3)\n"
     )
     text = TOML + '[services.broken]\napp = "gives_up:broken"\n'
-    system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
-    await system.start()
-    asking = asyncio.ensure_future(ControlSocket(system, pool).call("broken.now"))
-    failure = await system.wait(asyncio.Event())
-    await system.stop()
+    async with running(tmp_path, text) as system:
+        asking = asyncio.ensure_future(ControlSocket(system, pool).call("broken.now"))
+        failure = await system.wait(asyncio.Event())
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     assert "GaveUp: broken: projection/x failed too often: Lookup; see " in failure
@@ -148,16 +141,12 @@ async def test_a_killed_process_is_off_the_list_at_once(
     monkeypatch.setattr(
         "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
     )
-    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
-    await system.start()
-    try:
+    async with running(tmp_path, TOML) as system:
         assert len((await system._registry.resolve("notes")).endpoints) == 1
         (child,) = children_of(os.getpid())
         os.kill(child, signal.SIGKILL)
         await system.wait(asyncio.Event())
         assert await system._registry.resolve("notes") == Resolved(())
-    finally:
-        await system.stop()
 
 
 @pytest.mark.anyio
@@ -167,9 +156,7 @@ async def test_a_hung_process_goes_with_its_lease_and_comes_back(
     """R1, R6: nobody sees it end; once it goes on it registers again, and is called."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setattr("synchromesh.discovery.memory.LeaseOptions", lambda: LeaseOptions(0.6))
-    system = SplitSystem(load_config(write_config(tmp_path, TOML)), tmp_path, RealRuntime())
-    await system.start()
-    try:
+    async with running(tmp_path, TOML) as system:
         (child,) = children_of(os.getpid())
         os.kill(child, signal.SIGSTOP)
         async with asyncio.timeout(WAIT_S):
@@ -182,8 +169,6 @@ async def test_a_hung_process_goes_with_its_lease_and_comes_back(
         assert await calling == 0
         assert len((await system._registry.resolve("notes")).endpoints) == 1
         assert children_of(os.getpid()) == [child]
-    finally:
-        await system.stop()
 
 
 @pytest.mark.anyio

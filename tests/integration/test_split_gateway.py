@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import notes_app
-from control_socket import WAIT_S, ControlSocket, port_of
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
 from processes import announced, children_of, dev, ends, is_alive
+from split_world import WAIT_S, ControlSocket, port_of, running
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
@@ -31,11 +31,8 @@ way_in = notes_app.way_in
 async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitSystem]:
     """A system of one service and a gateway, both processes; none is left at the end."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    system = SplitSystem(load_config(write_config(tmp_path, WITH_GATEWAY)), tmp_path, RealRuntime())
-    await system.start()
-    yield system
-    await system.stop()
-    assert children_of(os.getpid()) == []
+    async with running(tmp_path, WITH_GATEWAY) as system:
+        yield system
 
 
 @pytest.fixture
@@ -148,15 +145,11 @@ async def test_one_that_dies_too_often_ends_the_system(
     monkeypatch.setattr(
         "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
     )
-    system = SplitSystem(load_config(write_config(tmp_path, WITH_GATEWAY)), tmp_path, RealRuntime())
-    await system.start()
-    try:
+    async with running(tmp_path, WITH_GATEWAY) as system:
         pid = system._processes["gateway"].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         failure = await system.wait(asyncio.Event())
-    finally:
-        await system.stop()
     assert "gateway failed too often: ChildEnded: the gateway ended by SIGKILL" in failure
 
 
@@ -172,9 +165,7 @@ async def test_a_restart_takes_up_changed_routes(
     )
     routes.write_text(words.format("/first", "Notes.count"))
     text = TOML + '\n[gateway]\napp = "changed_way_in:way_in"\n'
-    system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
-    await system.start()
-    try:
+    async with running(tmp_path, text) as system:
         asking = ControlSocket(system, pool)
         before = await asking.pid("gateway")
         assert await get(system, "/first") == 200
@@ -186,8 +177,6 @@ async def test_a_restart_takes_up_changed_routes(
         routes.write_text(words.format("/other-one", "Notes.count"))
         await asking.ask("POST", "/services/gateway/restart", {})
         assert (await get(system, "/first"), await get(system, "/other-one")) == (404, 200)
-    finally:
-        await system.stop()
 
 
 async def test_a_gateway_that_hangs_is_shown(

@@ -1,12 +1,19 @@
-"""The control socket of a system that runs in the test's process, asked over HTTP as verbs do."""
+"""A system of processes whose supervisor is the test's own process, and its control socket."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+from notes_app import write_config
+from processes import children_of
 from synchromesh.http import HttpPool
-from synchromesh.system import System
+from synchromesh.runtime import RealRuntime
+from synchromesh.system import SplitSystem, System, load_config
 
 WAIT_S = 30.0
 
@@ -14,6 +21,18 @@ WAIT_S = 30.0
 def port_of(url: str) -> int:
     """Return the port of a URL."""
     return int(url.rpartition(":")[2])
+
+
+@asynccontextmanager
+async def running(folder: Path, text: str) -> AsyncIterator[SplitSystem]:
+    """Run a system of that configuration in a folder; no process is left at the end."""
+    system = SplitSystem(load_config(write_config(folder, text)), folder, RealRuntime())
+    await system.start()
+    try:
+        yield system
+    finally:
+        await system.stop()
+    assert children_of(os.getpid()) == []
 
 
 class ControlSocket:
