@@ -58,6 +58,17 @@ def test_a_record_that_cannot_be_written_is_lost_and_counted(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_full_disk_stops_no_end(tmp_path: Path) -> None:
+    """What could not be written by then is lost; whatever ends, ends as it would have."""
+    handler = PrivateFile(tmp_path / "log", encoding="utf-8")
+    assert handler.stream is not None
+    handler.stream.close()
+    handler.stream = full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115  closed below
+    handler.emit(logging.makeLogRecord({"msg": "there is no room"}))
+    handler.close()
+    assert full.closed
+
+
 def test_a_log_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     """The system does not start without its log."""
     with pytest.raises(ConfigError, match="cannot be written: Is a directory"):

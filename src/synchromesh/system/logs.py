@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ class PrivateFile(logging.handlers.RotatingFileHandler):
                 __name__, logging.WARNING, "", 0, f"{missing} log records were lost", None, None
             )
             super().emit(told)
+
+    def close(self) -> None:
+        """Close the file; what is still to be written, and cannot be, is lost."""
+        with suppress(OSError):
+            super().close()
 
     def _open(self) -> TextIOWrapper[Any]:
         handle = os.open(
