@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from processes import is_alive
 from synchromesh.errors import BadRequest
 from synchromesh.system.child_process import ChildProcess
+from synchromesh.system.children import ChildEnded
 from synchromesh.system.config import SystemConfig, SystemSection
 from synchromesh.system.part import Orders
 
@@ -160,3 +162,35 @@ async def test_a_stop_while_the_new_process_is_made_ends_both(child: ChildProces
     assert before is not None
     assert child.pid is not None
     assert [is_alive(pid) for pid in (before, child.pid)] == [False, False]
+
+
+async def test_one_that_ends_while_it_is_replaced_has_one_successor(
+    child: ChildProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who watches it starts none beside the one that is being made; that one is watched then."""
+    begun, go_on, made = asyncio.Event(), asyncio.Event(), []
+    spawn = asyncio.create_subprocess_exec
+
+    async def slowly(*words: Any, **more: Any) -> asyncio.subprocess.Process:
+        begun.set()
+        await go_on.wait()
+        made.append(await spawn(*words, **more))
+        return made[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slowly)
+    watching = asyncio.ensure_future(child.run())
+    await asyncio.sleep(0)
+    asked = asyncio.ensure_future(child.restart())
+    await begun.wait()
+    child.kill()
+    with pytest.raises(ChildEnded, match="SIGKILL"):
+        await watching
+    watching = asyncio.ensure_future(child.run())
+    await asyncio.sleep(0)
+    let(tmp_path, "load", "open", "leave")
+    go_on.set()
+    await asked
+    assert [process.pid for process in made] == [child.pid]
+    child.kill()
+    with pytest.raises(ChildEnded, match="SIGKILL"):
+        await watching

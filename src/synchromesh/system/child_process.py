@@ -120,6 +120,9 @@ class ChildProcess:
 
     async def run(self) -> None:
         """Watch the process until it ends, then raise; the next run starts it anew."""
+        if self._replacing is not None:
+            # It may have ended while its successor was being made: there must not be two.
+            await asyncio.wait([self._replacing])
         if self._process is None or self._process.returncode is not None:
             await self.start()
         while True:
