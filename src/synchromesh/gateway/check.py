@@ -42,6 +42,7 @@ class Entry:
     """One route as the engine runs it.
 
     Attributes:
+        name: the route as it was written.
         interval_s, burst: its rate; no limit where `interval_s` is 0.
         operation, stand_in: of a `Route`.
         parts: of an `Aggregate`.
@@ -58,11 +59,10 @@ class Entry:
     stand_in: StandIn | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
     passage: Passage | None = None
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """The route as it was written."""
-        return f"{self.template.method} {self.template.path}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.template.method} {self.template.path}")
 
 
 def check(gateway: Gateway) -> tuple[str, ...]:

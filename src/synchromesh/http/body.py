@@ -21,6 +21,12 @@ class Body:
         length: how long the sender says it is; None where that is not known, 0 for none.
         on_room: called when the reader has taken what there was, or waits for more.
 
+    Attributes:
+        length: as it was given.
+        size: how many bytes have come and were not read yet.
+        is_ended: True once it is whole.
+        is_touched: True where any of it may have been read: it cannot be read again.
+
     Example:
         >>> async def main() -> list[bytes]:
         ...     body = Body(length=None, on_room=lambda: None)
@@ -38,10 +44,8 @@ class Body:
 
     def __init__(self, *, length: int | None, on_room: Callable[[], None]) -> None:
         self.length = length
-        # How many bytes have come and were not read yet.
         self.size = 0
         self.is_ended = False
-        # Whether any of it may have been read: it cannot be read again.
         self.is_touched = False
         self._on_room = on_room
         self._parts: list[bytes] = []
