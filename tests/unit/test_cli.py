@@ -185,6 +185,16 @@ def test_a_trace_and_a_saga_are_shown(run: Run, folder: Path) -> None:
     assert [line.split()[0] for line in table.out.splitlines()] == ["saga", "plan-c5"]
 
 
+def test_what_looks_like_markup_is_shown_as_it_is(run: Run, folder: Path) -> None:
+    """The id of a saga, and why it was undone, are customers' words."""
+    run(folder, "call", "notes.write", "id=[/c9]", "text=a")
+    assert run(folder, "call", "notes.plan", "name=[/c9]").code == 1
+    listed = run(folder, "saga", "list", "--limit", "1")
+    assert (listed.code, listed.err) == (0, "")
+    assert listed.out.splitlines()[1].startswith("plan-[/c9]  notes.planned  undone")
+    assert listed.out.rstrip().endswith("refused: taken: there is a note [/c9]")
+
+
 def test_an_undone_saga_says_why(run: Run, folder: Path) -> None:
     """The call is a finding; the story has the reason."""
     run(folder, "call", "notes.write", "id=c6", "text=a")

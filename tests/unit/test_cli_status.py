@@ -78,7 +78,7 @@ def test_processes_are_on_the_screen(run: Run, folder: Path) -> None:
     with out.capture() as capture:
         out.print(screen(told))
     shown = lines_of(capture.get())
-    assert ["service", "process", "health"] in [words[:3] for words in shown]
+    assert ["service", "pid", "health"] in [words[:3] for words in shown]
     assert ["notes", "4711", "healthy"] in [words[:3] for words in shown]
     assert ["gateway", "4712", "gateway", "down", "http://127.0.0.1:9"] in shown
 
@@ -268,3 +268,39 @@ def test_a_narrow_screen_keeps_urls_whole(capsys: pytest.CaptureFixture[str]) ->
     assert "…" not in out
     for word in ("configurator", "healthy", "1200,", "stuck", "12,", "1000", "4194304"):
         assert word in out.split()
+
+
+def test_a_narrow_screen_has_a_line_for_a_service_that_is_well(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On 80 columns no word is broken: what is parked has a column only where something is."""
+    url = "http://127.0.0.1:65535"
+    service = {
+        "pid": 23976,
+        "health": {"is_draining": False, "children": {}},
+        "instances": [{"instance": "configurator-1", "url": url, "is_stale": False}],
+        "sagas": {"completed": 4, "undone": 3},
+        "behind": {"relay/configurator": 0},
+        "parked": 0,
+        "breakers": {},
+    }
+    told = {
+        "system": "servo-works",
+        "pid": 1,
+        "gateway": None,
+        "services": {"configurator": service},
+        "externals": {},
+        "clients": {},
+        "children": {},
+        "faults": {"in_force": [], "struck": 0},
+        "spans_dropped": 0,
+        "findings": [],
+    }
+    Console(width=80).print(screen(told))
+    assert [" ".join(words) for words in lines_of(capsys.readouterr().out)] == [
+        "servo-works process 1",
+        "nothing needs a person",
+        "service pid health instances sagas behind",
+        f"configurator 23976 healthy {url} completed 4, 0",
+        "undone 3",
+    ]

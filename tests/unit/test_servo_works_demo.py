@@ -362,3 +362,25 @@ def test_progress_is_shown_as_it_can_be(is_terminal: bool) -> None:
         assert ("  1 of 3 orders answered, 0 requests, 0 failed" in said) == (not is_terminal)
 
     run(main)
+
+
+def test_progress_fits_on_80_columns() -> None:
+    """Numbers are whole there, and what is said goes on below itself."""
+
+    async def main(runtime: SimRuntime) -> None:
+        written = io.StringIO()
+        out = Console(file=written, force_terminal=True, width=80, color_system=None)
+        account = Account(orders=320)
+        account.requests["GET /prices"] = 1000
+        display = Display(out, account)
+        with display.shown():
+            account.begin("restart", 0)
+            await asyncio.sleep(0.5)
+            display.say("the credit provider " + "stalls " * 10)
+        said = written.getvalue()
+        assert "  0/320 orders, 1000 requests, 0 failed, 0 degraded" in said
+        assert "…" not in said
+        assert "  0.5 s  the credit provider stalls" in said
+        assert "\n         stalls stalls" in said
+
+    run(main)

@@ -8,11 +8,13 @@ import pytest
 from rich.console import Console
 
 from synchromesh.cli.show import (
+    BAR_COLUMNS_MIN,
     PLAIN_COLUMNS,
     PipeConsole,
     ReaderGone,
     console,
     moment,
+    plain_table,
     print_json,
     styled,
     waterfall,
@@ -25,10 +27,10 @@ def span(name: str, parent: str, started_us: int, took_us: int, status: str = "o
     return SpanRecord("t", name, parent, "shop", "call", name, started_us, took_us, status, {})
 
 
-def drawn(*spans: SpanRecord) -> list[str]:
+def drawn(*spans: SpanRecord, width: int = PLAIN_COLUMNS) -> list[str]:
     """Return the lines of a waterfall without their heading."""
     out = io.StringIO()
-    Console(file=out, width=PLAIN_COLUMNS).print(waterfall(list(spans)))
+    Console(file=out, width=width).print(waterfall(list(spans), width))
     return [line.rstrip() for line in out.getvalue().splitlines()[1:]]
 
 
@@ -56,6 +58,30 @@ def test_a_bar_never_leaves_its_column() -> None:
     """A span that begins at the very end, or took no time, still has one mark."""
     lines = drawn(span("root", "", 0, 10), span("last", "root", 10, 0), span("all", "root", 0, 10))
     assert [line.count("█") for line in lines] == [32, 32, 1]
+
+
+def test_a_narrow_screen_draws_smaller_bars_and_cuts_names_of_spans_alone() -> None:
+    """Service and status are whole, and every bar is there, on a scale that fits."""
+    name = "a_service_of_ours.an_operation_with_a_name"
+    root = span(name, "", 0, 1000, "downstream_failed")
+    late = span(f"then_{name}", name, 900, 100, "circuit_open")
+    lines = drawn(root, late, width=60)
+    assert all(len(line) <= 60 for line in lines)
+    assert [line.count("█") for line in lines] == [BAR_COLUMNS_MIN, 1]
+    assert lines[1].endswith(" " * (BAR_COLUMNS_MIN - 1) + "█")
+    assert [line.split()[-5] for line in lines] == ["shop", "shop"]
+    assert [line.split()[-4] for line in lines] == ["downstream_failed", "circuit_open"]
+    assert all("…" in line for line in lines)
+
+
+def test_a_table_on_a_narrow_screen_cuts_nothing() -> None:
+    """Long words go on in the next line."""
+    table = plain_table("setting", "value")
+    table.add_row("policies.billing:credit_provider.breaker.minimum_calls", "5")
+    out = io.StringIO()
+    Console(file=out, width=40).print(table)
+    said = "".join(line[:33].strip() for line in out.getvalue().splitlines()[1:])
+    assert said == "policies.billing:credit_provider.breaker.minimum_calls"
 
 
 def test_no_spans_are_an_empty_table() -> None:

@@ -76,7 +76,7 @@ def call(
         out.print(f"[red]{problem['code']}[/red] ({problem['status']}): ", end="")
         out.print(problem["detail"], markup=False)
     out.print(f"\ntrace {answer['trace_id']}")
-    out.print(waterfall(decode_spans(trace)))
+    out.print(waterfall(decode_spans(trace), out.width))
     return 0 if is_answer else FINDING
 
 

@@ -52,10 +52,10 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     if is_json:
         print_json(msgspec.to_builtins(told))
         return 0
-    table = plain_table("setting", "value", "from", "")
+    table = plain_table("setting", "value", "from")
     for setting in told:
         value = msgspec.json.encode(setting.value).decode()
-        table.add_row(Text(setting.name), Text(value), setting.source, Text(setting.place))
+        table.add_row(Text(setting.name), Text(value), Text(setting.place or setting.source))
     console().print(table)
     return 0
 

@@ -88,7 +88,8 @@ def _announce(system: System, is_json: bool) -> None:
         print_json(told)
         return
     out = console()
-    out.print(f"[bold]{info.system}[/bold] runs in process {info.pid}; Ctrl-C stops it")
+    and_others = ", and one for each service" if isinstance(system, SplitSystem) else ""
+    out.print(f"[bold]{info.system}[/bold] runs in process {info.pid}{and_others}; Ctrl-C stops it")
     for name, url in info.services.items():
         out.print(f"  {name:<18} {url}")
     if info.gateway:

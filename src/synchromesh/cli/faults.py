@@ -11,7 +11,7 @@ from synchromesh.cli.control import ControlClient
 from synchromesh.cli.show import console, faults_table, print_json
 
 
-@click.command("break")
+@click.command("break", short_help="Break a service or an edge, on purpose.")
 @click.argument("target", metavar="SERVICE|CALLER:CALLEE")
 @click.option("--errors", default="", help='The share of attempts that fail, such as "100%".')
 @click.option("--latency", default="", help='How much later attempts are sent, such as "300ms".')

@@ -66,6 +66,8 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         print_json([{**msgspec.to_builtins(route), "who": route.who} for route in told])
         return 0
     table = plain_table("route", "leads to", "who may", "rate", "deadline")
+    # To be copied, whole.
+    table.columns[0].no_wrap = True
     for route in told:
         rate = "" if route.rate is None else f"{route.rate.limit}, bursts of {route.rate.burst}"
         leads_to = route.operation or "an aggregate"

@@ -10,7 +10,7 @@ from synchromesh.cli.show import console, print_json
 from synchromesh.system.scaffold import new_system
 
 
-@click.command()
+@click.command(short_help="Make a folder with a system to begin from.")
 @click.argument("name")
 @click.option("--example", "is_example", is_flag=True, help="Write servo-works, the whole of it.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")

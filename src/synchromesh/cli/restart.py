@@ -14,7 +14,7 @@ from synchromesh.cli.show import console, print_json
 RESTART_WITHIN_S = 60.0
 
 
-@click.command()
+@click.command(short_help="Replace the process of a service by a new one.")
 @click.argument("service")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import click
+from rich.text import Text
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.show import console, moment, plain_table, print_json, print_story, styled
@@ -31,15 +32,18 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
         print_json(runs)
     else:
         table = plain_table("saga", "name", "status", "started", "ended", "owner", "reason")
+        for column in table.columns:
+            # The others have room for words on a narrow screen.
+            column.no_wrap = column.header not in ("name", "reason")
         for run in runs:
             table.add_row(
-                run["id"],
+                Text(run["id"]),
                 f"{run['service']}.{run['name']}",
                 styled(run["status"]),
                 moment(run["started_at"]),
                 moment(run["ended_at"]),
-                run["owner"],
-                run["reason"],
+                Text(run["owner"]),
+                Text(run["reason"]),
             )
         console().print(table)
     return FINDING if any(run["status"] == "stuck" for run in runs) else 0

@@ -15,6 +15,7 @@ from rich.text import Text
 from synchromesh.telemetry import SpanRecord
 
 BAR_COLUMNS = 32
+BAR_COLUMNS_MIN = 8
 PLAIN_COLUMNS = 160
 
 # What is in no colour here is red.
@@ -83,10 +84,10 @@ def length(seconds: float | None) -> str:
 
 
 def plain_table(*headings: str) -> Table:
-    """Return a table without lines."""
+    """Return a table without lines; a narrow screen wraps what is in it, and cuts nothing."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     return table
 
 
@@ -115,10 +116,11 @@ def print_story(out: Console, story: Mapping[str, Any]) -> None:
         out.print(f"not undone: {', '.join(story['not_undone'])}", style="red", markup=False)
 
 
-def waterfall(spans: list[SpanRecord]) -> Table:
-    """Return the spans of a trace as a tree with bars over one time scale.
+def waterfall(spans: list[SpanRecord], columns: int) -> Table:
+    """Return the spans of a trace as a tree with bars over one time scale, for so many columns.
 
-    A span whose parent was lost, or belongs to another process's buffer, stands at the root.
+    A span whose parent was lost, or belongs to another process's buffer, stands at the root. Where
+    there is little room bars are drawn smaller, and then names of spans are cut.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("span", "service", "status", "took", ""):
@@ -127,26 +129,46 @@ def waterfall(spans: list[SpanRecord]) -> Table:
             heading,
             justify="right" if is_number else "left",
             min_width=10 if is_number else None,
-            no_wrap=True,
+            no_wrap=heading != "span",
         )
     if not spans:
         return table
+    tree = [
+        (Text(f"{'  ' * depth}{span.kind} {span.name}", no_wrap=True, overflow="ellipsis"), span)
+        for depth, span in _tree(spans)
+    ]
     begin_us = min(span.started_us for span in spans)
     end_us = max(span.started_us + span.took_us for span in spans)
-    scale = BAR_COLUMNS / max(1, end_us - begin_us)
-    for depth, span in _tree(spans):
-        left = int((span.started_us - begin_us) * scale)
-        width = max(1, round(span.took_us * scale))
-        bar = " " * min(left, BAR_COLUMNS - 1) + "█" * min(width, BAR_COLUMNS - left + 1)
-        colour = _COLOURS.get(span.status, "red")
+    bars = _bar_columns(tree, columns)
+    scale = bars / max(1, end_us - begin_us)
+    for name, span in tree:
+        left = min(int((span.started_us - begin_us) * scale), bars - 1)
+        width = min(max(1, round(span.took_us * scale)), bars - left)
         table.add_row(
-            f"{'  ' * depth}{span.kind} {span.name}",
+            name,
             span.service,
             styled(span.status),
-            f"{span.took_us / 1000:.1f} ms",
-            Text(bar, style=colour),
+            _took(span),
+            Text(" " * left + "█" * width, style=styled(span.status).style),
         )
     return table
+
+
+def _bar_columns(tree: list[tuple[Text, SpanRecord]], columns: int) -> int:
+    """Return how many columns the bars have beside everything else, if possible."""
+    others = (
+        max(len(name) for name, _ in tree),
+        max(len("service"), *(len(span.service) for _, span in tree)),
+        max(len("status"), *(len(span.status) for _, span in tree)),
+        max(10, *(len(_took(span)) for _, span in tree)),
+    )
+    # Two between each and the next.
+    left = columns - sum(others) - 2 * len(others)
+    return max(BAR_COLUMNS_MIN, min(BAR_COLUMNS, left))
+
+
+def _took(span: SpanRecord) -> str:
+    return f"{span.took_us / 1000:.1f} ms"
 
 
 def _tree(spans: list[SpanRecord]) -> list[tuple[int, SpanRecord]]:

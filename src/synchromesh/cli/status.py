@@ -72,16 +72,16 @@ def screen(told: Mapping[str, Any], away: str = "") -> RenderableType:
 def _services(told: Mapping[str, Any]) -> Table:
     # In one process the head of the screen says which.
     is_split = any(service["pid"] != told["pid"] for service in told["services"].values())
-    process = ("process",) if is_split else ()
-    table = plain_table("service", *process, "health", "instances", "sagas", "behind", "parked")
+    has_parked = any(service["parked"] for service in told["services"].values())
+    process, parked = ["pid"] * is_split, ["parked"] * has_parked
+    table = plain_table("service", *process, "health", "instances", "sagas", "behind", *parked)
 
     def add(name: str, pid: int | None, *cells: RenderableType) -> None:
         table.add_row(name, *([str(pid or "")] if is_split else []), *cells)
 
     for column in table.columns:
         # On a narrow screen words are wrapped; names and URLs are there to be copied, whole.
-        column.no_wrap = column.header in ("service", "instances")
-        column.overflow = "fold"
+        column.no_wrap = column.header in ("service", "pid", "instances")
     for name, service in told["services"].items():
         add(
             name,
@@ -90,7 +90,7 @@ def _services(told: Mapping[str, Any]) -> Table:
             _instances(service["instances"]),
             _counts(service["sagas"]),
             _behind(service["behind"]),
-            Text(str(service["parked"]), style="red" if service["parked"] else ""),
+            *[Text(str(service["parked"]), style="red" if service["parked"] else "")] * has_parked,
         )
     for name, external in told["externals"].items():
         child = told["children"].get(f"external/{name}")

@@ -11,7 +11,7 @@ from synchromesh.cli.control import ControlClient
 from synchromesh.cli.show import console, decode_spans, print_json, waterfall
 
 
-@click.command()
+@click.command(short_help="Show the spans of a trace, or of the last call.")
 @click.argument("trace_id", metavar="ID|last")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -23,5 +23,5 @@ def trace(folder: Path, trace_id: str, is_json: bool) -> int:
         return 0
     out = console()
     out.print(f"trace {answer['trace_id']}")
-    out.print(waterfall(decode_spans(answer)))
+    out.print(waterfall(decode_spans(answer), out.width))
     return 0

@@ -116,7 +116,7 @@ class SplitSystem(System):
             system=self._config.system.name,
             control=self._control.url,
             token=self._token,
-            services=dict(self._urls),
+            services=self._urls_in_order(),
             gateway=self._processes[GATEWAY].url if GATEWAY in self._processes else "",
         )
         self._rundir.publish(self._info)

@@ -402,8 +402,13 @@ class System:
             system=self._config.system.name,
             control=server.url,
             token=token,
-            services=dict(self._urls),
+            services=self._urls_in_order(),
         )
+
+    def _urls_in_order(self) -> dict[str, str]:
+        """Return who listens where, in the order of the configuration: external services last."""
+        names = (*self._config.services, *self._config.external)
+        return {name: self._urls[name] for name in names if name in self._urls}
 
     def _policies(self, service: str) -> Policies:
         return policies_of(self._config, service)

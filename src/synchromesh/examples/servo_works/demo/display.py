@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import fill
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
 from demo.account import Account
 
@@ -24,8 +26,9 @@ class Display:
             SpinnerColumn(),
             TextColumn("{task.fields[act]:<8}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("orders answered, {task.fields[so_far]}"),
+            # What is short is never cut; a narrow screen shortens the bar.
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len("320/320"))),
+            TextColumn("orders, {task.fields[so_far]}"),
             console=out,
             transient=True,
             auto_refresh=False,
@@ -39,8 +42,11 @@ class Display:
         return asyncio.get_running_loop().time() - self._began_s
 
     def say(self, text: str) -> None:
-        """Say what happens next."""
-        self._out.print(f"{self.took_s:5.1f} s  {text}", markup=False)
+        """Say what happens next; on a terminal that is narrower in several lines."""
+        line = f"{self.took_s:5.1f} s  {text}"
+        if self._out.is_terminal:
+            line = fill(line, max(40, self._out.width), subsequent_indent=" " * 9)
+        self._out.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -69,5 +75,5 @@ class Display:
         account = self._account
         return (
             f"{sum(account.requests.values())} requests, {len(account.failures)} failed, "
-            f"{len(account.degraded)} answers degraded"
+            f"{len(account.degraded)} degraded"
         )

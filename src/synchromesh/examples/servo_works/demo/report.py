@@ -155,7 +155,8 @@ def _restart(restart: Restart) -> str:
 def _print_pictures(account: Account, out: Console) -> None:
     if account.spans:
         _head("one trace, of a saga that the kill met", out)
-        out.print(waterfall([*account.spans, *map(_as_span, account.kills[-1:])]))
+        spans = [*account.spans, *map(_as_span, account.kills[-1:])]
+        out.print(waterfall(spans, out.width))
     if account.undone is not None:
         _head("one saga that was undone", out)
         print_story(out, account.undone)

@@ -39,6 +39,8 @@ TABLES = (
     """,
 )
 
+# The columns of a condition, in the order of its fields.
+CONDITION = tuple[int, MachineState, int, float, float, float, str]
 WAITING_MAX = 300
 COME_AGAIN_AFTER_S = 0.2
 
@@ -142,7 +144,3 @@ async def machine(ctx: Context, machine_id: str) -> Machine:
         machine_id, sku, order_id, now.state, now.readings, taken - now.readings, now.at_s,
         now.temperature_c, now.hottest_c, now.current_a, now.last_fault,
     )  # fmt: skip
-
-
-# The columns of a condition, in the order of its fields.
-CONDITION = tuple[int, MachineState, int, float, float, float, str]
