@@ -200,14 +200,14 @@ class _Sending:
                 attempts_left=min(attempt.attempts_left, ATTEMPTS_LEFT_MAX),
             )
         return Passing(
-            forwarding.method,
-            forwarding.target,
-            forwarding.headers,
-            forwarding.body,
-            sent,
-            credential,
-            timeout_s,
-            self.is_idempotent,
+            method=forwarding.method,
+            target=forwarding.target,
+            headers=forwarding.headers,
+            body=forwarding.body,
+            context=sent,
+            credential=credential,
+            timeout_s=timeout_s,
+            is_idempotent=self.is_idempotent,
         )
 
     def _timeout_s(self, attempt: Attempt, now: float) -> float:

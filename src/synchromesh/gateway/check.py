@@ -216,16 +216,16 @@ class _Reader:
         else:
             parts = read_branches(route, template, deadline_s, self._note)
         return Entry(
-            template,
-            frozenset(route.scopes),
-            route.public,
-            deadline_s,
-            interval_s,
-            burst,
-            route.operation if isinstance(route, Route) else None,
-            stand_in,
-            parts,
-            passage,
+            template=template,
+            scopes=frozenset(route.scopes),
+            is_public=route.public,
+            deadline_s=deadline_s,
+            interval_s=interval_s,
+            burst=burst,
+            operation=route.operation if isinstance(route, Route) else None,
+            stand_in=stand_in,
+            parts=parts,
+            passage=passage,
         )
 
     def _note(self, mistake: str) -> None:

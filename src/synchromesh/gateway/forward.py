@@ -100,14 +100,14 @@ class Passage:
         body = request.stream
         target = _PLACE.sub(lambda place: _segment(places[place[1]]), self.path)
         return Forwarding(
-            self.to,
-            name,
-            request.method,
-            f"{target}?{request.query}" if request.query else target,
-            (*_passing(request.headers, self.passed), _VIA),
-            None if body is None or body.length == 0 else body,
-            context,
-            is_external,
+            upstream=self.to,
+            name=name,
+            method=request.method,
+            target=f"{target}?{request.query}" if request.query else target,
+            headers=(*_passing(request.headers, self.passed), _VIA),
+            body=None if body is None or body.length == 0 else body,
+            context=context,
+            is_external=is_external,
         )
 
 

@@ -92,16 +92,16 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
             branches = _branches(route.branches, entry)
         told.append(
             RouteOutline(
-                route.route,
-                kind,
-                operation,
-                route.public,
-                tuple(sorted(route.scopes)),
-                route.deadline,
-                None if route.rate is None else RateOutline(route.rate.limit, entry.burst),
-                branches,
-                fallback,
-                body_max,
+                route=route.route,
+                kind=kind,
+                operation=operation,
+                is_public=route.public,
+                scopes=tuple(sorted(route.scopes)),
+                deadline=route.deadline,
+                rate=None if route.rate is None else RateOutline(route.rate.limit, entry.burst),
+                branches=branches,
+                fallback=fallback,
+                body_max=body_max,
             )
         )
     return tuple(told)
@@ -111,14 +111,14 @@ def _branches(branches: Mapping[str, Branch], entry: Entry) -> tuple[BranchOutli
     turns: dict[str, int] = {}
     told = [
         BranchOutline(
-            name,
-            branch.operation.full_name,
-            dict(branch.args),
-            _turn(name, entry.parts, turns),
-            _after(entry.parts[name]),
-            branch.required,
-            branch.timeout,
-            in_words(branch.fallback),
+            name=name,
+            operation=branch.operation.full_name,
+            args=dict(branch.args),
+            turn=_turn(name, entry.parts, turns),
+            after=_after(entry.parts[name]),
+            is_required=branch.required,
+            timeout=branch.timeout,
+            fallback=in_words(branch.fallback),
         )
         for name, branch in branches.items()
     ]
