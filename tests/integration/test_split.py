@@ -179,6 +179,7 @@ async def test_the_control_socket_answers_for_all(asking: ControlSocket) -> None
     assert await asking.call("notes.plan", name="p") is not None
     listed = await asking.ask("GET", "/sagas?limit=1")
     (saga,) = listed["sagas"]
+    assert await asking.ask("GET", "/sagas?status=completed&limit=%31") == listed
     story = await asking.ask("GET", "/sagas/last")
     assert (story["id"], story["service"]) == (saga["id"], "notes")
     trace = await asking.ask("GET", "/traces/last")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -156,22 +156,34 @@ class Control:
         return {**answer, "result": msgspec.Raw(body), "problem": None}
 
     async def _sagas(self, request: HttpRequest, saga_id: str) -> object:
-        if saga_id:
-            return await self._saga(saga_id)
-        query = parse_qs(request.query)
-        status = query.get("status", [""])[0]
-        limit = query.get("limit", ["50"])[0]
-        if not limit.isdecimal() or not 1 <= int(limit) <= LISTED_MAX:
-            raise BadRequest(f"limit is {limit!r}; use 1 to {LISTED_MAX}")
-        found = await self._runs(status or None, int(limit))
-        return {"sagas": [_told(service, run) for service, run in found[: int(limit)]]}
-
-    async def _saga(self, saga_id: str) -> object:
+        if not saga_id:
+            query = parse_qs(request.query)
+            status = query.get("status", [""])[0]
+            limit = query.get("limit", ["50"])[0]
+            if not limit.isdecimal() or not 1 <= int(limit) <= LISTED_MAX:
+                raise BadRequest(f"limit is {limit!r}; use 1 to {LISTED_MAX}")
+            return {"sagas": await self._runs(status, int(limit))}
         if saga_id == "last":
-            newest = await self._runs(None, 1)
+            newest = await self._runs("", 1)
             if not newest:
                 raise UnknownSaga("no saga has run yet")
-            saga_id = newest[0][1].id
+            saga_id = newest[0]["id"]
+        story = await self._story(saga_id)
+        if story is None:
+            raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
+        return story
+
+    async def _runs(self, status: str, limit: int) -> list[dict[str, Any]]:
+        """Return the newest runs of all services, the newest first; "" is any status."""
+        found = [
+            _told(service, run)
+            for service, instance in self._instances.items()
+            for run in await instance.engine.runs(status or None, limit)
+        ]
+        return sorted(found, key=lambda run: run["started_at"], reverse=True)[:limit]
+
+    async def _story(self, saga_id: str) -> dict[str, Any] | None:
+        """Return what happened in a run; None where no service has it."""
         for service, instance in self._instances.items():
             try:
                 story = await instance.engine.show(saga_id)
@@ -182,31 +194,27 @@ class Control:
                 "lines": story.lines,
                 "not_undone": story.not_undone,
             }
-        raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
-
-    async def _runs(self, status: str | None, limit: int) -> list[tuple[str, SagaSummary]]:
-        """Return the newest runs of all services, the newest first."""
-        found = [
-            (service, run)
-            for service, instance in self._instances.items()
-            for run in await instance.engine.runs(status, limit)
-        ]
-        return sorted(found, key=lambda each: each[1].started_at, reverse=True)
+        return None
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        await self._overview.ring.flush()
+        ring = self._overview.ring
+        await ring.flush()
         if trace_id == "last":
-            newest = self._overview.ring.last_trace_id()
+            newest = ring.last_trace_id()
             if newest is None:
                 raise BadRequest("no client has made a call yet; make one with: synchromesh call")
             trace_id = newest
-        spans = self._overview.ring.trace(trace_id)
+        spans = await self._spans(trace_id)
         if not spans:
             raise BadRequest(
                 f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
                 "newest is: synchromesh trace last"
             )
         return {"trace_id": trace_id, "spans": spans}
+
+    async def _spans(self, trace_id: str) -> Sequence[Any]:
+        """Return what is kept of a trace, in the order of its beginnings."""
+        return self._overview.ring.trace(trace_id)
 
     async def _credential(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CredentialRequest)

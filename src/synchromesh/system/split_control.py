@@ -6,9 +6,9 @@ A process that does not answer is shown as one that is down; the others' answers
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -20,7 +20,6 @@ from synchromesh.errors import (
     ConnectFailed,
     SynchromeshError,
     UnknownOperation,
-    UnknownSaga,
 )
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.service import Service
@@ -140,51 +139,27 @@ class SplitControl(Control):
                 raise BadRequest(f"{name!r} was not told: {answer.message}; ask again")
         return own
 
-    async def _sagas(self, request: HttpRequest, saga_id: str) -> object:
-        if saga_id == "last":
-            newest = (await self._listed_sagas("limit=1"))["sagas"]
-            if not newest:
-                raise UnknownSaga("no saga has run yet")
-            saga_id = newest[0]["id"]
-        if not saga_id:
-            return await self._listed_sagas(request.query)
-        told = await self._ask_all("GET", f"/sagas/{quote(saga_id, safe='')}")
-        found = [answer for answer in told.values() if isinstance(answer, dict)]
-        if found:
-            return found[0]
-        raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
-
-    async def _listed_sagas(self, query: str) -> dict[str, Any]:
+    async def _runs(self, status: str, limit: int) -> list[dict[str, Any]]:
+        query = urlencode({"status": status, "limit": limit})
         told = await self._ask_all("GET", f"/sagas?{query}")
         for answer in told.values():
             if isinstance(answer, BadRequest):
                 raise answer
-        runs = [run for answer in told.values() if isinstance(answer, dict)
-                for run in answer["sagas"]]  # fmt: skip
-        runs.sort(key=lambda run: str(run["started_at"]), reverse=True)
-        limits = [part[6:] for part in query.split("&") if part.startswith("limit=")]
-        return {"sagas": runs[: int(limits[0]) if limits else 50]}
+        found = [run for answer in told.values() if isinstance(answer, dict)
+                 for run in answer["sagas"]]  # fmt: skip
+        return sorted(found, key=lambda run: str(run["started_at"]), reverse=True)[:limit]
 
-    async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        ring = self._overview.ring
-        await ring.flush()
-        if trace_id == "last":
-            newest = ring.last_trace_id()
-            if newest is None:
-                raise BadRequest("no client has made a call yet; make one with: synchromesh call")
-            trace_id = newest
+    async def _story(self, saga_id: str) -> dict[str, Any] | None:
+        told = await self._ask_all("GET", f"/sagas/{quote(saga_id, safe='')}")
+        return next((answer for answer in told.values() if isinstance(answer, dict)), None)
+
+    async def _spans(self, trace_id: str) -> Sequence[Any]:
         told = await self._ask_all("GET", f"/traces/{quote(trace_id, safe='')}")
-        spans: list[Any] = [msgspec.to_builtins(span) for span in ring.trace(trace_id)]
+        spans: list[Any] = [msgspec.to_builtins(span) for span in await super()._spans(trace_id)]
         for answer in told.values():
             if isinstance(answer, dict):
                 spans += answer["spans"]
-        if not spans:
-            raise BadRequest(
-                f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
-                "newest is: synchromesh trace last"
-            )
-        spans.sort(key=lambda span: int(span["started_us"]))
-        return {"trace_id": trace_id, "spans": spans}
+        return sorted(spans, key=lambda span: int(span["started_us"]))
 
     async def _restart(self, request: HttpRequest, rest: str) -> object:
         name, _, act = rest.partition("/")
