@@ -22,6 +22,12 @@ RELEASE = "restarted_notes.py"
 APP = TOML.replace("notes_app:notes", "restarted_notes:notes")
 GOOD = "from notes_app import notes\n"
 BAD = "from notes_app import nothing\n"
+BAD_MIGRATION = """
+from notes_app import notes
+from synchromesh import Migration
+
+notes.migrations = (*notes.migrations, Migration(3, ("create table note(id text)",), 1))
+"""
 
 
 @pytest.fixture
@@ -76,14 +82,17 @@ async def test_a_service_is_replaced(
     assert split.info.services["notes"] == url
 
 
+@pytest.mark.parametrize(
+    ("release", "why"), [(BAD, "nothing"), (BAD_MIGRATION, "table note already exists")]
+)
 async def test_a_release_that_cannot_be_loaded_topples_nothing(
-    folder: Path, asking: ControlSocket
+    folder: Path, asking: ControlSocket, release: str, why: str
 ) -> None:
     """Exit 2 with its reason; the old process answers on, and the mended release replaces it."""
     before = await process_that_answers(asking)
-    (folder / RELEASE).write_text(BAD)
+    (folder / RELEASE).write_text(release)
     code, _, said = await synchromesh(folder, "restart", "notes")
-    assert (code, "nothing" in said) == (2, True), said
+    assert (code, why in said) == (2, True), said
     assert await process_that_answers(asking) == before
     (folder / RELEASE).write_text(GOOD)
     assert (await synchromesh(folder, "restart", "notes"))[0] == 0

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synchromesh.errors import ContractError, StoreBroken, StoreLocked, StoreTooNew
+from synchromesh.errors import ContractError, StoreBroken, StoreError, StoreLocked, StoreTooNew
+from synchromesh.runtime import RealDisk
 from synchromesh.store import Migration, Schema
-from synchromesh.store.migrations import SQLITE_TOKENS, check_schemas, migrate, render
+from synchromesh.store.migrations import (
+    SQLITE_TOKENS,
+    check_schemas,
+    migrate,
+    rehearse,
+    render,
+)
 
 FIRST = Migration(1, ("create table a(n integer)", "insert into a values (1)"), 1)
 SECOND = Migration(2, ("alter table a add column m integer", "update a set m = n + 1"), 1)
@@ -198,3 +206,49 @@ def test_a_file_that_another_connection_holds_is_locked(tmp_path: Any) -> None:
         migrate(late, [Schema("x", (FIRST,))], path="x.db")
     late.close()
     holder.close()
+
+
+@pytest.mark.parametrize(
+    ("third", "said"),
+    [
+        (Migration(3, ("create table a(n integer)",), 1), "migration 3 of 'x': table a already"),
+        (Migration(3, ("drop table gone",), 1), "no such table: gone"),
+    ],
+)
+def test_a_migration_that_would_fail_is_found_by_a_rehearsal(
+    tmp_path: Path, third: Migration, said: str
+) -> None:
+    """It names what `migrate` would; the file, which another has open, is as it was."""
+    path = str(tmp_path / "x.db")
+    owner = RealDisk().connect(path)
+    owner.execute("pragma journal_mode = wal")
+    migrate(owner, [Schema("x", (FIRST, SECOND))], path=path)
+    rehearse(path, [Schema("x", (FIRST, SECOND, THIRD))], RealDisk())
+    with pytest.raises(StoreError, match=said):
+        rehearse(path, [Schema("x", (FIRST, SECOND, third))], RealDisk())
+    assert version(owner) == (2, 1)
+    assert owner.execute("select n, m from a").fetchall() == [(1, 2)]
+    owner.close()
+
+
+def test_what_only_rows_can_tell_is_no_matter_of_a_rehearsal(tmp_path: Path) -> None:
+    """A migration that needs rows is not refused for want of them, nor one of a file to come."""
+    path = str(tmp_path / "x.db")
+    first = Migration(1, ("create table b(n integer not null)", "create table c(n integer)"), 1)
+    second = Migration(2, ("insert into b values ((select n from c))",), 1)
+    rehearse(path, [Schema("x", (first, second))], RealDisk())
+    assert not Path(path).exists()
+    owner = RealDisk().connect(path)
+    migrate(owner, [Schema("x", (first,))], path=path)
+    rehearse(path, [Schema("x", (first, second))], RealDisk())
+    owner.close()
+
+
+def test_tables_that_cannot_be_copied_are_not_rehearsed(tmp_path: Path) -> None:
+    """Such as those of a virtual table, which makes tables of its own."""
+    path = str(tmp_path / "x.db")
+    owner = RealDisk().connect(path)
+    search = Migration(1, ("create virtual table search using fts5(text)",), 1)
+    migrate(owner, [Schema("x", (search,))], path=path)
+    rehearse(path, [Schema("x", (search, Migration(2, ("drop table gone",), 1)))], RealDisk())
+    owner.close()

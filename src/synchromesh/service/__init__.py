@@ -2,7 +2,13 @@
 
 from synchromesh.service.context import Context
 from synchromesh.service.definition import Handled, Projected, Service
-from synchromesh.service.instance import KEEP_S, Health, ServiceInstance, Surroundings
+from synchromesh.service.instance import (
+    KEEP_S,
+    Health,
+    ServiceInstance,
+    Surroundings,
+    rehearse,
+)
 from synchromesh.service.supervisor import Child, GaveUp, Supervisor
 from synchromesh.service.transaction import Transaction
 
@@ -19,4 +25,5 @@ __all__ = [
     "Supervisor",
     "Surroundings",
     "Transaction",
+    "rehearse",
 ]

@@ -31,6 +31,7 @@ from synchromesh.service.handlers import Operations
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Schema, SqliteStore, StoreOptions, Unit, inbox
+from synchromesh.store.migrations import rehearse as rehearse_on
 from synchromesh.telemetry import Sink, Tracer
 
 SWEEP_EVERY_S = 60.0
@@ -252,6 +253,15 @@ class ServiceInstance:
 
     def __repr__(self) -> str:
         return f"<ServiceInstance {self.service.name}{' draining' if self._is_draining else ''}>"
+
+
+def rehearse(service: Service, path: str, runtime: Runtime) -> None:
+    """Try the service's migrations on empty copies of its tables; another may own its database.
+
+    Raises:
+        ContractError, StoreTooNew, StoreError: a start would fail with them, too.
+    """
+    rehearse_on(path, _own_schema(service), runtime.disk)
 
 
 def _own_schema(service: Service) -> tuple[Schema, ...]:

@@ -13,7 +13,8 @@ import contextlib
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from synchromesh.errors import ContractError, StoreTooNew
+from synchromesh.errors import ConstraintFailed, ContractError, StoreTooNew
+from synchromesh.runtime import Disk
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_unit import TRANSACTIONAL, leading_word
 from synchromesh.store.unit import Migration, Schema
@@ -24,6 +25,12 @@ SQLITE_TOKENS = {
     "{keyed}": "without rowid",
 }
 """What the engine's own types are called: bytes, a row's position, a table found by its key."""
+
+# What a file is made of, tables first; SQLite makes its own by itself.
+_MADE = (
+    "select sql from sqlite_master where sql is not null and substr(name, 1, 7) <> 'sqlite_' "
+    "order by type <> 'table', rowid"
+)
 
 
 def check_schemas(schemas: Sequence[Schema]) -> None:
@@ -84,10 +91,8 @@ def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: 
             " readable_by_min integer not null)"
         )
         found = {
-            str(owner): (int(version), int(readable_by_min))
-            for owner, version, readable_by_min in connection.execute(
-                "select owner, version, readable_by_min from sm_schema"
-            )
+            owner: (version, readable_by_min)
+            for owner, version, readable_by_min in _versions(connection)
         }
     except SqliteFault as error:
         raise translate(error, path=path) from error
@@ -97,6 +102,34 @@ def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: 
         version, _ = found.get(schema.owner, (0, 0))
         for migration in schema.migrations[version:]:
             _apply(connection, schema.owner, migration, path)
+
+
+def rehearse(path: str, schemas: Sequence[Schema], disk: Disk) -> None:
+    """Try what `migrate` would do on empty copies of a file's tables; another may own the file.
+
+    What depends on rows is not seen so. Where there is no file yet, or it cannot be copied so,
+    nothing is tried.
+
+    Raises:
+        ContractError, StoreTooNew, StoreError: as `migrate` does.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+        try:
+            with contextlib.closing(disk.connect(path, read_only=True)) as connection:
+                made, versions = connection.execute(_MADE).fetchall(), _versions(connection)
+            for (statement,) in made:
+                copy.execute(statement)
+            copy.executemany("insert into sm_schema values (?, ?, ?)", versions)
+        except SqliteFault:
+            return
+        # With the rows that are there a constraint may well hold.
+        with contextlib.suppress(ConstraintFailed):
+            migrate(copy, schemas, path=path)
+
+
+def _versions(connection: sqlite3.Connection) -> list[tuple[str, int, int]]:
+    rows = connection.execute("select owner, version, readable_by_min from sm_schema")
+    return [(str(owner), int(version), int(by_min)) for owner, version, by_min in rows]
 
 
 def _check_readable(schema: Schema, found: tuple[int, int], path: str) -> None:
