@@ -775,3 +775,16 @@ def test_an_edge_tells_whether_it_would_refuse_and_changes_nothing() -> None:
     assert guarded.is_refusing(100.0)
     breaker.disable(6.0)
     assert not guarded.is_refusing(100.0)
+
+
+def test_an_edge_without_its_limiter_shares_all_else() -> None:
+    """Breaker and budget are the same two; the limiter, and the timeout if so wanted, are gone."""
+    whole = edge(Policy(timeout_s=2.0, limit=LimitOptions(1)))
+    timed, untimed = whole.without_limiter(is_timed=True), whole.without_limiter(is_timed=False)
+    for other in (timed, untimed):
+        assert (other.breaker, other.budget) == (whole.breaker, whole.budget)
+        assert other.breaker is not None
+        assert other.limiter is None
+    assert (timed.policy.timeout_s, untimed.policy.timeout_s) == (2.0, None)
+    assert whole.limiter is not None
+    assert whole.policy.timeout_s == 2.0

@@ -128,13 +128,12 @@ class Forwarder:
 
     def _put_together(self, upstream: str) -> _Line:
         edge = self._caller.edge(upstream)
-        timed, untimed = (
-            Edge(policy, name=edge.name)
-            for policy in (edge.policy, replace(edge.policy, timeout_s=None))
+        line = _Line(
+            edge.without_limiter(is_timed=True),
+            edge.without_limiter(is_timed=False),
+            edge.limiter,
+            RoundRobin(upstream),
         )
-        for own in (timed, untimed):
-            own.breaker, own.budget, own.limiter = edge.breaker, edge.budget, None
-        line = _Line(timed, untimed, edge.limiter, RoundRobin(upstream))
         self._lines[upstream] = line
         return line
 

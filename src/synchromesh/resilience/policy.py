@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 from synchromesh.errors import ConfigError, TimedOut
@@ -220,6 +221,20 @@ class Edge:
                 attempts.answered(current)
                 return answer
             await asyncio.sleep(wait_s)
+
+    def without_limiter(self, *, is_timed: bool) -> Edge:
+        """Return an edge with the same breaker and budget, for who takes limiter slots by itself.
+
+        A slot may then last longer than an attempt does.
+
+        Args:
+            is_timed: whether an attempt has the policy's timeout; else whoever attempts bounds it.
+        """
+        edge = copy(self)
+        edge.limiter = None
+        if not is_timed:
+            edge.policy = replace(self.policy, timeout_s=None)
+        return edge
 
     def is_refusing(self, now: float) -> bool:
         """Tell whether its breaker would refuse a call that came at `now`; nothing is changed."""
