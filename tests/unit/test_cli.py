@@ -185,6 +185,13 @@ def test_a_trace_and_a_saga_are_shown(run: Run, folder: Path) -> None:
     assert [line.split()[0] for line in table.out.splitlines()] == ["saga", "plan-c5"]
 
 
+def test_where_no_saga_is_to_be_listed_it_says_so(run: Run, folder: Path) -> None:
+    """In words for people; a program gets an empty list."""
+    told = run(folder, "saga", "list", "--status", "running")
+    assert (told.code, told.out, told.err) == (0, "no saga is running\n", "")
+    assert json.loads(run(folder, "saga", "list", "--status", "running", "--json").out) == []
+
+
 def test_what_looks_like_markup_is_shown_as_it_is(run: Run, folder: Path) -> None:
     """The id of a saga, and why it was undone, are customers' words."""
     run(folder, "call", "notes.write", "id=[/c9]", "text=a")

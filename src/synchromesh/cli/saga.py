@@ -30,6 +30,8 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
     runs = ControlClient(folder).get(f"/sagas?{query}")["sagas"]
     if is_json:
         print_json(runs)
+    elif not runs:
+        console().print(f"no saga is {status}" if status else "no saga was started yet")
     else:
         table = plain_table("saga", "name", "status", "started", "ended", "owner", "reason")
         for column in table.columns:

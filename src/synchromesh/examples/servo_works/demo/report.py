@@ -136,7 +136,7 @@ def _restarts(account: Account) -> Iterator[tuple[str, str]]:
         yield "restart", _restart(restart)
         yield "", f"bridged: {restart.bridged} calls were held until it was there"
         if restart.given_up:
-            yield "", f"{restart.given_up} calls were held in vain, and tried again or fell back"
+            yield "", f"held in vain: {restart.given_up}; tried again, or fell back"
     longest = account.longest_hold
     if longest is not None:
         edge = f"{longest.service} -> {longest.name}"
