@@ -27,7 +27,7 @@ class Display:
             TextColumn("{task.fields[act]:<8}"),
             BarColumn(),
             # What is short is never cut; a narrow screen shortens the bar.
-            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len("320/320"))),
+            MofNCompleteColumn(table_column=Column(min_width=len(2 * str(account.orders)) + 1)),
             TextColumn("orders, {task.fields[so_far]}"),
             console=out,
             transient=True,
