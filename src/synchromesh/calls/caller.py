@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from synchromesh.calls.choice import Choice
+from synchromesh.calls.choice import Choice, Finder
 from synchromesh.calls.contract import Call, Operation
 from synchromesh.calls.holding import Holds
 from synchromesh.calls.policies import Policies
@@ -32,13 +32,11 @@ from synchromesh.calls.tree import attempts_left
 from synchromesh.calls.wire import Request, Transport
 from synchromesh.codec import decode
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, check_key, new_trace_id
-from synchromesh.discovery import Announcing, Endpoint, Resolver, RoundRobin
+from synchromesh.discovery import Endpoint, Resolver, RoundRobin
 from synchromesh.errors import (
     BadRequest,
     ConfigError,
     ConnectFailed,
-    DiscoveryError,
-    NoInstance,
     RemoteFailed,
     SynchromeshError,
 )
@@ -98,9 +96,8 @@ class Caller:
         on_transition: Callable[[Transition], None] | None = None,
     ) -> None:
         self._service = service
-        self._resolver = resolver
-        self._announcing = resolver if isinstance(resolver, Announcing) else None
         self.holds = Holds(policies.hold)
+        self._finder = Finder(resolver, self.holds)
         self._transports = transports
         self._signer = signer
         self._tracer = tracer
@@ -265,48 +262,9 @@ class Caller:
 
     # -- what one attempt asks -------------------------------------------------------------------
 
-    async def endpoints(self, service: str) -> tuple[Endpoint, ...]:
-        """Return what is listed.
-
-        Raises:
-            NoInstance: the registry cannot be asked and never could.
-        """
-        try:
-            resolved = await self._resolver.resolve(service)
-        except (DiscoveryError, OSError) as error:
-            raise NoInstance(
-                f"the instances of service {service!r} are not known: {error}"
-            ) from error
-        return resolved.endpoints
-
-    async def held_endpoints(
-        self, service: str, gone: set[Endpoint], deadline_s: float | None
-    ) -> tuple[Endpoint, ...]:
-        """Return what is listed, once that has more than what is `gone`, or the hold is over.
-
-        Raises:
-            NoInstance: the registry cannot be asked and never could.
-        """
-        listed = await self.endpoints(service)
-        announcing = self._announcing
-        if announcing is None:
-            return listed
-        now = asyncio.get_running_loop().time()
-        until_s = self.holds.begin(service, now=now, deadline_s=deadline_s)
-        if until_s is None:
-            return listed
-        is_bridged = False
-        try:
-            async with asyncio.timeout_at(until_s):
-                while gone.issuperset(listed):
-                    await announcing.changed(service)
-                    listed = await self.endpoints(service)
-            is_bridged = True
-        except TimeoutError:
-            pass  # what is listed is tried for want of anything better
-        finally:
-            self.holds.end(service, is_bridged=is_bridged)
-        return listed
+    def choice(self, service: str, balancer: RoundRobin, span: Span) -> Choice:
+        """Return what chooses the instances of one call; `balancer` says whose turn it is."""
+        return Choice(self._finder, service, balancer, span)
 
     def transport(self, endpoint: Endpoint) -> Transport:
         """Return what reaches an endpoint. Raises ConfigError where nothing does."""
@@ -348,7 +306,7 @@ class _Sending:
         self._context = context
         self._key = key
         self._span = span
-        self._choice = Choice(caller, line.operation.service, line.balancer, span)
+        self._choice = caller.choice(line.operation.service, line.balancer, span)
         self.number = 0
 
     async def attempt(self, attempt: Attempt) -> tuple[bytes, Any]:

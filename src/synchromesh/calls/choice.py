@@ -1,45 +1,96 @@
-"""Which instance each attempt of a call goes to: those that failed it come last."""
+"""Which instance each attempt of a call goes to: those that failed it come last.
+
+While none is ready the call is held, for a part of its time.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
 from synchromesh.calls.holding import Holds
-from synchromesh.discovery import Endpoint, RoundRobin
+from synchromesh.discovery import Announcing, Endpoint, Resolver, RoundRobin
+from synchromesh.errors import DiscoveryError, NoInstance
 from synchromesh.telemetry import Span
 
 
-class Lists(Protocol):
-    """Knows the instances of services; a `Caller` does."""
+class Finder:
+    """Finds the instances of services for one caller, and holds calls while there are none.
 
-    holds: Holds
+    Args:
+        resolver: knows what is listed; calls are held only where it is `Announcing`.
+        holds: which calls are held, and for how long.
+    """
 
-    async def endpoints(self, service: str) -> tuple[Endpoint, ...]:
-        """Return what is listed. Raises NoInstance."""
-        ...
+    def __init__(self, resolver: Resolver, holds: Holds) -> None:
+        self._resolver = resolver
+        self._announcing = resolver if isinstance(resolver, Announcing) else None
+        self._holds = holds
 
-    async def held_endpoints(
+    async def listed(self, service: str) -> tuple[Endpoint, ...]:
+        """Return what is listed.
+
+        Raises:
+            NoInstance: the registry cannot be asked and never could.
+        """
+        try:
+            resolved = await self._resolver.resolve(service)
+        except (DiscoveryError, OSError) as error:
+            raise NoInstance(
+                f"the instances of service {service!r} are not known: {error}"
+            ) from error
+        return resolved.endpoints
+
+    async def held(
         self, service: str, gone: set[Endpoint], deadline_s: float | None
     ) -> tuple[Endpoint, ...]:
-        """Return what is listed, once that has more than what is `gone`. Raises NoInstance."""
-        ...
+        """Return what is listed, once that has more than what is `gone`, or the hold is over.
+
+        Raises:
+            NoInstance: the registry cannot be asked and never could.
+        """
+        listed = await self.listed(service)
+        announcing = self._announcing
+        if announcing is None:
+            return listed
+        now = asyncio.get_running_loop().time()
+        until_s = self._holds.begin(service, now=now, deadline_s=deadline_s)
+        if until_s is None:
+            return listed
+        is_bridged = False
+        try:
+            async with asyncio.timeout_at(until_s):
+                while gone.issuperset(listed):
+                    await announcing.changed(service)
+                    listed = await self.listed(service)
+            is_bridged = True
+        except TimeoutError:
+            pass  # what is listed is tried for want of anything better
+        finally:
+            self._holds.end(service, is_bridged=is_bridged)
+        return listed
+
+    def note_found(self, service: str) -> None:
+        """Take note that a service has an instance: the next time that it has none is a new one."""
+        self._holds.found(service)
+
+    def __repr__(self) -> str:
+        return f"<Finder {self._resolver!r}, {self._holds!r}>"
 
 
 class Choice:
     """Chooses the instances of one call, an attempt at a time.
 
     Args:
-        lists: knows what is listed, and may hold the call while nothing is.
+        finder: knows what is listed, and may hold the call while nothing is.
         service: whose instances.
         balancer: whose turn it is.
         span: notes what was chosen.
     """
 
-    __slots__ = ("_balancer", "_gone", "_lists", "_service", "_span", "_tried")
+    __slots__ = ("_balancer", "_finder", "_gone", "_service", "_span", "_tried")
 
-    def __init__(self, lists: Lists, service: str, balancer: RoundRobin, span: Span) -> None:
-        self._lists = lists
+    def __init__(self, finder: Finder, service: str, balancer: RoundRobin, span: Span) -> None:
+        self._finder = finder
         self._service = service
         self._balancer = balancer
         self._span = span
@@ -53,15 +104,15 @@ class Choice:
         Raises:
             NoInstance: none is ready, nor was while the call was held.
         """
-        listed = await self._lists.endpoints(self._service)
+        listed = await self._finder.listed(self._service)
         if self._gone.issuperset(listed):
             began_s = asyncio.get_running_loop().time()
-            listed = await self._lists.held_endpoints(self._service, self._gone, deadline_s)
+            listed = await self._finder.held(self._service, self._gone, deadline_s)
             held_s = asyncio.get_running_loop().time() - began_s
             if held_s > 0:
                 self._span.note("held_ms", round(held_s * 1000))
-        elif self._lists.holds.is_any_absent:
-            self._lists.holds.found(self._service)
+        else:
+            self._finder.note_found(self._service)
         is_choice_left = any(endpoint.instance not in self._tried for endpoint in listed)
         excluded = frozenset(self._tried) if is_choice_left else frozenset()
         endpoint = self._balancer.pick(listed, excluded)

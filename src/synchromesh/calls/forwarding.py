@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from synchromesh.calls.caller import Caller
-from synchromesh.calls.choice import Choice
 from synchromesh.calls.http_client import reply_of
 from synchromesh.calls.tree import attempts_left
 from synchromesh.calls.wire import Passing, PassingTransport
@@ -146,7 +145,7 @@ class _Sending:
         self._line = line
         self._forwarding = forwarding
         self._span = span
-        self._choice = Choice(caller, forwarding.upstream, line.balancer, span)
+        self._choice = caller.choice(forwarding.upstream, line.balancer, span)
         self.is_idempotent = forwarding.body is None and (
             forwarding.method in _IDEMPOTENT or bool(forwarding.context.key)
         )

@@ -80,11 +80,6 @@ class Holds:
         self._absences: dict[str, _Absence] = {}
         self.held = self.bridged = self.given_up = self.refused = 0
 
-    @property
-    def is_any_absent(self) -> bool:
-        """True while a service was nowhere when it was looked for last."""
-        return bool(self._absences)
-
     def found(self, service: str) -> None:
         """Take note that a service has an instance."""
         self._absences.pop(service, None)
