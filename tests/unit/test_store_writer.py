@@ -306,12 +306,15 @@ async def test_a_file_that_fails_in_a_unit_twice_closes_the_store(
     assert store.broken is not None
 
 
-@pytest.mark.parametrize("name", ["shop.db", "shop.db-wal"])
+@pytest.mark.parametrize("name", ["shop.db", "shop.db-wal", "shop.db.lock"])
 @pytest.mark.parametrize("act", ["deleted", "moved", "replaced"])
 async def test_a_file_that_is_not_there_any_more_is_not_written_in_vain(
     store: SqliteStore, tmp_path: Path, name: str, act: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """SQLite would go on in a file that nobody finds again: that is not acknowledged (E4)."""
+    """SQLite would go on in a file that nobody finds again: that is not acknowledged (E4).
+
+    Nor is what is written without the lock, beside which another process could write.
+    """
     assert await put(store, 1) == [1]
     file, elsewhere = tmp_path / name, tmp_path / "elsewhere"
     if act == "deleted":
@@ -324,7 +327,7 @@ async def test_a_file_that_is_not_there_any_more_is_not_written_in_vain(
     got = await put(store, 2, 3)
     assert [type(each) for each in got] == [StoreBroken] * 2
     assert "no longer the file that was opened" in str(got[0])
-    assert "put both files back or restore a backup" in str(got[0])
+    assert "put the database and its -wal back or restore a backup" in str(got[0])
     assert "no longer the file" in str((await put(store, 4))[0])
     with pytest.raises(StoreBroken, match="no longer the file"):
         await store.read("select 1")

@@ -302,10 +302,10 @@ class Writer:
                 return [] if self.broken else self._abandon(jobs, error)
         if self._found() != self._files:
             self._break(
-                f"{self._path} is no longer the file that was opened: it, or its -wal, was "
-                "deleted, moved or replaced. Nothing is acknowledged any more, for it would be "
-                "lost. Stop the service, put both files back or restore a backup, start it again, "
-                "and ask again under the same key"
+                f"{self._path} is no longer the file that was opened: it, its -wal or its .lock "
+                "was deleted, moved or replaced. Nothing is acknowledged any more, for it would be "
+                "lost, or somebody else may write. Stop the service, put the database and its "
+                "-wal back or restore a backup, start it again, and ask again under the same key"
             )
             self._fail(jobs)
             return []
@@ -330,9 +330,12 @@ class Writer:
         return rows == [(group_id,)]
 
     def _found(self) -> tuple[tuple[int, int] | None, ...]:
-        """Return which files are at the path now: the database and its write-ahead log."""
+        """Return which files are at the path now: the database, its write-ahead log, its lock.
+
+        Whoever makes another lock file is let in as an owner beside this one.
+        """
         disk = self._runtime.disk
-        return disk.file_id(self._path), disk.file_id(f"{self._path}-wal")
+        return tuple(disk.file_id(f"{self._path}{suffix}") for suffix in ("", "-wal", ".lock"))
 
     def _fail(self, jobs: list[_Job]) -> None:
         for job in jobs:
