@@ -367,6 +367,15 @@ def test_every_verb_explains_itself(run: Run, tmp_path: Path, words: list[str], 
     assert said in " ".join(ran.out.split())
 
 
+@pytest.mark.parametrize("group", ["", "config", "gateway", "gateway key", "saga"])
+def test_no_list_of_verbs_is_cut(run: Run, tmp_path: Path, group: str) -> None:
+    """On 80 columns each verb is told of in whole sentences."""
+    ran = run(tmp_path, *group.split(), "--help")
+    _, _, verbs = ran.out.partition("Commands:\n")
+    assert verbs
+    assert all(line.endswith(".") and not line.endswith("...") for line in verbs.splitlines())
+
+
 def test_without_a_verb_the_verbs_are_shown(run: Run, tmp_path: Path) -> None:
     """Exit 2: something was to be done."""
     with pytest.raises(SystemExit, match="2"):

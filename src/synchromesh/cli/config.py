@@ -38,7 +38,7 @@ def config() -> None:
     """Explain and check the configuration."""
 
 
-@config.command()
+@config.command(short_help="Show every value in force, and what gave it.")
 @settings_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -60,7 +60,7 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     return 0
 
 
-@config.command()
+@config.command(short_help="Check all that it names; start nothing.")
 @settings_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj

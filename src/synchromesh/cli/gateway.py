@@ -51,7 +51,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     return MISTAKE if mistakes else 0
 
 
-@gateway.command()
+@gateway.command(short_help="Show routes, who may, and what pages are made of.")
 @settings_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -96,12 +96,12 @@ def _add_branches(add_row: Any, route: RouteOutline) -> None:
         )
 
 
-@gateway.group()
+@gateway.group(short_help="Make, list and remove API keys.")
 def key() -> None:
     """Make, list and remove API keys; a gateway that runs knows of it within a second."""
 
 
-@key.command()
+@key.command(short_help="Make an API key and print it, this once.")
 @click.argument("principal")
 @click.option("--scope", "scopes", multiple=True, help="What they may do, such as orders:write.")
 @click.option("--expires", default="", help="After how long it ends, such as 30d; never without.")
@@ -158,7 +158,7 @@ def list_keys(folder: Path, is_json: bool) -> int:
     return 0
 
 
-@key.command()
+@key.command(short_help="Remove an API key by its ID.")
 @click.argument("key_id", metavar="ID")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
