@@ -37,6 +37,13 @@ name = "notebook"
 app = "notes_app:notes"
 """
 WITH_GATEWAY = TOML + '\n[gateway]\napp = "notes_app:way_in"\n'
+# An external service: a program that says that it is ready, and what it does after that.
+READY = "import json, os, signal, sys; print(json.dumps({'port': 1}), flush=True); "
+PROVIDER = """
+[external.provider]
+command = ["{python}", "-S", "-c", "%s"]
+"""
+STAYS = PROVIDER % (READY + "signal.pause()")
 
 
 class Note(Struct, frozen=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from notes_app import TOML, Notes, Running, write_config
+from notes_app import STAYS, TOML, Notes, Running, write_config
 from processes import COMMAND, children_of
 from synchromesh.cli import main
 from synchromesh.discovery import Registration
@@ -21,16 +21,12 @@ from synchromesh.service import Service, ServiceInstance, Surroundings
 from synchromesh.system import System, external, load_config, wiring
 from synchromesh.system.external import ExternalProcess
 
+pytestmark = pytest.mark.anyio
+
 # What a server may take to end handlers that it has cancelled.
 CANCEL_S = 1.0
 WAIT_S = 30.0
-READY = "import json, os, signal, sys; print(json.dumps({'port': 1}), flush=True); "
-PROVIDER = """
-[external.provider]
-command = ["{python}", "-S", "-c", "%s"]
-"""
 BROKEN = '[services.broken]\napp = "notes_app:broken"\n'
-STAYS = PROVIDER % (READY + "signal.pause()")
 
 
 def system_of(folder: Path, text: str = TOML) -> System:
@@ -38,7 +34,6 @@ def system_of(folder: Path, text: str = TOML) -> System:
     return System(load_config(write_config(folder, text)), folder, RealRuntime())
 
 
-@pytest.mark.anyio
 async def test_a_child_that_dies_is_started_again_at_its_new_place(tmp_path: Path) -> None:
     """Calls go to where it is now; the failure is logged."""
     system = system_of(tmp_path, TOML + STAYS)
@@ -54,7 +49,6 @@ async def test_a_child_that_dies_is_started_again_at_its_new_place(tmp_path: Pat
     assert "external service 'provider' ended by SIGKILL" in log
 
 
-@pytest.mark.anyio
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     """Cancelled at any of its first awaits, it stops what it started."""
     before = asyncio.all_tasks()
@@ -71,7 +65,6 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
         assert asyncio.all_tasks() == before
 
 
-@pytest.mark.anyio
 async def test_a_call_that_comes_before_its_service_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +92,6 @@ async def test_a_call_that_comes_before_its_service_is_held(
         await system.stop()
 
 
-@pytest.mark.anyio
 async def test_stopping_goes_from_the_outside_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +127,6 @@ async def test_stopping_goes_from_the_outside_in(
     ]
 
 
-@pytest.mark.anyio
 async def test_a_call_under_way_is_answered_while_it_stops(tmp_path: Path) -> None:
     """What a client sent before the stop gets its answer; what runs too long is cut."""
     system = system_of(tmp_path)
@@ -165,7 +156,6 @@ async def test_a_call_under_way_is_answered_while_it_stops(tmp_path: Path) -> No
     assert instance.dispatcher.is_draining
 
 
-@pytest.mark.anyio
 async def test_a_call_that_outlasts_the_stop_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +188,6 @@ async def test_a_call_that_outlasts_the_stop_is_cut(
     assert instance.dispatcher.in_flight == 0
 
 
-@pytest.mark.anyio
 async def test_a_system_may_be_stopped_twice_and_started_again(tmp_path: Path) -> None:
     """`stop` before, during and after a run is harmless; a second start meanwhile is refused."""
     system = system_of(tmp_path, TOML + '[dev]\nopening = "notes_app:opens"\n')
@@ -218,7 +207,6 @@ async def test_a_system_may_be_stopped_twice_and_started_again(tmp_path: Path) -
     assert repr(system) == "<System notebook: not started>"
 
 
-@pytest.mark.anyio
 async def test_one_failing_step_of_stopping_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +225,6 @@ async def test_one_failing_step_of_stopping_stops_no_other(
     await system.stop()
 
 
-@pytest.mark.anyio
 async def test_an_external_service_may_run_elsewhere(tmp_path: Path) -> None:
     """Where it has a URL nothing is started for it; an edge to it may have a policy."""
     text = (

@@ -30,6 +30,8 @@ from synchromesh.system import (
     split,
 )
 
+pytestmark = pytest.mark.anyio
+
 TWO = TOML + '\n[services.broken]\napp = "notes_app:broken"\n'
 
 
@@ -47,7 +49,6 @@ def asking(system: SplitSystem, pool: HttpPool) -> ControlSocket:
     return ControlSocket(system, pool)
 
 
-@pytest.mark.anyio
 async def test_a_killed_service_comes_back(system: SplitSystem, asking: ControlSocket) -> None:
     """At the same URL and with its data; calls that come meanwhile are held, and none fails."""
     assert await asking.call("notes.write", note='{"id":"a","text":"x"}') == 1
@@ -62,7 +63,6 @@ async def test_a_killed_service_comes_back(system: SplitSystem, asking: ControlS
     assert status["services"]["notes"]["health"]["is_healthy"]
 
 
-@pytest.mark.anyio
 async def test_a_restart_under_load_fails_no_call(asking: ControlSocket) -> None:
     """G7: the new process takes over while calls are held; each is run once, and answered."""
     is_over = asyncio.Event()
@@ -92,7 +92,6 @@ async def test_a_restart_under_load_fails_no_call(asking: ControlSocket) -> None
     assert (holds["held"], holds["given_up"], holds["refused"]) == (0, 0, 0)
 
 
-@pytest.mark.anyio
 async def test_what_dies_too_often_ends_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +107,6 @@ async def test_what_dies_too_often_ends_the_system(
     assert "service/notes failed too often: ChildEnded: service 'notes' ended by SIGKILL" in failure
 
 
-@pytest.mark.anyio
 async def test_what_gave_up_ends_the_system(
     tmp_path: Path, pool: HttpPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +129,6 @@ async def test_what_gave_up_ends_the_system(
     assert "GaveUp: broken: projection/x failed too often: Lookup; see " in failure
 
 
-@pytest.mark.anyio
 async def test_a_killed_process_is_off_the_list_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +146,6 @@ async def test_a_killed_process_is_off_the_list_at_once(
         assert await system._registry.resolve("notes") == Resolved(())
 
 
-@pytest.mark.anyio
 async def test_a_hung_process_goes_with_its_lease_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
 ) -> None:
@@ -171,7 +167,6 @@ async def test_a_hung_process_goes_with_its_lease_and_comes_back(
         assert children_of(os.getpid()) == [child]
 
 
-@pytest.mark.anyio
 async def test_the_control_socket_answers_for_all(asking: ControlSocket) -> None:
     """Sagas, traces and mistakes are told as by a system of one process."""
     assert await asking.ask("GET", "/sagas") == {"sagas": []}
@@ -199,7 +194,6 @@ async def test_the_control_socket_answers_for_all(asking: ControlSocket) -> None
         assert 400 <= status < 500, problem
 
 
-@pytest.mark.anyio
 async def test_faults_reach_the_processes(asking: ControlSocket) -> None:
     """What is broken at the control socket is broken for every caller, until it is healed."""
     told = await asking.ask("POST", "/faults", {"target": "notes", "errors": "100%"})
@@ -211,7 +205,6 @@ async def test_faults_reach_the_processes(asking: ControlSocket) -> None:
     assert await asking.call("notes.tag", names='["a"]') == 1
 
 
-@pytest.mark.anyio
 async def test_faults_in_force_outlive_a_process(
     system: SplitSystem, asking: ControlSocket, pool: HttpPool
 ) -> None:
@@ -243,7 +236,6 @@ async def faults_of_the_process(system: SplitSystem, pool: HttpPool) -> Any:
     return json.loads(response.body)["in_force"]
 
 
-@pytest.mark.anyio
 async def test_a_fault_reaches_a_process_that_starts(
     system: SplitSystem, asking: ControlSocket, pool: HttpPool
 ) -> None:
@@ -258,7 +250,6 @@ async def test_a_fault_reaches_a_process_that_starts(
     await restarting
 
 
-@pytest.mark.anyio
 async def test_a_process_that_does_not_answer_is_shown(
     asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +263,6 @@ async def test_a_process_that_does_not_answer_is_shown(
     assert any("notes/process is silent" in finding for finding in told["findings"])
 
 
-@pytest.mark.anyio
 async def test_a_start_that_is_cancelled_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,19 +21,12 @@ from pathlib import Path
 import pytest
 
 from cli_runs import Run, runner
-from notes_app import TESTS, TOML, write_config
+from notes_app import PROVIDER, READY, STAYS, TESTS, TOML, WITH_GATEWAY, write_config
 from processes import COMMAND, announced, children_of, dev, ends, is_alive, until
 from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import RunDir, child_process
 
 WAIT_S = 30.0
-GATEWAY = '\n[gateway]\napp = "notes_app:way_in"\n'
-READY = "import json, os, signal, sys; print(json.dumps({'port': 1}), flush=True); "
-PROVIDER = """
-[external.provider]
-command = ["{python}", "-S", "-c", "%s"]
-"""
-STAYS = PROVIDER % (READY + "signal.pause()")
 HERE = "import pathlib; pathlib.Path(__file__).with_name('here').write_text('!')\n"
 HANGS = PROVIDER % "import signal; open('here', 'w').write('!'); signal.pause()"
 
@@ -80,7 +73,7 @@ def starts(folder: Path, flags: tuple[str, ...]) -> bool:
         (TOML + "port = {port}\n", "cannot listen on 127.0.0.1:{port}"),
         (TOML.replace('"notebook"', '"x"\ncontrol_port = {port}'), "cannot listen on 127.0.0.1"),
         (TOML.replace('"notebook"', '"x"\nhost = "not.an.address.invalid"'), "cannot listen on"),
-        (TOML + GATEWAY + "port = {port}\n", "cannot listen on 127.0.0.1:{port}"),
+        (WITH_GATEWAY + "port = {port}\n", "cannot listen on 127.0.0.1:{port}"),
         (TOML + "pages_max = 4", "raise the page limit"),
         (TOML + '[dev]\nopening = "notes_app:fails_to_open"', "LookupError: the price list is"),
         (TOML + '[external.late]\ncommand = ["/bin/sh", "-c", "exit 4"]', "ended with exit code 4"),

@@ -161,7 +161,7 @@ class RunningSystem:
         """Return the process of each service and of the gateway, once all are up."""
         status = await self.status()
         parts = {name: int(each["pid"]) for name, each in status["services"].items()}
-        gateway = status.get("gateway")
+        gateway = status["gateway"]
         return parts | ({"gateway": int(gateway["pid"])} if gateway else {})
 
     async def restarts(self) -> dict[str, int]:
@@ -283,7 +283,7 @@ class RunningSystem:
 def _down(status: dict[str, Any]) -> list[str]:
     """Return the services, and the gateway, that do not answer for themselves."""
     down = [name for name, each in status["services"].items() if not _is_up(each)]
-    is_silent = status.get("gateway") and "gateway" not in status["clients"]
+    is_silent = status["gateway"] and "gateway" not in status["clients"]
     return [*down, "gateway"] if is_silent else down
 
 
