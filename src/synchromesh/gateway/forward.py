@@ -50,10 +50,12 @@ _OURS: Final = frozenset({
     ATTEMPTS_LEFT, CREDENTIAL, DEADLINE_MS, IDEMPOTENCY_KEY, SENT_AT, TRACEPARENT, UNDOES,
     "attempts-used", "tracestate",
 })  # fmt: skip
-# Headers that no route may let in: they say who asks, from where, or how the message is framed.
+# Headers that no route may let in: they say who asks, from where, how the message is framed, or
+# that another method or path is meant than the one that was checked.
 _NEVER: Final = _HOP | _OURS | {
     "authorization", "content-length", "cookie", "expect", "forwarded", "host", "remote-user",
-    "via", "x-api-key", "x-real-ip", "x-principal", "x-user",
+    "true-client-ip", "via", "x-api-key", "x-client-ip", "x-http-method", "x-http-method-override",
+    "x-method-override", "x-principal", "x-real-ip", "x-remote-user", "x-rewrite-url", "x-user",
 }  # fmt: skip
 _NEVER_BEGINS: Final = ("synchromesh-", "x-forwarded-", "x-authenticated-", "x-original-")
 _VIA: Final = ("via", "1.1 synchromesh")
