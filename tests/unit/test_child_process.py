@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from processes import is_alive
-from synchromesh.errors import BadRequest
+from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.child_process import ChildProcess
 from synchromesh.system.children import ChildEnded
 from synchromesh.system.config import SystemConfig, SystemSection
@@ -36,6 +36,16 @@ print('{"type": "loaded"}', flush=True)
 when("open")
 print('{"type": "ready", "admin": 1, "url": "http://127.0.0.1:2"}', flush=True)
 signal.pause()
+"""
+
+# Says all at once, and is gone before the one before it.
+HASTY = """
+import pathlib, threading
+input()
+print('{"type": "loaded"}')
+print('{"type": "ready", "admin": 3, "url": "http://127.0.0.1:4"}', flush=True)
+while not pathlib.Path("asked").exists():
+    threading.Event().wait(0.005)
 """
 
 
@@ -84,6 +94,13 @@ async def another(child: ChildProcess, pid: int | None) -> int:
         while child.pid == pid or child.pid is None:
             await asyncio.sleep(0.005)
     return child.pid
+
+
+async def ended(child: ChildProcess) -> None:
+    """Wait until the process made last has ended."""
+    async with asyncio.timeout(10.0):
+        while child.is_running:
+            await asyncio.sleep(0.005)
 
 
 async def test_who_asked_for_a_restart_may_go_away(child: ChildProcess, tmp_path: Path) -> None:
@@ -194,3 +211,37 @@ async def test_one_that_ends_while_it_is_replaced_has_one_successor(
     child.kill()
     with pytest.raises(ChildEnded, match="SIGKILL"):
         await watching
+
+
+async def test_one_that_ends_while_nobody_watches_is_started_anew(
+    child: ChildProcess, tmp_path: Path
+) -> None:
+    """There is nothing to replace; who watches it next starts another."""
+    before = child.pid
+    child.kill()
+    await ended(child)
+    assert (child.admin_port, child.pid) == (None, before)
+    with pytest.raises(BadRequest, match="is not running"):
+        await child.restart()
+    let(tmp_path, "load", "open")
+    watching = asyncio.ensure_future(child.run())
+    await another(child, before)
+    await child.settle(10.0)
+    assert child.admin_port == 1
+    child.kill()
+    with pytest.raises(ChildEnded, match="SIGKILL"):
+        await watching
+
+
+async def test_one_that_ended_is_not_ready_whatever_it_said(
+    child: ChildProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words wait to be read while the old one lets go; nobody is sent where it was."""
+    monkeypatch.setattr("synchromesh.system.child_process.MAIN", HASTY)
+    asked = asyncio.ensure_future(child.restart())
+    await there(tmp_path / "asked")
+    await ended(child)
+    let(tmp_path, "leave")
+    with pytest.raises(ConfigError, match="ended with exit code 0 before it was ready"):
+        await asked
+    assert (child.admin_port, child.url) == (None, "http://127.0.0.1:2")

@@ -1,6 +1,7 @@
 """A part of a system as a child process, as its supervisor sees it.
 
-It is started, watched, replaced and stopped; what runs in it is `process`.
+It is started, watched, replaced and stopped; which process is the current one, and what may happen
+to it, says `succession`. What runs in it is `process`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import GaveUp
 from synchromesh.system.children import ChildEnded, die_with_parent, how_it_ended, signal_group
 from synchromesh.system.part import FAILED, FAILED_SAYS, Loaded, Orders, Ready, Unready
+from synchromesh.system.succession import Event, State, Succession
 
 # By -m the module would be loaded twice, for its package imports it too.
 MAIN = "from synchromesh.system.process import main; main()"
@@ -67,39 +69,35 @@ class ChildProcess:
         self._gone = gone
         self._moved = moved
         self._stop_within_s = stop_within_s
-        self._process: asyncio.subprocess.Process | None = None
-        # One that is being replaced; it is stopped too.
-        self._before: asyncio.subprocess.Process | None = None
+        self._succession: Succession[asyncio.subprocess.Process] = Succession()
         self._replacing: asyncio.Task[None] | None = None
-        self._ready: Ready | None = None
-        self._url = ""
-        self._is_stopping = False
-        # Not so while a process has its orders, and cannot be asked yet.
+        # What the last that was ready has said.
+        self._ready = Ready(0, "")
         self._settled = asyncio.Event()
         self._settled.set()
 
     @property
     def pid(self) -> int | None:
         """The id of the process that runs, or ran last."""
-        return None if self._process is None else self._process.pid
+        process = self._succession.current
+        return None if process is None else process.pid
 
     @property
     def is_running(self) -> bool:
         """True while there is a process, ready or not."""
-        return self._process is not None and self._process.returncode is None
+        process = self._succession.current
+        return process is not None and process.returncode is None
 
     @property
     def url(self) -> str:
         """Where it is reached, or was last; "" before it was ready."""
-        return self._url
+        return self._ready.url
 
     @property
     def admin_port(self) -> int | None:
         """Where the process answers its supervisor; None while it is not ready."""
-        process = self._process
-        if self._ready is None or process is None or process.returncode is not None:
-            return None
-        return self._ready.admin
+        process = self._succession.answering
+        return None if process is None or process.returncode is not None else self._ready.admin
 
     async def settle(self, within_s: float) -> None:
         """Wait until no process of it is starting; no longer than that."""
@@ -113,24 +111,23 @@ class ChildProcess:
         Raises:
             ConfigError: it could not be started; the message says why, or names its log.
         """
-        self._ready = None
-        process = self._process = await self._spawn()
-        said = await self._heard(process)
-        await self._note_ready(said, process)
+        self._refuse_when_stopping()
+        self._tell(Event.ASKED)
+        await self._bring()
 
     async def run(self) -> None:
         """Watch the process until it ends, then raise; the next run starts it anew."""
         if self._replacing is not None:
             # It may have ended while its successor was being made: there must not be two.
             await asyncio.wait([self._replacing])
-        if self._process is None or self._process.returncode is not None:
+        if not self.is_running:
             await self.start()
         while True:
-            process = self._process
+            process = self._succession.current
             assert process is not None
             code = await process.wait()
-            self._gone(process.pid)
-            if process is self._process:
+            self._note_ended()
+            if process is self._succession.current:
                 if code == FAILED:
                     raise GaveUp(f"{self._last_word() or self._title}; see {self._log_path}")
                 raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
@@ -155,36 +152,62 @@ class ChildProcess:
             BadRequest: it is not running, or is being restarted.
             ConfigError: the new one could not be started.
         """
-        if self.admin_port is None or self._before is not None:
+        self._note_ended()
+        if self._succession.state is not State.UP:
             raise BadRequest(
                 f"{self._title} is not running, or is being restarted; wait until it is up"
             )
-        self._before = self._process
-        self._replacing = asyncio.ensure_future(self._replace())
+        self._refuse_when_stopping()
+        self._tell(Event.ASKED)
+        self._replacing = asyncio.ensure_future(self._bring())
         # Whoever asked may be gone half-way; what is begun is ended all the same.
         self._replacing.add_done_callback(self._note_replaced)
         await asyncio.shield(self._replacing)
 
-    async def _replace(self) -> None:
-        before, ready = self._before, self._ready
-        assert before is not None
+    async def _bring(self) -> None:
+        """Make the process that was asked for; end the one before as soon as it may go."""
         try:
-            process = self._process = await self._spawn()
-            said = await self._heard(process)
+            process = await self._spawn()
         except BaseException:
-            # What was to be replaced still answers.
-            self._process, self._ready, self._before = before, ready, None
+            self._tell(Event.NOT_MADE)
             raise
-        try:
-            self._ready = None
-            if isinstance(said, Ready):
-                await self._note_ready(said, process)
-            await _end(before, self._title, REPLACED_WITHIN_S)
-            self._gone(before.pid)
-        finally:
-            self._before = None
+        self._succession.made(process)
+        said: Loaded | Ready = Loaded()
+        while isinstance(said, Loaded):
+            said = await self._heard(process)
+            self._note_said(said)
+            if (leaving := self._succession.leaving) is not None:
+                await _end(leaving, self._title, REPLACED_WITHIN_S)
+                self._note_ended()
+
+    def _note_said(self, said: Loaded | Ready) -> None:
         if isinstance(said, Loaded):
-            await self._note_ready(said, process)
+            self._tell(Event.LOADED)
+            return
+        self._tell(Event.READY)
+        before, self._ready = self._ready, said
+        if before.url != said.url:
+            self._moved(said.url)
+
+    def _note_ended(self) -> None:
+        """Take in which processes have ended, whether anybody watched them or not."""
+        for process in self._succession.running:
+            if process.returncode is not None:
+                self._succession.ended(process)
+                self._gone(process.pid)
+        self._note_settled()
+
+    def _tell(self, event: Event) -> None:
+        # What has ended did so before.
+        self._note_ended()
+        self._succession.tell(event)
+        self._note_settled()
+
+    def _note_settled(self) -> None:
+        if self._succession.is_settled:
+            self._settled.set()
+        else:
+            self._settled.clear()
 
     def _note_replaced(self, replacing: asyncio.Task[None]) -> None:
         if not replacing.cancelled() and replacing.exception() is not None:
@@ -192,12 +215,12 @@ class ChildProcess:
 
     async def stop(self) -> None:
         """End the process: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
-        self._is_stopping = True
+        self._succession.is_stopping = True
         await asyncio.gather(
             *(
                 _end(process, self._title, self._stop_within_s)
-                for process in {self._before, self._process}
-                if process is not None and process.returncode is None
+                for process in self._succession.running
+                if process.returncode is None
             )
         )
         if self._replacing is not None:
@@ -206,15 +229,17 @@ class ChildProcess:
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""
-        for process in (self._before, self._process):
-            if process is not None and process.returncode is None:
+        for process in self._succession.running:
+            if process.returncode is None:
                 signal_group(process, signal.SIGKILL)
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        if self._is_stopping:
+    def _refuse_when_stopping(self) -> None:
+        if self._succession.is_stopping:
             raise ChildEnded(f"{self._title} is being stopped")
-        orders = self._orders(int(self._url.rpartition(":")[2] or 0))
-        self._settled.clear()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        self._refuse_when_stopping()
+        orders = self._orders(int(self.url.rpartition(":")[2] or 0))
         try:
             with self._log_path.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
@@ -229,7 +254,6 @@ class ChildProcess:
                     start_new_session=True,
                 )
         except OSError as error:
-            self._settled.set()
             raise ConfigError(
                 f"{self._title} cannot be started: {error}; its log is {self._log_path}"
             ) from error
@@ -238,27 +262,14 @@ class ChildProcess:
         process.stdin.write(msgspec.json.encode(orders) + b"\n")
         return process
 
-    async def _note_ready(self, said: Loaded | Ready, process: asyncio.subprocess.Process) -> None:
-        """Take the process for ready, once it has said so."""
-        if isinstance(said, Loaded):
-            said = await self._heard(process)
-        assert isinstance(said, Ready)
-        self._ready = said
-        self._settled.set()
-        if self._url != said.url:
-            self._url = said.url
-            self._moved(said.url)
-
     async def _heard(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
         """Wait until the process says how far it is; end it where it does not get there."""
         try:
-            if self._is_stopping:
-                raise ChildEnded(f"{self._title} is being stopped")
+            self._refuse_when_stopping()
             return await self._said(process)
         except BaseException:
             await _end(process, self._title, UNREADY_WITHIN_S)
-            self._settled.set()
-            self._gone(process.pid)
+            self._note_ended()
             raise
 
     async def _said(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
@@ -266,16 +277,20 @@ class ChildProcess:
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 line = await process.stdout.readline()
-                code = None if line else await process.wait()
+                if not line:
+                    await process.wait()
         except TimeoutError:
             raise self._unready(f"was not ready within {READY_WITHIN_S:g} s") from None
         except ValueError:
             raise self._unready(f"said more than {LINE_BYTES_MAX} bytes") from None
-        if code is not None:
-            raise self._unready(f"ended {how_it_ended(code)} before it was ready")
-        said = msgspec.json.decode(line, type=Loaded | Ready | Unready)
+        said = msgspec.json.decode(line, type=Loaded | Ready | Unready) if line else None
         if isinstance(said, Unready):
             raise ConfigError(f"{self._title}: {said.message}")
+        # One that has ended is not ready, whatever it said last.
+        if said is None or process.returncode is not None:
+            raise self._unready(
+                f"ended {how_it_ended(process.returncode or 0)} before it was ready"
+            )
         return said
 
     def _unready(self, why: str) -> ConfigError:
