@@ -104,7 +104,9 @@ def parse(verb: click.Command, words: list[str]) -> None:
     """Parse words as the command line would, down to the last verb, and run nothing."""
     while isinstance(verb, click.Group):
         assert "".join(words[:1]) in verb.commands, f"{verb.name} has no verb {words[:1]}"
-        verb, words = verb.commands[words[0]], words[1:]
+        _, found, words = verb.resolve_command(click.Context(verb), words)
+        assert found is not None
+        verb = found
     verb.make_context(verb.name, list(words))
 
 

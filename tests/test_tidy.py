@@ -35,7 +35,7 @@ BANNED = re.compile(
     r"|os\.(urandom|environ|getenv)|datetime\.(now|utcnow|today)|asyncio\.to_thread"
     r"|\w+\.run_in_executor|threading\.\w+|socket\.socket)"
 )
-HEAVY = ("asyncio", "sqlite3", "httptools", "click", "rich")
+HEAVY = ("asyncio", "sqlite3", "ssl", "httptools", "click", "rich")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -172,7 +172,7 @@ def test_examples_in_docstrings_run(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    """`import synchromesh` loads no asyncio, sqlite3, httptools, click or rich."""
+    """`import synchromesh` loads no asyncio, sqlite3, ssl, httptools, click or rich."""
     program = (
         "import json, sys; import synchromesh; dir(synchromesh); "
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"

@@ -14,8 +14,8 @@ from rich.console import Console
 from cli_runs import Run, runner
 from notes_app import TOML, WITH_GATEWAY, Running, write_config
 from synchromesh.cli.control import ControlClient
+from synchromesh.cli.screen import screen
 from synchromesh.cli.show import console
-from synchromesh.cli.status import screen
 from synchromesh.errors import ConfigError
 
 EXTERNAL = '\n[external.bank]\nurl = "http://127.0.0.1:9"\n'

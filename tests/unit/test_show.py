@@ -7,15 +7,14 @@ import io
 import pytest
 from rich.console import Console
 
+from synchromesh.cli.output import ReaderGone, print_json
 from synchromesh.cli.show import (
     BAR_COLUMNS_MIN,
     PLAIN_COLUMNS,
     PipeConsole,
-    ReaderGone,
     console,
     moment,
     plain_table,
-    print_json,
     styled,
     waterfall,
 )

@@ -1,5 +1,7 @@
 """The command line: one file a verb; each prints a table for people and `--json` for programs.
 
+A verb's module declares the verb, and imports what it works with when it runs: help comes at once.
+
 Exit codes: 0 done, 1 a finding (such as a call that was refused), 2 the user's mistake, 3 internal.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, decode_spans, print_json, waterfall
+from synchromesh.cli.output import print_json
 from synchromesh.errors import SynchromeshError
 
 FINDING = 1
@@ -68,6 +68,8 @@ def call(
     if is_json:
         print_json({**answer, "spans": trace["spans"]})
         return 0 if is_answer else FINDING
+    from synchromesh.cli.show import console, decode_spans, waterfall
+
     out = console()
     if is_answer:
         out.print_json(data=answer["result"])

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
-from rich.text import Text
 
-from synchromesh.cli.show import console, plain_table, print_json
-from synchromesh.runtime import RealRuntime
-from synchromesh.service import KEEP_S
-from synchromesh.system.config import load_gateway, load_opening, load_services, read_layers
-from synchromesh.system.gateway import check_gateway
-from synchromesh.system.references import given_key
-from synchromesh.system.rundir import RunDir
-from synchromesh.system.wiring import check_keep
+from synchromesh.cli.output import print_json, print_line
 
 
 def settings_option(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,11 +37,19 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 
     Of a secret its reference is shown, and it is not read.
     """
+    import msgspec
+
+    from synchromesh.system.config import read_layers
+
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
     told = layers.settings(values)
     if is_json:
         print_json(msgspec.to_builtins(told))
         return 0
+    from rich.text import Text
+
+    from synchromesh.cli.show import console, plain_table
+
     table = plain_table("setting", "value", "from")
     for setting in told:
         value = msgspec.json.encode(setting.value).decode()
@@ -69,6 +67,16 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 
     Exits 2 with what is wrong.
     """
+    import asyncio
+
+    from synchromesh.runtime import RealRuntime
+    from synchromesh.service import KEEP_S
+    from synchromesh.system.config import load_gateway, load_opening, load_services, read_layers
+    from synchromesh.system.gateway import check_gateway
+    from synchromesh.system.references import given_key
+    from synchromesh.system.rundir import RunDir
+    from synchromesh.system.wiring import check_keep
+
     values, _ = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)
     load_opening(values, folder)
@@ -84,7 +92,5 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     if is_json:
         print_json(told)
         return 0
-    console().print(
-        f"{values.system.name}: all is right with {', '.join(values.services)}", markup=False
-    )
+    print_line(f"{values.system.name}: all is right with {', '.join(values.services)}")
     return 0

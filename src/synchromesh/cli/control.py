@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +36,8 @@ class ControlClient:
                 was asked for is wrong.
             RemoteFailed: the system failed.
         """
+        import http.client  # loads ssl, which no verb needs to explain itself
+
         place = urlsplit(self.info.control)
         connection = http.client.HTTPConnection(
             place.hostname or "127.0.0.1", place.port, timeout=timeout_s

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from synchromesh.cli.config import settings_option
-from synchromesh.cli.show import console, print_json
-from synchromesh.runtime import RealRuntime
-from synchromesh.system import SplitSystem, System, load_config, loop_factory
-from synchromesh.system.config import load_services
+from synchromesh.cli.output import print_json, print_line
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from synchromesh.system import System
 
 FAILED = 3
 CUT = 130
@@ -31,15 +32,24 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     too, which is started again when it ends. Ctrl-C lets what runs come to its end, a second one
     does not. Exits 3 when something of it failed too often.
     """
+    import asyncio
+
+    from synchromesh.runtime import RealRuntime
+    from synchromesh.system import SplitSystem, System, load_config, loop_factory
+    from synchromesh.system.config import load_services
+
     config = load_config(folder, environment=os.environ, flags=settings)
     # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.
     load_services(config, folder)
     system = (SplitSystem if is_split else System)(config, folder, RealRuntime())
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
-        return runner.run(_run(system, is_json))
+        return runner.run(_run(system, is_split, is_json))
 
 
-async def _run(system: System, is_json: bool) -> int:
+async def _run(system: System, is_split: bool, is_json: bool) -> int:
+    import asyncio
+    import signal
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -56,7 +66,7 @@ async def _run(system: System, is_json: bool) -> int:
         click.echo("synchromesh: stopped before the system was up", err=True)
         return 0
     try:
-        _announce(system, is_json)
+        _announce(system, is_split, is_json)
         failure = await system.wait(stop)
     finally:
         await system.stop()
@@ -68,6 +78,8 @@ async def _run(system: System, is_json: bool) -> int:
 
 async def _start(system: System, stop: asyncio.Event) -> bool:
     """Start the system; False where it was told to stop meanwhile."""
+    import asyncio
+
     starting = asyncio.ensure_future(system.start())
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -81,17 +93,15 @@ async def _start(system: System, stop: asyncio.Event) -> bool:
     return True
 
 
-def _announce(system: System, is_json: bool) -> None:
+def _announce(system: System, is_split: bool, is_json: bool) -> None:
     info = system.info
     if is_json:
         told = {"control": info.control, "gateway": info.gateway, "services": info.services}
         print_json(told)
         return
-    out = console()
-    and_others = ", and one for each service" if isinstance(system, SplitSystem) else ""
-    out.print(f"[bold]{info.system}[/bold] runs in process {info.pid}{and_others}; Ctrl-C stops it")
-    for name, url in info.services.items():
-        out.print(f"  {name:<18} {url}")
-    if info.gateway:
-        out.print(f"  {'gateway':<18} {info.gateway}")
-    out.print(f"  {'control':<18} {info.control}")
+    and_others = ", and one for each service" if is_split else ""
+    name = click.style(info.system, bold=True)
+    print_line(f"{name} runs in process {info.pid}{and_others}; Ctrl-C stops it")
+    urls = {**info.services, **({"gateway": info.gateway} if info.gateway else {})}
+    for part, url in (*urls.items(), ("control", info.control)):
+        print_line(f"  {part:<18} {url}")

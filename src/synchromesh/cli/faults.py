@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, faults_table, print_json
+from synchromesh.cli.output import print_json, print_line
 
 
-@click.command("break", short_help="Break a service or an edge, on purpose.")
+@click.command("break")
 @click.argument("target", metavar="SERVICE|CALLER:CALLEE")
 @click.option("--errors", default="", help='The share of attempts that fail, such as "100%".')
 @click.option("--latency", default="", help='How much later attempts are sent, such as "300ms".')
@@ -47,9 +47,10 @@ def break_on_purpose(
     if is_json:
         print_json(fault)
         return 0
-    out = console()
-    out.print(faults_table([fault]))
-    out.print(f"heal it with: synchromesh heal {target}", markup=False)
+    from synchromesh.cli.show import console, faults_table
+
+    console().print(faults_table([fault]))
+    print_line(f"heal it with: synchromesh heal {target}")
     return 0
 
 
@@ -63,10 +64,9 @@ def heal(folder: Path, target: str, is_json: bool) -> int:
     if is_json:
         print_json(answer)
         return 0
-    out = console()
-    out.print(f"healed: {_targets(answer['healed']) or 'nothing was broken there'}", markup=False)
+    print_line(f"healed: {_targets(answer['healed']) or 'nothing was broken there'}")
     if answer["in_force"]:
-        out.print(f"still broken: {_targets(answer['in_force'])}", markup=False)
+        print_line(f"still broken: {_targets(answer['in_force'])}")
     return 0
 
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
-from rich.text import Text
 
 from synchromesh.cli.config import settings_option
-from synchromesh.cli.show import console, plain_table, print_json
+from synchromesh.cli.output import print_json, print_line
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import ApiKey, Gateway, make_key
-from synchromesh.gateway.check import refusal_of
-from synchromesh.gateway.outline import RouteOutline, outline
 from synchromesh.runtime import RealRuntime
-from synchromesh.system.config import FILE_NAME, SystemConfig, load_config, load_gateway
-from synchromesh.system.config import load_services as import_services
-from synchromesh.system.gateway import ApiKeysFile, keys_file_of, mistakes_of
-from synchromesh.system.rundir import RunDir
+
+if TYPE_CHECKING:
+    from synchromesh.gateway import ApiKey, Gateway
+    from synchromesh.gateway.outline import RouteOutline
+    from synchromesh.system.config import SystemConfig
+    from synchromesh.system.gateway import ApiKeysFile
 
 MISTAKE = 2
 EXPIRES_MAX_S = 100 * 365 * 86_400.0
@@ -40,6 +37,12 @@ def gateway() -> None:
 @click.pass_obj
 def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """Check routes, arguments, services and keys; start nothing. Exits 2 with every mistake."""
+    import asyncio
+
+    from synchromesh.gateway.check import refusal_of
+    from synchromesh.system.gateway import mistakes_of
+    from synchromesh.system.rundir import RunDir
+
     config, definition = _definition(folder, settings)
     mistakes = asyncio.run(mistakes_of(definition, config, RunDir(folder), RealRuntime()))
     if is_json:
@@ -47,7 +50,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     elif mistakes:
         raise refusal_of(mistakes)
     else:
-        console().print(f"all is right with {len(definition.routes)} routes", markup=False)
+        print_line(f"all is right with {len(definition.routes)} routes")
     return MISTAKE if mistakes else 0
 
 
@@ -60,11 +63,24 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 
     Exits 2 where it has mistakes.
     """
+    from synchromesh.gateway.outline import outline
+
     _, definition = _definition(folder, settings)
     told = outline(definition)
     if is_json:
+        import msgspec
+
         print_json([{**msgspec.to_builtins(route), "who": route.who} for route in told])
-        return 0
+    else:
+        _show_routes(told)
+    return 0
+
+
+def _show_routes(told: Iterable[RouteOutline]) -> None:
+    from rich.text import Text
+
+    from synchromesh.cli.show import console, plain_table
+
     table = plain_table("route", "leads to", "who may", "rate", "deadline")
     # To be copied, whole.
     table.columns[0].no_wrap = True
@@ -78,10 +94,11 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         table.add_row(*map(Text, (route.route, leads_to, route.who, rate, route.deadline)))
         _add_branches(table.add_row, route)
     console().print(table)
-    return 0
 
 
 def _add_branches(add_row: Any, route: RouteOutline) -> None:
+    from rich.text import Text
+
     for branch in route.branches:
         args = ", ".join(f"{name}={source}" for name, source in branch.args.items())
         how = "required" if branch.is_required else "optional"
@@ -109,6 +126,8 @@ def key() -> None:
 @click.pass_obj
 def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_json: bool) -> int:
     """Make an API key for PRINCIPAL and print it: this once, for only its hash is kept."""
+    from synchromesh.gateway import make_key
+
     runtime, (file, asked) = RealRuntime(), _keys_file(folder)
     ends = None
     if expires:
@@ -128,7 +147,7 @@ def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_
         print_json({"key": text, **_told(made, runtime)})
         return 0
     # Alone on standard output, so that it can be taken into a variable.
-    click.echo(text)
+    print_line(text)
     click.echo(f"key {made.id} of {principal}; keep it, it is not shown again", err=True)
     for scope in sorted(set(scopes) - asked):
         click.echo(f"no route asks for the scope {scope}", err=True)
@@ -144,7 +163,16 @@ def list_keys(folder: Path, is_json: bool) -> int:
     keys = [_told(each, runtime) for each in file.read()]
     if is_json:
         print_json(keys)
-        return 0
+    else:
+        _show_keys(keys)
+    return 0
+
+
+def _show_keys(keys: Iterable[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    from synchromesh.cli.show import console, plain_table
+
     table = plain_table("id", "principal", "scopes", "expires")
     for each in keys:
         ends = each["expires"] or "never"
@@ -155,7 +183,6 @@ def list_keys(folder: Path, is_json: bool) -> int:
             Text(f"{ends} (over)" if each["is_expired"] else ends),
         )
     console().print(table)
-    return 0
 
 
 @key.command(short_help="Remove an API key by its ID.")
@@ -169,7 +196,7 @@ def remove(folder: Path, key_id: str, is_json: bool) -> int:
     if is_json:
         print_json(_told(removed, RealRuntime()))
     else:
-        console().print(f"removed: {removed.id} of {removed.principal}", markup=False)
+        print_line(f"removed: {removed.id} of {removed.principal}")
     return 0
 
 
@@ -185,6 +212,9 @@ def _told(key: ApiKey, runtime: RealRuntime) -> dict[str, Any]:
 
 def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
     """Return the file of keys, and the scopes that routes ask for."""
+    from synchromesh.system.gateway import keys_file_of
+    from synchromesh.system.rundir import RunDir
+
     _, definition = _definition(folder, ())
     runtime, rundir = RealRuntime(), RunDir(folder)
     file = keys_file_of(definition, rundir, runtime.disk)
@@ -193,8 +223,10 @@ def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
 
 
 def _definition(folder: Path, settings: tuple[str, ...]) -> tuple[SystemConfig, Gateway]:
+    from synchromesh.system.config import FILE_NAME, load_config, load_gateway, load_services
+
     config = load_config(folder, environment=os.environ, flags=settings)
-    import_services(config, folder)
+    load_services(config, folder)
     definition = load_gateway(config, folder)
     if definition is None:
         raise ConfigError(

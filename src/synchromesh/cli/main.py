@@ -5,28 +5,44 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from synchromesh.cli.call import call
-from synchromesh.cli.config import config
-from synchromesh.cli.dev import dev
-from synchromesh.cli.faults import break_on_purpose, heal
-from synchromesh.cli.gateway import gateway
-from synchromesh.cli.new import new
-from synchromesh.cli.restart import restart
-from synchromesh.cli.saga import saga
-from synchromesh.cli.show import ReaderGone
-from synchromesh.cli.status import status
-from synchromesh.cli.trace import trace
+from synchromesh.cli.output import ReaderGone
 from synchromesh.errors import RemoteFailed, SynchromeshError
 
 USER_MISTAKE = 2
 INTERNAL = 3
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verb(click.Command):
+    """Stands for a verb in the list, so that only the one that is called is imported."""
+
+    def __init__(self, name: str, module: str, attribute: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self._place = f"synchromesh.cli.{module}", attribute
+
+    def load(self) -> click.Command:
+        """Return the verb itself."""
+        module, attribute = self._place
+        verb: click.Command = getattr(import_module(module), attribute)
+        return verb
+
+
+class Verbs(click.Group):
+    """Lists verbs without importing them."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb that the first word names, imported, and the words after it."""
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, found.load() if isinstance(found, Verb) else found, rest
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -44,8 +60,26 @@ def synchromesh(context: click.Context, folder: Path) -> None:
     context.obj = folder.resolve()
 
 
-VERBS = (new, dev, config, gateway, status, call, trace, saga, break_on_purpose, heal, restart)
-for verb in VERBS:
+# What the list says of a verb is the first sentence of its own help, or a shorter one where that
+# is too long for a line.
+for verb in (
+    Verb("new", "new", "new", "Make a folder with a system to begin from."),
+    Verb("dev", "dev", "dev", "Run the system of this folder in one process until Ctrl-C."),
+    Verb("config", "config", "config", "Explain and check the configuration."),
+    Verb(
+        "gateway",
+        "gateway",
+        "gateway",
+        "Check and explain the gateway; make and remove the keys to it.",
+    ),
+    Verb("status", "status", "status", "Show how the whole system is, on one screen."),
+    Verb("call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."),
+    Verb("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
+    Verb("saga", "saga", "saga", "Show the runs of sagas."),
+    Verb("break", "faults", "break_on_purpose", "Break a service or an edge, on purpose."),
+    Verb("heal", "faults", "heal", "End the fault of a service or an edge, or all of them."),
+    Verb("restart", "restart", "restart", "Replace the process of a service by a new one."),
+):
     synchromesh.add_command(verb)
 
 

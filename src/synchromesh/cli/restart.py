@@ -8,13 +8,13 @@ from urllib.parse import quote
 import click
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, print_json
+from synchromesh.cli.output import print_json, print_line
 
 # A new process may take this long to be ready, and the old one as long to let go.
 RESTART_WITHIN_S = 60.0
 
 
-@click.command(short_help="Replace the process of a service by a new one.")
+@click.command()
 @click.argument("service")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -31,6 +31,5 @@ def restart(folder: Path, service: str, is_json: bool) -> int:
     if is_json:
         print_json(answer)
     else:
-        said = f"{answer['service']} runs anew, in process {answer['pid']}"
-        console().print(said, markup=False, soft_wrap=True)
+        print_line(f"{answer['service']} runs anew, in process {answer['pid']}")
     return 0

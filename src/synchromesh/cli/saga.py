@@ -6,10 +6,9 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import click
-from rich.text import Text
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, moment, plain_table, print_json, print_story, styled
+from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
 
@@ -31,23 +30,11 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
     if is_json:
         print_json(runs)
     elif not runs:
-        console().print(f"no saga is {status}" if status else "no saga was started yet")
+        print_line(f"no saga is {status}" if status else "no saga was started yet")
     else:
-        table = plain_table("saga", "name", "status", "started", "ended", "owner", "reason")
-        for column in table.columns:
-            # The others have room for words on a narrow screen.
-            column.no_wrap = column.header not in ("name", "reason")
-        for run in runs:
-            table.add_row(
-                Text(run["id"]),
-                f"{run['service']}.{run['name']}",
-                styled(run["status"]),
-                moment(run["started_at"]),
-                moment(run["ended_at"]),
-                Text(run["owner"]),
-                Text(run["reason"]),
-            )
-        console().print(table)
+        from synchromesh.cli.show import console, sagas_table
+
+        console().print(sagas_table(runs))
     return FINDING if any(run["status"] == "stuck" for run in runs) else 0
 
 
@@ -60,6 +47,8 @@ def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
     story = ControlClient(folder).get(f"/sagas/{quote(saga_id, safe='')}")
     if is_json:
         print_json(story)
-        return FINDING if story["status"] == "stuck" else 0
-    print_story(console(), story)
+    else:
+        from synchromesh.cli.show import console, print_story
+
+        print_story(console(), story)
     return FINDING if story["status"] == "stuck" else 0

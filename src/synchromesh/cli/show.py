@@ -1,4 +1,7 @@
-"""How things are shown: JSON for programs, tables and waterfalls for people."""
+"""How things are shown to people: tables, stories of sagas, and waterfalls of traces.
+
+It needs rich, so a verb imports it only when it prints such a thing.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
-import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from synchromesh.cli.output import ReaderGone
 from synchromesh.telemetry import SpanRecord
 
 BAR_COLUMNS = 32
@@ -32,13 +35,6 @@ _COLOURS = {
 }
 
 
-class ReaderGone(Exception):
-    """Tells that whoever read the output has gone, as `| head` does.
-
-    It is no `BrokenPipeError`: click and rich would end with 1 on that, which says a finding.
-    """
-
-
 class PipeConsole(Console):
     """Leaves a broken pipe to the entry point."""
 
@@ -51,14 +47,6 @@ def console() -> Console:
     """Return the console that verbs print to; where nobody looks it is plain, and wide enough."""
     found = PipeConsole(highlight=False)
     return found if found.is_terminal else PipeConsole(highlight=False, width=PLAIN_COLUMNS)
-
-
-def print_json(value: object) -> None:
-    """Print a value for a program."""
-    try:
-        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-    except BrokenPipeError:
-        raise ReaderGone from None
 
 
 def moment(at: str | None) -> str:
@@ -97,6 +85,25 @@ def faults_table(faults: list[dict[str, Any]]) -> Table:
     for fault in faults:
         still = length(fault["left_s"]) or "until healed"
         table.add_row(fault["target"], fault["what"], still, str(fault["struck"]))
+    return table
+
+
+def sagas_table(runs: list[dict[str, Any]]) -> Table:
+    """Return the runs of sagas, one a row."""
+    table = plain_table("saga", "name", "status", "started", "ended", "owner", "reason")
+    for column in table.columns:
+        # The others have room for words on a narrow screen.
+        column.no_wrap = column.header not in ("name", "reason")
+    for run in runs:
+        table.add_row(
+            Text(run["id"]),
+            f"{run['service']}.{run['name']}",
+            styled(run["status"]),
+            moment(run["started_at"]),
+            moment(run["ended_at"]),
+            Text(run["owner"]),
+            Text(run["reason"]),
+        )
     return table
 
 

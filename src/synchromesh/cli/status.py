@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, faults_table, length, plain_table, print_json, styled
+from synchromesh.cli.output import print_json
 from synchromesh.errors import SynchromeshError
 
 FINDING = 1
@@ -41,125 +35,26 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
     elif watch:
         told = _watch(folder, told)
     else:
-        console().print(screen(told))
+        _show(told)
     return FINDING if told["findings"] else 0
 
 
-def screen(told: Mapping[str, Any], away: str = "") -> RenderableType:
-    """Return one screen with all of a status, what matters most first: a short one is cut below.
+def _show(told: dict[str, Any]) -> None:
+    from synchromesh.cli.screen import screen
+    from synchromesh.cli.show import console
 
-    `away` says why the status is not of now.
-    """
-    head = f"{told['system']}  process {told['pid']}"
-    if told["spans_dropped"]:
-        head += f"  {told['spans_dropped']} spans dropped"
-    parts: list[RenderableType] = [Text(head, style="bold")]
-    if away:
-        parts.append(Text(f"as it was before: {away}", style="red"))
-    parts += [Text(finding, style="red") for finding in told["findings"]]
-    if not told["findings"]:
-        parts.append(Text("nothing needs a person", style="green"))
-    parts += [Text(), _services(told)]
-    if told["faults"]["in_force"]:
-        parts += [Text(), faults_table(told["faults"]["in_force"])]
-    # Those that are closed come last.
-    breakers = sorted(_breakers(told), key=lambda breaker: breaker["state"] == "closed")
-    if breakers:
-        parts += [Text(), _breakers_table(breakers)]
-    return Group(*parts)
-
-
-def _services(told: Mapping[str, Any]) -> Table:
-    # In one process the head of the screen says which.
-    is_split = any(service["pid"] != told["pid"] for service in told["services"].values())
-    has_parked = any(service["parked"] for service in told["services"].values())
-    process, parked = ["pid"] * is_split, ["parked"] * has_parked
-    table = plain_table("service", *process, "health", "instances", "sagas", "behind", *parked)
-
-    def add(name: str, pid: int | None, *cells: RenderableType) -> None:
-        table.add_row(name, *([str(pid or "")] if is_split else []), *cells)
-
-    for column in table.columns:
-        # On a narrow screen words are wrapped; names and URLs are there to be copied, whole.
-        column.no_wrap = column.header in ("service", "pid", "instances")
-    for name, service in told["services"].items():
-        add(
-            name,
-            service["pid"],
-            _health(service["health"]),
-            _instances(service["instances"]),
-            _counts(service["sagas"]),
-            _behind(service["behind"]),
-            *[Text(str(service["parked"]), style="red" if service["parked"] else "")] * has_parked,
-        )
-    for name, external in told["externals"].items():
-        child = told["children"].get(f"external/{name}")
-        health = styled(child["state"]) if child else Text("not ours")
-        add(name, None, health, _instances(external["instances"]))
-    if told["gateway"]:
-        own = told["children"].items()
-        children = {name: state for name, state in own if name.partition("/")[0] == "gateway"}
-        health = _health({"children": children, "is_draining": False})
-        add("gateway", told["gateway"]["pid"], health, Text(told["gateway"]["url"]))
-    return table
-
-
-def _health(health: Mapping[str, Any]) -> Text:
-    down = [child for child, state in health["children"].items() if state["state"] != "running"]
-    if down:
-        return Text(f"{', '.join(down)} down", style="red")
-    return Text("draining", style="yellow") if health["is_draining"] else styled("healthy")
-
-
-def _instances(instances: list[dict[str, Any]]) -> Text:
-    """Return where the instances of a service are, each with its name where there are several."""
-    if not instances:
-        return Text("none", style="red")
-    lines = [each["url"] for each in instances]
-    if len(lines) > 1:
-        lines = [f"{each['url']} {each['instance']}" for each in instances]
-    if instances[0]["is_stale"]:
-        return Text("\n".join(f"{line} stale" for line in lines), style="yellow")
-    return Text("\n".join(lines))
-
-
-def _behind(behind: Mapping[str, int]) -> Text:
-    """Return who has events yet to take; 0 where all took all."""
-    if behind and not any(behind.values()):
-        return Text("0")
-    # Whether a relay's subscriber or a projection: its name says which.
-    return _counts({name.partition("/")[2]: count for name, count in behind.items() if count})
-
-
-def _counts(counts: Mapping[str, int]) -> Text:
-    """Return counts in one line; what is stuck is red."""
-    line = Text(", ").join(
-        Text(f"{name} {count}", style="red" if name == "stuck" else "")
-        for name, count in sorted(counts.items())
-    )
-    return line or Text("-")
-
-
-def _breakers(told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for owner in (*told["services"].values(), *told["clients"].values()):
-        yield from owner["breakers"].values()
-
-
-def _breakers_table(breakers: list[dict[str, Any]]) -> Table:
-    table = plain_table("breaker", "state", "for", "failures", "calls")
-    for breaker in breakers:
-        table.add_row(
-            breaker["name"],
-            styled(breaker["state"]),
-            length(breaker["in_state_s"]),
-            str(breaker["failures"]),
-            str(breaker["calls"]),
-        )
-    return table
+    console().print(screen(told))
 
 
 def _watch(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     """Draw until Ctrl-C, and return what was told last; a system that is away is waited for."""
+    import asyncio
+
+    from rich.live import Live
+
+    from synchromesh.cli.screen import screen
+    from synchromesh.cli.show import console
+
     try:
         with Live(screen(told), console=console(), auto_refresh=False) as live:
             while True:

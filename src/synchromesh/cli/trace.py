@@ -8,10 +8,10 @@ from urllib.parse import quote
 import click
 
 from synchromesh.cli.control import ControlClient
-from synchromesh.cli.show import console, decode_spans, print_json, waterfall
+from synchromesh.cli.output import print_json
 
 
-@click.command(short_help="Show the spans of a trace, or of the last call.")
+@click.command()
 @click.argument("trace_id", metavar="ID|last")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -21,6 +21,8 @@ def trace(folder: Path, trace_id: str, is_json: bool) -> int:
     if is_json:
         print_json(answer)
         return 0
+    from synchromesh.cli.show import console, decode_spans, waterfall
+
     out = console()
     out.print(f"trace {answer['trace_id']}")
     out.print(waterfall(decode_spans(answer), out.width))

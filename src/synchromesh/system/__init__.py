@@ -1,10 +1,30 @@
-"""The system: the only place that wires, configuration, supervision, the control socket."""
+"""The system: the only place that wires, configuration, supervision, the control socket.
 
-from synchromesh.system.config import SystemConfig, load_config
-from synchromesh.system.loops import loop_factory
-from synchromesh.system.rundir import RunDir, RunInfo
-from synchromesh.system.split import SplitSystem
-from synchromesh.system.wiring import System
+Its names are loaded when they are first asked for (PEP 562): a verb that only asks the system that
+runs here needs the run directory, and no event loop, database or server.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from synchromesh.system.config import SystemConfig, load_config
+    from synchromesh.system.loops import loop_factory
+    from synchromesh.system.rundir import RunDir, RunInfo
+    from synchromesh.system.split import SplitSystem
+    from synchromesh.system.wiring import System
+
+_HOMES = {
+    "RunDir": "rundir",
+    "RunInfo": "rundir",
+    "SplitSystem": "split",
+    "System": "wiring",
+    "SystemConfig": "config",
+    "load_config": "config",
+    "loop_factory": "loops",
+}
 
 __all__ = [
     "RunDir",
@@ -15,3 +35,13 @@ __all__ = [
     "load_config",
     "loop_factory",
 ]
+
+if not TYPE_CHECKING:  # a type checker that saw this would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"synchromesh.system has no public name {name!r}")
+        value = getattr(import_module(f"synchromesh.system.{home}"), name)
+        globals()[name] = value  # the next use is a plain attribute
+        return value

@@ -18,7 +18,8 @@ from demo.customers import Unanswered
 from demo.play import play
 from demo.report import FINDING, judge
 from demo.running import NotInTime, SystemEnded, copy_shipped
-from synchromesh.cli.show import ReaderGone, console
+from synchromesh.cli.output import ReaderGone
+from synchromesh.cli.show import console
 from synchromesh.errors import SynchromeshError
 
 USER_MISTAKE = 2

@@ -1,0 +1,142 @@
+"""What the command line has imported before it does anything, and what its list of verbs says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cli_runs import Run, runner
+from synchromesh.cli.main import Verb, synchromesh
+
+HEAVY = ("asyncio", "sqlite3", "ssl", "httptools", "rich")
+
+# Columns that are left for what the list says of a verb, with 80 for all.
+COLUMNS = 65
+
+VERBS = {name: verb for name, verb in synchromesh.commands.items() if isinstance(verb, Verb)}
+
+# Runs command lines one after the other, and tells what modules there are after each.
+PROGRAM = """
+import contextlib, io, json, sys
+from synchromesh.cli import main
+told = []
+for words in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            main(words)
+        except SystemExit as ended:
+            told.append([words, ended.code, out.getvalue(), sorted(sys.modules)])
+print(json.dumps(told))
+"""
+
+Told = list[tuple[list[str], int, str, list[str]]]
+
+
+def told_by(*lines: list[str]) -> Told:
+    """Run command lines in one new interpreter that nothing measures; return what each came to."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(lines)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told: Told = json.loads(done.stdout)
+    return told
+
+
+def down(verb: click.Command, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the words of a verb and of all that are below it."""
+    found = [words]
+    if isinstance(verb, click.Group):
+        context = click.Context(verb)
+        for name in verb.list_commands(context):
+            _, below, _ = verb.resolve_command(context, [name])
+            assert below is not None
+            found += down(below, (*words, name))
+    return found
+
+
+@pytest.mark.parametrize("words", [["--help"], ["help"], ["--version"], [], ["stats"]])
+def test_the_list_of_verbs_imports_none_of_them(words: list[str]) -> None:
+    """Nor does the version, or a word that is no verb: only what tells errors is loaded of ours."""
+    [(_, _, out, modules)] = told_by(words)
+    assert out
+    assert [name for name in HEAVY if name in modules] == []
+    assert [name for name in modules if name.startswith("synchromesh")] == [
+        "synchromesh",
+        "synchromesh.cli",
+        "synchromesh.cli.main",
+        "synchromesh.cli.output",
+        "synchromesh.errors",
+    ]
+
+
+def test_no_verb_loads_what_it_works_with_to_explain_itself() -> None:
+    """`VERB --help` imports no asyncio, sqlite3, ssl, httptools or rich, at any depth."""
+    lines = [[*words, "--help"] for words in down(synchromesh)]
+    assert ["gateway", "key", "add", "--help"] in lines
+    for words, code, out, modules in told_by(*lines):
+        assert (code, out.split()[0]) == (0, "Usage:"), words
+        assert [name for name in HEAVY if name in modules] == [], words
+
+
+def test_where_nothing_runs_is_told_without_what_would_show_it(tmp_path: Path) -> None:
+    """`status` of a folder without a system loads no table, server, database or event loop."""
+    [(_, code, out, modules)] = told_by(["--folder", str(tmp_path), "status"])
+    assert (code, "start one there with: synchromesh dev" in out) == (2, True)
+    assert [name for name in HEAVY if name in modules] == []
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_list_says_of_a_verb_what_its_help_says_first(name: str) -> None:
+    """The list has the first sentence of a verb's help; where that is too long, a shorter one."""
+    verb = VERBS[name].load()
+    listed = VERBS[name].short_help or ""
+    assert (verb.name, verb.short_help) == (name, None)  # what is said stands in one place
+    sentence, _, _ = " ".join((verb.help or "").split()).partition(". ")
+    sentence = f"{sentence.removesuffix('.')}."
+    assert len(listed) <= COLUMNS
+    assert listed == sentence or len(sentence) > COLUMNS
+    assert listed.split()[0] == sentence.split()[0]
+
+
+def test_a_word_that_is_no_verb_gets_the_verbs_that_are_like_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Exit 2, and no traceback."""
+    run: Run = runner(capsys)
+    for words, like in (
+        (["stats"], "'status'"),
+        (["sagas"], "'saga'"),
+        (["saga", "lst"], "'list'"),
+    ):
+        ran = run(tmp_path, *words)
+        assert (ran.code, ran.out) == (2, "")
+        assert f"No such command '{words[-1]}'" in ran.err
+        assert like in ran.err
+
+
+def test_a_verb_is_completed_without_importing_any(tmp_path: Path) -> None:
+    """A shell that completes words asks as often as Tab is pressed."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("COV")}
+    environment |= {"_SYNCHROMESH_COMPLETE": "bash_complete", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "synchromesh.cli"],
+        env=environment | {"COMP_WORDS": "synchromesh s"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["plain,saga", "plain,status"]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "synchromesh.cli.output" in imported
+    assert imported.isdisjoint({"synchromesh.cli.saga", "synchromesh.cli.status", *HEAVY})
