@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -167,15 +166,22 @@ def test_the_test_of_a_new_system_passes(tmp_path: Path) -> None:
         assert "1 passed" in done.stdout or "no issues found" in done.stdout
 
 
-def test_the_files_are_in_the_package() -> None:
-    """A wheel takes all of `src/synchromesh`, data too, but for what version control ignores."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    targets = project["tool"]["hatch"]["build"]["targets"]
-    assert targets["wheel"] == {"packages": ["src/synchromesh"]}
-    assert project["tool"]["hatch"]["build"].keys() == {"targets"}
-    ignored = (ROOT / ".gitignore").read_text().split()
-    # Patterns with "/" in front are about the root's own; these can hit any depth.
-    anywhere = {pattern.strip("/") for pattern in ignored if not pattern.startswith("/")}
-    assert anywhere == {"__pycache__", "*.pyc", ".synchromesh"}
-    assert len(example_files("a")) > 20
-    assert len(minimal_files("a")) == 8
+@pytest.mark.parametrize("is_there", [False, True], ids=["nothing", "not all"])
+@pytest.mark.parametrize("words", [("a",), ("a", "--example")], ids=["new", "--example"])
+def test_an_installation_that_is_not_whole_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], is_there: bool
+) -> None:
+    """Files that the package lacks are a mistake of who installed it: exit 2, what and what to do."""
+    package = tmp_path / "synchromesh"
+    if is_there:
+        for below in ("system/template", "examples/servo_works"):
+            (package / below).mkdir(parents=True)
+            (package / below / "README.md").write_text("all that is left")
+    monkeypatch.setattr("synchromesh.system.scaffold.files", lambda _: package)
+    (tmp_path / "mine").mkdir()
+    ran = run(tmp_path / "mine", "new", *words)
+    assert (ran.code, ran.out) == (2, "")
+    lacking = package / ("examples/servo_works" if "--example" in words else "system/template")
+    assert f"{lacking}, a part of the installed synchromesh, cannot be read: " in ran.err
+    assert ran.err.endswith("; install synchromesh again, or from another wheel\n")
+    assert list((tmp_path / "mine").iterdir()) == []

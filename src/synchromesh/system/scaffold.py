@@ -29,18 +29,24 @@ _LEFT_BEHIND = re.compile(r"__pycache__|\.synchromesh|\.\w+_cache|.*\.pyc")
 
 
 def minimal_files(name: str) -> dict[str, bytes]:
-    """Return the files of a system with one service, by their paths below its folder."""
-    shipped = _below(files("synchromesh") / "system" / "template", "")
+    """Return the files of a system with one service, by their paths below its folder.
+
+    Raises:
+        ConfigError: the installed package lacks them.
+    """
     return {
-        path.removesuffix(TEMPLATE_SUFFIX): file.read_bytes().replace(b"{name}", name.encode())
-        for path, file in shipped
+        path.removesuffix(TEMPLATE_SUFFIX): data.replace(b"{name}", name.encode())
+        for path, data in _shipped("system/template", FILE_NAME + TEMPLATE_SUFFIX).items()
     }
 
 
 def example_files(name: str) -> dict[str, bytes]:
-    """Return the files of servo-works, under a name of one's own, by their paths."""
-    shipped = _below(files("synchromesh") / "examples" / EXAMPLE, "")
-    made = {path: file.read_bytes() for path, file in shipped}
+    """Return the files of servo-works, under a name of one's own, by their paths.
+
+    Raises:
+        ConfigError: the installed package lacks them.
+    """
+    made = _shipped(f"examples/{EXAMPLE}", FILE_NAME)
     made[FILE_NAME] = made[FILE_NAME].replace(EXAMPLE_NAMED, f'name = "{name}"'.encode(), 1)
     made[".gitignore"] = minimal_files(name)[".gitignore"]
     return made
@@ -50,8 +56,8 @@ def new_system(parent: Path, name: str, *, is_example: bool = False) -> Path:
     """Make a folder `name` with the files of a system, and return it; an empty one is filled.
 
     Raises:
-        ConfigError: the name is none, something is there already, or it cannot be written; then
-            nothing is left behind.
+        ConfigError: the name is none, something is there already, it cannot be written, or the
+            installed package lacks the files; then nothing is left behind.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -83,6 +89,18 @@ def new_system(parent: Path, name: str, *, is_example: bool = False) -> Path:
     return target
 
 
+def _shipped(below: str, least: str) -> dict[str, bytes]:
+    """Read a folder of the installed package; it is whole only where the file `least` is there."""
+    folder = files("synchromesh").joinpath(*below.split("/"))
+    try:
+        found = {path: file.read_bytes() for path, file in _below(folder, "")}
+    except OSError as error:
+        raise _not_whole(folder, error.strerror or str(error)) from error
+    if least not in found:
+        raise _not_whole(folder, f"{least} is missing")
+    return found
+
+
 def _below(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if _LEFT_BEHIND.fullmatch(entry.name):
@@ -102,6 +120,13 @@ def _is_empty_folder(path: Path) -> bool:
 
 def _taken(target: Path) -> ConfigError:
     return ConfigError(f"{target} is there already, and not empty; choose another name")
+
+
+def _not_whole(folder: Traversable, why: str) -> ConfigError:
+    return ConfigError(
+        f"{folder}, a part of the installed synchromesh, cannot be read: {why}; install "
+        "synchromesh again, or from another wheel"
+    )
 
 
 def _unwritable(target: Path, error: OSError) -> ConfigError:
