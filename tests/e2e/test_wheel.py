@@ -86,7 +86,7 @@ class Stranger:
         verbs = [line for line in lines if line.startswith("synchromesh ") and line not in starts]
         others = [line for line in lines if line.startswith("python -m ")]
         assert sorted([*starts, *verbs, *others]) == sorted(lines)
-        told = {}
+        told: dict[str, str] = {}
         for start in starts:
             with subprocess.Popen(
                 [*shlex.split(start), "--json"],
