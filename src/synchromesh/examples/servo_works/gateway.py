@@ -6,8 +6,12 @@ from contracts.fleet import Fleet
 from contracts.inventory import Inventory
 from contracts.orders import Orders
 from contracts.production import Production
+from shop import rates
 
 from synchromesh import Aggregate, ApiKeys, Branch, Gateway, Rate, Route, Stale
+
+# How often each of them may: customers order, drives report, whoever passes looks into the window.
+RATES = rates()
 
 # The page of one drive in the field: how it is, the order it came with, and the week in which
 # another one like it could be built. What it shows of the last two may be old; it says so then.
@@ -41,13 +45,13 @@ gateway = Gateway(
             "GET /prices",
             Configurator.price_list,
             public=True,
-            rate=Rate("20/s"),
+            rate=Rate(RATES.window),
             deadline="500ms",
             fallback=Stale("10m"),
         ),
-        Route("GET /configurations", Configurator.configure, public=True, rate=Rate("20/s")),
+        Route("GET /configurations", Configurator.configure, public=True, rate=Rate(RATES.window)),
         # Customers order. The rate bounds each of them, not all together.
-        Route("POST /orders", Orders.place, scopes={"orders:write"}, rate=Rate("50/s", burst=100)),
+        Route("POST /orders", Orders.place, scopes={"orders:write"}, rate=Rate(RATES.orders)),
         # What became of an order, and whether it is paid, is never an old answer: people act on it.
         Route("GET /orders/{order_id}", Orders.one, scopes={"orders:read"}),
         Route("GET /invoices/{order_id}", Billing.invoice, scopes={"orders:read"}),
@@ -60,7 +64,7 @@ gateway = Gateway(
             fallback=Stale("1m"),
         ),
         # Drives report, and people look at them.
-        Route("POST /readings", Fleet.report, scopes={"fleet:write"}, rate=Rate("100/s")),
+        Route("POST /readings", Fleet.report, scopes={"fleet:write"}, rate=Rate(RATES.readings)),
         machine_page,
     ],
 )

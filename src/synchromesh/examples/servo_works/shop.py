@@ -1,4 +1,4 @@
-"""What the shop opens with: its catalogue, the drives in the field, and the book of orders.
+"""What the shop opens with: its catalogue, the drives in the field, the book of orders, its rates.
 
 `open_shop` is what a client does on the first morning. It may be done again: the same delivery is
 booked once, prices and slots are set to what they are.
@@ -41,6 +41,14 @@ class Accessory(Struct, frozen=True):
     stock: int
 
 
+class Rates(Struct, frozen=True, forbid_unknown_fields=True):
+    """How often each customer, each drive's owner and each passer-by may come; such as "50/s"."""
+
+    orders: str
+    readings: str
+    window: str
+
+
 class Client(Protocol):
     """Whoever may call the services: a program, a test, the command line."""
 
@@ -67,6 +75,11 @@ def field_reports() -> list[Batch]:
 def order_book() -> list[PlaceOrder]:
     """Return the orders that came in, in their order."""
     return json.decode((DATA / "orders.json").read_bytes(), type=list[PlaceOrder])
+
+
+def rates() -> Rates:
+    """Return how often whoever comes to the gateway may."""
+    return json.decode((DATA / "rates.json").read_bytes(), type=Rates)
 
 
 async def open_shop(client: Client) -> None:
