@@ -12,12 +12,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from audit import main as audit_main
 from demo import account as accounts
 from demo.account import Account
 from demo.main import main
 from msgspec.structs import replace
+from shop import order_book
 
 from processes import children_of, ends, is_alive
 
@@ -36,12 +38,21 @@ class Kept:
     said: str
 
 
+def customers() -> set[str]:
+    """Return whose the orders are."""
+    return {order.customer for order in order_book()[:ORDERS]}
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     """Run the demo once."""
-    folder = tmp_path_factory.mktemp("demo") / "kept"
+    return run_in(tmp_path_factory.mktemp("demo") / "kept")
+
+
+def run_in(folder: Path, *options: str) -> Kept:
+    """Run the demo and keep what it leaves."""
     done = subprocess.run(
-        [*DEMO, "--orders", str(ORDERS), "--keep", str(folder)],
+        [*DEMO, "--orders", str(ORDERS), "--keep", str(folder), *options],
         capture_output=True,
         text=True,
         timeout=WITHIN_S,
@@ -82,11 +93,14 @@ def test_the_demo_passes_and_reports(kept: Kept) -> None:
     """It exits 0 and tells of orders, breaker, pages, kill, restart, audit and verdict."""
     assert kept.code == 0, kept.said
     for wanted in (
+        rf"each of {len(customers())} customers gets an API key",
         rf"servo-works: {ORDERS} orders in ",
         r"processes +billing \d+, configurator \d+, fleet \d+, gateway \d+, inventory \d+, ",
         r"orders +\d+ placed, [1-9]\d* undone",
         r"undone: .*\d+ credit_declined",
         r"requests +\d+ sent: .*\d+ GET /machines/{machine_id}",
+        r"\d+ turned away by a rate",
+        r"\d+ failed, \d+ of them for want of time",
         r"sagas +\d+ completed, [1-9]\d* undone\n",
         r"breaker +billing -> credit_provider: tripped \d+, [1-9]\d* of them by the stall; recov",
         r"[\d:.]+ closed -> open, act stall",
@@ -124,6 +138,29 @@ def test_what_it_reports_is_what_was_seen(kept: Kept) -> None:
     assert seen.requests["POST /orders"] >= ORDERS
     answered_us = [each.at_us for each in seen.failures if each.act == "restart"]
     assert answered_us == []
+
+
+def test_each_customer_has_a_key(kept: Kept) -> None:
+    """The gateway knows each customer of the book, and the visitors, as another principal."""
+    file = msgspec.json.decode((kept.folder / ".synchromesh" / "api-keys.json").read_bytes())
+    assert sorted(key["principal"] for key in file["keys"]) == sorted({*customers(), "visitor"})
+
+
+@pytest.mark.parametrize("rate", ["10/s", "2/s"])
+def test_it_passes_however_quick_the_customers_are(tmp_path: Path, rate: str) -> None:
+    """Orders come five times as fast, at a fifth of the rate or less: nothing of it is a finding.
+
+    What a rate turned away is counted apart, and is no failure.
+    """
+    ended = run_in(tmp_path / "kept", "--pace", "5", "--rate", rate)
+    assert ended.code == 0, ended.said
+    seen = accounts.load(ended.folder)
+    assert len(seen.told) == ORDERS
+    assert not any(failure.reason == "rate_limited" for failure in seen.failures)
+    if rate == "2/s":
+        # Three orders of one customer are among the first twelve, which come at once.
+        assert seen.turned_away["POST /orders"] > 0
+        assert re.search(r"[1-9]\d* turned away by a rate: \d+ POST /orders", ended.said)
 
 
 def test_the_demo_shows_a_trace_across_the_kill_and_a_saga_undone(kept: Kept) -> None:
@@ -273,6 +310,8 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for arguments, why in (
         (["--orders", "5"], "--orders 5: use 60 to 320"),
         (["--orders", "9999"], "--orders 9999: use 60 to 320"),
+        (["--pace", "0"], "--pace 0: use 1 to 20"),
+        (["--rate", "often"], "--rate: 'often' is no rate"),
         (["--keep", str(tmp_path)], "it is not empty"),
         (["--keep", str(tmp_path / "mine.txt")], "name a new folder"),
         (["--judge", str(tmp_path)], "does not hold a whole run of the demo"),

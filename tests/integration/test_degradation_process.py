@@ -31,7 +31,7 @@ async def test_the_last_answer_stands_in_for_a_process_that_is_gone(
 ) -> None:
     """It stands still, then it is killed: 200 and marked; replaced by its supervisor, fresh."""
     port = port_of(system.gateway)
-    key = await system.make_key("desk", "stock:read")
+    key = (await system.make_keys(["desk"], "stock:read"))["desk"]
 
     async def ask(path: str) -> HttpResponse:
         headers = [("authorization", f"Bearer {key}")]

@@ -47,7 +47,7 @@ async def test_twenty_kills_lose_nothing_and_leave_nothing_half_done(tmp_path: P
     kills: list[int] = []
     async with HttpPool(network=runtime.network) as pool:
         system = RunningSystem(tmp_path, pool)
-        door = await Door.with_key(system, pool, account)
+        door = await Door.with_keys(system, pool, account, CUSTOMERS)
         customers = Customers(door, runtime.rng, account)
         try:
             await system.start()

@@ -82,7 +82,8 @@ class Shop:
 async def test_rolling_restarts_lose_no_request(system: RunningSystem, pool: HttpPool) -> None:
     """G7: six services and the gateway are replaced, each while calls need it; all answers come."""
     before = await system.processes()
-    shop = Shop(port_of(system.gateway), await system.make_key("shop", *SCOPES), pool)
+    keys = await system.make_keys(["shop"], *SCOPES)
+    shop = Shop(port_of(system.gateway), keys["shop"], pool)
 
     async def is_known() -> bool:
         return await shop.ask("GET", "/stock/SX75") == 200

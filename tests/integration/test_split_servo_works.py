@@ -39,7 +39,7 @@ async def test_a_kill_and_a_restart_in_mid_order_lose_nothing(
 ) -> None:
     """Orders dies with sagas in flight, inventory is replaced: all is placed, and adds up."""
     account = Account(orders=16)
-    door = await Door.with_key(system, pool, account)
+    door = await Door.with_keys(system, pool, account, ["counter"])
     customers = Customers(door, RealRuntime().rng, account)
     await system.start()
     assert system.pid is not None

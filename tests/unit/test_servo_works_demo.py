@@ -10,9 +10,9 @@ import pytest
 from audit import Report
 from contracts.orders import PlaceOrder
 from demo.account import Account, Degraded, Failure, Kill, Restart, Turn
-from demo.customers import Customers, Unanswered
+from demo.customers import Customers
 from demo.display import Display
-from demo.door import Answer, Door, degraded_in
+from demo.door import Answer, Door, Unanswered, degraded_in
 from demo.verdict import conditions, failed_by_restart
 from msgspec.structs import replace
 from rich.console import Console
@@ -190,12 +190,21 @@ def test_what_the_audit_finds_turns_the_verdict() -> None:
     assert unmet(passing(), report) == ["sagas were undone: 0"]
 
 
+@pytest.mark.parametrize("act", ["calm", "restart", "rest"])
+@pytest.mark.parametrize("reason", ["timed_out", "deadline_exceeded", "circuit_open", "shed"])
+def test_what_ran_out_of_time_turns_no_verdict(act: str, reason: str) -> None:
+    """How often a deadline passes is a matter of the machine: it is told, and is no shortfall."""
+    account = passing()
+    account.failures.append(Failure(0, act, "GET /stock/{sku}", reason))
+    assert unmet(account, clean()) == []
+
+
 def test_a_failure_elsewhere_is_not_of_the_restart() -> None:
     """Only requests that lead to inventory, and were sent in that act, fail because of it."""
     account = Account(orders=1)
     account.failures += [
         Failure(0, "kill", "GET /stock/{sku}", "no_instance"),
-        Failure(0, "restart", "GET /machines/{machine_id}", "timed_out"),
+        Failure(0, "restart", "GET /machines/{machine_id}", "no_instance"),
         Failure(0, "restart", "POST /orders", "no_instance"),
     ]
     assert failed_by_restart(account) == account.failures[2:]
@@ -240,9 +249,13 @@ class Script:
     def __init__(self, *answers: Answer) -> None:
         self._answers = list(answers)
         self.asked: list[tuple[str, str, float]] = []
+        self.came: list[str] = []
 
-    async def ask(self, route: str, *, body: object = None, key: str = "", **_: str) -> Answer:
+    async def ask(
+        self, route: str, *, who: str = "", body: object = None, key: str = "", **_: str
+    ) -> Answer:
         self.asked.append((route, key, asyncio.get_running_loop().time()))
+        self.came.append(who)
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
 
@@ -251,7 +264,7 @@ async def buy(runtime: SimRuntime, door: Script) -> Account:
     account = Account(orders=1)
     customers = Customers(cast("Door", door), runtime.rng, account)
     async with customers.buying():
-        customers.hand_in([PlaceOrder("A-1", "SX90", 1)])
+        customers.hand_in([PlaceOrder("A-1", "SX90", 1, "acme")])
         await customers.all_answered()
         await customers.settle()
     return account
@@ -290,6 +303,17 @@ def test_a_customer_comes_no_sooner_than_asked() -> None:
     run(main)
 
 
+def test_who_is_turned_away_by_a_rate_does_not_give_up() -> None:
+    """Waiting for one's turn is not waiting in vain, however long it takes."""
+
+    async def main(runtime: SimRuntime) -> None:
+        door = Script(*[Answer(429, code="rate_limited", retry_after_s=2.0)] * 50, PLACED)
+        assert (await buy(runtime, door)).told == {"A-1": "placed"}
+        assert door.asked[-1][2] >= 100.0
+
+    run(main)
+
+
 def test_a_no_is_an_answer() -> None:
     """What services say no with is not asked again."""
 
@@ -314,6 +338,7 @@ def test_an_accepted_order_is_asked_for_until_it_is_decided() -> None:
         account = await buy(runtime, door)
         assert (account.told, account.accepted) == ({"A-1": "rejected"}, 1)
         assert [route for route, _, _ in door.asked[1:]] == ["GET /orders/{order_id}"] * 3
+        assert door.came == ["acme"] * 4
 
     run(main)
 

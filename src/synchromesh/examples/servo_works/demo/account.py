@@ -11,6 +11,10 @@ from synchromesh.telemetry import SpanRecord
 
 FILE_NAME = "account.json"
 
+# What says that time ran out: a deadline passed, or who saw that happen too often, or too much at
+# once, sent nothing on. How often it comes to that is a matter of the machine.
+OUT_OF_TIME = frozenset({"deadline_exceeded", "timed_out", "circuit_open", "shed"})
+
 # The acts of the play, in their order.
 CALM, STALL, ERRORS, HEALED, KILL, RESTART, REST = (
     "calm", "stall", "errors", "healed", "kill", "restart", "rest",
@@ -32,6 +36,11 @@ class Failure(Struct, frozen=True):
     act: str
     route: str
     reason: str
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """True where there was no answer in time; the same was asked again until there was one."""
+        return self.reason in OUT_OF_TIME
 
 
 class Degraded(Struct, frozen=True):
@@ -99,6 +108,7 @@ class Account(Struct):
         told: what the client was told of each order: "placed", "accepted" or "rejected".
         accepted: how many orders were first only accepted.
         requests: how many requests were sent, by route.
+        turned_away: how many of them a rate turned away, by route; they are no failures.
         longest_hold: the span of the call that was held longest over the restart.
         spans: of one trace, of a saga that the kill met.
         reasons: why sagas were undone.
@@ -113,6 +123,7 @@ class Account(Struct):
     told: dict[str, str] = field(default_factory=dict)
     accepted: int = 0
     requests: dict[str, int] = field(default_factory=dict)
+    turned_away: dict[str, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     degraded: list[Degraded] = field(default_factory=list)
     acts: list[Act] = field(default_factory=list)
@@ -158,6 +169,10 @@ class Account(Struct):
     def note_request(self, route: str) -> None:
         """Count a request that was sent."""
         self.requests[route] = self.requests.get(route, 0) + 1
+
+    def note_turned_away(self, route: str) -> None:
+        """Count a request that came sooner than its rate allows."""
+        self.turned_away[route] = self.turned_away.get(route, 0) + 1
 
     def save(self, folder: Path) -> None:
         """Write the account into a folder."""

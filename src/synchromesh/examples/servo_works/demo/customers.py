@@ -1,5 +1,7 @@
 """The customers of the demo: hand orders in at the gateway and ask until each has its answer.
 
+Each customer of the book has an API key of their own, which orders of theirs are sent with.
+
 They are good clients. An order is sent under one idempotency key, however often: after an answer
 that did not come, or one that says "not now", the same is asked again, later each time and no
 sooner than was asked for. Whoever is told that an order is only accepted asks later what became of
@@ -7,24 +9,16 @@ it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from random import Random
 
 from contracts.orders import PlaceOrder
 
 from demo.account import Account
-from demo.door import NOES, Answer, Door
+from demo.door import NOES, Answer, Door, ask_until
 
 AT_ONCE = 12
-GIVE_UP_AFTER_S = 60.0
-WAIT_BASE_S, WAIT_CAP_S = 0.05, 0.5
-# What no retry will mend.
-MISTAKES = frozenset({400, 401, 403, 404, 415, 422})
-
-
-class Unanswered(Exception):
-    """Tells that an order never got an answer, or one that no retry will mend."""
 
 
 class Customers:
@@ -40,10 +34,20 @@ class Customers:
         self._account = account
         self._at_once = at_once
         self._waiting: asyncio.Queue[PlaceOrder] = asyncio.Queue()
+        # Whose each order is, for who asks what became of it.
+        self._customer_of: dict[str, str] = {}
+        self._unanswered = 0
+
+    @property
+    def unanswered(self) -> int:
+        """How many orders were handed in and have no answer yet."""
+        return self._unanswered
 
     def hand_in(self, orders: Iterable[PlaceOrder]) -> None:
         """Let orders be placed, in their order, as customers become free."""
         for order in orders:
+            self._customer_of[order.order_id] = order.customer
+            self._unanswered += 1
             self._waiting.put_nowait(order)
 
     async def all_answered(self) -> None:
@@ -77,6 +81,7 @@ class Customers:
         while True:
             order = await self._waiting.get()
             await self._place(order)
+            self._unanswered -= 1
             self._waiting.task_done()
 
     async def _place(self, order: PlaceOrder) -> None:
@@ -87,8 +92,11 @@ class Customers:
 
         # However often it is sent, by its key it is one order.
         key = f"demo/{order.order_id}"
-        said = await self._until(
-            told, lambda: self._door.ask("POST /orders", body=order, key=key), order.order_id
+        said = await ask_until(
+            told,
+            lambda: self._door.ask("POST /orders", who=order.customer, body=order, key=key),
+            f"order {order.order_id}",
+            self._rng,
         )
         self._account.told[order.order_id] = said
         self._account.accepted += said == "accepted"
@@ -98,34 +106,10 @@ class Customers:
             status = str(answer.body["status"]) if answer.status == 200 else ""
             return "" if status == "pending" else status
 
-        return await self._until(
-            decided, lambda: self._door.ask("GET /orders/{order_id}", order_id=order_id), order_id
+        who = self._customer_of[order_id]
+        return await ask_until(
+            decided,
+            lambda: self._door.ask("GET /orders/{order_id}", who=who, order_id=order_id),
+            f"order {order_id}",
+            self._rng,
         )
-
-    async def _until(
-        self,
-        told: Callable[[Answer], str],
-        ask: Callable[[], Awaitable[Answer]],
-        order_id: str,
-    ) -> str:
-        """Ask again until an answer tells something, and return that.
-
-        Raises:
-            Unanswered: it is a mistake to ask this, or too much time has passed.
-        """
-        clock = asyncio.get_running_loop().time
-        until_s, wait_s = clock() + GIVE_UP_AFTER_S, WAIT_BASE_S
-        while True:
-            answer = await ask()
-            if found := told(answer):
-                return found
-            said = answer.code or f"status {answer.status}"
-            if answer.status in MISTAKES:
-                raise Unanswered(f"order {order_id} is refused: {said}: {answer.body}")
-            if clock() > until_s:
-                raise Unanswered(
-                    f"order {order_id} has had no answer for {GIVE_UP_AFTER_S:g} s; the last "
-                    f"attempt came to {said}"
-                )
-            await asyncio.sleep(max(answer.retry_after_s, self._rng.uniform(wait_s / 2, wait_s)))
-            wait_s = min(2 * wait_s, WAIT_CAP_S)

@@ -1,15 +1,19 @@
-"""The gateway, as a client with an API key sees it. Each request, and how it ended, is counted."""
+"""The gateway, as clients see it, each with a key of its own. Every request is counted, by its end.
+
+What a rate turns away is counted apart from what fails: a quicker machine meets more of it.
+"""
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from demo.account import Account, Degraded, Failure
+from demo.account import OUT_OF_TIME, Account, Degraded, Failure
 from demo.running import RunningSystem
 from synchromesh.errors import SynchromeshError
 from synchromesh.http import HttpPool
@@ -17,9 +21,15 @@ from synchromesh.runtime import RealRuntime
 
 ASK_WITHIN_S = 10.0
 KEPT_MAX = 5_000
+GIVE_UP_AFTER_S = 60.0
+WAIT_BASE_S, WAIT_CAP_S = 0.05, 0.5
+# Whoever looks round and buys nothing comes with this one's key.
+VISITOR = "visitor"
 SCOPES = ("orders:write", "orders:read", "fleet:read", "stock:read")
 # What services of servo-works say no with. It is their answer, and no failure.
 NOES = frozenset({"no_price", "out_of_stock", "fully_booked", "credit_declined"})
+# What no asking again will mend.
+MISTAKES = frozenset({400, 401, 403, 404, 415, 422})
 # A branch of a page that is one of these is not as it could be.
 DEGRADED = frozenset({"stale", "static", "failed"})
 
@@ -46,8 +56,22 @@ class Answer:
 
     @property
     def is_failure(self) -> bool:
-        """True where it is neither what was asked for, nor a service's own no."""
-        return self.status != 200 and self.code not in NOES
+        """True where it is not what was asked for, nor a service's own no, nor "too soon"."""
+        return self.status != 200 and self.code not in NOES and not self.is_turned_away
+
+    @property
+    def is_turned_away(self) -> bool:
+        """True where it came sooner than its rate allows."""
+        return self.code == "rate_limited"
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """True where it says that there was no answer in time."""
+        return self.status != 200 and self.code in OUT_OF_TIME
+
+
+class Unanswered(Exception):
+    """Tells that a request never got an answer, or one that no retry will mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +88,7 @@ class Door:
     """Sends requests to the gateway of a running system, wherever that is by now.
 
     Attributes:
-        key: the API key that opens it.
+        keys: the API key of each customer, and of the visitors.
         asked: the latest requests.
     """
 
@@ -72,51 +96,64 @@ class Door:
     pool: HttpPool
     account: Account
     runtime: RealRuntime
-    key: str
+    keys: Mapping[str, str]
     asked: deque[Asked] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
 
     @classmethod
-    async def with_key(cls, system: RunningSystem, pool: HttpPool, account: Account) -> Self:
-        """Make an API key for the customers, and return the door that it opens."""
-        key = await system.make_key("customers", *SCOPES)
-        return cls(system, pool, account, RealRuntime(), key)
+    async def with_keys(
+        cls, system: RunningSystem, pool: HttpPool, account: Account, customers: Iterable[str]
+    ) -> Self:
+        """Make an API key for each customer and for the visitors; return the door for all."""
+        keys = await system.make_keys({*customers, VISITOR}, *SCOPES)
+        return cls(system, pool, account, RealRuntime(), keys)
 
     async def ask(
         self,
         route: str,
         *,
+        who: str = VISITOR,
         body: object = None,
         key: str = "",
         query: Mapping[str, str] | None = None,
         **places: str,
     ) -> Answer:
-        """Send one request by a route such as "GET /stock/{sku}", and return what came of it."""
+        """Send one request by a route such as "GET /stock/{sku}", and return what came of it.
+
+        Args:
+            who: whose API key it carries.
+            key: its idempotency key, where it has one.
+        """
         method, _, template = route.partition(" ")
         path = template.format_map({name: quote(text, safe="") for name, text in places.items()})
         target = f"{path}?{urlencode(query)}" if query else path
         at_us, act = self.runtime.wall_us(), self.account.act
         self.account.note_request(route)
-        answer = await self._send(method, target, body, key, at_us)
-        if answer.is_failure:
+        headers = {"authorization": f"Bearer {self.keys[who]}"}
+        if key:
+            headers["idempotency-key"] = key
+        answer = await self._send(method, target, body, headers, at_us)
+        if answer.is_turned_away:
+            self.account.note_turned_away(route)
+        elif answer.is_failure:
             reason = answer.code or f"status {answer.status}"
             self.account.failures.append(Failure(at_us, act, route, reason))
         else:
             self.account.degraded += degraded_in(act, f"{method} {path}", answer)
         return answer
 
-    async def _send(self, method: str, target: str, body: object, key: str, at_us: int) -> Answer:
+    async def _send(
+        self, method: str, target: str, body: object, headers: dict[str, str], at_us: int
+    ) -> Answer:
         loop = asyncio.get_running_loop()
+        is_idempotent = method == "GET" or "idempotency-key" in headers
         place, began_s = urlsplit(self.system.gateway), loop.time()
-        headers = {"authorization": f"Bearer {self.key}"}
         if body is not None:
             headers["content-type"] = "application/json"
-        if key:
-            headers["idempotency-key"] = key
         try:
             response = await self.pool.request(
                 place.hostname or "", place.port or 80, method, target, headers.items(),
                 b"" if body is None else msgspec.json.encode(body),
-                timeout_s=ASK_WITHIN_S, is_idempotent=method == "GET" or bool(key),
+                timeout_s=ASK_WITHIN_S, is_idempotent=is_idempotent,
             )  # fmt: skip
         except SynchromeshError as error:
             return Answer(0, code=error.code)
@@ -130,6 +167,41 @@ class Door:
         fallback = response.headers.get("synchromesh-fallback") or ""
         wait_s = _seconds(response.headers.get("retry-after"))
         return Answer(response.status, value, code, trace_id, fallback, wait_s)
+
+
+async def ask_until(
+    told: Callable[[Answer], str], ask: Callable[[], Awaitable[Answer]], what: str, rng: Random
+) -> str:
+    """Ask again, later each time and no sooner than was asked for, until an answer tells something.
+
+    Waiting because of a rate is no waiting in vain: that time does not count.
+
+    Args:
+        told: what an answer tells; "" where it tells nothing yet.
+        what: is asked for, in words.
+
+    Raises:
+        Unanswered: it is a mistake to ask this, or 60 seconds have passed.
+    """
+    clock = asyncio.get_running_loop().time
+    until_s, wait_s = clock() + GIVE_UP_AFTER_S, WAIT_BASE_S
+    while True:
+        answer = await ask()
+        if found := told(answer):
+            return found
+        said = answer.code or f"status {answer.status}"
+        if answer.status in MISTAKES:
+            raise Unanswered(f"{what} is refused: {said}: {answer.body}")
+        if clock() > until_s:
+            raise Unanswered(
+                f"{what} has had no answer for {GIVE_UP_AFTER_S:g} s; the last attempt came to "
+                f"{said}"
+            )
+        pause_s = max(answer.retry_after_s, rng.uniform(wait_s / 2, wait_s))
+        if answer.is_turned_away:
+            until_s += pause_s
+        await asyncio.sleep(pause_s)
+        wait_s = min(2 * wait_s, WAIT_CAP_S)
 
 
 def degraded_in(act: str, page: str, answer: Answer) -> list[Degraded]:

@@ -10,22 +10,26 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from contracts.orders import PlaceOrder
+from msgspec.structs import replace
 from rich.console import Console
-from shop import order_book
+from shop import order_book, rates
 
 from demo import account as accounts
-from demo.customers import Unanswered
+from demo.door import Unanswered
 from demo.play import play
 from demo.report import FINDING, judge
-from demo.running import NotInTime, SystemEnded, copy_shipped
+from demo.running import NotInTime, SystemEnded, copy_shipped, set_rates
 from synchromesh.cli.output import ReaderGone
 from synchromesh.cli.show import console
-from synchromesh.errors import SynchromeshError
+from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.gateway.limits import interval_of
 
 USER_MISTAKE = 2
 INTERNAL = 3
 INTERRUPTED = 130
 ORDERS, ORDERS_MIN = 320, 60
+PACE_MAX = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Runs servo-works as processes, breaks it on purpose, and audits what is left.",
     )
     parser.add_argument("--orders", type=int, default=ORDERS, help=f"by default {ORDERS}")
+    parser.add_argument(
+        "--rate", metavar="N/s", help="how often each customer may order, by default 50/s"
+    )
+    parser.add_argument(
+        "--pace", type=int, default=1, metavar="N", help="orders come N times as fast, by default 1"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="run in DIR and leave it there")
     parser.add_argument("--judge", type=Path, metavar="DIR", help="judge what --keep left in DIR")
     options = parser.parse_args(arguments)
@@ -42,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.judge is not None:
             return judge_kept(options.judge, out)
-        return run(options.orders, options.keep, out)
+        return run(options.orders, options.rate, options.pace, options.keep, out)
     except Mistake as mistake:
         sys.stderr.write(f"demo: {mistake}\n")
         return USER_MISTAKE
@@ -70,11 +80,11 @@ class Mistake(Exception):
     """Tells that the demo was asked for what cannot be done."""
 
 
-def run(orders: int, keep: Path | None, out: Console) -> int:
+def run(orders: int, rate: str | None, pace: int, keep: Path | None, out: Console) -> int:
     """Run the demo in a folder of its own and judge it.
 
     Raises:
-        Mistake: the number of orders or the folder cannot be used.
+        Mistake: the number of orders, their rate or pace, or the folder cannot be used.
         asyncio.CancelledError: it was stopped by a signal.
     """
     book = order_book()
@@ -82,6 +92,9 @@ def run(orders: int, keep: Path | None, out: Console) -> int:
         raise Mistake(
             f"--orders {orders}: use {ORDERS_MIN} to {len(book)}, which is all of the book"
         )
+    if not 1 <= pace <= PACE_MAX:
+        raise Mistake(f"--pace {pace}: use 1 to {PACE_MAX}")
+    rate = rates().orders if rate is None else _rate(rate)
     with ExitStack() as stack:
         if keep is None:
             temporary = tempfile.TemporaryDirectory(prefix="servo-works-")
@@ -89,7 +102,8 @@ def run(orders: int, keep: Path | None, out: Console) -> int:
         else:
             folder = _empty(keep)
         copy_shipped(folder)
-        account = asyncio.run(_stoppable(folder, orders, out))
+        set_rates(folder, replace(rates(), orders=rate))
+        account = asyncio.run(_stoppable(folder, book[:orders], pace, out))
         account.save(folder)
         code = judge_kept(folder, out)
     if keep is not None:
@@ -112,7 +126,9 @@ def judge_kept(folder: Path, out: Console) -> int:
         raise Mistake(f"{folder} does not hold a whole run of the demo: {error}") from error
 
 
-async def _stoppable(folder: Path, orders: int, out: Console) -> accounts.Account:
+async def _stoppable(
+    folder: Path, orders: list[PlaceOrder], pace: int, out: Console
+) -> accounts.Account:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
@@ -123,7 +139,15 @@ async def _stoppable(folder: Path, orders: int, out: Console) -> accounts.Accoun
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    return await play(folder, order_book()[:orders], out)
+    return await play(folder, orders, out, pace)
+
+
+def _rate(text: str) -> str:
+    try:
+        interval_of(text)
+    except ConfigError as error:
+        raise Mistake(f"--rate: {error.message}") from error
+    return text
 
 
 def _empty(folder: Path) -> Path:

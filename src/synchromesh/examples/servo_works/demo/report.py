@@ -78,7 +78,10 @@ def _counts(account: Account, audited: Report) -> Iterator[tuple[str, str]]:
     yield "", f"undone: {_listed(account.reasons)}"
     yield "", f"{account.accepted} were accepted at first, and decided later"
     yield "requests", f"{sum(account.requests.values())} sent: {_listed(account.requests)}"
-    yield "", f"{len(account.failures)} failed"
+    turned_away = f": {_listed(account.turned_away)}" if account.turned_away else ""
+    yield "", f"{sum(account.turned_away.values())} turned away by a rate{turned_away}"
+    late = sum(failure.is_out_of_time for failure in account.failures)
+    yield "", f"{len(account.failures)} failed, {late} of them for want of time"
     failures = Counter((each.act, each.route, each.reason) for each in account.failures)
     for (act, route, reason), count in sorted(failures.items()):
         yield "", f"act {act}: {count} {route}: {reason}"

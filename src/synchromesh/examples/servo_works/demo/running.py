@@ -4,8 +4,8 @@ import asyncio
 import signal
 import sqlite3
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Awaitable, Callable
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
@@ -13,10 +13,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from gateway import gateway as definition
+from shop import Rates
 
 from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.gateway import make_key
 from synchromesh.http import HttpPool
+from synchromesh.runtime import RealRuntime
 from synchromesh.system.children import die_with_parent
+from synchromesh.system.gateway import keys_file_of
 from synchromesh.system.rundir import RunDir, RunInfo
 
 SHIPPED = Path(__file__).parents[1]
@@ -169,27 +174,20 @@ class RunningSystem:
         children = (await self.status())["children"]
         return {name: int(child["restarts"]) for name, child in children.items()}
 
-    async def make_key(self, principal: str, *scopes: str) -> str:
-        """Make an API key to the gateway, as whoever operates it does, and return it.
+    async def make_keys(self, principals: Iterable[str], *scopes: str) -> dict[str, str]:
+        """Make an API key to the gateway for each principal, as `gateway key add` does.
 
-        A gateway that runs knows of it within a second; one that starts later, at once.
+        A gateway that runs knows of them within a second; one that starts later, at once.
         """
-        words = [word for scope in scopes for word in ("--scope", scope)]
-        verb = await asyncio.create_subprocess_exec(
-            *COMMAND, "gateway", "key", "add", principal, *words,
-            cwd=self.folder, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
-            start_new_session=True, preexec_fn=die_with_parent(),
-        )  # fmt: skip
-        try:
-            told, complaint = await verb.communicate()
-        except asyncio.CancelledError:
-            verb.kill()
-            await verb.wait()
-            raise
-        if verb.returncode:
-            said = complaint.decode(errors="replace").strip()
-            raise SystemEnded(f"no API key could be made: {said}", is_mistake=True)
-        return told.decode().strip()
+        runtime, rundir = RealRuntime(), RunDir(self.folder)
+        rundir.create()
+        file = keys_file_of(definition, rundir, runtime.disk)
+        keys = {}
+        for principal in sorted(principals):
+            keys[principal], made = make_key(principal, scopes, rng=runtime.rng)
+            file.add(made)
+            await asyncio.sleep(0)  # a hash takes its time, and somebody may press Ctrl-C
+        return keys
 
     async def set_faults(self, mode: str, delay_s: float | None = None) -> None:
         """Turn the fault switch of the credit provider."""
@@ -311,3 +309,8 @@ def copy_shipped(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             path.chmod(0o700)
+
+
+def set_rates(folder: Path, rates: Rates) -> None:
+    """Set how often whoever comes to the gateway may, in a folder made by `copy_shipped`."""
+    (folder / "data" / "rates.json").write_bytes(msgspec.json.encode(rates))

@@ -1,4 +1,8 @@
-"""What a run of the demo must have shown: each condition, what was seen of it, and the verdict."""
+"""What a run of the demo must have shown: each condition, what was seen of it, and the verdict.
+
+None of them is a matter of how quick the machine is: what a rate turned away is no failure, and
+what was too late for its deadline was asked again until it was answered.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,13 +84,19 @@ def failed_by_restart(account: Account) -> list[Failure]:
     return [
         failure
         for failure in account.failures
-        if failure.act == RESTART and failure.route in INVENTORY_ROUTES
+        if failure.act == RESTART
+        and failure.route in INVENTORY_ROUTES
+        and not failure.is_out_of_time
     ]
 
 
 def failed_in_peace(account: Account) -> list[Failure]:
     """Return the requests that failed in an act in which nothing was done to the system."""
-    return [failure for failure in account.failures if failure.act in (CALM, REST)]
+    return [
+        failure
+        for failure in account.failures
+        if failure.act in (CALM, REST) and not failure.is_out_of_time
+    ]
 
 
 def unasked_ends(account: Account) -> int:

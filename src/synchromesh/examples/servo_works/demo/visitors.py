@@ -3,17 +3,21 @@
 A page is the aggregate `GET /machines/{machine_id}`: the drive, the order that it came with, and
 the week in which another one could be built, from three services. What of it was not fresh is noted
 in the account by the door.
+
+Like customers they ask again where there was no answer in time, or where they came too soon.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count, cycle
+from random import Random
+from typing import TypeAlias
 
 from contracts.orders import PlaceOrder
 from shop import catalogue, field_reports
 
-from demo.door import Door
+from demo.door import Answer, Door, ask_until, degraded_in
 
 AT_ONCE = 2
 PAUSE_S = 0.06
@@ -24,16 +28,27 @@ LOAD = {
     "torque_nm": "4", "peak_nm": "8", "speed_rpm": "3000", "supply": "3x400VAC", "cable_m": "5",
 }  # fmt: skip
 
+Told: TypeAlias = Callable[[Answer], str]
+
+
+def _if_in_time(answer: Answer) -> str:
+    return "" if answer.is_out_of_time or answer.is_turned_away else "answered"
+
+
+def _if_fresh(answer: Answer) -> str:
+    return "fresh" if answer.status == 200 and not degraded_in("", "", answer) else ""
+
 
 class Visitors:
-    """Looks at what the gateway shows; a look that fails is not repeated, the next one comes soon.
+    """Looks at what the gateway shows; what fails is not looked at again, the next one comes soon.
 
     Args:
         orders: those that will be placed; a page of a drive of another order would miss a branch.
     """
 
-    def __init__(self, door: Door, orders: Sequence[PlaceOrder]) -> None:
+    def __init__(self, door: Door, rng: Random, orders: Sequence[PlaceOrder]) -> None:
         self._door = door
+        self._rng = rng
         known = {order.order_id for order in orders}
         plates = [batch.machine for batch in field_reports()]
         self._machines = [p.machine_id for p in plates if p.order_id in known]
@@ -55,9 +70,15 @@ class Visitors:
         """Look at the page of every drive at once."""
         await asyncio.gather(*map(self._look_at_machine, self._machines))
 
-    async def look_at_all_stock(self) -> None:
-        """Look at the stock of every drive at once."""
-        await asyncio.gather(*map(self._look_at_stock, self._skus))
+    async def see_all(self) -> None:
+        """Look at every page, and the stock of every drive, until each was as it should be once.
+
+        Only what was seen once can stand in later, for what is not to be had then.
+        """
+        await asyncio.gather(
+            *(self._look_at_machine(machine_id, _if_fresh) for machine_id in self._machines),
+            *(self._look_at_stock(sku, _if_fresh) for sku in self._skus),
+        )
 
     @asynccontextmanager
     async def _while_it_runs(
@@ -79,9 +100,9 @@ class Visitors:
                 case 0:
                     await self._look_at_stock(sku)
                 case 1:
-                    await self._door.ask("GET /prices")
+                    await self._look("GET /prices")
                 case _:
-                    await self._door.ask("GET /configurations", query=LOAD)
+                    await self._look("GET /configurations", query=LOAD)
             await asyncio.sleep(PAUSE_S)
 
     async def _watch_stock(self, first: int) -> None:
@@ -89,8 +110,22 @@ class Visitors:
             await self._look_at_stock(sku)
             await asyncio.sleep(STOCK_PAUSE_S)
 
-    async def _look_at_machine(self, machine_id: str) -> None:
-        await self._door.ask("GET /machines/{machine_id}", machine_id=machine_id)
+    async def _look_at_machine(self, machine_id: str, told: Told = _if_in_time) -> None:
+        await self._look("GET /machines/{machine_id}", told, machine_id=machine_id)
 
-    async def _look_at_stock(self, sku: str) -> None:
-        await self._door.ask("GET /stock/{sku}", sku=sku)
+    async def _look_at_stock(self, sku: str, told: Told = _if_in_time) -> None:
+        await self._look("GET /stock/{sku}", told, sku=sku)
+
+    async def _look(
+        self,
+        route: str,
+        told: Told = _if_in_time,
+        query: Mapping[str, str] | None = None,
+        **places: str,
+    ) -> None:
+        await ask_until(
+            told,
+            lambda: self._door.ask(route, query=query, **places),
+            route.format_map(places),
+            self._rng,
+        )
