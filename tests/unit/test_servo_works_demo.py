@@ -14,9 +14,11 @@ from demo.customers import Customers
 from demo.display import Display
 from demo.door import Answer, Door, Unanswered, degraded_in
 from demo.verdict import conditions, failed_by_restart
+from msgspec import json
 from msgspec.structs import replace
 from rich.console import Console
 
+from synchromesh.http import HttpResponse
 from synchromesh.testing import SimRuntime, run
 
 EDGE = "billing -> credit_provider"
@@ -238,6 +240,49 @@ def test_what_stands_in_is_read_from_body_and_header() -> None:
         Degraded("rest", "GET /prices", "", "static")
     ]
     assert degraded_in("rest", "GET /prices", Answer(200, [1])) == []
+
+
+class Gate:
+    """A gateway, its system and its pool in one: answers every request the same, and keeps keys."""
+
+    gateway = "http://127.0.0.1:80"
+
+    def __init__(self, status: int, code: str) -> None:
+        body = json.encode({"code": code})
+        self._answer = HttpResponse(status, [("retry-after", "2")], body)
+        self.keys: list[str] = []
+
+    async def request(self, *asked: Any, **_: Any) -> HttpResponse:
+        self.keys.append(dict(asked[4])["authorization"])
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "turned_away", "failed"),
+    [
+        (429, "rate_limited", {"GET /prices": 2}, []),
+        (504, "timed_out", {}, [True, True]),
+        (502, "connection_lost", {}, [False, False]),
+        (409, "out_of_stock", {}, []),
+    ],
+)
+def test_what_a_rate_turns_away_is_counted_apart(
+    status: int, code: str, turned_away: dict[str, int], failed: list[bool]
+) -> None:
+    """Neither a failure nor an answer; each asks with a key of their own."""
+
+    async def main(runtime: SimRuntime) -> None:
+        gate, account = Gate(status, code), Account(orders=1)
+        keys = {"acme": "sm_1", "visitor": "sm_2"}
+        door = Door(cast("Any", gate), cast("Any", gate), account, cast("Any", runtime), keys)
+        assert (await door.ask("GET /prices")).retry_after_s == 2.0
+        await door.ask("GET /prices", who="acme")
+        assert account.requests == {"GET /prices": 2}
+        assert account.turned_away == turned_away
+        assert [failure.is_out_of_time for failure in account.failures] == failed
+        assert gate.keys == ["Bearer sm_2", "Bearer sm_1"]
+
+    run(main)
 
 
 # -- customers -----------------------------------------------------------------------------------
