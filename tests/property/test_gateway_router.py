@@ -8,8 +8,8 @@ from urllib.parse import quote, unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.calls.routes import Match, NoMatch
-from synchromesh.gateway.router import Router, Template, clash_of
+from synchromesh.calls.routes import Match, NoMatch, Routes
+from synchromesh.gateway.router import Template, clash_of, clashes, find
 
 METHODS = ("GET", "PUT")
 TEMPLATES = st.lists(
@@ -51,13 +51,13 @@ def test_the_router_is_a_search_through_all_templates(
         template = written(*route)
         if not any(clash_of(template, other) for other in templates):
             templates.append(template)
-    router: Router[Template] = Router()
+    table: Routes[Template] = Routes()
     for template in templates:
-        router.add(template, template)
+        table.add(template.method, template.path, template)
     path = "/" + "/".join(segments)
     matches = by_hand(templates, path)
     own = [match for match in matches if match[1].method == method]
-    found = router.find(method, path)
+    found = find(table, method, path)
     if not own:
         assert found == NoMatch(tuple(sorted({match[1].method for match in matches})))
         return
@@ -83,3 +83,21 @@ def test_templates_that_do_not_clash_are_told_apart(routes: list[tuple[str, list
         for _, template, _ in matches[1:]:
             best = matches[0][1].segments
             assert all(a == b or b == "{}" for a, b in zip(best, template.segments, strict=True))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(METHODS), st.lists(st.sampled_from("ab{"), max_size=4)),
+        max_size=12,
+    )
+)
+def test_clashes_are_those_that_comparing_all_pairs_finds(
+    routes: list[tuple[str, list[str]]],
+) -> None:
+    """The same pairs in the same order, each with the same path."""
+    templates = [written(*route) for route in routes]
+    assert clashes(templates) == [
+        (one, other, path)
+        for one, other in combinations(range(len(templates)), 2)
+        if (path := clash_of(templates[one], templates[other]))
+    ]

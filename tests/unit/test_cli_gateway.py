@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from notes_app import TOML, Notes, Running, write_config
 from synchromesh import Aggregate, ApiKeys, Branch, Contract, Forward, Gateway, Rate, Route, query
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import parse_keys
+from synchromesh.gateway.router import Template
 from synchromesh.runtime import RealRuntime
 from synchromesh.system.gateway import ApiKeysFile
 
@@ -207,3 +209,17 @@ def test_a_system_without_keys_lets_nobody_in_and_starts(tmp_path: Path) -> None
         assert info.gateway.startswith("http://127.0.0.1:")
         assert json.loads((folder / ".synchromesh/run.json").read_text())["gateway"] == info.gateway
         assert json.loads((folder / ".synchromesh/api-keys.json").read_text()) == {"keys": []}
+
+
+def test_a_start_reads_the_definition_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the check before the start has made of the routes is what is served."""
+    read: Counter[str] = Counter()
+    of = Template.of
+
+    def counted(text: str) -> Template:
+        read[text] += 1
+        return of(text)
+
+    monkeypatch.setattr(Template, "of", counted)
+    with Running(folder_of(tmp_path, "right")):
+        assert [read[str(route.route)] for route in right.routes] == [1, 1, 1]

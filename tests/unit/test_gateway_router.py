@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from synchromesh.calls.routes import Match, NoMatch
+from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.errors import BadRequest, ConfigError
-from synchromesh.gateway.router import Router, Template, clash_of
+from synchromesh.gateway.router import Template, clash_of, find
 
 
-def router(*routes: str) -> Router[str]:
-    made: Router[str] = Router()
+def table(*routes: str) -> Routes[str]:
+    made: Routes[str] = Routes()
     for route in routes:
-        made.add(Template.of(route), route)
+        template = Template.of(route)
+        made.add(template.method, template.path, route)
     return made
 
 
@@ -23,7 +24,7 @@ def router(*routes: str) -> Router[str]:
 def test_what_decodes_to_no_text_is_refused(path: str) -> None:
     """Overlong UTF-8, line ends, NUL and escapes are refused, wherever in a path they are."""
     with pytest.raises(BadRequest):
-        router("GET /stock/{sku}").find("GET", path)
+        find(table("GET /stock/{sku}"), "GET", path)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_what_decodes_to_no_text_is_refused(path: str) -> None:
 )
 def test_no_path_matches_by_halves(path: str) -> None:
     """A place is one segment and not empty; a slash more or less is another path."""
-    assert router("GET /stock/{sku}").find("GET", path) == NoMatch()
+    assert find(table("GET /stock/{sku}"), "GET", path) == NoMatch()
 
 
 @pytest.mark.parametrize(
@@ -50,31 +51,31 @@ def test_no_path_matches_by_halves(path: str) -> None:
 )
 def test_a_path_is_split_before_it_is_decoded(path: str, held: str) -> None:
     """An encoded slash is a character of a value: it neither ends a place nor steps out of it."""
-    found = router("GET /stock/{sku}", "GET /admin").find("GET", path)
+    found = find(table("GET /stock/{sku}", "GET /admin"), "GET", path)
     assert found == Match("GET /stock/{sku}", {"sku": held})
 
 
 def test_another_method_is_told_what_there_is() -> None:
     """A known path under another method names those that it has, over all templates."""
-    routes = router("GET /a/{x}", "DELETE /a/{x}", "PUT /a/b")
-    assert routes.find("POST", "/a/b") == NoMatch(("DELETE", "GET", "PUT"))
-    assert routes.find("POST", "/a/c") == NoMatch(("DELETE", "GET"))
-    assert routes.find("get", "/a/c") == NoMatch(("DELETE", "GET"))
-    assert routes.find("HEAD", "/a/c") == NoMatch(("DELETE", "GET"))
+    routes = table("GET /a/{x}", "DELETE /a/{x}", "PUT /a/b")
+    assert find(routes, "POST", "/a/b") == NoMatch(("DELETE", "GET", "PUT"))
+    assert find(routes, "POST", "/a/c") == NoMatch(("DELETE", "GET"))
+    assert find(routes, "get", "/a/c") == NoMatch(("DELETE", "GET"))
+    assert find(routes, "HEAD", "/a/c") == NoMatch(("DELETE", "GET"))
 
 
 def test_a_name_wins_over_a_place_and_gives_way_where_it_leads_nowhere() -> None:
     """`/a/b/c` is found although `/a/b` begins with a name of its own."""
-    routes = router("GET /a/b", "GET /a/{x}", "GET /a/{x}/c")
-    assert routes.find("GET", "/a/b") == Match("GET /a/b", {})
-    assert routes.find("GET", "/a/z") == Match("GET /a/{x}", {"x": "z"})
-    assert routes.find("GET", "/a/b/c") == Match("GET /a/{x}/c", {"x": "b"})
+    routes = table("GET /a/b", "GET /a/{x}", "GET /a/{x}/c")
+    assert find(routes, "GET", "/a/b") == Match("GET /a/b", {})
+    assert find(routes, "GET", "/a/z") == Match("GET /a/{x}", {"x": "z"})
+    assert find(routes, "GET", "/a/b/c") == Match("GET /a/{x}/c", {"x": "b"})
 
 
 def test_the_same_route_is_taken_once() -> None:
     """Two routes that differ in the names of their places alone are the same one."""
     with pytest.raises(ConfigError, match="is taken"):
-        router("GET /a/{x}", "GET /a/{y}")
+        table("GET /a/{x}", "GET /a/{y}")
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,12 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     import asyncio
 
     from synchromesh.gateway.check import refusal_of
-    from synchromesh.system.gateway import mistakes_of
+    from synchromesh.system.gateway import read_gateway
     from synchromesh.system.rundir import RunDir
 
     config, definition = _definition(folder, settings)
-    mistakes = asyncio.run(mistakes_of(definition, config, RunDir(folder), RealRuntime()))
+    reading = asyncio.run(read_gateway(definition, config, RunDir(folder), RealRuntime()))
+    mistakes = reading.mistakes
     if is_json:
         print_json({"routes": len(definition.routes), "mistakes": mistakes})
     elif mistakes:

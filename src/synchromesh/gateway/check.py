@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any, TypeVar
 
 from synchromesh.calls.contract import Operation
@@ -19,7 +18,7 @@ from synchromesh.gateway.fallbacks import StandIn, in_words, read_fallback
 from synchromesh.gateway.forward import Passage, read_forward
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.limits import burst_of, interval_of
-from synchromesh.gateway.router import Template, clash_of
+from synchromesh.gateway.router import Template, clashes
 from synchromesh.gateway.routes import (
     Aggregate,
     Branch,
@@ -65,6 +64,14 @@ class Entry:
         object.__setattr__(self, "name", f"{self.template.method} {self.template.path}")
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a gateway's definition was read as; with a mistake in it the entries are not served."""
+
+    entries: tuple[Entry, ...]
+    mistakes: tuple[str, ...]
+
+
 def check(gateway: Gateway) -> tuple[str, ...]:
     """Return every mistake of a gateway in a sentence of its own; none where it can be served.
 
@@ -72,7 +79,7 @@ def check(gateway: Gateway) -> tuple[str, ...]:
         >>> check(Gateway(routes=[]))
         ('the gateway has no routes; it would answer everything with 404',)
     """
-    return _read(gateway)[1]
+    return read(gateway).mistakes
 
 
 def compiled(gateway: Gateway) -> tuple[Entry, ...]:
@@ -81,10 +88,10 @@ def compiled(gateway: Gateway) -> tuple[Entry, ...]:
     Raises:
         ConfigError: there are mistakes; the message names them all.
     """
-    entries, mistakes = _read(gateway)
-    if mistakes:
-        raise refusal_of(mistakes)
-    return entries
+    reading = read(gateway)
+    if reading.mistakes:
+        raise refusal_of(reading.mistakes)
+    return reading.entries
 
 
 def refusal_of(mistakes: Sequence[str]) -> ConfigError:
@@ -156,7 +163,13 @@ def _else(fallback: Static | Stale | None) -> list[str]:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _read(gateway: Gateway) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+def read(gateway: Gateway) -> Reading:
+    """Read a gateway: its entries, and every mistake in it.
+
+    Example:
+        >>> read(Gateway(routes=[])).entries
+        ()
+    """
     mistakes: list[str] = []
     entries: list[Entry] = []
     if not gateway.routes:
@@ -175,13 +188,12 @@ def _read(gateway: Gateway) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
         entry = _Reader(route, mistakes, has_auth=bool(gateway.auth)).entry()
         if entry is not None:
             entries.append(entry)
-    for one, other in combinations(entries, 2):
-        path = clash_of(one.template, other.template)
-        if path:
-            same = one.template.segments == other.template.segments
-            why = "have the same path" if same else f"both match {path}, and neither is the closer"
-            mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
-    return tuple(entries), tuple(mistakes)
+    for at, other_at, path in clashes([entry.template for entry in entries]):
+        one, other = entries[at], entries[other_at]
+        same = one.template.segments == other.template.segments
+        why = "have the same path" if same else f"both match {path}, and neither is the closer"
+        mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
+    return Reading(tuple(entries), tuple(mistakes))
 
 
 class _Reader:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from synchromesh.calls import Caller, Forwarder, Operation
-from synchromesh.calls.routes import Match, NoMatch
+from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.tree import tree_of
 from synchromesh.codec import digest, encode
 from synchromesh.context import IDEMPOTENCY_KEY, CallContext, check_key
@@ -41,13 +41,13 @@ from synchromesh.errors import (
 from synchromesh.gateway.aggregate import AggregateRun, arguments_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
-from synchromesh.gateway.check import Entry, check, compiled, refusal_of
+from synchromesh.gateway.check import Entry, compiled, read, refusal_of
 from synchromesh.gateway.composition import Outcome
 from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.problems import outside, problem_of
-from synchromesh.gateway.router import Router
+from synchromesh.gateway.router import find
 from synchromesh.gateway.routes import Gateway
 from synchromesh.http import HttpRequest, HttpResponse, problem_response
 from synchromesh.resilience import Limiter, LimitOptions
@@ -80,6 +80,7 @@ class GatewayEngine:
         tracer: takes one span of kind "gateway" a request that has a route.
         authenticators: what `gateway.auth` became at work; `open` makes them.
         externals: the upstreams that are not ours, and are not told who asks.
+        entries: what `compiled` has made of the gateway already; it is read here where None.
 
     Raises:
         ConfigError: the gateway has mistakes; the message names them all.
@@ -93,8 +94,10 @@ class GatewayEngine:
         tracer: Tracer,
         authenticators: Sequence[Authenticator] = (),
         externals: AbstractSet[str] = frozenset(),
+        entries: Sequence[Entry] | None = None,
     ) -> None:
-        entries = compiled(gateway)
+        if entries is None:
+            entries = compiled(gateway)
         self._forwarder = Forwarder(caller, tracer)
         self._externals = externals
         self._has_forwards = any(entry.passage is not None for entry in entries)
@@ -104,12 +107,13 @@ class GatewayEngine:
         self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
         last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
         self._asker = Asker(caller, last)
-        self._router: Router[Entry] = Router()
+        self._routes: Routes[Entry] = Routes()
         self._buckets: dict[str, TokenBuckets] = {}
         for entry in entries:
-            self._router.add(entry.template, entry)
-            if entry.passage is not None and entry.template.method == "GET":
-                self._router.add(replace(entry.template, method="HEAD"), entry)
+            method, path = entry.template.method, entry.template.path
+            self._routes.add(method, path, entry)
+            if entry.passage is not None and method == "GET":
+                self._routes.add("HEAD", path, entry)
             if entry.interval_s:
                 self._buckets[entry.name] = TokenBuckets(
                     interval_s=entry.interval_s,
@@ -127,13 +131,20 @@ class GatewayEngine:
         runtime: Runtime,
         folder: Path,
         externals: AbstractSet[str] = frozenset(),
+        entries: Sequence[Entry] | None = None,
     ) -> GatewayEngine:
         """Check the gateway, read its keys from `folder`, and return it at work; `close` it.
+
+        With `entries`, what `compiled` has made of it already, the gateway is not checked again.
 
         Raises:
             ConfigError: the gateway or its keys have mistakes; the message names them all.
         """
-        mistakes = list(check(gateway))
+        mistakes: list[str] = []
+        if entries is None:
+            reading = read(gateway)
+            entries = reading.entries
+            mistakes += reading.mistakes
         authenticators: list[Authenticator] = []
         for auth in gateway.auth:
             try:
@@ -150,6 +161,7 @@ class GatewayEngine:
             tracer=tracer,
             authenticators=authenticators,
             externals=externals,
+            entries=entries,
         )
 
     async def run(self) -> None:
@@ -168,7 +180,7 @@ class GatewayEngine:
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer one request; it raises nothing but its own cancellation."""
         try:
-            found = self._router.find(request.method, request.path)
+            found = find(self._routes, request.method, request.path)
         except BadRequest as error:
             return _refused(error)
         if isinstance(found, NoMatch):
@@ -181,7 +193,7 @@ class GatewayEngine:
         if not self._has_forwards:
             return None
         try:
-            found = self._router.find(method, path)
+            found = find(self._routes, method, path)
         except BadRequest:
             return None
         if isinstance(found, NoMatch) or found.target.passage is None:
@@ -191,7 +203,7 @@ class GatewayEngine:
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[HttpResponse]:
         """Answer a request that is passed on; the context is left once its answer is sent."""
-        found = self._router.find(request.method, request.path)
+        found = find(self._routes, request.method, request.path)
         assert isinstance(found, Match), "body_max has found it"
         with self._begun(found, request) as (asked, context):
             async with AsyncExitStack() as stack:

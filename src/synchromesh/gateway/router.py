@@ -2,7 +2,7 @@
 
 A path is split at its slashes before anything in it is decoded, so that an encoded slash is a
 character of a value and never a step. A segment given by name wins over a place, and two routes
-that would each win somewhere on one path are refused (`clash_of`).
+that would each win somewhere on one path are refused (`clashes`).
 
 Source: RFC 3986, sections 2.4 and 3.3.
 """
@@ -10,14 +10,20 @@ Source: RFC 3986, sections 2.4 and 3.3.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from itertools import combinations
+from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.errors import BadRequest, ConfigError
 
 T = TypeVar("T")
+
+_Places = frozenset[int]
+_Indexed = tuple[int, tuple[str, ...]]
 
 _ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9_.~/{}-]*)")
 _SEGMENT = re.compile(r"[A-Za-z0-9_.~-]*|\{[a-z_][a-z0-9_]*\}")
@@ -88,43 +94,81 @@ def clash_of(one: Template, other: Template) -> str:
     return path if wins["one"] == wins["other"] else ""
 
 
-class Router(Generic[T]):
-    """Finds the target of a request.
+def clashes(templates: Sequence[Template]) -> list[tuple[int, int, str]]:
+    """Return the pairs of templates that clash, by their indexes in order, each with a path.
+
+    Templates are compared a form at a time: what stands at the same steps by name is looked up in a
+    table. It takes time that grows with their number and with what is found, not with all pairs.
 
     Example:
-        >>> router = Router[str]()
-        >>> router.add(Template.of("GET /stock/{sku}"), "stock")
-        >>> router.find("GET", "/stock/a%2Fb")
-        Match(target='stock', places={'sku': 'a%2Fb'})
-        >>> router.find("PUT", "/stock/SX90")
-        NoMatch(allowed=('GET',))
+        >>> paths = ("GET /a/{x}/c", "GET /a/{x}", "GET /a/b/{y}")
+        >>> clashes([Template.of(path) for path in paths])
+        [(0, 2, '/a/b/c')]
     """
+    alike: dict[tuple[str, int], dict[_Places, list[_Indexed]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for index, template in enumerate(templates):
+        segments = template.segments
+        places = frozenset(at for at, segment in enumerate(segments) if segment == "{}")
+        alike[template.method, len(segments)][places].append((index, segments))
+    pairs = [
+        (min(pair), max(pair))
+        for (_, length), forms in alike.items()
+        for pair in _clashing(length, forms)
+    ]
+    return [
+        (one, other, clash_of(templates[one], templates[other])) for one, other in sorted(pairs)
+    ]
 
-    def __init__(self) -> None:
-        self._routes: Routes[T] = Routes()
 
-    def add(self, template: Template, target: T) -> None:
-        """Add a route.
+def _clashing(length: int, forms: dict[_Places, list[_Indexed]]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of one method and length that clash; a form is where its places are."""
+    for form in forms.values():
+        for same in _table(form, range(length)).values():
+            yield from combinations(same, 2)
+    for (a, ones), (b, others) in combinations(forms.items(), 2):
+        if a <= b or b <= a:
+            continue  # the one with fewer places is the closer match wherever both match
+        named = [at for at in range(length) if at not in a and at not in b]
+        table = _table(others, named)
+        for key, found in _table(ones, named).items():
+            for one in found:
+                for other in table.get(key, ()):
+                    yield one, other
 
-        Raises:
-            ConfigError: the same method and path are there already.
-        """
-        self._routes.add(template.method, template.path, target)
 
-    def find(self, method: str, path: str) -> Match[T] | NoMatch:
-        """Find the target of a request by its path, percent-encoded and without a query.
+def _table(form: list[_Indexed], steps: Iterable[int]) -> dict[tuple[str, ...], list[int]]:
+    """Return the indexes of templates by what they have at some steps."""
+    table: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, segments in form:
+        table[tuple([segments[at] for at in steps])].append(index)
+    return table
 
-        The places of a match are still percent-encoded; none of them is empty.
 
-        Raises:
-            BadRequest: what is encoded is not UTF-8, or holds a control character.
-        """
-        if not path.startswith("/"):
-            return NoMatch()
-        found = self._routes.find(method, _canonical(path) if "%" in path else path)
-        if isinstance(found, Match) and not all(found.places.values()):
-            return NoMatch()
-        return found
+def find(routes: Routes[T], method: str, path: str) -> Match[T] | NoMatch:
+    """Find the target of a request by its path, percent-encoded and without a query.
+
+    Other than for `Routes.find`, `%61` is `a`, and no place of a match is empty; the places are
+    still percent-encoded.
+
+    Raises:
+        BadRequest: what is encoded is not UTF-8, or holds a control character.
+
+    Example:
+        >>> routes = Routes[str]()
+        >>> routes.add("GET", "/stock/{sku}", "stock")
+        >>> find(routes, "GET", "/%73tock/a%2Fb")
+        Match(target='stock', places={'sku': 'a%2Fb'})
+        >>> find(routes, "GET", "/stock/")
+        NoMatch(allowed=())
+    """
+    if not path.startswith("/"):
+        return NoMatch()
+    found = routes.find(method, _canonical(path) if "%" in path else path)
+    if isinstance(found, Match) and not all(found.places.values()):
+        return NoMatch()
+    return found
 
 
 def _canonical(path: str) -> str:

@@ -6,7 +6,7 @@ the system runs, and the gateway reads it again within a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from socket import AF_INET, AF_INET6, create_server, socket
@@ -25,9 +25,8 @@ from synchromesh.gateway import (
     KeysFile,
     Route,
 )
-from synchromesh.gateway import check as check_definition
 from synchromesh.gateway.auth import Auth
-from synchromesh.gateway.check import refusal_of
+from synchromesh.gateway.check import Entry, Reading, read, refusal_of
 from synchromesh.gateway.keys import parse_keys
 from synchromesh.http import HttpServer
 from synchromesh.runtime import BACKLOG, Disk, Network, Runtime
@@ -71,11 +70,14 @@ class ServedGateway:
         """Where clients reach it; "" before it has started."""
         return self._url
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, entries: Sequence[Entry]) -> None:
         """Read the keys and listen; a file of keys that is missing is made, with no keys in it.
 
+        Args:
+            entries: what `check_gateway` made of the definition.
+
         Raises:
-            ConfigError: the definition or the keys have mistakes, or it cannot listen there.
+            ConfigError: the keys have mistakes, or it cannot listen there.
         """
         for auth in self._definition.auth:
             path = own_keys_path(auth, self._rundir)
@@ -88,6 +90,7 @@ class ServedGateway:
             runtime=self._runtime,
             folder=self._rundir.path,
             externals=self._externals,
+            entries=entries,
         )
         self._server = HttpServer(self._engine, network=self._network, streaming=self._engine)
         await self._server.start(host, port)
@@ -134,25 +137,29 @@ def open_socket(host: str, port: int) -> socket:
 
 async def check_gateway(
     gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
-) -> None:
+) -> tuple[Entry, ...]:
     """Check a gateway whole: routes, args, the services that it leads to, and its keys.
+
+    Returns what `ServedGateway.start` is to serve, so that a start reads the definition once.
 
     Nothing is written, and nothing listens. Must run where a loop runs.
 
     Raises:
         ConfigError: there are mistakes; the message names them all.
     """
-    mistakes = await mistakes_of(gateway, config, rundir, runtime)
-    if mistakes:
-        raise refusal_of(mistakes)
+    reading = await read_gateway(gateway, config, rundir, runtime)
+    if reading.mistakes:
+        raise refusal_of(reading.mistakes)
+    return reading.entries
 
 
-async def mistakes_of(
+async def read_gateway(
     gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
-) -> tuple[str, ...]:
-    """Return every mistake that `check_gateway` would name, each a sentence."""
+) -> Reading:
+    """Read a gateway with every mistake that `check_gateway` would name, each a sentence."""
+    reading = read(gateway)
     mistakes = [
-        *check_definition(gateway),
+        *reading.mistakes,
         *_unknown_services(gateway, {*config.services, *config.external}),
     ]
     for auth in gateway.auth:
@@ -165,7 +172,7 @@ async def mistakes_of(
             await auth.open(rundir.path, runtime).close()
         except ConfigError as error:
             mistakes.append(error.message)
-    return tuple(mistakes)
+    return Reading(reading.entries, tuple(mistakes))
 
 
 def _unknown_services(gateway: Gateway, known: set[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from synchromesh.calls import Caller
 from synchromesh.errors import ConfigError
+from synchromesh.gateway.check import Entry
 from synchromesh.runtime import HandedNetwork
 from synchromesh.service import Child, ServiceInstance
 from synchromesh.system.clients import Clients
@@ -34,6 +35,7 @@ class GatewayPart:
             raise ConfigError("the system has no gateway; name one as [gateway] app")
         self._ground = ground
         self._definition = definition
+        self._entries: tuple[Entry, ...] = ()
         self.instances: Mapping[str, ServiceInstance] = {}
         makes = Clients(
             resolver=ground.registry,
@@ -64,13 +66,15 @@ class GatewayPart:
             ConfigError: there are mistakes; the message names them all.
         """
         ground = self._ground
-        await check_gateway(self._definition, ground.orders.config, ground.rundir, ground.runtime)
+        self._entries = await check_gateway(
+            self._definition, ground.orders.config, ground.rundir, ground.runtime
+        )
 
     async def open(self) -> str:
         """Serve what waits in the backlog, and what comes."""
         ground, config = self._ground, self._ground.orders.config
         ground.exit.push_async_callback(self.gateway.close)
-        await self.gateway.start(config.system.host, config.gateway.port)
+        await self.gateway.start(config.system.host, config.gateway.port, self._entries)
         ground.background.start(Child("gateway/keys", self.gateway.run))
         return self.gateway.url
 

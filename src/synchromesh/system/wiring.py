@@ -36,6 +36,7 @@ from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint, MemoryRegistry, Registration
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
+from synchromesh.gateway.check import Entry
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import Runtime
@@ -107,6 +108,7 @@ class System:
         self._servers: list[HttpServer] = []
         self._registrations: list[Registration] = []
         self._definition: Gateway | None = None
+        self._entries: tuple[Entry, ...] = ()
         self._gateway: ServedGateway | None = None
         self._info: RunInfo | None = None
         self.instances: dict[str, ServiceInstance] = {}
@@ -141,7 +143,9 @@ class System:
         check_keep(services, KEEP_S)
         self._definition = load_gateway(self._config, self._folder)
         if self._definition is not None:
-            await check_gateway(self._definition, self._config, self._rundir, self._runtime)
+            self._entries = await check_gateway(
+                self._definition, self._config, self._rundir, self._runtime
+            )
         self._failed.clear()
         self._failure = ""
         try:
@@ -274,7 +278,7 @@ class System:
 
     async def _start_gateway(self, gateway: ServedGateway, background: Supervisor) -> None:
         self._exit.push_async_callback(gateway.close)
-        await gateway.start(self._config.system.host, self._config.gateway.port)
+        await gateway.start(self._config.system.host, self._config.gateway.port, self._entries)
         background.start(Child("gateway/keys", gateway.run))
 
     async def _register(self, signer: Signer) -> Supervisor:
