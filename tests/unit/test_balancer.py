@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,3 +72,52 @@ def test_nobody_starves(lists: list[set[str]]) -> None:
         picked = balancer.pick(at("".join(listed | {"m"}))).instance
         since = [] if picked == "m" else [*since, picked]
         assert len(set(since)) == len(since)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from("abcdef"), min_size=1, unique=True),
+            st.frozensets(st.sampled_from("abcdef"), max_size=3),
+            st.integers(1, 4),
+        ),
+        max_size=20,
+    )
+)
+def test_the_next_is_the_least_name_after_the_last(
+    steps: list[tuple[list[str], frozenset[str], int]],
+) -> None:
+    """Whatever the list was before and whoever is excluded; after the greatest comes the least."""
+    balancer, last = RoundRobin("billing"), ""
+    for listed, excluded, times in steps:
+        endpoints, left = at("".join(listed)), sorted(set(listed) - excluded)
+        for _ in range(times):
+            if not left:
+                with pytest.raises(NoInstance):
+                    balancer.pick(endpoints, excluded)
+                continue
+            last = min((name for name in left if name > last), default=left[0])
+            assert balancer.pick(endpoints, excluded).instance == last
+
+
+def test_a_pick_does_not_look_at_every_instance() -> None:
+    """From a list that stays the same it looks at one instance, however many are listed."""
+    looks = 0
+
+    class Watched:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        @property
+        def instance(self) -> str:
+            nonlocal looks
+            looks += 1
+            return self._name
+
+    listed: Any = tuple(Watched(f"i{n:04}") for n in range(1000))
+    balancer = RoundRobin("billing")
+    balancer.pick(listed)
+    looks = 0
+    for _ in range(1000):
+        balancer.pick(listed)
+    assert looks <= 2000
