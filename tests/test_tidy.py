@@ -35,6 +35,8 @@ BANNED = re.compile(
     r"|os\.(urandom|environ|getenv)|datetime\.(now|utcnow|today)|asyncio\.to_thread"
     r"|\w+\.run_in_executor|threading\.\w+|socket\.socket)"
 )
+# What stands in braces, but for a place of a path such as "/stock/{sku}".
+BRACED = re.compile(r"(?<!\{)(?!(?<=/)\{\w+\})\{([^{}\n]+)\}")
 HEAVY = ("asyncio", "sqlite3", "ssl", "httptools", "click", "rich")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -73,6 +75,58 @@ def calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield node.lineno, ast.unparse(node)
+
+
+def unformatted(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield where a text has a name of its scope in braces and is no f-string, and what it has."""
+    every = list(ast.walk(tree))
+    spared = {n.value for n in every if isinstance(n, ast.Expr)}  # docstrings
+    spared |= {n.value for n in every if isinstance(n, ast.Attribute) and n.attr == "format"}
+
+    def within(parent: ast.AST, scope: set[str]) -> Iterator[tuple[int, str]]:
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if node not in spared:
+                    yield from ((node.lineno, text) for text in _braced(node.value, scope))
+            elif isinstance(node, Function | ast.Lambda):
+                yield from within(node, scope | _bound(node))
+            else:
+                yield from within(node, scope)
+
+    yield from within(tree, set().union(*map(_bound_outside, tree.body)))
+
+
+def _braced(text: str, scope: set[str]) -> Iterator[str]:
+    for found in BRACED.finditer(text):
+        try:
+            value = ast.parse(f"f{found[0]!r}", mode="eval")
+        except SyntaxError:
+            continue  # of a regular expression, or words
+        names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
+        if names and names <= scope:
+            yield found[0]
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    """Return the names that are given a value in a piece of code, also further in."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.alias):
+            names.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, Function | ast.ClassDef | ast.ExceptHandler) and node.name:
+            names.add(node.name)
+    return names
+
+
+def _bound_outside(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module gives a value in the module."""
+    if isinstance(statement, Function | ast.ClassDef):
+        return {statement.name}
+    return _bound(statement)
 
 
 def parameters(function: Function) -> list[str]:
@@ -124,6 +178,36 @@ def test_the_world_is_taken_in_at_the_edge_only() -> None:
         if BANNED.fullmatch(call)
     ]
     assert offenders == []
+
+
+def test_no_text_lacks_the_f_of_an_f_string() -> None:
+    """What stands in braces in a text names nothing that is in scope there."""
+    offenders = [
+        f"{name_of(path)}:{line} {braced}"
+        for path in MODULES
+        for line, braced in unformatted(ast.parse(path.read_text()))
+    ]
+    assert offenders == []
+
+
+def test_a_missing_f_is_found_and_nothing_else() -> None:
+    """Names of the scope count: not those of templates, of paths, of docstrings and of `format`."""
+    source = """
+from os import sep
+def say(name, port):
+    "Say {name}."
+    with_f = f"{name} in " "{port:>5}" f" at {{name}}"
+    without = ["{name!r}", "{name.upper()} is", "by /{port:x}", "{self.name} {sep}"]
+    fine = ["GET /notes/{name}", "{name}".format(name=name), "{blob}", "{3,4}", "{'name'}"]
+"""
+    assert list(unformatted(ast.parse(source))) == [
+        (5, "{port:>5}"),
+        (5, "{name}"),
+        (6, "{name!r}"),
+        (6, "{name.upper()}"),
+        (6, "{port:x}"),
+        (6, "{sep}"),
+    ]
 
 
 def test_rooms_do_not_import_the_front_door() -> None:

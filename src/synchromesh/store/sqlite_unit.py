@@ -130,7 +130,7 @@ class SqliteUnit:
         """Return the error of a unit that outlived its limit."""
         return UnitTooLong(
             f"unit {self.name!r} outlived its limit and was rolled back; move slow work out of it: "
-            "while it runs it holds the database of {self.service!r}"
+            f"while it runs it holds the database of {self.service!r}"
         )
 
     def _refused(self, error: Exception, sql: str) -> StoreError:
