@@ -39,7 +39,13 @@ from synchromesh.errors import (
 )
 from synchromesh.http import PoolLimits
 from synchromesh.identity import Credential, Signer
-from synchromesh.resilience import DeadlinePassed, Limiter, LimitOptions, within
+from synchromesh.resilience import (
+    DeadlinePassed,
+    Limiter,
+    LimitOptions,
+    is_being_cancelled,
+    within,
+)
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -218,8 +224,7 @@ class Dispatcher:
                 return self._told(incoming, passed)  # one that the handler had set itself
             return TimedOut(f"{name} was cancelled at its deadline; what it did is unknown")
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_being_cancelled():
                 raise
             # Nobody cancelled the call: the handler awaited something that was cancelled.
             return self._told(incoming, error)

@@ -14,7 +14,7 @@ from synchromesh.resilience.breaker import (
     Transition,
     Trigger,
 )
-from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.deadline import DeadlinePassed, is_being_cancelled, within
 from synchromesh.resilience.limiter import Limiter, LimitOptions
 from synchromesh.resilience.policy import Edge, Policy
 from synchromesh.resilience.retry import (
@@ -48,6 +48,7 @@ __all__ = [
     "Trigger",
     "Verdict",
     "classify",
+    "is_being_cancelled",
     "may_retry",
     "within",
 ]

@@ -143,6 +143,14 @@ class Attempts:
             error.attempts_used = self._spent
         return error
 
+    def forget(self) -> None:
+        """Forget the errors of the call, which is over.
+
+        Their tracebacks lead to the frames that hold this: each failed call would be a cycle, left
+        to the collector.
+        """
+        self._last = self._unknown = None
+
     def _wait_s(self, error: Exception, now: float) -> float | None:
         if self._number >= self._retry.attempts_max or self._rng is None:
             return None

@@ -40,15 +40,32 @@ async def within(body: Callable[[], Awaitable[T]], deadline_s: float | None) -> 
     """
     if deadline_s is None:
         return await body()
-    inner: TimeoutError | None = None
+    # A flag, not the error: this frame is in its traceback, and the two would keep each other.
+    is_of_body = False
     try:
         async with asyncio.timeout_at(deadline_s):
             try:
                 return await body()
-            except TimeoutError as error:
-                inner = error
+            except TimeoutError:
+                is_of_body = True
                 raise
-    except TimeoutError as error:
-        if error is inner:
+    except TimeoutError:
+        if is_of_body:
             raise
-        raise DeadlinePassed(deadline_s) from None
+    # Out here, without a context: the timeout's own error leads to the task that may keep this one.
+    raise DeadlinePassed(deadline_s)
+
+
+def is_being_cancelled() -> bool:
+    """Say whether somebody cancels the current task, and not only what it awaited.
+
+    Asked in a function, for a task in a frame that raises its `CancelledError` again is a cycle.
+
+    Example:
+        >>> async def main() -> bool:
+        ...     return is_being_cancelled()
+        >>> asyncio.run(main())
+        False
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

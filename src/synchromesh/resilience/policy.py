@@ -206,21 +206,23 @@ class Edge:
             rng=rng,
         )
         loop = asyncio.get_running_loop()
-        while True:
-            current = attempts.begin(loop.time())
-            try:
-                answer = await self._limited(attempt, current, attempts)
-            except Exception as error:
-                wait_s = attempts.failed(current, error, loop.time())
-                if wait_s is None:
-                    final = attempts.final(error)
-                    if final is error:
-                        raise
-                    raise final from error
-            else:
-                attempts.answered(current)
-                return answer
-            await asyncio.sleep(wait_s)
+        try:
+            while True:
+                current = attempts.begin(loop.time())
+                try:
+                    answer = await self._limited(attempt, current, attempts)
+                except Exception as error:
+                    wait_s = attempts.failed(current, error, loop.time())
+                    if wait_s is None:
+                        if attempts.final(error) is error:
+                            raise
+                        raise attempts.final(error) from error
+                else:
+                    attempts.answered(current)
+                    return answer
+                await asyncio.sleep(wait_s)
+        finally:
+            attempts.forget()
 
     def without_limiter(self, *, is_timed: bool) -> Edge:
         """Return an edge with the same breaker and budget, for who takes limiter slots by itself.

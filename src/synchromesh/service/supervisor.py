@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from synchromesh.resilience import is_being_cancelled
 from synchromesh.service.restarts import RestartOptions, Restarts
 from synchromesh.telemetry.span import status_of
 
@@ -83,16 +84,7 @@ class Supervisor:
         restarts = Restarts(self._options)
         state = self.states[child.name]
         while True:
-            try:
-                await child.run()
-                error: Exception = RuntimeError("it returned; a background loop never does")
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                error = RuntimeError("something that it awaited was cancelled")
-            except Exception as raised:  # noqa: BLE001  whatever ended it is the state that is shown
-                error = raised
+            error = await _end_of(child)
             _log.error("%s: child %s failed", self._name, child.name, exc_info=error)
             state.last_error = status_of(error)
             pause_s = restarts.failed(now=asyncio.get_running_loop().time())
@@ -108,3 +100,16 @@ class Supervisor:
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {state.state}" for name, state in self.states.items())
         return f"<Supervisor {self._name}: {shown or 'no children'}>"
+
+
+async def _end_of(child: Child) -> Exception:
+    """Run a child and return what ended it; raised is only a cancellation of the task."""
+    try:
+        await child.run()
+    except asyncio.CancelledError:
+        if is_being_cancelled():
+            raise
+        return RuntimeError("something that it awaited was cancelled")
+    except Exception as raised:  # noqa: BLE001  whatever ended it is the state that is shown
+        return raised
+    return RuntimeError("it returned; a background loop never does")

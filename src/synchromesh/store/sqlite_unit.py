@@ -172,10 +172,10 @@ def drive(body: Callable[[Unit], Awaitable[T]], unit: SqliteUnit, context: Conte
             context.run(steps.send, None)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        foreign = _foreign(unit.name, body, _awaited(awaitable))
+        awaited = _awaited(awaitable)
         unit.end()
         _close(steps, context)
-        raise foreign
+        raise _foreign(unit.name, body, awaited)
     except RuntimeError as error:
         if "no running event loop" in str(error):
             raise _foreign(unit.name, body, "the event loop") from error

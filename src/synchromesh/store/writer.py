@@ -171,14 +171,18 @@ class Writer:
         self._pending -= len(jobs)
         topics: dict[str, None] = {}
         for job in jobs:
-            if job.error is None:
+            future, result, error = job.future, job.result, job.error
+            if error is None:
                 topics.update(dict.fromkeys(sorted(job.topics)))
-            if job.future.done():
+            # The error's traceback leads to the lane's frames, and they to the job: it lets go.
+            job.forget()
+            del job.future
+            if future.done():
                 continue  # its caller was cancelled; the unit stands all the same
-            if job.error is None:
-                job.future.set_result(job.result)
+            if error is None:
+                future.set_result(result)
             else:
-                job.future.set_exception(job.error)
+                future.set_exception(error)
         for topic in topics:
             self._hear(topic)
 
@@ -246,6 +250,7 @@ class Writer:
         self._running = None
         unit.end()
         self._judge(job, unit)
+        unit.spoiled_by = None  # its traceback leads to the unit
         if self._connection.in_transaction:
             if job.error is not None:
                 execute("rollback to sm_unit")
