@@ -131,10 +131,17 @@ def test_the_body_runs_in_the_task_and_context_of_the_caller() -> None:
     assert run(main) == ("blue", True)
 
 
-def test_without_a_deadline_it_waits() -> None:
-    """None is no deadline."""
+def test_without_a_deadline_it_waits_for_as_long_as_it_takes() -> None:
+    """None is no deadline, not even a distant one: after a month there is the body's own result."""
+    month_s = 30 * 86_400.0
 
-    async def main(_: SimRuntime) -> None:
-        await within(lambda: asyncio.sleep(1000.0), None)
+    async def main(_: SimRuntime) -> tuple[str, float]:
+        async def body() -> str:
+            await asyncio.sleep(month_s)
+            return "done"
 
-    run(main)
+        began_s = now()
+        return await within(body, None), now() - began_s
+
+    result, took_s = run(main, until_s=2 * month_s)
+    assert (result, round(took_s)) == ("done", month_s)
