@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from messaging_world import (
 from synchromesh.context import CallContext
 from synchromesh.errors import (
     BadRequest,
+    ConnectFailed,
     ContractError,
     Forbidden,
     LogGap,
@@ -49,6 +51,10 @@ async def running(relay: Relay) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def pauses(times: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 async def saved(store: SqliteStore) -> int:
@@ -286,6 +292,32 @@ def test_a_message_that_is_refused_for_good_is_told_once_and_holds_its_scope_onl
     assert len(told) == 1
     assert "shop.sold at 1 is refused by stock" in told[0]
     assert "later ones of 'a' wait" in told[0]
+
+
+@pytest.mark.parametrize("error", [BadRequest("bad"), UnknownOperation("no"), Forbidden("not you")])
+def test_after_a_refusal_it_asks_at_the_longest_pause_at_once(error: Exception) -> None:
+    """What only a release mends is not asked in short pauses first; what may pass is."""
+
+    async def main(runtime: SimRuntime) -> tuple[list[float], list[float]]:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            asked: dict[str, list[float]] = {"refused": [], "down": []}
+
+            async def fail(message: Message) -> None:
+                asked[message.scope].append(asyncio.get_running_loop().time())
+                raise error if message.scope == "refused" else ConnectFailed("down")
+
+            sender.on_sent = fail
+            async with running(relay_to(shop, sender, runtime, backoff_cap_s=60.0)):
+                for n, sku in enumerate(asked, 1):
+                    await sell(shop, sku, n)
+                await asyncio.sleep(600.0)
+            return pauses(asked["refused"]), pauses(asked["down"])
+
+    refused, down = run(main)
+    assert len(refused) >= 9
+    assert all(30.0 <= pause_s <= 60.5 for pause_s in refused)
+    assert all(pause_s <= 0.1 * 2**n + 0.5 for n, pause_s in enumerate(down[:8], 1))
 
 
 def test_what_a_subscriber_has_not_got_cannot_be_removed() -> None:
