@@ -264,8 +264,9 @@ def make_books(hooks: Hooks) -> Service:
 class Town:
     """The services of a test, where each can be reached, and a client that calls them."""
 
-    def __init__(self, runtime: Runtime, hooks: Hooks | None = None) -> None:
+    def __init__(self, runtime: Runtime, hooks: Hooks | None = None, folder: str = "") -> None:
         self.runtime = runtime
+        self.folder = folder
         self.hooks = hooks or Hooks()
         self.transport = InProcessTransport()
         self.ring = MemoryRing()
@@ -309,7 +310,8 @@ class Town:
 
     async def start(self, name: str) -> ServiceInstance:
         """Start a service and make it reachable."""
-        instance = await ServiceInstance.start(self.services[name], f"/{name}.db", self.around())
+        path = f"{self.folder}/{name}.db"
+        instance = await ServiceInstance.start(self.services[name], path, self.around())
         self.up[name] = instance
         self.transport.add(f"{name}-1", instance.dispatcher)
         return instance

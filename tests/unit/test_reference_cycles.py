@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -27,9 +27,11 @@ from calls_fakes import (
     System,
     answering,
 )
+from gateway_fakes import GATEWAY, Machine, Plant, UnknownMachine
+from service_world import Bank, Declined, Stock, Surprise, Town
 from store_fakes import open_store
 from synchromesh import Policy
-from synchromesh.calls import Handler, Policies
+from synchromesh.calls import Call, Handler, Policies
 from synchromesh.errors import Shed
 from synchromesh.resilience import (
     Limiter,
@@ -121,10 +123,10 @@ async def was_cancelled(_: object = None) -> bytes:
     return b"1"
 
 
-def failing(error: Callable[[str], Exception]) -> Callable[..., Awaitable[bytes]]:
+def failing(error: Callable[[str], Exception]) -> Callable[..., Awaitable[Any]]:
     """Return what raises an error of its own each time."""
 
-    async def fail(_: object = None) -> bytes:
+    async def fail(_: object = None) -> Any:
         raise error("no")
 
     return fail
@@ -240,6 +242,52 @@ def test_a_unit_of_work_leaves_none(tmp_path: Path) -> None:
         return found
 
     assert asyncio.run(main()) == [{}] * 9
+
+
+def test_a_command_of_a_service_leaves_none(tmp_path: Path) -> None:
+    """However it ends: in its unit, in a unit of several, between them, or in a call of its own."""
+
+    errors = (ValueError, Declined, Surprise)
+    charge, build = Bank.charge("o-1", 1), Stock.build("o-1", "bolt", 1)
+    cases: list[tuple[Call[Any], str, type[Exception]]] = [
+        *((charge, "charge", error) for error in errors),
+        *((build, "build begins", error) for error in errors),
+        *((build, "charge", error) for error in errors),
+        (charge, "nowhere", ValueError),
+        (build, "nowhere", ValueError),
+        (Stock.build("o-1", "none of these", 1), "nowhere", ValueError),
+    ]
+
+    async def main() -> list[Counter[str]]:
+        world = Town(RealRuntime(), folder=str(tmp_path))
+        for name in ("bank", "stock"):
+            await world.start(name)
+        found = []
+        for call, point, error in cases:
+            world.hooks.at = {point: failing(error)}
+            found.append(await garbage_of(partial(world.ask, call)))
+        for name in ("stock", "bank"):
+            await world.stop(name)
+        return found
+
+    assert asyncio.run(main()) == [{}] * len(cases)
+
+
+def test_a_request_at_the_gateway_leaves_none() -> None:
+    """By a route and by an aggregate, whatever their services answer."""
+    targets = ("GET /fleet/M-1", "GET /machines/M-1", "GET /orders/M-1", "GET /none")
+
+    async def main(system: System) -> list[Counter[str]]:
+        plant = Plant(system, GATEWAY, Policies(default=Policy(retry=None, breaker=None)))
+        await plant.start()
+        found = []
+        machine = Machine("M-1", "A-1", 7)
+        for does in (machine, failing(ValueError), failing(OutOfStock), failing(UnknownMachine)):
+            plant.fleet.answers["machine"] = does
+            found += [await garbage_of(partial(plant.ask, target)) for target in targets]
+        return found
+
+    assert play("inproc", main) == [{}] * 16
 
 
 def test_a_child_that_is_restarted_leaves_none() -> None:

@@ -242,6 +242,8 @@ class GatewayEngine:
             if error.status >= 500:
                 _log.warning("%s failed in trace %s: %s", entry.name, context.trace_id, error)
             told = outside(error)
+            # It was an outcome before: its traceback leads to frames that hold that.
+            error.__traceback__ = None
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             span.fail(error)
             _log.exception("%s failed in trace %s", entry.name, context.trace_id)

@@ -213,7 +213,12 @@ class Context:
             self.has_begun = True
             return typing.cast("R", _load(recorded.body, result_type, name))
         # A unit that refused has left no trace but its refusal: the command has yet to begin.
-        raise rejections[0] if rejections else refusal_of(recorded, _rejections_at(running, unit))
+        try:
+            raise (
+                rejections[0] if rejections else refusal_of(recorded, _rejections_at(running, unit))
+            )
+        finally:
+            rejections.clear()  # its traceback leads here
 
     async def start_saga(
         self,

@@ -121,7 +121,8 @@ class Operations:
         try:
             return _answer(handled.operation, await self._home.units.run(unit, context, body))
         except Rejection as rejection:
-            raise _declared(rejection, handled.operation) from rejection
+            _check_declared(rejection, handled.operation)
+            raise
 
     # -- commands that are handled in several units ------------------------------------------------
 
@@ -197,7 +198,8 @@ class Operations:
         try:
             answer = _answer(operation, await handled.function(ctx, **arguments))
         except Rejection as rejection:
-            refusal = _declared(rejection, operation)
+            _check_declared(rejection, operation)
+            refusal = rejection
         finally:
             ctx.end()
 
@@ -313,8 +315,8 @@ def _answer(operation: Operation[..., Any], result: object) -> bytes:
     return answer
 
 
-def _declared(rejection: Rejection, operation: Operation[..., Any]) -> Rejection:
-    """Return a rejection that can be recorded and told; any other is a bug."""
+def _check_declared(rejection: Rejection, operation: Operation[..., Any]) -> None:
+    """Refuse a rejection that cannot be recorded and told: it is a bug."""
     # By its code, as it travels: one of a call, or of a record, may be of another class.
     if all(rejection.code != declared.code for declared in operation.raises):
         raise HandlerBug(
@@ -328,7 +330,6 @@ def _declared(rejection: Rejection, operation: Operation[..., Any]) -> Rejection
             f"{operation.full_name} raised {type(rejection).__name__} with details that cannot be "
             f"told: {error.message}"
         ) from rejection
-    return rejection
 
 
 class HandlerBug(Exception):

@@ -290,6 +290,8 @@ class Writer:
             self._connection.execute("rollback to sm_unit")
             unit.topics.clear()
             kind, body = Kind.REFUSAL, encode(to_problem(rejection))
+            # It is told from the record. Whoever keeps it is in a frame of its traceback.
+            rejection.__traceback__ = None
         job.has_written = True
         return drive(lambda unit: inbox.conclude(unit, once, kind, body), unit, context)
 
