@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from synchromesh.runtime import Lane, RealRuntime, ThreadLane
+from synchromesh.runtime import RealRuntime, ThreadWorker, Worker
 from synchromesh.store import Migration, Once, Schema, SqliteStore, Unit
 
 J = TypeVar("J")
@@ -88,9 +88,9 @@ async def measure(path: Path, label: str, in_flight: int, units: int) -> tuple[f
 class OneByOne(RealRuntime):
     """The real world, but for lanes that take one job a round."""
 
-    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
+    def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
         """Start a thread that groups nothing."""
-        return ThreadLane(name, work, batch_max=1)
+        return ThreadWorker(name, work, batch_max=1)
 
 
 async def main(units: int) -> None:

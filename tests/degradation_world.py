@@ -19,7 +19,7 @@ import shop
 from contracts.inventory import Inventory, Receive
 from contracts.orders import Orders
 from contracts.production import OpenSlots, Production
-from credit_provider import CreditProvider, Ledger
+from credit_provider import CreditProviderServer, Ledger
 from gateway import gateway
 
 from gateway_fakes import Token
@@ -163,7 +163,7 @@ class Site:
         await registry.run()
 
     async def _run_provider(self, runtime: SimRuntime) -> None:
-        provider = CreditProvider(Ledger(runtime.disk.connect(f"/{PROVIDER}.db")))
+        provider = CreditProviderServer(Ledger(runtime.disk.connect(f"/{PROVIDER}.db")))
         await self._serve(runtime, asgi_handler(provider))
         await asyncio.Event().wait()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import shop
-from credit_provider import CreditProvider, Ledger
+from credit_provider import CreditProviderServer, Ledger
 from services.billing import billing
 from services.configurator import configurator
 from services.fleet import fleet
@@ -35,7 +35,7 @@ SERVICES: dict[str, Service] = {
 }
 
 
-class Foreign(AsgiReceiver):
+class ForeignAwaited(AsgiReceiver):
     """Is somebody else's service, which knows none of our credentials."""
 
     def authenticate(self, credential: str) -> Credential:
@@ -85,10 +85,10 @@ class Works:
             self.up[name] = await ServiceInstance.start(SERVICES[name], f"/{name}.db", around)
             self.transport.add(f"{name}-1", self.up[name].dispatcher)
 
-    def start_provider(self) -> CreditProvider:
+    def start_provider(self) -> CreditProviderServer:
         """Let the credit provider be reached, and return it with its fault switch."""
-        provider = CreditProvider(Ledger(self.runtime.disk.connect("/credit_provider.db")))
-        self.transport.add("credit_provider-1", Foreign(asgi_handler(provider)))
+        provider = CreditProviderServer(Ledger(self.runtime.disk.connect("/credit_provider.db")))
+        self.transport.add("credit_provider-1", ForeignAwaited(asgi_handler(provider)))
         return provider
 
     async def stop(self, *names: str) -> None:

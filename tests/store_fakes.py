@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synchromesh.runtime import Disk, Lane, RealDisk, RealRuntime
+from synchromesh.runtime import Disk, RealDisk, RealRuntime, Worker
 from synchromesh.store import Migration, Schema, SqliteStore, StoreOptions, Unit
 
 ITEMS = Schema(
@@ -111,9 +111,9 @@ class HandRuntime(RealRuntime):
         """The disk that fails."""
         return self.faulty
 
-    def lane(self, name: str, work: Callable[[list[Any]], Callable[[], None]]) -> Lane[Any]:
+    def worker(self, name: str, work: Callable[[list[Any]], Callable[[], None]]) -> Worker[Any]:
         """Run on the loop."""
-        return super().lane(name, work) if self._has_threads else LoopLane(work)
+        return super().worker(name, work) if self._has_threads else LoopLane(work)
 
 
 async def open_store(

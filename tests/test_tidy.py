@@ -155,6 +155,18 @@ def test_functions_are_short_and_take_few_parameters() -> None:
     assert offenders == []
 
 
+def test_a_name_has_one_meaning() -> None:
+    """No two public classes of the package, its example's shell included, have the same name."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        if "examples" in path.parts and {"contracts", "services"} & set(path.parts):
+            continue  # what servo-works calls the things of its own trade
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_nothing_is_left_for_later() -> None:
     """No marker of unfinished work, no stub that only raises, in what ships."""
     markers = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")
@@ -274,6 +286,16 @@ def test_the_front_door_offers_what_the_rooms_have() -> None:
         value = getattr(synchromesh, name)
         assert value.__module__.startswith("synchromesh."), name
         assert value.__name__ == name
+    source = ast.parse((SOURCE / "__init__.py").read_text())
+    for_checkers = [
+        alias.name
+        for block in source.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert sorted(for_checkers) == synchromesh.__all__
     with pytest.raises(AttributeError, match="no public name 'Sagga'"):
         _ = synchromesh.Sagga  # type: ignore[attr-defined]
 

@@ -1,8 +1,9 @@
 """Synchromesh: the patterns of a microservice system in one Python toolkit, meshing.
 
-These are the names that users write; each lives in the room of its pattern, with the rest of it.
-They are loaded when they are first asked for (PEP 562), so that importing the package costs next
-to nothing and loads neither an event loop nor a database.
+These are the names that users write every day. The other errors are in `synchromesh.errors`, and
+the rest of each pattern is in its room, such as `synchromesh.resilience`. A name is loaded when it
+is first asked for (PEP 562), so that importing the package costs next to nothing and loads neither
+an event loop nor a database.
 """
 
 from __future__ import annotations
@@ -10,270 +11,64 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# What type checkers read of the names below; a test holds the two lists equal.
 if TYPE_CHECKING:
-    from synchromesh.calls import (
-        Call,
-        Contract,
-        PublicEvent,
-        command,
-        event,
-        query,
-    )
-    from synchromesh.errors import (
-        BadRequest,
-        CallError,
-        CircuitOpen,
-        ConfigError,
-        ConnectFailed,
-        ConnectionLost,
-        ConstraintFailed,
-        ContractError,
-        DeadlineExceeded,
-        DiscoveryError,
-        DownstreamFailed,
-        Fenced,
-        Forbidden,
-        ForeignAwait,
-        InProgress,
-        KeyReused,
-        KeyUndone,
-        LogGap,
-        LogReplaced,
-        MethodNotAllowed,
-        MissingExtra,
-        NoInstance,
-        RateLimited,
-        Refused,
-        Rejection,
-        RemoteFailed,
-        SagaConflict,
-        SagaError,
-        SagaGone,
-        SagaLocked,
-        SagaUndone,
-        Shed,
-        StaleIncarnation,
-        StoreBroken,
-        StoreError,
-        StoreFull,
-        StoreLocked,
-        StoreReadOnly,
-        StoreTooNew,
-        Stuck,
-        SynchromeshError,
-        TimedOut,
-        Unauthenticated,
-        UnitTooLong,
-        UnknownInstance,
-        UnknownOperation,
-        UnknownSaga,
-        VersionConflict,
-        WatchLagged,
-    )
-    from synchromesh.events import (
-        Decider,
-        Decision,
-        Projection,
-    )
-    from synchromesh.gateway import (
-        Aggregate,
-        ApiKeys,
-        Branch,
-        Forward,
-        Gateway,
-        Rate,
-        Route,
-        Stale,
-        Static,
-    )
-    from synchromesh.resilience import (
-        BreakerOptions,
-        BudgetOptions,
-        LimitOptions,
-        Policy,
-        RetryOptions,
-    )
-    from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun
-    from synchromesh.service import Context, Service, Transaction
-    from synchromesh.store import (
-        Migration,
-    )
+    from synchromesh.calls import Call as Call
+    from synchromesh.calls import Contract as Contract
+    from synchromesh.calls import command as command
+    from synchromesh.calls import event as event
+    from synchromesh.calls import query as query
+    from synchromesh.errors import CallError as CallError
+    from synchromesh.errors import NotExecuted as NotExecuted
+    from synchromesh.errors import Rejection as Rejection
+    from synchromesh.errors import SynchromeshError as SynchromeshError
+    from synchromesh.errors import TimedOut as TimedOut
+    from synchromesh.events import Decider as Decider
+    from synchromesh.events import Decision as Decision
+    from synchromesh.gateway import Aggregate as Aggregate
+    from synchromesh.gateway import ApiKeys as ApiKeys
+    from synchromesh.gateway import Branch as Branch
+    from synchromesh.gateway import Forward as Forward
+    from synchromesh.gateway import Gateway as Gateway
+    from synchromesh.gateway import Rate as Rate
+    from synchromesh.gateway import Route as Route
+    from synchromesh.gateway import Stale as Stale
+    from synchromesh.gateway import Static as Static
+    from synchromesh.resilience import BreakerOptions as BreakerOptions
+    from synchromesh.resilience import BudgetOptions as BudgetOptions
+    from synchromesh.resilience import LimitOptions as LimitOptions
+    from synchromesh.resilience import Policy as Policy
+    from synchromesh.resilience import RetryOptions as RetryOptions
+    from synchromesh.saga import Saga as Saga
+    from synchromesh.saga import SagaPolicy as SagaPolicy
+    from synchromesh.saga import SagaRun as SagaRun
+    from synchromesh.service import Context as Context
+    from synchromesh.service import Service as Service
+    from synchromesh.service import Transaction as Transaction
+    from synchromesh.store import Migration as Migration
 
-# The room of each public name. A new name is one line here, one above and one in `__all__`.
-_HOMES = {
-    "Call": "calls",
-    "Contract": "calls",
-    "PublicEvent": "calls",
-    "command": "calls",
-    "event": "calls",
-    "query": "calls",
-    "BadRequest": "errors",
-    "CallError": "errors",
-    "CircuitOpen": "errors",
-    "ConfigError": "errors",
-    "ConnectFailed": "errors",
-    "ConnectionLost": "errors",
-    "ConstraintFailed": "errors",
-    "ContractError": "errors",
-    "DeadlineExceeded": "errors",
-    "DiscoveryError": "errors",
-    "DownstreamFailed": "errors",
-    "Fenced": "errors",
-    "Forbidden": "errors",
-    "ForeignAwait": "errors",
-    "InProgress": "errors",
-    "KeyReused": "errors",
-    "KeyUndone": "errors",
-    "LogGap": "errors",
-    "LogReplaced": "errors",
-    "MethodNotAllowed": "errors",
-    "MissingExtra": "errors",
-    "NoInstance": "errors",
-    "RateLimited": "errors",
-    "Refused": "errors",
-    "Rejection": "errors",
-    "RemoteFailed": "errors",
-    "SagaConflict": "errors",
-    "SagaError": "errors",
-    "SagaGone": "errors",
-    "SagaLocked": "errors",
-    "SagaUndone": "errors",
-    "Shed": "errors",
-    "StaleIncarnation": "errors",
-    "StoreBroken": "errors",
-    "StoreError": "errors",
-    "StoreFull": "errors",
-    "StoreLocked": "errors",
-    "StoreReadOnly": "errors",
-    "StoreTooNew": "errors",
-    "Stuck": "errors",
-    "SynchromeshError": "errors",
-    "TimedOut": "errors",
-    "Unauthenticated": "errors",
-    "UnitTooLong": "errors",
-    "UnknownInstance": "errors",
-    "UnknownOperation": "errors",
-    "UnknownSaga": "errors",
-    "VersionConflict": "errors",
-    "WatchLagged": "errors",
-    "Decider": "events",
-    "Decision": "events",
-    "Projection": "events",
-    "Aggregate": "gateway",
-    "ApiKeys": "gateway",
-    "Branch": "gateway",
-    "Forward": "gateway",
-    "Gateway": "gateway",
-    "Rate": "gateway",
-    "Route": "gateway",
-    "Stale": "gateway",
-    "Static": "gateway",
-    "BreakerOptions": "resilience",
-    "BudgetOptions": "resilience",
-    "LimitOptions": "resilience",
-    "Policy": "resilience",
-    "RetryOptions": "resilience",
-    "Saga": "saga",
-    "SagaDefinition": "saga",
-    "SagaPolicy": "saga",
-    "SagaRun": "saga",
-    "Context": "service",
-    "Service": "service",
-    "Transaction": "service",
-    "Migration": "store",
+_ROOMS = {
+    "calls": "Call Contract command event query",
+    "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
+    "events": "Decider Decision",
+    "gateway": "Aggregate ApiKeys Branch Forward Gateway Rate Route Stale Static",
+    "resilience": "BreakerOptions BudgetOptions LimitOptions Policy RetryOptions",
+    "saga": "Saga SagaPolicy SagaRun",
+    "service": "Context Service Transaction",
+    "store": "Migration",
 }
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
-__all__ = [
-    "Aggregate",
-    "ApiKeys",
-    "BadRequest",
-    "Branch",
-    "BreakerOptions",
-    "BudgetOptions",
-    "Call",
-    "CallError",
-    "CircuitOpen",
-    "ConfigError",
-    "ConnectFailed",
-    "ConnectionLost",
-    "ConstraintFailed",
-    "Context",
-    "Contract",
-    "ContractError",
-    "DeadlineExceeded",
-    "Decider",
-    "Decision",
-    "DiscoveryError",
-    "DownstreamFailed",
-    "Fenced",
-    "Forbidden",
-    "ForeignAwait",
-    "Forward",
-    "Gateway",
-    "InProgress",
-    "KeyReused",
-    "KeyUndone",
-    "LimitOptions",
-    "LogGap",
-    "LogReplaced",
-    "MethodNotAllowed",
-    "Migration",
-    "MissingExtra",
-    "NoInstance",
-    "Policy",
-    "Projection",
-    "PublicEvent",
-    "Rate",
-    "RateLimited",
-    "Refused",
-    "Rejection",
-    "RemoteFailed",
-    "RetryOptions",
-    "Route",
-    "Saga",
-    "SagaConflict",
-    "SagaDefinition",
-    "SagaError",
-    "SagaGone",
-    "SagaLocked",
-    "SagaPolicy",
-    "SagaRun",
-    "SagaUndone",
-    "Service",
-    "Shed",
-    "Stale",
-    "StaleIncarnation",
-    "Static",
-    "StoreBroken",
-    "StoreError",
-    "StoreFull",
-    "StoreLocked",
-    "StoreReadOnly",
-    "StoreTooNew",
-    "Stuck",
-    "SynchromeshError",
-    "TimedOut",
-    "Transaction",
-    "Unauthenticated",
-    "UnitTooLong",
-    "UnknownInstance",
-    "UnknownOperation",
-    "UnknownSaga",
-    "VersionConflict",
-    "WatchLagged",
-    "command",
-    "event",
-    "query",
-]
+__all__ = sorted(_ROOM_OF)
 
 
 if not TYPE_CHECKING:  # a type checker that saw this would take any name for a public one
 
     def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
-        if home is None:
+        room = _ROOM_OF.get(name)
+        if room is None:
             raise AttributeError(f"synchromesh has no public name {name!r}")
-        value = getattr(import_module(f"synchromesh.{home}"), name)
+        value = getattr(import_module(f"synchromesh.{room}"), name)
         globals()[name] = value  # the next use is a plain attribute
         return value
 

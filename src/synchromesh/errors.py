@@ -2,7 +2,7 @@
 
     SynchromeshError
     ├── CallError                      something went wrong with a call
-    │   ├── Refused                    certainly not run
+    │   ├── NotExecuted                certainly not run
     │   │   ├── CircuitOpen            this caller's breaker for the callee is open
     │   │   ├── Shed                   the callee (or the caller's own bound) is full, or drains
     │   │   ├── RateLimited            the caller sent more than it may
@@ -96,7 +96,7 @@ def _rebuild(cls: type[SynchromeshError], args: tuple[Any, ...], state: dict[str
 
 
 class CallError(SynchromeshError):
-    """Tells that a call failed; the outcome at the callee is unknown unless it is `Refused`.
+    """Tells that a call failed; the outcome at the callee is unknown unless it is `NotExecuted`.
 
     Attributes:
         retry_after_s: how long the refuser asks the caller to wait, in seconds; None where it
@@ -123,28 +123,28 @@ class CallError(SynchromeshError):
         self.is_final = is_final
 
 
-class Refused(CallError):
+class NotExecuted(CallError):
     """Tells that the call was certainly not run."""
 
-    code = "refused"
+    code = "not_executed"
     status = 503
 
 
-class CircuitOpen(Refused):
+class CircuitOpen(NotExecuted):
     """Tells that the circuit breaker of this edge is open (or isolated): nothing was sent."""
 
     code = "circuit_open"
     is_retry_safe = True
 
 
-class Shed(Refused):
+class Shed(NotExecuted):
     """Tells that the callee is full or drains, and took no work."""
 
     code = "shed"
     is_retry_safe = True
 
 
-class RateLimited(Refused):
+class RateLimited(NotExecuted):
     """Tells that the caller sent more than its rate allows."""
 
     code = "rate_limited"
@@ -152,14 +152,14 @@ class RateLimited(Refused):
     is_retry_safe = True
 
 
-class DeadlineExceeded(Refused):
+class DeadlineExceeded(NotExecuted):
     """Tells that the deadline had passed before any work was done."""
 
     code = "deadline_exceeded"
     status = 504
 
 
-class NoInstance(Refused):
+class NoInstance(NotExecuted):
     """Tells that no instance of the service is ready."""
 
     code = "no_instance"
@@ -174,56 +174,56 @@ class ConnectFailed(CallError):
     is_retry_safe = True
 
 
-class BadRequest(Refused):
+class BadRequest(NotExecuted):
     """Tells that the arguments do not fit the contract."""
 
     code = "bad_request"
     status = 400
 
 
-class UnknownOperation(Refused):
+class UnknownOperation(NotExecuted):
     """Tells that the service has no such operation."""
 
     code = "unknown_operation"
     status = 404
 
 
-class MethodNotAllowed(Refused):
+class MethodNotAllowed(NotExecuted):
     """Tells that the path is there, and takes other methods; HTTP says which in `Allow`."""
 
     code = "method_not_allowed"
     status = 405
 
 
-class Unauthenticated(Refused):
+class Unauthenticated(NotExecuted):
     """Tells that the hop carries no valid credential."""
 
     code = "unauthenticated"
     status = 401
 
 
-class Forbidden(Refused):
+class Forbidden(NotExecuted):
     """Tells that the caller is known and may not do this."""
 
     code = "forbidden"
     status = 403
 
 
-class KeyReused(Refused):
+class KeyReused(NotExecuted):
     """Tells that the idempotency key belongs to a call with another input."""
 
     code = "key_reused"
     status = 422
 
 
-class KeyUndone(Refused):
+class KeyUndone(NotExecuted):
     """Tells that the key was undone before its call came, so that the call has no effect."""
 
     code = "key_undone"
     status = 409
 
 
-class InProgress(Refused):
+class InProgress(NotExecuted):
     """Tells that a call under this key is still running; ask again under the same key."""
 
     code = "in_progress"

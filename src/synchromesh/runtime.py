@@ -26,7 +26,7 @@ J = TypeVar("J")
 J_contra = TypeVar("J_contra", contravariant=True)
 
 
-class Lane(Protocol[J_contra]):
+class Worker(Protocol[J_contra]):
     """One line of execution that owns what no other may touch, such as a database connection."""
 
     def put(self, job: J_contra) -> None:
@@ -52,7 +52,7 @@ class Disk(Protocol):
         """Return what tells the file at `path` from any other one; None where none can be seen."""
         ...
 
-    def set_aside(self, path: str) -> None:
+    def quarantine(self, path: str) -> None:
         """Move a SQLite file that is damaged, and its log, to `<path>.damaged`."""
         ...
 
@@ -137,11 +137,11 @@ class Runtime(Protocol):
         """Return a new UUIDv7 (RFC 9562) as text: unique, and ascending by time of making."""
         ...
 
-    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
-        """Start a lane that runs `work` over all jobs that were put meanwhile.
+    def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
+        """Start a worker that runs `work` over all jobs that were put meanwhile.
 
-        `work` runs in the lane (a thread; in simulation on the loop) and returns what is to be run
-        on the loop afterwards. It must not raise.
+        `work` runs in the worker (a thread; in simulation on the loop) and returns what is to be
+        run on the loop afterwards. It must not raise.
         """
         ...
 
@@ -194,12 +194,12 @@ class RealRuntime:
         """Return a new UUIDv7."""
         return uuid7(self.wall_us(), self._rng)
 
-    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
+    def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
         """Start a thread that runs `work` over all that was put while it was busy."""
-        return ThreadLane(name, work)
+        return ThreadWorker(name, work)
 
 
-class ThreadLane:
+class ThreadWorker:
     """A thread with a queue; each round takes all that is queued, up to `batch_max` jobs."""
 
     def __init__(
@@ -222,7 +222,7 @@ class ThreadLane:
     def put(self, job: Any) -> None:
         """Queue a job."""
         if self._is_closed:
-            raise RuntimeError(f"lane {self._thread.name!r} is closed")
+            raise RuntimeError(f"worker {self._thread.name!r} is closed")
         self._queue.put(job)
 
     async def close(self) -> None:
@@ -285,7 +285,7 @@ class RealDisk:
             return None
         return found.st_dev, found.st_ino
 
-    def set_aside(self, path: str) -> None:
+    def quarantine(self, path: str) -> None:
         """Move a file, and the log that belongs to it alone; what was set aside before is gone."""
         for suffix in ("", "-wal", "-shm"):
             try:

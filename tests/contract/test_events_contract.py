@@ -42,7 +42,7 @@ def event(name: str = "shop.sold", **more: Any) -> NewEvent:
 def adding(
     stream: str, count: int = 1, *, expected: int | None = None, is_public: bool = False
 ) -> Callable[[Unit], Awaitable[int]]:
-    new = [event(is_public=is_public, ordering_key=stream) for _ in range(count)]
+    new = [event(is_public=is_public, partition_key=stream) for _ in range(count)]
     return lambda unit: append(unit, stream, new, expected=expected)
 
 
@@ -57,7 +57,7 @@ async def positions(store: Store, after: int = 0, **more: Any) -> list[int]:
 
 async def test_an_event_is_stored_as_it_was_given(store: Store) -> None:
     """Every field comes back; the time is the unit's."""
-    new = NewEvent("shop.sold", b'{"n":1}', 3, is_public=True, ordering_key="k", trace_id="t")
+    new = NewEvent("shop.sold", b'{"n":1}', 3, is_public=True, partition_key="k", trace_id="t")
     times: list[int] = []
 
     async def body(unit: Unit) -> int:

@@ -366,7 +366,7 @@ def test_a_write_takes_effect_with_its_record_or_not_at_all() -> None:
         async with at_work(runtime, others) as engine:
             with pytest.raises(OutOfStock, match="bad order"):
                 await (await start(engine, PLACE, Order("A-1", is_bad=True))).result(FOREVER_S)
-            assert (await kinds_of(engine))[:2] == ["refused create_order#1", "turned"]
+            assert (await kinds_of(engine))[:2] == ["rejected create_order#1", "turned"]
         assert await rows(runtime, "select * from orders") == []
         assert others.sent == []
 
@@ -447,7 +447,7 @@ def test_after_the_pivot_a_refusal_is_stuck_and_a_failure_asked_again() -> None:
         async with at_work(runtime, others) as engine:
             with pytest.raises(Stuck, match="test_out_of_stock"):
                 await (await start(engine, PLACE, id="A-2")).result(FOREVER_S)
-            assert (await kinds_of(engine, "A-2"))[-2:] == ["refused plant.book#1", "stuck"]
+            assert (await kinds_of(engine, "A-2"))[-2:] == ["rejected plant.book#1", "stuck"]
         assert others.live["bank.charge"] == 1
 
     run(main)
@@ -697,7 +697,7 @@ def test_spans_tell_the_run_its_steps_and_its_undos() -> None:
         assert spans == [
             ("step", "stock.reserve#1", "ok"),
             ("step", "plant.book#1", "ok"),
-            ("step", "bank.charge#1", "refused"),
+            ("step", "bank.charge#1", "rejected"),
             ("undo", "plant.book#1", "ok"),
             ("undo", "stock.reserve#1", "ok"),
             ("saga", "three_calls", "undone"),

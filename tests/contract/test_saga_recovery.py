@@ -47,7 +47,7 @@ from synchromesh.errors import (
 )
 from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun
 from synchromesh.saga.machine import SagaMachine
-from synchromesh.saga.records import Status
+from synchromesh.saga.records import SagaStatus
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.testing import SimRuntime, World, run
 
@@ -278,13 +278,13 @@ def test_new_code_continues_a_run_whose_steps_it_still_matches() -> None:
 @pytest.mark.parametrize(
     ("step", "refused", "ends"),
     [
-        ("plant.book", "", Status.COMPLETED),
-        ("bank.charge", "", Status.COMPLETED),
-        ("stock.release", "bank.charge", Status.UNDONE),
+        ("plant.book", "", SagaStatus.COMPLETED),
+        ("bank.charge", "", SagaStatus.COMPLETED),
+        ("stock.release", "bank.charge", SagaStatus.UNDONE),
     ],
 )
 def test_a_run_that_was_down_past_its_deadlines_waits_for_those_that_it_needs(
-    step: str, refused: str, ends: Status
+    step: str, refused: str, ends: SagaStatus
 ) -> None:
     """After a night without power the others may come up later; that alone is no reason to stick.
 
@@ -292,7 +292,7 @@ def test_a_run_that_was_down_past_its_deadlines_waits_for_those_that_it_needs(
     minute the deadline counts again.
     """
 
-    async def main(runtime: SimRuntime, seconds: float) -> Status:
+    async def main(runtime: SimRuntime, seconds: float) -> SagaStatus:
         others = Participants(faults={step: [HANGS]}, refuses={refused})
         async with at_work(runtime, others) as engine:
             await engine.start(PLACE, Order("A-1"), id="A-1", context=CONTEXT)
@@ -303,10 +303,10 @@ def test_a_run_that_was_down_past_its_deadlines_waits_for_those_that_it_needs(
             await asyncio.sleep(seconds)
             others.faults[step] = []
             await asyncio.sleep(30.0)
-            return Status((await engine.show("A-1")).summary.status)
+            return SagaStatus((await engine.show("A-1")).summary.status)
 
     assert run(lambda runtime: main(runtime, 20.0), until_s=100_000.0) is ends
-    assert run(lambda runtime: main(runtime, 90.0), until_s=100_000.0) is Status.STUCK
+    assert run(lambda runtime: main(runtime, 90.0), until_s=100_000.0) is SagaStatus.STUCK
 
 
 async def stuck_run(runtime: SimRuntime) -> SqliteStore:
@@ -350,12 +350,12 @@ def test_a_record_that_nobody_can_read_strands_its_own_run_alone() -> None:
             # What can be read is shown, and what cannot says so: a person needs both.
             story = await engine.show("A-1")
             assert (story.lines[0].kind, story.lines[0].step) == ("paused", "stock.reserve#1")
-            assert "cannot be read: 'paused' is not a valid Kind" in story.lines[0].why
+            assert "cannot be read: 'paused' is not a valid RecordKind" in story.lines[0].why
             assert story.lines[-1].kind == "stuck"
             assert "record 1 of saga 'A-1' cannot be read" in story.lines[-1].why
             ended = await engine.conclusion("A-1", FOREVER_S)
             assert ended is not None
-            assert ended.status is Status.STUCK
+            assert ended.status is SagaStatus.STUCK
             assert ended.cause.reason == story.summary.reason
 
     run(main)

@@ -20,7 +20,7 @@ from synchromesh.errors import (
     StoreReadOnly,
 )
 from synchromesh.store import (
-    Kind,
+    InboxState,
     Migration,
     Once,
     Recorded,
@@ -384,7 +384,7 @@ async def test_an_answer_is_recorded_and_replayed(store: Store) -> None:
     ran: list[int] = []
     first = await store.write_once(take(3, ran=ran), ONCE, name="take")
     second = await store.write_once(take(3, ran=ran), ONCE, name="take")
-    assert first == second == Recorded(Kind.ANSWER, "d-1", b"7")
+    assert first == second == Recorded(InboxState.ANSWER, "d-1", b"7")
     assert ran == [3]
     assert await left(store) == 7
 
@@ -395,7 +395,7 @@ async def test_two_at_once_under_one_key_take_effect_once(store: Store) -> None:
     got = await asyncio.gather(
         *(store.write_once(take(2, ran=ran), ONCE, name="take") for _ in range(16))
     )
-    assert set(got) == {Recorded(Kind.ANSWER, "d-1", b"8")}
+    assert set(got) == {Recorded(InboxState.ANSWER, "d-1", b"8")}
     assert ran == [2]
 
 
@@ -403,7 +403,7 @@ async def test_a_refusal_is_recorded_without_its_effects(store: Store) -> None:
     """A business no rolls back what it did, stays no, and is not asked again."""
     ran: list[int] = []
     first = await store.write_once(take(11, ran=ran), ONCE, name="take")
-    assert first.kind is Kind.REFUSAL
+    assert first.kind is InboxState.REJECTION
     assert b'"code":"out_of_stock"' in first.body
     assert b'"left":10' in first.body
     assert await store.write_once(take(11, ran=ran), ONCE, name="take") == first
@@ -437,7 +437,7 @@ async def test_an_undone_key_never_runs(store: Store) -> None:
     ran: list[int] = []
     await store.write(lambda unit: inbox.bury(unit, "orders", "k-1", 60.0), name="undo")
     late = await store.write_once(take(1, ran=ran), ONCE, name="take")
-    assert late.kind is Kind.TOMBSTONE
+    assert late.kind is InboxState.TOMBSTONE
     assert ran == []
     with pytest.raises(KeyUndone):
         await store.write(
@@ -449,7 +449,7 @@ async def test_burying_leaves_what_is_recorded(store: Store) -> None:
     """A tombstone never replaces an answer."""
     await store.write_once(take(1), ONCE, name="take")
     await store.write(lambda unit: inbox.bury(unit, "orders", "k-1", 60.0), name="undo")
-    assert (await store.write_once(take(1), ONCE, name="take")).kind is Kind.ANSWER
+    assert (await store.write_once(take(1), ONCE, name="take")).kind is InboxState.ANSWER
 
 
 async def test_a_call_that_has_begun_is_concluded_under_its_key(store: Store) -> None:
@@ -460,10 +460,12 @@ async def test_a_call_that_has_begun_is_concluded_under_its_key(store: Store) ->
         return await inbox.look_up(unit, "orders", "k-1")
 
     for _ in range(2):
-        assert await store.write(begin, name="begin") == Recorded(Kind.BEGUN, "d-1", b'{"n":1}')
+        assert await store.write(begin, name="begin") == Recorded(
+            InboxState.BEGUN, "d-1", b'{"n":1}'
+        )
     with pytest.raises(KeyReused):
         await store.write(lambda unit: begin(unit, "d-2"), name="begin")
-    assert (await store.write_once(take(1), ONCE, name="conclude")).kind is Kind.ANSWER
+    assert (await store.write_once(take(1), ONCE, name="conclude")).kind is InboxState.ANSWER
     with pytest.raises(Fenced, match="concluded by another run"):
         await store.write(begin, name="begin")
 

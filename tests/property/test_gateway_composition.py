@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synchromesh.errors import TimedOut
-from synchromesh.gateway.composition import Composition, Outcome, Reference, Start, Status, Step
+from synchromesh.gateway.composition import (
+    BranchNode,
+    BranchOutcome,
+    BranchStatus,
+    Composition,
+    Reference,
+    Start,
+)
 
 
 class Answer(NamedTuple):
@@ -17,15 +24,15 @@ class Answer(NamedTuple):
 
 
 class Universe(NamedTuple):
-    steps: dict[str, Step]
-    outcomes: dict[str, Outcome]
+    steps: dict[str, BranchNode]
+    outcomes: dict[str, BranchOutcome]
 
 
 @st.composite
 def universes(draw: st.DrawFn) -> Universe:
     """Branches that use earlier ones, and what each would answer if it were asked."""
-    steps: dict[str, Step] = {}
-    outcomes: dict[str, Outcome] = {}
+    steps: dict[str, BranchNode] = {}
+    outcomes: dict[str, BranchOutcome] = {}
     for number in range(draw(st.integers(1, 6))):
         name = f"b{number}"
         needs = draw(st.lists(st.sampled_from(sorted(steps)), max_size=2)) if steps else []
@@ -38,34 +45,43 @@ def universes(draw: st.DrawFn) -> Universe:
         is_required = may_require and draw(st.booleans())
         if is_required:
             references = {p: Reference(r.branch, r.fields, True) for p, r in references.items()}
-        steps[name] = Step(references, is_required)
+        steps[name] = BranchNode(references, is_required)
         status = draw(
             st.sampled_from(
-                [Status.OK, Status.OK, Status.OK, Status.STALE, Status.FAILED, Status.REJECTED]
+                [
+                    BranchStatus.OK,
+                    BranchStatus.OK,
+                    BranchStatus.OK,
+                    BranchStatus.STALE,
+                    BranchStatus.FAILED,
+                    BranchStatus.REJECTED,
+                ]
             )
         )
-        if status in (Status.OK, Status.STALE):
-            outcomes[name] = Outcome(status, Answer(name, draw(st.sampled_from(["x", "y", None]))))
+        if status in (BranchStatus.OK, BranchStatus.STALE):
+            outcomes[name] = BranchOutcome(
+                status, Answer(name, draw(st.sampled_from(["x", "y", None])))
+            )
         else:
-            outcomes[name] = Outcome(status, error=TimedOut(name))
+            outcomes[name] = BranchOutcome(status, error=TimedOut(name))
     shuffled = draw(st.permutations(sorted(steps)))
     return Universe({name: steps[name] for name in shuffled}, outcomes)
 
 
-def ends_as(universe: Universe, name: str) -> Status:
+def ends_as(universe: Universe, name: str) -> BranchStatus:
     """Say what becomes of a branch, by looking at what it needs first."""
     is_absent = False
     for reference in universe.steps[name].references.values():
         status = ends_as(universe, reference.branch)
-        if status in (Status.FAILED, Status.REJECTED, Status.SKIPPED):
-            return Status.SKIPPED
-        if status is Status.ABSENT:
+        if status in (BranchStatus.FAILED, BranchStatus.REJECTED, BranchStatus.SKIPPED):
+            return BranchStatus.SKIPPED
+        if status is BranchStatus.ABSENT:
             is_absent = True
         else:
             answer = universe.outcomes[reference.branch].value
             assert isinstance(answer, Answer)
             is_absent = is_absent or (answer.field is None and not reference.is_nullable)
-    return Status.ABSENT if is_absent else universe.outcomes[name].status
+    return BranchStatus.ABSENT if is_absent else universe.outcomes[name].status
 
 
 @given(universes(), st.randoms(use_true_random=False))
@@ -92,7 +108,9 @@ def test_a_composition_is_its_branches_one_by_one(universe: Universe, rng: objec
         start(composition.finish(name, universe.outcomes[name]))
 
     required = [name for name, step in universe.steps.items() if step.is_required]
-    doomed = {n for n in required if ends_as(universe, n) not in (Status.OK, Status.STALE)}
+    doomed = {
+        n for n in required if ends_as(universe, n) not in (BranchStatus.OK, BranchStatus.STALE)
+    }
     assert bool(composition.failed) == bool(doomed)
     if doomed:
         assert composition.failed in doomed
@@ -100,9 +118,13 @@ def test_a_composition_is_its_branches_one_by_one(universe: Universe, rng: objec
     ends = {name: ends_as(universe, name) for name in universe.steps}
     assert {name: outcome.status for name, outcome in composition.outcomes.items()} == ends
     assert set(composition.partial) == {
-        name for name, status in ends.items() if status not in (Status.OK, Status.ABSENT)
+        name
+        for name, status in ends.items()
+        if status not in (BranchStatus.OK, BranchStatus.ABSENT)
     }
     # An answer that nobody was asked for is nobody's.
     assert set(started) == {
-        name for name, status in ends.items() if status not in (Status.SKIPPED, Status.ABSENT)
+        name
+        for name, status in ends.items()
+        if status not in (BranchStatus.SKIPPED, BranchStatus.ABSENT)
     }

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
+    Action,
     Ask,
+    AttemptOutcome,
+    AttemptResult,
     Begin,
-    Decision,
     Halt,
-    Kind,
-    Outcome,
-    Record,
-    Result,
-    Status,
-    Verdict,
+    NextAction,
+    RecordKind,
+    SagaRecord,
+    SagaStatus,
 )
 
 SECOND = 1_000_000
@@ -35,7 +35,7 @@ STEPS = (
     Ask("charge", "c", is_pivot=True),
     Ask("book", "b"),
 )
-CHOICES = ("answered", "refused", "not run", "unknown", "broken", "crash", "cancel")
+CHOICES = ("answered", "rejected", "not run", "unknown", "broken", "crash", "cancel")
 CHOICES_MAX = 6
 
 
@@ -51,7 +51,7 @@ class History:
     """One walk: choices as they were taken, then answers for ever."""
 
     choices: tuple[str, ...]
-    records: list[Record] = field(default_factory=list)
+    records: list[SagaRecord] = field(default_factory=list)
     now_s: float = 0.0
     taken: int = 0
     is_ended: bool = False
@@ -68,7 +68,7 @@ class History:
             machine.apply(record)
         return machine
 
-    def take(self, machine: SagaMachine, records: tuple[Record, ...]) -> None:
+    def take(self, machine: SagaMachine, records: tuple[SagaRecord, ...]) -> None:
         for record in records:
             stamped = replace(record, at_us=int(self.now_s * SECOND))
             machine.apply(stamped)
@@ -98,7 +98,7 @@ def forward(history: History, machine: SagaMachine) -> None:
         answer = machine.on_ask(keys, now_us=int(history.now_s * SECOND))
         if isinstance(answer, Halt):
             return
-        if isinstance(answer, Decision):
+        if isinstance(answer, NextAction):
             history.take(machine, answer.records)
             return
         for each in answer:
@@ -119,19 +119,19 @@ def try_step(history: History, machine: SagaMachine, key: str, ask: Ask) -> bool
                 continue
             history.take(machine, machine.turn("cancelled").records)
             return False
-        came = Outcome(Result(choice), b"7", problem={})
-        if ask.is_write and came.result is Result.ANSWERED:
+        came = AttemptOutcome(AttemptResult(choice), b"7", problem={})
+        if ask.is_write and came.result is AttemptResult.ANSWERED:
             history.take(machine, (machine.done(key, b"7"),))
         decision = machine.on_outcome(key, came, now_us=int(history.now_s * SECOND), rng=One())
-        if decision.verdict is not Verdict.RETRY:
+        if decision.action is not Action.RETRY:
             history.take(machine, decision.records)
-            return decision.verdict is Verdict.RETURN
+            return decision.action is Action.RETURN
         history.now_s += decision.delay_s
         history.take(machine, decision.records)
 
 
 def backward(history: History, machine: SagaMachine) -> None:
-    while machine.status is Status.COMPENSATING:
+    while machine.status is SagaStatus.COMPENSATING:
         undo = machine.next_undo()
         if undo is None:
             history.take(machine, (machine.ended(),))
@@ -141,42 +141,46 @@ def backward(history: History, machine: SagaMachine) -> None:
             choice = history.choose()
             if choice == "crash":
                 raise Crash
-            came = Outcome(Result.ANSWERED if choice == "cancel" else Result(choice), b"")
+            came = AttemptOutcome(
+                AttemptResult.ANSWERED if choice == "cancel" else AttemptResult(choice), b""
+            )
             decision = machine.on_undo_outcome(
                 undo.step, came, now_us=int(history.now_s * SECOND), rng=One()
             )
-            if decision.verdict is Verdict.RETRY:
+            if decision.action is Action.RETRY:
                 history.now_s += decision.delay_s
             history.take(machine, decision.records)
-            if decision.verdict is not Verdict.RETRY:
+            if decision.action is not Action.RETRY:
                 break
 
 
 def check(history: History, machine: SagaMachine) -> None:
     """Judge a history by its records alone, with rules that need no machine."""
     kinds = [record.kind for record in history.records]
-    by_step: dict[str, list[Kind]] = {}
+    by_step: dict[str, list[RecordKind]] = {}
     for record in history.records:
         by_step.setdefault(record.step, []).append(record.kind)
-    assert machine.status not in (Status.RUNNING, Status.COMPENSATING)
-    assert kinds.count(Kind.TURNED) <= 1
-    assert kinds[-1] in (Kind.ENDED, Kind.STUCK)
+    assert machine.status not in (SagaStatus.RUNNING, SagaStatus.COMPENSATING)
+    assert kinds.count(RecordKind.TURNED) <= 1
+    assert kinds[-1] in (RecordKind.ENDED, RecordKind.STUCK)
     assert "recorded" not in machine.cause.reason, "the same code always matches its records"
     pivot = by_step.get("charge#1", [])
-    if Kind.TURNED in kinds:
-        turned_at = kinds.index(Kind.TURNED)
-        assert Kind.BEGUN not in kinds[turned_at:]
-        assert not pivot or Kind.REFUSED in pivot, "turned after the pivot was tried"
-    if machine.status is Status.UNDONE:
+    if RecordKind.TURNED in kinds:
+        turned_at = kinds.index(RecordKind.TURNED)
+        assert RecordKind.BEGUN not in kinds[turned_at:]
+        assert not pivot or RecordKind.REJECTED in pivot, "turned after the pivot was tried"
+    if machine.status is SagaStatus.UNDONE:
         for step in ("write#1", "reserve#1"):
             done = by_step.get(step, [])
-            owed = bool(done) and Kind.REFUSED not in done
-            assert done.count(Kind.UNDONE) == int(owed), (step, done)
-        undone = [record.step for record in history.records if record.kind is Kind.UNDONE]
+            owed = bool(done) and RecordKind.REJECTED not in done
+            assert done.count(RecordKind.UNDONE) == int(owed), (step, done)
+        undone = [record.step for record in history.records if record.kind is RecordKind.UNDONE]
         assert undone == sorted(undone), "reserve goes before write"
-    if machine.status is Status.COMPLETED:
-        assert all(Kind.DONE in by_step[f"{ask.name}#1"] for ask in STEPS)
-    attempts = [r.attempt for r in history.records if (r.kind, r.step) == (Kind.BEGUN, "reserve#1")]
+    if machine.status is SagaStatus.COMPLETED:
+        assert all(RecordKind.DONE in by_step[f"{ask.name}#1"] for ask in STEPS)
+    attempts = [
+        r.attempt for r in history.records if (r.kind, r.step) == (RecordKind.BEGUN, "reserve#1")
+    ]
     assert attempts == list(range(1, len(attempts) + 1))
 
 
@@ -200,7 +204,7 @@ def test_every_history_to_a_depth_ends_as_it_may() -> None:
 def test_a_reloaded_machine_decides_as_the_one_that_lived() -> None:
     """What a machine knows is in its records: a crash changes no state but waits."""
     history = History(
-        ("answered", "unknown", "answered", "unknown", "crash", "answered", "refused")
+        ("answered", "unknown", "answered", "unknown", "crash", "answered", "rejected")
     )
     machine = walk(history)
     assert repr(history.load()) == repr(machine)

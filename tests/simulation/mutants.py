@@ -28,9 +28,9 @@ from universes.universe import Universe, opened_shop
 
 from synchromesh.events import Checkpoint, save_checkpoint
 from synchromesh.saga.machine import SagaMachine
-from synchromesh.saga.records import Kind as RecordKind
-from synchromesh.saga.records import Phase, Record, UndoStep
-from synchromesh.store import Kind, Once, Recorded, Unit
+from synchromesh.saga.records import RecordKind as RecordKind
+from synchromesh.saga.records import SagaRecord, StepState, UndoStep
+from synchromesh.store import InboxState, Once, Recorded, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Mutant:
 def _recall_forgets_answers(recall: Any) -> Any:
     async def mutated(unit: Unit, once: Once) -> Recorded | None:
         known: Recorded | None = await recall(unit, once)
-        return None if known is not None and known.kind is Kind.ANSWER else known
+        return None if known is not None and known.kind is InboxState.ANSWER else known
 
     return mutated
 
@@ -78,8 +78,8 @@ def _bury_does_nothing(_: Any) -> Any:
 
 
 def _conclude_forgets_refusals(conclude: Any) -> Any:
-    async def mutated(unit: Unit, once: Once, kind: Kind, body: bytes) -> Recorded:
-        if kind is Kind.REFUSAL:
+    async def mutated(unit: Unit, once: Once, kind: InboxState, body: bytes) -> Recorded:
+        if kind is InboxState.REJECTION:
             return Recorded(kind, once.digest, body)
         recorded: Recorded = await conclude(unit, once, kind, body)
         return recorded
@@ -116,14 +116,14 @@ def _write_records_first(write: Any) -> Any:
 
 def _recovery_forgets_the_turn(init: Any) -> Any:
     backward = (
-        RecordKind.REFUSED,
+        RecordKind.REJECTED,
         RecordKind.TURNED,
         RecordKind.UNDO_BEGUN,
         RecordKind.UNDONE,
     )
 
     def mutated(
-        self: Any, means: Any, definition: Any, row: Any, records: Sequence[Record] = ()
+        self: Any, means: Any, definition: Any, row: Any, records: Sequence[SagaRecord] = ()
     ) -> None:
         init(self, means, definition, row, [r for r in records if r.kind not in backward])
         self.journal._seq = len(records)
@@ -134,7 +134,7 @@ def _recovery_forgets_the_turn(init: Any) -> Any:
 def _next_undo_skips_unknown(next_undo: Any) -> Any:
     def mutated(self: SagaMachine) -> UndoStep | None:
         steps = self._steps
-        self._steps = {k: s for k, s in steps.items() if s.phase is not Phase.UNKNOWN}
+        self._steps = {k: s for k, s in steps.items() if s.phase is not StepState.UNKNOWN}
         try:
             undo: UndoStep | None = next_undo(self)
         finally:

@@ -15,7 +15,7 @@ from calls_fakes import System
 from forward_fakes import GATEWAY, STORE, Announced, Way
 from synchromesh.errors import CallError
 from synchromesh.http import Body, HttpRequest, HttpResponse
-from synchromesh.testing import Faults, SimRuntime, run
+from synchromesh.testing import NetworkFaults, SimRuntime, run
 
 EXCHANGES = 50
 
@@ -121,4 +121,4 @@ def test_half_a_body_is_never_whole(seed: int) -> None:
             assert weather.happened[rare], (rare, weather.happened)
         await system.close()
 
-    run(main, seed=seed, faults=Faults(loss=0.03, latency_max_s=0.05))
+    run(main, seed=seed, faults=NetworkFaults(loss=0.03, latency_max_s=0.05))

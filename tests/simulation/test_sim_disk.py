@@ -281,17 +281,17 @@ def test_lane_runs_in_order_and_in_batches() -> None:
             batches.append(batch)
             return lambda: told.extend(batch)
 
-        lane = runtime.lane("writer", work)
+        worker = runtime.worker("writer", work)
         for number in range(3):
-            lane.put(number)
+            worker.put(number)
         await asyncio.sleep(0.0001)
-        lane.put(3)
+        worker.put(3)
         await asyncio.sleep(1.0)
-        lane.put(4)
-        await lane.close()
-        await lane.close()
+        worker.put(4)
+        await worker.close()
+        await worker.close()
         with pytest.raises(RuntimeError, match="closed"):
-            lane.put(5)
+            worker.put(5)
         return batches, told
 
     for seed in range(20):
@@ -315,7 +315,7 @@ def test_power_cut_falls_before_and_after_the_commit() -> None:
                 connection.executemany("INSERT INTO t VALUES (?)", [(job,) for job in batch])
                 return lambda: told.append(True)
 
-            runtime.lane("writer", work).put(1)
+            runtime.worker("writer", work).put(1)
             await asyncio.Event().wait()
 
         def kill(_: object) -> None:
@@ -344,9 +344,9 @@ def test_a_lane_can_tell_the_time_and_make_ids() -> None:
             asyncio._set_running_loop(loop)
             return lambda: None
 
-        lane = runtime.lane("a", work)
-        lane.put("job")
-        await lane.close()
+        worker = runtime.worker("a", work)
+        worker.put("job")
+        await worker.close()
         assert made[0][0] <= runtime.wall_us()
 
     run(main)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from synchromesh.testing import STORMY, Faults, SimRuntime, Unhandled, World, run
+from synchromesh.testing import STORMY, NetworkFaults, SimRuntime, Unhandled, World, run
 
 # -- messages ------------------------------------------------------------------------------------
 
@@ -16,7 +16,9 @@ async def idle(runtime: SimRuntime) -> None:
     await asyncio.Event().wait()
 
 
-def arrivals(faults: Faults, seed: int = 0, *, parted_s: float = 0.0) -> tuple[list[int], World]:
+def arrivals(
+    faults: NetworkFaults, seed: int = 0, *, parted_s: float = 0.0
+) -> tuple[list[int], World]:
     """Send a hundred numbered messages from a to b, one each 10 ms."""
     world, got = World(seed, faults=faults), list[int]()
     world.node("a", idle).start()
@@ -36,16 +38,16 @@ def arrivals(faults: Faults, seed: int = 0, *, parted_s: float = 0.0) -> tuple[l
 
 def test_calm_network_delivers_once_in_order() -> None:
     """Without faults each message arrives once, after a little latency."""
-    assert arrivals(Faults())[0] == list(range(100))
+    assert arrivals(NetworkFaults())[0] == list(range(100))
 
 
 def test_messages_are_lost_repeated_and_overtaken() -> None:
     """Each fault happens, is counted, and is the same for the same seed."""
-    lost, world = arrivals(Faults(loss=0.3))
+    lost, world = arrivals(NetworkFaults(loss=0.3))
     assert len(lost) == 100 - world.count["message lost"] < 90
-    repeated, world = arrivals(Faults(duplication=0.3))
+    repeated, world = arrivals(NetworkFaults(duplication=0.3))
     assert len(repeated) == 100 + world.count["message duplicated"] > 110
-    late, world = arrivals(Faults(tail=0.3, tail_s=5.0))
+    late, world = arrivals(NetworkFaults(tail=0.3, tail_s=5.0))
     assert sorted(late) == list(range(100)) != late
     assert world.count["message late"] > 10
     assert arrivals(STORMY, seed=5)[0] == arrivals(STORMY, seed=5)[0] != arrivals(STORMY, 6)[0]
@@ -53,7 +55,7 @@ def test_messages_are_lost_repeated_and_overtaken() -> None:
 
 def test_partition_drops_messages_until_it_heals() -> None:
     """Messages into a partition are gone; later ones arrive."""
-    got, world = arrivals(Faults(), parted_s=0.5)
+    got, world = arrivals(NetworkFaults(), parted_s=0.5)
     assert world.count["message cut off"] == 100 - len(got)
     assert got == list(range(100))[-len(got) :]
     assert 45 <= len(got) <= 55
@@ -80,7 +82,7 @@ def test_message_to_a_dead_node_is_dropped_and_the_next_life_gets_the_next() -> 
 
 def test_heal_ends_faults_and_starts_everyone() -> None:
     """After heal nothing is lost, nobody is parted, and every node is up."""
-    world, got = World(0, faults=Faults(loss=1.0)), list[int]()
+    world, got = World(0, faults=NetworkFaults(loss=1.0)), list[int]()
     nodes = [world.node(name, idle) for name in "ab"]
 
     async def nemesis() -> None:
@@ -153,7 +155,7 @@ def simulated(test: Callable[[SimRuntime], Any]) -> Callable[[], None]:
 
     def under_seeds() -> None:
         for seed in range(20):
-            run(test, seed=seed, faults=Faults(loss=0.1, tail=0.1, tail_s=2.0))
+            run(test, seed=seed, faults=NetworkFaults(loss=0.1, tail=0.1, tail_s=2.0))
 
     under_seeds.__doc__, under_seeds.__name__ = test.__doc__, test.__name__
     return under_seeds

@@ -12,7 +12,7 @@ from synchromesh.calls import Command, Contract, Reply, Request, command
 from synchromesh.context import CallContext
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import BadRequest, ConnectFailed
-from synchromesh.testing import CALM, Faults, SimExchange, SimRuntime, World
+from synchromesh.testing import CALM, NetworkFaults, SimExchange, SimRuntime, World
 
 CONTEXT = CallContext(trace_id="1" * 32, span_id="2" * 16, key="k", deadline_s=3.0)
 BILLING = Endpoint("billing-1", "billing", "sim://billing")
@@ -51,7 +51,7 @@ class Receiver:
 class Pair:
     """An orders node that calls, and a billing node that answers."""
 
-    def __init__(self, faults: Faults = FAST, *, takes_s: float = 0.0, boots_s: float = 0.0):
+    def __init__(self, faults: NetworkFaults = FAST, *, takes_s: float = 0.0, boots_s: float = 0.0):
         self.world = World(1, faults=faults)
         self.exchange = SimExchange(self.world)
         self.receiver = Receiver(takes_s)

@@ -14,7 +14,7 @@ from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.child_process import ChildProcess
 from synchromesh.system.children import ChildEnded
 from synchromesh.system.config import SystemConfig, SystemSection
-from synchromesh.system.part import Orders
+from synchromesh.system.part import ProcessOrders
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     config = SystemConfig(SystemSection(name="notebook"), {})
     child = ChildProcess(
         "service 'notes'",
-        orders=lambda port: Orders("notes", config, "", "", "", port),
+        orders=lambda port: ProcessOrders("notes", config, "", "", "", port),
         folder=tmp_path,
         log=tmp_path / "log",
         gone=lambda _: None,

@@ -199,7 +199,7 @@ def test_what_looks_like_markup_is_shown_as_it_is(run: Run, folder: Path) -> Non
     listed = run(folder, "saga", "list", "--limit", "1")
     assert (listed.code, listed.err) == (0, "")
     assert listed.out.splitlines()[1].startswith("plan-[/c9]  notes.planned  undone")
-    assert listed.out.rstrip().endswith("refused: taken: there is a note [/c9]")
+    assert listed.out.rstrip().endswith("rejected: taken: there is a note [/c9]")
 
 
 def test_an_undone_saga_says_why(run: Run, folder: Path) -> None:
@@ -208,7 +208,7 @@ def test_an_undone_saga_says_why(run: Run, folder: Path) -> None:
     assert run(folder, "call", "notes.plan", "name=c6").code == 1
     told = run(folder, "saga", "show", "plan-c6")
     assert (told.code, told.out.splitlines()[0].split()[-1]) == (0, "undone")
-    assert "why: refused: taken: there is a note c6" in told.out
+    assert "why: rejected: taken: there is a note c6" in told.out
 
 
 def test_a_stuck_saga_is_a_finding(run: Run, folder: Path) -> None:

@@ -84,8 +84,8 @@ def test_a_contract_names_its_operations_and_events() -> None:
 def test_a_public_event_is_ordered_by_its_key() -> None:
     """The key is an attribute of the payload; without one, all of a name are one key."""
     moved = Moved("c-1", "hall")
-    assert Everything.moved.ordering_key(moved) == "c-1"
-    assert Everything.emptied.ordering_key(moved) == ""
+    assert Everything.moved.partition_key(moved) == "c-1"
+    assert Everything.emptied.partition_key(moved) == ""
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,9 @@ def test_events_are_stored_under_names_that_outlive_their_classes() -> None:
     types = EventTypes("bank")
     assert types.add(Paid2) is types.add(Paid2) is Paid2
     assert types.name_of(Paid2) == "bank.paid2"
-    new = types.encode(Paid2(1), is_public=True, ordering_key="k", trace_id="t")
+    new = types.encode(Paid2(1), is_public=True, partition_key="k", trace_id="t")
     assert (new.name, new.type_version, new.body) == ("bank.paid2", 3, b'{"cents":1}')
-    assert (new.is_public, new.ordering_key, new.trace_id) == (True, "k", "t")
+    assert (new.is_public, new.partition_key, new.trace_id) == (True, "k", "t")
 
 
 @pytest.mark.parametrize(

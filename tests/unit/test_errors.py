@@ -14,7 +14,7 @@ from synchromesh.errors import (
     ContractError,
     DownstreamFailed,
     MissingExtra,
-    Refused,
+    NotExecuted,
     Rejection,
     RemoteFailed,
     Shed,
@@ -49,6 +49,60 @@ def made(cls: type[SynchromeshError]) -> SynchromeshError:
     return special.get(cls) or cls("what happened")
 
 
+# Code: status, and whether the same call may be made again under its key.
+PROMISED = {
+    "bad_request": (400, False),
+    "call_failed": (502, False),
+    "circuit_open": (503, True),
+    "config": (500, False),
+    "connect_failed": (503, True),
+    "connection_lost": (502, False),
+    "constraint_failed": (409, False),
+    "contract": (500, False),
+    "deadline_exceeded": (504, False),
+    "discovery_failed": (503, False),
+    "downstream_failed": (502, False),
+    "fenced": (500, False),
+    "forbidden": (403, False),
+    "foreign_await": (500, False),
+    "in_progress": (409, True),
+    "key_reused": (422, False),
+    "key_undone": (409, False),
+    "log_gap": (500, False),
+    "log_replaced": (500, False),
+    "method_not_allowed": (405, False),
+    "missing_extra": (500, False),
+    "no_instance": (503, True),
+    "not_executed": (503, False),
+    "rate_limited": (429, True),
+    "rejected": (409, False),
+    "remote_failed": (500, False),
+    "saga_conflict": (409, False),
+    "saga_failed": (503, False),
+    "saga_gone": (503, False),
+    "saga_locked": (409, True),
+    "saga_stuck": (503, False),
+    "saga_undone": (503, False),
+    "shed": (503, True),
+    "stale_incarnation": (503, False),
+    "store_broken": (500, False),
+    "store_failed": (500, False),
+    "store_full": (507, False),
+    "store_locked": (500, False),
+    "store_read_only": (500, False),
+    "store_too_new": (500, False),
+    "synchromesh": (500, False),
+    "timed_out": (504, False),
+    "unauthenticated": (401, False),
+    "unit_too_long": (500, False),
+    "unknown_instance": (503, False),
+    "unknown_operation": (404, False),
+    "unknown_saga": (404, False),
+    "version_conflict": (409, False),
+    "watch_lagged": (503, False),
+}
+
+
 @pytest.mark.parametrize("code", sorted(error_table()))
 def test_every_class_survives_the_table(code: str) -> None:
     """Class, code, status and words are the same after encoding and decoding."""
@@ -73,6 +127,13 @@ def test_every_class_says_what_it_is(code: str) -> None:
     assert vars(copied) == vars(error)
 
 
+def test_the_table_changes_only_on_purpose() -> None:
+    """Codes, statuses and whether a retry is safe are promised: clients hold them."""
+    assert {
+        code: (cls.status, cls.is_retry_safe) for code, cls in error_table().items()
+    } == PROMISED
+
+
 def test_codes_are_unique() -> None:
     """Two classes of one code could not be told apart."""
     classes: list[type[SynchromeshError]] = [SynchromeshError]
@@ -82,9 +143,9 @@ def test_codes_are_unique() -> None:
 
 
 def test_what_was_certainly_not_run_is_refused() -> None:
-    """A time-out is not `Refused`, for its outcome is unknown; shedding is."""
-    assert not issubclass(TimedOut, Refused)
-    assert issubclass(Shed, Refused)
+    """A time-out is not `NotExecuted`, for its outcome is unknown; shedding is."""
+    assert not issubclass(TimedOut, NotExecuted)
+    assert issubclass(Shed, NotExecuted)
 
 
 def test_numbers_of_a_call_error_travel() -> None:

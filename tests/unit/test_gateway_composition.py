@@ -8,12 +8,12 @@ import pytest
 
 from synchromesh.errors import CircuitOpen, TimedOut
 from synchromesh.gateway.composition import (
+    BranchNode,
+    BranchOutcome,
+    BranchStatus,
     Composition,
-    Outcome,
     Reference,
     Start,
-    Status,
-    Step,
     value_at,
 )
 
@@ -28,17 +28,17 @@ class Machine(NamedTuple):
 
 
 LATE = TimedOut("late")
-FAILED = Outcome(Status.FAILED, error=LATE)
+FAILED = BranchOutcome(BranchStatus.FAILED, error=LATE)
 CHAIN = {
-    "machine": Step({}),
-    "order": Step({"id": Reference("machine", ("order",))}),
-    "bill": Step({"order": Reference("order")}),
-    "news": Step({}),
+    "machine": BranchNode({}),
+    "order": BranchNode({"id": Reference("machine", ("order",))}),
+    "bill": BranchNode({"order": Reference("order")}),
+    "news": BranchNode({}),
 }
 
 
-def ok(value: object) -> Outcome:
-    return Outcome(Status.OK, value)
+def ok(value: object) -> BranchOutcome:
+    return BranchOutcome(BranchStatus.OK, value)
 
 
 def test_what_needs_nothing_starts_at_once_and_the_rest_by_its_use() -> None:
@@ -59,19 +59,23 @@ def test_a_failure_skips_what_needs_it_and_nothing_else() -> None:
     composition = Composition(CHAIN)
     composition.begin()
     assert composition.finish("machine", FAILED) == []
-    assert composition.outcomes["order"] == Outcome(Status.SKIPPED, error=LATE, because="machine")
-    assert composition.outcomes["bill"] == Outcome(Status.SKIPPED, error=LATE, because="order")
+    assert composition.outcomes["order"] == BranchOutcome(
+        BranchStatus.SKIPPED, error=LATE, because="machine"
+    )
+    assert composition.outcomes["bill"] == BranchOutcome(
+        BranchStatus.SKIPPED, error=LATE, because="order"
+    )
     assert composition.finish("news", ok("none")) == []
     assert composition.is_ended
     assert composition.partial == ("machine", "order", "bill")
 
 
-@pytest.mark.parametrize("status", [Status.REJECTED, Status.FAILED])
-def test_a_required_branch_without_data_ends_the_whole(status: Status) -> None:
+@pytest.mark.parametrize("status", [BranchStatus.REJECTED, BranchStatus.FAILED])
+def test_a_required_branch_without_data_ends_the_whole(status: BranchStatus) -> None:
     """The first required branch that has no answer ends it, whatever still runs."""
-    composition = Composition({**CHAIN, "machine": Step({}, is_required=True)})
+    composition = Composition({**CHAIN, "machine": BranchNode({}, is_required=True)})
     composition.begin()
-    assert composition.finish("machine", Outcome(status, error=LATE)) == []
+    assert composition.finish("machine", BranchOutcome(status, error=LATE)) == []
     assert composition.is_ended
     assert composition.failed == "machine"
     assert composition.running == ("news",)
@@ -79,9 +83,9 @@ def test_a_required_branch_without_data_ends_the_whole(status: Status) -> None:
 
 def test_a_fallback_is_data() -> None:
     """What fell back is marked, stands for a required answer, and others may use it."""
-    composition = Composition({**CHAIN, "machine": Step({}, is_required=True)})
+    composition = Composition({**CHAIN, "machine": BranchNode({}, is_required=True)})
     composition.begin()
-    stale = Outcome(Status.STALE, Machine("A-1"), error=CircuitOpen("open"), age_s=3.0)
+    stale = BranchOutcome(BranchStatus.STALE, Machine("A-1"), error=CircuitOpen("open"), age_s=3.0)
     assert composition.finish("machine", stale) == [Start("order", {"id": "A-1"})]
     assert composition.failed == ""
     assert composition.partial == ("machine",)
@@ -99,15 +103,15 @@ def test_a_fallback_is_data() -> None:
 def test_null_leaves_nothing_to_ask_for(machine: object, fields: tuple[str, ...]) -> None:
     """A branch whose argument is null is absent, which makes the whole no less than it could be."""
     steps = {
-        "machine": Step({}),
-        "order": Step({"id": Reference("machine", fields)}),
-        "bill": Step({"order": Reference("order")}),
+        "machine": BranchNode({}),
+        "order": BranchNode({"id": Reference("machine", fields)}),
+        "bill": BranchNode({"order": Reference("order")}),
     }
     composition = Composition(steps)
     composition.begin()
     assert composition.finish("machine", ok(machine)) == []
-    assert composition.outcomes["order"] == Outcome(Status.ABSENT, because="machine")
-    assert composition.outcomes["bill"] == Outcome(Status.ABSENT, because="order")
+    assert composition.outcomes["order"] == BranchOutcome(BranchStatus.ABSENT, because="machine")
+    assert composition.outcomes["bill"] == BranchOutcome(BranchStatus.ABSENT, because="order")
     assert composition.is_ended
     assert composition.partial == ()
 
@@ -115,8 +119,8 @@ def test_null_leaves_nothing_to_ask_for(machine: object, fields: tuple[str, ...]
 def test_a_parameter_that_takes_null_gets_it() -> None:
     """Null is an argument like others where the parameter takes it."""
     steps = {
-        "machine": Step({}),
-        "order": Step({"id": Reference("machine", ("order",), is_nullable=True)}),
+        "machine": BranchNode({}),
+        "order": BranchNode({"id": Reference("machine", ("order",), is_nullable=True)}),
     }
     composition = Composition(steps)
     composition.begin()

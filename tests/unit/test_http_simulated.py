@@ -8,7 +8,7 @@ import pytest
 
 from synchromesh.errors import CallError, ConnectFailed, ConnectionLost, TimedOut
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse, HttpServer
-from synchromesh.testing import Faults, SimRuntime, World, run
+from synchromesh.testing import NetworkFaults, SimRuntime, World, run
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -44,7 +44,7 @@ def test_each_call_gets_its_own_answer(seed: int) -> None:
             await asyncio.gather(*last)
             assert cut == 0
 
-    run(main, seed=seed, faults=Faults(loss=0.05, latency_max_s=0.05))
+    run(main, seed=seed, faults=NetworkFaults(loss=0.05, latency_max_s=0.05))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -15,8 +15,8 @@ from synchromesh.store import Migration, Schema
 from synchromesh.store.migrations import (
     SQLITE_TOKENS,
     check_schemas,
+    dry_run_migrations,
     migrate,
-    rehearse,
     render,
 )
 
@@ -223,9 +223,9 @@ def test_a_migration_that_would_fail_is_found_by_a_rehearsal(
     owner = RealDisk().connect(path)
     owner.execute("pragma journal_mode = wal")
     migrate(owner, [Schema("x", (FIRST, SECOND))], path=path)
-    rehearse(path, [Schema("x", (FIRST, SECOND, THIRD))], RealDisk())
+    dry_run_migrations(path, [Schema("x", (FIRST, SECOND, THIRD))], RealDisk())
     with pytest.raises(StoreError, match=said):
-        rehearse(path, [Schema("x", (FIRST, SECOND, third))], RealDisk())
+        dry_run_migrations(path, [Schema("x", (FIRST, SECOND, third))], RealDisk())
     assert version(owner) == (2, 1)
     assert owner.execute("select n, m from a").fetchall() == [(1, 2)]
     owner.close()
@@ -236,11 +236,11 @@ def test_what_only_rows_can_tell_is_no_matter_of_a_rehearsal(tmp_path: Path) -> 
     path = str(tmp_path / "x.db")
     first = Migration(1, ("create table b(n integer not null)", "create table c(n integer)"), 1)
     second = Migration(2, ("insert into b values ((select n from c))",), 1)
-    rehearse(path, [Schema("x", (first, second))], RealDisk())
+    dry_run_migrations(path, [Schema("x", (first, second))], RealDisk())
     assert not Path(path).exists()
     owner = RealDisk().connect(path)
     migrate(owner, [Schema("x", (first,))], path=path)
-    rehearse(path, [Schema("x", (first, second))], RealDisk())
+    dry_run_migrations(path, [Schema("x", (first, second))], RealDisk())
     owner.close()
 
 
@@ -250,5 +250,7 @@ def test_tables_that_cannot_be_copied_are_not_rehearsed(tmp_path: Path) -> None:
     owner = RealDisk().connect(path)
     search = Migration(1, ("create virtual table search using fts5(text)",), 1)
     migrate(owner, [Schema("x", (search,))], path=path)
-    rehearse(path, [Schema("x", (search, Migration(2, ("drop table gone",), 1)))], RealDisk())
+    dry_run_migrations(
+        path, [Schema("x", (search, Migration(2, ("drop table gone",), 1)))], RealDisk()
+    )
     owner.close()

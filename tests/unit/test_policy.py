@@ -33,12 +33,12 @@ from synchromesh.resilience import (
     BreakerOptions,
     BreakerState,
     BudgetOptions,
+    Classification,
     Edge,
     Limiter,
     LimitOptions,
     Policy,
     RetryOptions,
-    Verdict,
     classify,
     may_retry,
 )
@@ -165,7 +165,7 @@ def test_an_outcome_says_what_it_says_about_the_callee(
 
 def test_a_time_out_that_the_caller_cut_short_proves_nothing() -> None:
     """B5: only a callee that had the edge's own timeout can be blamed for being late."""
-    assert classify(TimedOut(""), had_full_timeout=False) is Verdict.NEUTRAL
+    assert classify(TimedOut(""), had_full_timeout=False) is Classification.NEUTRAL
 
 
 def test_every_error_has_a_verdict_and_a_rule_for_retries() -> None:
@@ -175,7 +175,7 @@ def test_every_error_has_a_verdict_and_a_rule_for_retries() -> None:
         SynchromeshError.__init__(error, "x")
         if isinstance(error, CallError):
             error.retry_after_s, error.is_final = None, False
-        assert classify(error, had_full_timeout=True) in Verdict
+        assert classify(error, had_full_timeout=True) in Classification
         assert may_retry(error, is_retryable_unknown=False) <= cls.is_retry_safe
 
 
@@ -333,7 +333,7 @@ def test_an_answer_may_report_what_it_used() -> None:
 
 
 def test_a_refused_retry_does_not_hide_that_the_call_may_have_run() -> None:
-    """`Refused` means certainly not run: it cannot end a call whose first try may be."""
+    """`NotExecuted` means certainly not run: it cannot end a call whose first try may be."""
     first = TimedOut("first")
     callee = Callee([first, Shed("second"), ConnectFailed("third")])
     error = run(lambda _: error_of(edge(RETRY), callee, again=True))

@@ -15,7 +15,7 @@ from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.system.registry import RegistryServer
 from synchromesh.system.remote_registry import RemoteRegistry
-from synchromesh.testing import Faults, SimRuntime, World
+from synchromesh.testing import NetworkFaults, SimRuntime, World
 
 KEY = b"the system's key, 32 bytes long!"
 PORT = 4000
@@ -30,8 +30,8 @@ def at(instance: str, service: str = "billing", pid: int = 1) -> Endpoint:
 class Town:
     """A world with a control socket, a process that registers, and one that resolves."""
 
-    def __init__(self, seed: int = 0, faults: Faults | None = None) -> None:
-        self.world = World(seed, faults=faults or Faults())
+    def __init__(self, seed: int = 0, faults: NetworkFaults | None = None) -> None:
+        self.world = World(seed, faults=faults or NetworkFaults())
         self.seen: list[tuple[float, list[str], bool]] = []
         self.registry: MemoryRegistry | None = None
         self.lookout: RemoteRegistry | None = None
@@ -235,7 +235,7 @@ def test_a_partition_is_survived(who: str) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_lost_and_late_answers_do_not_replace_an_instance_by_itself(seed: int) -> None:
     """A grant whose answer was lost is asked for anew; nobody believes to be replaced."""
-    town = Town(seed, Faults(loss=0.3, tail=0.2, tail_s=4.0))
+    town = Town(seed, NetworkFaults(loss=0.3, tail=0.2, tail_s=4.0))
 
     async def main() -> None:
         for name in ("a", "b", "c"):

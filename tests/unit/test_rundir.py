@@ -12,7 +12,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealDisk
 from synchromesh.system import RunDir, RunInfo, SystemConfig
 from synchromesh.system.config import SystemSection
-from synchromesh.system.part import Orders
+from synchromesh.system.part import ProcessOrders
 
 CONFIG = SystemConfig(SystemSection("shop"), {})
 INFO = RunInfo(4711, "shop", "http://127.0.0.1:1", "token", {"a": "http://127.0.0.1:2"})
@@ -44,7 +44,7 @@ def test_everything_is_private(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("carrier", [
     RunInfo(4711, "shop", "http://127.0.0.1:1", "SECRET", {}),
-    Orders("shop", CONFIG, key="SECRET", control="http://127.0.0.1:1", token="SECRET"),
+    ProcessOrders("shop", CONFIG, key="SECRET", control="http://127.0.0.1:1", token="SECRET"),
 ])  # fmt: skip
 def test_what_carries_a_secret_does_not_show_it(carrier: object) -> None:
     """Neither the key nor the token is in a traceback or a log by chance (T3)."""

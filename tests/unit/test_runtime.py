@@ -35,16 +35,16 @@ async def test_a_lane_runs_all_that_waits_in_one_round_and_tells_the_loop_in_ord
         rounds.append(batch)
         return lambda: told.extend(batch if threading.get_ident() == home else [-1])
 
-    lane = RealRuntime().lane("test", work)
+    worker = RealRuntime().worker("test", work)
     for job in range(100):
-        lane.put(job)
+        worker.put(job)
     gate.set()
-    await lane.close()
-    await lane.close()
+    await worker.close()
+    await worker.close()
     assert told == list(range(100))
     assert len(rounds) <= 3
     with pytest.raises(RuntimeError, match="closed"):
-        lane.put(1)
+        worker.put(1)
 
 
 def test_a_file_has_one_owner_in_this_process_and_among_processes(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun, Step, Together
-from synchromesh.saga.function import Foreign, Function, Raised, Returned
+from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
 from synchromesh.saga.outcomes import of_call, of_write, of_write_undo, why
-from synchromesh.saga.records import Result
-from synchromesh.saga.steps import Asked, CallStep
+from synchromesh.saga.records import AttemptResult
+from synchromesh.saga.steps import CallStep, StepRequest
 
 
 @pytest.fixture
@@ -210,9 +210,9 @@ def test_a_step_is_awaited_once(saga: Saga) -> None:
         await s.all(step, s.call(Plant.quote("B")))
 
     function = Function(saga, lambda: twice(saga))
-    assert isinstance(function.resume(None), Asked)
+    assert isinstance(function.resume(None), StepRequest)
     raised = function.resume((Quote("slot"),))
-    assert isinstance(raised, Raised)
+    assert isinstance(raised, FunctionRaised)
     assert "a second time" in str(raised.error)
 
 
@@ -256,12 +256,12 @@ def test_a_function_is_driven_from_request_to_request(saga: Saga) -> None:
 
     function = Function(saga, lambda: asking(saga))
     asked = function.resume(None)
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, StepRequest)
     assert [step.ask.name for step in asked.steps] == ["plant.quote"]
-    assert function.resume((Quote("s-1"),)) == Returned("s-1")
-    assert isinstance(Function(saga, lambda: raising(saga)).resume(None), Raised)
+    assert function.resume((Quote("s-1"),)) == FunctionReturned("s-1")
+    assert isinstance(Function(saga, lambda: raising(saga)).resume(None), FunctionRaised)
     odd = Function(saga, lambda: foreign(saga))
-    assert odd.resume(None) == Foreign("str")
+    assert odd.resume(None) == ForeignAwaited("str")
     odd.close()
 
 
@@ -289,39 +289,39 @@ def test_closing_outlives_whatever_the_function_does_then(saga: Saga) -> None:
 @pytest.mark.parametrize(
     ("error", "result"),
     [
-        (OutOfStock("no"), Result.REFUSED),
-        (Shed("full"), Result.NOT_RUN),
-        (RateLimited("slow down"), Result.NOT_RUN),
-        (NoInstance("none"), Result.NOT_RUN),
-        (DeadlineExceeded("late"), Result.NOT_RUN),
-        (ConnectFailed("refused"), Result.NOT_RUN),
-        (InProgress("wait"), Result.UNKNOWN),
-        (TimedOut("late"), Result.UNKNOWN),
-        (ConnectionLost("gone"), Result.UNKNOWN),
-        (RemoteFailed("bug"), Result.UNKNOWN),
-        (DownstreamFailed("below"), Result.UNKNOWN),
-        (SagaLocked("busy"), Result.UNKNOWN),
-        (RuntimeError("bug"), Result.UNKNOWN),
-        (BadRequest("shape"), Result.BROKEN),
-        (UnknownOperation("what"), Result.BROKEN),
-        (Forbidden("who"), Result.BROKEN),
-        (KeyReused("again"), Result.BROKEN),
+        (OutOfStock("no"), AttemptResult.REJECTED),
+        (Shed("full"), AttemptResult.NOT_RUN),
+        (RateLimited("slow down"), AttemptResult.NOT_RUN),
+        (NoInstance("none"), AttemptResult.NOT_RUN),
+        (DeadlineExceeded("late"), AttemptResult.NOT_RUN),
+        (ConnectFailed("refused"), AttemptResult.NOT_RUN),
+        (InProgress("wait"), AttemptResult.UNKNOWN),
+        (TimedOut("late"), AttemptResult.UNKNOWN),
+        (ConnectionLost("gone"), AttemptResult.UNKNOWN),
+        (RemoteFailed("bug"), AttemptResult.UNKNOWN),
+        (DownstreamFailed("below"), AttemptResult.UNKNOWN),
+        (SagaLocked("busy"), AttemptResult.UNKNOWN),
+        (RuntimeError("bug"), AttemptResult.UNKNOWN),
+        (BadRequest("shape"), AttemptResult.BROKEN),
+        (UnknownOperation("what"), AttemptResult.BROKEN),
+        (Forbidden("who"), AttemptResult.BROKEN),
+        (KeyReused("again"), AttemptResult.BROKEN),
     ],
 )
-def test_what_the_error_of_a_call_means(error: Exception, result: Result) -> None:
+def test_what_the_error_of_a_call_means(error: Exception, result: AttemptResult) -> None:
     """Was it run, and can a further attempt help?"""
     assert of_call(error).result is result
 
 
 def test_what_the_error_of_a_write_means() -> None:
     """A unit that raised was rolled back; only the store's own troubles pass."""
-    assert of_write(OutOfStock("no")).result is Result.REFUSED
+    assert of_write(OutOfStock("no")).result is AttemptResult.REJECTED
     assert of_write(Shed("full", retry_after_s=2.0)).retry_after_s == 2.0
-    assert of_write(StoreFull("disk")).result is Result.UNKNOWN
-    assert of_write(ForeignAwait("sleep")).result is Result.BROKEN
-    assert of_write(KeyError("bug")).result is Result.BROKEN
-    assert of_write_undo(KeyError("bug")).result is Result.UNKNOWN
-    assert of_write_undo(OutOfStock("no")).result is Result.REFUSED
+    assert of_write(StoreFull("disk")).result is AttemptResult.UNKNOWN
+    assert of_write(ForeignAwait("sleep")).result is AttemptResult.BROKEN
+    assert of_write(KeyError("bug")).result is AttemptResult.BROKEN
+    assert of_write_undo(KeyError("bug")).result is AttemptResult.UNKNOWN
+    assert of_write_undo(OutOfStock("no")).result is AttemptResult.REJECTED
 
 
 def test_users_exception_texts_stay_out_of_reasons() -> None:

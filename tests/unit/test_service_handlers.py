@@ -77,7 +77,7 @@ def test_a_refusal_is_recorded_and_replayed_with_all_that_it_said() -> None:
             await town.up["stock"].store.write(
                 lambda unit: unit.execute("update level set qty = 500"), name="refill"
             )
-        assert await town.record("k1") == "refusal"
+        assert await town.record("k1") == "rejection"
         assert (await town.ask(Stock.reserve("A-1", "bolt", 99), "k2")).qty == 99
 
     in_town(main)
@@ -575,7 +575,7 @@ def test_a_refusal_inside_a_handler_is_its_refusal(call: Any, refusal: type[Exce
     async def main(town: Town) -> None:
         with pytest.raises(refusal):
             await town.ask(call, "k1")
-        assert await town.record("k1") == "refusal"
+        assert await town.record("k1") == "rejection"
         await town.restart("stock")
         with pytest.raises(refusal):
             await town.ask(call, "k1")
@@ -689,7 +689,7 @@ def test_a_declared_rejection_is_told_by_its_code() -> None:
         ):
             with pytest.raises(OutOfStock, match="none"):
                 await town.ask(call, key)
-            assert await town.record(key) == "refusal"
+            assert await town.record(key) == "rejection"
 
     in_town(main)
 
@@ -917,7 +917,7 @@ def test_an_undo_of_a_refusal_does_nothing(call: Any, undo: Any) -> None:
         with pytest.raises(OutOfStock):
             await town.ask(call, "k1")
         assert await town.undo(undo, "k1") == b"null"
-        assert await town.record("k1") == "refusal"
+        assert await town.record("k1") == "rejection"
         assert town.hooks.reached["release"] == town.hooks.reached["scrap begins"] == 0
 
     in_town(main)
@@ -1003,7 +1003,7 @@ def test_an_undo_of_what_then_concludes_with_a_no_does_nothing_more() -> None:
         with pytest.raises(RemoteFailed):
             await town.ask(Stock.build("A-1", "bolt", 2000), "k1")
         assert await town.undo(Stock.scrap, "k1") == b"null"
-        assert await town.record("k1") == "refusal"
+        assert await town.record("k1") == "rejection"
         assert town.hooks.reached["scrap begins"] == 0
 
     in_town(main)

@@ -394,7 +394,7 @@ def test_a_rejection_that_turned_a_saga_is_the_handlers_answer() -> None:
     async def main(town: Town) -> None:
         with pytest.raises(Declined, match="too much"):
             await town.ask(Stock.order("A-1", 5000), "k1")
-        assert await town.record("k1") == "refusal"
+        assert await town.record("k1") == "rejection"
 
     in_town(main)
 

@@ -4,7 +4,7 @@ import asyncio
 
 from contracts.billing import Billing, Charge
 from contracts.money import Money
-from credit_provider import Faults
+from credit_provider import ProviderFaults
 
 from servo_works_world import FOLDER, Works, works
 from synchromesh.errors import DownstreamFailed, SynchromeshError
@@ -41,7 +41,7 @@ def test_a_stalled_provider_does_not_take_all_of_billing() -> None:
         async with works(runtime, "billing") as system:
             provider = system.start_provider()
             await system.call(Billing.charge(charge("C-0")), key="charge/0")
-            provider.faults = Faults("stall", 30.0)
+            provider.faults = ProviderFaults("stall", 30.0)
             loop = asyncio.get_running_loop()
             crowd = [loop.create_task(charged(system, n)) for n in range(1, CROWD)]
             await asyncio.sleep(0.1)
@@ -54,7 +54,7 @@ def test_a_stalled_provider_does_not_take_all_of_billing() -> None:
             told = await asyncio.gather(*crowd)
             assert {"shed", "timed_out"} <= set(told)
             assert set(told) <= {"shed", "timed_out", "circuit_open"}
-            provider.faults = Faults()
+            provider.faults = ProviderFaults()
             await asyncio.sleep(10.0)
             for number in (1, CROWD - 1):
                 assert await charged(system, number) == "paid"

@@ -15,12 +15,12 @@ from services.configurator.rules import Cable, Drive, Load, Motor, Rules, Sheets
 from services.configurator.service import sheets
 
 from servo_works_world import Works, works
-from synchromesh import BadRequest
 from synchromesh.calls.wire import Reply, Request
+from synchromesh.errors import BadRequest
 from synchromesh.identity import Credential
 from synchromesh.testing import SimRuntime, run
 
-PARTS: list[shop.Drive | shop.Accessory] = [*shop.catalogue(), *shop.accessories()]
+PARTS: list[shop.CatalogueItem | shop.Accessory] = [*shop.catalogue(), *shop.accessories()]
 
 # -- the rules -----------------------------------------------------------------------------------
 

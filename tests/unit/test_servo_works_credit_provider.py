@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from credit_provider import BODY_BYTES_MAX, CHARGE_MAX_MINOR, CreditProvider, Ledger
+from credit_provider import BODY_BYTES_MAX, CHARGE_MAX_MINOR, CreditProviderServer, Ledger
 
 from synchromesh.http import Headers, HttpRequest, asgi_handler
 
@@ -103,7 +103,7 @@ def test_the_books_outlive_the_process(tmp_path: Path) -> None:
 
 
 async def ask(
-    app: CreditProvider, method: str, path: str, body: object = None, *, key: str = ""
+    app: CreditProviderServer, method: str, path: str, body: object = None, *, key: str = ""
 ) -> tuple[int, dict[str, Any]]:
     headers = Headers([("idempotency-key", key)] if key else [])
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
@@ -114,7 +114,7 @@ async def ask(
 @pytest.mark.anyio
 async def test_a_charge_over_http_reaches_the_ledger(ledger: Ledger) -> None:
     """The key is the header Idempotency-Key; the answer names the charge."""
-    app = CreditProvider(ledger)
+    app = CreditProviderServer(ledger)
     status, body = await ask(app, "POST", "/charges", REQUEST, key="key-1")
     assert status == 201
     assert body == ledger.charge("key-1", REQUEST).body
@@ -139,7 +139,7 @@ async def test_what_makes_no_sense_is_refused_in_words(
     ledger: Ledger, method: str, path: str, body: object, status: int
 ) -> None:
     """Bad requests get a status and a reason, and change nothing."""
-    app = CreditProvider(ledger)
+    app = CreditProviderServer(ledger)
     found, problem = await ask(app, method, path, body, key="key-1")
     assert (found, bool(problem["detail"])) == (status, True)
     assert (app.faults.mode, ledger.charged_minor()) == ("ok", 0)
@@ -148,7 +148,7 @@ async def test_what_makes_no_sense_is_refused_in_words(
 @pytest.mark.anyio
 async def test_errors_charge_nothing_and_end_with_the_switch(ledger: Ledger) -> None:
     """While it fails it fails every charge; health and switch still answer."""
-    app = CreditProvider(ledger)
+    app = CreditProviderServer(ledger)
     assert await ask(app, "POST", "/_faults", {"mode": "errors"}) == (
         200,
         {"mode": "errors", "delay_s": 0.0},
@@ -164,7 +164,7 @@ async def test_errors_charge_nothing_and_end_with_the_switch(ledger: Ledger) -> 
 @pytest.mark.anyio
 async def test_a_stalled_charge_has_happened(ledger: Ledger) -> None:
     """Who gives up waiting was charged all the same, and learns so by asking under the key."""
-    app = CreditProvider(ledger)
+    app = CreditProviderServer(ledger)
     await ask(app, "POST", "/_faults", {"mode": "stall", "delay_s": 600})
     waiting = asyncio.create_task(ask(app, "POST", "/charges", REQUEST, key="key-1"))
     for _ in range(20):
@@ -181,7 +181,7 @@ async def test_a_stalled_charge_has_happened(ledger: Ledger) -> None:
 @pytest.mark.anyio
 async def test_a_slow_charge_answers_in_the_end(ledger: Ledger) -> None:
     """Slow is late, not wrong."""
-    app = CreditProvider(ledger)
+    app = CreditProviderServer(ledger)
     await ask(app, "POST", "/_faults", {"mode": "slow", "delay_s": 0})
     assert (await ask(app, "POST", "/charges", REQUEST, key="key-1"))[0] == 201
 
@@ -189,6 +189,6 @@ async def test_a_slow_charge_answers_in_the_end(ledger: Ledger) -> None:
 @pytest.mark.anyio
 async def test_its_lifespan_starts_and_ends(ledger: Ledger) -> None:
     """Any ASGI server can run it."""
-    async with asgi_handler(CreditProvider(ledger)) as handler:
+    async with asgi_handler(CreditProviderServer(ledger)) as handler:
         response = await handler(HttpRequest("GET", "/health", "/health", "", Headers(), b""))
     assert response.status == 200

@@ -12,7 +12,7 @@ from contracts.orders import PlaceOrder
 from demo.account import Account, Degraded, Failure, Kill, Restart, Turn
 from demo.customers import Customers
 from demo.display import Display
-from demo.door import Answer, Door, Unanswered, degraded_in
+from demo.door import Door, DoorAnswer, Unanswered, degraded_in
 from demo.verdict import conditions, failed_by_restart
 from msgspec import json
 from msgspec.structs import replace
@@ -227,19 +227,19 @@ def test_what_stands_in_is_read_from_body_and_header() -> None:
         "invoice": {"status": "rejected"},
         "owner": {"status": "absent"},
     }
-    assert degraded_in("kill", PAGE, Answer(200, {"data": {}, "branches": marks})) == [
+    assert degraded_in("kill", PAGE, DoorAnswer(200, {"data": {}, "branches": marks})) == [
         Degraded("kill", PAGE, "order", "stale", 2.5),
         Degraded("kill", PAGE, "slot", "failed"),
     ]
-    stale = Answer(200, {}, fallback="stale;age_s=12.300;code=circuit_open")
+    stale = DoorAnswer(200, {}, fallback="stale;age_s=12.300;code=circuit_open")
     assert degraded_in("rest", "GET /prices", stale) == [
         Degraded("rest", "GET /prices", "", "stale", 12.3)
     ]
-    static = Answer(200, {}, fallback="static;code=timed_out")
+    static = DoorAnswer(200, {}, fallback="static;code=timed_out")
     assert degraded_in("rest", "GET /prices", static) == [
         Degraded("rest", "GET /prices", "", "static")
     ]
-    assert degraded_in("rest", "GET /prices", Answer(200, [1])) == []
+    assert degraded_in("rest", "GET /prices", DoorAnswer(200, [1])) == []
 
 
 class Gate:
@@ -291,14 +291,14 @@ def test_what_a_rate_turns_away_is_counted_apart(
 class Script:
     """A door that answers as a test says, and keeps what was asked and when."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: DoorAnswer) -> None:
         self._answers = list(answers)
         self.asked: list[tuple[str, str, float]] = []
         self.came: list[str] = []
 
     async def ask(
         self, route: str, *, who: str = "", body: object = None, key: str = "", **_: str
-    ) -> Answer:
+    ) -> DoorAnswer:
         self.asked.append((route, key, asyncio.get_running_loop().time()))
         self.came.append(who)
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
@@ -315,13 +315,14 @@ async def buy(runtime: SimRuntime, door: Script) -> Account:
     return account
 
 
-PLACED = Answer(200, {"type": "placed"})
+PLACED = DoorAnswer(200, {"type": "placed"})
 
 
 @pytest.mark.parametrize(
-    "failure", [Answer(0, code="connection_lost"), Answer(503, code="no_instance"), Answer(502)]
+    "failure",
+    [DoorAnswer(0, code="connection_lost"), DoorAnswer(503, code="no_instance"), DoorAnswer(502)],
 )
-def test_a_customer_asks_again_under_the_same_key(failure: Answer) -> None:
+def test_a_customer_asks_again_under_the_same_key(failure: DoorAnswer) -> None:
     """No answer, or one that is none: the same order again, later each time."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -341,7 +342,7 @@ def test_a_customer_comes_no_sooner_than_asked() -> None:
     """429 says when to come again."""
 
     async def main(runtime: SimRuntime) -> None:
-        door = Script(Answer(429, code="rate_limited", retry_after_s=2.0), PLACED)
+        door = Script(DoorAnswer(429, code="rate_limited", retry_after_s=2.0), PLACED)
         await buy(runtime, door)
         assert door.asked[1][2] - door.asked[0][2] >= 2.0
 
@@ -352,7 +353,7 @@ def test_who_is_turned_away_by_a_rate_does_not_give_up() -> None:
     """Waiting for one's turn is not waiting in vain, however long it takes."""
 
     async def main(runtime: SimRuntime) -> None:
-        door = Script(*[Answer(429, code="rate_limited", retry_after_s=2.0)] * 50, PLACED)
+        door = Script(*[DoorAnswer(429, code="rate_limited", retry_after_s=2.0)] * 50, PLACED)
         assert (await buy(runtime, door)).told == {"A-1": "placed"}
         assert door.asked[-1][2] >= 100.0
 
@@ -363,7 +364,7 @@ def test_a_no_is_an_answer() -> None:
     """What services say no with is not asked again."""
 
     async def main(runtime: SimRuntime) -> None:
-        door = Script(Answer(409, code="out_of_stock"))
+        door = Script(DoorAnswer(409, code="out_of_stock"))
         assert (await buy(runtime, door)).told == {"A-1": "rejected"}
         assert len(door.asked) == 1
 
@@ -375,10 +376,10 @@ def test_an_accepted_order_is_asked_for_until_it_is_decided() -> None:
 
     async def main(runtime: SimRuntime) -> None:
         door = Script(
-            Answer(200, {"type": "accepted"}),
-            Answer(200, {"status": "pending"}),
-            Answer(503, code="no_instance"),
-            Answer(200, {"status": "rejected"}),
+            DoorAnswer(200, {"type": "accepted"}),
+            DoorAnswer(200, {"status": "pending"}),
+            DoorAnswer(503, code="no_instance"),
+            DoorAnswer(200, {"status": "rejected"}),
         )
         account = await buy(runtime, door)
         assert (account.told, account.accepted) == ({"A-1": "rejected"}, 1)
@@ -391,11 +392,11 @@ def test_an_accepted_order_is_asked_for_until_it_is_decided() -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (Answer(401, code="unauthenticated"), "order A-1 is refused: unauthenticated"),
-        (Answer(503, code="shed"), "no answer for 60 s; the last attempt came to shed"),
+        (DoorAnswer(401, code="unauthenticated"), "order A-1 is refused: unauthenticated"),
+        (DoorAnswer(503, code="shed"), "no answer for 60 s; the last attempt came to shed"),
     ],
 )
-def test_what_no_asking_mends_is_told(answer: Answer, why: str) -> None:
+def test_what_no_asking_mends_is_told(answer: DoorAnswer, why: str) -> None:
     """A mistake is told at once, a failure that lasts after a minute."""
 
     async def main(runtime: SimRuntime) -> None:

@@ -17,7 +17,8 @@ from services.fleet.condition import Condition, after
 from services.fleet.service import COME_AGAIN_AFTER_S, WAITING_MAX
 
 from servo_works_world import Works, works
-from synchromesh import BadRequest, CallError, Shed
+from synchromesh import CallError
+from synchromesh.errors import BadRequest, Shed
 from synchromesh.testing import SimRuntime, run
 
 # -- the condition -------------------------------------------------------------------------------

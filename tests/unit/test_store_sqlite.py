@@ -220,7 +220,7 @@ async def test_a_store_that_fails_to_start_its_writer_gives_the_file_back(tmp_pa
     """Whatever goes wrong in `open`, the next try finds the file free."""
 
     class NoThreads(RealRuntime):
-        def lane(self, name: str, work: object) -> object:  # type: ignore[override]
+        def worker(self, name: str, work: object) -> object:  # type: ignore[override]
             raise RuntimeError("can't start new thread")
 
     runtime = NoThreads()

@@ -29,6 +29,7 @@ from synchromesh.calls.wire import (
     Receiver,
     Reply,
     Request,
+    Sender,
     Transport,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "Reply",
     "Request",
     "Rule",
+    "Sender",
     "Strike",
     "Transport",
     "command",

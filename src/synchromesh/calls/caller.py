@@ -71,7 +71,7 @@ class Caller:
 
     Args:
         service: who calls.
-        resolver: finds the instances of a service; calls are held only by one that is `Announcing`.
+        resolver: finds the instances of a service; calls are held only by a `WatchableResolver`.
         transports: by the scheme of an endpoint's url: "inproc", "http", "sim".
         signer: signs every hop within the system (C4).
         tracer: takes one span of kind "call" a call, however many attempts it took.

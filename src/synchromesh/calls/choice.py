@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from synchromesh.calls.holding import Holds
-from synchromesh.discovery import Announcing, Endpoint, Resolver, RoundRobin
+from synchromesh.discovery import Endpoint, Resolver, RoundRobin, WatchableResolver
 from synchromesh.errors import DiscoveryError, NoInstance
 from synchromesh.telemetry import Span
 
@@ -17,13 +17,13 @@ class Finder:
     """Finds the instances of services for one caller, and holds calls while there are none.
 
     Args:
-        resolver: knows what is listed; calls are held only where it is `Announcing`.
+        resolver: knows what is listed; calls are held only where it is a `WatchableResolver`.
         holds: which calls are held, and for how long.
     """
 
     def __init__(self, resolver: Resolver, holds: Holds) -> None:
         self._resolver = resolver
-        self._announcing = resolver if isinstance(resolver, Announcing) else None
+        self._announcing = resolver if isinstance(resolver, WatchableResolver) else None
         self._holds = holds
 
     async def listed(self, service: str) -> tuple[Endpoint, ...]:

@@ -64,7 +64,7 @@ class Call(Generic[R_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Signature:
     """The types of an operation, read from its annotations once they can be resolved.
 
     Attributes:
@@ -117,7 +117,7 @@ class Operation(Generic[P, R_co]):
         self.service = ""
         self.is_external = False
         self._stub = stub
-        self._shape: Shape | None = None
+        self._shape: Signature | None = None
 
     @property
     def full_name(self) -> str:
@@ -125,7 +125,7 @@ class Operation(Generic[P, R_co]):
         return f"{self.service}.{self.name}"
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> Signature:
         """The types of the arguments and of the answer.
 
         Raises:
@@ -281,7 +281,7 @@ class PublicEvent(Generic[E]):
         """The stored name, such as `inventory.stock_reserved`."""
         return f"{self.service}.{self.name}"
 
-    def ordering_key(self, payload: object) -> str:
+    def partition_key(self, payload: object) -> str:
         """Return the key within which payloads keep their order."""
         return "" if self.key_of is None else str(getattr(payload, self.key_of))
 
@@ -379,7 +379,7 @@ def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
     return PublicEvent(kind, key)
 
 
-def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Shape:
+def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signature:
     where = f"{operation.full_name} ({stub.__qualname__})"
     try:
         hints = typing.get_type_hints(stub, include_extras=True)
@@ -403,7 +403,7 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Shape
     ]
     bare = [p.name for p in parameters if p.name not in operation.places]
     is_body = len(bare) == 1 and operation.method not in _BODILESS and _is_struct(hints[bare[0]])
-    return Shape(
+    return Signature(
         signature=whole.replace(parameters=parameters),
         arguments=msgspec.defstruct(
             operation.name, fields, forbid_unknown_fields=True, kw_only=True

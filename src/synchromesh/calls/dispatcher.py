@@ -26,7 +26,7 @@ from synchromesh.errors import (
     CallError,
     DeadlineExceeded,
     DownstreamFailed,
-    Refused,
+    NotExecuted,
     Rejection,
     RemoteFailed,
     SagaError,
@@ -144,7 +144,7 @@ class Dispatcher:
         try:
             credential = self.authenticate(request.credential)
             handler = self._handler(request.operation)
-        except Refused as refused:
+        except NotExecuted as refused:
             return Reply.of_error(refused)
         sent = request.context
         with self._tracer.start(
@@ -242,7 +242,7 @@ class Dispatcher:
             if _is_declared(error, operation):
                 return error
         elif isinstance(error, SynchromeshError):
-            if error.via or (isinstance(error, CallError) and not isinstance(error, Refused)):
+            if error.via or (isinstance(error, CallError) and not isinstance(error, NotExecuted)):
                 needed = error.via or "a call it made"
                 _log.warning("%s failed because %s did: %s", operation.full_name, needed, error)
                 return DownstreamFailed(
@@ -250,7 +250,7 @@ class Dispatcher:
                     cause_code=error.code,
                     is_final=isinstance(error, CallError) and error.is_final,
                 )
-            if isinstance(error, Refused | SagaError | VersionConflict):
+            if isinstance(error, NotExecuted | SagaError | VersionConflict):
                 return error
         _log.error("%s failed in trace %s", operation.full_name, trace_id, exc_info=error)
         told = f"{operation.full_name} failed; the log of {self.service!r} says why"

@@ -188,3 +188,23 @@ class PassingTransport(Protocol):
             ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
         ...
+
+
+class Sender(Protocol):
+    """Sends operations whose arguments are JSON, as saga steps and messages do; `Caller` is one."""
+
+    async def send(
+        self,
+        operation: Operation[..., Any],
+        arguments: bytes,
+        *,
+        context: CallContext,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Send canonical arguments and return the answer's JSON.
+
+        Raises:
+            Rejection: the operation's business no.
+            CallError: it failed; `NotExecuted` and `ConnectFailed` say that it was not run.
+        """
+        ...

@@ -16,23 +16,22 @@ from synchromesh.discovery.leases import (
 from synchromesh.discovery.lessor import Lessor, Watch
 from synchromesh.discovery.memory import MemoryRegistry
 from synchromesh.discovery.registry import (
-    Announcing,
-    Leasing,
+    LeaseBackend,
     Registration,
     Registry,
     Resolver,
+    WatchableResolver,
 )
 
 __all__ = [
-    "Announcing",
     "Change",
     "ChangeKind",
     "Endpoint",
     "Lease",
+    "LeaseBackend",
     "LeaseOptions",
     "LeaseState",
     "LeaseTable",
-    "Leasing",
     "Lessor",
     "MemoryRegistry",
     "Registration",
@@ -41,4 +40,5 @@ __all__ = [
     "Resolver",
     "RoundRobin",
     "Watch",
+    "WatchableResolver",
 ]

@@ -22,7 +22,7 @@ class Resolver(Protocol):
 
 
 @runtime_checkable
-class Announcing(Protocol):
+class WatchableResolver(Protocol):
     """A resolver that tells of changes, so that a call may wait for an instance."""
 
     async def changed(self, service: str, /) -> None:
@@ -52,7 +52,7 @@ class Registry(Resolver, Protocol):
         ...
 
 
-class Leasing(Protocol):
+class LeaseBackend(Protocol):
     """What a `Registration` asks of its registry; a backend implements it, users do not call it."""
 
     @property
@@ -84,7 +84,7 @@ class Registration:
     """
 
     def __init__(
-        self, leasing: Leasing, endpoint: Endpoint, *, credential: str, incarnation: int
+        self, leasing: LeaseBackend, endpoint: Endpoint, *, credential: str, incarnation: int
     ) -> None:
         self._leasing = leasing
         self._endpoint = endpoint

@@ -66,14 +66,14 @@ class _Executes(Protocol):
 class NewEvent:
     """An event to be appended; `body` is JSON, `name` as in `inventory.stock_reserved`.
 
-    A public one is delivered to other services, in order among those of its `ordering_key`.
+    A public one is delivered to other services, in order among those of its `partition_key`.
     """
 
     name: str
     body: bytes
     type_version: int = 1
     is_public: bool = False
-    ordering_key: str = ""
+    partition_key: str = ""
     trace_id: str = ""
 
 
@@ -88,7 +88,7 @@ class StoredEvent:
     type_version: int
     body: bytes
     is_public: bool
-    ordering_key: str
+    partition_key: str
     trace_id: str
     recorded_us: int
 
@@ -137,7 +137,7 @@ async def append(
             event.type_version,
             event.body,
             int(event.is_public),
-            event.ordering_key,
+            event.partition_key,
             event.trace_id,
             unit.now_us,
         )

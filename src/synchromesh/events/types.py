@@ -77,12 +77,12 @@ class EventTypes:
         event: object,
         *,
         is_public: bool = False,
-        ordering_key: str = "",
+        partition_key: str = "",
         trace_id: str = "",
     ) -> NewEvent:
         """Return an event as it is appended. Raises ContractError for a class that is not known."""
         name, version = self._entry(type(event))
-        return NewEvent(name, encode(event), version, is_public, ordering_key, trace_id)
+        return NewEvent(name, encode(event), version, is_public, partition_key, trace_id)
 
     def decode(self, stored: StoredEvent) -> object:
         """Return the event that is stored.

@@ -15,8 +15,8 @@ from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, Rejection
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.branches import Part
-from synchromesh.gateway.composition import Composition, Outcome, Start, Status
+from synchromesh.gateway.branches import CompiledBranch
+from synchromesh.gateway.composition import BranchOutcome, BranchStatus, Composition, Start
 from synchromesh.gateway.problems import outside
 
 _Arguments: TypeAlias = Mapping[str, Mapping[str, object]]
@@ -30,7 +30,7 @@ class Composed:
     partial: tuple[str, ...]
 
 
-def arguments_of(parts: Mapping[str, Part], places: Mapping[str, str]) -> _Arguments:
+def arguments_of(parts: Mapping[str, CompiledBranch], places: Mapping[str, str]) -> _Arguments:
     """Return what the path gives to each branch, by parameter; places are percent-encoded.
 
     Raises:
@@ -63,7 +63,7 @@ class AggregateRun:
     def __init__(
         self,
         name: str,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, CompiledBranch],
         given: _Arguments,
         *,
         context: CallContext,
@@ -83,7 +83,7 @@ class AggregateRun:
             SynchromeshError: a required branch has no answer; the other branches are cancelled.
         """
         composition, loop = self._composition, asyncio.get_running_loop()
-        tasks: dict[str, asyncio.Task[Outcome]] = {}
+        tasks: dict[str, asyncio.Task[BranchOutcome]] = {}
         starts = composition.begin()
         try:
             while not composition.is_ended:
@@ -105,7 +105,7 @@ class AggregateRun:
         return self._composed()
 
     @property
-    def outcomes(self) -> Mapping[str, Outcome]:
+    def outcomes(self) -> Mapping[str, BranchOutcome]:
         """What became of the branches so far."""
         return self._composition.outcomes
 
@@ -115,13 +115,13 @@ class AggregateRun:
         marks = {name: _mark(outcomes[name]) for name in self._parts}
         return Composed(encode({"data": data, "branches": marks}), self._composition.partial)
 
-    async def _branch(self, start: Start) -> Outcome:
+    async def _branch(self, start: Start) -> BranchOutcome:
         part = self._parts[start.name]
         operation = part.operation
         try:
             arguments = operation.canonical(encode({**self._given[start.name], **start.arguments}))
         except BadRequest as error:
-            return Outcome(Status.FAILED, error=error)
+            return BranchOutcome(BranchStatus.FAILED, error=error)
         return await self._asker.ask(
             operation,
             arguments,
@@ -132,7 +132,7 @@ class AggregateRun:
         )
 
 
-def _mark(outcome: Outcome) -> dict[str, object]:
+def _mark(outcome: BranchOutcome) -> dict[str, object]:
     mark: dict[str, object] = {"status": outcome.status.value}
     if outcome.age_s is not None:
         mark["age_s"] = round(outcome.age_s, 3)

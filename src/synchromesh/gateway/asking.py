@@ -11,8 +11,8 @@ from synchromesh.calls import Call, Caller, Operation
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import CircuitOpen, RateLimited, Rejection, SynchromeshError
-from synchromesh.gateway.composition import Outcome, Status
-from synchromesh.gateway.fallbacks import StandIn
+from synchromesh.gateway.composition import BranchOutcome, BranchStatus
+from synchromesh.gateway.fallbacks import CompiledFallback
 from synchromesh.gateway.last_answers import LastAnswers
 
 
@@ -35,9 +35,9 @@ class Asker:
         *,
         context: CallContext,
         place: tuple[str, ...],
-        stand_in: StandIn | None = None,
+        stand_in: CompiledFallback | None = None,
         timeout_s: float | None = None,
-    ) -> Outcome:
+    ) -> BranchOutcome:
         """Ask once, and return what became of it: "ok", "stale", "static", "rejected" or "failed".
 
         A last answer is one to the same arguments for the same principal: what one may see says
@@ -58,9 +58,9 @@ class Asker:
             if instead is not None:
                 return replace(instead, error=CircuitOpen("the breaker is open; nothing was sent"))
         outcome = await self._called(call, context, timeout_s)
-        if outcome.status is Status.OK and stand_in.stale_s:
+        if outcome.status is BranchStatus.OK and stand_in.stale_s:
             self._last.keep(question, encode(outcome.value), asyncio.get_running_loop().time())
-        if outcome.status is Status.FAILED and _is_failure(outcome.error):
+        if outcome.status is BranchStatus.FAILED and _is_failure(outcome.error):
             instead = self._instead(operation, stand_in, question)
             return outcome if instead is None else replace(instead, error=outcome.error)
         return outcome
@@ -70,26 +70,26 @@ class Asker:
 
     async def _called(
         self, call: Call[Any], context: CallContext, timeout_s: float | None
-    ) -> Outcome:
+    ) -> BranchOutcome:
         try:
             value = await self._caller.call(call, context=context, timeout_s=timeout_s)
         except Rejection as rejection:
-            return Outcome(Status.REJECTED, error=rejection)
+            return BranchOutcome(BranchStatus.REJECTED, error=rejection)
         except SynchromeshError as error:
-            return Outcome(Status.FAILED, error=error)
-        return Outcome(Status.OK, value)
+            return BranchOutcome(BranchStatus.FAILED, error=error)
+        return BranchOutcome(BranchStatus.OK, value)
 
     def _instead(
-        self, operation: Operation[..., Any], stand_in: StandIn, question: Hashable
-    ) -> Outcome | None:
+        self, operation: Operation[..., Any], stand_in: CompiledFallback, question: Hashable
+    ) -> BranchOutcome | None:
         result = operation.shape.result
         if stand_in.static is not None:
-            return Outcome(Status.STATIC, decode(stand_in.static, result))
+            return BranchOutcome(BranchStatus.STATIC, decode(stand_in.static, result))
         now = asyncio.get_running_loop().time()
         found = self._last.find(question, at_most_s=stand_in.stale_s, now=now)
         if found is None:
             return None
-        return Outcome(Status.STALE, decode(found[0], result), age_s=found[1])
+        return BranchOutcome(BranchStatus.STALE, decode(found[0], result), age_s=found[1])
 
 
 def _is_failure(error: SynchromeshError | None) -> bool:

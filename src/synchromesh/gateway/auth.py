@@ -1,6 +1,6 @@
 """Who asks: API keys, and the Protocols that other kinds of credentials implement.
 
-A key is looked up by its id and compared with a slow, salted hash in a lane beside the loop; its
+A key is looked up by its id and compared with a slow, salted hash in a worker beside the loop; its
 verdict is kept under a digest that only this process can make, so that a warm request pays for one
 fast hash. No key is ever written to a log, a trace or an error.
 """
@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from synchromesh.errors import ConfigError, Shed, Unauthenticated
 from synchromesh.gateway.keys import PREFIX, ApiKey, is_key, parse_keys, split_key
 from synchromesh.http import Headers
-from synchromesh.runtime import Lane, Runtime
+from synchromesh.runtime import Runtime, Worker
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
@@ -159,7 +159,7 @@ class KeyRing:
         self._good: OrderedDict[bytes, ApiKey] = OrderedDict()
         self._bad: OrderedDict[bytes, None] = OrderedDict()
         self._pending: dict[bytes, asyncio.Future[bool]] = {}
-        self._lane: Lane[_Verification] = runtime.lane("gateway keys", _verify)
+        self._lane: Worker[_Verification] = runtime.worker("gateway keys", _verify)
 
     async def authenticate(self, headers: Headers) -> Principal | None:
         """Return whose key it is, or None where the request carries no API key.
@@ -209,7 +209,7 @@ class KeyRing:
         return True
 
     async def close(self) -> None:
-        """End the lane. May be repeated."""
+        """End the worker. May be repeated."""
         await self._lane.close()
 
     def __repr__(self) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synchromesh.calls.contract import Operation, Shape
+from synchromesh.calls.contract import Operation, Signature
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError
-from synchromesh.gateway.composition import Reference, Step
-from synchromesh.gateway.fallbacks import Note, StandIn, read_fallback
+from synchromesh.gateway.composition import BranchNode, Reference
+from synchromesh.gateway.fallbacks import CompiledFallback, Note, read_fallback
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Aggregate, Branch
 from synchromesh.gateway.shapes import fields_of, fits, is_a, is_text, without_null
@@ -22,7 +22,7 @@ _PATH = "path"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CompiledBranch:
     """One branch as the engine runs it.
 
     Attributes:
@@ -33,22 +33,22 @@ class Part:
     """
 
     operation: Operation[..., Any]
-    step: Step
+    step: BranchNode
     from_path: Mapping[str, str]
     timeout_s: float | None
-    stand_in: StandIn | None
+    stand_in: CompiledFallback | None
 
 
 def read_branches(
     aggregate: Aggregate, template: Template, deadline_s: float, note: Note
-) -> dict[str, Part]:
+) -> dict[str, CompiledBranch]:
     """Return the branches as the engine runs them, and note every mistake."""
     if template.method != "GET":
         note(f"an aggregate only reads; write GET, not {template.method}")
     if not any(branch.required for branch in aggregate.branches.values()):
         note("no branch is required: with all of them down it would answer 200 with nothing")
     shapes = _shapes(aggregate, note)
-    parts: dict[str, Part] = {}
+    parts: dict[str, CompiledBranch] = {}
     for name, branch in aggregate.branches.items():
         if name in shapes:
             reader = _BranchReader(name, branch, aggregate, template, shapes, note)
@@ -63,8 +63,8 @@ def read_branches(
     return parts
 
 
-def _shapes(aggregate: Aggregate, note: Note) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
+def _shapes(aggregate: Aggregate, note: Note) -> dict[str, Signature]:
+    shapes: dict[str, Signature] = {}
     for name, branch in aggregate.branches.items():
         if not _NAME.fullmatch(name) or name == _PATH:
             note(
@@ -95,7 +95,7 @@ class _BranchReader:
         branch: Branch,
         aggregate: Aggregate,
         template: Template,
-        shapes: Mapping[str, Shape],
+        shapes: Mapping[str, Signature],
         note: Note,
     ) -> None:
         self._name = name
@@ -105,12 +105,12 @@ class _BranchReader:
         self._shapes = shapes
         self._note_all = note
 
-    def part(self, deadline_s: float) -> Part:
+    def part(self, deadline_s: float) -> CompiledBranch:
         """Return the branch as the engine runs it."""
         references, from_path = self._read_args()
-        return Part(
+        return CompiledBranch(
             self._branch.operation,
-            Step(references, self._branch.required),
+            BranchNode(references, self._branch.required),
             from_path,
             self._read_timeout(deadline_s),
             read_fallback(self._branch.fallback, self._shapes[self._name].result, self._note),
@@ -208,12 +208,12 @@ class _BranchReader:
             return 0.0
 
 
-def _missing(shape: Shape, args: Mapping[str, str]) -> list[str]:
+def _missing(shape: Signature, args: Mapping[str, str]) -> list[str]:
     parameters = shape.signature.parameters
     return [n for n, p in parameters.items() if p.default is p.empty and n not in args]
 
 
-def _circle_of(parts: Mapping[str, Part]) -> list[str]:
+def _circle_of(parts: Mapping[str, CompiledBranch]) -> list[str]:
     """Return one circle of branches that need each other, its first one at both ends."""
     needs = {
         name: sorted({r.branch for r in part.step.references.values()} & parts.keys())

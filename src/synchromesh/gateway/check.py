@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from synchromesh.calls.contract import Operation
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
-from synchromesh.gateway.branches import Part, read_branches
-from synchromesh.gateway.fallbacks import StandIn, in_words, read_fallback
-from synchromesh.gateway.forward import Passage, read_forward
+from synchromesh.gateway.branches import CompiledBranch, read_branches
+from synchromesh.gateway.fallbacks import CompiledFallback, in_words, read_fallback
+from synchromesh.gateway.forward import CompiledForward, read_forward
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.limits import burst_of, interval_of
 from synchromesh.gateway.router import Template, clashes
@@ -37,7 +37,7 @@ _BODILESS = ("GET", "DELETE")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CompiledRoute:
     """One route as the engine runs it.
 
     Attributes:
@@ -55,9 +55,9 @@ class Entry:
     interval_s: float = 0.0
     burst: int = 0
     operation: Operation[..., Any] | None = None
-    stand_in: StandIn | None = None
-    parts: Mapping[str, Part] = field(default_factory=dict)
-    passage: Passage | None = None
+    stand_in: CompiledFallback | None = None
+    parts: Mapping[str, CompiledBranch] = field(default_factory=dict)
+    passage: CompiledForward | None = None
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Entry:
 class Reading:
     """What a gateway's definition was read as; with a mistake in it the entries are not served."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[CompiledRoute, ...]
     mistakes: tuple[str, ...]
 
 
@@ -82,7 +82,7 @@ def check(gateway: Gateway) -> tuple[str, ...]:
     return read(gateway).mistakes
 
 
-def compiled(gateway: Gateway) -> tuple[Entry, ...]:
+def compiled(gateway: Gateway) -> tuple[CompiledRoute, ...]:
     """Return what the engine runs on.
 
     Raises:
@@ -171,7 +171,7 @@ def read(gateway: Gateway) -> Reading:
         ()
     """
     mistakes: list[str] = []
-    entries: list[Entry] = []
+    entries: list[CompiledRoute] = []
     if not gateway.routes:
         mistakes.append("the gateway has no routes; it would answer everything with 404")
     mistakes += [
@@ -206,7 +206,7 @@ class _Reader:
         self._mistakes = mistakes
         self._has_auth = has_auth
 
-    def entry(self) -> Entry | None:
+    def entry(self) -> CompiledRoute | None:
         """Return the route as the engine runs it; None where its path cannot be read."""
         route = self._route
         template = self._tried(lambda: Template.of(route.route))
@@ -215,7 +215,7 @@ class _Reader:
         self._read_access()
         deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
         interval_s, burst = self._read_rate()
-        parts: dict[str, Part] = {}
+        parts: dict[str, CompiledBranch] = {}
         stand_in, passage = None, None
         if isinstance(route, Route):
             if is_a(route.operation, Operation):
@@ -227,7 +227,7 @@ class _Reader:
             passage = read_forward(route, template, self._note)
         else:
             parts = read_branches(route, template, deadline_s, self._note)
-        return Entry(
+        return CompiledRoute(
             template=template,
             scopes=frozenset(route.scopes),
             is_public=route.public,
@@ -283,7 +283,7 @@ class _Reader:
             self._note(f"its rate has a burst of {burst}; make it 1 or more")
         return interval_s, burst
 
-    def _read_fallback(self, route: Route) -> StandIn | None:
+    def _read_fallback(self, route: Route) -> CompiledFallback | None:
         operation = route.operation
         if route.fallback is None:
             return None

@@ -17,7 +17,7 @@ from enum import Enum
 from synchromesh.errors import SynchromeshError
 
 
-class Status(Enum):
+class BranchStatus(Enum):
     """Says what became of a branch."""
 
     OK = "ok"
@@ -29,11 +29,11 @@ class Status(Enum):
     ABSENT = "absent"
 
 
-_WITH_DATA = frozenset({Status.OK, Status.STALE, Status.STATIC})
+_WITH_DATA = frozenset({BranchStatus.OK, BranchStatus.STALE, BranchStatus.STATIC})
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BranchOutcome:
     """What became of one branch.
 
     Attributes:
@@ -43,11 +43,11 @@ class Outcome:
         because: the branch for want of which it was skipped, or has nothing to ask for.
 
     Example:
-        >>> Outcome(Status.STALE, 5, age_s=2.0).is_partial
+        >>> BranchOutcome(BranchStatus.STALE, 5, age_s=2.0).is_partial
         True
     """
 
-    status: Status
+    status: BranchStatus
     value: object = None
     error: SynchromeshError | None = None
     age_s: float | None = None
@@ -61,7 +61,7 @@ class Outcome:
     @property
     def is_partial(self) -> bool:
         """True where the whole is less than it could be."""
-        return self.status not in (Status.OK, Status.ABSENT)
+        return self.status not in (BranchStatus.OK, BranchStatus.ABSENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class BranchNode:
     """What the machine knows of a branch: by parameter, what it needs from others."""
 
     references: Mapping[str, Reference]
@@ -100,8 +100,8 @@ class Composition:
         steps: the branches by name; their references make no circle.
 
     Example:
-        >>> steps = {"machine": Step({}, is_required=True),
-        ...          "order": Step({"id": Reference("machine", ("order",))})}
+        >>> steps = {"machine": BranchNode({}, is_required=True),
+        ...          "order": BranchNode({"id": Reference("machine", ("order",))})}
         >>> composition = Composition(steps)
         >>> composition.begin()
         [Start(name='machine', arguments={})]
@@ -109,11 +109,11 @@ class Composition:
         <Composition machine running, order waiting>
     """
 
-    def __init__(self, steps: Mapping[str, Step]) -> None:
+    def __init__(self, steps: Mapping[str, BranchNode]) -> None:
         self._steps = steps
         self._waiting = dict.fromkeys(steps)
         self._running: dict[str, None] = {}
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, BranchOutcome] = {}
         self.failed = ""
 
     @property
@@ -135,7 +135,7 @@ class Composition:
         """Return the branches that need no other."""
         return self._startable()
 
-    def finish(self, name: str, outcome: Outcome) -> list[Start]:
+    def finish(self, name: str, outcome: BranchOutcome) -> list[Start]:
         """Take what became of a running branch; return the branches that can start now."""
         del self._running[name]
         self._conclude(name, outcome)
@@ -150,7 +150,7 @@ class Composition:
             return self.outcomes[name].status.value
         return "running" if name in self._running else "waiting"
 
-    def _conclude(self, name: str, outcome: Outcome) -> None:
+    def _conclude(self, name: str, outcome: BranchOutcome) -> None:
         self.outcomes[name] = outcome
         if self._steps[name].is_required and not outcome.has_data and not self.failed:
             self.failed = name
@@ -167,14 +167,14 @@ class Composition:
                     continue
                 del self._waiting[name]
                 has_changed = True
-                if isinstance(decided, Outcome):
+                if isinstance(decided, BranchOutcome):
                     self._conclude(name, decided)
                 else:
                     self._running[name] = None
                     starts.append(decided)
         return [] if self.failed else starts
 
-    def _decide(self, name: str) -> Start | Outcome | None:
+    def _decide(self, name: str) -> Start | BranchOutcome | None:
         references = self._steps[name].references
         needed = [self.outcomes.get(reference.branch) for reference in references.values()]
         if None in needed:
@@ -183,15 +183,19 @@ class Composition:
         absent = ""
         for parameter, reference in references.items():
             outcome = self.outcomes[reference.branch]
-            if outcome.status is Status.ABSENT:
+            if outcome.status is BranchStatus.ABSENT:
                 absent = absent or reference.branch
             elif not outcome.has_data:
-                return Outcome(Status.SKIPPED, error=outcome.error, because=reference.branch)
+                return BranchOutcome(
+                    BranchStatus.SKIPPED, error=outcome.error, because=reference.branch
+                )
             else:
                 arguments[parameter] = value = value_at(outcome.value, reference.fields)
                 if value is None and not reference.is_nullable:
                     absent = absent or reference.branch
-        return Outcome(Status.ABSENT, because=absent) if absent else Start(name, arguments)
+        return (
+            BranchOutcome(BranchStatus.ABSENT, because=absent) if absent else Start(name, arguments)
+        )
 
 
 def value_at(value: object, fields: tuple[str, ...]) -> object:

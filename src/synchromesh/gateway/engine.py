@@ -41,8 +41,8 @@ from synchromesh.errors import (
 from synchromesh.gateway.aggregate import AggregateRun, arguments_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
-from synchromesh.gateway.check import Entry, compiled, read, refusal_of
-from synchromesh.gateway.composition import Outcome
+from synchromesh.gateway.check import CompiledRoute, compiled, read, refusal_of
+from synchromesh.gateway.composition import BranchOutcome
 from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
@@ -94,7 +94,7 @@ class GatewayEngine:
         tracer: Tracer,
         authenticators: Sequence[Authenticator] = (),
         externals: AbstractSet[str] = frozenset(),
-        entries: Sequence[Entry] | None = None,
+        entries: Sequence[CompiledRoute] | None = None,
     ) -> None:
         if entries is None:
             entries = compiled(gateway)
@@ -107,7 +107,7 @@ class GatewayEngine:
         self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
         last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
         self._asker = Asker(caller, last)
-        self._routes: Routes[Entry] = Routes()
+        self._routes: Routes[CompiledRoute] = Routes()
         self._buckets: dict[str, TokenBuckets] = {}
         for entry in entries:
             method, path = entry.template.method, entry.template.path
@@ -131,7 +131,7 @@ class GatewayEngine:
         runtime: Runtime,
         folder: Path,
         externals: AbstractSet[str] = frozenset(),
-        entries: Sequence[Entry] | None = None,
+        entries: Sequence[CompiledRoute] | None = None,
     ) -> GatewayEngine:
         """Check the gateway, read its keys from `folder`, and return it at work; `close` it.
 
@@ -214,7 +214,7 @@ class GatewayEngine:
 
     @contextmanager
     def _begun(
-        self, found: Match[Entry], request: HttpRequest
+        self, found: Match[CompiledRoute], request: HttpRequest
     ) -> Iterator[tuple[_Asked, CallContext]]:
         """Begin the span and the call tree of a request; they end with its answer."""
         entry = found.target
@@ -389,7 +389,7 @@ class GatewayEngine:
 class _Asked:
     """One request on its way; `headers` are those of its answer, whatever that will be."""
 
-    entry: Entry
+    entry: CompiledRoute
     places: dict[str, str]
     request: HttpRequest
     span: Span
@@ -424,7 +424,7 @@ def _under(context: CallContext, key: str) -> CallContext:
     return replace(context, key=f"{digest(context.principal.encode())}/{key}")
 
 
-def _mark(outcome: Outcome) -> str:
+def _mark(outcome: BranchOutcome) -> str:
     """Say what stands in for an answer, as a structured field (RFC 9651): source, age and why."""
     age = "" if outcome.age_s is None else f";age_s={outcome.age_s:.3f}"
     why = "" if outcome.error is None else f";code={outside(outcome.error).code}"

@@ -16,7 +16,7 @@ Note: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class StandIn:
+class CompiledFallback:
     """A fallback as the engine runs it.
 
     Attributes:
@@ -25,16 +25,18 @@ class StandIn:
 
     Example:
         >>> read_fallback(Stale("10m"), int, print)
-        StandIn(static=None, stale_s=600.0)
+        CompiledFallback(static=None, stale_s=600.0)
         >>> read_fallback(Static(0), int, print)
-        StandIn(static=b'0', stale_s=0.0)
+        CompiledFallback(static=b'0', stale_s=0.0)
     """
 
     static: bytes | None = None
     stale_s: float = 0.0
 
 
-def read_fallback(fallback: Static | Stale | None, result: Any, note: Note) -> StandIn | None:
+def read_fallback(
+    fallback: Static | Stale | None, result: Any, note: Note
+) -> CompiledFallback | None:
     """Return a fallback as the engine runs it, None for none, and note what is wrong with it.
 
     Args:
@@ -44,11 +46,11 @@ def read_fallback(fallback: Static | Stale | None, result: Any, note: Note) -> S
         return None
     try:
         if isinstance(fallback, Stale):
-            return StandIn(stale_s=duration(fallback.at_most))
+            return CompiledFallback(stale_s=duration(fallback.at_most))
         if is_a(fallback, Static):
             static = encode(fallback.value)
             decode(static, result)
-            return StandIn(static)
+            return CompiledFallback(static)
     except ConfigError as error:
         note(error.message)
     except BadRequest as error:

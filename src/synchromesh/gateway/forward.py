@@ -70,7 +70,7 @@ _DECODINGS_MAX: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class CompiledForward:
     """A `Forward` as the engine runs it.
 
     Attributes:
@@ -129,7 +129,7 @@ def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpRe
     return HttpResponse(response.status, [*kept, *added], stream=response.stream)
 
 
-def read_forward(route: Forward, template: Template, note: Note) -> Passage:
+def read_forward(route: Forward, template: Template, note: Note) -> CompiledForward:
     """Return a `Forward` as the engine runs it, and note what is wrong with it."""
     if not is_a(route.to, str) or not _UPSTREAM.fullmatch(route.to):
         note(f'leads to {str(route.to)[:40]!r}; name an upstream, such as to="firmware_store"')
@@ -141,13 +141,13 @@ def read_forward(route: Forward, template: Template, note: Note) -> Passage:
         note(f"its body_max: {error}")
     if is_a(route.headers, str):
         note(f'headers is a text; write a set of texts, such as {{"{route.headers}"}}')
-        return Passage(str(route.to), path, PASSED, body_bytes_max)
+        return CompiledForward(str(route.to), path, PASSED, body_bytes_max)
     for name in sorted(map(str, route.headers)):
         if not _HEADER.fullmatch(name):
             note(f'{name[:40]!r} is no header in lower case; write one such as "x-checksum"')
         elif name in _NEVER or name.startswith(_NEVER_BEGINS):
             note(f"{name!r} never passes: it says who asks, from where, or how; drop it")
-    return Passage(str(route.to), path, PASSED | frozenset(route.headers), body_bytes_max)
+    return CompiledForward(str(route.to), path, PASSED | frozenset(route.headers), body_bytes_max)
 
 
 def size_of(text: str) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from synchromesh.gateway.branches import Part
-from synchromesh.gateway.check import Entry, compiled
+from synchromesh.gateway.branches import CompiledBranch
+from synchromesh.gateway.check import CompiledRoute, compiled
 from synchromesh.gateway.fallbacks import in_words
 from synchromesh.gateway.routes import Branch, Forward, Gateway, Route
 
@@ -107,7 +107,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
     return tuple(told)
 
 
-def _branches(branches: Mapping[str, Branch], entry: Entry) -> tuple[BranchOutline, ...]:
+def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[BranchOutline, ...]:
     turns: dict[str, int] = {}
     told = [
         BranchOutline(
@@ -125,11 +125,11 @@ def _branches(branches: Mapping[str, Branch], entry: Entry) -> tuple[BranchOutli
     return tuple(sorted(told, key=lambda each: each.turn))
 
 
-def _after(part: Part) -> tuple[str, ...]:
+def _after(part: CompiledBranch) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each.branch for each in part.step.references.values()))
 
 
-def _turn(name: str, parts: Mapping[str, Part], turns: dict[str, int]) -> int:
+def _turn(name: str, parts: Mapping[str, CompiledBranch], turns: dict[str, int]) -> int:
     """Return in which turn a branch can start: after the last of those that it needs."""
     if name not in turns:
         before = [_turn(other, parts, turns) for other in _after(parts[name])]

@@ -7,19 +7,18 @@ message once and parks what cannot be taken.
 from synchromesh.messaging.consumer import (
     SCHEMA,
     Consumer,
+    DeadLetter,
     Dropped,
     MessageHandler,
-    Parked,
 )
 from synchromesh.messaging.message import (
     DELIVER,
     Message,
     Receipt,
-    Sender,
     deliver_to,
     message_of,
+    partition_key_of,
     publish,
-    scope_of,
 )
 from synchromesh.messaging.relay import Relay, RelayOptions
 from synchromesh.messaging.window import Window
@@ -28,17 +27,16 @@ __all__ = [
     "DELIVER",
     "SCHEMA",
     "Consumer",
+    "DeadLetter",
     "Dropped",
     "Message",
     "MessageHandler",
-    "Parked",
     "Receipt",
     "Relay",
     "RelayOptions",
-    "Sender",
     "Window",
     "deliver_to",
     "message_of",
+    "partition_key_of",
     "publish",
-    "scope_of",
 ]

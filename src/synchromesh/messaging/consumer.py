@@ -60,7 +60,7 @@ _log = logging.getLogger("synchromesh.messaging")
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class DeadLetter:
     """A message that waits for a person, or behind one that does."""
 
     source: str
@@ -176,7 +176,7 @@ class Consumer:
             raise RejectedMessage(f"{message.name} was rejected: {error.code}") from error
         return Receipt("handled")
 
-    async def parked(self, *, limit: int = 100) -> list[Parked]:
+    async def parked(self, *, limit: int = 100) -> list[DeadLetter]:
         """Return what waits for a person, oldest first within each scope."""
         rows = await self._store.read(
             "select source, scope, message, reason, parked_us from sm_parked "
@@ -184,7 +184,7 @@ class Consumer:
             limit,
         )
         return [
-            Parked(str(source), str(scope), _message(message), str(reason), int(parked_us or 0))
+            DeadLetter(str(source), str(scope), _message(message), str(reason), int(parked_us or 0))
             for source, scope, message, reason, parked_us in rows
         ]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
-from synchromesh.calls.contract import Command, Operation, PublicEvent
+from synchromesh.calls.contract import Command, PublicEvent
 from synchromesh.codec import encode
-from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, ContractError
 from synchromesh.events import NewEvent, StoredEvent, append
 from synchromesh.store import Unit
@@ -58,21 +57,6 @@ class Receipt(msgspec.Struct, frozen=True):
         return self.outcome != "failed"
 
 
-class Sender(Protocol):
-    """Sends operations of other services; the calls room's `Caller` is one."""
-
-    async def send(
-        self,
-        operation: Operation[..., Any],
-        arguments: bytes,
-        *,
-        context: CallContext,
-        timeout_s: float | None = None,
-    ) -> bytes:
-        """Send a call and return the answer's JSON; raises `CallError` or a `Rejection`."""
-        ...
-
-
 async def publish(unit: Unit, event: PublicEvent[Any], payload: object, *, trace_id: str) -> None:
     """Append a public event to the log, so that it is published if and only if the unit commits.
 
@@ -92,8 +76,8 @@ async def publish(unit: Unit, event: PublicEvent[Any], payload: object, *, trace
             f"the payload of {event!r} has {len(body)} bytes, at most {PAYLOAD_BYTES_MAX} can be "
             "delivered; publish where it is to be found instead"
         )
-    key = event.ordering_key(payload)
-    new = NewEvent(event.full_name, body, is_public=True, ordering_key=key, trace_id=trace_id)
+    key = event.partition_key(payload)
+    new = NewEvent(event.full_name, body, is_public=True, partition_key=key, trace_id=trace_id)
     await append(unit, f"{event.full_name}/{key}", [new], expected=None)
 
 
@@ -109,15 +93,15 @@ def message_of(stored: StoredEvent, log_id: str) -> Message:
         position=stored.position,
         name=stored.name,
         type_version=stored.type_version,
-        scope=scope_of(stored),
+        scope=partition_key_of(stored),
         payload=msgspec.Raw(stored.body),
         trace_id=stored.trace_id,
     )
 
 
-def scope_of(stored: StoredEvent) -> str:
+def partition_key_of(stored: StoredEvent) -> str:
     """Return within what an event keeps its order: its key, or its name where it has none."""
-    return stored.ordering_key or f"*{stored.name}"
+    return stored.partition_key or f"*{stored.name}"
 
 
 Deliver: TypeAlias = Command[[Message], Receipt]

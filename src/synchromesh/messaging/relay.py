@@ -13,6 +13,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, replace
 
+from synchromesh.calls import Sender
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id, new_trace_id
 from synchromesh.errors import (
@@ -36,10 +37,9 @@ from synchromesh.events import (
 from synchromesh.messaging.message import (
     Deliver,
     Receipt,
-    Sender,
     deliver_to,
     message_of,
-    scope_of,
+    partition_key_of,
 )
 from synchromesh.messaging.window import Window
 from synchromesh.runtime import Runtime
@@ -153,7 +153,7 @@ class Relay:
         for event in events:
             if event.name in self._names:
                 self._events[event.position] = event
-                self._window.add(event.position, scope_of(event))
+                self._window.add(event.position, partition_key_of(event))
             else:
                 self._window.skip(event.position)
         return bool(events)
@@ -203,7 +203,7 @@ class Relay:
             self._subscriber,
             error.message,
             error.code,
-            scope_of(event),
+            partition_key_of(event),
         )
 
     async def _send(

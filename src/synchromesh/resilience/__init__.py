@@ -14,6 +14,7 @@ from synchromesh.resilience.breaker import (
     Transition,
     Trigger,
 )
+from synchromesh.resilience.classification import Classification, classify, may_retry
 from synchromesh.resilience.deadline import DeadlinePassed, is_being_cancelled, within
 from synchromesh.resilience.limiter import Limiter, LimitOptions
 from synchromesh.resilience.policy import Edge, Policy
@@ -24,7 +25,6 @@ from synchromesh.resilience.retry import (
     RetryBudget,
     RetryOptions,
 )
-from synchromesh.resilience.verdicts import Verdict, classify, may_retry
 
 __all__ = [
     "TRANSITIONS",
@@ -37,6 +37,7 @@ __all__ = [
     "BreakerState",
     "BudgetOptions",
     "Chance",
+    "Classification",
     "DeadlinePassed",
     "Edge",
     "LimitOptions",
@@ -46,7 +47,6 @@ __all__ = [
     "RetryOptions",
     "Transition",
     "Trigger",
-    "Verdict",
     "classify",
     "is_being_cancelled",
     "may_retry",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synchromesh.errors import CallError, ConnectionLost, DeadlineExceeded, TimedOut
+from synchromesh.resilience.classification import is_certainly_not_run, may_have_run, may_retry
 from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget, RetryOptions
-from synchromesh.resilience.verdicts import is_certainly_not_run, may_have_run, may_retry
 
 _ONCE = RetryOptions(attempts_max=1)
 

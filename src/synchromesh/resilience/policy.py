@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar
 from synchromesh.errors import ConfigError, TimedOut
 from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.breaker import Breaker, BreakerOptions, BreakerState, Transition
+from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
 from synchromesh.resilience.limiter import Limiter, LimitOptions
 from synchromesh.resilience.retry import (
@@ -27,7 +28,6 @@ from synchromesh.resilience.retry import (
     RetryBudget,
     RetryOptions,
 )
-from synchromesh.resilience.verdicts import Verdict, classify
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -281,7 +281,7 @@ class Edge:
             verdict = classify(error, had_full_timeout=current.has_full_timeout)
             _report(breaker, verdict, permit, current.began_s, loop.time())
             raise
-        _report(breaker, Verdict.SUCCESS, permit, current.began_s, loop.time())
+        _report(breaker, Classification.SUCCESS, permit, current.began_s, loop.time())
         return answer
 
     async def _timed(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
@@ -295,10 +295,12 @@ class Edge:
             ) from None
 
 
-def _report(breaker: Breaker, verdict: Verdict, permit: int, began_s: float, now: float) -> None:
-    if verdict is Verdict.SUCCESS:
+def _report(
+    breaker: Breaker, verdict: Classification, permit: int, began_s: float, now: float
+) -> None:
+    if verdict is Classification.SUCCESS:
         breaker.success(permit, now, now - began_s)
-    elif verdict is Verdict.FAILURE:
+    elif verdict is Classification.FAILURE:
         breaker.failure(permit, now, now - began_s)
     else:
         breaker.neutral(permit, now)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from synchromesh.calls.contract import Operation
-from synchromesh.context import CallContext
 from synchromesh.errors import ConfigError, ContractError
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
@@ -20,7 +18,7 @@ I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 
 
-class Shape(NamedTuple):
+class SagaSignature(NamedTuple):
     """The types of a saga's input and result, as its function's annotations say."""
 
     input: Any
@@ -62,7 +60,7 @@ class SagaDefinition(Generic[I, R]):
             )
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> SagaSignature:
         """The types of input and result.
 
         Raises:
@@ -82,7 +80,7 @@ class SagaDefinition(Generic[I, R]):
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape_of(fn: Callable[..., Any], saga: str) -> Shape:
+def _shape_of(fn: Callable[..., Any], saga: str) -> SagaSignature:
     try:
         hints = typing.get_type_hints(fn)
     except NameError as error:
@@ -95,7 +93,7 @@ def _shape_of(fn: Callable[..., Any], saga: str) -> Shape:
             f"saga {saga!r}: expected async def {fn.__name__}(s: Saga, input: Input) -> Result, "
             "with these annotations"
         )
-    return Shape(hints[names[1]], hints["return"])
+    return SagaSignature(hints[names[1]], hints["return"])
 
 
 class Starter(Protocol):
@@ -109,24 +107,4 @@ class Starter(Protocol):
         id: str,  # noqa: A002
     ) -> SagaRun[R]:
         """Start a run in the service's engine."""
-        ...
-
-
-class Sender(Protocol):
-    """Sends the calls of steps and undos; the service's caller does."""
-
-    async def send(
-        self,
-        operation: Operation[..., Any],
-        arguments: bytes,
-        *,
-        context: CallContext,
-        timeout_s: float | None = None,
-    ) -> bytes:
-        """Send canonical arguments and return the answer's JSON.
-
-        Raises:
-            Rejection: the operation's business no.
-            CallError: it failed; `Refused` and `ConnectFailed` say that it was not run.
-        """
         ...

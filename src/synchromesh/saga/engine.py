@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from synchromesh.calls import Sender
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import (
@@ -22,12 +23,12 @@ from synchromesh.errors import (
 )
 from synchromesh.runtime import Runtime
 from synchromesh.saga import outcomes, tables
-from synchromesh.saga.definition import SagaDefinition, Sender
+from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.execution import Execution, Means, UnitRunner
 from synchromesh.saga.handle import Conclusion, SagaRun
+from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of, summarize, tell
 from synchromesh.saga.journal import Clock, Desk
-from synchromesh.saga.records import Cause, Kind, Record, Status
-from synchromesh.saga.story import SagaStory, SagaSummary, cause_of, summarize, tell
+from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Store, Unit
 from synchromesh.telemetry import Tracer
@@ -203,7 +204,7 @@ class Engine:
             lock_key=None if definition.lock_key is None else definition.lock_key(input),
             digest=digest(definition.name.encode() + b"\0" + data),
             input=data,
-            status=Status.RUNNING,
+            status=SagaStatus.RUNNING,
             reason="",
             owner=definition.owner,
             trace_id=context.trace_id,
@@ -274,7 +275,7 @@ class Engine:
                 )
             execution = Execution(means, definition, row, [each.record for each in stored])
             self.counts["recovered"] += 1
-            if execution.machine.status is Status.COMPENSATING:
+            if execution.machine.status is SagaStatus.COMPENSATING:
                 self.counts["recovered mid-undo"] += 1
             execution.advance()
         except StoreError:
@@ -290,7 +291,9 @@ class Engine:
 
     async def _strand(self, desk: Desk, row: SagaRow, reason: str) -> None:
         """Make a run stuck that this code cannot even load."""
-        record = Record(Kind.STUCK, body=encode(Cause(reason)), at_us=desk.clock.now_us())
+        record = SagaRecord(
+            RecordKind.STUCK, body=encode(SagaCause(reason)), at_us=desk.clock.now_us()
+        )
 
         async def body(unit: Unit) -> None:
             seq = await tables.last_seq(unit, row.id)
@@ -364,7 +367,7 @@ class Engine:
                 raise _gone(id)
             return execution.conclusion
         row = await self._find(id)
-        if row.status in (Status.RUNNING, Status.COMPENSATING):
+        if row.status in (SagaStatus.RUNNING, SagaStatus.COMPENSATING):
             raise _gone(id)
         cause = cause_of(row, await tables.readable(self._store, id))
         return Conclusion(row.status, row.result or b"", cause)
@@ -379,9 +382,9 @@ class Engine:
         execution = self._executions.get(id)
         if execution is None:
             row = await self._find(id)
-            if row.status in (Status.COMPLETED, Status.STUCK):
+            if row.status in (SagaStatus.COMPLETED, SagaStatus.STUCK):
                 raise SagaError(f"saga {id!r} cannot be cancelled: it is {row.status.value}")
-            if row.status is Status.UNDONE:
+            if row.status is SagaStatus.UNDONE:
                 return
             raise _gone(id)
         if not await execution.cancel(reason):
@@ -393,7 +396,7 @@ class Engine:
         Raises:
             BadRequest: there is no such status.
         """
-        wanted = {each.value: each for each in Status}
+        wanted = {each.value: each for each in SagaStatus}
         if status is not None and status not in wanted:
             raise BadRequest(f"no saga status is {status!r}; known: {', '.join(wanted)}")
         found = await tables.latest(
@@ -401,7 +404,7 @@ class Engine:
         )
         return [summarize(row, records) for row, records in found]
 
-    async def show(self, id: str) -> SagaStory:  # noqa: A002
+    async def show(self, id: str) -> SagaHistory:  # noqa: A002
         """Return the story of a run; a record that this code cannot read says why in its line.
 
         Raises:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from synchromesh.calls import Sender
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext
@@ -22,23 +23,23 @@ from synchromesh.errors import (
     to_problem,
 )
 from synchromesh.saga import outcomes
-from synchromesh.saga.definition import SagaDefinition, Sender
-from synchromesh.saga.function import Foreign, Function, Raised, Returned
+from synchromesh.saga.definition import SagaDefinition
+from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
 from synchromesh.saga.handle import Conclusion
 from synchromesh.saga.journal import Desk, Journal
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import (
+    Action,
+    AttemptOutcome,
+    AttemptResult,
     Begin,
-    Decision,
     Halt,
-    Outcome,
-    Record,
-    Result,
-    Status,
+    NextAction,
+    SagaRecord,
+    SagaStatus,
     UndoStep,
-    Verdict,
 )
-from synchromesh.saga.steps import Asked, CallStep, Saga, Step, WriteStep
+from synchromesh.saga.steps import CallStep, Saga, Step, StepRequest, WriteStep
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Unit
 from synchromesh.telemetry import Span, Tracer
@@ -88,7 +89,7 @@ class Execution:
         means: Means,
         definition: SagaDefinition[Any, Any],
         row: SagaRow,
-        records: Sequence[Record] = (),
+        records: Sequence[SagaRecord] = (),
     ) -> None:
         self._means = means
         self._policy = definition.policy
@@ -118,7 +119,7 @@ class Execution:
         """Run the function as far as recorded results carry it, and record what it then begins."""
         while True:
             event = self._function.resume(self._results)
-            if not isinstance(event, Asked):
+            if not isinstance(event, StepRequest):
                 self._conclude_function(event)
                 return
             keys = self.machine.register([step.ask for step in event.steps])
@@ -127,7 +128,7 @@ class Execution:
             if isinstance(answer, Halt):
                 self._function.close()
                 return
-            if isinstance(answer, Decision):
+            if isinstance(answer, NextAction):
                 self._decide(answer)
                 return
             self._asked = keys
@@ -148,18 +149,18 @@ class Execution:
             return False
         return True
 
-    def _conclude_function(self, event: Returned | Raised | Foreign) -> None:
-        if self.machine.status is not Status.RUNNING:
+    def _conclude_function(self, event: FunctionReturned | FunctionRaised | ForeignAwaited) -> None:
+        if self.machine.status is not SagaStatus.RUNNING:
             self._function.close()
             return
-        if isinstance(event, Returned):
+        if isinstance(event, FunctionReturned):
             try:
                 result = encode(event.value)
             except BadRequest as error:
                 self._decide(self.machine.on_raise(f"its result: {error.message}"))
                 return
             self._decide(self.machine.on_return(result))
-        elif isinstance(event, Raised):
+        elif isinstance(event, FunctionRaised):
             self._decide(self._judge(event.error))
         else:
             self._decide(
@@ -169,15 +170,15 @@ class Execution:
                 )
             )
 
-    def _judge(self, error: Exception) -> Decision:
+    def _judge(self, error: Exception) -> NextAction:
         if isinstance(error, Rejection):
             return self.machine.on_raise(outcomes.why(error), to_problem(error))
         _log.error("the function of saga %r raised", self.row.id, exc_info=error)
         return self.machine.on_raise(f"the saga function raised: {outcomes.why(error)}")
 
-    def _decide(self, decision: Decision) -> None:
+    def _decide(self, decision: NextAction) -> None:
         self.journal.add(*decision.records)
-        if decision.verdict is Verdict.TURN:
+        if decision.action is Action.TURN:
             self._means.counts["turned"] += 1
         self._function.close()
 
@@ -210,13 +211,13 @@ class Execution:
         with span:
             span.note("id", row.id)
             self._span_id = span.span_id
-            while machine.status is Status.RUNNING:
+            while machine.status is SagaStatus.RUNNING:
                 await self._forward()
-            if machine.status is Status.COMPENSATING:
+            if machine.status is SagaStatus.COMPENSATING:
                 self._turned.set()
                 await self._compensate()
             await self.journal.flush()
-            if machine.status is not Status.COMPLETED:
+            if machine.status is not SagaStatus.COMPLETED:
                 span.status = machine.status.value
         self._means.counts[machine.status.value] += 1
         self.conclusion = Conclusion(machine.status, machine.result, machine.cause)
@@ -233,7 +234,7 @@ class Execution:
         elif self._take_results():
             self.advance()
 
-    async def _perform_all(self) -> Decision | None:
+    async def _perform_all(self) -> NextAction | None:
         """Do the steps that were begun; return the first decision that ends the way forward."""
         if self._wants_turn.done():
             return None
@@ -250,7 +251,7 @@ class Execution:
         await _stop(under_way)
         return decision
 
-    async def _await_first_no(self, under_way: set[asyncio.Task[Decision]]) -> Decision | None:
+    async def _await_first_no(self, under_way: set[asyncio.Task[NextAction]]) -> NextAction | None:
         while under_way and not self._wants_turn.done():
             waited: set[asyncio.Future[Any]] = {*under_way, self._wants_turn}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -258,13 +259,13 @@ class Execution:
             under_way -= ended
             decisions = [task.result() for task in ended]
             for decision in decisions:
-                if decision.verdict is not Verdict.RETURN:
+                if decision.action is not Action.RETURN:
                     return decision
             if under_way:
                 await self.journal.flush()
         return None
 
-    async def _perform(self, key: str) -> Decision:
+    async def _perform(self, key: str) -> NextAction:
         step = self._steps[key]
         with self._span("step", key) as span:
             while True:
@@ -273,16 +274,16 @@ class Execution:
                 decision = self.machine.on_outcome(
                     key, outcome, now_us=self._now_us(), rng=self._means.desk.runtime.rng
                 )
-                if decision.verdict is Verdict.RETURN:
+                if decision.action is Action.RETURN:
                     self.journal.add(*decision.records)
                     return decision
                 span.note("last", outcome.why)
-                if decision.verdict is not Verdict.RETRY:
+                if decision.action is not Action.RETRY:
                     span.status = outcome.result.value
                     return decision
                 await self._wait(decision)
 
-    async def _wait(self, decision: Decision) -> None:
+    async def _wait(self, decision: NextAction) -> None:
         await asyncio.sleep(decision.delay_s)
         if decision.records:
             self.journal.add(*decision.records)
@@ -294,7 +295,7 @@ class Execution:
             self._decide(
                 self.machine.stick(f"the code never asks for {unasked}, which has to be undone")
             )
-        while self.machine.status is Status.COMPENSATING:
+        while self.machine.status is SagaStatus.COMPENSATING:
             undo = self.machine.next_undo()
             if undo is None:
                 self.journal.add(self.machine.ended())
@@ -312,11 +313,11 @@ class Execution:
                 decision = self.machine.on_undo_outcome(
                     undo.step, outcome, now_us=self._now_us(), rng=self._means.desk.runtime.rng
                 )
-                if decision.verdict is Verdict.UNDONE:
+                if decision.action is Action.UNDONE:
                     self.journal.add(*decision.records)
                     return
                 span.note("last", outcome.why)
-                if decision.verdict is Verdict.STUCK:
+                if decision.action is Action.STUCK:
                     span.status = outcome.result.value
                     self._decide(decision)
                     return
@@ -324,7 +325,7 @@ class Execution:
 
     # -- effects ---------------------------------------------------------------------------------
 
-    async def _attempt(self, key: str, step: Step[Any], span: Span) -> Outcome:
+    async def _attempt(self, key: str, step: Step[Any], span: Span) -> AttemptOutcome:
         if isinstance(step, WriteStep):
             return await self._write(key, step, span)
         if not isinstance(step, CallStep):
@@ -340,15 +341,15 @@ class Execution:
             deadline_s=deadline_s,
         )
         outcome = await self._send(operation, step.call.arguments, context)
-        if outcome.result is not Result.ANSWERED:
+        if outcome.result is not AttemptResult.ANSWERED:
             return outcome
         try:
             # Recorded in our own form: what a replay reads is what the function was given.
-            return Outcome(Result.ANSWERED, encode(step.load(outcome.body)))
+            return AttemptOutcome(AttemptResult.ANSWERED, encode(step.load(outcome.body)))
         except BadRequest as error:
-            return Outcome(Result.UNKNOWN, why=f"its answer: {error.message}")
+            return AttemptOutcome(AttemptResult.UNKNOWN, why=f"its answer: {error.message}")
 
-    async def _write(self, key: str, step: WriteStep[Any], span: Span) -> Outcome:
+    async def _write(self, key: str, step: WriteStep[Any], span: Span) -> AttemptOutcome:
         context = self._context(span, key=self._key(key))
 
         async def body(unit: Unit) -> bytes:
@@ -365,9 +366,9 @@ class Execution:
         except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
             self._log_bug(key, error)
             return outcomes.of_write(error)
-        return Outcome(Result.ANSWERED, answer)
+        return AttemptOutcome(AttemptResult.ANSWERED, answer)
 
-    async def _attempt_undo(self, undo: UndoStep, span: Span) -> Outcome:
+    async def _attempt_undo(self, undo: UndoStep, span: Span) -> AttemptOutcome:
         step, key = self._steps[undo.step], self._key(undo.step)
         if isinstance(step, WriteStep):
             return await self._undo_write(undo, step, span)
@@ -382,7 +383,7 @@ class Execution:
         )
         return await self._send(step.undo, step.undo_arguments(undo.result), context)
 
-    async def _undo_write(self, undo: UndoStep, step: WriteStep[Any], span: Span) -> Outcome:
+    async def _undo_write(self, undo: UndoStep, step: WriteStep[Any], span: Span) -> AttemptOutcome:
         context = self._context(span, key=f"{self._key(undo.step)}/undo")
 
         async def body(unit: Unit) -> bytes:
@@ -398,11 +399,11 @@ class Execution:
         except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
             self._log_bug(undo.step, error)
             return outcomes.of_write_undo(error)
-        return Outcome(Result.ANSWERED)
+        return AttemptOutcome(AttemptResult.ANSWERED)
 
     async def _send(
         self, operation: Operation[..., Any], arguments: bytes, context: CallContext
-    ) -> Outcome:
+    ) -> AttemptOutcome:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(context.deadline_s):
@@ -415,7 +416,7 @@ class Execution:
         except Exception as error:  # noqa: BLE001 - whatever it is, the outcome is judged
             self._log_bug(operation.full_name, error)
             return outcomes.of_call(error)
-        return Outcome(Result.ANSWERED, answer)
+        return AttemptOutcome(AttemptResult.ANSWERED, answer)
 
     def _context(
         self, span: Span, *, key: str, undoes: str = "", deadline_s: float | None = None
@@ -442,8 +443,8 @@ class Execution:
     def _now_us(self) -> int:
         return self._means.desk.clock.now_us()
 
-    def _count(self, what: str, outcome: Outcome) -> None:
-        if outcome.result is not Result.ANSWERED:
+    def _count(self, what: str, outcome: AttemptOutcome) -> None:
+        if outcome.result is not AttemptResult.ANSWERED:
             self._means.counts[f"{what} {outcome.result.value}"] += 1
 
     def _log_bug(self, step: str, error: Exception) -> None:
@@ -467,15 +468,15 @@ class Execution:
         Raises:
             SagaError: there is no way back.
         """
-        if self.machine.status is Status.RUNNING and not self.machine.has_no_way_back:
+        if self.machine.status is SagaStatus.RUNNING and not self.machine.has_no_way_back:
             if not self._wants_turn.done():
                 self._wants_turn.set_result(reason)
             await self._turned.wait()
-            if self.machine.status is Status.RUNNING:
+            if self.machine.status is SagaStatus.RUNNING:
                 return False
-        if self.machine.status not in (Status.COMPENSATING, Status.UNDONE):
+        if self.machine.status not in (SagaStatus.COMPENSATING, SagaStatus.UNDONE):
             state = self.machine.status.value
-            is_running = self.machine.status is Status.RUNNING
+            is_running = self.machine.status is SagaStatus.RUNNING
             because = "its pivot was tried" if is_running else f"it is {state}"
             raise SagaError(f"saga {self.row.id!r} cannot be cancelled: {because}")
         await self.journal.flush()
@@ -493,7 +494,7 @@ class Execution:
         self._ended.set()
 
 
-async def _stop(tasks: set[asyncio.Task[Decision]]) -> None:
+async def _stop(tasks: set[asyncio.Task[NextAction]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,25 +7,25 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from synchromesh.saga.steps import Asked, Saga
+from synchromesh.saga.steps import Saga, StepRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class FunctionReturned:
     """The function came to its end."""
 
     value: object
 
 
 @dataclass(frozen=True, slots=True)
-class Raised:
+class FunctionRaised:
     """The function raised an exception of its own."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
+class ForeignAwaited:
     """The function awaited something else than a step of its saga."""
 
     what: str
@@ -45,19 +45,21 @@ class Function:
         self._begin = begin
         self._coroutine: Coroutine[Any, Any, object] | None = None
 
-    def resume(self, results: tuple[object, ...] | None) -> Asked | Returned | Raised | Foreign:
+    def resume(
+        self, results: tuple[object, ...] | None
+    ) -> StepRequest | FunctionReturned | FunctionRaised | ForeignAwaited:
         """Give the function the results it waits for, None at first; return what it wants next."""
         try:
             if self._coroutine is None:
                 self._coroutine = self._begin()
             asked = self._coroutine.send(results)
         except StopIteration as stop:
-            return Returned(stop.value)
+            return FunctionReturned(stop.value)
         except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
-            return Raised(error)
-        if isinstance(asked, Asked):
+            return FunctionRaised(error)
+        if isinstance(asked, StepRequest):
             return asked
-        return Foreign(type(asked).__name__)
+        return ForeignAwaited(type(asked).__name__)
 
     def close(self) -> None:
         """End the function where it stands; what its `finally:` asks for raises SagaGone (S11)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
-from synchromesh.saga.records import Cause, Status
+from synchromesh.saga.records import SagaCause, SagaStatus
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -16,9 +16,9 @@ R_co = TypeVar("R_co", covariant=True)
 class Conclusion:
     """How a run ended: its result's JSON where it completed, else why it did not."""
 
-    status: Status
+    status: SagaStatus
     result: bytes
-    cause: Cause
+    cause: SagaCause
 
 
 class Host(Protocol):
@@ -59,9 +59,9 @@ class SagaRun(Generic[R_co]):
         ended = await self._host.conclusion(self.id, within_s)
         if ended is None:
             return None
-        if ended.status is Status.COMPLETED:
+        if ended.status is SagaStatus.COMPLETED:
             return self._load(ended.result)
-        if ended.status is Status.STUCK:
+        if ended.status is SagaStatus.STUCK:
             raise Stuck(f"saga {self.id!r} is stuck: {ended.cause.reason}; it needs a person")
         raise _undone(self.id, ended.cause)
 
@@ -80,7 +80,7 @@ class SagaRun(Generic[R_co]):
         return f"<SagaRun {self.id}>"
 
 
-def _undone(id: str, cause: Cause) -> Exception:  # noqa: A002
+def _undone(id: str, cause: SagaCause) -> Exception:  # noqa: A002
     if cause.problem is not None:
         status = cause.problem.get("status")
         error = from_problem(

@@ -13,14 +13,14 @@ from synchromesh.resilience.retry import RetryOptions
 from synchromesh.runtime import Runtime
 from synchromesh.saga import tables
 from synchromesh.saga.machine import SagaMachine
-from synchromesh.saga.records import Record
+from synchromesh.saga.records import SagaRecord
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Store, Unit
 
 _log = logging.getLogger("synchromesh.saga")
 
 _Body: TypeAlias = Callable[[Unit], Awaitable[bytes]]
-_Keep: TypeAlias = Callable[[bytes], Record]
+_Keep: TypeAlias = Callable[[bytes], SagaRecord]
 
 _STORE_WAITS = RetryOptions(base_s=0.05, cap_s=5.0)
 
@@ -68,18 +68,18 @@ class Journal:
         self._row = row
         self._machine = machine
         self._seq = seq
-        self._pending: list[Record] = []
+        self._pending: list[SagaRecord] = []
         self._lock = asyncio.Lock()
         self._commits: set[asyncio.Task[bytes | Exception]] = set()
 
-    def add(self, *records: Record) -> None:
+    def add(self, *records: SagaRecord) -> None:
         """Take records, in the state at once."""
         for record in records:
             stamped = replace(record, at_us=self._desk.clock.now_us())
             self._machine.apply(stamped)
             self._pending.append(stamped)
 
-    def pending(self) -> tuple[Record, ...]:
+    def pending(self) -> tuple[SagaRecord, ...]:
         """Return the records that are not durable yet."""
         return tuple(self._pending)
 
@@ -167,13 +167,13 @@ class Journal:
 
     async def _commit(
         self,
-        batch: tuple[Record, ...],
+        batch: tuple[SagaRecord, ...],
         work: tuple[_Body, _Keep] | None,
     ) -> bytes:
         desk, row, seq = self._desk, self._row, self._seq
         at_us = desk.clock.now_us()
 
-        async def unit_body(unit: Unit) -> tuple[bytes, Record | None]:
+        async def unit_body(unit: Unit) -> tuple[bytes, SagaRecord | None]:
             await tables.extend(unit, row, batch, seq=seq, epoch=desk.epoch)
             if work is None:
                 return b"", None

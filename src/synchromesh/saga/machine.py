@@ -5,7 +5,7 @@
        └──ended──▶ completed
 
 A run is its records. `apply` folds them; the other methods ask what to do and change nothing that
-is recorded: the shell appends the records of a `Decision` and applies them. Once its pivot has
+is recorded: the shell appends the records of a `NextAction` and applies them. Once its pivot has
 begun a run does not turn, unless the pivot was certainly not done: refused, or never run.
 
 Source: Garcia-Molina & Salem, "Sagas", SIGMOD 1987; the pivot is Richardson's, *Microservices
@@ -24,23 +24,23 @@ from synchromesh.errors import SagaError
 from synchromesh.resilience.retry import Chance
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
-    PHASE_AFTER,
     PIVOT_BODY,
     STATUS_AFTER,
+    STEP_STATE_AFTER,
+    Action,
     Ask,
+    AttemptOutcome,
+    AttemptResult,
     Begin,
-    Cause,
-    Decision,
     Halt,
-    Kind,
-    Outcome,
-    Phase,
-    Record,
+    NextAction,
+    RecordKind,
     Replay,
-    Result,
-    Status,
+    SagaCause,
+    SagaRecord,
+    SagaStatus,
+    StepState,
     UndoStep,
-    Verdict,
 )
 
 # A process that comes back after a long time may be the first of those that it needs.
@@ -63,30 +63,30 @@ class _Rule(Enum):
     GIVE_UP = "turn where nothing can have happened past the pivot, else stuck"
 
 
-RULES: dict[tuple[Zone, Result], _Rule] = {
-    (Zone.BEFORE, Result.ANSWERED): _Rule.RETURN,
-    (Zone.BEFORE, Result.REFUSED): _Rule.TURN,
-    (Zone.BEFORE, Result.NOT_RUN): _Rule.AGAIN,
-    (Zone.BEFORE, Result.UNKNOWN): _Rule.AGAIN,
-    (Zone.BEFORE, Result.BROKEN): _Rule.TURN,
-    (Zone.PIVOT, Result.ANSWERED): _Rule.RETURN,
-    (Zone.PIVOT, Result.REFUSED): _Rule.TURN,
-    (Zone.PIVOT, Result.NOT_RUN): _Rule.AGAIN,
-    (Zone.PIVOT, Result.UNKNOWN): _Rule.AGAIN,
-    (Zone.PIVOT, Result.BROKEN): _Rule.GIVE_UP,
-    (Zone.AFTER, Result.ANSWERED): _Rule.RETURN,
-    (Zone.AFTER, Result.REFUSED): _Rule.STUCK,
-    (Zone.AFTER, Result.NOT_RUN): _Rule.AGAIN,
-    (Zone.AFTER, Result.UNKNOWN): _Rule.AGAIN,
-    (Zone.AFTER, Result.BROKEN): _Rule.STUCK,
+RULES: dict[tuple[Zone, AttemptResult], _Rule] = {
+    (Zone.BEFORE, AttemptResult.ANSWERED): _Rule.RETURN,
+    (Zone.BEFORE, AttemptResult.REJECTED): _Rule.TURN,
+    (Zone.BEFORE, AttemptResult.NOT_RUN): _Rule.AGAIN,
+    (Zone.BEFORE, AttemptResult.UNKNOWN): _Rule.AGAIN,
+    (Zone.BEFORE, AttemptResult.BROKEN): _Rule.TURN,
+    (Zone.PIVOT, AttemptResult.ANSWERED): _Rule.RETURN,
+    (Zone.PIVOT, AttemptResult.REJECTED): _Rule.TURN,
+    (Zone.PIVOT, AttemptResult.NOT_RUN): _Rule.AGAIN,
+    (Zone.PIVOT, AttemptResult.UNKNOWN): _Rule.AGAIN,
+    (Zone.PIVOT, AttemptResult.BROKEN): _Rule.GIVE_UP,
+    (Zone.AFTER, AttemptResult.ANSWERED): _Rule.RETURN,
+    (Zone.AFTER, AttemptResult.REJECTED): _Rule.STUCK,
+    (Zone.AFTER, AttemptResult.NOT_RUN): _Rule.AGAIN,
+    (Zone.AFTER, AttemptResult.UNKNOWN): _Rule.AGAIN,
+    (Zone.AFTER, AttemptResult.BROKEN): _Rule.STUCK,
 }
 
-UNDO_RULES: dict[Result, _Rule] = {
-    Result.ANSWERED: _Rule.RETURN,
-    Result.REFUSED: _Rule.STUCK,
-    Result.NOT_RUN: _Rule.AGAIN,
-    Result.UNKNOWN: _Rule.AGAIN,
-    Result.BROKEN: _Rule.STUCK,
+UNDO_RULES: dict[AttemptResult, _Rule] = {
+    AttemptResult.ANSWERED: _Rule.RETURN,
+    AttemptResult.REJECTED: _Rule.STUCK,
+    AttemptResult.NOT_RUN: _Rule.AGAIN,
+    AttemptResult.UNKNOWN: _Rule.AGAIN,
+    AttemptResult.BROKEN: _Rule.STUCK,
 }
 
 
@@ -94,7 +94,7 @@ class _Step:
     __slots__ = ("ask", "attempts", "digest", "order", "phase", "result", "tries", "undo_attempts")
 
     def __init__(self) -> None:
-        self.phase = Phase.NEW
+        self.phase = StepState.NEW
         self.digest = ""
         self.attempts = 0
         self.undo_attempts = 0
@@ -117,8 +117,8 @@ class SagaMachine:
         >>> machine = SagaMachine(SagaPolicy(), deadline_us=9)
         >>> machine.register([Ask("stock.reserve", "d")])
         ['stock.reserve#1']
-        >>> machine.apply(Record(Kind.BEGUN, "stock.reserve#1", 1, "d"))
-        >>> machine.apply(Record(Kind.DONE, "stock.reserve#1", 1, "d", b"7"))
+        >>> machine.apply(SagaRecord(RecordKind.BEGUN, "stock.reserve#1", 1, "d"))
+        >>> machine.apply(SagaRecord(RecordKind.DONE, "stock.reserve#1", 1, "d", b"7"))
         >>> machine
         <SagaMachine running stock.reserve#1=done>
     """
@@ -134,52 +134,52 @@ class SagaMachine:
         self._pivot = ""
         self._pivot_done_us = 0
         self._turned_us = 0
-        self.status = Status.RUNNING
-        self.cause = Cause()
+        self.status = SagaStatus.RUNNING
+        self.cause = SagaCause()
         self.result = b""
 
     # -- records ---------------------------------------------------------------------------------
 
-    def apply(self, record: Record) -> None:
+    def apply(self, record: SagaRecord) -> None:
         """Take a record into the state.
 
         Raises:
             SagaError: it cannot follow those before it.
         """
         status = STATUS_AFTER.get((self.status, record.kind))
-        if status is None or (record.kind is Kind.TURNED and self.has_no_way_back):
+        if status is None or (record.kind is RecordKind.TURNED and self.has_no_way_back):
             raise self._illegal(record)
-        if record.step and record.kind not in (Kind.TURNED, Kind.STUCK):
+        if record.step and record.kind not in (RecordKind.TURNED, RecordKind.STUCK):
             self._apply_to_step(record)
-        elif record.kind in (Kind.TURNED, Kind.STUCK):
-            self.cause = decode(record.body, Cause)
+        elif record.kind in (RecordKind.TURNED, RecordKind.STUCK):
+            self.cause = decode(record.body, SagaCause)
             self._turned_us = record.at_us
-        elif record.kind is Kind.ENDED:
+        elif record.kind is RecordKind.ENDED:
             self.result = record.body
         else:
             raise self._illegal(record)
         self.status = status
 
-    def _apply_to_step(self, record: Record) -> None:
+    def _apply_to_step(self, record: SagaRecord) -> None:
         step = self._steps.setdefault(record.step, _Step())
-        phase = PHASE_AFTER.get((step.phase, record.kind))
+        phase = STEP_STATE_AFTER.get((step.phase, record.kind))
         if phase is None:
             raise self._illegal(record)
         step.phase = phase
-        if record.kind in (Kind.BEGUN, Kind.DONE, Kind.REFUSED):
+        if record.kind in (RecordKind.BEGUN, RecordKind.DONE, RecordKind.REJECTED):
             step.digest = record.digest
-        if record.kind is Kind.BEGUN:
+        if record.kind is RecordKind.BEGUN:
             step.attempts = record.attempt
             if record.body == PIVOT_BODY:
                 self._pivot = record.step
-        elif record.kind is Kind.UNDO_BEGUN:
+        elif record.kind is RecordKind.UNDO_BEGUN:
             step.undo_attempts = record.attempt
-        elif record.kind is Kind.DONE:
+        elif record.kind is RecordKind.DONE:
             step.result = record.body
             if record.step == self._pivot:
                 self._pivot_done_us = record.at_us
 
-    def _illegal(self, record: Record) -> SagaError:
+    def _illegal(self, record: SagaRecord) -> SagaError:
         return SagaError(
             f"the record {record.kind.value} {record.step} cannot follow: {self!r}; the records "
             "were changed, or another engine wrote them"
@@ -188,7 +188,7 @@ class SagaMachine:
     @property
     def has_no_way_back(self) -> bool:
         """True from the pivot's first `begun` on, unless it is recorded as certainly not done."""
-        return bool(self._pivot) and self._steps[self._pivot].phase is not Phase.REFUSED
+        return bool(self._pivot) and self._steps[self._pivot].phase is not StepState.REJECTED
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -196,10 +196,12 @@ class SagaMachine:
         """Return the keys, name # ordinal, of the steps that the function asks for at once."""
         return [self._register(ask) for ask in asks]
 
-    def on_ask(self, keys: Sequence[str], *, now_us: int) -> list[Replay | Begin] | Decision | Halt:
+    def on_ask(
+        self, keys: Sequence[str], *, now_us: int
+    ) -> list[Replay | Begin] | NextAction | Halt:
         """Say what becomes of steps that were registered together.
 
-        A `Decision` is TURN past the deadline, or STUCK where they are not those recorded (S11).
+        A `NextAction` is TURN past the deadline, or STUCK where they are not those recorded (S11).
         """
         steps = [self._steps[key] for key in keys]
         for key, step in zip(keys, steps, strict=True):
@@ -212,7 +214,7 @@ class SagaMachine:
         unasked = self.unasked()
         if unasked:
             return self.stick(f"the code asks for {', '.join(keys)} where {unasked} is recorded")
-        if self.status is not Status.RUNNING:
+        if self.status is not SagaStatus.RUNNING:
             return Halt()
         if not self.has_no_way_back and now_us >= self._deadline_us:
             return self.turn("its deadline passed")
@@ -228,7 +230,7 @@ class SagaMachine:
 
     def _changed(self, key: str, step: _Step) -> str:
         ask = _ask_of(step)
-        if step.phase is Phase.NEW:
+        if step.phase is StepState.NEW:
             return ""
         if step.digest != ask.digest:
             return (
@@ -241,15 +243,15 @@ class SagaMachine:
 
     def _start(self, key: str, step: _Step) -> Replay | Begin:
         ask = _ask_of(step)
-        if step.phase is Phase.DONE:
+        if step.phase is StepState.DONE:
             return Replay(key, step.result or b"")
         # One that is begun already was in flight when the process died: a further attempt.
         return Begin(key, () if ask.is_write else (self._begun(key, step),))
 
-    def _begun(self, key: str, step: _Step) -> Record:
+    def _begun(self, key: str, step: _Step) -> SagaRecord:
         ask = _ask_of(step)
         body = PIVOT_BODY if ask.is_pivot else b""
-        return Record(Kind.BEGUN, key, step.attempts + 1, ask.digest, body)
+        return SagaRecord(RecordKind.BEGUN, key, step.attempts + 1, ask.digest, body)
 
     def unasked(self) -> str:
         """Name the recorded steps that the function has not asked for; "" where there is none."""
@@ -259,15 +261,17 @@ class SagaMachine:
         """Return the recorded result of a step that is done."""
         return self._steps[key].result or b""
 
-    def done(self, key: str, result: bytes) -> Record:
+    def done(self, key: str, result: bytes) -> SagaRecord:
         """Return the record that a step was answered."""
         step = self._steps[key]
-        return Record(Kind.DONE, key, step.attempts, _ask_of(step).digest, result)
+        return SagaRecord(RecordKind.DONE, key, step.attempts, _ask_of(step).digest, result)
 
-    def on_outcome(self, key: str, outcome: Outcome, *, now_us: int, rng: Chance) -> Decision:
+    def on_outcome(
+        self, key: str, outcome: AttemptOutcome, *, now_us: int, rng: Chance
+    ) -> NextAction:
         """Decide what follows from an attempt of a step."""
         step, zone = self._steps[key], self._zone(key)
-        if outcome.result is Result.UNKNOWN and _ask_of(step).is_write:
+        if outcome.result is AttemptResult.UNKNOWN and _ask_of(step).is_write:
             step.attempts += 1
         rule = RULES[zone, outcome.result]
         if rule is _Rule.AGAIN:
@@ -277,8 +281,8 @@ class SagaMachine:
             rule = _Rule.GIVE_UP
         if rule is _Rule.RETURN:
             # A write has committed its record itself.
-            is_recorded = step.phase is Phase.DONE
-            return Decision(Verdict.RETURN, () if is_recorded else (self.done(key, outcome.body),))
+            is_recorded = step.phase is StepState.DONE
+            return NextAction(Action.RETURN, () if is_recorded else (self.done(key, outcome.body),))
         return self._fail(key, step, zone, rule, outcome)
 
     def _zone(self, key: str) -> Zone:
@@ -286,12 +290,12 @@ class SagaMachine:
             return Zone.BEFORE
         return Zone.PIVOT if key == self._pivot else Zone.AFTER
 
-    def _left_s(self, zone: Zone, step: _Step, outcome: Outcome, now_us: int) -> float:
+    def _left_s(self, zone: Zone, step: _Step, outcome: AttemptOutcome, now_us: int) -> float:
         if zone is Zone.AFTER:
             limit_us = self._pivot_done_us + int(self._policy.after_pivot_deadline_s * 1e6)
             return (max(limit_us, self._grace_until_us) - now_us) / 1e6
         is_spent = step.attempts >= self._policy.attempts_max
-        if zone is Zone.BEFORE and outcome.result is Result.UNKNOWN and is_spent:
+        if zone is Zone.BEFORE and outcome.result is AttemptResult.UNKNOWN and is_spent:
             return 0.0
         # A pivot that may have run before cannot turn any more.
         is_doubtful = zone is Zone.PIVOT and step.attempts > 1
@@ -299,21 +303,23 @@ class SagaMachine:
         return (limit_us - now_us) / 1e6
 
     def _again(
-        self, key: str, step: _Step, outcome: Outcome, left_s: float, rng: Chance
-    ) -> Decision:
-        is_counted = outcome.result is Result.UNKNOWN and not _ask_of(step).is_write
+        self, key: str, step: _Step, outcome: AttemptOutcome, left_s: float, rng: Chance
+    ) -> NextAction:
+        is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
         records = (self._begun(key, step),) if is_counted else ()
-        return Decision(Verdict.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
+        return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
 
-    def _wait_s(self, step: _Step, outcome: Outcome, rng: Chance) -> float:
+    def _wait_s(self, step: _Step, outcome: AttemptOutcome, rng: Chance) -> float:
         step.tries += 1
         return max(self._backoff.backoff_s(step.tries, rng), outcome.retry_after_s or 0.0)
 
-    def _fail(self, key: str, step: _Step, zone: Zone, rule: _Rule, outcome: Outcome) -> Decision:
+    def _fail(
+        self, key: str, step: _Step, zone: Zone, rule: _Rule, outcome: AttemptOutcome
+    ) -> NextAction:
         # A pivot's first attempt that was not run leaves no doubt; a later one does not speak for
         # those before it.
-        is_certain = outcome.result is Result.REFUSED or (
-            outcome.result is not Result.UNKNOWN and step.attempts <= 1
+        is_certain = outcome.result is AttemptResult.REJECTED or (
+            outcome.result is not AttemptResult.UNKNOWN and step.attempts <= 1
         )
         has_way_back = zone is Zone.BEFORE or (zone is Zone.PIVOT and is_certain)
         if rule is _Rule.STUCK or not has_way_back:
@@ -326,33 +332,38 @@ class SagaMachine:
             return replace(turned, records=(refused, *turned.records))
         return turned
 
-    def _refused(self, key: str, step: _Step, outcome: Outcome) -> Record:
+    def _refused(self, key: str, step: _Step, outcome: AttemptOutcome) -> SagaRecord:
         body = encode(outcome.problem or {})
-        return Record(Kind.REFUSED, key, step.attempts, _ask_of(step).digest, body)
+        return SagaRecord(RecordKind.REJECTED, key, step.attempts, _ask_of(step).digest, body)
 
-    def turn(self, reason: str, step: str = "", problem: dict[str, Any] | None = None) -> Decision:
+    def turn(
+        self, reason: str, step: str = "", problem: dict[str, Any] | None = None
+    ) -> NextAction:
         """Return the decision to undo the run, whatever is thought of its pivot."""
-        return Decision(
-            Verdict.TURN, (Record(Kind.TURNED, body=encode(Cause(reason, step, problem))),)
+        return NextAction(
+            Action.TURN,
+            (SagaRecord(RecordKind.TURNED, body=encode(SagaCause(reason, step, problem))),),
         )
 
-    def stick(self, reason: str, step: str = "") -> Decision:
+    def stick(self, reason: str, step: str = "") -> NextAction:
         """Return the decision that the run needs a person."""
-        return Decision(Verdict.STUCK, (Record(Kind.STUCK, body=encode(Cause(reason, step))),))
+        return NextAction(
+            Action.STUCK, (SagaRecord(RecordKind.STUCK, body=encode(SagaCause(reason, step))),)
+        )
 
-    def on_raise(self, reason: str, problem: dict[str, Any] | None = None) -> Decision:
+    def on_raise(self, reason: str, problem: dict[str, Any] | None = None) -> NextAction:
         """Decide what follows where the function itself ends without a result."""
         unasked = self.unasked()
         if unasked:
             return self.stick(f"{reason}, and the code never asks for {unasked}, which is recorded")
         return self.stick(reason) if self.has_no_way_back else self.turn(reason, "", problem)
 
-    def on_return(self, result: bytes) -> Decision:
+    def on_return(self, result: bytes) -> NextAction:
         """Decide what follows where the function returns."""
         unasked = self.unasked()
         if unasked:
             return self.stick(f"the code ends without {unasked}, which is recorded")
-        return Decision(Verdict.RETURN, (Record(Kind.ENDED, body=result),))
+        return NextAction(Action.RETURN, (SagaRecord(RecordKind.ENDED, body=result),))
 
     # -- backward --------------------------------------------------------------------------------
 
@@ -361,7 +372,7 @@ class SagaMachine:
         owed = [
             (step.order, key, step, step.ask)
             for key, step in self._steps.items()
-            if step.phase in (Phase.UNKNOWN, Phase.DONE, Phase.UNDOING)
+            if step.phase in (StepState.UNKNOWN, StepState.DONE, StepState.UNDOING)
             and step.ask is not None
             and step.ask.has_undo
         ]
@@ -371,30 +382,32 @@ class SagaMachine:
         records = () if ask.is_write else (self._undo_begun(key, step),)
         return UndoStep(key, step.result, records)
 
-    def _undo_begun(self, key: str, step: _Step) -> Record:
-        return Record(Kind.UNDO_BEGUN, key, step.undo_attempts + 1)
+    def _undo_begun(self, key: str, step: _Step) -> SagaRecord:
+        return SagaRecord(RecordKind.UNDO_BEGUN, key, step.undo_attempts + 1)
 
-    def undone(self, key: str) -> Record:
+    def undone(self, key: str) -> SagaRecord:
         """Return the record that a step was undone."""
-        return Record(Kind.UNDONE, key, self._steps[key].undo_attempts)
+        return SagaRecord(RecordKind.UNDONE, key, self._steps[key].undo_attempts)
 
-    def on_undo_outcome(self, key: str, outcome: Outcome, *, now_us: int, rng: Chance) -> Decision:
+    def on_undo_outcome(
+        self, key: str, outcome: AttemptOutcome, *, now_us: int, rng: Chance
+    ) -> NextAction:
         """Decide what follows from an attempt of an undo; a failed one is never passed over."""
         step, rule = self._steps[key], UNDO_RULES[outcome.result]
         if rule is _Rule.RETURN:
-            is_recorded = step.phase is Phase.UNDONE
-            return Decision(Verdict.UNDONE, () if is_recorded else (self.undone(key),))
+            is_recorded = step.phase is StepState.UNDONE
+            return NextAction(Action.UNDONE, () if is_recorded else (self.undone(key),))
         limit_us = self._turned_us + int(self._policy.undo_deadline_s * 1e6)
         left_s = (max(limit_us, self._grace_until_us) - now_us) / 1e6
         if rule is _Rule.AGAIN and left_s > 0:
-            is_counted = outcome.result is Result.UNKNOWN and not _ask_of(step).is_write
+            is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
             records = (self._undo_begun(key, step),) if is_counted else ()
-            return Decision(Verdict.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
+            return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
         return self.stick(f"its undo is {outcome.result.value}: {outcome.why}", key)
 
-    def ended(self) -> Record:
+    def ended(self) -> SagaRecord:
         """Return the record that all that had to be undone is."""
-        return Record(Kind.ENDED)
+        return SagaRecord(RecordKind.ENDED)
 
     def __repr__(self) -> str:
         steps = "".join(f" {key}={step.phase.value}" for key, step in self._steps.items())
@@ -407,5 +420,5 @@ def _ask_of(step: _Step) -> Ask:
     return step.ask
 
 
-def _is_no(outcome: Outcome) -> bool:
-    return outcome.result is Result.REFUSED
+def _is_no(outcome: AttemptOutcome) -> bool:
+    return outcome.result is AttemptResult.REJECTED

@@ -11,7 +11,7 @@ from synchromesh.errors import (
     InProgress,
     KeyReused,
     KeyUndone,
-    Refused,
+    NotExecuted,
     Rejection,
     Shed,
     StoreError,
@@ -20,7 +20,7 @@ from synchromesh.errors import (
     UnknownOperation,
     to_problem,
 )
-from synchromesh.saga.records import Outcome, Result
+from synchromesh.saga.records import AttemptOutcome, AttemptResult
 
 _HOPELESS = (
     BadRequest,
@@ -33,39 +33,39 @@ _HOPELESS = (
 )
 
 
-def of_call(error: Exception) -> Outcome:
+def of_call(error: Exception) -> AttemptOutcome:
     """Return what a call that raised came to.
 
     Example:
         >>> of_call(Shed("full", retry_after_s=2.0)).result
-        <Result.NOT_RUN: 'not run'>
+        <AttemptResult.NOT_RUN: 'not run'>
     """
     if isinstance(error, Rejection):
-        return _outcome(Result.REFUSED, error)
+        return _outcome(AttemptResult.REJECTED, error)
     if isinstance(error, _HOPELESS):
-        return _outcome(Result.BROKEN, error)
+        return _outcome(AttemptResult.BROKEN, error)
     # A call that is in progress under this key runs, or has run: its outcome is not known yet.
-    if isinstance(error, Refused | ConnectFailed) and not isinstance(error, InProgress):
-        return _outcome(Result.NOT_RUN, error)
-    return _outcome(Result.UNKNOWN, error)
+    if isinstance(error, NotExecuted | ConnectFailed) and not isinstance(error, InProgress):
+        return _outcome(AttemptResult.NOT_RUN, error)
+    return _outcome(AttemptResult.UNKNOWN, error)
 
 
-def of_write(error: Exception) -> Outcome:
+def of_write(error: Exception) -> AttemptOutcome:
     """Return what a unit of work that raised came to: it was rolled back, whatever it was."""
     if isinstance(error, Rejection):
-        return _outcome(Result.REFUSED, error)
+        return _outcome(AttemptResult.REJECTED, error)
     if isinstance(error, Shed):
-        return _outcome(Result.NOT_RUN, error)
+        return _outcome(AttemptResult.NOT_RUN, error)
     if isinstance(error, StoreError) and not isinstance(error, ForeignAwait):
-        return _outcome(Result.UNKNOWN, error)
-    return _outcome(Result.BROKEN, error)
+        return _outcome(AttemptResult.UNKNOWN, error)
+    return _outcome(AttemptResult.BROKEN, error)
 
 
-def of_write_undo(error: Exception) -> Outcome:
+def of_write_undo(error: Exception) -> AttemptOutcome:
     """Return what an undo unit that raised came to; its own bug may be mended while it is tried."""
     outcome = of_write(error)
-    is_bug = outcome.result is Result.BROKEN
-    return _outcome(Result.UNKNOWN, error) if is_bug else outcome
+    is_bug = outcome.result is AttemptResult.BROKEN
+    return _outcome(AttemptResult.UNKNOWN, error) if is_bug else outcome
 
 
 def why(error: BaseException) -> str:
@@ -75,7 +75,7 @@ def why(error: BaseException) -> str:
     return f"{type(error).__name__} was raised; its text is in the log of the service"
 
 
-def _outcome(result: Result, error: Exception) -> Outcome:
+def _outcome(result: AttemptResult, error: Exception) -> AttemptOutcome:
     retry_after_s = getattr(error, "retry_after_s", None)
     problem = to_problem(error) if isinstance(error, SynchromeshError) else None
-    return Outcome(result, why=why(error), problem=problem, retry_after_s=retry_after_s)
+    return AttemptOutcome(result, why=why(error), problem=problem, retry_after_s=retry_after_s)

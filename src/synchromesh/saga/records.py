@@ -12,7 +12,7 @@ PIVOT_BODY = b'"pivot"'
 """The body of the `begun` of a pivot: the records alone tell whether there is a way back."""
 
 
-class Status(Enum):
+class SagaStatus(Enum):
     """Where a run stands."""
 
     RUNNING = "running"
@@ -22,15 +22,15 @@ class Status(Enum):
     STUCK = "stuck"
 
 
-UNFINISHED = (Status.RUNNING, Status.COMPENSATING)
+UNFINISHED = (SagaStatus.RUNNING, SagaStatus.COMPENSATING)
 
 
-class Kind(Enum):
+class RecordKind(Enum):
     """What a record says."""
 
     BEGUN = "begun"
     DONE = "done"
-    REFUSED = "refused"
+    REJECTED = "rejected"
     TURNED = "turned"
     UNDO_BEGUN = "undo_begun"
     UNDONE = "undone"
@@ -38,57 +38,57 @@ class Kind(Enum):
     ENDED = "ended"
 
 
-class Phase(Enum):
+class StepState(Enum):
     """How far a step has come; UNKNOWN is begun, and nobody knows whether it has an effect."""
 
     NEW = "new"
     UNKNOWN = "unknown"
     DONE = "done"
-    REFUSED = "refused"
+    REJECTED = "rejected"
     UNDOING = "undoing"
     UNDONE = "undone"
 
 
-STATUS_AFTER: dict[tuple[Status, Kind], Status] = {
-    (Status.RUNNING, Kind.BEGUN): Status.RUNNING,
-    (Status.RUNNING, Kind.DONE): Status.RUNNING,
-    (Status.RUNNING, Kind.REFUSED): Status.RUNNING,
-    (Status.RUNNING, Kind.TURNED): Status.COMPENSATING,
-    (Status.RUNNING, Kind.STUCK): Status.STUCK,
-    (Status.RUNNING, Kind.ENDED): Status.COMPLETED,
-    (Status.COMPENSATING, Kind.UNDO_BEGUN): Status.COMPENSATING,
-    (Status.COMPENSATING, Kind.UNDONE): Status.COMPENSATING,
-    (Status.COMPENSATING, Kind.STUCK): Status.STUCK,
-    (Status.COMPENSATING, Kind.ENDED): Status.UNDONE,
+STATUS_AFTER: dict[tuple[SagaStatus, RecordKind], SagaStatus] = {
+    (SagaStatus.RUNNING, RecordKind.BEGUN): SagaStatus.RUNNING,
+    (SagaStatus.RUNNING, RecordKind.DONE): SagaStatus.RUNNING,
+    (SagaStatus.RUNNING, RecordKind.REJECTED): SagaStatus.RUNNING,
+    (SagaStatus.RUNNING, RecordKind.TURNED): SagaStatus.COMPENSATING,
+    (SagaStatus.RUNNING, RecordKind.STUCK): SagaStatus.STUCK,
+    (SagaStatus.RUNNING, RecordKind.ENDED): SagaStatus.COMPLETED,
+    (SagaStatus.COMPENSATING, RecordKind.UNDO_BEGUN): SagaStatus.COMPENSATING,
+    (SagaStatus.COMPENSATING, RecordKind.UNDONE): SagaStatus.COMPENSATING,
+    (SagaStatus.COMPENSATING, RecordKind.STUCK): SagaStatus.STUCK,
+    (SagaStatus.COMPENSATING, RecordKind.ENDED): SagaStatus.UNDONE,
 }
 
 # A write has no `begun` and no `undo_begun`: it commits with its own record.
-PHASE_AFTER: dict[tuple[Phase, Kind], Phase] = {
-    (Phase.NEW, Kind.BEGUN): Phase.UNKNOWN,
-    (Phase.NEW, Kind.DONE): Phase.DONE,
-    (Phase.NEW, Kind.REFUSED): Phase.REFUSED,
-    (Phase.UNKNOWN, Kind.BEGUN): Phase.UNKNOWN,
-    (Phase.UNKNOWN, Kind.DONE): Phase.DONE,
-    (Phase.UNKNOWN, Kind.REFUSED): Phase.REFUSED,
-    (Phase.UNKNOWN, Kind.UNDO_BEGUN): Phase.UNDOING,
-    (Phase.DONE, Kind.UNDO_BEGUN): Phase.UNDOING,
-    (Phase.DONE, Kind.UNDONE): Phase.UNDONE,
-    (Phase.UNDOING, Kind.UNDO_BEGUN): Phase.UNDOING,
-    (Phase.UNDOING, Kind.UNDONE): Phase.UNDONE,
+STEP_STATE_AFTER: dict[tuple[StepState, RecordKind], StepState] = {
+    (StepState.NEW, RecordKind.BEGUN): StepState.UNKNOWN,
+    (StepState.NEW, RecordKind.DONE): StepState.DONE,
+    (StepState.NEW, RecordKind.REJECTED): StepState.REJECTED,
+    (StepState.UNKNOWN, RecordKind.BEGUN): StepState.UNKNOWN,
+    (StepState.UNKNOWN, RecordKind.DONE): StepState.DONE,
+    (StepState.UNKNOWN, RecordKind.REJECTED): StepState.REJECTED,
+    (StepState.UNKNOWN, RecordKind.UNDO_BEGUN): StepState.UNDOING,
+    (StepState.DONE, RecordKind.UNDO_BEGUN): StepState.UNDOING,
+    (StepState.DONE, RecordKind.UNDONE): StepState.UNDONE,
+    (StepState.UNDOING, RecordKind.UNDO_BEGUN): StepState.UNDOING,
+    (StepState.UNDOING, RecordKind.UNDONE): StepState.UNDONE,
 }
 
 
-class Result(Enum):
+class AttemptResult(Enum):
     """What one attempt came to."""
 
     ANSWERED = "answered"
-    REFUSED = "refused"  # a business no: certain, and final under the key
+    REJECTED = "rejected"  # a business no: certain, and final under the key
     NOT_RUN = "not run"  # certainly not run this time: does not use up attempts
     UNKNOWN = "unknown"  # it may have run, may run still, or never
     BROKEN = "broken"  # certainly not run, and no later attempt will do better
 
 
-class Verdict(Enum):
+class Action(Enum):
     """What a decision comes to."""
 
     RETURN = "return"
@@ -98,7 +98,7 @@ class Verdict(Enum):
     UNDONE = "undone"
 
 
-class Cause(msgspec.Struct, frozen=True, omit_defaults=True):
+class SagaCause(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a run turned or is stuck: for people, and the problem that a client is told."""
 
     reason: str = ""
@@ -107,10 +107,10 @@ class Cause(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SagaRecord:
     """One durable fact of a run; `step` is its name # ordinal, `body` JSON or empty."""
 
-    kind: Kind
+    kind: RecordKind
     step: str = ""
     attempt: int = 0
     digest: str = ""
@@ -130,13 +130,13 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AttemptOutcome:
     """What one attempt of a step or an undo came to.
 
     `body` is the answer's JSON, `problem` what a client would be told of a failure.
     """
 
-    result: Result
+    result: AttemptResult
     body: bytes = b""
     why: str = ""
     problem: dict[str, Any] | None = None
@@ -156,7 +156,7 @@ class Begin:
     """The step is to be tried; the record, if any, must be durable before."""
 
     step: str
-    records: tuple[Record, ...]
+    records: tuple[SagaRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +170,13 @@ class UndoStep:
 
     step: str
     result: bytes | None
-    records: tuple[Record, ...]
+    records: tuple[SagaRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class NextAction:
     """What follows from an outcome: the records to append, and how long to wait before a retry."""
 
-    verdict: Verdict
-    records: tuple[Record, ...] = ()
+    action: Action
+    records: tuple[SagaRecord, ...] = ()
     delay_s: float = 0.0

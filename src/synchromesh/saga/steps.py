@@ -29,7 +29,7 @@ T6 = TypeVar("T6")
 STEPS_TOGETHER_MAX = 64
 
 
-class Asked:
+class StepRequest:
     """What a saga function yields to its engine: steps, of which all results are wanted."""
 
     __slots__ = ("steps",)
@@ -67,9 +67,9 @@ class Step(Generic[R_co]):
         """Return the step's recorded result as a value of its type."""
         return typing.cast("R_co", decode(result, self.result_type))
 
-    def __await__(self) -> Generator[Asked, Any, R_co]:
+    def __await__(self) -> Generator[StepRequest, Any, R_co]:
         self.claim()
-        results: tuple[R_co, ...] = yield Asked((self,))
+        results: tuple[R_co, ...] = yield StepRequest((self,))
         return results[0]
 
     def __repr__(self) -> str:
@@ -132,10 +132,10 @@ class Together(Generic[R_co]):
     def __init__(self, steps: tuple[Step[Any], ...]) -> None:
         self._steps = steps
 
-    def __await__(self) -> Generator[Asked, Any, R_co]:
+    def __await__(self) -> Generator[StepRequest, Any, R_co]:
         for step in self._steps:
             step.claim()
-        results: R_co = yield Asked(self._steps)
+        results: R_co = yield StepRequest(self._steps)
         return results
 
 

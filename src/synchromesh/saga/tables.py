@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from synchromesh.codec import decode, encode
 from synchromesh.errors import Fenced, SagaConflict, SagaError, SagaLocked
 from synchromesh.events import NewEvent, append
-from synchromesh.saga.records import Cause, Kind, Record, Status
+from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
 from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
 
 SCHEMA = Schema(
@@ -53,12 +53,12 @@ _COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us"
 )
-_STATUSES = frozenset(status.value for status in Status)
+_STATUSES = frozenset(status.value for status in SagaStatus)
 _RECORDS = (
     "select seq, kind, step, attempt, digest, body, at_us from sm_saga_record "
     "where saga = ? order by seq"
 )
-_STATUS_OF = {Kind.TURNED: Status.COMPENSATING, Kind.STUCK: Status.STUCK}
+_STATUS_OF = {RecordKind.TURNED: SagaStatus.COMPENSATING, RecordKind.STUCK: SagaStatus.STUCK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class SagaRow:
     lock_key: str | None
     digest: str
     input: bytes
-    status: Status
+    status: SagaStatus
     reason: str
     owner: str
     trace_id: str
@@ -89,11 +89,11 @@ class StoredRecord:
     """A record where it stands in its run."""
 
     seq: int
-    record: Record
+    record: SagaRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableRecord:
     """A record that this code cannot read, as far as it is told from the others, and why."""
 
     seq: int
@@ -118,7 +118,7 @@ async def take_over(unit: Unit) -> int:
     return epoch
 
 
-async def start(unit: Unit, row: SagaRow, records: Sequence[Record], *, epoch: int) -> bool:
+async def start(unit: Unit, row: SagaRow, records: Sequence[SagaRecord], *, epoch: int) -> bool:
     """Insert a run with its first records; False where the same one is there already (S1).
 
     Raises:
@@ -146,7 +146,7 @@ async def start(unit: Unit, row: SagaRow, records: Sequence[Record], *, epoch: i
                 f"{row.lock_key!r}; wait for its end, or ask for that one"
             )
     await _insert(unit, row, epoch)
-    await _milestone(unit, row, "saga_started", Status.RUNNING)
+    await _milestone(unit, row, "saga_started", SagaStatus.RUNNING)
     await put(unit, row, 0, records)
     return True
 
@@ -160,7 +160,7 @@ def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
 
 
 async def extend(
-    unit: Unit, row: SagaRow, records: Sequence[Record], *, seq: int, epoch: int
+    unit: Unit, row: SagaRow, records: Sequence[SagaRecord], *, seq: int, epoch: int
 ) -> None:
     """Append records after number `seq`, if it is the last and this engine still owns the run.
 
@@ -217,7 +217,7 @@ async def _insert(unit: Unit, row: SagaRow, epoch: int) -> None:
     )
 
 
-async def put(unit: Unit, row: SagaRow, seq: int, records: Sequence[Record]) -> None:
+async def put(unit: Unit, row: SagaRow, seq: int, records: Sequence[SagaRecord]) -> None:
     """Append records after number `seq` in a unit that has checked the right to (`extend`)."""
     for record in records:
         seq += 1
@@ -235,7 +235,7 @@ async def put(unit: Unit, row: SagaRow, seq: int, records: Sequence[Record]) -> 
         )
         status = _STATUS_OF.get(record.kind)
         if status is not None:
-            cause = decode(record.body, Cause)
+            cause = decode(record.body, SagaCause)
             await unit.execute(
                 "update sm_saga set status = ?, reason = ? where id = ?",
                 status.value,
@@ -243,13 +243,13 @@ async def put(unit: Unit, row: SagaRow, seq: int, records: Sequence[Record]) -> 
                 row.id,
             )
             await _milestone(unit, row, f"saga_{record.kind.value}", status, cause.reason)
-        elif record.kind is Kind.ENDED:
+        elif record.kind is RecordKind.ENDED:
             await _end(unit, row, record)
 
 
-async def _end(unit: Unit, row: SagaRow, record: Record) -> None:
+async def _end(unit: Unit, row: SagaRow, record: SagaRecord) -> None:
     # A completed run has the JSON of a result; one that is undone has none.
-    status = Status.COMPLETED if record.body else Status.UNDONE
+    status = SagaStatus.COMPLETED if record.body else SagaStatus.UNDONE
     await unit.execute(
         "update sm_saga set status = ?, result = ?, ended_us = ? where id = ?",
         status.value,
@@ -260,7 +260,9 @@ async def _end(unit: Unit, row: SagaRow, record: Record) -> None:
     await _milestone(unit, row, "saga_ended", status)
 
 
-async def _milestone(unit: Unit, row: SagaRow, name: str, status: Status, reason: str = "") -> None:
+async def _milestone(
+    unit: Unit, row: SagaRow, name: str, status: SagaStatus, reason: str = ""
+) -> None:
     """Tell the log of a turn of the run, in the same commit: one story with the events."""
     told = {"saga": row.name, "id": row.id, "status": status.value, "reason": reason}
     event = NewEvent(f"{unit.service}.{name}", encode(told), trace_id=row.trace_id)
@@ -284,7 +286,7 @@ async def unfinished(store: Store) -> list[SagaRow]:
     return [_row(row) for row in rows]
 
 
-async def latest(store: Store, status: Status | None, limit: int) -> list[tuple[SagaRow, int]]:
+async def latest(store: Store, status: SagaStatus | None, limit: int) -> list[tuple[SagaRow, int]]:
     """Return runs with the number of their records, the newest first."""
     where, values = ("", ()) if status is None else ("where status = ? ", (status.value,))
     rows = await store.read(
@@ -304,23 +306,25 @@ async def records(source: Store, id: str) -> list[StoredRecord]:  # noqa: A002
     """
     rows = await source.read(_RECORDS, id)
     read = [_record(row) for row in rows]
-    bad = next((each for each in read if isinstance(each, Unreadable)), None)
+    bad = next((each for each in read if isinstance(each, UnreadableRecord)), None)
     if bad is not None:
         raise SagaError(f"record {bad.seq} of saga {id!r} {bad.why}")
     return [each for each in read if isinstance(each, StoredRecord)]
 
 
-async def readable(source: Store, id: str) -> list[StoredRecord | Unreadable]:  # noqa: A002
+async def readable(source: Store, id: str) -> list[StoredRecord | UnreadableRecord]:  # noqa: A002
     """Return the records of a run, in order, with what is left of those that cannot be read."""
     return [_record(row) for row in await source.read(_RECORDS, id)]
 
 
-def _record(row: Row) -> StoredRecord | Unreadable:
+def _record(row: Row) -> StoredRecord | UnreadableRecord:
     seq, kind, step, attempt, digest, body, at_us = row
     try:
         return StoredRecord(
             _int(seq),
-            Record(Kind(kind), str(step), _int(attempt), str(digest), _bytes(body), _int(at_us)),
+            SagaRecord(
+                RecordKind(kind), str(step), _int(attempt), str(digest), _bytes(body), _int(at_us)
+            ),
         )
     except (ValueError, TypeError) as error:
         why = (
@@ -329,7 +333,7 @@ def _record(row: Row) -> StoredRecord | Unreadable:
         )
         at = at_us if isinstance(at_us, int) else 0
         tried = attempt if isinstance(attempt, int) else 0
-        return Unreadable(_int(seq), str(kind), str(step), tried, at, why)
+        return UnreadableRecord(_int(seq), str(kind), str(step), tried, at, why)
 
 
 def _row(row: Row) -> SagaRow:
@@ -345,7 +349,7 @@ def _row(row: Row) -> SagaRow:
         lock_key=None if row[3] is None else str(row[3]),
         digest=str(row[4]),
         input=_bytes(row[5]),
-        status=Status(row[6]),
+        status=SagaStatus(row[6]),
         reason=str(row[7]),
         owner=str(row[8]),
         trace_id=str(row[9]),

@@ -1,13 +1,13 @@
 """Services: handlers, the transaction and the context that users see, and a service's lifecycle."""
 
 from synchromesh.service.context import Context
-from synchromesh.service.definition import Handled, Projected, Service
+from synchromesh.service.definition import HandlerDefinition, ProjectionDefinition, Service
 from synchromesh.service.instance import (
     KEEP_S,
     Health,
     ServiceInstance,
     Surroundings,
-    rehearse,
+    dry_run_migrations,
 )
 from synchromesh.service.supervisor import Child, GaveUp, Supervisor
 from synchromesh.service.transaction import Transaction
@@ -17,13 +17,13 @@ __all__ = [
     "Child",
     "Context",
     "GaveUp",
-    "Handled",
+    "HandlerDefinition",
     "Health",
-    "Projected",
+    "ProjectionDefinition",
     "Service",
     "ServiceInstance",
     "Supervisor",
     "Surroundings",
     "Transaction",
-    "rehearse",
+    "dry_run_migrations",
 ]

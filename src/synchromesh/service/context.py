@@ -28,7 +28,7 @@ from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
 from synchromesh.service.transaction import Transaction, UnitScope
-from synchromesh.store import Kind, Once, Recorded, Row, SqlValue, Store, Unit, inbox
+from synchromesh.store import InboxState, Once, Recorded, Row, SqlValue, Store, Unit, inbox
 from synchromesh.store.guard import refuse_in_unit
 
 R = TypeVar("R")
@@ -209,7 +209,7 @@ class Context:
 
         with self._doubting():
             recorded = await self._home.store.write_once(body, once, name=name)
-        if recorded.kind is Kind.ANSWER:
+        if recorded.kind is InboxState.ANSWER:
             self.has_begun = True
             return typing.cast("R", _load(recorded.body, result_type, name))
         # A unit that refused has left no trace but its refusal: the command has yet to begin.
@@ -336,7 +336,7 @@ def _rejections_at(running: Running, unit: Callable[..., Any]) -> typing.Iterato
 
 def refusal_of(recorded: Recorded, raises: typing.Iterable[type[Rejection]]) -> Exception:
     """Return the error that a recorded conclusion stands for."""
-    if recorded.kind is Kind.TOMBSTONE:
+    if recorded.kind is InboxState.TOMBSTONE:
         return KeyUndone("the key was undone before its call came; the call has no effect")
     problem = msgspec.json.decode(recorded.body, type=dict[str, Any])
     return from_problem(problem, status=int(problem.get("status", 409)), raises=raises)

@@ -31,7 +31,7 @@ I = TypeVar("I")  # noqa: E741  the input of a saga
 
 
 @dataclass(frozen=True, slots=True)
-class Handled:
+class HandlerDefinition:
     """One operation and the function that a service handles it with."""
 
     operation: Operation[..., Any]
@@ -40,7 +40,7 @@ class Handled:
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
+class ProjectionDefinition:
     """One projection: the event classes it takes, and the function that writes its tables."""
 
     name: str
@@ -78,12 +78,12 @@ class Service:
         self.name = name
         self.contract = implements
         self.migrations = tuple(migrations)
-        self.operations: dict[str, Handled] = {}
+        self.operations: dict[str, HandlerDefinition] = {}
         self.subscriptions: dict[
             str, tuple[PublicEvent[Any], Callable[[Transaction, Any], Awaitable[None]]]
         ] = {}
         self.sagas: dict[str, SagaDefinition[Any, Any]] = {}
-        self.projections: dict[str, Projected] = {}
+        self.projections: dict[str, ProjectionDefinition] = {}
         offered = {} if implements is None else operations_of(implements)
         wrong = next((op for op in offered.values() if op.service != name), None)
         if wrong is not None:
@@ -211,7 +211,7 @@ class Service:
             if name in self.projections:
                 raise ContractError(f"{self.name} has two projections named {name!r}; rename one")
             _check_async(function, f"projection {name!r}")
-            self.projections[name] = Projected(name, events, function)
+            self.projections[name] = ProjectionDefinition(name, events, function)
             return function
 
         return register
@@ -256,7 +256,7 @@ class Service:
         if operation.name in self.operations:
             raise ContractError(f"{operation.full_name} is handled twice; remove one handler")
         _check_async(function, f"the handler of {operation.full_name}")
-        self.operations[operation.name] = Handled(operation, function, is_unit)
+        self.operations[operation.name] = HandlerDefinition(operation, function, is_unit)
 
     def __repr__(self) -> str:
         return (
@@ -270,7 +270,7 @@ def _check_async(function: Callable[..., Any], what: str) -> None:
         raise ContractError(f"{what} is not async; write async def")
 
 
-def _check_parameters(handled: Handled) -> None:
+def _check_parameters(handled: HandlerDefinition) -> None:
     """Check that a handler can be given what the contract says, by name."""
     operation = handled.operation
     # Resolving the shape also says what is wrong with the contract's annotations.

@@ -8,7 +8,7 @@ A command comes in one of three ways, told apart by its service's definition and
 
     key is …      undo does …
     unknown       leaves a tombstone; the call, should it still come, has no effect (S7)
-    REFUSAL       nothing: there was no effect
+    REJECTION     nothing: there was no effect
     TOMBSTONE     nothing: it was undone before
     BEGUN         concludes the call under its own key first, then undoes what it answered
     ANSWER        runs the undo's handler with the recorded answer
@@ -34,13 +34,13 @@ from synchromesh.errors import (
     Fenced,
     InProgress,
     KeyReused,
-    Refused,
+    NotExecuted,
     Rejection,
 )
 from synchromesh.service.context import Context, Home, Running, refusal_of
-from synchromesh.service.definition import Handled, Service
+from synchromesh.service.definition import HandlerDefinition, Service
 from synchromesh.service.transaction import Transaction
-from synchromesh.store import Kind, Once, Recorded, Unit, inbox
+from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -95,16 +95,16 @@ class Operations:
             recorded = await self._unit(handled, incoming)
         else:
             recorded = await self._keyed(handled, incoming)
-        if recorded.kind is not Kind.ANSWER:
+        if recorded.kind is not InboxState.ANSWER:
             raise refusal_of(recorded, handled.operation.raises)
         return recorded.body
 
-    async def _query(self, handled: Handled, incoming: Incoming) -> bytes:
+    async def _query(self, handled: HandlerDefinition, incoming: Incoming) -> bytes:
         ctx = Context(self._home, incoming.context, None)
         arguments = handled.operation.parse(incoming.arguments)
         return _answer(handled.operation, await handled.function(ctx, **arguments))
 
-    async def _unit(self, handled: Handled, incoming: Incoming) -> Recorded:
+    async def _unit(self, handled: HandlerDefinition, incoming: Incoming) -> Recorded:
         arguments = handled.operation.parse(incoming.arguments)
         return await self._home.store.write_once(
             lambda unit: self._run_unit(unit, handled, incoming.context, arguments),
@@ -113,7 +113,11 @@ class Operations:
         )
 
     async def _run_unit(
-        self, unit: Unit, handled: Handled, context: CallContext, arguments: dict[str, Any]
+        self,
+        unit: Unit,
+        handled: HandlerDefinition,
+        context: CallContext,
+        arguments: dict[str, Any],
     ) -> bytes:
         async def body(tx: Transaction) -> object:
             return await handled.function(tx, **arguments)
@@ -126,7 +130,7 @@ class Operations:
 
     # -- commands that are handled in several units ------------------------------------------------
 
-    async def _keyed(self, handled: Handled, incoming: Incoming) -> Recorded:
+    async def _keyed(self, handled: HandlerDefinition, incoming: Incoming) -> Recorded:
         """Run a handler under its key, or wait for the run of this process that is under way."""
         place = (incoming.context.caller, incoming.context.key)
         wanted = _digest(incoming)
@@ -157,7 +161,7 @@ class Operations:
         finally:
             del self._runs[place]
 
-    async def _conclude(self, handled: Handled, incoming: Incoming) -> Recorded:
+    async def _conclude(self, handled: HandlerDefinition, incoming: Incoming) -> Recorded:
         once = self._once(incoming)
         known, has_begun = await self._recall(once)
         if known is not None:
@@ -180,7 +184,7 @@ class Operations:
             if known is None:
                 raise
             return known
-        except Refused as refused:
+        except NotExecuted as refused:
             if refused.via or not (ctx.has_begun or ctx.is_in_doubt):
                 raise
             # Whoever hears a refusal takes it that nothing was done, and would undo nothing; the
@@ -191,7 +195,7 @@ class Operations:
             ) from refused
 
     async def _outcome(
-        self, handled: Handled, ctx: Context, arguments: dict[str, Any]
+        self, handled: HandlerDefinition, ctx: Context, arguments: dict[str, Any]
     ) -> Callable[[Unit], Awaitable[bytes]]:
         """Run a handler; return the unit that records its answer or refusal."""
         operation, refusal, answer = handled.operation, None, b""
@@ -218,7 +222,7 @@ class Operations:
         if not rows:
             return None, False
         kind, wanted = rows[0]
-        if kind != Kind.BEGUN.value:
+        if kind != InboxState.BEGUN.value:
             # The unit returns the conclusion, or says what is wrong with the key.
             known = await self._home.store.write_once(_never, once, name="recall an answer")
             return known, True
@@ -228,7 +232,7 @@ class Operations:
 
     # -- undo --------------------------------------------------------------------------------------
 
-    async def _undo(self, handled: Handled, incoming: Incoming) -> Recorded:
+    async def _undo(self, handled: HandlerDefinition, incoming: Incoming) -> Recorded:
         context = incoming.context
         place = (context.caller, context.undoes)
         begun = await self._begun(place)
@@ -249,7 +253,7 @@ class Operations:
         undone = replace(incoming, arguments=_argument(handled.operation, known))
         return await self._keyed(handled, replace(undone, context=replace(context, undoes="")))
 
-    async def _undo_in(self, unit: Unit, handled: Handled, context: CallContext) -> bytes:
+    async def _undo_in(self, unit: Unit, handled: HandlerDefinition, context: CallContext) -> bytes:
         known = await _resolve(unit, (context.caller, context.undoes), self._home.keep_s)
         if known is None:
             return b"null"
@@ -263,7 +267,7 @@ class Operations:
             "select body from sm_inbox where caller = ? and key = ? and kind = ?",
             place[0],
             place[1],
-            Kind.BEGUN.value,
+            InboxState.BEGUN.value,
         )
         if not rows or not isinstance(rows[0][0], bytes):
             return None
@@ -342,9 +346,9 @@ async def _resolve(unit: Unit, place: tuple[str, str], keep_s: float) -> Recorde
     if known is None:
         await inbox.bury(unit, *place, keep_s)
         return None
-    if known.kind is Kind.BEGUN:
+    if known.kind is InboxState.BEGUN:
         raise InProgress("the call that is to be undone still runs; ask again")
-    return known if known.kind is Kind.ANSWER else None
+    return known if known.kind is InboxState.ANSWER else None
 
 
 def _argument(operation: Operation[..., Any], known: Recorded) -> bytes:

@@ -26,12 +26,12 @@ from synchromesh.saga.engine import Engine
 from synchromesh.saga.journal import Clock
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import Home
-from synchromesh.service.definition import Projected, Service
+from synchromesh.service.definition import ProjectionDefinition, Service
 from synchromesh.service.handlers import Operations
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Schema, SqliteStore, StoreOptions, Unit, inbox
-from synchromesh.store.migrations import rehearse as rehearse_on
+from synchromesh.store.migrations import dry_run_migrations as rehearse_on
 from synchromesh.telemetry import Sink, Tracer
 
 SWEEP_EVERY_S = 60.0
@@ -194,7 +194,7 @@ class ServiceInstance:
             children.append(Child(f"projection/{projected.name}", runner.run))
         return children
 
-    def _projection(self, projected: Projected, runtime: Runtime) -> Projection:
+    def _projection(self, projected: ProjectionDefinition, runtime: Runtime) -> Projection:
         types = self._units.types
         # A class that the contract publishes is taken as it was published, any other as appended.
         wanted: dict[tuple[str, bool], type] = {
@@ -255,7 +255,7 @@ class ServiceInstance:
         return f"<ServiceInstance {self.service.name}{' draining' if self._is_draining else ''}>"
 
 
-def rehearse(service: Service, path: str, runtime: Runtime) -> None:
+def dry_run_migrations(service: Service, path: str, runtime: Runtime) -> None:
     """Try the service's migrations on empty copies of its tables; another may own its database.
 
     Raises:

@@ -4,7 +4,7 @@ from synchromesh.store import inbox
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.sqlite import SqliteStore, StoreOptions
 from synchromesh.store.unit import (
-    Kind,
+    InboxState,
     Migration,
     Once,
     Recorded,
@@ -17,7 +17,7 @@ from synchromesh.store.unit import (
 )
 
 __all__ = [
-    "Kind",
+    "InboxState",
     "Migration",
     "Once",
     "Recorded",

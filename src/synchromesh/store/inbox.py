@@ -2,7 +2,7 @@
 
 Its row is written in the commit of the effect itself, so the two cannot disagree. A key goes
 
-    (none) ── begin ──▶ BEGUN ── conclude ──▶ ANSWER | REFUSAL
+    (none) ── begin ──▶ BEGUN ── conclude ──▶ ANSWER | REJECTION
        └── bury ──▶ TOMBSTONE
 
 and never back; rows leave only by `sweep`, after the time for which they were to be kept.
@@ -14,7 +14,7 @@ section 3.3.6.
 from __future__ import annotations
 
 from synchromesh.errors import Fenced, KeyReused, KeyUndone
-from synchromesh.store.unit import Kind, Once, Recorded, Unit
+from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 
 TABLES = (
     (
@@ -37,7 +37,7 @@ async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
     if not rows:
         return None
     kind, digest, body = rows[0]
-    return Recorded(Kind(kind), str(digest), body if isinstance(body, bytes) else b"")
+    return Recorded(InboxState(kind), str(digest), body if isinstance(body, bytes) else b"")
 
 
 async def recall(unit: Unit, once: Once) -> Recorded | None:
@@ -47,10 +47,10 @@ async def recall(unit: Unit, once: Once) -> Recorded | None:
         KeyReused: the key is recorded with another digest (a tombstone has none).
     """
     known = await look_up(unit, once.caller, once.key)
-    if known is None or known.kind is Kind.TOMBSTONE:
+    if known is None or known.kind is InboxState.TOMBSTONE:
         return known
     _check_digest(known, once.key, once.digest)
-    return None if known.kind is Kind.BEGUN else known
+    return None if known.kind is InboxState.BEGUN else known
 
 
 async def begin(
@@ -65,12 +65,12 @@ async def begin(
     """
     known = await look_up(unit, caller, key)
     if known is None:
-        await _put(unit, Once(caller, key, digest, keep_s), Kind.BEGUN, request)
+        await _put(unit, Once(caller, key, digest, keep_s), InboxState.BEGUN, request)
         return
-    if known.kind is Kind.TOMBSTONE:
+    if known.kind is InboxState.TOMBSTONE:
         raise KeyUndone(f"key {key!r} was undone before its call had an effect; it must not run")
     _check_digest(known, key, digest)
-    if known.kind is not Kind.BEGUN:
+    if known.kind is not InboxState.BEGUN:
         raise Fenced(
             f"the call under key {key!r} was concluded by another run; this one must stop, and "
             "asking again returns the recorded answer"
@@ -82,11 +82,11 @@ async def bury(unit: Unit, caller: str, key: str, keep_s: float) -> None:
     await unit.execute(
         "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
         "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing",
-        caller, key, Kind.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s),
+        caller, key, InboxState.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s),
     )  # fmt: skip
 
 
-async def conclude(unit: Unit, once: Once, kind: Kind, body: bytes) -> Recorded:
+async def conclude(unit: Unit, once: Once, kind: InboxState, body: bytes) -> Recorded:
     """Record the answer or refusal under a key, in place of a BEGUN record, and return it."""
     await _put(unit, once, kind, body)
     return Recorded(kind, once.digest, body)
@@ -114,7 +114,7 @@ def _check_digest(known: Recorded, key: str, digest: str) -> None:
         )
 
 
-async def _put(unit: Unit, once: Once, kind: Kind, body: bytes) -> None:
+async def _put(unit: Unit, once: Once, kind: InboxState, body: bytes) -> None:
     await unit.execute(
         "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
         "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do update set "

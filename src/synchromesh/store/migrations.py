@@ -104,7 +104,7 @@ def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: 
             _apply(connection, schema.owner, migration, path)
 
 
-def rehearse(path: str, schemas: Sequence[Schema], disk: Disk) -> None:
+def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None:
     """Try what `migrate` would do on empty copies of a file's tables; another may own the file.
 
     What depends on rows is not seen so. Where there is no file yet, or it cannot be copied so,

@@ -1,4 +1,4 @@
-"""The database of a service in a SQLite file: one process owns it, one lane writes, the loop reads.
+"""The database of a service in a SQLite file: one process owns it, a worker writes, the loop reads.
 
 WAL and `synchronous=FULL`: an acknowledged commit is on the disk (E4). The connections can reach no
 other file (P1).

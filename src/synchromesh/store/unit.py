@@ -48,20 +48,20 @@ class Unit(Protocol):
         ...
 
 
-class Kind(Enum):
+class InboxState(Enum):
     """How far the call under an inbox key has come."""
 
     BEGUN = "begun"  # it has had an effect and is not concluded: its request is recorded
     ANSWER = "answer"  # it answered; the answer is recorded
-    REFUSAL = "refusal"  # a business no; the problem is recorded
+    REJECTION = "rejection"  # a business no; the problem is recorded
     TOMBSTONE = "tombstone"  # undone before it came: it must never run
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What the inbox holds under a key: the answer's (or refusal's, or request's) JSON."""
+    """What the inbox holds under a key: the answer's (or rejection's, or request's) JSON."""
 
-    kind: Kind
+    kind: InboxState
     digest: str
     body: bytes
 
@@ -109,7 +109,7 @@ class Store(Protocol):
     ) -> Recorded:
         """Run a unit whose answer is recorded under a key in its own commit, or return the record.
 
-        A `Rejection` that the body raises rolls back what it executed and is recorded as REFUSAL
+        A `Rejection` that the body raises rolls back what it executed and is recorded as REJECTION
         (the JSON of `errors.to_problem`). A BEGUN record is replaced by the conclusion. Any other
         error rolls back everything and is raised; nothing is recorded.
 

@@ -28,11 +28,11 @@ from typing import Any, TypeVar, cast
 
 from synchromesh.codec import encode
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
-from synchromesh.runtime import Lane, Runtime
+from synchromesh.runtime import Runtime, Worker
 from synchromesh.store import inbox
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import SqliteUnit, drive
-from synchromesh.store.unit import Kind, Once, Recorded, Unit
+from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ class Writer:
         self._is_closed = False
         self.broken: str | None = None
         self.commits = 0
-        self._lane: Lane[_Job] = runtime.lane(f"synchromesh-store-{service}", self._work)
+        self._lane: Worker[_Job] = runtime.worker(f"synchromesh-store-{service}", self._work)
 
     # -- on the loop -----------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class Writer:
         known = drive(lambda unit: inbox.recall(unit, once), unit, context)
         if known is not None:
             return known
-        kind = Kind.ANSWER
+        kind = InboxState.ANSWER
         try:
             body = cast("bytes", drive(job.body, unit, context))
         except Rejection as rejection:
@@ -289,7 +289,7 @@ class Writer:
             # What it executed and told goes; that it was refused stays.
             self._connection.execute("rollback to sm_unit")
             unit.topics.clear()
-            kind, body = Kind.REFUSAL, encode(to_problem(rejection))
+            kind, body = InboxState.REJECTION, encode(to_problem(rejection))
             # It is told from the record. Whoever keeps it is in a frame of its traceback.
             rejection.__traceback__ = None
         job.has_written = True

@@ -19,7 +19,7 @@ import msgspec
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import GaveUp
 from synchromesh.system.children import ChildEnded, die_with_parent, how_it_ended, signal_group
-from synchromesh.system.part import FAILED, FAILED_SAYS, Loaded, Orders, Ready, Unready
+from synchromesh.system.part import FAILED, FAILED_SAYS, Loaded, ProcessOrders, Ready, StartFailed
 from synchromesh.system.succession import Event, State, Succession
 
 # By -m the module would be loaded twice, for its package imports it too.
@@ -55,7 +55,7 @@ class ChildProcess:
         self,
         title: str,
         *,
-        orders: Callable[[int], Orders],
+        orders: Callable[[int], ProcessOrders],
         folder: Path,
         log: Path,
         gone: Callable[[int], None],
@@ -283,8 +283,8 @@ class ChildProcess:
             raise self._unready(f"was not ready within {READY_WITHIN_S:g} s") from None
         except ValueError:
             raise self._unready(f"said more than {LINE_BYTES_MAX} bytes") from None
-        said = msgspec.json.decode(line, type=Loaded | Ready | Unready) if line else None
-        if isinstance(said, Unready):
+        said = msgspec.json.decode(line, type=Loaded | Ready | StartFailed) if line else None
+        if isinstance(said, StartFailed):
             raise ConfigError(f"{self._title}: {said.message}")
         # One that has ended is not ready, whatever it said last.
         if said is None or process.returncode is not None:

@@ -27,7 +27,7 @@ from synchromesh.errors import (
     to_problem,
 )
 from synchromesh.http import HttpRequest, HttpResponse, error_response
-from synchromesh.saga.story import SagaSummary
+from synchromesh.saga.history import SagaSummary
 from synchromesh.service import Service
 from synchromesh.system.faults import BreakRequest, HealRequest
 from synchromesh.system.status import Overview, status_of

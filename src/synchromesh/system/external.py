@@ -25,7 +25,7 @@ LINE_BYTES_MAX = 4096
 _log = logging.getLogger("synchromesh.system")
 
 
-class Ready(msgspec.Struct, frozen=True):
+class ReadyLine(msgspec.Struct, frozen=True):
     """The line of JSON that a child prints when it can be called."""
 
     port: int
@@ -122,7 +122,7 @@ class ExternalProcess:
         if code is not None:
             raise self._unready(f"ended {how_it_ended(code)} before it said its port")
         try:
-            port = msgspec.json.decode(line, type=Ready).port
+            port = msgspec.json.decode(line, type=ReadyLine).port
         except msgspec.MsgspecError:
             port = 0
         if not 0 < port <= 65_535:

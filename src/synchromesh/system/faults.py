@@ -46,7 +46,7 @@ class HealRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str = ALL
 
 
-class Standing(msgspec.Struct, frozen=True):
+class ActiveFault(msgspec.Struct, frozen=True):
     """A fault in force, as a process that starts later is told of it; `until_us` is wall clock."""
 
     target: str
@@ -56,7 +56,7 @@ class Standing(msgspec.Struct, frozen=True):
     until_us: int | None
 
 
-class Faults:
+class FaultInjector:
     """Puts faults in force on a system's services and edges, heals and shows them.
 
     Args:
@@ -116,11 +116,11 @@ class Faults:
         in_force = [_told(rule, now) for rule in self._table.in_force(now)]
         return {"in_force": in_force, "struck": self._table.struck}
 
-    def standing(self, *, wall_us: int) -> tuple[Standing, ...]:
+    def standing(self, *, wall_us: int) -> tuple[ActiveFault, ...]:
         """Return the faults in force for `resume` in another process; `wall_us` is now."""
         now = asyncio.get_running_loop().time()
         return tuple(
-            Standing(
+            ActiveFault(
                 rule.target,
                 rule.fault.errors,
                 rule.fault.latency_s,
@@ -130,7 +130,7 @@ class Faults:
             for rule in self._table.in_force(now)
         )
 
-    def resume(self, standing: Iterable[Standing], *, wall_us: int) -> None:
+    def resume(self, standing: Iterable[ActiveFault], *, wall_us: int) -> None:
         """Put the faults of another process in force, each until its original end."""
         now = asyncio.get_running_loop().time()
         for each in standing:
@@ -148,11 +148,13 @@ class Faults:
         _check_name(callee, self._callees, "service", target)
 
 
-def faults_of(config: SystemConfig, table: FaultTable) -> Faults:
+def faults_of(config: SystemConfig, table: FaultTable) -> FaultInjector:
     """Return what puts faults in force on the services and edges of a configured system."""
     services = tuple(config.services)
     clients = (CLIENT, GATEWAY) if config.gateway.app else (CLIENT,)
-    return Faults(table, callers=(*services, *clients), callees=(*services, *config.external))
+    return FaultInjector(
+        table, callers=(*services, *clients), callees=(*services, *config.external)
+    )
 
 
 def _check_name(name: str, known: Collection[str], what: str, target: str) -> None:

@@ -26,7 +26,7 @@ from synchromesh.gateway import (
     Route,
 )
 from synchromesh.gateway.auth import Auth
-from synchromesh.gateway.check import Entry, Reading, read, refusal_of
+from synchromesh.gateway.check import CompiledRoute, Reading, read, refusal_of
 from synchromesh.gateway.keys import parse_keys
 from synchromesh.http import HttpServer
 from synchromesh.runtime import BACKLOG, Disk, Network, Runtime
@@ -70,7 +70,7 @@ class ServedGateway:
         """Where clients reach it; "" before it has started."""
         return self._url
 
-    async def start(self, host: str, port: int, entries: Sequence[Entry]) -> None:
+    async def start(self, host: str, port: int, entries: Sequence[CompiledRoute]) -> None:
         """Read the keys and listen; a file of keys that is missing is made, with no keys in it.
 
         Args:
@@ -137,7 +137,7 @@ def open_socket(host: str, port: int) -> socket:
 
 async def check_gateway(
     gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
-) -> tuple[Entry, ...]:
+) -> tuple[CompiledRoute, ...]:
     """Check a gateway whole: routes, args, the services that it leads to, and its keys.
 
     Returns what `ServedGateway.start` is to serve, so that a start reads the definition once.

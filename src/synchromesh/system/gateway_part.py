@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from synchromesh.calls import Caller
 from synchromesh.errors import ConfigError
-from synchromesh.gateway.check import Entry
+from synchromesh.gateway.check import CompiledRoute
 from synchromesh.runtime import HandedNetwork
 from synchromesh.service import Child, ServiceInstance
 from synchromesh.system.clients import Clients
@@ -35,7 +35,7 @@ class GatewayPart:
             raise ConfigError("the system has no gateway; name one as [gateway] app")
         self._ground = ground
         self._definition = definition
-        self._entries: tuple[Entry, ...] = ()
+        self._entries: tuple[CompiledRoute, ...] = ()
         self.instances: Mapping[str, ServiceInstance] = {}
         makes = Clients(
             resolver=ground.registry,

@@ -19,7 +19,7 @@ from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import Service, ServiceInstance, Supervisor
 from synchromesh.system.config import SystemConfig
-from synchromesh.system.faults import Standing
+from synchromesh.system.faults import ActiveFault
 from synchromesh.system.gateway import ServedGateway
 from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
@@ -30,7 +30,7 @@ FAILED = 3
 FAILED_SAYS = "synchromesh: "
 
 
-class Orders(msgspec.Struct, frozen=True):
+class ProcessOrders(msgspec.Struct, frozen=True):
     """What a process is told by its supervisor.
 
     Attributes:
@@ -51,7 +51,7 @@ class Orders(msgspec.Struct, frozen=True):
     token: str
     port: int = 0
     handle: int = -1
-    faults: tuple[Standing, ...] = ()
+    faults: tuple[ActiveFault, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Orders {self.name} by {self.control}>"  # neither the key nor the token
@@ -68,7 +68,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     url: str
 
 
-class Unready(msgspec.Struct, frozen=True, tag="unready"):
+class StartFailed(msgspec.Struct, frozen=True, tag="unready"):
     """Tells why it could not be started."""
 
     message: str
@@ -90,7 +90,7 @@ class Ground:
         loaded: says `Loaded` to the supervisor.
     """
 
-    orders: Orders
+    orders: ProcessOrders
     folder: Path
     runtime: Runtime
     rundir: RunDir

@@ -1,9 +1,9 @@
 """One part of a system, a service or its gateway, as a process of its own; `main` runs in it.
 
-It is started by the supervisor (`split`), which hands it its `Orders` as one line on standard
-input, and holds that open: where it closes, the supervisor is gone, and the process ends too. It
-says `Loaded` where it has to wait for the process before, and once it answers `Ready`, each as one
-line; or why not, `Unready`. What else is printed goes to standard error.
+It is started by the supervisor (`split`), which hands it its `ProcessOrders` as one line on
+standard input, and holds that open: where it closes, the supervisor is gone, and the process ends
+too. It says `Loaded` where it has to wait for the process before, and once it answers `Ready`, each
+as one line; or why not, `StartFailed`. What else is printed goes to standard error.
 
     orders → log, spans → registry → the part → admin socket → the part is known → ready
 """
@@ -31,7 +31,7 @@ from synchromesh.runtime import RealRuntime, Runtime
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config import GATEWAY, load_services
 from synchromesh.system.control import Control
-from synchromesh.system.faults import Faults, faults_of
+from synchromesh.system.faults import FaultInjector, faults_of
 from synchromesh.system.gateway_part import GatewayPart
 from synchromesh.system.logs import log_to
 from synchromesh.system.loops import loop_factory
@@ -40,10 +40,10 @@ from synchromesh.system.part import (
     FAILED_SAYS,
     Ground,
     Loaded,
-    Orders,
     Part,
+    ProcessOrders,
     Ready,
-    Unready,
+    StartFailed,
 )
 from synchromesh.system.remote_registry import RemoteRegistry
 from synchromesh.system.rundir import RunDir
@@ -69,7 +69,7 @@ class Process:
     """
 
     def __init__(
-        self, orders: Orders, folder: Path, runtime: Runtime, *, loaded: Callable[[], None]
+        self, orders: ProcessOrders, folder: Path, runtime: Runtime, *, loaded: Callable[[], None]
     ) -> None:
         self._loaded = loaded
         self._orders = orders
@@ -158,7 +158,7 @@ class Process:
         admin = await self._admin(ground, part, faults)
         return Ready(admin.port, await part.open())
 
-    async def _admin(self, ground: Ground, part: Part, faults: Faults) -> HttpServer:
+    async def _admin(self, ground: Ground, part: Part, faults: FaultInjector) -> HttpServer:
         overview = Overview(
             name=ground.orders.config.system.name,
             caller=part.caller,
@@ -197,12 +197,12 @@ def main() -> None:
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     # What users print must not fill a pipe that nobody reads.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
+    orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessOrders)
     with asyncio.Runner(loop_factory=loop_factory(orders.config.system.loop)) as runner:
         sys.exit(runner.run(_run(orders, answer)))
 
 
-async def _run(orders: Orders, answer: BinaryIO) -> int:
+async def _run(orders: ProcessOrders, answer: BinaryIO) -> int:
     stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def told() -> None:
@@ -217,18 +217,18 @@ async def _run(orders: Orders, answer: BinaryIO) -> int:
 
     loop.add_reader(sys.stdin.fileno(), abandoned)
 
-    def say(what: Loaded | Ready | Unready) -> None:
+    def say(what: Loaded | Ready | StartFailed) -> None:
         answer.write(msgspec.json.encode(what) + b"\n")
 
     process = Process(orders, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
     with answer:
         try:
-            ready: Ready | Unready = await process.start()
+            ready: Ready | StartFailed = await process.start()
         except (SynchromeshError, TimeoutError) as error:
             _log.exception("it could not be started")
-            ready = Unready(str(error) or "the registry did not answer in time")
+            ready = StartFailed(str(error) or "the registry did not answer in time")
         say(ready)
-    if isinstance(ready, Unready):
+    if isinstance(ready, StartFailed):
         return MISTAKE
     try:
         failure = await process.wait(stop)

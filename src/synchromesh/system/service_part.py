@@ -15,7 +15,7 @@ from synchromesh.calls import Caller, HttpEdge, faulty
 from synchromesh.discovery import Endpoint, Registration
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, StoreLocked
 from synchromesh.http import HttpServer
-from synchromesh.service import Child, Service, ServiceInstance, Surroundings, rehearse
+from synchromesh.service import Child, Service, ServiceInstance, Surroundings, dry_run_migrations
 from synchromesh.store import StoreOptions
 from synchromesh.system.part import Ground
 from synchromesh.system.wiring import policies_of
@@ -57,7 +57,7 @@ class ServicePart:
         ground = self._ground
         service = next(each for each in ground.services if each.name == self._name)
         # One whose migrations would fail must not take the place of the process before.
-        rehearse(service, ground.rundir.database(self._name), ground.runtime)
+        dry_run_migrations(service, ground.rundir.database(self._name), ground.runtime)
         ground.loaded()
         instance = await self._own(service, self._surroundings())
         ground.exit.push_async_callback(instance.stop)

@@ -28,9 +28,9 @@ from synchromesh.system.child_process import ChildProcess
 from synchromesh.system.clients import Clients
 from synchromesh.system.config import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.external import ExternalProcess
-from synchromesh.system.faults import Faults, faults_of
+from synchromesh.system.faults import FaultInjector, faults_of
 from synchromesh.system.gateway import open_socket
-from synchromesh.system.part import Orders
+from synchromesh.system.part import ProcessOrders
 from synchromesh.system.registry import RegistryServer
 from synchromesh.system.rundir import RunInfo
 from synchromesh.system.split_control import SplitControl
@@ -53,7 +53,7 @@ class SplitSystem(System):
     _token: str
     _control: HttpServer
     _socket: socket
-    _faults: Faults
+    _faults: FaultInjector
 
     def __init__(self, config: SystemConfig, folder: Path, runtime: Runtime) -> None:
         super().__init__(config, folder, runtime)
@@ -216,8 +216,8 @@ class SplitSystem(System):
         await child.start()
         self._watching.start(Child(GATEWAY, child.run))
 
-    def _orders(self, name: str, key: bytes, *, port: int = 0, handle: int = -1) -> Orders:
-        return Orders(
+    def _orders(self, name: str, key: bytes, *, port: int = 0, handle: int = -1) -> ProcessOrders:
+        return ProcessOrders(
             name=name,
             config=self._config,
             key=base64.b64encode(key).decode(),

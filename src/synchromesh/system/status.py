@@ -13,7 +13,7 @@ from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import ServiceInstance, Supervisor
-from synchromesh.system.faults import Faults
+from synchromesh.system.faults import FaultInjector
 from synchromesh.system.gateway import ServedGateway
 from synchromesh.telemetry import SqliteRing, Tracer
 
@@ -45,7 +45,7 @@ class Overview:
     externals: Sequence[str]
     resolver: Resolver
     supervisors: Sequence[Supervisor]
-    faults: Faults
+    faults: FaultInjector
     signer: Signer
     runtime: Runtime
 

@@ -36,7 +36,7 @@ from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint, MemoryRegistry, Registration
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
-from synchromesh.gateway.check import Entry
+from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import Runtime
@@ -108,7 +108,7 @@ class System:
         self._servers: list[HttpServer] = []
         self._registrations: list[Registration] = []
         self._definition: Gateway | None = None
-        self._entries: tuple[Entry, ...] = ()
+        self._entries: tuple[CompiledRoute, ...] = ()
         self._gateway: ServedGateway | None = None
         self._info: RunInfo | None = None
         self.instances: dict[str, ServiceInstance] = {}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from synchromesh.runtime import Lane, Runtime
+from synchromesh.runtime import Runtime, Worker
 from synchromesh.telemetry.span import SpanRecord
 
 SCHEMA_SQL = (
@@ -59,7 +59,7 @@ class SqliteRing:
         self._idle = asyncio.Event()
         self._idle.set()
         self.dropped = 0
-        self._lane: Lane[list[SpanRecord]] = runtime.lane("synchromesh-spans", self._write)
+        self._lane: Worker[list[SpanRecord]] = runtime.worker("synchromesh-spans", self._write)
 
     def add(self, record: SpanRecord) -> None:
         """Take a record, or drop it where too many wait."""
@@ -131,7 +131,7 @@ class SqliteRing:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        self._disk.set_aside(self._path)
+        self._disk.quarantine(self._path)
 
     def _written(self, count: int, failure: sqlite3.Error | None) -> None:
         self._is_writing = False

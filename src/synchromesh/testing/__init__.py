@@ -16,11 +16,11 @@ from synchromesh.testing.escapes import (
 )
 from synchromesh.testing.loop import SimLoop
 from synchromesh.testing.network import SimNetwork
-from synchromesh.testing.process import PROCESS, Process
-from synchromesh.testing.serving import Client, serving
-from synchromesh.testing.sim_runtime import SimLane, SimRuntime
+from synchromesh.testing.process import PROCESS, SimProcess
+from synchromesh.testing.serving import TestClient, serving
+from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
 from synchromesh.testing.transport import AsgiReceiver, SimExchange, SimTransport
-from synchromesh.testing.wire import CALM, STORMY, Faults, Wire
+from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
 from synchromesh.testing.world import Node, World, run
 
 __all__ = [
@@ -28,23 +28,23 @@ __all__ = [
     "PROCESS",
     "STORMY",
     "AsgiReceiver",
-    "Client",
     "Deadlock",
     "Escape",
-    "Faults",
     "Leaked",
     "Livelock",
+    "NetworkFaults",
     "Node",
     "Overdue",
-    "Process",
     "SimDisk",
     "SimExchange",
-    "SimLane",
     "SimLoop",
     "SimNetwork",
+    "SimProcess",
     "SimRuntime",
     "SimTransport",
+    "SimWorker",
     "SimulationError",
+    "TestClient",
     "Unhandled",
     "Wire",
     "World",

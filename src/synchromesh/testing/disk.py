@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from synchromesh.testing.escapes import SimulationError
-from synchromesh.testing.process import PROCESS, Process
+from synchromesh.testing.process import PROCESS, SimProcess
 
 # In-memory databases are named process-wide; two universes must not meet.
 _universes = itertools.count(1)
@@ -86,7 +86,7 @@ class SimDisk:
             raise FileNotFoundError(path)
         self._unlinked.append(file)
 
-    def set_aside(self, path: str) -> None:
+    def quarantine(self, path: str) -> None:
         """Move a database to `<path>.damaged`."""
         file = self._files.pop(_normal(path), None)
         if file is not None:
@@ -138,7 +138,7 @@ class SimDisk:
             raise ValueError(f"there is a database {path!r} already")
         self._create(path).restore(image)
 
-    def crash(self, process: Process | None) -> None:
+    def crash(self, process: SimProcess | None) -> None:
         """Cut the power of a process: its transactions, locks and unsynced commits are lost.
 
         None stands for whoever runs outside every process.
@@ -167,7 +167,7 @@ class SimDisk:
 class SimLock:
     """The right to be the one process that writes a path; a power cut ends it."""
 
-    def __init__(self, locks: dict[str, SimLock], path: str, process: Process | None) -> None:
+    def __init__(self, locks: dict[str, SimLock], path: str, process: SimProcess | None) -> None:
         self.process = process
         self._locks, self._path = locks, path
 
@@ -184,12 +184,12 @@ class _File:
         self.number = number
         self._uri = f"file:{name.replace('%', '%25').replace('?', '%3f')}?vfs=memdb"
         self._keeper = sqlite3.connect(self._uri, uri=True, isolation_level=None, timeout=0.0)
-        self._open: list[tuple[Process | None, SimConnection]] = []
+        self._open: list[tuple[SimProcess | None, SimConnection]] = []
         self._image: bytes | None = None
         # The states a power cut may leave, oldest first; empty while every commit is synced.
         self._snapshots: list[bytes] = []
 
-    def open(self, process: Process | None, *, read_only: bool) -> sqlite3.Connection:
+    def open(self, process: SimProcess | None, *, read_only: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._uri,
             uri=True,
@@ -224,7 +224,7 @@ class _File:
     def forget_states(self) -> None:
         self._snapshots.clear()
 
-    def crash(self, process: Process | None, rng: random.Random) -> None:
+    def crash(self, process: SimProcess | None, rng: random.Random) -> None:
         mine = [c for owner, c in self._open if owner is process]
         for connection in mine:
             connection.cut()

@@ -42,7 +42,7 @@ def _refusing(name: str) -> Any:
     def refuse(self: Closed, *_: object, **__: object) -> Any:
         error = Escape(
             f"{name}() leads out of the simulation; "
-            "use what Runtime offers: disk, network, lane, rng, wall_us"
+            "use what Runtime offers: disk, network, worker, rng, wall_us"
         )
         self.escaped(error)
         raise error

@@ -5,9 +5,9 @@ ready, any *task step* may go first, while plain callbacks keep their order amon
 because asyncio documents that order and transports rely on it. One seed is one schedule: two runs
 have the same `trace`. Code that reaches for a thread, a socket or a child process gets an `Escape`.
 
-Everything that is scheduled belongs to the `Process` in whose context it was scheduled. Killing a
-process is a power cut: its callbacks are dropped, its tasks are kept but never continued, and so no
-`except` or `finally` block of it runs while the simulation lasts.
+Everything that is scheduled belongs to the `SimProcess` in whose context it was scheduled. Killing
+a process is a power cut: its callbacks are dropped, its tasks are kept but never continued, and so
+no `except` or `finally` block of it runs while the simulation lasts.
 
 Source: the technique is FoundationDB's (Zhou et al., SIGMOD 2021, section 4).
 """
@@ -40,7 +40,7 @@ from synchromesh.testing.process import (
     PROCESS,
     Job,
     Life,
-    Process,
+    SimProcess,
     SimTask,
     TaskList,
     describe_tasks,
@@ -86,7 +86,7 @@ class SimLoop(Closed):
         self.until_s, self.steps_max = until_s, steps_max
         self.steps = 0
         self.errors: list[dict[str, Any]] = []
-        self.on_step: Callable[[Process], object] | None = None
+        self.on_step: Callable[[SimProcess], object] | None = None
         self.tasks = TaskList()
         self._keep_house_at = min(_HOUSEKEEPING_STEPS, steps_max)
         self._rng = random.Random(f"{seed}/order")
@@ -98,7 +98,7 @@ class SimLoop(Closed):
         self._prune_timers_at = 1024
         self._after_step: list[Callable[[], object]] = []
         self._trail = array("d")
-        self._processes: list[Process] = []
+        self._processes: list[SimProcess] = []
         self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
         self._is_stopping = self._is_running = self._is_closed = False
 
@@ -223,7 +223,7 @@ class SimLoop(Closed):
             if self.steps >= self._keep_house_at:
                 self._keep_house()
 
-    def _admits(self, process: Process, job: Job) -> bool:
+    def _admits(self, process: SimProcess, job: Job) -> bool:
         """Count a process's step, unless it is dead or paused, or is killed right before it."""
         if process.life is _RUNNING:
             process.steps += 1
@@ -245,32 +245,32 @@ class SimLoop(Closed):
 
     # -- processes -------------------------------------------------------------------------------
 
-    def new_process(self, name: str, *, epoch: int = 1, steps: int = 0) -> Process:
+    def new_process(self, name: str, *, epoch: int = 1, steps: int = 0) -> SimProcess:
         """Return a new owner of callbacks; `steps` is where its count of steps begins."""
-        process = Process(name, number=len(self._processes) + 1, epoch=epoch, steps=steps)
+        process = SimProcess(name, number=len(self._processes) + 1, epoch=epoch, steps=steps)
         self._processes.append(process)
         return process
 
     @property
-    def processes(self) -> Sequence[Process]:
+    def processes(self) -> Sequence[SimProcess]:
         """Every process there ever was, dead ones included."""
         return self._processes
 
-    def spawn(self, process: Process, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def spawn(self, process: SimProcess, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task in a process, from outside it."""
         return self.create_task(coro, context=process.context.copy())
 
-    def kill(self, process: Process) -> None:
+    def kill(self, process: SimProcess) -> None:
         """Cut a process's power: nothing of it runs any more, not even a `finally` block."""
         process.life = Life.DEAD
         process.held.clear()
 
-    def pause(self, process: Process) -> None:
+    def pause(self, process: SimProcess) -> None:
         """Hold back all steps of a process, as SIGSTOP or a long garbage collection would."""
         if process.life is Life.RUNNING:
             process.life = Life.PAUSED
 
-    def resume(self, process: Process) -> None:
+    def resume(self, process: SimProcess) -> None:
         """Let a paused process go on with what was held back."""
         if process.life is Life.PAUSED:
             process.life = Life.RUNNING

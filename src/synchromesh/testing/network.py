@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable
 from contextvars import Context, copy_context
 
-from synchromesh.testing.process import PROCESS, Process
+from synchromesh.testing.process import PROCESS, SimProcess
 from synchromesh.testing.stream import GIVE_UP_AFTER_S, SimStream, node_name, os_error
 from synchromesh.testing.wire import Wire
 
@@ -28,7 +28,7 @@ class SimNetwork:
         self._loop, self._wire = loop, wire
         self._listeners: dict[tuple[str, int], SimListener] = {}
         # Who listened on an address last: a partition hides even that nobody listens any more.
-        self._homes: dict[tuple[str, int], Process | None] = {}
+        self._homes: dict[tuple[str, int], SimProcess | None] = {}
         # A dict, because the order of a set would differ between two runs of a seed.
         self._streams: dict[SimStream, None] = {}
         self._ports = itertools.count(49_152)
@@ -83,7 +83,7 @@ class SimNetwork:
         ours.attach(protocol)
         return protocol
 
-    def crash(self, process: Process) -> None:
+    def crash(self, process: SimProcess) -> None:
         """Let a process's listeners and connections vanish."""
         for listener in list(self._listeners.values()):
             if listener.process is process:
@@ -99,7 +99,7 @@ class SimNetwork:
             del self._listeners[address]
 
     def _pair(
-        self, process: Process | None, listener: SimListener, server: tuple[str, int]
+        self, process: SimProcess | None, listener: SimListener, server: tuple[str, int]
     ) -> tuple[SimStream, SimStream]:
         client = _LOOPBACK, 1_024 + next(self._client_ports) % 48_000
         ours = SimStream(

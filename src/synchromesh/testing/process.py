@@ -23,7 +23,7 @@ class Life(IntEnum):
     PAUSED = 2
 
 
-class Process:
+class SimProcess:
     """One life of a node. All that is scheduled in its context belongs to it, and dies with it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Process:
         return f"<Process {self.name} epoch {self.epoch} {self.life.name.lower()}>"
 
 
-PROCESS: ContextVar[Process | None] = ContextVar("synchromesh.process", default=None)
+PROCESS: ContextVar[SimProcess | None] = ContextVar("synchromesh.process", default=None)
 
 
 class SimTask(asyncio.Task[T_co]):

@@ -28,7 +28,7 @@ R = TypeVar("R")
 CLIENT = "client"
 
 
-class Client:
+class TestClient:
     """Calls the services of a test, as whoever is outside of the system does."""
 
     def __init__(self, caller: Caller) -> None:
@@ -63,7 +63,7 @@ class _Directory:
 
 
 @asynccontextmanager
-async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[Client]:
+async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[TestClient]:
     """Run services until the block ends, and yield a client that calls them.
 
     Their databases are on the runtime's disk, as `/SERVICE.db`; services that call one another, or
@@ -93,7 +93,7 @@ async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[Client]
             enter.push_async_callback(instance.stop)
             transport.add(service.name, instance.dispatcher)
             directory.up.add(service.name)
-        yield Client(
+        yield TestClient(
             Caller(
                 CLIENT,
                 resolver=directory,

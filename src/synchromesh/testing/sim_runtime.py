@@ -1,4 +1,4 @@
-"""The simulated `Runtime` of one process, and its lanes."""
+"""The simulated `Runtime` of one process, and its workers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
-from synchromesh.runtime import Lane, Network, uuid7
+from synchromesh.runtime import Network, Worker, uuid7
 from synchromesh.testing.disk import SimDisk
-from synchromesh.testing.process import Process
+from synchromesh.testing.process import SimProcess
 from synchromesh.testing.wire import Wire
 
 J = TypeVar("J")
@@ -26,13 +26,13 @@ class SimRuntime:
     Args:
         process: whose runtime it is.
         seed: decides the process's own chance, another one in each of its lives.
-        wire: whose chance decides how long lanes take.
-        clock: virtual time. It is also asked from within a lane, where no loop runs.
+        wire: whose chance decides how long workers take.
+        clock: virtual time. It is also asked from within a worker, where no loop runs.
     """
 
     def __init__(
         self,
-        process: Process,
+        process: SimProcess,
         *,
         seed: int | str,
         disk: SimDisk,
@@ -82,12 +82,12 @@ class SimRuntime:
         self._last_id_us = max(self._last_id_us + 1, self.wall_us())
         return uuid7(self._last_id_us, self._rng)
 
-    def lane(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Lane[J]:
-        """Start a lane on the loop; see `SimLane`."""
-        return SimLane(name, work, self._wire)
+    def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
+        """Start a worker on the loop; see `SimWorker`."""
+        return SimWorker(name, work, self._wire)
 
 
-class SimLane(Generic[J]):
+class SimWorker(Generic[J]):
     """Does a thread's work on the simulated loop, with a seeded delay before and after it.
 
     A power cut before the work finds nothing done; one after it finds the work done and nobody
@@ -113,7 +113,7 @@ class SimLane(Generic[J]):
     def put(self, job: J) -> None:
         """Queue a job."""
         if self._is_closed:
-            raise RuntimeError(f"lane {self._name!r} is closed")
+            raise RuntimeError(f"worker {self._name!r} is closed")
         self._queue.append(job)
         self._begin_soon()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from synchromesh.testing.process import Process
+from synchromesh.testing.process import SimProcess
 from synchromesh.testing.wire import Wire
 
 # The largest piece that is under way at a time.
@@ -28,7 +28,7 @@ _SPLIT_SHARE = 0.1
 _HIGH_WATER_BYTES = 65_536
 
 
-def node_name(process: Process | None) -> str:
+def node_name(process: SimProcess | None) -> str:
     """Return the name by which partitions know a process; "" is whoever runs outside of nodes."""
     return "" if process is None else process.name
 
@@ -55,7 +55,7 @@ class SimStream(asyncio.Transport):
         self,
         loop: asyncio.AbstractEventLoop,
         wire: Wire,
-        owner: tuple[Process | None, Context],
+        owner: tuple[SimProcess | None, Context],
         *,
         addresses: tuple[tuple[str, int], tuple[str, int]],
         forget: Callable[[SimStream], None],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Faults:
+class NetworkFaults:
     """Says how the world misbehaves. The default is a calm network with a little latency.
 
     Args:
@@ -17,7 +17,7 @@ class Faults:
         tail: the share that arrive late, at any time within `tail_s`, overtaken by later ones.
         tail_s: how late a late message may be.
         latency_min_s, latency_max_s: what every other message takes.
-        io_s: the most that a lane takes before and after its work.
+        io_s: the most that a worker takes before and after its work.
         skew_s: the most that a node's wall clock is wrong by, either way.
     """
 
@@ -31,8 +31,8 @@ class Faults:
     skew_s: float = 0.0
 
 
-CALM = Faults()
-STORMY = Faults(
+CALM = NetworkFaults()
+STORMY = NetworkFaults(
     loss=0.03,
     duplication=0.03,
     tail=0.03,
@@ -47,12 +47,12 @@ class Wire:
     """Draws what happens to each message between two nodes, and counts what was rare.
 
     Example:
-        >>> wire = Wire(random.Random(1), Faults(loss=1.0))
+        >>> wire = Wire(random.Random(1), NetworkFaults(loss=1.0))
         >>> wire.delays("a", "b"), wire.count["message lost"]
         ([], 1)
     """
 
-    def __init__(self, rng: random.Random, faults: Faults) -> None:
+    def __init__(self, rng: random.Random, faults: NetworkFaults) -> None:
         self.rng, self.faults = rng, faults
         self.count: Counter[str] = Counter()
         self._cuts: Counter[frozenset[str]] = Counter()

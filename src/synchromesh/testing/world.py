@@ -22,9 +22,9 @@ from synchromesh.testing.disk import SimDisk
 from synchromesh.testing.escapes import Leaked, SimulationError, Unhandled
 from synchromesh.testing.loop import SimLoop
 from synchromesh.testing.network import SimNetwork
-from synchromesh.testing.process import PROCESS, Process, TaskList, describe_tasks
+from synchromesh.testing.process import PROCESS, SimProcess, TaskList, describe_tasks
 from synchromesh.testing.sim_runtime import SimRuntime
-from synchromesh.testing.wire import CALM, Faults, Wire
+from synchromesh.testing.wire import CALM, NetworkFaults, Wire
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -36,7 +36,7 @@ class World:
 
     Args:
         seed: decides everything that is left to chance.
-        faults: how the network, lanes and clocks misbehave until `heal`.
+        faults: how the network, workers and clocks misbehave until `heal`.
         steps_max: the bound of steps.
 
     Attributes:
@@ -59,7 +59,7 @@ class World:
     """
 
     def __init__(
-        self, seed: int | str, *, faults: Faults = CALM, steps_max: int = 1_000_000
+        self, seed: int | str, *, faults: NetworkFaults = CALM, steps_max: int = 1_000_000
     ) -> None:
         self.seed = seed
         self.loop = SimLoop(seed, steps_max=steps_max)
@@ -90,7 +90,7 @@ class World:
         self._on_step = hook
         self.loop.on_step = None if hook is None else self._before_step
 
-    def _before_step(self, process: Process) -> None:
+    def _before_step(self, process: SimProcess) -> None:
         node = self.nodes.get(process.name)
         if node is not None and self._on_step is not None:
             self._on_step(node)
@@ -154,7 +154,7 @@ class World:
     def close(self) -> None:
         """End the universe: power cut everywhere, and the disk is kept for audits."""
         for node in self.nodes.values():
-            node.epitaph()
+            node.end_life()
         self.disk.close()
         self.loop.close()
 
@@ -164,7 +164,7 @@ class Node:
 
     def __init__(self, world: World, name: str, main: NodeMain) -> None:
         self.name = name
-        self.process: Process | None = None
+        self.process: SimProcess | None = None
         self.epoch = 0
         self._world, self._main = world, main
         self._steps = 0
@@ -216,7 +216,7 @@ class Node:
         else:
             self._die(process, restart_after_s)
 
-    def _die(self, process: Process, restart_after_s: float | None) -> None:
+    def _die(self, process: SimProcess, restart_after_s: float | None) -> None:
         if self.process is not process:
             return
         world = self._world
@@ -241,7 +241,7 @@ class Node:
         if self.process is not None:
             self._world.loop.resume(self.process)
 
-    def epitaph(self) -> None:
+    def end_life(self) -> None:
         """Die with the universe."""
         if self.process is not None:
             self._steps = self.process.steps
@@ -255,7 +255,7 @@ def run(
     seed: int | str = 0,
     until_s: float = 3600.0,
     steps_max: int = 1_000_000,
-    faults: Faults = CALM,
+    faults: NetworkFaults = CALM,
 ) -> T:
     """Run a coroutine function in one simulated process, in virtual time, and return its result.
 

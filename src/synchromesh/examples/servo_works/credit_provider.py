@@ -1,8 +1,8 @@
 """Somebody else's system: charges customers' credit over HTTP, and is as flaky as it is told to be.
 
 It shares nothing with the services but its HTTP interface. `Ledger` is what it decides and
-remembers; `CreditProvider` is an ASGI application around it, with a fault switch; `main` serves it
-as a process of its own, with its books in the SQLite file that CREDIT_DB names:
+remembers; `CreditProviderServer` is an ASGI application around it, with a fault switch; `main`
+serves it as a process of its own, with its books in the SQLite file that CREDIT_DB names:
 
     CREDIT_DB=credit.db python -m credit_provider
 """
@@ -130,7 +130,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class Faults:
+class ProviderFaults:
     """How the provider misbehaves, until it is told otherwise.
 
     Attributes:
@@ -142,12 +142,12 @@ class Faults:
     delay_s: float = 0.0
 
 
-class CreditProvider:
+class CreditProviderServer:
     """Serves a ledger: POST /charges, GET /health, and the fault switch at /_faults."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.faults = Faults()
+        self.faults = ProviderFaults()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
@@ -198,7 +198,7 @@ class CreditProvider:
             return _problem(400, f"mode is {mode!r}; expected one of {', '.join(FAULT_MODES)}")
         if not isinstance(delay_s, int | float) or not 0 <= delay_s <= 600:
             return _problem(400, f"delay_s is {delay_s!r}; expected seconds from 0 to 600")
-        self.faults = Faults(mode, float(delay_s) if mode in ("stall", "slow") else 0.0)
+        self.faults = ProviderFaults(mode, float(delay_s) if mode in ("stall", "slow") else 0.0)
         return Answer(200, {"mode": self.faults.mode, "delay_s": self.faults.delay_s})
 
 
@@ -256,7 +256,7 @@ async def serve(path: str) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopped.set)
     ledger = Ledger(sqlite3.connect(path, isolation_level=None))
-    app = asgi_handler(CreditProvider(ledger))
+    app = asgi_handler(CreditProviderServer(ledger))
     server = HttpServer(app, network=RealRuntime().network)
     async with app:
         await server.start()

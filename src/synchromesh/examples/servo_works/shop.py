@@ -22,7 +22,7 @@ R = TypeVar("R")
 DATA = Path(__file__).parent / "data"
 
 
-class Drive(Struct, frozen=True):
+class CatalogueItem(Struct, frozen=True):
     """One line of the catalogue; `slots` is how many orders of it are built in each week."""
 
     sku: str
@@ -49,7 +49,7 @@ class Rates(Struct, frozen=True, forbid_unknown_fields=True):
     window: str
 
 
-class Client(Protocol):
+class ShopClient(Protocol):
     """Whoever may call the services: a program, a test, the command line."""
 
     def call(self, call: Call[R], *, key: str) -> Awaitable[R]:
@@ -57,9 +57,9 @@ class Client(Protocol):
         ...
 
 
-def catalogue() -> list[Drive]:
+def catalogue() -> list[CatalogueItem]:
     """Return the drives that servo-works makes."""
-    return json.decode((DATA / "catalogue.json").read_bytes(), type=list[Drive])
+    return json.decode((DATA / "catalogue.json").read_bytes(), type=list[CatalogueItem])
 
 
 def accessories() -> list[Accessory]:
@@ -82,7 +82,7 @@ def rates() -> Rates:
     return json.decode((DATA / "rates.json").read_bytes(), type=Rates)
 
 
-async def open_shop(client: Client) -> None:
+async def open_shop(client: ShopClient) -> None:
     """Set all prices, receive the first deliveries, open the bench, and hear from the field."""
     await stock_drives(client, catalogue())
     for part in accessories():
@@ -91,7 +91,7 @@ async def open_shop(client: Client) -> None:
         await client.call(Fleet.report(batch), key=f"opening/report/{batch.machine.machine_id}")
 
 
-async def stock_drives(client: Client, drives: Sequence[Drive]) -> None:
+async def stock_drives(client: ShopClient, drives: Sequence[CatalogueItem]) -> None:
     """Price drives, put the first delivery of each on the shelf, and open its weeks to build."""
     for drive in drives:
         await stock_part(client, drive)
@@ -102,7 +102,7 @@ async def stock_drives(client: Client, drives: Sequence[Drive]) -> None:
             )
 
 
-async def stock_part(client: Client, part: Drive | Accessory) -> None:
+async def stock_part(client: ShopClient, part: CatalogueItem | Accessory) -> None:
     """Price a part, and put its first delivery on the shelf."""
     sku = part.sku
     await client.call(Orders.set_price(Price(sku, part.price)), key=f"opening/price/{sku}")

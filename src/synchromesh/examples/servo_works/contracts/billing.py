@@ -5,7 +5,8 @@ from typing import Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from contracts.money import Money
-from synchromesh import Contract, PublicEvent, Rejection, command, event, query
+from synchromesh import Contract, Rejection, command, event, query
+from synchromesh.calls import PublicEvent
 
 InvoiceStatus: TypeAlias = Literal["open", "paid", "void"]
 

@@ -16,7 +16,7 @@ from random import Random
 from contracts.orders import PlaceOrder
 
 from demo.account import Account
-from demo.door import NOES, Answer, Door, ask_until
+from demo.door import NOES, Door, DoorAnswer, ask_until
 
 AT_ONCE = 12
 
@@ -85,7 +85,7 @@ class Customers:
             self._waiting.task_done()
 
     async def _place(self, order: PlaceOrder) -> None:
-        def told(answer: Answer) -> str:
+        def told(answer: DoorAnswer) -> str:
             if answer.code in NOES:
                 return "rejected"
             return str(answer.body["type"]) if answer.status == 200 else ""
@@ -102,7 +102,7 @@ class Customers:
         self._account.accepted += said == "accepted"
 
     async def _decided(self, order_id: str) -> str:
-        def decided(answer: Answer) -> str:
+        def decided(answer: DoorAnswer) -> str:
             status = str(answer.body["status"]) if answer.status == 200 else ""
             return "" if status == "pending" else status
 

@@ -35,7 +35,7 @@ DEGRADED = frozenset({"stale", "static", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DoorAnswer:
     """What came of one request.
 
     Attributes:
@@ -75,7 +75,7 @@ class Unanswered(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DoorRequest:
     """One request that had an answer: when it was sent, how long it took, and its trace."""
 
     at_us: int
@@ -97,7 +97,7 @@ class Door:
     account: Account
     runtime: RealRuntime
     keys: Mapping[str, str]
-    asked: deque[Asked] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
+    asked: deque[DoorRequest] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
 
     @classmethod
     async def with_keys(
@@ -116,7 +116,7 @@ class Door:
         key: str = "",
         query: Mapping[str, str] | None = None,
         **places: str,
-    ) -> Answer:
+    ) -> DoorAnswer:
         """Send one request by a route such as "GET /stock/{sku}", and return what came of it.
 
         Args:
@@ -143,7 +143,7 @@ class Door:
 
     async def _send(
         self, method: str, target: str, body: object, headers: dict[str, str], at_us: int
-    ) -> Answer:
+    ) -> DoorAnswer:
         loop = asyncio.get_running_loop()
         is_idempotent = method == "GET" or "idempotency-key" in headers
         place, began_s = urlsplit(self.system.gateway), loop.time()
@@ -156,9 +156,9 @@ class Door:
                 timeout_s=ASK_WITHIN_S, is_idempotent=is_idempotent,
             )  # fmt: skip
         except SynchromeshError as error:
-            return Answer(0, code=error.code)
+            return DoorAnswer(0, code=error.code)
         trace_id = response.headers.get("synchromesh-trace") or ""
-        self.asked.append(Asked(at_us, loop.time() - began_s, trace_id))
+        self.asked.append(DoorRequest(at_us, loop.time() - began_s, trace_id))
         try:
             value = msgspec.json.decode(response.body)
         except msgspec.DecodeError:
@@ -166,11 +166,14 @@ class Door:
         code = value.get("code", "") if isinstance(value, dict) and response.status != 200 else ""
         fallback = response.headers.get("synchromesh-fallback") or ""
         wait_s = _seconds(response.headers.get("retry-after"))
-        return Answer(response.status, value, code, trace_id, fallback, wait_s)
+        return DoorAnswer(response.status, value, code, trace_id, fallback, wait_s)
 
 
 async def ask_until(
-    told: Callable[[Answer], str], ask: Callable[[], Awaitable[Answer]], what: str, rng: Random
+    told: Callable[[DoorAnswer], str],
+    ask: Callable[[], Awaitable[DoorAnswer]],
+    what: str,
+    rng: Random,
 ) -> str:
     """Ask again, later each time and no sooner than was asked for, until an answer tells something.
 
@@ -204,7 +207,7 @@ async def ask_until(
         wait_s = min(2 * wait_s, WAIT_CAP_S)
 
 
-def degraded_in(act: str, page: str, answer: Answer) -> list[Degraded]:
+def degraded_in(act: str, page: str, answer: DoorAnswer) -> list[Degraded]:
     """Return what of an answer stands in for something: all of it, or branches of a page."""
     if answer.fallback:
         # Such as "stale;age_s=12.300;code=circuit_open" (RFC 9651).

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from demo.account import Account, Turn
-from demo.door import Asked
+from demo.door import DoorRequest
 from demo.running import RunningSystem
 from synchromesh.errors import ConfigError
 from synchromesh.telemetry import SpanRecord
@@ -52,7 +52,7 @@ async def _callers(system: RunningSystem) -> dict[str, Any]:
 
 
 async def longest_hold(
-    system: RunningSystem, callee: str, asked: Iterable[Asked]
+    system: RunningSystem, callee: str, asked: Iterable[DoorRequest]
 ) -> SpanRecord | None:
     """Return the call to a service that was held longest for one of these requests.
 

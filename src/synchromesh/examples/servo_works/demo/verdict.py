@@ -17,7 +17,7 @@ INVENTORY_ROUTES = frozenset({"POST /orders", "GET /stock/{sku}", "GET /configur
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class VerdictCondition:
     """One thing that must be so for the demo to pass, in words, and what was seen of it."""
 
     must: str
@@ -25,18 +25,18 @@ class Condition:
     is_met: bool
 
 
-def conditions(account: Account, audited: Report) -> Iterator[Condition]:
+def conditions(account: Account, audited: Report) -> Iterator[VerdictCondition]:
     """Yield each condition of the verdict."""
     findings = len(audited.findings)
-    yield Condition("the audit finds nothing", f"{findings} findings", audited.is_clean)
+    yield VerdictCondition("the audit finds nothing", f"{findings} findings", audited.is_clean)
     told = sum(said in ("placed", "rejected") for said in account.told.values())
-    yield Condition(
+    yield VerdictCondition(
         "every order has its answer", f"{told} of {account.orders}", told == account.orders
     )
     stuck = audited.sagas["stuck"]
-    yield Condition("no saga is stuck", f"{stuck} are", not stuck)
+    yield VerdictCondition("no saga is stuck", f"{stuck} are", not stuck)
     met = max((len(kill.in_flight) for kill in account.kills), default=0)
-    yield Condition(
+    yield VerdictCondition(
         f"orders was killed with {IN_FLIGHT_MIN} sagas in flight or more",
         f"{met} in flight",
         met >= IN_FLIGHT_MIN,
@@ -50,13 +50,13 @@ def conditions(account: Account, audited: Report) -> Iterator[Condition]:
     bridged = sum(restart.bridged for restart in account.restarts)
     yield _one_or_more("calls were bridged over the restart of inventory", bridged)
     failed = len(failed_by_restart(account))
-    yield Condition("no request failed because of it", f"{failed} failed", not failed)
+    yield VerdictCondition("no request failed because of it", f"{failed} failed", not failed)
     failed = len(failed_in_peace(account))
-    yield Condition("no request failed while all was well", f"{failed} failed", not failed)
+    yield VerdictCondition("no request failed while all was well", f"{failed} failed", not failed)
     ended = unasked_ends(account)
-    yield Condition("no process ended that was not killed", f"{ended} did", not ended)
+    yield VerdictCondition("no process ended that was not killed", f"{ended} did", not ended)
     for note in account.notes:
-        yield Condition("nothing else went wrong", note, is_met=False)
+        yield VerdictCondition("nothing else went wrong", note, is_met=False)
 
 
 def trips(account: Account) -> list[Turn]:
@@ -109,5 +109,5 @@ def _turns(account: Account) -> list[Turn]:
     return [turn for turn in account.turns if turn.edge == EDGE]
 
 
-def _one_or_more(must: str, count: int) -> Condition:
-    return Condition(must, str(count), count >= 1)
+def _one_or_more(must: str, count: int) -> VerdictCondition:
+    return VerdictCondition(must, str(count), count >= 1)

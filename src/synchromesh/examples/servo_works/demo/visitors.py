@@ -17,7 +17,7 @@ from typing import TypeAlias
 from contracts.orders import PlaceOrder
 from shop import catalogue, field_reports
 
-from demo.door import Answer, Door, ask_until, degraded_in
+from demo.door import Door, DoorAnswer, ask_until, degraded_in
 
 AT_ONCE = 2
 PAUSE_S = 0.06
@@ -28,14 +28,14 @@ LOAD = {
     "torque_nm": "4", "peak_nm": "8", "speed_rpm": "3000", "supply": "3x400VAC", "cable_m": "5",
 }  # fmt: skip
 
-Told: TypeAlias = Callable[[Answer], str]
+Told: TypeAlias = Callable[[DoorAnswer], str]
 
 
-def _if_in_time(answer: Answer) -> str:
+def _if_in_time(answer: DoorAnswer) -> str:
     return "" if answer.is_out_of_time or answer.is_turned_away else "answered"
 
 
-def _if_fresh(answer: Answer) -> str:
+def _if_fresh(answer: DoorAnswer) -> str:
     return "fresh" if answer.status == 200 and not degraded_in("", "", answer) else ""
 
 

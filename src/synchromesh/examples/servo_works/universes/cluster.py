@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from credit_provider import CreditProvider, Faults, Ledger
+from credit_provider import CreditProviderServer, Ledger, ProviderFaults
 from services.orders import sagas
 
 from synchromesh.calls import Caller, Policies
@@ -26,7 +26,7 @@ from synchromesh.saga import SagaPolicy
 from synchromesh.service import Service, ServiceInstance, Surroundings
 from synchromesh.system.config import load_config, load_services
 from synchromesh.telemetry import SpanRecord, Tracer
-from synchromesh.testing import AsgiReceiver, Node, Process, SimExchange, SimRuntime, World
+from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]
 SERVICES = ("orders", "inventory", "billing", "production")
@@ -55,10 +55,10 @@ class Cluster:
         self.broken: list[str] = []
         self._clients = clients
         self._exchange = SimExchange(world)
-        self._instances: list[tuple[Process, ServiceInstance]] = []
+        self._instances: list[tuple[SimProcess, ServiceInstance]] = []
         self._serving: dict[str, str] = {}
         self._stops: dict[str, asyncio.Event] = {}
-        self._provider: CreditProvider | None = None
+        self._provider: CreditProviderServer | None = None
         for service in services().values():
             for number in (1, 2):
                 main = functools.partial(self._run, service)
@@ -98,7 +98,7 @@ class Cluster:
         except SynchromeshError as error:
             self.world.count[f"not cancelled: {error.code}"] += 1
 
-    def confuse_provider(self, faults: Faults) -> None:
+    def confuse_provider(self, faults: ProviderFaults) -> None:
         """Turn the provider's fault switch."""
         if self._provider is not None:
             self._provider.faults = faults
@@ -151,7 +151,7 @@ class Cluster:
 
     async def _run_provider(self, runtime: SimRuntime) -> None:
         ledger = Ledger(runtime.disk.connect(f"/{PROVIDER}.db"))
-        self._provider = CreditProvider(ledger)
+        self._provider = CreditProviderServer(ledger)
         self._exchange.serve(runtime, AsgiReceiver(asgi_handler(self._provider)))
         await asyncio.Event().wait()
 

@@ -15,14 +15,14 @@ from unittest import mock
 
 import shop
 from contracts.orders import Orders, Placed, PlaceOrder
-from credit_provider import Faults
+from credit_provider import ProviderFaults
 from msgspec import structs
 
 from synchromesh.calls import Call, Caller
 from synchromesh.errors import CallError, Rejection, SagaUndone, SynchromeshError
 from synchromesh.store import Once, Recorded, Unit, inbox
 from synchromesh.testing import CALM, STORMY, Node, SimulationError, World
-from synchromesh.testing import Faults as NetworkFaults
+from synchromesh.testing import NetworkFaults as NetworkFaults
 from universes.cluster import (
     CLIENTS,
     PROVIDER,
@@ -173,7 +173,7 @@ class Universe:
         if self._is_stormy:
             await self._storm()
         self.world.calm()
-        self.cluster.confuse_provider(Faults())
+        self.cluster.confuse_provider(ProviderFaults())
         self.cluster.start()
         # Messages that are late still come: peace counts after the last of them.
         least_s = loop.time() + self.world.wire.faults.tail_s
@@ -242,9 +242,9 @@ class Universe:
 
     def _confuse_provider(self) -> None:
         mode = self._rng.choice(("errors", "stall", "slow"))
-        self.cluster.confuse_provider(Faults(mode, 30.0 if mode == "stall" else 0.4))
+        self.cluster.confuse_provider(ProviderFaults(mode, 30.0 if mode == "stall" else 0.4))
         lasts_s = self._rng.uniform(0.5, 4.0)
-        self.world.later(lasts_s, self.cluster.confuse_provider, Faults())
+        self.world.later(lasts_s, self.cluster.confuse_provider, ProviderFaults())
 
     def _pause(self) -> None:
         node = self.cluster.pair(self._rng.choice(SERVICES))[0]
@@ -271,7 +271,7 @@ class _Opener:
 
 
 @functools.cache
-def scarce_drives() -> list[shop.Drive]:
+def scarce_drives() -> list[shop.CatalogueItem]:
     """Return what the shop opens with: half the stock of what there is little of anyway."""
     return [
         structs.replace(drive, stock=drive.stock // 2, slots=drive.slots[:1])

@@ -20,7 +20,8 @@ from contracts.fleet import (
 from msgspec import Struct, convert
 
 from services.fleet.condition import Condition, after
-from synchromesh import Context, Migration, Service, Shed, Transaction
+from synchromesh import Context, Migration, Service, Transaction
+from synchromesh.errors import Shed
 
 TABLES = (
     """

@@ -19,7 +19,7 @@ from synchromesh.errors import (
     KeyReused,
     KeyUndone,
     MissingExtra,
-    Refused,
+    NotExecuted,
     Rejection,
     RemoteFailed,
     SagaError,
@@ -31,7 +31,7 @@ from synchromesh.errors import (
 )
 
 
-class Verdict(Enum):
+class Classification(Enum):
     """Names what an outcome says about the callee."""
 
     SUCCESS = "success"
@@ -41,33 +41,33 @@ class Verdict(Enum):
 
 # The nearest class of an error decides. B5: what the callee answered is a success though it is a
 # no; what says nothing about the callee (overload, another's failure, no time) is neutral.
-VERDICTS: dict[type[BaseException], Verdict] = {
-    Rejection: Verdict.SUCCESS,
-    BadRequest: Verdict.SUCCESS,
-    UnknownOperation: Verdict.SUCCESS,
-    Unauthenticated: Verdict.SUCCESS,
-    Forbidden: Verdict.SUCCESS,
-    KeyReused: Verdict.SUCCESS,
-    KeyUndone: Verdict.SUCCESS,
-    SagaError: Verdict.SUCCESS,
-    VersionConflict: Verdict.SUCCESS,
-    Refused: Verdict.NEUTRAL,
-    DownstreamFailed: Verdict.NEUTRAL,
-    DiscoveryError: Verdict.NEUTRAL,
-    ConfigError: Verdict.NEUTRAL,
-    ContractError: Verdict.NEUTRAL,
-    MissingExtra: Verdict.NEUTRAL,
-    CallError: Verdict.FAILURE,
-    Exception: Verdict.FAILURE,
+CLASSIFICATIONS: dict[type[BaseException], Classification] = {
+    Rejection: Classification.SUCCESS,
+    BadRequest: Classification.SUCCESS,
+    UnknownOperation: Classification.SUCCESS,
+    Unauthenticated: Classification.SUCCESS,
+    Forbidden: Classification.SUCCESS,
+    KeyReused: Classification.SUCCESS,
+    KeyUndone: Classification.SUCCESS,
+    SagaError: Classification.SUCCESS,
+    VersionConflict: Classification.SUCCESS,
+    NotExecuted: Classification.NEUTRAL,
+    DownstreamFailed: Classification.NEUTRAL,
+    DiscoveryError: Classification.NEUTRAL,
+    ConfigError: Classification.NEUTRAL,
+    ContractError: Classification.NEUTRAL,
+    MissingExtra: Classification.NEUTRAL,
+    CallError: Classification.FAILURE,
+    Exception: Classification.FAILURE,
     # Cancellation, KeyboardInterrupt and the like are the caller's.
-    BaseException: Verdict.NEUTRAL,
+    BaseException: Classification.NEUTRAL,
 }
 
 # Their outcome is unknown: tried again only where doing it twice does no harm (D3).
 UNKNOWN_OUTCOME = (TimedOut, ConnectionLost, RemoteFailed, DownstreamFailed)
 
 
-def classify(error: BaseException | None, *, had_full_timeout: bool) -> Verdict:
+def classify(error: BaseException | None, *, had_full_timeout: bool) -> Classification:
     """Say what an outcome tells about the callee; None is an answer.
 
     A `TimedOut` is a failure only if the callee had the edge's own timeout (`had_full_timeout`),
@@ -80,10 +80,10 @@ def classify(error: BaseException | None, *, had_full_timeout: bool) -> Verdict:
         'success'
     """
     if error is None:
-        return Verdict.SUCCESS
+        return Classification.SUCCESS
     if isinstance(error, TimedOut) and not had_full_timeout:
-        return Verdict.NEUTRAL
-    return next(VERDICTS[cls] for cls in type(error).__mro__ if cls in VERDICTS)
+        return Classification.NEUTRAL
+    return next(CLASSIFICATIONS[cls] for cls in type(error).__mro__ if cls in CLASSIFICATIONS)
 
 
 def may_retry(error: Exception, *, is_retryable_unknown: bool) -> bool:
@@ -118,4 +118,4 @@ def is_certainly_not_run(error: Exception) -> bool:
 
     `KeyUndone` proves more, that no attempt under its key has an effect, so it is not among them.
     """
-    return isinstance(error, Refused | ConnectFailed) and not isinstance(error, KeyUndone)
+    return isinstance(error, NotExecuted | ConnectFailed) and not isinstance(error, KeyUndone)

@@ -10,8 +10,8 @@ import msgspec
 
 from synchromesh.codec import decode, to_datetime
 from synchromesh.errors import BadRequest
-from synchromesh.saga.records import Cause, Kind, Record
-from synchromesh.saga.tables import SagaRow, StoredRecord, Unreadable
+from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord
+from synchromesh.saga.tables import SagaRow, StoredRecord, UnreadableRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class SagaSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class StoryLine:
+class HistoryEntry:
     """One record: what happened to which step, at which attempt, when and why."""
 
     at: dt.datetime
@@ -42,7 +42,7 @@ class StoryLine:
 
 
 @dataclass(frozen=True, slots=True)
-class SagaStory:
+class SagaHistory:
     """All that is recorded of a run.
 
     `not_undone` names the steps of a turned run that are done or unknown and not undone, the latest
@@ -50,7 +50,7 @@ class SagaStory:
     """
 
     summary: SagaSummary
-    lines: tuple[StoryLine, ...]
+    lines: tuple[HistoryEntry, ...]
     not_undone: tuple[str, ...]
 
 
@@ -70,61 +70,63 @@ def summarize(row: SagaRow, records: int) -> SagaSummary:
     )
 
 
-def tell(row: SagaRow, records: Sequence[StoredRecord | Unreadable]) -> SagaStory:
+def tell(row: SagaRow, records: Sequence[StoredRecord | UnreadableRecord]) -> SagaHistory:
     """Return the story that the records of a run tell; one that cannot be read says so."""
-    return SagaStory(
+    return SagaHistory(
         summarize(row, len(records)),
         tuple(_line(each) for each in records),
         _not_undone([each.record for each in records if isinstance(each, StoredRecord)]),
     )
 
 
-def cause_of(row: SagaRow, records: Sequence[StoredRecord | Unreadable]) -> Cause:
+def cause_of(row: SagaRow, records: Sequence[StoredRecord | UnreadableRecord]) -> SagaCause:
     """Return why a run turned or is stuck; empty where it is neither.
 
     Of a cause that cannot be read the reason is left, which is kept beside the records too.
     """
     for each in reversed(records):
         record = each.record if isinstance(each, StoredRecord) else None
-        if record is not None and record.kind in (Kind.TURNED, Kind.STUCK):
+        if record is not None and record.kind in (RecordKind.TURNED, RecordKind.STUCK):
             try:
-                return decode(record.body, Cause)
+                return decode(record.body, SagaCause)
             except BadRequest:
                 break
-    return Cause(row.reason)
+    return SagaCause(row.reason)
 
 
-def _line(stored: StoredRecord | Unreadable) -> StoryLine:
-    if isinstance(stored, Unreadable):
+def _line(stored: StoredRecord | UnreadableRecord) -> HistoryEntry:
+    if isinstance(stored, UnreadableRecord):
         at = to_datetime(stored.at_us)
-        return StoryLine(at, stored.kind, stored.step, stored.attempt, stored.why)
+        return HistoryEntry(at, stored.kind, stored.step, stored.attempt, stored.why)
     record = stored.record
     try:
         why = _why(record)
     except (BadRequest, msgspec.DecodeError, AttributeError) as error:
         why = f"cannot be read: {error}"
-    return StoryLine(to_datetime(record.at_us), record.kind.value, record.step, record.attempt, why)
+    return HistoryEntry(
+        to_datetime(record.at_us), record.kind.value, record.step, record.attempt, why
+    )
 
 
-def _not_undone(records: Sequence[Record]) -> tuple[str, ...]:
+def _not_undone(records: Sequence[SagaRecord]) -> tuple[str, ...]:
     begun: dict[str, None] = {}
     is_turned = False
     for record in records:
-        if record.kind in (Kind.BEGUN, Kind.DONE):
+        if record.kind in (RecordKind.BEGUN, RecordKind.DONE):
             begun[record.step] = None
-        elif record.kind in (Kind.REFUSED, Kind.UNDONE):
+        elif record.kind in (RecordKind.REJECTED, RecordKind.UNDONE):
             begun.pop(record.step, None)
-        elif record.kind is Kind.TURNED:
+        elif record.kind is RecordKind.TURNED:
             is_turned = True
-    ended = bool(records) and records[-1].kind is Kind.ENDED
+    ended = bool(records) and records[-1].kind is RecordKind.ENDED
     return tuple(reversed(begun)) if is_turned and not ended else ()
 
 
-def _why(record: Record) -> str:
-    if record.kind in (Kind.TURNED, Kind.STUCK):
-        cause = decode(record.body, Cause)
+def _why(record: SagaRecord) -> str:
+    if record.kind in (RecordKind.TURNED, RecordKind.STUCK):
+        cause = decode(record.body, SagaCause)
         return f"{cause.step}: {cause.reason}" if cause.step else cause.reason
-    if record.kind is Kind.REFUSED:
+    if record.kind is RecordKind.REJECTED:
         problem = msgspec.json.decode(record.body)
         return f"{problem.get('code', '')}: {problem.get('detail', '')}"
     return ""
