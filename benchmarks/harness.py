@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = bool(os.environ.get("QUICK"))
@@ -364,7 +365,7 @@ class Passed:
     def __init__(self) -> None:
         self.by_file: Counter[str] = Counter()
 
-    def __enter__(self) -> Passed:
+    def __enter__(self) -> Self:
         sys.setprofile(self._watch)
         return self
 
