@@ -23,6 +23,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -355,27 +356,28 @@ def pss_mb(pid: int) -> float:
 
 
 class Passed:
-    """Counts the Python functions entered (also coroutines resumed) by this thread, by file.
+    """Counts the Python functions entered (also coroutines resumed) until the block ends, by file.
 
     with Passed() as passed:
         await call()
     print(passed.calls, passed.files)
+
+    Only this thread is watched, and those that were started after `watch_threads`.
     """
 
     def __init__(self) -> None:
         self.by_file: Counter[str] = Counter()
+        self._entered: list[str] = []
 
     def __enter__(self) -> Self:
-        sys.setprofile(self._watch)
+        _watched.append(self._entered)
+        sys.setprofile(_watch)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
-        del self.by_file[__file__]
-
-    def _watch(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call":
-            self.by_file[frame.f_code.co_filename] += 1
+        _watched.remove(self._entered)
+        self.by_file.update(name for name in self._entered if name != __file__)
 
     @property
     def calls(self) -> int:
@@ -386,3 +388,17 @@ class Passed:
     def files(self) -> list[str]:
         """The files of synchromesh among them, from its folder on."""
         return sorted(name.removeprefix(_OURS) for name in self.by_file if name.startswith(_OURS))
+
+
+def watch_threads() -> None:
+    """Have `Passed` count in every thread too that is started from now on; it slows them down."""
+    threading.setprofile(_watch)
+
+
+_watched: list[list[str]] = []
+
+
+def _watch(frame: FrameType, event: str, _: object) -> None:
+    if event == "call":
+        for entered in _watched:
+            entered.append(frame.f_code.co_filename)

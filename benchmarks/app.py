@@ -1,0 +1,179 @@
+"""The small system that is measured: a shelf, a probe that calls it, and a gateway before both.
+
+The probe measures from within, as the handler of an operation: so what it measures has a trace, a
+deadline and a credential, as any call of a running system has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from benchmarks.harness import check, percentile
+from synchromesh import (
+    Context,
+    Contract,
+    Gateway,
+    Migration,
+    Route,
+    Service,
+    Transaction,
+    command,
+    query,
+)
+
+# The gateway and the probe are how the benchmark gets in; what is measured is `probe:shelf`, and
+# that edge has all defaults.
+CONFIG = """
+[system]
+name = "bench"
+
+[services.shelf]
+app = "benchmarks.app:shelf"
+
+[services.probe]
+app = "benchmarks.app:probe"
+
+[gateway]
+app = "benchmarks.app:gateway"
+
+[policies."gateway:probe"]
+timeout = "60s"
+retry = { attempts = 1 }
+"""
+
+
+class Item(Struct, frozen=True):
+    """What is asked for."""
+
+    sku: str
+    qty: int
+
+
+class Free(Struct, frozen=True):
+    """How many pieces there are."""
+
+    sku: str
+    free: int
+    held: int
+
+
+class Shelf(Contract, Protocol, service="shelf", version="1.0"):
+    """What is called: the least that a handler can do, so that the call itself is measured."""
+
+    @query("POST /look")
+    async def look(self, item: Item) -> Free: ...
+
+    @query("POST /look_later")
+    async def look_later(self, item: Item) -> Free: ...
+
+    @command("POST /reserve")
+    async def reserve(self, item: Item) -> Free: ...
+
+
+class Measured(Struct, frozen=True):
+    """What calls took: each of them (median, p99), and all of the process's CPU for one."""
+
+    p50_us: float
+    p99_us: float
+    cpu_us: float
+
+
+class Probe(Contract, Protocol, service="probe", version="1.0"):
+    """Calls the shelf and says how long it took."""
+
+    @query("POST /calls")
+    async def calls(self, operation: str, count: int) -> Measured: ...
+
+    @command("POST /writes")
+    async def writes(self, count: int, in_flight: int) -> Measured: ...
+
+
+shelf = Service(
+    "shelf",
+    implements=Shelf,
+    migrations=[
+        Migration(
+            1,
+            ("create table hold(id text primary key, sku text not null, n bigint not null)",),
+            readable_by_min=1,
+        )
+    ],
+)
+probe = Service("probe", implements=Probe)
+
+gateway = Gateway(
+    routes=[
+        Route("POST /calls", Probe.calls, public=True, deadline="60s"),
+        Route("POST /writes", Probe.writes, public=True, deadline="60s"),
+    ]
+)
+
+ITEM = Item("SX90", 21)
+ANSWER = Free("SX90", 42, 1)
+# Until the spans of what was measured are written: their CPU belongs to it.
+SETTLE_S = 0.2
+
+
+def answer(item: Item) -> Free:
+    """Work out what all operations of the shelf answer."""
+    return Free(item.sku, item.qty * 2, 1)
+
+
+@shelf.handles(Shelf.look)
+async def look(_: Context, item: Item) -> Free:
+    """Answer without waiting."""
+    return answer(item)
+
+
+@shelf.handles(Shelf.look_later)
+async def look_later(_: Context, item: Item) -> Free:
+    """Answer after one turn of the loop."""
+    await asyncio.sleep(0)
+    return answer(item)
+
+
+@shelf.writes(Shelf.reserve)
+async def reserve(tx: Transaction, item: Item) -> Free:
+    """Write one row and answer."""
+    await tx.execute("insert into hold values (?, ?, ?)", tx.new_id(), item.sku, item.qty)
+    return answer(item)
+
+
+async def measure(
+    call: Callable[[], Awaitable[object]], count: int, *, in_flight: int = 1
+) -> Measured:
+    """Make calls, in as many lines as are to be in flight, and check every answer."""
+    took: list[float] = []
+
+    async def line() -> None:
+        for _ in range(count // in_flight):
+            began_s = time.perf_counter()
+            got = await call()
+            took.append((time.perf_counter() - began_s) * 1e6)
+            if got != ANSWER:
+                check(got, ANSWER, "the shelf")
+
+    cpu_s = time.process_time()
+    await asyncio.gather(*(line() for _ in range(in_flight)))
+    await asyncio.sleep(SETTLE_S)
+    cpu_us = (time.process_time() - cpu_s) * 1e6 / len(took)
+    return Measured(percentile(took, 50), percentile(took, 99), cpu_us)
+
+
+@probe.handles(Probe.calls)
+async def calls(ctx: Context, operation: str, count: int) -> Measured:
+    """Call `operation` of the shelf so many times, one after the other."""
+    described = {"look": Shelf.look, "look_later": Shelf.look_later}[operation]
+    # The arguments are encoded for each call: that is part of it.
+    return await measure(lambda: ctx.call(described(ITEM)), count)
+
+
+@probe.handles(Probe.writes)
+async def writes(ctx: Context, count: int, in_flight: int) -> Measured:
+    """Have the shelf write so many rows."""
+    return await measure(lambda: ctx.call(Shelf.reserve(ITEM)), count, in_flight=in_flight)
