@@ -139,9 +139,7 @@ class System:
     def ask(self, path: str, body: object = None) -> Any:
         """Send a request to the gateway and return its decoded answer; POST where it has a body."""
         data = None if body is None else json.dumps(body).encode()
-        request = Request(
-            self.gateway + path, data, {"Content-Type": "application/json"}
-        )
+        request = Request(self.gateway + path, data, {"Content-Type": "application/json"})
         with urlopen(request, timeout=120) as response:
             return json.load(response)
 
