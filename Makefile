@@ -2,11 +2,13 @@
 PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := $(UV) run --frozen --no-sync
+BENCH := .cache/bench/venv
+AREAS := calls gateway telemetry memory units
 SEED ?= 0
 N ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers docs sim bench sync clean
+.PHONY: help demo test lint types layers docs sim bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,9 +35,15 @@ docs: sync ## Build the documentation, offline, into site/
 sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 	@$(RUN) python -m synchromesh.examples.servo_works.simulation --seed $(SEED) --count $(N)
 
-bench: sync ## Measure units of work a second, and what a warm call passes
-	@$(RUN) python -m benchmarks.units
-	@$(RUN) python -m benchmarks.calls
+bench: $(AREAS:%=bench-%) ## Measure against peers, all areas; one: make bench-calls; QUICK=1: a smoke
+
+$(AREAS:%=bench-%): bench-%: $(BENCH)/.synced
+	@$(BENCH)/bin/python -m benchmarks.$*
+
+# Peers have an environment of their own, so that no test ever runs with them installed.
+$(BENCH)/.synced: pyproject.toml uv.lock $(UV)
+	@UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --locked --quiet --no-default-groups --group bench
+	@touch $@
 
 sync: .venv/.synced
 
@@ -49,4 +57,4 @@ $(UV):
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 clean: ## Remove everything that was made
-	rm -rf .uv .venv site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .uv .venv .cache/bench site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -92,7 +92,11 @@ def test_the_code_of_a_page_runs(
 def test_the_commands_of_a_page_exist(page: Path) -> None:
     """Every verb and option of `synchromesh`, and every target of `make`, is a real one."""
     main = importlib.import_module("synchromesh.cli.main").synchromesh
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for area in re.findall(r"^AREAS := (.*)$", makefile, re.MULTILINE)[0].split():
+        assert (ROOT / "benchmarks" / f"{area}.py").is_file(), area
+        targets.add(f"bench-{area}")
     for words in commands(page):
         if words[0] == "make":
             assert set(words[1:]) <= targets, words
