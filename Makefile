@@ -2,7 +2,7 @@
 PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := $(UV) run --frozen --no-sync
-BENCH := .cache/bench/venv
+BENCH := .bench/venv
 AREAS := calls gateway telemetry memory units
 SEED ?= 0
 N ?= 100
@@ -57,4 +57,4 @@ $(UV):
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 clean: ## Remove everything that was made
-	rm -rf .uv .venv .cache/bench site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .uv .venv .bench site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,7 +22,7 @@ from typing import Any, Self
 from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).parents[1]
-CACHE = ROOT / ".cache" / "bench"
+CACHE = ROOT / ".bench"
 STARTS_WITHIN_S = 30.0
 STOPS_WITHIN_S = 15.0
 

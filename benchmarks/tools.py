@@ -1,4 +1,4 @@
-"""Peers that are no Python packages: fetched once, into `.cache/bench`; nothing is installed.
+"""Peers that are no Python packages: fetched once, into `.bench`; nothing is installed.
 
 nginx and wrk are unpacked from the packages of Debian or Ubuntu, @fastify/http-proxy comes by npm.
 What cannot be had is said in one line.
@@ -81,7 +81,7 @@ def _fetch_debs() -> None:
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         sys.exit("nginx and wrk come from Debian's packages, and there is no apt-get here")
     _clear(APT)
-    print("fetching nginx and wrk into .cache/bench/apt (once)")
+    print("fetching nginx and wrk into .bench/apt (once)")
     _run(["apt-get", "-qq", "download", *DEBS], APT, "run `apt-get update` as root, then again")
     for package in sorted(APT.glob("*.deb")):
         _run(["dpkg-deb", "--extract", str(package), "."], APT, "")
@@ -93,7 +93,7 @@ def _fetch_modules() -> None:
     if shutil.which("npm") is None:
         sys.exit("@fastify/http-proxy needs node and npm (node 20.18 or newer); install them")
     _clear(NODE)
-    print("fetching @fastify/http-proxy into .cache/bench/node (once)")
+    print("fetching @fastify/http-proxy into .bench/node (once)")
     shutil.copy(ROOT / "benchmarks/peers/package.json", NODE)
     _run(["npm", "install", "--silent", "--no-fund", "--no-audit"], NODE, "is npm reachable?")
 
