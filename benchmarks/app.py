@@ -7,6 +7,9 @@ deadline and a credential, as any call of a running system has.
 from __future__ import annotations
 
 import asyncio
+import cProfile
+import io
+import pstats
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -89,6 +92,9 @@ class Probe(Contract, Protocol, service="probe", version="1.0"):
     @query("POST /calls")
     async def calls(self, operation: str, count: int) -> Measured: ...
 
+    @query("POST /profile")
+    async def profile(self, operation: str, seconds: float) -> str: ...
+
     @command("POST /writes")
     async def writes(self, count: int, in_flight: int) -> Measured: ...
 
@@ -109,10 +115,14 @@ probe = Service("probe", implements=Probe)
 gateway = Gateway(
     routes=[
         Route("POST /calls", Probe.calls, public=True, deadline="60s"),
+        Route("POST /profile", Probe.profile, public=True, deadline="60s"),
         Route("POST /writes", Probe.writes, public=True, deadline="60s"),
     ]
 )
 
+OPERATIONS = {"look": Shelf.look, "look_later": Shelf.look_later}
+# So many functions are shown of a profile.
+PROFILED = 25
 ITEM = Item("SX90", 21)
 ANSWER = Free("SX90", 42, 1)
 # Until the spans of what was measured are written: their CPU belongs to it.
@@ -168,9 +178,28 @@ async def measure(
 @probe.handles(Probe.calls)
 async def calls(ctx: Context, operation: str, count: int) -> Measured:
     """Call `operation` of the shelf so many times, one after the other."""
-    described = {"look": Shelf.look, "look_later": Shelf.look_later}[operation]
+    described = OPERATIONS[operation]
     # The arguments are encoded for each call: that is part of it.
     return await measure(lambda: ctx.call(described(ITEM)), count)
+
+
+@probe.handles(Probe.profile)
+async def profile(ctx: Context, operation: str, seconds: float) -> str:
+    """Profile this process's loop: while it calls the shelf, or "" while others load it."""
+    loop = asyncio.get_running_loop()
+    profiler, until_s = cProfile.Profile(), loop.time() + seconds
+    profiler.enable()
+    try:
+        while loop.time() < until_s:
+            if operation:
+                await ctx.call(OPERATIONS[operation](ITEM))
+            else:
+                await asyncio.sleep(0.1)
+    finally:
+        profiler.disable()
+    text = io.StringIO()
+    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(PROFILED)
+    return text.getvalue()
 
 
 @probe.handles(Probe.writes)
