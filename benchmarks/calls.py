@@ -52,6 +52,7 @@ async def main() -> None:
         server = enter.enter_context(Server("aiohttp", command, port=port)).wait()
         await _hop(report, split, server)
     report.finish()
+    print("where the time goes: python -m benchmarks.profiles")
 
 
 async def _in_process(report: Report, system: System) -> None:

@@ -149,6 +149,7 @@ def main() -> None:
         _proxies(report, in_turn(_rounds(proxies), rounds=ROUNDS, warm_up=0))
         _pages(report, in_turn(_rounds(pages), rounds=ROUNDS, warm_up=0))
     report.finish()
+    print("where the time goes: python -m benchmarks.profiles")
 
 
 def _rounds(contestants: list[Contestant]) -> dict[str, Callable[[], Measures]]:

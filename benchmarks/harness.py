@@ -225,8 +225,6 @@ class Report:
         print(table(self.rows))
         judged = [row.met for row in self.rows if row.met is not None]
         print(f"{self.area}: {sum(judged)} of {len(judged)} goals met")
-        if not all(judged):
-            print("where the time goes: python -m benchmarks.profiles")
         if QUICK:
             print("QUICK=1: a smoke, its figures mean nothing and are not written")
             return
