@@ -25,7 +25,6 @@ from synchromesh import (
     Contract,
     Gateway,
     Migration,
-    PublicEvent,
     Rate,
     Route,
     Saga,
@@ -34,6 +33,7 @@ from synchromesh import (
     command,
     event,
 )
+from synchromesh.calls import PublicEvent
 
 # Before a database or a ring of spans has a thread.
 watch_threads()
