@@ -1,115 +1,242 @@
-"""Units of work a second: one at a time and 64 in flight, against one commit for each unit.
+"""Units of work a second and their CPU, against plain sqlite3 with one commit for each unit.
 
-    python -m benchmarks.units [UNITS]
+    python -m benchmarks.units
 
-Each unit runs five statements with its inbox record. The three runs alternate in one process on one
-disk; only their ratios mean anything on another machine.
+A unit is five statements: a read, three writes, and the record of its key in the inbox, so that it
+takes effect once. The peer is what one writes by hand: `sqlite3` in a thread of its own, the same
+tables and statements, WAL and `synchronous=FULL`, one commit for each unit. Both are awaited by the
+same workers on the same loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import statistics
-import sys
+import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
-from synchromesh.runtime import RealRuntime, ThreadWorker, Worker
-from synchromesh.store import Migration, Once, Schema, SqliteStore, Unit
+from benchmarks import durability, product
+from benchmarks.harness import Measures, Report, at_most, check, in_turn_async, size
+from synchromesh import Migration
+from synchromesh.store import Once, Store, Unit
 
-J = TypeVar("J")
+IN_FLIGHT = 64
+ARTICLES = 50
+PLENTY = 10**9
+PLAIN = "plain sqlite3"
 
-ROUNDS = 3
-TABLES = Schema(
-    "bench",
-    (
-        Migration(
-            1,
-            (
-                "create table stock(sku text primary key, n bigint not null)",
-                "create table hold(id text primary key, sku text not null, n bigint not null)",
-                "create table log(id text primary key, body text not null)",
-            ),
-            readable_by_min=1,
-        ),
-    ),
+Reserve = Callable[[str, str], Awaitable[object]]
+"""Reserves one piece under a key: `reserve(key, sku)`."""
+
+TABLES = (
+    "create table stock(sku text primary key, n bigint not null)",
+    "create table hold(id text primary key, sku text not null, n bigint not null)",
+    "create table log(id text primary key, body text not null)",
 )
+READ = "select n from stock where sku = ?"
+TAKE = "update stock set n = n - 1 where sku = ?"
+HOLD = "insert into hold values (?, ?, 1)"
+LOG = "insert into log values (?, ?)"
+BODY = '{"reserved":1}'
 
 
-async def reserve(unit: Unit, key: str, sku: str) -> bytes:
-    """Reserve one piece: a read, three writes, and the answer; the inbox is the fifth statement."""
-    ((n,),) = await unit.execute("select n from stock where sku = ?", sku)
+class Ours:
+    """Our store: units of work of whoever waits at the moment share a commit."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, path: Path) -> AsyncIterator[Ours]:
+        """Open the database and put the articles on the shelf."""
+        async with product.open_store(path, [Migration(1, TABLES, readable_by_min=1)]) as store:
+            await store.write(cls._fill, name="fill")
+            yield cls(store)
+
+    async def reserve(self, key: str, sku: str) -> object:
+        """Run the unit once under the key; return when it is durable."""
+        return await self._store.write_once(
+            lambda unit: _reserve(unit, key, sku), Once("bench", key, "digest"), name="reserve"
+        )
+
+    @staticmethod
+    async def _fill(unit: Unit) -> None:
+        for article in range(ARTICLES):
+            await unit.execute("insert into stock values (?, ?)", f"s{article}", PLENTY)
+
+
+async def _reserve(unit: Unit, key: str, sku: str) -> bytes:
+    ((n,),) = await unit.execute(READ, sku)
     assert isinstance(n, int)
     assert n > 0
-    await unit.execute("update stock set n = n - 1 where sku = ?", sku)
-    await unit.execute("insert into hold values (?, ?, 1)", key, sku)
-    await unit.execute("insert into log values (?, ?)", key, '{"reserved":1}')
+    await unit.execute(TAKE, sku)
+    await unit.execute(HOLD, key, sku)
+    await unit.execute(LOG, key, BODY)
     return b'{"ok":true}'
 
 
-async def fill(unit: Unit) -> None:
-    """Put 50 articles on the shelf."""
-    for article in range(50):
-        await unit.execute("insert into stock values (?, ?)", f"s{article}", 10**9)
+class Plain:
+    """One connection in one thread, one commit for each unit: the peer."""
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._connection = connection
+        self._thread = thread
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, path: Path) -> AsyncIterator[Plain]:
+        """Open the database and put the articles on the shelf."""
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        for table in TABLES:
+            connection.execute(table)
+        connection.execute("create table inbox(key text primary key, answer blob) without rowid")
+        connection.execute("begin immediate")
+        for article in range(ARTICLES):
+            connection.execute("insert into stock values (?, ?)", (f"s{article}", PLENTY))
+        connection.execute("commit")
+        with ThreadPoolExecutor(1) as thread:
+            yield cls(connection, thread)
+        connection.close()
+
+    async def reserve(self, key: str, sku: str) -> object:
+        """Run the unit once under the key, in the thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._reserve, key, sku)
+
+    def _reserve(self, key: str, sku: str) -> bytes:
+        execute = self._connection.execute
+        execute("begin immediate")
+        try:
+            known = execute("select answer from inbox where key = ?", (key,)).fetchall()
+            if known:
+                answer: bytes = known[0][0]
+            else:
+                ((n,),) = execute(READ, (sku,)).fetchall()
+                assert n > 0
+                execute(TAKE, (sku,))
+                execute(HOLD, (key, sku))
+                execute(LOG, (key, BODY))
+                answer = b'{"ok":true}'
+                execute("insert into inbox values (?, ?)", (key, answer))
+        except BaseException:
+            execute("rollback")
+            raise
+        execute("commit")
+        return answer
 
 
-async def measure(path: Path, label: str, in_flight: int, units: int) -> tuple[float, int]:
-    """Return units a second and the commits that they took."""
-    runtime: RealRuntime = RealRuntime()
-    if label == "one commit each":
-        runtime = OneByOne()
-    store = await SqliteStore.open(str(path), service="bench", schemas=[TABLES], runtime=runtime)
-    await store.write(fill, name="fill")
-    before = store.commits
+class Contestant:
+    """Measures one side on a database of its own that grows from round to round."""
 
-    async def worker(number: int) -> None:
-        for count in range(units // in_flight):
-            key = f"{number}-{count}"
-            once = Once("bench", key, "digest")
-            await store.write_once(
-                lambda unit, key=key: reserve(unit, key, f"s{(number * 7) % 50}"),  # type: ignore[misc]
-                once,
-                name="reserve",
+    def __init__(self, name: str, path: Path, reserve: Reserve) -> None:
+        self._name = name
+        self._path = path
+        self._reserve = reserve
+        self._turn = 0
+        self._done = 0
+
+    async def prove(self) -> None:
+        """Check that a key takes effect once, and that every commit is synced."""
+        answers = {repr(await self._reserve("same", "s0")) for _ in range(3)}
+        check(len(answers), 1, f"{self._name}, asked thrice under one key,")
+        durability.prove_synced(self._path, who=self._name)
+        self._done += 1
+        self._check()
+
+    async def alone(self) -> Measures:
+        """Run units one at a time."""
+        return await self._measured(1, size(250, 50))
+
+    async def many(self) -> Measures:
+        """Run units 64 at once."""
+        return await self._measured(IN_FLIGHT, IN_FLIGHT * size(25, 8))
+
+    async def _measured(self, in_flight: int, units: int) -> Measures:
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
+        await self._run(in_flight, units)
+        took_s, took_cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+        self._check()
+        return {"rate": units / took_s, "cpu": took_cpu_s / units * 1e6}
+
+    async def commits(self, in_flight: int) -> float:
+        """Return the commits a unit takes."""
+        units = IN_FLIGHT * 20
+        with durability.commits(self._path) as seen:
+            await self._run(in_flight, units)
+        return seen.total / units
+
+    async def _run(self, in_flight: int, units: int) -> None:
+        """Keep so many units under way until all have been done."""
+        self._turn += 1
+        turn = self._turn
+
+        async def worker(number: int) -> None:
+            for count in range(units // in_flight):
+                sku = f"s{(number * 7 + count) % ARTICLES}"
+                await self._reserve(f"{turn}/{number}/{count}", sku)
+
+        await asyncio.gather(*(worker(number) for number in range(in_flight)))
+        self._done += units
+
+    def _check(self) -> None:
+        # As an auditor sees it, by a connection of its own.
+        audit = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)
+        held, logged, taken = (
+            audit.execute(sql).fetchone()[0]
+            for sql in (
+                "select count(*) from hold",
+                "select count(*) from log",
+                f"select {ARTICLES * PLENTY} - sum(n) from stock",
             )
-
-    began_s = time.perf_counter()
-    await asyncio.gather(*(worker(number) for number in range(in_flight)))
-    took_s = time.perf_counter() - began_s
-    commits = store.commits - before
-    ((held,),) = await store.read("select count(*) from hold")
-    assert held == units // in_flight * in_flight
-    await store.close()
-    return units / took_s, commits
+        )
+        audit.close()
+        check((held, logged, taken), (self._done,) * 3, self._name)
 
 
-class OneByOne(RealRuntime):
-    """The real world, but for lanes that take one job a round."""
-
-    def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
-        """Start a thread that groups nothing."""
-        return ThreadWorker(name, work, batch_max=1)
-
-
-async def main(units: int) -> None:
-    """Alternate the three runs and print medians and ratios."""
-    runs = (("alone", 1), ("64 in flight", 64), ("one commit each", 64))
-    figures: dict[str, list[float]] = {label: [] for label, _ in runs}
-    commits: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(ROUNDS):
-            for label, in_flight in runs:
-                count = units if label == "64 in flight" else units // 8
-                path = Path(folder) / f"{label} {turn}.db"
-                rate, commits[label] = await measure(path, label, in_flight, count)
-                figures[label].append(rate)
-    floor = statistics.median(figures["one commit each"])
-    for label, rates in figures.items():
-        rate = statistics.median(rates)
-        print(f"{label:<16} {rate:>9,.0f} units/s  x {rate / floor:5.2f}  {commits[label]} commits")
+async def main() -> None:
+    """Run the two in turn and report."""
+    durability.watch()
+    with tempfile.TemporaryDirectory() as name:
+        ours_path, plain_path = Path(name) / "ours.db", Path(name) / "plain.db"
+        async with Ours.opened(ours_path) as ours, Plain.opened(plain_path) as plain:
+            sides = {
+                "ours": Contestant("ours", ours_path, ours.reserve),
+                PLAIN: Contestant(PLAIN, plain_path, plain.reserve),
+            }
+            for side in sides.values():
+                await side.prove()
+            alone = await in_turn_async(
+                {who: side.alone for who, side in sides.items()}, rounds=size(31, 2)
+            )
+            many = await in_turn_async(
+                {who: side.many for who, side in sides.items()}, rounds=size(21, 2)
+            )
+            commits = {
+                (who, in_flight): await side.commits(in_flight)
+                for who, side in sides.items()
+                for in_flight in (1, IN_FLIGHT)
+            }
+    report = Report("units")
+    report.alone("unit, CPU at 64 in flight", "us", many.median("ours", "cpu"), at_most(40))
+    report.against("unit, CPU at 64, to one commit each", "us", many, "cpu", peer=PLAIN)
+    report.against("units a second, 64 in flight", "/s", many, "rate", peer=PLAIN)
+    report.against("unit, CPU alone", "us", alone, "cpu", peer=PLAIN)
+    report.against("units a second, alone", "/s", alone, "rate", peer=PLAIN)
+    for in_flight, how in ((IN_FLIGHT, "64 in flight"), (1, "alone")):
+        ours_each, plain_each = commits["ours", in_flight], commits[PLAIN, in_flight]
+        ratio = ours_each / plain_each
+        report.compare(f"commits a unit, {how}", "", ours_each, (PLAIN, plain_each), ratio)
+    report.finish()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 16_000))
+    asyncio.run(main())
