@@ -179,7 +179,7 @@ class Theirs:
         )
 
     def _begin(self) -> Order:
-        order = Order(CUSTOMER)
+        order: Order = Order(CUSTOMER)
         self._app.save(order)
         return order
 

@@ -1,0 +1,361 @@
+"""One contestant of the saga benchmark, in a process of its own; `benchmarks.saga` starts them.
+
+    python -m benchmarks.saga_runs CONTESTANT FOLDER
+
+It prints one line of JSON. `*-pending` leaves 50 sagas waiting in their second step, says so and
+waits to be killed; `*-recovery` opens the same folder and measures until all of them are done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+
+from dbos import DBOS, SetWorkflowID
+
+from benchmarks import durability, product
+from benchmarks.harness import WrongAnswer, check, size
+from benchmarks.saga_services import (
+    HOLD,
+    PARTICIPANTS,
+    STOCK,
+    TABLES,
+    TAKE,
+    Load,
+    Orders,
+    Took,
+    drive,
+    place,
+    placed,
+)
+from synchromesh.codec import encode
+
+IN_FLIGHT = 50
+PENDING = 50
+WITHIN_S = 60.0
+
+Run = Callable[[Load], Awaitable[Took]]
+
+entered: Counter[str] = Counter()
+"""How often a stubbed step was entered, by participant."""
+
+# -- ours ----------------------------------------------------------------------------------------
+
+
+async def _answer(operation: str) -> bytes:
+    entered[operation.partition(".")[0]] += 1
+    return encode({"id": _stub_id})
+
+
+_stub_id = "hold"
+
+
+@asynccontextmanager
+async def ours_stubbed(folder: Path) -> AsyncIterator[Run]:
+    """Run our saga engine; its steps are answered at once."""
+    async with product.saga_engine(folder, place, _answer) as sagas:
+
+        async def once(order: str) -> str | None:
+            run = await sagas.start(place, order, id=order)
+            answer = await run.result(within_s=WITHIN_S)
+            check(answer, placed(_stub_id), "a saga of ours")
+            return placed(order)
+
+        yield lambda load: drive(once, load)
+
+
+@asynccontextmanager
+async def ours_real(folder: Path) -> AsyncIterator[Run]:
+    """Run four services as `synchromesh dev` does."""
+    services = ("orders", *PARTICIPANTS)
+    async with product.running(folder, "benchmarks.saga_services", services) as client:
+        yield lambda load: client.call(Orders.run(load), key=load.prefix)
+
+
+# -- DBOS ----------------------------------------------------------------------------------------
+
+_step = DBOS.step()
+_workflow = DBOS.workflow()
+_taking: dict[str, Callable[[str, str], str]] = {}
+_held = asyncio.Event()
+_is_holding = False
+
+
+async def _dbos_take(participant: str, order: str) -> dict[str, str]:
+    entered[participant] += 1
+    if _is_holding and participant == "billing":
+        await _held.wait()
+    if participant in _taking:
+        return {"id": _taking[participant](order, participant)}
+    return {"id": order}
+
+
+async def _dbos_inventory(order: str) -> dict[str, str]:
+    return await _dbos_take("inventory", order)
+
+
+async def _dbos_billing(order: str) -> dict[str, str]:
+    return await _dbos_take("billing", order)
+
+
+async def _dbos_production(order: str) -> dict[str, str]:
+    return await _dbos_take("production", order)
+
+
+async def _dbos_undo(hold: dict[str, str]) -> None:
+    raise WrongAnswer(f"a saga of DBOS was undone: {hold}")
+
+
+_inventory, _billing = _step(_dbos_inventory), _step(_dbos_billing)
+_production, _undo = _step(_dbos_production), _step(_dbos_undo)
+
+
+async def _dbos_place(order: str) -> str:
+    undos = []
+    try:
+        hold = await _inventory(order)
+        undos.append(hold)
+        paid = await _billing(order)
+        undos.append(paid)
+        slot = await _production(order)
+    except ValueError:
+        for each in reversed(undos):
+            await _undo(each)
+        raise
+    return f"{hold['id']} {paid['id']} {slot['id']}"
+
+
+_place = _workflow(_dbos_place)
+
+
+@contextmanager
+def _dbos(folder: Path) -> Iterator[None]:
+    path = folder / "dbos.db"
+    # In the mode that ours has, which is the faster one for it too; it stays with the file.
+    connection = sqlite3.connect(path)
+    connection.execute("pragma journal_mode = wal")
+    connection.close()
+    DBOS(
+        config={
+            "name": "bench",
+            "system_database_url": f"sqlite:///{path}",
+            "log_level": "ERROR",
+            "application_version": "1",
+            "executor_id": "bench",
+        }
+    )
+    DBOS.launch()
+    try:
+        yield
+    finally:
+        DBOS.destroy()
+
+
+async def _dbos_once(order: str) -> str:
+    with SetWorkflowID(order):
+        answer: str = await _place(order)
+    return answer
+
+
+@asynccontextmanager
+async def dbos_stubbed(folder: Path) -> AsyncIterator[Run]:
+    """Run workflows of three steps that return at once."""
+    with _dbos(folder):
+        yield lambda load: drive(_dbos_once, load)
+
+
+@asynccontextmanager
+async def dbos_real(folder: Path) -> AsyncIterator[Run]:
+    """Run workflows whose steps each commit to a database of their own, once for each order."""
+    connections = [_participant(folder, name) for name in PARTICIPANTS]
+    with _dbos(folder):
+        yield lambda load: drive(_dbos_once, load)
+    for connection in connections:
+        connection.close()
+
+
+def _participant(folder: Path, name: str) -> sqlite3.Connection:
+    # Inline, by hand and without a thread: the least that a durable command can cost.
+    connection = sqlite3.connect(folder / f"{name}.db", isolation_level=None)
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = full")
+    for table in TABLES:
+        connection.execute(table)
+    connection.execute("create table inbox(key text primary key, answer text) without rowid")
+
+    def take(order: str, participant: str) -> str:
+        key = f"{order}/{participant}"
+        connection.execute("begin immediate")
+        known = connection.execute("select answer from inbox where key = ?", (key,)).fetchall()
+        if known:
+            connection.execute("rollback")
+            return str(known[0][0])
+        assert connection.execute(TAKE).fetchall()
+        connection.execute(HOLD, (order,))
+        connection.execute("insert into inbox values (?, ?)", (key, order))
+        connection.execute("commit")
+        return order
+
+    _taking[name] = take
+    return connection
+
+
+# -- what is measured ----------------------------------------------------------------------------
+
+Contestant = Callable[[Path], AbstractAsyncContextManager[Run]]
+
+STUBBED: dict[str, Contestant] = {"ours-stubbed": ours_stubbed, "dbos-stubbed": dbos_stubbed}
+REAL: dict[str, Contestant] = {"ours-real": ours_real, "dbos-real": dbos_real}
+
+
+def _databases(contestant: str, folder: Path) -> list[Path]:
+    """Return the databases that a contestant commits sagas to, its own first."""
+    if contestant == "ours-real":
+        return [product.database(folder, name) for name in ("orders", *PARTICIPANTS)]
+    own = folder / ("orders.db" if contestant.startswith("ours") else "dbos.db")
+    participants = [folder / f"{name}.db" for name in PARTICIPANTS]
+    return [own, *participants] if contestant in REAL else [own]
+
+
+async def measure(contestant: str, folder: Path) -> dict[str, float]:
+    """Run a contestant alone and at 50 sagas in flight; count its commits afterwards."""
+    is_ours = contestant.startswith("ours")
+    alone = size(60, 10)
+    many = size(1_000, 200) if is_ours else size(150, 50)
+    counted = size(200, 100)
+    paths = _databases(contestant, folder)
+    async with (STUBBED | REAL)[contestant](folder) as run:
+        await run(Load("warm-up", 20, 10))
+        one = await run(Load("alone", alone, 1))
+        all_of = await run(Load("many", many, IN_FLIGHT))
+        with durability.commits(*paths) as seen_alone:
+            await run(Load("counted-alone", 10, 1))
+        with durability.commits(*paths) as seen_many:
+            await run(Load("counted-many", counted, IN_FLIGHT))
+        for path in paths:
+            durability.prove_synced(path, who=contestant)
+    sagas = 20 + alone + many + 10 + counted
+    if contestant in REAL:
+        for path in paths[1:]:
+            _check_participant(path, sagas, contestant)
+    else:
+        check(entered, dict.fromkeys(PARTICIPANTS, sagas), contestant)
+    own = paths[0].name
+    # A load of ours is a command too: what its begin and its conclusion take is not the sagas'.
+    extra = 1 if contestant == "ours-real" else 0
+    return {
+        "rate": many / all_of.wall_s,
+        "cpu_ms": all_of.cpu_s / many * 1e3,
+        "p50_ms": one.p50_ms,
+        "p50_many_ms": all_of.p50_ms,
+        "commits_alone": (seen_alone.by_file[own] - extra) / 10,
+        "commits_many": (seen_many.by_file[own] - extra) / counted,
+        "all_commits_alone": (seen_alone.total - extra) / 10,
+        "all_commits_many": (seen_many.total - extra) / counted,
+    }
+
+
+def _check_participant(path: Path, sagas: int, who: str) -> None:
+    """Check that each saga took one and holds one, as an auditor sees it."""
+    audit = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    held = audit.execute("select count(*) from hold").fetchone()[0]
+    left = audit.execute("select n from stock").fetchone()[0]
+    audit.close()
+    check((held, STOCK - left), (sagas, sagas), f"{who}, {path.name}")
+
+
+# -- recovery ------------------------------------------------------------------------------------
+
+
+async def ours_pending(folder: Path) -> None:
+    """Leave sagas of ours in their second step."""
+
+    async def hang(operation: str) -> bytes:
+        answer = await _answer(operation)
+        if operation.startswith("billing."):
+            await _held.wait()
+        return answer
+
+    async with product.saga_engine(folder, place, hang) as sagas:
+        for number in range(PENDING):
+            await sagas.start(place, f"p-{number}", id=f"p-{number}")
+        # Sent, so that the first steps are durable: they may not be made again.
+        await _until(lambda: entered["billing"] == PENDING)
+        await _wait_to_be_killed()
+
+
+async def ours_recovery(folder: Path) -> float:
+    """Measure until they are all done."""
+    began_s = time.perf_counter()
+    async with product.saga_engine(folder, place, _answer) as sagas:
+        for number in range(PENDING):
+            run = await sagas.start(place, f"p-{number}", id=f"p-{number}")
+            check(await run.result(within_s=WITHIN_S), placed(_stub_id), "a recovered saga of ours")
+        took_s = time.perf_counter() - began_s
+    check(entered, {"billing": PENDING, "production": PENDING}, "our recovery")
+    return took_s
+
+
+async def dbos_pending(folder: Path) -> None:
+    """Leave workflows of DBOS in their second step."""
+    global _is_holding
+    _is_holding = True
+    with _dbos(folder):
+        for number in range(PENDING):
+            with SetWorkflowID(f"p-{number}"):
+                await DBOS.start_workflow_async(_place, f"p-{number}")
+        await _until(lambda: entered["billing"] == PENDING)
+        await _wait_to_be_killed()
+
+
+async def dbos_recovery(folder: Path) -> float:
+    """Measure until they are all done."""
+    began_s = time.perf_counter()
+    with _dbos(folder):
+        for number in range(PENDING):
+            handle = await DBOS.retrieve_workflow_async(f"p-{number}")
+            answer = await handle.get_result(polling_interval_sec=0.02)
+            check(answer, placed(f"p-{number}"), "a recovered workflow of DBOS")
+        took_s = time.perf_counter() - began_s
+    check(entered, {"billing": PENDING, "production": PENDING}, "the recovery of DBOS")
+    return took_s
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not is_so():  # noqa: ASYNC110  what is counted signals nothing
+            await asyncio.sleep(0.01)
+
+
+async def _wait_to_be_killed() -> None:
+    print("pending", flush=True)
+    await asyncio.sleep(WITHIN_S)
+    raise WrongAnswer("nobody killed this process")
+
+
+PENDING_RUNS = {"ours-pending": ours_pending, "dbos-pending": dbos_pending}
+RECOVERIES = {"ours-recovery": ours_recovery, "dbos-recovery": dbos_recovery}
+
+
+async def main(contestant: str, folder: Path) -> None:
+    """Run one contestant and print what it measured."""
+    durability.watch()
+    if contestant in PENDING_RUNS:
+        await PENDING_RUNS[contestant](folder)
+    elif contestant in RECOVERIES:
+        print(json.dumps({"recovery_s": await RECOVERIES[contestant](folder)}), flush=True)
+    else:
+        print(json.dumps(await measure(contestant, folder)), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+    os._exit(0)  # threads of DBOS outlive it
