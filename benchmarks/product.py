@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synchromesh import Call, Migration, SagaDefinition, SagaRun
+from synchromesh import Migration, SagaDefinition, SagaRun
 from synchromesh.calls import Operation
 from synchromesh.context import CallContext
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
@@ -109,45 +109,21 @@ async def saga_engine(
         yield Sagas(engine)
 
 
-_CONFIG = """
-[system]
-name = "bench"
-
-[dev]
-opening = "bench_services:opening"
-"""
-
-
-class Client:
-    """What the opening of a running system is given."""
-
-    async def call(self, call: Call[R], *, key: str) -> R:
-        """Send a command under a key and return its answer."""
-        raise NotImplementedError
-
-
 @asynccontextmanager
-async def running(folder: Path, module: str, services: Sequence[str]) -> AsyncIterator[Client]:
-    """Run services of a module as `synchromesh dev` does, in this process; yield a client.
+async def running(folder: Path, module: str, services: Sequence[str]) -> AsyncIterator[Sagas]:
+    """Run services of a module as `synchromesh dev` does, in this process.
 
-    Their databases are `database(folder, service)`.
+    Yields the sagas of the first one. Databases are `database(folder, service)`.
     """
-    lines = [_CONFIG]
+    lines = ['[system]\nname = "bench"\n']
     lines += [f'[services.{name}]\napp = "bench_services:{name}"\n' for name in services]
     (folder / "synchromesh.toml").write_text("\n".join(lines))
     # Definitions have to stand below the system's folder.
-    (folder / "bench_services.py").write_text(
-        f"from {module} import {', '.join(services)}\n"
-        "clients = []\n"
-        "async def opening(client):\n"
-        "    clients.append(client)\n"
-    )
+    (folder / "bench_services.py").write_text(f"from {module} import {', '.join(services)}\n")
     system = System(load_config(folder), folder, RealRuntime())
     await system.start()
     try:
-        import bench_services  # type: ignore[import-not-found]
-
-        yield bench_services.clients[-1]
+        yield Sagas(system.instances[services[0]].engine)
     finally:
         await system.stop()
 
