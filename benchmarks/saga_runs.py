@@ -254,9 +254,9 @@ async def load(once: Once, prefix: str, sagas: int, in_flight: int) -> Load:
 async def measure(contestant: str, folder: Path) -> dict[str, float]:
     """Run a contestant alone and at 50 sagas in flight; count its commits afterwards."""
     is_ours = contestant.startswith("ours")
-    alone = size(60, 5)
+    alone = size(40, 5)
     many = size(1_000, 100) if is_ours else size(150, 30)
-    counted = size(200, 50)
+    counted = size(100, 50)
     paths = _databases(contestant, folder)
     async with (STUBBED | REAL)[contestant](folder) as once:
         await load(once, "warm-up", 20, 10)
