@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := $(UV) run --frozen --no-sync
 BENCH := .bench/venv
-AREAS := calls gateway telemetry memory units
+AREAS := calls gateway telemetry memory resilience units saga events
 SEED ?= 0
 N ?= 100
 
