@@ -1,6 +1,6 @@
-"""Where the time goes in a call, and in a gateway under load.
+"""Where the time goes in a call, in a gateway under load, and in what `hotspots` has.
 
-    .bench/venv/bin/python -m benchmarks.profiles [call | plain | policies | page]
+    .bench/venv/bin/python -m benchmarks.profiles [call | plain | policies | page | unit | ...]
 
 All of the system runs in one process, and its event loop is profiled from within: functions by
 their own time. A profiler makes calls look dearer than they are; compare counts and shares.
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import app, gateway_app, tools
+from benchmarks import app, gateway_app, hotspots, tools
 from benchmarks.gateway import KEYS_WITHIN_S, Contestant, load
 from benchmarks.harness import size
 from benchmarks.peers import gateways
@@ -39,9 +39,15 @@ url = "{upstream}"
 
 def main(words: list[str]) -> None:
     """Print the profiles that are asked for, all of them by default."""
-    unknown = sorted(set(words) - set(PROFILES))
+    known = (*PROFILES, *hotspots.PROFILES)
+    unknown = sorted(set(words) - set(known))
     if unknown:
-        sys.exit(f"there is no profile {unknown[0]!r}; there are: {', '.join(PROFILES)}")
+        sys.exit(f"there is no profile {unknown[0]!r}; there are: {', '.join(known)}")
+    for name in (each for each in words or known if each in hotspots.PROFILES):
+        print(f"== {name}\n{hotspots.profile(name)}")
+    of_system = [each for each in words or known if each in PROFILES]
+    if not of_system:
+        return
     tools.fetch()
     with tempfile.TemporaryDirectory(prefix="synchromesh-bench-") as made, ExitStack() as enter:
         upstream = enter.enter_context(gateways.upstream(Path(made))).wait()
@@ -52,7 +58,7 @@ def main(words: list[str]) -> None:
         key = {"X-Api-Key": json.loads(synchromesh(system.folder, *verb))["key"]}
         time.sleep(KEYS_WITHIN_S)
         thread = enter.enter_context(ThreadPoolExecutor(1))
-        for name in words or PROFILES:
+        for name in of_system:
             asked = {"operation": "look" if name == "call" else "", "seconds": SECONDS}
             profile = thread.submit(system.ask, "/profile", asked)
             if name != "call":
