@@ -282,9 +282,9 @@ THREADS = 8
 
 async def appends(ours: Ours, theirs: Theirs, writers: int) -> Results:
     """Measure events a second by so many writers."""
-    ours_each = size({1: 200, 8: 60, 64: 25}[writers], 10)
+    ours_each = size({1: 80, 8: 30, 64: 15}[writers], 10)
     threads = min(writers, THREADS)
-    peer_each = size(200 if threads == 1 else 40, 10)
+    peer_each = size(80 if threads == 1 else 30, 10)
 
     async def run_ours() -> Measures:
         return _rate(writers * ours_each, await ours.append(writers, ours_each))
@@ -300,7 +300,8 @@ async def appends(ours: Ours, theirs: Theirs, writers: int) -> Results:
     sides = {"ours": run_ours, PEER: run_peer}
     if threads == 1:
         sides[f"{PEER}, blocking"] = run_directly
-    return await in_turn_async(sides, rounds=size(15, 2))
+    # Many short rounds: how long a sync takes changes from one second to the next.
+    return await in_turn_async(sides, rounds=size(41, 2))
 
 
 async def loads(ours: Ours, theirs: Theirs, expected: State) -> Results:
