@@ -394,6 +394,7 @@ async def main() -> None:
             report.against("catch-up, events", "/s", results, "rate", peer=PEER, goal=at_least(5))
         theirs.close()
     report.finish()
+    print("where the time goes: python -m benchmarks.profiles append load catch-up")
 
 
 if __name__ == "__main__":

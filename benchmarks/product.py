@@ -7,12 +7,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synchromesh import Migration, SagaDefinition, SagaRun
+from synchromesh import Migration, SagaRun
 from synchromesh.calls import Operation
 from synchromesh.context import CallContext
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.runtime import RealRuntime
-from synchromesh.saga import Engine
+from synchromesh.saga import Engine, SagaDefinition
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.store import Schema, SqliteStore, Store, Unit
 from synchromesh.system import System, load_config

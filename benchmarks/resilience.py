@@ -370,6 +370,7 @@ async def main() -> None:
         goals = dict.fromkeys((PYRESILIENCE, HYX), at_most(1 / 8)) if leaf is answers else {}
         tell(report, f"composed, {how}", await added(composed(), leaf), goals)
     report.finish()
+    print("where the time goes: python -m benchmarks.profiles breaker timeout composed")
 
 
 if __name__ == "__main__":

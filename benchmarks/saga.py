@@ -121,6 +121,7 @@ def main() -> None:
     )
     report.against("50 pending after kill -9, to its", "s", recovered, "recovery_s", peer="dbos")
     report.finish()
+    print("where the time goes: python -m benchmarks.profiles saga commands")
 
 
 if __name__ == "__main__":

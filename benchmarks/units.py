@@ -236,6 +236,7 @@ async def main() -> None:
         ratio = ours_each / plain_each
         report.compare(f"commits a unit, {how}", "", ours_each, (PLAIN, plain_each), ratio)
     report.finish()
+    print("where the time goes: python -m benchmarks.profiles unit")
 
 
 if __name__ == "__main__":
