@@ -137,8 +137,9 @@ class Plain:
 class Contestant:
     """Measures one side on a database of its own that grows from round to round."""
 
-    def __init__(self, name: str, path: Path, reserve: Reserve) -> None:
+    def __init__(self, name: str, path: Path, reserve: Reserve, *, each: int = 25) -> None:
         self._name = name
+        self._each = size(each, 8)
         self._path = path
         self._reserve = reserve
         self._turn = 0
@@ -158,7 +159,7 @@ class Contestant:
 
     async def many(self) -> Measures:
         """Run units 64 at once."""
-        return await self._measured(IN_FLIGHT, IN_FLIGHT * size(25, 8))
+        return await self._measured(IN_FLIGHT, IN_FLIGHT * self._each)
 
     async def _measured(self, in_flight: int, units: int) -> Measures:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
@@ -210,7 +211,7 @@ async def main() -> None:
         async with Ours.opened(ours_path) as ours, Plain.opened(plain_path) as plain:
             sides = {
                 "ours": Contestant("ours", ours_path, ours.reserve),
-                PLAIN: Contestant(PLAIN, plain_path, plain.reserve),
+                PLAIN: Contestant(PLAIN, plain_path, plain.reserve, each=8),
             }
             for side in sides.values():
                 await side.prove()
