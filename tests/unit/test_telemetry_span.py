@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from synchromesh.errors import CircuitOpen, Rejection
-from synchromesh.telemetry import JsonFormatter, MemoryRing, SpanRecord, Tracer, current_span
+from synchromesh.telemetry import JsonFormatter, MemoryRing, SpanRow, Tracer, current_span
 from synchromesh.telemetry.ring import SqliteRing
 from synchromesh.testing import SimRuntime, run
 
@@ -18,10 +18,9 @@ class Refusal(Rejection, code="refusal", status=409):
     """Tells no."""
 
 
-def record(number: int, kind: str = "call", trace_id: str = TRACE) -> SpanRecord:
-    return SpanRecord(
-        trace_id, f"{number:016x}", "", "orders", kind, "x", number, 5, "ok", {"n": str(number)}
-    )
+def record(number: int, kind: str = "call", trace_id: str = TRACE) -> SpanRow:
+    noted = {"n": str(number)}
+    return trace_id, f"{number:016x}", "", "orders", kind, "x", float(number), 5.0, "ok", noted
 
 
 def test_a_span_says_what_ran_for_which_trace_and_how_it_ended() -> None:

@@ -13,7 +13,7 @@ from synchromesh.discovery import Endpoint
 from synchromesh.errors import ConfigError, ConnectionLost, RemoteFailed, TimedOut
 from synchromesh.http import HttpResponse
 from synchromesh.resilience import Chance
-from synchromesh.telemetry import current_span
+from synchromesh.telemetry import Span, current_span
 
 # Callers have timeouts; one that has none must not hang for ever either.
 STALL_MAX_S = 300.0
@@ -89,7 +89,7 @@ class FaultyTransport:
 
     async def _suffer(self, strike: Strike) -> None:
         span = current_span.get()
-        if span is not None:
+        if isinstance(span, Span):
             span.note("fault", strike.why)
         if strike.latency_s:
             await asyncio.sleep(strike.latency_s)

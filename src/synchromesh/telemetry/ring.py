@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from synchromesh.runtime import Runtime, Worker
-from synchromesh.telemetry.span import SpanRecord
+from synchromesh.telemetry.span import SpanRecord, SpanRow, to_record
 
 SCHEMA_SQL = (
     "create table if not exists span("
@@ -61,12 +61,12 @@ class SqliteRing:
         self.dropped = 0
         self._lane: Worker[list[SpanRecord]] = runtime.worker("synchromesh-spans", self._write)
 
-    def add(self, record: SpanRecord) -> None:
+    def add(self, span: SpanRow) -> None:
         """Take a record, or drop it where too many wait."""
         if len(self._pending) >= self._pending_max:
             self.dropped += 1
             return
-        self._pending.append(record)
+        self._pending.append(to_record(span))
         if self._timer is None and not self._is_writing:
             self._timer = asyncio.get_running_loop().call_later(self._flush_s, self._flush)
 

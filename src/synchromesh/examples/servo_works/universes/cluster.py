@@ -25,7 +25,7 @@ from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
 from synchromesh.service import Service, ServiceInstance, Surroundings
 from synchromesh.system.config import load_config, load_services
-from synchromesh.telemetry import SpanRecord, Tracer
+from synchromesh.telemetry import SpanRow, Tracer, to_record
 from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -174,8 +174,9 @@ class Cluster:
         node = self._serving.get(service, service if service == PROVIDER else f"{service}-1")
         return Resolved((Endpoint(service, service, f"sim://{node}"),))
 
-    def add(self, record: SpanRecord) -> None:
+    def add(self, span: SpanRow) -> None:
         """Count the spans that are rare."""
+        record = to_record(span)
         if record.status == "key_undone" and record.kind == "handle":
             self.world.count["tombstone hit"] += 1
         elif record.status == "circuit_open":
