@@ -198,9 +198,8 @@ class Control:
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
         ring = self._overview.ring
-        await ring.flush()
         if trace_id == "last":
-            newest = ring.last_trace_id()
+            newest = await ring.last_trace_id()
             if newest is None:
                 raise BadRequest("no client has made a call yet; make one with: synchromesh call")
             trace_id = newest
@@ -214,7 +213,7 @@ class Control:
 
     async def _spans(self, trace_id: str) -> Sequence[Any]:
         """Return what is kept of a trace, in the order of its beginnings."""
-        return self._overview.ring.trace(trace_id)
+        return await self._overview.ring.trace(trace_id)
 
     async def _credential(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CredentialRequest)
