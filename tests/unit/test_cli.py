@@ -314,7 +314,11 @@ def test_an_answer_is_shown_though_its_trace_is_gone(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer of a call that was made is never lost to what is shown beside it."""
-    monkeypatch.setattr("synchromesh.telemetry.SqliteRing.trace", lambda *_: [])
+
+    async def nothing(*_: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr("synchromesh.telemetry.SqliteRing.trace", nothing)
     ran = run(folder, "call", "notes.count", "--json")
     assert (ran.code, json.loads(ran.out)["spans"]) == (0, [])
     assert "the trace cannot be shown: no spans of trace" in ran.err

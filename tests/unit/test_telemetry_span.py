@@ -1,14 +1,22 @@
-"""Spans, rings and log lines."""
+"""Spans, their times, and log lines."""
 
+import asyncio
 import json
 import logging
-from pathlib import Path
 
 import pytest
 
+from synchromesh.context import CallContext
 from synchromesh.errors import CircuitOpen, Rejection
-from synchromesh.telemetry import JsonFormatter, MemoryRing, SpanRow, Tracer, current_span
-from synchromesh.telemetry.ring import SqliteRing
+from synchromesh.telemetry import (
+    JsonFormatter,
+    MemoryRing,
+    SpanRecord,
+    Tracer,
+    current_span,
+    outcome_of,
+)
+from synchromesh.telemetry.span import CLOCKS_S
 from synchromesh.testing import SimRuntime, run
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -16,11 +24,6 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 class Refusal(Rejection, code="refusal", status=409):
     """Tells no."""
-
-
-def record(number: int, kind: str = "call", trace_id: str = TRACE) -> SpanRow:
-    noted = {"n": str(number)}
-    return trace_id, f"{number:016x}", "", "orders", kind, "x", float(number), 5.0, "ok", noted
 
 
 def test_a_span_says_what_ran_for_which_trace_and_how_it_ended() -> None:
@@ -63,6 +66,58 @@ def test_a_failed_span_has_the_code_of_its_error_and_no_text_of_users(
         ):
             raise error
         assert [(made.status, made.attributes) for made in ring] == [(status, noted)]
+        assert outcome_of(error) == (status, noted)
+
+    run(main)
+
+
+def test_a_span_that_is_recorded_at_its_end_is_as_one_that_was_started() -> None:
+    """The way without an object says the same of what ran, and when, as the one with it."""
+
+    async def main(runtime: SimRuntime) -> list[SpanRecord]:
+        ring = MemoryRing()
+        tracer = Tracer("orders", runtime, ring)
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(1.0)
+        began_s, began_us = loop.time(), runtime.wall_us()
+        with tracer.start("call", "billing.charge", trace_id=TRACE, parent_id="p") as span:
+            span.note("attempts", 2)
+            span.status = "busy"
+            await asyncio.sleep(0.25)
+        record = tracer.recorder("call", "billing.charge")
+        noted = {"attempts": "2"}
+        record(TRACE, span.span_id, "p", began_s, loop.time(), "busy", noted)
+        record(TRACE, span.span_id, "p", began_s, loop.time())
+        first, second, third = ring
+        assert first == second
+        assert (first.started_us, first.took_us) == (began_us, 250_000)
+        assert (third.status, third.attributes) == ("ok", {})
+        return [first]
+
+    run(main)
+
+
+def test_a_step_of_the_wall_clock_moves_spans_and_never_stretches_them() -> None:
+    """Lengths and order are the loop's clock's; the wall clock is followed within its limit."""
+
+    async def main(runtime: SimRuntime) -> None:
+        ring = MemoryRing()
+        tracer = Tracer("orders", runtime, ring)
+        stepped_us = 0
+        tracer.wall_us = lambda: runtime.wall_us() + stepped_us
+        for hour in (0, 1, -1):
+            with tracer.start("handle", "outer", trace_id=TRACE):
+                await asyncio.sleep(0.01)
+                stepped_us = hour * 3_600_000_000
+                with tracer.start("unit", "inner", trace_id=TRACE):
+                    await asyncio.sleep(0.5)
+        for unit, handle in zip(*[iter(ring)] * 2, strict=True):
+            assert (unit.took_us, handle.took_us) == (500_000, 510_000)
+            assert unit.started_us - handle.started_us == 10_000
+        await asyncio.sleep(CLOCKS_S)
+        now_us = tracer.wall_us()
+        tracer.start("call", "next", trace_id=TRACE).end()
+        assert list(ring)[-1].started_us == now_us
 
     run(main)
 
@@ -83,105 +138,9 @@ def test_notes_are_bounded() -> None:
 def test_the_memory_ring_keeps_the_newest() -> None:
     """The oldest makes room."""
     ring = MemoryRing(spans_max=2)
-    for number in (1, 2, 3):
-        ring.add(record(number))
-    assert [made.started_us for made in ring] == [2, 3]
-
-
-def test_the_sqlite_ring_gives_back_a_trace_in_order_and_forgets_the_oldest() -> None:
-    """What was flushed is read in order of start; beyond the bound the oldest are gone."""
-
-    async def main(runtime: SimRuntime) -> None:
-        ring = SqliteRing("/spans.db", runtime, spans_max=3)
-        assert ring.trace(TRACE) == []
-        assert ring.last_trace_id() is None
-        for number in (4, 2, 3, 1):
-            ring.add(record(number))
-        await ring.flush()
-        assert [made.started_us for made in ring.trace(TRACE)] == [1, 2, 3]
-        assert ring.trace(TRACE)[0].attributes == {"n": "1"}
-        ring.add(record(9, "client", "f" * 32))
-        await ring.flush()
-        assert ring.last_trace_id() == "f" * 32
-        await ring.close()
-
-    run(main)
-
-
-def test_spans_are_written_soon_without_being_asked_for() -> None:
-    """A span can be read a moment after it ended, also by another process."""
-
-    async def main(runtime: SimRuntime) -> None:
-        import asyncio
-
-        ring = SqliteRing("/spans.db", runtime, flush_s=0.05)
-        ring.add(record(1))
-        await asyncio.sleep(0.2)
-        assert len(ring.trace(TRACE)) == 1
-        await ring.close()
-
-    run(main)
-
-
-def test_spans_beyond_what_may_wait_are_dropped_and_counted() -> None:
-    """A burst costs bounded memory and never the request (T2)."""
-
-    async def main(runtime: SimRuntime) -> None:
-        ring = SqliteRing("/spans.db", runtime, pending_max=2)
-        for number in range(5):
-            ring.add(record(number))
-        await ring.flush()
-        assert ring.dropped == 3
-        assert len(ring.trace(TRACE)) == 2
-        await ring.close()
-
-    run(main)
-
-
-@pytest.mark.anyio
-async def test_a_ring_that_cannot_be_written_drops_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A broken disk of telemetry fails no request: spans are dropped, one warning is logged."""
-    from synchromesh.runtime import RealRuntime
-
-    ring = SqliteRing(str(tmp_path / "missing" / "spans.db"), RealRuntime())
-    for number in (1, 2):
-        ring.add(record(number))
-        await ring.flush()
-    await ring.close()
-    assert ring.dropped == 2
-    assert [r.levelname for r in caplog.records] == ["WARNING"]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("damage", ["cut", "overwritten", "empty log", "foreign log"])
-async def test_a_ring_that_a_power_cut_damaged_begins_anew(tmp_path: Path, damage: str) -> None:
-    """What is left of the file is set aside, and only what waited to be written to it is lost."""
-    from synchromesh.runtime import RealRuntime
-
-    path = tmp_path / "spans.db"
-    ring = SqliteRing(str(path), RealRuntime())
-    for number in range(200):
-        ring.add(record(number))
-    await ring.close()
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif damage == "overwritten":
-        path.write_bytes(b"dear diary, " * 1000)
-    else:
-        log = path.with_name("spans.db-wal")
-        log.write_bytes(b"" if damage == "empty log" else b"dear diary, " * 1000)
-    ring = SqliteRing(str(path), RealRuntime())
-    for trace_id in ("a" * 32, "b" * 32):
-        assert isinstance(ring.trace(trace_id), list)
-        ring.add(record(1, trace_id=trace_id))
-        await ring.flush()
-    assert len(ring.trace("b" * 32)) == 1
-    await ring.close()
-    is_damaged = damage in ("cut", "overwritten")
-    assert path.with_name("spans.db.damaged").exists() == is_damaged
-    assert ring.dropped == is_damaged
+    for name in "abc":
+        ring.add((TRACE, "1" * 16, "", "orders", "call", name, 1.0, 5.0, "ok", None))
+    assert [made.name for made in ring] == ["b", "c"]
 
 
 def test_a_log_line_is_json_and_carries_the_trace_of_its_span() -> None:
@@ -208,3 +167,18 @@ def test_a_log_line_is_json_and_carries_the_trace_of_its_span() -> None:
     assert (line["message"], line["level"], line["logger"]) == ("unit u failed", "ERROR", "shop")
     assert (line["trace_id"], line["order"]) == (TRACE, 7)
     assert "ValueError: boom" in line["exception"]
+
+
+@pytest.mark.parametrize("around", [None, CallContext(trace_id=TRACE, span_id="b" * 16)])
+def test_a_log_line_below_a_span_without_an_object_carries_its_trace(
+    around: CallContext | None,
+) -> None:
+    """Where a call's context is current it says what the line belongs to; without any, nothing."""
+
+    async def main(runtime: SimRuntime) -> str:
+        with Tracer("a", runtime, MemoryRing()).under(around):
+            return JsonFormatter().format(logging.makeLogRecord({"msg": "sold"}))
+
+    line = json.loads(run(main))
+    expected = (None, None) if around is None else (TRACE, "b" * 16)
+    assert (line.get("trace_id"), line.get("span_id")) == expected

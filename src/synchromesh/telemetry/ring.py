@@ -255,5 +255,5 @@ def _is_storable(span: SpanRow) -> bool:
 def _decoded(block: bytes) -> Block:
     try:
         return _decoder.decode(block)
-    except (msgspec.MsgspecError, ValueError):
+    except ValueError:
         return []  # damage that SQLite does not see
