@@ -65,12 +65,12 @@ class CallContext:
 
 def new_trace_id(rng: random.Random) -> str:
     """Return 32 hex digits that are not all zero (W3C Trace Context, section 3.2.2.3)."""
-    return f"{rng.getrandbits(128) or 1:032x}"
+    return (rng.getrandbits(128) or 1).to_bytes(16).hex()
 
 
 def new_span_id(rng: random.Random) -> str:
     """Return 16 hex digits that are not all zero."""
-    return f"{rng.getrandbits(64) or 1:016x}"
+    return (rng.getrandbits(64) or 1).to_bytes(8).hex()
 
 
 def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""Telemetry: what happened, as spans and log records, bounded and never in the way.
+"""Telemetry: spans and structured log records, in bounded memory and off the request's path.
 
-Spans are made through a `Tracer`; sinks stand apart: memory, and a SQLite ring that the command
+A `Tracer` creates spans and hands them to a sink: `MemoryRing`, or `SqliteRing`, which the command
 line reads. Dropping a span never fails a request (T2).
 """
 
 from synchromesh.telemetry.log import JsonFormatter
-from synchromesh.telemetry.ring import SCHEMA_SQL, SqliteRing
+from synchromesh.telemetry.ring import SqliteRing
 from synchromesh.telemetry.span import (
     MemoryRing,
     Record,
@@ -22,7 +22,6 @@ from synchromesh.telemetry.span import (
 )
 
 __all__ = [
-    "SCHEMA_SQL",
     "JsonFormatter",
     "MemoryRing",
     "Record",

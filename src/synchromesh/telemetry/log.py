@@ -1,4 +1,4 @@
-"""Log records as JSON lines that carry the trace they belong to."""
+"""Structured logs: one JSON object a line, with the ids of the current span."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object a line: time, level, logger, message, trace, extras.
+    """Format log records as JSON lines: time, level, logger, message, trace and span, extras.
 
     Tracebacks are kept: they are for this machine's log alone and never travel (T3).
 
@@ -25,7 +25,7 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line of JSON."""
+        """Format a record as one line of JSON."""
         line: dict[str, Any] = {
             "at": to_datetime(int(record.created * 1e6)).isoformat(),
             "level": record.levelname,

@@ -1,4 +1,4 @@
-"""A bounded ring of spans in a SQLite file, written beside the work and never in its way."""
+"""A bounded ring buffer of spans in a SQLite file, written in blocks by a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synchromesh.runtime import Runtime, Worker
 from synchromesh.telemetry.span import SpanRecord, SpanRow, to_record
 
 # A row is a block: `last` counts the spans ever written, up to the end of this block.
-SCHEMA_SQL = (
+_SCHEMA = (
     "create table if not exists span_block("
     "last integer primary key, client_trace text not null, traces blob not null, "
     "spans blob not null)"
@@ -48,8 +48,8 @@ T = TypeVar("T")
 Block: TypeAlias = list[SpanRow]
 
 
-class _Look(Generic[T]):
-    """A look into the file, after all that was handed over before it has been written."""
+class _Query(Generic[T]):
+    """Run a query in the writer's thread, after all blocks that were queued before it."""
 
     def __init__(self, find: Callable[[sqlite3.Connection], T], otherwise: T) -> None:
         self.find, self.found = find, otherwise
@@ -57,18 +57,18 @@ class _Look(Generic[T]):
 
 
 class SqliteRing:
-    """Keeps the newest spans in a file, across restarts and kills.
+    """Persist the newest spans in a file, across restarts and kills.
 
-    Spans are gathered in blocks. A block is handed to the writer when it is full, when its first
-    span is `flush_s` old, or when somebody reads; it becomes one row, with an index of its traces.
-    What a killed process had not handed over is lost, as is what comes while `pending_max` wait:
-    best effort. A file that a power cut has damaged is set aside, and another begun.
+    Spans are buffered in blocks. A block is flushed when it is full, when its first span is
+    `flush_s` old, or when somebody reads; it becomes one row, with an index of its trace ids. Spans
+    are lost that a killed process had not flushed, and those that exceed `pending_max`: best
+    effort. A damaged file is moved to `<path>.damaged`, and a new one begun.
 
     Args:
         path: the file.
         runtime: its disk, and the thread that writes.
-        spans_max: spans that can be read; the file keeps up to a block more.
-        flush_s: how long a span waits at most.
+        spans_max: the newest spans, which can be read; the file keeps up to a block more.
+        flush_s: how long a span is buffered at most.
         pending_max: spans that may wait for the writer.
     """
 
@@ -94,26 +94,26 @@ class SqliteRing:
         self._connection: sqlite3.Connection | None = None
         self._has_failed = self._is_closed = False
         self.dropped = 0
-        self._lane: Worker[Block | _Look[Any]] = runtime.worker("synchromesh-spans", self._work)
+        self._lane: Worker[Block | _Query[Any]] = runtime.worker("synchromesh-spans", self._work)
 
     def add(self, span: SpanRow, /) -> None:
-        """Keep a span, or drop its block where too many wait."""
+        """Buffer a finished span; its block is dropped where too many wait."""
         block = self._block
         if not block:
-            self._timer = self._loop.call_later(self._flush_s, self._hand_over)
+            self._timer = self._loop.call_later(self._flush_s, self._flush_block)
         block.append(span)
         if len(block) >= self._block_max:
-            self._hand_over()
+            self._flush_block()
 
     async def flush(self) -> None:
-        """Wait until everything that was added is written, or dropped."""
-        await self._look(lambda _: None, None)
+        """Wait until all spans added so far are written, or dropped."""
+        await self._query(lambda _: None, None)
 
     async def trace(self, trace_id: str) -> list[SpanRecord]:
-        """Return the spans of a trace that were added before, in order of their start.
+        """Flush, and return the spans of a trace in order of their start.
 
-        All blocks are looked through, by their indexes, beside the loop: some 3 ms for a full ring
-        that was written under load, 25 ms where each span is a block of its own.
+        The indexes of all blocks are scanned, in the writer's thread: some 3 ms for a full ring
+        written under load, 25 ms where each span is a block of its own.
         """
 
         def find(connection: sqlite3.Connection) -> list[SpanRecord]:
@@ -121,33 +121,33 @@ class SqliteRing:
             spans = (span for (block,) in rows for span in _decoded(block) if span[0] == trace_id)
             return sorted(map(to_record, spans), key=lambda record: record.started_us)
 
-        return await self._look(find, [])
+        return await self._query(find, [])
 
     async def last_trace_id(self) -> str | None:
-        """Return the trace of the newest span of kind "client"; None where there is none."""
+        """Flush, and return the trace id of the newest "client" span; None without one."""
 
         def find(connection: sqlite3.Connection) -> str | None:
             row = connection.execute(_LAST_CLIENT_TRACE).fetchone()
             return None if row is None else str(row[0])
 
-        return await self._look(find, None)
+        return await self._query(find, None)
 
     async def close(self) -> None:
-        """Write what waits, and end."""
-        self._hand_over()
+        """Flush, and stop the writer; spans added later are dropped."""
+        self._flush_block()
         self._is_closed = True
         await self._lane.close()
         if self._connection is not None:
             self._connection.close()
 
-    async def _look(self, find: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        self._hand_over()
-        look = _Look(find, otherwise)
-        self._lane.put(look)
-        await look.done.wait()
-        return look.found
+    async def _query(self, find: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+        self._flush_block()
+        query = _Query(find, otherwise)
+        self._lane.put(query)
+        await query.done.wait()
+        return query.found
 
-    def _hand_over(self) -> None:
+    def _flush_block(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -162,16 +162,16 @@ class SqliteRing:
 
     # -- in the writer's thread ------------------------------------------------------------------
 
-    def _work(self, jobs: list[Block | _Look[Any]]) -> Callable[[], None]:
+    def _work(self, jobs: list[Block | _Query[Any]]) -> Callable[[], None]:
         blocks = [job for job in jobs if isinstance(job, list)]
-        looks = [job for job in jobs if isinstance(job, _Look)]
+        queries = [job for job in jobs if isinstance(job, _Query)]
         stored, failure = self._try(lambda: self._write(blocks), 0) if blocks else (0, None)
-        for look in looks:
-            look.found, _ = self._try(partial(self._find, look), look.found)
-        return lambda: self._worked(looks, sum(map(len, blocks)), stored, failure)
+        for query in queries:
+            query.found, _ = self._try(partial(self._find, query), query.found)
+        return lambda: self._worked(queries, sum(map(len, blocks)), stored, failure)
 
     def _try(self, work: Callable[[], T], otherwise: T) -> tuple[T, sqlite3.Error | None]:
-        """Do what needs the file. After a failure it is opened again, or begun anew if damaged."""
+        """Run `work` on the file; after a failure reopen it, or replace it if it is damaged."""
         try:
             return work(), None
         except sqlite3.Error as error:
@@ -182,11 +182,11 @@ class SqliteRing:
                 self._disk.quarantine(self._path)
             return otherwise, error
 
-    def _find(self, look: _Look[T]) -> T:
-        return look.find(self._open())
+    def _find(self, query: _Query[T]) -> T:
+        return query.find(self._open())
 
     def _write(self, blocks: Sequence[Block]) -> int:
-        """Store blocks, and return how many spans of them could be."""
+        """Store blocks in one transaction and return how many spans were storable."""
         connection, stored = self._open(), 0
         connection.execute("begin immediate")
         for block in blocks:
@@ -206,7 +206,7 @@ class SqliteRing:
             connection.execute("pragma journal_mode=wal")
             # Spans may be lost with the power; they must never cost a disk flush.
             connection.execute("pragma synchronous=normal")
-            connection.execute(SCHEMA_SQL)
+            connection.execute(_SCHEMA)
         except sqlite3.Error:
             connection.close()
             raise
@@ -216,19 +216,19 @@ class SqliteRing:
     # -- in the loop -----------------------------------------------------------------------------
 
     def _worked(
-        self, looks: list[_Look[Any]], taken: int, stored: int, failure: sqlite3.Error | None
+        self, queries: list[_Query[Any]], taken: int, stored: int, failure: sqlite3.Error | None
     ) -> None:
         self._pending -= taken
         self.dropped += taken - stored
         if failure is not None and not self._has_failed:
             _log.warning("spans cannot be written to %s: %s", self._path, failure)
             self._has_failed = True
-        for look in looks:
-            look.done.set()
+        for query in queries:
+            query.done.set()
 
 
 def _to_row(block: Block) -> tuple[int, str, bytes, bytes]:
-    """Return a block as it is stored: how many, the newest client's trace, the index, the spans."""
+    """Encode a block as its row: count, newest client's trace, index of trace ids, spans."""
     try:
         spans = _encoder.encode(block)
     except _UNSTORABLE:
@@ -236,11 +236,13 @@ def _to_row(block: Block) -> tuple[int, str, bytes, bytes]:
         block = [span for span in block if _is_storable(span)]
         spans = _encoder.encode(block)
     client_trace = next((span[0] for span in reversed(block) if span[4] == "client"), "")
-    return len(block), client_trace, _indexed({span[0] for span in block}), spans
+    # A dict, not a set: a simulated file is the same in each run of its seed.
+    trace_ids = dict.fromkeys(span[0] for span in block)
+    return len(block), client_trace, _indexed(trace_ids), spans
 
 
 def _indexed(trace_ids: Iterable[str]) -> bytes:
-    """Return ids so that each is found by its text with a line's end on both sides."""
+    """Join trace ids so that `instr` finds whole ids only: each has a newline on both sides."""
     return "\n".join(("", *trace_ids, "")).encode(errors="surrogatepass")
 
 

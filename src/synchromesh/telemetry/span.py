@@ -19,7 +19,7 @@ from synchromesh.runtime import Runtime
 
 ATTRIBUTES_MAX = 32
 TEXT_CHARS_MAX = 512
-# How old the difference of the two clocks may be: a step of the wall clock is followed that late.
+# The age of the offset between the clocks: a step of the wall clock is followed that late.
 CLOCKS_S = 0.1
 
 SpanRow: TypeAlias = tuple[
@@ -29,7 +29,7 @@ SpanRow: TypeAlias = tuple[
 
 
 class SpanContext(Protocol):
-    """Says where work belongs: to a span of a trace. A `Span` is one, and so is a `CallContext`."""
+    """Identify a span within its trace; a `Span` does, and so does a `CallContext`."""
 
     @property
     def trace_id(self) -> str:
@@ -46,7 +46,7 @@ current_span: ContextVar[SpanContext | None] = ContextVar("synchromesh_span", de
 
 
 class SpanRecord(msgspec.Struct, frozen=True):
-    """One span that has ended, as it is shown.
+    """Hold one finished span, as it is read and shown.
 
     Attributes:
         kind: "call" (at the caller), "handle" (at the callee), "unit", "saga", "step", "undo",
@@ -70,7 +70,7 @@ class SpanRecord(msgspec.Struct, frozen=True):
 
 
 def to_record(row: SpanRow) -> SpanRecord:
-    """Return the record of a row."""
+    """Convert a row to the record that is shown."""
     trace_id, span_id, parent_id, service, kind, name, started_us, took_us, status, noted = row
     started_us, took_us = round(started_us), round(took_us)
     noted = dict(noted or {})
@@ -80,15 +80,15 @@ def to_record(row: SpanRow) -> SpanRecord:
 
 
 class Sink(Protocol):
-    """Takes spans that have ended; never blocks and never raises."""
+    """Export finished spans; never blocks and never raises."""
 
     def add(self, span: SpanRow, /) -> None:
-        """Keep a span, or drop it."""
+        """Take a finished span, or drop it."""
         ...
 
 
 class Record(Protocol):
-    """Records spans of one kind and name when they have ended; see `Tracer.recorder`."""
+    """Record finished spans of one kind and name; see `Tracer.recorder`."""
 
     def __call__(
         self,
@@ -100,7 +100,7 @@ class Record(Protocol):
         status: str = "ok",
         attributes: Mapping[str, str] | None = None,
     ) -> None:
-        """Record one span.
+        """Record one finished span.
 
         Args:
             trace_id: 32 hex digits.
@@ -116,7 +116,7 @@ class Record(Protocol):
 
 
 class MemoryRing:
-    """Keeps the newest spans in memory.
+    """Keep the newest spans in memory.
 
     Example:
         >>> ring = MemoryRing(spans_max=2)
@@ -137,14 +137,15 @@ class MemoryRing:
 
 
 class Span:
-    """One span that is under way; `with` ends it, and an error gives it its code as status.
+    """Measure an operation while it runs; `with` ends the span, and an error sets its status.
 
-    This is the slow way, for what is rare or has much to note: see `Tracer.recorder`.
+    It costs about four times what `Tracer.recorder` does: for operations that are rare, or have
+    attributes to collect on their way.
     """
 
     __slots__ = (
-        "_began_s", "_token", "_tracer", "attributes", "is_ended", "kind", "name", "parent_id",
-        "span_id", "status", "trace_id",
+        "_began_s", "_clock", "_token", "_tracer", "attributes", "is_ended", "kind", "name",
+        "parent_id", "span_id", "status", "trace_id",
     )  # fmt: skip
 
     def __init__(self, tracer: Tracer, kind: str, name: str, trace_id: str, parent_id: str) -> None:
@@ -152,13 +153,14 @@ class Span:
         self.kind, self.name = kind, name
         self.trace_id, self.parent_id = trace_id, parent_id
         self.span_id = new_span_id(tracer.rng)
-        self._began_s = asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self._began_s = self._clock()
         self.status = "ok"
         self.attributes: dict[str, str] = {}
         self.is_ended = False
 
     def note(self, name: str, value: object) -> None:
-        """Attach a short text; beyond the bounds it is cut or dropped."""
+        """Set an attribute; beyond 512 characters it is cut, beyond 32 attributes dropped."""
         if len(self.attributes) < ATTRIBUTES_MAX:
             self.attributes[name] = str(value)[:TEXT_CHARS_MAX]
 
@@ -169,18 +171,25 @@ class Span:
         self.is_ended = True
         if status is not None:
             self.status = status
-        self._tracer.recorder(self.kind, self.name)(
-            self.trace_id,
-            self.span_id,
-            self.parent_id,
-            self._began_s,
-            asyncio.get_running_loop().time(),
-            self.status,
-            self.attributes or None,
+        tracer = self._tracer
+        started_us, took_us = tracer.shown(self._began_s, self._clock())
+        tracer.sink.add(
+            (
+                self.trace_id,
+                self.span_id,
+                self.parent_id,
+                tracer.service,
+                self.kind,
+                self.name,
+                started_us,
+                took_us,
+                self.status,
+                self.attributes,
+            )
         )
 
     def fail(self, error: BaseException) -> None:
-        """Give the span the status of an error; users' exception texts stay out of traces (T3)."""
+        """Set the status from an error; users' exception texts stay out of traces (T3)."""
         self.status, noted = outcome_of(error)
         for name, text in noted.items():
             self.note(name, text)
@@ -195,16 +204,16 @@ class Span:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, GeneratorExit):
-            return  # a coroutine that is thrown away has neither its context nor a loop any more
-        current_span.reset(self._token)
         if error is not None:
+            if isinstance(error, GeneratorExit):
+                return  # a coroutine that is thrown away has neither its context nor a loop
             self.fail(error)
+        current_span.reset(self._token)
         self.end()
 
 
 def status_of(error: BaseException) -> str:
-    """Return what a span or a log record calls an error: a code, never its text.
+    """Return the status code of an error for spans and log records; never its text.
 
     Example:
         >>> status_of(ValueError("secret"))
@@ -216,9 +225,9 @@ def status_of(error: BaseException) -> str:
 
 
 def outcome_of(error: BaseException) -> tuple[str, dict[str, str]]:
-    """Return status and attributes of a span that an error ended.
+    """Return status and attributes of a span that ended with an error.
 
-    Only our own errors' messages are among them; users' texts stay out of traces (T3).
+    Only messages of the toolkit's own errors are among them; users' texts stay out of traces (T3).
 
     Example:
         >>> from synchromesh.errors import TimedOut
@@ -231,12 +240,13 @@ def outcome_of(error: BaseException) -> tuple[str, dict[str, str]]:
 
 
 class Tracer:
-    """Makes the spans of one service.
+    """Create the spans of one service.
 
-    Spans are timed by the loop's clock and shown by the wall clock. The difference of the two is
-    read again when it is older than `CLOCKS_S`; it is that of a span's end. So a span cannot be cut
-    or stretched by a step of the wall clock; one that was under way at a step, or that ended within
-    `CLOCKS_S` after it, may be shown by the clock of the other side, its neighbours with it.
+    Spans are timed by the loop's monotonic clock and shown in wall-clock time. The offset between
+    the two is read again once it is older than `CLOCKS_S`, when a span ends. So a step of the wall
+    clock neither stretches a span nor changes the order within a service; spans that end within
+    `CLOCKS_S` after a step are shown in the time before it, and those that began before it and end
+    later in the time after it.
     """
 
     def __init__(self, service: str, runtime: Runtime, sink: Sink) -> None:
@@ -248,10 +258,11 @@ class Tracer:
         self._stale_s = float("-inf")
 
     def recorder(self, kind: str, name: str) -> Record:
-        """Return what records spans of this kind and name: the fast way, without an object a span.
+        """Return a function that records finished spans of this kind and name.
 
-        Keep it, for example in a plan. Nothing is current while such a span is under way; who runs
-        code of users below it sets `current_span`, to the `CallContext` for instance.
+        This is the fast path: no object a span, no context manager. Make it once, and keep it. Such
+        a span is never the current one; whoever runs users' code within it sets `current_span`, to
+        the `CallContext` for example, so that log records carry its ids.
 
         Example:
             >>> from synchromesh.testing import run
@@ -275,9 +286,9 @@ class Tracer:
             status: str = "ok",
             attributes: Mapping[str, str] | None = None,
         ) -> None:
+            # As in `shown`, without its frame.
             if ended_s >= self._stale_s:
                 self._read_clocks()
-            # Microseconds since 1970 fit a float to half of one until the year 2112.
             started_us = began_s * 1e6 + self._ahead_us
             took_us = (ended_s - began_s) * 1e6
             add(
@@ -298,8 +309,15 @@ class Tracer:
         return record
 
     def start(self, kind: str, name: str, *, trace_id: str, parent_id: str = "") -> Span:
-        """Start a span; use it as a context manager, or end it by hand."""
+        """Start a span; use it as a context manager, or call its `end`."""
         return Span(self, kind, name, trace_id, parent_id)
+
+    def shown(self, began_s: float, ended_s: float) -> tuple[float, float]:
+        """Convert times of the loop to wall-clock start and duration, in microseconds."""
+        if ended_s >= self._stale_s:
+            self._read_clocks()
+        # Microseconds since 1970 fit a float to half of one until the year 2112.
+        return began_s * 1e6 + self._ahead_us, (ended_s - began_s) * 1e6
 
     @contextmanager
     def under(self, span: SpanContext | None) -> Iterator[None]:
