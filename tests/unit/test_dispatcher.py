@@ -32,13 +32,14 @@ def test_no_context_variable_crosses_a_call() -> None:
 
     async def main(system: System) -> None:
         seen: list[str] = []
+        within: list[str] = []
 
         async def look(_: Incoming) -> bytes:
             seen.append(colour.get())
             colour.set("callee's")
             span = current_span.get()
             assert span is not None
-            assert span.kind == "handle"
+            within.append(span.span_id)
             return b"1"
 
         await system.serve(Leaf, {"ask": look})
@@ -47,6 +48,7 @@ def test_no_context_variable_crosses_a_call() -> None:
         for _ in range(2):
             await caller.call(Leaf.ask(1), context=caller.root())
         assert seen == ["none", "none"]
+        assert within == [made.span_id for made in system.spans if made.kind == "handle"]
         assert colour.get() == "caller's"
 
     play("inproc", main)
