@@ -3,7 +3,8 @@
     make bench-telemetry
 
 Requests run as tasks, a batch at once; each has spans within spans, with attributes, and gives up
-the loop in between. What the same requests take without spans is subtracted. Ours are kept in the
+the loop in between. What the same requests take without spans is subtracted. Ours are recorded when
+they end, as those of calls are; "current" are those that are context managers. Both are kept in the
 SQLite ring of a running system; those of the OpenTelemetry SDK go through its batch processor and
 are kept as OTLP in a file, or dropped there (which shows what the spans alone take). Each side's
 spans are counted in the end: one that dropped some has not done the work.
@@ -15,7 +16,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,7 @@ from benchmarks.harness import (
     in_turn_async,
     size,
 )
+from synchromesh.context import new_span_id
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import SqliteRing, Tracer, current_span
 
@@ -48,8 +50,8 @@ Span = Callable[[int, str], AbstractContextManager[object]]
 class Contestant(Protocol):
     """Makes spans, and keeps them."""
 
-    def span(self, request: int, name: str) -> AbstractContextManager[object]:
-        """Start a span of a request within the current one."""
+    async def request(self, number: int) -> None:
+        """Serve a request: span within span, and a turn of the loop in each."""
         ...
 
     async def kept(self) -> int:
@@ -60,10 +62,11 @@ class Contestant(Protocol):
 class Nothing:
     """Makes no span."""
 
-    def span(self, request: int, name: str) -> AbstractContextManager[object]:
-        """Do nothing."""
-        del request, name
-        return nullcontext()
+    async def request(self, number: int, depth: int = 0) -> None:
+        """Do all but the spans."""
+        await asyncio.sleep(0)
+        if depth + 1 < len(NAMES):
+            await self.request(number, depth + 1)
 
     async def kept(self) -> int:
         """Return 0."""
@@ -71,21 +74,25 @@ class Nothing:
 
 
 class Ours:
-    """Synchromesh: a tracer, and the ring of a running system."""
+    """Synchromesh: spans that are current, and the ring of a running system."""
 
-    def __init__(self, folder: Path) -> None:
-        self._runtime = RealRuntime()
-        self.ring = SqliteRing(str(folder / "spans.db"), self._runtime)
-        self._tracer = Tracer("bench", self._runtime, self.ring)
+    def __init__(self, path: Path) -> None:
+        runtime = RealRuntime()
+        self.ring = SqliteRing(str(path), runtime)
+        self._tracer = Tracer("bench", runtime, self.ring)
         self._round = 0
 
-    def span(self, request: int, name: str) -> AbstractContextManager[object]:
+    async def request(self, number: int) -> None:
+        """Serve a request."""
+        await serve(self._span, number)
+
+    def _span(self, request: int, name: str) -> AbstractContextManager[object]:
         """Start a span, with two attributes."""
         above = current_span.get()
         span = self._tracer.start(
             "handle",
             name,
-            trace_id=self._trace_id(request),
+            trace_id=self._trace_id(request) if above is None else above.trace_id,
             parent_id="" if above is None else above.span_id,
         )
         span.note("attempt", "1")
@@ -98,15 +105,36 @@ class Ours:
         check(self.ring.dropped, 0, "the ring")
         return REQUESTS * len(NAMES)
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Read the last round's traces: the ring has every span of them."""
         for request in range(0, REQUESTS, 97):
-            names = {record.name for record in self.ring.trace(self._trace_id(request))}
+            names = {record.name for record in await self.ring.trace(self._trace_id(request))}
             check(names, set(NAMES), "the ring")
         self._round += 1
 
     def _trace_id(self, request: int) -> str:
         return f"{self._round:016x}{request:016x}"
+
+
+class Recorded(Ours):
+    """Synchromesh: spans that are recorded when they end, as those of calls are."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._records = [self._tracer.recorder("handle", name) for name in NAMES]
+
+    async def request(self, number: int) -> None:
+        """Serve a request."""
+        await self._serve(self._trace_id(number), "", 0)
+
+    async def _serve(self, trace_id: str, parent_id: str, depth: int) -> None:
+        clock = asyncio.get_running_loop().time
+        span_id, began_s = new_span_id(self._tracer.rng), clock()
+        await asyncio.sleep(0)
+        if depth + 1 < len(NAMES):
+            await self._serve(trace_id, span_id, depth + 1)
+        attributes = {"attempt": "1", "instance": "shelf-1"}
+        self._records[depth](trace_id, span_id, parent_id, began_s, clock(), "ok", attributes)
 
 
 class Exporter:
@@ -145,7 +173,11 @@ class OpenTelemetry:
         )
         self._tracer = self.provider.get_tracer("bench")
 
-    def span(self, request: int, name: str) -> AbstractContextManager[object]:
+    async def request(self, number: int) -> None:
+        """Serve a request."""
+        await serve(self._span, number)
+
+    def _span(self, request: int, name: str) -> AbstractContextManager[object]:
         """Start a span, with two attributes."""
         del request  # its trace is the context's
         attributes = {"attempt": "1", "instance": "shelf-1"}
@@ -161,19 +193,19 @@ class OpenTelemetry:
         return count
 
 
-async def request(span: Span, number: int, depth: int = 0) -> None:
-    """Serve a request: span within span, and a turn of the loop in each."""
+async def serve(span: Span, number: int, depth: int = 0) -> None:
+    """Serve a request with spans that are context managers."""
     with span(number, NAMES[depth]):
         await asyncio.sleep(0)
         if depth + 1 < len(NAMES):
-            await request(span, number, depth + 1)
+            await serve(span, number, depth + 1)
 
 
 async def measure(contestant: Contestant, wanted: int) -> Measures:
     """Serve all requests and wait until the spans are kept; CPU of all threads, for a span."""
     began_s = time.process_time()
     for first in range(0, REQUESTS, AT_ONCE):
-        await asyncio.gather(*(request(contestant.span, first + n) for n in range(AT_ONCE)))
+        await asyncio.gather(*(contestant.request(first + n) for n in range(AT_ONCE)))
     kept = await contestant.kept()
     took_s = time.process_time() - began_s
     if kept != wanted:
@@ -186,24 +218,26 @@ async def main() -> None:
     packages = ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-common"]
     report, spans = Report("telemetry", packages=packages), REQUESTS * len(NAMES)
     with tempfile.TemporaryDirectory(prefix="synchromesh-bench-") as made:
-        ours = Ours(Path(made))
+        ours, recorded = Ours(Path(made) / "ours.db"), Recorded(Path(made) / "recorded.db")
         sdk, dropping = OpenTelemetry(Path(made) / "spans.otlp"), OpenTelemetry(None)
 
-        async def checked() -> Measures:
-            measures = await measure(ours, spans)
-            ours.check()
+        async def checked(contestant: Ours) -> Measures:
+            measures = await measure(contestant, spans)
+            await contestant.check()
             return measures
 
         results = await in_turn_async(
             {
                 "nothing": lambda: measure(Nothing(), 0),
-                "ours": checked,
+                "ours": lambda: checked(recorded),
+                "ours, current": lambda: checked(ours),
                 "OpenTelemetry SDK": lambda: measure(sdk, spans),
                 "OpenTelemetry SDK, dropped": lambda: measure(dropping, spans),
             },
             rounds=ROUNDS,
         )
-        await ours.ring.close()
+        for mine in (ours, recorded):
+            await mine.ring.close()
         for each in (sdk, dropping):
             each.provider.shutdown()
     net = beyond(results, "nothing")
@@ -211,6 +245,7 @@ async def main() -> None:
         report.against("span in a live request, all CPU", "µs", net, "cpu_us", peer=peer)
     figure = "span in a live request, all CPU, kept"
     report.alone(figure, "µs", net.median("ours", "cpu_us"), at_most(2.5))
+    report.alone("the same, current", "µs", net.median("ours, current", "cpu_us"))
     report.finish()
 
 
