@@ -121,6 +121,7 @@ class Recorded(Ours):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._clock = asyncio.get_running_loop().time
         self._records = [self._tracer.recorder("handle", name) for name in NAMES]
 
     async def request(self, number: int) -> None:
@@ -128,7 +129,7 @@ class Recorded(Ours):
         await self._serve(self._trace_id(number), "", 0)
 
     async def _serve(self, trace_id: str, parent_id: str, depth: int) -> None:
-        clock = asyncio.get_running_loop().time
+        clock = self._clock
         span_id, began_s = new_span_id(self._tracer.rng), clock()
         await asyncio.sleep(0)
         if depth + 1 < len(NAMES):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -31,8 +32,14 @@ _LAST_CLIENT_TRACE = (
     "select client_trace from span_block where client_trace <> '' order by last desc limit 1"
 )
 
-# The spans of one block. Encoding it holds the interpreter for some 0.1 ms.
-BLOCK_SPANS = 2_000
+# Spans in one row.
+BLOCK_SPANS = 2_048
+# Spans that are encoded at once, on the loop, in some 10 µs: while the processor's cache still has
+# them, and so that their memory serves the next ones. In the writer's thread it took longer, and
+# the loop waited for the interpreter meanwhile.
+CHUNK_SPANS = 64
+# Blocks are long: larger pages are fewer to write.
+PAGE_BYTES = 16_384
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -40,12 +47,37 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _UNSTORABLE = (TypeError, ValueError, OverflowError)
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[SpanRow])
+_decoder = msgspec.msgpack.Decoder(list[list[SpanRow]])
 
 _log = logging.getLogger("synchromesh.telemetry")
 
 T = TypeVar("T")
-Block: TypeAlias = list[SpanRow]
+
+
+class _Block:
+    """Collect encoded spans and the index of their traces, for one row."""
+
+    __slots__ = ("chunks", "client_trace", "count", "traces")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.client_trace = ""  # of the newest span of a client
+        self.traces: list[bytes] = []
+        self.chunks: list[msgspec.Raw] = []
+
+    def add(self, spans: list[SpanRow]) -> None:
+        """Encode spans; raises one of `_UNSTORABLE`, and is as before, where one cannot be."""
+        encoded = _encoder.encode(spans)
+        # A dict, not a set: a simulated file is the same in each run of its seed.
+        self.traces.append(_indexed(dict.fromkeys([span[0] for span in spans])))
+        self.chunks.append(msgspec.Raw(encoded))
+        self.count += len(spans)
+        for span in spans:
+            if span[4] == "client":
+                self.client_trace = span[0]
+
+    def to_row(self) -> tuple[int, str, bytes, bytes]:
+        return self.count, self.client_trace, b"".join(self.traces), _encoder.encode(self.chunks)
 
 
 class _Query(Generic[T]):
@@ -86,24 +118,28 @@ class SqliteRing:
         self._spans_max = spans_max
         self._flush_s = flush_s
         self._pending_max = pending_max
+        self._chunk_max = min(CHUNK_SPANS, pending_max)
         self._block_max = min(BLOCK_SPANS, pending_max)
-        self._block: Block = []
+        self._chunk: list[SpanRow] = []
+        self._block = _Block()
         self._pending = 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._connection: sqlite3.Connection | None = None
         self._has_failed = self._is_closed = False
         self.dropped = 0
-        self._lane: Worker[Block | _Query[Any]] = runtime.worker("synchromesh-spans", self._work)
+        self._lane: Worker[_Block | _Query[Any]] = runtime.worker("synchromesh-spans", self._work)
 
     def add(self, span: SpanRow, /) -> None:
         """Buffer a finished span; its block is dropped where too many wait."""
-        block = self._block
-        if not block:
+        chunk = self._chunk
+        chunk.append(span)
+        if self._timer is None:
             self._timer = self._loop.call_later(self._flush_s, self._flush_block)
-        block.append(span)
-        if len(block) >= self._block_max:
-            self._flush_block()
+        if len(chunk) >= self._chunk_max:
+            self._encode_chunk()
+            if self._block.count >= self._block_max:
+                self._flush_block()
 
     async def flush(self) -> None:
         """Wait until all spans added so far are written, or dropped."""
@@ -147,28 +183,44 @@ class SqliteRing:
         await query.done.wait()
         return query.found
 
+    def _encode_chunk(self) -> None:
+        chunk, block = self._chunk, self._block
+        try:
+            block.add(chunk)
+        except _UNSTORABLE:
+            # Such as half a surrogate pair, from the name of a file: only its span is lost.
+            for span in chunk:
+                try:
+                    block.add([span])
+                except _UNSTORABLE:
+                    self.dropped += 1
+        chunk.clear()
+
     def _flush_block(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        block, self._block = self._block, []
-        if not block:
+        if self._chunk:
+            self._encode_chunk()
+        block = self._block
+        if not block.count:
             return
-        if self._is_closed or self._pending + len(block) > self._pending_max:
-            self.dropped += len(block)
+        self._block = _Block()
+        if self._is_closed or self._pending + block.count > self._pending_max:
+            self.dropped += block.count
             return
-        self._pending += len(block)
+        self._pending += block.count
         self._lane.put(block)
 
     # -- in the writer's thread ------------------------------------------------------------------
 
-    def _work(self, jobs: list[Block | _Query[Any]]) -> Callable[[], None]:
-        blocks = [job for job in jobs if isinstance(job, list)]
+    def _work(self, jobs: list[_Block | _Query[Any]]) -> Callable[[], None]:
+        blocks = [job for job in jobs if isinstance(job, _Block)]
         queries = [job for job in jobs if isinstance(job, _Query)]
-        stored, failure = self._try(lambda: self._write(blocks), 0) if blocks else (0, None)
+        failure = self._try(lambda: self._write(blocks), None)[1] if blocks else None
         for query in queries:
             query.found, _ = self._try(partial(self._find, query), query.found)
-        return lambda: self._worked(queries, sum(map(len, blocks)), stored, failure)
+        return lambda: self._worked(queries, sum(block.count for block in blocks), failure)
 
     def _try(self, work: Callable[[], T], otherwise: T) -> tuple[T, sqlite3.Error | None]:
         """Run `work` on the file; after a failure reopen it, or replace it if it is damaged."""
@@ -185,24 +237,20 @@ class SqliteRing:
     def _find(self, query: _Query[T]) -> T:
         return query.find(self._open())
 
-    def _write(self, blocks: Sequence[Block]) -> int:
-        """Store blocks in one transaction and return how many spans were storable."""
-        connection, stored = self._open(), 0
+    def _write(self, blocks: Sequence[_Block]) -> None:
+        connection = self._open()
         connection.execute("begin immediate")
         for block in blocks:
-            count, *columns = _to_row(block)
-            if count:
-                connection.execute(_INSERT, (count, *columns))
-                stored += count
+            connection.execute(_INSERT, block.to_row())
         connection.execute(_TRIM, (self._spans_max,))
         connection.execute("commit")
-        return stored
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None:
             return self._connection
         connection = self._disk.connect(self._path)
         try:
+            connection.execute(f"pragma page_size={PAGE_BYTES}")
             connection.execute("pragma journal_mode=wal")
             # Spans may be lost with the power; they must never cost a disk flush.
             connection.execute("pragma synchronous=normal")
@@ -216,29 +264,16 @@ class SqliteRing:
     # -- in the loop -----------------------------------------------------------------------------
 
     def _worked(
-        self, queries: list[_Query[Any]], taken: int, stored: int, failure: sqlite3.Error | None
+        self, queries: Sequence[_Query[Any]], count: int, failure: sqlite3.Error | None
     ) -> None:
-        self._pending -= taken
-        self.dropped += taken - stored
-        if failure is not None and not self._has_failed:
-            _log.warning("spans cannot be written to %s: %s", self._path, failure)
+        self._pending -= count
+        if failure is not None:
+            self.dropped += count
+            if not self._has_failed:
+                _log.warning("spans cannot be written to %s: %s", self._path, failure)
             self._has_failed = True
         for query in queries:
             query.done.set()
-
-
-def _to_row(block: Block) -> tuple[int, str, bytes, bytes]:
-    """Encode a block as its row: count, newest client's trace, index of trace ids, spans."""
-    try:
-        spans = _encoder.encode(block)
-    except _UNSTORABLE:
-        # Such as a text with half a surrogate pair, from the name of a file: only its span is lost.
-        block = [span for span in block if _is_storable(span)]
-        spans = _encoder.encode(block)
-    client_trace = next((span[0] for span in reversed(block) if span[4] == "client"), "")
-    # A dict, not a set: a simulated file is the same in each run of its seed.
-    trace_ids = dict.fromkeys(span[0] for span in block)
-    return len(block), client_trace, _indexed(trace_ids), spans
 
 
 def _indexed(trace_ids: Iterable[str]) -> bytes:
@@ -246,16 +281,8 @@ def _indexed(trace_ids: Iterable[str]) -> bytes:
     return "\n".join(("", *trace_ids, "")).encode(errors="surrogatepass")
 
 
-def _is_storable(span: SpanRow) -> bool:
+def _decoded(block: bytes) -> Iterator[SpanRow]:
     try:
-        _encoder.encode(span)
-    except _UNSTORABLE:
-        return False
-    return True
-
-
-def _decoded(block: bytes) -> Block:
-    try:
-        return _decoder.decode(block)
+        return chain.from_iterable(_decoder.decode(block))
     except ValueError:
-        return []  # damage that SQLite does not see
+        return iter(())  # damage that SQLite does not see
