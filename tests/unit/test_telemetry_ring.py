@@ -236,7 +236,7 @@ async def test_a_ring_that_a_power_cut_damaged_begins_anew(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("damage", [b"", b"\xdc", b"\x91\x01", b"\x91\x9a\xa2\xff\xfe"])
+@pytest.mark.parametrize("damage", [b"", b"\xdc", b"\x91\x91\x01", b"\x91\x91\x9a\xa2\xff\xfe"])
 async def test_damage_that_sqlite_does_not_see_costs_its_block(
     tmp_path: Path, damage: bytes
 ) -> None:
