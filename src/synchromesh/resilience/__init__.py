@@ -15,9 +15,10 @@ from synchromesh.resilience.breaker import (
     Trigger,
 )
 from synchromesh.resilience.classification import Classification, classify, may_retry
-from synchromesh.resilience.deadline import DeadlinePassed, is_being_cancelled, within
+from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.edge import Edge
 from synchromesh.resilience.limiter import Limiter, LimitOptions
-from synchromesh.resilience.policy import Edge, Policy
+from synchromesh.resilience.policy import Policy
 from synchromesh.resilience.retry import (
     AttemptsLeft,
     BudgetOptions,
@@ -25,6 +26,8 @@ from synchromesh.resilience.retry import (
     RetryBudget,
     RetryOptions,
 )
+from synchromesh.resilience.timers import Timers
+from synchromesh.resilience.wheel import Deadline, Wheel
 
 __all__ = [
     "TRANSITIONS",
@@ -38,6 +41,7 @@ __all__ = [
     "BudgetOptions",
     "Chance",
     "Classification",
+    "Deadline",
     "DeadlinePassed",
     "Edge",
     "LimitOptions",
@@ -45,8 +49,10 @@ __all__ = [
     "Policy",
     "RetryBudget",
     "RetryOptions",
+    "Timers",
     "Transition",
     "Trigger",
+    "Wheel",
     "classify",
     "is_being_cancelled",
     "may_retry",

@@ -1,0 +1,213 @@
+"""An edge: the layers of a policy at work between one caller and one callee.
+
+    deadline → retry + budget → limiter → breaker → attempt with its timeout
+
+It holds the one breaker, the one retry budget and the one limiter of that pair, whatever the
+transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from copy import copy
+from dataclasses import replace
+from typing import TypeVar
+
+from synchromesh.errors import TimedOut
+from synchromesh.resilience.attempts import Attempt, Attempts
+from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
+from synchromesh.resilience.classification import Classification, classify
+from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.limiter import Limiter
+from synchromesh.resilience.policy import Policy
+from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget
+
+T = TypeVar("T")
+
+
+class Edge:
+    """Runs the calls of one caller to one callee through the layers of a policy.
+
+    Args:
+        policy: the layers.
+        name: which edge it is, for messages: "orders -> billing".
+        now: the time of the loop's clock.
+        rng: spreads the ends of the breaker's open times; None leaves them exact.
+        on_transition: told when the breaker changes state; must not raise.
+
+    Example:
+        >>> class Certain:
+        ...     def random(self) -> float:
+        ...         return 0.0
+        >>> async def answer(attempt: Attempt) -> int:
+        ...     return attempt.number
+        >>> edge = Edge(Policy(), name="orders -> billing")
+        >>> asyncio.run(edge.run(
+        ...     answer, deadline_s=None, attempts_left=2, is_retryable_unknown=True, rng=Certain()))
+        1
+        >>> edge
+        <Edge orders -> billing closed>
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        name: str,
+        now: float = 0.0,
+        rng: Chance | None = None,
+        on_transition: Callable[[Transition], None] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.name = name
+        self.breaker: Breaker | None = None
+        if policy.breaker is not None:
+            self.breaker = Breaker(
+                policy.breaker, name=name, now=now, rng=rng, on_transition=on_transition
+            )
+        self.budget: RetryBudget | None = None
+        if policy.retry is not None and policy.budget is not None:
+            self.budget = RetryBudget(policy.budget, now=now)
+        self.limiter: Limiter | None = None
+        if policy.limit is not None:
+            self.limiter = Limiter(policy.limit, name=name)
+
+    async def run(
+        self,
+        attempt: Callable[[Attempt], Awaitable[T]],
+        *,
+        deadline_s: float | None,
+        attempts_left: int | AttemptsLeft,
+        is_retryable_unknown: bool,
+        rng: Chance,
+    ) -> T:
+        """Make one call, in as many attempts as policy, budget, deadline and call tree allow.
+
+        Every attempt runs in the caller's task and context. The last attempt's error is raised,
+        unless it says only that the last attempt was not run while an earlier one may have been:
+        then the earlier one's is, for the call's outcome is unknown.
+
+        Args:
+            attempt: makes one attempt; it is cancelled at the deadline it is given.
+            deadline_s: the call's deadline on the loop's clock; None for none.
+            attempts_left: the extra attempts left in the call tree; a handler hands the same
+                `AttemptsLeft` to all its calls.
+            is_retryable_unknown: whether an attempt with an unknown outcome may be repeated: a
+                query, or a command with a key.
+            rng: the source of jitter.
+
+        Raises:
+            DeadlineExceeded: the deadline had passed; nothing was sent.
+            TimedOut: the attempt was cancelled at its deadline; the outcome is unknown.
+            CircuitOpen: the breaker let nothing be sent.
+            Shed: the edge's limiter is full.
+            Exception: what the attempt raised. A `CallError` has `attempts_used` set: the extra
+                attempts that were spent here and below.
+        """
+        attempts = Attempts(
+            retry=self.policy.retry,
+            budget=self.budget,
+            left=AttemptsLeft(attempts_left) if isinstance(attempts_left, int) else attempts_left,
+            timeout_s=self.policy.timeout_s,
+            deadline_s=deadline_s,
+            is_retryable_unknown=is_retryable_unknown,
+            rng=rng,
+        )
+        loop = asyncio.get_running_loop()
+        while True:
+            current = attempts.begin(loop.time())
+            try:
+                answer = await self._limited(attempt, current, attempts)
+            except Exception as error:
+                wait_s = attempts.failed(current, error, loop.time())
+                if wait_s is None:
+                    final = attempts.final(error)
+                    if final is error:
+                        raise
+                    raise final from error
+            else:
+                attempts.answered(current)
+                return answer
+            await asyncio.sleep(wait_s)
+
+    def without_limiter(self, *, is_timed: bool) -> Edge:
+        """Return an edge with the same breaker and budget, for who takes limiter slots by itself.
+
+        A slot may then last longer than an attempt does.
+
+        Args:
+            is_timed: whether an attempt has the policy's timeout; else whoever attempts bounds it.
+        """
+        edge = copy(self)
+        edge.limiter = None
+        if not is_timed:
+            edge.policy = replace(self.policy, timeout_s=None)
+        return edge
+
+    def is_refusing(self, now: float) -> bool:
+        """Tell whether its breaker would refuse a call that came at `now`; nothing is changed."""
+        breaker, options = self.breaker, self.policy.breaker
+        if breaker is None or options is None:
+            return False
+        seen = breaker.snapshot()
+        if seen.state is BreakerState.OPEN:
+            return seen.open_until_s is not None and now < seen.open_until_s
+        if seen.state is BreakerState.HALF_OPEN:
+            # Past its lease a probe no longer counts, and the breaker has to be asked to see that.
+            return seen.probes >= options.probes_max and now < seen.since_s + options.probe_lease_s
+        return seen.state is BreakerState.ISOLATED
+
+    def __repr__(self) -> str:
+        state = f" {self.breaker.state.value}" if self.breaker is not None else ""
+        return f"<Edge {self.name}{state}>"
+
+    async def _limited(
+        self, send: Callable[[Attempt], Awaitable[T]], current: Attempt, attempts: Attempts
+    ) -> T:
+        if self.limiter is None:
+            return await self._guarded(send, current)
+        await self.limiter.acquire(current.deadline_s)
+        try:
+            # The time in the queue is not taken from the callee's.
+            attempts.put_time(current, asyncio.get_running_loop().time())
+            return await self._guarded(send, current)
+        finally:
+            self.limiter.release()
+
+    async def _guarded(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
+        breaker = self.breaker
+        if breaker is None:
+            return await self._timed(send, current)
+        loop = asyncio.get_running_loop()
+        current.began_s = loop.time()
+        permit = breaker.admit(current.began_s)
+        try:
+            answer = await self._timed(send, current)
+        except BaseException as error:
+            verdict = classify(error, had_full_timeout=current.has_full_timeout)
+            _report(breaker, verdict, permit, current.began_s, loop.time())
+            raise
+        _report(breaker, Classification.SUCCESS, permit, current.began_s, loop.time())
+        return answer
+
+    async def _timed(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
+        try:
+            return await within(lambda: send(current), current.deadline_s)
+        except DeadlinePassed:
+            whose = "its timeout" if current.has_full_timeout else "the caller's deadline"
+            raise TimedOut(
+                f"{self.name} did not answer within {whose}, attempt {current.number}: it may have "
+                "run; ask for the outcome under the same key, or give it more time"
+            ) from None
+
+
+def _report(
+    breaker: Breaker, verdict: Classification, permit: int, began_s: float, now: float
+) -> None:
+    if verdict is Classification.SUCCESS:
+        breaker.success(permit, now, now - began_s)
+    elif verdict is Classification.FAILURE:
+        breaker.failure(permit, now, now - began_s)
+    else:
+        breaker.neutral(permit, now)
