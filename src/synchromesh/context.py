@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import quote, unquote
+
+import msgspec
 
 from synchromesh.errors import BadRequest
 
@@ -34,9 +35,8 @@ DEADLINE_MS_MAX = 10**15
 _KEY_SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallContext:
-    """What one call carries.
+class CallContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call carries; `msgspec.structs.replace` makes another one of it.
 
     Attributes:
         trace_id: 32 hex digits; the same in every call, step, message and record of one request.

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import msgspec
 import pytest
 
 from synchromesh.calls import Command, Contract, Reply, Request, command
@@ -148,7 +149,7 @@ def test_what_no_header_may_carry_is_refused_at_the_callee(key: str) -> None:
     pair = Pair()
 
     async def call(runtime: SimRuntime) -> None:
-        request = Request(CHARGE, b"{}", replace(CONTEXT, key=key), "")
+        request = Request(CHARGE, b"{}", msgspec.structs.replace(CONTEXT, key=key), "")
         pair.outcome = await pair.exchange.transport(runtime).send(BILLING, request)
 
     pair.world.node("rogue", call).start()

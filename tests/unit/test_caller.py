@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from calls_fakes import ONCE, Always, Bank, Front, Leaf, Shop, System, play
 from synchromesh.calls import Caller, OperationPolicy, Policies, Reply
@@ -57,7 +58,7 @@ def test_the_nearest_policy_counts() -> None:
     )
     assert policies.of_operation(Leaf.ask) is policies.default
     assert policies.of_operation(Shop.reserve) is edge
-    assert policies.of_operation(Shop.stock) == replace(edge, timeout_s=0.1, retry=None)
+    assert policies.of_operation(Shop.stock) == dataclasses.replace(edge, timeout_s=0.1, retry=None)
 
 
 @pytest.mark.parametrize("words", [

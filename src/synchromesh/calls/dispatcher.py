@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.tree import tree_of
@@ -58,8 +59,7 @@ ANSWER_BYTES_MAX = PoolLimits().body_bytes_max
 _STRANGER = Credential("", "", "", 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A call as its handler gets it.
 
     Attributes:

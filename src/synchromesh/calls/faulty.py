@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from synchromesh.calls.faults import FaultTable, Strike
-from synchromesh.calls.wire import Passing, PassingTransport, Reply, Request, Transport
+from synchromesh.calls.wire import Passing, Reply, Request, Transport, is_passing
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import ConfigError, ConnectionLost, RemoteFailed, TimedOut
 from synchromesh.http import HttpResponse
@@ -67,7 +67,7 @@ class FaultyTransport:
             TimedOut: it was stalled for as long as an answer may take.
             CallError: as `send` does.
         """
-        if not isinstance(self._inner, PassingTransport):
+        if not is_passing(self._inner):
             raise ConfigError(f"{self._inner!r} passes nothing on; register {endpoint.url} by http")
         try:
             async with asyncio.timeout(passing.timeout_s):

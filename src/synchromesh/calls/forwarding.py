@@ -16,10 +16,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from synchromesh.calls.caller import Caller
 from synchromesh.calls.http_client import reply_of
 from synchromesh.calls.tree import attempts_left
-from synchromesh.calls.wire import Passing, PassingTransport
+from synchromesh.calls.wire import Passing, is_passing
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
 from synchromesh.discovery import Endpoint, RoundRobin
 from synchromesh.errors import CallError, ConfigError, ConnectFailed, SynchromeshError
@@ -158,7 +160,7 @@ class _Sending:
         body, context = self._forwarding.body, self._forwarding.context
         endpoint = _by_http(await self._choice.next(attempt.deadline_s or context.deadline_s))
         transport = self._caller.transport(endpoint)
-        if not isinstance(transport, PassingTransport):
+        if not is_passing(transport):
             raise ConfigError(
                 f"instance {endpoint.instance!r} is reached by {endpoint.url!r}, and nothing can "
                 "be passed on that way; register it with its http:// url"
@@ -191,7 +193,7 @@ class _Sending:
         sent = CallContext(trace_id=context.trace_id, span_id=self._span.span_id, key=key)
         if not forwarding.is_external:
             credential = self._caller.credential(context.principal, forwarding.upstream)
-            sent = replace(
+            sent = msgspec.structs.replace(
                 sent,
                 principal=context.principal,
                 deadline_s=now + timeout_s,

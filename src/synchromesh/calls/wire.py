@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import msgspec
 
@@ -29,22 +28,44 @@ from synchromesh.identity import Credential
 ATTEMPTS_USED = "attempts-used"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Hop(msgspec.Struct, eq=False):
+    """One caller's way to one service on behalf of one principal, while its credential lasts.
+
+    All its calls share it, and it is made anew with each credential: what is kept on it is right
+    for as long as it is.
+
+    Attributes:
+        service: the service that is called; `principal`: for whom, "" for the caller itself.
+        credential: what signs the hop (C4); "" towards a service that is not ours.
+        renew_us: when another credential is made, on the wall clock.
+        kept: what a transport has prepared for it, by the transport's own names: header lines.
+    """
+
+    service: str
+    principal: str
+    credential: str
+    renew_us: int = 0
+    kept: dict[str, bytes] = {}
+
+
+class Request(msgspec.Struct, frozen=True):
     """A call under way: canonical arguments, what travels with it, and the hop's credential.
 
     Towards a service that is not ours the credential is "" and the context carries a trace and a
     key alone, so that no transport can tell it more.
+
+    Attributes:
+        hop: whose credential it is, where the caller has one to keep things on.
     """
 
     operation: Operation[..., Any]
     arguments: bytes
     context: CallContext
     credential: str
+    hop: Hop | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """An answer under way: 2xx with the result's JSON, or another status with a problem's.
 
     Attributes:
@@ -136,20 +157,33 @@ class Receiver(Protocol):
 
 
 class Transport(Protocol):
-    """Carries requests to instances of one kind of endpoint, such as HTTP."""
+    """Carries requests to instances of one kind of endpoint, such as HTTP.
+
+    One whose class says `keeps_time = True` (see `keeps_time`) releases its callers at the deadline
+    of their request by itself. For any other the caller does it, at the price of a timer a call.
+    """
 
     async def send(self, endpoint: Endpoint, request: Request) -> Reply:
-        """Send a request and return its reply; the caller bounds the time and may cancel.
+        """Send a request and return its reply, whatever its status; the caller may cancel.
 
         Raises:
             ConnectFailed: nothing was sent.
             ConnectionLost: it was sent and the answer will not come.
+            TimedOut: it was sent, and there was no answer at the deadline of its context; from
+                transports that keep the time.
         """
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Passing:
+def keeps_time(transport: Transport) -> bool:
+    """Say whether a transport releases its callers at their deadlines by itself.
+
+    It then raises `TimedOut` at `request.context.deadline_s`, whatever the callee does.
+    """
+    return getattr(transport, "keeps_time", False) is True
+
+
+class Passing(msgspec.Struct, frozen=True):
     """An HTTP request that is passed on as it is, and with it what travels with every call.
 
     Towards a service that is not ours the credential is "" and the context carries a trace and a
@@ -172,10 +206,10 @@ class Passing:
     credential: str
     timeout_s: float
     is_idempotent: bool
+    hop: Hop | None = None
 
 
-@runtime_checkable
-class PassingTransport(Protocol):
+class PassingTransport(Transport, Protocol):
     """Is a `Transport` that also carries HTTP requests as they are, such as HTTP itself."""
 
     def forward(
@@ -188,6 +222,11 @@ class PassingTransport(Protocol):
             ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
         ...
+
+
+def is_passing(transport: Transport) -> TypeGuard[PassingTransport]:
+    """Say whether a transport carries HTTP requests as they are, too."""
+    return hasattr(transport, "forward")
 
 
 class Sender(Protocol):

@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from synchromesh.calls import Caller, Forwarder, Operation
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.tree import tree_of
@@ -220,7 +222,7 @@ class GatewayEngine:
         entry = found.target
         context = self._caller.root(timeout_s=entry.deadline_s)
         with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
-            context = replace(context, span_id=span.span_id)
+            context = msgspec.structs.replace(context, span_id=span.span_id)
             headers = [*_ALWAYS, (TRACE, context.trace_id)]
             with tree_of(context):
                 yield _Asked(entry, found.places, request, span, headers), context
@@ -289,7 +291,7 @@ class GatewayEngine:
                 )
         if principal.name:
             asked.span.note("principal", principal.name)
-        return replace(context, principal=principal.name)
+        return msgspec.structs.replace(context, principal=principal.name)
 
     async def _principal(self, request: HttpRequest) -> Principal:
         for authenticator in self._authenticators:
@@ -371,7 +373,7 @@ class GatewayEngine:
         context = await self._admitted(asked, context)
         try:
             key = _key_of(request)
-            context = _under(context, key) if key else replace(context, key="")
+            context = _under(context, key) if key else msgspec.structs.replace(context, key="")
             forwarding = entry.passage.forwarding(
                 request,
                 asked.places,
@@ -421,7 +423,7 @@ def _key_of(request: HttpRequest) -> str:
 
 def _under(context: CallContext, key: str) -> CallContext:
     """Put a call under a principal's key: another's would be answered with another's answer."""
-    return replace(context, key=f"{digest(context.principal.encode())}/{key}")
+    return msgspec.structs.replace(context, key=f"{digest(context.principal.encode())}/{key}")
 
 
 def _mark(outcome: BranchOutcome) -> str:

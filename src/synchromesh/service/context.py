@@ -7,11 +7,12 @@ import typing
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar, TypeVarTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from synchromesh.calls import Call, Caller
 from synchromesh.codec import decode, digest, encode
