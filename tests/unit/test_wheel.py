@@ -8,9 +8,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.resilience import Deadline, Timers, Wheel
-from synchromesh.resilience.wheel import TICK_S
 from synchromesh.testing import SimRuntime, run
+from synchromesh.timers import Timers
+from synchromesh.wheel import TICK_S, Deadline, Wheel
 
 
 def popped(wheel: Wheel, now: float) -> list[Deadline]:

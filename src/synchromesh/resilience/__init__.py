@@ -26,8 +26,8 @@ from synchromesh.resilience.retry import (
     RetryBudget,
     RetryOptions,
 )
-from synchromesh.resilience.timers import Timers
-from synchromesh.resilience.wheel import Deadline, Wheel
+from synchromesh.timers import Timers
+from synchromesh.wheel import Deadline, Wheel
 
 __all__ = [
     "TRANSITIONS",

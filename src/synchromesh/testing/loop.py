@@ -304,6 +304,13 @@ class SimLoop(Closed):
         (self.tasks if process is None else process.tasks).add(task)
         return task
 
+    def make_task(
+        self, coro: Coroutine[Any, Any, T], *, loop: asyncio.AbstractEventLoop, **options: Any
+    ) -> asyncio.Task[T]:
+        """Make a task with options of `asyncio.Task`, such as an eager one."""
+        assert loop is self, "a task runs on the loop that makes it"
+        return self.create_task(coro, **options)
+
     # -- running ---------------------------------------------------------------------------------
 
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from synchromesh.resilience.wheel import Deadline, Wheel
+from synchromesh.wheel import Deadline, Wheel
 
 
 class Timers:
