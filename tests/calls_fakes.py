@@ -14,6 +14,7 @@ from synchromesh.calls import (
     Caller,
     Contract,
     Dispatcher,
+    FaultTable,
     Handler,
     HttpEdge,
     HttpTransport,
@@ -128,10 +129,12 @@ class Always:
 
 
 class System:
-    """Services and callers on one transport."""
+    """Services and callers on one transport, "inproc" or "http", by the slow way in "http slow"."""
 
     def __init__(self, kind: str, runtime: Runtime) -> None:
-        self.kind, self.runtime = kind, runtime
+        self.kind, _, way = kind.partition(" ")
+        self.is_slow = way == "slow"
+        self.runtime = runtime
         self.signer = Signer(KEY)
         self.known = Known()
         self.spans = MemoryRing()
@@ -190,7 +193,12 @@ class System:
             self.inproc.add(instance, receiver)
         self.known.endpoints.setdefault(service, []).append(Endpoint(instance, service, url))
 
-    def caller(self, service: str = "client", policies: Policies | None = None) -> Caller:
+    def caller(
+        self,
+        service: str = "client",
+        policies: Policies | None = None,
+        faults: FaultTable | None = None,
+    ) -> Caller:
         """Return a caller of a service."""
         return Caller(
             service,
@@ -200,6 +208,8 @@ class System:
             tracer=Tracer(service, self.runtime, self.spans),
             runtime=self.runtime,
             policies=policies or Policies(),
+            faults=faults,
+            is_slow=self.is_slow,
         )
 
     def span(self, kind: str, service: str) -> SpanRecord:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -22,6 +23,9 @@ _ENCODER = msgspec.json.Encoder(
     order="deterministic", decimal_format="string", uuid_format="canonical"
 )
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+# What a decoder raises where data is not well formed or does not fit its type.
+NO_FIT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(value: object) -> bytes:
@@ -80,14 +84,24 @@ def decode(data: bytes, kind: type[T]) -> T:
         >>> decode(b'[1,2]', tuple[int, ...])
         (1, 2)
     """
+    try:
+        return decoder_of(kind)(data)
+    except NO_FIT as error:
+        raise BadRequest(f"the data does not fit: {error}") from error
+
+
+def decoder_of(kind: type[T]) -> Callable[[bytes], T]:
+    """Return what decodes a type, without a frame around it: it raises one of `NO_FIT`.
+
+    Example:
+        >>> decoder_of(list[int])(b"[1]")
+        [1]
+    """
     # Keyed by the type itself: annotations such as `list[int]` hash and compare by value.
     decoder = _DECODERS.get(kind)
     if decoder is None:
         decoder = _DECODERS[kind] = msgspec.json.Decoder(kind)
-    try:
-        return decoder.decode(data)  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the data does not fit: {error}") from error
+    return decoder.decode
 
 
 def convert(value: object, kind: type[T], *, from_text: bool = False) -> T:

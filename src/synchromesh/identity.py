@@ -61,6 +61,7 @@ class Signer:
                 "delete the key file to have a new one made"
             )
         self._key = key
+        self.lifetime_s = lifetime_s
         self._lifetime_us = int(lifetime_s * 1e6)
         self._made: dict[tuple[str, str, str], tuple[str, int]] = {}
         self._verified: dict[str, Credential] = {}

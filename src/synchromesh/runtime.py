@@ -116,7 +116,12 @@ class Runtime(Protocol):
 
     @property
     def rng(self) -> random.Random:
-        """The one source of chance: jitter, ids, keys."""
+        """Chance that nobody need be unable to guess: jitter, ids of traces and records."""
+        ...
+
+    @property
+    def secret_rng(self) -> random.Random:
+        """Chance that nobody can guess: keys, credentials, what blinds a comparison."""
         ...
 
     @property
@@ -163,18 +168,32 @@ def uuid7(wall_us: int, rng: random.Random) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+# Seeded by the kernel. A draw is no system call, and so does not give up the interpreter's lock and
+# wait for it again. A child process that is forked is seeded anew, or both would make equal ids.
+_PRNG = random.Random()  # noqa: S311 - what nobody may guess is drawn from `secret_rng`
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PRNG.seed)
+
+
 class RealRuntime:
     """The real world: the system's clock, the kernel's chance, threads, files and sockets."""
 
     def __init__(self) -> None:
-        self._rng = random.SystemRandom()
+        self._rng = _PRNG
+        self._bits = _PRNG.getrandbits
+        self._secret_rng = random.SystemRandom()
         self._disk = RealDisk()
         self._network = RealNetwork()
 
     @property
     def rng(self) -> random.Random:
-        """The kernel's random numbers."""
+        """A generator of this process, seeded by the kernel."""
         return self._rng
+
+    @property
+    def secret_rng(self) -> random.Random:
+        """The kernel's random numbers."""
+        return self._secret_rng
 
     @property
     def disk(self) -> Disk:

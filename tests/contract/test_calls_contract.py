@@ -66,13 +66,14 @@ from synchromesh.resilience import BreakerOptions, Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
 from synchromesh.store.guard import in_unit
 
-TRANSPORTS = ("inproc", "http")
+# The transports that have to pass, each by the fast way and by the slow one.
+TRANSPORTS = ("inproc", "http", "inproc slow", "http slow")
 SKU = Reserve("SX90", 2)
 
 
 @pytest.fixture(params=TRANSPORTS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """The transport that has to pass."""
+    """The transport and the way that have to pass."""
     return str(request.param)
 
 
@@ -595,7 +596,7 @@ def test_a_childs_deadline_is_never_later_than_its_parents(kind: str) -> None:
         assert context.deadline_s is not None
         await caller.call(Middle.ask(1), context=context)
         # What a message was under way for is all that remaining milliseconds cannot know.
-        slack_s = 0.01 if kind == "http" else 0.0
+        slack_s = 0.01 if kind.startswith("http") else 0.0
         for before, after in zip([context.deadline_s, *deadlines], deadlines, strict=False):
             assert after <= before + slack_s
 
@@ -674,7 +675,7 @@ def test_a_call_that_comes_after_its_deadline_is_not_run(kind: str) -> None:
         await spy.close()
         request = receiver.requests[0]
         endpoint = system.known.endpoints["shop"][0]
-        if kind == "http":
+        if kind.startswith("http"):
             headers = {CREDENTIAL: request.credential, DEADLINE_MS: "0"}
             host, _, port = endpoint.url.removeprefix("http://").partition(":")
             response = await system.pool.request(
@@ -1145,7 +1146,7 @@ def test_an_instance_that_has_gone_is_a_failed_connection(kind: str) -> None:
 
     async def main(system: System) -> None:
         await system.mount("front", Always(Reply(200, b"1")), [Front.place])
-        if kind == "http":
+        if kind.startswith("http"):
             await system.stack.aclose()
             again = System(kind, system.runtime)
             again.known = system.known

@@ -27,7 +27,7 @@ from forward_fakes import (
     through,
 )
 from gateway_fakes import SECRET, now
-from synchromesh.calls import FaultTable, Policies, faulty
+from synchromesh.calls import Policies
 from synchromesh.calls.faults import Fault
 from synchromesh.codec import encode
 from synchromesh.discovery import Endpoint, Resolved
@@ -760,10 +760,7 @@ def test_faults_on_purpose_strike_what_is_passed_on() -> None:
     """An edge that is broken by hand fails or stalls for a forwarded request as for a call."""
 
     async def main(way: Way) -> None:
-        faults = FaultTable()
-        way.caller._transports = faulty(
-            way.system.transports, "gateway", faults, way.system.runtime.rng
-        )
+        faults = way.caller.faults
         faults.put("gateway:store", Fault(errors=1.0), now=now())
         assert (await way.ask(PUT, b"abc")).status == 500
         faults.put("gateway:store", Fault(is_stall=True), now=now())

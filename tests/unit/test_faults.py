@@ -12,12 +12,8 @@ from synchromesh.calls import (
     Caller,
     Fault,
     FaultTable,
-    FaultyTransport,
     Policies,
-    Request,
-    faulty,
 )
-from synchromesh.discovery import Endpoint
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -174,8 +170,7 @@ def broken(
     system: System, table: FaultTable, policies: Policies | None = None, caller: str = "client"
 ) -> Caller:
     """Return a caller that the faults of a table strike."""
-    system.transports = faulty(system.transports, caller, table, system.runtime.rng)
-    return system.caller(caller, policies or ONCE)
+    return system.caller(caller, policies or ONCE, faults=table)
 
 
 async def ask(caller: Caller, timeout_s: float | None = None) -> int:
@@ -316,32 +311,3 @@ def test_a_service_that_is_not_ours_can_be_broken() -> None:
         assert await caller.call(Bank.charge(1), context=caller.root()) == "paid"
 
     play("http", main)
-
-
-def test_a_transport_is_struck_without_a_span_too() -> None:
-    """Where nothing is traced there is nothing to note."""
-
-    async def main(system: System) -> None:
-        table = FaultTable()
-        table.put("leaf", FAILS, now=0.0)
-        sent = FaultyTransport(system.inproc, "client", table, system.runtime.rng)
-        request = Request(Leaf.ask(1).operation, b"{}", system.caller().root(), "")
-        with pytest.raises(RemoteFailed):
-            await sent.send(Endpoint("leaf-1", "leaf", "inproc://leaf-1"), request)
-        assert table.struck == 1
-
-    play("inproc", main)
-
-
-def test_without_faults_the_call_goes_straight_through() -> None:
-    """What is awaited is the inner transport's own coroutine: no frame is added to a warm call."""
-
-    async def main(system: System) -> None:
-        sent = FaultyTransport(system.inproc, "client", FaultTable(), system.runtime.rng)
-        request = Request(Leaf.ask(1).operation, b"{}", system.caller().root(), "")
-        coroutine = sent.send(Endpoint("leaf-1", "leaf", "inproc://leaf-1"), request)
-        assert repr(coroutine).startswith("<coroutine object InProcessTransport.send")
-        coroutine.close()
-        assert repr(sent) == f"<FaultyTransport of client over {system.inproc!r}>"
-
-    play("inproc", main)

@@ -16,7 +16,6 @@ from synchromesh.calls.contract import (
 )
 from synchromesh.calls.dispatcher import Dispatcher, Handler, Incoming
 from synchromesh.calls.faults import Fault, FaultTable, Rule, Strike
-from synchromesh.calls.faulty import FaultyTransport, faulty
 from synchromesh.calls.forwarding import Forwarder, Forwarding
 from synchromesh.calls.holding import HoldOptions, Holds
 from synchromesh.calls.http_client import HttpTransport
@@ -41,7 +40,6 @@ __all__ = [
     "Dispatcher",
     "Fault",
     "FaultTable",
-    "FaultyTransport",
     "Forwarder",
     "Forwarding",
     "Handler",
@@ -68,7 +66,6 @@ __all__ = [
     "command",
     "event",
     "events_of",
-    "faulty",
     "operations_of",
     "query",
 ]

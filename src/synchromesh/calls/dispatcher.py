@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from asyncio import CancelledError
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
 from synchromesh.calls.contract import Operation
-from synchromesh.calls.tree import tree_of
+from synchromesh.calls.tree import running
 from synchromesh.calls.wire import Reply, Request
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
@@ -40,20 +43,18 @@ from synchromesh.errors import (
 )
 from synchromesh.http import PoolLimits
 from synchromesh.identity import Credential, Signer
-from synchromesh.resilience import (
-    DeadlinePassed,
-    Limiter,
-    LimitOptions,
-    is_being_cancelled,
-    within,
-)
+from synchromesh.resilience import AttemptsLeft, DeadlinePassed, Limiter, LimitOptions, within
 from synchromesh.runtime import Runtime
-from synchromesh.telemetry import Tracer
+from synchromesh.telemetry import Record, Tracer, current_span, outcome_of, status_of
 
 _log = logging.getLogger("synchromesh.calls")
 
 # What every transport carries: one that runs in this process must not carry more than the others.
 ANSWER_BYTES_MAX = PoolLimits().body_bytes_max
+
+# How long a credential that was verified is believed without a look at the wall clock.
+LOOK_S = 1.0
+KNOWN_MAX = 4096
 
 # Whoever calls a service that stands for somebody else's is nobody of ours.
 _STRANGER = Credential("", "", "", 0)
@@ -115,8 +116,11 @@ class Dispatcher:
         self._limiter = Limiter(LimitOptions(in_flight_max, queue_max), name=f"service {service}")
         self._is_external = is_external
         self._is_draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._drained: asyncio.Event | None = None
+        self._draw = runtime.rng.getrandbits
+        # By token, who calls and until when nobody need look; by name, what takes the spans.
+        self._known: dict[str, tuple[Credential, float]] = {}
+        self._records: dict[str, Record] = {}
 
     @property
     def is_draining(self) -> bool:
@@ -134,39 +138,78 @@ class Dispatcher:
         Raises:
             Unauthenticated: the credential is missing, forged, expired or for another service (C4).
         """
-        if self._is_external:
-            return _STRANGER
-        now_us = self._runtime.wall_us()
-        return self._signer.verify(credential, audience=self.service, now_us=now_us)
+        return self._verified(credential, asyncio.get_running_loop().time())[0]
 
-    async def dispatch(self, request: Request) -> Reply:
-        """Run a request and return its reply; it raises nothing but its own cancellation."""
+    async def dispatch(self, request: Request, *, keeps_time: bool = True) -> Reply:
+        """Run a request and return its reply; it raises nothing but its own cancellation.
+
+        All layers are in this frame: one of its own for each would cost more than most handlers.
+
+        Args:
+            request: what came; its credential is verified here.
+            keeps_time: cancel the handler at its deadline. Else whoever runs this does, and wants
+                no answer then.
+        """
+        loop, sent, operation = asyncio.get_running_loop(), request.context, request.operation
+        began_s, deadline_s = loop.time(), sent.deadline_s
+        handler = self._handlers.get(operation.name)
         try:
-            credential = self.authenticate(request.credential)
-            handler = self._handler(request.operation)
+            known = self._known.get(request.credential)
+            if known is None or began_s >= known[1]:
+                known = self._verified(request.credential, began_s)
+            if handler is None:
+                raise self._unknown(operation)
         except NotExecuted as refused:
             return Reply.of_error(refused)
-        sent = request.context
-        with self._tracer.start(
-            "handle", request.operation.full_name, trace_id=sent.trace_id, parent_id=sent.span_id
-        ) as span:
-            context = CallContext(
-                trace_id=sent.trace_id,
-                span_id=span.span_id,
-                caller=credential.service,
-                principal=credential.principal,
-                deadline_s=sent.deadline_s,
-                key=sent.key,
-                attempts_left=sent.attempts_left,
-                undoes=sent.undoes,
-            )
-            incoming = Incoming(request.operation, request.arguments, context)
-            with tree_of(context) as left:
-                outcome = await self._run(handler, incoming)
-            if isinstance(outcome, bytes):
-                return Reply(200, outcome, left.used)
-            span.fail(outcome)
-            return Reply.of_error(outcome, attempts_used=left.used)
+        record = self._records.get(operation.name) or self._recorder(operation)
+        span_id = f"{self._draw(64) or 1:016x}"
+        context = CallContext(
+            trace_id=sent.trace_id,
+            span_id=span_id,
+            caller=known[0].service,
+            principal=known[0].principal,
+            deadline_s=deadline_s,
+            key=sent.key,
+            attempts_left=sent.attempts_left,
+            undoes=sent.undoes,
+        )
+        left, status, noted = AttemptsLeft(sent.attempts_left), "ok", None
+        # For logs, and for the calls that the handler makes. Both are put back by hand: a context
+        # manager for each would be six frames.
+        spanned, rooted = current_span.set(context), running.set((span_id, left))
+        try:
+            if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
+                raise self._refusal(operation)
+            if not self._limiter.take():
+                await self._limiter.acquire(deadline_s)
+            try:
+                incoming = Incoming(operation, request.arguments, context)
+                if keeps_time and deadline_s is not None:
+                    answer = await within(partial(handler, incoming), deadline_s)
+                else:
+                    answer = await handler(incoming)
+            finally:
+                self._limiter.release()
+                if self._drained is not None and not self._limiter.in_flight:
+                    self._drained.set()
+            if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
+                raise _bad_answer(operation, answer)
+            reply = Reply(200, answer, left.total - left.left)
+        except GeneratorExit:
+            raise  # a coroutine that is thrown away has neither its context nor a loop any more
+        except BaseException as error:
+            if _is_own_end(error):
+                is_late = deadline_s is not None and loop.time() >= deadline_s
+                status = "timed_out" if is_late else status_of(error)
+                record(sent.trace_id, span_id, sent.span_id, began_s, loop.time(), status)
+                running.reset(rooted)
+                current_span.reset(spanned)
+                raise
+            reply, status, noted = self._failed(operation, context, error, left.used)
+        running.reset(rooted)
+        current_span.reset(spanned)
+        record(sent.trace_id, span_id, sent.span_id, began_s, loop.time(), status, noted)
+        return reply
 
     async def drain(self, within_s: float | None = None) -> int:
         """Refuse new calls, wait for those that run, and return how many still do after `within_s`.
@@ -174,9 +217,13 @@ class Dispatcher:
         May be repeated. None waits for as long as it takes: every deadline bounds its call.
         """
         self._is_draining = True
+        if not self._limiter.in_flight:
+            return 0
+        if self._drained is None:
+            self._drained = asyncio.Event()
         try:
             async with asyncio.timeout(within_s):
-                await self._idle.wait()
+                await self._drained.wait()
         except TimeoutError:
             _log.warning("%r still runs after %g s of draining", self, within_s)
         return self._limiter.in_flight
@@ -185,59 +232,56 @@ class Dispatcher:
         draining = ", draining" if self._is_draining else ""
         return f"<Dispatcher {self.service}: {self._limiter.in_flight} in flight{draining}>"
 
-    def _handler(self, operation: Operation[..., Any]) -> Handler:
-        handler = self._handlers.get(operation.name)
-        if handler is None:
-            known = ", ".join(sorted(self._handlers)) or "none"
-            raise UnknownOperation(
-                f"service {self.service!r} has no operation {operation.name!r}; it has: {known}"
-            )
-        return handler
+    def _verified(self, credential: str, now: float) -> tuple[Credential, float]:
+        """Return who calls, and until when nobody need look again, on the loop's clock."""
+        if self._is_external:
+            return _STRANGER, math.inf
+        now_us = self._runtime.wall_us()
+        who = self._signer.verify(credential, audience=self.service, now_us=now_us)
+        # The wall clock may be set: it is looked at once in a while, and before its end.
+        left_s = (who.expires_us - now_us) / 1e6
+        if len(self._known) >= KNOWN_MAX:
+            self._known.clear()
+        known = self._known[credential] = (who, now + min(LOOK_S, max(0.0, left_s)))
+        return known
 
-    async def _run(self, handler: Handler, incoming: Incoming) -> bytes | SynchromeshError:
-        """Return the answer, or the error to be told to the caller."""
-        name, deadline_s = incoming.operation.full_name, incoming.context.deadline_s
+    def _recorder(self, operation: Operation[..., Any]) -> Record:
+        record = self._tracer.recorder("handle", operation.full_name)
+        self._records[operation.name] = record
+        return record
+
+    def _unknown(self, operation: Operation[..., Any]) -> UnknownOperation:
+        known = ", ".join(sorted(self._handlers)) or "none"
+        return UnknownOperation(
+            f"service {self.service!r} has no operation {operation.name!r}; it has: {known}"
+        )
+
+    def _refusal(self, operation: Operation[..., Any]) -> NotExecuted:
         if self._is_draining:
             return Shed(f"service {self.service!r} drains and takes no more calls; try another")
-        loop = asyncio.get_running_loop()
-        if deadline_s is not None and loop.time() >= deadline_s:
-            return DeadlineExceeded(
-                f"the deadline of {name} had passed when it came; it did not run"
-            )
-        try:
-            await self._limiter.acquire(deadline_s)
-        except Shed as shed:
-            return shed
-        self._idle.clear()
-        try:
-            answer = await within(lambda: handler(incoming), deadline_s)
-            if not isinstance(answer, bytes):
-                raise TypeError(f"the handler of {name} answered {type(answer).__name__}, no bytes")
-            if len(answer) > ANSWER_BYTES_MAX:
-                raise ValueError(
-                    f"the answer of {name} has {len(answer)} bytes, at most {ANSWER_BYTES_MAX} are "
-                    "carried; answer where it is to be found, or a part at a time"
-                )
-            return answer
-        except DeadlinePassed as passed:
-            if passed.deadline_s != deadline_s:
-                return self._told(incoming, passed)  # one that the handler had set itself
-            return TimedOut(f"{name} was cancelled at its deadline; what it did is unknown")
-        except asyncio.CancelledError as error:
-            if is_being_cancelled():
-                raise
-            # Nobody cancelled the call: the handler awaited something that was cancelled.
-            return self._told(incoming, error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            return self._told(incoming, error)
-        finally:
-            self._limiter.release()
-            if not self._limiter.in_flight:
-                self._idle.set()
+        return DeadlineExceeded(
+            f"the deadline of {operation.full_name} had passed when it came; it did not run"
+        )
 
-    def _told(self, incoming: Incoming, error: BaseException) -> SynchromeshError:
+    def _failed(
+        self, operation: Operation[..., Any], context: CallContext, error: BaseException, used: int
+    ) -> tuple[Reply, str, dict[str, str]]:
+        """Return the reply that tells of an error, and what the span says of it.
+
+        No frame of the call itself keeps the error, which has that frame in its traceback.
+        """
+        told = self._told(operation, context, error)
+        return Reply.of_error(told, attempts_used=used), *outcome_of(told)
+
+    def _told(
+        self, operation: Operation[..., Any], context: CallContext, error: BaseException
+    ) -> SynchromeshError:
         """Return what the caller is told of an error that a handler raised."""
-        operation, trace_id = incoming.operation, incoming.context.trace_id
+        trace_id = context.trace_id
+        if isinstance(error, DeadlinePassed) and error.deadline_s == context.deadline_s:
+            return TimedOut(
+                f"{operation.full_name} was cancelled at its deadline; what it did is unknown"
+            )
         if isinstance(error, Rejection):
             if _is_declared(error, operation):
                 return error
@@ -261,6 +305,26 @@ class Dispatcher:
         # was cancelled. Anything else is a bug, and would be met again.
         may_pass = isinstance(error, OSError | asyncio.CancelledError)
         return RemoteFailed(f"{told}: trace {trace_id}", is_final=not may_pass)
+
+
+def _is_own_end(error: BaseException) -> bool:
+    """Say whether an error ends the call itself, and not only what its handler awaited."""
+    if isinstance(error, CancelledError):
+        # No local may keep the task: the error that is raised has the frame in its traceback, and
+        # the task keeps the error.
+        return bool(getattr(asyncio.current_task(), "cancelling", bool)())
+    return not isinstance(error, Exception)
+
+
+def _bad_answer(operation: Operation[..., Any], answer: object) -> Exception:
+    if not isinstance(answer, bytes):
+        return TypeError(
+            f"the handler of {operation.full_name} answered {type(answer).__name__}, no bytes"
+        )
+    return ValueError(
+        f"the answer of {operation.full_name} has {len(answer)} bytes, at most {ANSWER_BYTES_MAX} "
+        "are carried; answer where it is to be found, or a part at a time"
+    )
 
 
 def _is_declared(rejection: Rejection, operation: Operation[..., Any]) -> bool:

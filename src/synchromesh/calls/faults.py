@@ -99,14 +99,14 @@ class FaultTable:
 
     def __init__(self, *, rules_max: int = 64) -> None:
         self._rules_max = rules_max
-        self._rules: dict[str, Rule] = {}
+        self.rules: dict[str, Rule] = {}
         # All attempts that were ever struck, those of faults that are healed too.
         self.struck = 0
 
     @property
     def is_empty(self) -> bool:
         """True while no attempt can be struck; the one look that a call costs without faults."""
-        return not self._rules
+        return not self.rules
 
     def put(self, target: str, fault: Fault, *, now: float, until_s: float | None = None) -> Rule:
         """Put a fault in force on a target; one that was there is replaced.
@@ -115,26 +115,26 @@ class FaultTable:
             BadRequest: as many targets have a fault as may.
         """
         self._sweep(now)
-        if target not in self._rules and len(self._rules) >= self._rules_max:
+        if target not in self.rules and len(self.rules) >= self._rules_max:
             raise BadRequest(f"{self._rules_max} faults are in force already; heal one first")
-        rule = self._rules[target] = Rule(target, fault, until_s)
+        rule = self.rules[target] = Rule(target, fault, until_s)
         return rule
 
     def heal(self, target: str | None, *, now: float) -> list[Rule]:
         """End the fault of one target, or with None all; return those that were in force."""
         self._sweep(now)
-        targets = list(self._rules) if target is None else [target]
-        return [self._rules.pop(each) for each in targets if each in self._rules]
+        targets = list(self.rules) if target is None else [target]
+        return [self.rules.pop(each) for each in targets if each in self.rules]
 
     def in_force(self, now: float) -> list[Rule]:
         """Return the faults in force, by target."""
         self._sweep(now)
-        return [self._rules[target] for target in sorted(self._rules)]
+        return [self.rules[target] for target in sorted(self.rules)]
 
     def strike(self, caller: str, callee: str, *, now: float, rng: Chance) -> Strike | None:
         """Say what the next attempt of an edge suffers; None where it is spared."""
         self._sweep(now)
-        rule = self._rules.get(f"{caller}:{callee}") or self._rules.get(callee)
+        rule = self.rules.get(f"{caller}:{callee}") or self.rules.get(callee)
         if rule is None:
             return None
         fault = rule.fault
@@ -147,13 +147,13 @@ class FaultTable:
         return Strike(why, fault.latency_s, is_error, fault.is_stall and not is_error)
 
     def __repr__(self) -> str:
-        return f"<FaultTable {len(self._rules)} in force, {self.struck} struck>"
+        return f"<FaultTable {len(self.rules)} in force, {self.struck} struck>"
 
     def _sweep(self, now: float) -> None:
         over = [
             target
-            for target, rule in self._rules.items()
+            for target, rule in self.rules.items()
             if rule.until_s is not None and now >= rule.until_s
         ]
         for target in over:
-            del self._rules[target]
+            del self.rules[target]

@@ -16,19 +16,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from synchromesh.calls.caller import Caller
 from synchromesh.calls.http_client import reply_of
+from synchromesh.calls.plan import CalledService
+from synchromesh.calls.sending import Way
 from synchromesh.calls.tree import attempts_left
 from synchromesh.calls.wire import Passing, is_passing
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
-from synchromesh.discovery import Endpoint, RoundRobin
-from synchromesh.errors import CallError, ConfigError, ConnectFailed, SynchromeshError
+from synchromesh.context import CallContext, new_span_id
+from synchromesh.discovery import Endpoint
+from synchromesh.errors import CallError, ConfigError, ConnectFailed, SynchromeshError, TimedOut
 from synchromesh.http import Body, HttpResponse
 from synchromesh.resilience import Attempt, AttemptsLeft, Edge, Limiter
 from synchromesh.resilience.attempts import NEARLY_FULL
-from synchromesh.telemetry import Span, Tracer
+from synchromesh.telemetry import Record, Tracer
 
 # The name of the fact that says where an instance is reached by HTTP, besides its own transport.
 HTTP = "http"
@@ -67,7 +67,7 @@ class _Line:
     edge: Edge
     untimed: Edge
     limiter: Limiter | None
-    balancer: RoundRobin
+    service: CalledService
 
 
 class Forwarder:
@@ -81,7 +81,8 @@ class Forwarder:
     def __init__(self, caller: Caller, tracer: Tracer) -> None:
         self._caller = caller
         self._tracer = tracer
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[str, bool], _Line] = {}
+        self._records: dict[str, Record] = {}
 
     @asynccontextmanager
     async def forward(self, forwarding: Forwarding) -> AsyncIterator[HttpResponse]:
@@ -93,73 +94,87 @@ class Forwarder:
         Raises:
             CallError: it failed; the class says what is known of the outcome.
         """
-        context, body = forwarding.context, forwarding.body
-        line = self._lines.get(forwarding.upstream) or self._put_together(forwarding.upstream)
-        with self._tracer.start(
-            "call", forwarding.name, trace_id=context.trace_id, parent_id=context.span_id
-        ) as span:
+        line = self._line(forwarding.upstream, is_external=forwarding.is_external)
+        record = self._records.get(forwarding.name)
+        if record is None:
+            record = self._records[forwarding.name] = self._tracer.recorder("call", forwarding.name)
+        now = asyncio.get_running_loop().time()
+        passage = _Passage(line, forwarding, record, new_span_id(self._tracer.rng), now)
+        outcome: BaseException | None = None
+        try:
             async with AsyncExitStack() as stack:
-                if line.limiter is not None:
-                    await line.limiter.acquire(context.deadline_s)
-                    stack.callback(line.limiter.release)
-                sending = _Sending(self._caller, line, forwarding, span)
-                now = asyncio.get_running_loop().time()
-                left = attempts_left(context)
-                if line.edge.is_refusing(now):
-                    left = AttemptsLeft(0)
-                try:
-                    edge = line.edge if body is None else line.untimed
-                    response = await edge.run(
-                        sending.attempt,
-                        deadline_s=context.deadline_s if body is None else None,
-                        attempts_left=left,
-                        is_retryable_unknown=sending.is_idempotent,
-                        rng=self._tracer.rng,
-                    )
-                except SynchromeshError as error:
-                    error.via = forwarding.upstream
-                    raise
-                finally:
-                    span.note("attempts", sending.number)
-                stack.push_async_exit(sending.exchange)
-                yield response
+                yield await self._answered(line, passage, stack)
+        except BaseException as error:
+            outcome = error
+            raise
+        finally:
+            if not isinstance(outcome, GeneratorExit):
+                passage.end(outcome)
+            outcome = None  # this frame is in its traceback: kept, it would be a cycle
+
+    async def _answered(
+        self, line: _Line, passage: _Passage, stack: AsyncExitStack
+    ) -> HttpResponse:
+        """Return an answer; `stack` holds what it takes until it has been read."""
+        context, has_body = passage.context, passage.has_body
+        if line.limiter is not None:
+            await line.limiter.acquire(context.deadline_s)
+            stack.callback(line.limiter.release)
+        left = attempts_left(context)
+        if line.edge.is_refusing(asyncio.get_running_loop().time()):
+            left = AttemptsLeft(0)
+        try:
+            edge = line.untimed if has_body else line.edge
+            response = await edge.run(
+                passage.attempt,
+                deadline_s=None if has_body else context.deadline_s,
+                attempts_left=left,
+                is_retryable_unknown=passage.is_idempotent,
+                rng=self._tracer.rng,
+            )
+        except SynchromeshError as error:
+            error.via = line.service.name
+            raise
+        stack.push_async_exit(passage.exchange)
+        return response
+
+    def _line(self, upstream: str, *, is_external: bool) -> _Line:
+        line = self._lines.get((upstream, is_external))
+        if line is None:
+            edge = self._caller.edge(upstream)
+            line = self._lines[upstream, is_external] = _Line(
+                edge.without_limiter(is_timed=True),
+                edge.without_limiter(is_timed=False),
+                edge.limiter,
+                self._caller.called(upstream, is_external=is_external),
+            )
+        return line
 
     def __repr__(self) -> str:
         return f"<Forwarder of {self._caller!r}>"
 
-    def _put_together(self, upstream: str) -> _Line:
-        edge = self._caller.edge(upstream)
-        line = _Line(
-            edge.without_limiter(is_timed=True),
-            edge.without_limiter(is_timed=False),
-            edge.limiter,
-            RoundRobin(upstream),
-        )
-        self._lines[upstream] = line
-        return line
 
-
-class _Sending:
+class _Passage(Way):
     """One request under way; `exchange` is left open by the attempt that was answered."""
 
-    def __init__(self, caller: Caller, line: _Line, forwarding: Forwarding, span: Span) -> None:
-        self._caller = caller
+    def __init__(
+        self, line: _Line, forwarding: Forwarding, record: Record, span_id: str, began_s: float
+    ) -> None:
+        super().__init__(line.service, forwarding.context, record, span_id, began_s)
         self._line = line
         self._forwarding = forwarding
-        self._span = span
-        self._choice = caller.choice(forwarding.upstream, line.balancer, span)
+        self.has_body = forwarding.body is not None
         self.is_idempotent = forwarding.body is None and (
             forwarding.method in _IDEMPOTENT or bool(forwarding.context.key)
         )
         self.exchange = AsyncExitStack()
-        self.number = 0
 
     async def attempt(self, attempt: Attempt) -> HttpResponse:
         """Send once, and return the answer once its head is there."""
         self.number = attempt.number
         body, context = self._forwarding.body, self._forwarding.context
-        endpoint = _by_http(await self._choice.next(attempt.deadline_s or context.deadline_s))
-        transport = self._caller.transport(endpoint)
+        endpoint = _by_http(await self.choice.next(attempt.deadline_s or context.deadline_s))
+        transport = self.shared.transport(endpoint)
         if not is_passing(transport):
             raise ConfigError(
                 f"instance {endpoint.instance!r} is reached by {endpoint.url!r}, and nothing can "
@@ -167,8 +182,9 @@ class _Sending:
             )
         try:
             async with AsyncExitStack() as exchange:
-                answering = transport.forward(endpoint, self._passing(attempt))
-                response = await exchange.enter_async_context(answering)
+                passing = self._passing(attempt)
+                await self._suffer_in_time(passing.timeout_s)
+                response = await exchange.enter_async_context(transport.forward(endpoint, passing))
                 attempt.used = 0
                 if body is not None:
                     # How long it took to come is not known apart from how long it took to send.
@@ -178,36 +194,34 @@ class _Sending:
                 self.exchange = exchange.pop_all()
                 return response
         except ConnectFailed:
-            self._choice.give_up(endpoint)
+            self.choice.give_up(endpoint)
             raise
         except CallError as error:
             error.is_final = error.is_final or (body is not None and body.is_touched)
             raise
 
+    async def _suffer_in_time(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.suffer()
+        except TimeoutError:
+            told = f"{self.service.name} did not answer in time, by a fault"
+            raise TimedOut(told) from None
+
     def _passing(self, attempt: Attempt) -> Passing:
-        forwarding = self._forwarding
-        context, key = forwarding.context, forwarding.context.key
+        forwarding, hop = self._forwarding, self.hop()
         now = asyncio.get_running_loop().time()
         timeout_s = self._timeout_s(attempt, now)
-        credential = ""
-        sent = CallContext(trace_id=context.trace_id, span_id=self._span.span_id, key=key)
-        if not forwarding.is_external:
-            credential = self._caller.credential(context.principal, forwarding.upstream)
-            sent = msgspec.structs.replace(
-                sent,
-                principal=context.principal,
-                deadline_s=now + timeout_s,
-                attempts_left=min(attempt.attempts_left, ATTEMPTS_LEFT_MAX),
-            )
         return Passing(
             method=forwarding.method,
             target=forwarding.target,
             headers=forwarding.headers,
             body=forwarding.body,
-            context=sent,
-            credential=credential,
+            context=self.travelling(forwarding.context.key, now + timeout_s, attempt.attempts_left),
+            credential=hop.credential,
             timeout_s=timeout_s,
             is_idempotent=self.is_idempotent,
+            hop=hop,
         )
 
     def _timeout_s(self, attempt: Attempt, now: float) -> float:

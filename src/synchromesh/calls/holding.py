@@ -72,25 +72,25 @@ class Holds:
         <Holds 0 held, 1 bridged, 0 given up, 1 refused>
     """
 
-    __slots__ = ("_absences", "_options", "bridged", "given_up", "held", "refused")
+    __slots__ = ("_options", "absences", "bridged", "given_up", "held", "refused")
 
     def __init__(self, options: HoldOptions) -> None:
         self._options = options
         # By service, those of the contracts that this caller knows.
-        self._absences: dict[str, _Absence] = {}
+        self.absences: dict[str, _Absence] = {}
         self.held = self.bridged = self.given_up = self.refused = 0
 
     def found(self, service: str) -> None:
         """Take note that a service has an instance."""
-        self._absences.pop(service, None)
+        self.absences.pop(service, None)
 
     def begin(self, service: str, *, now: float, deadline_s: float | None) -> float | None:
         """Return until when the call is held; None where it is not. Each hold is ended by `end`."""
         options = self._options
-        absence = self._absences.get(service)
+        absence = self.absences.get(service)
         # One that nobody looked for that long may have come back and gone again meanwhile.
         if absence is None or now - absence.seen_s > options.restart_max_s:
-            absence = self._absences[service] = _Absence(now, now)
+            absence = self.absences[service] = _Absence(now, now)
         absence.seen_s = now
         wait_s = options.hold_max_s
         if deadline_s is not None:

@@ -1,13 +1,33 @@
-"""Calls within one process: the same bytes as on the wire, and no socket."""
+"""Calls within one process: the same bytes as on the wire, and no socket.
+
+A callee runs in a task of its own whose first step is taken inside the call. Most callees end
+there; only for those that do not are a future, a callback and a deadline made. What runs inside a
+call takes the loop's turn and the caller's stack, and both are bounded: `FAIR_S`, `DEPTH_MAX`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
 
+from synchromesh import eager
+from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.wire import Receiver, Reply, Request
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import ConnectFailed, ConnectionLost
+from synchromesh.resilience import DeadlinePassed
+from synchromesh.timers import Timers
+from synchromesh.wheel import Deadline
+
+# How long calls may be answered without a wait before the loop gets a turn.
+FAIR_S = 0.001
+# How many calls may stand on one stack; a deeper one gets a task whose stack begins at the loop.
+DEPTH_MAX = 16
+
+Dispatch = Callable[[Request], Coroutine[Any, Any, Reply]]
 
 
 class InProcessTransport:
@@ -24,14 +44,24 @@ class InProcessTransport:
         <InProcessTransport 0 instances>
     """
 
+    keeps_time = True
+
     def __init__(self) -> None:
-        self._receivers: dict[str, tuple[Receiver, Context]] = {}
-        # The loop keeps weak references alone: a task that nobody awaits could vanish.
-        self._running: set[asyncio.Task[Reply]] = set()
+        self._receivers: dict[str, tuple[Dispatch, Context]] = {}
+        self._timers = Timers()
+        # Callees whose caller has gone. The loop keeps weak references alone: a task that nobody
+        # awaits could vanish.
+        self._left_behind: set[asyncio.Task[Reply]] = set()
+        self._depth = 0
+        self._inline_s = 0.0
 
     def add(self, instance: str, receiver: Receiver) -> None:
         """Make an instance reachable; one of the same name is replaced."""
-        self._receivers[instance] = (receiver, copy_context())
+        dispatch: Dispatch = receiver.dispatch
+        if isinstance(receiver, Dispatcher):
+            # The callee is cancelled from here, so that it needs no timer of its own.
+            dispatch = partial(receiver.dispatch, keeps_time=False)
+        self._receivers[instance] = (dispatch, copy_context())
 
     def remove(self, instance: str) -> None:
         """Make an instance unreachable; calls that run go on. May be repeated."""
@@ -43,6 +73,7 @@ class InProcessTransport:
         Raises:
             ConnectFailed: this process has no such instance; nothing was run.
             ConnectionLost: the instance was stopped before it had answered.
+            DeadlinePassed: it had not answered when the request was due; it has been cancelled.
         """
         found = self._receivers.get(endpoint.instance)
         if found is None:
@@ -50,32 +81,85 @@ class InProcessTransport:
                 f"instance {endpoint.instance!r} of {endpoint.service!r} does not run in this "
                 "process (any more); nothing was sent"
             )
-        receiver, home = found
+        if self._inline_s > FAIR_S:
+            # Before anything is run: who is cancelled here has sent nothing. Without it, a handler
+            # that only makes calls that never wait would keep the loop for ever.
+            self._inline_s = 0.0
+            await asyncio.sleep(0)
+        dispatch, home = found
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[None] = loop.create_future()
-        task = loop.create_task(receiver.dispatch(request), context=home.copy())
-        self._running.add(task)
-
-        def end(ended: asyncio.Task[Reply]) -> None:
-            self._running.discard(ended)
-            if not answered.done():
-                answered.set_result(None)
-            elif not ended.cancelled():
-                ended.exception()  # the caller has gone, and the callee has logged it
-
-        task.add_done_callback(end)
-        try:
-            # Not the task itself: a callee that ignores its cancellation must not hold the caller.
-            await answered
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+        began_s = loop.time()
+        if self._depth < DEPTH_MAX:
+            self._depth += 1
+            try:
+                task = eager.start(dispatch(request), loop=loop, context=home.copy())
+            finally:
+                self._depth -= 1
+        else:
+            task = loop.create_task(dispatch(request), context=home.copy())
+        if task.done():
+            self._inline_s += loop.time() - began_s
+        else:
+            await self._rest(loop, task, request.due_s)
         if task.cancelled():
+            # Nobody cancelled the caller: raised as it is, it would seem that somebody had.
             raise ConnectionLost(
                 f"instance {endpoint.instance!r} was stopped before it answered; what it did is "
                 "unknown"
             )
         return task.result()
 
+    async def _rest(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Reply], due_s: float
+    ) -> None:
+        """Wait until a callee has ended, or until it is due."""
+        # Not for the task itself: a callee that ignores its cancellation must not hold the caller.
+        waiting = _Waiting(due_s, task, loop.create_future())
+        task.add_done_callback(waiting.end)
+        self._timers.add(waiting, loop)
+        try:
+            await waiting.released
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            self._inline_s = 0.0  # the loop has had its turn
+            self._timers.drop(waiting)
+            if not task.done():
+                self._left_behind.add(task)
+                task.add_done_callback(self._forget)
+        if waiting.is_late:
+            raise DeadlinePassed(due_s)
+
+    def _forget(self, task: asyncio.Task[Reply]) -> None:
+        self._left_behind.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller has gone, and the callee has logged it
+
     def __repr__(self) -> str:
         return f"<InProcessTransport {len(self._receivers)} instances>"
+
+
+class _Waiting(Deadline):
+    """A callee that goes on after its first step, and what releases its caller."""
+
+    __slots__ = ("is_late", "released", "task")
+
+    def __init__(
+        self, due_s: float, task: asyncio.Task[Reply], released: asyncio.Future[None]
+    ) -> None:
+        super().__init__(due_s)
+        self.task = task
+        self.released = released
+        self.is_late = False
+
+    def end(self, _: object) -> None:
+        if not self.released.done():
+            self.released.set_result(None)
+
+    def expire(self) -> None:
+        # One that ended in this very turn of the loop is in time.
+        if not self.task.done():
+            self.is_late = True
+            self.task.cancel()
+            self.end(None)

@@ -14,25 +14,26 @@ from contextvars import ContextVar
 from synchromesh.context import CallContext
 from synchromesh.resilience import AttemptsLeft
 
-_running: ContextVar[tuple[str, AttemptsLeft] | None] = ContextVar(
+running: ContextVar[tuple[str, AttemptsLeft] | None] = ContextVar(
     "synchromesh_call_tree", default=None
 )
+"""The span of the handler that runs in this context, and the extra attempts of its calls."""
 
 
 @contextmanager
 def tree_of(context: CallContext) -> Iterator[AttemptsLeft]:
     """Let all calls that are made under this context share its extra attempts."""
     left = AttemptsLeft(context.attempts_left)
-    token = _running.set((context.span_id, left))
+    token = running.set((context.span_id, left))
     try:
         yield left
     finally:
-        _running.reset(token)
+        running.reset(token)
 
 
 def attempts_left(context: CallContext) -> AttemptsLeft:
     """Return the extra attempts of the handler whose context this is, else what it carries."""
-    running = _running.get()
-    if running is not None and running[0] == context.span_id:
-        return running[1]
+    here = running.get()
+    if here is not None and here[0] == context.span_id:
+        return here[1]
     return AttemptsLeft(context.attempts_left)

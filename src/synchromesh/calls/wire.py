@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeGuard
@@ -37,14 +38,14 @@ class Hop(msgspec.Struct, eq=False):
     Attributes:
         service: the service that is called; `principal`: for whom, "" for the caller itself.
         credential: what signs the hop (C4); "" towards a service that is not ours.
-        renew_us: when another credential is made, on the wall clock.
+        fresh_until_s: until when the credential is good without a look, on the loop's clock.
         kept: what a transport has prepared for it, by the transport's own names: header lines.
     """
 
     service: str
     principal: str
     credential: str
-    renew_us: int = 0
+    fresh_until_s: float = 0.0
     kept: dict[str, bytes] = {}
 
 
@@ -56,6 +57,8 @@ class Request(msgspec.Struct, frozen=True):
 
     Attributes:
         hop: whose credential it is, where the caller has one to keep things on.
+        due_s: when the caller is released, on the loop's clock; infinity for never. It may be
+            sooner than the deadline of the context, which is the callee's.
     """
 
     operation: Operation[..., Any]
@@ -63,6 +66,7 @@ class Request(msgspec.Struct, frozen=True):
     context: CallContext
     credential: str
     hop: Hop | None = None
+    due_s: float = math.inf
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -159,8 +163,8 @@ class Receiver(Protocol):
 class Transport(Protocol):
     """Carries requests to instances of one kind of endpoint, such as HTTP.
 
-    One whose class says `keeps_time = True` (see `keeps_time`) releases its callers at the deadline
-    of their request by itself. For any other the caller does it, at the price of a timer a call.
+    One whose class says `keeps_time = True` (see `keeps_time`) releases its callers when their
+    requests are due by itself. For any other the caller does it, at the price of a timer a call.
     """
 
     async def send(self, endpoint: Endpoint, request: Request) -> Reply:
@@ -169,8 +173,8 @@ class Transport(Protocol):
         Raises:
             ConnectFailed: nothing was sent.
             ConnectionLost: it was sent and the answer will not come.
-            TimedOut: it was sent, and there was no answer at the deadline of its context; from
-                transports that keep the time.
+            TimedOut: it was sent, and there was no answer when it was due; from transports that
+                keep the time.
         """
         ...
 
@@ -178,7 +182,7 @@ class Transport(Protocol):
 def keeps_time(transport: Transport) -> bool:
     """Say whether a transport releases its callers at their deadlines by itself.
 
-    It then raises `TimedOut` at `request.context.deadline_s`, whatever the callee does.
+    It then raises `TimedOut` at `request.due_s`, whatever the callee does.
     """
     return getattr(transport, "keeps_time", False) is True
 

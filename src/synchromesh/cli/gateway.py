@@ -136,7 +136,7 @@ def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_
         if length_s > EXPIRES_MAX_S:
             raise ConfigError(f"--expires {expires} is more than 100 years; leave it out for never")
         ends = dt.datetime.fromtimestamp(runtime.wall_us() // 1_000_000 + length_s, dt.UTC)
-    text, made = make_key(principal, set(scopes), rng=runtime.rng, expires=ends)
+    text, made = make_key(principal, set(scopes), rng=runtime.secret_rng, expires=ends)
     file.add(made)
     if not scopes and asked:
         click.echo(

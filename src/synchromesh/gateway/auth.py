@@ -155,7 +155,7 @@ class KeyRing:
         self._options = options
         self._runtime = runtime
         # Made anew by each process: what is kept is of no use outside it.
-        self._blind = runtime.rng.randbytes(32)
+        self._blind = runtime.secret_rng.randbytes(32)
         self._good: OrderedDict[bytes, ApiKey] = OrderedDict()
         self._bad: OrderedDict[bytes, None] = OrderedDict()
         self._pending: dict[bytes, asyncio.Future[bool]] = {}

@@ -82,7 +82,7 @@ def make_key(
     Args:
         principal: who it stands for.
         scopes: what they may do.
-        rng: the source of the secret; `RealRuntime().rng` in the real world.
+        rng: the source of the secret; `RealRuntime().secret_rng` in the real world.
         expires: when it ends.
         cost: of the hash, a power of two.
 

@@ -102,19 +102,18 @@ class Attempts:
         self.put_time(attempt, now)
         return attempt
 
+    def take_over(self, attempt: Attempt) -> None:
+        """Go on after a first attempt that was begun without this machine, and has failed."""
+        self._number = attempt.number
+
     def put_time(self, attempt: Attempt, now: float) -> None:
         """Give an attempt its deadline, counted from `now`."""
-        attempt.deadline_s = self._deadline_s
-        if self._timeout_s is None:
-            return
-        own_s = now + self._timeout_s
-        if self._deadline_s is None or own_s <= self._deadline_s:
-            attempt.deadline_s, attempt.has_full_timeout = own_s, True
-        else:
-            # A call that was given just the edge's timeout has lost a little of it on its way here;
-            # were that haste of the caller, its time-outs would never trip the breaker.
-            least_s = now + self._timeout_s * NEARLY_FULL
-            attempt.has_full_timeout = self._deadline_s >= least_s
+        deadline_s = self._deadline_s
+        if self._timeout_s is not None:
+            own_s = now + self._timeout_s
+            deadline_s = own_s if deadline_s is None else min(own_s, deadline_s)
+        attempt.deadline_s = deadline_s
+        attempt.has_full_timeout = is_full_timeout(self._timeout_s, deadline_s, now)
 
     def answered(self, attempt: Attempt) -> None:
         """Take note of an answer."""
@@ -144,11 +143,7 @@ class Attempts:
         return error
 
     def forget(self) -> None:
-        """Forget the errors of the call, which is over.
-
-        Their tracebacks lead to the frames that hold this: each failed call would be a cycle, left
-        to the collector.
-        """
+        """Keep no error any longer: the call is over."""
         self._last = self._unknown = None
 
     def _wait_s(self, error: Exception, now: float) -> float | None:
@@ -173,6 +168,21 @@ class Attempts:
     def _settle(self, attempt: Attempt, used: int | None) -> None:
         self._left.settle(attempt.attempts_left, used)
         self._spent += attempt.attempts_left if used is None else used
+
+
+def is_full_timeout(timeout_s: float | None, deadline_s: float | None, now: float) -> bool:
+    """Say whether a deadline gives an attempt at `now` the edge's timeout, or nearly all of it.
+
+    A call that was given just the edge's timeout has lost a little of it on its way here; were that
+    haste of the caller, its time-outs would never trip the breaker.
+
+    Example:
+        >>> [is_full_timeout(2.0, deadline_s, 10.0) for deadline_s in (12.0, 11.9, 11.8)]
+        [True, True, False]
+    """
+    if timeout_s is None or deadline_s is None:
+        return False
+    return deadline_s - now >= timeout_s * NEARLY_FULL
 
 
 def _used(attempt: Attempt, error: Exception) -> int | None:

@@ -81,6 +81,7 @@ class Edge:
         attempts_left: int | AttemptsLeft,
         is_retryable_unknown: bool,
         rng: Chance,
+        failed: tuple[Attempt, Exception] | None = None,
     ) -> T:
         """Make one call, in as many attempts as policy, budget, deadline and call tree allow.
 
@@ -96,6 +97,8 @@ class Edge:
             is_retryable_unknown: whether an attempt with an unknown outcome may be repeated: a
                 query, or a command with a key.
             rng: the source of jitter.
+            failed: a first attempt that was made elsewhere, and what it raised; the breaker has
+                been told of it.
 
         Raises:
             DeadlineExceeded: the deadline had passed; nothing was sent.
@@ -115,21 +118,44 @@ class Edge:
             rng=rng,
         )
         loop = asyncio.get_running_loop()
-        while True:
-            current = attempts.begin(loop.time())
-            try:
-                answer = await self._limited(attempt, current, attempts)
-            except Exception as error:
-                wait_s = attempts.failed(current, error, loop.time())
-                if wait_s is None:
-                    final = attempts.final(error)
-                    if final is error:
-                        raise
-                    raise final from error
-            else:
-                attempts.answered(current)
-                return answer
-            await asyncio.sleep(wait_s)
+        try:
+            if failed is not None:
+                attempts.take_over(failed[0])
+                await self._wait(attempts, *failed)
+            while True:
+                current = attempts.begin(loop.time())
+                try:
+                    answer = await self._limited(attempt, current, attempts)
+                except Exception as error:  # noqa: BLE001 - it is raised, or tried again
+                    await self._wait(attempts, current, error)
+                else:
+                    attempts.answered(current)
+                    return answer
+        finally:
+            # Errors have this frame in their tracebacks: kept in it, each would be a cycle.
+            attempts.forget()
+            failed = None
+
+    def report(self, outcome: BaseException | None, attempt: Attempt, permit: int) -> None:
+        """Tell the breaker what an attempt came to that it gave a permit; None is an answer."""
+        breaker, now = self.breaker, asyncio.get_running_loop().time()
+        if breaker is None:
+            return
+        verdict = classify(outcome, had_full_timeout=attempt.has_full_timeout)
+        if verdict is Classification.SUCCESS:
+            breaker.success(permit, now, now - attempt.began_s)
+        elif verdict is Classification.FAILURE:
+            breaker.failure(permit, now, now - attempt.began_s)
+        else:
+            breaker.neutral(permit, now)
+
+    def late(self, attempt: Attempt) -> TimedOut:
+        """Return what an attempt is that was cancelled at its deadline."""
+        whose = "its timeout" if attempt.has_full_timeout else "the caller's deadline"
+        return TimedOut(
+            f"{self.name} did not answer within {whose}, attempt {attempt.number}: it may have "
+            "run; ask for the outcome under the same key, or give it more time"
+        )
 
     def without_limiter(self, *, is_timed: bool) -> Edge:
         """Return an edge with the same breaker and budget, for who takes limiter slots by itself.
@@ -162,6 +188,19 @@ class Edge:
         state = f" {self.breaker.state.value}" if self.breaker is not None else ""
         return f"<Edge {self.name}{state}>"
 
+    async def _wait(self, attempts: Attempts, current: Attempt, error: Exception) -> None:
+        """Wait for the next attempt, or raise the error of the call where there is none."""
+        wait_s = attempts.failed(current, error, asyncio.get_running_loop().time())
+        if wait_s is None:
+            final = attempts.final(error)
+            try:
+                if final is error:
+                    raise error
+                raise final from error
+            finally:
+                del final, error
+        await asyncio.sleep(wait_s)
+
     async def _limited(
         self, send: Callable[[Attempt], Awaitable[T]], current: Attempt, attempts: Attempts
     ) -> T:
@@ -179,35 +218,18 @@ class Edge:
         breaker = self.breaker
         if breaker is None:
             return await self._timed(send, current)
-        loop = asyncio.get_running_loop()
-        current.began_s = loop.time()
+        current.began_s = asyncio.get_running_loop().time()
         permit = breaker.admit(current.began_s)
         try:
             answer = await self._timed(send, current)
         except BaseException as error:
-            verdict = classify(error, had_full_timeout=current.has_full_timeout)
-            _report(breaker, verdict, permit, current.began_s, loop.time())
+            self.report(error, current, permit)
             raise
-        _report(breaker, Classification.SUCCESS, permit, current.began_s, loop.time())
+        self.report(None, current, permit)
         return answer
 
     async def _timed(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
         try:
             return await within(lambda: send(current), current.deadline_s)
         except DeadlinePassed:
-            whose = "its timeout" if current.has_full_timeout else "the caller's deadline"
-            raise TimedOut(
-                f"{self.name} did not answer within {whose}, attempt {current.number}: it may have "
-                "run; ask for the outcome under the same key, or give it more time"
-            ) from None
-
-
-def _report(
-    breaker: Breaker, verdict: Classification, permit: int, began_s: float, now: float
-) -> None:
-    if verdict is Classification.SUCCESS:
-        breaker.success(permit, now, now - began_s)
-    elif verdict is Classification.FAILURE:
-        breaker.failure(permit, now, now - began_s)
-    else:
-        breaker.neutral(permit, now)
+            raise self.late(current) from None

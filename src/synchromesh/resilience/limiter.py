@@ -66,6 +66,14 @@ class Limiter:
         """How many wait for a slot."""
         return len(self._waiting)
 
+    def take(self) -> bool:
+        """Take a slot if one is free at this moment; to be given back with `release`."""
+        # A slot that becomes free goes to the head of the queue, so a free one means no queue.
+        if self._in_flight < self._options.in_flight_max:
+            self._in_flight += 1
+            return True
+        return False
+
     async def acquire(self, deadline_s: float | None = None) -> None:
         """Take a slot, at once or in turn; to be given back with `release`.
 

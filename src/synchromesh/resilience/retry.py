@@ -155,32 +155,31 @@ class AttemptsLeft:
 
     Whatever fails, and whoever reports, a callee below sees at most `total` attempts beyond the
     first of each call.
+
+    Attributes:
+        total: how many there were.
+        left: how many may still be made or given away; changed by the methods alone.
     """
 
-    __slots__ = ("_left", "_total")
+    __slots__ = ("left", "total")
 
     def __init__(self, total: int) -> None:
-        self._total = self._left = max(0, total)
-
-    @property
-    def left(self) -> int:
-        """How many may still be made or given away."""
-        return self._left
+        self.total = self.left = max(0, total)
 
     @property
     def used(self) -> int:
         """How many are spent, or given away and not settled: what a handler reports upwards."""
-        return self._total - self._left
+        return self.total - self.left
 
     @property
     def can_retry(self) -> bool:
         """True while an extra attempt is left."""
-        return self._left > 0
+        return self.left > 0
 
     def give(self) -> int:
         """Set half of what is left aside for the callee of a send, and return how many."""
-        given = self._left // 2
-        self._left -= given
+        given = self.left // 2
+        self.left -= given
         return given
 
     def settle(self, given: int, used: int | None) -> None:
@@ -189,13 +188,13 @@ class AttemptsLeft:
         A callee that says it used more than it was given is believed, down to 0 left.
         """
         if used is not None:
-            self._left = max(0, self._left + given - max(0, used))
+            self.left = max(0, self.left + given - max(0, used))
 
     def take(self) -> None:
         """Spend one on a retry. Raises ValueError where none is left: ask `can_retry` first."""
-        if self._left < 1:
+        if self.left < 1:
             raise ValueError("no attempt is left in this call tree; ask can_retry before take")
-        self._left -= 1
+        self.left -= 1
 
     def __repr__(self) -> str:
-        return f"<AttemptsLeft {self._left}/{self._total}>"
+        return f"<AttemptsLeft {self.left}/{self.total}>"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from synchromesh.calls import Caller, Dispatcher, Incoming, Policies, Transport
+from synchromesh.calls import Caller, Dispatcher, FaultTable, Incoming, Policies, Transport
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id
@@ -49,6 +49,7 @@ class Surroundings:
         subscribers: for each service, the public events it takes, by stored name.
         escalate: told service, child and error where a background child is beyond restarting.
         keep_s: how long inboxes remember; longer than any saga may still ask.
+        faults: those that people put in force on purpose.
     """
 
     runtime: Runtime
@@ -61,6 +62,7 @@ class Surroundings:
     escalate: Callable[[str, str, BaseException], None]
     keep_s: float = KEEP_S
     store: StoreOptions = field(default_factory=StoreOptions)
+    faults: FaultTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class ServiceInstance:
             tracer=tracer,
             runtime=runtime,
             policies=around.policies(name),
+            faults=around.faults,
         )
         self._units = UnitScope(_event_types(service), runtime)
         self.engine = Engine(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from synchromesh.calls import Caller, FaultTable, Policies, Transport, faulty
+from synchromesh.calls import Caller, FaultTable, Policies, Transport
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
@@ -34,7 +34,8 @@ class Clients:
         caller = Caller(
             name,
             resolver=self.resolver,
-            transports=faulty(self.transports, name, self.faults, self.runtime.rng),
+            transports=self.transports,
+            faults=self.faults,
             signer=self.signer,
             tracer=tracer,
             runtime=self.runtime,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from synchromesh.calls import Caller, HttpEdge, faulty
+from synchromesh.calls import Caller, HttpEdge
 from synchromesh.discovery import Endpoint, Registration
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, StoreLocked
 from synchromesh.http import HttpServer
@@ -84,7 +84,8 @@ class ServicePart:
             signer=ground.signer,
             sink=ground.ring,
             resolver=ground.registry,
-            transports=faulty(ground.transports, self._name, ground.faults, ground.runtime.rng),
+            transports=ground.transports,
+            faults=ground.faults,
             policies=lambda caller: policies_of(config, caller),
             subscribers={
                 each.name: frozenset(each.subscriptions)

@@ -30,7 +30,6 @@ from synchromesh.calls import (
     InProcessTransport,
     Policies,
     Transport,
-    faulty,
 )
 from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint, MemoryRegistry, Registration
@@ -314,7 +313,7 @@ class System:
         own = replace(
             around,
             store=replace(self._store, pages_max=pages_max),
-            transports=faulty(around.transports, service.name, faults, around.runtime.rng),
+            faults=faults,
         )
         instance = await ServiceInstance.start(service, self._rundir.database(service.name), own)
         self._exit.push_async_callback(instance.stop)

@@ -74,7 +74,7 @@ async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[TestCli
         ContractError: a service does not fit its contract.
     """
     directory, transport, ring = _Directory(), InProcessTransport(), MemoryRing()
-    signer = Signer(runtime.rng.randbytes(KEY_BYTES_MIN))
+    signer = Signer(runtime.secret_rng.randbytes(KEY_BYTES_MIN))
     failures: list[tuple[str, BaseException]] = []
     around = Surroundings(
         runtime=runtime,

@@ -64,6 +64,11 @@ class SimRuntime:
         return self._rng
 
     @property
+    def secret_rng(self) -> random.Random:
+        """The same: what is simulated can be guessed."""
+        return self._rng
+
+    @property
     def disk(self) -> SimDisk:
         """The machine's simulated disk."""
         return self._disk

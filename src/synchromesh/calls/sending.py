@@ -1,0 +1,257 @@
+"""A call on the slow way: every layer by itself, each attempt at an instance of its own choice.
+
+    trace → deadline → retry + budget → limiter → breaker (per edge) → balancer → transport
+
+The layers from deadline to breaker are `resilience.Edge`. Faults on purpose, holding a call while
+there is no instance, and any attempt but the first are here alone; see `fast` for the other way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from synchromesh.calls.choice import Choice
+from synchromesh.calls.faults import Strike
+from synchromesh.calls.plan import CalledService, Plan, Shared
+from synchromesh.calls.wire import Hop, Request
+from synchromesh.codec import NO_FIT
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
+from synchromesh.discovery import Endpoint
+from synchromesh.errors import ConnectFailed, ConnectionLost, RemoteFailed, SynchromeshError
+from synchromesh.resilience import Attempt, AttemptsLeft, DeadlinePassed
+from synchromesh.resilience.attempts import is_full_timeout
+from synchromesh.telemetry import outcome_of
+from synchromesh.telemetry.span import TEXT_CHARS_MAX, Record
+
+# Callers have timeouts; one that has none must not hang for ever either.
+STALL_MAX_S = 300.0
+
+
+class Way:
+    """What a call and a request that is passed on have in common: instances, hops and a span.
+
+    Attributes:
+        number: of the attempt that was made last.
+        noted: what the span will say.
+    """
+
+    def __init__(
+        self,
+        service: CalledService,
+        context: CallContext,
+        record: Record,
+        span_id: str,
+        began_s: float,
+    ) -> None:
+        self.service = service
+        self.shared: Shared = service.shared
+        self.context = context
+        self.span_id = span_id
+        self.number = 0
+        self.noted: dict[str, str] = {}
+        self.choice = Choice(self.shared.finder, service.name, service.balancer, self.note)
+        self._record = record
+        self._began_s = began_s
+
+    def note(self, name: str, value: object) -> None:
+        """Let the span say something short."""
+        self.noted[name] = str(value)[:TEXT_CHARS_MAX]
+
+    def end(self, error: BaseException | None) -> None:
+        """Record the span."""
+        status, told = ("ok", {}) if error is None else outcome_of(error)
+        self.note("attempts", self.number)
+        self._record(
+            self.context.trace_id,
+            self.span_id,
+            self.context.span_id,
+            self._began_s,
+            asyncio.get_running_loop().time(),
+            status,
+            {**self.noted, **told},
+        )
+
+    def give_up(self, endpoint: Endpoint) -> None:
+        """Take note that an instance refused the connection; nobody of ours starts a stranger's."""
+        if not self.service.is_external:
+            self.choice.give_up(endpoint)
+
+    def hop(self) -> Hop:
+        """Return the hop for whom the call is made."""
+        now = asyncio.get_running_loop().time()
+        return self.service.hop(self.context.principal, now)
+
+    def travelling(self, key: str, deadline_s: float | None, attempts_left: int) -> CallContext:
+        """Return what travels with an attempt."""
+        context = self.context
+        if self.service.is_external:
+            # It is not told who we are, and it can spend none of our attempts.
+            return CallContext(trace_id=context.trace_id, span_id=self.span_id, key=key)
+        return CallContext(
+            trace_id=context.trace_id,
+            span_id=self.span_id,
+            principal=context.principal,
+            deadline_s=deadline_s,
+            key=key,
+            attempts_left=min(attempts_left, ATTEMPTS_LEFT_MAX),
+            undoes=context.undoes,
+        )
+
+    async def suffer(self) -> None:
+        """Suffer what the faults in force have for this attempt.
+
+        A struck attempt fails as one of a broken service does: with `RemoteFailed`, which breakers
+        count, or by hanging until its caller's timeout.
+        """
+        shared = self.shared
+        if shared.faults.is_empty:
+            return
+        now = asyncio.get_running_loop().time()
+        strike = shared.faults.strike(
+            shared.service, self.service.name, now=now, rng=shared.runtime.rng
+        )
+        if strike is not None:
+            await self._suffer(strike)
+
+    async def _suffer(self, strike: Strike) -> None:
+        self.note("fault", strike.why)
+        if strike.latency_s:
+            await asyncio.sleep(strike.latency_s)
+        told = f"a fault that was put in force on purpose: {strike.why}; heal it to go on"
+        if strike.is_error:
+            raise RemoteFailed(told)
+        if strike.is_stall:
+            await asyncio.sleep(STALL_MAX_S)
+            raise ConnectionLost(told)
+
+
+class Sending(Way):
+    """One call of an operation under way.
+
+    Args:
+        plan: of the operation.
+        arguments: in canonical form.
+        context: of whoever makes the call.
+        key: the idempotency key, "" for none.
+        span_id: of the span that this call will be.
+        began_s: when it began.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        arguments: bytes,
+        context: CallContext,
+        *,
+        key: str,
+        span_id: str,
+        began_s: float,
+    ) -> None:
+        super().__init__(plan.service, context, plan.record, span_id, began_s)
+        self._plan = plan
+        self._arguments = arguments
+        self._key = key
+
+    async def run(
+        self,
+        deadline_s: float | None,
+        left: AttemptsLeft,
+        failed: tuple[Attempt, Exception] | None = None,
+    ) -> tuple[bytes, Any]:
+        """Make the call; return the answer's JSON and value.
+
+        Args:
+            deadline_s: the call's deadline on the loop's clock.
+            left: the extra attempts of the call tree.
+            failed: a first attempt that was made on the fast way, and what it raised.
+        """
+        plan, outcome = self._plan, None
+        try:
+            return await plan.edge.run(
+                self.attempt,
+                deadline_s=deadline_s,
+                attempts_left=left,
+                is_retryable_unknown=bool(self._key) or not plan.is_command,
+                rng=self.shared.runtime.rng,
+                failed=failed,
+            )
+        except BaseException as error:
+            outcome = error
+            if isinstance(error, SynchromeshError):
+                error.via = plan.name
+            raise
+        finally:
+            if not isinstance(outcome, GeneratorExit):
+                self.end(outcome)
+            outcome = failed = None  # this frame is in their tracebacks: kept, they are cycles
+
+    async def go_on(
+        self,
+        first: Attempt,
+        failed: BaseException,
+        permit: int | None,
+        endpoint: Endpoint | None,
+        deadline_s: float | None,
+        left: AttemptsLeft,
+    ) -> tuple[bytes, Any]:
+        """Go on after the fast way's attempt, which has failed: tell the breaker, and try again.
+
+        Args:
+            first: the attempt.
+            failed: what it raised.
+            permit: the breaker's, None where there is none or it let nothing be sent.
+            endpoint: the instance that it was made at, if it came so far.
+            deadline_s: the call's deadline on the loop's clock.
+            left: the extra attempts of the call tree.
+        """
+        edge = self._plan.edge
+        try:
+            if isinstance(failed, GeneratorExit):
+                raise failed  # a coroutine that is thrown away has no loop any more
+            self.number = first.number
+            if endpoint is not None:
+                self.choice.note_tried(endpoint)
+                if isinstance(failed, ConnectFailed):
+                    self.give_up(endpoint)
+            first.has_full_timeout = is_full_timeout(
+                edge.policy.timeout_s, first.deadline_s, first.began_s
+            )
+            if isinstance(failed, DeadlinePassed) and failed.deadline_s == first.deadline_s:
+                failed = edge.late(first)
+            if permit is not None:
+                edge.report(failed, first, permit)
+            if not isinstance(failed, Exception):
+                self.end(failed)
+                raise failed
+            return await self.run(deadline_s, left, (first, failed))
+        finally:
+            del failed
+
+    async def attempt(self, attempt: Attempt) -> tuple[bytes, Any]:
+        """Send once; return the answer's JSON and value."""
+        self.number = attempt.number
+        plan = self._plan
+        endpoint = await self.choice.next(attempt.deadline_s)
+        transport = self.shared.transport(endpoint)
+        hop = self.hop()
+        context = self.travelling(self._key, attempt.deadline_s, attempt.attempts_left)
+        if plan.is_external:
+            attempt.used = 0
+        await self.suffer()
+        try:
+            reply = await transport.send(
+                endpoint, Request(plan.operation, self._arguments, context, hop.credential, hop)
+            )
+        except ConnectFailed:
+            self.give_up(endpoint)
+            raise
+        if not plan.is_external:
+            attempt.used = reply.attempts_used
+        if not reply.is_answer:
+            raise reply.to_error(plan.operation.raises, is_external=plan.is_external)
+        body = reply.body or b"null"
+        try:
+            return body, plan.decode(body)
+        except NO_FIT as error:
+            raise plan.misfit(error) from error
