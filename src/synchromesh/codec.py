@@ -22,6 +22,9 @@ T = TypeVar("T")
 _ENCODER = msgspec.json.Encoder(
     order="deterministic", decimal_format="string", uuid_format="canonical"
 )
+to_json = _ENCODER.encode
+"""Encode what is known to be plain and finite, such as what came from JSON, without a check."""
+
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 # What a decoder raises where data is not well formed or does not fit its type.

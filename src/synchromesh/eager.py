@@ -12,9 +12,20 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+class Start(Protocol):
+    """Makes eager tasks of one loop; see `starter`."""
+
+    def __call__(
+        self, coro: Coroutine[Any, Any, T], *, context: Context, name: str | None = None
+    ) -> asyncio.Task[T]:
+        """Make a task, run its first step at once in `context`, and return it."""
+        ...
 
 
 def start(
@@ -28,7 +39,7 @@ def start(
 
     The step runs in `context`, a copy of its own for each task: a context cannot be entered twice.
     What it raises is the task's, never the caller's. Keep the task if it is not done: the loop
-    itself holds it only weakly.
+    itself holds it only weakly. Who starts many keeps a `starter`.
 
     Example:
         >>> from contextvars import copy_context
@@ -40,54 +51,72 @@ def start(
         >>> asyncio.run(main())
         True
     """
+    return starter(loop)(coro, context=context, name=name)
+
+
+def starter(loop: asyncio.AbstractEventLoop) -> Start:
+    """Return what `start` does on one loop, put together once."""
     # A simulated loop makes tasks of its own, which belong to its processes. A task *factory* is
     # of no use here: uvloop calls it with `eager_start=None` from CPython 3.13 on.
-    make: Callable[..., asyncio.Task[T]] = getattr(loop, "make_task", asyncio.Task)
+    make: Callable[..., asyncio.Task[Any]] = getattr(loop, "make_task", asyncio.Task)
     if sys.version_info >= (3, 12):
-        return make(coro, loop=loop, name=name, context=context, eager_start=True)
-    return _start_by_hand(make, coro, loop, context, name)
+        return partial(make, loop=loop, eager_start=True)
+    return _by_hand(make, loop)
 
 
-if sys.version_info < (3, 12):
+def _by_hand(
+    make: Callable[..., asyncio.Task[Any]], loop: asyncio.AbstractEventLoop
+) -> Start:  # pragma: no cover - of 3.11 alone
+    """Return what does what `eager_start` does, which 3.11 has not.
 
-    def _start_by_hand(
-        make: Callable[..., asyncio.Task[T]],
-        coro: Coroutine[Any, Any, T],
-        loop: asyncio.AbstractEventLoop,
-        context: Context,
-        name: str | None,
+    A new task hands its first step to `loop.call_soon`. For that moment the loop has another one,
+    which keeps the step, and then it is run here.
+    """
+    taken: list[tuple[Any, Context | None]] = []
+
+    def take(callback: Any, *args: Any, context: Context | None = None) -> None:
+        taken.append((partial(callback, *args) if args else callback, context))
+
+    def begin(
+        coro: Coroutine[Any, Any, T], *, context: Context, name: str | None = None
     ) -> asyncio.Task[T]:
-        """Do what `eager_start` does: 3.11 has none.
-
-        A new task hands its first step to `loop.call_soon`. For that moment the loop has another
-        one, which keeps the step; then it is run here. Without `_leave_task` it could not be
-        entered, for no task runs within another.
-        """
-        taken: list[tuple[tuple[Any, ...], Context | None]] = []
-
-        def take(*callback: Any, context: Context | None = None) -> None:
-            taken.append((callback, context))
-
         loop.call_soon = take  # type: ignore[method-assign, assignment]
         try:
-            task = make(coro, loop=loop, name=name, context=context)
+            task: asyncio.Task[T] = make(coro, loop=loop, name=name, context=context)
         finally:
             del loop.call_soon
-        step = taken[0][0][0]
-        if len(taken) > 1:
-            # The garbage collector ran while the task was made, and a finalizer scheduled
-            # something: that takes the way it would have taken.
-            taken.sort(key=lambda each: getattr(each[0][0], "__self__", None) is not task)
-            step = taken[0][0][0]
-            for callback, its in taken[1:]:
-                loop.call_soon(*callback, context=its)
+        last = taken.pop()
+        step = _sift(taken, last, task, loop) if taken else last[0]
         caller = asyncio.current_task(loop)
         if caller is None:
             context.run(step)
             return task
+        # A task cannot be entered within another one, so the caller's is left meanwhile.
         asyncio._leave_task(loop, caller)
         try:
             context.run(step)
         finally:
             asyncio._enter_task(loop, caller)
         return task
+
+    return begin
+
+
+def _sift(
+    taken: list[tuple[Any, Context | None]],
+    last: tuple[Any, Context | None],
+    task: asyncio.Task[Any],
+    loop: asyncio.AbstractEventLoop,
+) -> Any:
+    """Return the step of a task out of what was taken for it; the rest goes where it should.
+
+    The garbage collector may run while a task is made, and a finalizer schedule something.
+    """
+    step: Any = None
+    for callback, context in (*taken, last):
+        if step is None and getattr(callback, "__self__", None) is task:
+            step = callback
+        else:
+            loop.call_soon(callback, context=context)
+    taken.clear()
+    return step

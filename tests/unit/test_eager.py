@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
+from typing import Any
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_what_a_finalizer_schedules_while_a_task_is_made_is_run(
     async def main() -> None:
         loop = asyncio.get_running_loop()
 
-        def make(coro: object, **options: object) -> asyncio.Task[object]:
+        def make(coro: Any, **options: Any) -> asyncio.Task[object]:
             loop.call_soon(ran.append, "before")
             task: asyncio.Task[object] = found(coro, **options)
             loop.call_soon(ran.append, "after")

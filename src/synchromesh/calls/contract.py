@@ -16,9 +16,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
+from msgspec.structs import asdict
 
 from synchromesh.calls.texts import from_text, to_text
-from synchromesh.codec import decode, digest, encode
+from synchromesh.codec import NO_FIT, decode, decoder_of, digest, encode, to_json
 from synchromesh.errors import BadRequest, ContractError, Rejection
 
 P = ParamSpec("P")
@@ -32,17 +33,14 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_.~-]*|\{[a-z_][a-z0-9_]*\}")
 _BODILESS = frozenset({"GET", "DELETE"})
 
 
-class Call(Generic[R_co]):
+class Call(msgspec.Struct, Generic[R_co], frozen=True, eq=False):
     """A call that has been described and not sent. Equal calls have equal operations and arguments.
 
     Its arguments are encoded when it is made, so that what is sent cannot change afterwards (C1).
     """
 
-    __slots__ = ("arguments", "operation")
-
-    def __init__(self, operation: Operation[..., R_co], arguments: bytes) -> None:
-        self.operation = operation
-        self.arguments = arguments
+    operation: Operation[..., R_co]
+    arguments: bytes
 
     @property
     def digest(self) -> str:
@@ -68,7 +66,9 @@ class Signature:
     """The types of an operation, read from its annotations once they can be resolved.
 
     Attributes:
-        arguments: a struct with a field a parameter; decodes the canonical form.
+        arguments: a struct with a field a parameter; its constructor takes them as the function
+            does, and its JSON is the canonical form.
+        decode: reads that; raises one of `NO_FIT`.
         hints: the type of each parameter.
         omitted: the parameters that HTTP leaves out where they are null: that is their default.
         body: the parameter that is the HTTP body by itself, "" where the body is an object.
@@ -77,6 +77,7 @@ class Signature:
 
     signature: inspect.Signature
     arguments: type[msgspec.Struct]
+    decode: Callable[[bytes], msgspec.Struct]
     hints: Mapping[str, Any]
     omitted: frozenset[str]
     body: str
@@ -141,12 +142,17 @@ class Operation(Generic[P, R_co]):
         Raises:
             BadRequest: the arguments do not fit the signature or cannot be encoded.
         """
+        shape = self._shape or self.shape
         try:
-            bound = self.shape.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise BadRequest(f"{self.full_name}: {error}") from error
-        bound.apply_defaults()
-        return Call(self, self.canonical(encode(bound.arguments)))
+            # The struct takes arguments as the function does, with no frame of Python's.
+            struct = shape.arguments(*args, **kwargs)
+        except TypeError:
+            raise BadRequest(f"{self.full_name}: {_misfit(shape, args, kwargs)}") from None
+        try:
+            checked = shape.decode(encode(struct))
+        except NO_FIT as error:
+            raise BadRequest(f"{self.full_name}: the data does not fit: {error}") from error
+        return Call(self, to_json(checked))
 
     def parse(self, arguments: bytes) -> dict[str, Any]:
         """Return the arguments of the canonical form as values of the contract's types.
@@ -154,11 +160,7 @@ class Operation(Generic[P, R_co]):
         Raises:
             BadRequest: they do not fit; the message names where.
         """
-        try:
-            struct = decode(arguments, self.shape.arguments)
-        except BadRequest as error:
-            raise BadRequest(f"{self.full_name}: {error.message}") from error.__cause__
-        return {name: getattr(struct, name) for name in self.shape.arguments.__struct_fields__}
+        return asdict(self._decode(arguments))
 
     def canonical(self, arguments: bytes) -> bytes:
         """Return arguments in the one form that digests are made of, checked throughout.
@@ -166,7 +168,13 @@ class Operation(Generic[P, R_co]):
         Raises:
             BadRequest: they do not fit; the message names where.
         """
-        return encode(self.parse(arguments))
+        return encode(self._decode(arguments))
+
+    def _decode(self, arguments: bytes) -> msgspec.Struct:
+        try:
+            return (self._shape or self.shape).decode(arguments)
+        except NO_FIT as error:
+            raise BadRequest(f"{self.full_name}: the data does not fit: {error}") from error
 
     def to_http(self, arguments: bytes) -> tuple[str, bytes]:
         """Return the target and the body that carry canonical arguments over HTTP."""
@@ -206,7 +214,7 @@ class Operation(Generic[P, R_co]):
             raise BadRequest(f"{self.full_name}: {error.message}") from error.__cause__
         except TypeError as error:  # the struct's own words: an argument is missing
             raise BadRequest(f"{self.full_name}: {error}") from error
-        return encode({name: getattr(struct, name) for name in struct.__struct_fields__})
+        return encode(struct)
 
     def _from_texts(self, places: Mapping[str, str], query: str) -> dict[str, Any]:
         hints = self.shape.hints
@@ -397,22 +405,41 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signa
     missing = [place for place in operation.places if place not in hints]
     if missing:
         raise ContractError(f"{where}: the path names {missing[0]!r}, which is no parameter")
-    fields = [
-        (p.name, hints[p.name]) if p.default is p.empty else (p.name, hints[p.name], p.default)
-        for p in parameters
-    ]
     bare = [p.name for p in parameters if p.name not in operation.places]
     is_body = len(bare) == 1 and operation.method not in _BODILESS and _is_struct(hints[bare[0]])
+    arguments = _struct_of(operation.name, parameters, hints)
     return Signature(
         signature=whole.replace(parameters=parameters),
-        arguments=msgspec.defstruct(
-            operation.name, fields, forbid_unknown_fields=True, kw_only=True
-        ),
+        arguments=arguments,
+        decode=decoder_of(arguments),
         hints={p.name: hints[p.name] for p in parameters},
         omitted=frozenset(p.name for p in parameters if p.default is None),
         body=bare[0] if is_body else "",
         result=hints["return"],
     )
+
+
+def _struct_of(
+    name: str, parameters: list[inspect.Parameter], hints: Mapping[str, Any]
+) -> type[msgspec.Struct]:
+    """Return a struct whose constructor takes arguments as a function of these parameters does."""
+    named: list[Any] = []
+    placed: list[Any] = []
+    for p in parameters:
+        field = (p.name, hints[p.name]) + (() if p.default is p.empty else (p.default,))
+        (named if p.kind is p.KEYWORD_ONLY else placed).append(field)
+    # Fields are by name only in a base that says so.
+    base = msgspec.defstruct(name, named, kw_only=True) if named else msgspec.Struct
+    return msgspec.defstruct(name, placed, bases=(base,), forbid_unknown_fields=True)
+
+
+def _misfit(shape: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return what is wrong with arguments that were refused."""
+    try:
+        shape.signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return "the arguments do not fit"
 
 
 def _is_struct(kind: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from synchromesh.calls.contract import Operation
-from synchromesh.calls.tree import running
+from synchromesh.calls.tree import Root, running
 from synchromesh.calls.wire import Reply, Request
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
@@ -43,7 +43,7 @@ from synchromesh.errors import (
 )
 from synchromesh.http import PoolLimits
 from synchromesh.identity import Credential, Signer
-from synchromesh.resilience import AttemptsLeft, DeadlinePassed, Limiter, LimitOptions, within
+from synchromesh.resilience import DeadlinePassed, Limiter, LimitOptions, within
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Record, Tracer, current_span, outcome_of, status_of
 
@@ -118,9 +118,9 @@ class Dispatcher:
         self._is_draining = False
         self._drained: asyncio.Event | None = None
         self._draw = runtime.rng.getrandbits
-        # By token, who calls and until when nobody need look; by name, what takes the spans.
+        # By token, who calls and until when nobody need look.
         self._known: dict[str, tuple[Credential, float]] = {}
-        self._records: dict[str, Record] = {}
+        self._answering: dict[Operation[..., Any], tuple[Handler, Record]] = {}
 
     @property
     def is_draining(self) -> bool:
@@ -140,29 +140,30 @@ class Dispatcher:
         """
         return self._verified(credential, asyncio.get_running_loop().time())[0]
 
-    async def dispatch(self, request: Request, *, keeps_time: bool = True) -> Reply:
+    async def dispatch(self, request: Request, began_s: float | None = None) -> Reply:
         """Run a request and return its reply; it raises nothing but its own cancellation.
 
-        All layers are in this frame: one of its own for each would cost more than most handlers.
+        A frame for each layer would cost more than most handlers do.
 
         Args:
             request: what came; its credential is verified here.
-            keeps_time: cancel the handler at its deadline. Else whoever runs this does, and wants
-                no answer then.
+            began_s: the time on the loop's clock, from who cancels this when its caller is
+                released, and wants no answer then. Without it the handler is cancelled here, at
+                its deadline.
         """
         loop, sent, operation = asyncio.get_running_loop(), request.context, request.operation
-        began_s, deadline_s = loop.time(), sent.deadline_s
-        handler = self._handlers.get(operation.name)
+        deadline_s = sent.deadline_s
+        keeps_time = began_s is None and deadline_s is not None
+        if began_s is None:
+            began_s = loop.time()
         try:
             known = self._known.get(request.credential)
             if known is None or began_s >= known[1]:
                 known = self._verified(request.credential, began_s)
-            if handler is None:
-                raise self._unknown(operation)
+            handler, record = self._answering.get(operation) or self._answerer(operation)
         except NotExecuted as refused:
             return Reply.of_error(refused)
-        record = self._records.get(operation.name) or self._recorder(operation)
-        span_id = f"{self._draw(64) or 1:016x}"
+        span_id = (self._draw(64) or 1).to_bytes(8).hex()
         context = CallContext(
             trace_id=sent.trace_id,
             span_id=span_id,
@@ -173,10 +174,10 @@ class Dispatcher:
             attempts_left=sent.attempts_left,
             undoes=sent.undoes,
         )
-        left, status, noted = AttemptsLeft(sent.attempts_left), "ok", None
+        root, status, noted = Root(span_id), "ok", None
         # For logs, and for the calls that the handler makes. Both are put back by hand: a context
         # manager for each would be six frames.
-        spanned, rooted = current_span.set(context), running.set((span_id, left))
+        spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
                 raise self._refusal(operation)
@@ -184,7 +185,7 @@ class Dispatcher:
                 await self._limiter.acquire(deadline_s)
             try:
                 incoming = Incoming(operation, request.arguments, context)
-                if keeps_time and deadline_s is not None:
+                if keeps_time:
                     answer = await within(partial(handler, incoming), deadline_s)
                 else:
                     answer = await handler(incoming)
@@ -194,21 +195,25 @@ class Dispatcher:
                     self._drained.set()
             if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
                 raise _bad_answer(operation, answer)
-            reply = Reply(200, answer, left.total - left.left)
+            ended_s = loop.time()
+            reply = Reply(
+                200, answer, 0 if root.left is None else root.left.used, None, ended_s - began_s
+            )
         except GeneratorExit:
             raise  # a coroutine that is thrown away has neither its context nor a loop any more
         except BaseException as error:
+            ended_s = loop.time()
             if _is_own_end(error):
-                is_late = deadline_s is not None and loop.time() >= deadline_s
+                is_late = deadline_s is not None and ended_s >= deadline_s
                 status = "timed_out" if is_late else status_of(error)
-                record(sent.trace_id, span_id, sent.span_id, began_s, loop.time(), status)
+                record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status)
                 running.reset(rooted)
                 current_span.reset(spanned)
                 raise
-            reply, status, noted = self._failed(operation, context, error, left.used)
+            reply, status, noted = self._failed(operation, context, error, root.used)
         running.reset(rooted)
         current_span.reset(spanned)
-        record(sent.trace_id, span_id, sent.span_id, began_s, loop.time(), status, noted)
+        record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
         return reply
 
     async def drain(self, within_s: float | None = None) -> int:
@@ -245,16 +250,17 @@ class Dispatcher:
         known = self._known[credential] = (who, now + min(LOOK_S, max(0.0, left_s)))
         return known
 
-    def _recorder(self, operation: Operation[..., Any]) -> Record:
+    def _answerer(self, operation: Operation[..., Any]) -> tuple[Handler, Record]:
+        """Return what answers an operation, and what takes its spans."""
+        handler = self._handlers.get(operation.name)
+        if handler is None:
+            known = ", ".join(sorted(self._handlers)) or "none"
+            raise UnknownOperation(
+                f"service {self.service!r} has no operation {operation.name!r}; it has: {known}"
+            )
         record = self._tracer.recorder("handle", operation.full_name)
-        self._records[operation.name] = record
-        return record
-
-    def _unknown(self, operation: Operation[..., Any]) -> UnknownOperation:
-        known = ", ".join(sorted(self._handlers)) or "none"
-        return UnknownOperation(
-            f"service {self.service!r} has no operation {operation.name!r}; it has: {known}"
-        )
+        found = self._answering[operation] = (handler, record)
+        return found
 
     def _refusal(self, operation: Operation[..., Any]) -> NotExecuted:
         if self._is_draining:

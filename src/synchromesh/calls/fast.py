@@ -20,14 +20,14 @@ from typing import Any
 
 from synchromesh.calls.plan import Plan
 from synchromesh.calls.sending import Sending
-from synchromesh.calls.tree import attempts_left
+from synchromesh.calls.tree import attempts_left, running
 from synchromesh.calls.wire import Request
 from synchromesh.codec import NO_FIT
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, check_key
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import BadRequest
 from synchromesh.http import Limits
-from synchromesh.resilience import Attempt, within
+from synchromesh.resilience import Attempt, AttemptsLeft, within
 from synchromesh.store.guard import in_unit, refuse_in_unit
 
 # What every transport carries: one that runs in this process must not carry more than the others.
@@ -65,9 +65,8 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     deadline_s = context.deadline_s
     if timeout_s is not None:
         deadline_s = _sooner(plan, deadline_s, now, timeout_s)
-    left = attempts_left(context)
-    # An id is formatted here rather than in a function: the only frame it would have.
-    span_id = f"{shared.draw(64) or 1:016x}"
+    # As `new_span_id` makes it, at half the price.
+    span_id = (shared.draw(64) or 1).to_bytes(8).hex()
 
     listed: tuple[Endpoint, ...] = ()
     limiter = plan.limiter
@@ -77,12 +76,17 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         listed = _known_at_once(shared.resolver.resolve(service.name))
     if not listed or (limiter is not None and not limiter.take()):
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
-        answer = await sending.run(deadline_s, left)
+        answer = await sending.run(deadline_s, attempts_left(context))
         return answer[0] if as_json else answer[1]
 
     # What Attempt, Attempts and the layers of Edge do for a first attempt, without their frames.
-    given = left.left // 2
-    left.left -= given
+    # A call at the root of its tree shares its extra attempts with nobody: what counts them is made
+    # only if they are needed.
+    left, root = None, running.get()
+    given = context.attempts_left // 2
+    if root is not None and root.span_id == context.span_id:
+        left = root.left or attempts_left(context)
+        given = left.give()
     due_s = now + plan.timeout_s
     if deadline_s is not None and deadline_s < due_s:
         due_s = deadline_s
@@ -140,7 +144,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         ended_s = asyncio.get_running_loop().time()
         if plan.breaker is not None and permit is not None:
             plan.breaker.success(permit, ended_s, ended_s - now)
-        if given:
+        if left is not None and given:
             left.settle(given, used)
         plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
         return body if as_json else value
@@ -149,6 +153,9 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     try:
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
         first = Attempt(1, due_s, given, used=used, began_s=now)
+        if left is None:
+            left = AttemptsLeft(context.attempts_left)
+            left.give()
         answer = await sending.go_on(first, failed, permit, endpoint, deadline_s, left)
         return answer[0] if as_json else answer[1]
     finally:

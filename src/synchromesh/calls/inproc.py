@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from functools import partial
 from typing import Any
 
 from synchromesh import eager
@@ -27,7 +26,7 @@ FAIR_S = 0.001
 # How many calls may stand on one stack; a deeper one gets a task whose stack begins at the loop.
 DEPTH_MAX = 16
 
-Dispatch = Callable[[Request], Coroutine[Any, Any, Reply]]
+Dispatch = Callable[[Request, float], Coroutine[Any, Any, Reply]]
 
 
 class InProcessTransport:
@@ -52,15 +51,17 @@ class InProcessTransport:
         # Callees whose caller has gone. The loop keeps weak references alone: a task that nobody
         # awaits could vanish.
         self._left_behind: set[asyncio.Task[Reply]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._start: eager.Start
         self._depth = 0
         self._inline_s = 0.0
 
     def add(self, instance: str, receiver: Receiver) -> None:
         """Make an instance reachable; one of the same name is replaced."""
-        dispatch: Dispatch = receiver.dispatch
+        dispatch = _timeless(receiver)
         if isinstance(receiver, Dispatcher):
-            # The callee is cancelled from here, so that it needs no timer of its own.
-            dispatch = partial(receiver.dispatch, keeps_time=False)
+            # It is cancelled from here, and needs no timer of its own.
+            dispatch = receiver.dispatch
         self._receivers[instance] = (dispatch, copy_context())
 
     def remove(self, instance: str) -> None:
@@ -88,18 +89,18 @@ class InProcessTransport:
             await asyncio.sleep(0)
         dispatch, home = found
         loop = asyncio.get_running_loop()
+        start = self._start if loop is self._loop else self._starter(loop)
         began_s = loop.time()
         if self._depth < DEPTH_MAX:
             self._depth += 1
             try:
-                task = eager.start(dispatch(request), loop=loop, context=home.copy())
+                task = start(dispatch(request, began_s), context=home.copy())
             finally:
                 self._depth -= 1
         else:
-            task = loop.create_task(dispatch(request), context=home.copy())
-        if task.done():
-            self._inline_s += loop.time() - began_s
-        else:
+            task = loop.create_task(dispatch(request, began_s), context=home.copy())
+        is_inline = task.done()
+        if not is_inline:
             await self._rest(loop, task, request.due_s)
         if task.cancelled():
             # Nobody cancelled the caller: raised as it is, it would seem that somebody had.
@@ -107,7 +108,14 @@ class InProcessTransport:
                 f"instance {endpoint.instance!r} was stopped before it answered; what it did is "
                 "unknown"
             )
-        return task.result()
+        reply = task.result()
+        if is_inline:
+            self._inline_s += reply.took_s
+        return reply
+
+    def _starter(self, loop: asyncio.AbstractEventLoop) -> eager.Start:
+        self._loop, self._start = loop, eager.starter(loop)
+        return self._start
 
     async def _rest(
         self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Reply], due_s: float
@@ -138,6 +146,11 @@ class InProcessTransport:
 
     def __repr__(self) -> str:
         return f"<InProcessTransport {len(self._receivers)} instances>"
+
+
+def _timeless(receiver: Receiver) -> Dispatch:
+    """Return what runs a receiver that measures no time; it is taken to answer in none."""
+    return lambda request, _: receiver.dispatch(request)
 
 
 class _Waiting(Deadline):

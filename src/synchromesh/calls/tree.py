@@ -11,20 +11,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import msgspec
+
 from synchromesh.context import CallContext
 from synchromesh.resilience import AttemptsLeft
 
-running: ContextVar[tuple[str, AttemptsLeft] | None] = ContextVar(
-    "synchromesh_call_tree", default=None
-)
-"""The span of the handler that runs in this context, and the extra attempts of its calls."""
+
+class Root(msgspec.Struct, eq=False):
+    """The handler that runs in a context, by its span, and the extra attempts of its calls.
+
+    Attributes:
+        left: made by its first call: most handlers make none.
+    """
+
+    span_id: str
+    left: AttemptsLeft | None = None
+
+    @property
+    def used(self) -> int:
+        """How many extra attempts were spent below it."""
+        return 0 if self.left is None else self.left.used
+
+
+running: ContextVar[Root | None] = ContextVar("synchromesh_call_tree", default=None)
 
 
 @contextmanager
 def tree_of(context: CallContext) -> Iterator[AttemptsLeft]:
     """Let all calls that are made under this context share its extra attempts."""
     left = AttemptsLeft(context.attempts_left)
-    token = running.set((context.span_id, left))
+    token = running.set(Root(context.span_id, left))
     try:
         yield left
     finally:
@@ -33,7 +49,9 @@ def tree_of(context: CallContext) -> Iterator[AttemptsLeft]:
 
 def attempts_left(context: CallContext) -> AttemptsLeft:
     """Return the extra attempts of the handler whose context this is, else what it carries."""
-    here = running.get()
-    if here is not None and here[0] == context.span_id:
-        return here[1]
-    return AttemptsLeft(context.attempts_left)
+    root = running.get()
+    if root is None or root.span_id != context.span_id:
+        return AttemptsLeft(context.attempts_left)
+    if root.left is None:
+        root.left = AttemptsLeft(context.attempts_left)
+    return root.left

@@ -75,6 +75,7 @@ class Reply(msgspec.Struct, frozen=True):
     Attributes:
         attempts_used: the extra attempts that the callee spent below this call (D2).
         retry_after_s: how long whoever refused asks to wait, in seconds; None where nobody did.
+        took_s: how long the callee had it, where it runs in this process; it does not travel.
 
     Example:
         >>> from synchromesh.errors import Shed
@@ -86,6 +87,7 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
     attempts_used: int = 0
     retry_after_s: float | None = None
+    took_s: float = 0.0
 
     @property
     def is_answer(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Self
@@ -87,6 +88,8 @@ class Lessor:
         # A dict keeps the order in which they came: a seed must give the same run twice.
         self._watchers: dict[Watch, None] = {}
         self._due_moved = due_moved if due_moved is not None else asyncio.Event()
+        self._listed = Resolved(())
+        self._quiet_until_s = -math.inf
         self._on_change = on_change
 
     def register(self, endpoint: Endpoint) -> int:
@@ -103,6 +106,7 @@ class Lessor:
         if change is not None:
             self._tell([change])
         elif was_stale:
+            self._quiet_until_s = -math.inf
             self._due_moved.set()
 
     def drain(self, instance: str, incarnation: int) -> None:
@@ -124,8 +128,14 @@ class Lessor:
 
     def resolve(self) -> Resolved:
         """Return what may be called now: an expired lease is gone though no sweep came yet."""
-        self.sweep()
-        return self._table.listed()
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until_s:
+            self._tell(self._table.sweep(now=now))
+            # Until then time alone changes nothing; whatever else does ends it, in `_tell`.
+            due_s = self._table.due_s()
+            self._quiet_until_s = math.inf if due_s is None else due_s
+            self._listed = self._table.listed()
+        return self._listed
 
     def sweep(self) -> None:
         """Remove what has expired and tell the watchers."""
@@ -162,6 +172,8 @@ class Lessor:
         return f"<Lessor {self._table!r}, {len(self._watchers)} watchers>"
 
     def _tell(self, changes: list[Change]) -> None:
+        if changes:
+            self._quiet_until_s = -math.inf
         for change in changes:
             for watch in list(self._watchers):
                 watch.tell(change)
