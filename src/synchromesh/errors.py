@@ -108,6 +108,9 @@ class CallError(SynchromeshError):
 
     code = "call_failed"
     status = 502
+    retry_after_s: float | None = None
+    attempts_used: int = 0
+    is_final: bool = False
 
     def __init__(
         self,

@@ -261,14 +261,14 @@ class RestsTooShort(Breaker):
 
     def _rest(self, now: float, *, is_first: bool) -> None:
         super()._rest(now, is_first=is_first)
-        self._open_until_s = now
+        self.refuses_until_s = now
 
 
 class RestsForEver(Breaker):
     """Never asks again."""
 
     def _rest(self, now: float, *, is_first: bool) -> None:
-        self._open_until_s = now + 1_000_000.0
+        self.refuses_until_s = now + 1_000_000.0
 
 
 class ClosesSilently(Breaker):

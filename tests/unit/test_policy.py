@@ -238,9 +238,24 @@ def test_waits_are_the_backoff() -> None:
 
 def test_a_callee_that_asks_for_time_gets_it() -> None:
     """`retry_after_s` is the least wait."""
+    policy = Policy(timeout_s=None, retry=RetryOptions(base_s=0.0, cap_s=7.0), breaker=None)
     callee = Callee([RateLimited("", retry_after_s=7.0), "done"])
-    run(lambda _: call(edge(RETRY), callee))
+    run(lambda _: call(edge(policy), callee))
     assert callee.at_s[1] - callee.at_s[0] == pytest.approx(7.0)
+
+
+def test_a_callee_that_asks_for_more_than_the_longest_wait_is_not_waited_for() -> None:
+    """`cap_s` is the longest wait of all: a Retry-After of an hour is the caller's to decide on."""
+    policy = Policy(timeout_s=None, retry=RetryOptions(base_s=0.0, cap_s=7.0), breaker=None)
+    callee = Callee([RateLimited("", retry_after_s=7.1), "done"])
+
+    async def main(_: SimRuntime) -> float:
+        began_s = now()
+        assert isinstance(await error_of(edge(policy), callee), RateLimited)
+        return now() - began_s
+
+    assert run(main) == 0.0
+    assert len(callee.attempts) == 1
 
 
 def test_a_retry_that_cannot_start_in_time_is_not_waited_for() -> None:
@@ -548,39 +563,52 @@ def test_a_caller_in_a_hurry_does_not_open_it() -> None:
     assert not is_open(trip_with(60.0, calls=9, within_s=0.9))
 
 
-def test_an_open_edge_is_waited_for_where_there_is_time() -> None:
-    """The wait is the breaker's: one probe, in time, and nothing sent before."""
-    # Attempts 1 and 2 fail and trip it, 3 is refused; a fourth is not allowed.
-    callee = Callee([RemoteFailed, RemoteFailed, "done"])
-    error = run(lambda _: error_of(edge(TRIPS), callee, again=True, within_s=5.0))
-    assert isinstance(error, RemoteFailed)
-    assert len(callee.attempts) == 2
-
-    async def later(_: SimRuntime) -> tuple[object, float]:
-        shared = edge(TRIPS)
-        for _call in range(2):
-            await error_of(shared, Callee([RemoteFailed("")]), left=0)
-        began_s = now()
-        return await call(shared, Callee(["done"]), within_s=5.0), now() - began_s
-
-    answer, took_s = run(later)
-    assert answer == "done"
-    assert took_s == pytest.approx(0.5)
+async def opened(policy: Policy) -> Edge:
+    shared = edge(policy)
+    for _call in range(2):
+        await error_of(shared, Callee([RemoteFailed("")]), left=0)
+    assert is_open(shared)
+    return shared
 
 
-def test_an_open_edge_is_not_waited_for_past_the_deadline() -> None:
-    """B2: a rejection does not wait."""
+@pytest.mark.parametrize("within_s", [None, 5.0, 0.4])
+def test_an_open_edge_rejects_at_once(within_s: float | None) -> None:
+    """B2: a rejection never waits, however much time there is."""
 
     async def main(_: SimRuntime) -> tuple[BaseException, float]:
-        shared = edge(TRIPS)
-        for _call in range(2):
-            await error_of(shared, Callee([RemoteFailed("")]), left=0)
+        shared = await opened(TRIPS)
         began_s = now()
-        return await error_of(shared, Callee(["done"]), within_s=0.4), now() - began_s
+        return await error_of(shared, Callee(["done"]), within_s=within_s), now() - began_s
 
     error, took_s = run(main)
     assert isinstance(error, CircuitOpen)
+    assert error.retry_after_s == pytest.approx(0.5)
     assert took_s == 0.0
+
+
+def test_a_call_whose_own_attempts_open_the_edge_ends_with_them() -> None:
+    """B2: the retry that would meet the open breaker is neither made nor waited for."""
+    policy = Policy(
+        timeout_s=1.0,
+        retry=RetryOptions(attempts_max=5, base_s=0.1, cap_s=0.1),
+        budget=BudgetOptions(ratio=0.0, floor_per_s=0.0, tokens_max=2.0),
+        breaker=BreakerOptions(minimum_calls=2, open_for_s=0.5),
+    )
+    callee = Callee([RemoteFailed])
+
+    async def main(_: SimRuntime) -> tuple[BaseException, float, Edge]:
+        shared = edge(policy)
+        began_s = now()
+        error = await error_of(shared, callee, again=True, rng=Fixed(1.0))
+        return error, now() - began_s, shared
+
+    error, took_s, shared = run(main)
+    assert isinstance(error, RemoteFailed)
+    assert len(callee.attempts) == 2
+    assert took_s == pytest.approx(0.1)
+    # Nor is it paid for: one retry was made, and one is left.
+    assert shared.budget is not None
+    assert shared.budget.tokens == 1.0
 
 
 # -- limiter -------------------------------------------------------------------------------------

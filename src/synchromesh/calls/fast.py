@@ -96,7 +96,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     failed: BaseException | None = None
     try:
         if plan.budget is not None:
-            plan.budget.earn(now=now)
+            plan.budget.calls += 1
         if plan.breaker is not None:
             permit = plan.breaker.admit(now)
         if shared.absences:

@@ -1,7 +1,8 @@
-"""The attempts of one call: which may be made, until when, and which error ends them."""
+"""The retry loop of one call as a machine: which attempts are made, and which error ends them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from synchromesh.errors import CallError, ConnectionLost, DeadlineExceeded, TimedOut
@@ -38,12 +39,13 @@ class Attempt:
 
 
 class Attempts:
-    """Decides over the attempts of one call; a pure machine, `Edge` is its shell.
+    """Decides whether and when a call is retried; a pure machine, `Edge` is its shell.
 
     Args:
         retry: the bounds of one call; None for a single attempt.
         budget: the bound of the edge; None for none.
-        left: the bound of the call tree.
+        left: the bound of the call tree; None for a callee that is a plain function: it cannot
+            spend any of the tree's, so that it is given none and takes none.
         timeout_s: the edge's timeout for each attempt; None for none.
         deadline_s: the call's deadline; None for none.
         is_retryable_unknown: whether an attempt with an unknown outcome may be repeated.
@@ -63,7 +65,7 @@ class Attempts:
         *,
         retry: RetryOptions | None,
         budget: RetryBudget | None,
-        left: AttemptsLeft,
+        left: AttemptsLeft | None,
         timeout_s: float | None,
         deadline_s: float | None,
         is_retryable_unknown: bool,
@@ -96,9 +98,10 @@ class Attempts:
                 "nothing was sent; give the whole request more time"
             )
         if self._number == 0 and self._budget is not None:
-            self._budget.earn(now=now)
+            self._budget.calls += 1
         self._number += 1
-        attempt = Attempt(self._number, attempts_left=self._left.give())
+        given = self._left.give() if self._left is not None else 0
+        attempt = Attempt(self._number, attempts_left=given)
         self.put_time(attempt, now)
         return attempt
 
@@ -119,10 +122,19 @@ class Attempts:
         """Take note of an answer."""
         self._settle(attempt, attempt.used)
 
-    def failed(self, attempt: Attempt, error: Exception, now: float) -> float | None:
-        """Take note of an error; return how long to wait for the next attempt, None for no more."""
+    def failed(
+        self, attempt: Attempt, error: Exception, now: float, *, refuses_until_s: float = -math.inf
+    ) -> float | None:
+        """Take note of an error; return how long to wait for the next attempt, None for no more.
+
+        Args:
+            attempt: what failed.
+            error: what it raised.
+            now: the time of the loop's clock.
+            refuses_until_s: until when the edge's breaker sends nothing: no retry waits for it.
+        """
         self._settle(attempt, _used(attempt, error))
-        wait_s = self._wait_s(error, now)
+        wait_s = self._wait_s(error, now, refuses_until_s)
         if wait_s is None:
             return None
         self._last = error
@@ -131,14 +143,14 @@ class Attempts:
         return wait_s
 
     def final(self, error: Exception) -> Exception:
-        """Return the error that the caller gets when `error` ended the last attempt.
+        """Return the error that the caller gets where `error` ended the last attempt.
 
         One that says only that the last attempt was not run would hide that an earlier one may have
         been: then it is the earlier one's.
         """
         if self._unknown is not None and is_certainly_not_run(error):
             error = self._unknown
-        if isinstance(error, CallError):
+        if isinstance(error, CallError) and self._left is not None:
             error.attempts_used = self._spent
         return error
 
@@ -146,26 +158,32 @@ class Attempts:
         """Keep no error any longer: the call is over."""
         self._last = self._unknown = None
 
-    def _wait_s(self, error: Exception, now: float) -> float | None:
+    def _wait_s(self, error: Exception, now: float, refuses_until_s: float) -> float | None:
         if self._number >= self._retry.attempts_max or self._rng is None:
             return None
         if not may_retry(error, is_retryable_unknown=self._is_retryable_unknown):
             return None
         wait_s = self._retry.backoff_s(self._number, self._rng)
         if isinstance(error, CallError) and error.retry_after_s is not None:
+            if error.retry_after_s > self._retry.cap_s:
+                return None
             wait_s = max(wait_s, error.retry_after_s)
-        if self._deadline_s is not None and now + wait_s >= self._deadline_s:
+        at_s = now + wait_s
+        if at_s < refuses_until_s or (self._deadline_s is not None and at_s >= self._deadline_s):
             return None
         # The budget comes last: a token is taken only by a retry that will be made.
-        if not self._left.can_retry:
+        if self._left is not None and not self._left.can_retry:
             return None
         if self._budget is not None and not self._budget.take(now=now):
             return None
-        self._left.take()
+        if self._left is not None:
+            self._left.take()
         self._spent += 1
         return wait_s
 
     def _settle(self, attempt: Attempt, used: int | None) -> None:
+        if self._left is None:
+            return
         self._left.settle(attempt.attempts_left, used)
         self._spent += attempt.attempts_left if used is None else used
 

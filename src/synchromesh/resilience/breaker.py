@@ -1,4 +1,4 @@
-"""Circuit breaker: whether a callee may be called, decided from what its last calls came to.
+"""A circuit breaker: it stops calls to a callee that fails, and probes for its recovery.
 
     CLOSED ──tripped──▶ OPEN ──rested──▶ HALF_OPEN ──probe succeeded──▶ CLOSED
                           ▲                  │
@@ -17,6 +17,7 @@ Source: Nygard, "Release It!", 2nd ed., section 5.2; guarantees B1 to B4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -26,7 +27,7 @@ from synchromesh.resilience.retry import Chance
 
 
 class BreakerState(Enum):
-    """Names what a breaker does with calls."""
+    """Names the states of a circuit breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -36,7 +37,7 @@ class BreakerState(Enum):
 
 
 class Trigger(Enum):
-    """Names what moves a breaker from one state to another."""
+    """Names the causes of a state transition."""
 
     TRIPPED = "tripped"
     RESTED = "rested"
@@ -74,7 +75,7 @@ _NEXT = {(before, trigger): after for before, trigger, after in TRANSITIONS}
 
 @dataclass(frozen=True, slots=True)
 class BreakerOptions:
-    """Says when a breaker trips and how it recovers; times are seconds, rates 0 to 1.
+    """Configures when a breaker trips and how it recovers; times are seconds, rates 0 to 1.
 
     Attributes:
         window_s: how far back outcomes count.
@@ -128,7 +129,7 @@ class BreakerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Tells a listener that breaker `name` went from one state to another at `at_s`."""
+    """Reports a state transition of breaker `name` at `at_s` on the loop's clock."""
 
     name: str
     before: BreakerState
@@ -139,7 +140,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSnapshot:
-    """Shows a breaker as it was when it last looked; counts are those of the window.
+    """Captures a breaker's state and the counts of its window, as of the last call or outcome.
 
     `open_until_s` is on the loop's clock, and None unless the breaker is open.
     """
@@ -156,11 +157,20 @@ class BreakerSnapshot:
 
 
 class Breaker:
-    """Admits calls or refuses them at once, from the outcomes of those that went before.
+    """Admits calls or rejects them at once, by the failure rate of a sliding time window.
 
     `admit` returns a permit, and the outcome of the call is reported with it: `success`, `failure`
     or `neutral`, once. A permit of another epoch, or of a probe whose slot was given away, is
     ignored. Not for several threads: like all machines it belongs to one loop.
+
+    What nearly every call does is open to callers that cannot afford a frame for it. These lines
+    are `admit` and `success` where the breaker is closed, and the methods are for all else:
+
+        permit = breaker.closed_permit or breaker.admit(now)
+        if permit == breaker.closed_permit and now < breaker.slice_ends_s:
+            breaker.successes += 1
+        else:
+            breaker.success(permit, now, took_s)
 
     Args:
         options: when it trips and how it recovers.
@@ -168,6 +178,15 @@ class Breaker:
         now: the time of the loop's clock.
         rng: spreads the ends of open times; None leaves them exact.
         on_transition: called after each change of state; must not raise.
+
+    Attributes:
+        closed_permit: the permit of this epoch while the breaker is closed, and 0 in any other
+            state: one look tells state and epoch.
+        refuses_until_s: every call is refused before this time, and `refusal` says why; infinite
+            where only a hand ends it. From then on `admit` decides.
+        slice_ends_s: until when a success needs no more than `successes += 1`; never where slow
+            answers count, for then each has to be looked at.
+        successes: those of the current slice of the window that are counted here alone.
 
     Example:
         >>> breaker = Breaker(BreakerOptions(minimum_calls=1), name="orders -> billing", now=0.0)
@@ -184,14 +203,18 @@ class Breaker:
         "_name",
         "_on_transition",
         "_open_for_s",
-        "_open_until_s",
         "_options",
         "_permit",
         "_probes",
+        "_refusal",
         "_rng",
         "_since_s",
         "_state",
         "_window",
+        "closed_permit",
+        "refuses_until_s",
+        "slice_ends_s",
+        "successes",
     )
 
     def __init__(
@@ -213,10 +236,13 @@ class Breaker:
         self._epoch = 0
         # One permit serves a whole epoch; each probe is given a number of its own, so that one
         # whose lease is over cannot free or decide for the probe that took its slot.
-        self._permit = 0
+        self._permit = self.closed_permit = 1
         self._probes: dict[int, float] = {}
         self._open_for_s = options.open_for_s
-        self._open_until_s = 0.0
+        self.refuses_until_s = -math.inf
+        self._refusal = ""
+        self.slice_ends_s = -math.inf
+        self.successes = 0
 
     @property
     def name(self) -> str:
@@ -229,62 +255,67 @@ class Breaker:
         return self._state
 
     def admit(self, now: float) -> int:
-        """Return a permit for one call, or refuse it at once.
+        """Return a permit for one call, or reject the call at once.
 
         Raises:
             CircuitOpen: nothing may be sent. `retry_after_s` says when to ask again, and is None
                 while the breaker is isolated by hand.
         """
-        if self._state is BreakerState.CLOSED or self._state is BreakerState.DISABLED:
+        if self.closed_permit:
+            return self.closed_permit
+        if now < self.refuses_until_s:
+            raise self.refusal(now)
+        if self._state is BreakerState.DISABLED:
             return self._permit
-        if self._state is BreakerState.ISOLATED:
-            raise CircuitOpen(
-                f"the circuit breaker {self._name} is isolated by hand, nothing was sent; "
-                "close it by hand to allow calls"
-            )
         if self._state is BreakerState.OPEN:
-            rest_s = self._open_until_s - now
-            if rest_s > 0:
-                raise CircuitOpen(
-                    f"the circuit breaker {self._name} is open, nothing was sent; "
-                    f"ask again in {rest_s:.3f} s",
-                    retry_after_s=rest_s,
-                )
             self._go(Trigger.RESTED, now)
         return self._admit_probe(now)
 
+    def refusal(self, now: float) -> CircuitOpen:
+        """Return the error of a call that comes before `refuses_until_s`."""
+        # An open breaker has to be cheaper than the call that it saves. The text is made once, when
+        # it opens, and `__new__` spares the frames of `__init__`, which would only set defaults.
+        error = CircuitOpen.__new__(CircuitOpen, self._refusal)
+        error.message = self._refusal
+        if self.refuses_until_s < math.inf:
+            error.retry_after_s = self.refuses_until_s - now
+        return error
+
     def success(self, permit: int, now: float, took_s: float = 0.0) -> None:
-        """Record that the callee answered, `took_s` seconds after it was called."""
+        """Record a success: the callee answered, `took_s` seconds after it was called."""
+        if permit == self.closed_permit and now < self.slice_ends_s:
+            self.successes += 1
+            return
         if not self._counts(permit):
             return
         is_slow = self._is_slow(took_s)
         if self._state is BreakerState.HALF_OPEN:
             self._go(Trigger.PROBE_FAILED if is_slow else Trigger.PROBE_SUCCEEDED, now)
             return
-        self._window.add(now, is_failure=False, is_slow=is_slow)
+        self._add(now, is_failure=False, is_slow=is_slow)
         if is_slow:
             self._trip_if_due(now)
 
     def failure(self, permit: int, now: float, took_s: float = 0.0) -> None:
-        """Record that the callee failed, `took_s` seconds after it was called."""
+        """Record a failure of the callee, `took_s` seconds after it was called."""
         if not self._counts(permit):
             return
         if self._state is BreakerState.HALF_OPEN:
             self._go(Trigger.PROBE_FAILED, now)
             return
-        self._window.add(now, is_failure=True, is_slow=self._is_slow(took_s))
+        self._add(now, is_failure=True, is_slow=self._is_slow(took_s))
         self._trip_if_due(now)
 
     def neutral(self, permit: int, now: float) -> None:  # noqa: ARG002  the outcomes are alike
-        """Give the permit back without an outcome: cancelled, or refused for overload."""
+        """Release the permit without an outcome: the call was cancelled, or shed."""
         self._probes.pop(permit, None)
 
     def isolate(self, now: float) -> None:
-        """Refuse every call until `close` or `disable`."""
+        """Force the breaker open: reject every call until `close` or `disable`."""
         self._by_hand(Trigger.ISOLATED_BY_HAND, now)
 
     def disable(self, now: float) -> None:
-        """Admit every call and count none until `close` or `isolate`."""
+        """Disable the breaker: admit every call and count none until `close` or `isolate`."""
         self._by_hand(Trigger.DISABLED_BY_HAND, now)
 
     def close(self, now: float) -> None:
@@ -292,7 +323,8 @@ class Breaker:
         self._by_hand(Trigger.CLOSED_BY_HAND, now)
 
     def snapshot(self) -> BreakerSnapshot:
-        """Show its state and counts as of the last call or outcome."""
+        """Return its state and counts as of the last call or outcome."""
+        self._fold()
         is_open = self._state is BreakerState.OPEN
         return BreakerSnapshot(
             name=self._name,
@@ -302,15 +334,15 @@ class Breaker:
             failures=self._window.failures,
             slow=self._window.slow,
             probes=len(self._probes),
-            open_until_s=self._open_until_s if is_open else None,
+            open_until_s=self.refuses_until_s if is_open else None,
             since_s=self._since_s,
         )
 
     def __repr__(self) -> str:
         if self._state is BreakerState.CLOSED:
-            more = f" {self._window.failures}/{self._window.calls} failed"
+            more = f" {self._window.failures}/{self._window.calls + self.successes} failed"
         elif self._state is BreakerState.OPEN:
-            more = f" until {self._open_until_s:.3f}"
+            more = f" until {self.refuses_until_s:.3f}"
         elif self._state is BreakerState.HALF_OPEN:
             more = f" {len(self._probes)}/{self._options.probes_max} probes"
         else:
@@ -341,6 +373,18 @@ class Breaker:
             return permit in self._probes
         return self._state is BreakerState.CLOSED and permit == self._permit
 
+    def _add(self, now: float, *, is_failure: bool, is_slow: bool) -> None:
+        self._fold()
+        self._window.add(now, is_failure=is_failure, is_slow=is_slow)
+        if self._options.slow_after_s is None:
+            self.slice_ends_s = self._window.ends_s
+
+    def _fold(self) -> None:
+        """Put the successes that were only counted into the slice that they came in."""
+        if self.successes:
+            self._window.add_successes(self.successes)
+            self.successes = 0
+
     def _is_slow(self, took_s: float) -> bool:
         slow_after_s = self._options.slow_after_s
         return slow_after_s is not None and took_s >= slow_after_s
@@ -365,11 +409,20 @@ class Breaker:
         self._state, self._since_s = after, now
         self._epoch += 1
         self._permit += 1
+        self.closed_permit = self._permit if after is BreakerState.CLOSED else 0
+        self.refuses_until_s = -math.inf
         self._probes.clear()
         if after is BreakerState.OPEN:
             self._rest(now, is_first=before is BreakerState.CLOSED)
+        elif after is BreakerState.ISOLATED:
+            self.refuses_until_s = math.inf
+            self._refusal = (
+                f"the circuit breaker {self._name} is isolated by hand, nothing was sent; "
+                "close it by hand to allow calls"
+            )
         elif after is BreakerState.CLOSED:
             self._window.clear()
+            self.successes, self.slice_ends_s = 0, -math.inf
         if self._on_transition is not None:
             self._on_transition(Transition(self._name, before, trigger, after, now))
 
@@ -378,13 +431,22 @@ class Breaker:
         doubled_s = min(self._open_for_s * 2, options.open_for_max_s)
         self._open_for_s = options.open_for_s if is_first else doubled_s
         share = 1.0 if self._rng is None else 1.0 - options.open_jitter * self._rng.random()
-        self._open_until_s = now + self._open_for_s * share
+        rest_s = self._open_for_s * share
+        self.refuses_until_s = now + rest_s
+        self._refusal = (
+            f"the circuit breaker {self._name} is open for {rest_s:.3g} s, nothing was sent; "
+            "ask again when they are over"
+        )
 
 
 class _Window:
-    """Counts the outcomes of the last `window_s` in a ring of ten slices; adding is O(1)."""
+    """Counts the outcomes of the last `window_s` in a ring of ten slices; adding is O(1).
 
-    __slots__ = ("_ring", "_slice_s", "_tick", "calls", "failures", "slow")
+    Attributes:
+        ends_s: when the current slice ends, as far as a float can say.
+    """
+
+    __slots__ = ("_ring", "_slice_s", "_tick", "calls", "ends_s", "failures", "slow")
     _SLICES = 10
 
     def __init__(self, window_s: float) -> None:
@@ -395,6 +457,7 @@ class _Window:
         """Forget everything."""
         self._ring = [[0, 0, 0] for _ in range(self._SLICES)]
         self._tick: int | None = None
+        self.ends_s = -math.inf
         self.calls = self.failures = self.slow = 0
 
     def add(self, now: float, *, is_failure: bool, is_slow: bool) -> None:
@@ -405,6 +468,7 @@ class _Window:
         for passed in range(self._tick + 1, min(tick, self._tick + self._SLICES) + 1):
             self._forget(self._ring[passed % self._SLICES])
         self._tick = max(tick, self._tick)
+        self.ends_s = (self._tick + 1) * self._slice_s
         counts = self._ring[self._tick % self._SLICES]
         counts[0] += 1
         counts[1] += is_failure
@@ -412,6 +476,12 @@ class _Window:
         self.calls += 1
         self.failures += is_failure
         self.slow += is_slow
+
+    def add_successes(self, count: int) -> None:
+        """Count successes that came in the current slice; an outcome was added to it before."""
+        assert self._tick is not None
+        self._ring[self._tick % self._SLICES][0] += count
+        self.calls += count
 
     def _forget(self, counts: list[int]) -> None:
         self.calls -= counts[0]

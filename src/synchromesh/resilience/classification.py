@@ -1,4 +1,4 @@
-"""What an error says about the callee's health, and about trying again: tables and no time."""
+"""Classification of errors: the callee's failure or not, retryable or not; tables and no time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from synchromesh.errors import (
 
 
 class Classification(Enum):
-    """Names what an outcome says about the callee."""
+    """Names what an outcome says about the health of the callee."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -68,7 +68,7 @@ UNKNOWN_OUTCOME = (TimedOut, ConnectionLost, RemoteFailed, DownstreamFailed)
 
 
 def classify(error: BaseException | None, *, had_full_timeout: bool) -> Classification:
-    """Say what an outcome tells about the callee; None is an answer.
+    """Classify an outcome as a success or failure of the callee, or neither; None is an answer.
 
     A `TimedOut` is a failure only if the callee had the edge's own timeout (`had_full_timeout`),
     not when the caller's remaining deadline cut it short.
@@ -87,24 +87,24 @@ def classify(error: BaseException | None, *, had_full_timeout: bool) -> Classifi
 
 
 def may_retry(error: Exception, *, is_retryable_unknown: bool) -> bool:
-    """Say whether the same call may be made again after `error`.
+    """Return whether the same call may be retried after `error`.
 
     Always after what was certainly not run; after an unknown outcome, or an error that is not
     Synchromesh's own, only with `is_retryable_unknown`: queries, and commands with a key. Never
-    after a `Rejection`, nor after what the callee says is final, nor while a breaker is open that
-    does not say for how long.
+    after a `Rejection`, nor after what the callee says is final, nor while a breaker is open: who
+    waits for it holds what it was opened to free (B2).
     """
-    if isinstance(error, Rejection) or (isinstance(error, CallError) and error.is_final):
+    if isinstance(error, Rejection | CircuitOpen):
         return False
-    if isinstance(error, CircuitOpen):
-        return error.retry_after_s is not None
+    if isinstance(error, CallError) and error.is_final:
+        return False
     if isinstance(error, SynchromeshError) and not isinstance(error, UNKNOWN_OUTCOME):
         return error.is_retry_safe
     return is_retryable_unknown
 
 
 def may_have_run(error: Exception) -> bool:
-    """Say whether the call may have an effect, or yet get one, after `error`.
+    """Return whether the call may have an effect, or yet get one, after `error`.
 
     `InProgress` refuses its own attempt and proves that another one under the key runs.
     """
@@ -114,7 +114,7 @@ def may_have_run(error: Exception) -> bool:
 
 
 def is_certainly_not_run(error: Exception) -> bool:
-    """Say whether `error` proves only that its own attempt was not run.
+    """Return whether `error` proves only that its own attempt was not run.
 
     `KeyUndone` proves more, that no attempt under its key has an effect, so it is not among them.
     """

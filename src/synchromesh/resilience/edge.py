@@ -9,6 +9,7 @@ transport.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from copy import copy
 from dataclasses import replace
@@ -78,7 +79,7 @@ class Edge:
         attempt: Callable[[Attempt], Awaitable[T]],
         *,
         deadline_s: float | None,
-        attempts_left: int | AttemptsLeft,
+        attempts_left: int | AttemptsLeft | None,
         is_retryable_unknown: bool,
         rng: Chance,
         failed: tuple[Attempt, Exception] | None = None,
@@ -93,7 +94,8 @@ class Edge:
             attempt: makes one attempt; it is cancelled at the deadline it is given.
             deadline_s: the call's deadline on the loop's clock; None for none.
             attempts_left: the extra attempts left in the call tree; a handler hands the same
-                `AttemptsLeft` to all its calls.
+                `AttemptsLeft` to all its calls. None: the callee is a plain function, and takes
+                none.
             is_retryable_unknown: whether an attempt with an unknown outcome may be repeated: a
                 query, or a command with a key.
             rng: the source of jitter.
@@ -190,7 +192,9 @@ class Edge:
 
     async def _wait(self, attempts: Attempts, current: Attempt, error: Exception) -> None:
         """Wait for the next attempt, or raise the error of the call where there is none."""
-        wait_s = attempts.failed(current, error, asyncio.get_running_loop().time())
+        refuses_until_s = self.breaker.refuses_until_s if self.breaker is not None else -math.inf
+        now = asyncio.get_running_loop().time()
+        wait_s = attempts.failed(current, error, now, refuses_until_s=refuses_until_s)
         if wait_s is None:
             final = attempts.final(error)
             try:

@@ -1,4 +1,4 @@
-"""Retries that cannot become a storm: backoff with jitter, a budget an edge, attempts that travel.
+"""Retry with exponential backoff and full jitter, a retry budget, and attempts that travel.
 
 Three bounds hold at once. `RetryOptions` bounds one call. `RetryBudget` bounds one edge: retries
 are at most a share of its calls. `AttemptsLeft` bounds one call tree: the extra attempts that are
@@ -18,7 +18,7 @@ from synchromesh.errors import ConfigError
 
 
 class Chance(Protocol):
-    """Gives random numbers; `random.Random` is one. Handed in, so that a seed decides."""
+    """Generates random numbers; `random.Random` is one. Handed in, so that a seed decides."""
 
     def random(self) -> float:
         """Return a number from 0.0 up to, but not, 1.0."""
@@ -27,12 +27,13 @@ class Chance(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RetryOptions:
-    """Says how often one call is tried and how long it waits in between.
+    """Configures how many attempts a call has, and the backoff between them.
 
     Attributes:
         attempts_max: attempts in all, the first one too.
         base_s: the longest wait before the second attempt; it doubles with each further one.
-        cap_s: the longest wait of all.
+        cap_s: the longest wait of all. A callee that asks for more, by `retry_after_s`, is not
+            waited for: its error is raised at once.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -54,7 +55,7 @@ class RetryOptions:
             )
 
     def backoff_s(self, attempt: int, rng: Chance) -> float:
-        """Return how long to wait after attempt number `attempt`, which starts at 1: full jitter.
+        """Return the backoff with full jitter after attempt number `attempt`, which starts at 1.
 
         Example:
             >>> class Half:
@@ -69,7 +70,7 @@ class RetryOptions:
 
 @dataclass(frozen=True, slots=True)
 class BudgetOptions:
-    """Says which share of an edge's calls may be retries.
+    """Configures which share of an edge's calls may be retries.
 
     Attributes:
         ratio: retries allowed for each call, 0 to 1.
@@ -100,42 +101,45 @@ class RetryBudget:
         >>> budget = RetryBudget(BudgetOptions(ratio=0.5, floor_per_s=0.0, tokens_max=1.0), now=0.0)
         >>> budget.take(now=0.0), budget.take(now=0.0)
         (True, False)
-        >>> budget.earn(now=0.0); budget.earn(now=0.0); budget.take(now=0.0)
+        >>> budget.calls += 1; budget.calls += 1; budget.take(now=0.0)
         True
+
+    Attributes:
+        calls: those that have not been paid in yet; a caller adds 1 for each call, and none for
+            its retries. What they pay matters to a retry alone, so that it is added up there: a
+            sum that is bounded above at its end is the same as one that was bounded all the time.
     """
 
-    __slots__ = ("_filled_s", "_options", "_tokens")
+    __slots__ = ("_filled_s", "_options", "_tokens", "calls")
 
     def __init__(self, options: BudgetOptions, *, now: float) -> None:
         self._options = options
         self._tokens = options.tokens_max
         self._filled_s = now
+        self.calls = 0
 
     @property
     def tokens(self) -> float:
-        """How many retries may be made, as of the last call or retry."""
-        return self._tokens
-
-    def earn(self, *, now: float) -> None:
-        """Pay in for one call; its retries pay in nothing."""
-        self._fill(now, self._options.ratio)
+        """How many retries may be made, as of the last retry and the calls since."""
+        return self._filled(0.0)
 
     def take(self, *, now: float) -> bool:
         """Take the token of one retry; False where there is none, and then nothing is taken."""
-        self._fill(now, 0.0)
+        self._tokens = self._filled(max(0.0, now - self._filled_s))
+        self._filled_s = max(now, self._filled_s)
+        self.calls = 0
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
 
     def __repr__(self) -> str:
-        return f"<RetryBudget {self._tokens:.1f}/{self._options.tokens_max:.1f} tokens>"
+        return f"<RetryBudget {self.tokens:.1f}/{self._options.tokens_max:.1f} tokens>"
 
-    def _fill(self, now: float, extra: float) -> None:
-        passed_s = max(0.0, now - self._filled_s)
-        self._filled_s = max(now, self._filled_s)
-        more = extra + passed_s * self._options.floor_per_s
-        self._tokens = min(self._options.tokens_max, self._tokens + more)
+    def _filled(self, passed_s: float) -> float:
+        options = self._options
+        more = self.calls * options.ratio + passed_s * options.floor_per_s
+        return min(options.tokens_max, self._tokens + more)
 
 
 class AttemptsLeft:
