@@ -66,8 +66,8 @@ class Signature:
     """The types of an operation, read from its annotations once they can be resolved.
 
     Attributes:
-        arguments: a struct with a field a parameter; its constructor takes them as the function
-            does, and its JSON is the canonical form.
+        bind: makes a struct of arguments as the function takes them; raises TypeError.
+        arguments: a struct with a field a parameter, by name; its JSON is the canonical form.
         decode: reads that; raises one of `NO_FIT`.
         hints: the type of each parameter.
         omitted: the parameters that HTTP leaves out where they are null: that is their default.
@@ -76,6 +76,7 @@ class Signature:
     """
 
     signature: inspect.Signature
+    bind: Callable[..., msgspec.Struct]
     arguments: type[msgspec.Struct]
     decode: Callable[[bytes], msgspec.Struct]
     hints: Mapping[str, Any]
@@ -145,7 +146,7 @@ class Operation(Generic[P, R_co]):
         shape = self._shape or self.shape
         try:
             # The struct takes arguments as the function does, with no frame of Python's.
-            struct = shape.arguments(*args, **kwargs)
+            struct = shape.bind(*args, **kwargs)
         except TypeError:
             raise BadRequest(f"{self.full_name}: {_misfit(shape, args, kwargs)}") from None
         try:
@@ -407,9 +408,11 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signa
         raise ContractError(f"{where}: the path names {missing[0]!r}, which is no parameter")
     bare = [p.name for p in parameters if p.name not in operation.places]
     is_body = len(bare) == 1 and operation.method not in _BODILESS and _is_struct(hints[bare[0]])
-    arguments = _struct_of(operation.name, parameters, hints)
+    fields = [_field_of(p, hints[p.name]) for p in sorted(parameters, key=lambda p: p.name)]
+    arguments = msgspec.defstruct(operation.name, fields, forbid_unknown_fields=True, kw_only=True)
     return Signature(
         signature=whole.replace(parameters=parameters),
+        bind=_binder_of(f"call of {operation.full_name}", parameters, hints),
         arguments=arguments,
         decode=decoder_of(arguments),
         hints={p.name: hints[p.name] for p in parameters},
@@ -419,18 +422,23 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signa
     )
 
 
-def _struct_of(
+def _field_of(parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...]:
+    if parameter.default is parameter.empty:
+        return (parameter.name, hint)
+    return (parameter.name, hint, parameter.default)
+
+
+def _binder_of(
     name: str, parameters: list[inspect.Parameter], hints: Mapping[str, Any]
 ) -> type[msgspec.Struct]:
     """Return a struct whose constructor takes arguments as a function of these parameters does."""
     named: list[Any] = []
     placed: list[Any] = []
     for p in parameters:
-        field = (p.name, hints[p.name]) + (() if p.default is p.empty else (p.default,))
-        (named if p.kind is p.KEYWORD_ONLY else placed).append(field)
+        (named if p.kind is p.KEYWORD_ONLY else placed).append(_field_of(p, hints[p.name]))
     # Fields are by name only in a base that says so.
     base = msgspec.defstruct(name, named, kw_only=True) if named else msgspec.Struct
-    return msgspec.defstruct(name, placed, bases=(base,), forbid_unknown_fields=True)
+    return msgspec.defstruct(name, placed, bases=(base,))
 
 
 def _misfit(shape: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

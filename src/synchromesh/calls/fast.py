@@ -69,7 +69,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     span_id = (shared.draw(64) or 1).to_bytes(8).hex()
 
     listed: tuple[Endpoint, ...] = ()
-    limiter = plan.limiter
+    limiter, breaker = plan.limiter, plan.breaker
     # One look for each thing that may be in force. What holds calls and what strikes them are
     # dicts that are empty while nothing is.
     if not (shared.rules or shared.is_slow or (deadline_s is not None and now >= deadline_s)):
@@ -97,8 +97,9 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     try:
         if plan.budget is not None:
             plan.budget.calls += 1
-        if plan.breaker is not None:
-            permit = plan.breaker.admit(now)
+        if breaker is not None:
+            # While it is closed all calls share one permit, and a success is a number to count.
+            permit = breaker.closed_permit or breaker.admit(now)
         if shared.absences:
             shared.finder.note_found(service.name)
         endpoint = service.balancer.pick(listed)
@@ -126,7 +127,8 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
             # No timer: in one process most callees have answered before one could be armed.
             reply = await target.send(endpoint, request)
         else:
-            reply = await within(partial(target.send, endpoint, request), due_s)
+            until_s = due_s if due_s != math.inf else None
+            reply = await within(partial(target.send, endpoint, request), until_s)
         if not plan.is_external:
             used = reply.attempts_used
         if not 200 <= reply.status < 300:
@@ -142,8 +144,11 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         if limiter is not None:
             limiter.release()
         ended_s = asyncio.get_running_loop().time()
-        if plan.breaker is not None and permit is not None:
-            plan.breaker.success(permit, ended_s, ended_s - now)
+        if breaker is not None and permit is not None:
+            if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
+                breaker.successes += 1
+            else:
+                breaker.success(permit, ended_s, ended_s - now)
         if left is not None and given:
             left.settle(given, used)
         plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
