@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import typing
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import InboxState, Once, Recorded, Row, SqlValue, Store, Unit, inbox
-from synchromesh.store.guard import refuse_in_unit
+from synchromesh.store.guard import in_unit, refuse_in_unit
 
 R = TypeVar("R")
 I = TypeVar("I")  # noqa: E741  the input of a saga
@@ -83,7 +82,7 @@ class Context:
         self._home = home
         self._context = context
         self._running = running
-        self._ordinals: Counter[str] = Counter()
+        self._ordinals: dict[str, int] = {}
         self.has_begun = has_begun
         self.is_in_doubt = False
         self._is_over = False
@@ -138,9 +137,13 @@ class Context:
             ForeignAwait: a unit of work made the call.
         """
         operation = call.operation
-        refuse_in_unit(f"the call {operation.full_name}")
+        if in_unit.get() is not None:
+            refuse_in_unit(f"the call {operation.full_name}")
         if not operation.is_command:
-            context = replace(self._context, key="", undoes="")
+            # A query is sent without a key; what this call undoes is no business of those below.
+            context = self._context
+            if context.undoes:
+                context = replace(context, undoes="")
             return self._home.caller.call(call, context=context, timeout_s=timeout_s)
         running = self._writing(f"the command {operation.full_name}")
         key = _sent_key(running, self._nested(operation.full_name))
@@ -262,8 +265,8 @@ class Context:
             )
 
     def _nested(self, name: str) -> str:
-        self._ordinals[name] += 1
-        return f"{self._context.key}/{name}#{self._ordinals[name]}"
+        ordinal = self._ordinals[name] = self._ordinals.get(name, 0) + 1
+        return f"{self._context.key}/{name}#{ordinal}"
 
 
 def _sent_key(running: Running, nested: str) -> str:

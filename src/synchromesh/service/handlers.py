@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from synchromesh.calls import Incoming
 from synchromesh.calls.contract import Operation
-from synchromesh.codec import decode, digest, encode
+from synchromesh.codec import NO_FIT, decode, decoder_of, digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import (
     BadRequest,
@@ -73,19 +73,41 @@ class Operations:
         self._runs: dict[tuple[str, str], _Run] = {}
 
     def handlers(self) -> dict[str, Callable[[Incoming], Awaitable[bytes]]]:
-        """Return the handler of each operation by its name."""
-        return dict.fromkeys(self._service.operations, self.handle)
+        """Return the handler of each operation by its name.
 
-    async def handle(self, incoming: Incoming) -> bytes:
-        """Run one operation and return its answer's JSON.
-
-        Raises:
+        It returns the answer's JSON, and raises:
             Rejection: the business no, fresh or recorded.
             KeyReused, KeyUndone, InProgress: what the idempotency key forbids.
         """
+        return {
+            name: self._command if handled.operation.is_command else self._query_of(handled)
+            for name, handled in self._service.operations.items()
+        }
+
+    def _query_of(self, handled: HandlerDefinition) -> Callable[[Incoming], Awaitable[bytes]]:
+        """Return the handler of a query: its function between two codecs, in one frame."""
+        home, operation, function = self._home, handled.operation, handled.function
+        decode_arguments = operation.shape.decode
+        decode_result = decoder_of(operation.shape.result)
+
+        async def query(incoming: Incoming) -> bytes:
+            try:
+                arguments = asdict(decode_arguments(incoming.arguments))
+            except NO_FIT:
+                operation.parse(incoming.arguments)  # says what does not fit, and where
+                raise
+            result = await function(Context(home, incoming.context, None), **arguments)
+            try:
+                answer = encode(result)
+                decode_result(answer)
+            except (BadRequest, *NO_FIT) as error:
+                raise _no_answer(operation, error) from error
+            return answer
+
+        return query
+
+    async def _command(self, incoming: Incoming) -> bytes:
         handled = self._service.operations[incoming.operation.name]
-        if not handled.operation.is_command:
-            return await self._query(handled, incoming)
         if not incoming.context.key:
             # Whoever sends no key cannot ask again; the call itself still has one.
             key = self._home.runtime.new_id()
@@ -99,11 +121,6 @@ class Operations:
         if recorded.kind is not InboxState.ANSWER:
             raise refusal_of(recorded, handled.operation.raises)
         return recorded.body
-
-    async def _query(self, handled: HandlerDefinition, incoming: Incoming) -> bytes:
-        ctx = Context(self._home, incoming.context, None)
-        arguments = handled.operation.parse(incoming.arguments)
-        return _answer(handled.operation, await handled.function(ctx, **arguments))
 
     async def _unit(self, handled: HandlerDefinition, incoming: Incoming) -> Recorded:
         arguments = handled.operation.parse(incoming.arguments)
@@ -314,14 +331,17 @@ def _answer(operation: Operation[..., Any], result: object) -> bytes:
         answer = encode(result)
         decode(answer, operation.shape.result)
     except BadRequest as error:
-        raise HandlerBug(
-            f"{operation.full_name} answered what its contract does not say: {error.message}"
-        ) from error
+        raise _no_answer(operation, error) from error
     return answer
 
 
-def _check_declared(rejection: Rejection, operation: Operation[..., Any]) -> None:
-    """Refuse a rejection that cannot be recorded and told: it is a bug."""
+def _no_answer(operation: Operation[..., Any], error: Exception) -> HandlerBug:
+    told = error.message if isinstance(error, BadRequest) else f"the data does not fit: {error}"
+    return HandlerBug(f"{operation.full_name} answered what its contract does not say: {told}")
+
+
+def _declared(rejection: Rejection, operation: Operation[..., Any]) -> Rejection:
+    """Return a rejection that can be recorded and told; any other is a bug."""
     # By its code, as it travels: one of a call, or of a record, may be of another class.
     if all(rejection.code != declared.code for declared in operation.raises):
         raise HandlerBug(
