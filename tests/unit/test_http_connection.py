@@ -197,7 +197,8 @@ def test_the_next_request_waits_until_the_client_takes_the_last_answer() -> None
     async def test(stage: Stage) -> None:
         client = stage.network.client()
         client.takes = False
-        client.feed(get("/a") + get("/b"))
+        client.feed(get("/a"))
+        client.feed(get("/b"))
         await settle()
         assert stage.started == ["/a"]
         client.takes = True

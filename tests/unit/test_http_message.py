@@ -46,7 +46,7 @@ def test_headers_keep_order_and_ignore_case() -> None:
     assert headers == Headers(headers)
     assert hash(headers) == hash(Headers(headers))
     assert headers != Headers()
-    assert Headers.from_wire([("a", "1")]) == Headers([("A", "1")])
+    assert Headers.from_wire([(b"a", b"1")]) == Headers([("A", "1")])
 
 
 def test_no_repr_shows_what_may_be_secret() -> None:

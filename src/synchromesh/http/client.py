@@ -60,7 +60,7 @@ class ClientConnection(asyncio.Protocol):
 
     _transport: asyncio.Transport
     _outflow: Outflow
-    _pairs: list[tuple[str, str]]
+    _pairs: list[tuple[bytes, bytes]]
     _body: list[bytes]
 
     def __init__(
@@ -235,8 +235,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if len(self._pairs) >= self._limits.headers_max:
             self._stop(f"more than {self._limits.headers_max} header fields")
-        text = value.decode("latin-1").strip(" \t")
-        self._pairs.append((name.decode("latin-1").lower(), text))
+        self._pairs.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Judge the framing before a byte of the body is taken."""
@@ -245,9 +244,9 @@ class ClientConnection(asyncio.Protocol):
             self._stop("its version is neither HTTP/1.0 nor HTTP/1.1")
         if status == 101 or not 100 <= status <= 599:
             self._stop(f"status {status} was not asked for")
-        codings = [value.lower() for name, value in self._pairs if name == "transfer-encoding"]
-        lengths = [value for name, value in self._pairs if name == "content-length"]
-        if codings and (codings != ["chunked"] or version == "1.0"):
+        codings = [value.lower() for name, value in self._pairs if name == b"transfer-encoding"]
+        lengths = [value for name, value in self._pairs if name == b"content-length"]
+        if codings and (codings != [b"chunked"] or version == "1.0"):
             self._stop("it has a transfer coding other than 'chunked'")
         if len(lengths) > 1 or (lengths and codings):
             self._stop("it states its length twice")

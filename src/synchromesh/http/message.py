@@ -10,7 +10,7 @@ Source: RFC 9110 (semantics), RFC 9112 (HTTP/1.1), RFC 9457 (problem details).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeAlias, overload
@@ -21,18 +21,30 @@ from synchromesh.errors import PROBLEM_PREFIX, SynchromeshError, to_problem
 from synchromesh.http.body import Body, Framing
 
 Pairs: TypeAlias = Iterable[tuple[str, str]]
+# A header field as the parser has checked it: its name in lower case, its value without blanks.
+RawPair: TypeAlias = tuple[bytes, bytes]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Field values: visible ASCII, blanks, tabs and obs-text; nothing that could end the line.
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _TARGET = re.compile(r"/[\x21\x22\x24-\x7e]*|\*")
+_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 FRAMING = frozenset(
     {"connection", "content-length", "keep-alive", "proxy-connection", "transfer-encoding"}
 )
 _FRAMING_OF_REQUESTS = FRAMING | {"expect", "te", "trailer", "upgrade"}
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_STATUS_LINES = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b""))
+    for status in range(200, 600)
+}
 _BODYLESS = frozenset({204, 304})
+# Names that were checked, by how they were spelt. A program has few; who makes them up from input
+# fills the table, and then each is checked.
+_NAMES: dict[str, str] = {}
+_NAMES_MAX = 1024
 
 
 class Headers:
@@ -51,22 +63,25 @@ class Headers:
         ValueError: header 'x-a' has a value with a character that may not stand in a header
     """
 
-    __slots__ = ("_first", "_pairs")
+    __slots__ = ("_by_name", "_texts", "_wire")
 
-    _pairs: tuple[tuple[str, str], ...]
-    _first: dict[str, str]
+    # Fields from the wire become texts when somebody asks for one: few handlers do.
+    _wire: Sequence[RawPair]
+    _texts: tuple[tuple[str, str], ...] | None
+    _by_name: dict[str, str] | None
 
     def __init__(self, pairs: Headers | Pairs = ()) -> None:
+        self._wire, self._by_name = (), None
         if isinstance(pairs, Headers):
-            self._pairs, self._first = pairs._pairs, pairs._first
-            return
-        self._take(tuple((_checked_name(n), _checked_value(n, v)) for n, v in pairs))
+            self._texts = pairs._pairs
+        else:
+            self._texts = tuple((_checked_name(n), _checked_value(n, v)) for n, v in pairs)
 
     @classmethod
-    def from_wire(cls, pairs: Pairs) -> Headers:
+    def from_wire(cls, pairs: Sequence[RawPair]) -> Headers:
         """Hold fields that a strict parser has checked, their names already in lower case."""
         headers = cls.__new__(cls)
-        headers._take(tuple(pairs))
+        headers._wire, headers._texts, headers._by_name = pairs, None, None
         return headers
 
     @overload
@@ -100,13 +115,20 @@ class Headers:
         # Values may be credentials: only the names are shown.
         return f"<Headers {', '.join(self._first) or 'empty'}>"
 
-    def _take(self, pairs: tuple[tuple[str, str], ...]) -> None:
-        self._pairs = pairs
-        self._first = dict(reversed(pairs))
+    @property
+    def _pairs(self) -> tuple[tuple[str, str], ...]:
+        if self._texts is None:
+            self._texts = tuple((n.decode("latin-1"), v.decode("latin-1")) for n, v in self._wire)
+        return self._texts
+
+    @property
+    def _first(self) -> dict[str, str]:
+        if self._by_name is None:
+            self._by_name = dict(reversed(self._pairs))
+        return self._by_name
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class HttpRequest:
+class HttpRequest(msgspec.Struct, frozen=True):
     """Is one request as the server read it, its body decoded from any chunks.
 
     Attributes:
@@ -231,26 +253,40 @@ def encode_response(
     follows in parts.
     """
     status, body = response.status, response.body
-    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
-    lines += [
-        f"{name}: {value}".encode("latin-1")
-        for name, value in response.headers
-        if name not in FRAMING
-    ]
+    fields = "".join(
+        [f"{name}: {value}\r\n" for name, value in response.headers if name not in FRAMING]
+    )
+    parts = [_STATUS_LINES[status], fields.encode("latin-1")]
     if not has_body(response, is_head=is_head):
         length = response.length if is_head and not body else len(body)
         # Without a word of it a HEAD says nothing of the length; that is right where it is unknown.
         if is_head and status not in _BODYLESS and not (length is None and response.stream):
-            lines.append(b"content-length: %d" % (length or 0))
+            parts.append(b"content-length: %d\r\n" % (length or 0))
         body = b""
     elif framing is None:
-        lines.append(b"content-length: %d" % len(body))
+        parts.append(b"content-length: %d\r\n" % len(body))
     else:
-        lines += [field.encode() for field in framing.fields]
-    if is_last:
-        lines.append(b"connection: close")
-    lines += (b"", body)
-    return b"\r\n".join(lines)
+        parts += [b"%b\r\n" % field.encode() for field in framing.fields]
+    parts += (b"connection: close\r\n\r\n" if is_last else b"\r\n", body)
+    return b"".join(parts)
+
+
+def status_line(status: int) -> bytes:
+    """Return the first line of an answer, with its end; statuses are 200 to 599.
+
+    Example:
+        >>> status_line(404)
+        b'HTTP/1.1 404 Not Found\\r\\n'
+    """
+    return _STATUS_LINES[status]
+
+
+def asks_to_close(response: HttpResponse) -> bool:
+    """Tell whether a handler wants the connection closed after its answer."""
+    for name, value in response.headers:
+        if name == "connection":
+            return value.lower() == "close"
+    return False
 
 
 def encode_request(
@@ -264,27 +300,39 @@ def encode_request(
         ValueError: the method is no token in upper case, the target is neither a path nor `*`, a
             header is refused by `Headers`, frames the message, or there are two Hosts.
     """
-    if not _TOKEN.fullmatch(method) or method != method.upper() or method == "CONNECT":
+    fields = Headers(headers)
+    head = request_head(authority, method, target, fields)
+    if isinstance(body, Framing):
+        return b"".join([head, *[b"%b\r\n" % field.encode() for field in body.fields], b"\r\n"])
+    if body or method in _WITH_BODY:
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+    return head + b"\r\n"
+
+
+def request_head(authority: str, method: str, target: str, fields: Headers) -> bytes:
+    """Return the request line and header lines of a request, without its framing and its end.
+
+    Raises:
+        ValueError: as `encode_request` does.
+    """
+    if not _METHOD.fullmatch(method) or method == "CONNECT":
         raise ValueError(f"method {method!r} cannot be sent: give a token such as GET or POST")
     if not _TARGET.fullmatch(target):
         raise ValueError(f"target {target!r} cannot be sent: give a percent-encoded path")
-    fields = Headers(headers)
-    hosts = fields.get_all("host")
-    if len(hosts) > 1:
-        raise ValueError("a request has two Host headers; give one or none")
-    lines = [f"{method} {target} HTTP/1.1", f"host: {hosts[0] if hosts else authority}"]
+    host = authority
+    lines = []
+    has_host = False
     for name, value in fields:
         if name in _FRAMING_OF_REQUESTS:
             raise ValueError(f"header {name!r} frames the message and is set by the pool alone")
         if name != "host":
-            lines.append(f"{name}: {value}")
-    if isinstance(body, Framing):
-        lines += body.fields
-        body = b""
-    elif body or method in ("POST", "PUT", "PATCH"):
-        lines.append(f"content-length: {len(body)}")
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("latin-1") + body
+            lines.append(f"{name}: {value}\r\n")
+        elif has_host:
+            raise ValueError("a request has two Host headers; give one or none")
+        else:
+            host, has_host = value, True
+    text = f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n{''.join(lines)}"
+    return text.encode("latin-1")
 
 
 def _problem(status: int, problem: dict[str, Any], headers: Pairs) -> HttpResponse:
@@ -293,14 +341,20 @@ def _problem(status: int, problem: dict[str, Any], headers: Pairs) -> HttpRespon
 
 
 def _checked_name(name: str) -> str:
-    if not _TOKEN.fullmatch(name):
-        raise ValueError(f"header name {name!r} is no token (RFC 9110, section 5.1)")
-    return name.lower()
+    known = _NAMES.get(name)
+    if known is None:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"header name {name!r} is no token (RFC 9110, section 5.1)")
+        known = name.lower()
+        if len(_NAMES) < _NAMES_MAX:
+            _NAMES[name] = known
+    return known
 
 
 def _checked_value(name: str, value: str) -> str:
+    # Printable ASCII is all that nearly any value has; what else may stand in one is looked up.
     # The value stays out of the message: it may be a credential.
-    if not _VALUE.fullmatch(value):
+    if not (value.isascii() and value.isprintable()) and not _VALUE.fullmatch(value):
         raise ValueError(
             f"header {name!r} has a value with a character that may not stand in a header"
         )

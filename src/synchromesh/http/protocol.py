@@ -1,35 +1,41 @@
 """One connection of the server: requests are answered in order, slow clients are cut.
 
-    IDLE ──first byte──▶ HEAD ──head is acceptable──▶ BODY ──complete──▶ IDLE
-      └─idle_s: close      └─head_s: 408                └─body_s: 408
-
 Requests queue up and are answered one at a time, in order; what is queued, unread and unsent is
 bounded, so that a client that sends faster than it reads waits and costs nothing. While the reader
 of a streamed body has enough unread, the connection reads no more.
+
+All is done in *turns*: one event of the transport is parsed, what can be answered at once is, and
+the answers leave in one write. A handler runs as an eager task, within the turn until it waits;
+a `FastHandler` needs none. The states are those of `states`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias, cast
 
+from synchromesh import eager
 from synchromesh.errors import RemoteFailed, Shed, SynchromeshError
 from synchromesh.http.body import Body, Framing
+from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import (
     HttpRequest,
     HttpResponse,
+    asks_to_close,
     encode_response,
     error_response,
     has_body,
     problem_response,
 )
 from synchromesh.http.outflow import Outflow, reset
-from synchromesh.http.reading import SLICE_BYTES, Phase, RequestReader, Streaming
+from synchromesh.http.patience import Patience
+from synchromesh.http.reading import SLICE_BYTES, RequestReader, Streaming
+from synchromesh.http.states import ANSWERS, WAITED, Answering, AnsweringEvent, Reading
 from synchromesh.http.strictness import Refusal
 
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
@@ -38,7 +44,17 @@ _logger = logging.getLogger("synchromesh.http")
 
 # Who connects sends a request at once; while the server drains, this is how long it is waited for.
 _FRESH_S: Final = 0.5
+# Answers to requests that came together leave together, up to this much.
+_TOGETHER_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_BLANK_LINE: Final = b"\r\n"
+_LAST_LINES: Final = b"connection: close\r\n\r\n"
+
+# Looked up in each turn: a global is found sooner than a member of its class.
+_FREE, _BEGUN, _BUSY = Answering.FREE, Answering.BEGUN, Answering.BUSY
+_LINGERING, _LOST = Answering.LINGERING, Answering.LOST
+_TAKEN, _WAITS, _ANSWERED = AnsweringEvent.TAKEN, AnsweringEvent.WAITS, AnsweringEvent.ANSWERED
+_FRESH, _IDLE, _BODY, _DEAF = Reading.FRESH, Reading.IDLE, Reading.BODY, Reading.DEAF
 
 
 class Owner(Protocol):
@@ -48,9 +64,28 @@ class Owner(Protocol):
         """Count the connection in, or return False to have it answered 503 and closed."""
         ...
 
-    def closed(self, connection: ServerConnection, handling: asyncio.Task[None] | None) -> None:
+    def closed(self, connection: ServerConnection, handling: asyncio.Task[object] | None) -> None:
         """Count it out; `handling` has been cancelled and may still need a moment to end."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Is what all connections of one server share.
+
+    Attributes:
+        handler: answers complete requests.
+        begin: answers those that it can without a task (see `FastHandler`); None where none can.
+        streaming: answers the requests that it wants to have as streams.
+        is_fast: False takes the slow way everywhere, for tests that compare the two.
+    """
+
+    handler: Handler
+    begin: Callable[[HttpExchange], bool] | None
+    streaming: Streaming | None
+    limits: Limits
+    owner: Owner
+    is_fast: bool
 
 
 class ServerConnection(asyncio.Protocol):
@@ -58,38 +93,42 @@ class ServerConnection(asyncio.Protocol):
 
     A client that closes its sending side counts as gone: its handler is cancelled. TCP does not
     tell the two apart, and a handler that works for nobody is the costlier mistake.
+
+    Attributes:
+        peer: `host:port` of the client's end; empty where the transport does not know it.
     """
 
     _transport: asyncio.Transport
     _outflow: Outflow
 
-    def __init__(
-        self, handler: Handler, limits: Limits, owner: Owner, streaming: Streaming | None = None
-    ) -> None:
+    def __init__(self, serving: Serving) -> None:
         self._loop = asyncio.get_running_loop()
-        self._handler = handler
-        self._limits = limits
-        self._owner = owner
-        self._streaming = streaming
-        self._reader = RequestReader(limits, streaming, self)
-        self._queue: deque[HttpRequest | HttpResponse] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._unfed = memoryview(b"")
-        self._due_s: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._is_fresh = True  # no request has begun
-        self._has_ended = self._is_lost = self._is_read_paused = False
+        self._serving = serving
+        self._reader = RequestReader(
+            serving.limits, serving.streaming, self, is_fast=serving.is_fast
+        )
+        self._patience = Patience(self._loop, serving.limits, self._on_patience_over)
+        self._answering = Answering.FREE
+        # Who works for the answer, once that has to be waited for.
+        self._work: asyncio.Task[object] | HttpExchange | None = None
         # The streamed body of the request that is being answered.
         self._current: Body | None = None
-        self._bytes_before = 0
+        self._unfed: bytes | memoryview = b""
+        self._is_held = False  # reading is paused, as long as there is something unfed
+        self._out: list[bytes] = []
+        # What is said after all answers, before the end: why nothing more is taken.
+        self._last_word: HttpResponse | None = None
         # Each request begins in the context of the connection's making: a pipelined one is started
         # by the task of the one before it, whose variables are not its own.
         self._context = copy_context()
+        self.peer = ""
 
     def __repr__(self) -> str:
-        reading = self._reader.phase.value
-        doing = "answering" if self._task else "ending" if self._has_ended else reading
-        return f"<ServerConnection {self._reader.peer} {doing}, {len(self._queue)} waiting>"
+        reader = self._reader
+        doing = "idle" if reader.state is _FRESH else reader.state.name.lower()
+        if self._answering is not _FREE:
+            doing = "answering" if self._answering in (_BEGUN, _BUSY) else "ending"
+        return f"<ServerConnection {self.peer} {doing}, {len(reader.ready)} waiting>"
 
     # -- what the transport tells ----------------------------------------------------------------
 
@@ -98,31 +137,29 @@ class ServerConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         # Any unsent byte counts: a client is slow from the moment it does not take what it is sent.
         self._transport.set_write_buffer_limits(high=0)
+        limits = self._serving.limits
         self._outflow = Outflow(
             self._transport,
-            stall_s=self._limits.write_s,
-            bytes_min=self._limits.write_bytes_min,
+            stall_s=limits.write_s,
+            bytes_min=limits.write_bytes_min,
             on_stall=self._transport.abort,
         )
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:
-            self._reader.peer = f"{peer[0]}:{peer[1]}"
-        if not self._owner.opened(self):
-            self._reader.is_deaf = True
-            self._queue.append(_FULL)
-            self._advance()
-            return
-        self._set_due(self._limits.head_s)
+            self.peer = f"{peer[0]}:{peer[1]}"
+        if not self._serving.owner.opened(self):
+            self._say_last(_FULL)
+        self._turn()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; what is too early to parse is kept, and reading pauses."""
-        if self._reader.is_deaf:
+        if self._reader.state is _DEAF:
             return
         if self._unfed:
             self._unfed = memoryview(bytes(self._unfed) + data)
             return
-        self._unfed = memoryview(data)
-        self._feed()
+        self._unfed = data
+        self._turn()
 
     def eof_received(self) -> None:
         """Let the transport close: the client has gone."""
@@ -134,21 +171,27 @@ class ServerConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on: the client has taken everything."""
         self._outflow.resume()
-        self._advance()
+        work = self._work
+        if isinstance(work, HttpExchange) and work.interest is not None:
+            work.interest.on_room()
+        self._turn()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Cancel the handler that works for this client, and forget what waits."""
-        self._is_lost = self._has_ended = True
+        self._answering = ANSWERS[self._answering][AnsweringEvent.LOST]
         self._deafen()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._patience.end()
         self._outflow.resume()
-        self._queue.clear()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-        self._owner.closed(self, task)
+        self._reader.ready.clear()
+        self._out.clear()
+        work, self._work = self._work, None
+        task: asyncio.Task[object] | None = None
+        if isinstance(work, HttpExchange):
+            task = work.lose()
+        elif work is not None:
+            work.cancel()
+            task = work
+        self._serving.owner.closed(self, task)
 
     # -- what the server asks --------------------------------------------------------------------
 
@@ -156,32 +199,17 @@ class ServerConnection(asyncio.Protocol):
         """Answer what has been accepted or begun, take nothing more, then close."""
         reader = self._reader
         reader.is_draining = True
-        if reader.phase is Phase.IDLE and not self._unfed:
-            if self._is_fresh:
-                self._set_due(min(_FRESH_S, self._limits.head_s))
-            else:
-                reader.is_deaf = True
-        self._advance()
+        if reader.state is _IDLE and not self._unfed:
+            reader.deafen()
+        self._turn()
+        if reader.state is _FRESH and not self._unfed:
+            self._patience.restart(min(_FRESH_S, self._serving.limits.head_s))
 
     def cut(self) -> None:
         """Drop the connection at once, with what it was doing."""
         self._transport.abort()
 
-    # -- what the reader tells -------------------------------------------------------------------
-
-    def on_phase(self, phase: Phase) -> None:
-        """Give the client its time for what it is to send next."""
-        if phase is Phase.HEAD:
-            self._is_fresh = False
-            self._set_due(self._limits.head_s)
-        elif phase is Phase.BODY and self._reader.coming is None:
-            self._set_due(self._limits.body_s)
-        else:
-            self._due_s = None
-
-    def on_request(self, request: HttpRequest) -> None:
-        """Queue a request."""
-        self._queue.append(request)
+    # -- what a reader of a streamed body tells --------------------------------------------------
 
     def on_room(self) -> None:
         """Go on with a streamed body: its reader has taken what there was, or waits for more."""
@@ -191,126 +219,281 @@ class ServerConnection(asyncio.Protocol):
             return
         if reader.owes_continue and body is self._current and body.is_wanted:
             reader.owes_continue = False
-            self._transport.write(_CONTINUE)
-        self._feed()
+            self._out.append(_CONTINUE)
+        self._turn()
 
-    # -- reading ---------------------------------------------------------------------------------
+    # -- a turn ----------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Parse and answer all that needs no waiting, write once, and wait for the rest."""
+        reader = self._reader
+        ready = reader.ready
+        left = self._serving.limits.pipeline_max
+        while True:
+            if ready and self._answering is _FREE and not self._outflow.is_paused:
+                if not left:
+                    # Who sends many at once must not keep the others waiting.
+                    self._loop.call_soon(self._turn, context=self._context)
+                    break
+                left -= 1
+                self._take(ready.popleft())
+                if ready and sum(map(len, self._out)) >= _TOGETHER_BYTES:
+                    self._flush()  # which may find that the client takes no more
+            elif self._unfed and reader.state is not _DEAF and not self._is_full():
+                self._feed()
+            else:
+                break
+        if self._answering is _FREE and not ready:
+            self._conclude()
+        self._flush()
+        self._wait()
 
     def _feed(self) -> None:
+        """Parse the next piece; a whole event of usual size is one."""
+        data, reader = self._unfed, self._reader
+        if len(data) <= SLICE_BYTES:
+            self._unfed = b""
+        else:
+            data = memoryview(data)
+            data, self._unfed = data[:SLICE_BYTES], data[SLICE_BYTES:]
+        refusal = reader.feed(data)
+        if refusal is None and not self._unfed:
+            refusal = reader.settle()
+        if refusal is not None:
+            self._refuse(refusal)
+        if reader.state is _DEAF:
+            self._unfed = b""
+
+    def _conclude(self) -> None:
+        """Say what is left to be said to a client for whom nothing is being done."""
         reader = self._reader
-        while self._unfed and not reader.is_deaf and not self._is_full():
-            piece, self._unfed = self._unfed[:SLICE_BYTES], self._unfed[SLICE_BYTES:]
-            refusal = reader.feed(piece)
-            if refusal is not None:
-                self._refuse(refusal)
-        if reader.is_deaf:
-            self._unfed = memoryview(b"")
-        self._throttle()
-        self._advance()
+        if reader.state is _DEAF:
+            if not self._outflow.is_paused:
+                if self._last_word is not None:
+                    word, self._last_word = self._last_word, None
+                    self._out.append(encode_response(word, is_head=False, is_last=True))
+                self._end()
+        elif reader.owes_continue and reader.state is _BODY:
+            reader.owes_continue = False
+            self._out.append(_CONTINUE)
 
-    def _throttle(self) -> None:
-        """Read only while what is read can be parsed; a paused client is not a slow one."""
+    def _flush(self) -> None:
+        out = self._out
+        if out:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+
+    def _wait(self) -> None:
+        """Read only while what is read can be parsed, and give the client its time for it."""
+        reader = self._reader
         if self._unfed:
-            if not self._is_read_paused:
-                self._is_read_paused = True
-                self._due_s = None
+            # A paused client is not a slow one.
+            if not self._is_held:
+                self._is_held = True
                 self._transport.pause_reading()
+            self._patience.expect(None, 0)
             return
-        phase = self._reader.phase
-        if self._is_read_paused:
-            self._is_read_paused = False
+        if self._is_held:
+            self._is_held = False
             self._transport.resume_reading()
-            if phase is not Phase.IDLE:
-                self._set_due(self._limits.head_s if phase is Phase.HEAD else self._limits.body_s)
-        if self._reader.coming is not None and (self._due_s is None or self._is_keeping_up()):
-            self._await_more()
-
-    def _await_more(self) -> None:
-        """Give the client `body_s` for the next part of a streamed body, if it need not wait."""
-        if not self._reader.owes_continue:
-            self._bytes_before = self._reader.body_bytes
-            self._set_due(self._limits.body_s)
+        # Who has not taken the last answer is timed by that alone.
+        answering = (
+            _BUSY if self._outflow.is_paused and self._answering is _FREE else self._answering
+        )
+        wait = WAITED[answering][reader.state]
+        if reader.coming is None:
+            self._patience.expect(wait, reader.begun)
+        elif reader.owes_continue:
+            self._patience.expect(None, 0)
+        else:
+            self._patience.expect_part(wait, reader.begun, reader.body_bytes)
 
     def _is_full(self) -> bool:
         coming = self._reader.coming
         if coming is not None and coming.is_full:
             return True
-        return len(self._queue) >= self._limits.pipeline_max
+        return len(self._reader.ready) >= self._serving.limits.pipeline_max
+
+    def _end(self) -> None:
+        """Close so that the client sees the answer even while it is still sending."""
+        self._flush()
+        self._answering = ANSWERS[self._answering][AnsweringEvent.ENDED]
+        self._deafen()
+        if self._transport.is_closing():
+            return
+        if not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._transport.write_eof()
+
+    # -- refusing --------------------------------------------------------------------------------
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with an error after all that came before it, then close."""
-        if self._reader.is_deaf:
+        reader = self._reader
+        if reader.state is _DEAF:
             return
-        coming = self._reader.coming
-        self._deafen()
-        if coming is not None and self._queue and _stream_of(self._queue[-1]) is coming:
-            self._queue.pop()
-        self._queue.append(problem_response(refusal.status, refusal.detail))
-        if coming is not None and coming is self._current and self._task is not None:
+        coming = reader.coming
+        self._say_last(problem_response(refusal.status, refusal.detail))
+        if coming is None:
+            return
+        if reader.ready and reader.ready[-1].stream is coming:
+            reader.ready.pop()
+        if coming is self._current and isinstance(self._work, asyncio.Task):
             # Its handler works for a client that has broken its word.
-            self._task.cancel()
+            self._work.cancel()
+
+    def _say_last(self, word: HttpResponse) -> None:
+        self._deafen()
+        self._last_word = word
 
     def _deafen(self) -> None:
         """Parse nothing more, and forget the request that has begun."""
         self._reader.deafen()
-        self._due_s = None
-        self._unfed = memoryview(b"")
+        self._unfed = b""
+
+    def _on_patience_over(self) -> None:
+        patience, wait = self._patience, self._patience.wait
+        if self._answering is _LINGERING:
+            self._transport.abort()
+            return
+        if wait is None:
+            return
+        if wait.status:
+            text = f"the {wait.what} did not come in {patience.seconds(wait):g} s"
+            self._refuse(Refusal(wait.status, text))
+        else:
+            self._deafen()
+        self._turn()
 
     # -- answering -------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        """Do what comes next, unless a handler runs or the client has not taken the last answer."""
-        if self._task is not None or self._outflow.is_paused or self._has_ended:
-            return
-        reader = self._reader
-        if self._queue:
-            item = self._queue.popleft()
-            if isinstance(item, HttpResponse):
-                self._send(item)
-            else:
-                answer = self._answer if item.stream is None else self._answer_streaming
-                self._task = self._loop.create_task(answer(item), context=self._context.copy())
-        elif self._unfed and not reader.is_deaf:
-            self._feed()
-        elif reader.phase is not Phase.IDLE:
-            if reader.owes_continue:
-                reader.owes_continue = False
-                self._transport.write(_CONTINUE)
-        elif reader.is_deaf:
-            self._end()
-        elif self._due_s is None:
-            self._set_due(self._limits.idle_s)
+    def _take(self, exchange: HttpExchange) -> None:
+        """Have a request answered; who can answer without waiting does so before this returns."""
+        serving = self._serving
+        self._answering = ANSWERS[self._answering][_TAKEN]
+        if exchange.is_plain:
+            if serving.begin is not None and exchange.stream is None and self._begin(exchange):
+                return
+            refusal = self._reader.judge_whole(exchange)
+            if refusal is not None:
+                self._answering = ANSWERS[self._answering][_ANSWERED]
+                self._reader.ready.clear()
+                self._say_last(problem_response(refusal.status, refusal.detail))
+                return
+        request, context = exchange.request(), self._context.copy()
+        task: asyncio.Task[None]
+        if exchange.stream is not None:
+            task = self._loop.create_task(self._answer_streaming(request), context=context)
+        elif serving.is_fast:
+            task = eager.start(self._answer(request), loop=self._loop, context=context)
+        else:
+            task = self._loop.create_task(self._answer(request), context=context)
+        if not task.done():
+            self._work = task
+            self._answering = ANSWERS[self._answering][_WAITS]
+
+    def _begin(self, exchange: HttpExchange) -> bool:
+        """Offer a request to who answers without a task; False where it is declined."""
+        assert self._serving.begin is not None
+        try:
+            if not self._serving.begin(exchange):
+                return False
+        except Exception:
+            _logger.exception("a handler failed: %r", exchange)
+            if not exchange.is_lost:
+                exchange.lose()
+                self._send(_FAILED)
+        if self._answering is _BEGUN:
+            self._work = exchange
+            self._answering = ANSWERS[_BEGUN][_WAITS]
+        return True
 
     async def _answer(self, request: HttpRequest) -> None:
-        is_head = request.method == "HEAD"
         try:
-            response = await self._handler(request)
+            response = await self._serving.handler(request)
             if not isinstance(response, HttpResponse):
                 raise TypeError(f"a handler answered {type(response).__name__}, not HttpResponse")
         except asyncio.CancelledError:
-            if self._is_lost:
+            if self._answering is _LOST:
                 raise
             _logger.exception("a handler was cancelled: %r", request)
             response = _FAILED
         except Exception:
             _logger.exception("a handler failed: %r", request)
             response = _FAILED
-        if not self._is_lost:
-            self._task = None
-            self._send(response, is_head=is_head)
+        if self._answering is not _LOST:
+            self._send(response, is_head=request.method == "HEAD")
+
+    def _send(self, response: HttpResponse, *, is_head: bool = False) -> None:
+        if asks_to_close(response):
+            self._deafen()
+            self._reader.ready.clear()
+            self._last_word = None
+        self._out.append(encode_response(response, is_head=is_head, is_last=self._is_last()))
+        self._on_answered()
+
+    def _is_last(self) -> bool:
+        reader = self._reader
+        return reader.state is _DEAF and not reader.ready and self._last_word is None
+
+    def _on_answered(self) -> None:
+        """Go on after an answer: within its turn that is the turn's, else it is a new one."""
+        before = self._answering
+        self._answering = ANSWERS[before][_ANSWERED]
+        if before is _BUSY:
+            self._work = None
+            if self._reader.ready or self._unfed:
+                # What comes next is begun in the connection's own context, not in the answer's.
+                self._flush()
+                self._loop.call_soon(self._turn, context=self._context)
+            else:
+                self._turn()
+
+    # -- what an exchange tells ------------------------------------------------------------------
+
+    def answered(self, head: bytes, body: bytes) -> None:
+        """Send a ready-made answer, and go on with the next request."""
+        out = self._out
+        out.append(head)
+        out.append(_LAST_LINES if self._is_last() else _BLANK_LINE)
+        if body:
+            out.append(body)
+        self._on_answered()
+
+    def begun(self, head: bytes, data: bytes) -> None:
+        """Send the head of a ready-made answer, with what there is of its body."""
+        self._out += (head, _LAST_LINES if self._is_last() else _BLANK_LINE)
+        self.part(data)
+
+    def part(self, data: bytes) -> bool:
+        """Send a part of a body; False where the client has not taken what it was sent."""
+        self._out.append(data)
+        self._flush()
+        return not self._outflow.is_paused
+
+    def ended(self, *, is_whole: bool) -> None:
+        """End an answer that was begun; one that is not whole is cut off by a reset."""
+        if is_whole:
+            self._on_answered()
+        else:
+            reset(self._transport)
+
+    # -- streaming -------------------------------------------------------------------------------
 
     async def _answer_streaming(self, request: HttpRequest) -> None:
-        assert self._streaming is not None
+        assert self._serving.streaming is not None
+        # Set here: who is cancelled before his first step would never come to end it.
         body = self._current = request.stream
         has_begun = is_whole = False
         try:
             if not self._is_broken(body):
-                async with self._streaming.stream(request) as response:
+                async with self._serving.streaming.stream(request) as response:
                     has_begun = True
                     await self._send_streaming(response, is_head=request.method == "HEAD")
                 is_whole = True
         except asyncio.CancelledError:
-            if self._is_lost:
+            if self._answering is _LOST:
                 raise
             if not self._is_broken(body):
                 _logger.exception("a handler was cancelled: %r", request)
@@ -318,8 +501,8 @@ class ServerConnection(asyncio.Protocol):
             _logger.warning("the answer to %r broke off: %s", request, error)
         except Exception:
             _logger.exception("a handler failed: %r", request)
-        if not self._is_lost:
-            self._task = self._current = None
+        if self._answering is not _LOST:
+            self._current = None
             self._end_streaming(body, has_begun=has_begun, is_whole=is_whole)
 
     def _end_streaming(self, body: Body | None, *, has_begun: bool, is_whole: bool) -> None:
@@ -331,9 +514,10 @@ class ServerConnection(asyncio.Protocol):
             # Nobody reads the rest, and what follows it cannot be found without reading it.
             self._deafen()
         if is_refused and has_begun:
-            self._queue.clear()  # the answer is there already
+            self._last_word = None  # the answer is there already
+            self._reader.ready.clear()
         if has_begun or is_refused:
-            self._advance()
+            self._on_answered()
         else:
             self._send(_FAILED)
 
@@ -344,7 +528,7 @@ class ServerConnection(asyncio.Protocol):
     async def _send_streaming(self, response: HttpResponse, *, is_head: bool) -> None:
         reader, stream = self._reader, response.stream
         # What comes after a body that is not read to its end cannot be read either.
-        is_last = self._is_last() or reader.coming is self._current
+        is_last = self._is_last() or (reader.coming is not None and reader.coming is self._current)
         if reader.coming is self._current:
             # The answer takes the place of 100 Continue, which would be read as a part of it.
             reader.owes_continue = False
@@ -359,69 +543,6 @@ class ServerConnection(asyncio.Protocol):
         while part := await stream.read():
             await self._outflow.send(framing.part(part))
         await self._outflow.send(framing.end())
-
-    def _is_last(self) -> bool:
-        reader = self._reader
-        return reader.is_deaf and not self._queue and reader.phase is Phase.IDLE
-
-    def _send(self, response: HttpResponse, *, is_head: bool = False) -> None:
-        if response.headers.get("connection", "").lower() == "close":
-            self._deafen()
-            self._queue.clear()
-        is_last = self._is_last()
-        self._transport.write(encode_response(response, is_head=is_head, is_last=is_last))
-        self._advance()
-
-    def _end(self) -> None:
-        """Close so that the client sees the answer even while it is still sending."""
-        self._has_ended = self._reader.is_deaf = True
-        if self._transport.is_closing():
-            return
-        if not self._transport.can_write_eof():
-            self._transport.close()
-            return
-        self._transport.write_eof()
-        if self._is_read_paused:
-            self._is_read_paused = False
-            self._transport.resume_reading()
-        self._set_due(self._limits.linger_s)
-
-    # -- time ------------------------------------------------------------------------------------
-
-    def _set_due(self, after_s: float) -> None:
-        """Fire `after_s` from now; an armed timer that fires earlier is let run and armed anew."""
-        due_s = self._due_s = self._loop.time() + after_s
-        if self._timer is not None:
-            if self._timer.when() <= due_s:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due_s, self._on_timer)
-
-    def _on_timer(self) -> None:
-        armed, self._timer = self._timer, None
-        if self._due_s is None:
-            return
-        # The loop may fire a clock tick early, so that the timer's own time is compared.
-        if armed is not None and armed.when() < self._due_s:
-            self._timer = self._loop.call_at(self._due_s, self._on_timer)
-            return
-        self._due_s = None
-        phase = self._reader.phase
-        if self._has_ended:
-            self._transport.abort()
-        elif phase is Phase.IDLE:
-            self._end()
-        else:
-            seconds = self._limits.head_s if phase is Phase.HEAD else self._limits.body_s
-            self._refuse(Refusal(408, f"the {phase.value} did not come in {seconds:g} s"))
-            self._advance()
-
-    def _is_keeping_up(self) -> bool:
-        return self._reader.body_bytes - self._bytes_before >= self._limits.body_bytes_min
-
-
-def _stream_of(item: HttpRequest | HttpResponse) -> Body | None:
-    return item.stream if isinstance(item, HttpRequest) else None
 
 
 _FULL: Final = error_response(

@@ -1,36 +1,49 @@
 """Reads requests from the bytes of one connection: llhttp parses, every limit and rule is applied.
 
-    IDLE ──first byte──▶ HEAD ──head is acceptable──▶ BODY ──complete──▶ IDLE
-
 A request is handed over once it is complete, or, where its handler asked for a stream, with its
 head: then its body is fed as it comes. After a refusal, or a request that is the last one, the
 reader is *deaf*: what follows is not parsed. It knows no time, and no socket.
+
+Names and values are judged as they come, by tables of bytes. A head in which nothing is odd is
+accepted by a few comparisons; only any other is held against the rules of `strictness`, which say
+the same of it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import AbstractAsyncContextManager
-from enum import Enum
 from typing import Final, NoReturn, Protocol
 
 import httptools
 
 from synchromesh.http.body import Body
+from synchromesh.http.exchange import Answerer, HttpExchange
 from synchromesh.http.limits import Limits
-from synchromesh.http.message import Headers, HttpRequest, HttpResponse
-from synchromesh.http.strictness import Head, Refusal, origin_form, refusal_of, too_large
+from synchromesh.http.message import HttpRequest, HttpResponse, RawPair
+from synchromesh.http.states import READS, Reading, ReadingEvent
+from synchromesh.http.strictness import (
+    WATCHED,
+    Head,
+    Refusal,
+    has_plain_host,
+    has_plain_target,
+    origin_form,
+    refusal_of,
+    too_large,
+)
 
 # llhttp cannot be paused, so that what is parsed ahead is bounded by what is fed to it at once.
 SLICE_BYTES: Final = 8192
 _MALFORMED: Final = Refusal(400, "this is no well-formed HTTP request")
+_LENGTH_DIGITS_MAX: Final = 18
+# A tunnel is refused, and the answer to HEAD is framed in a way of its own.
+_NOT_PLAIN: Final = frozenset({b"CONNECT", b"HEAD"})
 
-
-class Phase(Enum):
-    """Says what the client is to send next."""
-
-    IDLE = "idle"
-    HEAD = "head"
-    BODY = "body"
+# Looked up for each request: a global is found sooner than a member of its class.
+_BEGAN, _JUDGED = ReadingEvent.BEGAN, ReadingEvent.JUDGED
+_COMPLETE, _DEAFENED = ReadingEvent.COMPLETE, ReadingEvent.DEAFENED
+_BODY, _DEAF = Reading.BODY, Reading.DEAF
 
 
 class Streaming(Protocol):
@@ -39,7 +52,7 @@ class Streaming(Protocol):
     def body_max(self, method: str, path: str) -> int | None:
         """Say how long the body of such a request may be; None has it handed over complete.
 
-        It is asked before a byte of the body is read, and must not raise.
+        It is asked before more of the body is read than came with its head, and must not raise.
         """
         ...
 
@@ -51,16 +64,8 @@ class Streaming(Protocol):
         ...
 
 
-class Taker(Protocol):
+class Taker(Answerer, Protocol):
     """Takes what a reader has read; a connection is one."""
-
-    def on_phase(self, phase: Phase) -> None:
-        """Take note of what the client is to send next."""
-        ...
-
-    def on_request(self, request: HttpRequest) -> None:
-        """Take a request."""
-        ...
 
     def on_room(self) -> None:
         """Go on with a streamed body: its reader has taken what there was, or waits for more."""
@@ -74,33 +79,52 @@ class _Stopped(Exception):
 class RequestReader:
     """Turns bytes into requests, or into the one refusal that ends the connection.
 
+    Args:
+        limits: sizes and counts.
+        streaming: says which requests are handed over with their heads.
+        taker: takes them.
+        is_fast: small requests that come whole are handed over complete even where they could be
+            streamed; who takes them asks `streaming` himself (see `judge_whole`).
+
     Attributes:
-        phase: what the client is to send next.
-        is_deaf: True once nothing more is parsed.
+        state: what the client is to send next.
+        ready: the requests that have come and were not taken.
+        begun: how many requests have begun.
         is_draining: True where the request that is being read is the last.
         coming: the streamed body that is being read.
         body_bytes: how much of the body that is being read has come.
         owes_continue: True while the client waits for 100 Continue.
-        peer: the client's address, for its requests.
     """
 
-    _request: tuple[str, str]
+    _method: bytes
 
-    def __init__(self, limits: Limits, streaming: Streaming | None, taker: Taker) -> None:
+    def __init__(
+        self, limits: Limits, streaming: Streaming | None, taker: Taker, *, is_fast: bool = True
+    ) -> None:
         self._limits = limits
         self._streaming = streaming
         self._taker = taker
+        self._is_fast = is_fast
         self._parser = httptools.HttpRequestParser(self)
         self._refused: Refusal | None = None
-        self._quiet_bytes = self._head_bytes = self._body_bytes_max = 0
-        self._target = b""
-        self._pairs: list[tuple[str, str]] = []
+        self._piece_bytes = self._quiet_bytes = self._head_bytes = self._body_bytes_max = 0
+        self._target = self._host = b""
+        self._pairs: list[RawPair] = []
+        # The fields that decide about the head, by name; `_is_odd` where one of them came twice.
+        self._watched: dict[bytes, bytes] = {}
+        self._is_odd = self._is_plain = self._is_open = False
         self._body: list[bytes] = []
-        self.peer = ""
-        self.phase = Phase.IDLE
+        self.state = Reading.FRESH
+        self.ready: deque[HttpExchange] = deque()
+        self.begun = 0
         self.coming: Body | None = None
         self.body_bytes = 0
-        self.is_deaf = self.is_draining = self.owes_continue = False
+        self.is_draining = self.owes_continue = False
+
+    @property
+    def is_deaf(self) -> bool:
+        """True once nothing more is parsed."""
+        return self.state is _DEAF
 
     @property
     def is_old(self) -> bool:
@@ -109,83 +133,122 @@ class RequestReader:
 
     def feed(self, piece: bytes | memoryview) -> Refusal | None:
         """Parse a piece; return why the request in it is refused, None where none is."""
-        self._quiet_bytes += len(piece)
+        self._piece_bytes = size = len(piece)
+        self._quiet_bytes += size
         try:
             self._parser.feed_data(piece)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             # Once deaf, what follows the last request is not looked at, right or wrong.
-            return None if self.is_deaf else self._refused or _MALFORMED
+            return None if self.state is _DEAF else self._refused or _MALFORMED
         if self._quiet_bytes > self._limits.head_bytes_max + SLICE_BYTES:
             return self._oversized()
         return None
 
+    def settle(self) -> Refusal | None:
+        """Decide about a request whose body has not come with its head: whether it is streamed."""
+        if not self._is_open or self.state is not _BODY:
+            return None
+        self._is_open = False
+        return self._judge_length()
+
+    def judge_whole(self, exchange: HttpExchange) -> Refusal | None:
+        """Give a request that came whole the stream that it would have had, if it would have."""
+        if exchange.stream is None and self._streaming is not None and exchange.is_plain:
+            longest = self._streamed_max(exchange.method, exchange.target)
+            if longest is not None:
+                if len(exchange.body) > longest:
+                    return too_large(longest)
+                body = Body(length=len(exchange.body), on_room=self._taker.on_room)
+                body.feed(exchange.body)
+                body.end()
+                exchange.stream, exchange.body = body, b""
+        return None
+
     def deafen(self) -> None:
         """Parse nothing more, and forget the request that has begun."""
-        self.is_deaf = True
-        self.phase = Phase.IDLE
+        self.state = READS[self.state][_DEAFENED]
         self.coming = None
         self.owes_continue = False
 
     def __repr__(self) -> str:
-        return f"<RequestReader {'deaf' if self.is_deaf else self.phase.value}>"
+        return f"<RequestReader {self.state.name.lower()}, {len(self.ready)} ready>"
 
     # -- what the parser tells -------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """Take the first byte of a request."""
-        if self.is_deaf:
+        if self.state is _DEAF:
             raise _Stopped
         self._target = b""
         self._pairs = []
+        self._watched = {}
         self._body = []
-        self._quiet_bytes = self._head_bytes = self.body_bytes = 0
-        self._go(Phase.HEAD)
+        self._is_odd = False
+        # All of the piece that it begins in: never less than there is of its head.
+        self._quiet_bytes = self._piece_bytes
+        self._head_bytes = self.body_bytes = 0
+        self.begun += 1
+        self.state = READS[self.state][_BEGAN]
 
     def on_url(self, part: bytes) -> None:
         """Take a part of the request target."""
-        self._count_head(len(part))
         self._target += part
+        if len(self._target) > self._limits.head_bytes_max:
+            self._stop(self._oversized())
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field; a trailer field is counted and dropped."""
-        self._count_head(len(name) + len(value) + 4)
-        if self.phase is Phase.BODY:
+        if self.state is _BODY:
+            self._drop_trailer(name, value)
             return
-        if len(self._pairs) >= self._limits.headers_max:
-            self._stop(Refusal(431, f"more than {self._limits.headers_max} header fields"))
+        name = name.lower()
         # llhttp leaves the blanks behind a value; they are no part of it (RFC 9112, section 5.1).
-        text = value.decode("latin-1").strip(" \t")
-        self._pairs.append((name.decode("latin-1").lower(), text))
+        value = value.strip(b" \t")
+        if name in WATCHED:
+            if name in self._watched:
+                self._is_odd = True
+            self._watched[name] = value
+        self._pairs.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Judge the head before a byte of the body is taken."""
-        head = Head(
-            self._parser.get_method().decode("ascii"),
-            self._target.decode("latin-1"),
-            self._parser.get_http_version(),
-            self._pairs,
-        )
-        target = origin_form(head.target)
-        streamed_max = None
-        if self._streaming is not None:
-            streamed_max = self._streaming.body_max(head.method, target.partition("?")[0])
-        longest = self._limits.body_bytes_max if streamed_max is None else streamed_max
-        refusal = refusal_of(head, body_bytes_max=longest)
-        if refusal is not None:
-            self._stop(refusal)
-        self._request = (head.method, target)
-        self._body_bytes_max = longest
-        self.owes_continue = head.is_continue_expected
-        if streamed_max is not None:
-            lengths = head.values("content-length")
-            length = None if head.values("transfer-encoding") else int(lengths[0]) if lengths else 0
-            self.coming = Body(length=length, on_room=self._taker.on_room)
-            self._taker.on_request(self._made(self.coming))
-        self._go(Phase.BODY)
-
-    def on_chunk_header(self) -> None:
-        """Note that the client makes progress."""
+        pairs, limits = self._pairs, self._limits
+        if len(pairs) > limits.headers_max:
+            self._stop(Refusal(431, f"more than {limits.headers_max} header fields"))
+        if self._quiet_bytes > limits.head_bytes_max:
+            self._count_head(0)
         self._quiet_bytes = 0
+        parser, watched = self._parser, self._watched
+        method, target = parser.get_method(), self._target
+        self._method = method
+        self.owes_continue = False
+        host = watched.get(b"host")
+        length = watched.get(b"content-length")
+        self._is_plain = (
+            self._is_fast
+            and not self._is_odd
+            and host is not None
+            # No field but these two: each of the others needs a closer look.
+            and len(watched) == (1 if length is None else 2)
+            and (length is None or (length.isdigit() and len(length) <= _LENGTH_DIGITS_MAX))
+            and (host == self._host or has_plain_host(host))
+            and has_plain_target(target)
+            and method not in _NOT_PLAIN
+            and parser.get_http_version() == "1.1"
+        )
+        if not self._is_plain or host is None:
+            self._judge(method, target)
+        else:
+            self._host = host
+            if length is None or int(length) <= limits.body_bytes_max:
+                # Whether it is streamed can wait until it has not come whole.
+                self._body_bytes_max = limits.body_bytes_max
+                self._is_open = self._streaming is not None
+            else:
+                refusal = self._judge_length()
+                if refusal is not None:
+                    self._stop(refusal)
+        self.state = READS[self.state][_JUDGED]
 
     def on_body(self, part: bytes) -> None:
         """Take a part of the body."""
@@ -202,32 +265,90 @@ class RequestReader:
     def on_message_complete(self) -> None:
         """Hand the request over; one that is the connection's last makes the reader deaf."""
         if self.coming is None:
-            self._taker.on_request(self._made())
+            parts = self._body
+            body = (parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b""
+            self._hand_over(body, None)
         else:
             self.coming.end()
             self.coming = None
-        self.owes_continue = False
+        self._is_open = self.owes_continue = False
         # Keep-alive of HTTP/1.0 was never specified well: such a client gets one answer.
-        if self.is_draining or not self._parser.should_keep_alive() or self.is_old:
-            self.is_deaf = True
-        self._go(Phase.IDLE)
+        is_last = self.is_draining or not self._parser.should_keep_alive()
+        if is_last or (not self._is_plain and self.is_old):
+            self.state = READS[self.state][_DEAFENED]
+        else:
+            self.state = READS[self.state][_COMPLETE]
 
     # -- its own ---------------------------------------------------------------------------------
 
-    def _go(self, phase: Phase) -> None:
-        self.phase = phase
-        self._taker.on_phase(phase)
+    def _hand_over(self, body: bytes, stream: Body | None) -> None:
+        self.ready.append(
+            HttpExchange(
+                self._taker,
+                self._method,
+                self._target,
+                self._pairs,
+                body,
+                is_plain=self._is_plain,
+                stream=stream,
+            )
+        )
 
-    def _made(self, stream: Body | None = None) -> HttpRequest:
-        method, target = self._request
-        path, _, query = target.partition("?")
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        headers = Headers.from_wire(self._pairs)
-        return HttpRequest(method, target, path, query, headers, body, self.peer, stream)
+    def _judge(self, method: bytes, target: bytes) -> None:
+        """Hold a head in which something is odd against the rules."""
+        head = Head(
+            method.decode("ascii"),
+            target.decode("latin-1"),
+            self._parser.get_http_version(),
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs],
+        )
+        self._target = origin_form(head.target).encode("latin-1")
+        streamed_max = self._streamed_max(method, self._target)
+        longest = self._limits.body_bytes_max if streamed_max is None else streamed_max
+        refusal = refusal_of(head, body_bytes_max=longest)
+        if refusal is not None:
+            self._stop(refusal)
+        self.owes_continue = head.is_continue_expected
+        self._accept(streamed_max)
 
-    def _count_head(self, size: int) -> None:
+    def _judge_length(self) -> Refusal | None:
+        """Decide whether a plain request is streamed, and refuse what is too long for it."""
+        streamed_max = self._streamed_max(self._method, self._target)
+        longest = self._limits.body_bytes_max if streamed_max is None else streamed_max
+        if int(self._watched.get(b"content-length", b"0")) > longest:
+            return too_large(longest)
+        self._accept(streamed_max)
+        return None
+
+    def _accept(self, streamed_max: int | None) -> None:
+        if streamed_max is None:
+            self._body_bytes_max = self._limits.body_bytes_max
+            return
+        self._body_bytes_max = streamed_max
+        length: int | None = int(self._watched.get(b"content-length", b"0"))
+        if b"transfer-encoding" in self._watched:
+            length = None
+        self.coming = Body(length=length, on_room=self._taker.on_room)
+        for part in self._body:
+            self.coming.feed(part)
+        self._hand_over(b"", self.coming)
+
+    def _streamed_max(self, method: bytes, target: bytes) -> int | None:
+        if self._streaming is None:
+            return None
+        path = target.partition(b"?")[0].decode("latin-1")
+        return self._streaming.body_max(method.decode("ascii"), path)
+
+    def _drop_trailer(self, name: bytes, value: bytes) -> None:
+        """Count a trailer field to the head, and forget it: it must not replace a header."""
         self._quiet_bytes = 0
-        self._head_bytes += size
+        self._count_head(len(name) + len(value) + 4)
+
+    def _count_head(self, more: int) -> None:
+        if not self._head_bytes:
+            self._head_bytes = len(self._target)
+            self._head_bytes += sum(len(name) + len(value) + 4 for name, value in self._pairs)
+        self._head_bytes += more
         if self._head_bytes > self._limits.head_bytes_max:
             self._stop(self._oversized())
 

@@ -7,7 +7,7 @@ import logging
 
 from synchromesh.errors import ConfigError
 from synchromesh.http.limits import Limits
-from synchromesh.http.protocol import Handler, ServerConnection
+from synchromesh.http.protocol import Handler, ServerConnection, Serving
 from synchromesh.http.reading import Streaming
 from synchromesh.runtime import Listener, Network
 
@@ -25,13 +25,17 @@ class HttpServer:
 
     A handler is any `async def handle(request: HttpRequest) -> HttpResponse`. Its requests are
     complete: heads judged, bodies decoded. One that raises is answered 500 without internals and
-    logged; one whose client has gone is cancelled.
+    logged; one whose client has gone is cancelled. It is started within the event that brought the
+    request, and costs no turn of the loop until it waits. A handler that is a `FastHandler` as well
+    gets small requests as bytes first.
 
     Args:
         handler: answers one request.
         network: where to listen; `RealRuntime().network` in the real world.
         limits: sizes, counts and times.
         streaming: answers the requests that it wants to have as streams; None where there are none.
+        is_fast: False judges each head by all rules, starts each handler as a task of the loop, and
+            offers nothing to a `FastHandler`; what clients see is the same. Tests use it.
 
     Example:
         >>> from synchromesh.http import HttpRequest, HttpResponse
@@ -55,16 +59,17 @@ class HttpServer:
         network: Network,
         limits: Limits = Limits(),  # noqa: B008  frozen
         streaming: Streaming | None = None,
+        is_fast: bool = True,
     ) -> None:
-        self._handler = handler
-        self._streaming = streaming
+        begin = getattr(handler, "begin_exchange", None) if is_fast else None
+        self._serving = Serving(handler, begin, streaming, limits, self, is_fast)
         self._network = network
         self._limits = limits
         self._listener: Listener | None = None
         # A dict keeps the order in which they came: a set's would change from run to run, and a
         # simulated drain with it.
         self._connections: dict[ServerConnection, None] = {}
-        self._handling: set[asyncio.Task[None]] = set()
+        self._handling: set[asyncio.Task[object]] = set()
         self._is_draining = False
         self._changed = asyncio.Event()
 
@@ -160,7 +165,7 @@ class HttpServer:
             connection.cut()
         return open_count < self._limits.connections_max and not self._is_draining
 
-    def closed(self, connection: ServerConnection, handling: asyncio.Task[None] | None) -> None:
+    def closed(self, connection: ServerConnection, handling: asyncio.Task[object] | None) -> None:
         """Count a connection out, and keep its cancelled handler until that has ended."""
         self._connections.pop(connection, None)
         if handling is not None and not handling.done():
@@ -169,7 +174,7 @@ class HttpServer:
         self._changed.set()
 
     def _connection(self) -> ServerConnection:
-        return ServerConnection(self._handler, self._limits, self, self._streaming)
+        return ServerConnection(self._serving)
 
     def _listening(self) -> Listener:
         if self._listener is None:

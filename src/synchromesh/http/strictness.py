@@ -21,10 +21,16 @@ _ORIGIN = re.compile(r"/[\x21\x22\x24-\x7e]*")
 _ABSOLUTE = re.compile(rf"(?i:https?)://({_AUTHORITY})((?:[/?][\x21\x22\x24-\x7e]*)?)")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
+# What a target in origin form is made of, and what else may come before its query.
+_TARGET_CHARS: Final = bytes(c for c in range(0x21, 0x7F) if c != ord("#"))
+_HOST_BYTES = re.compile(_AUTHORITY.encode())
+_BAD_ESCAPE_BYTES = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
 # The only fields whose repetition or absence matters before a request is accepted.
-_WATCHED: Final = frozenset(
-    {"content-length", "expect", "host", "transfer-encoding", "upgrade"},
+WATCHED: Final = frozenset(
+    {b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"},
 )
+_WATCHED: Final = frozenset(name.decode() for name in WATCHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,25 @@ class Head:
 
 
 _NONE: list[str] = []
+
+
+def has_plain_host(host: bytes) -> bool:
+    """Tell whether the one Host of a request is `name`, `name:port`, `[v6]` or `[v6]:port`."""
+    return _HOST_BYTES.fullmatch(host) is not None
+
+
+def has_plain_target(target: bytes) -> bool:
+    """Tell whether a target is a percent-encoded path, with or without a query.
+
+    Example:
+        >>> [has_plain_target(t) for t in (b"/a%20b?c=%zz", b"/a%2", b"/a#b", b"*", b"http://x/")]
+        [True, False, False, False, False]
+    """
+    return (
+        target[:1] == b"/"
+        and not target.translate(None, _TARGET_CHARS)
+        and (b"%" not in target or not _BAD_ESCAPE_BYTES.search(target.partition(b"?")[0]))
+    )
 
 
 def has_odd_version(head: Head) -> bool:

@@ -1,0 +1,102 @@
+"""How long a client is waited for: one timer a connection, set anew with nearly every event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from synchromesh.http.limits import Limits
+from synchromesh.http.states import Wait
+
+
+class Patience:
+    """Runs the time that a client has for what it is to send next.
+
+    An armed timer that fires before the time is let run and armed anew then: moving the time is a
+    comparison, and no timer is made or cancelled while requests come and go.
+
+    Args:
+        limits: the lengths of all waits.
+        on_over: called once the time is over.
+
+    Attributes:
+        wait: what is waited for; None for nothing.
+    """
+
+    __slots__ = (
+        "_due_s",
+        "_limits",
+        "_loop",
+        "_number",
+        "_on_over",
+        "_timer",
+        "bytes_then",
+        "wait",
+    )
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limits: Limits, on_over: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._limits = limits
+        self._on_over = on_over
+        self._number = -1
+        self._due_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.wait: Wait | None = None
+        # How much of a streamed body had come when its time last began.
+        self.bytes_then = 0
+
+    def expect(self, wait: Wait | None, number: int) -> None:
+        """Begin to wait, unless this is what is waited for already; `number` is the request's."""
+        if wait is self.wait and (number == self._number or wait is None):
+            return
+        self.wait, self._number = wait, number
+        if wait is None:
+            self._due_s = None
+        else:
+            self.restart(getattr(self._limits, wait.limit))
+
+    def expect_part(self, wait: Wait | None, number: int, body_bytes: int) -> None:
+        """Wait for the next part of a streamed body: enough of it begins the time anew."""
+        if wait is not self.wait or number != self._number:
+            self.bytes_then = body_bytes
+            self.expect(wait, number)
+        elif wait is not None and body_bytes - self.bytes_then >= self._limits.body_bytes_min:
+            self.bytes_then = body_bytes
+            self.restart(getattr(self._limits, wait.limit))
+
+    def restart(self, after_s: float) -> None:
+        """Let the time be over `after_s` from now."""
+        due_s = self._due_s = self._loop.time() + after_s
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._fire)
+
+    def seconds(self, wait: Wait) -> float:
+        """Return how long a wait may be."""
+        length: float = getattr(self._limits, wait.limit)
+        return length
+
+    def end(self) -> None:
+        """Wait for nothing any more."""
+        self.wait = self._due_s = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def __repr__(self) -> str:
+        return f"<Patience for {self.wait.limit if self.wait else 'nothing'}>"
+
+    def _fire(self) -> None:
+        armed, self._timer = self._timer, None
+        if self._due_s is None:
+            return
+        # The loop may fire a clock tick early, so that the timer's own time is compared.
+        if armed is not None and armed.when() < self._due_s:
+            self._timer = self._loop.call_at(self._due_s, self._fire)
+            return
+        self._due_s = None
+        self._on_over()

@@ -1,0 +1,145 @@
+"""The states of a server connection: what is read next, who answers, and for what time is given.
+
+Reading and answering go on side by side, since a client may send its next requests ahead:
+
+    FRESH ──began──▶ HEAD ──judged──▶ BODY ──complete──▶ IDLE ──began──▶ HEAD
+      └──────────────┴───────deafened──┴───────────────────┴──────────▶ DEAF
+
+    FREE ──taken──▶ BEGUN ──waits──▶ BUSY ──answered──▶ FREE
+      │               └────answered──────────────────────▲
+      └──ended──▶ LINGERING                        and LOST from anywhere
+
+BEGUN is an answer within the turn in which its request was taken: what does not wait never leaves
+it. After DEAF nothing more is parsed: the last request has come, one was refused, or the server
+drains. A pure machine; `protocol` is its shell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, TypeVar
+
+S = TypeVar("S", bound=IntEnum)
+E = TypeVar("E", bound=IntEnum)
+
+
+class Reading(IntEnum):
+    """Names what the client is to send next."""
+
+    FRESH = 0
+    IDLE = 1
+    HEAD = 2
+    BODY = 3
+    DEAF = 4
+
+
+class ReadingEvent(IntEnum):
+    """Names what moves a connection from one state of reading to another."""
+
+    BEGAN = 0
+    JUDGED = 1
+    COMPLETE = 2
+    DEAFENED = 3
+
+
+class Answering(IntEnum):
+    """Names what is done for the client."""
+
+    FREE = 0
+    BEGUN = 1
+    BUSY = 2
+    LINGERING = 3
+    LOST = 4
+
+
+class AnsweringEvent(IntEnum):
+    """Names what moves a connection from one state of answering to another."""
+
+    TAKEN = 0
+    WAITS = 1
+    ANSWERED = 2
+    ENDED = 3
+    LOST = 4
+
+
+# Both machines look their next state up here, and diagrams are drawn from it.
+READING: Final[tuple[tuple[Reading, ReadingEvent, Reading], ...]] = (
+    (Reading.FRESH, ReadingEvent.BEGAN, Reading.HEAD),
+    (Reading.IDLE, ReadingEvent.BEGAN, Reading.HEAD),
+    (Reading.HEAD, ReadingEvent.JUDGED, Reading.BODY),
+    (Reading.BODY, ReadingEvent.COMPLETE, Reading.IDLE),
+    *((before, ReadingEvent.DEAFENED, Reading.DEAF) for before in Reading),
+)
+ANSWERING: Final[tuple[tuple[Answering, AnsweringEvent, Answering], ...]] = (
+    (Answering.FREE, AnsweringEvent.TAKEN, Answering.BEGUN),
+    (Answering.BEGUN, AnsweringEvent.WAITS, Answering.BUSY),
+    (Answering.BEGUN, AnsweringEvent.ANSWERED, Answering.FREE),
+    (Answering.BUSY, AnsweringEvent.ANSWERED, Answering.FREE),
+    (Answering.FREE, AnsweringEvent.ENDED, Answering.LINGERING),
+    *((before, AnsweringEvent.LOST, Answering.LOST) for before in Answering),
+)
+
+
+def _table(rows: tuple[tuple[S, E, S], ...]) -> dict[S, dict[E, S]]:
+    table: dict[S, dict[E, S]] = {}
+    for before, event, after in rows:
+        table.setdefault(before, {})[event] = after
+    return table
+
+
+# By state, then event: a KeyError is a bug of the shell.
+READS: Final = _table(READING)
+ANSWERS: Final = _table(ANSWERING)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Says what a client is waited for.
+
+    Attributes:
+        limit: the field of `Limits` that says how long.
+        status: what it is answered when it does not come; 0 closes without a word.
+        what: how the answer names it.
+    """
+
+    limit: str
+    status: int = 0
+    what: str = ""
+
+
+_LINGER: Final = Wait("linger_s")
+# Which time runs in which state of reading. A connection that is free waits for a request; one
+# that answers waits only for what has begun to come.
+WAITS: Final[dict[Reading, Wait]] = {
+    Reading.FRESH: Wait("head_s"),
+    Reading.IDLE: Wait("idle_s"),
+    Reading.HEAD: Wait("head_s", 408, "head"),
+    Reading.BODY: Wait("body_s", 408, "body"),
+}
+
+
+def wait_of(reading: Reading, answering: Answering) -> Wait | None:
+    """Return what a client is waited for, None for nothing.
+
+    Example:
+        >>> wait_of(Reading.IDLE, Answering.FREE)
+        Wait(limit='idle_s', status=0, what='')
+        >>> wait_of(Reading.IDLE, Answering.BUSY) is None
+        True
+        >>> wait_of(Reading.HEAD, Answering.BUSY).what
+        'head'
+    """
+    if answering is Answering.LINGERING:
+        return _LINGER
+    wait = WAITS.get(reading)
+    if wait is None or answering is Answering.LOST:
+        return None
+    return wait if wait.status or answering is Answering.FREE else None
+
+
+# By answering, then reading: the same, for each of a connection's turns.
+WAITED: Final = {
+    answering: {reading: wait_of(reading, answering) for reading in Reading}
+    for answering in Answering
+}
