@@ -108,7 +108,8 @@ class RequestReader:
         self._parser = httptools.HttpRequestParser(self)
         self._refused: Refusal | None = None
         self._piece_bytes = self._quiet_bytes = self._head_bytes = self._body_bytes_max = 0
-        self._target = self._host = b""
+        self._target = b""
+        self._host: bytes | None = None  # the latest that was judged
         self._pairs: list[RawPair] = []
         # The fields that decide about the head, by name; `_is_odd` where one of them came twice.
         self._watched: dict[bytes, bytes] = {}
