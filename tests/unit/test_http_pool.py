@@ -506,7 +506,9 @@ def test_a_repeated_call_takes_the_place_of_an_idle_connection() -> None:
         for client in stage.network.made:
             client.feed(OK)
         await asyncio.gather(one, two)
-        call, other = stage.call(is_idempotent=True), stage.call()
+        call = stage.call(is_idempotent=True)
+        await settle()
+        other = stage.call()
         await settle()
         first, second = stage.network.made
         first.feed(OK)
@@ -670,7 +672,7 @@ def test_a_place_given_to_a_call_that_was_cancelled_goes_to_the_next() -> None:
             for _ in range(3):
                 await settle()
                 if not three.done():
-                    client.feed(OK)
+                    stage.network.made[-1].feed(OK)
             assert (await three).status == 200
             await asyncio.wait([two])
             await stage.pool.close()

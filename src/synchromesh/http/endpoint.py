@@ -1,0 +1,290 @@
+"""The connections to one host and port: who gets one, who waits, and what is known when it fails.
+
+All of it happens in callbacks. A request for which a kept connection is idle is written at once;
+only a connection that has to be made takes a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from synchromesh.errors import ConnectFailed, ConnectionLost, Shed
+from synchromesh.http.client import ClientConnection, ClientExchange, Sent
+from synchromesh.http.limits import PoolLimits
+from synchromesh.runtime import Network
+from synchromesh.timers import Timers
+
+
+class Keeper(Protocol):
+    """Is what all endpoints of one pool share; the pool is one.
+
+    Attributes:
+        connections: every one that is open, in the order of making.
+        is_closed: True once nothing more is sent.
+    """
+
+    network: Network
+    limits: PoolLimits
+    timers: Timers
+    connections: dict[ClientConnection, None]
+    is_closed: bool
+
+    def on_used(self, endpoint: PoolEndpoint) -> None:
+        """Take note that an endpoint has connections."""
+        ...
+
+    def on_unused(self, endpoint: PoolEndpoint) -> None:
+        """Take note that its last connection has gone."""
+        ...
+
+    def on_idle(self) -> None:
+        """Take note that a connection was put aside."""
+        ...
+
+    def on_lost(self) -> None:
+        """Take note that a connection has closed."""
+        ...
+
+
+class PoolEndpoint:
+    """Keeps the connections to one host and port, for whole exchanges or for streamed ones.
+
+    `used` counts them: being made, busy and idle. A streamed exchange takes as long as the slowest
+    client: those that are whole must never wait for one.
+
+    Args:
+        key: host, port, and whether exchanges are streamed.
+        keeper: what all endpoints of one pool share.
+    """
+
+    def __init__(self, key: tuple[str, int, bool], keeper: Keeper) -> None:
+        self.key = key
+        self.host, self.port = key[:2]
+        self.name = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        self.timers = keeper.timers
+        self._keeper = keeper
+        self._limits = keeper.limits
+        self.used = 0
+        self.idle: deque[ClientConnection] = deque()
+        # A dict keeps the order in which they came, and lets one in the middle leave.
+        self.waiting: dict[ClientExchange, None] = {}
+
+    def send(self, exchange: ClientExchange) -> None:
+        """Send the request of an exchange as soon as there is a connection for it."""
+        if self._keeper.is_closed:
+            self._fail(exchange, self._closed())
+            return
+        connection: ClientConnection | None = None
+        if self.idle and exchange.may_reuse:
+            connection = self.idle.pop()
+        elif self.used < self._limits.connections_max:
+            self.used += 1
+            if self.used == 1:
+                self._keeper.on_used(self)
+        elif self.idle:
+            connection = self.idle.popleft()
+        else:
+            self._wait(exchange)
+            return
+        self._use(exchange, connection)
+
+    def close(self) -> None:
+        """Fail what waits for a connection."""
+        for exchange in list(self.waiting):
+            self._fail(exchange, self._closed())
+
+    def sweep(self, now: float) -> float | None:
+        """Close what has been idle for too long; return when the next one will have been."""
+        while self.idle:
+            until_s = self.idle[0].idle_since_s + self._limits.idle_s
+            if until_s > now:
+                return until_s
+            self.idle.popleft().abort()
+            self._free()
+        return None
+
+    def __repr__(self) -> str:
+        return f"<PoolEndpoint {self.name}: {self.used} used, {len(self.waiting)} waiting>"
+
+    # -- what exchanges and connections tell -----------------------------------------------------
+
+    def cancel(self, exchange: ClientExchange) -> None:
+        """Give up an exchange: nothing of it reaches anybody from now on."""
+        if exchange.state is Sent.DONE:
+            return
+        connection, connecting = exchange.connection, exchange.connecting
+        self._end(exchange)
+        if connection is not None:
+            connection.drop()
+            self._give(connection)
+        elif connecting is not None:
+            connecting.cancel()
+
+    def expire(self, exchange: ClientExchange) -> None:
+        """Fail an exchange whose time is over, by what is known of it."""
+        if exchange.state is Sent.WAITING:
+            error: Exception = Shed(
+                f"all {self.used} connections to {self.name} stayed busy until the deadline; "
+                "nothing was sent"
+            )
+        elif exchange.state is Sent.CONNECTING:
+            error = self._unreached("it did not answer in time")
+        elif exchange.connection is not None:
+            error = exchange.connection.timed_out()
+        else:
+            return
+        self.cancel(exchange)
+        exchange.on_error(exchange.lost or error)
+
+    def on_ended(self, exchange: ClientExchange, connection: ClientConnection) -> None:
+        """Take a connection back whose exchange has ended."""
+        self._end(exchange)
+        self._give(connection)
+
+    def on_failed(
+        self, exchange: ClientExchange, connection: ClientConnection, error: Exception
+    ) -> None:
+        """Take a connection back whose exchange has failed.
+
+        The server may have closed it in the moment in which it was used again. Whether it has run
+        the request is unknown, so that only one that is idempotent is sent a second time, once.
+        """
+        is_again = (
+            exchange.is_idempotent
+            and exchange.lost is None
+            and connection.was_stale
+            and isinstance(error, ConnectionLost)
+        )
+        connection.abort()
+        if is_again and isinstance(error, ConnectionLost):
+            exchange.lost, exchange.may_reuse, exchange.connection = error, False, None
+            self._give(connection)
+            self.send(exchange)
+            return
+        self._end(exchange)
+        self._give(connection)
+        exchange.on_error(error)
+
+    # -- its own ---------------------------------------------------------------------------------
+
+    def _use(self, exchange: ClientExchange, connection: ClientConnection | None) -> None:
+        """Send by a connection, or by one that is made in its place, which is the caller's own."""
+        loop = asyncio.get_running_loop()
+        if connection is not None:
+            if exchange.may_reuse and connection.is_reusable:
+                exchange.state, exchange.connection = Sent.SENT, connection
+                connection.send(exchange)
+                exchange.on_sent(loop)
+                return
+            connection.abort()
+        exchange.state = Sent.CONNECTING
+        if exchange.slot is None:
+            self.timers.add(exchange, loop)
+        exchange.connecting = loop.create_task(self._connect(exchange))
+
+    def _wait(self, exchange: ClientExchange) -> None:
+        if len(self.waiting) >= self._limits.waiting_max:
+            self._fail(
+                exchange,
+                Shed(
+                    f"{len(self.waiting)} calls wait for a connection to {self.name} already; "
+                    "nothing was sent"
+                ),
+            )
+            return
+        exchange.state = Sent.WAITING
+        self.waiting[exchange] = None
+        if exchange.slot is None:
+            self.timers.add(exchange, asyncio.get_running_loop())
+
+    async def _connect(self, exchange: ClientExchange) -> None:
+        """Make a connection for an exchange, and send it."""
+        made: list[ClientConnection] = []
+
+        def factory() -> ClientConnection:
+            made.append(ClientConnection(self.name, self._limits, self, self._lost))
+            return made[-1]
+
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                await self._keeper.network.connect(factory, self.host, self.port)
+        except Exception as error:  # noqa: BLE001 - told to the exchange
+            self._give(None)
+            if isinstance(error, OSError):
+                reason = error.strerror or str(error) or "it did not answer in time"
+                failed = self._unreached(reason)
+                failed.__cause__ = error
+                error = failed
+            self._fail(exchange, error)
+            return
+        except BaseException:
+            self._give(None)
+            raise
+        self._connected(exchange, made[-1])
+
+    def _connected(self, exchange: ClientExchange, connection: ClientConnection) -> None:
+        self._keeper.connections[connection] = None
+        exchange.connecting = None
+        if self._keeper.is_closed:
+            self._give(connection)
+            self._fail(exchange, self._closed())
+        elif exchange.state is Sent.DONE:
+            self._give(connection)
+        elif not connection.is_reusable:
+            self._give(connection)
+            self._fail(
+                exchange,
+                ConnectFailed(f"{self.name} closed the connection at once; nothing was sent"),
+            )
+        else:
+            exchange.may_reuse = True
+            self._use(exchange, connection)
+
+    def _give(self, connection: ClientConnection | None) -> None:
+        """Pass a place on, with its connection if that may stay: to who waits longest, or idle."""
+        if connection is not None and (self._keeper.is_closed or not connection.is_reusable):
+            connection.abort()
+            connection = None
+        if self.waiting:
+            exchange = next(iter(self.waiting))
+            del self.waiting[exchange]
+            self._use(exchange, connection)
+        elif connection is None:
+            self._free()
+        else:
+            connection.idle_since_s = asyncio.get_running_loop().time()
+            self.idle.append(connection)
+            self._keeper.on_idle()
+
+    def _free(self) -> None:
+        self.used -= 1
+        if not self.used:
+            self._keeper.on_unused(self)
+
+    def _lost(self, connection: ClientConnection) -> None:
+        self._keeper.connections.pop(connection, None)
+        # A busy connection is given back by the exchange that it fails.
+        if connection in self.idle:
+            self.idle.remove(connection)
+            self._free()
+        self._keeper.on_lost()
+
+    def _end(self, exchange: ClientExchange) -> None:
+        self.timers.drop(exchange)
+        self.waiting.pop(exchange, None)
+        exchange.state = Sent.DONE
+        exchange.connection = None
+
+    def _fail(self, exchange: ClientExchange, error: Exception) -> None:
+        if exchange.state is not Sent.DONE:
+            self._end(exchange)
+            # That it was not sent again says nothing of the first time, when it may have been run.
+            exchange.on_error(exchange.lost or error)
+
+    def _unreached(self, reason: str) -> ConnectFailed:
+        return ConnectFailed(f"cannot connect to {self.name}: {reason}; nothing was sent")
+
+    def _closed(self) -> ConnectFailed:
+        return ConnectFailed(f"the pool is closed: nothing was sent to {self.name}")

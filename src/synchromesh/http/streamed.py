@@ -1,0 +1,140 @@
+"""Streamed exchanges of the pool: neither body is ever held whole.
+
+The request's body is sent as its reader gets it, the answer is returned with its head, and reading
+pauses while enough of its body is unread. What is waited for is bounded each time, and not in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from synchromesh.http.body import Body, Framing
+from synchromesh.http.client import ClientExchange, Sent
+from synchromesh.http.message import Headers, HttpResponse, RawPair
+
+
+class StreamedExchange(ClientExchange):
+    """Is a request whose body is read while it is sent, and whose answer's is read while it comes.
+
+    Args:
+        head: as it is framed for the wire.
+        body: what is read and sent after it; None where there is none.
+        framing: of that body.
+        due_s: until when there has to be a connection.
+        answer_s: how long the head of the answer may take, from the last byte of the request on.
+        stall_s: how long the answer's body may stand still while it is read.
+
+    Attributes:
+        answer: the answer, once its head is there; its body is its `stream`.
+    """
+
+    __slots__ = (
+        "_answer_s", "_body", "_framing", "_loop", "_sending", "_stall_s", "_stream", "answer",
+    )  # fmt: skip
+
+    takes_parts = True
+
+    def __init__(
+        self,
+        head: bytes,
+        body: Body | None,
+        framing: Framing,
+        *,
+        due_s: float,
+        answer_s: float,
+        stall_s: float,
+        is_head: bool,
+        is_idempotent: bool,
+    ) -> None:
+        super().__init__(head, due_s=due_s, is_head=is_head, is_idempotent=is_idempotent)
+        self._loop = asyncio.get_running_loop()
+        self._body = body
+        self._framing = framing
+        self._answer_s = answer_s
+        self._stall_s = stall_s
+        self._stream = Body(length=None, on_room=self._on_room)
+        self._sending: asyncio.Task[None] | None = None
+        # A body cannot be sent again if a kept connection turns out to be closed.
+        self.may_reuse = body is None
+        self.answer: asyncio.Future[HttpResponse] = self._loop.create_future()
+
+    async def leave(self) -> None:
+        """End the exchange: what has not been sent or read by now never will be."""
+        self.cancel()
+        await self._stop_sending()
+
+    # -- what the connection tells ---------------------------------------------------------------
+
+    def on_sent(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send the body, if there is one, and then wait for the answer."""
+        if self._body is None:
+            self.expect_within(self._answer_s)
+        else:
+            self.expect_within(None)
+            self._sending = loop.create_task(self._send(self._body))
+
+    @property
+    def is_sent(self) -> bool:  # type: ignore[override]
+        """True once the whole request has been sent."""
+        return self._sending is None or self._sending.done()
+
+    def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
+        """Return the answer with its head."""
+        self._stream.length = length
+        if not self.answer.done():
+            headers = Headers.from_wire(pairs)
+            self.answer.set_result(HttpResponse(status, headers, stream=self._stream))
+
+    def on_part(self, data: bytes) -> None:
+        """Hold a part until it is read, and read no more while there is enough of it."""
+        self._stream.feed(data)
+        if self._stream.is_full and self.connection is not None:
+            self.connection.pause()
+        self._expect_part()
+
+    def on_end(self) -> None:
+        """Take the end of the answer; what is still being sent interests nobody."""
+        self._stream.end()
+        if self._sending is not None:
+            self._sending.cancel()
+
+    def on_error(self, error: Exception) -> None:
+        """Fail who waits for the answer, or reads it."""
+        if self._sending is not None:
+            self._sending.cancel()
+        if not self.answer.done():
+            self.answer.set_exception(error)
+        else:
+            self._stream.fail(error)
+
+    # -- its own ---------------------------------------------------------------------------------
+
+    async def _send(self, body: Body) -> None:
+        connection = self.connection
+        assert connection is not None
+        try:
+            while part := await body.read():
+                await connection.outflow.send(self._framing.part(part))
+            await connection.outflow.send(self._framing.end())
+        except Exception as error:  # noqa: BLE001 - told to who waits for the answer
+            self.cancel()
+            self._sending = None
+            self.on_error(error)
+        else:
+            if self.state is Sent.SENT:
+                self.expect_within(self._answer_s)
+
+    async def _stop_sending(self) -> None:
+        sending, self._sending = self._sending, None
+        if sending is not None and not sending.done():
+            sending.cancel()
+            await asyncio.wait([sending])
+
+    def _on_room(self) -> None:
+        """Go on with the answer's body: its reader has taken what there was, or waits for more."""
+        if self.connection is not None:
+            self.connection.resume()
+            self._expect_part()
+
+    def _expect_part(self) -> None:
+        self.expect_within(self._stall_s if self._stream.is_wanted else None)
