@@ -8,7 +8,7 @@ way (D1).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -31,8 +31,26 @@ ATTEMPTS_LEFT_MAX = 16
 # A deadline beyond thirty thousand years is none; as a number it still has to fit its header.
 DEADLINE_MS_MAX = 10**15
 
+_OWN = {
+    name.encode(): name
+    for name in (
+        TRACEPARENT,
+        IDEMPOTENCY_KEY,
+        DEADLINE_MS,
+        SENT_AT,
+        ATTEMPTS_LEFT,
+        UNDOES,
+        CREDENTIAL,
+    )
+}
 # Keys travel as they are where they are ASCII; what a header cannot carry is percent-encoded.
 _KEY_SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
+
+
+# The one form that nearly every trace context has: version 00, and nothing behind it.
+_TRACEPARENT_CHARS = 55
+_HEX = b"0123456789abcdef"
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 
 
 class CallContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +114,51 @@ def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, s
     return headers
 
 
+def header_lines(context: CallContext, *, now: float, wall_us: int) -> bytes:
+    """Return the headers of a call as they stand on the wire, each line with its end.
+
+    The same as `to_headers`, put together at once.
+
+    Raises:
+        ValueError: the trace is none; the value could end its line.
+
+    Example:
+        >>> header_lines(CallContext(trace_id="a" * 32, span_id="b" * 16), now=0.0, wall_us=0)[:20]
+        b'traceparent: 00-aaaa'
+    """
+    trace_id, span_id = context.trace_id, context.span_id
+    if not (trace_id.isalnum() and span_id.isalnum()):
+        raise ValueError(f"trace {trace_id[:40]!r}, span {span_id[:40]!r} cannot stand in a header")
+    text = f"traceparent: 00-{trace_id}-{span_id}-01\r\n"
+    if context.deadline_s is not None:
+        left_ms = (context.deadline_s - now) * 1000
+        left = int(min(max(0.0, left_ms), DEADLINE_MS_MAX))
+        text += f"deadline-ms: {left}\r\nsent-at: {wall_us}\r\n"
+    if context.key:
+        text += f"idempotency-key: {quote(context.key, safe=_KEY_SAFE)}\r\n"
+    if context.attempts_left:
+        text += f"attempts-left: {context.attempts_left}\r\n"
+    if context.undoes:
+        text += f"undoes: {quote(context.undoes, safe=_KEY_SAFE)}\r\n"
+    return text.encode("ascii")
+
+
+def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return those of a request's header fields that are ours; names come in lower case.
+
+    Raises:
+        BadRequest: one of them is given twice.
+    """
+    own: dict[str, str] = {}
+    for raw, value in pairs:
+        if raw in _OWN:
+            name = _OWN[raw]
+            if name in own:
+                raise BadRequest(f"header {name} is given twice; which of them counts is unclear")
+            own[name] = value.decode("latin-1")
+    return own
+
+
 def from_headers(
     headers: Mapping[str, str], *, now: float, wall_us: int, rng: random.Random
 ) -> CallContext:
@@ -137,6 +200,15 @@ def check_key(key: str, where: str = "idempotency key") -> str:
 
 
 def _trace(traceparent: str, rng: random.Random) -> tuple[str, str]:
+    if (
+        len(traceparent) == _TRACEPARENT_CHARS
+        and traceparent[:3] == "00-"
+        and traceparent.encode("latin-1", "replace").translate(None, _HEX) == b"---"
+        and traceparent[35] == traceparent[52] == "-"
+        and traceparent[3:35] != _NO_TRACE
+        and traceparent[36:52] != _NO_SPAN
+    ):
+        return traceparent[3:35], traceparent[36:52]
     parts = traceparent.split("-")
     if len(parts) >= 4 and len(parts[1]) == 32 and len(parts[2]) == 16 and parts[0] != "ff":
         try:

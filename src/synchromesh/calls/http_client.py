@@ -4,59 +4,87 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 from urllib.parse import urlsplit
 
-from synchromesh.calls.wire import ATTEMPTS_USED, Passing, Reply, Request
-from synchromesh.context import CREDENTIAL, SENT_AT, CallContext, to_headers
+from synchromesh.calls.contract import Operation
+from synchromesh.calls.wire import ATTEMPTS_USED, Hop, Passing, Reply, Request
+from synchromesh.context import CREDENTIAL, SENT_AT, CallContext, header_lines, to_headers
 from synchromesh.discovery import Endpoint
-from synchromesh.errors import ConfigError
-from synchromesh.http import HttpPool, HttpResponse
+from synchromesh.errors import ConfigError, DeadlineExceeded, TimedOut
+from synchromesh.http import ClientExchange, Headers, HttpPool, HttpResponse, RawPair, request_head
+from synchromesh.resilience import DeadlinePassed
 from synchromesh.runtime import Runtime
 
 _RETRY_AFTER_MAX_S = 3600.0
+_PLACES_MAX = 1024
+_ATTEMPTS_USED = ATTEMPTS_USED.encode()
+_RETRY_AFTER = b"retry-after"
+# Their requests state a length even where it is none.
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_JSON_LINE = b"content-type: application/json\r\n"
 
 
 class HttpTransport:
     """Sends requests over a pool of connections, by the routes of their contract.
+
+    A request is one write: its request line is kept by instance and operation, the line of its
+    credential on the hop, and only what differs from call to call is put together.
 
     Args:
         pool: holds the connections; whoever made it closes it.
         runtime: the wall clock, for `Sent-At`.
     """
 
+    keeps_time = True
+
     def __init__(self, pool: HttpPool, *, runtime: Runtime) -> None:
         self._pool = pool
-        self._runtime = runtime
-        self._places: dict[str, tuple[str, int, str]] = {}
+        self._wall_us = runtime.wall_us
+        self._places: dict[str, _Place] = {}
 
     async def send(self, endpoint: Endpoint, request: Request) -> Reply:
         """Send a request and return its reply, whatever its status.
 
         Raises:
-            ConnectFailed, Shed: nothing was sent.
-            ConnectionLost, TimedOut: it was sent, and no answer will come.
+            DeadlineExceeded, ConnectFailed, Shed: nothing was sent.
+            ConnectionLost: it was sent, and no answer will come.
+            DeadlinePassed: it was sent, and there was no answer when it was due.
         """
-        host, port, prefix = self._places.get(endpoint.url) or self._place(endpoint)
-        operation, context = request.operation, request.context
-        now = asyncio.get_running_loop().time()
-        headers = self._headers(context, request.credential, now)
+        place = self._places.get(endpoint.url) or self._place(endpoint)
+        operation, context, hop = request.operation, request.context, request.hop
+        loop = asyncio.get_running_loop()
+        now, due_s = loop.time(), request.due_s
+        if context.deadline_s is not None and context.deadline_s < due_s:
+            due_s = context.deadline_s
+        if due_s <= now:
+            raise DeadlineExceeded(f"no time was left for the call to {place.name}; not sent")
         if context.undoes:
             target, body = operation.path, b""
         else:
             target, body = operation.to_http(request.arguments)
-        if body:
-            headers["content-type"] = "application/json"
-        response = await self._pool.request(
-            host,
-            port,
-            operation.method,
-            prefix + target,
-            headers.items(),
+        line = place.lines.get((operation, target)) or place.line(operation, target)
+        if hop is None:
+            signed = _credential_line(request.credential)
+        else:
+            signed = hop.kept.get("http") or _keep_line(hop)
+        states_length = body or operation.method in _WITH_BODY
+        wire = b"".join((
+            line,
+            signed,
+            _JSON_LINE if body else b"",
+            header_lines(context, now=now, wall_us=self._wall_us()),
+            b"content-length: %d\r\n\r\n" % len(body) if states_length else b"\r\n",
             body,
-            timeout_s=context.remaining_s(now),
-            is_idempotent=bool(context.key) or not operation.is_command,
-        )
-        return reply_of(response, response.body)
+        ))  # fmt: skip
+        is_idempotent = bool(context.key) or not operation.is_command
+        call = _CallExchange(wire, due_s, is_idempotent, loop.create_future())
+        self._pool.send(place.host, place.port, call)
+        try:
+            return await call.reply
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
 
     def forward(
         self, endpoint: Endpoint, passing: Passing
@@ -67,17 +95,17 @@ class HttpTransport:
             ConnectFailed, Shed: nothing was sent.
             ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
-        host, port, prefix = self._places.get(endpoint.url) or self._place(endpoint)
+        place = self._places.get(endpoint.url) or self._place(endpoint)
         now = asyncio.get_running_loop().time()
         headers = self._headers(passing.context, passing.credential, now)
         if passing.body is not None:
             # The time counts from the end of the body on, which may long be under way.
             headers.pop(SENT_AT, None)
         return self._pool.stream(
-            host,
-            port,
+            place.host,
+            place.port,
             passing.method,
-            prefix + passing.target,
+            place.prefix + passing.target,
             (*passing.headers, *headers.items()),
             passing.body,
             timeout_s=passing.timeout_s,
@@ -85,7 +113,7 @@ class HttpTransport:
         )
 
     def _headers(self, context: CallContext, credential: str, now: float) -> dict[str, str]:
-        headers = to_headers(context, now=now, wall_us=self._runtime.wall_us())
+        headers = to_headers(context, now=now, wall_us=self._wall_us())
         if credential:
             headers[CREDENTIAL] = credential
         return headers
@@ -93,7 +121,7 @@ class HttpTransport:
     def __repr__(self) -> str:
         return f"<HttpTransport over {self._pool!r}>"
 
-    def _place(self, endpoint: Endpoint) -> tuple[str, int, str]:
+    def _place(self, endpoint: Endpoint) -> _Place:
         try:
             parts = urlsplit(endpoint.url)
             host, port = parts.hostname, parts.port
@@ -104,25 +132,89 @@ class HttpTransport:
                 f"instance {endpoint.instance!r} has the url {endpoint.url!r}; expected "
                 '"http://host:port", with a prefix of the path at most'
             )
-        place = (host, port or 80, parts.path.rstrip("/"))
-        if len(self._places) >= 1024:
+        place = _Place(host, port or 80, parts.path.rstrip("/"))
+        if len(self._places) >= _PLACES_MAX:
             self._places.clear()  # instances come and go; a few of them are parsed again
         self._places[endpoint.url] = place
         return place
 
 
+class _Place:
+    """Where an instance is, and the request lines of the operations that are called there."""
+
+    __slots__ = ("host", "lines", "name", "port", "prefix")
+
+    def __init__(self, host: str, port: int, prefix: str) -> None:
+        self.host = host
+        self.port = port
+        self.prefix = prefix
+        self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.lines: dict[tuple[Operation[..., Any], str], bytes] = {}
+
+    def line(self, operation: Operation[..., Any], target: str) -> bytes:
+        """Return request line and Host of an operation; it is kept where no argument is in it."""
+        line = request_head(self.name, operation.method, self.prefix + target, Headers())
+        if target == operation.path:
+            self.lines[operation, target] = line
+        return line
+
+
+class _CallExchange(ClientExchange):
+    """One call under way, and the future by which its caller is released."""
+
+    __slots__ = ("reply",)
+
+    def __init__(
+        self, wire: bytes, due_s: float, is_idempotent: bool, reply: asyncio.Future[Reply]
+    ) -> None:
+        super().__init__(wire, due_s=due_s, is_idempotent=is_idempotent)
+        self.reply = reply
+
+    def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
+        """Release the caller."""
+        if self.reply.done():
+            return
+        used, wait_s = 0, None
+        # Backwards, so that of fields that are repeated the first counts.
+        for name, value in reversed(pairs):
+            if name == _ATTEMPTS_USED:
+                used = int(value) if _is_count(value) else 0
+            elif name == _RETRY_AFTER:
+                wait_s = _wait_of(value)
+        self.reply.set_result(Reply(status, body, used, wait_s))
+
+    def on_error(self, error: Exception) -> None:
+        """Release the caller by an error."""
+        if not self.reply.done():
+            # What it is called at its end is the edge's to say, which knows whose time it was.
+            late = isinstance(error, TimedOut)
+            self.reply.set_exception(DeadlinePassed(self.due_s) if late else error)
+
+
 def reply_of(response: HttpResponse, body: bytes) -> Reply:
     """Return what an HTTP answer says to a caller."""
-    used = response.headers.get(ATTEMPTS_USED) or ""
-    wait = response.headers.get("retry-after") or ""
-    return Reply(
-        response.status,
-        body,
-        int(used) if _is_count(used) else 0,
-        # RFC 9110 allows a date as well; a caller that retries within seconds has no use for it.
-        min(float(wait), _RETRY_AFTER_MAX_S) if _is_count(wait) else None,
-    )
+    used = response.headers.get(ATTEMPTS_USED, "").encode("latin-1")
+    wait = response.headers.get("retry-after", "").encode("latin-1")
+    return Reply(response.status, body, int(used) if _is_count(used) else 0, _wait_of(wait))
 
 
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9
+def _keep_line(hop: Hop) -> bytes:
+    line = hop.kept["http"] = _credential_line(hop.credential)
+    return line
+
+
+def _credential_line(credential: str) -> bytes:
+    if not credential:
+        return b""
+    # Checked as any header: the line is put between others.
+    (value,) = Headers([(CREDENTIAL, credential)]).get_all(CREDENTIAL)
+    return f"{CREDENTIAL}: {value}\r\n".encode("latin-1")
+
+
+def _wait_of(text: bytes) -> float | None:
+    # RFC 9110 allows a date as well; a caller that retries within seconds has no use for it.
+    return min(float(text), _RETRY_AFTER_MAX_S) if _is_count(text) else None
+
+
+def _is_count(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= 9

@@ -2,13 +2,18 @@
 
 from synchromesh.http.asgi import AsgiApp, AsgiHandler, asgi_handler
 from synchromesh.http.body import Body
+from synchromesh.http.client import ClientExchange
+from synchromesh.http.exchange import FastHandler, HttpExchange
 from synchromesh.http.limits import Limits, PoolLimits
 from synchromesh.http.message import (
     Headers,
     HttpRequest,
     HttpResponse,
+    RawPair,
     error_response,
     problem_response,
+    request_head,
+    status_line,
 )
 from synchromesh.http.pool import HttpPool
 from synchromesh.http.protocol import Handler
@@ -19,16 +24,22 @@ __all__ = [
     "AsgiApp",
     "AsgiHandler",
     "Body",
+    "ClientExchange",
+    "FastHandler",
     "Handler",
     "Headers",
+    "HttpExchange",
     "HttpPool",
     "HttpRequest",
     "HttpResponse",
     "HttpServer",
     "Limits",
     "PoolLimits",
+    "RawPair",
     "Streaming",
     "asgi_handler",
     "error_response",
     "problem_response",
+    "request_head",
+    "status_line",
 ]
