@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -140,7 +140,7 @@ class Control:
             check_key(wanted.key)
         root = self._overview.caller.root(principal=wanted.principal, key=wanted.key or None)
         span = self._overview.tracer.start("client", operation.full_name, trace_id=root.trace_id)
-        context = replace(root, span_id=span.span_id)
+        context = msgspec.structs.replace(root, span_id=span.span_id)
         answer: dict[str, Any] = {
             "trace_id": root.trace_id,
             "key": root.key if operation.is_command else "",
