@@ -171,13 +171,15 @@ def from_headers(
         BadRequest: a header is malformed; the message names it.
     """
     trace_id, span_id = _trace(headers.get(TRACEPARENT, ""), rng)
+    # Most headers are absent in most calls: only those that are there cost a frame.
+    left = _count(headers[ATTEMPTS_LEFT], ATTEMPTS_LEFT) if ATTEMPTS_LEFT in headers else 0
     return CallContext(
         trace_id=trace_id,
         span_id=span_id,
-        deadline_s=_deadline(headers, now=now, wall_us=wall_us),
-        key=_key(headers, IDEMPOTENCY_KEY),
-        attempts_left=min(_count(headers, ATTEMPTS_LEFT) or 0, ATTEMPTS_LEFT_MAX),
-        undoes=_key(headers, UNDOES),
+        deadline_s=_deadline(headers, now, wall_us) if DEADLINE_MS in headers else None,
+        key=_key(headers, IDEMPOTENCY_KEY) if IDEMPOTENCY_KEY in headers else "",
+        attempts_left=min(left, ATTEMPTS_LEFT_MAX),
+        undoes=_key(headers, UNDOES) if UNDOES in headers else "",
     )
 
 
@@ -219,26 +221,20 @@ def _trace(traceparent: str, rng: random.Random) -> tuple[str, str]:
     return new_trace_id(rng), new_span_id(rng)
 
 
-def _deadline(headers: Mapping[str, str], *, now: float, wall_us: int) -> float | None:
-    remaining_ms = _count(headers, DEADLINE_MS)
-    if remaining_ms is None:
-        return None
-    remaining_s = remaining_ms / 1000
-    sent_us = _count(headers, SENT_AT)
-    if sent_us is not None:
+def _deadline(headers: Mapping[str, str], now: float, wall_us: int) -> float:
+    remaining_s = _count(headers[DEADLINE_MS], DEADLINE_MS) / 1000
+    if SENT_AT in headers:
         # What was under way for longer than the clocks can differ has lost that time.
+        sent_us = _count(headers[SENT_AT], SENT_AT)
         remaining_s -= max(0.0, (wall_us - sent_us) / 1e6 - SKEW_S)
     return now + max(0.0, remaining_s)
 
 
-def _count(headers: Mapping[str, str], name: str) -> int | None:
-    text = headers.get(name)
-    if text is None:
-        return None
+def _count(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise BadRequest(f"header {name} is {text[:40]!r}; a whole number is expected")
     return int(text)
 
 
 def _key(headers: Mapping[str, str], name: str) -> str:
-    return check_key(unquote(headers.get(name, "")), f"header {name}")
+    return check_key(unquote(headers[name]), f"header {name}")

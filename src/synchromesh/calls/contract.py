@@ -72,6 +72,9 @@ class Signature:
         hints: the type of each parameter.
         omitted: the parameters that HTTP leaves out where they are null: that is their default.
         body: the parameter that is the HTTP body by itself, "" where the body is an object.
+        decode_body: reads the HTTP body where all arguments are in it; None where some are in the
+            path or the query.
+        before_body: what stands before the body in the canonical form, and `}` behind it.
         result: the type of the answer.
     """
 
@@ -82,6 +85,8 @@ class Signature:
     hints: Mapping[str, Any]
     omitted: frozenset[str]
     body: str
+    decode_body: Callable[[bytes], object] | None
+    before_body: bytes
     result: Any
 
 
@@ -179,8 +184,13 @@ class Operation(Generic[P, R_co]):
 
     def to_http(self, arguments: bytes) -> tuple[str, bytes]:
         """Return the target and the body that carry canonical arguments over HTTP."""
+        shape = self._shape or self.shape
+        if shape.decode_body is not None:
+            # The canonical form has the body in it: nothing is decoded.
+            before = len(shape.before_body)
+            return self.path, arguments[before:-1] if before else arguments
         raw: dict[str, msgspec.Raw] = msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
-        shape, target = self.shape, self.path
+        target = self.path
         for place in self.places:
             text = to_text(raw.pop(place), shape.hints[place])
             # A dot by itself would be a step in the path to whoever normalises it.
@@ -193,9 +203,7 @@ class Operation(Generic[P, R_co]):
                 if name not in shape.omitted or bytes(value) != b"null"
             }
             return (f"{target}?{urlencode(pairs)}" if pairs else target), b""
-        if shape.body:
-            return target, bytes(raw[shape.body])
-        return target, encode(raw)
+        return target, bytes(raw[shape.body]) if shape.body else encode(raw)
 
     def from_http(self, places: Mapping[str, str], query: str, body: bytes) -> bytes:
         """Return the canonical arguments of an HTTP request; `places` are still percent-encoded.
@@ -205,10 +213,17 @@ class Operation(Generic[P, R_co]):
         Raises:
             BadRequest: path, query or body do not fit the contract.
         """
+        shape = self._shape or self.shape
+        if shape.decode_body is not None and body and not query:
+            try:
+                value = shape.decode_body(body)
+                return to_json({shape.body: value} if shape.body else value)
+            except NO_FIT:
+                pass  # below it is said where
         try:
             values = self._from_texts(places, query)
             values |= self._from_body(body)
-            struct = self.shape.arguments(**values)
+            struct = shape.arguments(**values)
         except UnicodeDecodeError as error:
             raise BadRequest(f"{self.full_name}: path or query is not UTF-8") from error
         except BadRequest as error:
@@ -410,6 +425,8 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signa
     is_body = len(bare) == 1 and operation.method not in _BODILESS and _is_struct(hints[bare[0]])
     fields = [_field_of(p, hints[p.name]) for p in sorted(parameters, key=lambda p: p.name)]
     arguments = msgspec.defstruct(operation.name, fields, forbid_unknown_fields=True, kw_only=True)
+    body = bare[0] if is_body else ""
+    is_all_body = not operation.places and operation.method not in _BODILESS
     return Signature(
         signature=whole.replace(parameters=parameters),
         bind=_binder_of(f"call of {operation.full_name}", parameters, hints),
@@ -417,7 +434,9 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signa
         decode=decoder_of(arguments),
         hints={p.name: hints[p.name] for p in parameters},
         omitted=frozenset(p.name for p in parameters if p.default is None),
-        body=bare[0] if is_body else "",
+        body=body,
+        decode_body=decoder_of(hints[body] if body else arguments) if is_all_body else None,
+        before_body=b"{%b:" % to_json(body) if body and is_all_body else b"",
         result=hints["return"],
     )
 

@@ -64,6 +64,8 @@ class HttpEdge:
         self._routes: Routes[_Target] = Routes()
         self._found: dict[tuple[bytes, bytes], Match[_Target]] = {}
         self._timers = Timers()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._start: eager.Start | None = None
 
     def mount(
         self, receiver: Receiver, operations: Iterable[Operation[..., Any]], *, prefix: str = ""
@@ -83,20 +85,22 @@ class HttpEdge:
         if found is None:
             return False
         loop = asyncio.get_running_loop()
-        receiver = found.target[0]
+        now, receiver = loop.time(), found.target[0]
         try:
-            request = self._read(
-                found, exchange.pairs, query.decode("latin-1"), exchange.body, loop.time()
-            )
+            request = self._read(found, exchange.pairs, query.decode("latin-1"), exchange.body, now)
         except SynchromeshError as error:
             _answer(exchange, Reply.of_error(error))
             return True
         if isinstance(receiver, Dispatcher):
             # It is cancelled from here, so that it needs no timer of its own.
-            dispatching = receiver.dispatch(request, keeps_time=False)
+            dispatching = receiver.dispatch(request, now)
         else:
             dispatching = receiver.dispatch(request)
-        task = eager.start(dispatching, loop=loop, context=copy_context())
+        start = self._start
+        if start is None or loop is not self._loop:
+            start, self._loop = eager.starter(loop), loop
+            self._start = start
+        task = start(dispatching, context=copy_context())
         if task.done():
             _answer_by(exchange, task)
         else:

@@ -77,6 +77,7 @@ class Serving:
         handler: answers complete requests.
         begin: answers those that it can without a task (see `FastHandler`); None where none can.
         streaming: answers the requests that it wants to have as streams.
+        start: makes the tasks of handlers, and runs their first steps.
         is_fast: False takes the slow way everywhere, for tests that compare the two.
     """
 
@@ -85,6 +86,7 @@ class Serving:
     streaming: Streaming | None
     limits: Limits
     owner: Owner
+    start: eager.Start
     is_fast: bool
 
 
@@ -386,7 +388,7 @@ class ServerConnection(asyncio.Protocol):
         if exchange.stream is not None:
             task = self._loop.create_task(self._answer_streaming(request), context=context)
         elif serving.is_fast:
-            task = eager.start(self._answer(request), loop=self._loop, context=context)
+            task = serving.start(self._answer(request), context=context)
         else:
             task = self._loop.create_task(self._answer(request), context=context)
         if not task.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from synchromesh import eager
 from synchromesh.errors import ConfigError
 from synchromesh.http.limits import Limits
 from synchromesh.http.protocol import Handler, ServerConnection, Serving
@@ -61,8 +62,9 @@ class HttpServer:
         streaming: Streaming | None = None,
         is_fast: bool = True,
     ) -> None:
-        begin = getattr(handler, "begin_exchange", None) if is_fast else None
-        self._serving = Serving(handler, begin, streaming, limits, self, is_fast)
+        self._handler = handler
+        self._streaming = streaming
+        self._is_fast = is_fast
         self._network = network
         self._limits = limits
         self._listener: Listener | None = None
@@ -82,8 +84,20 @@ class HttpServer:
         if self._listener is not None:
             raise ConfigError(f"this server listens on {self.url} already; make another one")
         self._is_draining = False
+        begin = getattr(self._handler, "begin_exchange", None) if self._is_fast else None
+        serving = Serving(
+            self._handler,
+            begin,
+            self._streaming,
+            self._limits,
+            self,
+            eager.starter(asyncio.get_running_loop()),
+            self._is_fast,
+        )
         try:
-            self._listener = await self._network.listen(self._connection, host, port)
+            self._listener = await self._network.listen(
+                lambda: ServerConnection(serving), host, port
+            )
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {host}:{port}: {error.strerror or error}; stop what listens "
@@ -172,9 +186,6 @@ class HttpServer:
             self._handling.add(handling)
             handling.add_done_callback(self._handling.discard)
         self._changed.set()
-
-    def _connection(self) -> ServerConnection:
-        return ServerConnection(self._serving)
 
     def _listening(self) -> Listener:
         if self._listener is None:
