@@ -185,7 +185,12 @@ class System:
         if self.kind == "http":
             edge = HttpEdge(runtime=self.runtime)
             edge.mount(receiver, operations)
-            server = HttpServer(edge, network=self.runtime.network, limits=Limits(idle_s=60.0))
+            server = HttpServer(
+                edge,
+                network=self.runtime.network,
+                limits=Limits(idle_s=60.0),
+                is_fast=not self.is_slow,
+            )
             await server.start()
             self.stack.push_async_callback(server.close)
             url = server.url

@@ -1,13 +1,13 @@
 """What every test shares."""
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from synchromesh.http import HttpPool
+from synchromesh.http import HttpPool, HttpServer
 from synchromesh.runtime import RealRuntime
 
 SERVO_WORKS = Path(__file__).parents[1] / "src/synchromesh/examples/servo_works"
@@ -32,3 +32,13 @@ async def pool() -> AsyncIterator[HttpPool]:
     """Real connections, for a test on asyncio."""
     async with HttpPool(network=RealRuntime().network) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module", params=["fast", "slow"])
+def http_way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Let the servers of a module take the fast way, and in a second run of it the slow one."""
+    way: str = request.param
+    defaults = HttpServer.__init__.__kwdefaults__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(defaults, "is_fast", way == "fast")
+        yield way

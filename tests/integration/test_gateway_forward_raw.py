@@ -17,7 +17,7 @@ from synchromesh.http import HttpServer, Limits
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
 
 GATEWAY = Gateway(
     routes=[

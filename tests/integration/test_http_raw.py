@@ -9,7 +9,7 @@ import pytest
 from synchromesh.http import Headers, HttpRequest, HttpResponse, HttpServer, Limits
 from synchromesh.runtime import RealRuntime
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
 
 HOST = b"Host: x\r\n"
 POST = b"POST /e HTTP/1.1\r\n" + HOST

@@ -24,7 +24,7 @@ from synchromesh.http import (
 )
 from synchromesh.runtime import HandedNetwork, RealRuntime
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 

@@ -24,6 +24,8 @@ from synchromesh.http import (
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
 
+pytestmark = pytest.mark.usefixtures("http_way")
+
 MiB = 1024 * 1024
 
 Asking = Callable[..., AbstractAsyncContextManager[Any]]

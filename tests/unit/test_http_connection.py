@@ -16,6 +16,8 @@ from synchromesh.errors import ConfigError
 from synchromesh.http import Headers, HttpRequest, HttpResponse, HttpServer, Limits
 from synchromesh.testing import run
 
+pytestmark = pytest.mark.usefixtures("http_way")
+
 Test = Callable[["Stage"], Coroutine[object, object, None]]
 
 

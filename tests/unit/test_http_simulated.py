@@ -10,6 +10,8 @@ from synchromesh.errors import CallError, ConnectFailed, ConnectionLost, TimedOu
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse, HttpServer
 from synchromesh.testing import NetworkFaults, SimRuntime, World, run
 
+pytestmark = pytest.mark.usefixtures("http_way")
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_each_call_gets_its_own_answer(seed: int) -> None:

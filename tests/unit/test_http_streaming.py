@@ -32,6 +32,8 @@ from synchromesh.http.body import FULL_BYTES, Framing
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
 
+pytestmark = pytest.mark.usefixtures("http_way")
+
 MiB = 1024 * 1024
 # What one side holds of a body that the other does not take: what is full, and one read of a
 # socket at each end.
