@@ -267,7 +267,9 @@ class ClientConnection(asyncio.Protocol):
             return
         reason = reader.feed(data)
         if reader.state is _WHOLE:
-            if reason is not None or not reader.keeps_alive or self._is_sending(exchange):
+            # An early answer: the rest of its request must not begin the next one.
+            is_early = self._transport.get_write_buffer_size() > 0 or not exchange.is_sent
+            if reason is not None or not reader.keeps_alive or is_early:
                 self._is_spoiled = True
             self._finish(exchange)
         elif reason is not None:
@@ -293,10 +295,6 @@ class ClientConnection(asyncio.Protocol):
 
     # -- its own ---------------------------------------------------------------------------------
 
-    def _is_sending(self, exchange: ClientExchange) -> bool:
-        """Tell whether an answer was early: the rest of its request must not begin the next one."""
-        return self._transport.get_write_buffer_size() > 0 or not exchange.is_sent
-
     def _finish(self, exchange: ClientExchange) -> None:
         """Give the connection back, then tell the exchange."""
         reader = self._reader
@@ -304,7 +302,8 @@ class ClientConnection(asyncio.Protocol):
         # Taken first: whoever gets the connection next reads his answer with the same reader.
         status, pairs, length, body = reader.status, reader.pairs, reader.length, reader.take_body()
         is_passing = exchange.state is Sent.ANSWERING
-        self.resume()
+        if self._is_held:
+            self.resume()
         self.exchange = None
         self._custodian.on_ended(exchange, self)
         if not exchange.takes_parts:

@@ -24,15 +24,9 @@ class Patience:
     """
 
     __slots__ = (
-        "_due_s",
-        "_limits",
-        "_loop",
-        "_number",
-        "_on_over",
-        "_timer",
-        "bytes_then",
+        "_armed_s", "_due_s", "_limits", "_loop", "_number", "_on_over", "_timer", "bytes_then",
         "wait",
-    )
+    )  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limits: Limits, on_over: Callable[[], None]
@@ -43,6 +37,7 @@ class Patience:
         self._number = -1
         self._due_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_s = 0.0
         self.wait: Wait | None = None
         # How much of a streamed body had come when its time last began.
         self.bytes_then = 0
@@ -70,10 +65,10 @@ class Patience:
         """Let the time be over `after_s` from now."""
         due_s = self._due_s = self._loop.time() + after_s
         if self._timer is not None:
-            if self._timer.when() <= due_s:
+            if self._armed_s <= due_s:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(due_s, self._fire)
+        self._arm(due_s)
 
     def seconds(self, wait: Wait) -> float:
         """Return how long a wait may be."""
@@ -90,13 +85,16 @@ class Patience:
     def __repr__(self) -> str:
         return f"<Patience for {self.wait.limit if self.wait else 'nothing'}>"
 
+    def _arm(self, due_s: float) -> None:
+        self._armed_s, self._timer = due_s, self._loop.call_at(due_s, self._fire)
+
     def _fire(self) -> None:
-        armed, self._timer = self._timer, None
+        self._timer = None
         if self._due_s is None:
             return
         # The loop may fire a clock tick early, so that the timer's own time is compared.
-        if armed is not None and armed.when() < self._due_s:
-            self._timer = self._loop.call_at(self._due_s, self._fire)
+        if self._armed_s < self._due_s:
+            self._arm(self._due_s)
             return
         self._due_s = None
         self._on_over()

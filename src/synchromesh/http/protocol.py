@@ -229,8 +229,8 @@ class ServerConnection(asyncio.Protocol):
     def _turn(self) -> None:
         """Parse and answer all that needs no waiting, write once, and wait for the rest."""
         reader = self._reader
-        ready = reader.ready
-        left = self._serving.limits.pipeline_max
+        ready, most = reader.ready, self._serving.limits.pipeline_max
+        left = most
         while True:
             if ready and self._answering is _FREE and not self._outflow.is_paused:
                 if not left:
@@ -241,12 +241,20 @@ class ServerConnection(asyncio.Protocol):
                 self._take(ready.popleft())
                 if ready and sum(map(len, self._out)) >= _TOGETHER_BYTES:
                     self._flush()  # which may find that the client takes no more
-            elif self._unfed and reader.state is not _DEAF and not self._is_full():
+            elif (
+                self._unfed
+                and len(ready) < most
+                and (reader.coming is None or not reader.coming.is_full)
+            ):
                 self._feed()
             else:
                 break
         if self._answering is _FREE and not ready:
-            self._conclude()
+            if reader.state is _DEAF:
+                self._conclude()
+            elif reader.owes_continue and reader.state is _BODY:
+                reader.owes_continue = False
+                self._out.append(_CONTINUE)
         self._flush()
         self._wait()
 
@@ -259,7 +267,7 @@ class ServerConnection(asyncio.Protocol):
             data = memoryview(data)
             data, self._unfed = data[:SLICE_BYTES], data[SLICE_BYTES:]
         refusal = reader.feed(data)
-        if refusal is None and not self._unfed:
+        if reader.is_open and not self._unfed and refusal is None:
             refusal = reader.settle()
         if refusal is not None:
             self._refuse(refusal)
@@ -267,17 +275,12 @@ class ServerConnection(asyncio.Protocol):
             self._unfed = b""
 
     def _conclude(self) -> None:
-        """Say what is left to be said to a client for whom nothing is being done."""
-        reader = self._reader
-        if reader.state is _DEAF:
-            if not self._outflow.is_paused:
-                if self._last_word is not None:
-                    word, self._last_word = self._last_word, None
-                    self._out.append(encode_response(word, is_head=False, is_last=True))
-                self._end()
-        elif reader.owes_continue and reader.state is _BODY:
-            reader.owes_continue = False
-            self._out.append(_CONTINUE)
+        """Say the last word to a client of whom nothing more is taken, and end."""
+        if not self._outflow.is_paused:
+            if self._last_word is not None:
+                word, self._last_word = self._last_word, None
+                self._out.append(encode_response(word, is_head=False, is_last=True))
+            self._end()
 
     def _flush(self) -> None:
         out = self._out
@@ -309,12 +312,6 @@ class ServerConnection(asyncio.Protocol):
             self._patience.expect(None, 0)
         else:
             self._patience.expect_part(wait, reader.begun, reader.body_bytes)
-
-    def _is_full(self) -> bool:
-        coming = self._reader.coming
-        if coming is not None and coming.is_full:
-            return True
-        return len(self._reader.ready) >= self._serving.limits.pipeline_max
 
     def _end(self) -> None:
         """Close so that the client sees the answer even while it is still sending."""
@@ -375,15 +372,31 @@ class ServerConnection(asyncio.Protocol):
         serving = self._serving
         self._answering = ANSWERS[self._answering][_TAKEN]
         if exchange.is_plain:
-            if serving.begin is not None and exchange.stream is None and self._begin(exchange):
-                return
+            if serving.begin is not None and exchange.stream is None:
+                try:
+                    is_taken = serving.begin(exchange)
+                except Exception:
+                    _logger.exception("a handler failed: %r", exchange)
+                    is_taken = True
+                    if not exchange.is_lost:
+                        exchange.lose()
+                        self._send(_FAILED)
+                if is_taken:
+                    if self._answering is _BEGUN:
+                        self._work = exchange
+                        self._answering = ANSWERS[_BEGUN][_WAITS]
+                    return
             refusal = self._reader.judge_whole(exchange)
             if refusal is not None:
                 self._answering = ANSWERS[self._answering][_ANSWERED]
                 self._reader.ready.clear()
                 self._say_last(problem_response(refusal.status, refusal.detail))
                 return
-        request, context = exchange.request(), self._context.copy()
+        self._start(exchange)
+
+    def _start(self, exchange: HttpExchange) -> None:
+        """Have a request answered by a coroutine, whose first step is taken here."""
+        serving, request, context = self._serving, exchange.request(), self._context.copy()
         task: asyncio.Task[None]
         if exchange.stream is not None:
             task = self._loop.create_task(self._answer_streaming(request), context=context)
@@ -394,22 +407,6 @@ class ServerConnection(asyncio.Protocol):
         if not task.done():
             self._work = task
             self._answering = ANSWERS[self._answering][_WAITS]
-
-    def _begin(self, exchange: HttpExchange) -> bool:
-        """Offer a request to who answers without a task; False where it is declined."""
-        assert self._serving.begin is not None
-        try:
-            if not self._serving.begin(exchange):
-                return False
-        except Exception:
-            _logger.exception("a handler failed: %r", exchange)
-            if not exchange.is_lost:
-                exchange.lose()
-                self._send(_FAILED)
-        if self._answering is _BEGUN:
-            self._work = exchange
-            self._answering = ANSWERS[_BEGUN][_WAITS]
-        return True
 
     async def _answer(self, request: HttpRequest) -> None:
         try:
@@ -458,7 +455,8 @@ class ServerConnection(asyncio.Protocol):
         """Send a ready-made answer, and go on with the next request."""
         out = self._out
         out.append(head)
-        out.append(_LAST_LINES if self._is_last() else _BLANK_LINE)
+        is_last = self._reader.state is _DEAF and self._is_last()
+        out.append(_LAST_LINES if is_last else _BLANK_LINE)
         if body:
             out.append(body)
         self._on_answered()

@@ -91,6 +91,7 @@ class RequestReader:
         ready: the requests that have come and were not taken.
         begun: how many requests have begun.
         is_draining: True where the request that is being read is the last.
+        is_open: True while it is not decided whether the request that is read is streamed.
         coming: the streamed body that is being read.
         body_bytes: how much of the body that is being read has come.
         owes_continue: True while the client waits for 100 Continue.
@@ -113,7 +114,7 @@ class RequestReader:
         self._pairs: list[RawPair] = []
         # The fields that decide about the head, by name; `_is_odd` where one of them came twice.
         self._watched: dict[bytes, bytes] = {}
-        self._is_odd = self._is_plain = self._is_open = False
+        self._is_odd = self._is_plain = self.is_open = False
         self._body: list[bytes] = []
         self.state = Reading.FRESH
         self.ready: deque[HttpExchange] = deque()
@@ -147,9 +148,9 @@ class RequestReader:
 
     def settle(self) -> Refusal | None:
         """Decide about a request whose body has not come with its head: whether it is streamed."""
-        if not self._is_open or self.state is not _BODY:
+        if not self.is_open or self.state is not _BODY:
             return None
-        self._is_open = False
+        self.is_open = False
         return self._judge_length()
 
     def judge_whole(self, exchange: HttpExchange) -> Refusal | None:
@@ -244,7 +245,7 @@ class RequestReader:
             if length is None or int(length) <= limits.body_bytes_max:
                 # Whether it is streamed can wait until it has not come whole.
                 self._body_bytes_max = limits.body_bytes_max
-                self._is_open = self._streaming is not None
+                self.is_open = self._streaming is not None
             else:
                 refusal = self._judge_length()
                 if refusal is not None:
@@ -272,7 +273,7 @@ class RequestReader:
         else:
             self.coming.end()
             self.coming = None
-        self._is_open = self.owes_continue = False
+        self.is_open = self.owes_continue = False
         # Keep-alive of HTTP/1.0 was never specified well: such a client gets one answer.
         is_last = self.is_draining or not self._parser.should_keep_alive()
         if is_last or (not self._is_plain and self.is_old):
