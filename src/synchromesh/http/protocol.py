@@ -239,7 +239,7 @@ class ServerConnection(asyncio.Protocol):
                     break
                 left -= 1
                 self._take(ready.popleft())
-                if ready and sum(map(len, self._out)) >= _TOGETHER_BYTES:
+                if (ready or self._unfed) and sum(map(len, self._out)) >= _TOGETHER_BYTES:
                     self._flush()  # which may find that the client takes no more
             elif (
                 self._unfed
