@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from synchromesh.http import Limits
 from synchromesh.http.reading import RequestReader
 from synchromesh.http.states import (
-    ANSWERING,
-    ANSWERS,
     READING,
     READS,
+    REPLIES,
+    REPLYING,
     WAITED,
-    Answering,
-    AnsweringEvent,
     Reading,
     ReadingEvent,
+    Replying,
+    ReplyingEvent,
     wait_of,
 )
 
@@ -45,31 +45,31 @@ def test_a_request_is_read_in_one_order() -> None:
 
 def test_one_request_is_answered_at_a_time() -> None:
     """A second one is taken only once the first was answered, and nothing is answered twice."""
-    for state in (Answering.BEGUN, Answering.BUSY):
-        assert AnsweringEvent.TAKEN not in ANSWERS[state]
-        assert ANSWERS[state][AnsweringEvent.ANSWERED] is Answering.FREE
-    assert AnsweringEvent.ANSWERED not in ANSWERS[Answering.FREE]
-    assert set(ANSWERS[Answering.LOST]) == {AnsweringEvent.LOST}
+    for state in (Replying.BEGUN, Replying.BUSY):
+        assert ReplyingEvent.TAKEN not in REPLIES[state]
+        assert REPLIES[state][ReplyingEvent.ANSWERED] is Replying.FREE
+    assert ReplyingEvent.ANSWERED not in REPLIES[Replying.FREE]
+    assert set(REPLIES[Replying.LOST]) == {ReplyingEvent.LOST}
 
 
 def test_every_state_is_reached() -> None:
     """No state is there for nothing."""
     assert {after for _, _, after in READING} | {Reading.FRESH} == set(Reading)
-    assert {after for _, _, after in ANSWERING} | {Answering.FREE} == set(Answering)
+    assert {after for _, _, after in REPLYING} | {Replying.FREE} == set(Replying)
 
 
 def test_a_client_is_timed_only_for_what_it_owes() -> None:
     """While it is answered it owes nothing but what it has begun; who has gone owes nothing."""
-    for reading, answering in itertools.product(Reading, Answering):
+    for reading, answering in itertools.product(Reading, Replying):
         wait = wait_of(reading, answering)
         assert wait is WAITED[answering][reading]
-        if answering in (Answering.BEGUN, Answering.BUSY):
+        if answering in (Replying.BEGUN, Replying.BUSY):
             begun = reading in (Reading.HEAD, Reading.BODY)
             assert (wait is not None) == begun
             assert wait is None or wait.status == 408
-        if answering is Answering.LOST or (reading, answering) == (Reading.DEAF, Answering.FREE):
+        if answering is Replying.LOST or (reading, answering) == (Reading.DEAF, Replying.FREE):
             assert wait is None
-    for wait in filter(None, (wait_of(*pair) for pair in itertools.product(Reading, Answering))):
+    for wait in filter(None, (wait_of(*pair) for pair in itertools.product(Reading, Replying))):
         assert getattr(Limits(), wait.limit) > 0
 
 

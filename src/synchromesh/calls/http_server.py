@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from contextvars import copy_context
 from typing import Any
 
-from synchromesh import eager
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.wire import ATTEMPTS_USED, Receiver, Reply, Request
 from synchromesh.context import CREDENTIAL, from_headers, own_headers
+from synchromesh.eager import Start, starter
 from synchromesh.errors import (
     MethodNotAllowed,
     RemoteFailed,
@@ -65,7 +65,7 @@ class HttpEdge:
         self._found: dict[tuple[bytes, bytes], Match[_Target]] = {}
         self._timers = Timers()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start: eager.Start | None = None
+        self._start: Start | None = None
 
     def mount(
         self, receiver: Receiver, operations: Iterable[Operation[..., Any]], *, prefix: str = ""
@@ -98,7 +98,7 @@ class HttpEdge:
             dispatching = receiver.dispatch(request)
         start = self._start
         if start is None or loop is not self._loop:
-            start, self._loop = eager.starter(loop), loop
+            start, self._loop = starter(loop), loop
             self._start = start
         task = start(dispatching, context=copy_context())
         if task.done():

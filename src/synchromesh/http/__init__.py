@@ -16,9 +16,9 @@ from synchromesh.http.message import (
     status_line,
 )
 from synchromesh.http.pool import HttpPool
-from synchromesh.http.protocol import Handler
 from synchromesh.http.reading import Streaming
 from synchromesh.http.server import HttpServer
+from synchromesh.http.serving import Handler
 
 __all__ = [
     "AsgiApp",

@@ -29,7 +29,7 @@ _BODY, _WHOLE = Coming.BODY, Coming.WHOLE
 class Sent(IntEnum):
     """Names how far an exchange has come.
 
-    NEW ──▶ WAITING ──▶ CONNECTING ──▶ SENT ──▶ ANSWERING ──▶ DONE
+    NEW ──▶ WAITING ──▶ CONNECTING ──▶ SENT ──▶ REPLYING ──▶ DONE
 
     Each may be skipped, and DONE is reached from anywhere. From SENT it goes back to CONNECTING
     once, where a kept connection turned out to be closed and the request may be sent again.
@@ -39,7 +39,7 @@ class Sent(IntEnum):
     WAITING = 1
     CONNECTING = 2
     SENT = 3
-    ANSWERING = 4
+    REPLYING = 4
     DONE = 5
 
 
@@ -301,7 +301,7 @@ class ClientConnection(asyncio.Protocol):
         self._has_answered = True
         # Taken first: whoever gets the connection next reads his answer with the same reader.
         status, pairs, length, body = reader.status, reader.pairs, reader.length, reader.take_body()
-        is_passing = exchange.state is Sent.ANSWERING
+        is_passing = exchange.state is Sent.REPLYING
         if self._is_held:
             self.resume()
         self.exchange = None
@@ -319,8 +319,8 @@ class ClientConnection(asyncio.Protocol):
         """Tell of what has come of an answer that is taken in parts."""
         reader = self._reader
         self._has_answered = True
-        if exchange.state is not Sent.ANSWERING:
-            exchange.state = Sent.ANSWERING
+        if exchange.state is not Sent.REPLYING:
+            exchange.state = Sent.REPLYING
             exchange.expect_within(None)
             exchange.on_begin(reader.status, reader.pairs, reader.length)
         part = reader.take_body()

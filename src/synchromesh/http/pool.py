@@ -56,6 +56,7 @@ class HttpPool:
         limits: sizes, counts and times.
 
     Example:
+        >>> from synchromesh.errors import ConnectFailed
         >>> from synchromesh.runtime import RealRuntime
         >>> async def main() -> str:
         ...     async with HttpPool(network=RealRuntime().network) as pool:

@@ -13,32 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Final, cast
 
-from synchromesh import eager
-from synchromesh.errors import RemoteFailed, Shed, SynchromeshError
+from synchromesh.errors import SynchromeshError
 from synchromesh.http.body import Body, Framing
 from synchromesh.http.exchange import HttpExchange
-from synchromesh.http.limits import Limits
 from synchromesh.http.message import (
     HttpRequest,
     HttpResponse,
     asks_to_close,
     encode_response,
-    error_response,
     has_body,
     problem_response,
 )
 from synchromesh.http.outflow import Outflow, reset
 from synchromesh.http.patience import Patience
-from synchromesh.http.reading import SLICE_BYTES, RequestReader, Streaming
-from synchromesh.http.states import ANSWERS, WAITED, Answering, AnsweringEvent, Reading
+from synchromesh.http.reading import SLICE_BYTES, RequestReader
+from synchromesh.http.serving import FAILED, FULL, Serving
+from synchromesh.http.states import REPLIES, WAITED, Reading, Replying, ReplyingEvent
 from synchromesh.http.strictness import Refusal
-
-Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
 _logger = logging.getLogger("synchromesh.http")
 
@@ -51,43 +45,10 @@ _BLANK_LINE: Final = b"\r\n"
 _LAST_LINES: Final = b"connection: close\r\n\r\n"
 
 # Looked up in each turn: a global is found sooner than a member of its class.
-_FREE, _BEGUN, _BUSY = Answering.FREE, Answering.BEGUN, Answering.BUSY
-_LINGERING, _LOST = Answering.LINGERING, Answering.LOST
-_TAKEN, _WAITS, _ANSWERED = AnsweringEvent.TAKEN, AnsweringEvent.WAITS, AnsweringEvent.ANSWERED
+_FREE, _BEGUN, _BUSY = Replying.FREE, Replying.BEGUN, Replying.BUSY
+_LINGERING, _LOST = Replying.LINGERING, Replying.LOST
+_TAKEN, _WAITS, _ANSWERED = ReplyingEvent.TAKEN, ReplyingEvent.WAITS, ReplyingEvent.ANSWERED
 _FRESH, _IDLE, _BODY, _DEAF = Reading.FRESH, Reading.IDLE, Reading.BODY, Reading.DEAF
-
-
-class Owner(Protocol):
-    """Is told about connections by themselves; the server is one."""
-
-    def opened(self, connection: ServerConnection) -> bool:
-        """Count the connection in, or return False to have it answered 503 and closed."""
-        ...
-
-    def closed(self, connection: ServerConnection, handling: asyncio.Task[object] | None) -> None:
-        """Count it out; `handling` has been cancelled and may still need a moment to end."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Is what all connections of one server share.
-
-    Attributes:
-        handler: answers complete requests.
-        begin: answers those that it can without a task (see `FastHandler`); None where none can.
-        streaming: answers the requests that it wants to have as streams.
-        start: makes the tasks of handlers, and runs their first steps.
-        is_fast: False takes the slow way everywhere, for tests that compare the two.
-    """
-
-    handler: Handler
-    begin: Callable[[HttpExchange], bool] | None
-    streaming: Streaming | None
-    limits: Limits
-    owner: Owner
-    start: eager.Start
-    is_fast: bool
 
 
 class ServerConnection(asyncio.Protocol):
@@ -110,7 +71,7 @@ class ServerConnection(asyncio.Protocol):
             serving.limits, serving.streaming, self, is_fast=serving.is_fast
         )
         self._patience = Patience(self._loop, serving.limits, self._on_patience_over)
-        self._answering = Answering.FREE
+        self._replying = Replying.FREE
         # Who works for the answer, once that has to be waited for.
         self._work: asyncio.Task[object] | HttpExchange | None = None
         # The streamed body of the request that is being answered.
@@ -128,18 +89,17 @@ class ServerConnection(asyncio.Protocol):
     def __repr__(self) -> str:
         reader = self._reader
         doing = "idle" if reader.state is _FRESH else reader.state.name.lower()
-        if self._answering is not _FREE:
-            doing = "answering" if self._answering in (_BEGUN, _BUSY) else "ending"
+        if self._replying is not _FREE:
+            doing = "answering" if self._replying in (_BEGUN, _BUSY) else "ending"
         return f"<ServerConnection {self.peer} {doing}, {len(reader.ready)} waiting>"
 
     # -- what the transport tells ----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for the first request; its head may take `head_s` from now."""
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport, limits = cast("asyncio.Transport", transport), self._serving.limits
         # Any unsent byte counts: a client is slow from the moment it does not take what it is sent.
         self._transport.set_write_buffer_limits(high=0)
-        limits = self._serving.limits
         self._outflow = Outflow(
             self._transport,
             stall_s=limits.write_s,
@@ -150,7 +110,7 @@ class ServerConnection(asyncio.Protocol):
         if isinstance(peer, tuple) and len(peer) >= 2:
             self.peer = f"{peer[0]}:{peer[1]}"
         if not self._serving.owner.opened(self):
-            self._say_last(_FULL)
+            self._say_last(FULL)
         self._turn()
 
     def data_received(self, data: bytes) -> None:
@@ -180,20 +140,18 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Cancel the handler that works for this client, and forget what waits."""
-        self._answering = ANSWERS[self._answering][AnsweringEvent.LOST]
+        self._replying = REPLIES[self._replying][ReplyingEvent.LOST]
         self._deafen()
         self._patience.end()
         self._outflow.resume()
         self._reader.ready.clear()
         self._out.clear()
         work, self._work = self._work, None
-        task: asyncio.Task[object] | None = None
         if isinstance(work, HttpExchange):
-            task = work.lose()
+            work = work.lose()
         elif work is not None:
             work.cancel()
-            task = work
-        self._serving.owner.closed(self, task)
+        self._serving.owner.closed(self, work)
 
     # -- what the server asks --------------------------------------------------------------------
 
@@ -232,7 +190,7 @@ class ServerConnection(asyncio.Protocol):
         ready, most = reader.ready, self._serving.limits.pipeline_max
         left = most
         while True:
-            if ready and self._answering is _FREE and not self._outflow.is_paused:
+            if ready and self._replying is _FREE and not self._outflow.is_paused:
                 if not left:
                     # Who sends many at once must not keep the others waiting.
                     self._loop.call_soon(self._turn, context=self._context)
@@ -249,7 +207,7 @@ class ServerConnection(asyncio.Protocol):
                 self._feed()
             else:
                 break
-        if self._answering is _FREE and not ready:
+        if self._replying is _FREE and not ready:
             if reader.state is _DEAF:
                 self._conclude()
             elif reader.owes_continue and reader.state is _BODY:
@@ -276,11 +234,12 @@ class ServerConnection(asyncio.Protocol):
 
     def _conclude(self) -> None:
         """Say the last word to a client of whom nothing more is taken, and end."""
-        if not self._outflow.is_paused:
-            if self._last_word is not None:
-                word, self._last_word = self._last_word, None
-                self._out.append(encode_response(word, is_head=False, is_last=True))
-            self._end()
+        if self._outflow.is_paused:
+            return
+        word, self._last_word = self._last_word, None
+        if word is not None:
+            self._out.append(encode_response(word, is_head=False, is_last=True))
+        self._end()
 
     def _flush(self) -> None:
         out = self._out
@@ -302,9 +261,7 @@ class ServerConnection(asyncio.Protocol):
             self._is_held = False
             self._transport.resume_reading()
         # Who has not taken the last answer is timed by that alone.
-        answering = (
-            _BUSY if self._outflow.is_paused and self._answering is _FREE else self._answering
-        )
+        answering = _BUSY if self._outflow.is_paused and self._replying is _FREE else self._replying
         wait = WAITED[answering][reader.state]
         if reader.coming is None:
             self._patience.expect(wait, reader.begun)
@@ -316,14 +273,14 @@ class ServerConnection(asyncio.Protocol):
     def _end(self) -> None:
         """Close so that the client sees the answer even while it is still sending."""
         self._flush()
-        self._answering = ANSWERS[self._answering][AnsweringEvent.ENDED]
+        self._replying = REPLIES[self._replying][ReplyingEvent.ENDED]
         self._deafen()
         if self._transport.is_closing():
             return
-        if not self._transport.can_write_eof():
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
             self._transport.close()
-            return
-        self._transport.write_eof()
 
     # -- refusing --------------------------------------------------------------------------------
 
@@ -353,10 +310,10 @@ class ServerConnection(asyncio.Protocol):
 
     def _on_patience_over(self) -> None:
         patience, wait = self._patience, self._patience.wait
-        if self._answering is _LINGERING:
-            self._transport.abort()
-            return
         if wait is None:
+            return
+        if self._replying is _LINGERING:
+            self._transport.abort()
             return
         if wait.status:
             text = f"the {wait.what} did not come in {patience.seconds(wait):g} s"
@@ -370,7 +327,7 @@ class ServerConnection(asyncio.Protocol):
     def _take(self, exchange: HttpExchange) -> None:
         """Have a request answered; who can answer without waiting does so before this returns."""
         serving = self._serving
-        self._answering = ANSWERS[self._answering][_TAKEN]
+        self._replying = REPLIES[self._replying][_TAKEN]
         if exchange.is_plain:
             if serving.begin is not None and exchange.stream is None:
                 try:
@@ -380,15 +337,15 @@ class ServerConnection(asyncio.Protocol):
                     is_taken = True
                     if not exchange.is_lost:
                         exchange.lose()
-                        self._send(_FAILED)
+                        self._send(FAILED)
                 if is_taken:
-                    if self._answering is _BEGUN:
+                    if self._replying is _BEGUN:
                         self._work = exchange
-                        self._answering = ANSWERS[_BEGUN][_WAITS]
+                        self._replying = REPLIES[_BEGUN][_WAITS]
                     return
             refusal = self._reader.judge_whole(exchange)
             if refusal is not None:
-                self._answering = ANSWERS[self._answering][_ANSWERED]
+                self._replying = REPLIES[self._replying][_ANSWERED]
                 self._reader.ready.clear()
                 self._say_last(problem_response(refusal.status, refusal.detail))
                 return
@@ -406,7 +363,7 @@ class ServerConnection(asyncio.Protocol):
             task = self._loop.create_task(self._answer(request), context=context)
         if not task.done():
             self._work = task
-            self._answering = ANSWERS[self._answering][_WAITS]
+            self._replying = REPLIES[self._replying][_WAITS]
 
     async def _answer(self, request: HttpRequest) -> None:
         try:
@@ -414,14 +371,14 @@ class ServerConnection(asyncio.Protocol):
             if not isinstance(response, HttpResponse):
                 raise TypeError(f"a handler answered {type(response).__name__}, not HttpResponse")
         except asyncio.CancelledError:
-            if self._answering is _LOST:
+            if self._replying is _LOST:
                 raise
             _logger.exception("a handler was cancelled: %r", request)
-            response = _FAILED
+            response = FAILED
         except Exception:
             _logger.exception("a handler failed: %r", request)
-            response = _FAILED
-        if self._answering is not _LOST:
+            response = FAILED
+        if self._replying is not _LOST:
             self._send(response, is_head=request.method == "HEAD")
 
     def _send(self, response: HttpResponse, *, is_head: bool = False) -> None:
@@ -433,13 +390,12 @@ class ServerConnection(asyncio.Protocol):
         self._on_answered()
 
     def _is_last(self) -> bool:
-        reader = self._reader
-        return reader.state is _DEAF and not reader.ready and self._last_word is None
+        return self._reader.is_deaf and not self._reader.ready and self._last_word is None
 
     def _on_answered(self) -> None:
         """Go on after an answer: within its turn that is the turn's, else it is a new one."""
-        before = self._answering
-        self._answering = ANSWERS[before][_ANSWERED]
+        before = self._replying
+        self._replying = REPLIES[before][_ANSWERED]
         if before is _BUSY:
             self._work = None
             if self._reader.ready or self._unfed:
@@ -493,7 +449,7 @@ class ServerConnection(asyncio.Protocol):
                     await self._send_streaming(response, is_head=request.method == "HEAD")
                 is_whole = True
         except asyncio.CancelledError:
-            if self._answering is _LOST:
+            if self._replying is _LOST:
                 raise
             if not self._is_broken(body):
                 _logger.exception("a handler was cancelled: %r", request)
@@ -501,7 +457,7 @@ class ServerConnection(asyncio.Protocol):
             _logger.warning("the answer to %r broke off: %s", request, error)
         except Exception:
             _logger.exception("a handler failed: %r", request)
-        if self._answering is not _LOST:
+        if self._replying is not _LOST:
             self._current = None
             self._end_streaming(body, has_begun=has_begun, is_whole=is_whole)
 
@@ -519,7 +475,7 @@ class ServerConnection(asyncio.Protocol):
         if has_begun or is_refused:
             self._on_answered()
         else:
-            self._send(_FAILED)
+            self._send(FAILED)
 
     def _is_broken(self, body: Body | None) -> bool:
         """Tell whether a streamed body was refused: it is not whole, and will not be."""
@@ -543,11 +499,3 @@ class ServerConnection(asyncio.Protocol):
         while part := await stream.read():
             await self._outflow.send(framing.part(part))
         await self._outflow.send(framing.end())
-
-
-_FULL: Final = error_response(
-    Shed("too many connections are open, or the server drains; try again later")
-)
-_FAILED: Final = error_response(
-    RemoteFailed("the handler failed; the reason is in the log of this service")
-)

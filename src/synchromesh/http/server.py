@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from synchromesh import eager
+from synchromesh.eager import starter
 from synchromesh.errors import ConfigError
 from synchromesh.http.limits import Limits
-from synchromesh.http.protocol import Handler, ServerConnection, Serving
+from synchromesh.http.protocol import ServerConnection
 from synchromesh.http.reading import Streaming
+from synchromesh.http.serving import Connection, Handler, Serving
 from synchromesh.runtime import Listener, Network
 
 _logger = logging.getLogger("synchromesh.http")
@@ -70,7 +71,7 @@ class HttpServer:
         self._listener: Listener | None = None
         # A dict keeps the order in which they came: a set's would change from run to run, and a
         # simulated drain with it.
-        self._connections: dict[ServerConnection, None] = {}
+        self._connections: dict[Connection, None] = {}
         self._handling: set[asyncio.Task[object]] = set()
         self._is_draining = False
         self._changed = asyncio.Event()
@@ -91,7 +92,7 @@ class HttpServer:
             self._streaming,
             self._limits,
             self,
-            eager.starter(asyncio.get_running_loop()),
+            starter(asyncio.get_running_loop()),
             self._is_fast,
         )
         try:
@@ -170,7 +171,7 @@ class HttpServer:
 
     # -- what connections tell -------------------------------------------------------------------
 
-    def opened(self, connection: ServerConnection) -> bool:
+    def opened(self, connection: Connection) -> bool:
         """Count a connection in; False where there are too many, or the server drains."""
         open_count = len(self._connections)
         self._connections[connection] = None
@@ -179,7 +180,7 @@ class HttpServer:
             connection.cut()
         return open_count < self._limits.connections_max and not self._is_draining
 
-    def closed(self, connection: ServerConnection, handling: asyncio.Task[object] | None) -> None:
+    def closed(self, connection: Connection, handling: asyncio.Task[object] | None) -> None:
         """Count a connection out, and keep its cancelled handler until that has ended."""
         self._connections.pop(connection, None)
         if handling is not None and not handling.done():

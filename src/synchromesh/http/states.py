@@ -43,7 +43,7 @@ class ReadingEvent(IntEnum):
     DEAFENED = 3
 
 
-class Answering(IntEnum):
+class Replying(IntEnum):
     """Names what is done for the client."""
 
     FREE = 0
@@ -53,7 +53,7 @@ class Answering(IntEnum):
     LOST = 4
 
 
-class AnsweringEvent(IntEnum):
+class ReplyingEvent(IntEnum):
     """Names what moves a connection from one state of answering to another."""
 
     TAKEN = 0
@@ -71,13 +71,13 @@ READING: Final[tuple[tuple[Reading, ReadingEvent, Reading], ...]] = (
     (Reading.BODY, ReadingEvent.COMPLETE, Reading.IDLE),
     *((before, ReadingEvent.DEAFENED, Reading.DEAF) for before in Reading),
 )
-ANSWERING: Final[tuple[tuple[Answering, AnsweringEvent, Answering], ...]] = (
-    (Answering.FREE, AnsweringEvent.TAKEN, Answering.BEGUN),
-    (Answering.BEGUN, AnsweringEvent.WAITS, Answering.BUSY),
-    (Answering.BEGUN, AnsweringEvent.ANSWERED, Answering.FREE),
-    (Answering.BUSY, AnsweringEvent.ANSWERED, Answering.FREE),
-    (Answering.FREE, AnsweringEvent.ENDED, Answering.LINGERING),
-    *((before, AnsweringEvent.LOST, Answering.LOST) for before in Answering),
+REPLYING: Final[tuple[tuple[Replying, ReplyingEvent, Replying], ...]] = (
+    (Replying.FREE, ReplyingEvent.TAKEN, Replying.BEGUN),
+    (Replying.BEGUN, ReplyingEvent.WAITS, Replying.BUSY),
+    (Replying.BEGUN, ReplyingEvent.ANSWERED, Replying.FREE),
+    (Replying.BUSY, ReplyingEvent.ANSWERED, Replying.FREE),
+    (Replying.FREE, ReplyingEvent.ENDED, Replying.LINGERING),
+    *((before, ReplyingEvent.LOST, Replying.LOST) for before in Replying),
 )
 
 
@@ -90,7 +90,7 @@ def _table(rows: tuple[tuple[S, E, S], ...]) -> dict[S, dict[E, S]]:
 
 # By state, then event: a KeyError is a bug of the shell.
 READS: Final = _table(READING)
-ANSWERS: Final = _table(ANSWERING)
+REPLIES: Final = _table(REPLYING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,27 +119,27 @@ WAITS: Final[dict[Reading, Wait]] = {
 }
 
 
-def wait_of(reading: Reading, answering: Answering) -> Wait | None:
+def wait_of(reading: Reading, answering: Replying) -> Wait | None:
     """Return what a client is waited for, None for nothing.
 
     Example:
-        >>> wait_of(Reading.IDLE, Answering.FREE)
+        >>> wait_of(Reading.IDLE, Replying.FREE)
         Wait(limit='idle_s', status=0, what='')
-        >>> wait_of(Reading.IDLE, Answering.BUSY) is None
+        >>> wait_of(Reading.IDLE, Replying.BUSY) is None
         True
-        >>> wait_of(Reading.HEAD, Answering.BUSY).what
+        >>> wait_of(Reading.HEAD, Replying.BUSY).what
         'head'
     """
-    if answering is Answering.LINGERING:
+    if answering is Replying.LINGERING:
         return _LINGER
     wait = WAITS.get(reading)
-    if wait is None or answering is Answering.LOST:
+    if wait is None or answering is Replying.LOST:
         return None
-    return wait if wait.status or answering is Answering.FREE else None
+    return wait if wait.status or answering is Replying.FREE else None
 
 
 # By answering, then reading: the same, for each of a connection's turns.
 WAITED: Final = {
     answering: {reading: wait_of(reading, answering) for reading in Reading}
-    for answering in Answering
+    for answering in Replying
 }

@@ -1,0 +1,70 @@
+"""What all connections of one server share: who answers, within which limits, and for whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
+
+from synchromesh.eager import Start
+from synchromesh.errors import RemoteFailed, Shed
+from synchromesh.http.exchange import HttpExchange
+from synchromesh.http.limits import Limits
+from synchromesh.http.message import HttpRequest, HttpResponse, error_response
+from synchromesh.http.reading import Streaming
+
+Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
+
+
+class Connection(Protocol):
+    """One connection, as the server sees it."""
+
+    def drain(self) -> None:
+        """Answer what has been accepted or begun, take nothing more, then close."""
+        ...
+
+    def cut(self) -> None:
+        """Drop the connection at once, with what it was doing."""
+        ...
+
+
+class Owner(Protocol):
+    """Is told about connections by themselves; the server is one."""
+
+    def opened(self, connection: Connection) -> bool:
+        """Count the connection in, or return False to have it answered 503 and closed."""
+        ...
+
+    def closed(self, connection: Connection, handling: asyncio.Task[object] | None) -> None:
+        """Count it out; `handling` has been cancelled and may still need a moment to end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Is what all connections of one server share.
+
+    Attributes:
+        handler: answers complete requests.
+        begin: answers those that it can without a task (see `FastHandler`); None where none can.
+        streaming: answers the requests that it wants to have as streams.
+        start: makes the tasks of handlers, and runs their first steps.
+        is_fast: False takes the slow way everywhere, for tests that compare the two.
+    """
+
+    handler: Handler
+    begin: Callable[[HttpExchange], bool] | None
+    streaming: Streaming | None
+    limits: Limits
+    owner: Owner
+    start: Start
+    is_fast: bool
+
+
+FULL: Final = error_response(
+    Shed("too many connections are open, or the server drains; try again later")
+)
+FAILED: Final = error_response(
+    RemoteFailed("the handler failed; the reason is in the log of this service")
+)
