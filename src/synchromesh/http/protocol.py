@@ -242,8 +242,7 @@ class ServerConnection(asyncio.Protocol):
         self._end()
 
     def _flush(self) -> None:
-        out = self._out
-        if out:
+        if out := self._out:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
 
