@@ -39,6 +39,7 @@ def http_way(request: pytest.FixtureRequest) -> Iterator[str]:
     """Let the servers of a module take the fast way, and in a second run of it the slow one."""
     way: str = request.param
     defaults = HttpServer.__init__.__kwdefaults__
+    assert defaults is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(defaults, "is_fast", way == "fast")
         yield way

@@ -15,7 +15,7 @@ from synchromesh.resilience.breaker import (
     Trigger,
 )
 from synchromesh.resilience.classification import Classification, classify, may_retry
-from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.deadline import DeadlinePassed, is_being_cancelled, within
 from synchromesh.resilience.edge import Edge
 from synchromesh.resilience.limiter import Limiter, LimitOptions
 from synchromesh.resilience.policy import Policy

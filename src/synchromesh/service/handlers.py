@@ -340,8 +340,8 @@ def _no_answer(operation: Operation[..., Any], error: Exception) -> HandlerBug:
     return HandlerBug(f"{operation.full_name} answered what its contract does not say: {told}")
 
 
-def _declared(rejection: Rejection, operation: Operation[..., Any]) -> Rejection:
-    """Return a rejection that can be recorded and told; any other is a bug."""
+def _check_declared(rejection: Rejection, operation: Operation[..., Any]) -> None:
+    """Refuse a rejection that cannot be recorded and told: it is a bug."""
     # By its code, as it travels: one of a call, or of a record, may be of another class.
     if all(rejection.code != declared.code for declared in operation.raises):
         raise HandlerBug(
