@@ -168,6 +168,7 @@ def config_of(folder: Path, text: str) -> SystemConfig:
         ("needs_more:a", "importing it failed: ModuleNotFoundError: No module named 'not_there'"),
         ("divides:a", "importing it failed: ZeroDivisionError: division by zero"),
         ("unparsed:a", "importing it failed: SyntaxError"),
+        ("stands_for:notes", "external=True, calls of which carry no credential"),
     ],
 )
 def test_a_service_that_cannot_be_loaded_is_named(tmp_path: Path, app: str, said: str) -> None:
@@ -175,6 +176,14 @@ def test_a_service_that_cannot_be_loaded_is_named(tmp_path: Path, app: str, said
     (tmp_path / "needs_more.py").write_text("import not_there\n")
     (tmp_path / "divides.py").write_text("a = 1\nb = 1 / 0\n")
     (tmp_path / "unparsed.py").write_text("a = = 1\n")
+    (tmp_path / "stands_for.py").write_text(
+        "from typing import Protocol\n"
+        "from synchromesh import Contract, Service, command\n"
+        "class Theirs(Contract, Protocol, service='notes', version='1.0', external=True):\n"
+        "    @command('POST /notes')\n"
+        "    async def write(self, text: str) -> None: ...\n"
+        "notes = Service('notes', implements=Theirs)\n"
+    )
     config = config_of(tmp_path, SYSTEM + f'[services.notes]\napp = "{app}"\n')
     with pytest.raises(ConfigError) as caught:
         load_services(config, tmp_path)

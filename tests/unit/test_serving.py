@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 import pytest
 
 from notes_app import Broken, Note, Notes, Taken, broken, notes
 from service_world import Hooks, make_stock
 from service_world import Stock as StockContract
-from synchromesh.errors import ContractError, DownstreamFailed
-from synchromesh.service import Service
+from synchromesh.calls import Contract, command
+from synchromesh.errors import ContractError, DownstreamFailed, Rejection
+from synchromesh.service import Context, Service
 from synchromesh.testing import SimRuntime, Unhandled, run, serving
+
+
+class Declined(Rejection, code="declined", status=402):
+    """Tells that the bank will not pay."""
+
+
+class Bank(Contract, Protocol, service="bank", version="1.0", external=True):
+    @command("POST /charges", raises=(Declined,))
+    async def charge(self, cents: int) -> str: ...
+
+
+class Shop(Contract, Protocol, service="shop", version="1.0"):
+    @command("POST /buys", raises=(Declined,))
+    async def buy(self, cents: int) -> str: ...
 
 
 def test_a_service_answers_and_keeps_what_it_wrote() -> None:
@@ -40,6 +56,36 @@ def test_a_service_that_was_not_handed_in_is_named() -> None:
                 await client.call(StockContract.build("1", "bolt", 5))
 
     run(main)
+
+
+def test_a_fake_stands_for_somebody_elses_service() -> None:
+    """A service of an external contract is called without a credential, under the caller's key."""
+    seen: list[tuple[str, str, str]] = []
+    bank = Service("bank", implements=Bank)
+    shop = Service("shop", implements=Shop)
+
+    @bank.handles(Bank.charge)
+    async def charge(ctx: Context, cents: int) -> str:
+        seen.append((ctx.caller, ctx.principal, ctx.key))
+        if cents > 100:
+            raise Declined("too much")
+        return f"receipt {len(seen)}"
+
+    @shop.handles(Shop.buy)
+    async def buy(ctx: Context, cents: int) -> str:
+        return await ctx.call(Bank.charge(cents))
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, shop, bank) as client:
+            for _ in range(2):
+                assert await client.call(Shop.buy(5), key="k", principal="ada") == "receipt 1"
+            with pytest.raises(Declined):
+                await client.call(Shop.buy(500))
+
+    run(main)
+    assert seen[0][:2] == ("", "")
+    assert "k/" in seen[0][2]
+    assert len(seen) == 2
 
 
 def test_a_background_failure_is_not_lost() -> None:

@@ -93,6 +93,11 @@ class Service:
             )
         self._offered = offered
 
+    @property
+    def is_external(self) -> bool:
+        """Whether it stands for somebody else's service: its contract says `external=True`."""
+        return any(operation.is_external for operation in self._offered.values())
+
     def writes(
         self, operation: Command[P, R]
     ) -> Callable[

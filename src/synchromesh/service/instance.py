@@ -113,6 +113,7 @@ class ServiceInstance:
             signer=around.signer,
             tracer=tracer,
             runtime=runtime,
+            is_external=service.is_external,
         )
         self._supervisor = Supervisor(
             name, escalate=lambda child, error: around.escalate(name, child, error)
