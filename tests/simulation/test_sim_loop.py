@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -375,6 +377,40 @@ def test_power_cut_runs_no_finally() -> None:
     node.start()
     assert world.run(nemesis()) == ["life 1", "life 2"]
     assert world.count["crash"] == 1
+
+
+def test_a_power_cut_within_a_context_manager_is_no_warning() -> None:
+    """What an abandoned coroutine raises in the end, further in than its task, is nobody's."""
+    told: list[object] = []
+
+    async def start() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            async with asyncio.timeout(1.0):  # refused where no task runs
+                await asyncio.sleep(0.0)
+
+    @contextlib.asynccontextmanager
+    async def serving() -> AsyncIterator[None]:
+        await start()
+        yield
+
+    async def main(_: SimRuntime) -> None:
+        async with serving():
+            raise AssertionError("the power was cut before")
+
+    hook, sys.unraisablehook = sys.unraisablehook, told.append
+    try:
+        world = World(seed=1)
+        node = world.node("n", main)
+        node.start()
+        world.later(1.0, node.crash)
+        world.run(asyncio.sleep(5.0))
+        del world, node
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert told == []
 
 
 def test_finally_after_the_end_reaches_nothing() -> None:

@@ -7,6 +7,7 @@ and closed only when the world is over.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterable
 from contextvars import Context, ContextVar
 from enum import IntEnum
@@ -168,11 +169,21 @@ def throw_away(task: asyncio.Task[Any]) -> None:
     setattr(task, "_log_destroy_pending", False)  # noqa: B010 - not in the type stubs
     coro: Any = task.get_coro()
     # A `finally` block that awaits makes `close` raise; each further try gets past one more await.
-    for _ in range(16):
-        try:
-            coro.close()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # noqa: BLE001, S112 - the world is over, nobody can be told
-            continue
-        return
+    # One that is awaited further in is closed when its last reference goes: what it raises then is
+    # said to nobody but this hook.
+    hook, sys.unraisablehook = sys.unraisablehook, _nobody_is_told
+    try:
+        for _ in range(16):
+            try:
+                coro.close()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # noqa: BLE001, S112 - the world is over, nobody can be told
+                continue
+            return
+    finally:
+        sys.unraisablehook = hook
+
+
+def _nobody_is_told(_: object) -> None:
+    """Drop what a coroutine of a world that is over raised as it was collected."""
