@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
+from pages import FENCE, blocks_of
 from synchromesh.errors import SynchromeshError, error_table
 from synchromesh.resilience import TRANSITIONS
 
@@ -27,7 +28,6 @@ PAGES = sorted(
 PATTERNS = [page for page in PAGES if page.parent.name == "patterns"]
 SECTIONS = ["About", "Usage", "Defaults", "Telemetry", "Diagrams", "Anti-patterns"]
 
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 DEFAULT = re.compile(r"^\| `(\w+)\.(\w+)` \| `(.+?)` \|", re.MULTILINE)
 GUARANTEE = re.compile(r"^- \*\*([A-Z]\d+)\*\* (.*?)(?=^- |^\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -39,8 +39,12 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a page in one language."""
-    return [body for kind, body in FENCE.findall(page.read_text()) if kind == language]
+    """Return the fenced blocks of a page in one language; those with a title are files."""
+    return [
+        block.body
+        for block in blocks_of(page.read_text())
+        if block.language == language and not block.title
+    ]
 
 
 def commands(page: Path) -> list[list[str]]:
