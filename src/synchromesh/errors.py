@@ -70,6 +70,11 @@ class SynchromeshError(Exception):
 
     Attributes:
         via: the operation whose call ended with this error; "" where it did not come by a call.
+
+    Example:
+        >>> error = Shed("orders is full; ask again later")
+        >>> error.code, error.status, error.is_retry_safe
+        ('shed', 503, True)
     """
 
     code: ClassVar[str] = "synchromesh"
@@ -104,6 +109,13 @@ class CallError(SynchromeshError):
         attempts_used: attempts beyond the first that the callee spent below this call (D2).
         is_final: the callee says that the same call would fail the same way again, as after a bug
             of its handler: no retry is made.
+
+    Example:
+        >>> try:
+        ...     raise ConnectionLost("the connection to billing broke")
+        ... except CallError as error:
+        ...     isinstance(error, NotExecuted)  # False: it may have been done
+        False
     """
 
     code = "call_failed"
@@ -127,7 +139,12 @@ class CallError(SynchromeshError):
 
 
 class NotExecuted(CallError):
-    """Tells that the call was certainly not run."""
+    """Tells that the call was certainly not run.
+
+    Example:
+        >>> issubclass(CircuitOpen, NotExecuted), issubclass(TimedOut, NotExecuted)
+        (True, False)
+    """
 
     code = "not_executed"
     status = 503
@@ -235,7 +252,12 @@ class InProgress(NotExecuted):
 
 
 class TimedOut(CallError):
-    """Tells that no answer came in time: the call may have run, may run still, or never."""
+    """Tells that no answer came in time: the call may have run, may run still, or never.
+
+    Example:
+        >>> TimedOut("billing did not answer within 0.3 s").is_retry_safe  # only under its key
+        False
+    """
 
     code = "timed_out"
     status = 504

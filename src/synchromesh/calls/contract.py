@@ -34,9 +34,16 @@ _BODILESS = frozenset({"GET", "DELETE"})
 
 
 class Call(msgspec.Struct, Generic[R_co], frozen=True, eq=False):
-    """A call that has been described and not sent. Equal calls have equal operations and arguments.
+    """Describes a call that is not sent yet; a value, equal where operation and arguments are.
 
     Its arguments are encoded when it is made, so that what is sent cannot change afterwards (C1).
+
+    Example:
+        >>> class Clock(Contract, Protocol, service="clock", version="1.0"):
+        ...     @query("GET /now/{zone}")
+        ...     async def now(self, zone: str) -> str: ...
+        >>> Clock.now("UTC") == Clock.now(zone="UTC")
+        True
     """
 
     operation: Operation[..., R_co]
@@ -314,7 +321,7 @@ class PublicEvent(Generic[E]):
 
 
 class Contract(Protocol):
-    """Base of contracts: a Protocol whose operations and public events others may use.
+    """Declares the interface of a service: the operations and public events others may use.
 
     Example:
         >>> class Greeter(Contract, Protocol, service="greeter", version="1.0"):
@@ -387,19 +394,57 @@ def _members(contract: type[object]) -> Mapping[str, object]:
 def command(
     route: str, *, raises: tuple[type[Rejection], ...] = ()
 ) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Command[P, R]]:
-    """Declare a command: it changes state and carries an idempotency key."""
+    """Declare a command: it changes state and carries an idempotency key.
+
+    Args:
+        route: method and path; `{name}` is a parameter.
+        raises: the rejections (business errors) that it may answer with.
+
+    Example:
+        >>> class Mail(Contract, Protocol, service="mail", version="1.0"):
+        ...     @command("POST /mails")
+        ...     async def send(self, to: str) -> str: ...
+        >>> Mail.send
+        <command mail.send POST /mails>
+    """
     return lambda stub: Command(stub, route, raises)
 
 
 def query(
     route: str, *, raises: tuple[type[Rejection], ...] = ()
 ) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Query[P, R]]:
-    """Declare a query: it only reads."""
+    """Declare a query: it only reads, and may be retried.
+
+    Args:
+        route: method and path; `{name}` is a parameter, the others are in the query string.
+        raises: the rejections (business errors) that it may answer with.
+
+    Example:
+        >>> class Mailbox(Contract, Protocol, service="mailbox", version="1.0"):
+        ...     @query("GET /mails/{to}")
+        ...     async def mails(self, to: str, unread: bool = False) -> list[str]: ...
+        >>> Mailbox.mails
+        <query mailbox.mails GET /mails/{to}>
+    """
     return lambda stub: Query(stub, route, raises)
 
 
 def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
-    """Declare a public event; `key` names the payload's attribute that orders it."""
+    """Declare a public event, which other services may subscribe to.
+
+    Args:
+        kind: the payload's type: a struct or a dataclass.
+        key: the partition key, an attribute of the payload: events of one key arrive in order (O3).
+            Without one, all events of this name are of one key.
+
+    Example:
+        >>> class Paid(msgspec.Struct):
+        ...     order_id: str
+        >>> class Payments(Contract, Protocol, service="payments", version="1.0"):
+        ...     paid = event(Paid, key="order_id")
+        >>> Payments.paid.partition_key(Paid("A-1"))
+        'A-1'
+    """
     return PublicEvent(kind, key)
 
 

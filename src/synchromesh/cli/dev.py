@@ -29,8 +29,8 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     """Run the system of this folder in one process until Ctrl-C.
 
     Every service has a SQLite file in .synchromesh/data, and a URL. With --split it has a process
-    too, which is started again when it ends. Ctrl-C lets what runs come to its end, a second one
-    does not. Exits 3 when something of it failed too often.
+    too, which is started again when it ends. Ctrl-C shuts down gracefully, a second one at once.
+    Exits 3 when something of it failed too often.
     """
     import asyncio
 

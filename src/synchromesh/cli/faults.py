@@ -59,7 +59,7 @@ def break_on_purpose(
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def heal(folder: Path, target: str, is_json: bool) -> int:
-    """End the fault of a service or an edge, or all of them. Nothing to heal is no mistake."""
+    """Remove injected faults: of a service, an edge, or all. Nothing to heal is no mistake."""
     answer = ControlClient(folder).post("/faults/heal", {"target": target})
     if is_json:
         print_json(answer)

@@ -72,13 +72,13 @@ for verb in (
         "gateway",
         "Check and explain the gateway; make and remove the keys to it.",
     ),
-    Verb("status", "status", "status", "Show how the whole system is, on one screen."),
+    Verb("status", "status", "status", "Show the health of the whole system on one screen."),
     Verb("call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."),
     Verb("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
     Verb("saga", "saga", "saga", "Show the runs of sagas."),
-    Verb("break", "faults", "break_on_purpose", "Break a service or an edge, on purpose."),
-    Verb("heal", "faults", "heal", "End the fault of a service or an edge, or all of them."),
-    Verb("restart", "restart", "restart", "Replace the process of a service by a new one."),
+    Verb("break", "faults", "break_on_purpose", "Inject faults into the calls of a service or an edge."),
+    Verb("heal", "faults", "heal", "Remove injected faults: of a service, an edge, or all."),
+    Verb("restart", "restart", "restart", "Replace the process of a service by a new one; no call fails."),
 ):
     synchromesh.add_command(verb)
 

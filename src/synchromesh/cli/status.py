@@ -20,7 +20,7 @@ WATCH_EVERY_S = 1.0
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def status(folder: Path, watch: bool, is_json: bool) -> int:
-    """Show how the whole system is, on one screen.
+    """Show the health of the whole system on one screen.
 
     Services with their instances, sagas, lag and parked messages; the gateway; breakers by edge;
     the faults that are in force on purpose. Exits 1 when something needs a person: a saga that is

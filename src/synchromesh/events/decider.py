@@ -24,7 +24,12 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[R_co]):
-    """What a command led to: the answer, and the events that happened, oldest first."""
+    """Returns what a command led to: the result, and the events that happened, oldest first.
+
+    Example:
+        >>> Decision("held", ("first", "second")).events
+        ('first', 'second')
+    """
 
     result: R_co
     events: tuple[object, ...] = ()
@@ -32,7 +37,7 @@ class Decision(Generic[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class Decider(Generic[S, C, R]):
-    """Decides on commands for one kind of stream; all of it is pure.
+    """Event-sources one kind of stream by pure functions: `decide` and `evolve`.
 
     Attributes:
         name: the kind; the stream of id x is `name/x`.

@@ -75,7 +75,7 @@ class Auth(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """Knows principals by API keys, sent as `Authorization: Bearer sm_...` or `X-Api-Key: sm_...`.
+    """Authenticates by API key: `Authorization: Bearer sm_...` or `X-Api-Key: sm_...`.
 
     Attributes:
         file: the keys, hashed; `make_key` makes one.

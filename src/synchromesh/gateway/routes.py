@@ -17,7 +17,7 @@ from synchromesh.gateway.auth import Auth
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Says how often one principal may ask one route: a token bucket.
+    """Limits the rate of one route, for each principal by itself: a token bucket.
 
     Attributes:
         limit: a count per `s`, `m` or `h`, such as "20/s".
@@ -34,7 +34,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Leads one method and path to one operation.
+    """Exposes one operation at a method and a path.
 
     A place of the path is a parameter of the operation; the other arguments come from the query
     (GET, DELETE) or the body, as the contract says.
@@ -71,7 +71,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Passes a request on to an upstream as it is, and its answer back, both while they come.
+    """Proxies a request to an upstream as it is; both bodies are streamed.
 
     It is for what is no call of a contract: uploads, long reports, services in other languages. A
     GET answers HEAD too. The query passes, and so do the headers of content, conditions and
@@ -106,7 +106,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """Answers for a branch or a route that failed with a written value; marked "static".
+    """Falls back to a fixed value where a branch or a route failed; marked "static".
 
     Attributes:
         value: plain data or a value of the operation's result type.
@@ -121,7 +121,7 @@ class Static:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Answers for a branch or a route that failed with its last good answer; marked "stale".
+    """Falls back to the last good answer where a branch or a route failed; marked "stale".
 
     It is the last answer to the same arguments for the same principal, in this process, and is
     told with its age. On a public route the principal is nobody, so that all share one.
@@ -139,7 +139,7 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One part of an aggregate: the answer of one query.
+    """Fetches one part of an aggregate by one query.
 
     Attributes:
         operation: a query; no fallback can make a failed write look done (F2).
@@ -150,6 +150,15 @@ class Branch:
             answered.
         timeout: bounds this branch within the aggregate's deadline; None leaves it the whole.
         fallback: what is answered where the service fails; never where it says no.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, query
+        >>> class Fleet(Contract, Protocol, service="fleet", version="1.0"):
+        ...     @query("GET /machines/{id}")
+        ...     async def machine(self, id: str) -> str: ...
+        >>> Branch(Fleet.machine, args={"id": "path.id"}, required=True).timeout is None
+        True
     """
 
     operation: Operation[..., Any]
@@ -162,7 +171,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Answers one request with the answers of several queries, as many at once as can be.
+    """Composes one response from several queries, which run concurrently where they can.
 
     The answer is `{"data": {branch: answer or null}, "branches": {branch: {"status": ...}}}`. An
     aggregate that is not whole says so in `Synchromesh-Partial` and at each branch (G4).
@@ -171,6 +180,24 @@ class Aggregate:
         route: GET and a path, such as "GET /machines/{id}".
         branches: by name; at least one is required.
         scopes, rate, public, deadline: as for a `Route`.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, query
+        >>> class Orders(Contract, Protocol, service="orders", version="1.0"):
+        ...     @query("GET /orders/{id}")
+        ...     async def one(self, id: str) -> dict[str, str]: ...
+        ...     @query("GET /customers/{id}")
+        ...     async def customer(self, id: str) -> str: ...
+        >>> page = Aggregate(
+        ...     "GET /pages/{id}",
+        ...     branches={
+        ...         "order": Branch(Orders.one, args={"id": "path.id"}, required=True),
+        ...         "customer": Branch(Orders.customer, args={"id": "path.id"}, timeout="300ms"),
+        ...     },
+        ... )
+        >>> sorted(page.branches)
+        ['customer', 'order']
     """
 
     route: str
@@ -184,7 +211,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The way into a system from outside: who may ask what, how often, and what answers.
+    """Defines the API gateway of a system: its routes, authentication and limits.
 
     Attributes:
         routes: what it answers; anything else is 404, or 405 on another method's path.

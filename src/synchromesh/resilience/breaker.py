@@ -75,7 +75,7 @@ _NEXT = {(before, trigger): after for before, trigger, after in TRANSITIONS}
 
 @dataclass(frozen=True, slots=True)
 class BreakerOptions:
-    """Configures when a breaker trips and how it recovers; times are seconds, rates 0 to 1.
+    """Configures a circuit breaker: when it trips and how it recovers; rates are 0 to 1.
 
     Attributes:
         window_s: how far back outcomes count.

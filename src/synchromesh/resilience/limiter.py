@@ -14,7 +14,7 @@ from synchromesh.resilience.deadline import DeadlinePassed, within
 
 @dataclass(frozen=True, slots=True)
 class LimitOptions:
-    """Says how much work is taken on.
+    """Configures a bulkhead: how many calls run at once, and how many wait for a place.
 
     Attributes:
         in_flight_max: how many run at once.
@@ -22,6 +22,10 @@ class LimitOptions:
 
     Raises:
         ConfigError: a value is outside its range.
+
+    Example:
+        >>> LimitOptions(in_flight_max=8, queue_max=16)
+        LimitOptions(in_flight_max=8, queue_max=16)
     """
 
     in_flight_max: int = 64

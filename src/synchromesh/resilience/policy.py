@@ -21,7 +21,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Says how an edge is guarded; None leaves a layer out. The defaults are sensible.
+    """Configures the resilience of an edge: timeout, retries, bulkhead, breaker; None is off.
 
     Attributes:
         timeout_s: how long one attempt may take, whatever the call's own deadline.

@@ -27,7 +27,7 @@ class Chance(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RetryOptions:
-    """Configures how many attempts a call has, and the backoff between them.
+    """Configures retries: how many attempts, with exponential backoff and full jitter.
 
     Attributes:
         attempts_max: attempts in all, the first one too.
@@ -37,6 +37,10 @@ class RetryOptions:
 
     Raises:
         ConfigError: a value is outside its range.
+
+    Example:
+        >>> RetryOptions(attempts_max=2).cap_s
+        2.0
     """
 
     attempts_max: int = 3
@@ -70,7 +74,7 @@ class RetryOptions:
 
 @dataclass(frozen=True, slots=True)
 class BudgetOptions:
-    """Configures which share of an edge's calls may be retries.
+    """Configures the retry budget: which share of an edge's calls may be retries.
 
     Attributes:
         ratio: retries allowed for each call, 0 to 1.
@@ -79,6 +83,10 @@ class BudgetOptions:
 
     Raises:
         ConfigError: a value is outside its range.
+
+    Example:
+        >>> BudgetOptions(ratio=0.1).floor_per_s
+        1.0
     """
 
     ratio: float = 0.2

@@ -34,10 +34,21 @@ class Host(Protocol):
 
 
 class SagaRun(Generic[R_co]):
-    """Is the handle of one run; the run itself goes on whether or not anybody holds it.
+    """Handles one saga run: wait for its result, or cancel it; the run goes on by itself.
 
     Attributes:
         id: the run's id, under which it can be asked for again.
+
+    Example:
+        >>> from synchromesh.saga import Saga
+        >>> from synchromesh.service import Context, Service
+        >>> orders = Service("orders")
+        >>> @orders.saga(str, deadline="10m")
+        ... async def place_order(s: Saga, sku: str) -> str:
+        ...     return sku
+        >>> async def place(ctx: Context, order_id: str, sku: str) -> str:
+        ...     run = await place_order.start(ctx, sku, id=order_id)  # durable now
+        ...     return await run.result(within_s=1.0) or "accepted"
     """
 
     __slots__ = ("_host", "_load", "id")

@@ -10,7 +10,7 @@ from synchromesh.resilience.retry import RetryOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SagaPolicy:
-    """Says how patient the runs of a saga are.
+    """Configures a saga's steps: timeout, attempts and backoff, and the deadlines of its phases.
 
     Attributes:
         step_timeout_s: how long one attempt of a call waits, unless the step says otherwise.

@@ -140,10 +140,24 @@ class Together(Generic[R_co]):
 
 
 class Saga:
-    """What a saga function has: it describes steps, and awaits them.
+    """Gives a saga function its steps: transactions, calls with their compensation, the pivot.
 
     The function awaits nothing else. It never sees a step fail: a refusal, or a failure that
     outlasts its attempts, ends the function and undoes what was done, in reverse.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, command
+        >>> class Bank(Contract, Protocol, service="bank", version="1.0"):
+        ...     @command("POST /holds")
+        ...     async def hold(self, cents: int) -> str: ...
+        ...     @command("POST /releases")
+        ...     async def release(self, hold_id: str) -> None: ...
+        ...     @command("POST /charges")
+        ...     async def charge(self, hold_id: str) -> str: ...
+        >>> async def pay(s: Saga, cents: int) -> str:
+        ...     hold_id = await s.call(Bank.hold(cents), undo=Bank.release)
+        ...     return await s.call(Bank.charge(hold_id), pivot=True)
     """
 
     __slots__ = ("_is_gone", "id", "trace_id")

@@ -60,7 +60,7 @@ class Running:
 
 
 class Context:
-    """Serves one run of a handler; it carries the caller's deadline, trace, principal and key.
+    """Gives a handler its request: deadline, trace, principal, key; and calls, reads, writes.
 
     Nested commands and units have keys made from this call's key, so that a handler that is run
     again after a crash repeats no effect (D3).
@@ -69,6 +69,25 @@ class Context:
         has_begun: an effect of this command is recorded, so that an undo waits for its conclusion.
         is_in_doubt: a unit was cancelled, or failed, after it was given to the database: what it
             did may stand.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, command, query
+        >>> from synchromesh.service import Service
+        >>> class Prices(Contract, Protocol, service="prices", version="1.0"):
+        ...     @query("GET /prices/{sku}")
+        ...     async def price(self, sku: str) -> int: ...
+        >>> class Orders(Contract, Protocol, service="orders", version="1.0"):
+        ...     @command("POST /orders")
+        ...     async def place(self, sku: str) -> int: ...
+        >>> orders = Service("orders", implements=Orders)
+        >>> async def insert(tx: Transaction, sku: str, price: int) -> None:
+        ...     await tx.execute("insert into orders values (?, ?)", sku, price)
+        >>> @orders.handles(Orders.place)
+        ... async def place(ctx: Context, sku: str) -> int:
+        ...     price = await ctx.call(Prices.price(sku), timeout_s=0.3)
+        ...     await ctx.write(insert, sku, price)
+        ...     return price
     """
 
     def __init__(
@@ -171,7 +190,7 @@ class Context:
     def write(
         self, unit: Callable[[Transaction, *Ts], Awaitable[R]], *args: *Ts
     ) -> Coroutine[Any, Any, R]:
-        """Run a unit of work exactly once under this command's key, and return its result.
+        """Run a transaction exactly once under this command's key, and return its result.
 
         Keys count the units of a function in the order in which they are asked for here, as those
         of calls do.

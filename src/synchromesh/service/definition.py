@@ -49,7 +49,7 @@ class ProjectionDefinition:
 
 
 class Service:
-    """Defines a service: what it offers, how it handles it, and the tables it owns.
+    """Defines a service: its contract, handlers, subscriptions, sagas, and the tables it owns.
 
     Args:
         name: lower-case letters, digits and _; the name of its contract, its database and its
@@ -104,7 +104,7 @@ class Service:
         [Callable[Concatenate[Transaction, P], Awaitable[R]]],
         Callable[Concatenate[Transaction, P], Awaitable[R]],
     ]:
-        """Handle a command by a unit of work: rows, events, messages and answer commit together.
+        """Handle a command in one transaction: rows, events, messages and answer commit together.
 
         The function may await only its transaction, may be run again after a conflict, and takes
         effect once per idempotency key.
@@ -124,7 +124,7 @@ class Service:
         [Callable[Concatenate[Context, P], Awaitable[R]]],
         Callable[Concatenate[Context, P], Awaitable[R]],
     ]:
-        """Handle an operation by a function that reads, calls others, and writes by `ctx.write`.
+        """Handle an operation by a function that may read, call other services, and write.
 
         A `Rejection` that it raises says that nothing was done: it is recorded as that, and an undo
         of the call then does nothing. Refuse before the first effect; what needs undoing is a saga.
@@ -143,7 +143,10 @@ class Service:
     ) -> Callable[
         [Callable[[Transaction, E], Awaitable[None]]], Callable[[Transaction, E], Awaitable[None]]
     ]:
-        """Take a public event of another service, each once, in a unit of work."""
+        """Subscribe to a public event of another service: each is handled once, in a transaction.
+
+        A failure is retried; after five the message is parked as a dead letter (O5).
+        """
 
         def register(
             function: Callable[[Transaction, E], Awaitable[None]],
@@ -166,7 +169,7 @@ class Service:
         owner: str = "",
         policy: SagaPolicy | None = None,
     ) -> Callable[[Callable[[SagaSteps, I], Coroutine[Any, Any, R]]], SagaDefinition[I, R]]:
-        """Define a saga of this service.
+        """Define a saga: a function of steps, each with its compensation.
 
         Args:
             _input: the type of the saga's input.
@@ -204,7 +207,7 @@ class Service:
         [Callable[[Transaction, Any], Awaitable[None]]],
         Callable[[Transaction, Any], Awaitable[None]],
     ]:
-        """Make tables from this service's own events, each event with one effect (E5).
+        """Build a read model from this service's own events; each is applied once (E5).
 
         A class that the contract publishes stands for the events that were published, any other for
         those that were appended or decided.
@@ -222,11 +225,11 @@ class Service:
         return register
 
     def published(self) -> list[PublicEvent[Any]]:
-        """Return the public events of this service's contract."""
+        """Return the public events that this service's contract declares."""
         return [] if self.contract is None else list(events_of(self.contract).values())
 
     def check(self) -> None:
-        """Check that the whole contract is handled; called before anything of it starts.
+        """Check that every operation of the contract has a handler; called before it starts.
 
         Raises:
             ContractError: an operation has no handler or one with other parameters, or a type of

@@ -24,11 +24,35 @@ PUBLISHED_MAX = 1000
 
 
 class Transaction:
-    """One unit of work: all of it commits, or nothing does. It is the only thing a unit may await.
+    """Joins rows, events and messages in one database transaction: all commit, or none do.
+
+    It is a unit of work, which may await nothing but its transaction (I2).
 
     Attributes:
         trace_id: the trace that this unit belongs to.
         principal: on whose behalf it runs, "" for the service's own.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, command
+        >>> from synchromesh.service import Service
+        >>> from synchromesh.store import Migration
+        >>> from synchromesh.testing import SimRuntime, run, serving
+        >>> class Notes(Contract, Protocol, service="notes", version="1.0"):
+        ...     @command("POST /notes")
+        ...     async def add(self, text: str) -> int: ...
+        >>> tables = Migration(1, ("create table note(text text)",), readable_by_min=1)
+        >>> notes = Service("notes", implements=Notes, migrations=[tables])
+        >>> @notes.writes(Notes.add)
+        ... async def add(tx: Transaction, text: str) -> int:
+        ...     await tx.execute("insert into note(text) values (?)", text)
+        ...     rows = await tx.execute("select count(*) from note")
+        ...     return int(rows[0][0] or 0)
+        >>> async def main(runtime: SimRuntime) -> int:
+        ...     async with serving(runtime, notes) as client:
+        ...         return await client.call(Notes.add("hello"))
+        >>> run(main)
+        1
     """
 
     __slots__ = ("_context", "_is_over", "_published", "_scope", "_unit")

@@ -138,9 +138,14 @@ async def log_id_of(unit: Unit) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step of a schema: it is applied whole, or not at all (P2).
+    """Changes the tables of a service by one schema version: applied whole, or not at all (P2).
 
     `readable_by_min` is the oldest schema version whose code may still use the database after it.
+
+    Example:
+        >>> first = Migration(1, ("create table stock(sku text primary key)",), readable_by_min=1)
+        >>> add_qty = ("alter table stock add column qty integer not null default 0",)
+        >>> second = Migration(2, add_qty, readable_by_min=1)  # code of version 1 may go on
     """
 
     version: int

@@ -29,7 +29,7 @@ CLIENT = "client"
 
 
 class TestClient:
-    """Calls the services of a test, as whoever is outside of the system does."""
+    """Calls the services under test, as a client outside of the system does; see `serving`."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -41,6 +41,12 @@ class TestClient:
 
         Args:
             key: the idempotency key of a command; a new one where it is "".
+            principal: on whose behalf the call is made.
+            timeout_s: how long it may take; None for no deadline.
+
+        Raises:
+            Rejection: one of those that the operation declares.
+            CallError: it failed; see `synchromesh.errors`.
         """
         context = self._caller.root(principal=principal, key=key or None)
         return await self._caller.call(call, context=context, timeout_s=timeout_s)
@@ -64,14 +70,33 @@ class _Directory:
 
 @asynccontextmanager
 async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[TestClient]:
-    """Run services until the block ends, and yield a client that calls them.
+    """Start services for a test, yield a client that calls them, and stop them in the end.
 
     Their databases are on the runtime's disk, as `/SERVICE.db`; services that call one another, or
-    take each other's events, are handed in together.
+    subscribe to each other's events, are handed in together. A service of a contract with
+    `external=True` is a fake of somebody else's: it is called without a credential, as theirs is.
 
     Raises:
         Unhandled: in the end, where a background loop of a service failed too often.
         ContractError: a service does not fit its contract.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, query
+        >>> from synchromesh.service import Context
+        >>> from synchromesh.testing import SimRuntime, run
+        >>> class Greeter(Contract, Protocol, service="greeter", version="1.0"):
+        ...     @query("GET /greetings/{name}")
+        ...     async def greet(self, name: str) -> str: ...
+        >>> greeter = Service("greeter", implements=Greeter)
+        >>> @greeter.handles(Greeter.greet)
+        ... async def greet(ctx: Context, name: str) -> str:
+        ...     return f"Hello, {name}!"
+        >>> async def main(runtime: SimRuntime) -> str:
+        ...     async with serving(runtime, greeter) as client:
+        ...         return await client.call(Greeter.greet("Ada"))
+        >>> run(main)
+        'Hello, Ada!'
     """
     directory, transport, ring = _Directory(), InProcessTransport(), MemoryRing()
     signer = Signer(runtime.secret_rng.randbytes(KEY_BYTES_MIN))
