@@ -39,9 +39,14 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[system]`: its name, where its services listen, and the event loop that runs them.
 
-    The control socket listens on loopback, whatever `host` is. `loop = "uvloop"` needs the extra
-    `fast`. `key` refers to the key that signs every hop, at least 32 bytes as hex or base64; the
-    run directory has one of its own where it is "".
+    Attributes:
+        name: what messages and `status` call it.
+        host: the address that services and the gateway listen on; the control socket is always on
+            loopback.
+        control_port: the port of the control socket; 0 takes any free one.
+        loop: the event loop; "uvloop" needs the extra `fast`.
+        key: a reference to the key that signs every hop: "env:NAME" or "file:PATH", at least 32
+            bytes as hex or base64. "" has one made in the run directory.
     """
 
     name: str
@@ -52,9 +57,12 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[services.NAME]`: where its definition is, as "module:attribute", and its HTTP port.
+    """`[services.NAME]`: a service of this system.
 
-    `pages_max` bounds its database, in pages of 4096 bytes; 0 sets no bound.
+    Attributes:
+        app: where its definition is: "module:attribute", from this folder.
+        port: its HTTP port; 0 takes any free one.
+        pages_max: bounds its database, in pages of 4096 bytes; 0 sets no bound.
     """
 
     app: str
@@ -65,8 +73,14 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[external.NAME]`: somebody else's service, at a URL or as a child process.
 
-    A child prints one line of JSON with its `port` when it is ready. In `command` and `env`,
-    `{python}` stands for this interpreter and `{data}` for the folder of the databases.
+    It has either `url` or `command`. A child prints one line of JSON with its `port` when it is
+    ready, such as `{"port": 8080}`, and ends on SIGTERM.
+
+    Attributes:
+        url: where it is: "http://HOST:PORT".
+        command: the program of a child process and its arguments; `{python}` stands for this
+            interpreter and `{data}` for the folder of the databases.
+        env: variables of the child, besides this process's own; `{python}` and `{data}` as above.
     """
 
     url: str = ""
@@ -75,7 +89,11 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`retry = {...}` of a policy: how many attempts a call has in all."""
+    """`retry = {...}` of a policy: how often a call is attempted.
+
+    Attributes:
+        attempts: attempts in all, the first one too; 1 is no retry.
+    """
 
     attempts: int = 3
 
@@ -83,7 +101,9 @@ class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LimitSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`limit = {...}` of a policy: the bulkhead of the edge; further calls are shed at the caller.
 
-    `in_flight` calls are under way at once, 0 sets no bound; `waiting` more wait for a place.
+    Attributes:
+        in_flight: how many calls run at once; 0 sets no bound.
+        waiting: how many more may wait for a place.
     """
 
     in_flight: int = 0
@@ -106,7 +126,14 @@ class LimitSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`breaker = {...}` of a policy; `open_for` is "SHORTEST..LONGEST"."""
+    """`breaker = {...}` of a policy: the circuit breaker of the edge.
+
+    Attributes:
+        window: how far back outcomes count.
+        minimum_calls: fewer outcomes in the window never open it.
+        failure_rate: the share of failures in the window that opens it, 0 to 1.
+        open_for: how long it stays open: "SHORTEST..LONGEST"; it doubles with each failed probe.
+    """
 
     window: str = "10s"
     minimum_calls: int = 10
@@ -126,7 +153,16 @@ class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[policies."CALLER:CALLEE"]`: what differs from the default policy on that edge."""
+    """`[policies."CALLER:CALLEE"]`: what differs from the default policy on that edge.
+
+    The callers are the services and `gateway`; the callees are services and external ones.
+
+    Attributes:
+        timeout: how long one attempt may take.
+        retry: how often a call is attempted.
+        limit: the bulkhead.
+        breaker: the circuit breaker.
+    """
 
     timeout: str = "2s"
     retry: RetrySection = RetrySection()
@@ -144,9 +180,11 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[gateway]`: where its definition is, as "module:attribute", and its HTTP port.
+    """`[gateway]`: the API gateway.
 
-    Without `app` the system has no gateway.
+    Attributes:
+        app: where its definition is: "module:attribute", from this folder; "" for no gateway.
+        port: its HTTP port; 0 takes any free one.
     """
 
     app: str = ""
@@ -156,15 +194,25 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DevSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[dev]`: what `synchromesh dev` does besides.
 
-    `opening` names an async function, as "module:function", that is given a client once the system
-    is up, each time it starts; it sends the commands that the system begins with.
+    Attributes:
+        opening: an async function, as "module:function", that is given a client once the system is
+            up, each time it starts; it sends the commands that the system begins with.
     """
 
     opening: str = ""
 
 
 class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of `synchromesh.toml`."""
+    """The whole of `synchromesh.toml`.
+
+    Attributes:
+        system: the system itself.
+        services: its services, at least one, by name.
+        external: services of others, by name.
+        policies: how edges differ from the default policy, by caller and callee.
+        gateway: the API gateway.
+        dev: what `synchromesh dev` does besides.
+    """
 
     system: SystemSection
     services: dict[str, ServiceSection]
