@@ -1,4 +1,4 @@
-"""Pages of the documentation as a reader follows them: their files written, their commands typed."""
+"""Pages of the documentation as a reader follows them: files written, commands typed."""
 
 from __future__ import annotations
 

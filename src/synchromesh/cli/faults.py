@@ -28,7 +28,7 @@ def break_on_purpose(
     duration: str,
     is_json: bool,
 ) -> int:
-    """Break a service for all that call it, or one edge, CALLER:CALLEE, on purpose.
+    """Inject faults into the calls of a service, or of one edge, CALLER:CALLEE.
 
     The fault is at the callers' side, so that services that are not yours can be broken too; those
     who call a service's URL without the system are not struck. A fault on the same target is
