@@ -8,7 +8,7 @@ SEED ?= 0
 N ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers docs sim bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test lint types layers docs reference pictures sim bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,8 +20,8 @@ test: lint types layers docs ## Everything: ruff, mypy, layers, docs, then one p
 	@$(RUN) pytest --cov --cov-report=term:skip-covered
 
 lint: sync ## ruff: rules and format
-	@$(RUN) ruff check src tests benchmarks
-	@$(RUN) ruff format --check src tests benchmarks
+	@$(RUN) ruff check src tests benchmarks scripts
+	@$(RUN) ruff format --check src tests benchmarks scripts
 
 types: sync ## mypy --strict
 	@$(RUN) mypy
@@ -31,6 +31,9 @@ layers: sync ## import-linter: layers and the purity of machines
 
 docs: sync ## Build the documentation, offline, into site/
 	@$(RUN) zensical build --clean --strict
+
+reference: sync ## Write docs/reference/ from docstrings and the schema of synchromesh.toml
+	@$(RUN) python -m scripts.reference
 
 sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 	@$(RUN) python -m synchromesh.examples.servo_works.simulation --seed $(SEED) --count $(N)

@@ -176,7 +176,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class RealRuntime:
-    """The real world: the system's clock, the kernel's chance, threads, files and sockets."""
+    """Is the real world: the system's clock, the kernel's chance, threads, files and sockets.
+
+    Example:
+        >>> runtime = RealRuntime()
+        >>> runtime.new_id() < runtime.new_id()  # UUIDv7: they ascend
+        True
+    """
 
     def __init__(self) -> None:
         self._rng = _PRNG

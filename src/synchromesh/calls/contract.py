@@ -293,12 +293,20 @@ class Query(Operation[P, R_co]):
 
 
 class PublicEvent(Generic[E]):
-    """An event of a contract that other services may subscribe to.
+    """Is an event of a contract that other services may subscribe to; `event` declares one.
 
     Attributes:
         kind: the payload's type.
         key_of: the payload's attribute that orders it: events of one key arrive one after the
             other (O3). Without one, all events of this name are one key.
+
+    Example:
+        >>> class Sold(msgspec.Struct):
+        ...     sku: str
+        >>> class Sales(Contract, Protocol, service="sales", version="1.0"):
+        ...     sold: PublicEvent[Sold] = event(Sold, key="sku")
+        >>> Sales.sold
+        <event sales.sold>
     """
 
     def __init__(self, kind: type[E], key: str | None) -> None:

@@ -76,9 +76,19 @@ for verb in (
     Verb("call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."),
     Verb("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
     Verb("saga", "saga", "saga", "Show the runs of sagas."),
-    Verb("break", "faults", "break_on_purpose", "Inject faults into the calls of a service or an edge."),
+    Verb(
+        "break",
+        "faults",
+        "break_on_purpose",
+        "Inject faults into the calls of a service or an edge.",
+    ),
     Verb("heal", "faults", "heal", "Remove injected faults: of a service, an edge, or all."),
-    Verb("restart", "restart", "restart", "Replace the process of a service by a new one; no call fails."),
+    Verb(
+        "restart",
+        "restart",
+        "restart",
+        "Replace the process of a service by a new one; no call fails.",
+    ),
 ):
     synchromesh.add_command(verb)
 

@@ -71,7 +71,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LeaseOptions:
-    """Says how long leases run and when their expiry is doubted.
+    """Configures leases: how long they run, and when their expiry is doubted.
 
     Attributes:
         ttl_s: how long a lease runs without renewal.
@@ -81,6 +81,10 @@ class LeaseOptions:
 
     Raises:
         ConfigError: a value is outside its range.
+
+    Example:
+        >>> LeaseOptions(ttl_s=5.0).guard_s
+        30.0
     """
 
     ttl_s: float = 3.0

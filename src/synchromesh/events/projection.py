@@ -33,9 +33,13 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionOptions:
-    """Bounds of a projection: the batch, the polling, and how often a failing event is tried.
+    """Configures a projection: its batches, polling, and how often a failing event is tried.
 
     Between attempts it waits `backoff_s`, doubled each time up to `backoff_max_s`.
+
+    Example:
+        >>> ProjectionOptions(batch_max=64).attempts_max
+        5
     """
 
     batch_max: int = 256

@@ -86,6 +86,12 @@ class GatewayEngine:
 
     Raises:
         ConfigError: the gateway has mistakes; the message names them all.
+
+    Example:
+        >>> async def serve(engine: GatewayEngine, runtime: Runtime) -> HttpServer:
+        ...     server = HttpServer(engine, network=runtime.network, streaming=engine)
+        ...     await server.start()
+        ...     return server
     """
 
     def __init__(

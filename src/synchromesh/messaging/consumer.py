@@ -83,13 +83,17 @@ class Dropped(msgspec.Struct, frozen=True):
 
 
 class Consumer:
-    """Runs this service's message handlers, each message in one unit with its inbox record.
+    """Delivers messages to a service's handlers, each in one unit with its inbox record.
 
     Args:
         store: the service's database.
         handlers: by stored event name; each runs inside a unit and may await nothing else.
         attempts_max: how often a handler may fail on a message before it is parked.
         keep_s: how long a message's id is remembered.
+
+    Example:
+        >>> async def waiting(consumer: Consumer) -> list[str]:
+        ...     return [letter.message.id for letter in await consumer.parked()]
     """
 
     def __init__(

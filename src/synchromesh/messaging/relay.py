@@ -58,7 +58,12 @@ _log = logging.getLogger("synchromesh.messaging")
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """Bounds of a relay; times in seconds."""
+    """Configures a relay: what it holds at once, its polling and backoff; times in seconds.
+
+    Example:
+        >>> RelayOptions(in_flight_max=8).timeout_s
+        5.0
+    """
 
     in_flight_max: int = 32
     held_max: int = 1024

@@ -55,7 +55,7 @@ _log = logging.getLogger("synchromesh.store")
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """Bounds of a store.
+    """Configures a store: what waits, for how long, and how large the file may be.
 
     Attributes:
         owner_wait_s: how long a second start waits for the file's owner to end.
@@ -63,6 +63,10 @@ class StoreOptions:
         busy_wait_s: how long a statement waits for a foreign connection that holds the file.
         backlog_max: units of work that may wait for the writer.
         pages_max: pages (of 4096 bytes) that the file may have; 0 sets no limit.
+
+    Example:
+        >>> StoreOptions(pages_max=250_000).unit_limit_s
+        5.0
     """
 
     owner_wait_s: float = 10.0

@@ -68,9 +68,13 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """The key under which a unit takes effect at most once, and what tells its input from another.
+    """Names the key under which a unit takes effect at most once, and the digest of its input.
 
     The record is kept for `keep_s` seconds, longer than anyone may still ask under the key.
+
+    Example:
+        >>> Once(caller="orders", key="delivery-1", digest="3 SX90").keep_s
+        604800.0
     """
 
     caller: str
@@ -155,7 +159,12 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The tables of one owner (a room, or the service itself), as ascending migrations from 1."""
+    """Holds the tables of one owner (a room, or the service itself): ascending migrations from 1.
+
+    Example:
+        >>> Schema("inventory", (Migration(1, ("create table stock(sku text)",), 1),)).owner
+        'inventory'
+    """
 
     owner: str
     migrations: tuple[Migration, ...]

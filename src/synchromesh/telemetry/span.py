@@ -247,6 +247,18 @@ class Tracer:
     clock neither stretches a span nor changes the order within a service; spans that end within
     `CLOCKS_S` after a step are shown in the time before it, and those that began before it and end
     later in the time after it.
+
+    Example:
+        >>> import asyncio
+        >>> from synchromesh.runtime import RealRuntime
+        >>> async def main() -> list[str]:
+        ...     ring = MemoryRing()
+        ...     tracer = Tracer("billing", RealRuntime(), ring)
+        ...     with tracer.start("unit", "charge", trace_id="a" * 32):
+        ...         pass
+        ...     return [record.name for record in ring]
+        >>> asyncio.run(main())
+        ['charge']
     """
 
     def __init__(self, service: str, runtime: Runtime, sink: Sink) -> None:

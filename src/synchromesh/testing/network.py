@@ -18,10 +18,17 @@ _SYNONYMS = {"": _ANY, "::": _ANY, "localhost": _LOOPBACK, "::1": _LOOPBACK}
 
 
 class SimNetwork:
-    """Byte streams between the processes of one universe; a `synchromesh.runtime.Network`.
+    """Simulates byte streams between the nodes of a world; a `synchromesh.runtime.Network`.
 
     All nodes share one space of addresses. What listens or connects belongs to the process in whose
     context it does, and vanishes with it.
+
+    Example:
+        >>> from synchromesh.testing import SimRuntime, run
+        >>> async def main(runtime: SimRuntime) -> bool:
+        ...     return isinstance(runtime.network, SimNetwork)
+        >>> run(main)
+        True
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wire: Wire) -> None:

@@ -25,11 +25,18 @@ class Life(IntEnum):
 
 
 class SimProcess:
-    """One life of a node. All that is scheduled in its context belongs to it, and dies with it.
+    """Is one life of a node: all that is scheduled in its context belongs to it, and dies with it.
 
     Attributes:
         context: where its first task starts; everything that task schedules inherits it.
         steps: how many steps it took, those of earlier lives of the same node included.
+
+    Example:
+        >>> from synchromesh.testing import SimRuntime, run
+        >>> async def main(runtime: SimRuntime) -> int:
+        ...     return runtime.process.epoch
+        >>> run(main)
+        1
     """
 
     __slots__ = ("context", "epoch", "held", "life", "name", "number", "steps", "tasks")

@@ -29,7 +29,13 @@ CLIENT = "client"
 
 
 class TestClient:
-    """Calls the services under test, as a client outside of the system does; see `serving`."""
+    """Calls the services under test, as a client outside of the system does; see `serving`.
+
+    Example:
+        >>> async def twice(client: TestClient, call: Call[R]) -> R:
+        ...     await client.call(call, key="k1")
+        ...     return await client.call(call, key="k1")  # the recorded answer of the first
+    """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller

@@ -28,6 +28,13 @@ class SimRuntime:
         seed: decides the process's own chance, another one in each of its lives.
         wire: whose chance decides how long workers take.
         clock: virtual time. It is also asked from within a worker, where no loop runs.
+
+    Example:
+        >>> from synchromesh.testing import run
+        >>> async def main(runtime: SimRuntime) -> str:
+        ...     return runtime.name
+        >>> run(main)
+        'main'
     """
 
     def __init__(
@@ -97,6 +104,19 @@ class SimWorker(Generic[J]):
 
     A power cut before the work finds nothing done; one after it finds the work done and nobody
     told. As with a thread, the next batch may be worked on before the last one is told.
+
+    Example:
+        >>> from synchromesh.testing import run
+        >>> async def main(runtime: SimRuntime) -> list[int]:
+        ...     done: list[int] = []
+        ...     def work(jobs: list[int]):
+        ...         return lambda: done.extend(jobs)
+        ...     worker = runtime.worker("doubler", work)
+        ...     worker.put(1)
+        ...     await worker.close()
+        ...     return done
+        >>> run(main)
+        [1]
     """
 
     def __init__(

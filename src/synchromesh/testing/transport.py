@@ -34,10 +34,15 @@ class Answering(Protocol):
 
 
 class SimExchange:
-    """Knows who answers calls at which node of a world.
+    """Carries calls between the nodes of a world.
 
     Args:
         world: its nodes are reached as "sim://name".
+
+    Example:
+        >>> exchange = SimExchange(World(seed=1))
+        >>> exchange.answering("orders") is None  # nobody serves there yet
+        True
     """
 
     def __init__(self, world: World) -> None:
@@ -63,7 +68,18 @@ class SimExchange:
 
 
 class SimTransport:
-    """Carries requests from one node to others; a `synchromesh.calls.Transport`."""
+    """Carries requests from one node to others; a `synchromesh.calls.Transport`.
+
+    Example:
+        >>> world = World(seed=1)
+        >>> exchange = SimExchange(world)
+        >>> async def main(runtime: SimRuntime) -> None:
+        ...     world.count[repr(exchange.transport(runtime))] += 1
+        >>> world.node("orders", main).start()
+        >>> world.run(asyncio.sleep(1.0))
+        >>> list(world.count)
+        ['<SimTransport of orders>']
+    """
 
     def __init__(self, world: World, exchange: SimExchange, runtime: SimRuntime) -> None:
         self._world = world
@@ -165,7 +181,13 @@ class _UnderWay:
 
 
 class AsgiReceiver:
-    """Answers calls by an ASGI application that stands for somebody else's service."""
+    """Answers calls by an ASGI application that stands for somebody else's service.
+
+    Example:
+        >>> from synchromesh.http import asgi_handler
+        >>> async def app(scope, receive, send): ...
+        >>> receiver = AsgiReceiver(asgi_handler(app))
+    """
 
     def __init__(self, handler: AsgiHandler) -> None:
         self._handler = handler

@@ -160,7 +160,13 @@ class World:
 
 
 class Node:
-    """A machine's worth of a system: it can be started, killed, paused, and started again."""
+    """Is one machine of a world: it can be started, killed, paused, and started again.
+
+    Example:
+        >>> async def main(runtime: SimRuntime) -> None: ...
+        >>> World(seed=1).node("orders", main)
+        <Node orders epoch 0 down>
+    """
 
     def __init__(self, world: World, name: str, main: NodeMain) -> None:
         self.name = name

@@ -1,0 +1,1 @@
+"""Makes committed pages and pictures of the documentation: `make reference`, `make pictures`."""

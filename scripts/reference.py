@@ -1,0 +1,295 @@
+"""Write the pages below docs/reference/ from docstrings and from the schema: `make reference`."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+
+import synchromesh
+import synchromesh.testing
+from scripts.docstrings import entry, markdown_of
+from synchromesh.errors import error_table
+from synchromesh.system import SystemConfig
+
+DOCS = Path(__file__).parents[1] / "docs"
+MADE = "<!-- Made by scripts/reference.py: edit the docstrings, then run `make reference`. -->"
+UP = "../"
+
+API_INTRO = """\
+What users write every day is imported from `synchromesh`. Each name has its signature, its contract
+and an example, which is run. What is imported from the packages of single patterns is on a [page of
+its own](modules.md), and so is [`synchromesh.testing`](testing.md)."""
+MODULES_INTRO = """\
+Each pattern is a package of its own. These are the names that users import from them; most services
+need none but those of [`synchromesh`](api.md) itself."""
+FILE_INTRO = """\
+Every key of the file, with its type, its default and what it means. A key that is not known or has
+a wrong type is refused, with its place, before anything listens. The same keys are set by variables
+and flags: see [layers](../system.md#layers). `synchromesh config explain` shows every value in
+force, `synchromesh config check` what is wrong.
+
+Durations are texts such as `"300ms"`, `"2s"`, `"10m"`."""
+
+# The front door in the order in which people meet it.
+FRONT_DOOR = {
+    "Contracts": "Contract command query event Call",
+    "Services": "Service Context Transaction Migration",
+    "Sagas": "Saga SagaRun SagaPolicy",
+    "Event sourcing": "Decider Decision",
+    "Resilience": "Policy RetryOptions BudgetOptions LimitOptions BreakerOptions",
+    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys Rate Stale Static",
+    "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
+}
+# What else users import, by package: the documentation's code and servo-works do.
+MODULES = {
+    "calls": "PublicEvent Policies Caller InProcessTransport",
+    "codec": "to_datetime",
+    "discovery": "Endpoint MemoryRegistry RoundRobin LeaseOptions",
+    "events": "given Given When subscribe ProjectionRunner ProjectionOptions",
+    "gateway": "GatewayEngine check explain make_key parse_keys Auth Authenticator Principal",
+    "http": "HttpServer HttpPool HttpRequest HttpResponse Body Limits PoolLimits asgi_handler",
+    "identity": "Signer",
+    "messaging": "Consumer RelayOptions",
+    "resilience": "Breaker Edge",
+    "runtime": "Runtime RealRuntime",
+    "store": "Once Schema SqliteStore StoreOptions Unit",
+    "telemetry": "Tracer MemoryRing JsonFormatter",
+}
+TESTING = {
+    "Services in a test": "run serving TestClient SimRuntime",
+    "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults CALM STORMY",
+    "Calls between nodes": "SimExchange SimTransport AsgiReceiver",
+    "What a simulation complains about": (
+        "SimulationError Deadlock Escape Leaked Livelock Overdue Unhandled"
+    ),
+    "Underneath": "SimLoop SimProcess SimWorker Wire PROCESS",
+}
+
+# One example of each section; together they are a whole file.
+EXAMPLES = {
+    "system": """\
+[system]
+name = "servo-works"
+host = "127.0.0.1"
+control_port = 9100
+loop = "asyncio"
+key = "env:SERVO_WORKS_KEY"
+""",
+    "services": """\
+[services.orders]
+app = "services.orders:orders"
+port = 8001
+pages_max = 250_000   # 1 GB
+
+[services.billing]
+app = "services.billing:billing"
+""",
+    "external": """\
+[external.credit_provider]     # in development: a child process
+command = ["{python}", "-m", "credit_provider"]
+env = { CREDIT_DB = "{data}/credit_provider.db" }
+
+[external.parcels]             # a URL
+url = "http://127.0.0.1:9000"
+""",
+    "policies": """\
+[policies."billing:credit_provider"]
+timeout = "500ms"
+retry = { attempts = 2 }
+limit = { in_flight = 16, waiting = 16 }
+breaker = { window = "10s", minimum_calls = 5, failure_rate = 0.5, open_for = "500ms..2s" }
+""",
+    "gateway": """\
+[gateway]
+app = "gateway:gateway"
+port = 8000
+""",
+    "dev": """\
+[dev]
+opening = "shop:open_shop"
+""",
+}
+
+
+def api_page() -> str:
+    """Return the page of the front door."""
+    parts = [
+        MADE,
+        "# API",
+        API_INTRO,
+    ]
+    for title, names in FRONT_DOOR.items():
+        parts.append(f"## {title}")
+        parts += [entry(getattr(synchromesh, name), name, level=3, up=UP) for name in names.split()]
+    parts.append(_errors())
+    return _page(parts)
+
+
+def _errors() -> str:
+    rows = [
+        f"| `{cls.__name__}` | [`{code}`](../errors.md#{code}) | {cls.status} | "
+        f"{'yes' if cls.is_retry_safe else 'no'} | {(cls.__doc__ or '').splitlines()[0]} |"
+        for code, cls in sorted(error_table().items(), key=lambda pair: pair[1].__name__)
+    ]
+    return "\n".join(
+        [
+            "### `synchromesh.errors`",
+            "",
+            "All errors are classes of `synchromesh.errors`. What each means, and what to do, is",
+            "on the page of [errors](../errors.md).",
+            "",
+            "| class | code | status | retry safe | |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def modules_page() -> str:
+    """Return the page of what is imported from packages below the front door."""
+    parts = [
+        MADE,
+        "# Modules",
+        MODULES_INTRO,
+    ]
+    for package, names in MODULES.items():
+        module = import_module(f"synchromesh.{package}")
+        parts.append(f"## `synchromesh.{package}`")
+        parts += [entry(getattr(module, name), name, level=3, up=UP) for name in names.split()]
+    return _page(parts)
+
+
+def testing_page() -> str:
+    """Return the page of what tests are written with."""
+    parts = [
+        MADE,
+        "# `synchromesh.testing`",
+        "[Test your system](../testing.md) shows how these are used.",
+    ]
+    for title, names in TESTING.items():
+        parts.append(f"## {title}")
+        parts += [
+            entry(getattr(synchromesh.testing, name), name, level=3, up=UP)
+            for name in names.split()
+        ]
+    return _page(parts)
+
+
+def configuration_page() -> str:
+    """Return the page of `synchromesh.toml`."""
+    parts = [
+        MADE,
+        "# synchromesh.toml",
+        FILE_INTRO,
+    ]
+    parts += [_section(field) for field in msgspec.structs.fields(SystemConfig)]
+    return _page(parts)
+
+
+def _section(field: msgspec.structs.FieldInfo) -> str:
+    struct = struct_of(field.type)
+    sections = [struct, *nested_in(struct)]
+    parts = []
+    for each in sections:
+        head, _, words = (each.__doc__ or "").splitlines()[0].partition(": ")
+        parts += [f"{'##' if each is struct else '###'} {head}", words[0].upper() + words[1:]]
+        if prose := _prose_of(each):
+            parts.append(prose)
+        parts.append(_table(each))
+    parts.append(f"```toml\n{EXAMPLES[field.encode_name].rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
+def struct_of(kind: object) -> type[msgspec.Struct]:
+    """Return the section that a type holds: itself, or the values of a table by name."""
+    found = typing.get_args(kind)[-1] if typing.get_args(kind) else kind
+    assert isinstance(found, type)
+    assert issubclass(found, msgspec.Struct)
+    return found
+
+
+def nested_in(struct: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
+    return [
+        field.type
+        for field in msgspec.structs.fields(struct)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+    ]
+
+
+def _prose_of(struct: type[msgspec.Struct]) -> str:
+    body = (struct.__doc__ or "").partition("\n")[2].partition("Attributes:")[0]
+    return markdown_of(body, UP)
+
+
+def meanings_of(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """Return what each key of a section means, as its docstring says."""
+    listed = markdown_of(struct.__doc__ or "", UP).partition("**Attributes**\n\n")[2]
+    items = [line.removeprefix("- ") for line in listed.partition("\n\n")[0].splitlines()]
+    return {name.strip("`"): words for name, _, words in (item.partition(": ") for item in items)}
+
+
+def _table(struct: type[msgspec.Struct]) -> str:
+    meanings = meanings_of(struct)
+    rows = [
+        f"| `{field.encode_name}` | {_kind(field.type)} | {_default(field)} | "
+        f"{meanings[field.name]} |"
+        for field in msgspec.structs.fields(struct)
+    ]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _kind(kind: object) -> str:
+    names: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    if kind in names:
+        return names[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return " or ".join(f'`"{each}"`' for each in arguments)
+    if origin is list:
+        return f"list of {_kind(arguments[0])}s"
+    if origin is dict:
+        return f"table of {_kind(arguments[1])}s"
+    if origin is typing.Annotated:
+        return "reference"
+    return "table"
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return f"`{msgspec.json.encode(field.default_factory()).decode()}`"
+    if field.default is msgspec.NODEFAULT:
+        return "*required*"
+    if isinstance(field.default, msgspec.Struct):
+        return "its own"
+    return f"`{msgspec.json.encode(field.default).decode()}`"
+
+
+def _page(parts: list[str]) -> str:
+    return "\n\n".join(parts) + "\n"
+
+
+@functools.cache
+def pages() -> dict[Path, str]:
+    """Return every page that is made, by where it stands."""
+    below = DOCS / "reference"
+    return {
+        below / "api.md": api_page(),
+        below / "modules.md": modules_page(),
+        below / "testing.md": testing_page(),
+        below / "configuration.md": configuration_page(),
+    }
+
+
+def main() -> None:
+    """Write the pages."""
+    for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
