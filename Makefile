@@ -35,6 +35,9 @@ docs: sync ## Build the documentation, offline, into site/
 reference: sync ## Write docs/reference/ from docstrings and the schema of synchromesh.toml
 	@$(RUN) python -m scripts.reference
 
+pictures: sync ## Draw docs/pictures/; terminals from what was recorded
+	@$(RUN) python -m scripts.pictures
+
 sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 	@$(RUN) python -m synchromesh.examples.servo_works.simulation --seed $(SEED) --count $(N)
 

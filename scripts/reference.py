@@ -213,6 +213,7 @@ def struct_of(kind: object) -> type[msgspec.Struct]:
 
 
 def nested_in(struct: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
+    """Return the sections within a section, such as `retry = {...}`."""
     return [
         field.type
         for field in msgspec.structs.fields(struct)

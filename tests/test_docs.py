@@ -129,6 +129,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_the_glossary_has_one_meaning_each() -> None:
+    """No term is explained twice, and the classes that it names are there."""
+    text = (ROOT / "docs/glossary.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    terms = [term for row in rows for term in row[0].split(", ") if term != "term"]
+    assert len(terms) == len(set(terms)) > 80
+    source = "".join(path.read_text() for path in (ROOT / "src/synchromesh").rglob("*.py"))
+    classes = set(re.findall(r"^class (\w+)", source, re.MULTILINE))
+    named = re.findall(r"`(?:[^`]*\W)?([A-Z][a-z]+[A-Za-z]*)(?=\W|`)", "".join(r[-1] for r in rows))
+    assert len(named) > 50
+    assert [name for name in named if name not in classes] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """No page is written that nobody finds."""
     nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]

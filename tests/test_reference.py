@@ -12,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from scripts import reference
+from scripts.reference import EXAMPLES, FRONT_DOOR, MODULES, TESTING, meanings_of, pages
 
 import synchromesh
 import synchromesh.testing
 from pages import ROOT, blocks_of
-from scripts import reference
-from scripts.reference import EXAMPLES, FRONT_DOOR, MODULES, TESTING, meanings_of, pages
 from synchromesh.errors import error_table
 from synchromesh.system import SystemConfig
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 WITHIN_S = 120.0
 # What using the checkout leaves in it.
 LEFT_BEHIND = re.compile(r"__pycache__|\.synchromesh|\.\w+_cache|.*\.pyc")
-FOLDERS = ("src", "tests", "docs", "benchmarks")
+FOLDERS = ("src", "tests", "docs", "benchmarks", "scripts")
 FILES = {
     ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md",
     "pyproject.toml", "uv.lock", "zensical.toml",

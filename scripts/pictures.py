@@ -1,0 +1,31 @@
+"""Draw the pictures of the documentation: `make pictures`; with `--record` terminals run anew."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scripts import breaker_picture, system_map, terminals
+
+FOLDER = Path(__file__).parents[1] / "docs/pictures"
+
+
+def pictures() -> dict[Path, str]:
+    """Return every picture, by where it stands."""
+    return {
+        FOLDER / "servo-works.svg": system_map.draw(),
+        FOLDER / "breaker.svg": breaker_picture.draw(),
+        **{FOLDER / f"{name}.svg": terminals.draw(name) for name in terminals.SESSIONS},
+    }
+
+
+def main() -> None:
+    """Write the pictures."""
+    if "--record" in sys.argv[1:]:
+        terminals.record()
+    for path, drawn in pictures().items():
+        path.write_text(drawn)
+
+
+if __name__ == "__main__":
+    main()
