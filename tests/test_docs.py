@@ -139,7 +139,7 @@ def test_the_glossary_has_one_meaning_each() -> None:
     classes = set(re.findall(r"^class (\w+)", source, re.MULTILINE))
     named = re.findall(r"`(?:[^`]*\W)?([A-Z][a-z]+[A-Za-z]*)(?=\W|`)", "".join(r[-1] for r in rows))
     assert len(named) > 50
-    assert [name for name in named if name not in classes] == []
+    assert {*named} - classes == {"Synchromesh", "True"}  # a header, and a value
 
 
 def test_every_page_is_in_the_navigation() -> None:
