@@ -39,11 +39,11 @@ from synchromesh.http import (
 from synchromesh.identity import REGISTRY as TO_REGISTRY
 from synchromesh.identity import Credential
 from synchromesh.service import ServiceInstance, Surroundings
-from synchromesh.system.clients import Clients
-from synchromesh.system.config import load_config
-from synchromesh.system.registry import RegistryServer
-from synchromesh.system.remote_registry import RemoteRegistry
-from synchromesh.system.wiring import policies_of
+from synchromesh.system.config.schema import load_config
+from synchromesh.system.host.clients import Clients
+from synchromesh.system.host.wiring import policies_of
+from synchromesh.system.leases_api.client import RemoteRegistry
+from synchromesh.system.leases_api.server import RegistryServer
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing import Node, SimDisk, SimRuntime, World
 

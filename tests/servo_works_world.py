@@ -21,7 +21,7 @@ from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.http import asgi_handler
 from synchromesh.identity import Credential, Signer
 from synchromesh.service import Service, ServiceInstance, Surroundings
-from synchromesh.system.config import load_config
+from synchromesh.system.config.schema import load_config
 from synchromesh.telemetry import MemoryRing, Tracer
 from synchromesh.testing import AsgiReceiver, SimRuntime
 

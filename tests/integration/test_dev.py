@@ -18,8 +18,10 @@ from synchromesh.discovery import Registration
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.runtime import RealRuntime
 from synchromesh.service import Service, ServiceInstance, Surroundings
-from synchromesh.system import System, external, load_config, wiring
-from synchromesh.system.external import ExternalProcess
+from synchromesh.system import System, load_config
+from synchromesh.system.host import wiring
+from synchromesh.system.supervise import external
+from synchromesh.system.supervise.external import ExternalProcess
 
 pytestmark = pytest.mark.anyio
 

@@ -20,15 +20,9 @@ from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.service.restarts import RestartOptions
-from synchromesh.system import (
-    SplitSystem,
-    child_process,
-    external,
-    gateway_part,
-    load_config,
-    service_part,
-    split,
-)
+from synchromesh.system import SplitSystem, load_config
+from synchromesh.system.host import gateway_part, service_part, split
+from synchromesh.system.supervise import child_process, external
 
 pytestmark = pytest.mark.anyio
 
@@ -254,7 +248,7 @@ async def test_a_process_that_does_not_answer_is_shown(
     asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status comes all the same, and says which one is silent."""
-    monkeypatch.setattr("synchromesh.system.split_control.ASK_WITHIN_S", 0.2)
+    monkeypatch.setattr("synchromesh.system.control.split.ASK_WITHIN_S", 0.2)
     pid = await asking.pid("notes")
     os.kill(pid, signal.SIGSTOP)
     told = await asking.ask("GET", "/status")

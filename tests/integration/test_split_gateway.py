@@ -183,7 +183,7 @@ async def test_a_gateway_that_hangs_is_shown(
     system: SplitSystem, asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status comes all the same, and says that it is silent."""
-    monkeypatch.setattr("synchromesh.system.split_control.ASK_WITHIN_S", 0.2)
+    monkeypatch.setattr("synchromesh.system.control.split.ASK_WITHIN_S", 0.2)
     pid = await asking.pid("gateway")
     os.kill(pid, signal.SIGSTOP)
     status = await asking.ask("GET", "/status")

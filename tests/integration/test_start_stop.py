@@ -24,7 +24,8 @@ from cli_runs import Run, runner
 from notes_app import PROVIDER, READY, STAYS, TESTS, TOML, WITH_GATEWAY, write_config
 from processes import COMMAND, announced, children_of, dev, ends, is_alive, until
 from synchromesh.service.restarts import RestartOptions
-from synchromesh.system import RunDir, child_process
+from synchromesh.system import RunDir
+from synchromesh.system.supervise import child_process
 
 WAIT_S = 30.0
 HERE = "import pathlib; pathlib.Path(__file__).with_name('here').write_text('!')\n"

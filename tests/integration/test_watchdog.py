@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from synchromesh.system.watchdog import LoopWatchdog
+from synchromesh.system.host.watchdog import LoopWatchdog
 
 pytestmark = pytest.mark.anyio
 

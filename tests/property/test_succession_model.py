@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from synchromesh.system.succession import Event, IllegalEvent, Succession
+from synchromesh.system.supervise.succession import Event, IllegalEvent, Succession
 
 DEPTH = 10
 Step = Event | int

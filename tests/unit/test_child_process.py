@@ -11,10 +11,10 @@ import pytest
 
 from processes import is_alive
 from synchromesh.errors import BadRequest, ConfigError
-from synchromesh.system.child_process import ChildProcess
-from synchromesh.system.children import ChildEnded
-from synchromesh.system.config import SystemConfig, SystemSection
-from synchromesh.system.part import ProcessOrders
+from synchromesh.system.config.schema import SystemConfig, SystemSection
+from synchromesh.system.supervise.child_process import ChildProcess
+from synchromesh.system.supervise.children import ChildEnded
+from synchromesh.system.supervise.orders import ProcessOrders
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +52,7 @@ while not pathlib.Path("asked").exists():
 @pytest.fixture
 async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ChildProcess]:
     """One that runs, and whose next one waits at each of its words."""
-    monkeypatch.setattr("synchromesh.system.child_process.MAIN", PART)
+    monkeypatch.setattr("synchromesh.system.supervise.child_process.MAIN", PART)
     config = SystemConfig(SystemSection(name="notebook"), {})
     child = ChildProcess(
         "service 'notes'",
@@ -237,7 +237,7 @@ async def test_one_that_ended_is_not_ready_whatever_it_said(
     child: ChildProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its words wait to be read while the old one lets go; nobody is sent where it was."""
-    monkeypatch.setattr("synchromesh.system.child_process.MAIN", HASTY)
+    monkeypatch.setattr("synchromesh.system.supervise.child_process.MAIN", HASTY)
     asked = asyncio.ensure_future(child.restart())
     await there(tmp_path / "asked")
     await ended(child)

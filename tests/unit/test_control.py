@@ -16,8 +16,8 @@ from synchromesh import Contract, command, query
 from synchromesh.context import CREDENTIAL
 from synchromesh.errors import BadRequest
 from synchromesh.system import RunInfo
-from synchromesh.system.control import arguments_from_texts
-from synchromesh.system.status import findings_in
+from synchromesh.system.control.api import arguments_from_texts
+from synchromesh.system.control.status import findings_in
 
 
 class Answered(NamedTuple):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.children import ChildEnded
-from synchromesh.system.external import ExternalProcess
+from synchromesh.system.supervise.children import ChildEnded
+from synchromesh.system.supervise.external import ExternalProcess
 
 READY = """echo '{"port": 8080}'; """
 
@@ -134,7 +134,7 @@ async def test_a_stubborn_child_is_killed_with_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that ignores SIGTERM is killed, and so is its own child."""
-    monkeypatch.setattr("synchromesh.system.external.STOP_WITHIN_S", 0.01)
+    monkeypatch.setattr("synchromesh.system.supervise.external.STOP_WITHIN_S", 0.01)
     script = "trap '' TERM; sleep 60 & echo $! > pid; " + READY + "while :; do sleep 60; done"
     child = Child(tmp_path, script)
     await child.process.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.logs import PrivateFile, log_to
+from synchromesh.system.host.logs import PrivateFile, log_to
 
 
 def test_records_become_lines_until_it_is_stopped(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from synchromesh.discovery import Endpoint, LeaseOptions, MemoryRegistry, Resolv
 from synchromesh.errors import DiscoveryError, StaleIncarnation, Unauthenticated
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Signer
-from synchromesh.system.registry import RegistryServer
-from synchromesh.system.remote_registry import RemoteRegistry
+from synchromesh.system.leases_api.client import RemoteRegistry
+from synchromesh.system.leases_api.server import RegistryServer
 from synchromesh.testing import NetworkFaults, SimRuntime, World
 
 KEY = b"the system's key, 32 bytes long!"

@@ -11,8 +11,8 @@ import pytest
 from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealDisk
 from synchromesh.system import RunDir, RunInfo, SystemConfig
-from synchromesh.system.config import SystemSection
-from synchromesh.system.part import ProcessOrders
+from synchromesh.system.config.schema import SystemSection
+from synchromesh.system.supervise.orders import ProcessOrders
 
 CONFIG = SystemConfig(SystemSection("shop"), {})
 INFO = RunInfo(4711, "shop", "http://127.0.0.1:1", "token", {"a": "http://127.0.0.1:2"})

@@ -6,7 +6,13 @@ from itertools import product
 
 import pytest
 
-from synchromesh.system.succession import STATE_AFTER, Event, IllegalEvent, State, Succession
+from synchromesh.system.supervise.succession import (
+    STATE_AFTER,
+    Event,
+    IllegalEvent,
+    State,
+    Succession,
+)
 
 
 def part(*events: Event) -> Succession[str]:

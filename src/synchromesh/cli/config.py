@@ -39,7 +39,7 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """
     import msgspec
 
-    from synchromesh.system.config import read_layers
+    from synchromesh.system.config.schema import read_layers
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
     told = layers.settings(values)
@@ -71,11 +71,16 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 
     from synchromesh.runtime import RealRuntime
     from synchromesh.service import KEEP_S
-    from synchromesh.system.config import load_gateway, load_opening, load_services, read_layers
-    from synchromesh.system.gateway import check_gateway
-    from synchromesh.system.references import given_key
-    from synchromesh.system.rundir import RunDir
-    from synchromesh.system.wiring import check_keep
+    from synchromesh.system.config.rundir import RunDir
+    from synchromesh.system.config.schema import (
+        load_gateway,
+        load_opening,
+        load_services,
+        read_layers,
+    )
+    from synchromesh.system.config.secrets import given_key
+    from synchromesh.system.host.gateway import check_gateway
+    from synchromesh.system.host.wiring import check_keep
 
     values, _ = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from synchromesh.errors import ConfigError, RemoteFailed
-from synchromesh.system.rundir import RunDir, RunInfo
+from synchromesh.system.config.rundir import RunDir, RunInfo
 
 TIMEOUT_S = 30.0
 

@@ -10,20 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from synchromesh.system.config import SystemConfig, load_config
-    from synchromesh.system.loops import loop_factory
-    from synchromesh.system.rundir import RunDir, RunInfo
-    from synchromesh.system.split import SplitSystem
-    from synchromesh.system.wiring import System
+    from synchromesh.system.config.rundir import RunDir, RunInfo
+    from synchromesh.system.config.schema import SystemConfig, load_config
+    from synchromesh.system.host.loops import loop_factory
+    from synchromesh.system.host.split import SplitSystem
+    from synchromesh.system.host.wiring import System
 
 _HOMES = {
-    "RunDir": "rundir",
-    "RunInfo": "rundir",
-    "SplitSystem": "split",
-    "System": "wiring",
-    "SystemConfig": "config",
-    "load_config": "config",
-    "loop_factory": "loops",
+    "RunDir": "config.rundir",
+    "RunInfo": "config.rundir",
+    "SplitSystem": "host.split",
+    "System": "host.wiring",
+    "SystemConfig": "config.schema",
+    "load_config": "config.schema",
+    "loop_factory": "host.loops",
 }
 
 __all__ = [

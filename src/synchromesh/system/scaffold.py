@@ -17,7 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.config import FILE_NAME
+from synchromesh.system.config.schema import FILE_NAME
 
 EXAMPLE = "servo_works"
 EXAMPLE_NAMED = b'name = "servo-works"'

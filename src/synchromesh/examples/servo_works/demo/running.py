@@ -20,9 +20,9 @@ from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway import make_key
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
-from synchromesh.system.children import die_with_parent
-from synchromesh.system.gateway import keys_file_of
-from synchromesh.system.rundir import RunDir, RunInfo
+from synchromesh.system.config.rundir import RunDir, RunInfo
+from synchromesh.system.host.gateway import keys_file_of
+from synchromesh.system.supervise.children import die_with_parent
 
 SHIPPED = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "synchromesh.cli")

@@ -24,8 +24,8 @@ from synchromesh.http import asgi_handler
 from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
 from synchromesh.service import Service, ServiceInstance, Surroundings
-from synchromesh.system.config import load_config, load_services
-from synchromesh.telemetry import SpanRow, Tracer, to_record
+from synchromesh.system.config.schema import load_config, load_services
+from synchromesh.telemetry import SpanRecord, Tracer
 from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]

@@ -17,8 +17,8 @@ from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, St
 from synchromesh.http import HttpServer
 from synchromesh.service import Child, Service, ServiceInstance, Surroundings, dry_run_migrations
 from synchromesh.store import StoreOptions
-from synchromesh.system.part import Ground
-from synchromesh.system.wiring import policies_of
+from synchromesh.system.host.part import Ground
+from synchromesh.system.host.wiring import policies_of
 from synchromesh.telemetry import Tracer
 
 # What the one before may take to drain and let go of the database.

@@ -13,11 +13,11 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.runtime import HandedNetwork
 from synchromesh.service import Child, ServiceInstance
-from synchromesh.system.clients import Clients
-from synchromesh.system.config import GATEWAY, load_gateway
-from synchromesh.system.gateway import ServedGateway, check_gateway
-from synchromesh.system.part import Ground
-from synchromesh.system.wiring import policies_of
+from synchromesh.system.config.schema import GATEWAY, load_gateway
+from synchromesh.system.host.clients import Clients
+from synchromesh.system.host.gateway import ServedGateway, check_gateway
+from synchromesh.system.host.part import Ground
+from synchromesh.system.host.wiring import policies_of
 from synchromesh.telemetry import Tracer
 
 # Longer than the deadline that routes have by default; one that is replaced may take it. Together

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.words import in_words
+from synchromesh.system.config.words import in_words
 
 PREFIX = "SYNCHROMESH_"
 FLAG = "--set"

@@ -23,11 +23,11 @@ from synchromesh.errors import (
 )
 from synchromesh.http import HttpPool, HttpRequest, HttpResponse
 from synchromesh.service import Service
-from synchromesh.system.child_process import ChildProcess
-from synchromesh.system.config import GATEWAY
-from synchromesh.system.control import Control
-from synchromesh.system.registry import PATH, RegistryServer
-from synchromesh.system.status import Overview, findings_in, status_of
+from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.control.api import Control
+from synchromesh.system.control.status import Overview, findings_in, status_of
+from synchromesh.system.leases_api.server import PATH, RegistryServer
+from synchromesh.system.supervise.child_process import ChildProcess
 
 ASK_WITHIN_S = 2.0
 # How long a process that starts is waited for, so that it hears of a fault, too.

@@ -6,16 +6,24 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from synchromesh.calls import Caller
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import ServiceInstance, Supervisor
-from synchromesh.system.faults import FaultInjector
-from synchromesh.system.gateway import ServedGateway
+from synchromesh.system.control.faults import FaultInjector
 from synchromesh.telemetry import SqliteRing, Tracer
+
+
+class HasUrl(Protocol):
+    """Is reached at a URL."""
+
+    @property
+    def url(self) -> str:
+        """Where; "" before it has started."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Overview:
     clients: Mapping[str, Caller]
     ring: SqliteRing
     instances: Mapping[str, ServiceInstance]
-    gateway: ServedGateway | None
+    gateway: HasUrl | None
     urls: Mapping[str, str]
     externals: Sequence[str]
     resolver: Resolver

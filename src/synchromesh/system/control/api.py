@@ -29,9 +29,9 @@ from synchromesh.errors import (
 from synchromesh.http import HttpRequest, HttpResponse, error_response
 from synchromesh.saga.history import SagaSummary
 from synchromesh.service import Service
-from synchromesh.system.faults import BreakRequest, HealRequest
-from synchromesh.system.status import Overview, status_of
-from synchromesh.system.words import in_words
+from synchromesh.system.config.words import in_words
+from synchromesh.system.control.faults import BreakRequest, HealRequest
+from synchromesh.system.control.status import Overview, status_of
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0

@@ -25,7 +25,7 @@ from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway import Gateway
 from synchromesh.resilience import BreakerOptions, LimitOptions, Policy, RetryOptions
 from synchromesh.service import Service
-from synchromesh.system.layers import Layers, Secret
+from synchromesh.system.config.layers import Layers, Secret
 
 FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.

@@ -29,29 +29,28 @@ from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import RealRuntime, Runtime
 from synchromesh.service import Child, Supervisor
-from synchromesh.system.config import GATEWAY, load_services
-from synchromesh.system.control import Control
-from synchromesh.system.faults import FaultInjector, faults_of
-from synchromesh.system.gateway_part import GatewayPart
-from synchromesh.system.logs import log_to
-from synchromesh.system.loops import loop_factory
-from synchromesh.system.part import (
+from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.config.schema import GATEWAY, load_services
+from synchromesh.system.control.api import Control
+from synchromesh.system.control.faults import FaultInjector, faults_of
+from synchromesh.system.control.status import Overview
+from synchromesh.system.host.gateway_part import GatewayPart
+from synchromesh.system.host.logs import log_to
+from synchromesh.system.host.loops import loop_factory
+from synchromesh.system.host.part import Ground, Part
+from synchromesh.system.host.service_part import ServicePart
+from synchromesh.system.host.waits import first_of
+from synchromesh.system.host.watchdog import watch_loop
+from synchromesh.system.host.wiring import CONTROL_HOST
+from synchromesh.system.leases_api.client import RemoteRegistry
+from synchromesh.system.supervise.orders import (
     FAILED,
     FAILED_SAYS,
-    Ground,
     Loaded,
-    Part,
     ProcessOrders,
     Ready,
     StartFailed,
 )
-from synchromesh.system.remote_registry import RemoteRegistry
-from synchromesh.system.rundir import RunDir
-from synchromesh.system.service_part import ServicePart
-from synchromesh.system.status import Overview
-from synchromesh.system.waits import first_of
-from synchromesh.system.watchdog import watch_loop
-from synchromesh.system.wiring import CONTROL_HOST
 from synchromesh.telemetry import SqliteRing
 
 REGISTRY_WITHIN_S = 5.0

@@ -25,7 +25,7 @@ from synchromesh.errors import (
 )
 from synchromesh.http import HttpPool
 from synchromesh.runtime import Runtime
-from synchromesh.system.registry import PATH, POLL_WAIT_S, Granted, Held, Listing
+from synchromesh.system.leases_api.server import PATH, POLL_WAIT_S, Granted, Held, Listing
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ import msgspec
 from synchromesh.calls import Fault, FaultTable, Rule
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
-from synchromesh.system.config import CLIENT, GATEWAY, SystemConfig
+from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
+from synchromesh.system.supervise.orders import ActiveFault
 
 ALL = "all"
 
@@ -44,16 +45,6 @@ class HealRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /faults/heal`: which fault ends; by default all do."""
 
     target: str = ALL
-
-
-class ActiveFault(msgspec.Struct, frozen=True):
-    """A fault in force, as a process that starts later is told of it; `until_us` is wall clock."""
-
-    target: str
-    errors: float
-    latency_s: float
-    is_stall: bool
-    until_us: int | None
 
 
 class FaultInjector:

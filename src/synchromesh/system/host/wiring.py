@@ -42,8 +42,8 @@ from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
 from synchromesh.store import StoreOptions
-from synchromesh.system.clients import Clients
-from synchromesh.system.config import (
+from synchromesh.system.config.rundir import RunDir, RunInfo
+from synchromesh.system.config.schema import (
     CLIENT,
     GATEWAY,
     ExternalSection,
@@ -52,16 +52,16 @@ from synchromesh.system.config import (
     load_opening,
     load_services,
 )
-from synchromesh.system.control import Control
-from synchromesh.system.external import ExternalProcess
-from synchromesh.system.faults import faults_of
-from synchromesh.system.gateway import ServedGateway, check_gateway
-from synchromesh.system.logs import log_to
-from synchromesh.system.references import signing_key
-from synchromesh.system.rundir import RunDir, RunInfo
-from synchromesh.system.status import Overview
-from synchromesh.system.waits import all_of, first_of
-from synchromesh.system.watchdog import watch_loop
+from synchromesh.system.config.secrets import signing_key
+from synchromesh.system.control.api import Control
+from synchromesh.system.control.faults import faults_of
+from synchromesh.system.control.status import Overview
+from synchromesh.system.host.clients import Clients
+from synchromesh.system.host.gateway import ServedGateway, check_gateway
+from synchromesh.system.host.logs import log_to
+from synchromesh.system.host.waits import all_of, first_of
+from synchromesh.system.host.watchdog import watch_loop
+from synchromesh.system.supervise.external import ExternalProcess
 from synchromesh.telemetry import SqliteRing
 
 R = TypeVar("R")

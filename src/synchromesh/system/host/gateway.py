@@ -30,8 +30,8 @@ from synchromesh.gateway.check import CompiledRoute, Reading, read, refusal_of
 from synchromesh.gateway.keys import parse_keys
 from synchromesh.http import HttpServer
 from synchromesh.runtime import BACKLOG, Disk, Network, Runtime
-from synchromesh.system.config import SystemConfig
-from synchromesh.system.rundir import RunDir, refuse_shared, write_private
+from synchromesh.system.config.rundir import RunDir, refuse_shared, write_private
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.telemetry import Tracer
 
 

@@ -24,19 +24,19 @@ from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
 from synchromesh.service import Child, Service, Supervisor
-from synchromesh.system.child_process import ChildProcess
-from synchromesh.system.clients import Clients
-from synchromesh.system.config import CLIENT, GATEWAY, SystemConfig
-from synchromesh.system.external import ExternalProcess
-from synchromesh.system.faults import FaultInjector, faults_of
-from synchromesh.system.gateway import open_socket
-from synchromesh.system.part import ProcessOrders
-from synchromesh.system.registry import RegistryServer
-from synchromesh.system.rundir import RunInfo
-from synchromesh.system.split_control import SplitControl
-from synchromesh.system.status import Overview
-from synchromesh.system.waits import all_of
-from synchromesh.system.wiring import CONTROL_HOST, System
+from synchromesh.system.config.rundir import RunInfo
+from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
+from synchromesh.system.control.faults import FaultInjector, faults_of
+from synchromesh.system.control.split import SplitControl
+from synchromesh.system.control.status import Overview
+from synchromesh.system.host.clients import Clients
+from synchromesh.system.host.gateway import open_socket
+from synchromesh.system.host.waits import all_of
+from synchromesh.system.host.wiring import CONTROL_HOST, System
+from synchromesh.system.leases_api.server import RegistryServer
+from synchromesh.system.supervise.child_process import ChildProcess
+from synchromesh.system.supervise.external import ExternalProcess
+from synchromesh.system.supervise.orders import ProcessOrders
 from synchromesh.telemetry import SqliteRing
 
 # Together with what a process that starts and external services may take to end, these stay below

@@ -16,7 +16,12 @@ from pathlib import Path
 import msgspec
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.children import ChildEnded, die_with_parent, how_it_ended, signal_group
+from synchromesh.system.supervise.children import (
+    ChildEnded,
+    die_with_parent,
+    how_it_ended,
+    signal_group,
+)
 
 READY_WITHIN_S = 10.0
 STOP_WITHIN_S = 2.0

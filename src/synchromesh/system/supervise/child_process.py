@@ -18,12 +18,24 @@ import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import GaveUp
-from synchromesh.system.children import ChildEnded, die_with_parent, how_it_ended, signal_group
-from synchromesh.system.part import FAILED, FAILED_SAYS, Loaded, ProcessOrders, Ready, StartFailed
-from synchromesh.system.succession import Event, State, Succession
+from synchromesh.system.supervise.children import (
+    ChildEnded,
+    die_with_parent,
+    how_it_ended,
+    signal_group,
+)
+from synchromesh.system.supervise.orders import (
+    FAILED,
+    FAILED_SAYS,
+    Loaded,
+    ProcessOrders,
+    Ready,
+    StartFailed,
+)
+from synchromesh.system.supervise.succession import Event, State, Succession
 
 # By -m the module would be loaded twice, for its package imports it too.
-MAIN = "from synchromesh.system.process import main; main()"
+MAIN = "from synchromesh.system.host.process import main; main()"
 
 # The process before may take its 10 s to let go of the database.
 READY_WITHIN_S = 20.0

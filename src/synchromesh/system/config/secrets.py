@@ -13,7 +13,7 @@ from pathlib import Path
 
 from synchromesh.errors import ConfigError
 from synchromesh.identity import KEY_BYTES_MIN
-from synchromesh.system.rundir import RunDir
+from synchromesh.system.config.rundir import RunDir
 
 SECRET_BYTES_MAX = 64 * 1024
 

@@ -1,0 +1,1 @@
+"""The control API of a running system, on loopback: its status, calls, sagas, traces, faults."""

@@ -1,0 +1,1 @@
+"""The only place that wires: makes running parts out of a configuration."""

@@ -1,0 +1,1 @@
+"""The registry over HTTP: leases are granted by the server, and kept by its clients."""

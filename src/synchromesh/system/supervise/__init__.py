@@ -1,0 +1,1 @@
+"""Processes that a system runs beside itself: started, watched, replaced and stopped."""
