@@ -24,7 +24,7 @@ from gateway import gateway
 
 from gateway_fakes import Token
 from servo_works_world import FOLDER, SERVICES, SIGNER
-from synchromesh.calls import Call, Caller, FaultTable, HttpEdge, HttpTransport
+from synchromesh.calls import Call, Caller, HttpEdge, HttpTransport
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.gateway import GatewayEngine
 from synchromesh.http import (
@@ -38,9 +38,9 @@ from synchromesh.http import (
 )
 from synchromesh.identity import REGISTRY as TO_REGISTRY
 from synchromesh.identity import Credential
-from synchromesh.service import ServiceInstance, Surroundings
+from synchromesh.service import Deps, ServiceInstance
+from synchromesh.store import SqliteStores
 from synchromesh.system.config.schema import load_config
-from synchromesh.system.host.clients import Clients
 from synchromesh.system.host.wiring import policies_of
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.leases_api.server import RegistryServer
@@ -168,19 +168,8 @@ class Site:
         await asyncio.Event().wait()
 
     async def _run_service(self, name: str, runtime: SimRuntime) -> None:
-        pool = HttpPool(network=runtime.network)
-        registry = await self._resolver(runtime, pool)
-        around = Surroundings(
-            runtime=runtime,
-            signer=SIGNER,
-            sink=MemoryRing(),
-            resolver=registry,
-            transports={"http": HttpTransport(pool, runtime=runtime)},
-            policies=functools.partial(policies_of, self.config),
-            subscribers={s: frozenset(SERVICES[s].subscriptions) for s in SERVICES},
-            escalate=self._escalate,
-        )
-        instance = await ServiceInstance.start(SERVICES[name], f"/{name}.db", around)
+        registry, deps = await self._join(runtime)
+        instance = await ServiceInstance.start(SERVICES[name], deps)
         self.callers[name] = instance.caller
         edge = HttpEdge(runtime=runtime)
         edge.mount(instance.dispatcher, instance.offered)
@@ -191,7 +180,9 @@ class Site:
         await registration.run()
 
     async def _run_gateway(self, runtime: SimRuntime) -> None:
-        caller, tracer = (await self._clients(runtime)).make(GATEWAY)
+        _, deps = await self._join(runtime)
+        tracer = deps.tracer(GATEWAY)
+        caller = deps.caller(GATEWAY, tracer)
         self.callers[GATEWAY] = caller
         scopes = {scope for route in gateway.routes for scope in route.scopes}
         engine = GatewayEngine(
@@ -205,22 +196,13 @@ class Site:
         await asyncio.Event().wait()
 
     async def _run_operator(self, runtime: SimRuntime) -> None:
-        self.operator, _ = (await self._clients(runtime)).make("control")
+        _, deps = await self._join(runtime)
+        self.operator = deps.caller("control")
         await asyncio.Event().wait()
 
-    async def _clients(self, runtime: SimRuntime) -> Clients:
+    async def _join(self, runtime: SimRuntime) -> tuple[RemoteRegistry, Deps]:
+        """Find the registry, and return what all that runs on a node is built from."""
         pool = HttpPool(network=runtime.network)
-        return Clients(
-            resolver=await self._resolver(runtime, pool),
-            transports={"http": HttpTransport(pool, runtime=runtime)},
-            signer=SIGNER,
-            sink=MemoryRing(),
-            faults=FaultTable(),
-            runtime=runtime,
-            policies=functools.partial(policies_of, self.config),
-        )
-
-    async def _resolver(self, runtime: SimRuntime, pool: HttpPool) -> RemoteRegistry:
         registry = RemoteRegistry(
             url_of(REGISTRY),
             pool=pool,
@@ -231,7 +213,18 @@ class Site:
         )
         await registry.refresh()
         self._tasks.append(asyncio.create_task(registry.run()))
-        return registry
+        deps = Deps(
+            runtime=runtime,
+            services=SERVICES,
+            signer=SIGNER,
+            sink=MemoryRing(),
+            stores=SqliteStores(runtime, "/{}.db".format),
+            resolver=registry,
+            transports={"http": HttpTransport(pool, runtime=runtime)},
+            policies=functools.partial(policies_of, self.config),
+            escalate=self._escalate,
+        )
+        return registry, deps
 
     async def _serve(self, runtime: SimRuntime, handler: Handler) -> None:
         gate = self.gates[runtime.name] = Gate()

@@ -16,7 +16,7 @@ from synchromesh.context import CallContext
 from synchromesh.errors import ConnectFailed, TimedOut
 from synchromesh.events import SCHEMA as EVENTS
 from synchromesh.messaging import SCHEMA, Consumer, Message, Relay, RelayOptions, publish
-from synchromesh.runtime import Runtime
+from synchromesh.runtime import DiskRuntime
 from synchromesh.store import Migration, Schema, SqliteStore, Store, StoreOptions, Unit
 from synchromesh.telemetry import MemoryRing, Tracer
 
@@ -52,7 +52,7 @@ SOLD = Shop.sold.full_name
 
 
 async def open_store(
-    runtime: Runtime, service: str = "shop", options: StoreOptions | None = None
+    runtime: DiskRuntime, service: str = "shop", options: StoreOptions | None = None
 ) -> SqliteStore:
     """Open the database of a service, with the tables of these tests in it."""
     return await SqliteStore.open(
@@ -65,7 +65,7 @@ async def open_store(
 
 
 @asynccontextmanager
-async def stores(runtime: Runtime, *services: str) -> Any:
+async def stores(runtime: DiskRuntime, *services: str) -> Any:
     """Open the databases of services, and close them in the end."""
     opened = [await open_store(runtime, service) for service in services]
     try:
@@ -175,7 +175,7 @@ class Direct:
 def relay_to(
     store: Store,
     sender: Direct,
-    runtime: Runtime,
+    runtime: DiskRuntime,
     *,
     subscriber: str = "stock",
     names: frozenset[str] = frozenset({SOLD}),

@@ -32,11 +32,11 @@ from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import Rejection
 from synchromesh.identity import Signer
 from synchromesh.resilience import Policy
-from synchromesh.runtime import Runtime
+from synchromesh.runtime import DiskRuntime
 from synchromesh.saga import Saga
-from synchromesh.service import Context, Service, ServiceInstance, Surroundings, Transaction
-from synchromesh.store import Migration
-from synchromesh.telemetry import MemoryRing, Tracer
+from synchromesh.service import Context, Deps, Service, ServiceInstance, Transaction
+from synchromesh.store import Migration, SqliteStores
+from synchromesh.telemetry import MemoryRing
 
 R = TypeVar("R")
 
@@ -265,7 +265,7 @@ def make_books(hooks: Hooks) -> Service:
 class Town:
     """The services of a test, where each can be reached, and a client that calls them."""
 
-    def __init__(self, runtime: Runtime, hooks: Hooks | None = None, folder: str = "") -> None:
+    def __init__(self, runtime: DiskRuntime, hooks: Hooks | None = None, folder: str = "") -> None:
         self.runtime = runtime
         self.folder = folder
         self.hooks = hooks or Hooks()
@@ -284,35 +284,25 @@ class Town:
 
     def caller(self, name: str) -> Caller:
         """Make somebody who calls."""
-        return Caller(
-            name,
-            resolver=self,
-            transports={"inproc": self.transport},
-            signer=SIGNER,
-            tracer=Tracer(name, self.runtime, self.ring),
-            runtime=self.runtime,
-            policies=self.policies,
-        )
+        return self.deps().caller(name)
 
-    def around(self) -> Surroundings:
+    def deps(self) -> Deps:
         """Return what instances are given."""
-        return Surroundings(
+        return Deps(
             runtime=self.runtime,
+            services=self.services,
             signer=SIGNER,
             sink=self.ring,
+            stores=SqliteStores(self.runtime, f"{self.folder}/{{}}.db".format),
             resolver=self,
             transports={"inproc": self.transport},
             policies=lambda service: self.policies,
-            subscribers={
-                name: frozenset(service.subscriptions) for name, service in self.services.items()
-            },
             escalate=lambda *what: self.escalated.append((what[0], what[1], repr(what[2]))),
         )
 
     async def start(self, name: str) -> ServiceInstance:
         """Start a service and make it reachable."""
-        path = f"{self.folder}/{name}.db"
-        instance = await ServiceInstance.start(self.services[name], path, self.around())
+        instance = await ServiceInstance.start(self.services[name], self.deps())
         self.up[name] = instance
         self.transport.add(f"{name}-1", instance.dispatcher)
         return instance
@@ -364,7 +354,9 @@ class Town:
 
 
 @asynccontextmanager
-async def town(runtime: Runtime, *names: str, hooks: Hooks | None = None) -> AsyncIterator[Town]:
+async def town(
+    runtime: DiskRuntime, *names: str, hooks: Hooks | None = None
+) -> AsyncIterator[Town]:
     """Start services (all three where none is named), and stop them in the end."""
     made = Town(runtime, hooks)
     for name in names or ("stock", "bank", "books"):

@@ -16,13 +16,14 @@ from services.inventory import inventory
 from services.orders import orders
 from services.production import production
 
-from synchromesh.calls import Call, Caller, InProcessTransport, Policies
+from synchromesh.calls import Call, InProcessTransport, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.http import asgi_handler
 from synchromesh.identity import Credential, Signer
-from synchromesh.service import Service, ServiceInstance, Surroundings
+from synchromesh.service import Deps, Service, ServiceInstance
+from synchromesh.store import SqliteStores
 from synchromesh.system.config.schema import load_config
-from synchromesh.telemetry import MemoryRing, Tracer
+from synchromesh.telemetry import MemoryRing
 from synchromesh.testing import AsgiReceiver, SimRuntime
 
 R = TypeVar("R")
@@ -51,38 +52,27 @@ class Works:
         self.transport = InProcessTransport()
         self.ring = MemoryRing()
         self.up: dict[str, ServiceInstance] = {}
-        self.client = self.caller("client")
+        self.deps = Deps(
+            runtime=runtime,
+            services=SERVICES,
+            signer=SIGNER,
+            sink=self.ring,
+            stores=SqliteStores(runtime, "/{}.db".format),
+            resolver=self,
+            transports={"inproc": self.transport},
+            policies=policies,
+            escalate=lambda service, child, error: None,
+        )
+        self.client = self.deps.caller("client")
 
     async def resolve(self, service: str) -> Resolved:
         """Say where a service is: one instance, in this process."""
         return Resolved((Endpoint(f"{service}-1", service, f"inproc://{service}-1"),))
 
-    def caller(self, name: str) -> Caller:
-        """Make somebody who calls, as `synchromesh.toml` says."""
-        return Caller(
-            name,
-            resolver=self,
-            transports={"inproc": self.transport},
-            signer=SIGNER,
-            tracer=Tracer(name, self.runtime, self.ring),
-            runtime=self.runtime,
-            policies=policies(name),
-        )
-
     async def start(self, *names: str) -> None:
         """Start services and make them reachable."""
-        around = Surroundings(
-            runtime=self.runtime,
-            signer=SIGNER,
-            sink=self.ring,
-            resolver=self,
-            transports={"inproc": self.transport},
-            policies=policies,
-            subscribers={n: frozenset(s.subscriptions) for n, s in SERVICES.items()},
-            escalate=lambda service, child, error: None,
-        )
         for name in names:
-            self.up[name] = await ServiceInstance.start(SERVICES[name], f"/{name}.db", around)
+            self.up[name] = await ServiceInstance.start(SERVICES[name], self.deps)
             self.transport.add(f"{name}-1", self.up[name].dispatcher)
 
     def start_provider(self) -> CreditProviderServer:

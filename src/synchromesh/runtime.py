@@ -125,11 +125,6 @@ class Runtime(Protocol):
         ...
 
     @property
-    def disk(self) -> Disk:
-        """Where databases live."""
-        ...
-
-    @property
     def network(self) -> Network:
         """How other processes are reached."""
         ...
@@ -148,6 +143,15 @@ class Runtime(Protocol):
         `work` runs in the worker (a thread; in simulation on the loop) and returns what is to be
         run on the loop afterwards. It must not raise.
         """
+        ...
+
+
+class DiskRuntime(Runtime, Protocol):
+    """A runtime with files: what embedded databases and the run directory need besides."""
+
+    @property
+    def disk(self) -> Disk:
+        """Where databases live."""
         ...
 
 

@@ -119,7 +119,7 @@ class Wired(Town):
     async def _start(self, name: str) -> Any:
         from synchromesh.service import ServiceInstance
 
-        return await ServiceInstance.start(self.services[name], f"/{name}.db", self.around())
+        return await ServiceInstance.start(self.services[name], self.deps())
 
 
 async def customer(town: Wired, n: int, ends: dict[str, str], count: Counter[str]) -> None:

@@ -17,7 +17,7 @@ from synchromesh.cli import main
 from synchromesh.discovery import Registration
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.runtime import RealRuntime
-from synchromesh.service import Service, ServiceInstance, Surroundings
+from synchromesh.service import Deps, Service, ServiceInstance
 from synchromesh.system import System, load_config
 from synchromesh.system.host import wiring
 from synchromesh.system.supervise import external
@@ -74,8 +74,8 @@ async def test_a_call_that_comes_before_its_service_is_held(
     text = TOML.replace("[services.notes]", BROKEN + "\n[services.notes]")
     start, asked = ServiceInstance.start, list[asyncio.Task[int]]()
 
-    async def starting(service: Service, path: str, around: Surroundings) -> ServiceInstance:
-        instance = await start(service, path, around)
+    async def starting(service: Service, deps: Deps) -> ServiceInstance:
+        instance = await start(service, deps)
         if service.name == "broken":
             caller = instance.caller
             context = caller.root(timeout_s=WAIT_S)

@@ -229,8 +229,8 @@ def test_wrong_options_are_refused(wrong: dict[str, float]) -> None:
         LeaseOptions(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:1", "ftp://x", "http://", "HTTP://x"])
-def test_an_endpoint_has_a_url_that_some_transport_knows(url: str) -> None:
+@pytest.mark.parametrize("url", ["", "127.0.0.1:1", "ftp:x", "http://", "HTTP://x"])
+def test_an_endpoint_has_a_url_that_some_transport_may_know(url: str) -> None:
     """A wrong url is found where it is written, not at the first call."""
     with pytest.raises(ConfigError, match="instance 'a'"):
         Endpoint("a", "billing", url)

@@ -756,11 +756,10 @@ def test_a_conclusion_that_finds_no_room_is_no_refusal() -> None:
 
         async def shed(ctx: Any) -> None:
             # One unit stays in the writer's queue, whose bound is one.
-            writer = town.up["stock"].store._writer
-            writer._backlog_max = 1
-            full.append(asyncio.ensure_future(town.up["stock"].store.write(_idle, name="idle")))
-            while not writer._pending:
-                await asyncio.sleep(0)
+            store: Any = town.up["stock"].store
+            store._writer._backlog_max = 1
+            full.append(asyncio.ensure_future(store.write(_idle, name="idle")))
+            await asyncio.sleep(0)
 
         town.hooks.at["build ends"] = shed
         with pytest.raises(DownstreamFailed, match="downstream_failed"):

@@ -33,7 +33,7 @@ class Door:
         # Keys and their hashes are another test's; here a name is enough.
         self.engine = GatewayEngine(
             replace(gateway, auth=[Token()]),
-            caller=system.caller("gateway"),
+            caller=system.deps.caller("gateway"),
             tracer=Tracer("gateway", runtime, system.ring),
             authenticators=[Token(**scopes)],
         )

@@ -19,7 +19,7 @@ from synchromesh.errors import (
     StoreReadOnly,
     StoreTooNew,
 )
-from synchromesh.runtime import RealRuntime, Runtime
+from synchromesh.runtime import DiskRuntime, RealRuntime
 from synchromesh.store import Migration, Schema, SqliteStore, StoreOptions, Unit
 from synchromesh.store.sqlite_errors import code_of, translate
 
@@ -78,7 +78,7 @@ async def test_a_closed_store_leaves_one_file(tmp_path: Path) -> None:
 def test_it_runs_as_it_is_in_simulation() -> None:
     """Same writer, same groups, same refusals, on the loop and in memory."""
 
-    async def main(runtime: Runtime) -> None:
+    async def main(runtime: DiskRuntime) -> None:
         store = await SqliteStore.open("/shop.db", service="shop", schemas=[ITEMS], runtime=runtime)
         bodies = [put_item(number) for number in range(64)]
         got = await asyncio.gather(*(store.write(body, name="put") for body in bodies))
@@ -107,7 +107,7 @@ def test_it_runs_as_it_is_in_simulation() -> None:
 def test_a_deleted_file_is_noticed_in_simulation_too(is_replaced: bool) -> None:
     """The simulated disk can lose a database from under its owner, who then says so."""
 
-    async def main(runtime: Runtime) -> None:
+    async def main(runtime: DiskRuntime) -> None:
         store = await SqliteStore.open("/shop.db", service="shop", schemas=[ITEMS], runtime=runtime)
         await store.write(put_item(1), name="put")
         disk = runtime.disk

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from synchromesh.errors import ConfigError
 
-SCHEMES = ("http", "inproc", "sim")
+# Which schemes there are is up to the transports of a caller (RFC 3986, section 3.1).
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +18,11 @@ class Endpoint:
     Attributes:
         instance: its name, the same after a restart and unique within the service.
         service: the service it is an instance of.
-        url: "http://host:port", "inproc://name" or "sim://node".
+        url: "http://host:port", "inproc://name", or what another transport reaches.
         metadata: few and short facts about it, such as (("version", "1.2"),).
 
     Raises:
-        ConfigError: a name is empty, or the url is of another kind.
+        ConfigError: a name is empty, or the url has no scheme or no place.
 
     Example:
         >>> Endpoint("billing-1", "billing", "http://127.0.0.1:8001").scheme
@@ -38,11 +40,10 @@ class Endpoint:
                 f"endpoint {self.url!r} belongs to instance {self.instance!r} of service "
                 f"{self.service!r}; give it both names"
             )
-        scheme, mark, where = self.url.partition("://")
-        if scheme not in SCHEMES or not mark or not where:
+        if not _URL.fullmatch(self.url):
             raise ConfigError(
                 f"endpoint of instance {self.instance!r} has the url {self.url!r}; make it "
-                '"http://host:port", "inproc://name" or "sim://node"'
+                '"http://host:port", "inproc://name", or what another transport reaches'
             )
 
     @property

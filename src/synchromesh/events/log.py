@@ -286,6 +286,17 @@ async def save_checkpoint(unit: Unit, name: str, checkpoint: Checkpoint) -> None
     )
 
 
+async def count_after_checkpoint(store: Store, name: str, *, is_public: bool) -> int:
+    """Return how many events, or only public ones, come after what is saved under a name."""
+    rows = await store.read(
+        "select count(*) from sm_event where position > coalesce("
+        "(select position from sm_checkpoint where name = ?), 0) and is_public >= ?",
+        name,
+        int(is_public),
+    )
+    return _int(rows[0][0])
+
+
 def check_log(store: Store, checkpoint: Checkpoint) -> None:
     """Raise `LogReplaced` for a checkpoint that belongs to another log than the store's."""
     if checkpoint.log_id != store.log_id:

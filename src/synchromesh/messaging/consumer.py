@@ -192,6 +192,10 @@ class Consumer:
             for source, scope, message, reason, parked_us in rows
         ]
 
+    async def parked_count(self) -> int:
+        """Return how many messages wait for a person."""
+        return int((await self._store.read("select count(*) from sm_parked"))[0][0] or 0)
+
     async def replay(self, source: str, scope: str) -> int:
         """Handle the parked messages of a scope in order; returns how many this call handled.
 

@@ -404,6 +404,10 @@ class Engine:
         )
         return [summarize(row, records) for row, records in found]
 
+    async def statuses(self) -> dict[str, int]:
+        """Return how many runs there are of each status that one has."""
+        return await tables.count_by_status(self._store)
+
     async def show(self, id: str) -> SagaHistory:  # noqa: A002
         """Return the story of a run; a record that this code cannot read says why in its line.
 

@@ -286,6 +286,12 @@ async def unfinished(store: Store) -> list[SagaRow]:
     return [_row(row) for row in rows]
 
 
+async def count_by_status(store: Store) -> dict[str, int]:
+    """Return how many runs there are of each status that one has."""
+    rows = await store.read("select status, count(*) from sm_saga group by 1")
+    return {str(status): _int(count) for status, count in rows}
+
+
 async def latest(store: Store, status: SagaStatus | None, limit: int) -> list[tuple[SagaRow, int]]:
     """Return runs with the number of their records, the newest first."""
     where, values = ("", ()) if status is None else ("where status = ? ", (status.value,))

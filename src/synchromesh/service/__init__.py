@@ -2,11 +2,10 @@
 
 from synchromesh.service.context import Context
 from synchromesh.service.definition import HandlerDefinition, ProjectionDefinition, Service
+from synchromesh.service.deps import KEEP_S, Deps
 from synchromesh.service.instance import (
-    KEEP_S,
     Health,
     ServiceInstance,
-    Surroundings,
     dry_run_migrations,
 )
 from synchromesh.service.supervisor import Child, GaveUp, Supervisor
@@ -16,6 +15,7 @@ __all__ = [
     "KEEP_S",
     "Child",
     "Context",
+    "Deps",
     "GaveUp",
     "HandlerDefinition",
     "Health",
@@ -23,7 +23,6 @@ __all__ = [
     "Service",
     "ServiceInstance",
     "Supervisor",
-    "Surroundings",
     "Transaction",
     "dry_run_migrations",
 ]

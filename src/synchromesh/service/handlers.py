@@ -234,17 +234,14 @@ class Operations:
 
     async def _recall(self, once: Once) -> tuple[Recorded | None, bool]:
         """Return what is concluded under a key, and whether the call has begun."""
-        rows = await self._home.store.read(
-            "select kind, digest from sm_inbox where caller = ? and key = ?", once.caller, once.key
-        )
-        if not rows:
+        found = await inbox.peek(self._home.store, once.caller, once.key)
+        if found is None:
             return None, False
-        kind, wanted = rows[0]
-        if kind != InboxState.BEGUN.value:
+        if found.kind is not InboxState.BEGUN:
             # The unit returns the conclusion, or says what is wrong with the key.
             known = await self._home.store.write_once(_never, once, name="recall an answer")
             return known, True
-        if wanted != once.digest:
+        if found.digest != once.digest:
             raise _reused(once.key)
         return None, True
 
@@ -281,15 +278,10 @@ class Operations:
     async def _begun(self, place: tuple[str, str]) -> Begun | None:
         while (run := self._runs.get(place)) is not None:
             await asyncio.wait([run.concluded])
-        rows = await self._home.store.read(
-            "select body from sm_inbox where caller = ? and key = ? and kind = ?",
-            place[0],
-            place[1],
-            InboxState.BEGUN.value,
-        )
-        if not rows or not isinstance(rows[0][0], bytes):
+        found = await inbox.peek(self._home.store, *place)
+        if found is None or found.kind is not InboxState.BEGUN:
             return None
-        return decode(rows[0][0], Begun)
+        return decode(found.body, Begun)
 
     async def _conclude_begun(self, begun: Begun, undo: CallContext) -> None:
         """Run a command that has begun to its end, so that it is known what there is to undo."""

@@ -7,18 +7,21 @@ are recovered, relays and projections start, and only then does the dispatcher t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from synchromesh.calls import Caller, Dispatcher, FaultTable, Incoming, Policies, Transport
+from synchromesh.calls import Dispatcher, Incoming
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id
-from synchromesh.discovery import Resolver
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
-from synchromesh.events import EventTypes, Projection, ProjectionRunner, StoredEvent
-from synchromesh.identity import Signer
+from synchromesh.events import (
+    EventTypes,
+    Projection,
+    ProjectionRunner,
+    StoredEvent,
+    count_after_checkpoint,
+)
 from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Relay, deliver_to
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
@@ -27,42 +30,15 @@ from synchromesh.saga.journal import Clock
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import Home
 from synchromesh.service.definition import ProjectionDefinition, Service
+from synchromesh.service.deps import Deps
 from synchromesh.service.handlers import Operations
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
-from synchromesh.store import Schema, SqliteStore, StoreOptions, Unit, inbox
-from synchromesh.store.migrations import dry_run_migrations as rehearse_on
-from synchromesh.telemetry import Sink, Tracer
+from synchromesh.store import Schema, Store, StoreFactory, Unit, inbox
+from synchromesh.telemetry import Tracer
 
 SWEEP_EVERY_S = 60.0
 ADOPT_EVERY_S = 30.0
-# How long inboxes remember; longer than any saga may still ask (S6).
-KEEP_S = 7 * 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the system hands to each of its instances.
-
-    Attributes:
-        policies: how the calls of a service are guarded, by its name.
-        subscribers: for each service, the public events it takes, by stored name.
-        escalate: told service, child and error where a background child is beyond restarting.
-        keep_s: how long inboxes remember; longer than any saga may still ask.
-        faults: those that people put in force on purpose.
-    """
-
-    runtime: Runtime
-    signer: Signer
-    sink: Sink
-    resolver: Resolver
-    transports: Mapping[str, Transport]
-    policies: Callable[[str], Policies]
-    subscribers: Mapping[str, frozenset[str]]
-    escalate: Callable[[str, str, BaseException], None]
-    keep_s: float = KEEP_S
-    store: StoreOptions = field(default_factory=StoreOptions)
-    faults: FaultTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +54,13 @@ class Health:
 class ServiceInstance:
     """One service that runs; made by `start`, ended by `stop`."""
 
-    def __init__(self, service: Service, store: SqliteStore, around: Surroundings) -> None:
+    def __init__(self, service: Service, store: Store, deps: Deps) -> None:
         self.service = service
         self.store = store
-        runtime, name = around.runtime, service.name
+        runtime, name = deps.runtime, service.name
         self._clock = Clock(runtime)
-        tracer = Tracer(name, runtime, around.sink)
-        self.caller = Caller(
-            name,
-            resolver=around.resolver,
-            transports=around.transports,
-            signer=around.signer,
-            tracer=tracer,
-            runtime=runtime,
-            policies=around.policies(name),
-            faults=around.faults,
-        )
+        tracer = deps.tracer(name)
+        self.caller = deps.caller(name, tracer)
         self._units = UnitScope(_event_types(service), runtime)
         self.engine = Engine(
             store,
@@ -104,42 +71,38 @@ class ServiceInstance:
             definitions=service.sagas,
             run_unit=self._units.run,
         )
-        self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=around.keep_s)
-        home = Home(store, self.caller, self.engine, self._units, runtime, around.keep_s)
+        self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=deps.keep_s)
+        home = Home(store, self.caller, self.engine, self._units, runtime, deps.keep_s)
         self.operations = Operations(service, home)
         self.dispatcher = Dispatcher(
             name,
             {**self.operations.handlers(), DELIVER: self._deliver},
-            signer=around.signer,
+            signer=deps.signer,
             tracer=tracer,
             runtime=runtime,
             is_external=service.is_external,
         )
         self._supervisor = Supervisor(
-            name, escalate=lambda child, error: around.escalate(name, child, error)
+            name, escalate=lambda child, error: deps.escalate(name, child, error)
         )
-        self._children = self._background(around, tracer)
+        self._children = self._background(deps, tracer)
         self._is_draining = False
 
     @classmethod
-    async def start(cls, service: Service, path: str, around: Surroundings) -> ServiceInstance:
-        """Bring a service up; when this returns, its dispatcher may be given calls.
+    async def start(cls, service: Service, deps: Deps) -> ServiceInstance:
+        """Open the database, recover sagas and start background children.
+
+        When this returns, the dispatcher may be given calls.
 
         Raises:
             ContractError: the service does not fit its contract.
             StoreError: its database cannot be used.
         """
         service.check()
-        store = await SqliteStore.open(
-            path,
-            service=service.name,
-            schemas=(EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service)),
-            runtime=around.runtime,
-            options=around.store,
-            tracer=Tracer(service.name, around.runtime, around.sink),
-        )
+        schemas = (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service))
+        store = await deps.stores.open(service.name, schemas, tracer=deps.tracer(service.name))
         try:
-            instance = cls(service, store, around)
+            instance = cls(service, store, deps)
         except BaseException:
             await store.close()
             raise
@@ -157,6 +120,14 @@ class ServiceInstance:
         """The operations that this instance answers, the internal one of messages among them."""
         own = [handled.operation for handled in self.service.operations.values()]
         return [*own, deliver_to(self.service.name)]
+
+    async def behind(self) -> dict[str, int]:
+        """Return how many events each relay and each projection has yet to take."""
+        return {
+            child: await count_after_checkpoint(self.store, child, is_public=kind == "relay")
+            for child in self._supervisor.states
+            if (kind := child.partition("/")[0]) in ("relay", "projection")
+        }
 
     def health(self) -> Health:
         """Return how the instance is."""
@@ -179,10 +150,10 @@ class ServiceInstance:
         await self.engine.close()
         await self.store.close()
 
-    def _background(self, around: Surroundings, tracer: Tracer) -> list[Child]:
+    def _background(self, deps: Deps, tracer: Tracer) -> list[Child]:
         children = [Child("inbox sweep", self._sweep), Child("saga recovery", self._adopt)]
         own = frozenset(event.full_name for event in self.service.published())
-        for subscriber, wanted in sorted(around.subscribers.items()):
+        for subscriber, wanted in sorted(deps.subscribers.items()):
             if names := wanted & own:
                 relay = Relay(
                     self.store,
@@ -190,11 +161,11 @@ class ServiceInstance:
                     subscriber=subscriber,
                     names=names,
                     tracer=tracer,
-                    runtime=around.runtime,
+                    runtime=deps.runtime,
                 )
                 children.append(Child(relay.checkpoint_name, relay.run))
         for projected in self.service.projections.values():
-            runner = ProjectionRunner(self.store, self._projection(projected, around.runtime))
+            runner = ProjectionRunner(self.store, self._projection(projected, deps.runtime))
             children.append(Child(f"projection/{projected.name}", runner.run))
         return children
 
@@ -259,13 +230,13 @@ class ServiceInstance:
         return f"<ServiceInstance {self.service.name}{' draining' if self._is_draining else ''}>"
 
 
-def dry_run_migrations(service: Service, path: str, runtime: Runtime) -> None:
+def dry_run_migrations(service: Service, stores: StoreFactory) -> None:
     """Try the service's migrations on empty copies of its tables; another may own its database.
 
     Raises:
         ContractError, StoreTooNew, StoreError: a start would fail with them, too.
     """
-    rehearse_on(path, _own_schema(service), runtime.disk)
+    stores.dry_run(service.name, _own_schema(service))
 
 
 def _own_schema(service: Service) -> tuple[Schema, ...]:

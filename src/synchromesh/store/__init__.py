@@ -1,8 +1,9 @@
 """The database of one service: units of work, group commit, inbox, migrations, isolation."""
 
 from synchromesh.store import inbox
+from synchromesh.store.factory import StoreFactory
 from synchromesh.store.guard import in_unit, refuse_in_unit
-from synchromesh.store.sqlite import SqliteStore, StoreOptions
+from synchromesh.store.sqlite import SqliteStore, SqliteStores, StoreOptions
 from synchromesh.store.unit import (
     InboxState,
     Migration,
@@ -25,7 +26,9 @@ __all__ = [
     "Schema",
     "SqlValue",
     "SqliteStore",
+    "SqliteStores",
     "Store",
+    "StoreFactory",
     "StoreOptions",
     "Unit",
     "in_unit",

@@ -14,7 +14,7 @@ section 3.3.6.
 from __future__ import annotations
 
 from synchromesh.errors import Fenced, KeyReused, KeyUndone
-from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+from synchromesh.store.unit import InboxState, Once, Recorded, Row, Store, Unit
 
 TABLES = (
     (
@@ -26,18 +26,20 @@ TABLES = (
 )
 
 
+_LOOK_UP = "select kind, digest, body from sm_inbox where caller = ? and key = ?"
+
+
 async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
     """Return what is recorded under a key; None where nothing is.
 
     A record is honoured until it is swept, also past its time: a clock that jumps forgets nothing.
     """
-    rows = await unit.execute(
-        "select kind, digest, body from sm_inbox where caller = ? and key = ?", caller, key
-    )
-    if not rows:
-        return None
-    kind, digest, body = rows[0]
-    return Recorded(InboxState(kind), str(digest), body if isinstance(body, bytes) else b"")
+    return _recorded(await unit.execute(_LOOK_UP, caller, key))
+
+
+async def peek(store: Store, caller: str, key: str) -> Recorded | None:
+    """Return what is committed under a key, as `look_up` does within a unit."""
+    return _recorded(await store.read(_LOOK_UP, caller, key))
 
 
 async def recall(unit: Unit, once: Once) -> Recorded | None:
@@ -105,6 +107,13 @@ async def sweep(unit: Unit, *, now_us: int | None = None, rows_max: int = 500) -
         rows_max,
     )
     return len(rows)
+
+
+def _recorded(rows: list[Row]) -> Recorded | None:
+    if not rows:
+        return None
+    kind, digest, body = rows[0]
+    return Recorded(InboxState(kind), str(digest), body if isinstance(body, bytes) else b"")
 
 
 def _check_digest(known: Recorded, key: str, digest: str) -> None:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from synchromesh.errors import StoreBroken, StoreLocked, StoreReadOnly
-from synchromesh.runtime import FileLock, Runtime
+from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import inbox, writer
 from synchromesh.store.guard import refuse_in_unit
-from synchromesh.store.migrations import migrate
+from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import (
     READONLY,
     SqliteFault,
@@ -126,7 +126,7 @@ class SqliteStore:
         *,
         service: str,
         schemas: Sequence[Schema],
-        runtime: Runtime,
+        runtime: DiskRuntime,
         options: StoreOptions = StoreOptions(),
         tracer: Tracer | None = None,
     ) -> SqliteStore:
@@ -270,7 +270,46 @@ class SqliteStore:
                 _log.exception("a listener of %r raised; the others are told all the same", topic)
 
 
-async def _own(path: str, runtime: Runtime, wait_s: float) -> FileLock:
+class SqliteStores:
+    """Is a `StoreFactory` of SQLite files, one for each service.
+
+    Args:
+        place: the path of a service's file.
+        options: the bounds of a service's store.
+    """
+
+    def __init__(
+        self,
+        runtime: DiskRuntime,
+        place: Callable[[str], str],
+        options: Callable[[str], StoreOptions] = lambda _: StoreOptions(),
+    ) -> None:
+        self._runtime = runtime
+        self._place = place
+        self._options = options
+
+    async def open(
+        self, service: str, schemas: Sequence[Schema], *, tracer: Tracer | None = None
+    ) -> SqliteStore:
+        """Open the file of a service, as `SqliteStore.open` says."""
+        return await SqliteStore.open(
+            self._place(service),
+            service=service,
+            schemas=schemas,
+            runtime=self._runtime,
+            options=self._options(service),
+            tracer=tracer,
+        )
+
+    def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:
+        """Try migrations on empty copies of the tables in a service's file."""
+        dry_run_migrations(self._place(service), schemas, self._runtime.disk)
+
+    def __repr__(self) -> str:
+        return f"<SqliteStores {self._place('NAME')}>"
+
+
+async def _own(path: str, runtime: DiskRuntime, wait_s: float) -> FileLock:
     loop = asyncio.get_running_loop()
     until_s = loop.time() + wait_s
     while True:
@@ -293,7 +332,7 @@ async def _own(path: str, runtime: Runtime, wait_s: float) -> FileLock:
 
 def _connect(
     path: str,
-    runtime: Runtime,
+    runtime: DiskRuntime,
     options: StoreOptions,
     opened: list[sqlite3.Connection],
     *,
@@ -314,7 +353,7 @@ def _connect(
 
 
 def _prepare(
-    connection: sqlite3.Connection, schemas: Sequence[Schema], runtime: Runtime, path: str
+    connection: sqlite3.Connection, schemas: Sequence[Schema], runtime: DiskRuntime, path: str
 ) -> str:
     # Off for migrations, which may rebuild a table that others refer to.
     connection.execute("pragma foreign_keys = off")

@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 
 from synchromesh.codec import encode
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
-from synchromesh.runtime import Runtime, Worker
+from synchromesh.runtime import DiskRuntime, Worker
 from synchromesh.store import inbox
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import SqliteUnit, drive
@@ -85,7 +85,7 @@ class Writer:
         *,
         path: str,
         service: str,
-        runtime: Runtime,
+        runtime: DiskRuntime,
         hear: Callable[[str], None],
         unit_limit_s: float,
         backlog_max: int,

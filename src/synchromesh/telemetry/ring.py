@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from synchromesh.runtime import Runtime, Worker
-from synchromesh.telemetry.span import SpanRecord, SpanRow, to_record
+from synchromesh.runtime import DiskRuntime, Worker
+from synchromesh.telemetry.span import SpanRecord
 
 # A row is a block: `last` counts the spans ever written, up to the end of this block.
 _SCHEMA = (
@@ -107,7 +107,7 @@ class SqliteRing:
     def __init__(
         self,
         path: str,
-        runtime: Runtime,
+        runtime: DiskRuntime,
         *,
         spans_max: int = 200_000,
         flush_s: float = 0.1,

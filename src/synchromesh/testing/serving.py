@@ -18,9 +18,10 @@ from synchromesh.calls import Call, Caller, InProcessTransport, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import NoInstance
 from synchromesh.identity import KEY_BYTES_MIN, Signer
-from synchromesh.runtime import Runtime
-from synchromesh.service import Service, ServiceInstance, Surroundings
-from synchromesh.telemetry import MemoryRing, Tracer
+from synchromesh.runtime import DiskRuntime
+from synchromesh.service import Deps, Service, ServiceInstance
+from synchromesh.store import SqliteStores
+from synchromesh.telemetry import MemoryRing
 from synchromesh.testing.escapes import Unhandled
 
 R = TypeVar("R")
@@ -75,8 +76,8 @@ class _Directory:
 
 
 @asynccontextmanager
-async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[TestClient]:
-    """Start services for a test, yield a client that calls them, and stop them in the end.
+async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[TestClient]:
+    """Run services until the block ends, and yield a client that calls them.
 
     Their databases are on the runtime's disk, as `/SERVICE.db`; services that call one another, or
     subscribe to each other's events, are handed in together. A service of a contract with
@@ -104,37 +105,27 @@ async def serving(runtime: Runtime, *services: Service) -> AsyncIterator[TestCli
         >>> run(main)
         'Hello, Ada!'
     """
-    directory, transport, ring = _Directory(), InProcessTransport(), MemoryRing()
-    signer = Signer(runtime.secret_rng.randbytes(KEY_BYTES_MIN))
+    directory, transport = _Directory(), InProcessTransport()
     failures: list[tuple[str, BaseException]] = []
-    around = Surroundings(
+    deps = Deps(
         runtime=runtime,
-        signer=signer,
-        sink=ring,
+        services={service.name: service for service in services},
+        signer=Signer(runtime.rng.randbytes(KEY_BYTES_MIN)),
+        sink=MemoryRing(),
+        stores=SqliteStores(runtime, "/{}.db".format),
         resolver=directory,
         transports={"inproc": transport},
         policies=lambda _: Policies(),
-        subscribers={s.name: frozenset(s.subscriptions) for s in services if s.subscriptions},
         escalate=lambda service, child, error: failures.append((f"{service}/{child}", error)),
     )
     async with AsyncExitStack() as enter:
         for service in services:
             service.check()
-            instance = await ServiceInstance.start(service, f"/{service.name}.db", around)
+            instance = await ServiceInstance.start(service, deps)
             enter.push_async_callback(instance.stop)
             transport.add(service.name, instance.dispatcher)
             directory.up.add(service.name)
-        yield TestClient(
-            Caller(
-                CLIENT,
-                resolver=directory,
-                transports=around.transports,
-                signer=signer,
-                tracer=Tracer(CLIENT, runtime, ring),
-                runtime=runtime,
-                policies=Policies(),
-            )
-        )
+        yield TestClient(deps.caller(CLIENT))
     if failures:
         child, error = failures[0]
         raise Unhandled(f"{child} failed too often: {error!r}") from error

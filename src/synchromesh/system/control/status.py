@@ -126,14 +126,12 @@ def _down(child: str, state: Mapping[str, Any]) -> str:
 
 async def instance_status(instance: ServiceInstance) -> dict[str, Any]:
     """Return what one instance knows of itself; what others know of it is not among it."""
-    counts = await instance.store.read("select status, count(*) from sm_saga group by 1")
-    parked = await instance.store.read("select count(*) from sm_parked")
     return {
         "health": asdict(instance.health()),
-        "sagas": {str(status): count for status, count in counts},
+        "sagas": await instance.engine.statuses(),
         "sagas_since_start": dict(instance.engine.counts),
-        "behind": await _behind(instance),
-        "parked": int(str(parked[0][0])),
+        "behind": await instance.behind(),
+        "parked": await instance.consumer.parked_count(),
         "breakers": _breakers(instance.caller),
         "holds": _holds(instance.caller),
     }
@@ -170,19 +168,3 @@ def _breakers(caller: Caller) -> dict[str, Any]:
         callee: {**asdict(breaker), "in_state_s": round(now - breaker.since_s, 3)}
         for callee, breaker in caller.edges.items()
     }
-
-
-async def _behind(instance: ServiceInstance) -> dict[str, int]:
-    """Return how many events each relay and each projection of a service has yet to take."""
-    behind = {}
-    for child in instance.health().children:
-        kind = child.partition("/")[0]
-        if kind in ("relay", "projection"):
-            rows = await instance.store.read(
-                "select count(*) from sm_event where position > coalesce("
-                "(select position from sm_checkpoint where name = ?), 0) and is_public >= ?",
-                child,
-                int(kind == "relay"),
-            )
-            behind[child] = int(str(rows[0][0]))
-    return behind

@@ -29,7 +29,7 @@ from synchromesh.gateway.auth import Auth
 from synchromesh.gateway.check import CompiledRoute, Reading, read, refusal_of
 from synchromesh.gateway.keys import parse_keys
 from synchromesh.http import HttpServer
-from synchromesh.runtime import BACKLOG, Disk, Network, Runtime
+from synchromesh.runtime import BACKLOG, Disk, DiskRuntime, Network, Runtime
 from synchromesh.system.config.rundir import RunDir, refuse_shared, write_private
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.telemetry import Tracer
@@ -49,7 +49,7 @@ class ServedGateway:
         *,
         caller: Caller,
         tracer: Tracer,
-        runtime: Runtime,
+        runtime: DiskRuntime,
         rundir: RunDir,
         network: Network,
         externals: Iterable[str],

@@ -14,10 +14,8 @@ from synchromesh.gateway.check import CompiledRoute
 from synchromesh.runtime import HandedNetwork
 from synchromesh.service import Child, ServiceInstance
 from synchromesh.system.config.schema import GATEWAY, load_gateway
-from synchromesh.system.host.clients import Clients
 from synchromesh.system.host.gateway import ServedGateway, check_gateway
 from synchromesh.system.host.part import Ground
-from synchromesh.system.host.wiring import policies_of
 from synchromesh.telemetry import Tracer
 
 # Longer than the deadline that routes have by default; one that is replaced may take it. Together
@@ -37,18 +35,8 @@ class GatewayPart:
         self._definition = definition
         self._entries: tuple[CompiledRoute, ...] = ()
         self.instances: Mapping[str, ServiceInstance] = {}
-        makes = Clients(
-            resolver=ground.registry,
-            transports=ground.transports,
-            signer=ground.signer,
-            sink=ground.ring,
-            faults=ground.faults,
-            runtime=ground.runtime,
-            policies=lambda caller: policies_of(config, caller),
-        )
-        self.caller: Caller
-        self.tracer: Tracer
-        self.caller, self.tracer = makes.make(GATEWAY)
+        self.tracer: Tracer = ground.deps.tracer(GATEWAY)
+        self.caller: Caller = ground.deps.caller(GATEWAY, self.tracer)
         self.gateway = ServedGateway(
             definition,
             caller=self.caller,

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from synchromesh.calls import Caller, FaultTable, Transport
-from synchromesh.identity import Signer
-from synchromesh.runtime import Runtime
-from synchromesh.service import Service, ServiceInstance, Supervisor
+from synchromesh.calls import Caller
+from synchromesh.runtime import DiskRuntime
+from synchromesh.service import Deps, ServiceInstance, Supervisor
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.host.gateway import ServedGateway
 from synchromesh.system.leases_api.client import RemoteRegistry
@@ -28,10 +27,8 @@ class Ground:
 
     Attributes:
         folder: of the system.
-        services: the definitions of all.
         ring: takes its spans.
         registry: finds the services.
-        transports: reach them; faults do not strike on them yet.
         background: keeps its loops.
         exit: closes what is entered here when the process ends.
         fail: ends the process; told the loop that failed too often and its last error.
@@ -40,14 +37,11 @@ class Ground:
 
     orders: ProcessOrders
     folder: Path
-    runtime: Runtime
+    runtime: DiskRuntime
     rundir: RunDir
-    services: tuple[Service, ...]
-    signer: Signer
+    deps: Deps
     ring: SqliteRing
     registry: RemoteRegistry
-    transports: Mapping[str, Transport]
-    faults: FaultTable
     background: Supervisor
     exit: AsyncExitStack
     fail: Callable[[str, BaseException], None]

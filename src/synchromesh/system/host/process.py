@@ -27,8 +27,9 @@ from synchromesh.calls import FaultTable, HttpTransport
 from synchromesh.errors import SynchromeshError
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Signer
-from synchromesh.runtime import RealRuntime, Runtime
-from synchromesh.service import Child, Supervisor
+from synchromesh.runtime import DiskRuntime, RealRuntime
+from synchromesh.service import Child, Deps, Supervisor
+from synchromesh.store import SqliteStores, StoreOptions
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, load_services
 from synchromesh.system.control.api import Control
@@ -41,7 +42,7 @@ from synchromesh.system.host.part import Ground, Part
 from synchromesh.system.host.service_part import ServicePart
 from synchromesh.system.host.waits import first_of
 from synchromesh.system.host.watchdog import watch_loop
-from synchromesh.system.host.wiring import CONTROL_HOST
+from synchromesh.system.host.wiring import CONTROL_HOST, policies_of
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.supervise.orders import (
     FAILED,
@@ -68,7 +69,12 @@ class Process:
     """
 
     def __init__(
-        self, orders: ProcessOrders, folder: Path, runtime: Runtime, *, loaded: Callable[[], None]
+        self,
+        orders: ProcessOrders,
+        folder: Path,
+        runtime: DiskRuntime,
+        *,
+        loaded: Callable[[], None],
     ) -> None:
         self._loaded = loaded
         self._orders = orders
@@ -141,12 +147,20 @@ class Process:
             folder=self._folder,
             runtime=runtime,
             rundir=self._rundir,
-            services=tuple(services),
-            signer=signer,
+            deps=Deps(
+                runtime=runtime,
+                services={service.name: service for service in services},
+                signer=signer,
+                sink=ring,
+                stores=SqliteStores(runtime, self._rundir.database, self._store_options),
+                resolver=registry,
+                transports={"http": HttpTransport(pool, runtime=runtime)},
+                policies=lambda caller: policies_of(orders.config, caller),
+                escalate=lambda _, child, error: self._fail(child, error),
+                faults=table,
+            ),
             ring=ring,
             registry=registry,
-            transports={"http": HttpTransport(pool, runtime=runtime)},
-            faults=table,
             background=background,
             exit=enter,
             fail=self._fail,
@@ -156,6 +170,9 @@ class Process:
         await part.start()
         admin = await self._admin(ground, part, faults)
         return Ready(admin.port, await part.open())
+
+    def _store_options(self, service: str) -> StoreOptions:
+        return StoreOptions(pages_max=self._orders.config.services[service].pages_max)
 
     async def _admin(self, ground: Ground, part: Part, faults: FaultInjector) -> HttpServer:
         overview = Overview(
@@ -171,7 +188,7 @@ class Process:
             resolver=ground.registry,
             supervisors=(ground.background,),
             faults=faults,
-            signer=ground.signer,
+            signer=ground.deps.signer,
             runtime=ground.runtime,
         )
         control = Control(

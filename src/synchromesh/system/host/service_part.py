@@ -9,17 +9,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 from synchromesh.calls import Caller, HttpEdge
 from synchromesh.discovery import Endpoint, Registration
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, StoreLocked
 from synchromesh.http import HttpServer
-from synchromesh.service import Child, Service, ServiceInstance, Surroundings, dry_run_migrations
-from synchromesh.store import StoreOptions
+from synchromesh.service import Child, Service, ServiceInstance, dry_run_migrations
 from synchromesh.system.host.part import Ground
-from synchromesh.system.host.wiring import policies_of
-from synchromesh.telemetry import Tracer
 
 # What the one before may take to drain and let go of the database.
 LOCKED_WITHIN_S = 15.0
@@ -46,7 +42,7 @@ class ServicePart:
         self._name = ground.orders.name
         self._registration: Registration | None = None
         self.instances: Mapping[str, ServiceInstance] = {}
-        self.tracer = Tracer(self._name, ground.runtime, ground.ring)
+        self.tracer = ground.deps.tracer(self._name)
 
     async def start(self) -> None:
         """Start the instance, once the process before has let go of its database, and its server.
@@ -55,11 +51,11 @@ class ServicePart:
             ConfigError, StoreError, ContractError: as `System.start` does.
         """
         ground = self._ground
-        service = next(each for each in ground.services if each.name == self._name)
+        service = ground.deps.services[self._name]
         # One whose migrations would fail must not take the place of the process before.
-        dry_run_migrations(service, ground.rundir.database(self._name), ground.runtime)
+        dry_run_migrations(service, ground.deps.stores)
         ground.loaded()
-        instance = await self._own(service, self._surroundings())
+        instance = await self._own(service)
         ground.exit.push_async_callback(instance.stop)
         self._instance, self.caller = instance, instance.caller
         self.instances = {self._name: instance}
@@ -77,31 +73,11 @@ class ServicePart:
             await self._server.drain(ANSWER_WITHIN_S)
             await self._instance.drain(DRAIN_WITHIN_S)
 
-    def _surroundings(self) -> Surroundings:
-        ground, config = self._ground, self._ground.orders.config
-        return Surroundings(
-            runtime=ground.runtime,
-            signer=ground.signer,
-            sink=ground.ring,
-            resolver=ground.registry,
-            transports=ground.transports,
-            faults=ground.faults,
-            policies=lambda caller: policies_of(config, caller),
-            subscribers={
-                each.name: frozenset(each.subscriptions)
-                for each in ground.services
-                if each.subscriptions
-            },
-            escalate=lambda _, child, error: ground.fail(child, error),
-            store=replace(StoreOptions(), pages_max=config.services[self._name].pages_max),
-        )
-
-    async def _own(self, service: Service, around: Surroundings) -> ServiceInstance:
-        path = self._ground.rundir.database(service.name)
+    async def _own(self, service: Service) -> ServiceInstance:
         until_s = asyncio.get_running_loop().time() + LOCKED_WITHIN_S
         while True:
             try:
-                return await ServiceInstance.start(service, path, around)
+                return await ServiceInstance.start(service, self._ground.deps)
             except StoreLocked:
                 if asyncio.get_running_loop().time() >= until_s:
                     raise

@@ -22,14 +22,14 @@ from synchromesh.calls import FaultTable, HttpTransport, Transport
 from synchromesh.discovery import MemoryRegistry
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import Signer
-from synchromesh.runtime import Runtime
-from synchromesh.service import Child, Service, Supervisor
+from synchromesh.runtime import DiskRuntime
+from synchromesh.service import Child, Deps, Service, Supervisor
+from synchromesh.store import SqliteStores
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.faults import FaultInjector, faults_of
 from synchromesh.system.control.split import SplitControl
 from synchromesh.system.control.status import Overview
-from synchromesh.system.host.clients import Clients
 from synchromesh.system.host.gateway import open_socket
 from synchromesh.system.host.waits import all_of
 from synchromesh.system.host.wiring import CONTROL_HOST, System
@@ -55,7 +55,7 @@ class SplitSystem(System):
     _socket: socket
     _faults: FaultInjector
 
-    def __init__(self, config: SystemConfig, folder: Path, runtime: Runtime) -> None:
+    def __init__(self, config: SystemConfig, folder: Path, runtime: DiskRuntime) -> None:
         super().__init__(config, folder, runtime)
         # By service; the gateway's by its own name, once it is started.
         self._processes: dict[str, ChildProcess] = {}
@@ -130,16 +130,20 @@ class SplitSystem(System):
         table = FaultTable()
         faults = self._faults = faults_of(self._config, table)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
-        makes = Clients(
-            resolver=self._registry,
-            transports=transports,
+        deps = Deps(
+            runtime=runtime,
+            services={},
             signer=signer,
             sink=ring,
-            faults=table,
-            runtime=runtime,
+            stores=SqliteStores(runtime, self._rundir.database),
+            resolver=self._registry,
+            transports=transports,
             policies=self._policies,
+            escalate=lambda service, child, error: self._fail(f"{service}/{child}", error),
+            faults=table,
         )
-        caller, tracer = makes.make(CLIENT)
+        tracer = deps.tracer(CLIENT)
+        caller = deps.caller(CLIENT, tracer)
         return Overview(
             name=self._config.system.name,
             caller=caller,

@@ -38,10 +38,10 @@ from synchromesh.gateway import Gateway
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Credential, Signer
-from synchromesh.runtime import Runtime
+from synchromesh.runtime import DiskRuntime
 from synchromesh.saga import SagaDefinition
-from synchromesh.service import KEEP_S, Child, Service, ServiceInstance, Supervisor, Surroundings
-from synchromesh.store import StoreOptions
+from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
+from synchromesh.store import SqliteStores, StoreOptions
 from synchromesh.system.config.rundir import RunDir, RunInfo
 from synchromesh.system.config.schema import (
     CLIENT,
@@ -56,7 +56,6 @@ from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.control.api import Control
 from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.status import Overview
-from synchromesh.system.host.clients import Clients
 from synchromesh.system.host.gateway import ServedGateway, check_gateway
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.waits import all_of, first_of
@@ -90,7 +89,7 @@ class System:
         self,
         config: SystemConfig,
         folder: Path,
-        runtime: Runtime,
+        runtime: DiskRuntime,
         *,
         store: StoreOptions = StoreOptions(),  # noqa: B008  frozen
     ) -> None:
@@ -219,20 +218,22 @@ class System:
             "http": HttpTransport(pool, runtime=runtime),
         }
         faults = FaultTable()
-        around = Surroundings(
+        deps = Deps(
             runtime=runtime,
+            services={service.name: service for service in services},
             signer=signer,
             sink=ring,
+            stores=SqliteStores(runtime, rundir.database, self._store_options),
             resolver=self._registry,
             transports=transports,
             policies=self._policies,
-            subscribers={s.name: frozenset(s.subscriptions) for s in services if s.subscriptions},
             escalate=lambda service, child, error: self._fail(f"{service}/{child}", error),
+            faults=faults,
         )
         for service in services:
-            await self._start_service(service, around, inproc, faults)
+            await self._start_service(service, deps, inproc)
         leases = await self._register(signer)
-        overview = self._overview(around, ring, (background, leases), faults)
+        overview = self._overview(deps, ring, (background, leases), faults)
         control = await self._start_control(overview)
         if opening is not None:
             await self._open(opening, overview.caller)
@@ -259,11 +260,12 @@ class System:
         runtime = self._runtime
         return lambda token: signer.verify(token, audience=REGISTRY, now_us=runtime.wall_us())
 
-    def _gateway_client(self, makes: Clients) -> dict[str, Caller]:
+    def _gateway_client(self, deps: Deps) -> dict[str, Caller]:
         """Return the gateway's caller by its name; nothing where there is no gateway."""
         if self._definition is None:
             return {}
-        caller, tracer = makes.make(GATEWAY)
+        tracer = deps.tracer(GATEWAY)
+        caller = deps.caller(GATEWAY, tracer)
         self._gateway = ServedGateway(
             self._definition,
             caller=caller,
@@ -306,22 +308,20 @@ class System:
                 f"{type(error).__name__}: {error}; see {self._rundir.telemetry / 'log.jsonl'}"
             ) from error
 
+    def _store_options(self, service: str) -> StoreOptions:
+        pages_max = self._config.services[service].pages_max or self._store.pages_max
+        return replace(self._store, pages_max=pages_max)
+
     async def _start_service(
-        self, service: Service, around: Surroundings, inproc: InProcessTransport, faults: FaultTable
+        self, service: Service, deps: Deps, inproc: InProcessTransport
     ) -> None:
-        pages_max = self._config.services[service.name].pages_max or self._store.pages_max
-        own = replace(
-            around,
-            store=replace(self._store, pages_max=pages_max),
-            faults=faults,
-        )
-        instance = await ServiceInstance.start(service, self._rundir.database(service.name), own)
+        instance = await ServiceInstance.start(service, deps)
         self._exit.push_async_callback(instance.stop)
         self.instances[service.name] = instance
         inproc.add(f"{service.name}-1", instance.dispatcher)
-        edge = HttpEdge(runtime=around.runtime)
+        edge = HttpEdge(runtime=deps.runtime)
         edge.mount(instance.dispatcher, instance.offered)
-        server = HttpServer(edge, network=around.runtime.network)
+        server = HttpServer(edge, network=deps.runtime.network)
         await server.start(self._config.system.host, self._config.services[service.name].port)
         self._exit.push_async_callback(server.close)
         self._servers.append(server)
@@ -360,22 +360,14 @@ class System:
 
     def _overview(
         self,
-        around: Surroundings,
+        deps: Deps,
         ring: SqliteRing,
         supervisors: tuple[Supervisor, ...],
         faults: FaultTable,
     ) -> Overview:
-        makes = Clients(
-            resolver=around.resolver,
-            transports=around.transports,
-            signer=around.signer,
-            sink=ring,
-            faults=faults,
-            runtime=around.runtime,
-            policies=self._policies,
-        )
-        caller, tracer = makes.make(CLIENT)
-        clients = {CLIENT: caller, **self._gateway_client(makes)}
+        tracer = deps.tracer(CLIENT)
+        caller = deps.caller(CLIENT, tracer)
+        clients = {CLIENT: caller, **self._gateway_client(deps)}
         return Overview(
             name=self._config.system.name,
             caller=caller,
@@ -386,11 +378,11 @@ class System:
             gateway=self._gateway,
             urls=self._urls,
             externals=tuple(self._config.external),
-            resolver=around.resolver,
+            resolver=deps.resolver,
             supervisors=supervisors,
             faults=faults_of(self._config, faults),
-            signer=around.signer,
-            runtime=around.runtime,
+            signer=deps.signer,
+            runtime=deps.runtime,
         )
 
     async def _start_control(self, overview: Overview) -> RunInfo:

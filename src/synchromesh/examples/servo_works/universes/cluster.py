@@ -23,9 +23,10 @@ from synchromesh.errors import StoreLocked, SynchromeshError
 from synchromesh.http import asgi_handler
 from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
-from synchromesh.service import Service, ServiceInstance, Surroundings
+from synchromesh.service import Deps, Service, ServiceInstance
+from synchromesh.store import SqliteStores
 from synchromesh.system.config.schema import load_config, load_services
-from synchromesh.telemetry import SpanRecord, Tracer
+from synchromesh.telemetry import SpanRecord
 from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -115,9 +116,8 @@ class Cluster:
     async def _run(self, service: Service, runtime: SimRuntime) -> None:
         """Be one life of a service's node: own the file, serve, and end when asked to."""
         stop = self._stops[runtime.name] = asyncio.Event()
-        path = f"/{service.name}.db"
-        has_waited = runtime.disk.owner_of(path) != "nobody"
-        instance = await self._instance(service, path, runtime)
+        has_waited = runtime.disk.owner_of(f"/{service.name}.db") != "nobody"
+        instance = await self._instance(service, runtime)
         self.world.count["takeover"] += has_waited
         self._instances.append((runtime.process, instance))
         self._exchange.serve(runtime, instance.dispatcher)
@@ -129,20 +129,11 @@ class Cluster:
         self._exchange.leave(runtime)
         self.world.nodes[runtime.name].crash()
 
-    async def _instance(self, service: Service, path: str, runtime: SimRuntime) -> ServiceInstance:
-        around = Surroundings(
-            runtime=runtime,
-            signer=SIGNER,
-            sink=self,
-            resolver=self,
-            transports={"sim": self._exchange.transport(runtime)},
-            policies=policies,
-            subscribers=subscribers(),
-            escalate=self._escalate,
-        )
+    async def _instance(self, service: Service, runtime: SimRuntime) -> ServiceInstance:
+        deps = self._deps(runtime, policies)
         while True:
             try:
-                return await ServiceInstance.start(service, path, around)
+                return await ServiceInstance.start(service, deps)
             except StoreLocked:
                 self.world.count["waited in vain for a file"] += 1
 
@@ -156,18 +147,22 @@ class Cluster:
         await asyncio.Event().wait()
 
     async def _run_clients(self, runtime: SimRuntime) -> None:
-        caller = Caller(
-            CLIENTS,
-            resolver=self,
-            transports={"sim": self._exchange.transport(runtime)},
-            signer=SIGNER,
-            tracer=Tracer(CLIENTS, runtime, self),
-            runtime=runtime,
-            policies=Policies(),
-        )
-        await self._clients(caller)
+        await self._clients(self._deps(runtime, lambda _: Policies()).caller(CLIENTS))
 
     # -- what the nodes are handed ---------------------------------------------------------------
+
+    def _deps(self, runtime: SimRuntime, policies: Callable[[str], Policies]) -> Deps:
+        return Deps(
+            runtime=runtime,
+            services=services(),
+            signer=SIGNER,
+            sink=self,
+            stores=SqliteStores(runtime, "/{}.db".format),
+            resolver=self,
+            transports={"sim": self._exchange.transport(runtime)},
+            policies=policies,
+            escalate=self._escalate,
+        )
 
     async def resolve(self, service: str) -> Resolved:
         """Return the node that served a service last."""

@@ -1,0 +1,71 @@
+"""What the services of one process are built from; the host wires it, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from synchromesh.calls import Caller, FaultTable, Policies, Transport, faulty
+from synchromesh.discovery import Resolver
+from synchromesh.identity import Signer
+from synchromesh.runtime import Runtime
+from synchromesh.service.definition import Service
+from synchromesh.store import StoreFactory
+from synchromesh.telemetry import Sink, Tracer
+
+# How long inboxes remember; longer than any saga may still ask (S6).
+KEEP_S = 7 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """Holds the dependencies of services, of the gateway and of other clients in one process.
+
+    Attributes:
+        services: the definitions of all services of the system, whichever runs here.
+        signer: signs and verifies hops.
+        sink: takes spans.
+        stores: opens the database of a service.
+        resolver: finds the instances of a service.
+        transports: reach them, by the scheme of their URL.
+        policies: how the calls of a caller are guarded, by its name.
+        escalate: told service, child and error where a background child is beyond restarting.
+        faults: those in force on purpose; None where nothing is ever broken.
+        keep_s: how long inboxes remember; longer than any saga may still ask.
+    """
+
+    runtime: Runtime
+    services: Mapping[str, Service]
+    signer: Signer
+    sink: Sink
+    stores: StoreFactory
+    resolver: Resolver
+    transports: Mapping[str, Transport]
+    policies: Callable[[str], Policies]
+    escalate: Callable[[str, str, BaseException], None]
+    faults: FaultTable | None = None
+    keep_s: float = KEEP_S
+
+    @property
+    def subscribers(self) -> dict[str, frozenset[str]]:
+        """The public events, by stored name, that each service takes."""
+        return {n: frozenset(s.subscriptions) for n, s in self.services.items() if s.subscriptions}
+
+    def tracer(self, name: str) -> Tracer:
+        """Return what makes the spans of a service, or of another caller."""
+        return Tracer(name, self.runtime, self.sink)
+
+    def caller(self, name: str, tracer: Tracer | None = None) -> Caller:
+        """Return what sends the calls of a service or a client: guarded, signed and traced."""
+        transports = self.transports
+        if self.faults is not None:
+            transports = faulty(transports, name, self.faults, self.runtime.rng)
+        return Caller(
+            name,
+            resolver=self.resolver,
+            transports=transports,
+            signer=self.signer,
+            tracer=tracer or self.tracer(name),
+            runtime=self.runtime,
+            policies=self.policies(name),
+        )
