@@ -397,7 +397,7 @@ def test_a_record_that_goes_while_it_is_asked_for_is_asked_for_again() -> None:
 
         async def stale(sql: str, *values: Any) -> Any:
             if "from sm_inbox" in sql:
-                return [("answer", "whatever")]
+                return [("answer", "whatever", b"1")]
             return await read(sql, *values)
 
         stock.store.read = stale  # type: ignore[method-assign]
