@@ -40,8 +40,8 @@ from synchromesh.identity import REGISTRY as TO_REGISTRY
 from synchromesh.identity import Credential
 from synchromesh.service import Deps, ServiceInstance
 from synchromesh.store import SqliteStores
-from synchromesh.system.config.schema import load_config
-from synchromesh.system.host.wiring import policies_of
+from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.reading import load_config
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.leases_api.server import RegistryServer
 from synchromesh.telemetry import MemoryRing

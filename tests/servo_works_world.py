@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,13 +17,14 @@ from services.inventory import inventory
 from services.orders import orders
 from services.production import production
 
-from synchromesh.calls import Call, InProcessTransport, Policies
+from synchromesh.calls import Call, InProcessTransport
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.http import asgi_handler
 from synchromesh.identity import Credential, Signer
 from synchromesh.service import Deps, Service, ServiceInstance
 from synchromesh.store import SqliteStores
-from synchromesh.system.config.schema import load_config
+from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.reading import load_config
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing import AsgiReceiver, SimRuntime
 
@@ -60,7 +62,7 @@ class Works:
             stores=SqliteStores(runtime, "/{}.db".format),
             resolver=self,
             transports={"inproc": self.transport},
-            policies=policies,
+            policies=functools.partial(policies_of, load_config(FOLDER)),
             escalate=lambda service, child, error: None,
         )
         self.client = self.deps.caller("client")
@@ -97,16 +99,6 @@ class Works:
     async def rows(self, service: str, sql: str) -> list[tuple[object, ...]]:
         """Return what a service has in its database."""
         return [tuple(row) for row in await self.up[service].store.read(sql)]
-
-
-def policies(service: str) -> Policies:
-    """Return how the calls of a service are guarded, as `synchromesh.toml` says."""
-    edges = {}
-    for edge, section in load_config(FOLDER).policies.items():
-        caller, _, callee = edge.partition(":")
-        if caller == service:
-            edges[callee] = section.compile()
-    return Policies(edges=edges)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import parse_keys
 from synchromesh.gateway.router import Template
 from synchromesh.runtime import RealRuntime
-from synchromesh.system.host.gateway import ApiKeysFile
+from synchromesh.system.config.gateway_keys import ApiKeysFile
 
 AUTH = (ApiKeys(),)
 

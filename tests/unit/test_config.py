@@ -14,15 +14,14 @@ from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
 from synchromesh.gateway import Gateway
 from synchromesh.resilience import LimitOptions
 from synchromesh.system import SystemConfig, load_config
-from synchromesh.system.config.schema import (
-    BreakerSection,
-    PolicySection,
+from synchromesh.system.config.definitions import (
+    check_keep,
     load_gateway,
     load_opening,
     load_services,
 )
+from synchromesh.system.config.schema import BreakerSection, PolicySection
 from synchromesh.system.host.loops import loop_factory
-from synchromesh.system.host.wiring import check_keep
 
 SYSTEM = '[system]\nname = "x"\n'
 ONE = SYSTEM + '[services.a]\napp = "a:a"\n'

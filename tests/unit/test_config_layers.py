@@ -18,7 +18,8 @@ from notes_app import TOML, Running, write_config
 from synchromesh.errors import ConfigError
 from synchromesh.system import RunDir, load_config
 from synchromesh.system.config.layers import Setting, lines_of
-from synchromesh.system.config.schema import SystemConfig, read_layers
+from synchromesh.system.config.reading import read_layers
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.config.secrets import SECRET_BYTES_MAX, read_secret, signing_key
 
 SYSTEM = """[system]

@@ -39,7 +39,7 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """
     import msgspec
 
-    from synchromesh.system.config.schema import read_layers
+    from synchromesh.system.config.reading import read_layers
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
     told = layers.settings(values)
@@ -71,16 +71,16 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 
     from synchromesh.runtime import RealRuntime
     from synchromesh.service import KEEP_S
-    from synchromesh.system.config.rundir import RunDir
-    from synchromesh.system.config.schema import (
+    from synchromesh.system.config.definitions import (
+        check_keep,
         load_gateway,
         load_opening,
         load_services,
-        read_layers,
     )
+    from synchromesh.system.config.gateway_check import check_gateway
+    from synchromesh.system.config.reading import read_layers
+    from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import given_key
-    from synchromesh.system.host.gateway import check_gateway
-    from synchromesh.system.host.wiring import check_keep
 
     values, _ = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)

@@ -36,7 +36,7 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
 
     from synchromesh.runtime import RealRuntime
     from synchromesh.system import SplitSystem, System, load_config, loop_factory
-    from synchromesh.system.config.schema import load_services
+    from synchromesh.system.config.definitions import load_services
 
     config = load_config(folder, environment=os.environ, flags=settings)
     # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.

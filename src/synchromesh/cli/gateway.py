@@ -19,8 +19,8 @@ from synchromesh.runtime import RealRuntime
 if TYPE_CHECKING:
     from synchromesh.gateway import ApiKey, Gateway
     from synchromesh.gateway.outline import RouteOutline
+    from synchromesh.system.config.gateway_keys import ApiKeysFile
     from synchromesh.system.config.schema import SystemConfig
-    from synchromesh.system.host.gateway import ApiKeysFile
 
 MISTAKE = 2
 EXPIRES_MAX_S = 100 * 365 * 86_400.0
@@ -40,8 +40,8 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     import asyncio
 
     from synchromesh.gateway.check import refusal_of
+    from synchromesh.system.config.gateway_check import read_gateway
     from synchromesh.system.config.rundir import RunDir
-    from synchromesh.system.host.gateway import read_gateway
 
     config, definition = _definition(folder, settings)
     reading = asyncio.run(read_gateway(definition, config, RunDir(folder), RealRuntime()))
@@ -213,8 +213,8 @@ def _told(key: ApiKey, runtime: RealRuntime) -> dict[str, Any]:
 
 def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
     """Return the file of keys, and the scopes that routes ask for."""
+    from synchromesh.system.config.gateway_keys import keys_file_of
     from synchromesh.system.config.rundir import RunDir
-    from synchromesh.system.host.gateway import keys_file_of
 
     _, definition = _definition(folder, ())
     runtime, rundir = RealRuntime(), RunDir(folder)
@@ -224,7 +224,9 @@ def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
 
 
 def _definition(folder: Path, settings: tuple[str, ...]) -> tuple[SystemConfig, Gateway]:
-    from synchromesh.system.config.schema import FILE_NAME, load_config, load_gateway, load_services
+    from synchromesh.system.config.definitions import load_gateway, load_services
+    from synchromesh.system.config.reading import load_config
+    from synchromesh.system.config.schema import FILE_NAME
 
     config = load_config(folder, environment=os.environ, flags=settings)
     load_services(config, folder)

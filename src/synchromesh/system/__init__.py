@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from synchromesh.system.config.reading import load_config
     from synchromesh.system.config.rundir import RunDir, RunInfo
-    from synchromesh.system.config.schema import SystemConfig, load_config
+    from synchromesh.system.config.schema import SystemConfig
     from synchromesh.system.host.loops import loop_factory
     from synchromesh.system.host.split import SplitSystem
     from synchromesh.system.host.wiring import System
@@ -22,7 +23,7 @@ _HOMES = {
     "SplitSystem": "host.split",
     "System": "host.wiring",
     "SystemConfig": "config.schema",
-    "load_config": "config.schema",
+    "load_config": "config.reading",
     "loop_factory": "host.loops",
 }
 

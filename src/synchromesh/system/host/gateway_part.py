@@ -13,8 +13,10 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.runtime import HandedNetwork
 from synchromesh.service import Child, ServiceInstance
-from synchromesh.system.config.schema import GATEWAY, load_gateway
-from synchromesh.system.host.gateway import ServedGateway, check_gateway
+from synchromesh.system.config.definitions import load_gateway
+from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.host.gateway import ServedGateway
 from synchromesh.system.host.part import Ground
 from synchromesh.telemetry import Tracer
 

@@ -30,8 +30,9 @@ from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
 from synchromesh.service import Child, Deps, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
+from synchromesh.system.config.definitions import load_services, policies_of
 from synchromesh.system.config.rundir import RunDir
-from synchromesh.system.config.schema import GATEWAY, load_services
+from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.api import Control
 from synchromesh.system.control.faults import FaultInjector, faults_of
 from synchromesh.system.control.status import Overview
@@ -42,7 +43,7 @@ from synchromesh.system.host.part import Ground, Part
 from synchromesh.system.host.service_part import ServicePart
 from synchromesh.system.host.waits import first_of
 from synchromesh.system.host.watchdog import watch_loop
-from synchromesh.system.host.wiring import CONTROL_HOST, policies_of
+from synchromesh.system.host.wiring import CONTROL_HOST
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.supervise.orders import (
     FAILED,

@@ -39,24 +39,23 @@ from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import DiskRuntime
-from synchromesh.saga import SagaDefinition
 from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
-from synchromesh.system.config.rundir import RunDir, RunInfo
-from synchromesh.system.config.schema import (
-    CLIENT,
-    GATEWAY,
-    ExternalSection,
-    SystemConfig,
+from synchromesh.system.config.definitions import (
+    check_keep,
     load_gateway,
     load_opening,
     load_services,
+    policies_of,
 )
+from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.system.config.rundir import RunDir, RunInfo
+from synchromesh.system.config.schema import CLIENT, GATEWAY, ExternalSection, SystemConfig
 from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.control.api import Control
 from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.status import Overview
-from synchromesh.system.host.gateway import ServedGateway, check_gateway
+from synchromesh.system.host.gateway import ServedGateway
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
@@ -427,34 +426,3 @@ class OpeningClient:
     async def call(self, call: Call[R], *, key: str) -> R:
         """Send a command under an idempotency key and return its answer."""
         return await self._caller.call(call, context=self._caller.root(key=key), timeout_s=10.0)
-
-
-def policies_of(config: SystemConfig, service: str) -> Policies:
-    """Return how the calls of one service are guarded: its edges, as the configuration says."""
-    edges = {}
-    for edge, section in config.policies.items():
-        caller, _, callee = edge.partition(":")
-        if caller == service:
-            edges[callee] = section.compile()
-    return Policies(edges=edges)
-
-
-def check_keep(services: list[Service], keep_s: float) -> None:
-    """Check that inboxes remember longer than any saga may still ask or undo (S6).
-
-    Raises:
-        ConfigError: a saga outlives them.
-    """
-    for service in services:
-        for definition in service.sagas.values():
-            longest_s = _longest_s(definition)
-            if longest_s >= keep_s:
-                raise ConfigError(
-                    f"saga {service.name}.{definition.name} may take {longest_s:g} s, but inboxes "
-                    f"forget after {keep_s:g} s; shorten its deadlines"
-                )
-
-
-def _longest_s(definition: SagaDefinition[Any, Any]) -> float:
-    policy = definition.policy
-    return definition.deadline_s + max(policy.undo_deadline_s, policy.after_pivot_deadline_s)

@@ -20,8 +20,8 @@ from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway import make_key
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
+from synchromesh.system.config.gateway_keys import keys_file_of
 from synchromesh.system.config.rundir import RunDir, RunInfo
-from synchromesh.system.host.gateway import keys_file_of
 from synchromesh.system.supervise.children import die_with_parent
 
 SHIPPED = Path(__file__).parents[1]

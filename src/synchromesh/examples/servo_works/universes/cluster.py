@@ -25,7 +25,8 @@ from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
 from synchromesh.service import Deps, Service, ServiceInstance
 from synchromesh.store import SqliteStores
-from synchromesh.system.config.schema import load_config, load_services
+from synchromesh.system.config.definitions import load_services, policies_of
+from synchromesh.system.config.reading import load_config
 from synchromesh.telemetry import SpanRecord
 from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
 
@@ -198,9 +199,4 @@ def subscribers() -> dict[str, frozenset[str]]:
 @functools.cache
 def policies(service: str) -> Policies:
     """Return how the calls of a service are guarded, as `synchromesh.toml` says."""
-    edges = {}
-    for edge, section in load_config(FOLDER).policies.items():
-        caller, _, callee = edge.partition(":")
-        if caller == service:
-            edges[callee] = section.compile()
-    return Policies(edges=edges)
+    return policies_of(load_config(FOLDER), service)

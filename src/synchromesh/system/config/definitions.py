@@ -1,0 +1,127 @@
+"""What a configuration names, imported and checked: services, gateway, opening and policies."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from synchromesh.calls import Policies
+from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.gateway import Gateway
+from synchromesh.saga import SagaDefinition
+from synchromesh.service import Service
+from synchromesh.system.config.schema import FILE_NAME, ServiceSection, SystemConfig
+
+
+def load_services(config: SystemConfig, folder: Path) -> list[Service]:
+    """Import the services of a system; its folder comes first on the import path.
+
+    Raises:
+        ConfigError: a module or attribute is missing, or is no service of that name.
+    """
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    return [_load(name, section, folder) for name, section in config.services.items()]
+
+
+def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitable[None]] | None:
+    """Import the function that opens the system; None where there is none.
+
+    Raises:
+        ConfigError: it is missing, or no async function.
+    """
+    if not config.dev.opening:
+        return None
+    where = f"{FILE_NAME}: [dev] opening = {config.dev.opening!r}"
+    opening: Callable[[Any], Awaitable[None]] = _import(config.dev.opening, where, folder)
+    if not inspect.iscoroutinefunction(opening):
+        raise ConfigError(f"{where} is no async function; write async def")
+    return opening
+
+
+def load_gateway(config: SystemConfig, folder: Path) -> Gateway | None:
+    """Import the definition of the gateway; None where there is none. `load_services` goes first.
+
+    Raises:
+        ConfigError: it is missing, or no gateway.
+    """
+    if not config.gateway.app:
+        return None
+    where = f"{FILE_NAME}: [gateway] app = {config.gateway.app!r}"
+    gateway = _import(config.gateway.app, where, folder)
+    if not isinstance(gateway, Gateway):
+        raise ConfigError(f"{where} is not a Gateway; name the one that the module defines")
+    return gateway
+
+
+def _load(name: str, section: ServiceSection, folder: Path) -> Service:
+    where = f"{FILE_NAME}: [services.{name}] app = {section.app!r}"
+    service = _import(section.app, where, folder)
+    if not isinstance(service, Service):
+        raise ConfigError(f"{where} is not a Service; name the one that the module defines")
+    if service.name != name:
+        raise ConfigError(f"{where}: that service is named {service.name!r}; use the same name")
+    return service
+
+
+def _import(place: str, where: str, folder: Path) -> Any:
+    module_name, colon, attribute = place.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ConfigError(f'{where}; expected "module:attribute", such as "services.a:a"')
+    try:
+        module = importlib.import_module(module_name)
+    except SynchromeshError:
+        raise
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise ConfigError(f"{where}: there is no module {missing!r} in {folder}") from error
+        why = f"{type(error).__name__}: {error}{_place_of(error, folder)}"
+        raise ConfigError(f"{where}: importing it failed: {why}") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{where}: module {module_name!r} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _place_of(error: Exception, folder: Path) -> str:
+    """Return the innermost line below the system's folder that raised; "" where there is none."""
+    below = str(folder.resolve())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(below)]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def policies_of(config: SystemConfig, service: str) -> Policies:
+    """Return how the calls of one service are guarded: its edges, as the configuration says."""
+    edges = {}
+    for edge, section in config.policies.items():
+        caller, _, callee = edge.partition(":")
+        if caller == service:
+            edges[callee] = section.compile()
+    return Policies(edges=edges)
+
+
+def check_keep(services: list[Service], keep_s: float) -> None:
+    """Check that inboxes remember longer than any saga may still ask or undo (S6).
+
+    Raises:
+        ConfigError: a saga outlives them.
+    """
+    for service in services:
+        for definition in service.sagas.values():
+            longest_s = _longest_s(definition)
+            if longest_s >= keep_s:
+                raise ConfigError(
+                    f"saga {service.name}.{definition.name} may take {longest_s:g} s, but inboxes "
+                    f"forget after {keep_s:g} s; shorten its deadlines"
+                )
+
+
+def _longest_s(definition: SagaDefinition[Any, Any]) -> float:
+    policy = definition.policy
+    return definition.deadline_s + max(policy.undo_deadline_s, policy.after_pivot_deadline_s)

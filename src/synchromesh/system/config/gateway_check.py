@@ -1,0 +1,78 @@
+"""Checks the gateway of a system whole, before anything listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from synchromesh.calls import Operation
+from synchromesh.errors import ConfigError
+from synchromesh.gateway import Aggregate, Forward, Gateway, Route
+from synchromesh.gateway.check import CompiledRoute, Reading, read, refusal_of
+from synchromesh.runtime import Runtime
+from synchromesh.system.config.gateway_keys import own_keys_path
+from synchromesh.system.config.rundir import RunDir, refuse_shared
+from synchromesh.system.config.schema import SystemConfig
+
+
+async def check_gateway(
+    gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
+) -> tuple[CompiledRoute, ...]:
+    """Check a gateway whole: routes, args, the services that it leads to, and its keys.
+
+    Returns what the gateway is to serve, so that a start reads the definition once.
+
+    Nothing is written, and nothing listens. Must run where a loop runs.
+
+    Raises:
+        ConfigError: there are mistakes; the message names them all.
+    """
+    reading = await read_gateway(gateway, config, rundir, runtime)
+    if reading.mistakes:
+        raise refusal_of(reading.mistakes)
+    return reading.entries
+
+
+async def read_gateway(
+    gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
+) -> Reading:
+    """Read a gateway with every mistake that `check_gateway` would name, each a sentence."""
+    reading = read(gateway)
+    mistakes = [
+        *reading.mistakes,
+        *_unknown_services(gateway, {*config.services, *config.external}),
+    ]
+    for auth in gateway.auth:
+        try:
+            path = own_keys_path(auth, rundir)
+            if path is not None:
+                if not path.exists():
+                    continue
+                refuse_shared(path)
+            await auth.open(rundir.path, runtime).close()
+        except ConfigError as error:
+            mistakes.append(error.message)
+    return Reading(reading.entries, tuple(mistakes))
+
+
+def _unknown_services(gateway: Gateway, known: set[str]) -> Iterator[str]:
+    for route in gateway.routes:
+        if isinstance(route, Forward) and route.to not in known:
+            yield (
+                f"{route.route}: leads to {route.to!r}, and the system has neither a service nor "
+                f"an external one of that name; it has: {', '.join(sorted(known))}"
+            )
+        for operation in _operations_of(route):
+            # What is none is named by the check of the definition.
+            if isinstance(operation, Operation) and operation.service not in known:
+                yield (
+                    f"{route.route}: leads to {operation.full_name}, and the system has no "
+                    f"service {operation.service!r}; it has: {', '.join(sorted(known))}"
+                )
+
+
+def _operations_of(route: object) -> list[object]:
+    if isinstance(route, Route):
+        return [route.operation]
+    if isinstance(route, Aggregate):
+        return [getattr(branch, "operation", None) for branch in route.branches.values()]
+    return []

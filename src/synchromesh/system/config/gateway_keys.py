@@ -1,0 +1,119 @@
+"""The API keys of a gateway: a file of the run directory, hashed, for this user alone.
+
+Commands change it while the system runs, and the gateway reads it again within a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from synchromesh.errors import ConfigError
+from synchromesh.gateway import ApiKey, ApiKeys, Gateway, KeysFile
+from synchromesh.gateway.auth import Auth
+from synchromesh.gateway.keys import parse_keys
+from synchromesh.runtime import Disk
+from synchromesh.system.config.rundir import RunDir, refuse_shared, write_private
+
+
+def own_keys_path(auth: Auth, rundir: RunDir) -> Path | None:
+    """Return the file of keys that is the system's own; None for other kinds of credentials.
+
+    A file outside the run directory belongs to whoever put it there.
+    """
+    if not isinstance(auth, ApiKeys):
+        return None
+    path = rundir.path / auth.file
+    return path if path.parent == rundir.path else None
+
+
+def keys_file_of(gateway: Gateway, rundir: RunDir, disk: Disk) -> ApiKeysFile:
+    """Return the file that commands keep the keys of a gateway in.
+
+    Raises:
+        ConfigError: the gateway has no API keys, or keeps them elsewhere.
+    """
+    for auth in gateway.auth:
+        path = own_keys_path(auth, rundir)
+        if path is not None:
+            return ApiKeysFile(path, disk)
+    raise ConfigError(
+        "the gateway has no API keys in the run directory; add ApiKeys() to its auth, with a file "
+        "name alone"
+    )
+
+
+class ApiKeysFile:
+    """The file of API keys, changed by one command at a time, and whole or not at all."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._path = path
+        self._disk = disk
+
+    def read(self) -> tuple[ApiKey, ...]:
+        """Return the keys; none where there is no file.
+
+        Raises:
+            ConfigError: the file is wrong, or can be read by others.
+        """
+        try:
+            refuse_shared(self._path)
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be read: {error.strerror}") from error
+        return tuple(parse_keys(data, str(self._path)).values())
+
+    def write(self, keys: Iterable[ApiKey]) -> None:
+        """Replace the keys.
+
+        Raises:
+            ConfigError: a key is wrong, or the file cannot be written.
+        """
+        data = msgspec.json.format(msgspec.json.encode(KeysFile(tuple(keys))), indent=2)
+        parse_keys(data, str(self._path))
+        write_private(self._path, data + b"\n")
+
+    def add(self, key: ApiKey) -> None:
+        """Add a key.
+
+        Raises:
+            ConfigError: the key or the file is wrong, or another command changes the file.
+        """
+        with self._alone():
+            self.write((*self.read(), key))
+
+    def remove(self, key_id: str) -> ApiKey:
+        """Remove a key by its id and return it.
+
+        Raises:
+            ConfigError: there is no such key, or as for `add`.
+        """
+        with self._alone():
+            keys = self.read()
+            for key in keys:
+                if key.id == key_id:
+                    self.write(each for each in keys if each is not key)
+                    return key
+        known = ", ".join(key.id for key in keys) or "none"
+        raise ConfigError(f"there is no API key {key_id[:40]!r}; the ids are: {known}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            lock = self._disk.try_lock(str(self._path))
+        except OSError as error:
+            raise ConfigError(f"{self._path}.lock cannot be written: {error.strerror}") from error
+        if lock is None:
+            raise ConfigError(f"another command changes {self._path}; try again")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def __repr__(self) -> str:
+        return f"<ApiKeysFile {self._path.name}>"

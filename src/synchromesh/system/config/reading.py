@@ -1,0 +1,151 @@
+"""Reads `synchromesh.toml`, the environment and flags as one checked configuration.
+
+It is checked throughout before anything starts: an unknown key, a wrong type or a missing section
+is named with its place and what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from synchromesh.errors import ConfigError
+from synchromesh.system.config.layers import Layers
+from synchromesh.system.config.schema import FILE_NAME, GATEWAY, SystemConfig
+
+# Names become file names, parts of URLs and edges.
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+def load_config(
+    folder: Path,
+    *,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    flags: Sequence[str] = (),
+) -> SystemConfig:
+    """Read and check the configuration of the system in a folder: file < environment < flags.
+
+    Args:
+        environment: `SYNCHROMESH_SERVICES__ORDERS__PORT=8001` sets `services.orders.port`.
+        flags: settings such as "services.orders.port=8001".
+
+    Raises:
+        ConfigError: the file is missing or malformed, or a value is wrong; the message names where.
+    """
+    return read_layers(folder, environment=environment, flags=flags)[0]
+
+
+def read_layers(
+    folder: Path, *, environment: Mapping[str, str], flags: Sequence[str]
+) -> tuple[SystemConfig, Layers]:
+    """Read and check the configuration as `load_config` does; with where each value came from."""
+    path = folder / FILE_NAME
+    try:
+        # Bytes, for reading text would make one line ending of another.
+        text = path.read_bytes().decode()
+        data = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no {FILE_NAME} in {folder}; go to the folder of your system, or make one "
+            "with: synchromesh new NAME"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    layers = Layers(SystemConfig, path, text, data)
+    layers.lay(environment, flags, {"policies": _edges(data)})
+    config: SystemConfig = layers.convert()
+    _check(config, layers)
+    layers.refuse_near(environment, config)
+    return config, layers
+
+
+def _edges(data: Mapping[str, Any]) -> list[str]:
+    """Return every edge that a policy may be given for."""
+    services, external = data.get("services"), data.get("external")
+    ours = list(services) if isinstance(services, dict) else []
+    callees = [*ours, *(external if isinstance(external, dict) else ())]
+    return [f"{caller}:{callee}" for caller in (*ours, GATEWAY) for callee in callees]
+
+
+def _check(config: SystemConfig, layers: Layers) -> None:
+    where = layers.where
+    if not config.services:
+        raise ConfigError(f"{where('services')}: [services] names no service; add [services.NAME]")
+    for section, names in (("services", config.services), ("external", config.external)):
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{where(section, name)}: {name!r} cannot name a service; use lower-case "
+                    "letters, digits and _"
+                )
+    twice_named = next((name for name in config.external if name in config.services), None)
+    if twice_named is not None:
+        raise ConfigError(
+            f"{where('external', twice_named)}: {twice_named!r} is both a service and external; "
+            "rename one"
+        )
+    _check_numbers(config, layers)
+    for name, external in config.external.items():
+        if bool(external.url) == bool(external.command):
+            place = where("external", name)
+            raise ConfigError(f"{place}: [external.{name}] needs either url or command")
+        if external.url and not external.url.startswith("http://"):
+            raise ConfigError(
+                f"{where('external', name, 'url')}: [external.{name}] url = {external.url!r}; "
+                "use http://..."
+            )
+    _check_edges(config, layers)
+
+
+def _check_edges(config: SystemConfig, layers: Layers) -> None:
+    where, callers = layers.where, set(config.services)
+    known = {*config.services, *config.external}
+    if GATEWAY in known:
+        section = "services" if GATEWAY in config.services else "external"
+        raise ConfigError(
+            f"{where(section, GATEWAY)}: {GATEWAY!r} is the name of the gateway itself; "
+            "rename this one"
+        )
+    if config.gateway.app:
+        callers.add(GATEWAY)
+    for edge, policy in config.policies.items():
+        caller, colon, callee = edge.partition(":")
+        if not colon or caller not in callers or callee not in known:
+            raise ConfigError(
+                f'{where("policies", edge)}: [policies."{edge}"] is no edge; expected '
+                f'"CALLER:CALLEE" of {", ".join(sorted(known | callers))}'
+            )
+        try:
+            policy.compile()
+        except ConfigError as error:
+            place = layers.places("policies", edge)
+            raise ConfigError(f'{place}: [policies."{edge}"]: {error.message}') from error
+
+
+def _check_numbers(config: SystemConfig, layers: Layers) -> None:
+    for name, service in config.services.items():
+        if service.pages_max < 0:
+            raise ConfigError(
+                f"{layers.where('services', name, 'pages_max')}: [services.{name}] pages_max is "
+                f"{service.pages_max}; use 0 for no bound"
+            )
+    ports = {f"services.{name}.port": service.port for name, service in config.services.items()}
+    ports["gateway.port"] = config.gateway.port
+    ports["system.control_port"] = config.system.control_port
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        place = layers.where(*name.split("."))
+        if not 0 <= port <= 65_535:
+            raise ConfigError(f"{place}: port {port} is not one; use 1 to 65535, or 0 for any")
+        if port and port in taken:
+            raise ConfigError(
+                f"{place}: port {port} is given twice, also at {taken[port]}; every server needs "
+                "its own"
+            )
+        taken[port] = place
