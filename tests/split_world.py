@@ -13,7 +13,8 @@ from notes_app import write_config
 from processes import children_of
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
-from synchromesh.system import SplitSystem, System, load_config
+from synchromesh.system import System, load_config
+from synchromesh.system.supervise.child_process import ChildProcess
 
 WAIT_S = 30.0
 
@@ -24,15 +25,21 @@ def port_of(url: str) -> int:
 
 
 @asynccontextmanager
-async def running(folder: Path, text: str) -> AsyncIterator[SplitSystem]:
+async def running(folder: Path, text: str) -> AsyncIterator[System]:
     """Run a system of that configuration in a folder; no process is left at the end."""
-    system = SplitSystem(load_config(write_config(folder, text)), folder, RealRuntime())
+    system = System(load_config(write_config(folder, text)), folder, RealRuntime(), is_split=True)
     await system.start()
     try:
         yield system
     finally:
         await system.stop()
     assert children_of(os.getpid()) == []
+
+
+def processes_of(system: System) -> dict[str, ChildProcess]:
+    """Return the processes of a system as their supervisor sees them, by what each is."""
+    assert system._processes is not None
+    return {name: remote.child for name, remote in system._processes.remotes.items()}
 
 
 class ControlSocket:

@@ -13,7 +13,7 @@ from bodies import everything, long_body
 from notes_app import TESTS, TOML, write_config
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
-from synchromesh.system import SplitSystem, System, load_config
+from synchromesh.system import System, load_config
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +84,7 @@ url = "http://127.0.0.1:1"
 """
 
 
-@pytest.fixture(params=[System, SplitSystem], ids=["dev", "split"])
+@pytest.fixture(params=[False, True], ids=["dev", "split"])
 async def gateway_port(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[int]:
@@ -95,8 +95,8 @@ async def gateway_port(
     (tmp_path / "store.py").write_text(STORE)
     (tmp_path / "way_in.py").write_text(WAY_IN)
     text = f'{TOML}{EXTERNALS}\n[gateway]\napp = "way_in:way_in"\n'
-    kind: type[System | SplitSystem] = request.param
-    system = kind(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
+    config = load_config(write_config(tmp_path, text))
+    system = System(config, tmp_path, RealRuntime(), is_split=request.param)
     await system.start()
     try:
         yield int(system.info.gateway.rpartition(":")[2])

@@ -13,7 +13,7 @@ from processes import COMMAND, is_alive
 from split_world import ControlSocket, running
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
-from synchromesh.system import SplitSystem, System, load_config
+from synchromesh.system import System, load_config
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-async def split(folder: Path) -> AsyncIterator[SplitSystem]:
+async def split(folder: Path) -> AsyncIterator[System]:
     """That system, with a process for its service."""
     async with running(folder, APP) as system:
         yield system
@@ -57,7 +57,7 @@ async def synchromesh(folder: Path, *words: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def asking(split: SplitSystem, pool: HttpPool) -> ControlSocket:
+def asking(split: System, pool: HttpPool) -> ControlSocket:
     """Asks that system."""
     return ControlSocket(split, pool)
 
@@ -68,9 +68,7 @@ async def process_that_answers(asking: ControlSocket) -> int:
     return await asking.pid("notes")
 
 
-async def test_a_service_is_replaced(
-    split: SplitSystem, folder: Path, asking: ControlSocket
-) -> None:
+async def test_a_service_is_replaced(split: System, folder: Path, asking: ControlSocket) -> None:
     """Another process answers under the same URL; the one before it is gone."""
     url = split.info.services["notes"]
     before = await process_that_answers(asking)
@@ -99,7 +97,7 @@ async def test_a_release_that_cannot_be_loaded_topples_nothing(
     assert await process_that_answers(asking) != before
 
 
-async def test_a_name_that_nobody_has_is_refused(split: SplitSystem, folder: Path) -> None:
+async def test_a_name_that_nobody_has_is_refused(split: System, folder: Path) -> None:
     """Exit 2, and the names that there are."""
     del split
     code, _, said = await synchromesh(folder, "restart", "nobody")

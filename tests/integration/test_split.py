@@ -1,4 +1,4 @@
-"""`SplitSystem`: a process for each service, watched, restarted, all stopped."""
+"""`System(is_split=True)`: a process for each service, watched, restarted, all stopped."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ import pytest
 
 from notes_app import TESTS, TOML, write_config
 from processes import children_of, is_alive
-from split_world import WAIT_S, ControlSocket, running
+from split_world import WAIT_S, ControlSocket, processes_of, running
 from synchromesh.discovery import LeaseOptions, Resolved
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.service.restarts import RestartOptions
-from synchromesh.system import SplitSystem, load_config
-from synchromesh.system.host import gateway_part, service_part, split
-from synchromesh.system.supervise import child_process, external
+from synchromesh.system import System, load_config
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +28,7 @@ TWO = TOML + '\n[services.broken]\napp = "notes_app:broken"\n'
 
 
 @pytest.fixture
-async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitSystem]:
+async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[System]:
     """A system of one service, with a process for it; it is stopped at the end."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     async with running(tmp_path, TOML) as system:
@@ -38,12 +36,12 @@ async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 @pytest.fixture
-def asking(system: SplitSystem, pool: HttpPool) -> ControlSocket:
+def asking(system: System, pool: HttpPool) -> ControlSocket:
     """Asks that system."""
     return ControlSocket(system, pool)
 
 
-async def test_a_killed_service_comes_back(system: SplitSystem, asking: ControlSocket) -> None:
+async def test_a_killed_service_comes_back(system: System, asking: ControlSocket) -> None:
     """At the same URL and with its data; calls that come meanwhile are held, and none fails."""
     assert await asking.call("notes.write", note='{"id":"a","text":"x"}') == 1
     before = await asking.pid("notes")
@@ -200,13 +198,13 @@ async def test_faults_reach_the_processes(asking: ControlSocket) -> None:
 
 
 async def test_faults_in_force_outlive_a_process(
-    system: SplitSystem, asking: ControlSocket, pool: HttpPool
+    system: System, asking: ControlSocket, pool: HttpPool
 ) -> None:
     """The next one begins with them, each with its original end, and can be healed of them."""
     for fault in ({"target": "notes", "stall": True}, {"target": "control:notes", "for": "1h"}):
         await asking.ask("POST", "/faults", {"errors": "100%", **fault})
     before = await asking.ask("GET", "/status")
-    (child,) = system._processes.values()
+    (child,) = processes_of(system).values()
     port = child.admin_port
     os.kill(await asking.pid("notes"), signal.SIGKILL)
     while child.admin_port in (None, port):
@@ -219,11 +217,11 @@ async def test_faults_in_force_outlive_a_process(
     assert await faults_of_the_process(system, pool) == []
 
 
-async def faults_of_the_process(system: SplitSystem, pool: HttpPool) -> Any:
+async def faults_of_the_process(system: System, pool: HttpPool) -> Any:
     """Return the faults in force as the one process of a system itself has them."""
-    (child,) = system._processes.values()
+    (child,) = processes_of(system).values()
     assert child.admin_port is not None
-    token = [("authorization", f"Bearer {system._token}")]
+    token = [("authorization", f"Bearer {system.info.token}")]
     response = await pool.request(
         "127.0.0.1", child.admin_port, "GET", "/faults", token, timeout_s=WAIT_S
     )
@@ -231,7 +229,7 @@ async def faults_of_the_process(system: SplitSystem, pool: HttpPool) -> Any:
 
 
 async def test_a_fault_reaches_a_process_that_starts(
-    system: SplitSystem, asking: ControlSocket, pool: HttpPool
+    system: System, asking: ControlSocket, pool: HttpPool
 ) -> None:
     """Whoever breaks something meanwhile is answered when it is broken there, too."""
     restarting = asyncio.ensure_future(asking.ask("POST", "/services/notes/restart", {}))
@@ -248,7 +246,7 @@ async def test_a_process_that_does_not_answer_is_shown(
     asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status comes all the same, and says which one is silent."""
-    monkeypatch.setattr("synchromesh.system.control.split.ASK_WITHIN_S", 0.2)
+    monkeypatch.setattr("synchromesh.system.control.remote.ASK_WITHIN_S", 0.2)
     pid = await asking.pid("notes")
     os.kill(pid, signal.SIGSTOP)
     told = await asking.ask("GET", "/status")
@@ -263,7 +261,9 @@ async def test_a_start_that_is_cancelled_leaves_no_process(
     """Whether its processes are being started or are loading."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     for awaits in (5, 20, 60):
-        system = SplitSystem(load_config(write_config(tmp_path, TWO)), tmp_path, RealRuntime())
+        system = System(
+            load_config(write_config(tmp_path, TWO)), tmp_path, RealRuntime(), is_split=True
+        )
         starting = asyncio.ensure_future(system.start())
         for _ in range(awaits):
             await asyncio.sleep(0)
@@ -273,13 +273,3 @@ async def test_a_start_that_is_cancelled_leaves_no_process(
         assert children_of(os.getpid()) == []
         with pytest.raises(ConfigError):
             _ = system.info
-
-
-def test_the_bounds_of_a_stop_stay_below_ten_seconds() -> None:
-    """Gateway, services, control socket and external services end one after the other."""
-    bounds = split.GATEWAY_WITHIN_S + split.SERVICES_WITHIN_S + split.CONTROL_WITHIN_S
-    assert child_process.UNREADY_WITHIN_S + bounds + external.STOP_WITHIN_S < 10.0
-    patience = child_process.REPLACED_WITHIN_S - child_process.HURRY_S
-    service = service_part.HEARD_WITHIN_S + service_part.ANSWER_WITHIN_S
-    assert service + service_part.DRAIN_WITHIN_S < patience
-    assert gateway_part.ANSWER_WITHIN_S < patience < 10.0

@@ -15,12 +15,12 @@ import pytest
 import notes_app
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
 from processes import announced, children_of, dev, ends, is_alive
-from split_world import WAIT_S, ControlSocket, port_of, running
+from split_world import WAIT_S, ControlSocket, port_of, processes_of, running
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.service.restarts import RestartOptions
-from synchromesh.system import SplitSystem, load_config
+from synchromesh.system import System, load_config
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ way_in = notes_app.way_in
 
 
 @pytest.fixture
-async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SplitSystem]:
+async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[System]:
     """A system of one service and a gateway, both processes; none is left at the end."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     async with running(tmp_path, WITH_GATEWAY) as system:
@@ -36,17 +36,17 @@ async def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 @pytest.fixture
-def asking(system: SplitSystem, pool: HttpPool) -> ControlSocket:
+def asking(system: System, pool: HttpPool) -> ControlSocket:
     """Asks that system."""
     return ControlSocket(system, pool)
 
 
-async def get(system: SplitSystem, path: str) -> int:
+async def get(system: System, path: str) -> int:
     """Ask the gateway as a client does that comes once; return the status, 0 for no answer."""
     return await sent(system, f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
 
 
-async def sent(system: SplitSystem, request: bytes) -> int:
+async def sent(system: System, request: bytes) -> int:
     async with asyncio.timeout(WAIT_S):
         port = port_of(system.info.gateway)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -65,7 +65,7 @@ def slow(seconds: float) -> bytes:
     ).encode()
 
 
-async def test_the_gateway_is_a_process(system: SplitSystem, asking: ControlSocket) -> None:
+async def test_the_gateway_is_a_process(system: System, asking: ControlSocket) -> None:
     """It is in the status as any other part: pid, URL, breakers, holds, and what keeps its keys."""
     assert await get(system, "/count") == 200
     status = await asking.ask("GET", "/status")
@@ -80,7 +80,7 @@ async def test_the_gateway_is_a_process(system: SplitSystem, asking: ControlSock
     assert status["findings"] == []
 
 
-async def test_its_edges_are_broken(system: SplitSystem, asking: ControlSocket) -> None:
+async def test_its_edges_are_broken(system: System, asking: ControlSocket) -> None:
     """Faults reach it, in which they are counted, and healing ends them."""
     await asking.ask("POST", "/faults", {"target": "gateway:notes", "errors": "100%"})
     assert await get(system, "/count") >= 500
@@ -90,7 +90,7 @@ async def test_its_edges_are_broken(system: SplitSystem, asking: ControlSocket) 
     assert await get(system, "/count") == 200
 
 
-async def test_a_killed_gateway_refuses_nobody(system: SplitSystem, asking: ControlSocket) -> None:
+async def test_a_killed_gateway_refuses_nobody(system: System, asking: ControlSocket) -> None:
     """Who comes while there is none waits, and is answered by the next at the same URL."""
     url, before = system.info.gateway, await asking.pid("gateway")
     os.kill(before, signal.SIGKILL)
@@ -102,9 +102,7 @@ async def test_a_killed_gateway_refuses_nobody(system: SplitSystem, asking: Cont
     assert status["children"]["gateway"]["restarts"] == 1
 
 
-async def test_a_restart_under_load_loses_no_request(
-    system: SplitSystem, asking: ControlSocket
-) -> None:
+async def test_a_restart_under_load_loses_no_request(system: System, asking: ControlSocket) -> None:
     """G7: what the old process has accepted it answers; the rest is the new one's."""
     is_over = asyncio.Event()
     statuses: list[int] = []
@@ -146,7 +144,7 @@ async def test_one_that_dies_too_often_ends_the_system(
         "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
     )
     async with running(tmp_path, WITH_GATEWAY) as system:
-        pid = system._processes["gateway"].pid
+        pid = processes_of(system)["gateway"].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         failure = await system.wait(asyncio.Event())
@@ -180,10 +178,10 @@ async def test_a_restart_takes_up_changed_routes(
 
 
 async def test_a_gateway_that_hangs_is_shown(
-    system: SplitSystem, asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
+    system: System, asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status comes all the same, and says that it is silent."""
-    monkeypatch.setattr("synchromesh.system.control.split.ASK_WITHIN_S", 0.2)
+    monkeypatch.setattr("synchromesh.system.control.remote.ASK_WITHIN_S", 0.2)
     pid = await asking.pid("gateway")
     os.kill(pid, signal.SIGSTOP)
     status = await asking.ask("GET", "/status")
@@ -205,9 +203,7 @@ def test_it_dies_with_its_supervisor(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", port))
 
 
-async def test_it_is_drained_before_the_services(
-    system: SplitSystem, asking: ControlSocket
-) -> None:
+async def test_it_is_drained_before_the_services(system: System, asking: ControlSocket) -> None:
     """What it has accepted needs them, and is answered while the system stops."""
     waiting = asyncio.ensure_future(sent(system, slow(0.5)))
     while not (await asking.ask("GET", "/status"))["clients"]["gateway"]["breakers"]:
@@ -229,7 +225,7 @@ async def test_a_taken_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = load_config(write_config(tmp_path, f"{WITH_GATEWAY}port = {port}\n"))
-        system = SplitSystem(config, tmp_path, RealRuntime())
+        system = System(config, tmp_path, RealRuntime(), is_split=True)
         with pytest.raises(ConfigError, match=rf"the gateway cannot listen on 127\.0\.0\.1:{port}"):
             await system.start()
     assert children_of(os.getpid()) == []
@@ -242,7 +238,9 @@ async def test_a_gateway_that_cannot_start_is_named(
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     # It is there for the supervisor, which has imported it, and not for its processes.
     text = f'{TOML}\n[gateway]\napp = "{__name__}:way_in"\n'
-    system = SplitSystem(load_config(write_config(tmp_path, text)), tmp_path, RealRuntime())
+    system = System(
+        load_config(write_config(tmp_path, text)), tmp_path, RealRuntime(), is_split=True
+    )
     with pytest.raises(ConfigError, match=r"the gateway: .*there is no module"):
         await system.start()
     assert children_of(os.getpid()) == []

@@ -16,8 +16,7 @@ from synchromesh import Contract, command, query
 from synchromesh.context import CREDENTIAL
 from synchromesh.errors import BadRequest
 from synchromesh.system import RunInfo
-from synchromesh.system.control.api import arguments_from_texts
-from synchromesh.system.control.status import findings_in
+from synchromesh.system.control.arguments import arguments_from_texts
 
 
 class Answered(NamedTuple):
@@ -341,21 +340,6 @@ def test_a_client_can_take_neither_a_foreign_name_nor_one_that_divides_keys(
 def test_a_client_has_a_name_of_its_own(control: Asking, client: str) -> None:
     """Lower-case letters, digits and what joins them, up to 63."""
     assert control.ask("POST", "/credentials", {"client": client, "service": "notes"}).status == 200
-
-
-def test_a_status_finds_what_needs_a_person() -> None:
-    """Stuck sagas, parked messages, and children that do not run; all else is no finding."""
-    down = {"state": "restarting", "restarts": 1, "last_error": "OSError"}
-    children = {"relay/b": {"state": "running", "restarts": 3, "last_error": "Shed"}, "sweep": down}
-    well = {"health": {"children": {}}, "sagas": {"completed": 1, "undone": 2}, "parked": 0}
-    ill = {"health": {"children": children}, "sagas": {"stuck": 2}, "parked": 3}
-    assert findings_in({"a": well}, {}) == []
-    assert findings_in({"a": well, "b": ill}, {"registry": down}) == [
-        "registry is restarting: OSError",
-        "b/sweep is restarting: OSError",
-        "b: sagas that are stuck: 2; see: synchromesh saga list --status stuck",
-        "b: messages that are parked: 3",
-    ]
 
 
 NOTE = {"id": "1", "text": "a", "stars": 0}

@@ -18,7 +18,9 @@ READY = """echo '{"port": 8080}'; """
 class Child:
     """A shell script as an external service, and the URLs it was moved to."""
 
-    def __init__(self, folder: Path, script: str, *, ready_within_s: float = 5.0) -> None:
+    def __init__(
+        self, folder: Path, script: str, *, ready_within_s: float = 5.0, stop_within_s: float = 2.0
+    ) -> None:
         self.urls: list[str] = []
         self.log = folder / "child.log"
         self.process = ExternalProcess(
@@ -29,6 +31,7 @@ class Child:
             log=self.log,
             moved=self.urls.append,
             ready_within_s=ready_within_s,
+            stop_within_s=stop_within_s,
         )
 
 
@@ -130,13 +133,10 @@ async def test_what_a_child_prints_does_not_stop_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_stubborn_child_is_killed_with_what_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stubborn_child_is_killed_with_what_it_started(tmp_path: Path) -> None:
     """One that ignores SIGTERM is killed, and so is its own child."""
-    monkeypatch.setattr("synchromesh.system.supervise.external.STOP_WITHIN_S", 0.01)
     script = "trap '' TERM; sleep 60 & echo $! > pid; " + READY + "while :; do sleep 60; done"
-    child = Child(tmp_path, script)
+    child = Child(tmp_path, script, stop_within_s=0.01)
     await child.process.start()
     await child.process.stop()
     assert_gone(child)

@@ -35,13 +35,13 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     import asyncio
 
     from synchromesh.runtime import RealRuntime
-    from synchromesh.system import SplitSystem, System, load_config, loop_factory
+    from synchromesh.system import System, load_config, loop_factory
     from synchromesh.system.config.definitions import load_services
 
     config = load_config(folder, environment=os.environ, flags=settings)
     # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.
     load_services(config, folder)
-    system = (SplitSystem if is_split else System)(config, folder, RealRuntime())
+    system = System(config, folder, RealRuntime(), is_split=is_split)
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
         return runner.run(_run(system, is_split, is_json))
 

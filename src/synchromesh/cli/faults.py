@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.system.control.status import FaultStatus
 
 
 @click.command("break")
@@ -49,7 +51,7 @@ def break_on_purpose(
         return 0
     from synchromesh.cli.show import console, faults_table
 
-    console().print(faults_table([fault]))
+    console().print(faults_table([msgspec.convert(fault, FaultStatus)]))
     print_line(f"heal it with: synchromesh heal {target}")
     return 0
 

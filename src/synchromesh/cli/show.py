@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from synchromesh.cli.output import ReaderGone
+from synchromesh.system.control.status import FaultStatus
 from synchromesh.telemetry import SpanRecord
 
 BAR_COLUMNS = 32
@@ -79,12 +80,12 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
-def faults_table(faults: list[dict[str, Any]]) -> Table:
+def faults_table(faults: list[FaultStatus]) -> Table:
     """Return the faults that are in force on purpose, and how many attempts each has struck."""
     table = plain_table("broken on purpose", "how", "still", "struck")
     for fault in faults:
-        still = length(fault["left_s"]) or "until healed"
-        table.add_row(fault["target"], fault["what"], still, str(fault["struck"]))
+        still = length(fault.left_s) or "until healed"
+        table.add_row(fault.target, fault.what, still, str(fault.struck))
     return table
 
 

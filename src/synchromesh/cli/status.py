@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json
 from synchromesh.errors import SynchromeshError
+from synchromesh.system.control.status import Status
 
 FINDING = 1
 WATCH_EVERY_S = 1.0
@@ -29,24 +30,28 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
     """
     if watch and is_json:
         raise click.UsageError("--watch draws a screen; take --json without it, as often as needed")
-    told = ControlClient(folder).get("/status")
+    told = _ask(folder)
     if is_json:
         print_json(told)
     elif watch:
         told = _watch(folder, told)
     else:
         _show(told)
-    return FINDING if told["findings"] else 0
+    return FINDING if told.findings else 0
 
 
-def _show(told: dict[str, Any]) -> None:
+def _ask(folder: Path) -> Status:
+    return msgspec.convert(ControlClient(folder).get("/status"), Status)
+
+
+def _show(told: Status) -> None:
     from synchromesh.cli.screen import screen
     from synchromesh.cli.show import console
 
     console().print(screen(told))
 
 
-def _watch(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+def _watch(folder: Path, told: Status) -> Status:
     """Draw until Ctrl-C, and return what was told last; a system that is away is waited for."""
     import asyncio
 
@@ -60,7 +65,7 @@ def _watch(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
             while True:
                 asyncio.run(asyncio.sleep(WATCH_EVERY_S))
                 try:
-                    told = ControlClient(folder).get("/status")
+                    told = _ask(folder)
                 except SynchromeshError as error:
                     live.update(screen(told, error.message), refresh=True)
                 else:

@@ -21,7 +21,7 @@ class Conclusion:
     cause: SagaCause
 
 
-class Host(Protocol):
+class RunHost(Protocol):
     """Knows the runs of a service; the engine does."""
 
     async def conclusion(self, id: str, within_s: float) -> Conclusion | None:  # noqa: A002
@@ -53,7 +53,7 @@ class SagaRun(Generic[R_co]):
 
     __slots__ = ("_host", "_load", "id")
 
-    def __init__(self, id: str, host: Host, load: Callable[[bytes], R_co]) -> None:  # noqa: A002
+    def __init__(self, id: str, host: RunHost, load: Callable[[bytes], R_co]) -> None:  # noqa: A002
         self.id = id
         self._host = host
         self._load = load

@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from synchromesh.system.config.rundir import RunDir, RunInfo
     from synchromesh.system.config.schema import SystemConfig
     from synchromesh.system.host.loops import loop_factory
-    from synchromesh.system.host.split import SplitSystem
-    from synchromesh.system.host.wiring import System
+    from synchromesh.system.host.system import System
 
 _HOMES = {
     "RunDir": "config.rundir",
     "RunInfo": "config.rundir",
-    "SplitSystem": "host.split",
-    "System": "host.wiring",
+    "System": "host.system",
     "SystemConfig": "config.schema",
     "load_config": "config.reading",
     "loop_factory": "host.loops",
@@ -30,7 +28,6 @@ _HOMES = {
 __all__ = [
     "RunDir",
     "RunInfo",
-    "SplitSystem",
     "System",
     "SystemConfig",
     "load_config",

@@ -1,21 +1,23 @@
-"""The control socket: HTTP on loopback by which the command line reaches a running system.
+"""The control API of a running system: HTTP on loopback, by which the command line reaches it.
 
 Every request carries the token of `run.json`; without it the answer is 401, whatever the path. The
-Host must be this socket's own, so that a web page cannot reach it under a name of its choice.
+Host must be this socket's own, so that a web page cannot reach it under a name of its choice. A
+process of a system has one, too: whoever speaks for all of them asks each, and answers as one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import msgspec
 
-from synchromesh.calls.contract import Operation
+from synchromesh.calls import Operation
 from synchromesh.codec import decode, encode
 from synchromesh.context import check_key
 from synchromesh.errors import (
@@ -26,15 +28,19 @@ from synchromesh.errors import (
     UnknownSaga,
     to_problem,
 )
-from synchromesh.http import HttpRequest, HttpResponse, error_response
-from synchromesh.saga.history import SagaSummary
+from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
 from synchromesh.service import Service
-from synchromesh.system.config.words import in_words
+from synchromesh.system.config.schema import CLIENT
+from synchromesh.system.control.arguments import arguments_from_texts
 from synchromesh.system.control.faults import BreakRequest, HealRequest
-from synchromesh.system.control.status import Overview, status_of
+from synchromesh.system.control.local import LocalProcess
+from synchromesh.system.control.remote import RemoteProcess
+from synchromesh.system.control.status import FaultsStatus, Status
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0
+# How long a process that starts is waited for, so that it hears of a fault, too.
+SETTLED_WITHIN_S = 15.0
 
 # A caller's name begins what its keys are known by, so that nothing that divides a key is in it.
 _CLIENT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -61,16 +67,33 @@ class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class Control:
-    """Answers the control socket of one system."""
+    """Answers the control API for this process, and for those that run beside it.
 
-    def __init__(self, overview: Overview, *, token: str, authority: Callable[[], str]) -> None:
-        self._overview = overview
+    Args:
+        local: tells what runs in this process.
+        remotes: ask the other processes, by the part that each is; also those that start later.
+        registry: answers what begins with `/registry`, as (path, handler); None where it is not
+            asked over HTTP.
+        authority: the socket's own host and port, once it listens.
+    """
+
+    def __init__(
+        self,
+        local: LocalProcess,
+        *,
+        token: str,
+        authority: Callable[[], str],
+        remotes: Mapping[str, RemoteProcess],
+        registry: tuple[str, Handler] | None = None,
+    ) -> None:
+        self._local = local
         self._token = token
         self._authority = authority
-        self._instances = overview.instances
-        self._services: Mapping[str, Service] = {
-            name: instance.service for name, instance in overview.instances.items()
-        }
+        self._remotes = remotes
+        self._registry = registry
+        self._services = local.deps.services
+        self._tracer = local.deps.tracer(CLIENT)
+        self.caller = local.deps.caller(CLIENT, self._tracer)
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
         self._with_argument = frozenset({"sagas", "traces", "faults", "services"})
@@ -86,7 +109,11 @@ class Control:
         }
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
-        """Answer one request of the command line."""
+        """Answer one request of the command line, or of a process that asks the registry."""
+        if self._registry is not None:
+            path, registry = self._registry
+            if request.path == path or request.path.startswith(f"{path}/"):
+                return await registry(request)
         try:
             self._check(request)
             verb, _, rest = request.path[1:].partition("/")
@@ -105,30 +132,51 @@ class Control:
         if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
             raise Unauthenticated("the control socket needs the token of run.json")
 
-    async def _status(self, _: HttpRequest, __: str) -> object:
-        return await status_of(self._overview)
+    async def status(self) -> Status:
+        """Return how all processes are, as one."""
+        return Status.merge(*await asyncio.gather(*(each.status() for each in self._all())))
 
-    async def _faults(self, request: HttpRequest, rest: str) -> object:
+    def _all(self) -> list[LocalProcess | RemoteProcess]:
+        return [self._local, *self._remotes.values()]
+
+    async def _status(self, _: HttpRequest, __: str) -> Status:
+        return await self.status()
+
+    async def _faults(self, request: HttpRequest, rest: str) -> FaultsStatus:
         if rest:
             raise _unknown(request)
-        return self._overview.faults.told()
+        return (await self.status()).faults if self._remotes else self._local.faults.status()
 
     async def _break_or_heal(self, request: HttpRequest, rest: str) -> object:
-        faults = self._overview.faults
-        if not rest:
-            return faults.break_on_purpose(decode(request.body, BreakRequest))
-        if rest != "heal":
+        if rest not in ("", "heal"):
             raise _unknown(request)
-        return {"healed": faults.heal(decode(request.body, HealRequest)), **faults.told()}
+        # One that starts later is told by its orders; one that has them already can be asked soon.
+        others = list(self._remotes.values())
+        await asyncio.gather(*(each.child.settle(SETTLED_WITHIN_S) for each in others))
+        faults = self._local.faults
+        answer: object
+        if rest:
+            healed = faults.heal(decode(request.body, HealRequest))
+            answer = {"healed": healed, **msgspec.structs.asdict(faults.status())}
+        else:
+            answer = faults.break_on_purpose(decode(request.body, BreakRequest))
+        await asyncio.gather(*(each.tell(request.path, request.body) for each in others))
+        return answer
 
     async def _restart(self, request: HttpRequest, rest: str) -> object:
         name, _, act = rest.partition("/")
         if act != "restart":
             raise _unknown(request)
-        raise BadRequest(
-            f"{name!r} has no process of its own to restart; synchromesh dev --split gives each "
-            "service one"
-        )
+        if not self._remotes:
+            raise BadRequest(
+                f"{name!r} has no process of its own to restart; synchromesh dev --split gives "
+                "each service one"
+            )
+        process = self._remotes.get(name)
+        if process is None:
+            known = ", ".join(self._remotes)
+            raise UnknownOperation(f"no process is called {name!r}; there are {known}")
+        return {"service": name, "pid": await process.restart()}
 
     async def _call(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CallRequest)
@@ -138,16 +186,16 @@ class Control:
         arguments = arguments_from_texts(operation, wanted.arguments)
         if wanted.key:
             check_key(wanted.key)
-        root = self._overview.caller.root(principal=wanted.principal, key=wanted.key or None)
-        span = self._overview.tracer.start("client", operation.full_name, trace_id=root.trace_id)
-        context = msgspec.structs.replace(root, span_id=span.span_id)
+        root = self.caller.root(principal=wanted.principal, key=wanted.key or None)
+        span = self._tracer.start("client", operation.full_name, trace_id=root.trace_id)
+        context = replace(root, span_id=span.span_id)
         answer: dict[str, Any] = {
             "trace_id": root.trace_id,
             "key": root.key if operation.is_command else "",
         }
         with span:
             try:
-                body = await self._overview.caller.send(
+                body = await self.caller.send(
                     operation, arguments, context=context, timeout_s=wanted.timeout_s
                 )
             except SynchromeshError as error:
@@ -168,42 +216,28 @@ class Control:
             if not newest:
                 raise UnknownSaga("no saga has run yet")
             saga_id = newest[0]["id"]
-        story = await self._story(saga_id)
+        told = await asyncio.gather(*(each.story(saga_id) for each in self._all()))
+        story = next((each for each in told if each is not None), None)
         if story is None:
             raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
         return story
 
     async def _runs(self, status: str, limit: int) -> list[dict[str, Any]]:
         """Return the newest runs of all services, the newest first; "" is any status."""
-        found = [
-            _told(service, run)
-            for service, instance in self._instances.items()
-            for run in await instance.engine.runs(status or None, limit)
-        ]
-        return sorted(found, key=lambda run: run["started_at"], reverse=True)[:limit]
-
-    async def _story(self, saga_id: str) -> dict[str, Any] | None:
-        """Return what happened in a run; None where no service has it."""
-        for service, instance in self._instances.items():
-            try:
-                story = await instance.engine.show(saga_id)
-            except UnknownSaga:
-                continue
-            return {
-                **_told(service, story.summary),
-                "lines": story.lines,
-                "not_undone": story.not_undone,
-            }
-        return None
+        told = await asyncio.gather(*(each.runs(status, limit) for each in self._all()))
+        found = [run for runs in told for run in runs]
+        return sorted(found, key=lambda run: str(run["started_at"]), reverse=True)[:limit]
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        ring = self._overview.ring
+        ring = self._local.ring
+        await ring.flush()
         if trace_id == "last":
             newest = await ring.last_trace_id()
             if newest is None:
                 raise BadRequest("no client has made a call yet; make one with: synchromesh call")
             trace_id = newest
-        spans = await self._spans(trace_id)
+        told = await asyncio.gather(*(each.spans(trace_id) for each in self._all()))
+        spans = sorted((s for each in told for s in each), key=lambda span: span.started_us)
         if not spans:
             raise BadRequest(
                 f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
@@ -211,28 +245,24 @@ class Control:
             )
         return {"trace_id": trace_id, "spans": spans}
 
-    async def _spans(self, trace_id: str) -> Sequence[Any]:
-        """Return what is kept of a trace, in the order of its beginnings."""
-        return await self._overview.ring.trace(trace_id)
-
     async def _credential(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CredentialRequest)
-        overview = self._overview
+        local = self._local
         if not _CLIENT.fullmatch(wanted.client):
             raise BadRequest(
                 f"{wanted.client[:80]!r} is no name for a client; expected 1 to 63 of a to z, 0 to "
                 "9, '_', '.' and '-', a letter or digit first"
             )
-        if wanted.client in (*self._services, *overview.clients, *overview.faults.callers):
+        if wanted.client in local.faults.callers:
             raise BadRequest(
                 f"{wanted.client!r} is a caller of the system itself; take a name of your own"
             )
         self._known(wanted.service)
-        token = overview.signer.token(
+        token = local.deps.signer.token(
             wanted.client,
             wanted.principal,
             audience=wanted.service,
-            now_us=overview.runtime.wall_us(),
+            now_us=local.deps.runtime.wall_us(),
         )
         return {"credential": token}
 
@@ -249,7 +279,7 @@ class Control:
         service = self._services.get(name)
         if service is None:
             known = ", ".join(self._services)
-            if name in self._overview.externals:
+            if name in self._local.externals:
                 raise UnknownOperation(
                     f"{name!r} is an external service: only services of this system call it, and "
                     f"its contract is theirs; there are {known}"
@@ -258,67 +288,5 @@ class Control:
         return service
 
 
-def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str]) -> bytes:
-    """Return canonical arguments from the texts of a command line.
-
-    Where the operation takes one struct, its fields may be named directly.
-
-    Raises:
-        BadRequest: a name is unknown, one is missing, or a text does not fit its type.
-    """
-    shape = operation.shape
-    kind: Any = shape.arguments
-    is_flat = False
-    if shape.body and shape.body not in texts and len(kind.__struct_fields__) == 1:
-        body: Any = msgspec.structs.fields(kind)[0].type
-        is_flat = bool(_field_names(body))
-        kind = body if is_flat else kind
-    known = _field_names(kind)
-    unknown = next((name for name in texts if name not in known), None)
-    if unknown is not None:
-        raise BadRequest(
-            f"{operation.full_name} has no argument {unknown!r}; it takes "
-            f"{', '.join(known) or 'none'}"
-        )
-    try:
-        value = _converted(texts, kind)
-    except msgspec.ValidationError as error:
-        said = in_words(str(error), operation.full_name, thing="argument")
-        raise BadRequest(said) from error
-    return operation.canonical(encode({shape.body: value} if is_flat else value))
-
-
 def _unknown(request: HttpRequest) -> UnknownOperation:
     return UnknownOperation(f"the control socket has no {request.method} {request.path}")
-
-
-def _told(service: str, run: SagaSummary) -> dict[str, Any]:
-    return {"service": service, **asdict(run)}
-
-
-def _field_names(kind: Any) -> tuple[str, ...]:
-    fields: Any = getattr(kind, "__struct_fields__", None)
-    return tuple(fields or getattr(kind, "__dataclass_fields__", ()))
-
-
-def _converted(texts: Mapping[str, str], kind: Any) -> object:
-    """Read texts as values of a type: one that begins like JSON is it, or else a plain text."""
-    plain = {name: _plain(text) for name, text in texts.items()}
-    try:
-        value: object = msgspec.convert(plain, kind, strict=False)
-    except msgspec.ValidationError:
-        if plain == texts:
-            raise
-        value = msgspec.convert(texts, kind, strict=False)
-    return value
-
-
-def _plain(text: str) -> object:
-    """Read a text that is a JSON object or list as one; anything else stays a text."""
-    if text[:1] in ("{", "["):
-        try:
-            plain: object = msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            return text
-        return plain
-    return text

@@ -7,7 +7,6 @@ import difflib
 import logging
 import re
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import msgspec
 
@@ -15,6 +14,7 @@ from synchromesh.calls import Fault, FaultTable, Rule
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
+from synchromesh.system.control.status import FaultsStatus, FaultStatus
 from synchromesh.system.supervise.orders import ActiveFault
 
 ALL = "all"
@@ -68,7 +68,7 @@ class FaultInjector:
         """Who calls by itself: the services, and the clients that are part of the system."""
         return self._callers
 
-    def break_on_purpose(self, wanted: BreakRequest) -> dict[str, Any]:
+    def break_on_purpose(self, wanted: BreakRequest) -> FaultStatus:
         """Put a fault in force; one on the same target is replaced.
 
         Raises:
@@ -87,7 +87,7 @@ class FaultInjector:
         _log.warning("broken on purpose: %s at %s", fault, rule.target)
         return _told(rule, now)
 
-    def heal(self, wanted: HealRequest) -> list[dict[str, Any]]:
+    def heal(self, wanted: HealRequest) -> list[FaultStatus]:
         """End one fault or all; return those that were in force.
 
         Raises:
@@ -101,11 +101,12 @@ class FaultInjector:
             _log.warning("healed: %s at %s", rule.fault, rule.target)
         return [_told(rule, now) for rule in healed]
 
-    def told(self) -> dict[str, Any]:
+    def status(self) -> FaultsStatus:
         """Return the faults in force, and how many attempts faults have ever struck."""
         now = asyncio.get_running_loop().time()
-        in_force = [_told(rule, now) for rule in self._table.in_force(now)]
-        return {"in_force": in_force, "struck": self._table.struck}
+        return FaultsStatus(
+            [_told(rule, now) for rule in self._table.in_force(now)], self._table.struck
+        )
 
     def standing(self, *, wall_us: int) -> tuple[ActiveFault, ...]:
         """Return the faults in force for `resume` in another process; `wall_us` is now."""
@@ -165,13 +166,13 @@ def _share(text: str) -> float:
     return share
 
 
-def _told(rule: Rule, now: float) -> dict[str, Any]:
-    return {
-        "target": rule.target,
-        "what": str(rule.fault),
-        "errors": rule.fault.errors,
-        "latency_s": rule.fault.latency_s,
-        "is_stall": rule.fault.is_stall,
-        "left_s": None if rule.until_s is None else round(rule.until_s - now, 3),
-        "struck": rule.struck,
-    }
+def _told(rule: Rule, now: float) -> FaultStatus:
+    return FaultStatus(
+        target=rule.target,
+        what=str(rule.fault),
+        errors=rule.fault.errors,
+        latency_s=rule.fault.latency_s,
+        is_stall=rule.fault.is_stall,
+        left_s=None if rule.until_s is None else round(rule.until_s - now, 3),
+        struck=rule.struck,
+    )

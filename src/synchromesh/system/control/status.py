@@ -1,170 +1,196 @@
-"""What a running system says of itself: everything that its status shows, as one JSON object."""
+"""How a running system is: one typed value, told by each process of itself, and merged for all.
+
+It imports nothing of what it tells of, so that the command line decodes it without a server.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
 
-from synchromesh.calls import Caller
-from synchromesh.discovery import Resolver
-from synchromesh.identity import Signer
-from synchromesh.runtime import Runtime
-from synchromesh.service import ServiceInstance, Supervisor
-from synchromesh.system.control.faults import FaultInjector
-from synchromesh.telemetry import SqliteRing, Tracer
+import msgspec
+
+RUNNING = "running"
 
 
-class HasUrl(Protocol):
-    """Is reached at a URL."""
+class ChildStatus(msgspec.Struct, frozen=True):
+    """A supervised loop or process: "running", "restarting", "failed"; or "starting", "silent"."""
 
-    @property
-    def url(self) -> str:
-        """Where; "" before it has started."""
-        ...
+    state: str
+    restarts: int = 0
+    last_error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """What those see who speak for all of a running system.
+class HealthStatus(msgspec.Struct, frozen=True):
+    """The health check of a service's instance."""
 
-    Attributes:
-        name: the system's.
-        caller: makes the calls of the command line, with `tracer`.
-        clients: all callers that are no service, by name; the command line's is one.
-        instances: by service.
-        gateway: the way in; None where there is none, or it is another process.
-        urls: where services listen, by service.
-        externals: the external services' names.
-        resolver: finds both.
-        supervisors: keep what belongs to no service.
-    """
+    service: str
+    is_healthy: bool
+    is_draining: bool
+    children: dict[str, ChildStatus]
+
+
+class BreakerStatus(msgspec.Struct, frozen=True):
+    """The circuit breaker of an edge; `in_state_s` is for how long it is as it is."""
 
     name: str
-    caller: Caller
-    tracer: Tracer
-    clients: Mapping[str, Caller]
-    ring: SqliteRing
-    instances: Mapping[str, ServiceInstance]
-    gateway: HasUrl | None
-    urls: Mapping[str, str]
-    externals: Sequence[str]
-    resolver: Resolver
-    supervisors: Sequence[Supervisor]
-    faults: FaultInjector
-    signer: Signer
-    runtime: Runtime
+    state: str
+    epoch: int
+    calls: int
+    failures: int
+    slow: int
+    probes: int
+    open_until_s: float | None
+    since_s: float
+    in_state_s: float
 
 
-async def status_of(overview: Overview) -> dict[str, Any]:
-    """Return how the system is.
+class HoldStatus(msgspec.Struct, frozen=True):
+    """How many calls wait, or waited, for an instance to be ready, and what came of them."""
 
-    `findings` says in words what needs a person: sagas that are stuck, messages that are parked,
-    background children that do not run. An open breaker is none: it closes by itself.
-    """
-    pid = os.getpid()
-    services = {
-        name: {
-            "pid": pid,
-            **await instance_status(instance),
-            "instances": await _listed(overview, name),
-        }
-        for name, instance in overview.instances.items()
-    }
-    children = {
-        child: asdict(state)
-        for supervisor in overview.supervisors
-        for child, state in supervisor.states.items()
-    }
-    return {
-        "system": overview.name,
-        "pid": pid,
-        "gateway": None if overview.gateway is None else {"pid": pid, "url": overview.gateway.url},
-        "services": services,
-        "externals": {
-            name: {"instances": await _listed(overview, name)} for name in overview.externals
-        },
-        "clients": {
-            name: {"breakers": _breakers(caller), "holds": _holds(caller)}
-            for name, caller in overview.clients.items()
-        },
-        "children": children,
-        "faults": overview.faults.told(),
-        "spans_dropped": overview.ring.dropped,
-        "findings": findings_in(services, children),
-    }
+    held: int = 0
+    bridged: int = 0
+    given_up: int = 0
+    refused: int = 0
 
 
-def findings_in(
-    services: Mapping[str, Mapping[str, Any]], children: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """Say what of a status needs a person; nothing where all is well.
+class ListedInstance(msgspec.Struct, frozen=True):
+    """An instance that callers find, and where it is reached from outside."""
+
+    instance: str
+    url: str
+    is_stale: bool
+
+
+class ServiceStatus(msgspec.Struct, frozen=True):
+    """A service, as its own process tells it; one that tells nothing has only `health`."""
+
+    pid: int | None
+    health: HealthStatus
+    sagas: dict[str, int] = {}
+    sagas_since_start: dict[str, int] = {}
+    behind: dict[str, int] = {}
+    parked: int = 0
+    breakers: dict[str, BreakerStatus] = {}
+    holds: HoldStatus = HoldStatus()
+    instances: list[ListedInstance] = []
+
+
+class ExternalStatus(msgspec.Struct, frozen=True):
+    """A service that is not ours."""
+
+    instances: list[ListedInstance]
+
+
+class ClientStatus(msgspec.Struct, frozen=True):
+    """A caller that is no service: the gateway, or the command line."""
+
+    breakers: dict[str, BreakerStatus]
+    holds: HoldStatus
+
+
+class GatewayStatus(msgspec.Struct, frozen=True):
+    """The gateway, and the process that serves it."""
+
+    pid: int | None
+    url: str
+
+
+class FaultStatus(msgspec.Struct, frozen=True):
+    """A fault that is in force on purpose, and how many attempts it has struck."""
+
+    target: str
+    what: str
+    errors: float
+    latency_s: float
+    is_stall: bool
+    left_s: float | None
+    struck: int
+
+
+class FaultsStatus(msgspec.Struct, frozen=True):
+    """The faults in force, and how many attempts faults have ever struck."""
+
+    in_force: list[FaultStatus] = []
+    struck: int = 0
+
+    def with_struck(self, others: list[FaultsStatus]) -> FaultsStatus:
+        """Return the same faults with what they struck in other processes, too."""
+        every = [self, *others]
+        struck: dict[str, int] = {}
+        for fault in (fault for each in every for fault in each.in_force):
+            struck[fault.target] = struck.get(fault.target, 0) + fault.struck
+        return FaultsStatus(
+            [msgspec.structs.replace(f, struck=struck[f.target]) for f in self.in_force],
+            sum(each.struck for each in every),
+        )
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What a process, or the system as a whole, says of itself.
+
+    Attributes:
+        pid: the process; of a whole system, its supervisor.
+        gateway: the way in; None where there is none, or it is another process.
+        clients: all callers that are no service, by name.
+        children: what runs in the background and belongs to no service, by name.
+        spans_dropped: how many spans were lost, for too many came at once.
+        findings: what needs a person, in words; an open breaker does not, it closes by itself.
 
     Example:
-        >>> findings_in({}, {"registry": {"state": "failed", "last_error": "OSError"}})
+        >>> down = ChildStatus("failed", last_error="OSError")
+        >>> one, two = Status("shop", 1, children={"registry": down}), Status("shop", 2)
+        >>> Status.merge(one, two).findings
         ['registry is failed: OSError']
     """
-    found = [_down(child, state) for child, state in children.items()]
+
+    system: str
+    pid: int
+    gateway: GatewayStatus | None = None
+    services: dict[str, ServiceStatus] = {}
+    externals: dict[str, ExternalStatus] = {}
+    clients: dict[str, ClientStatus] = {}
+    children: dict[str, ChildStatus] = {}
+    faults: FaultsStatus = FaultsStatus()
+    spans_dropped: int = 0
+    findings: list[str] = []
+
+    @classmethod
+    def merge(cls, first: Status, *others: Status) -> Status:
+        """Return the status of all, whose name, process and faults are those of the first.
+
+        What two of them tell is taken as the later one tells it.
+        """
+        every = (first, *others)
+        services = {name: told for each in every for name, told in each.services.items()}
+        children = {name: told for each in every for name, told in each.children.items()}
+        return cls(
+            system=first.system,
+            pid=first.pid,
+            gateway=next((each.gateway for each in every if each.gateway is not None), None),
+            services=services,
+            externals={name: told for each in every for name, told in each.externals.items()},
+            clients={name: told for each in every for name, told in each.clients.items()},
+            children=children,
+            faults=first.faults.with_struck([each.faults for each in others]),
+            spans_dropped=sum(each.spans_dropped for each in every),
+            findings=list(_findings(services, children)),
+        )
+
+
+def _findings(
+    services: Mapping[str, ServiceStatus], children: Mapping[str, ChildStatus]
+) -> Iterator[str]:
+    yield from _down(children)
     for name, service in services.items():
-        states = service["health"]["children"]
-        found += [_down(f"{name}/{child}", state) for child, state in states.items()]
-        if stuck := service["sagas"].get("stuck"):
+        yield from _down(service.health.children, f"{name}/")
+        if stuck := service.sagas.get("stuck"):
             see = "see: synchromesh saga list --status stuck"
-            found.append(f"{name}: sagas that are stuck: {stuck}; {see}")
-        if parked := service["parked"]:
-            found.append(f"{name}: messages that are parked: {parked}")
-    return [finding for finding in found if finding]
+            yield f"{name}: sagas that are stuck: {stuck}; {see}"
+        if service.parked:
+            yield f"{name}: messages that are parked: {service.parked}"
 
 
-def _down(child: str, state: Mapping[str, Any]) -> str:
-    if state["state"] == "running":
-        return ""
-    return f"{child} is {state['state']}: {state['last_error']}"
-
-
-async def instance_status(instance: ServiceInstance) -> dict[str, Any]:
-    """Return what one instance knows of itself; what others know of it is not among it."""
-    return {
-        "health": asdict(instance.health()),
-        "sagas": await instance.engine.statuses(),
-        "sagas_since_start": dict(instance.engine.counts),
-        "behind": await instance.behind(),
-        "parked": await instance.consumer.parked_count(),
-        "breakers": _breakers(instance.caller),
-        "holds": _holds(instance.caller),
-    }
-
-
-async def _listed(overview: Overview, service: str) -> list[dict[str, Any]]:
-    """Return the instances that callers find, each where it can be reached from outside."""
-    resolved = await overview.resolver.resolve(service)
-    return [
-        {
-            "instance": endpoint.instance,
-            "url": endpoint.url if endpoint.scheme == "http" else overview.urls.get(service, ""),
-            "is_stale": resolved.is_stale,
-        }
-        for endpoint in resolved.endpoints
-    ]
-
-
-def _holds(caller: Caller) -> dict[str, int]:
-    """Return how many calls waited for an instance to be ready, and what came of it."""
-    holds = caller.holds
-    return {
-        "held": holds.held,
-        "bridged": holds.bridged,
-        "given_up": holds.given_up,
-        "refused": holds.refused,
-    }
-
-
-def _breakers(caller: Caller) -> dict[str, Any]:
-    """Return the breakers of a caller; `in_state_s` is for how long each is as it is."""
-    now = asyncio.get_running_loop().time()
-    return {
-        callee: {**asdict(breaker), "in_state_s": round(now - breaker.since_s, 3)}
-        for callee, breaker in caller.edges.items()
-    }
+def _down(children: Mapping[str, ChildStatus], of: str = "") -> Iterator[str]:
+    for name, child in children.items():
+        if child.state != RUNNING:
+            yield f"{of}{name} is {child.state}: {child.last_error}"

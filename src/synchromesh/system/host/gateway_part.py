@@ -1,76 +1,121 @@
-"""The gateway of a system as what a process is there for.
+"""The gateway in this process, served by a server of its own.
 
-Its socket is its supervisor's: the process is handed it, and neither its end nor its replacement
-closes it. Clients wait in the backlog meanwhile, and none is refused.
+Where it is a process of its own, its socket is its supervisor's: the process is handed it, and
+neither its end nor its replacement closes it. Clients wait in the backlog meanwhile, and none is
+refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
+from socket import AF_INET, AF_INET6, create_server, socket
 
-from synchromesh.calls import Caller
 from synchromesh.errors import ConfigError
+from synchromesh.gateway import Gateway, GatewayEngine
 from synchromesh.gateway.check import CompiledRoute
-from synchromesh.runtime import HandedNetwork
-from synchromesh.service import Child, ServiceInstance
-from synchromesh.system.config.definitions import load_gateway
-from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.http import HttpServer
+from synchromesh.runtime import BACKLOG, Disk, Network
+from synchromesh.service import Deps
+from synchromesh.system.config.gateway_keys import ApiKeysFile, own_keys_path
+from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY
-from synchromesh.system.host.gateway import ServedGateway
-from synchromesh.system.host.part import Ground
-from synchromesh.telemetry import Tracer
-
-# Longer than the deadline that routes have by default; one that is replaced may take it. Together
-# with what else has to end it stays below `child_process.REPLACED_WITHIN_S`.
-ANSWER_WITHIN_S = 7.5
 
 
 class GatewayPart:
-    """Serves the gateway on the socket that its supervisor holds."""
+    """Serves the gateway of a system; `start`, then `drain`, then `close`.
 
-    def __init__(self, ground: Ground) -> None:
-        config = ground.orders.config
-        definition = load_gateway(config, ground.folder)
-        if definition is None:
-            raise ConfigError("the system has no gateway; name one as [gateway] app")
-        self._ground = ground
+    Args:
+        rundir: where its keys are.
+        externals: the services that are not ours; they are not told who asks.
+    """
+
+    def __init__(
+        self,
+        definition: Gateway,
+        deps: Deps,
+        rundir: RunDir,
+        disk: Disk,
+        *,
+        externals: Iterable[str],
+    ) -> None:
         self._definition = definition
-        self._entries: tuple[CompiledRoute, ...] = ()
-        self.instances: Mapping[str, ServiceInstance] = {}
-        self.tracer: Tracer = ground.deps.tracer(GATEWAY)
-        self.caller: Caller = ground.deps.caller(GATEWAY, self.tracer)
-        self.gateway = ServedGateway(
-            definition,
-            caller=self.caller,
-            tracer=self.tracer,
-            runtime=ground.runtime,
-            rundir=ground.rundir,
-            network=HandedNetwork(ground.orders.handle),
-            externals=config.external,
-        )
+        self._deps = deps
+        self._rundir = rundir
+        self._disk = disk
+        self._externals = frozenset(externals)
+        self._tracer = deps.tracer(GATEWAY)
+        self.caller = deps.caller(GATEWAY, self._tracer)
+        self._engine: GatewayEngine | None = None
+        self._server: HttpServer | None = None
+        self._url = ""
 
-    async def start(self) -> None:
-        """Check the definition, which may be another one than that of the process before.
+    @property
+    def url(self) -> str:
+        """Where clients reach it; "" before it has started."""
+        return self._url
+
+    async def start(
+        self, network: Network, host: str, port: int, entries: Sequence[CompiledRoute]
+    ) -> None:
+        """Read the keys and listen; a file of keys that is missing is made, with no keys in it.
+
+        Args:
+            entries: what `check_gateway` made of the definition.
 
         Raises:
-            ConfigError: there are mistakes; the message names them all.
+            ConfigError: the keys have mistakes, or it cannot listen there.
         """
-        ground = self._ground
-        self._entries = await check_gateway(
-            self._definition, ground.orders.config, ground.rundir, ground.runtime
+        for auth in self._definition.auth:
+            path = own_keys_path(auth, self._rundir)
+            if path is not None and not path.exists():
+                ApiKeysFile(path, self._disk).write(())
+        engine = self._engine = await GatewayEngine.open(
+            self._definition,
+            caller=self.caller,
+            tracer=self._tracer,
+            runtime=self._deps.runtime,
+            folder=self._rundir.path,
+            externals=self._externals,
+            entries=entries,
         )
+        server = self._server = HttpServer(engine, network=network, streaming=engine)
+        await server.start(host, port)
+        self._url = server.url
 
-    async def open(self) -> str:
-        """Serve what waits in the backlog, and what comes."""
-        ground, config = self._ground, self._ground.orders.config
-        ground.exit.push_async_callback(self.gateway.close)
-        await self.gateway.start(config.system.host, config.gateway.port, self._entries)
-        ground.background.start(Child("gateway/keys", self.gateway.run))
-        return self.gateway.url
+    async def run(self) -> None:
+        """Keep the keys as their files are; a supervised loop."""
+        assert self._engine is not None
+        await self._engine.run()
 
-    async def drain(self) -> None:
-        """Take no more requests, and answer what was taken."""
-        await self.gateway.drain(ANSWER_WITHIN_S)
+    async def drain(self, within_s: float) -> None:
+        """Take no more requests, and answer what was taken; what is left after that is cut."""
+        if self._server is not None:
+            await self._server.drain(within_s)
+
+    async def close(self) -> None:
+        """Stop listening, and end what verifies keys. May be repeated."""
+        if self._server is not None:
+            await self._server.close()
+        if self._engine is not None:
+            await self._engine.close()
 
     def __repr__(self) -> str:
-        return f"<GatewayPart {self.gateway!r}>"
+        return f"<GatewayPart {len(self._definition.routes)} routes>"
+
+
+def open_socket(host: str, port: int) -> socket:
+    """Return a socket for the gateway's processes to accept on, whichever of them runs.
+
+    Clients that come before there is one wait in it.
+
+    Raises:
+        ConfigError: it cannot listen there.
+    """
+    family = AF_INET6 if ":" in host else AF_INET
+    try:
+        return create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"the gateway cannot listen on {host}:{port}: {error.strerror or error}; stop what "
+            "listens there, or choose another [gateway] port, or 0 to take a free one"
+        ) from error

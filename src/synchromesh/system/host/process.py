@@ -1,11 +1,11 @@
 """One part of a system, a service or its gateway, as a process of its own; `main` runs in it.
 
-It is started by the supervisor (`split`), which hands it its `ProcessOrders` as one line on
+It is started by the supervisor (`processes`), which hands it its `ProcessOrders` as one line on
 standard input, and holds that open: where it closes, the supervisor is gone, and the process ends
 too. It says `Loaded` where it has to wait for the process before, and once it answers `Ready`, each
 as one line; or why not, `StartFailed`. What else is printed goes to standard error.
 
-    orders → log, spans → registry → the part → admin socket → the part is known → ready
+    orders → log, spans → registry → control API → the part → the part is known → ready
 """
 
 from __future__ import annotations
@@ -17,33 +17,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from synchromesh.calls import FaultTable, HttpTransport
-from synchromesh.errors import SynchromeshError
-from synchromesh.http import HttpPool, HttpServer
+from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
-from synchromesh.service import Child, Deps, Supervisor
-from synchromesh.store import SqliteStores, StoreOptions
-from synchromesh.system.config.definitions import load_services, policies_of
-from synchromesh.system.config.rundir import RunDir
+from synchromesh.service import Child
+from synchromesh.system.config.definitions import load_gateway, load_services
+from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.schema import GATEWAY
-from synchromesh.system.control.api import Control
-from synchromesh.system.control.faults import FaultInjector, faults_of
-from synchromesh.system.control.status import Overview
-from synchromesh.system.host.gateway_part import GatewayPart
-from synchromesh.system.host.logs import log_to
+from synchromesh.system.host.host import Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
-from synchromesh.system.host.part import Ground, Part
-from synchromesh.system.host.service_part import ServicePart
-from synchromesh.system.host.waits import first_of
-from synchromesh.system.host.watchdog import watch_loop
-from synchromesh.system.host.wiring import CONTROL_HOST
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.supervise.orders import (
     FAILED,
@@ -53,7 +41,6 @@ from synchromesh.system.supervise.orders import (
     Ready,
     StartFailed,
 )
-from synchromesh.telemetry import SqliteRing
 
 REGISTRY_WITHIN_S = 5.0
 
@@ -77,15 +64,9 @@ class Process:
         *,
         loaded: Callable[[], None],
     ) -> None:
-        self._loaded = loaded
         self._orders = orders
-        self._folder = folder
-        self._runtime = runtime
-        self._rundir = RunDir(folder)
-        self._exit = AsyncExitStack()
-        self._failed = asyncio.Event()
-        self._failure = ""
-        self._part: Part | None = None
+        succeeds = Succeeds(loaded, orders.port, orders.handle)
+        self._host = Host(orders.config, folder, runtime, name=orders.name, succeeds=succeeds)
 
     async def start(self) -> Ready:
         """Start the part; when this returns, it is known and answers.
@@ -96,18 +77,16 @@ class Process:
         try:
             return await self._start()
         except BaseException:
-            await self._exit.aclose()
+            await self._host.close()
             raise
 
     async def wait(self, stop: asyncio.Event) -> str:
         """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
-        await first_of(stop, self._failed)
-        return self._failure
+        return await self._host.wait(stop)
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Answer what was taken, until `hurry`, and end."""
-        assert self._part is not None
-        draining = asyncio.ensure_future(self._part.drain())
+        draining = asyncio.ensure_future(self._host.drain())
         draining.add_done_callback(lambda _: hurry.set())
         try:
             await hurry.wait()
@@ -116,94 +95,39 @@ class Process:
             if isinstance(outcome, Exception):
                 _log.error("the drain failed", exc_info=outcome)
         finally:
-            await self._exit.aclose()
+            await self._host.close()
 
     async def _start(self) -> Ready:
-        orders, runtime, enter = self._orders, self._runtime, self._exit
-        name, telemetry = orders.name, self._rundir.telemetry
-        enter.callback(log_to(telemetry / f"log-{name}.jsonl"))
-        enter.callback(watch_loop())
-        services = load_services(orders.config, self._folder)
+        orders, host, runtime = self._orders, self._host, self._host.runtime
+        name, config = orders.name, orders.config
+        host.begin_log()
         signer = Signer(base64.b64decode(orders.key))
-        ring = SqliteRing(str(telemetry / f"spans-{name}.db"), runtime)
-        enter.push_async_callback(ring.close)
-        pool = HttpPool(network=runtime.network)
-        enter.push_async_callback(pool.close)
-        registry = RemoteRegistry(
-            orders.control,
-            pool=pool,
-            credential=lambda: signer.token(name, audience=REGISTRY, now_us=runtime.wall_us()),
-            runtime=runtime,
-        )
+        services = load_services(config, host.folder)
+
+        def registry_at(pool: HttpPool) -> RemoteRegistry:
+            return RemoteRegistry(
+                orders.control,
+                pool=pool,
+                credential=lambda: signer.token(name, audience=REGISTRY, now_us=runtime.wall_us()),
+                runtime=runtime,
+            )
+
+        registry = await host.open(services, signer, registry_at)
         async with asyncio.timeout(REGISTRY_WITHIN_S):
             await registry.refresh()
-        background = Supervisor(name, escalate=self._fail)
-        enter.push_async_callback(background.close)
-        background.start(Child("registry", registry.run))
-        table = FaultTable()
-        faults = faults_of(orders.config, table)
-        faults.resume(orders.faults, wall_us=runtime.wall_us())
-        ground = Ground(
-            orders=orders,
-            folder=self._folder,
-            runtime=runtime,
-            rundir=self._rundir,
-            deps=Deps(
-                runtime=runtime,
-                services={service.name: service for service in services},
-                signer=signer,
-                sink=ring,
-                stores=SqliteStores(runtime, self._rundir.database, self._store_options),
-                resolver=registry,
-                transports={"http": HttpTransport(pool, runtime=runtime)},
-                policies=lambda caller: policies_of(orders.config, caller),
-                escalate=lambda _, child, error: self._fail(child, error),
-                faults=table,
-            ),
-            ring=ring,
-            registry=registry,
-            background=background,
-            exit=enter,
-            fail=self._fail,
-            loaded=self._loaded,
-        )
-        part = self._part = GatewayPart(ground) if name == GATEWAY else ServicePart(ground)
-        await part.start()
-        admin = await self._admin(ground, part, faults)
-        return Ready(admin.port, await part.open())
-
-    def _store_options(self, service: str) -> StoreOptions:
-        return StoreOptions(pages_max=self._orders.config.services[service].pages_max)
-
-    async def _admin(self, ground: Ground, part: Part, faults: FaultInjector) -> HttpServer:
-        overview = Overview(
-            name=ground.orders.config.system.name,
-            caller=part.caller,
-            tracer=part.tracer,
-            clients={} if part.gateway is None else {GATEWAY: part.caller},
-            ring=ground.ring,
-            instances=part.instances,
-            gateway=part.gateway,
-            urls={},
-            externals=(),
-            resolver=ground.registry,
-            supervisors=(ground.background,),
-            faults=faults,
-            signer=ground.deps.signer,
-            runtime=ground.runtime,
-        )
-        control = Control(
-            overview, token=self._orders.token, authority=lambda: f"{server.host}:{server.port}"
-        )
-        server = HttpServer(control.handle, network=self._runtime.network)
-        await server.start(CONTROL_HOST, 0)
-        self._exit.push_async_callback(server.close)
-        return server
-
-    def _fail(self, child: str, error: BaseException) -> None:
-        if not self._failure:
-            self._failure = f"{child} failed too often: {type(error).__name__}: {error}"
-        self._failed.set()
+        host.background.start(Child(f"registry/{name}", registry.run))
+        host.local.faults.resume(orders.faults, wall_us=runtime.wall_us())
+        await host.serve_control(orders.token, {})
+        if name != GATEWAY:
+            await host.run_services(name)
+            return Ready(host.control_server.port, host.services[name].url)
+        definition = load_gateway(config, host.folder)
+        if definition is None:
+            raise ConfigError("the system has no gateway; name one as [gateway] app")
+        # It may be another one than that of the process before.
+        entries = await check_gateway(definition, config, host.rundir, runtime)
+        part = await host.run_gateway(definition, entries)
+        return Ready(host.control_server.port, part.url)
 
     def __repr__(self) -> str:
         return f"<Process {self._orders.name}>"

@@ -1,130 +1,172 @@
-"""One service of a system as what a process is there for.
-
-database → HTTP server → (the admin socket) → registered
-"""
+"""One service in this process: its instance, its HTTP server, and its place in the registry."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
-from synchromesh.calls import Caller, HttpEdge
-from synchromesh.discovery import Endpoint, Registration
+from synchromesh.calls import HttpEdge, InProcessTransport
+from synchromesh.calls.forwarding import HTTP
+from synchromesh.discovery import Endpoint, Registration, Registry
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, StoreLocked
 from synchromesh.http import HttpServer
-from synchromesh.service import Child, Service, ServiceInstance, dry_run_migrations
-from synchromesh.system.host.part import Ground
+from synchromesh.identity import REGISTRY
+from synchromesh.service import Child, Deps, ServiceInstance, Supervisor, dry_run_migrations
 
 # What the one before may take to drain and let go of the database.
 LOCKED_WITHIN_S = 15.0
 LOCK_EVERY_S = 0.02
-# How long callers may take to hear that this instance gets no more calls.
-HEARD_WITHIN_S = 0.1
-# Together below the 10 s of a stop.
-ANSWER_WITHIN_S = 4.0
-DRAIN_WITHIN_S = 1.5
 
 _log = logging.getLogger("synchromesh.system")
 
 
-class ServicePart:
-    """Runs one service over HTTP, registered under a lease."""
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a service listens.
 
-    gateway = None
-    caller: Caller
-    _instance: ServiceInstance
+    Attributes:
+        port: the configured one; 0 takes any that is free.
+        before: the port that it had by chance, taken again where it is free.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    before: int = 0
+
+
+class ServicePart:
+    """Runs one service; `start`, then `open`, then `leave`, `answer` and `stop`.
+
+    Args:
+        registry: where it is registered under a lease.
+        inproc: carries the calls of callers in this process; None where they all use HTTP.
+        background: keeps its lease.
+        fail: told where another process has taken its place.
+        loaded: called when only the database of the process before is still waited for; None where
+            there is none before.
+    """
+
+    instance: ServiceInstance
     _server: HttpServer
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._name = ground.orders.name
+    def __init__(
+        self,
+        name: str,
+        deps: Deps,
+        registry: Registry,
+        *,
+        listening: Listening,
+        inproc: InProcessTransport | None,
+        background: Supervisor,
+        fail: Callable[[str, BaseException], None],
+        loaded: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self._deps = deps
+        self._registry = registry
+        self._listening = listening
+        self._inproc = inproc
+        self._background = background
+        self._fail = fail
+        self._loaded = loaded
         self._registration: Registration | None = None
-        self.instances: Mapping[str, ServiceInstance] = {}
-        self.tracer = ground.deps.tracer(self._name)
+        self._exit = AsyncExitStack()
 
-    async def start(self) -> None:
-        """Start the instance, once the process before has let go of its database, and its server.
-
-        Raises:
-            ConfigError, StoreError, ContractError: as `System.start` does.
-        """
-        ground = self._ground
-        service = ground.deps.services[self._name]
-        # One whose migrations would fail must not take the place of the process before.
-        dry_run_migrations(service, ground.deps.stores)
-        ground.loaded()
-        instance = await self._own(service)
-        ground.exit.push_async_callback(instance.stop)
-        self._instance, self.caller = instance, instance.caller
-        self.instances = {self._name: instance}
-        self._server = await self._serve(instance)
-
-    async def open(self) -> str:
-        """Register; from here on callers find it."""
-        await self._register()
+    @property
+    def url(self) -> str:
+        """Where it is reached over HTTP."""
         return self._server.url
 
-    async def drain(self) -> None:
-        """Leave the list, and answer what was taken."""
-        if self._registration is not None:
-            await self._leave(self._registration)
-            await self._server.drain(ANSWER_WITHIN_S)
-            await self._instance.drain(DRAIN_WITHIN_S)
+    async def start(self) -> None:
+        """Start the instance and listen; nobody is told of it yet.
 
-    async def _own(self, service: Service) -> ServiceInstance:
-        until_s = asyncio.get_running_loop().time() + LOCKED_WITHIN_S
-        while True:
-            try:
-                return await ServiceInstance.start(service, self._ground.deps)
-            except StoreLocked:
-                if asyncio.get_running_loop().time() >= until_s:
-                    raise
-            await asyncio.sleep(LOCK_EVERY_S)
-
-    async def _serve(self, instance: ServiceInstance) -> HttpServer:
-        ground, orders = self._ground, self._ground.orders
-        edge = HttpEdge(runtime=ground.runtime)
+        Raises:
+            ConfigError: it cannot listen there.
+            StoreError: its database cannot be used.
+            ContractError: the service does not fit its contract.
+        """
+        if self._loaded is not None:
+            # One whose migrations would fail must not take the place of the process before.
+            dry_run_migrations(self._deps.services[self.name], self._deps.stores)
+            self._loaded()
+        instance = self.instance = await self._own()
+        self._exit.push_async_callback(instance.stop)
+        if self._inproc is not None:
+            self._inproc.add(f"{self.name}-1", instance.dispatcher)
+        edge = HttpEdge(runtime=self._deps.runtime)
         edge.mount(instance.dispatcher, instance.offered)
-        server = HttpServer(edge, network=ground.runtime.network)
-        host = orders.config.system.host
-        fixed = orders.config.services[self._name].port
-        try:
-            await server.start(host, fixed or orders.port)
-        except ConfigError:
-            if fixed or not orders.port:
-                raise
-            # Somebody has taken the port that it had by chance.
-            await server.start(host, 0)
-        ground.exit.push_async_callback(server.close)
-        return server
+        self._server = HttpServer(edge, network=self._deps.runtime.network)
+        await self._listen(self._server)
+        self._exit.push_async_callback(self._server.close)
 
-    async def _register(self) -> None:
-        ground = self._ground
-        # The number of the process tells the supervisor whose lease to end when it has ended.
-        process = ("pid", str(os.getpid()))
-        endpoint = Endpoint(f"{self._name}-1", self._name, self._server.url, (process,))
-        registration = await ground.registry.register(endpoint, credential="")
+    async def open(self) -> None:
+        """Register the service and start serving."""
+        deps, url = self._deps, self._server.url
+        if self._inproc is not None:
+            endpoint = Endpoint(
+                f"{self.name}-1", self.name, f"inproc://{self.name}-1", ((HTTP, url),)
+            )
+        else:
+            # The number of the process tells the supervisor whose lease to end when it has ended.
+            process = ("pid", str(os.getpid()))
+            endpoint = Endpoint(f"{self.name}-1", self.name, url, (process,))
+        token = deps.signer.token(self.name, audience=REGISTRY, now_us=deps.runtime.wall_us())
+        registration = await self._registry.register(endpoint, credential=token)
         self._registration = registration
-        ground.exit.push_async_callback(self._end, registration)
+        self._exit.push_async_callback(self._end, registration)
+        self._background.start(Child(f"lease/{self.name}", lambda: self._renew(registration)))
 
-        async def renew() -> None:
-            try:
-                await registration.run()
-            except StaleIncarnation as error:
-                ground.fail("lease", error)
-            await asyncio.Event().wait()
-
-        ground.background.start(Child("lease", renew))
-
-    async def _leave(self, registration: Registration) -> None:
+    async def leave(self, heard_s: float) -> None:
+        """Be listed no more, and wait until callers have heard of it."""
+        if self._registration is None:
+            return
         try:
-            await registration.drain()
+            await self._registration.drain()
         except DiscoveryError as error:
             _log.warning("the registry was not told of the drain: %s", error)
         else:
-            await asyncio.sleep(HEARD_WITHIN_S)
+            await asyncio.sleep(heard_s)
+
+    async def answer(self, within_s: float) -> None:
+        """Take no more requests over HTTP, and answer what was taken."""
+        await self._server.drain(within_s)
+
+    async def stop(self) -> None:
+        """End its lease, its server and its instance, whatever of them was started."""
+        await self._exit.aclose()
+
+    async def _own(self) -> ServiceInstance:
+        """Start the instance, once the process before has let go of its database."""
+        service, now = self._deps.services[self.name], asyncio.get_running_loop().time
+        until_s = now() + (0.0 if self._loaded is None else LOCKED_WITHIN_S)
+        while True:
+            try:
+                return await ServiceInstance.start(service, self._deps)
+            except StoreLocked:
+                if now() >= until_s:
+                    raise
+            await asyncio.sleep(LOCK_EVERY_S)
+
+    async def _listen(self, server: HttpServer) -> None:
+        host, port, before = self._listening.host, self._listening.port, self._listening.before
+        try:
+            await server.start(host, port or before)
+        except ConfigError:
+            if port or not before:
+                raise
+            # Somebody has taken the port that it had by chance.
+            await server.start(host, 0)
+
+    async def _renew(self, registration: Registration) -> None:
+        try:
+            await registration.run()
+        except StaleIncarnation as error:
+            self._fail("lease", error)
+        await asyncio.Event().wait()
 
     async def _end(self, registration: Registration) -> None:
         try:
@@ -133,4 +175,4 @@ class ServicePart:
             _log.warning("the lease was not ended and will expire: %s", error)
 
     def __repr__(self) -> str:
-        return f"<ServicePart {self._name}>"
+        return f"<ServicePart {self.name}>"

@@ -32,6 +32,7 @@ from synchromesh.system.supervise.orders import (
     Ready,
     StartFailed,
 )
+from synchromesh.system.supervise.stop_budget import StopBudget
 from synchromesh.system.supervise.succession import Event, State, Succession
 
 # By -m the module would be loaded twice, for its package imports it too.
@@ -39,12 +40,6 @@ MAIN = "from synchromesh.system.host.process import main; main()"
 
 # The process before may take its 10 s to let go of the database.
 READY_WITHIN_S = 20.0
-# One process alone may take the 10 s of a stop; a system that stops has more to do in them.
-REPLACED_WITHIN_S = 9.0
-# One that is not ready has taken nothing that it would have to answer.
-UNREADY_WITHIN_S = 0.5
-# Of every bound, what is left for a process to end once it is told not to wait for answers.
-HURRY_S = 0.5
 LINE_BYTES_MAX = 65_536
 
 _log = logging.getLogger("synchromesh.system")
@@ -61,6 +56,7 @@ class ChildProcess:
         gone: told the id of each process that has ended, at once.
         moved: told its URL when that is another one than before.
         stop_within_s: how long it may take to end when the system stops.
+        budget: how long it may take otherwise.
     """
 
     def __init__(
@@ -73,6 +69,7 @@ class ChildProcess:
         gone: Callable[[int], None],
         moved: Callable[[str], None],
         stop_within_s: float,
+        budget: StopBudget = StopBudget(),  # noqa: B008  frozen
     ) -> None:
         self._title = title
         self._orders = orders
@@ -81,6 +78,7 @@ class ChildProcess:
         self._gone = gone
         self._moved = moved
         self._stop_within_s = stop_within_s
+        self._budget = budget
         self._succession: Succession[asyncio.subprocess.Process] = Succession()
         self._replacing: asyncio.Task[None] | None = None
         # What the last that was ready has said.
@@ -189,7 +187,7 @@ class ChildProcess:
             said = await self._heard(process)
             self._note_said(said)
             if (leaving := self._succession.leaving) is not None:
-                await _end(leaving, self._title, REPLACED_WITHIN_S)
+                await self._end(leaving, self._budget.replaced_s)
                 self._note_ended()
 
     def _note_said(self, said: Loaded | Ready) -> None:
@@ -230,7 +228,7 @@ class ChildProcess:
         self._succession.is_stopping = True
         await asyncio.gather(
             *(
-                _end(process, self._title, self._stop_within_s)
+                self._end(process, self._stop_within_s)
                 for process in self._succession.running
                 if process.returncode is None
             )
@@ -280,7 +278,7 @@ class ChildProcess:
             self._refuse_when_stopping()
             return await self._said(process)
         except BaseException:
-            await _end(process, self._title, UNREADY_WITHIN_S)
+            await self._end(process, self._budget.unready_s)
             self._note_ended()
             raise
 
@@ -305,24 +303,23 @@ class ChildProcess:
             )
         return said
 
+    async def _end(self, process: asyncio.subprocess.Process, within_s: float) -> None:
+        """End a process: asked first, then told not to wait for answers, then killed."""
+        hurry_s = min(self._budget.hurry_s, within_s / 2)
+        for wait_s in (within_s - hurry_s, hurry_s):
+            signal_group(process, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(wait_s):
+                    await process.wait()
+                    return
+            except TimeoutError:
+                _log.info("%s has not ended within %g s", self._title, wait_s)
+        _log.warning("%s did not stop on SIGTERM and is killed", self._title)
+        signal_group(process, signal.SIGKILL)
+        await process.wait()
+
     def _unready(self, why: str) -> ConfigError:
         return ConfigError(f"{self._title} {why}; see {self._log_path}")
 
     def __repr__(self) -> str:
         return f"<ChildProcess {self._title} pid {self.pid}>"
-
-
-async def _end(process: asyncio.subprocess.Process, title: str, within_s: float) -> None:
-    """End a process: asked first, then told not to wait for answers, then killed."""
-    hurry_s = min(HURRY_S, within_s / 2)
-    for wait_s in (within_s - hurry_s, hurry_s):
-        signal_group(process, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(wait_s):
-                await process.wait()
-                return
-        except TimeoutError:
-            _log.info("%s has not ended within %g s", title, wait_s)
-    _log.warning("%s did not stop on SIGTERM and is killed", title)
-    signal_group(process, signal.SIGKILL)
-    await process.wait()

@@ -24,7 +24,6 @@ from synchromesh.system.supervise.children import (
 )
 
 READY_WITHIN_S = 10.0
-STOP_WITHIN_S = 2.0
 LINE_BYTES_MAX = 4096
 
 _log = logging.getLogger("synchromesh.system")
@@ -45,6 +44,7 @@ class ExternalProcess:
         log: the file that takes what the child writes to standard error.
         moved: told the URL after each start, for a child may come back at another port.
         ready_within_s: how long a child may take until it says its port.
+        stop_within_s: how long it may take to end after SIGTERM.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class ExternalProcess:
         log: Path,
         moved: Callable[[str], None],
         ready_within_s: float = READY_WITHIN_S,
+        stop_within_s: float = 2.0,
     ) -> None:
         self._name = name
         self._command = command
@@ -65,6 +66,7 @@ class ExternalProcess:
         self._log_path = log
         self._moved = moved
         self._ready_within_s = ready_within_s
+        self._stop_within_s = stop_within_s
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -158,7 +160,7 @@ class ExternalProcess:
             return
         signal_group(process, signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_WITHIN_S):
+            async with asyncio.timeout(self._stop_within_s):
                 await process.wait()
         except TimeoutError:
             _log.warning("external service %s did not stop on SIGTERM and is killed", self._name)

@@ -1,0 +1,153 @@
+"""What runs in this process, as the control API shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgspec
+
+from synchromesh.calls import Caller
+from synchromesh.calls.forwarding import HTTP
+from synchromesh.discovery import Endpoint
+from synchromesh.errors import UnknownSaga
+from synchromesh.saga.history import SagaSummary
+from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
+from synchromesh.system.control.faults import FaultInjector
+from synchromesh.system.control.status import (
+    BreakerStatus,
+    ChildStatus,
+    ClientStatus,
+    ExternalStatus,
+    GatewayStatus,
+    HealthStatus,
+    HoldStatus,
+    ListedInstance,
+    ServiceStatus,
+    Status,
+)
+from synchromesh.telemetry import SpanRecord, SqliteRing
+
+
+@dataclass(slots=True)
+class LocalProcess:
+    """Tells what runs in this process; whoever starts something here adds it.
+
+    Attributes:
+        system: its name.
+        ring: keeps the spans of this process.
+        externals: the names of services that are not ours, where this process tells of them.
+        supervisors: keep what belongs to no service.
+        instances: by service.
+        clients: callers that are no service, by name.
+        gateway_url: where the gateway is reached; "" where it is not served here.
+    """
+
+    system: str
+    deps: Deps
+    ring: SqliteRing
+    faults: FaultInjector
+    externals: Sequence[str] = ()
+    supervisors: Sequence[Supervisor] = ()
+    instances: dict[str, ServiceInstance] = field(default_factory=dict)
+    clients: dict[str, Caller] = field(default_factory=dict)
+    gateway_url: str = ""
+
+    async def status(self) -> Status:
+        """Return how this process is."""
+        pid = os.getpid()
+        return Status(
+            system=self.system,
+            pid=pid,
+            gateway=GatewayStatus(pid, self.gateway_url) if self.gateway_url else None,
+            services={name: await self._service(name) for name in self.instances},
+            externals={n: ExternalStatus(await self._listed(n)) for n in self.externals},
+            clients={
+                name: ClientStatus(_breakers(caller), _holds(caller))
+                for name, caller in self.clients.items()
+            },
+            children={n: c for each in self.supervisors for n, c in _children(each.states).items()},
+            faults=self.faults.status(),
+            spans_dropped=self.ring.dropped,
+        )
+
+    async def _service(self, name: str) -> ServiceStatus:
+        instance = self.instances[name]
+        health = instance.health()
+        return ServiceStatus(
+            pid=os.getpid(),
+            health=HealthStatus(
+                health.service, health.is_healthy, health.is_draining, _children(health.children)
+            ),
+            sagas=await instance.engine.statuses(),
+            sagas_since_start=dict(instance.engine.counts),
+            behind=await instance.behind(),
+            parked=await instance.consumer.parked_count(),
+            breakers=_breakers(instance.caller),
+            holds=_holds(instance.caller),
+            instances=await self._listed(name),
+        )
+
+    async def _listed(self, service: str) -> list[ListedInstance]:
+        resolved = await self.deps.resolver.resolve(service)
+        return [
+            ListedInstance(endpoint.instance, _outside(endpoint), resolved.is_stale)
+            for endpoint in resolved.endpoints
+        ]
+
+    async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:
+        """Return the newest runs of sagas, of one status, or of any where it is ""."""
+        return [
+            _told(service, run)
+            for service, instance in self.instances.items()
+            for run in await instance.engine.runs(status or None, limit)
+        ]
+
+    async def story(self, saga_id: str) -> dict[str, Any] | None:
+        """Return what happened in a run; None where no service here has it."""
+        for service, instance in self.instances.items():
+            try:
+                story = await instance.engine.show(saga_id)
+            except UnknownSaga:
+                continue
+            told = _told(service, story.summary)
+            return {**told, "lines": story.lines, "not_undone": story.not_undone}
+        return None
+
+    async def spans(self, trace_id: str) -> list[SpanRecord]:
+        """Return what is kept of a trace here, in the order of its beginnings."""
+        return self.ring.trace(trace_id)
+
+
+def _children(states: Mapping[str, ChildState]) -> dict[str, ChildStatus]:
+    return {
+        name: ChildStatus(child.state, child.restarts, child.last_error)
+        for name, child in states.items()
+    }
+
+
+def _holds(caller: Caller) -> HoldStatus:
+    return msgspec.convert(caller.holds, HoldStatus, from_attributes=True)
+
+
+def _breakers(caller: Caller) -> dict[str, BreakerStatus]:
+    now = asyncio.get_running_loop().time()
+    return {
+        callee: msgspec.convert(
+            {**msgspec.to_builtins(breaker), "in_state_s": round(now - breaker.since_s, 3)},
+            BreakerStatus,
+        )
+        for callee, breaker in caller.edges.items()
+    }
+
+
+def _outside(endpoint: Endpoint) -> str:
+    """Return where an instance is reached from outside: in this process it has two places."""
+    return dict(endpoint.metadata).get(HTTP, endpoint.url)
+
+
+def _told(service: str, run: SagaSummary) -> dict[str, Any]:
+    return {"service": service, **asdict(run)}

@@ -1,0 +1,164 @@
+"""A part of a system that runs as another process, as the control API shows it.
+
+A process that does not answer is shown as one that is down; the others' answers count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from synchromesh.calls import Reply
+from synchromesh.errors import (
+    BadRequest,
+    ConfigError,
+    ConnectFailed,
+    SynchromeshError,
+)
+from synchromesh.http import HttpPool
+from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.control.status import (
+    RUNNING,
+    ChildStatus,
+    GatewayStatus,
+    HealthStatus,
+    ServiceStatus,
+    Status,
+)
+from synchromesh.system.supervise.child_process import ChildProcess
+from synchromesh.telemetry import SpanRecord
+
+T = TypeVar("T")
+
+ASK_WITHIN_S = 2.0
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """The answer to `GET /sagas`."""
+
+    sagas: list[dict[str, Any]]
+
+
+class Spans(msgspec.Struct, frozen=True):
+    """The answer to `GET /traces`."""
+
+    spans: list[SpanRecord]
+
+
+class RemoteProcess:
+    """Asks the process of one service, or of the gateway, for what `LocalProcess` tells of its own.
+
+    Args:
+        name: the service, or "gateway".
+        state: tells how its supervisor sees it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        child: ChildProcess,
+        *,
+        state: Callable[[], ChildStatus],
+        pool: HttpPool,
+        token: str,
+    ) -> None:
+        self.name = name
+        self.child = child
+        self._state = state
+        self._pool = pool
+        self._token = token
+
+    async def status(self) -> Status:
+        """Return how it is: what it says of itself, or that it says nothing."""
+        try:
+            return await self._ask("GET", "/status", Status)
+        except SynchromeshError as error:
+            return self._unanswered(error)
+
+    def _unanswered(self, error: SynchromeshError) -> Status:
+        pid, seen = self.child.pid, self._state()
+        # The one that runs is silent.
+        if seen.state == RUNNING:
+            seen = ChildStatus("silent", seen.restarts, error.message)
+        elif not seen.last_error:
+            seen = msgspec.structs.replace(seen, last_error=error.message)
+        if self.name == GATEWAY:
+            gateway = GatewayStatus(pid, self.child.url)
+            return Status("", 0, gateway=gateway, children={GATEWAY: seen})
+        health = HealthStatus(self.name, False, False, {"process": seen})
+        return Status("", 0, services={self.name: ServiceStatus(pid, health)})
+
+    async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:
+        """Return the newest runs of its sagas; none where it does not answer.
+
+        Raises:
+            BadRequest: there is no such status.
+        """
+        query = urlencode({"status": status, "limit": limit})
+        try:
+            return (await self._ask("GET", f"/sagas?{query}", Runs)).sagas
+        except BadRequest:
+            raise
+        except SynchromeshError:
+            return []
+
+    async def story(self, saga_id: str) -> dict[str, Any] | None:
+        """Return what happened in a run; None where it does not say."""
+        try:
+            return await self._ask("GET", f"/sagas/{quote(saga_id, safe='')}", dict[str, Any])
+        except SynchromeshError:
+            return None
+
+    async def spans(self, trace_id: str) -> list[SpanRecord]:
+        """Return what it keeps of a trace; nothing where it does not say."""
+        try:
+            return (await self._ask("GET", f"/traces/{quote(trace_id, safe='')}", Spans)).spans
+        except SynchromeshError:
+            return []
+
+    async def tell(self, path: str, body: bytes) -> None:
+        """Pass a command on; a process that has ended is none that has to hear it.
+
+        Raises:
+            BadRequest: it was not told.
+        """
+        try:
+            await self._ask("POST", path, msgspec.Raw, body)
+        except SynchromeshError as error:
+            if self.child.is_running:
+                raise BadRequest(
+                    f"{self.name!r} was not told: {error.message}; ask again"
+                ) from error
+
+    async def restart(self) -> int | None:
+        """Replace the process by a new one, losing no call, and return its id.
+
+        Raises:
+            BadRequest: it is not running, is being restarted, or the new one could not be started.
+        """
+        try:
+            await self.child.restart()
+        except ConfigError as error:
+            # Whoever asked has the mistake to mend: it is not a failure of the system.
+            raise BadRequest(error.message) from error
+        return self.child.pid
+
+    async def _ask(self, method: str, target: str, kind: type[T], body: bytes = b"") -> T:
+        port = self.child.admin_port
+        if port is None:
+            raise ConnectFailed("its process is not ready")
+        headers = [("authorization", f"Bearer {self._token}")]
+        response = await self._pool.request(
+            "127.0.0.1", port, method, target, headers, body,
+            timeout_s=ASK_WITHIN_S, is_idempotent=True,
+        )  # fmt: skip
+        reply = Reply(response.status, response.body)
+        if not reply.is_answer:
+            raise reply.to_error(())
+        return msgspec.json.decode(response.body, type=kind)
+
+    def __repr__(self) -> str:
+        return f"<RemoteProcess {self.name}, {self.child!r}>"

@@ -1,0 +1,308 @@
+"""What a process of a system is made of, whether it runs all parts or one.
+
+    log → spans → pool → registry → `Deps` → control API → parts
+
+and back in the other order. What was started before something failed is stopped again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Transport
+from synchromesh.discovery import Registry
+from synchromesh.gateway import Gateway
+from synchromesh.gateway.check import CompiledRoute
+from synchromesh.http import Handler, HttpPool, HttpServer
+from synchromesh.identity import Signer
+from synchromesh.runtime import DiskRuntime, HandedNetwork
+from synchromesh.service import Child, Deps, Service, ServiceInstance, Supervisor
+from synchromesh.store import SqliteStores, StoreOptions
+from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.control.api import Control
+from synchromesh.system.control.faults import faults_of
+from synchromesh.system.control.local import LocalProcess
+from synchromesh.system.control.remote import RemoteProcess
+from synchromesh.system.host.gateway_part import GatewayPart
+from synchromesh.system.host.logs import log_to
+from synchromesh.system.host.service_part import Listening, ServicePart
+from synchromesh.system.host.waits import all_of, first_of
+from synchromesh.system.host.watchdog import watch_loop
+from synchromesh.system.supervise.external import ExternalProcess
+from synchromesh.system.supervise.stop_budget import StopBudget
+from synchromesh.telemetry import SqliteRing
+
+G = TypeVar("G", bound=Registry)
+
+CONTROL_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeds:
+    """What a process is handed that takes the place of one before, or may have to.
+
+    Attributes:
+        loaded: called when only what the process before holds is still waited for.
+        port: where its service listened.
+        handle: the socket on which the gateway accepts.
+    """
+
+    loaded: Callable[[], None]
+    port: int = 0
+    handle: int = -1
+
+
+class Host:
+    """Runs parts of a system in this process; `open`, `start`, then `drain`, then `close`.
+
+    Args:
+        name: the one part that it runs; "" where it runs the whole system.
+        store: the bounds of every database; `pages_max` of a service's section goes first.
+        succeeds: what only a process of one part is handed.
+
+    Attributes:
+        exit: closes what is entered here when the process ends.
+        background: keeps the loops that belong to no service.
+    """
+
+    deps: Deps
+    local: LocalProcess
+    control: Control
+    control_server: HttpServer
+    pool: HttpPool
+    background: Supervisor
+    _registry: Registry
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        folder: Path,
+        runtime: DiskRuntime,
+        *,
+        name: str = "",
+        store: StoreOptions | None = None,
+        succeeds: Succeeds | None = None,
+        budget: StopBudget | None = None,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.runtime = runtime
+        self.name = name
+        self.rundir = RunDir(folder)
+        self.budget = budget or StopBudget()
+        self.exit = AsyncExitStack()
+        self.gateway: GatewayPart | None = None
+        self.services: dict[str, ServicePart] = {}
+        self._externals: list[ExternalProcess] = []
+        self._store = store or StoreOptions()
+        self._succeeds = succeeds
+        # Calls within the process need no network; a process of one part has none.
+        self._inproc = None if name else InProcessTransport()
+        self._failed = asyncio.Event()
+        self._failure = ""
+
+    def begin_log(self) -> None:
+        """Log to the run directory, also what blocks the event loop."""
+        self.exit.callback(log_to(self._telemetry("log", "jsonl")))
+        self.exit.callback(watch_loop())
+
+    async def open(
+        self,
+        services: list[Service],
+        signer: Signer,
+        registry: Callable[[HttpPool], G],
+    ) -> G:
+        """Make what all parts are built from, and return the registry."""
+        self._failed.clear()
+        self._failure = ""
+        runtime, enter, config = self.runtime, self.exit, self.config
+        ring = SqliteRing(str(self._telemetry("spans", "db")), runtime)
+        enter.push_async_callback(ring.close)
+        pool = self.pool = HttpPool(network=runtime.network)
+        enter.push_async_callback(pool.close)
+        enter.push_async_callback(lambda: all_of(each.stop() for each in self._externals))
+        made = self._registry = registry(pool)
+        # Closed before what it watches is stopped, or it would start that again.
+        self.background = Supervisor(self.name or "system", escalate=self.fail)
+        enter.push_async_callback(self.background.close)
+        transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
+        if self._inproc is not None:
+            transports["inproc"] = self._inproc
+        table = FaultTable()
+        self.deps = Deps(
+            runtime=runtime,
+            services={service.name: service for service in services},
+            signer=signer,
+            sink=ring,
+            stores=SqliteStores(runtime, self.rundir.database, self._store_options),
+            resolver=made,
+            transports=transports,
+            policies=lambda caller: policies_of(config, caller),
+            escalate=self._escalate,
+            faults=table,
+        )
+        self.local = LocalProcess(
+            config.system.name,
+            self.deps,
+            ring,
+            faults_of(config, table),
+            externals=() if self.name else tuple(config.external),
+            supervisors=[self.background],
+        )
+        return made
+
+    async def serve_control(
+        self,
+        token: str,
+        remotes: Mapping[str, RemoteProcess],
+        registry: tuple[str, Handler] | None = None,
+    ) -> None:
+        """Serve the control API on loopback."""
+        server = self.control_server = HttpServer(
+            lambda request: self.control.handle(request), network=self.runtime.network
+        )
+        self.control = Control(
+            self.local,
+            token=token,
+            authority=lambda: f"{server.host}:{server.port}",
+            remotes=remotes,
+            registry=registry,
+        )
+        await server.start(CONTROL_HOST, 0 if self.name else self.config.system.control_port)
+        self.exit.push_async_callback(server.close)
+
+    async def run_services(self, *names: str) -> None:
+        """Start services, and register them once all are up."""
+        parts = [self._service(name) for name in names]
+        for part in parts:
+            await part.start()
+            self.local.instances[part.name] = part.instance
+        for part in parts:
+            await part.open()
+
+    async def run_gateway(
+        self, definition: Gateway, entries: Sequence[CompiledRoute]
+    ) -> GatewayPart:
+        """Serve the gateway, of whose definition `check_gateway` has made the entries."""
+        network = self.runtime.network
+        if self._succeeds is not None:
+            network = HandedNetwork(self._succeeds.handle)
+        part = self.gateway = GatewayPart(
+            definition, self.deps, self.rundir, self.runtime.disk, externals=self.config.external
+        )
+        self.exit.push_async_callback(part.close)
+        await part.start(network, self.config.system.host, self.config.gateway.port, entries)
+        self.background.start(Child("gateway/keys", part.run))
+        self.local.clients[GATEWAY] = part.caller
+        self.local.gateway_url = part.url
+        return part
+
+    async def run_external(self, name: str, *, moved: Callable[[str, str], None]) -> None:
+        """Run somebody else's service beside this process, or note where it runs.
+
+        `moved` is told its name and URL at each start.
+        """
+        section = self.config.external[name]
+        if section.url:
+            moved(name, section.url)
+            return
+
+        def filled(text: str) -> str:
+            return text.replace("{python}", sys.executable).replace("{data}", str(self.rundir.data))
+
+        process = ExternalProcess(
+            name,
+            command=[filled(word) for word in section.command],
+            env={key: filled(value) for key, value in section.env.items()},
+            folder=self.folder,
+            log=self.rundir.telemetry / f"{name}.log",
+            moved=lambda url: moved(name, url),
+            stop_within_s=self.budget.external_s,
+        )
+        self._externals.append(process)
+        await process.start()
+        self.background.start(Child(f"external/{name}", process.run))
+
+    async def drain(self) -> None:
+        """Let what was taken come to its end, from the outside in; then nothing new is taken.
+
+        Connections of clients first, while all that they need still answers; then no instance is
+        listed any more; and only then none takes calls, so that no caller is sent to one that
+        drains. Where callers come over the network, an instance leaves the list first.
+        """
+        budget, services = self.budget, list(self.services.values())
+        if self.gateway is not None:
+            within_s = budget.replaced_gateway_s if self.name else budget.gateway_s
+            await all_of([self.gateway.drain(within_s)])
+        if self.name:
+            await all_of(part.leave(budget.heard_s) for part in services)
+            await all_of(part.answer(budget.replaced_answer_s) for part in services)
+        else:
+            servers = [part.answer(budget.answer_s) for part in services]
+            await all_of([*servers, self.control_server.drain(budget.answer_s)])
+            await all_of(part.leave(0.0) for part in services)
+        await all_of(part.instance.drain(budget.drain_s) for part in services)
+
+    async def close(self) -> None:
+        """Stop everything that was started. May be repeated."""
+        await self.exit.aclose()
+        self.gateway = None
+        self.services.clear()
+        self._externals.clear()
+
+    async def wait(self, stop: asyncio.Event) -> str:
+        """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
+        await first_of(stop, self._failed)
+        return self._failure
+
+    def fail(self, child: str, error: BaseException) -> None:
+        """End `wait`: a background child failed too often."""
+        if not self._failure:
+            self._failure = f"{child} failed too often: {type(error).__name__}: {error}"
+        self._failed.set()
+
+    @property
+    def instances(self) -> dict[str, ServiceInstance]:
+        """The instances that run here, by service."""
+        return {name: part.instance for name, part in self.services.items()}
+
+    def _telemetry(self, what: str, suffix: str) -> Path:
+        name = f"{what}-{self.name}" if self.name else what
+        return self.rundir.telemetry / f"{name}.{suffix}"
+
+    def _escalate(self, service: str, child: str, error: BaseException) -> None:
+        self.fail(child if self.name else f"{service}/{child}", error)
+
+    def _service(self, name: str) -> ServicePart:
+        config, succeeds = self.config, self._succeeds
+        part = self.services[name] = ServicePart(
+            name,
+            self.deps,
+            self._registry,
+            listening=Listening(
+                config.system.host,
+                config.services[name].port,
+                succeeds.port if succeeds else 0,
+            ),
+            inproc=self._inproc,
+            background=self.background,
+            fail=self.fail,
+            loaded=succeeds.loaded if succeeds else None,
+        )
+        self.exit.push_async_callback(part.stop)
+        return part
+
+    def _store_options(self, service: str) -> StoreOptions:
+        pages_max = self.config.services[service].pages_max or self._store.pages_max
+        return replace(self._store, pages_max=pages_max)
+
+    def __repr__(self) -> str:
+        return f"<Host of {self.name or self.config.system.name}: {', '.join(self.services)}>"

@@ -1,0 +1,263 @@
+"""A whole system in a folder: all its parts in this process, or a process for each.
+
+    run directory → registry → control API → external services → services → opening → gateway
+    → run.json
+
+and back in the other order. What was started before something failed is stopped again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from synchromesh.calls import Call, Caller
+from synchromesh.discovery import Endpoint, MemoryRegistry
+from synchromesh.errors import ConfigError
+from synchromesh.gateway import Gateway
+from synchromesh.gateway.check import CompiledRoute
+from synchromesh.identity import REGISTRY, Credential, Signer
+from synchromesh.runtime import DiskRuntime
+from synchromesh.service import KEEP_S, Child, Service, ServiceInstance
+from synchromesh.store import StoreOptions
+from synchromesh.system.config.definitions import (
+    check_keep,
+    load_gateway,
+    load_opening,
+    load_services,
+)
+from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.system.config.rundir import RunInfo
+from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
+from synchromesh.system.config.secrets import signing_key
+from synchromesh.system.host.host import Host
+from synchromesh.system.host.processes import Processes
+from synchromesh.system.leases_api.server import PATH, RegistryServer
+from synchromesh.system.supervise.stop_budget import StopBudget
+
+R = TypeVar("R")
+
+Opening = Callable[[Any], Awaitable[None]]
+
+_log = logging.getLogger("synchromesh.system")
+
+
+class System:
+    """Runs the system of a folder; `start`, then `wait`, then `stop`.
+
+    Every background failure that is beyond restarting ends `wait` with its reason.
+
+    Args:
+        store: the bounds of every database; `pages_max` of a service's section goes first. Of
+            services in this process only.
+        is_split: whether each service and the gateway has a process of its own.
+        budget: how long the stages of a stop may take.
+    """
+
+    _registry: MemoryRegistry
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        folder: Path,
+        runtime: DiskRuntime,
+        *,
+        store: StoreOptions | None = None,
+        is_split: bool = False,
+        budget: StopBudget | None = None,
+    ) -> None:
+        self._host = Host(config, folder.resolve(), runtime, store=store, budget=budget)
+        self._config = config
+        self._is_split = is_split
+        self._stopping = asyncio.Lock()
+        self._token = ""
+        self._processes: Processes | None = None
+        self._urls: dict[str, str] = {}
+        self._info: RunInfo | None = None
+
+    @property
+    def info(self) -> RunInfo:
+        """Where the running system is reached.
+
+        Raises:
+            ConfigError: it does not run.
+        """
+        if self._info is None:
+            raise ConfigError("the system does not run; start it first")
+        return self._info
+
+    @property
+    def instances(self) -> dict[str, ServiceInstance]:
+        """The services that run in this process."""
+        return self._host.instances
+
+    async def start(self) -> None:
+        """Start everything; when this returns, every service answers.
+
+        Raises:
+            ConfigError: the configuration, a definition or a port is wrong, or it runs already.
+            StoreError: a database cannot be used.
+            ContractError: a service does not fit its contract.
+
+        What was started is stopped again.
+        """
+        if self._info is not None:
+            raise ConfigError(f"{self!r} runs already; stop it first")
+        host = self._host
+        services = load_services(self._config, host.folder)
+        opening = load_opening(self._config, host.folder)
+        for service in services:
+            service.check()
+        check_keep(services, KEEP_S)
+        gateway = load_gateway(self._config, host.folder)
+        entries: Sequence[CompiledRoute] = ()
+        if gateway is not None:
+            entries = await check_gateway(gateway, self._config, host.rundir, host.runtime)
+        try:
+            await self._start(services, opening, gateway, entries)
+        except BaseException:
+            await host.close()
+            raise
+
+    async def wait(self, stop: asyncio.Event) -> str:
+        """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
+        failure = await self._host.wait(stop)
+        return f"{failure}; see {self._log_path}" if failure else ""
+
+    async def stop(self) -> None:
+        """Drain and stop everything, within 10 seconds. May be repeated."""
+        async with self._stopping:
+            if self._info is not None:
+                self._info = None
+                self._host.rundir.withdraw()
+                if self._processes is None:
+                    await self._host.drain()
+                else:
+                    await self._processes.stop()
+                    await self._host.control_server.drain(self._host.budget.control_s)
+            await self._host.close()
+
+    def cut(self) -> None:
+        """End what runs beside this process at once, before this process is ended too.
+
+        It is as after a power cut: what was not finished continues at the next start.
+        """
+        self._host.rundir.withdraw()
+        if self._processes is not None:
+            self._processes.cut()
+
+    async def _start(
+        self,
+        services: list[Service],
+        opening: Opening | None,
+        gateway: Gateway | None,
+        entries: Sequence[CompiledRoute],
+    ) -> None:
+        host, enter, config = self._host, self._host.exit, self._config
+        key = self._take_folder()
+        signer, self._token = Signer(key), secrets.token_urlsafe(32)
+        self._urls.clear()
+
+        def verify(token: str) -> Credential:
+            return signer.verify(token, audience=REGISTRY, now_us=host.runtime.wall_us())
+
+        registry = self._registry = MemoryRegistry(verify=verify)
+        await host.open(services, signer, lambda _: registry)
+        host.background.start(Child("registry", registry.run))
+        if self._is_split:
+            leases = RegistryServer(registry, verify=verify, started_us=host.runtime.wall_us())
+            self._processes = Processes(
+                host, registry, key=key, token=self._token, moved=lambda _, __: self._publish()
+            )
+            remotes = self._processes.remotes
+            await host.serve_control(self._token, remotes, (PATH, leases.handle))
+            enter.push_async_callback(self._processes.stop)
+        else:
+            await host.serve_control(self._token, {})
+        host.local.clients[CLIENT] = host.control.caller
+        for name in config.external:
+            await host.run_external(name, moved=self._external_moved)
+        processes = self._processes
+        await (host.run_services(*config.services) if processes is None
+               else processes.run_services())  # fmt: skip
+        if opening is not None:
+            await self._open(opening, host.control.caller)
+        if gateway is not None:
+            await (host.run_gateway(gateway, entries) if processes is None
+                   else processes.run_gateway())  # fmt: skip
+        enter.callback(host.rundir.withdraw)
+        self._info = self._told()
+        self._publish()
+
+    def _take_folder(self) -> bytes:
+        """Take the run directory for this system alone, and return its key."""
+        host = self._host
+        host.rundir.create()
+        host.exit.callback(host.rundir.lock(host.runtime.disk).release)
+        # One that a killed process left would lead callers astray.
+        host.rundir.withdraw()
+        host.begin_log()
+        return signing_key(self._config.system.key, host.rundir, host.folder, os.environ)
+
+    def _external_moved(self, name: str, url: str) -> None:
+        self._urls[name] = url
+        self._registry.fix(Endpoint(name, name, url))
+
+    async def _open(self, opening: Opening, caller: Caller) -> None:
+        try:
+            await opening(OpeningClient(caller))
+        except Exception as error:
+            _log.exception("the opening failed")
+            raise ConfigError(
+                f"the opening of the system, {self._config.dev.opening!r}, failed: "
+                f"{type(error).__name__}: {error}; see {self._log_path}"
+            ) from error
+
+    def _told(self) -> RunInfo:
+        host = self._host
+        if self._processes is not None:
+            urls = self._processes.urls()
+        else:
+            urls = {name: part.url for name, part in host.services.items()}
+            if host.gateway is not None:
+                urls[GATEWAY] = host.gateway.url
+        gateway = urls.pop(GATEWAY, "")
+        # In the order of the configuration: external services come last.
+        return RunInfo(
+            pid=os.getpid(),
+            system=self._config.system.name,
+            control=host.control_server.url,
+            token=self._token,
+            services={**urls, **self._urls},
+            gateway=gateway,
+        )
+
+    def _publish(self) -> None:
+        """Say where everything is reached, once it runs."""
+        if self._info is not None:
+            self._info = self._told()
+            self._host.rundir.publish(self._info)
+
+    @property
+    def _log_path(self) -> Path:
+        return self._host.rundir.telemetry / "log.jsonl"
+
+    def __repr__(self) -> str:
+        parts = self._host.services if self._processes is None else self._processes.remotes
+        return f"<System {self._config.system.name}: {', '.join(parts) or 'not started'}>"
+
+
+class OpeningClient:
+    """What the opening of a system calls its services with; it waits for no one else's deadline."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def call(self, call: Call[R], *, key: str) -> R:
+        """Send a command under an idempotency key and return its answer."""
+        return await self._caller.call(call, context=self._caller.root(key=key), timeout_s=10.0)

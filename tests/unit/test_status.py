@@ -1,0 +1,89 @@
+"""The status of a system: merged from what its processes say, and what in it needs a person."""
+
+from __future__ import annotations
+
+import msgspec
+
+from synchromesh.system.control.status import (
+    ChildStatus,
+    ClientStatus,
+    FaultsStatus,
+    FaultStatus,
+    GatewayStatus,
+    HealthStatus,
+    HoldStatus,
+    ServiceStatus,
+    Status,
+)
+
+DOWN = ChildStatus("restarting", 1, "OSError")
+
+
+def service(name: str, pid: int, **children: ChildStatus) -> ServiceStatus:
+    """Return the status of a service that has no more than background children."""
+    return ServiceStatus(pid, HealthStatus(name, not children, False, children))
+
+
+def fault(target: str, struck: int) -> FaultStatus:
+    """Return a fault that has struck so often."""
+    return FaultStatus(target, "stall", 0.0, 0.0, True, None, struck)
+
+
+def test_the_parts_of_processes_are_the_status_of_the_whole() -> None:
+    """One status for each process, merged, is what one process with all parts would say."""
+    client = ClientStatus({}, HoldStatus())
+    orders, stock = service("orders", 2), service("stock", 3)
+    supervisor = Status(
+        "shop", 1, clients={"control": client}, children={"registry": DOWN}, spans_dropped=1
+    )
+    others = [
+        Status("shop", 2, services={"orders": orders}, children={"lease/orders": DOWN}),
+        Status("shop", 3, services={"stock": stock}, spans_dropped=4),
+        Status("shop", 4, gateway=GatewayStatus(4, "http://g"), clients={"gateway": client}),
+    ]
+    assert Status.merge(supervisor, *others) == Status(
+        "shop",
+        1,
+        gateway=GatewayStatus(4, "http://g"),
+        services={"orders": orders, "stock": stock},
+        clients={"control": client, "gateway": client},
+        children={"registry": DOWN, "lease/orders": DOWN},
+        spans_dropped=5,
+        findings=["registry is restarting: OSError", "lease/orders is restarting: OSError"],
+    )
+
+
+def test_in_which_order_processes_are_merged_is_no_matter() -> None:
+    """What was merged may be merged again, as long as the supervisor comes first."""
+    first, *rest = (Status("shop", n, services={f"s{n}": service(f"s{n}", n)}) for n in range(4))
+    at_once = Status.merge(first, *rest)
+    assert Status.merge(Status.merge(first, *rest[:1]), *rest[1:]) == at_once
+    assert Status.merge(first, Status.merge(*rest)) == at_once
+
+
+def test_what_faults_struck_is_counted_in_all_processes() -> None:
+    """The supervisor says which are in force; each process, how often they struck there."""
+    told = [
+        FaultsStatus([fault("orders", 0), fault("stock", 1)], 5),
+        FaultsStatus([fault("stock", 2), fault("healed", 3)], 7),
+        FaultsStatus([fault("orders", 4)], 4),
+    ]
+    merged = Status.merge(*(Status("shop", n, faults=each) for n, each in enumerate(told)))
+    assert merged.faults == FaultsStatus([fault("orders", 4), fault("stock", 3)], 16)
+
+
+def test_a_status_finds_what_needs_a_person() -> None:
+    """Stuck sagas, parked messages, and children that do not run; all else is no finding."""
+    running = ChildStatus("running", 3, "Shed")
+    well = msgspec.structs.replace(service("a", 1), sagas={"completed": 1, "undone": 2})
+    ill = msgspec.structs.replace(
+        service("b", 1, **{"relay/b": running, "sweep": DOWN}), sagas={"stuck": 2}, parked=3
+    )
+    assert Status.merge(Status("shop", 1, services={"a": well})).findings == []
+    found = Status("shop", 1, services={"a": well, "b": ill}, children={"registry": DOWN})
+    assert Status.merge(found).findings == [
+        "registry is restarting: OSError",
+        "b/sweep is restarting: OSError",
+        "b: sagas that are stuck: 2; see: synchromesh saga list --status stuck",
+        "b: messages that are parked: 3",
+    ]

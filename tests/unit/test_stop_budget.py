@@ -1,0 +1,34 @@
+"""How the time of a graceful shutdown is divided."""
+
+from __future__ import annotations
+
+import pytest
+
+from synchromesh.errors import ConfigError
+from synchromesh.system.supervise.stop_budget import StopBudget
+
+
+def test_the_stages_of_a_stop_stay_below_ten_seconds() -> None:
+    """Gateway, services, control API and external services end one after the other."""
+    budget = StopBudget()
+    stages = budget.gateway_s + budget.services_s + budget.control_s + budget.external_s
+    assert budget.unready_s + stages < budget.total_s == 10.0
+    patience = budget.replaced_s - budget.hurry_s
+    assert budget.heard_s + budget.replaced_answer_s + budget.drain_s < patience
+    assert budget.replaced_gateway_s < patience < 10.0
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ({"gateway_s": 2.5}, "a stop may take 10 s; make its stages shorter than 10 s"),
+        ({"replaced_s": 10.0}, "a process that is replaced may take 10 s; make its bound"),
+        ({"replaced_gateway_s": 8.5}, "replaced may take 9 s; make its stages shorter than 9 s"),
+        ({"replaced_answer_s": 7.0}, "replaced may take 9.1 s; make its stages shorter than 9 s"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(stages: dict[str, float], said: str) -> None:
+    """Whoever makes one longer has to make another one shorter."""
+    with pytest.raises(ConfigError) as caught:
+        StopBudget(**stages)
+    assert said in caught.value.message
