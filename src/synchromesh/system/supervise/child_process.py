@@ -18,12 +18,7 @@ import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import GaveUp
-from synchromesh.system.supervise.children import (
-    ChildEnded,
-    die_with_parent,
-    how_it_ended,
-    signal_group,
-)
+from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, signal_group, spawn
 from synchromesh.system.supervise.orders import (
     FAILED,
     FAILED_SAYS,
@@ -250,23 +245,15 @@ class ChildProcess:
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._refuse_when_stopping()
         orders = self._orders(int(self.url.rpartition(":")[2] or 0))
-        try:
-            with self._log_path.open("ab") as log:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-c", MAIN),
-                    cwd=self._folder,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=log,
-                    limit=LINE_BYTES_MAX,
-                    pass_fds=() if orders.handle < 0 else (orders.handle,),
-                    preexec_fn=die_with_parent(),
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise ConfigError(
-                f"{self._title} cannot be started: {error}; its log is {self._log_path}"
-            ) from error
+        process = await spawn(
+            (sys.executable, "-c", MAIN),
+            title=self._title,
+            folder=self._folder,
+            log=self._log_path,
+            is_told=True,
+            handle=orders.handle,
+            line_bytes_max=LINE_BYTES_MAX,
+        )
         assert process.stdin is not None
         # It is not closed: its end tells the process that nobody looks after it any more.
         process.stdin.write(msgspec.json.encode(orders) + b"\n")
@@ -306,17 +293,7 @@ class ChildProcess:
     async def _end(self, process: asyncio.subprocess.Process, within_s: float) -> None:
         """End a process: asked first, then told not to wait for answers, then killed."""
         hurry_s = min(self._budget.hurry_s, within_s / 2)
-        for wait_s in (within_s - hurry_s, hurry_s):
-            signal_group(process, signal.SIGTERM)
-            try:
-                async with asyncio.timeout(wait_s):
-                    await process.wait()
-                    return
-            except TimeoutError:
-                _log.info("%s has not ended within %g s", self._title, wait_s)
-        _log.warning("%s did not stop on SIGTERM and is killed", self._title)
-        signal_group(process, signal.SIGKILL)
-        await process.wait()
+        await end(process, self._title, within_s - hurry_s, hurry_s)
 
     def _unready(self, why: str) -> ConfigError:
         return ConfigError(f"{self._title} {why}; see {self._log_path}")

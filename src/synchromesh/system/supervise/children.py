@@ -8,8 +8,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from synchromesh.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("synchromesh.system")
@@ -35,6 +38,69 @@ def die_with_parent() -> Callable[[], Any] | None:
             os._exit(1)  # it died before it could be watched
 
     return ask_to_die
+
+
+async def spawn(
+    command: Sequence[str],
+    *,
+    title: str,
+    folder: Path,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    is_told: bool = False,
+    handle: int = -1,
+    line_bytes_max: int,
+) -> asyncio.subprocess.Process:
+    """Start a child that leads a group of its own, says lines, and writes its errors to a log.
+
+    Args:
+        title: what it is called in words.
+        env: its environment; None for this process's own.
+        is_told: whether its standard input is a pipe; else it is empty.
+        handle: a descriptor that it inherits.
+
+    Raises:
+        ConfigError: it cannot be run, or its log cannot be written.
+    """
+    try:
+        errors = log.open("ab")
+    except OSError as error:
+        raise ConfigError(
+            f"the log of {title} cannot be written: {log}: {error.strerror}"
+        ) from error
+    try:
+        with errors:
+            return await asyncio.create_subprocess_exec(
+                *command,
+                cwd=folder,
+                env=env,
+                stdin=asyncio.subprocess.PIPE if is_told else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                limit=line_bytes_max,
+                pass_fds=() if handle < 0 else (handle,),
+                preexec_fn=die_with_parent(),
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise ConfigError(
+            f"{title} cannot be started: {command[0]!r}: {error.strerror}; mend its command"
+        ) from error
+
+
+async def end(process: asyncio.subprocess.Process, title: str, *patience_s: float) -> None:
+    """End a child: by SIGTERM, as often as there is patience, and then by SIGKILL."""
+    for wait_s in patience_s:
+        signal_group(process, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(wait_s):
+                await process.wait()
+                return
+        except TimeoutError:
+            _log.info("%s has not ended within %g s", title, wait_s)
+    _log.warning("%s did not stop on SIGTERM and is killed", title)
+    signal_group(process, signal.SIGKILL)
+    await process.wait()
 
 
 def how_it_ended(code: int) -> str:

@@ -7,26 +7,17 @@ it ends too often.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.supervise.children import (
-    ChildEnded,
-    die_with_parent,
-    how_it_ended,
-    signal_group,
-)
+from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, spawn
 
 READY_WITHIN_S = 10.0
 LINE_BYTES_MAX = 4096
-
-_log = logging.getLogger("synchromesh.system")
 
 
 class ReadyLine(msgspec.Struct, frozen=True):
@@ -60,6 +51,7 @@ class ExternalProcess:
         stop_within_s: float = 2.0,
     ) -> None:
         self._name = name
+        self._title = f"external service {name!r}"
         self._command = command
         self._env = {**os.environ, **env}
         self._folder = folder
@@ -80,40 +72,20 @@ class ExternalProcess:
         Raises:
             ConfigError: it cannot be run, or was not ready in time; the message names its log.
         """
-        await self._spawn()
+        self._process = await spawn(
+            self._command,
+            title=self._title,
+            folder=self._folder,
+            log=self._log_path,
+            env=self._env,
+            line_bytes_max=LINE_BYTES_MAX,
+        )
         try:
             port = await self._port()
         except BaseException:
             await self.stop()
             raise
         self._moved(f"http://127.0.0.1:{port}")
-
-    async def _spawn(self) -> None:
-        try:
-            errors = self._log_path.open("ab")
-        except OSError as error:
-            raise ConfigError(
-                f"the log of external service {self._name!r} cannot be written: {self._log_path}: "
-                f"{error.strerror}"
-            ) from error
-        try:
-            with errors:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    cwd=self._folder,
-                    env=self._env,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=errors,
-                    limit=LINE_BYTES_MAX,
-                    preexec_fn=die_with_parent(),
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise ConfigError(
-                f"external service {self._name!r} cannot be started: {self._command[0]!r}: "
-                f"{error.strerror}; mend its command"
-            ) from error
 
     async def _port(self) -> int:
         """Return the port that the child says it listens on."""
@@ -137,7 +109,7 @@ class ExternalProcess:
         return port
 
     def _unready(self, why: str) -> ConfigError:
-        return ConfigError(f"external service {self._name!r} {why}; see {self._log_path}")
+        return ConfigError(f"{self._title} {why}; see {self._log_path}")
 
     async def run(self) -> None:
         """Watch the child until it ends, then raise; the next run starts it anew."""
@@ -149,23 +121,14 @@ class ExternalProcess:
         while await self._stdout().read(LINE_BYTES_MAX):
             pass
         code = await process.wait()
-        raise ChildEnded(
-            f"external service {self._name!r} ended {how_it_ended(code)}; see {self._log_path}"
-        )
+        raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
 
     async def stop(self) -> None:
         """End the child: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
         process = self._process
         if process is None or process.returncode is not None:
             return
-        signal_group(process, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(self._stop_within_s):
-                await process.wait()
-        except TimeoutError:
-            _log.warning("external service %s did not stop on SIGTERM and is killed", self._name)
-            signal_group(process, signal.SIGKILL)
-            await process.wait()
+        await end(process, self._title, self._stop_within_s)
 
     def _stdout(self) -> asyncio.StreamReader:
         assert self._process is not None
