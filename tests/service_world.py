@@ -17,9 +17,7 @@ from msgspec.structs import replace
 
 from synchromesh.calls import (
     Call,
-    Caller,
     Contract,
-    InProcessTransport,
     Operation,
     Policies,
     PublicEvent,
@@ -28,15 +26,14 @@ from synchromesh.calls import (
     query,
 )
 from synchromesh.calls.wire import Request
-from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import Rejection
 from synchromesh.identity import Signer
 from synchromesh.resilience import Policy
 from synchromesh.runtime import DiskRuntime
 from synchromesh.saga import Saga
-from synchromesh.service import Context, Deps, Service, ServiceInstance, Transaction
-from synchromesh.store import Migration, SqliteStores
-from synchromesh.telemetry import MemoryRing
+from synchromesh.service import Context, Service, ServiceInstance, Transaction
+from synchromesh.store import Migration
+from synchromesh.testing import InProcess
 
 R = TypeVar("R")
 
@@ -262,65 +259,29 @@ def make_books(hooks: Hooks) -> Service:
     return books
 
 
-class Town:
-    """The services of a test, where each can be reached, and a client that calls them."""
+class Town(InProcess):
+    """The services of a test, and a client that calls them."""
 
     def __init__(self, runtime: DiskRuntime, hooks: Hooks | None = None, folder: str = "") -> None:
-        self.runtime = runtime
-        self.folder = folder
         self.hooks = hooks or Hooks()
-        self.transport = InProcessTransport()
-        self.ring = MemoryRing()
-        self.escalated: list[tuple[str, str, str]] = []
-        self.up: dict[str, ServiceInstance] = {}
-        self.policies = Policies(default=Policy(timeout_s=5.0, retry=None, breaker=None))
-        make = {"stock": make_stock, "bank": make_bank, "books": make_books}
-        self.services = {name: each(self.hooks) for name, each in make.items()}
-        self.client = self.caller("client")
-
-    async def resolve(self, service: str) -> Resolved:
-        """Say where a service is: one instance, in this process."""
-        return Resolved((Endpoint(f"{service}-1", service, f"inproc://{service}-1"),))
-
-    def caller(self, name: str) -> Caller:
-        """Make somebody who calls."""
-        return self.deps().caller(name)
-
-    def deps(self) -> Deps:
-        """Return what instances are given."""
-        return Deps(
-            runtime=self.runtime,
-            services=self.services,
+        one_try = Policies(default=Policy(timeout_s=5.0, retry=None, breaker=None))
+        super().__init__(
+            runtime,
+            [make(self.hooks) for make in (make_stock, make_bank, make_books)],
+            policies=lambda _: one_try,
             signer=SIGNER,
-            sink=self.ring,
-            stores=SqliteStores(self.runtime, f"{self.folder}/{{}}.db".format),
-            resolver=self,
-            transports={"inproc": self.transport},
-            policies=lambda service: self.policies,
-            escalate=lambda *what: self.escalated.append((what[0], what[1], repr(what[2]))),
+            folder=folder,
         )
-
-    async def start(self, name: str) -> ServiceInstance:
-        """Start a service and make it reachable."""
-        instance = await ServiceInstance.start(self.services[name], self.deps())
-        self.up[name] = instance
-        self.transport.add(f"{name}-1", instance.dispatcher)
-        return instance
-
-    async def stop(self, name: str) -> None:
-        """Make a service unreachable, and stop it."""
-        self.transport.remove(f"{name}-1")
-        await self.up.pop(name).stop()
 
     async def restart(self, name: str) -> ServiceInstance:
         """Stop a service, and start it on the same database."""
         await self.stop(name)
-        return await self.start(name)
+        await self.start(name)
+        return self.up[name]
 
     async def ask(self, call: Call[R], key: str = "", *, timeout_s: float | None = None) -> R:
-        """Call as the client does."""
-        context = self.client.root(principal="ada", key=key or None)
-        return await self.client.call(call, context=context, timeout_s=timeout_s)
+        """Call as the client does, on behalf of a person."""
+        return await self.call(call, key=key, principal="ada", timeout_s=timeout_s)
 
     async def undo(
         self, operation: Operation[..., Any], undoes: str, *, timeout_s: float | None = None

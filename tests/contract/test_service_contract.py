@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from service_world import Hooks, OutOfStock, Stock, Town
@@ -103,15 +104,12 @@ class Wired(Town):
     def __init__(self, runtime: SimRuntime, wires: Wires) -> None:
         self.wires = wires
         super().__init__(runtime)
-
-    def caller(self, name: str) -> Any:
-        self.transport = self.wires  # type: ignore[assignment]
-        return super().caller(name)
+        self.deps = replace(self.deps, transports={"inproc": wires})
+        self.client = self.deps.caller("client")
 
     async def serve(self, name: str) -> None:
         """Run one service for the rest of this node's life."""
         self.wires.receivers.pop(name, None)
-        self.transport = self.wires  # type: ignore[assignment]
         instance = await self._start(name)
         self.wires.receivers[name] = (PROCESS.get(), instance.dispatcher)
         await asyncio.sleep(100_000.0)
@@ -119,7 +117,7 @@ class Wired(Town):
     async def _start(self, name: str) -> Any:
         from synchromesh.service import ServiceInstance
 
-        return await ServiceInstance.start(self.services[name], self.deps())
+        return await ServiceInstance.start(self.deps.services[name], self.deps)
 
 
 async def customer(town: Wired, n: int, ends: dict[str, str], count: Counter[str]) -> None:

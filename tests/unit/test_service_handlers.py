@@ -104,7 +104,7 @@ def test_keys_of_two_callers_do_not_meet() -> None:
 
     async def main(town: Town) -> None:
         await town.ask(Stock.reserve("A-1", "bolt", 1), "k1")
-        other = town.caller("somebody")
+        other = town.deps.caller("somebody")
         await other.call(Stock.reserve("A-2", "bolt", 2), context=other.root(key="k1"))
         assert await town.left() == 7
 
@@ -308,7 +308,7 @@ def test_commands_of_two_callers_under_one_key_do_not_meet_further_down() -> Non
 
     async def main(town: Town) -> None:
         await town.ask(Stock.build("A-1", "bolt", 1), "k1")
-        other = town.caller("somebody")
+        other = town.deps.caller("somebody")
         context = other.root(key="k1")
         built = await other.call(Stock.build("A-2", "bolt", 2), context=context)
         assert built.receipt == "receipt A-2"

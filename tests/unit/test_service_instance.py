@@ -187,7 +187,7 @@ def test_a_child_that_is_beyond_restarting_is_escalated_with_its_service() -> No
         )
         stock = await town.restart("stock")
         await asyncio.sleep(30.0)
-        assert [(service, child) for service, child, _ in town.escalated] == [
+        assert [(service, child) for service, child, _ in town.failures] == [
             ("stock", "relay/books")
         ]
         assert not stock.health().is_healthy
@@ -264,7 +264,7 @@ def test_a_subscriber_that_is_down_gets_its_messages_when_it_is_back() -> None:
         await town.stop("books")
         await town.ask(Stock.reserve("A-1", "bolt", 1), "k1")
         await asyncio.sleep(600.0)
-        assert town.escalated == []
+        assert town.failures == []
         await town.start("books")
         await asyncio.sleep(10.0)
         assert await town.notes("books") == ["book bolt 1"]

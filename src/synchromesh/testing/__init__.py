@@ -17,7 +17,7 @@ from synchromesh.testing.escapes import (
 from synchromesh.testing.loop import SimLoop
 from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, SimProcess
-from synchromesh.testing.serving import TestClient, serving
+from synchromesh.testing.serving import InProcess, serving
 from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
 from synchromesh.testing.transport import AsgiReceiver, SimExchange, SimTransport
 from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
@@ -30,6 +30,7 @@ __all__ = [
     "AsgiReceiver",
     "Deadlock",
     "Escape",
+    "InProcess",
     "Leaked",
     "Livelock",
     "NetworkFaults",
@@ -44,7 +45,6 @@ __all__ = [
     "SimTransport",
     "SimWorker",
     "SimulationError",
-    "TestClient",
     "Unhandled",
     "Wire",
     "World",

@@ -10,11 +10,11 @@ def test_a_greeting_is_counted() -> None:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from synchromesh.calls import Call, Caller, InProcessTransport, Policies
+from synchromesh.calls import Call, InProcessTransport, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import NoInstance
 from synchromesh.identity import KEY_BYTES_MIN, Signer
@@ -29,17 +29,81 @@ R = TypeVar("R")
 CLIENT = "client"
 
 
-class TestClient:
-    """Calls the services under test, as a client outside of the system does; see `serving`.
+class InProcess:
+    """Runs services in this process, each on a database of its own, and calls them as a client.
 
-    Example:
-        >>> async def twice(client: TestClient, call: Call[R]) -> R:
-        ...     await client.call(call, key="k1")
-        ...     return await client.call(call, key="k1")  # the recorded answer of the first
+    Nothing listens: calls go from caller to callee. Databases are on the runtime's disk, as
+    `FOLDER/SERVICE.db`.
+
+    Args:
+        services: the definitions, of which a test starts those that it needs.
+        policies: how the calls of a caller are guarded, by its name.
+        others: services of somebody else, which a test adds to `transport`.
+        signer: signs hops; one with a key of its own where it is None.
+        folder: where databases are; "" is the root of a simulated disk.
+
+    Attributes:
+        up: the instances that run, by service.
+        ring: the spans.
+        failures: background loops that failed too often: service, child and error.
     """
 
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
+    def __init__(
+        self,
+        runtime: DiskRuntime,
+        services: Iterable[Service],
+        *,
+        policies: Callable[[str], Policies] = lambda _: Policies(),
+        others: Collection[str] = (),
+        signer: Signer | None = None,
+        folder: str = "",
+    ) -> None:
+        self.runtime = runtime
+        self.transport = InProcessTransport()
+        self.ring = MemoryRing()
+        self.up: dict[str, ServiceInstance] = {}
+        self.failures: list[tuple[str, str, BaseException]] = []
+        self._others = others
+        self.deps = Deps(
+            runtime=runtime,
+            services={service.name: service for service in services},
+            signer=signer or Signer(runtime.rng.randbytes(KEY_BYTES_MIN)),
+            sink=self.ring,
+            stores=SqliteStores(runtime, f"{folder}/{{}}.db".format),
+            resolver=self,
+            transports={"inproc": self.transport},
+            policies=policies,
+            escalate=lambda *failure: self.failures.append(failure),
+        )
+        self.client = self.deps.caller(CLIENT)
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """The definitions, by name."""
+        return self.deps.services
+
+    async def resolve(self, service: str) -> Resolved:
+        """Return the one instance of a service, whether it runs or not."""
+        if service not in self.deps.services and service not in self._others:
+            raise NoInstance(f"{service!r} is not served here; hand it in too")
+        return Resolved((Endpoint(f"{service}-1", service, f"inproc://{service}-1"),))
+
+    async def start(self, *names: str) -> None:
+        """Start services and make them reachable.
+
+        Raises:
+            ContractError: one does not fit its contract.
+        """
+        for name in names:
+            instance = await ServiceInstance.start(self.deps.services[name], self.deps)
+            self.up[name] = instance
+            self.transport.add(f"{name}-1", instance.dispatcher)
+
+    async def stop(self, *names: str) -> None:
+        """Make services unreachable, and stop them, in that order."""
+        for name in names:
+            self.transport.remove(f"{name}-1")
+            await self.up.pop(name).stop()
 
     async def call(
         self, call: Call[R], *, key: str = "", principal: str = "", timeout_s: float | None = None
@@ -55,33 +119,18 @@ class TestClient:
             Rejection: one of those that the operation declares.
             CallError: it failed; see `synchromesh.errors`.
         """
-        context = self._caller.root(principal=principal, key=key or None)
-        return await self._caller.call(call, context=context, timeout_s=timeout_s)
+        context = self.client.root(principal=principal, key=key or None)
+        return await self.client.call(call, context=context, timeout_s=timeout_s)
 
     def __repr__(self) -> str:
-        return f"<Client {self._caller!r}>"
-
-
-class _Directory:
-    """Knows the services that run; they are all in this process."""
-
-    def __init__(self) -> None:
-        self.up: set[str] = set()
-
-    async def resolve(self, service: str) -> Resolved:
-        """Return the one instance of a service."""
-        if service not in self.up:
-            raise NoInstance(f"{service!r} is not served here; hand it to serving() too")
-        return Resolved((Endpoint(service, service, f"inproc://{service}"),))
+        return f"<InProcess {', '.join(self.up) or 'nothing runs'}>"
 
 
 @asynccontextmanager
-async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[TestClient]:
-    """Run services until the block ends, and yield a client that calls them.
+async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[InProcess]:
+    """Run services until the block ends, and yield what calls them.
 
-    Their databases are on the runtime's disk, as `/SERVICE.db`; services that call one another, or
-    subscribe to each other's events, are handed in together. A service of a contract with
-    `external=True` is a fake of somebody else's: it is called without a credential, as theirs is.
+    Services that call one another, or take each other's events, are handed in together.
 
     Raises:
         Unhandled: in the end, where a background loop of a service failed too often.
@@ -105,27 +154,12 @@ async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[Tes
         >>> run(main)
         'Hello, Ada!'
     """
-    directory, transport = _Directory(), InProcessTransport()
-    failures: list[tuple[str, BaseException]] = []
-    deps = Deps(
-        runtime=runtime,
-        services={service.name: service for service in services},
-        signer=Signer(runtime.rng.randbytes(KEY_BYTES_MIN)),
-        sink=MemoryRing(),
-        stores=SqliteStores(runtime, "/{}.db".format),
-        resolver=directory,
-        transports={"inproc": transport},
-        policies=lambda _: Policies(),
-        escalate=lambda service, child, error: failures.append((f"{service}/{child}", error)),
-    )
-    async with AsyncExitStack() as enter:
-        for service in services:
-            service.check()
-            instance = await ServiceInstance.start(service, deps)
-            enter.push_async_callback(instance.stop)
-            transport.add(service.name, instance.dispatcher)
-            directory.up.add(service.name)
-        yield TestClient(deps.caller(CLIENT))
-    if failures:
-        child, error = failures[0]
-        raise Unhandled(f"{child} failed too often: {error!r}") from error
+    served = InProcess(runtime, services)
+    try:
+        await served.start(*served.deps.services)
+        yield served
+    finally:
+        await served.stop(*reversed(list(served.up)))
+    if served.failures:
+        service, child, error = served.failures[0]
+        raise Unhandled(f"{service}/{child} failed too often: {error!r}") from error
