@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from synchromesh.errors import ConfigError
@@ -16,6 +18,14 @@ def test_the_stages_of_a_stop_stay_below_ten_seconds() -> None:
     patience = budget.replaced_s - budget.hurry_s
     assert budget.heard_s + budget.replaced_answer_s + budget.drain_s < patience
     assert budget.replaced_gateway_s < patience < 10.0
+
+
+def test_the_documentation_says_how_a_stop_is_divided() -> None:
+    """The stages of a stop are those that its page has."""
+    budget = StopBudget()
+    stages = (budget.gateway_s, budget.services_s, budget.control_s, budget.external_s)
+    page = (Path(__file__).parents[2] / "docs/system.md").read_text()
+    assert f"external services | {', '.join(f'{stage:g} s' for stage in stages)} |" in page
 
 
 @pytest.mark.parametrize(
