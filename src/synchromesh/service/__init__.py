@@ -8,13 +8,12 @@ from synchromesh.service.instance import (
     ServiceInstance,
     dry_run_migrations,
 )
-from synchromesh.service.supervisor import Child, ChildState, GaveUp, Supervisor
+from synchromesh.service.supervisor import Child, GaveUp, Supervisor
 from synchromesh.service.transaction import Transaction
 
 __all__ = [
     "KEEP_S",
     "Child",
-    "ChildState",
     "Context",
     "Deps",
     "GaveUp",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import UnknownSaga
 from synchromesh.saga.history import SagaSummary
-from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
+from synchromesh.service import Deps, ServiceInstance, Supervisor
 from synchromesh.system.control.faults import FaultInjector
 from synchromesh.system.control.status import (
     BreakerStatus,
@@ -69,19 +69,20 @@ class LocalProcess:
                 name: ClientStatus(_breakers(caller), _holds(caller))
                 for name, caller in self.clients.items()
             },
-            children={n: c for each in self.supervisors for n, c in _children(each.states).items()},
+            children=msgspec.convert(
+                {name: child for each in self.supervisors for name, child in each.states.items()},
+                dict[str, ChildStatus],
+                from_attributes=True,
+            ),
             faults=self.faults.status(),
             spans_dropped=self.ring.dropped,
         )
 
     async def _service(self, name: str) -> ServiceStatus:
         instance = self.instances[name]
-        health = instance.health()
         return ServiceStatus(
             pid=os.getpid(),
-            health=HealthStatus(
-                health.service, health.is_healthy, health.is_draining, _children(health.children)
-            ),
+            health=msgspec.convert(instance.health(), HealthStatus, from_attributes=True),
             sagas=await instance.engine.statuses(),
             sagas_since_start=dict(instance.engine.counts),
             behind=await instance.behind(),
@@ -120,13 +121,6 @@ class LocalProcess:
     async def spans(self, trace_id: str) -> list[SpanRecord]:
         """Return what is kept of a trace here, in the order of its beginnings."""
         return self.ring.trace(trace_id)
-
-
-def _children(states: Mapping[str, ChildState]) -> dict[str, ChildStatus]:
-    return {
-        name: ChildStatus(child.state, child.restarts, child.last_error)
-        for name, child in states.items()
-    }
 
 
 def _holds(caller: Caller) -> HoldStatus:

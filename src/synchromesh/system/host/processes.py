@@ -11,6 +11,8 @@ import base64
 from collections.abc import Callable
 from socket import socket
 
+import msgspec
+
 from synchromesh.discovery import MemoryRegistry
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.schema import GATEWAY
@@ -153,10 +155,8 @@ class Processes:
 
     def _seen(self, child: str) -> ChildStatus:
         """Return how the supervisor sees a process; it watches none before it was ready once."""
-        state = self._watching.states.get(child)
-        if state is None:
-            return ChildStatus("starting")
-        return ChildStatus(state.state, state.restarts, state.last_error)
+        state = self._watching.states.get(child, ChildStatus("starting"))
+        return msgspec.convert(state, ChildStatus, from_attributes=True)
 
     def _orders(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessOrders:
         host = self._host
