@@ -170,7 +170,7 @@ def test_the_demo_shows_a_trace_across_the_kill_and_a_saga_undone(kept: Kept) ->
     assert min(starts_us) < seen.kills[-1].at_us < max(starts_us)
     assert re.search(r"KILL -9 until its successor +orders +down", kept.said)
     assert re.search(r"saga place_order +orders +ok", kept.said)
-    assert re.search(r"turned +billing.charge#1: refused: credit_declined", kept.said)
+    assert re.search(r"turned +billing.charge#1: rejected: credit_declined", kept.said)
     assert re.search(r"undone +inventory.reserve#1", kept.said)
 
 
