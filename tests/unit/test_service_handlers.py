@@ -759,7 +759,8 @@ def test_a_conclusion_that_finds_no_room_is_no_refusal() -> None:
             store: Any = town.up["stock"].store
             store._writer._backlog_max = 1
             full.append(asyncio.ensure_future(store.write(_idle, name="idle")))
-            await asyncio.sleep(0)
+            while not store._writer._pending:
+                await asyncio.sleep(0)
 
         town.hooks.at["build ends"] = shed
         with pytest.raises(DownstreamFailed, match="downstream_failed"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from synchromesh.calls import Caller, FaultTable, Policies, Transport, faulty
+from synchromesh.calls import Caller, FaultTable, Policies, Transport
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
 from synchromesh.runtime import Runtime
@@ -57,15 +57,13 @@ class Deps:
 
     def caller(self, name: str, tracer: Tracer | None = None) -> Caller:
         """Return what sends the calls of a service or a client: guarded, signed and traced."""
-        transports = self.transports
-        if self.faults is not None:
-            transports = faulty(transports, name, self.faults, self.runtime.rng)
         return Caller(
             name,
             resolver=self.resolver,
-            transports=transports,
+            transports=self.transports,
             signer=self.signer,
             tracer=tracer or self.tracer(name),
             runtime=self.runtime,
             policies=self.policies(name),
+            faults=self.faults,
         )

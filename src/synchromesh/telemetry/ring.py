@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from synchromesh.runtime import DiskRuntime, Worker
-from synchromesh.telemetry.span import SpanRecord
+from synchromesh.telemetry.span import SpanRecord, SpanRow, to_record
 
 # A row is a block: `last` counts the spans ever written, up to the end of this block.
 _SCHEMA = (

@@ -67,7 +67,7 @@ class InProcess:
         self.deps = Deps(
             runtime=runtime,
             services={service.name: service for service in services},
-            signer=signer or Signer(runtime.rng.randbytes(KEY_BYTES_MIN)),
+            signer=signer or Signer(runtime.secret_rng.randbytes(KEY_BYTES_MIN)),
             sink=self.ring,
             stores=SqliteStores(runtime, f"{folder}/{{}}.db".format),
             resolver=self,
@@ -128,9 +128,11 @@ class InProcess:
 
 @asynccontextmanager
 async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[InProcess]:
-    """Run services until the block ends, and yield what calls them.
+    """Start services for a test, yield a client that calls them, and stop them in the end.
 
-    Services that call one another, or take each other's events, are handed in together.
+    Services that call one another, or take each other's events, are handed in together. A service
+    of a contract with `external=True` is a fake of somebody else's: it is called without a
+    credential, as theirs is.
 
     Raises:
         Unhandled: in the end, where a background loop of a service failed too often.

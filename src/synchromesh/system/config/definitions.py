@@ -67,6 +67,11 @@ def _load(name: str, section: ServiceSection, folder: Path) -> Service:
         raise ConfigError(f"{where} is not a Service; name the one that the module defines")
     if service.name != name:
         raise ConfigError(f"{where}: that service is named {service.name!r}; use the same name")
+    if service.is_external:
+        raise ConfigError(
+            f"{where} implements a contract with external=True, calls of which carry no "
+            f"credential; name it in [external.{name}], or take external=True off the contract"
+        )
     return service
 
 

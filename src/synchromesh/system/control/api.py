@@ -230,7 +230,6 @@ class Control:
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
         ring = self._local.ring
-        await ring.flush()
         if trace_id == "last":
             newest = await ring.last_trace_id()
             if newest is None:

@@ -120,7 +120,7 @@ class LocalProcess:
 
     async def spans(self, trace_id: str) -> list[SpanRecord]:
         """Return what is kept of a trace here, in the order of its beginnings."""
-        return self.ring.trace(trace_id)
+        return await self.ring.trace(trace_id)
 
 
 def _holds(caller: Caller) -> HoldStatus:

@@ -27,7 +27,7 @@ from synchromesh.service import Deps, Service, ServiceInstance
 from synchromesh.store import SqliteStores
 from synchromesh.system.config.definitions import load_services, policies_of
 from synchromesh.system.config.reading import load_config
-from synchromesh.telemetry import SpanRecord
+from synchromesh.telemetry import SpanRow, to_record
 from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]
