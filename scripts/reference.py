@@ -60,7 +60,7 @@ MODULES = {
     "telemetry": "Tracer MemoryRing JsonFormatter",
 }
 TESTING = {
-    "Services in a test": "run serving TestClient SimRuntime",
+    "Services in a test": "run serving InProcess SimRuntime",
     "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults CALM STORMY",
     "Calls between nodes": "SimExchange SimTransport AsgiReceiver",
     "What a simulation complains about": (

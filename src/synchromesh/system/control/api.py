@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -188,7 +187,7 @@ class Control:
             check_key(wanted.key)
         root = self.caller.root(principal=wanted.principal, key=wanted.key or None)
         span = self._tracer.start("client", operation.full_name, trace_id=root.trace_id)
-        context = replace(root, span_id=span.span_id)
+        context = msgspec.structs.replace(root, span_id=span.span_id)
         answer: dict[str, Any] = {
             "trace_id": root.trace_id,
             "key": root.key if operation.is_command else "",

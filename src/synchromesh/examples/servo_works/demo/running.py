@@ -184,7 +184,7 @@ class RunningSystem:
         file = keys_file_of(definition, rundir, runtime.disk)
         keys = {}
         for principal in sorted(principals):
-            keys[principal], made = make_key(principal, scopes, rng=runtime.rng)
+            keys[principal], made = make_key(principal, scopes, rng=runtime.secret_rng)
             file.add(made)
             await asyncio.sleep(0)  # a hash takes its time, and somebody may press Ctrl-C
         return keys
