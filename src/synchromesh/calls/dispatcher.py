@@ -144,7 +144,9 @@ class Dispatcher:
             known = self._verified(credential, now)
         return known[0]
 
-    async def dispatch(self, request: Request, began_s: float | None = None) -> Reply:
+    async def dispatch(  # noqa: C901 - a frame for each layer would cost more than most handlers
+        self, request: Request, began_s: float | None = None
+    ) -> Reply:
         """Run a request and return its reply; it raises nothing but its own cancellation.
 
         A frame for each layer would cost more than most handlers do.
@@ -181,12 +183,15 @@ class Dispatcher:
         root, status, noted = Root(span_id), "ok", None
         # For logs, and for the calls that the handler makes. Both are put back by hand: a context
         # manager for each would be six frames.
+        limiter = self._limiter
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
                 raise self._refusal(operation)
-            if not self._limiter.take():
-                await self._limiter.acquire(deadline_s)
+            if limiter.in_flight < limiter.in_flight_max:
+                limiter.in_flight += 1
+            else:
+                await limiter.acquire(deadline_s)
             try:
                 incoming = Incoming(operation, request.arguments, context)
                 if keeps_time:
@@ -194,8 +199,11 @@ class Dispatcher:
                 else:
                     answer = await handler(incoming)
             finally:
-                self._limiter.release()
-                if self._drained is not None and not self._limiter.in_flight:
+                if limiter.queue:
+                    limiter.release()
+                else:
+                    limiter.in_flight -= 1
+                if self._drained is not None and not limiter.in_flight:
                     self._drained.set()
             if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
                 raise _bad_answer(operation, answer)

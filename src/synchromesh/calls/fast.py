@@ -73,7 +73,11 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     # One look for each thing that may be in force. What holds calls and what strikes them are
     # dicts that are empty while nothing is.
     if not (shared.rules or shared.is_slow or (deadline_s is not None and now >= deadline_s)):
-        listed = _known_at_once(shared.resolver.resolve(service.name))
+        sure = shared.lists.get(service.name)
+        if sure is not None and now < sure[1]:
+            listed = sure[0]
+        else:
+            listed = _known_at_once(shared.resolver.resolve(service.name))
     if not listed or (limiter is not None and not limiter.take()):
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
         answer = await sending.run(deadline_s, attempts_left(context))
@@ -86,7 +90,8 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     given = context.attempts_left // 2
     if root is not None and root.span_id == context.span_id:
         left = root.left or attempts_left(context)
-        given = left.give()
+        given = left.left // 2
+        left.left -= given
     due_s = now + plan.timeout_s
     if deadline_s is not None and deadline_s < due_s:
         due_s = deadline_s
@@ -150,7 +155,10 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
             else:
                 breaker.success(permit, ended_s, ended_s - now)
         if left is not None and given:
-            left.settle(given, used)
+            if used == 0:
+                left.left += given
+            else:
+                left.settle(given, used)
         plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
         return body if as_json else value
     if limiter is not None:

@@ -109,6 +109,7 @@ class Shared:
     Attributes:
         service: who calls.
         finder: finds instances, and holds calls while there are none.
+        lists: what the resolver is sure of, as `MemoryRegistry.lists`; empty for one that asks.
         faults: those in force on purpose; `rules` are empty while none is.
         absences: the services that have no instance; empty while each has one.
         is_slow: whether every call takes the slow way, as tests want it.
@@ -116,8 +117,8 @@ class Shared:
     """
 
     __slots__ = (
-        "absences", "draw", "faults", "finder", "is_slow", "resolver", "rules", "runtime",
-        "service", "signer", "tracer", "transports",
+        "absences", "draw", "faults", "finder", "is_slow", "lists", "resolver", "rules",
+        "runtime", "service", "signer", "tracer", "transports",
     )  # fmt: skip
 
     def __init__(
@@ -136,6 +137,9 @@ class Shared:
     ) -> None:
         self.service = service
         self.resolver = resolver
+        self.lists: Mapping[str, tuple[tuple[Endpoint, ...], float]] = getattr(
+            resolver, "lists", {}
+        )
         self.finder = finder
         self.transports = transports
         self.signer = signer

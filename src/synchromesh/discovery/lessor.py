@@ -65,6 +65,9 @@ class Watch:
 class Lessor:
     """Runs the lease table of one service on the loop's clock, so that a simulated loop does too.
 
+    Attributes:
+        quiet_until_s: until when the list changes by nothing but what is told here.
+
     Args:
         options: how long leases run, and when their expiry is doubted.
         backlog_max: how many changes a watcher may be behind.
@@ -89,7 +92,7 @@ class Lessor:
         self._watchers: dict[Watch, None] = {}
         self._due_moved = due_moved if due_moved is not None else asyncio.Event()
         self._listed = Resolved(())
-        self._quiet_until_s = -math.inf
+        self.quiet_until_s = -math.inf
         self._on_change = on_change
 
     def register(self, endpoint: Endpoint) -> int:
@@ -106,7 +109,7 @@ class Lessor:
         if change is not None:
             self._tell([change])
         elif was_stale:
-            self._quiet_until_s = -math.inf
+            self.quiet_until_s = -math.inf
             self._due_moved.set()
 
     def drain(self, instance: str, incarnation: int) -> None:
@@ -129,11 +132,11 @@ class Lessor:
     def resolve(self) -> Resolved:
         """Return what may be called now: an expired lease is gone though no sweep came yet."""
         now = asyncio.get_running_loop().time()
-        if now >= self._quiet_until_s:
+        if now >= self.quiet_until_s:
             self._tell(self._table.sweep(now=now))
             # Until then time alone changes nothing; whatever else does ends it, in `_tell`.
             due_s = self._table.due_s()
-            self._quiet_until_s = math.inf if due_s is None else due_s
+            self.quiet_until_s = math.inf if due_s is None else due_s
             self._listed = self._table.listed()
         return self._listed
 
@@ -173,7 +176,7 @@ class Lessor:
 
     def _tell(self, changes: list[Change]) -> None:
         if changes:
-            self._quiet_until_s = -math.inf
+            self.quiet_until_s = -math.inf
         for change in changes:
             for watch in list(self._watchers):
                 watch.tell(change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 
 from synchromesh.discovery.endpoint import Endpoint, Resolved
@@ -21,6 +22,10 @@ class MemoryRegistry:
         verify: raises `Unauthenticated` unless the credential is the system's (R3).
         options: how long leases run, and when their expiry is doubted.
         services_max: how many services may be registered or watched.
+
+    Attributes:
+        lists: what `resolve` has found, and until when on the loop's clock that is sure, by
+            service: for callers that look before they ask. Any change empties it.
 
     Example:
         >>> async def main() -> Resolved:
@@ -47,6 +52,7 @@ class MemoryRegistry:
         self._fixed: dict[str, Resolved] = {}
         self._due_moved = asyncio.Event()
         self._revision = 0
+        self.lists: dict[str, tuple[tuple[Endpoint, ...], float]] = {}
         # Replaced at each change, so that whoever waits hears of every one.
         self._changed = asyncio.Event()
 
@@ -72,11 +78,15 @@ class MemoryRegistry:
 
     async def resolve(self, service: str) -> Resolved:
         """Return what may be called now; nothing for a service that nobody registered."""
-        fixed = self._fixed.get(service)
-        if fixed is not None:
-            return fixed
-        lessor = self._lessors.get(service)
-        return Resolved(()) if lessor is None else lessor.resolve()
+        resolved, sure_until_s = self._fixed.get(service), math.inf
+        if resolved is None:
+            lessor = self._lessors.get(service)
+            if lessor is None:
+                return Resolved(())
+            resolved, sure_until_s = lessor.resolve(), lessor.quiet_until_s
+        if not resolved.is_stale:
+            self.lists[service] = (resolved.endpoints, sure_until_s)
+        return resolved
 
     async def watch(self, service: str) -> AsyncGenerator[Resolved, None]:
         """Yield the list as it is, then anew after each change, as `Registry.watch` says.
@@ -165,6 +175,7 @@ class MemoryRegistry:
 
     def _note_change(self) -> None:
         self._revision += 1
+        self.lists.clear()
         self._changed.set()
         self._changed = asyncio.Event()
 

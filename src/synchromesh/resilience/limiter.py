@@ -42,6 +42,11 @@ class LimitOptions:
 class Limiter:
     """Bounds what runs at once; `async with limiter:` holds one slot.
 
+    Attributes:
+        in_flight: how many slots are held; `in_flight_max`: how many there are.
+        queue: who waits for one. Where it is empty, a slot is taken and given back by counting, for
+            those who cannot afford a frame; the methods do all else.
+
     Raises on entry:
         Shed: every slot is taken and the queue is full. It never waits for room in the queue.
 
@@ -57,24 +62,20 @@ class Limiter:
     def __init__(self, options: LimitOptions, *, name: str) -> None:
         self._options = options
         self._name = name
-        self._in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def in_flight(self) -> int:
-        """How many slots are held."""
-        return self._in_flight
+        self.in_flight_max = options.in_flight_max
+        self.in_flight = 0
+        self.queue: deque[asyncio.Future[None]] = deque()
 
     @property
     def waiting(self) -> int:
         """How many wait for a slot."""
-        return len(self._waiting)
+        return len(self.queue)
 
     def take(self) -> bool:
         """Take a slot if one is free at this moment; to be given back with `release`."""
         # A slot that becomes free goes to the head of the queue, so a free one means no queue.
-        if self._in_flight < self._options.in_flight_max:
-            self._in_flight += 1
+        if self.in_flight < self.in_flight_max:
+            self.in_flight += 1
             return True
         return False
 
@@ -85,30 +86,30 @@ class Limiter:
             Shed: the queue is full, or no slot was free by `deadline_s` on the loop's clock.
         """
         # A slot that becomes free goes to the head of the queue, so a free one means no queue.
-        if self._in_flight < self._options.in_flight_max:
-            self._in_flight += 1
+        if self.in_flight < self.in_flight_max:
+            self.in_flight += 1
             return
-        if len(self._waiting) >= self._options.queue_max:
+        if len(self.queue) >= self._options.queue_max:
             raise Shed(
-                f"{self._name} already runs {self._in_flight} at once with "
-                f"{len(self._waiting)} waiting, and took no more; retry later"
+                f"{self._name} already runs {self.in_flight} at once with "
+                f"{len(self.queue)} waiting, and took no more; retry later"
             )
         try:
             await within(self._turn, deadline_s)
         except DeadlinePassed:
             raise Shed(
-                f"{self._name} runs {self._in_flight} at once and no slot was free in time, "
+                f"{self._name} runs {self.in_flight} at once and no slot was free in time, "
                 "nothing was run; retry later"
             ) from None
 
     def release(self) -> None:
         """Give a slot back: to the head of the queue, if there is one."""
-        while self._waiting:
-            turn = self._waiting.popleft()
+        while self.queue:
+            turn = self.queue.popleft()
             if not turn.cancelled():
                 turn.set_result(None)
                 return
-        self._in_flight -= 1
+        self.in_flight -= 1
 
     async def __aenter__(self) -> None:
         await self.acquire()
@@ -122,18 +123,18 @@ class Limiter:
         self.release()
 
     def __repr__(self) -> str:
-        held = f"{self._in_flight}/{self._options.in_flight_max} in flight"
+        held = f"{self.in_flight}/{self._options.in_flight_max} in flight"
         return f"<Limiter {self._name} {held}, {self.waiting}/{self._options.queue_max} waiting>"
 
     async def _turn(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self.queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
                 with suppress(ValueError):
-                    self._waiting.remove(turn)
+                    self.queue.remove(turn)
             else:
                 # The slot was handed over in the moment of the cancellation: pass it on.
                 self.release()
