@@ -21,6 +21,36 @@ def test_ids_are_version_7_and_ascend_with_the_clock() -> None:
     assert {(len(i), i[14], i[19] in "89ab") for i in ids} == {(36, "7", True)}
 
 
+FORKS = """
+import os, sys
+from synchromesh.runtime import RealRuntime
+runtime = RealRuntime()
+runtime.new_id()
+reading, writing = os.pipe()
+child = os.fork()
+drawn = runtime.rng.getrandbits(64).to_bytes(8, "big")
+if not child:
+    os.write(writing, drawn)
+    os._exit(0)
+os.waitpid(child, 0)
+sys.exit(drawn == os.read(reading, 8))
+"""
+
+
+def test_a_forked_process_draws_ids_of_its_own() -> None:
+    """Ids come from a generator that is seeded anew after a fork: two processes make no equal ones."""
+    assert subprocess.run([sys.executable, "-c", FORKS], timeout=30).returncode == 0
+
+
+def test_keys_are_the_kernels_chance() -> None:
+    """What nobody may guess does not come from the generator of the ids."""
+    runtime = RealRuntime()
+    state = runtime.rng.getstate()
+    assert len(runtime.secret_rng.randbytes(32)) == 32
+    assert runtime.rng.getstate() == state
+    assert type(runtime.secret_rng) is random.SystemRandom
+
+
 @pytest.mark.anyio
 async def test_a_lane_runs_all_that_waits_in_one_round_and_tells_the_loop_in_order() -> None:
     """What is put while a round runs is the next round; answers come on the loop's own thread."""
