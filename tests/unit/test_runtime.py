@@ -38,7 +38,7 @@ sys.exit(drawn == os.read(reading, 8))
 
 
 def test_a_forked_process_draws_ids_of_its_own() -> None:
-    """Ids come from a generator that is seeded anew after a fork: two processes make no equal ones."""
+    """The generator of ids is seeded anew after a fork: two processes make no equal ones."""
     assert subprocess.run([sys.executable, "-c", FORKS], timeout=30).returncode == 0
 
 
