@@ -73,9 +73,10 @@ class Signature:
     """The types of an operation, read from its annotations once they can be resolved.
 
     Attributes:
-        bind: makes a struct of arguments as the function takes them; raises TypeError.
-        arguments: a struct with a field a parameter, by name; its JSON is the canonical form.
-        decode: reads that; raises one of `NO_FIT`.
+        arguments: a struct with a field a parameter; its constructor takes them as the function
+            does.
+        canonical: the same with the fields in order of their names: its JSON is the canonical form.
+        decode: reads that as a `canonical`; raises one of `NO_FIT`.
         hints: the type of each parameter.
         omitted: the parameters that HTTP leaves out where they are null: that is their default.
         body: the parameter that is the HTTP body by itself, "" where the body is an object.
@@ -86,8 +87,8 @@ class Signature:
     """
 
     signature: inspect.Signature
-    bind: Callable[..., msgspec.Struct]
     arguments: type[msgspec.Struct]
+    canonical: type[msgspec.Struct]
     decode: Callable[[bytes], msgspec.Struct]
     hints: Mapping[str, Any]
     omitted: frozenset[str]
@@ -158,7 +159,7 @@ class Operation(Generic[P, R_co]):
         shape = self._shape or self.shape
         try:
             # The struct takes arguments as the function does, with no frame of Python's.
-            struct = shape.bind(*args, **kwargs)
+            struct = shape.arguments(*args, **kwargs)
         except TypeError:
             raise BadRequest(f"{self.full_name}: {_misfit(shape, args, kwargs)}") from None
         try:
@@ -230,7 +231,7 @@ class Operation(Generic[P, R_co]):
         try:
             values = self._from_texts(places, query)
             values |= self._from_body(body)
-            struct = shape.arguments(**values)
+            struct = shape.canonical(**values)
         except UnicodeDecodeError as error:
             raise BadRequest(f"{self.full_name}: path or query is not UTF-8") from error
         except BadRequest as error:
@@ -477,18 +478,18 @@ def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signa
     bare = [p.name for p in parameters if p.name not in operation.places]
     is_body = len(bare) == 1 and operation.method not in _BODILESS and _is_struct(hints[bare[0]])
     fields = [_field_of(p, hints[p.name]) for p in sorted(parameters, key=lambda p: p.name)]
-    arguments = msgspec.defstruct(operation.name, fields, forbid_unknown_fields=True, kw_only=True)
+    canonical = msgspec.defstruct(operation.name, fields, forbid_unknown_fields=True, kw_only=True)
     body = bare[0] if is_body else ""
     is_all_body = not operation.places and operation.method not in _BODILESS
     return Signature(
         signature=whole.replace(parameters=parameters),
-        bind=_binder_of(f"call of {operation.full_name}", parameters, hints),
-        arguments=arguments,
-        decode=decoder_of(arguments),
+        arguments=_struct_of(f"call of {operation.full_name}", parameters, hints),
+        canonical=canonical,
+        decode=decoder_of(canonical),
         hints={p.name: hints[p.name] for p in parameters},
         omitted=frozenset(p.name for p in parameters if p.default is None),
         body=body,
-        decode_body=decoder_of(hints[body] if body else arguments) if is_all_body else None,
+        decode_body=decoder_of(hints[body] if body else canonical) if is_all_body else None,
         before_body=b"{%b:" % to_json(body) if body and is_all_body else b"",
         result=hints["return"],
     )
@@ -500,7 +501,7 @@ def _field_of(parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...]:
     return (parameter.name, hint, parameter.default)
 
 
-def _binder_of(
+def _struct_of(
     name: str, parameters: list[inspect.Parameter], hints: Mapping[str, Any]
 ) -> type[msgspec.Struct]:
     """Return a struct whose constructor takes arguments as a function of these parameters does."""
@@ -510,7 +511,7 @@ def _binder_of(
         (named if p.kind is p.KEYWORD_ONLY else placed).append(_field_of(p, hints[p.name]))
     # Fields are by name only in a base that says so.
     base = msgspec.defstruct(name, named, kw_only=True) if named else msgspec.Struct
-    return msgspec.defstruct(name, placed, bases=(base,))
+    return msgspec.defstruct(name, placed, bases=(base,), forbid_unknown_fields=True)
 
 
 def _misfit(shape: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
