@@ -19,7 +19,7 @@ from calls_fakes import ONCE, Always, Leaf, Shop, System, parsed, play, raising
 from synchromesh.calls import Caller, Incoming, InProcessTransport, Policies, Reply
 from synchromesh.calls.inproc import DEPTH_MAX, FAIR_S, _Waiting
 from synchromesh.codec import encode
-from synchromesh.errors import ConnectionLost, RemoteFailed, TimedOut
+from synchromesh.errors import CallError, ConnectionLost, RemoteFailed, TimedOut
 from synchromesh.resilience import Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
 
@@ -79,24 +79,33 @@ def cancelling() -> int:
 
 
 class Stubborn:
-    """A handler that goes on until a moment, whatever cancels it."""
+    """A handler that goes on until it is freed, whatever cancels it."""
 
-    def __init__(self, for_s: float, times: int = 99) -> None:
-        self.for_s, self.times = for_s, times
+    def __init__(self) -> None:
+        self.free = asyncio.Event()
         self.cancelled = 0
         self.has_ended = False
 
     async def __call__(self, _: Incoming) -> bytes:
-        until_s = now() + self.for_s
-        while now() < until_s:
+        while not self.free.is_set():
             try:
-                await asyncio.sleep(until_s - now())
+                await self.free.wait()
             except asyncio.CancelledError:
                 self.cancelled += 1
-                if self.cancelled > self.times:
-                    raise
         self.has_ended = True
         return b"1"
+
+
+async def stall(_: Incoming) -> bytes:
+    """Never answer."""
+    await asyncio.sleep(60.0)
+    return b"1"
+
+
+async def settle() -> None:
+    """Let what is ready run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 # -- deadlines and cancellation ------------------------------------------------------------------
@@ -106,15 +115,14 @@ def test_a_caller_is_released_in_time_whatever_the_callee_does(loop_kind: str) -
     """A callee that swallows its cancellation goes on alone, and is not lost meanwhile (D1, D4)."""
 
     async def main(system: System) -> None:
-        handler = Stubborn(0.3)
+        handler = Stubborn()
         caller = await leaf(system, handler)
-        began_s = now()
         with pytest.raises(TimedOut, match="did not answer within"):
-            await ask(caller, 0.05)
-        assert now() - began_s < 0.25
+            await ask(caller, 0.2)
         assert (handler.has_ended, cancelling()) == (False, 0)
         gc.collect()
-        await asyncio.sleep(0.5)
+        handler.free.set()
+        await settle()
         assert (handler.has_ended, handler.cancelled) == (True, 1)
         assert system.dispatchers[0].in_flight == 0
         assert not system.inproc._left_behind
@@ -137,8 +145,8 @@ def test_a_callee_is_cancelled_once_at_the_deadline(loop_kind: str) -> None:
     async def main(system: System) -> None:
         caller = await leaf(system, handle)
         with pytest.raises(TimedOut):
-            await ask(caller, 0.02)
-        await asyncio.sleep(0.01)
+            await ask(caller, 0.2)
+        await settle()
         assert (seen, cancelling()) == ([1], 0)
         assert system.span("handle", "leaf").status == "timed_out"
 
@@ -197,11 +205,11 @@ def test_a_callee_is_cancelled_with_its_caller(loop_kind: str) -> None:
     async def main(system: System) -> None:
         caller = await leaf(system, handle)
         task = asyncio.ensure_future(ask(caller))
-        await asyncio.sleep(0.01)
+        await settle()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.01)
+        await settle()
         assert ended == ["callee"]
         assert system.dispatchers[0].in_flight == 0
         assert (caller.edges["leaf"].calls, system.span("call", "client").status) == (
@@ -215,15 +223,16 @@ def test_a_cancelled_caller_does_not_wait_for_a_stubborn_callee(loop_kind: str) 
     """It is released at once, and the callee goes on alone."""
 
     async def main(system: System) -> None:
-        handler = Stubborn(0.3)
+        handler = Stubborn()
         caller = await leaf(system, handler)
         task = asyncio.ensure_future(ask(caller))
-        await asyncio.sleep(0.01)
+        await settle()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not handler.has_ended
-        await asyncio.sleep(0.5)
+        handler.free.set()
+        await settle()
         assert handler.has_ended
 
     on(loop_kind, main)
@@ -233,9 +242,9 @@ def test_a_timeout_around_a_call_is_the_callers_own(loop_kind: str) -> None:
     """It raises TimeoutError itself, and leaves no cancellation behind."""
 
     async def main(system: System) -> None:
-        caller = await leaf(system, Stubborn(0.2, times=0))
+        caller = await leaf(system, stall)
         with pytest.raises(TimeoutError) as caught:
-            async with asyncio.timeout(0.02):
+            async with asyncio.timeout(0.2):
                 await ask(caller)
         assert (type(caught.value), cancelling()) == (TimeoutError, 0)
 
@@ -248,7 +257,7 @@ def test_a_callee_left_behind_keeps_its_own_timeouts(loop_kind: str) -> None:
 
     async def handle(_: Incoming) -> bytes:
         try:
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(0.8):
                 try:
                     await asyncio.sleep(9.0)
                 except asyncio.CancelledError:
@@ -261,8 +270,9 @@ def test_a_callee_left_behind_keeps_its_own_timeouts(loop_kind: str) -> None:
     async def main(system: System) -> None:
         caller = await leaf(system, handle)
         with pytest.raises(TimedOut):
-            await ask(caller, 0.02)
-        await asyncio.sleep(0.2)
+            await ask(caller, 0.2)
+        while not seen:
+            await asyncio.sleep(0.05)
         assert (seen, cancelling()) == (["its own"], 0)
 
     on(loop_kind, main)
@@ -307,7 +317,7 @@ def test_a_callee_may_cancel_its_caller_in_its_first_step(loop_kind: str) -> Non
         task = asyncio.ensure_future(ask(caller))
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.01)
+        await settle()
         assert ended == ["callee"]
 
     on(loop_kind, main)
@@ -424,7 +434,7 @@ def test_a_callee_has_the_context_in_which_its_instance_was_added(
     on(loop_kind, main)
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, 0.02])
+@pytest.mark.parametrize("timeout_s", [0.0, 0.2])
 def test_a_timeout_of_the_callee_holds_from_its_first_step(
     loop_kind: str, timeout_s: float
 ) -> None:
@@ -471,8 +481,8 @@ def test_a_task_group_of_the_callee_ends_with_it(loop_kind: str) -> None:
         assert "secret" not in str(caught.value)
         assert sorted(ended) == [False, True]
         with pytest.raises(TimedOut):
-            await ask(caller, 0.02, n=2)
-        await asyncio.sleep(0.01)
+            await ask(caller, 0.2, n=2)
+        await settle()
         assert len(ended) == 4
 
     on(loop_kind, main)
@@ -627,9 +637,9 @@ def test_a_failed_call_leaves_no_cycle(way: str, kind: str, waits: bool) -> None
         held = hold()
         try:
             async with asyncio.timeout(0.01 if kind == "cancelled" else None):
-                timeout_s = 0.005 if kind == "late" else 1.0
+                timeout_s = 0.02 if kind == "late" else 1.0
                 await caller.call(Leaf.ask(1), context=caller.root(), timeout_s=timeout_s)
-        except (RemoteFailed, TimedOut) as error:
+        except CallError as error:
             alive.append(weakref.ref(error))
         except TimeoutError:
             pass
@@ -675,19 +685,19 @@ def test_a_receiver_that_is_no_dispatcher_is_run_alike() -> None:
 def test_a_transport_may_outlive_its_loop() -> None:
     """It serves the next loop of its process, with the deadlines of that one."""
 
-    async def handle(_: Incoming) -> bytes:
-        await asyncio.sleep(0.001)
-        return b"1"
+    async def handle(n: int) -> int:
+        await asyncio.sleep(60.0 if n == 2 else 0.001)
+        return n
 
     inproc = InProcessTransport()
 
     async def main(system: System) -> None:
         system.inproc = system.transports["inproc"] = inproc
-        caller = await leaf(system, handle)
+        caller = await leaf(system, parsed(handle))
         assert await ask(caller) == 1
         with pytest.raises(TimedOut):
-            await ask(caller, 0.0001)
-        await asyncio.sleep(0.01)
+            await ask(caller, 0.2, n=2)
+        await settle()
 
     for kind in ("asyncio", "simulated", "asyncio"):
         contextvars.Context().run(on, kind, main)
