@@ -11,7 +11,7 @@ import pytest
 from http_fakes import FakeNetwork
 from synchromesh.errors import ConnectFailed, ConnectionLost, Shed, TimedOut
 from synchromesh.http import ClientExchange, HttpPool, PoolLimits, RawPair
-from synchromesh.http.client import Sent
+from synchromesh.http.client import ExchangeState
 from synchromesh.testing import run
 
 GET = b"GET / HTTP/1.1\r\nhost: a:80\r\n\r\n"
@@ -86,7 +86,7 @@ def test_an_exchange_is_told_within_the_event_that_brought_its_answer() -> None:
         assert one.told == []
         stage.network.made[0].feed(OK[20:])
         assert one.told == [(200, [(b"content-length", b"2"), (b"x-a", b"\xe4")], b"ok")]
-        assert one.state is Sent.DONE
+        assert one.state is ExchangeState.DONE
 
     staged(test)
 
@@ -141,7 +141,7 @@ def test_who_waits_gets_the_connection_within_the_event_that_freed_it() -> None:
 def test_a_deadline_says_what_is_known(
     is_sent: bool, is_reached: bool, error: type[Exception]
 ) -> None:
-    """Sent: unknown. Waiting for a connection, or for its making: nothing was sent."""
+    """ExchangeState: unknown. Waiting for a connection, or for its making: nothing was sent."""
 
     async def test(stage: Stage) -> None:
         if not is_sent and is_reached:

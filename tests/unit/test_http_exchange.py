@@ -49,7 +49,7 @@ class Stage:
         if exchange.target == b"/f/fails":
             raise ValueError("s3cret")
         if exchange.target.startswith(b"/f/later"):
-            exchange.interest = Watcher(self, exchange)
+            exchange.listener = Watcher(self, exchange)
             self.kept.append(exchange)
             return True
         if not exchange.target.startswith(b"/f"):
@@ -229,7 +229,7 @@ def test_what_follows_a_later_answer_begins_in_the_connections_context() -> None
         stage.on_handle = lambda: seen.append(WHO.get())
         client = stage.network.client()
         client.feed(get("/f/later") + get("/b"))
-        WHO.set("the answerer")
+        WHO.set("the writer")
         stage.kept[0].answer(head(0))
         await settle()
         assert seen == ["nobody"]
@@ -253,7 +253,7 @@ def test_a_client_that_leaves_is_told_to_who_works_for_it() -> None:
         client.feed(get("/f/later"))
         task = asyncio.ensure_future(work())
         await settle()
-        stage.kept[0].interest.task = task  # type: ignore[union-attr]
+        stage.kept[0].listener.task = task  # type: ignore[union-attr]
         client.hang_up()
         task.cancel()
         await settle()

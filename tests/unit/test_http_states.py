@@ -26,10 +26,10 @@ from synchromesh.http.states import (
 
 def test_reading_ends_deaf_and_deaf_for_ever() -> None:
     """Nothing is parsed after the last request, whatever happens."""
-    assert {after for before, _, after in READING if before is Reading.DEAF} == {Reading.DEAF}
-    assert all(READS[before][ReadingEvent.DEAFENED] is Reading.DEAF for before in Reading)
+    assert {after for before, _, after in READING if before is Reading.CLOSED} == {Reading.CLOSED}
+    assert all(READS[before][ReadingEvent.CLOSED] is Reading.CLOSED for before in Reading)
     with pytest.raises(KeyError):
-        READS[Reading.DEAF][ReadingEvent.BEGAN]
+        READS[Reading.CLOSED][ReadingEvent.BEGAN]
 
 
 def test_a_request_is_read_in_one_order() -> None:
@@ -38,7 +38,7 @@ def test_a_request_is_read_in_one_order() -> None:
     for start in (Reading.FRESH, Reading.IDLE):
         state = start
         for event in order:
-            assert set(READS[state]) == {event, ReadingEvent.DEAFENED}
+            assert set(READS[state]) == {event, ReadingEvent.CLOSED}
             state = READS[state][event]
         assert state is Reading.IDLE
 
@@ -67,7 +67,7 @@ def test_a_client_is_timed_only_for_what_it_owes() -> None:
             begun = reading in (Reading.HEAD, Reading.BODY)
             assert (wait is not None) == begun
             assert wait is None or wait.status == 408
-        if answering is Replying.LOST or (reading, answering) == (Reading.DEAF, Replying.FREE):
+        if answering is Replying.LOST or (reading, answering) == (Reading.CLOSED, Replying.FREE):
             assert wait is None
     for wait in filter(None, (wait_of(*pair) for pair in itertools.product(Reading, Replying))):
         assert getattr(Limits(), wait.limit) > 0

@@ -33,7 +33,7 @@ class HttpTransport:
 
     Args:
         pool: holds the connections; whoever made it closes it.
-        runtime: the wall clock, for `Sent-At`.
+        runtime: the wall clock, for `ExchangeState-At`.
     """
 
     keeps_time = True

@@ -163,7 +163,7 @@ class _Work(Deadline):
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for the end."""
-        self._exchange.interest = self
+        self._exchange.listener = self
         self._timers.add(self, loop)
         self._task.add_done_callback(self._end)
 

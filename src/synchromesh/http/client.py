@@ -15,19 +15,19 @@ from enum import IntEnum
 from typing import Protocol, cast
 
 from synchromesh.errors import ConnectionLost, TimedOut
-from synchromesh.http.answers import AnswerReader, Coming
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
 from synchromesh.http.outflow import Outflow, reset
+from synchromesh.http.responses import ResponseReader, ResponseState
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
 # Looked up for each answer: a global is found sooner than a member of its class.
-_BODY, _WHOLE = Coming.BODY, Coming.WHOLE
+_BODY, _WHOLE = ResponseState.BODY, ResponseState.WHOLE
 
 
-class Sent(IntEnum):
-    """Names how far an exchange has come.
+class ExchangeState(IntEnum):
+    """Names the states of an exchange of the pool.
 
     NEW ──▶ WAITING ──▶ CONNECTING ──▶ SENT ──▶ REPLYING ──▶ DONE
 
@@ -43,32 +43,32 @@ class Sent(IntEnum):
     DONE = 5
 
 
-class Custodian(Protocol):
-    """Keeps the connections to one endpoint, and knows what an exchange may do next."""
+class ExchangeOwner(Protocol):
+    """Owns the connections to one endpoint; decides what an exchange may do next."""
 
     timers: Timers
 
     def cancel(self, exchange: ClientExchange) -> None:
-        """Give up an exchange: nothing of it reaches anybody from now on."""
+        """Cancel an exchange: its callbacks are not called from now on."""
         ...
 
     def expire(self, exchange: ClientExchange) -> None:
-        """Fail an exchange whose time is over, by what is known of it."""
+        """Fail an exchange whose deadline has passed, by what is known of it."""
         ...
 
     def on_ended(self, exchange: ClientExchange, connection: ClientConnection) -> None:
-        """Take a connection back whose exchange has ended."""
+        """Release the connection of an exchange that has ended."""
         ...
 
     def on_failed(
         self, exchange: ClientExchange, connection: ClientConnection, error: Exception
     ) -> None:
-        """Take a connection back whose exchange has failed; what may be sent again is."""
+        """Release the connection of an exchange that has failed; resend what may be resent."""
         ...
 
 
 class ClientExchange(Deadline):
-    """Is one request on its way to an endpoint; what becomes of it is told to its own methods.
+    """Is one request to an endpoint and the callbacks for its response: a base class.
 
     `HttpPool.send` sends it. Exactly one of `on_answer`, `on_end` and `on_error` is called then,
     once, unless it is cancelled: within an event of the connection, so that they must neither block
@@ -89,8 +89,15 @@ class ClientExchange(Deadline):
     """
 
     __slots__ = (
-        "connecting", "connection", "custodian", "is_head", "is_idempotent", "lost", "may_reuse",
-        "state", "wire",
+        "connecting",
+        "connection",
+        "is_head",
+        "is_idempotent",
+        "lost",
+        "may_reuse",
+        "owner",
+        "state",
+        "wire",
     )  # fmt: skip
 
     takes_parts = False
@@ -105,50 +112,50 @@ class ClientExchange(Deadline):
         self.is_head = is_head
         self.is_idempotent = is_idempotent
         self.may_reuse = True
-        self.state = Sent.NEW
+        self.state = ExchangeState.NEW
         self.connection: ClientConnection | None = None
         self.connecting: asyncio.Task[None] | None = None
-        self.custodian: Custodian | None = None
+        self.owner: ExchangeOwner | None = None
         # Why it is sent a second time; that decides what is known if that fails, too.
         self.lost: ConnectionLost | None = None
 
     def on_sent(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to wait for the answer."""
-        if self.slot is None and self.custodian is not None:
-            self.custodian.timers.add(self, loop)
+        """Start the deadline; called once the request was written."""
+        if self.slot is None and self.owner is not None:
+            self.owner.timers.add(self, loop)
 
     def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
-        """Take the whole answer."""
+        """Handle the complete response."""
 
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
-        """Take the head of an answer that comes in parts, and the length that it states."""
+        """Handle the head of a response that is taken in parts, and its content length."""
 
     def on_part(self, data: bytes) -> None:
-        """Take a part of its body."""
+        """Handle a part of its body."""
 
     def on_end(self) -> None:
-        """Take the news that the body is whole."""
+        """Handle the end of its body."""
 
     def on_error(self, error: Exception) -> None:
-        """Take the news that no answer will come, or not the rest of it."""
+        """Handle a failure: no response will come, or not the rest of it."""
 
     def cancel(self) -> None:
-        """Give up; the connection is closed, so that a late answer can reach nobody else."""
-        if self.custodian is not None:
-            self.custodian.cancel(self)
+        """Cancel; the connection is closed, so that a late response can reach nobody else."""
+        if self.owner is not None:
+            self.owner.cancel(self)
 
     def expire(self) -> None:
-        """Fail: its time is over."""
-        if self.custodian is not None:
-            self.custodian.expire(self)
+        """Fail by the deadline."""
+        if self.owner is not None:
+            self.owner.expire(self)
 
     def expect_within(self, seconds: float | None) -> None:
-        """Let what is waited for come in so many seconds from now; None takes any time."""
-        if self.custodian is None:
+        """Set the deadline to so many seconds from now; None removes it."""
+        if self.owner is None:
             return
-        timers, loop = self.custodian.timers, asyncio.get_running_loop()
+        timers, loop = self.owner.timers, asyncio.get_running_loop()
         timers.drop(self)
-        if seconds is not None and self.state is not Sent.DONE:
+        if seconds is not None and self.state is not ExchangeState.DONE:
             self.due_s = loop.time() + seconds
             timers.add(self, loop)
 
@@ -157,12 +164,12 @@ class ClientExchange(Deadline):
 
 
 class ClientConnection(asyncio.Protocol):
-    """Carries exchanges with one endpoint, one at a time.
+    """Carries exchanges with one endpoint, one at a time, over a kept-alive connection.
 
     Args:
         name: how errors call the endpoint, `host:port`.
         limits: sizes and counts of an answer.
-        custodian: takes it back after each exchange.
+        owner: takes it back after each exchange.
         on_lost: is told when the connection has closed.
 
     Attributes:
@@ -178,14 +185,14 @@ class ClientConnection(asyncio.Protocol):
         self,
         name: str,
         limits: PoolLimits,
-        custodian: Custodian,
+        owner: ExchangeOwner,
         on_lost: Callable[[ClientConnection], None],
     ) -> None:
         self._name = name
         self._stall_s = limits.stall_s
-        self._custodian = custodian
+        self._owner = owner
         self._on_lost = on_lost
-        self._reader = AnswerReader(limits)
+        self._reader = ResponseReader(limits)
         self._is_spoiled = self._has_answered = self._is_held = False
         self.exchange: ClientExchange | None = None
         self.idle_since_s = 0.0
@@ -202,22 +209,22 @@ class ClientConnection(asyncio.Protocol):
     @property
     def was_stale(self) -> bool:
         """True where it had answered before, and nothing came in answer to the latest request."""
-        return self._has_answered and self._reader.state is Coming.AWAITED
+        return self._has_answered and self._reader.state is ResponseState.AWAITED
 
     def send(self, exchange: ClientExchange) -> None:
-        """Send the request of an exchange, and tell it what comes."""
+        """Write the request of an exchange and deliver the response to it."""
         self._reader.expect(is_head=exchange.is_head, takes_parts=exchange.takes_parts)
         self.exchange = exchange
         self._transport.write(exchange.wire)
 
     def pause(self) -> None:
-        """Read no more until `resume`: who takes the answer's parts has enough of them."""
+        """Pause reading (backpressure) until `resume`. May be repeated."""
         if not self._is_held and not self._transport.is_closing():
             self._is_held = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Go on reading. May be repeated."""
+        """Resume reading. May be repeated."""
         if self._is_held:
             self._is_held = False
             if not self._transport.is_closing():
@@ -229,7 +236,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.abort()
 
     def drop(self) -> None:
-        """Close at once in the middle of an exchange, and forget it."""
+        """Abort the connection in the middle of an exchange, and detach that."""
         exchange, self.exchange = self.exchange, None
         self._is_spoiled = True
         if exchange is not None and exchange.takes_parts:
@@ -296,16 +303,16 @@ class ClientConnection(asyncio.Protocol):
     # -- its own ---------------------------------------------------------------------------------
 
     def _finish(self, exchange: ClientExchange) -> None:
-        """Give the connection back, then tell the exchange."""
+        """Release the connection, then deliver the response."""
         reader = self._reader
         self._has_answered = True
         # Taken first: whoever gets the connection next reads his answer with the same reader.
         status, pairs, length, body = reader.status, reader.pairs, reader.length, reader.take_body()
-        is_passing = exchange.state is Sent.REPLYING
+        is_passing = exchange.state is ExchangeState.REPLYING
         if self._is_held:
             self.resume()
         self.exchange = None
-        self._custodian.on_ended(exchange, self)
+        self._owner.on_ended(exchange, self)
         if not exchange.takes_parts:
             exchange.on_answer(status, pairs, body)
             return
@@ -316,11 +323,11 @@ class ClientConnection(asyncio.Protocol):
         exchange.on_end()
 
     def _pass_on(self, exchange: ClientExchange) -> None:
-        """Tell of what has come of an answer that is taken in parts."""
+        """Deliver what has come of a response that is taken in parts."""
         reader = self._reader
         self._has_answered = True
-        if exchange.state is not Sent.REPLYING:
-            exchange.state = Sent.REPLYING
+        if exchange.state is not ExchangeState.REPLYING:
+            exchange.state = ExchangeState.REPLYING
             exchange.expect_within(None)
             exchange.on_begin(reader.status, reader.pairs, reader.length)
         part = reader.take_body()
@@ -330,9 +337,9 @@ class ClientConnection(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            self._custodian.on_failed(exchange, self, error)
+            self._owner.on_failed(exchange, self, error)
 
     def _on_stall(self) -> None:
         # Others have a deadline for all, in which they may take as long as they like.
         if self.exchange is not None and self.exchange.takes_parts:
-            self._custodian.expire(self.exchange)
+            self._owner.expire(self.exchange)

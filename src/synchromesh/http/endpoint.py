@@ -11,14 +11,14 @@ from collections import deque
 from typing import Protocol
 
 from synchromesh.errors import ConnectFailed, ConnectionLost, Shed
-from synchromesh.http.client import ClientConnection, ClientExchange, Sent
+from synchromesh.http.client import ClientConnection, ClientExchange, ExchangeState
 from synchromesh.http.limits import PoolLimits
 from synchromesh.runtime import Network
 from synchromesh.timers import Timers
 
 
-class Keeper(Protocol):
-    """Is what all endpoints of one pool share; the pool is one.
+class EndpointOwner(Protocol):
+    """Is what the endpoints of one pool share; the pool is one.
 
     Attributes:
         connections: every one that is open, in the order of making.
@@ -32,48 +32,48 @@ class Keeper(Protocol):
     is_closed: bool
 
     def on_used(self, endpoint: PoolEndpoint) -> None:
-        """Take note that an endpoint has connections."""
+        """Register an endpoint: it has connections."""
         ...
 
     def on_unused(self, endpoint: PoolEndpoint) -> None:
-        """Take note that its last connection has gone."""
+        """Forget an endpoint: its last connection has gone."""
         ...
 
     def on_idle(self) -> None:
-        """Take note that a connection was put aside."""
+        """Schedule the idle timeout of a connection that became idle."""
         ...
 
     def on_lost(self) -> None:
-        """Take note that a connection has closed."""
+        """Note that a connection has closed."""
         ...
 
 
 class PoolEndpoint:
-    """Keeps the connections to one host and port, for whole exchanges or for streamed ones.
+    """Pools the connections to one host and port, for whole exchanges or for streamed ones.
 
     `used` counts them: being made, busy and idle. A streamed exchange takes as long as the slowest
     client: those that are whole must never wait for one.
 
     Args:
         key: host, port, and whether exchanges are streamed.
-        keeper: what all endpoints of one pool share.
+        owner: what all endpoints of one pool share.
     """
 
-    def __init__(self, key: tuple[str, int, bool], keeper: Keeper) -> None:
+    def __init__(self, key: tuple[str, int, bool], owner: EndpointOwner) -> None:
         self.key = key
         self.host, self.port = key[:2]
         self.name = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-        self.timers = keeper.timers
-        self._keeper = keeper
-        self._limits = keeper.limits
+        self.timers = owner.timers
+        self._owner = owner
+        self._limits = owner.limits
         self.used = 0
         self.idle: deque[ClientConnection] = deque()
         # A dict keeps the order in which they came, and lets one in the middle leave.
         self.waiting: dict[ClientExchange, None] = {}
 
     def send(self, exchange: ClientExchange) -> None:
-        """Send the request of an exchange as soon as there is a connection for it."""
-        if self._keeper.is_closed:
+        """Send a request on an idle connection, on a new one, or when one becomes free."""
+        if self._owner.is_closed:
             self._fail(exchange, self._closed())
             return
         connection: ClientConnection | None = None
@@ -82,7 +82,7 @@ class PoolEndpoint:
         elif self.used < self._limits.connections_max:
             self.used += 1
             if self.used == 1:
-                self._keeper.on_used(self)
+                self._owner.on_used(self)
         elif self.idle:
             connection = self.idle.popleft()
         else:
@@ -91,12 +91,12 @@ class PoolEndpoint:
         self._use(exchange, connection)
 
     def close(self) -> None:
-        """Fail what waits for a connection."""
+        """Fail the exchanges that wait for a connection."""
         for exchange in list(self.waiting):
             self._fail(exchange, self._closed())
 
     def sweep(self, now: float) -> float | None:
-        """Close what has been idle for too long; return when the next one will have been."""
+        """Close connections past the idle timeout; return when the next one is due."""
         while self.idle:
             until_s = self.idle[0].idle_since_s + self._limits.idle_s
             if until_s > now:
@@ -111,8 +111,8 @@ class PoolEndpoint:
     # -- what exchanges and connections tell -----------------------------------------------------
 
     def cancel(self, exchange: ClientExchange) -> None:
-        """Give up an exchange: nothing of it reaches anybody from now on."""
-        if exchange.state is Sent.DONE:
+        """Cancel an exchange: its callbacks are not called from now on."""
+        if exchange.state is ExchangeState.DONE:
             return
         connection, connecting = exchange.connection, exchange.connecting
         self._end(exchange)
@@ -123,13 +123,13 @@ class PoolEndpoint:
             connecting.cancel()
 
     def expire(self, exchange: ClientExchange) -> None:
-        """Fail an exchange whose time is over, by what is known of it."""
-        if exchange.state is Sent.WAITING:
+        """Fail an exchange whose deadline has passed, by what is known of it."""
+        if exchange.state is ExchangeState.WAITING:
             error: Exception = Shed(
                 f"all {self.used} connections to {self.name} stayed busy until the deadline; "
                 "nothing was sent"
             )
-        elif exchange.state is Sent.CONNECTING:
+        elif exchange.state is ExchangeState.CONNECTING:
             error = self._unreached("it did not answer in time")
         elif exchange.connection is not None:
             error = exchange.connection.timed_out()
@@ -139,14 +139,14 @@ class PoolEndpoint:
         exchange.on_error(exchange.lost or error)
 
     def on_ended(self, exchange: ClientExchange, connection: ClientConnection) -> None:
-        """Take a connection back whose exchange has ended."""
+        """Release the connection of an exchange that has ended."""
         self._end(exchange)
         self._give(connection)
 
     def on_failed(
         self, exchange: ClientExchange, connection: ClientConnection, error: Exception
     ) -> None:
-        """Take a connection back whose exchange has failed.
+        """Release the connection of an exchange that has failed, and resend what may be resent.
 
         The server may have closed it in the moment in which it was used again. Whether it has run
         the request is unknown, so that only one that is idempotent is sent a second time, once.
@@ -170,16 +170,16 @@ class PoolEndpoint:
     # -- its own ---------------------------------------------------------------------------------
 
     def _use(self, exchange: ClientExchange, connection: ClientConnection | None) -> None:
-        """Send by a connection, or by one that is made in its place, which is the caller's own."""
+        """Send on a connection, or on a new one that is made in its place."""
         loop = asyncio.get_running_loop()
         if connection is not None:
             if exchange.may_reuse and connection.is_reusable:
-                exchange.state, exchange.connection = Sent.SENT, connection
+                exchange.state, exchange.connection = ExchangeState.SENT, connection
                 connection.send(exchange)
                 exchange.on_sent(loop)
                 return
             connection.abort()
-        exchange.state = Sent.CONNECTING
+        exchange.state = ExchangeState.CONNECTING
         if exchange.slot is None:
             self.timers.add(exchange, loop)
         exchange.connecting = loop.create_task(self._connect(exchange))
@@ -194,13 +194,13 @@ class PoolEndpoint:
                 ),
             )
             return
-        exchange.state = Sent.WAITING
+        exchange.state = ExchangeState.WAITING
         self.waiting[exchange] = None
         if exchange.slot is None:
             self.timers.add(exchange, asyncio.get_running_loop())
 
     async def _connect(self, exchange: ClientExchange) -> None:
-        """Make a connection for an exchange, and send it."""
+        """Connect, then send the request of an exchange."""
         made: list[ClientConnection] = []
 
         def factory() -> ClientConnection:
@@ -209,7 +209,7 @@ class PoolEndpoint:
 
         try:
             async with asyncio.timeout(self._limits.connect_s):
-                await self._keeper.network.connect(factory, self.host, self.port)
+                await self._owner.network.connect(factory, self.host, self.port)
         except Exception as error:  # noqa: BLE001 - told to the exchange
             self._give(None)
             if isinstance(error, OSError):
@@ -225,12 +225,12 @@ class PoolEndpoint:
         self._connected(exchange, made[-1])
 
     def _connected(self, exchange: ClientExchange, connection: ClientConnection) -> None:
-        self._keeper.connections[connection] = None
+        self._owner.connections[connection] = None
         exchange.connecting = None
-        if self._keeper.is_closed:
+        if self._owner.is_closed:
             self._give(connection)
             self._fail(exchange, self._closed())
-        elif exchange.state is Sent.DONE:
+        elif exchange.state is ExchangeState.DONE:
             self._give(connection)
         elif not connection.is_reusable:
             self._give(connection)
@@ -243,8 +243,8 @@ class PoolEndpoint:
             self._use(exchange, connection)
 
     def _give(self, connection: ClientConnection | None) -> None:
-        """Pass a place on, with its connection if that may stay: to who waits longest, or idle."""
-        if connection is not None and (self._keeper.is_closed or not connection.is_reusable):
+        """Hand a connection, or the right to make one, to who waits longest, or make it idle."""
+        if connection is not None and (self._owner.is_closed or not connection.is_reusable):
             connection.abort()
             connection = None
         if self.waiting:
@@ -256,29 +256,29 @@ class PoolEndpoint:
         else:
             connection.idle_since_s = asyncio.get_running_loop().time()
             self.idle.append(connection)
-            self._keeper.on_idle()
+            self._owner.on_idle()
 
     def _free(self) -> None:
         self.used -= 1
         if not self.used:
-            self._keeper.on_unused(self)
+            self._owner.on_unused(self)
 
     def _lost(self, connection: ClientConnection) -> None:
-        self._keeper.connections.pop(connection, None)
+        self._owner.connections.pop(connection, None)
         # A busy connection is given back by the exchange that it fails.
         if connection in self.idle:
             self.idle.remove(connection)
             self._free()
-        self._keeper.on_lost()
+        self._owner.on_lost()
 
     def _end(self, exchange: ClientExchange) -> None:
         self.timers.drop(exchange)
         self.waiting.pop(exchange, None)
-        exchange.state = Sent.DONE
+        exchange.state = ExchangeState.DONE
         exchange.connection = None
 
     def _fail(self, exchange: ClientExchange, error: Exception) -> None:
-        if exchange.state is not Sent.DONE:
+        if exchange.state is not ExchangeState.DONE:
             self._end(exchange)
             # That it was not sent again says nothing of the first time, when it may have been run.
             exchange.on_error(exchange.lost or error)

@@ -14,42 +14,42 @@ from synchromesh.http.body import Body
 from synchromesh.http.message import Headers, HttpRequest, RawPair
 
 
-class Answerer(Protocol):
-    """Sends what an exchange is answered with; its connection is one."""
+class ResponseWriter(Protocol):
+    """Writes the response of an exchange; a server connection is one."""
 
     peer: str
 
     def answered(self, head: bytes, body: bytes) -> None:
-        """Send an answer in one write, and go on with the next request."""
+        """Write a complete response at once, and go on with the next request."""
         ...
 
     def begun(self, head: bytes, data: bytes) -> None:
-        """Send the head of an answer whose body follows in parts, with what there is of it."""
+        """Write the head of a response whose body follows in parts, with what there is of it."""
         ...
 
     def part(self, data: bytes) -> bool:
-        """Send a part of a body; False where the client has not taken what it was sent."""
+        """Write a part of a body; False while the client does not read (backpressure)."""
         ...
 
     def ended(self, *, is_whole: bool) -> None:
-        """End an answer that was begun; one that is not whole is cut off by a reset."""
+        """End a response; one that is not complete resets the connection."""
         ...
 
 
-class Interest(Protocol):
-    """Is told what becomes of the client while its answer is worked for."""
+class ExchangeListener(Protocol):
+    """Handles events of the client while its response is pending."""
 
     def on_lost(self) -> asyncio.Task[object] | None:
-        """Stop the work: the client has gone. A task that needs a moment to end is returned."""
+        """Cancel the work: the client has disconnected. Return a task that is still to end."""
         ...
 
     def on_room(self) -> None:
-        """Go on with the body's parts: the client has taken what it was sent."""
+        """Resume writing parts: the client has read what was written."""
         ...
 
 
 class HttpExchange:
-    """Is one request as it came, its framing judged and its body decoded, and its answer's way.
+    """Is one complete request as raw bytes, and the way to respond to it.
 
     Attributes:
         method: in upper case.
@@ -59,16 +59,23 @@ class HttpExchange:
         is_plain: True where nothing about the head was out of the ordinary: HTTP/1.1, one Host, a
             length or no body, nothing expected. Only such requests are offered to a `FastHandler`.
         stream: the body while it comes, in place of `body`; None where it has come.
-        interest: who is told when the client leaves; set it when the answer comes later.
+        listener: who is told when the client leaves; set it when the answer comes later.
     """
 
     __slots__ = (
-        "_answerer", "body", "interest", "is_plain", "method", "pairs", "stream", "target",
+        "_writer",
+        "body",
+        "is_plain",
+        "listener",
+        "method",
+        "pairs",
+        "stream",
+        "target",
     )  # fmt: skip
 
     def __init__(
         self,
-        answerer: Answerer,
+        writer: ResponseWriter,
         method: bytes,
         target: bytes,
         pairs: list[RawPair],
@@ -77,56 +84,56 @@ class HttpExchange:
         is_plain: bool,
         stream: Body | None = None,
     ) -> None:
-        self._answerer: Answerer | None = answerer
+        self._writer: ResponseWriter | None = writer
         self.method = method
         self.target = target
         self.pairs = pairs
         self.body = body
         self.is_plain = is_plain
         self.stream = stream
-        self.interest: Interest | None = None
+        self.listener: ExchangeListener | None = None
 
     def answer(self, head: bytes, body: bytes = b"") -> None:
-        """Answer, in one write; ignored where the client has gone or was answered.
+        """Respond in one write; ignored if the client has disconnected or was answered.
 
         Args:
             head: status line and header lines, each with its CRLF, `content-length` among them;
                 `connection` is the server's own, and so is the blank line at the end.
             body: as long as the head says.
         """
-        answerer = self._answerer
-        if answerer is not None:
-            self._answerer = None
-            answerer.answered(head, body)
+        writer = self._writer
+        if writer is not None:
+            self._writer = None
+            writer.answered(head, body)
 
     def begin(self, head: bytes, data: bytes = b"") -> None:
-        """Begin an answer whose body follows in parts, framed as the head says; see `answer`."""
-        if self._answerer is not None:
-            self._answerer.begun(head, data)
+        """Start a response whose body follows in parts, framed as the head says; see `answer`."""
+        if self._writer is not None:
+            self._writer.begun(head, data)
 
     def part(self, data: bytes) -> bool:
-        """Send a part, framed already; False where more is to wait for `Interest.on_room`."""
-        return self._answerer is None or self._answerer.part(data)
+        """Write a framed part; False where more has to wait for `ExchangeListener.on_room`."""
+        return self._writer is None or self._writer.part(data)
 
     def end(self, *, is_whole: bool = True) -> None:
-        """End an answer that was begun; one that is not whole is cut off, and never looks whole."""
-        answerer = self._answerer
-        if answerer is not None:
-            self._answerer = None
-            answerer.ended(is_whole=is_whole)
+        """End a response; one that is not complete resets the connection, and never looks whole."""
+        writer = self._writer
+        if writer is not None:
+            self._writer = None
+            writer.ended(is_whole=is_whole)
 
     def lose(self) -> asyncio.Task[object] | None:
-        """Take the news that the client has gone; what is answered from now on is ignored."""
-        self._answerer = None
-        return None if self.interest is None else self.interest.on_lost()
+        """Detach from the client, which has disconnected; later answers are ignored."""
+        self._writer = None
+        return None if self.listener is None else self.listener.on_lost()
 
     @property
     def is_lost(self) -> bool:
-        """True where nobody waits for an answer (any more)."""
-        return self._answerer is None
+        """True once the request was answered, or the client has disconnected."""
+        return self._writer is None
 
     def request(self) -> HttpRequest:
-        """Return the request as a handler gets it."""
+        """Return the request as a coroutine handler gets it."""
         target = self.target.decode("latin-1")
         path, _, query = target.partition("?")
         return HttpRequest(
@@ -136,7 +143,7 @@ class HttpExchange:
             query,
             Headers.from_wire(self.pairs),
             self.body,
-            "" if self._answerer is None else self._answerer.peer,
+            "" if self._writer is None else self._writer.peer,
             self.stream,
         )
 
@@ -147,10 +154,10 @@ class HttpExchange:
 
 
 class FastHandler(Protocol):
-    """Is a handler that also answers small requests by callbacks."""
+    """Is a handler that also responds to small requests by callbacks."""
 
     def begin_exchange(self, exchange: HttpExchange) -> bool:
-        """Answer a request, now or later, by `exchange.answer`; False declines it.
+        """Respond to a request, now or later, by `exchange.answer`; return False to decline it.
 
         It runs within the connection's own turn and must not block. What it declines is handed to
         the handler's coroutine, untouched. Raising is answered 500 and logged, as there.

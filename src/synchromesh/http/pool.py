@@ -20,7 +20,7 @@ from synchromesh.timers import Timers
 
 
 class FutureExchange(ClientExchange):
-    """Is a whole exchange whose answer one caller awaits.
+    """Is an exchange whose complete response is awaited as a future.
 
     Attributes:
         answer: the answer, or why there is none.
@@ -35,12 +35,12 @@ class FutureExchange(ClientExchange):
         self.answer: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
 
     def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
-        """Release the caller."""
+        """Resolve the future."""
         if not self.answer.done():
             self.answer.set_result(HttpResponse(status, Headers.from_wire(pairs), body))
 
     def on_error(self, error: Exception) -> None:
-        """Release the caller by an error."""
+        """Fail the future."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
@@ -81,7 +81,7 @@ class HttpPool:
         self._changed = asyncio.Event()
 
     def send(self, host: str, port: int, exchange: ClientExchange) -> None:
-        """Send an exchange; what becomes of it is told to the exchange, maybe before this returns.
+        """Send an exchange; its callbacks are called later, or before this returns.
 
         Its `wire` is the whole request, framed by its length: nothing is checked here. See
         `request_head` and `HttpPool.request` for what a request may be.
@@ -89,7 +89,7 @@ class HttpPool:
         endpoint = self._endpoints.get((host, port, False)) or PoolEndpoint(
             (host, port, False), self
         )
-        exchange.custodian = endpoint
+        exchange.owner = endpoint
         endpoint.send(exchange)
 
     async def request(
@@ -195,7 +195,7 @@ class HttpPool:
             is_idempotent=is_idempotent and body is None,
         )
         key = (host, port, True)
-        endpoint = exchange.custodian = self._endpoints.get(key) or PoolEndpoint(key, self)
+        endpoint = exchange.owner = self._endpoints.get(key) or PoolEndpoint(key, self)
         endpoint.send(exchange)
         try:
             yield await exchange.answer
@@ -230,7 +230,7 @@ class HttpPool:
     # -- what endpoints tell ---------------------------------------------------------------------
 
     def on_used(self, endpoint: PoolEndpoint) -> None:
-        """Know an endpoint that has connections."""
+        """Register an endpoint that has connections."""
         self._endpoints[endpoint.key] = endpoint
 
     def on_unused(self, endpoint: PoolEndpoint) -> None:
@@ -238,17 +238,17 @@ class HttpPool:
         self._endpoints.pop(endpoint.key, None)
 
     def on_idle(self) -> None:
-        """Close what was put aside once it has been idle for too long."""
+        """Schedule the idle timeout."""
         if self._sweeping is None:
             loop = asyncio.get_running_loop()
             self._sweeping = loop.call_later(self.limits.idle_s, self._sweep)
 
     def on_lost(self) -> None:
-        """Let who waits for the last connection to close look again."""
+        """Wake `close`, which waits for the last connection."""
         self._changed.set()
 
     def _sweep(self) -> None:
-        """Close what has been idle for too long, and come again when the next one may be."""
+        """Close idle connections past the idle timeout, and schedule the next look."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         due = [endpoint.sweep(now) for endpoint in list(self._endpoints.values())]

@@ -28,7 +28,7 @@ from synchromesh.http.message import (
     problem_response,
 )
 from synchromesh.http.outflow import Outflow, reset
-from synchromesh.http.patience import Patience
+from synchromesh.http.read_timer import ReadTimer
 from synchromesh.http.reading import SLICE_BYTES, RequestReader
 from synchromesh.http.serving import FAILED, FULL, Serving
 from synchromesh.http.states import REPLIES, WAITED, Reading, Replying, ReplyingEvent
@@ -48,7 +48,7 @@ _LAST_LINES: Final = b"connection: close\r\n\r\n"
 _FREE, _BEGUN, _BUSY = Replying.FREE, Replying.BEGUN, Replying.BUSY
 _LINGERING, _LOST = Replying.LINGERING, Replying.LOST
 _TAKEN, _WAITS, _ANSWERED = ReplyingEvent.TAKEN, ReplyingEvent.WAITS, ReplyingEvent.ANSWERED
-_FRESH, _IDLE, _BODY, _DEAF = Reading.FRESH, Reading.IDLE, Reading.BODY, Reading.DEAF
+_FRESH, _IDLE, _BODY, _CLOSED = Reading.FRESH, Reading.IDLE, Reading.BODY, Reading.CLOSED
 
 
 class ServerConnection(asyncio.Protocol):
@@ -70,7 +70,7 @@ class ServerConnection(asyncio.Protocol):
         self._reader = RequestReader(
             serving.limits, serving.streaming, self, is_fast=serving.is_fast
         )
-        self._patience = Patience(self._loop, serving.limits, self._on_patience_over)
+        self._read_timer = ReadTimer(self._loop, serving.limits, self._on_read_timeout)
         self._replying = Replying.FREE
         # Who works for the answer, once that has to be waited for.
         self._work: asyncio.Task[object] | HttpExchange | None = None
@@ -80,7 +80,7 @@ class ServerConnection(asyncio.Protocol):
         self._is_held = False  # reading is paused, as long as there is something unfed
         self._out: list[bytes] = []
         # What is said after all answers, before the end: why nothing more is taken.
-        self._last_word: HttpResponse | None = None
+        self._final_response: HttpResponse | None = None
         # Each request begins in the context of the connection's making: a pipelined one is started
         # by the task of the one before it, whose variables are not its own.
         self._context = copy_context()
@@ -110,12 +110,12 @@ class ServerConnection(asyncio.Protocol):
         if isinstance(peer, tuple) and len(peer) >= 2:
             self.peer = f"{peer[0]}:{peer[1]}"
         if not self._serving.owner.opened(self):
-            self._say_last(FULL)
+            self._close_with(FULL)
         self._turn()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; what is too early to parse is kept, and reading pauses."""
-        if self._reader.state is _DEAF:
+        if self._reader.state is _CLOSED:
             return
         if self._unfed:
             self._unfed = memoryview(bytes(self._unfed) + data)
@@ -127,22 +127,22 @@ class ServerConnection(asyncio.Protocol):
         """Let the transport close: the client has gone."""
 
     def pause_writing(self) -> None:
-        """Begin to watch whether the client takes what it was sent."""
+        """Start the write timeout: the client does not read."""
         self._outflow.pause()
 
     def resume_writing(self) -> None:
-        """Go on: the client has taken everything."""
+        """Resume: the client has read everything that was written."""
         self._outflow.resume()
         work = self._work
-        if isinstance(work, HttpExchange) and work.interest is not None:
-            work.interest.on_room()
+        if isinstance(work, HttpExchange) and work.listener is not None:
+            work.listener.on_room()
         self._turn()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Cancel the handler that works for this client, and forget what waits."""
+        """Cancel the running handler, and drop pipelined requests."""
         self._replying = REPLIES[self._replying][ReplyingEvent.LOST]
-        self._deafen()
-        self._patience.end()
+        self._stop_reading()
+        self._read_timer.end()
         self._outflow.resume()
         self._reader.ready.clear()
         self._out.clear()
@@ -160,10 +160,10 @@ class ServerConnection(asyncio.Protocol):
         reader = self._reader
         reader.is_draining = True
         if reader.state is _IDLE and not self._unfed:
-            reader.deafen()
+            reader.close()
         self._turn()
         if reader.state is _FRESH and not self._unfed:
-            self._patience.restart(min(_FRESH_S, self._serving.limits.head_s))
+            self._read_timer.restart(min(_FRESH_S, self._serving.limits.head_s))
 
     def cut(self) -> None:
         """Drop the connection at once, with what it was doing."""
@@ -185,7 +185,7 @@ class ServerConnection(asyncio.Protocol):
     # -- a turn ----------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Parse and answer all that needs no waiting, write once, and wait for the rest."""
+        """Parse, respond to all that needs no waiting, write once, and set the read timeout."""
         reader = self._reader
         ready, most = reader.ready, self._serving.limits.pipeline_max
         left = most
@@ -208,7 +208,7 @@ class ServerConnection(asyncio.Protocol):
             else:
                 break
         if self._replying is _FREE and not ready:
-            if reader.state is _DEAF:
+            if reader.state is _CLOSED:
                 self._conclude()
             elif reader.owes_continue and reader.state is _BODY:
                 reader.owes_continue = False
@@ -229,14 +229,14 @@ class ServerConnection(asyncio.Protocol):
             refusal = reader.settle()
         if refusal is not None:
             self._refuse(refusal)
-        if reader.state is _DEAF:
+        if reader.state is _CLOSED:
             self._unfed = b""
 
     def _conclude(self) -> None:
-        """Say the last word to a client of whom nothing more is taken, and end."""
+        """Write the final response, if there is one, and close the connection."""
         if self._outflow.is_paused:
             return
-        word, self._last_word = self._last_word, None
+        word, self._final_response = self._final_response, None
         if word is not None:
             self._out.append(encode_response(word, is_head=False, is_last=True))
         self._end()
@@ -247,14 +247,14 @@ class ServerConnection(asyncio.Protocol):
             out.clear()
 
     def _wait(self) -> None:
-        """Read only while what is read can be parsed, and give the client its time for it."""
+        """Pause reading while there is something unparsed, and set the read timeout."""
         reader = self._reader
         if self._unfed:
             # A paused client is not a slow one.
             if not self._is_held:
                 self._is_held = True
                 self._transport.pause_reading()
-            self._patience.expect(None, 0)
+            self._read_timer.expect(None, 0)
             return
         if self._is_held:
             self._is_held = False
@@ -263,17 +263,17 @@ class ServerConnection(asyncio.Protocol):
         answering = _BUSY if self._outflow.is_paused and self._replying is _FREE else self._replying
         wait = WAITED[answering][reader.state]
         if reader.coming is None:
-            self._patience.expect(wait, reader.begun)
+            self._read_timer.expect(wait, reader.begun)
         elif reader.owes_continue:
-            self._patience.expect(None, 0)
+            self._read_timer.expect(None, 0)
         else:
-            self._patience.expect_part(wait, reader.begun, reader.body_bytes)
+            self._read_timer.expect_part(wait, reader.begun, reader.body_bytes)
 
     def _end(self) -> None:
         """Close so that the client sees the answer even while it is still sending."""
         self._flush()
         self._replying = REPLIES[self._replying][ReplyingEvent.ENDED]
-        self._deafen()
+        self._stop_reading()
         if self._transport.is_closing():
             return
         if self._transport.can_write_eof():
@@ -286,10 +286,10 @@ class ServerConnection(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with an error after all that came before it, then close."""
         reader = self._reader
-        if reader.state is _DEAF:
+        if reader.state is _CLOSED:
             return
         coming = reader.coming
-        self._say_last(problem_response(refusal.status, refusal.detail))
+        self._close_with(problem_response(refusal.status, refusal.detail))
         if coming is None:
             return
         if reader.ready and reader.ready[-1].stream is coming:
@@ -298,33 +298,33 @@ class ServerConnection(asyncio.Protocol):
             # Its handler works for a client that has broken its word.
             self._work.cancel()
 
-    def _say_last(self, word: HttpResponse) -> None:
-        self._deafen()
-        self._last_word = word
+    def _close_with(self, word: HttpResponse) -> None:
+        self._stop_reading()
+        self._final_response = word
 
-    def _deafen(self) -> None:
-        """Parse nothing more, and forget the request that has begun."""
-        self._reader.deafen()
+    def _stop_reading(self) -> None:
+        """Stop parsing, and forget the request that has begun."""
+        self._reader.close()
         self._unfed = b""
 
-    def _on_patience_over(self) -> None:
-        patience, wait = self._patience, self._patience.wait
+    def _on_read_timeout(self) -> None:
+        timer, wait = self._read_timer, self._read_timer.wait
         if wait is None:
             return
         if self._replying is _LINGERING:
             self._transport.abort()
             return
         if wait.status:
-            text = f"the {wait.what} did not come in {patience.seconds(wait):g} s"
+            text = f"the {wait.what} did not come in {timer.seconds(wait):g} s"
             self._refuse(Refusal(wait.status, text))
         else:
-            self._deafen()
+            self._stop_reading()
         self._turn()
 
     # -- answering -------------------------------------------------------------------------------
 
     def _take(self, exchange: HttpExchange) -> None:
-        """Have a request answered; who can answer without waiting does so before this returns."""
+        """Dispatch a request; a handler that does not wait has responded when this returns."""
         serving = self._serving
         self._replying = REPLIES[self._replying][_TAKEN]
         if exchange.is_plain:
@@ -346,12 +346,12 @@ class ServerConnection(asyncio.Protocol):
             if refusal is not None:
                 self._replying = REPLIES[self._replying][_ANSWERED]
                 self._reader.ready.clear()
-                self._say_last(problem_response(refusal.status, refusal.detail))
+                self._close_with(problem_response(refusal.status, refusal.detail))
                 return
         self._start(exchange)
 
     def _start(self, exchange: HttpExchange) -> None:
-        """Have a request answered by a coroutine, whose first step is taken here."""
+        """Dispatch a request to a coroutine, whose first step is taken here."""
         serving, request, context = self._serving, exchange.request(), self._context.copy()
         task: asyncio.Task[None]
         if exchange.stream is not None:
@@ -382,17 +382,17 @@ class ServerConnection(asyncio.Protocol):
 
     def _send(self, response: HttpResponse, *, is_head: bool = False) -> None:
         if asks_to_close(response):
-            self._deafen()
+            self._stop_reading()
             self._reader.ready.clear()
-            self._last_word = None
+            self._final_response = None
         self._out.append(encode_response(response, is_head=is_head, is_last=self._is_last()))
         self._on_answered()
 
     def _is_last(self) -> bool:
-        return self._reader.is_deaf and not self._reader.ready and self._last_word is None
+        return self._reader.is_closed and not self._reader.ready and self._final_response is None
 
     def _on_answered(self) -> None:
-        """Go on after an answer: within its turn that is the turn's, else it is a new one."""
+        """Go on after a response: within its turn that is the turn's, else it is a new one."""
         before = self._replying
         self._replying = REPLIES[before][_ANSWERED]
         if before is _BUSY:
@@ -407,28 +407,28 @@ class ServerConnection(asyncio.Protocol):
     # -- what an exchange tells ------------------------------------------------------------------
 
     def answered(self, head: bytes, body: bytes) -> None:
-        """Send a ready-made answer, and go on with the next request."""
+        """Write a ready-made response, and go on with the next request."""
         out = self._out
         out.append(head)
-        is_last = self._reader.state is _DEAF and self._is_last()
+        is_last = self._reader.state is _CLOSED and self._is_last()
         out.append(_LAST_LINES if is_last else _BLANK_LINE)
         if body:
             out.append(body)
         self._on_answered()
 
     def begun(self, head: bytes, data: bytes) -> None:
-        """Send the head of a ready-made answer, with what there is of its body."""
+        """Write the head of a ready-made response, with what there is of its body."""
         self._out += (head, _LAST_LINES if self._is_last() else _BLANK_LINE)
         self.part(data)
 
     def part(self, data: bytes) -> bool:
-        """Send a part of a body; False where the client has not taken what it was sent."""
+        """Write a part of a body; False while the client does not read (backpressure)."""
         self._out.append(data)
         self._flush()
         return not self._outflow.is_paused
 
     def ended(self, *, is_whole: bool) -> None:
-        """End an answer that was begun; one that is not whole is cut off by a reset."""
+        """End a response; one that is not complete resets the connection."""
         if is_whole:
             self._on_answered()
         else:
@@ -467,9 +467,9 @@ class ServerConnection(asyncio.Protocol):
         is_refused = self._is_broken(body)
         if not is_refused and self._reader.coming is body:
             # Nobody reads the rest, and what follows it cannot be found without reading it.
-            self._deafen()
+            self._stop_reading()
         if is_refused and has_begun:
-            self._last_word = None  # the answer is there already
+            self._final_response = None  # the answer is there already
             self._reader.ready.clear()
         if has_begun or is_refused:
             self._on_answered()

@@ -2,7 +2,7 @@
 
 A request is handed over once it is complete, or, where its handler asked for a stream, with its
 head: then its body is fed as it comes. After a refusal, or a request that is the last one, the
-reader is *deaf*: what follows is not parsed. It knows no time, and no socket.
+reader is *closed*: what follows is not parsed. It knows no time, and no socket.
 
 Names and values are judged as they come, by tables of bytes. A head in which nothing is odd is
 accepted by a few comparisons; only any other is held against the rules of `strictness`, which say
@@ -18,7 +18,7 @@ from typing import Final, NoReturn, Protocol
 import httptools
 
 from synchromesh.http.body import Body
-from synchromesh.http.exchange import Answerer, HttpExchange
+from synchromesh.http.exchange import HttpExchange, ResponseWriter
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, RawPair
 from synchromesh.http.states import READS, Reading, ReadingEvent
@@ -42,8 +42,8 @@ _NOT_PLAIN: Final = frozenset({b"CONNECT", b"HEAD"})
 
 # Looked up for each request: a global is found sooner than a member of its class.
 _BEGAN, _JUDGED = ReadingEvent.BEGAN, ReadingEvent.JUDGED
-_COMPLETE, _DEAFENED = ReadingEvent.COMPLETE, ReadingEvent.DEAFENED
-_BODY, _DEAF = Reading.BODY, Reading.DEAF
+_COMPLETE, _CLOSE = ReadingEvent.COMPLETE, ReadingEvent.CLOSED
+_BODY, _CLOSED = Reading.BODY, Reading.CLOSED
 
 
 class Streaming(Protocol):
@@ -64,8 +64,8 @@ class Streaming(Protocol):
         ...
 
 
-class Taker(Answerer, Protocol):
-    """Takes what a reader has read; a connection is one."""
+class RequestSink(ResponseWriter, Protocol):
+    """Receives the requests of a reader; a connection is one."""
 
     def on_room(self) -> None:
         """Go on with a streamed body: its reader has taken what there was, or waits for more."""
@@ -77,12 +77,12 @@ class _Stopped(Exception):
 
 
 class RequestReader:
-    """Turns bytes into requests, or into the one refusal that ends the connection.
+    """Parses requests, or the one refusal that ends the connection.
 
     Args:
         limits: sizes and counts.
         streaming: says which requests are handed over with their heads.
-        taker: takes them.
+        sink: takes them.
         is_fast: small requests that come whole are handed over complete even where they could be
             streamed; who takes them asks `streaming` himself (see `judge_whole`).
 
@@ -100,11 +100,16 @@ class RequestReader:
     _method: bytes
 
     def __init__(
-        self, limits: Limits, streaming: Streaming | None, taker: Taker, *, is_fast: bool = True
+        self,
+        limits: Limits,
+        streaming: Streaming | None,
+        sink: RequestSink,
+        *,
+        is_fast: bool = True,
     ) -> None:
         self._limits = limits
         self._streaming = streaming
-        self._taker = taker
+        self._sink = sink
         self._is_fast = is_fast
         self._parser = httptools.HttpRequestParser(self)
         self._refused: Refusal | None = None
@@ -124,9 +129,9 @@ class RequestReader:
         self.is_draining = self.owes_continue = False
 
     @property
-    def is_deaf(self) -> bool:
+    def is_closed(self) -> bool:
         """True once nothing more is parsed."""
-        return self.state is _DEAF
+        return self.state is _CLOSED
 
     @property
     def is_old(self) -> bool:
@@ -140,35 +145,35 @@ class RequestReader:
         try:
             self._parser.feed_data(piece)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            # Once deaf, what follows the last request is not looked at, right or wrong.
-            return None if self.state is _DEAF else self._refused or _MALFORMED
+            # Once closed, what follows the last request is not looked at, right or wrong.
+            return None if self.state is _CLOSED else self._refused or _MALFORMED
         if self._quiet_bytes > self._limits.head_bytes_max + SLICE_BYTES:
             return self._oversized()
         return None
 
     def settle(self) -> Refusal | None:
-        """Decide about a request whose body has not come with its head: whether it is streamed."""
+        """Decide whether a request is streamed whose body has not come with its head."""
         if not self.is_open or self.state is not _BODY:
             return None
         self.is_open = False
         return self._judge_length()
 
     def judge_whole(self, exchange: HttpExchange) -> Refusal | None:
-        """Give a request that came whole the stream that it would have had, if it would have."""
+        """Give a request that came whole its stream, if its route is streamed."""
         if exchange.stream is None and self._streaming is not None and exchange.is_plain:
             longest = self._streamed_max(exchange.method, exchange.target)
             if longest is not None:
                 if len(exchange.body) > longest:
                     return too_large(longest)
-                body = Body(length=len(exchange.body), on_room=self._taker.on_room)
+                body = Body(length=len(exchange.body), on_room=self._sink.on_room)
                 body.feed(exchange.body)
                 body.end()
                 exchange.stream, exchange.body = body, b""
         return None
 
-    def deafen(self) -> None:
-        """Parse nothing more, and forget the request that has begun."""
-        self.state = READS[self.state][_DEAFENED]
+    def close(self) -> None:
+        """Stop parsing, and forget the request that has begun."""
+        self.state = READS[self.state][_CLOSE]
         self.coming = None
         self.owes_continue = False
 
@@ -179,7 +184,7 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         """Take the first byte of a request."""
-        if self.state is _DEAF:
+        if self.state is _CLOSED:
             raise _Stopped
         self._target = b""
         self._pairs = []
@@ -265,7 +270,7 @@ class RequestReader:
             self.coming.feed(part)
 
     def on_message_complete(self) -> None:
-        """Hand the request over; one that is the connection's last makes the reader deaf."""
+        """Hand the request over; the last one of a connection closes the reader."""
         if self.coming is None:
             parts = self._body
             body = (parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b""
@@ -277,7 +282,7 @@ class RequestReader:
         # Keep-alive of HTTP/1.0 was never specified well: such a client gets one answer.
         is_last = self.is_draining or not self._parser.should_keep_alive()
         if is_last or (not self._is_plain and self.is_old):
-            self.state = READS[self.state][_DEAFENED]
+            self.state = READS[self.state][_CLOSE]
         else:
             self.state = READS[self.state][_COMPLETE]
 
@@ -286,7 +291,7 @@ class RequestReader:
     def _hand_over(self, body: bytes, stream: Body | None) -> None:
         self.ready.append(
             HttpExchange(
-                self._taker,
+                self._sink,
                 self._method,
                 self._target,
                 self._pairs,
@@ -297,7 +302,7 @@ class RequestReader:
         )
 
     def _judge(self, method: bytes, target: bytes) -> None:
-        """Hold a head in which something is odd against the rules."""
+        """Apply the strictness rules to a head that is not plain."""
         head = Head(
             method.decode("ascii"),
             target.decode("latin-1"),
@@ -330,7 +335,7 @@ class RequestReader:
         length: int | None = int(self._watched.get(b"content-length", b"0"))
         if b"transfer-encoding" in self._watched:
             length = None
-        self.coming = Body(length=length, on_room=self._taker.on_room)
+        self.coming = Body(length=length, on_room=self._sink.on_room)
         for part in self._body:
             self.coming.feed(part)
         self._hand_over(b"", self.coming)

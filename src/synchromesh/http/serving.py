@@ -29,8 +29,8 @@ class Connection(Protocol):
         ...
 
 
-class Owner(Protocol):
-    """Is told about connections by themselves; the server is one."""
+class ConnectionOwner(Protocol):
+    """Tracks the connections of one listener; the server is one."""
 
     def opened(self, connection: Connection) -> bool:
         """Count the connection in, or return False to have it answered 503 and closed."""
@@ -57,7 +57,7 @@ class Serving:
     begin: Callable[[HttpExchange], bool] | None
     streaming: Streaming | None
     limits: Limits
-    owner: Owner
+    owner: ConnectionOwner
     start: Start
     is_fast: bool
 

@@ -3,14 +3,14 @@
 Reading and answering go on side by side, since a client may send its next requests ahead:
 
     FRESH ──began──▶ HEAD ──judged──▶ BODY ──complete──▶ IDLE ──began──▶ HEAD
-      └──────────────┴───────deafened──┴───────────────────┴──────────▶ DEAF
+      └──────────────┴───────closed───┴───────────────────┴──────────▶ CLOSED
 
     FREE ──taken──▶ BEGUN ──waits──▶ BUSY ──answered──▶ FREE
       │               └────answered──────────────────────▲
       └──ended──▶ LINGERING                        and LOST from anywhere
 
 BEGUN is an answer within the turn in which its request was taken: what does not wait never leaves
-it. After DEAF nothing more is parsed: the last request has come, one was refused, or the server
+it. After CLOSED nothing more is parsed: the last request has come, one was refused, or the server
 drains. A pure machine; `protocol` is its shell.
 """
 
@@ -25,26 +25,26 @@ E = TypeVar("E", bound=IntEnum)
 
 
 class Reading(IntEnum):
-    """Names what the client is to send next."""
+    """Names the states of the reading side: what the client is to send next."""
 
     FRESH = 0
     IDLE = 1
     HEAD = 2
     BODY = 3
-    DEAF = 4
+    CLOSED = 4
 
 
 class ReadingEvent(IntEnum):
-    """Names what moves a connection from one state of reading to another."""
+    """Names the events of the reading side."""
 
     BEGAN = 0
     JUDGED = 1
     COMPLETE = 2
-    DEAFENED = 3
+    CLOSED = 3
 
 
 class Replying(IntEnum):
-    """Names what is done for the client."""
+    """Names the states of the writing side: whether a request is being answered."""
 
     FREE = 0
     BEGUN = 1
@@ -54,7 +54,7 @@ class Replying(IntEnum):
 
 
 class ReplyingEvent(IntEnum):
-    """Names what moves a connection from one state of answering to another."""
+    """Names the events of the writing side."""
 
     TAKEN = 0
     WAITS = 1
@@ -69,7 +69,7 @@ READING: Final[tuple[tuple[Reading, ReadingEvent, Reading], ...]] = (
     (Reading.IDLE, ReadingEvent.BEGAN, Reading.HEAD),
     (Reading.HEAD, ReadingEvent.JUDGED, Reading.BODY),
     (Reading.BODY, ReadingEvent.COMPLETE, Reading.IDLE),
-    *((before, ReadingEvent.DEAFENED, Reading.DEAF) for before in Reading),
+    *((before, ReadingEvent.CLOSED, Reading.CLOSED) for before in Reading),
 )
 REPLYING: Final[tuple[tuple[Replying, ReplyingEvent, Replying], ...]] = (
     (Replying.FREE, ReplyingEvent.TAKEN, Replying.BEGUN),
@@ -95,7 +95,7 @@ REPLIES: Final = _table(REPLYING)
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Says what a client is waited for.
+    """Is a read timeout: which limit, and the status that it is answered with.
 
     Attributes:
         limit: the field of `Limits` that says how long.
@@ -120,7 +120,7 @@ WAITS: Final[dict[Reading, Wait]] = {
 
 
 def wait_of(reading: Reading, answering: Replying) -> Wait | None:
-    """Return what a client is waited for, None for nothing.
+    """Return the read timeout that runs in a pair of states, None for none.
 
     Example:
         >>> wait_of(Reading.IDLE, Replying.FREE)

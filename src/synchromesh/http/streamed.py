@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 
 from synchromesh.http.body import Body, Framing
-from synchromesh.http.client import ClientExchange, Sent
+from synchromesh.http.client import ClientExchange, ExchangeState
 from synchromesh.http.message import Headers, HttpResponse, RawPair
 
 
 class StreamedExchange(ClientExchange):
-    """Is a request whose body is read while it is sent, and whose answer's is read while it comes.
+    """Is an exchange with streamed bodies, with backpressure in both directions.
 
     Args:
         head: as it is framed for the wire.
@@ -59,14 +59,14 @@ class StreamedExchange(ClientExchange):
         self.answer: asyncio.Future[HttpResponse] = self._loop.create_future()
 
     async def leave(self) -> None:
-        """End the exchange: what has not been sent or read by now never will be."""
+        """End the exchange; one that is not complete resets its connection."""
         self.cancel()
         await self._stop_sending()
 
     # -- what the connection tells ---------------------------------------------------------------
 
     def on_sent(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send the body, if there is one, and then wait for the answer."""
+        """Send the body, if there is one, then start the deadline of the response."""
         if self._body is None:
             self.expect_within(self._answer_s)
         else:
@@ -79,27 +79,27 @@ class StreamedExchange(ClientExchange):
         return self._sending is None or self._sending.done()
 
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
-        """Return the answer with its head."""
+        """Resolve `answer` with the head."""
         self._stream.length = length
         if not self.answer.done():
             headers = Headers.from_wire(pairs)
             self.answer.set_result(HttpResponse(status, headers, stream=self._stream))
 
     def on_part(self, data: bytes) -> None:
-        """Hold a part until it is read, and read no more while there is enough of it."""
+        """Buffer a part, and pause reading while the buffer is full."""
         self._stream.feed(data)
         if self._stream.is_full and self.connection is not None:
             self.connection.pause()
         self._expect_part()
 
     def on_end(self) -> None:
-        """Take the end of the answer; what is still being sent interests nobody."""
+        """Handle the end of the response; stop sending a request that it did not wait for."""
         self._stream.end()
         if self._sending is not None:
             self._sending.cancel()
 
     def on_error(self, error: Exception) -> None:
-        """Fail who waits for the answer, or reads it."""
+        """Fail `answer`, or its body."""
         if self._sending is not None:
             self._sending.cancel()
         if not self.answer.done():
@@ -121,7 +121,7 @@ class StreamedExchange(ClientExchange):
             self._sending = None
             self.on_error(error)
         else:
-            if self.state is Sent.SENT:
+            if self.state is ExchangeState.SENT:
                 self.expect_within(self._answer_s)
 
     async def _stop_sending(self) -> None:
@@ -131,7 +131,7 @@ class StreamedExchange(ClientExchange):
             await asyncio.wait([sending])
 
     def _on_room(self) -> None:
-        """Go on with the answer's body: its reader has taken what there was, or waits for more."""
+        """Resume reading the response: its reader has read the buffer, or waits for more."""
         if self.connection is not None:
             self.connection.resume()
             self._expect_part()

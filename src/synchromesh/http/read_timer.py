@@ -9,8 +9,8 @@ from synchromesh.http.limits import Limits
 from synchromesh.http.states import Wait
 
 
-class Patience:
-    """Runs the time that a client has for what it is to send next.
+class ReadTimer:
+    """Runs the read timeouts of one connection: head, body, idle, linger.
 
     An armed timer that fires before the time is let run and armed anew then: moving the time is a
     comparison, and no timer is made or cancelled while requests come and go.
@@ -43,7 +43,7 @@ class Patience:
         self.bytes_then = 0
 
     def expect(self, wait: Wait | None, number: int) -> None:
-        """Begin to wait, unless this is what is waited for already; `number` is the request's."""
+        """Start a timeout unless it runs already for request `number`; None stops it."""
         if wait is self.wait and (number == self._number or wait is None):
             return
         self.wait, self._number = wait, number
@@ -53,7 +53,7 @@ class Patience:
             self.restart(getattr(self._limits, wait.limit))
 
     def expect_part(self, wait: Wait | None, number: int, body_bytes: int) -> None:
-        """Wait for the next part of a streamed body: enough of it begins the time anew."""
+        """Start or keep the timeout of a streamed body; enough progress restarts it."""
         if wait is not self.wait or number != self._number:
             self.bytes_then = body_bytes
             self.expect(wait, number)
@@ -62,7 +62,7 @@ class Patience:
             self.restart(getattr(self._limits, wait.limit))
 
     def restart(self, after_s: float) -> None:
-        """Let the time be over `after_s` from now."""
+        """Restart the timeout at `after_s` from now."""
         due_s = self._due_s = self._loop.time() + after_s
         if self._timer is not None:
             if self._armed_s <= due_s:
@@ -71,19 +71,19 @@ class Patience:
         self._arm(due_s)
 
     def seconds(self, wait: Wait) -> float:
-        """Return how long a wait may be."""
+        """Return the length of a timeout in seconds."""
         length: float = getattr(self._limits, wait.limit)
         return length
 
     def end(self) -> None:
-        """Wait for nothing any more."""
+        """Stop for good."""
         self.wait = self._due_s = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def __repr__(self) -> str:
-        return f"<Patience for {self.wait.limit if self.wait else 'nothing'}>"
+        return f"<ReadTimer for {self.wait.limit if self.wait else 'nothing'}>"
 
     def _arm(self, due_s: float) -> None:
         self._armed_s, self._timer = due_s, self._loop.call_at(due_s, self._fire)

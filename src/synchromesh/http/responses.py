@@ -25,8 +25,8 @@ _LONG_HEAD: Final = "its head is too long"
 _FRAMES: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class Coming(IntEnum):
-    """Names how much of an answer has come."""
+class ResponseState(IntEnum):
+    """Names the states of reading a response."""
 
     AWAITED = 0
     BEGUN = 1
@@ -34,11 +34,11 @@ class Coming(IntEnum):
     WHOLE = 3
 
 
-_AWAITED, _BEGUN, _BODY, _WHOLE = Coming
+_AWAITED, _BEGUN, _BODY, _WHOLE = ResponseState
 
 
-class AnswerReader:
-    """Turns bytes into an answer, or into the reason why it is none that is acceptable.
+class ResponseReader:
+    """Parses one strict response, or says why what came is not acceptable.
 
     Attributes:
         state: how much has come.
@@ -56,19 +56,19 @@ class AnswerReader:
         self._frames: list[RawPair] = []
         self._body: list[bytes] = []
         self._head_bytes = self._body_bytes = self._quiet_bytes = self._interims = 0
-        self.state = Coming.AWAITED
+        self.state = ResponseState.AWAITED
         self.status = 0
         self.pairs: list[RawPair] = []
         self.length: int | None = None
         self.is_delimited = self.keeps_alive = False
 
     def expect(self, *, is_head: bool, takes_parts: bool) -> None:
-        """Begin to read an answer; one that is taken in parts may be of any length."""
+        """Expect the next response; one that is taken in parts may be of any length."""
         self._is_head = is_head
         self._takes_parts = takes_parts
         self._body = []
         self._body_bytes = self._quiet_bytes = self._interims = 0
-        self.state = Coming.AWAITED
+        self.state = ResponseState.AWAITED
 
     def feed(self, data: bytes) -> str | None:
         """Parse a part; return why it is not acceptable, None where it is.
@@ -76,7 +76,7 @@ class AnswerReader:
         Where the answer is WHOLE then, it is so all the same: what came behind it is not.
         """
         if self.state is _AWAITED:
-            self.state = Coming.BEGUN
+            self.state = ResponseState.BEGUN
         self._quiet_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -94,7 +94,7 @@ class AnswerReader:
         return body
 
     def __repr__(self) -> str:
-        return f"<AnswerReader {self.state.name.lower()}>"
+        return f"<ResponseReader {self.state.name.lower()}>"
 
     # -- what the parser tells -------------------------------------------------------------------
 
@@ -138,11 +138,11 @@ class AnswerReader:
             if status < 200:
                 return
         self.status = status
-        self.state = Coming.BODY
+        self.state = ResponseState.BODY
         self.is_delimited = bool(frames)
         if self._is_head:
             # llhttp cannot be told that no body follows: it ends here, and so does the connection.
-            self.state = Coming.WHOLE
+            self.state = ResponseState.WHOLE
             self.length, self.keeps_alive = None, False
             self._stop("")
         if self.length is not None and self.length > limits.body_bytes_max:
@@ -163,7 +163,7 @@ class AnswerReader:
     def on_message_complete(self) -> None:
         """Take the end of an interim answer, or of the one that counts."""
         if self.state is _BODY:
-            self.state = Coming.WHOLE
+            self.state = ResponseState.WHOLE
             self.keeps_alive = self._parser.should_keep_alive()
             return
         self._interims += 1
