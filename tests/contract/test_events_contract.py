@@ -15,6 +15,7 @@ from synchromesh.events import (
     NewEvent,
     StoredEvent,
     append,
+    append_each,
     head,
     load,
     load_checkpoint,
@@ -110,6 +111,23 @@ async def test_an_empty_append_checks_the_version_and_wakes_nobody(store: Store)
     await add(store, "a")
     await asyncio.sleep(0)
     assert heard == [1]
+
+
+async def test_events_of_many_streams_are_appended_in_one_statement(store: Store) -> None:
+    """Each to the end of its own stream, in the order in which they are given (E1)."""
+    await add(store, "a", 2)
+    woken: list[int] = []
+    stop = store.listen("events", lambda: woken.append(1))
+    new = [(stream, event(f"shop.{n}", trace_id="t")) for n, stream in enumerate("abaa")]
+    await store.write(lambda unit: append_each(unit, new), name="many")
+    await store.write(lambda unit: append_each(unit, []), name="none")
+    stop()
+    assert woken == [1]
+    found = await read(store, after=Checkpoint(store.log_id, 2), limit=9)
+    assert [(each.stream, each.version, each.name) for each in found] == [
+        ("a", 3, "shop.0"), ("b", 1, "shop.1"), ("a", 4, "shop.2"), ("a", 5, "shop.3"),
+    ]  # fmt: skip
+    assert {each.trace_id for each in found} == {"t"}
 
 
 async def test_a_unit_loads_what_it_has_appended(store: Store) -> None:

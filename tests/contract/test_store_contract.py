@@ -301,10 +301,47 @@ async def test_a_value_that_cannot_be_kept_as_it_is_is_refused(
     assert "secret" not in caught.value.message
     assert str(2**63) not in caught.value.message
     assert await left(store) == 10
+
+    async def many(unit: Unit) -> None:
+        await unit.execute_many(
+            "insert into stock(sku, n) values (?, ?)", [("c", 1), ("d", value), ("e", 2)]
+        )
+
+    with pytest.raises(StoreBroken, match=words) as caught:
+        await store.write(many, name="insert")
+    assert "secret" not in caught.value.message
+    assert await store.read("select sku from stock") == [("a",)]
     with pytest.raises(StoreBroken, match=words):
         await store.read("select ?, ?", 1, value)
     with pytest.raises(StoreBroken, match="lone surrogate"):
         await store.read("select 'secret \ud800'")
+
+
+async def test_a_statement_for_many_rows_writes_all_of_them_in_order(store: Store) -> None:
+    """Each sees those before it; one that is refused is the unit's error like any other."""
+
+    async def fill(unit: Unit) -> None:
+        rows = [("b", "a"), ("c", "b")]
+        await unit.execute_many(
+            "insert into stock(sku, n) values (?, (select n + 1 from stock where sku = ?))", rows
+        )
+        await unit.execute_many("delete from stock where sku = ?", [])
+
+    await store.write(fill, name="fill")
+    assert await store.read("select sku, n from stock") == [("a", 10), ("b", 11), ("c", 12)]
+
+    async def clash(unit: Unit) -> None:
+        rows = [("d",), ("a",), ("e",)]
+        await unit.execute_many("insert into stock(sku) values (?)", rows)
+
+    async def steer(unit: Unit) -> None:
+        await unit.execute_many("commit", [()])
+
+    with pytest.raises(ConstraintFailed, match="insert into stock"):
+        await store.write(clash, name="clash")
+    with pytest.raises(StoreBroken, match="the store's own"):
+        await store.write(steer, name="steer")
+    assert len(await store.read("select sku from stock")) == 3
 
 
 async def test_the_outermost_values_are_kept(store: Store) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import sqlite3
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextvars import Context
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -100,19 +100,28 @@ class SqliteUnit:
 
     async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
         """Run one statement and return its rows; raises a `StoreError` for what SQLite refuses."""
-        if self._is_over:
-            raise ForeignAwait(f"unit {self.name!r} is over; it can be used only inside its body")
-        if self.spoiled_by is not None:
-            raise self.spoiled_by
-        if self.is_overdue():
-            self.is_late, self.fault = True, INTERRUPT
-            raise self.too_long()
-        refuse_control(sql, f"unit {self.name!r}")
+        self._check(sql)
         refuse_unstorable(values, sql, path=self._path)
         try:
             return self._connection.execute(sql, values).fetchall()
         except SqliteFault as error:
             raise self._refused(error, sql) from error
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
+        """Run one statement for each row of values; raises as `execute` does, for any of them."""
+        self._check(sql)
+        for values in rows:
+            # What the driver itself refuses is told apart below, from the one row that has it.
+            if any(value != value for value in values):
+                refuse_unstorable(values, sql, path=self._path)
+        try:
+            self._connection.executemany(sql, rows)
+        except SqliteFault as error:
+            raise self._refused(error, sql) from error
+        except (OverflowError, UnicodeEncodeError):
+            for values in rows:
+                refuse_unstorable(values, sql, path=self._path)
+            raise
 
     def notify(self, topic: str) -> None:
         """Wake the listeners of a topic after the commit."""
@@ -132,6 +141,17 @@ class SqliteUnit:
             f"unit {self.name!r} outlived its limit and was rolled back; move slow work out of it: "
             f"while it runs it holds the database of {self.service!r}"
         )
+
+    def _check(self, sql: str) -> None:
+        """Raise where the unit may run no further statement, or not this one."""
+        if self._is_over:
+            raise ForeignAwait(f"unit {self.name!r} is over; it can be used only inside its body")
+        if self.spoiled_by is not None:
+            raise self.spoiled_by
+        if self.is_overdue():
+            self.is_late, self.fault = True, INTERRUPT
+            raise self.too_long()
+        refuse_control(sql, f"unit {self.name!r}")
 
     def _refused(self, error: Exception, sql: str) -> StoreError:
         code = code_of(error)

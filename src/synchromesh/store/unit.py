@@ -6,7 +6,7 @@ both: `?` marks a value, and a schema's `{blob}` and `{position}` stand for the 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias, TypeVar
@@ -41,6 +41,13 @@ class Unit(Protocol):
 
     async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
         """Run one statement and return its rows."""
+        ...
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
+        """Run one statement for each row of values, in their order; no rows come back.
+
+        Where one is refused, those before it stand as long as the unit goes on.
+        """
         ...
 
     def notify(self, topic: str) -> None:
