@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
@@ -70,7 +70,7 @@ class History:
 
     def take(self, machine: SagaMachine, records: tuple[SagaRecord, ...]) -> None:
         for record in records:
-            stamped = replace(record, at_us=int(self.now_s * SECOND))
+            stamped = record.at(int(self.now_s * SECOND))
             machine.apply(stamped)
             self.records.append(stamped)
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from synchromesh.saga.steps import Saga, StepRequest
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionReturned:
+class FunctionReturned(msgspec.Struct, frozen=True):
     """The function came to its end."""
 
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionRaised:
+class FunctionRaised(msgspec.Struct, frozen=True):
     """The function raised an exception of its own."""
 
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
-class ForeignAwaited:
+class ForeignAwaited(msgspec.Struct, frozen=True):
     """The function awaited something else than a step of its saga."""
 
     what: str

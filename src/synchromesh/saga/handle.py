@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+import msgspec
 
 from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
 from synchromesh.saga.records import SagaCause, SagaStatus
@@ -12,8 +13,7 @@ from synchromesh.saga.records import SagaCause, SagaStatus
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Conclusion:
+class Conclusion(msgspec.Struct, frozen=True):
     """How a run ended: its result's JSON where it completed, else why it did not."""
 
     status: SagaStatus

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from synchromesh.errors import Fenced, SagaGone, Shed, StoreError
@@ -75,7 +75,7 @@ class Journal:
     def add(self, *records: SagaRecord) -> None:
         """Take records, in the state at once."""
         for record in records:
-            stamped = replace(record, at_us=self._desk.clock.now_us())
+            stamped = record.at(self._desk.clock.now_us())
             self._machine.apply(stamped)
             self._pending.append(stamped)
 
@@ -178,7 +178,7 @@ class Journal:
             if work is None:
                 return b"", None
             answer = await work[0](unit)
-            record = replace(work[1](answer), at_us=at_us)
+            record = work[1](answer).at(at_us)
             # The fence was checked in this very unit.
             await tables.put(unit, row, seq + len(batch), (record,))
             return answer, record

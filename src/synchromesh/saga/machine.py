@@ -15,7 +15,6 @@ Patterns*, chapter 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -49,6 +48,8 @@ RETURN_GRACE_S = 60.0
 
 class Zone(Enum):
     """Where a step stands to the point of no return."""
+
+    __hash__ = object.__hash__  # as the words of `records` are hashed
 
     BEFORE = "before"
     PIVOT = "pivot"
@@ -126,7 +127,6 @@ class SagaMachine:
     def __init__(self, policy: SagaPolicy, *, deadline_us: int, recovered_us: int = 0) -> None:
         self._policy = policy
         self._grace_until_us = recovered_us + int(RETURN_GRACE_S * 1e6) if recovered_us else 0
-        self._backoff = policy.backoff
         self._deadline_us = deadline_us
         self._steps: dict[str, _Step] = {}
         self._ordinals: dict[str, int] = {}
@@ -146,38 +146,45 @@ class SagaMachine:
         Raises:
             SagaError: it cannot follow those before it.
         """
-        status = STATUS_AFTER.get((self.status, record.kind))
-        if status is None or (record.kind is RecordKind.TURNED and self.has_no_way_back):
+        kind = record.kind
+        status = STATUS_AFTER.get((self.status, kind))
+        if status is None or (kind is RecordKind.TURNED and self.has_no_way_back):
             raise self._illegal(record)
-        if record.step and record.kind not in (RecordKind.TURNED, RecordKind.STUCK):
-            self._apply_to_step(record)
-        elif record.kind in (RecordKind.TURNED, RecordKind.STUCK):
+        if kind is RecordKind.TURNED or kind is RecordKind.STUCK:
             self.cause = decode(record.body, SagaCause)
             self._turned_us = record.at_us
-        elif record.kind is RecordKind.ENDED:
+        elif record.step:
+            self._apply_to_step(record)
+        elif kind is RecordKind.ENDED:
             self.result = record.body
         else:
             raise self._illegal(record)
         self.status = status
 
     def _apply_to_step(self, record: SagaRecord) -> None:
-        step = self._steps.setdefault(record.step, _Step())
-        phase = STEP_STATE_AFTER.get((step.phase, record.kind))
+        kind, step = record.kind, self._step(record.step)
+        phase = STEP_STATE_AFTER.get((step.phase, kind))
         if phase is None:
             raise self._illegal(record)
         step.phase = phase
-        if record.kind in (RecordKind.BEGUN, RecordKind.DONE, RecordKind.REJECTED):
-            step.digest = record.digest
-        if record.kind is RecordKind.BEGUN:
-            step.attempts = record.attempt
+        if kind is RecordKind.BEGUN:
+            step.digest, step.attempts = record.digest, record.attempt
             if record.body == PIVOT_BODY:
                 self._pivot = record.step
-        elif record.kind is RecordKind.UNDO_BEGUN:
-            step.undo_attempts = record.attempt
-        elif record.kind is RecordKind.DONE:
-            step.result = record.body
+        elif kind is RecordKind.DONE:
+            step.digest, step.result = record.digest, record.body
             if record.step == self._pivot:
                 self._pivot_done_us = record.at_us
+        elif kind is RecordKind.REJECTED:
+            step.digest = record.digest
+        elif kind is RecordKind.UNDO_BEGUN:
+            step.undo_attempts = record.attempt
+
+    def _step(self, key: str) -> _Step:
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = _Step()
+        return step
 
     def _illegal(self, record: SagaRecord) -> SagaError:
         return SagaError(
@@ -205,8 +212,7 @@ class SagaMachine:
         """
         steps = [self._steps[key] for key in keys]
         for key, step in zip(keys, steps, strict=True):
-            changed = self._changed(key, step)
-            if changed:
+            if step.phase is not StepState.NEW and (changed := self._changed(key, step)):
                 return self.stick(changed, key)
         # One that was undone meanwhile still leads the function to those that are not.
         if all(step.result is not None for step in steps):
@@ -223,15 +229,13 @@ class SagaMachine:
     def _register(self, ask: Ask) -> str:
         ordinal = self._ordinals[ask.name] = self._ordinals.get(ask.name, 0) + 1
         key = f"{ask.name}#{ordinal}"
-        step = self._steps.setdefault(key, _Step())
+        step = self._step(key)
         self._asked += 1
         step.ask, step.order = ask, self._asked
         return key
 
     def _changed(self, key: str, step: _Step) -> str:
         ask = _ask_of(step)
-        if step.phase is StepState.NEW:
-            return ""
         if step.digest != ask.digest:
             return (
                 f"step {key} is recorded with other arguments (digest {step.digest}) than the "
@@ -255,6 +259,8 @@ class SagaMachine:
 
     def unasked(self) -> str:
         """Name the recorded steps that the function has not asked for; "" where there is none."""
+        if self._asked == len(self._steps):
+            return ""  # each has a key of its own
         return ", ".join(key for key, step in self._steps.items() if step.ask is None)
 
     def result_of(self, key: str) -> bytes:
@@ -311,7 +317,7 @@ class SagaMachine:
 
     def _wait_s(self, step: _Step, outcome: AttemptOutcome, rng: Chance) -> float:
         step.tries += 1
-        return max(self._backoff.backoff_s(step.tries, rng), outcome.retry_after_s or 0.0)
+        return max(self._policy.backoff.backoff_s(step.tries, rng), outcome.retry_after_s or 0.0)
 
     def _fail(
         self, key: str, step: _Step, zone: Zone, rule: _Rule, outcome: AttemptOutcome
@@ -325,11 +331,11 @@ class SagaMachine:
         if rule is _Rule.STUCK or not has_way_back:
             records = (self._refused(key, step, outcome),) if _is_no(outcome) else ()
             stuck = self.stick(f"{outcome.result.value}: {outcome.why}", key)
-            return replace(stuck, records=records + stuck.records)
+            return NextAction(stuck.action, records + stuck.records)
         turned = self.turn(f"{outcome.result.value}: {outcome.why}", key, outcome.problem)
         if _is_no(outcome) or zone is Zone.PIVOT:
             refused = self._refused(key, step, outcome)
-            return replace(turned, records=(refused, *turned.records))
+            return NextAction(turned.action, (refused, *turned.records))
         return turned
 
     def _refused(self, key: str, step: _Step, outcome: AttemptOutcome) -> SagaRecord:

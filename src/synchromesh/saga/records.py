@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -12,7 +11,13 @@ PIVOT_BODY = b'"pivot"'
 """The body of the `begun` of a pivot: the records alone tell whether there is a way back."""
 
 
-class SagaStatus(Enum):
+class _Word(Enum):
+    """One of a few words; hashed as the one object that it is, for tables are looked up by it."""
+
+    __hash__ = object.__hash__
+
+
+class SagaStatus(_Word):
     """Where a run stands."""
 
     RUNNING = "running"
@@ -25,7 +30,7 @@ class SagaStatus(Enum):
 UNFINISHED = (SagaStatus.RUNNING, SagaStatus.COMPENSATING)
 
 
-class RecordKind(Enum):
+class RecordKind(_Word):
     """What a record says."""
 
     BEGUN = "begun"
@@ -38,7 +43,7 @@ class RecordKind(Enum):
     ENDED = "ended"
 
 
-class StepState(Enum):
+class StepState(_Word):
     """How far a step has come; UNKNOWN is begun, and nobody knows whether it has an effect."""
 
     NEW = "new"
@@ -78,7 +83,7 @@ STEP_STATE_AFTER: dict[tuple[StepState, RecordKind], StepState] = {
 }
 
 
-class AttemptResult(Enum):
+class AttemptResult(_Word):
     """What one attempt came to."""
 
     ANSWERED = "answered"
@@ -88,7 +93,7 @@ class AttemptResult(Enum):
     BROKEN = "broken"  # certainly not run, and no later attempt will do better
 
 
-class Action(Enum):
+class Action(_Word):
     """What a decision comes to."""
 
     RETURN = "return"
@@ -106,8 +111,7 @@ class SagaCause(msgspec.Struct, frozen=True, omit_defaults=True):
     problem: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SagaRecord:
+class SagaRecord(msgspec.Struct, frozen=True):
     """One durable fact of a run; `step` is its name # ordinal, `body` JSON or empty."""
 
     kind: RecordKind
@@ -117,9 +121,12 @@ class SagaRecord:
     body: bytes = b""
     at_us: int = 0
 
+    def at(self, at_us: int) -> SagaRecord:
+        """Return the record as one of this moment."""
+        return SagaRecord(self.kind, self.step, self.attempt, self.digest, self.body, at_us)
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+
+class Ask(msgspec.Struct, frozen=True):
     """What a step is, as far as the machine cares: its name and what tells its input."""
 
     name: str
@@ -129,8 +136,7 @@ class Ask:
     has_undo: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptOutcome:
+class AttemptOutcome(msgspec.Struct, frozen=True):
     """What one attempt of a step or an undo came to.
 
     `body` is the answer's JSON, `problem` what a client would be told of a failure.
@@ -143,29 +149,25 @@ class AttemptOutcome:
     retry_after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """The step is recorded as done: this is its result."""
 
     step: str
     result: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(msgspec.Struct, frozen=True):
     """The step is to be tried; the record, if any, must be durable before."""
 
     step: str
     records: tuple[SagaRecord, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(msgspec.Struct, frozen=True):
     """The run is being undone: the function goes no further."""
 
 
-@dataclass(frozen=True, slots=True)
-class UndoStep:
+class UndoStep(msgspec.Struct, frozen=True):
     """The undo that is next; `result` is None where the step's outcome is unknown."""
 
     step: str
@@ -173,8 +175,7 @@ class UndoStep:
     records: tuple[SagaRecord, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NextAction:
+class NextAction(msgspec.Struct, frozen=True):
     """What follows from an outcome: the records to append, and how long to wait before a retry."""
 
     action: Action
