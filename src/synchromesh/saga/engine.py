@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from synchromesh.calls import Sender
@@ -23,19 +24,20 @@ from synchromesh.errors import (
 )
 from synchromesh.runtime import Runtime
 from synchromesh.saga import outcomes, tables
+from synchromesh.saga.attempts import Means, UnitRunner
+from synchromesh.saga.batches import BatchWriter, Entry
 from synchromesh.saga.definition import SagaDefinition
-from synchromesh.saga.execution import Execution, Means, UnitRunner
+from synchromesh.saga.execution import Execution
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of, summarize, tell
 from synchromesh.saga.journal import Clock, Desk
 from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
-from synchromesh.saga.tables import SagaRow
-from synchromesh.store import Store, Unit
+from synchromesh.saga.tables import Part, SagaRow
+from synchromesh.store import Store, Unit, refuse_in_unit
 from synchromesh.telemetry import Tracer
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
-T = TypeVar("T")
 
 _ID_CHARS_MAX = 200
 _BREATH_RUNS = 64
@@ -84,7 +86,7 @@ class Engine:
         self._in_flight_max = in_flight_max
         self._means: Means | None = None
         self._executions: dict[str, Execution] = {}
-        self._starts: set[asyncio.Task[Exception | None]] = set()
+        self._starting: set[Entry] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.counts: Counter[str] = Counter()
@@ -119,6 +121,7 @@ class Engine:
             BadRequest: the id or the input cannot be stored.
             ContractError: the definition is none of the engine's.
         """
+        refuse_in_unit(f"a start of saga {definition.name!r}")
         row = self._new_row(definition, input, id, context)
         while id in self._executions:
             there = self._executions[id]
@@ -134,51 +137,37 @@ class Engine:
                 f"{self._service} has {self._in_flight_max} sagas in flight; {id!r} was not "
                 "started: ask again later"
             )
-        execution = Execution(self._open_means(), definition, row)
-        self._executions[id] = execution
-        work = self._begin_to_its_end(execution, begin)
-        failed = await asyncio.shield(self._spawn(self._starts, work, f"saga {id} start"))
-        if failed is not None:
-            raise failed
+        await self._begin(Execution(self._open_means(), definition, row), begin)
         return self._run(definition, id)
 
-    async def _begin_to_its_end(
+    def _begin(
         self, execution: Execution, begin: Callable[[Unit], Awaitable[None]] | None
-    ) -> Exception | None:
-        # The error is a value: the starter may have been cancelled meanwhile.
-        try:
-            await self._begin(execution, begin)
-        except Exception as error:  # noqa: BLE001 - the starter raises it
-            return error
-        return None
+    ) -> Awaitable[bool]:
+        """Hand a run's start over; it goes its way whether or not what is returned is awaited.
 
-    async def _begin(
-        self, execution: Execution, begin: Callable[[Unit], Awaitable[None]] | None
-    ) -> None:
-        row, is_new = execution.row, False
+        Nobody's frame holds the entry, for a start that fails would be kept by that frame.
+        """
+        self._executions[execution.row.id] = execution
         try:
-            epoch = self._open_means().desk.epoch
             # The function runs up to its first step now, so that the step begins in the commit of
             # the start; nothing that it asks for happens before that commit.
             execution.advance()
-            records = execution.journal.pending()
+        except BaseException:
+            self._give_up(execution)
+            raise
 
-            async def body(unit: Unit) -> bool:
-                if begin is not None:
-                    await begin(unit)
-                return await tables.start(unit, row, records, epoch=epoch)
-
-            is_new = await self._store.write(body, name=f"saga {row.name} start")
-            if is_new:
-                execution.journal.flushed(len(records))
-        finally:
-            if not is_new:
-                del self._executions[row.id]
-                execution.drop()
-        if is_new:
+        def told(outcome: bool | Exception) -> None:
+            self._starting.discard(entry)
+            if outcome is not True:
+                self._give_up(execution)
+                return
             self.counts["started"] += 1
             execution.durable.set()
             self._launch(execution)
+
+        entry = execution.journal.start(begin, told)
+        self._starting.add(entry)
+        return entry.wait()
 
     def _new_row(
         self,
@@ -237,8 +226,11 @@ class Engine:
             StoreError: the store cannot be written.
         """
         epoch = await self._store.write(tables.take_over, name="saga take-over")
+        # The kernel is asked once: ids of spans are no secrets, and its answers take a while.
+        chance = random.Random(self._runtime.rng.getrandbits(128))  # noqa: S311
+        batches = BatchWriter(self._store, epoch=epoch, rng=chance)
         self._means = Means(
-            Desk(self._store, self._runtime, Clock(self._runtime), epoch),
+            Desk(self._store, Clock(self._runtime), epoch, batches, chance),
             self._caller,
             self._tracer,
             self._run_unit,
@@ -296,8 +288,10 @@ class Engine:
         )
 
         async def body(unit: Unit) -> None:
-            seq = await tables.last_seq(unit, row.id)
-            await tables.extend(unit, row, (record,), seq=seq, epoch=desk.epoch)
+            await tables.check_owner(unit, row, epoch=desk.epoch)
+            await tables.extend(
+                unit, Part(row, await tables.last_seq(unit, row.id), (record,)), epoch=desk.epoch
+            )
 
         _log.error("saga %r is stuck: %s", row.id, reason)
         self.counts["stuck"] += 1
@@ -307,22 +301,30 @@ class Engine:
         """Let every run leave memory without a further effect; the next engine continues them."""
         self._is_closed = True
         # A start that is under way is answered: its commit cannot be called back.
-        await asyncio.gather(*self._starts, return_exceptions=True)
+        await asyncio.gather(*(entry.wait() for entry in self._starting), return_exceptions=True)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         # A task that was cancelled before its first step has run no `finally`.
         for execution in list(self._executions.values()):
-            execution.drop()
-            self._forget(execution)
+            self._give_up(execution)
+        if self._means is not None:
+            await self._means.desk.batches.close()
+
+    def _give_up(self, execution: Execution) -> None:
+        self._forget(execution)
+        execution.drop()
 
     def _launch(self, execution: Execution) -> None:
         if self._is_closed:
-            execution.drop()
-            self._forget(execution)
+            self._give_up(execution)
             return
-        self._spawn(self._tasks, self._drive(execution), f"saga {execution.row.id}")
+        task = asyncio.get_running_loop().create_task(
+            self._drive(execution), name=f"saga {execution.row.id}", context=execution.context
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _drive(self, execution: Execution) -> None:
         try:
@@ -334,14 +336,6 @@ class Engine:
     def _forget(self, execution: Execution) -> None:
         if self._executions.get(execution.row.id) is execution:
             del self._executions[execution.row.id]
-
-    def _spawn(
-        self, group: set[asyncio.Task[T]], work: Coroutine[Any, Any, T], name: str
-    ) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        group.add(task)
-        task.add_done_callback(group.discard)
-        return task
 
     def _open_means(self) -> Means:
         if self._is_closed:

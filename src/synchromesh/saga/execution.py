@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Sequence
+from contextvars import copy_context
+from typing import Any
 
-from synchromesh.calls import Sender
-from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
-from synchromesh.context import CallContext
-from synchromesh.errors import (
-    BadRequest,
-    Fenced,
-    Rejection,
-    SagaError,
-    SynchromeshError,
-    TimedOut,
-    to_problem,
-)
+from synchromesh.errors import BadRequest, Fenced, Rejection, SagaError, to_problem
 from synchromesh.saga import outcomes
+from synchromesh.saga.attempts import Attempts, Means, Trace
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
 from synchromesh.saga.handle import Conclusion
-from synchromesh.saga.journal import Desk, Journal
+from synchromesh.saga.journal import Journal
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import (
     Action,
@@ -39,35 +28,11 @@ from synchromesh.saga.records import (
     SagaStatus,
     UndoStep,
 )
-from synchromesh.saga.steps import CallStep, Saga, Step, StepRequest, WriteStep
+from synchromesh.saga.steps import CallStep, Saga, Step, StepRequest
 from synchromesh.saga.tables import SagaRow
-from synchromesh.store import Unit
-from synchromesh.telemetry import Span, Tracer
-
-R = TypeVar("R")
+from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
 _log = logging.getLogger("synchromesh.saga")
-
-
-class UnitRunner(Protocol):
-    """Runs a user's function on what it sees of a unit, and writes what it left to be written."""
-
-    def __call__(
-        self, unit: Unit, context: CallContext, body: Callable[[Any], Awaitable[R]], /
-    ) -> Awaitable[R]:
-        """Return what the function returns; what it raises rolls the unit back."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What all runs of an engine work with."""
-
-    desk: Desk
-    sender: Sender
-    tracer: Tracer
-    run_unit: UnitRunner
-    counts: Counter[str]
 
 
 class Execution:
@@ -92,13 +57,13 @@ class Execution:
         records: Sequence[SagaRecord] = (),
     ) -> None:
         self._means = means
-        self._policy = definition.policy
         self.row = row
         now = means.desk.clock.now_us() if records else 0
         self.machine = SagaMachine(definition.policy, deadline_us=row.deadline_us, recovered_us=now)
         for record in records:
             self.machine.apply(record)
         self.journal = Journal(means.desk, row, self.machine, seq=len(records))
+        self._attempts = Attempts(means, row, definition.policy, self.machine, self.journal)
         saga = Saga(row.id, row.trace_id)
         given = decode(row.input, definition.shape.input)
         self._function = Function(saga, lambda: definition.fn(saga, given))
@@ -107,9 +72,12 @@ class Execution:
         self._begun: list[str] = []
         self._results: tuple[object, ...] | None = None
         self._span_id = row.span_id
-        self._wants_turn: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._ended = asyncio.Event()
+        self._cancelled_because: str | None = None
+        self._interruptible: asyncio.Task[Any] | None = None
+        self._waiters: list[asyncio.Future[bool]] = []
+        self._has_ended = False
         self._turned = asyncio.Event()
+        self.context = copy_context()  # that of the starter: its variables are kept
         self.durable = asyncio.Event()
         self.conclusion: Conclusion | None = None
 
@@ -205,12 +173,9 @@ class Execution:
 
     async def _drive(self) -> None:
         row, machine = self.row, self.machine
-        span = self._means.tracer.start(
-            "saga", row.name, trace_id=row.trace_id, parent_id=row.span_id
-        )
-        with span:
-            span.note("id", row.id)
-            self._span_id = span.span_id
+        with Trace(self._means, "saga", row.name, row.trace_id, row.span_id) as trace:
+            trace.noted = {"id": row.id}
+            self._span_id = trace.span_id
             while machine.status is SagaStatus.RUNNING:
                 await self._forward()
             if machine.status is SagaStatus.COMPENSATING:
@@ -218,30 +183,52 @@ class Execution:
                 await self._compensate()
             await self.journal.flush()
             if machine.status is not SagaStatus.COMPLETED:
-                span.status = machine.status.value
+                trace.status = machine.status.value
         self._means.counts[machine.status.value] += 1
         self.conclusion = Conclusion(machine.status, machine.result, machine.cause)
 
     async def _forward(self) -> None:
-        if any(isinstance(self._steps[key], CallStep) for key in self._begun):
+        begun = self._begun
+        if any(isinstance(self._steps[key], CallStep) for key in begun):
             await self.journal.flush()
-        decision = await self._perform_all()
+        decision = None
+        if self._cancelled_because is None:
+            # A single step, the usual case, is tried in this task: it needs none of its own.
+            decision = await self._interrupted_by_cancel(
+                self._perform(begun[0]) if len(begun) == 1 else self._perform_all(begun)
+            )
         await self.journal.settle()
-        if decision is None and self._wants_turn.done() and not self.machine.has_no_way_back:
-            decision = self.machine.turn(f"cancelled: {self._wants_turn.result()}")
-        if decision is not None:
+        because = self._cancelled_because
+        has_ended = decision is not None and decision.action is not Action.RETURN
+        if not has_ended and because is not None and not self.machine.has_no_way_back:
+            self._decide(self.machine.turn(f"cancelled: {because}"))
+        elif decision is not None and has_ended:
             self._decide(decision)
         elif self._take_results():
             self.advance()
 
-    async def _perform_all(self) -> NextAction | None:
-        """Do the steps that were begun; return the first decision that ends the way forward."""
-        if self._wants_turn.done():
+    async def _interrupted_by_cancel(self, work: Awaitable[NextAction]) -> NextAction | None:
+        """Await work that `cancel` may cut short, and return None where it did."""
+        self._interruptible = task = asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._cancelled_because is None or task.uncancel() > before:
+                raise  # the engine closes
             return None
+        finally:
+            self._interruptible = None
+
+    async def _perform_all(self, keys: Sequence[str]) -> NextAction:
+        """Do steps side by side and return the first decision that ends the way forward.
+
+        The others are then cancelled: what they did is recorded, or undone as unknown.
+        """
         loop = asyncio.get_running_loop()
         under_way = {
-            loop.create_task(self._perform(key), name=f"saga {self.row.id} {key}")
-            for key in self._begun
+            loop.create_task(self._perform(key), name=f"saga {self.row.id} {key}") for key in keys
         }
         try:
             decision = await self._await_first_no(under_way)
@@ -251,35 +238,34 @@ class Execution:
         await _stop(under_way)
         return decision
 
-    async def _await_first_no(self, under_way: set[asyncio.Task[NextAction]]) -> NextAction | None:
-        while under_way and not self._wants_turn.done():
-            waited: set[asyncio.Future[Any]] = {*under_way, self._wants_turn}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            ended = {task for task in under_way if task.done()}
+    async def _await_first_no(self, under_way: set[asyncio.Task[NextAction]]) -> NextAction:
+        while True:
+            ended, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             under_way -= ended
-            decisions = [task.result() for task in ended]
+            # Popped: a task that raised here would be kept by the frame of its own error.
+            decisions = [ended.pop().result() for _ in range(len(ended))]
             for decision in decisions:
                 if decision.action is not Action.RETURN:
                     return decision
-            if under_way:
-                await self.journal.flush()
-        return None
+            if not under_way:
+                return decisions[-1]
+            await self.journal.flush()
 
     async def _perform(self, key: str) -> NextAction:
         step = self._steps[key]
-        with self._span("step", key) as span:
+        with self._trace("step", key) as trace:
             while True:
-                outcome = await self._attempt(key, step, span)
+                outcome = await self._attempts.of_step(key, step, trace.span_id)
                 self._count("step", outcome)
                 decision = self.machine.on_outcome(
-                    key, outcome, now_us=self._now_us(), rng=self._means.desk.runtime.rng
+                    key, outcome, now_us=self._now_us(), rng=self._means.desk.chance
                 )
                 if decision.action is Action.RETURN:
                     self.journal.add(*decision.records)
                     return decision
-                span.note("last", outcome.why)
+                trace.noted = {"last": outcome.why[:TEXT_CHARS_MAX]}
                 if decision.action is not Action.RETRY:
-                    span.status = outcome.result.value
+                    trace.status = outcome.result.value
                     return decision
                 await self._wait(decision)
 
@@ -306,139 +292,26 @@ class Execution:
             await self._undo(undo)
 
     async def _undo(self, undo: UndoStep) -> None:
-        with self._span("undo", undo.step) as span:
+        step = self._steps[undo.step]
+        with self._trace("undo", undo.step) as trace:
             while True:
-                outcome = await self._attempt_undo(undo, span)
+                outcome = await self._attempts.of_undo(undo, step, trace.span_id)
                 self._count("undo", outcome)
                 decision = self.machine.on_undo_outcome(
-                    undo.step, outcome, now_us=self._now_us(), rng=self._means.desk.runtime.rng
+                    undo.step, outcome, now_us=self._now_us(), rng=self._means.desk.chance
                 )
                 if decision.action is Action.UNDONE:
                     self.journal.add(*decision.records)
                     return
-                span.note("last", outcome.why)
+                trace.noted = {"last": outcome.why[:TEXT_CHARS_MAX]}
                 if decision.action is Action.STUCK:
-                    span.status = outcome.result.value
+                    trace.status = outcome.result.value
                     self._decide(decision)
                     return
                 await self._wait(decision)
 
-    # -- effects ---------------------------------------------------------------------------------
-
-    async def _attempt(self, key: str, step: Step[Any], span: Span) -> AttemptOutcome:
-        if isinstance(step, WriteStep):
-            return await self._write(key, step, span)
-        if not isinstance(step, CallStep):
-            raise SagaError(f"{step!r} is no step of this engine")
-        operation, timeout_s = step.call.operation, step.timeout_s or self._policy.step_timeout_s
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
-        if not self.machine.has_no_way_back:
-            limit_s = self._means.desk.clock.to_loop_s(self.row.deadline_us)
-            deadline_s = min(deadline_s, limit_s)
-        context = self._context(
-            span,
-            key=self._key(key) if operation.is_command else "",
-            deadline_s=deadline_s,
-        )
-        outcome = await self._send(operation, step.call.arguments, context)
-        if outcome.result is not AttemptResult.ANSWERED:
-            return outcome
-        try:
-            # Recorded in our own form: what a replay reads is what the function was given.
-            return AttemptOutcome(AttemptResult.ANSWERED, encode(step.load(outcome.body)))
-        except BadRequest as error:
-            return AttemptOutcome(AttemptResult.UNKNOWN, why=f"its answer: {error.message}")
-
-    async def _write(self, key: str, step: WriteStep[Any], span: Span) -> AttemptOutcome:
-        context = self._context(span, key=self._key(key))
-
-        async def body(unit: Unit) -> bytes:
-            answer = encode(
-                await self._means.run_unit(unit, context, lambda tx: step.fn(tx, *step.args))
-            )
-            step.load(answer)
-            return answer
-
-        try:
-            answer = await self.journal.write(body, lambda answer: self.machine.done(key, answer))
-        except Fenced:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
-            self._log_bug(key, error)
-            return outcomes.of_write(error)
-        return AttemptOutcome(AttemptResult.ANSWERED, answer)
-
-    async def _attempt_undo(self, undo: UndoStep, span: Span) -> AttemptOutcome:
-        step, key = self._steps[undo.step], self._key(undo.step)
-        if isinstance(step, WriteStep):
-            return await self._undo_write(undo, step, span)
-        if not isinstance(step, CallStep) or step.undo is None:
-            raise SagaError(f"{step!r} has no undo")
-        await self.journal.flush()
-        context = self._context(
-            span,
-            key=f"{key}/undo",
-            undoes=key,
-            deadline_s=asyncio.get_running_loop().time() + self._policy.step_timeout_s,
-        )
-        return await self._send(step.undo, step.undo_arguments(undo.result), context)
-
-    async def _undo_write(self, undo: UndoStep, step: WriteStep[Any], span: Span) -> AttemptOutcome:
-        context = self._context(span, key=f"{self._key(undo.step)}/undo")
-
-        async def body(unit: Unit) -> bytes:
-            fn, result = step.undo, undo.result
-            if fn is not None and result is not None:
-                await self._means.run_unit(unit, context, lambda tx: fn(tx, step.load(result)))
-            return b""
-
-        try:
-            await self.journal.write(body, lambda _: self.machine.undone(undo.step))
-        except Fenced:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
-            self._log_bug(undo.step, error)
-            return outcomes.of_write_undo(error)
-        return AttemptOutcome(AttemptResult.ANSWERED)
-
-    async def _send(
-        self, operation: Operation[..., Any], arguments: bytes, context: CallContext
-    ) -> AttemptOutcome:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout_at(context.deadline_s):
-                timeout_s = context.remaining_s(loop.time())
-                answer = await self._means.sender.send(
-                    operation, arguments, context=context, timeout_s=timeout_s
-                )
-        except TimeoutError:
-            return outcomes.of_call(TimedOut(f"{operation.full_name} did not answer in time"))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the outcome is judged
-            self._log_bug(operation.full_name, error)
-            return outcomes.of_call(error)
-        return AttemptOutcome(AttemptResult.ANSWERED, answer)
-
-    def _context(
-        self, span: Span, *, key: str, undoes: str = "", deadline_s: float | None = None
-    ) -> CallContext:
-        # No attempts are left to the layers below: each one of a step is a recorded one (S2).
-        return CallContext(
-            trace_id=self.row.trace_id,
-            span_id=span.span_id,
-            caller=self.row.caller,
-            principal=self.row.principal,
-            deadline_s=deadline_s,
-            key=key,
-            undoes=undoes,
-        )
-
-    def _key(self, step: str) -> str:
-        return f"{self.row.id}/{step}"
-
-    def _span(self, kind: str, step: str) -> Span:
-        return self._means.tracer.start(
-            kind, step, trace_id=self.row.trace_id, parent_id=self._span_id
-        )
+    def _trace(self, kind: str, step: str) -> Trace:
+        return Trace(self._means, kind, step, self.row.trace_id, self._span_id)
 
     def _now_us(self) -> int:
         return self._means.desk.clock.now_us()
@@ -447,20 +320,22 @@ class Execution:
         if outcome.result is not AttemptResult.ANSWERED:
             self._means.counts[f"{what} {outcome.result.value}"] += 1
 
-    def _log_bug(self, step: str, error: Exception) -> None:
-        if not isinstance(error, SynchromeshError):
-            _log.error("step %s of saga %r raised", step, self.row.id, exc_info=error)
-
     # -- from outside ----------------------------------------------------------------------------
 
     async def wait(self, within_s: float) -> bool:
         """Return whether the run has ended, at the latest after `within_s`."""
+        if self._has_ended:
+            return True
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiters.append(waiter)
+        timer = loop.call_later(within_s, _settle, waiter, False)
         try:
-            async with asyncio.timeout(within_s):
-                await self._ended.wait()
-        except TimeoutError:
-            return False
-        return True
+            return await waiter
+        finally:
+            timer.cancel()
+            if not self._has_ended:
+                self._waiters.remove(waiter)
 
     async def cancel(self, reason: str) -> bool:
         """Turn the run; return, once that is durable, True. False where it left memory before.
@@ -469,8 +344,10 @@ class Execution:
             SagaError: there is no way back.
         """
         if self.machine.status is SagaStatus.RUNNING and not self.machine.has_no_way_back:
-            if not self._wants_turn.done():
-                self._wants_turn.set_result(reason)
+            if self._cancelled_because is None:
+                self._cancelled_because = reason
+                if self._interruptible is not None:
+                    self._interruptible.cancel()
             await self._turned.wait()
             if self.machine.status is SagaStatus.RUNNING:
                 return False
@@ -484,14 +361,22 @@ class Execution:
 
     def end(self) -> None:
         """Tell those who wait that the run has ended, or has left memory."""
-        self._ended.set()
+        self._has_ended = True
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            _settle(waiter, True)
 
     def drop(self) -> None:
         """Give up a run that was never driven."""
         self._function.close()
         self.durable.set()
         self._turned.set()
-        self._ended.set()
+        self.end()
+
+
+def _settle(waiter: asyncio.Future[bool], has_ended: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(has_ended)
 
 
 async def _stop(tasks: set[asyncio.Task[NextAction]]) -> None:

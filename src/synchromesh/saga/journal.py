@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from synchromesh.errors import Fenced, SagaGone, Shed, StoreError
-from synchromesh.resilience.retry import RetryOptions
+from synchromesh.errors import SagaGone
 from synchromesh.runtime import Runtime
 from synchromesh.saga import tables
+from synchromesh.saga.batches import BatchWriter, Entry
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import SagaRecord
-from synchromesh.saga.tables import SagaRow
+from synchromesh.saga.tables import Part, SagaRow
 from synchromesh.store import Store, Unit
-
-_log = logging.getLogger("synchromesh.saga")
 
 _Body: TypeAlias = Callable[[Unit], Awaitable[bytes]]
 _Keep: TypeAlias = Callable[[bytes], SagaRecord]
-
-_STORE_WAITS = RetryOptions(base_s=0.05, cap_s=5.0)
 
 
 class Clock:
@@ -46,12 +42,16 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where a journal writes: the store, and the epoch that gives the right to."""
+    """Where journals write: the store, the epoch that gives the right to, and what batches them.
+
+    `chance` is seeded by the kernel once: ids of spans and waits are no secrets.
+    """
 
     store: Store
-    runtime: Runtime
     clock: Clock
     epoch: int
+    batches: BatchWriter
+    chance: random.Random
 
 
 class Journal:
@@ -63,19 +63,25 @@ class Journal:
     Source: Strom & Yemini, "Optimistic Recovery in Distributed Systems", TOCS 1985.
     """
 
+    __slots__ = (
+        "_commits", "_desk", "_entry", "_lock", "_machine", "_pending", "_row", "_seq",
+    )  # fmt: skip
+
     def __init__(self, desk: Desk, row: SagaRow, machine: SagaMachine, *, seq: int) -> None:
         self._desk = desk
         self._row = row
         self._machine = machine
         self._seq = seq
         self._pending: list[SagaRecord] = []
-        self._lock = asyncio.Lock()
+        self._entry: Entry | None = None
+        self._lock = asyncio.Lock()  # held by a unit: numbers are given in the order of commits
         self._commits: set[asyncio.Task[bytes | Exception]] = set()
 
     def add(self, *records: SagaRecord) -> None:
         """Take records, in the state at once."""
+        at_us = self._desk.clock.now_us()
         for record in records:
-            stamped = record.at(self._desk.clock.now_us())
+            stamped = record.at(at_us)
             self._machine.apply(stamped)
             self._pending.append(stamped)
 
@@ -83,10 +89,18 @@ class Journal:
         """Return the records that are not durable yet."""
         return tuple(self._pending)
 
-    def flushed(self, count: int) -> None:
-        """Mark the first records as durable: the run's start has committed them."""
-        del self._pending[:count]
-        self._seq += count
+    def start(
+        self,
+        begin: Callable[[Unit], Awaitable[None]] | None,
+        told: Callable[[bool | Exception], None],
+    ) -> Entry:
+        """Have the run inserted with its records so far; `told` hears what became of it."""
+
+        def hear(outcome: bool | Exception) -> None:
+            self._hear(outcome)
+            told(outcome)
+
+        return self._put(Entry(self._row, 0, self.pending(), hear, is_start=True, begin=begin))
 
     async def flush(self) -> None:
         """Return once every record so far is durable, however often the store must be asked.
@@ -97,7 +111,12 @@ class Journal:
             Fenced: another engine has taken over.
         """
         while self._pending:
-            await self._shielded(self._flush)
+            if self._entry is None:
+                if self._lock.locked():
+                    async with self._lock:  # the unit that is under way may take them along
+                        continue
+                self._put(Entry(self._row, self._seq, self.pending(), self._hear))
+            await self._written()
 
     async def write(self, body: _Body, kept: _Keep) -> bytes:
         """Run a unit of the service and record what `kept` makes of its answer in its commit.
@@ -107,22 +126,9 @@ class Journal:
 
         Raises what the unit raises, and then nothing was written.
         """
-        return await self._shielded(lambda: self._write(body, kept))
-
-    async def settle(self) -> None:
-        """Return once no commit is under way: the state is then what the disk says."""
-        while self._commits:
-            await asyncio.wait(self._commits)
-
-    async def abandon(self) -> None:
-        """Stop asking the store; a unit that it already has may still commit."""
-        for task in self._commits:
-            task.cancel()
-        await self.settle()
-
-    async def _shielded(self, commit: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
-        work = self._to_its_end(commit)
-        task = asyncio.get_running_loop().create_task(work, name=f"saga {self._row.id} commit")
+        task = asyncio.get_running_loop().create_task(
+            self._to_its_end(body, kept), name=f"saga {self._row.id} commit"
+        )
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
         try:
@@ -131,61 +137,71 @@ class Journal:
             if not task.cancelled():
                 raise
             came = SagaGone(f"saga {self._row.id!r} left memory while its records were written")
-        if isinstance(came, Exception):
+        if not isinstance(came, Exception):
+            return came
+        try:
             raise came
-        return came
+        finally:
+            del came, task  # the frame would be kept by its own error
 
-    async def _to_its_end(
-        self, commit: Callable[[], Coroutine[Any, Any, bytes]]
-    ) -> bytes | Exception:
+    async def settle(self) -> None:
+        """Return once no unit is under way: the state is then what the disk says."""
+        while self._commits:
+            await asyncio.wait(self._commits)
+
+    async def abandon(self) -> None:
+        """Stop asking the store; what it already has may still commit."""
+        if self._entry is not None:
+            self._entry.is_dropped = True
+        for task in self._commits:
+            task.cancel()
+        await self.settle()
+
+    def _put(self, entry: Entry) -> Entry:
+        self._entry = entry
+        self._desk.batches.put(entry)
+        return entry
+
+    def _written(self) -> Awaitable[bool]:
+        """Wait for the entry that is under way.
+
+        No frame that awaits it holds the entry: its errors would be kept by those frames.
+        """
+        assert self._entry is not None
+        return self._entry.wait()
+
+    def _hear(self, outcome: bool | Exception) -> None:
+        entry, self._entry = self._entry, None
+        if outcome is True and entry is not None:
+            self._advance(len(entry.records))
+
+    def _advance(self, count: int) -> None:
+        del self._pending[:count]
+        self._seq += count
+
+    async def _to_its_end(self, body: _Body, kept: _Keep) -> bytes | Exception:
         # The error is a value: whoever waited for it may have been cancelled meanwhile.
         try:
-            return await commit()
+            async with self._lock:
+                while self._entry is not None:
+                    await self._written()
+                return await self._commit(body, kept)
         except Exception as error:  # noqa: BLE001 - it is raised where the commit was asked for
             return error
 
-    async def _flush(self) -> bytes:
-        tries = 0
-        async with self._lock:
-            while self._pending:
-                try:
-                    await self._commit(tuple(self._pending), None)
-                except Fenced:
-                    raise
-                except (StoreError, Shed) as error:
-                    tries += 1
-                    wait_s = _STORE_WAITS.backoff_s(tries, self._desk.runtime.rng)
-                    _log.warning(
-                        "saga %r waits %.2f s for its database: %s", self._row.id, wait_s, error
-                    )
-                    await asyncio.sleep(wait_s)
-        return b""
-
-    async def _write(self, body: _Body, kept: _Keep) -> bytes:
-        async with self._lock:
-            return await self._commit(tuple(self._pending), (body, kept))
-
-    async def _commit(
-        self,
-        batch: tuple[SagaRecord, ...],
-        work: tuple[_Body, _Keep] | None,
-    ) -> bytes:
-        desk, row, seq = self._desk, self._row, self._seq
+    async def _commit(self, body: _Body, kept: _Keep) -> bytes:
+        desk, row, seq, batch = self._desk, self._row, self._seq, self.pending()
         at_us = desk.clock.now_us()
 
-        async def unit_body(unit: Unit) -> tuple[bytes, SagaRecord | None]:
-            await tables.extend(unit, row, batch, seq=seq, epoch=desk.epoch)
-            if work is None:
-                return b"", None
-            answer = await work[0](unit)
-            record = work[1](answer).at(at_us)
-            # The fence was checked in this very unit.
-            await tables.put(unit, row, seq + len(batch), (record,))
+        async def unit_body(unit: Unit) -> tuple[bytes, SagaRecord]:
+            await tables.check_owner(unit, row, epoch=desk.epoch)
+            answer = await body(unit)
+            record = kept(answer).at(at_us)
+            await tables.extend(unit, Part(row, seq, (*batch, record)), epoch=desk.epoch)
             return answer, record
 
         answer, record = await desk.store.write(unit_body, name=f"saga {row.name}")
-        self.flushed(len(batch))
-        if record is not None:
-            self._seq += 1
-            self._machine.apply(record)
+        self._advance(len(batch))
+        self._seq += 1
+        self._machine.apply(record)
         return answer

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
 
 from synchromesh.codec import decode, encode
-from synchromesh.errors import Fenced, SagaConflict, SagaError, SagaLocked
-from synchromesh.events import NewEvent, append
+from synchromesh.errors import ConstraintFailed, Fenced, SagaConflict, SagaError, SagaLocked
+from synchromesh.events import NewEvent, append_each
 from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
 from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
 
@@ -32,14 +33,14 @@ SCHEMA = Schema(
                 ),
                 (
                     "create unique index sm_saga_lock on sm_saga(name, lock_key) "
-                    "where status in ('running', 'compensating')"
+                    "where status in ('running', 'compensating') and lock_key is not null"
                 ),
                 ("create index sm_saga_stuck on sm_saga(started_us) where status = 'stuck'"),
                 (
                     "create table sm_saga_record(saga text not null, seq integer not null, "
                     "kind text not null, step text not null, attempt integer not null, "
                     "digest text not null, body {blob} not null, at_us bigint not null, "
-                    "primary key(saga, seq))"
+                    "primary key(saga, seq)) {keyed}"
                 ),
                 "create table sm_saga_epoch(one integer primary key, epoch bigint not null)",
             ),
@@ -58,11 +59,21 @@ _RECORDS = (
     "select seq, kind, step, attempt, digest, body, at_us from sm_saga_record "
     "where saga = ? order by seq"
 )
+_START = (
+    f"insert into sm_saga({_COLUMNS}, epoch) "
+    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+# The primary key is the fence of a run: what another engine wrote after `seq` is in the way.
+_RECORD = (
+    "insert into sm_saga_record(saga, seq, kind, step, attempt, digest, body, at_us) "
+    "values (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_TURN = "update sm_saga set status = ?, reason = ? where id = ?"
+_END = "update sm_saga set status = ?, result = ?, ended_us = ? where id = ?"
 _STATUS_OF = {RecordKind.TURNED: SagaStatus.COMPENSATING, RecordKind.STUCK: SagaStatus.STUCK}
 
 
-@dataclass(frozen=True, slots=True)
-class SagaRow:
+class SagaRow(msgspec.Struct, frozen=True):
     """What is stored of one run beside its records."""
 
     id: str
@@ -84,16 +95,14 @@ class SagaRow:
     ended_us: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
+class StoredRecord(msgspec.Struct, frozen=True):
     """A record where it stands in its run."""
 
     seq: int
     record: SagaRecord
 
 
-@dataclass(frozen=True, slots=True)
-class UnreadableRecord:
+class UnreadableRecord(msgspec.Struct, frozen=True):
     """A record that this code cannot read, as far as it is told from the others, and why."""
 
     seq: int
@@ -107,6 +116,30 @@ class UnreadableRecord:
 # -- writing -------------------------------------------------------------------------------------
 
 
+class Part:
+    """What one run adds to a batch: its start or not, and the records after number `seq`.
+
+    `begin` is what else is to be true in the commit of a start: see `Engine.start`.
+    """
+
+    __slots__ = ("begin", "is_start", "records", "row", "seq")
+
+    def __init__(
+        self,
+        row: SagaRow,
+        seq: int,
+        records: Sequence[SagaRecord],
+        *,
+        is_start: bool = False,
+        begin: Callable[[Unit], Awaitable[None]] | None = None,
+    ) -> None:
+        self.row = row
+        self.seq = seq
+        self.records = records
+        self.is_start = is_start
+        self.begin = begin
+
+
 async def take_over(unit: Unit) -> int:
     """Return a new epoch; no record of an engine of an earlier one is accepted any more (S10)."""
     rows = await unit.execute(
@@ -118,37 +151,49 @@ async def take_over(unit: Unit) -> int:
     return epoch
 
 
-async def start(unit: Unit, row: SagaRow, records: Sequence[SagaRecord], *, epoch: int) -> bool:
-    """Insert a run with its first records; False where the same one is there already (S1).
+async def write_all(unit: Unit, parts: Sequence[Part], *, epoch: int) -> list[bool | Exception]:
+    """Write what many runs add, of each run at most one part, and return what became of each.
+
+    True says that it is written, False that the same run was started before (S1). An error is a
+    part that was not written, while the others are: `Fenced` where another engine has taken over,
+    `SagaConflict` and `SagaLocked` as `Engine.start` says.
 
     Raises:
-        SagaConflict: the id belongs to a run of another saga or with another input.
-        SagaLocked: another unfinished run holds the semantic lock.
-        Fenced: another engine has taken over.
+        ConstraintFailed: records have the numbers of others (another engine wrote them), or two
+            starts clash. Nothing may be kept then; each part by itself tells whose fault it was.
+        Exception: a `begin` raised, or its start is refused after it wrote; the same holds.
     """
-    there = await unit.execute("select name, digest from sm_saga where id = ?", row.id)
-    if there:
-        if there[0] == (row.name, row.digest):
-            return False
-        raise conflict(row.id, str(there[0][0]), row.name)
-    owner = await unit.execute("select 1 from sm_saga_epoch where epoch = ?", epoch)
-    if not owner:
-        raise _fenced(row.id)
-    if row.lock_key is not None:
-        holder = await unit.execute(
-            f"select id from sm_saga where name = ? and lock_key = ? and {_UNFINISHED}",
-            row.name,
-            row.lock_key,
-        )
-        if holder:
-            raise SagaLocked(
-                f"saga {row.name!r} has an unfinished run {holder[0][0]!r} for the key "
-                f"{row.lock_key!r}; wait for its end, or ask for that one"
-            )
-    await _insert(unit, row, epoch)
-    await _milestone(unit, row, "saga_started", SagaStatus.RUNNING)
-    await put(unit, row, 0, records)
-    return True
+    if not await _owns(unit, epoch):
+        return [fenced(part.row.id) for part in parts]
+    outcomes: list[bool | Exception] = [
+        await _judge_start(unit, part) if part.is_start else True for part in parts
+    ]
+    await _put(unit, [p for p, o in zip(parts, outcomes, strict=True) if o is True], epoch)
+    return outcomes
+
+
+async def check_owner(unit: Unit, row: SagaRow, *, epoch: int) -> None:
+    """Raise `Fenced` where another engine has taken over."""
+    if not await _owns(unit, epoch):
+        raise fenced(row.id)
+
+
+async def extend(unit: Unit, part: Part, *, epoch: int) -> None:
+    """Append the records of one run, in a unit that has checked the right to and does more.
+
+    Raises:
+        Fenced: their numbers are taken: a later record came.
+    """
+    try:
+        await _put(unit, (part,), epoch)
+    except ConstraintFailed as error:
+        raise fenced(part.row.id) from error
+
+
+async def last_seq(unit: Unit, id: str) -> int:  # noqa: A002
+    """Return the number of a run's last record, whatever is in it; 0 where there is none."""
+    rows = await unit.execute("select coalesce(max(seq), 0) from sm_saga_record where saga = ?", id)
+    return _int(rows[0][0])
 
 
 def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
@@ -159,114 +204,100 @@ def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
     )
 
 
-async def extend(
-    unit: Unit, row: SagaRow, records: Sequence[SagaRecord], *, seq: int, epoch: int
-) -> None:
-    """Append records after number `seq`, if it is the last and this engine still owns the run.
-
-    Raises:
-        Fenced: another engine has taken over, an earlier record is missing, or a later one came.
-    """
-    owned = await unit.execute(
-        f"select 1 from sm_saga where id = ? and epoch = ? and {_UNFINISHED} and "
-        "(select coalesce(max(seq), 0) from sm_saga_record where saga = sm_saga.id) = ?",
-        row.id,
-        epoch,
-        seq,
-    )
-    if not owned:
-        raise _fenced(row.id)
-    await put(unit, row, seq, records)
-
-
-async def last_seq(unit: Unit, id: str) -> int:  # noqa: A002
-    """Return the number of a run's last record, whatever is in it; 0 where there is none."""
-    rows = await unit.execute("select coalesce(max(seq), 0) from sm_saga_record where saga = ?", id)
-    return _int(rows[0][0])
-
-
-def _fenced(id: str) -> Fenced:  # noqa: A002
+def fenced(id: str) -> Fenced:  # noqa: A002
+    """Return the error that another engine has the run."""
     return Fenced(
         f"saga {id!r} is no longer this engine's, or its records are not those that this one was "
         "to follow; nothing was recorded"
     )
 
 
-async def _insert(unit: Unit, row: SagaRow, epoch: int) -> None:
-    await unit.execute(
-        f"insert into sm_saga({_COLUMNS}, epoch) "
-        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        row.id,
+async def _owns(unit: Unit, epoch: int) -> bool:
+    return bool(await unit.execute("select 1 from sm_saga_epoch where epoch = ?", epoch))
+
+
+async def _judge_start(unit: Unit, part: Part) -> bool | Exception:
+    if part.begin is None:
+        return await _outcome_of_start(unit, part.row)
+    await part.begin(unit)
+    outcome = await _outcome_of_start(unit, part.row)
+    if isinstance(outcome, Exception):
+        # What it wrote must go with the start.
+        try:
+            raise outcome
+        finally:
+            del outcome  # the frame would be kept by its own error
+    return outcome
+
+
+async def _outcome_of_start(unit: Unit, row: SagaRow) -> bool | SagaError:
+    there = await unit.execute("select name, digest from sm_saga where id = ?", row.id)
+    if there:
+        is_same = there[0] == (row.name, row.digest)
+        return False if is_same else conflict(row.id, str(there[0][0]), row.name)
+    if row.lock_key is None:
+        return True
+    holder = await unit.execute(
+        f"select id from sm_saga where name = ? and lock_key = ? and {_UNFINISHED}",
         row.name,
-        row.version,
         row.lock_key,
-        row.digest,
-        row.input,
-        row.status.value,
-        row.reason,
-        row.owner,
-        row.trace_id,
-        row.span_id,
-        row.caller,
-        row.principal,
-        row.deadline_us,
-        row.result,
-        row.started_us,
-        row.ended_us,
-        epoch,
+    )
+    if not holder:
+        return True
+    return SagaLocked(
+        f"saga {row.name!r} has an unfinished run {holder[0][0]!r} for the key "
+        f"{row.lock_key!r}; wait for its end, or ask for that one"
     )
 
 
-async def put(unit: Unit, row: SagaRow, seq: int, records: Sequence[SagaRecord]) -> None:
-    """Append records after number `seq` in a unit that has checked the right to (`extend`)."""
-    for record in records:
-        seq += 1
-        await unit.execute(
-            "insert into sm_saga_record(saga, seq, kind, step, attempt, digest, body, at_us) "
-            "values (?, ?, ?, ?, ?, ?, ?, ?)",
-            row.id,
-            seq,
-            record.kind.value,
-            record.step,
-            record.attempt,
-            record.digest,
-            record.body,
-            record.at_us,
-        )
-        status = _STATUS_OF.get(record.kind)
-        if status is not None:
-            cause = decode(record.body, SagaCause)
-            await unit.execute(
-                "update sm_saga set status = ?, reason = ? where id = ?",
-                status.value,
-                cause.reason,
-                row.id,
-            )
-            await _milestone(unit, row, f"saga_{record.kind.value}", status, cause.reason)
-        elif record.kind is RecordKind.ENDED:
-            await _end(unit, row, record)
+async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
+    """Write all rows of these parts, one statement a table and change."""
+    starts: list[tuple[SqlValue, ...]] = []
+    rows: list[tuple[SqlValue, ...]] = []
+    turns: list[tuple[SqlValue, ...]] = []
+    ends: list[tuple[SqlValue, ...]] = []
+    told: list[tuple[str, NewEvent]] = []
+    for part in parts:
+        row, seq = part.row, part.seq
+        if part.is_start:
+            starts.append(_values(row, epoch))
+            told.append(_milestone(unit, row, "started", SagaStatus.RUNNING))
+        for record in part.records:
+            kind, seq = record.kind, seq + 1
+            rows.append((
+                row.id, seq, kind._value_, record.step, record.attempt, record.digest,
+                record.body, record.at_us,
+            ))  # fmt: skip
+            if kind is RecordKind.ENDED:
+                # A completed run has the JSON of a result; one that is undone has none.
+                status = SagaStatus.COMPLETED if record.body else SagaStatus.UNDONE
+                ends.append((status._value_, record.body or None, record.at_us, row.id))
+                told.append(_milestone(unit, row, "ended", status))
+            elif kind in _STATUS_OF:
+                status, reason = _STATUS_OF[kind], decode(record.body, SagaCause).reason
+                turns.append((status._value_, reason, row.id))
+                told.append(_milestone(unit, row, kind._value_, status, reason))
+    for sql, values in ((_START, starts), (_RECORD, rows), (_TURN, turns), (_END, ends)):
+        if values:
+            await unit.execute_many(sql, values)
+    # Told in the same commit: one story with the events.
+    await append_each(unit, told)
 
 
-async def _end(unit: Unit, row: SagaRow, record: SagaRecord) -> None:
-    # A completed run has the JSON of a result; one that is undone has none.
-    status = SagaStatus.COMPLETED if record.body else SagaStatus.UNDONE
-    await unit.execute(
-        "update sm_saga set status = ?, result = ?, ended_us = ? where id = ?",
-        status.value,
-        record.body or None,
-        record.at_us,
-        row.id,
-    )
-    await _milestone(unit, row, "saga_ended", status)
+def _values(row: SagaRow, epoch: int) -> tuple[SqlValue, ...]:
+    return (
+        row.id, row.name, row.version, row.lock_key, row.digest, row.input, row.status._value_,
+        row.reason, row.owner, row.trace_id, row.span_id, row.caller, row.principal,
+        row.deadline_us, row.result, row.started_us, row.ended_us, epoch,
+    )  # fmt: skip
 
 
-async def _milestone(
+def _milestone(
     unit: Unit, row: SagaRow, name: str, status: SagaStatus, reason: str = ""
-) -> None:
-    """Tell the log of a turn of the run, in the same commit: one story with the events."""
-    told = {"saga": row.name, "id": row.id, "status": status.value, "reason": reason}
-    event = NewEvent(f"{unit.service}.{name}", encode(told), trace_id=row.trace_id)
-    await append(unit, f"saga/{row.id}", [event], expected=None)
+) -> tuple[str, NewEvent]:
+    told = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_}
+    event = NewEvent(f"{unit.service}.saga_{name}", encode(told), trace_id=row.trace_id)
+    return f"saga/{row.id}", event
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -315,7 +346,13 @@ async def records(source: Store, id: str) -> list[StoredRecord]:  # noqa: A002
     bad = next((each for each in read if isinstance(each, UnreadableRecord)), None)
     if bad is not None:
         raise SagaError(f"record {bad.seq} of saga {id!r} {bad.why}")
-    return [each for each in read if isinstance(each, StoredRecord)]
+    stored = [each for each in read if isinstance(each, StoredRecord)]
+    if stored and stored[-1].seq != len(stored):
+        raise SagaError(
+            f"saga {id!r} has {len(stored)} records, and the last has number {stored[-1].seq}: the "
+            "database was edited; restore a backup"
+        )
+    return stored
 
 
 async def readable(source: Store, id: str) -> list[StoredRecord | UnreadableRecord]:  # noqa: A002

@@ -1,0 +1,278 @@
+"""One attempt of a step or of an undo: the call or the unit of work, and what it came to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from synchromesh.calls import Sender
+from synchromesh.calls.contract import Operation
+from synchromesh.codec import encode
+from synchromesh.context import CallContext, new_span_id
+from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
+from synchromesh.saga import outcomes
+from synchromesh.saga.journal import Desk, Journal
+from synchromesh.saga.machine import SagaMachine
+from synchromesh.saga.policy import SagaPolicy
+from synchromesh.saga.records import AttemptOutcome, AttemptResult, UndoStep
+from synchromesh.saga.steps import CallStep, Step, WriteStep
+from synchromesh.saga.tables import SagaRow
+from synchromesh.store import Unit
+from synchromesh.telemetry import Tracer, current_span, outcome_of
+from synchromesh.timers import Timers
+from synchromesh.wheel import Deadline
+
+R = TypeVar("R")
+
+_log = logging.getLogger("synchromesh.saga")
+
+
+class UnitRunner(Protocol):
+    """Runs a user's function on what it sees of a unit, and writes what it left to be written."""
+
+    def __call__(
+        self, unit: Unit, context: CallContext, body: Callable[[Any], Awaitable[R]], /
+    ) -> Awaitable[R]:
+        """Return what the function returns; what it raises rolls the unit back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all runs of an engine work with."""
+
+    desk: Desk
+    sender: Sender
+    tracer: Tracer
+    run_unit: UnitRunner
+    counts: Counter[str]
+    timers: Timers = field(default_factory=Timers)
+
+
+class Trace:
+    """Records a span of a run when what it stands for ends; `with` gives it an error's status."""
+
+    __slots__ = (
+        "_began_s", "_kind", "_loop", "_name", "_parent_id", "_trace_id", "_tracer", "noted",
+        "span_id", "status",
+    )  # fmt: skip
+
+    def __init__(self, means: Means, kind: str, name: str, trace_id: str, parent_id: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tracer = means.tracer
+        self._kind, self._name = kind, name
+        self._trace_id, self._parent_id = trace_id, parent_id
+        self._began_s = self._loop.time()
+        self.span_id = new_span_id(means.desk.chance)
+        self.status = "ok"
+        self.noted: dict[str, str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            if isinstance(error, GeneratorExit):
+                return  # a coroutine that is thrown away has no loop any more
+            self.status, noted = outcome_of(error)
+            self.noted = {**(self.noted or {}), **noted}
+        self._tracer.recorder(self._kind, self._name)(
+            self._trace_id,
+            self.span_id,
+            self._parent_id,
+            self._began_s,
+            self._loop.time(),
+            self.status,
+            self.noted,
+        )
+
+
+class _TimeOut(Deadline):
+    """Cancels the task that waits for an answer, and takes that back, as `asyncio.timeout` does."""
+
+    __slots__ = ("_cancelling", "_has_expired", "_task")
+
+    def __init__(self, due_s: float, task: asyncio.Task[Any]) -> None:
+        super().__init__(due_s)
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._has_expired = False
+
+    def expire(self) -> None:
+        self._has_expired = True
+        self._task.cancel()
+
+    def takes_back(self) -> bool:
+        """Say whether the task was cancelled by this alone; then it no longer is."""
+        return self._has_expired and self._task.uncancel() <= self._cancelling
+
+
+class Attempts:
+    """Tries the steps and undos of one run."""
+
+    __slots__ = ("_journal", "_machine", "_means", "_policy", "_row")
+
+    def __init__(
+        self,
+        means: Means,
+        row: SagaRow,
+        policy: SagaPolicy,
+        machine: SagaMachine,
+        journal: Journal,
+    ) -> None:
+        self._means = means
+        self._row = row
+        self._policy = policy
+        self._machine = machine
+        self._journal = journal
+
+    async def of_step(self, key: str, step: Step[Any], span_id: str) -> AttemptOutcome:
+        """Try a step once; its begin is durable.
+
+        Raises:
+            Fenced: another engine has taken over.
+        """
+        if isinstance(step, CallStep):
+            return await self._call(key, step, span_id)
+        if isinstance(step, WriteStep):
+            return await self._write(key, step, span_id)
+        raise SagaError(f"{step!r} is no step of this engine")
+
+    async def of_undo(self, undo: UndoStep, step: Step[Any], span_id: str) -> AttemptOutcome:
+        """Try the undo of a step once; raises as `of_step` does."""
+        key = self._key(undo.step)
+        if isinstance(step, WriteStep):
+            return await self._undo_write(undo, step, span_id)
+        if not isinstance(step, CallStep) or step.undo is None:
+            raise SagaError(f"{step!r} has no undo")
+        await self._journal.flush()
+        context = self._context(
+            span_id,
+            key=f"{key}/undo",
+            undoes=key,
+            deadline_s=asyncio.get_running_loop().time() + self._policy.step_timeout_s,
+        )
+        return await self._send(step.undo, step.undo_arguments(undo.result), context)
+
+    async def _call(self, key: str, step: CallStep[Any], span_id: str) -> AttemptOutcome:
+        operation = step.call.operation
+        timeout_s = step.timeout_s or self._policy.step_timeout_s
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        if not self._machine.has_no_way_back:
+            limit_s = self._means.desk.clock.to_loop_s(self._row.deadline_us)
+            deadline_s = min(deadline_s, limit_s)
+        context = self._context(
+            span_id,
+            key=self._key(key) if operation.is_command else "",
+            deadline_s=deadline_s,
+        )
+        outcome = await self._send(operation, step.call.arguments, context)
+        if outcome.result is not AttemptResult.ANSWERED:
+            return outcome
+        try:
+            # Recorded in our own form: what a replay reads is what the function was given.
+            return AttemptOutcome(AttemptResult.ANSWERED, encode(step.load(outcome.body)))
+        except BadRequest as error:
+            return AttemptOutcome(AttemptResult.UNKNOWN, why=f"its answer: {error.message}")
+
+    async def _send(
+        self, operation: Operation[..., Any], arguments: bytes, context: CallContext
+    ) -> AttemptOutcome:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        assert context.deadline_s is not None
+        time_out, timers = _TimeOut(context.deadline_s, task), self._means.timers
+        timers.add(time_out, loop)
+        try:
+            answer = await self._means.sender.send(
+                operation,
+                arguments,
+                context=context,
+                timeout_s=context.remaining_s(loop.time()),
+            )
+        except asyncio.CancelledError:
+            if not time_out.takes_back():
+                raise
+            return outcomes.of_call(TimedOut(f"{operation.full_name} did not answer in time"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the outcome is judged
+            time_out.takes_back()  # what was sent may have turned it into an error of its own
+            self._log_bug(operation.full_name, error)
+            return outcomes.of_call(error)
+        finally:
+            timers.drop(time_out)
+        time_out.takes_back()
+        return AttemptOutcome(AttemptResult.ANSWERED, answer)
+
+    async def _write(self, key: str, step: WriteStep[Any], span_id: str) -> AttemptOutcome:
+        context = self._context(span_id, key=self._key(key))
+
+        async def body(unit: Unit) -> bytes:
+            answer = encode(
+                await self._means.run_unit(unit, context, lambda tx: step.fn(tx, *step.args))
+            )
+            step.load(answer)
+            return answer
+
+        try:
+            answer = await self._journal.write(body, lambda answer: self._machine.done(key, answer))
+        except Fenced:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
+            self._log_bug(key, error)
+            return outcomes.of_write(error)
+        return AttemptOutcome(AttemptResult.ANSWERED, answer)
+
+    async def _undo_write(
+        self, undo: UndoStep, step: WriteStep[Any], span_id: str
+    ) -> AttemptOutcome:
+        context = self._context(span_id, key=f"{self._key(undo.step)}/undo")
+
+        async def body(unit: Unit) -> bytes:
+            fn, result = step.undo, undo.result
+            if fn is not None and result is not None:
+                await self._means.run_unit(unit, context, lambda tx: fn(tx, step.load(result)))
+            return b""
+
+        try:
+            await self._journal.write(body, lambda _: self._machine.undone(undo.step))
+        except Fenced:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
+            self._log_bug(undo.step, error)
+            return outcomes.of_write_undo(error)
+        return AttemptOutcome(AttemptResult.ANSWERED)
+
+    def _context(
+        self, span_id: str, *, key: str, undoes: str = "", deadline_s: float | None = None
+    ) -> CallContext:
+        row = self._row
+        # No attempts are left to the layers below: each one of a step is a recorded one (S2).
+        context = CallContext(
+            trace_id=row.trace_id,
+            span_id=span_id,
+            caller=row.caller,
+            principal=row.principal,
+            deadline_s=deadline_s,
+            key=key,
+            undoes=undoes,
+        )
+        # The spans of what the attempt does, such as its unit, are below that of the step.
+        current_span.set(context)
+        return context
+
+    def _key(self, step: str) -> str:
+        return f"{self._row.id}/{step}"
+
+    def _log_bug(self, step: str, error: Exception) -> None:
+        if not isinstance(error, SynchromeshError):
+            _log.error("step %s of saga %r raised", step, self._row.id, exc_info=error)
