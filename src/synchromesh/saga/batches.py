@@ -73,6 +73,14 @@ class Entry(Part):
     def finish(self, outcome: bool | Exception) -> None:
         """Tell what became of it."""
         self._told(outcome)
+        self._answer(outcome)
+
+    def drop(self, error: Exception) -> None:
+        """Raise to those who wait, and write it no more, unless the store has it already."""
+        self.is_dropped = True
+        self._answer(error)
+
+    def _answer(self, outcome: bool | Exception) -> None:
         # Nothing keeps an error that is raised to those who wait, or it would keep their frames.
         waiters, self._waiters = self._waiters, []
         for future in waiters:
@@ -98,7 +106,8 @@ class BatchWriter:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Entry] = []
         self._wake: asyncio.Future[None] | None = None
-        self._pauses: set[asyncio.TimerHandle] = set()
+        self._later: list[Entry] = []
+        self._pause: asyncio.TimerHandle | None = None
         self._tries = 0
         # No span of whoever opens the engine: a batch belongs to many traces.
         context = copy_context()
@@ -112,8 +121,8 @@ class BatchWriter:
 
     async def close(self) -> None:
         """Write nothing more; a batch that the store has already may still commit."""
-        for pause in self._pauses:
-            pause.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -161,25 +170,26 @@ class BatchWriter:
 
     def _postpone(self, entries: list[Entry], error: Exception) -> None:
         """Refuse starts, and write records again after a while."""
-        later = [entry for entry in entries if not entry.is_start]
         for entry in entries:
             if entry.is_start:
                 entry.finish(error)
-        if not later:
+            else:
+                self._later.append(entry)
+        if not self._later or self._pause is not None:
             return
         self._tries += 1
         wait_s = _STORE_WAITS.backoff_s(self._tries, self._rng)
         _log.warning(
-            "the records of %d sagas wait %.2f s for their database: %s", len(later), wait_s, error
-        )
+            "records of %d sagas wait %.2f s for their database: %s",
+            len(self._later), wait_s, error,
+        )  # fmt: skip
+        self._pause = self._loop.call_later(wait_s, self._again)
 
-        def again() -> None:
-            self._pauses.discard(pause)
-            self._waiting[:0] = later
-            self._go()
-
-        pause = self._loop.call_later(wait_s, again)
-        self._pauses.add(pause)
+    def _again(self) -> None:
+        self._waiting[:0] = self._later
+        self._later.clear()
+        self._pause = None
+        self._go()
 
     def __repr__(self) -> str:
         return f"<BatchWriter {len(self._waiting)} waiting>"

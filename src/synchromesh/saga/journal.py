@@ -64,7 +64,7 @@ class Journal:
     """
 
     __slots__ = (
-        "_commits", "_desk", "_entry", "_lock", "_machine", "_pending", "_row", "_seq",
+        "_commits", "_desk", "_entry", "_is_gone", "_lock", "_machine", "_pending", "_row", "_seq",
     )  # fmt: skip
 
     def __init__(self, desk: Desk, row: SagaRow, machine: SagaMachine, *, seq: int) -> None:
@@ -74,6 +74,7 @@ class Journal:
         self._seq = seq
         self._pending: list[SagaRecord] = []
         self._entry: Entry | None = None
+        self._is_gone = False
         self._lock = asyncio.Lock()  # held by a unit: numbers are given in the order of commits
         self._commits: set[asyncio.Task[bytes | Exception]] = set()
 
@@ -109,8 +110,11 @@ class Journal:
 
         Raises:
             Fenced: another engine has taken over.
+            SagaGone: the run has left memory.
         """
         while self._pending:
+            if self._is_gone:
+                raise self._gone()
             if self._entry is None:
                 if self._lock.locked():
                     async with self._lock:  # the unit that is under way may take them along
@@ -136,7 +140,7 @@ class Journal:
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
-            came = SagaGone(f"saga {self._row.id!r} left memory while its records were written")
+            came = self._gone()
         if not isinstance(came, Exception):
             return came
         try:
@@ -151,11 +155,15 @@ class Journal:
 
     async def abandon(self) -> None:
         """Stop asking the store; what it already has may still commit."""
+        self._is_gone = True
         if self._entry is not None:
-            self._entry.is_dropped = True
+            self._entry.drop(self._gone())
         for task in self._commits:
             task.cancel()
         await self.settle()
+
+    def _gone(self) -> SagaGone:
+        return SagaGone(f"saga {self._row.id!r} left memory before its records were written")
 
     def _put(self, entry: Entry) -> Entry:
         self._entry = entry
