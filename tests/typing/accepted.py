@@ -142,6 +142,13 @@ async def count(tx: Transaction, reserved: StockReserved) -> None:
     tx.notify(reserved.hold_id)
 
 
+async def detail(
+    tx: Transaction, sku: str, qty: int, cents: int, note: str, is_rush: bool = False
+) -> Quote:
+    """A unit of a step may take as many arguments as it likes, and leave some to their defaults."""
+    return Quote(cents)
+
+
 async def unnote(tx: Transaction, quote: Quote) -> None:
     """The undo of a unit is given its result."""
 
@@ -151,6 +158,8 @@ async def order(s: Saga, wanted: Reserve) -> Hold:
     """Each step has the type of what it asks for; `all` has the tuple of them."""
     quote = await s.write(note, wanted.sku, wanted.qty, undo=unnote)
     assert_type(quote, Quote)
+    assert_type(await s.write(detail, "a", 1, 2, "b", undo=unnote), Quote)
+    assert_type(await s.write(detail, "a", 1, 2, "b", True), Quote)
     hold, price = await s.all(
         s.call(Inventory.reserve(wanted), undo=Inventory.release),
         s.call(Pricing.quote(wanted.sku)),

@@ -188,6 +188,7 @@ async def saga(s: Saga) -> None:
     await s.call(Inventory.reserve)  # refused: arg-type
     await s.write(note, "a")  # refused: arg-type
     await s.write(note, "a", "two")  # refused: arg-type
+    await s.write(note, "a", 2, 3)  # refused: arg-type
     await s.write(note, "a", 2, undo=note)  # refused: arg-type
     two = await s.all(s.call(Inventory.quote("a")), s.call(Inventory.stock("b")))
     swapped: tuple[int, Quote] = two  # refused: assignment

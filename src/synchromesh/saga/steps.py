@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, TypeVarTuple, overload
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import decode, digest, encode
@@ -15,16 +15,11 @@ from synchromesh.saga.records import Ask
 TX = TypeVar("TX")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-A1 = TypeVar("A1")
-A2 = TypeVar("A2")
-A3 = TypeVar("A3")
-A4 = TypeVar("A4")
+Ts = TypeVarTuple("Ts")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
 T3 = TypeVar("T3")
 T4 = TypeVar("T4")
-T5 = TypeVar("T5")
-T6 = TypeVar("T6")
 
 STEPS_TOGETHER_MAX = 64
 
@@ -167,68 +162,18 @@ class Saga:
         self.trace_id = trace_id
         self._is_gone = False
 
-    @overload
     def write(
         self,
-        fn: Callable[[TX], Awaitable[R]],
+        fn: Callable[[TX, *Ts], Awaitable[R]],
         /,
-        *,
+        *args: *Ts,
         undo: Callable[[TX, R], Awaitable[object]] | None = None,
-    ) -> Step[R]: ...
-    @overload
-    def write(
-        self,
-        fn: Callable[[TX, A1], Awaitable[R]],
-        a1: A1,
-        /,
-        *,
-        undo: Callable[[TX, R], Awaitable[object]] | None = None,
-    ) -> Step[R]: ...
-    @overload
-    def write(
-        self,
-        fn: Callable[[TX, A1, A2], Awaitable[R]],
-        a1: A1,
-        a2: A2,
-        /,
-        *,
-        undo: Callable[[TX, R], Awaitable[object]] | None = None,
-    ) -> Step[R]: ...
-    @overload
-    def write(
-        self,
-        fn: Callable[[TX, A1, A2, A3], Awaitable[R]],
-        a1: A1,
-        a2: A2,
-        a3: A3,
-        /,
-        *,
-        undo: Callable[[TX, R], Awaitable[object]] | None = None,
-    ) -> Step[R]: ...
-    @overload
-    def write(
-        self,
-        fn: Callable[[TX, A1, A2, A3, A4], Awaitable[R]],
-        a1: A1,
-        a2: A2,
-        a3: A3,
-        a4: A4,
-        /,
-        *,
-        undo: Callable[[TX, R], Awaitable[object]] | None = None,
-    ) -> Step[R]: ...
-    def write(
-        self,
-        fn: Callable[..., Awaitable[Any]],
-        /,
-        *args: object,
-        undo: Callable[[Any, Any], Awaitable[object]] | None = None,
-    ) -> Step[Any]:
+    ) -> Step[R]:
         """Describe a unit of work: `fn(tx, *args)` commits with the run's record of it (S3).
 
         Args:
             fn: the unit; awaits nothing but `tx`. A `Rejection` it raises undoes the saga.
-            args: what JSON can carry, at most 4; they tell a re-run that it is the same step.
+            args: what JSON can carry; they tell a re-run that it is the same step.
             undo: a unit too, given the result of `fn`.
 
         Raises:
@@ -261,6 +206,8 @@ class Saga:
         self.check()
         return CallStep(self, call, undo, pivot, timeout_s)
 
+    # The type system has no map over a TypeVarTuple: a tuple of mixed types needs a signature for
+    # each length. Steps of one type, however many, need the last one alone.
     @overload
     def all(self, a: Step[T1], b: Step[T2], /) -> Together[tuple[T1, T2]]: ...
     @overload
@@ -269,14 +216,6 @@ class Saga:
     def all(
         self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], /
     ) -> Together[tuple[T1, T2, T3, T4]]: ...
-    @overload
-    def all(
-        self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], e: Step[T5], /
-    ) -> Together[tuple[T1, T2, T3, T4, T5]]: ...
-    @overload
-    def all(
-        self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], e: Step[T5], f: Step[T6], /
-    ) -> Together[tuple[T1, T2, T3, T4, T5, T6]]: ...
     @overload
     def all(self, *steps: Step[R]) -> Together[tuple[R, ...]]: ...
     def all(self, *steps: Step[Any]) -> Together[Any]:
