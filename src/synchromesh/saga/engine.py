@@ -125,10 +125,10 @@ class Engine:
         row = self._new_row(definition, input, id, context)
         while id in self._executions:
             there = self._executions[id]
-            if (there.row.name, there.row.digest) != (row.name, row.digest):
-                raise tables.conflict(id, there.row.name, row.name)
             await there.durable.wait()
             if self._executions.get(id) is there:
+                if (there.row.name, there.row.digest) != (row.name, row.digest):
+                    raise tables.conflict(id, there.row.name, row.name)
                 if begin is not None:
                     await self._store.write(begin, name=f"saga {row.name} begin")
                 return self._run(definition, id)

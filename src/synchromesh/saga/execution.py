@@ -99,19 +99,18 @@ class Execution:
             if isinstance(answer, NextAction):
                 self._decide(answer)
                 return
-            self._asked = keys
-            self._begun = [each.step for each in answer if isinstance(each, Begin)]
+            self._asked, self._begun = keys, []
             for each in answer:
                 if isinstance(each, Begin):
+                    self._begun.append(each.step)
                     self.journal.add(*each.records)
             if self._begun or not self._take_results():
                 return
 
     def _take_results(self) -> bool:
         try:
-            self._results = tuple(
-                self._steps[key].load(self.machine.result_of(key)) for key in self._asked
-            )
+            steps, result_of = self._steps, self.machine.result_of
+            self._results = tuple([steps[key].load(result_of(key)) for key in self._asked])
         except BadRequest as error:
             self._decide(self.machine.stick(f"a recorded result no longer fits: {error.message}"))
             return False
@@ -189,8 +188,10 @@ class Execution:
 
     async def _forward(self) -> None:
         begun = self._begun
-        if any(isinstance(self._steps[key], CallStep) for key in begun):
-            await self.journal.flush()
+        for key in begun:
+            if isinstance(self._steps[key], CallStep):
+                await self.journal.flush()
+                break  # of all of them
         decision = None
         if self._cancelled_because is None:
             # A single step, the usual case, is tried in this task: it needs none of its own.

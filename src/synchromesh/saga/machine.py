@@ -215,7 +215,7 @@ class SagaMachine:
             if step.phase is not StepState.NEW and (changed := self._changed(key, step)):
                 return self.stick(changed, key)
         # One that was undone meanwhile still leads the function to those that are not.
-        if all(step.result is not None for step in steps):
+        if None not in [step.result for step in steps]:
             return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
         unasked = self.unasked()
         if unasked:

@@ -51,7 +51,8 @@ class Step(Generic[R_co]):
             SagaGone: the run has left memory.
             ContractError: it was asked for before.
         """
-        self._saga.check()
+        if self._saga.is_gone:
+            self._saga.check()
         if self._is_asked:
             raise ContractError(
                 f"step {self.ask.name!r} is awaited a second time; make a new step for each time"
@@ -60,7 +61,8 @@ class Step(Generic[R_co]):
 
     def load(self, result: bytes) -> R_co:
         """Return the step's recorded result as a value of its type."""
-        return typing.cast("R_co", decode(result, self.result_type))
+        value: R_co = decode(result, self.result_type)
+        return value
 
     def __await__(self) -> Generator[StepRequest, Any, R_co]:
         self.claim()
@@ -140,27 +142,18 @@ class Saga:
     The function awaits nothing else. It never sees a step fail: a refusal, or a failure that
     outlasts its attempts, ends the function and undoes what was done, in reverse.
 
-    Example:
-        >>> from typing import Protocol
-        >>> from synchromesh.calls import Contract, command
-        >>> class Bank(Contract, Protocol, service="bank", version="1.0"):
-        ...     @command("POST /holds")
-        ...     async def hold(self, cents: int) -> str: ...
-        ...     @command("POST /releases")
-        ...     async def release(self, hold_id: str) -> None: ...
-        ...     @command("POST /charges")
-        ...     async def charge(self, hold_id: str) -> str: ...
-        >>> async def pay(s: Saga, cents: int) -> str:
-        ...     hold_id = await s.call(Bank.hold(cents), undo=Bank.release)
-        ...     return await s.call(Bank.charge(hold_id), pivot=True)
+    Attributes:
+        id: the run's id, which the keys of its steps begin with.
+        trace_id: the trace of the request that started it.
+        is_gone: the run has left memory, or was turned: every further step raises.
     """
 
-    __slots__ = ("_is_gone", "id", "trace_id")
+    __slots__ = ("id", "is_gone", "trace_id")
 
     def __init__(self, id: str, trace_id: str) -> None:  # noqa: A002
         self.id = id
         self.trace_id = trace_id
-        self._is_gone = False
+        self.is_gone = False
 
     def write(
         self,
@@ -239,7 +232,7 @@ class Saga:
 
     def check(self) -> None:
         """Raise `SagaGone` where the run has left memory or was turned (S11)."""
-        if self._is_gone:
+        if self.is_gone:
             raise SagaGone(
                 f"saga {self.id!r} no longer runs this code: it was turned, or it continues "
                 "elsewhere; a step asked for now has no effect"
@@ -247,10 +240,10 @@ class Saga:
 
     def leave(self) -> None:
         """Refuse every further step: what a `finally:` of the function asks for has no effect."""
-        self._is_gone = True
+        self.is_gone = True
 
     def __repr__(self) -> str:
-        return f"<Saga {self.id}{' gone' if self._is_gone else ''}>"
+        return f"<Saga {self.id}{' gone' if self.is_gone else ''}>"
 
 
 @functools.lru_cache(maxsize=4096)
