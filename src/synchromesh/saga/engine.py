@@ -25,7 +25,7 @@ from synchromesh.errors import (
 from synchromesh.runtime import Runtime
 from synchromesh.saga import outcomes, tables
 from synchromesh.saga.attempts import Means, UnitRunner
-from synchromesh.saga.batches import BatchWriter, Entry
+from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.execution import Execution
 from synchromesh.saga.handle import Conclusion, SagaRun
@@ -86,7 +86,7 @@ class Engine:
         self._in_flight_max = in_flight_max
         self._means: Means | None = None
         self._executions: dict[str, Execution] = {}
-        self._starting: set[Entry] = set()
+        self._starting: set[Execution] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.counts: Counter[str] = Counter()
@@ -143,10 +143,7 @@ class Engine:
     def _begin(
         self, execution: Execution, begin: Callable[[Unit], Awaitable[None]] | None
     ) -> Awaitable[bool]:
-        """Hand a run's start over; it goes its way whether or not what is returned is awaited.
-
-        Nobody's frame holds the entry, for a start that fails would be kept by that frame.
-        """
+        """Hand a run's start over; it goes its way whether or not what is returned is awaited."""
         self._executions[execution.row.id] = execution
         try:
             # The function runs up to its first step now, so that the step begins in the commit of
@@ -157,7 +154,7 @@ class Engine:
             raise
 
         def told(outcome: bool | Exception) -> None:
-            self._starting.discard(entry)
+            self._starting.discard(execution)
             if outcome is not True:
                 self._give_up(execution)
                 return
@@ -165,9 +162,9 @@ class Engine:
             execution.durable.set()
             self._launch(execution)
 
-        entry = execution.journal.start(begin, told)
-        self._starting.add(entry)
-        return entry.wait()
+        self._starting.add(execution)
+        execution.journal.start(begin, told)
+        return execution.journal.written()
 
     def _new_row(
         self,
@@ -301,7 +298,8 @@ class Engine:
         """Let every run leave memory without a further effect; the next engine continues them."""
         self._is_closed = True
         # A start that is under way is answered: its commit cannot be called back.
-        await asyncio.gather(*(entry.wait() for entry in self._starting), return_exceptions=True)
+        under_way = [execution.journal.written() for execution in self._starting]
+        await asyncio.gather(*under_way, return_exceptions=True)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

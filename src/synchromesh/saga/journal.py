@@ -94,14 +94,14 @@ class Journal:
         self,
         begin: Callable[[Unit], Awaitable[None]] | None,
         told: Callable[[bool | Exception], None],
-    ) -> Entry:
+    ) -> None:
         """Have the run inserted with its records so far; `told` hears what became of it."""
 
         def hear(outcome: bool | Exception) -> None:
             self._hear(outcome)
             told(outcome)
 
-        return self._put(Entry(self._row, 0, self.pending(), hear, is_start=True, begin=begin))
+        self._put(Entry(self._row, 0, self.pending(), hear, is_start=True, begin=begin))
 
     async def flush(self) -> None:
         """Return once every record so far is durable, however often the store must be asked.
@@ -120,7 +120,7 @@ class Journal:
                     async with self._lock:  # the unit that is under way may take them along
                         continue
                 self._put(Entry(self._row, self._seq, self.pending(), self._hear))
-            await self._written()
+            await self.written()
 
     async def write(self, body: _Body, kept: _Keep) -> bytes:
         """Run a unit of the service and record what `kept` makes of its answer in its commit.
@@ -148,6 +148,14 @@ class Journal:
         finally:
             del came, task  # the frame would be kept by its own error
 
+    def written(self) -> Awaitable[bool]:
+        """Return a future of the entry that is under way.
+
+        No frame that awaits it holds the entry: its errors would be kept by those frames.
+        """
+        assert self._entry is not None
+        return self._entry.wait()
+
     async def settle(self) -> None:
         """Return once no unit is under way: the state is then what the disk says."""
         while self._commits:
@@ -165,18 +173,9 @@ class Journal:
     def _gone(self) -> SagaGone:
         return SagaGone(f"saga {self._row.id!r} left memory before its records were written")
 
-    def _put(self, entry: Entry) -> Entry:
+    def _put(self, entry: Entry) -> None:
         self._entry = entry
         self._desk.batches.put(entry)
-        return entry
-
-    def _written(self) -> Awaitable[bool]:
-        """Wait for the entry that is under way.
-
-        No frame that awaits it holds the entry: its errors would be kept by those frames.
-        """
-        assert self._entry is not None
-        return self._entry.wait()
 
     def _hear(self, outcome: bool | Exception) -> None:
         entry, self._entry = self._entry, None
@@ -192,7 +191,7 @@ class Journal:
         try:
             async with self._lock:
                 while self._entry is not None:
-                    await self._written()
+                    await self.written()
                 return await self._commit(body, kept)
         except Exception as error:  # noqa: BLE001 - it is raised where the commit was asked for
             return error
