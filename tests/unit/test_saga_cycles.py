@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,8 +189,7 @@ def test_a_run_that_another_engine_took_over_leaves_none(tmp_path: Path) -> None
             running = asyncio.ensure_future(old.once(saga))
             await asyncio.sleep(0.005)
             await new.engine.recover()
-            with suppress(Exception):
-                await running
+            await asyncio.wait([running])
             await asyncio.sleep(0.05)
             await old.engine.close()
             await new.engine.close()

@@ -112,7 +112,9 @@ class BatchWriter:
         # No span of whoever opens the engine: a batch belongs to many traces.
         context = copy_context()
         context.run(current_span.set, None)
-        self._task = self._loop.create_task(self._work(), name="saga batches", context=context)
+        self._task: asyncio.Task[None] | None = self._loop.create_task(
+            self._work(), name="saga batches", context=context
+        )
 
     def put(self, entry: Entry) -> None:
         """Take an entry; it is written with all that come in this turn of the loop."""
@@ -123,8 +125,11 @@ class BatchWriter:
         """Write nothing more; a batch that the store has already may still commit."""
         if self._pause is not None:
             self._pause.cancel()
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        # Neither is kept: their errors hold the frame that works, and that holds this.
+        task, self._task, self._wake = self._task, None, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     def _go(self) -> None:
         if self._wake is not None and not self._wake.done():

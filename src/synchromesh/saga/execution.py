@@ -88,7 +88,11 @@ class Execution:
         while True:
             event = self._function.resume(self._results)
             if not isinstance(event, StepRequest):
-                self._conclude_function(event)
+                try:
+                    self._conclude_function(event)
+                finally:
+                    # The frames of what the function raised lead back to this one.
+                    del event
                 return
             keys = self.machine.register([step.ask for step in event.steps])
             self._steps.update(zip(keys, event.steps, strict=True))
