@@ -27,6 +27,7 @@ sys.path.append(str(Path(synchromesh.__file__).parent / "examples/servo_works"))
 from universes.universe import Universe, opened_shop
 
 from synchromesh.events import Checkpoint, save_checkpoint
+from synchromesh.saga import tables
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import RecordKind as RecordKind
 from synchromesh.saga.records import SagaRecord, StepState, UndoStep
@@ -170,6 +171,21 @@ def _flush_waits_for_a_better_moment(flush: Any) -> Any:
     return mutated
 
 
+def _batch_is_told_before_it_is_written(write: Any) -> Any:
+    async def mutated(self: Any, entries: Any) -> None:
+        starts = [entry for entry in entries if entry.is_start]
+        late = [entry for entry in entries if not entry.is_start]
+        for entry in late:
+            entry.finish(True)
+        if starts:
+            await write(self, starts)
+        await self._store.write(
+            lambda unit: tables.write_all(unit, late, epoch=self._epoch), name="too late"
+        )
+
+    return mutated
+
+
 # -- store, handlers, messages, projections ------------------------------------------------------
 
 
@@ -269,6 +285,11 @@ MUTANTS = {
             "a step is begun before that is durable",
             f"{_SAGA}.journal.Journal.flush",
             _flush_waits_for_a_better_moment,
+        ),
+        Mutant(
+            "records are told durable before their batch is",
+            f"{_SAGA}.batches.BatchWriter._write",
+            _batch_is_told_before_it_is_written,
         ),
         Mutant(
             "commits are acknowledged before they are synced",
