@@ -73,10 +73,9 @@ def define(fn: Callable[[Saga, Order], Coroutine[Any, Any, Any]]) -> SagaDefinit
     return SagaDefinition(fn, fn.__name__, deadline_s=60.0, policy=PATIENT)
 
 
-SAGAS = {
-    each.name: each
-    for each in (PLACE, THREE, *map(define, (raising, writing, not_undone, side_by_side)))
-}
+_FUNCTIONS = (raising, writing, not_undone, side_by_side)
+_ALL: list[SagaDefinition[Any, Any]] = [PLACE, THREE, *map(define, _FUNCTIONS)]
+SAGAS = {each.name: each for each in _ALL}
 
 
 class House:
