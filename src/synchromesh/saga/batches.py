@@ -73,7 +73,8 @@ class Entry(Part):
     def finish(self, outcome: bool | Exception) -> None:
         """Tell what became of it."""
         self._told(outcome)
-        self._answer(outcome)
+        if self._waiters:
+            self._answer(outcome)
 
     def drop(self, error: Exception) -> None:
         """Raise to those who wait, and write it no more, unless the store has it already."""
@@ -119,7 +120,8 @@ class BatchWriter:
     def put(self, entry: Entry) -> None:
         """Take an entry; it is written with all that come in this turn of the loop."""
         self._waiting.append(entry)
-        self._go()
+        if len(self._waiting) == 1:
+            self._go()
 
     async def close(self) -> None:
         """Write nothing more; a batch that the store has already may still commit."""

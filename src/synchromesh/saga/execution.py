@@ -57,8 +57,9 @@ class Execution:
         records: Sequence[SagaRecord] = (),
     ) -> None:
         self._means = means
+        self._now_us = means.desk.clock.now_us
         self.row = row
-        now = means.desk.clock.now_us() if records else 0
+        now = self._now_us() if records else 0
         self.machine = SagaMachine(definition.policy, deadline_us=row.deadline_us, recovered_us=now)
         for record in records:
             self.machine.apply(record)
@@ -107,7 +108,8 @@ class Execution:
             for each in answer:
                 if isinstance(each, Begin):
                     self._begun.append(each.step)
-                    self.journal.add(*each.records)
+                    if each.records:
+                        self.journal.add(*each.records)
             if self._begun or not self._take_results():
                 return
 
@@ -202,7 +204,8 @@ class Execution:
             decision = await self._interrupted_by_cancel(
                 self._perform(begun[0]) if len(begun) == 1 else self._perform_all(begun)
             )
-        await self.journal.settle()
+        if self.journal.has_units:
+            await self.journal.settle()
         because = self._cancelled_because
         has_ended = decision is not None and decision.action is not Action.RETURN
         if not has_ended and because is not None and not self.machine.has_no_way_back:
@@ -317,9 +320,6 @@ class Execution:
 
     def _trace(self, kind: str, step: str) -> Trace:
         return Trace(self._means, kind, step, self.row.trace_id, self._span_id)
-
-    def _now_us(self) -> int:
-        return self._means.desk.clock.now_us()
 
     def _count(self, what: str, outcome: AttemptOutcome) -> None:
         if outcome.result is not AttemptResult.ANSWERED:

@@ -28,12 +28,12 @@ class Clock:
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._base_us = runtime.wall_us() - int(self._loop.time() * 1e6)
+        self._time = asyncio.get_running_loop().time
+        self._base_us = runtime.wall_us() - int(self._time() * 1e6)
 
     def now_us(self) -> int:
         """Return microseconds since 1970 UTC."""
-        return self._base_us + int(self._loop.time() * 1e6)
+        return self._base_us + int(self._time() * 1e6)
 
     def to_loop_s(self, at_us: int) -> float:
         """Return the moment of the loop's clock that a stored one is."""
@@ -80,6 +80,8 @@ class Journal:
 
     def add(self, *records: SagaRecord) -> None:
         """Take records, in the state at once."""
+        if not records:
+            return
         at_us = self._desk.clock.now_us()
         for record in records:
             stamped = record.at(at_us)
@@ -155,6 +157,11 @@ class Journal:
         """
         assert self._entry is not None
         return self._entry.wait()
+
+    @property
+    def has_units(self) -> bool:
+        """True while a unit is under way, whose record the state does not know yet."""
+        return bool(self._commits)
 
     async def settle(self) -> None:
         """Return once no unit is under way: the state is then what the disk says."""
