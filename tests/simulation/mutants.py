@@ -107,9 +107,9 @@ def _write_records_first(write: Any) -> Any:
             return answers[-1]
 
         with contextlib.suppress(_Rollback):
-            await self._desk.store.write(rehearsal, name="rehearsal")
+            await self._deps.store.write(rehearsal, name="rehearsal")
         answer: bytes = await write(self, nothing, kept)
-        await self._desk.store.write(body, name="effect")
+        await self._deps.store.write(body, name="effect")
         return answer
 
     return mutated
@@ -124,9 +124,9 @@ def _recovery_forgets_the_turn(init: Any) -> Any:
     )
 
     def mutated(
-        self: Any, means: Any, definition: Any, row: Any, records: Sequence[SagaRecord] = ()
+        self: Any, deps: Any, definition: Any, row: Any, records: Sequence[SagaRecord] = ()
     ) -> None:
-        init(self, means, definition, row, [r for r in records if r.kind not in backward])
+        init(self, deps, definition, row, [r for r in records if r.kind not in backward])
         self.journal._seq = len(records)
 
     return mutated

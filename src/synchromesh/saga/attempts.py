@@ -4,54 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from synchromesh.calls import Sender
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import encode
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
 from synchromesh.saga import outcomes
-from synchromesh.saga.journal import Desk, Journal
+from synchromesh.saga.deps import SagaDeps
+from synchromesh.saga.journal import Journal
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import AttemptOutcome, AttemptResult, UndoStep
 from synchromesh.saga.steps import CallStep, Step, WriteStep
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Unit
-from synchromesh.telemetry import Tracer, current_span, outcome_of
-from synchromesh.timers import Timers
+from synchromesh.telemetry import current_span, outcome_of
 from synchromesh.wheel import Deadline
 
 R = TypeVar("R")
 
 _log = logging.getLogger("synchromesh.saga")
-
-
-class UnitRunner(Protocol):
-    """Runs a user's function on what it sees of a unit, and writes what it left to be written."""
-
-    def __call__(
-        self, unit: Unit, context: CallContext, body: Callable[[Any], Awaitable[R]], /
-    ) -> Awaitable[R]:
-        """Return what the function returns; what it raises rolls the unit back."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What all runs of an engine work with."""
-
-    desk: Desk
-    sender: Sender
-    tracer: Tracer
-    run_unit: UnitRunner
-    counts: Counter[str]
-    timers: Timers = field(default_factory=Timers)
 
 
 class Trace:
@@ -62,13 +36,13 @@ class Trace:
         "span_id", "status",
     )  # fmt: skip
 
-    def __init__(self, means: Means, kind: str, name: str, trace_id: str, parent_id: str) -> None:
+    def __init__(self, deps: SagaDeps, kind: str, name: str, trace_id: str, parent_id: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._tracer = means.tracer
+        self._tracer = deps.tracer
         self._kind, self._name = kind, name
         self._trace_id, self._parent_id = trace_id, parent_id
         self._began_s = self._loop.time()
-        self.span_id = new_span_id(means.desk.chance)
+        self.span_id = new_span_id(deps.chance)
         self.status = "ok"
         self.noted: dict[str, str] | None = None
 
@@ -120,17 +94,17 @@ class _TimeOut(Deadline):
 class Attempts:
     """Tries the steps and undos of one run."""
 
-    __slots__ = ("_journal", "_machine", "_means", "_policy", "_row")
+    __slots__ = ("_deps", "_journal", "_machine", "_policy", "_row")
 
     def __init__(
         self,
-        means: Means,
+        deps: SagaDeps,
         row: SagaRow,
         policy: SagaPolicy,
         machine: SagaMachine,
         journal: Journal,
     ) -> None:
-        self._means = means
+        self._deps = deps
         self._row = row
         self._policy = policy
         self._machine = machine
@@ -169,7 +143,7 @@ class Attempts:
         timeout_s = step.timeout_s or self._policy.step_timeout_s
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         if not self._machine.has_no_way_back:
-            limit_s = self._means.desk.clock.to_loop_s(self._row.deadline_us)
+            limit_s = self._deps.clock.to_loop_s(self._row.deadline_us)
             deadline_s = min(deadline_s, limit_s)
         context = self._context(
             span_id,
@@ -191,10 +165,10 @@ class Attempts:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         assert context.deadline_s is not None
-        time_out, timers = _TimeOut(context.deadline_s, task), self._means.timers
+        time_out, timers = _TimeOut(context.deadline_s, task), self._deps.timers
         timers.add(time_out, loop)
         try:
-            answer = await self._means.sender.send(
+            answer = await self._deps.sender.send(
                 operation,
                 arguments,
                 context=context,
@@ -218,7 +192,7 @@ class Attempts:
 
         async def body(unit: Unit) -> bytes:
             answer = encode(
-                await self._means.run_unit(unit, context, lambda tx: step.fn(tx, *step.args))
+                await self._deps.run_unit(unit, context, lambda tx: step.fn(tx, *step.args))
             )
             step.load(answer)
             return answer
@@ -240,7 +214,7 @@ class Attempts:
         async def body(unit: Unit) -> bytes:
             fn, result = step.undo, undo.result
             if fn is not None and result is not None:
-                await self._means.run_unit(unit, context, lambda tx: fn(tx, step.load(result)))
+                await self._deps.run_unit(unit, context, lambda tx: fn(tx, step.load(result)))
             return b""
 
         try:

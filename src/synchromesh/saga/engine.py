@@ -24,13 +24,12 @@ from synchromesh.errors import (
 )
 from synchromesh.runtime import Runtime
 from synchromesh.saga import outcomes, tables
-from synchromesh.saga.attempts import Means, UnitRunner
 from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.definition import SagaDefinition
+from synchromesh.saga.deps import Clock, SagaDeps, UnitRunner
 from synchromesh.saga.execution import Execution
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of, summarize, tell
-from synchromesh.saga.journal import Clock, Desk
 from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
 from synchromesh.saga.tables import Part, SagaRow
 from synchromesh.store import Store, Unit, refuse_in_unit
@@ -84,7 +83,7 @@ class Engine:
         self._definitions = definitions
         self._run_unit = run_unit
         self._in_flight_max = in_flight_max
-        self._means: Means | None = None
+        self._deps: SagaDeps | None = None
         self._executions: dict[str, Execution] = {}
         self._starting: set[Execution] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +136,7 @@ class Engine:
                 f"{self._service} has {self._in_flight_max} sagas in flight; {id!r} was not "
                 "started: ask again later"
             )
-        await self._begin(Execution(self._open_means(), definition, row), begin)
+        await self._begin(Execution(self._open_deps(), definition, row), begin)
         return self._run(definition, id)
 
     def _begin(
@@ -182,7 +181,7 @@ class Engine:
                 f"saga id {id[:40]!r} has {len(id)} characters; 1 to {_ID_CHARS_MAX} printable "
                 "ones, without blanks at the ends, are expected"
             )
-        data, now_us = encode(input), self._open_means().desk.clock.now_us()
+        data, now_us = encode(input), self._open_deps().clock.now_us()
         return SagaRow(
             id=id,
             name=definition.name,
@@ -226,8 +225,12 @@ class Engine:
         # The kernel is asked once: ids of spans are no secrets, and its answers take a while.
         chance = random.Random(self._runtime.rng.getrandbits(128))  # noqa: S311
         batches = BatchWriter(self._store, epoch=epoch, rng=chance)
-        self._means = Means(
-            Desk(self._store, Clock(self._runtime), epoch, batches, chance),
+        self._deps = SagaDeps(
+            self._store,
+            Clock(self._runtime),
+            epoch,
+            batches,
+            chance,
             self._caller,
             self._tracer,
             self._run_unit,
@@ -241,17 +244,17 @@ class Engine:
         After `recover` there are such runs only where one left memory by a fault of this process;
         called now and then, it lets none of them wait for the next start.
         """
-        means, adopted = self._open_means(), 0
+        deps, adopted = self._open_deps(), 0
         for row in await tables.unfinished(self._store):
             if row.id in self._executions:
                 continue
-            await self._continue(means, row)
+            await self._continue(deps, row)
             adopted += 1
             if adopted % _BREATH_RUNS == 0:
                 await asyncio.sleep(0)
         return adopted
 
-    async def _continue(self, means: Means, row: SagaRow) -> None:
+    async def _continue(self, deps: SagaDeps, row: SagaRow) -> None:
         definition = self._definitions.get(row.name)
         try:
             stored = await tables.records(self._store, row.id)
@@ -262,7 +265,7 @@ class Engine:
                     f"version {row.version} of saga {row.name!r} started it; this code has "
                     f"version {definition.version}"
                 )
-            execution = Execution(means, definition, row, [each.record for each in stored])
+            execution = Execution(deps, definition, row, [each.record for each in stored])
             self.counts["recovered"] += 1
             if execution.machine.status is SagaStatus.COMPENSATING:
                 self.counts["recovered mid-undo"] += 1
@@ -272,22 +275,22 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - one broken run must not end the others
             if not isinstance(error, SynchromeshError):
                 _log.error("saga %r cannot be loaded", row.id, exc_info=error)
-            await self._strand(means.desk, row, f"cannot go on: {_said(error)}")
+            await self._strand(deps, row, f"cannot go on: {_said(error)}")
             return
         self._executions[row.id] = execution
         execution.durable.set()
         self._launch(execution)
 
-    async def _strand(self, desk: Desk, row: SagaRow, reason: str) -> None:
+    async def _strand(self, deps: SagaDeps, row: SagaRow, reason: str) -> None:
         """Make a run stuck that this code cannot even load."""
         record = SagaRecord(
-            RecordKind.STUCK, body=encode(SagaCause(reason)), at_us=desk.clock.now_us()
+            RecordKind.STUCK, body=encode(SagaCause(reason)), at_us=deps.clock.now_us()
         )
 
         async def body(unit: Unit) -> None:
-            await tables.check_owner(unit, row, epoch=desk.epoch)
+            await tables.check_owner(unit, row, epoch=deps.epoch)
             await tables.extend(
-                unit, Part(row, await tables.last_seq(unit, row.id), (record,)), epoch=desk.epoch
+                unit, Part(row, await tables.last_seq(unit, row.id), (record,)), epoch=deps.epoch
             )
 
         _log.error("saga %r is stuck: %s", row.id, reason)
@@ -307,8 +310,8 @@ class Engine:
         # A task that was cancelled before its first step has run no `finally`.
         for execution in list(self._executions.values()):
             self._give_up(execution)
-        if self._means is not None:
-            await self._means.desk.batches.close()
+        if self._deps is not None:
+            await self._deps.batches.close()
 
     def _give_up(self, execution: Execution) -> None:
         self._forget(execution)
@@ -335,12 +338,12 @@ class Engine:
         if self._executions.get(execution.row.id) is execution:
             del self._executions[execution.row.id]
 
-    def _open_means(self) -> Means:
+    def _open_deps(self) -> SagaDeps:
         if self._is_closed:
             raise Shed(f"the sagas of {self._service} are closing; start it at another instance")
-        if self._means is None:
+        if self._deps is None:
             raise SagaError(f"the sagas of {self._service} are not recovered yet; recover first")
-        return self._means
+        return self._deps
 
     # -- asking ----------------------------------------------------------------------------------
 

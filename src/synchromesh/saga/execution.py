@@ -11,8 +11,9 @@ from typing import Any
 from synchromesh.codec import decode, encode
 from synchromesh.errors import BadRequest, Fenced, Rejection, SagaError, to_problem
 from synchromesh.saga import outcomes
-from synchromesh.saga.attempts import Attempts, Means, Trace
+from synchromesh.saga.attempts import Attempts, Trace
 from synchromesh.saga.definition import SagaDefinition
+from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
 from synchromesh.saga.handle import Conclusion
 from synchromesh.saga.journal import Journal
@@ -39,7 +40,7 @@ class Execution:
     """Drives one run, from its first step or from its records, until it has ended.
 
     Args:
-        means: what it works with.
+        deps: what it works with.
         definition: its code.
         row: what is stored of it.
         records: its records so far, in order.
@@ -51,20 +52,20 @@ class Execution:
 
     def __init__(
         self,
-        means: Means,
+        deps: SagaDeps,
         definition: SagaDefinition[Any, Any],
         row: SagaRow,
         records: Sequence[SagaRecord] = (),
     ) -> None:
-        self._means = means
-        self._now_us = means.desk.clock.now_us
+        self._deps = deps
+        self._now_us = deps.clock.now_us
         self.row = row
         now = self._now_us() if records else 0
         self.machine = SagaMachine(definition.policy, deadline_us=row.deadline_us, recovered_us=now)
         for record in records:
             self.machine.apply(record)
-        self.journal = Journal(means.desk, row, self.machine, seq=len(records))
-        self._attempts = Attempts(means, row, definition.policy, self.machine, self.journal)
+        self.journal = Journal(deps, row, self.machine, seq=len(records))
+        self._attempts = Attempts(deps, row, definition.policy, self.machine, self.journal)
         saga = Saga(row.id, row.trace_id)
         given = decode(row.input, definition.shape.input)
         self._function = Function(saga, lambda: definition.fn(saga, given))
@@ -152,7 +153,7 @@ class Execution:
     def _decide(self, decision: NextAction) -> None:
         self.journal.add(*decision.records)
         if decision.action is Action.TURN:
-            self._means.counts["turned"] += 1
+            self._deps.counts["turned"] += 1
         self._function.close()
 
     # -- driving ---------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ class Execution:
 
     async def _drive(self) -> None:
         row, machine = self.row, self.machine
-        with Trace(self._means, "saga", row.name, row.trace_id, row.span_id) as trace:
+        with Trace(self._deps, "saga", row.name, row.trace_id, row.span_id) as trace:
             trace.noted = {"id": row.id}
             self._span_id = trace.span_id
             while machine.status is SagaStatus.RUNNING:
@@ -189,7 +190,7 @@ class Execution:
             await self.journal.flush()
             if machine.status is not SagaStatus.COMPLETED:
                 trace.status = machine.status.value
-        self._means.counts[machine.status.value] += 1
+        self._deps.counts[machine.status.value] += 1
         self.conclusion = Conclusion(machine.status, machine.result, machine.cause)
 
     async def _forward(self) -> None:
@@ -266,7 +267,7 @@ class Execution:
                 outcome = await self._attempts.of_step(key, step, trace.span_id)
                 self._count("step", outcome)
                 decision = self.machine.on_outcome(
-                    key, outcome, now_us=self._now_us(), rng=self._means.desk.chance
+                    key, outcome, now_us=self._now_us(), rng=self._deps.chance
                 )
                 if decision.action is Action.RETURN:
                     self.journal.add(*decision.records)
@@ -295,7 +296,7 @@ class Execution:
                 self.journal.add(self.machine.ended())
                 return
             if undo.result is None:
-                self._means.counts["undo of unknown"] += 1
+                self._deps.counts["undo of unknown"] += 1
             self.journal.add(*undo.records)
             await self._undo(undo)
 
@@ -306,7 +307,7 @@ class Execution:
                 outcome = await self._attempts.of_undo(undo, step, trace.span_id)
                 self._count("undo", outcome)
                 decision = self.machine.on_undo_outcome(
-                    undo.step, outcome, now_us=self._now_us(), rng=self._means.desk.chance
+                    undo.step, outcome, now_us=self._now_us(), rng=self._deps.chance
                 )
                 if decision.action is Action.UNDONE:
                     self.journal.add(*decision.records)
@@ -319,11 +320,11 @@ class Execution:
                 await self._wait(decision)
 
     def _trace(self, kind: str, step: str) -> Trace:
-        return Trace(self._means, kind, step, self.row.trace_id, self._span_id)
+        return Trace(self._deps, kind, step, self.row.trace_id, self._span_id)
 
     def _count(self, what: str, outcome: AttemptOutcome) -> None:
         if outcome.result is not AttemptResult.ANSWERED:
-            self._means.counts[f"{what} {outcome.result.value}"] += 1
+            self._deps.counts[f"{what} {outcome.result.value}"] += 1
 
     # -- from outside ----------------------------------------------------------------------------
 

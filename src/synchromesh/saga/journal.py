@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from synchromesh.errors import SagaGone
-from synchromesh.runtime import Runtime
 from synchromesh.saga import tables
-from synchromesh.saga.batches import BatchWriter, Entry
+from synchromesh.saga.batches import Entry
+from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import SagaRecord
 from synchromesh.saga.tables import Part, SagaRow
-from synchromesh.store import Store, Unit
+from synchromesh.store import Unit
 
 _Body: TypeAlias = Callable[[Unit], Awaitable[bytes]]
 _Keep: TypeAlias = Callable[[bytes], SagaRecord]
-
-
-class Clock:
-    """Is a wall clock that does not jump: read once, then carried on by the loop's clock.
-
-    Stored deadlines are wall-clock microseconds; a run must not turn because somebody set the time.
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._time = asyncio.get_running_loop().time
-        self._base_us = runtime.wall_us() - int(self._time() * 1e6)
-
-    def now_us(self) -> int:
-        """Return microseconds since 1970 UTC."""
-        return self._base_us + int(self._time() * 1e6)
-
-    def to_loop_s(self, at_us: int) -> float:
-        """Return the moment of the loop's clock that a stored one is."""
-        return (at_us - self._base_us) / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """Where journals write: the store, the epoch that gives the right to, and what batches them.
-
-    `chance` is seeded by the kernel once: ids of spans and waits are no secrets.
-    """
-
-    store: Store
-    clock: Clock
-    epoch: int
-    batches: BatchWriter
-    chance: random.Random
 
 
 class Journal:
@@ -64,11 +29,11 @@ class Journal:
     """
 
     __slots__ = (
-        "_commits", "_desk", "_entry", "_is_gone", "_lock", "_machine", "_pending", "_row", "_seq",
+        "_commits", "_deps", "_entry", "_is_gone", "_lock", "_machine", "_pending", "_row", "_seq",
     )  # fmt: skip
 
-    def __init__(self, desk: Desk, row: SagaRow, machine: SagaMachine, *, seq: int) -> None:
-        self._desk = desk
+    def __init__(self, deps: SagaDeps, row: SagaRow, machine: SagaMachine, *, seq: int) -> None:
+        self._deps = deps
         self._row = row
         self._machine = machine
         self._seq = seq
@@ -82,7 +47,7 @@ class Journal:
         """Take records, in the state at once."""
         if not records:
             return
-        at_us = self._desk.clock.now_us()
+        at_us = self._deps.clock.now_us()
         for record in records:
             stamped = record.at(at_us)
             self._machine.apply(stamped)
@@ -182,7 +147,7 @@ class Journal:
 
     def _put(self, entry: Entry) -> None:
         self._entry = entry
-        self._desk.batches.put(entry)
+        self._deps.batches.put(entry)
 
     def _hear(self, outcome: bool | Exception) -> None:
         entry, self._entry = self._entry, None
@@ -204,17 +169,17 @@ class Journal:
             return error
 
     async def _commit(self, body: _Body, kept: _Keep) -> bytes:
-        desk, row, seq, batch = self._desk, self._row, self._seq, self.pending()
-        at_us = desk.clock.now_us()
+        deps, row, seq, batch = self._deps, self._row, self._seq, self.pending()
+        at_us = deps.clock.now_us()
 
         async def unit_body(unit: Unit) -> tuple[bytes, SagaRecord]:
-            await tables.check_owner(unit, row, epoch=desk.epoch)
+            await tables.check_owner(unit, row, epoch=deps.epoch)
             answer = await body(unit)
             record = kept(answer).at(at_us)
-            await tables.extend(unit, Part(row, seq, (*batch, record)), epoch=desk.epoch)
+            await tables.extend(unit, Part(row, seq, (*batch, record)), epoch=deps.epoch)
             return answer, record
 
-        answer, record = await desk.store.write(unit_body, name=f"saga {row.name}")
+        answer, record = await deps.store.write(unit_body, name=f"saga {row.name}")
         self._advance(len(batch))
         self._seq += 1
         self._machine.apply(record)

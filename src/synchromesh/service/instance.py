@@ -25,8 +25,8 @@ from synchromesh.events import (
 from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Relay, deliver_to
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
+from synchromesh.saga.deps import Clock
 from synchromesh.saga.engine import Engine
-from synchromesh.saga.journal import Clock
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import Home
 from synchromesh.service.definition import ProjectionDefinition, Service

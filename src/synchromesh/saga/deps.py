@@ -1,0 +1,70 @@
+"""What all runs of an engine work with."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from synchromesh.calls import Sender
+from synchromesh.context import CallContext
+from synchromesh.runtime import Runtime
+from synchromesh.saga.batches import BatchWriter
+from synchromesh.store import Store, Unit
+from synchromesh.telemetry import Tracer
+from synchromesh.timers import Timers
+
+R = TypeVar("R")
+
+
+class Clock:
+    """Is a wall clock that does not jump: read once, then carried on by the loop's clock.
+
+    Stored deadlines are wall-clock microseconds; a run must not turn because somebody set the time.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._time = asyncio.get_running_loop().time
+        self._base_us = runtime.wall_us() - int(self._time() * 1e6)
+
+    def now_us(self) -> int:
+        """Return microseconds since 1970 UTC."""
+        return self._base_us + int(self._time() * 1e6)
+
+    def to_loop_s(self, at_us: int) -> float:
+        """Return the moment of the loop's clock that a stored one is."""
+        return (at_us - self._base_us) / 1e6
+
+
+class UnitRunner(Protocol):
+    """Runs a user's function on what it sees of a unit, and writes what it left to be written."""
+
+    def __call__(
+        self, unit: Unit, context: CallContext, body: Callable[[Any], Awaitable[R]], /
+    ) -> Awaitable[R]:
+        """Return what the function returns; what it raises rolls the unit back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SagaDeps:
+    """What all runs of an engine work with.
+
+    Attributes:
+        epoch: what gives the right to write; `batches` has it too.
+        chance: seeded by the kernel once, for ids of spans and waits are no secrets.
+    """
+
+    store: Store
+    clock: Clock
+    epoch: int
+    batches: BatchWriter
+    chance: random.Random
+    sender: Sender
+    tracer: Tracer
+    run_unit: UnitRunner
+    counts: Counter[str]
+    timers: Timers = field(default_factory=Timers)
