@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.test_reference_cycles import cancelled, garbage_of
 
 from saga_fakes import (
     CONTEXT,
@@ -38,6 +37,7 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.saga import Engine, Saga, SagaDefinition
 from synchromesh.saga.tables import SCHEMA
 from synchromesh.store import SqliteStore, Unit
+from unit.test_reference_cycles import cancelled, garbage_of
 
 
 async def raising(s: Saga, order: Order) -> None:

@@ -146,6 +146,20 @@ class Saga:
         id: the run's id, which the keys of its steps begin with.
         trace_id: the trace of the request that started it.
         is_gone: the run has left memory, or was turned: every further step raises.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, command
+        >>> class Bank(Contract, Protocol, service="bank", version="1.0"):
+        ...     @command("POST /holds")
+        ...     async def hold(self, cents: int) -> str: ...
+        ...     @command("POST /releases")
+        ...     async def release(self, hold_id: str) -> None: ...
+        ...     @command("POST /charges")
+        ...     async def charge(self, hold_id: str) -> str: ...
+        >>> async def pay(s: Saga, cents: int) -> str:
+        ...     hold_id = await s.call(Bank.hold(cents), undo=Bank.release)
+        ...     return await s.call(Bank.charge(hold_id), pivot=True)
     """
 
     __slots__ = ("id", "is_gone", "trace_id")
