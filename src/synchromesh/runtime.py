@@ -14,6 +14,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -146,12 +147,19 @@ class Runtime(Protocol):
         ...
 
 
-class DiskRuntime(Runtime, Protocol):
-    """A runtime with files: what embedded databases and the run directory need besides."""
+class Threads(Protocol):
+    """What code that runs in threads, and on no loop, takes from the world."""
 
-    @property
-    def disk(self) -> Disk:
-        """Where databases live."""
+    def time(self) -> float:
+        """Return a clock in seconds that never steps back; its zero is arbitrary."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread."""
+        ...
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Return a new lock that one thread at a time can hold, by `with`."""
         ...
 
 
@@ -226,6 +234,25 @@ class RealRuntime:
     def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
         """Start a thread that runs `work` over all that was put while it was busy."""
         return ThreadWorker(name, work)
+
+
+class RealThreads:
+    """The system's clock, and threads that block."""
+
+    def time(self) -> float:
+        """Return the monotonic clock, which asyncio's loops run by."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread."""
+        if seconds > 0:
+            time.sleep(seconds)
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Return a `threading.Lock`."""
+        import threading
+
+        return threading.Lock()
 
 
 class ThreadWorker:

@@ -72,6 +72,8 @@ TRANSITIONS: tuple[tuple[BreakerState, Trigger, BreakerState], ...] = (
 )
 _NEXT = {(before, trigger): after for before, trigger, after in TRANSITIONS}
 
+_NEW = CircuitOpen.__new__
+
 
 @dataclass(frozen=True, slots=True)
 class BreakerOptions:
@@ -275,7 +277,7 @@ class Breaker:
         """Return the error of a call that comes before `refuses_until_s`."""
         # An open breaker has to be cheaper than the call that it saves. The text is made once, when
         # it opens, and `__new__` spares the frames of `__init__`, which would only set defaults.
-        error = CircuitOpen.__new__(CircuitOpen, self._refusal)
+        error = _NEW(CircuitOpen, self._refusal)
         error.message = self._refusal
         if self.refuses_until_s < math.inf:
             error.retry_after_s = self.refuses_until_s - now

@@ -20,8 +20,8 @@ from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.layers import Layers
 from synchromesh.resilience.limiter import Limiter
-from synchromesh.resilience.policy import Policy
 from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ class Edge:
         ...         return 0.0
         >>> async def answer(attempt: Attempt) -> int:
         ...     return attempt.number
+        >>> from synchromesh import Policy
         >>> edge = Edge(Policy(), name="orders -> billing")
         >>> asyncio.run(edge.run(
         ...     answer, deadline_s=None, attempts_left=2, is_retryable_unknown=True, rng=Certain()))
@@ -53,7 +54,7 @@ class Edge:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Layers,
         *,
         name: str,
         now: float = 0.0,

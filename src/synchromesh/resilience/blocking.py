@@ -1,0 +1,203 @@
+"""A sync function behind a policy: breaker, limiter and retry, for any number of threads.
+
+What the loop is to an async function a lock is here. A function that runs cannot be cut, so there
+is no timeout; and its thread cannot wait for a place without holding one of whoever gave it the
+thread, so the limiter has no queue.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from synchromesh.errors import ConfigError, Shed
+from synchromesh.resilience.attempts import Attempt, Attempts
+from synchromesh.resilience.breaker import Breaker
+from synchromesh.resilience.classification import Classification, classify
+from synchromesh.resilience.layers import Layers
+from synchromesh.resilience.retry import Chance, RetryBudget
+from synchromesh.runtime import RealThreads, Threads
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def guard(
+    policy: Layers,
+    fn: Callable[P, T],
+    *,
+    name: str,
+    rng: Chance,
+    is_idempotent: bool,
+    threads: Threads | None = None,
+) -> Callable[P, T]:
+    """Return a function that calls `fn` through the layers of a policy, in the caller's thread.
+
+    Its retries wait in that thread: a function that is called on an event loop's thread blocks it,
+    with a policy as it would without.
+
+    Raises:
+        ConfigError: the policy has a timeout, or a limit with a queue.
+    """
+    if policy.timeout_s is not None:
+        raise ConfigError(
+            f"{name} is not an async function, and the policy has timeout_s = {policy.timeout_s:g}:"
+            " a sync function that runs cannot be cut; give it a policy with timeout_s=None, and a "
+            "timeout to what it calls (or make it async)"
+        )
+    if policy.limit is not None and policy.limit.queue_max:
+        raise ConfigError(
+            f"{name} is not an async function, and the policy's limit has "
+            f"queue_max = {policy.limit.queue_max}: a thread that waits for a place holds one; "
+            "make it 0"
+        )
+    edge = _Edge(policy, name, rng, threads or RealThreads(), is_idempotent=is_idempotent)
+
+    @wraps(fn)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        attempts = edge.attempts()
+        try:
+            while True:
+                attempt, permit = edge.begin(attempts)
+                try:
+                    answer = fn(*args, **kwargs)
+                except BaseException as error:  # noqa: BLE001 - it is raised, or tried again
+                    edge.failed(attempts, attempt, permit, error)
+                else:
+                    edge.answered(attempt, permit)
+                    return _no_awaitable(answer, name)
+        finally:
+            attempts.forget()
+
+    return guarded
+
+
+class _Edge:
+    """The layers of a guarded function, for all threads."""
+
+    def __init__(
+        self, policy: Layers, name: str, rng: Chance, threads: Threads, *, is_idempotent: bool
+    ) -> None:
+        self._policy = policy
+        self._name = name
+        self._rng = rng
+        self._threads = threads
+        self._is_idempotent = is_idempotent
+        self._lock = threads.lock()
+        self._in_flight = 0
+        now = threads.time()
+        self._breaker = None
+        if policy.breaker is not None:
+            self._breaker = Breaker(policy.breaker, name=name, now=now, rng=rng)
+        self._budget = None
+        if policy.retry is not None and policy.budget is not None:
+            self._budget = RetryBudget(policy.budget, now=now)
+
+    def attempts(self) -> Attempts:
+        """Return the machine of one call."""
+        return Attempts(
+            retry=self._policy.retry,
+            budget=self._budget,
+            left=None,
+            timeout_s=None,
+            deadline_s=None,
+            is_retryable_unknown=self._is_idempotent,
+            rng=self._rng,
+        )
+
+    def begin(self, attempts: Attempts) -> tuple[Attempt, int]:
+        """Begin an attempt; wait before the next one while there is no place, as for any failure.
+
+        Raises:
+            CircuitOpen: the breaker lets nothing through.
+            Shed: every place is taken.
+        """
+        while True:
+            with self._lock:
+                now = self._threads.time()
+                attempt = attempts.begin(now)
+                attempt.began_s = now
+                try:
+                    return attempt, self._admit(now)
+                except Exception as error:  # noqa: BLE001 - it is raised, or tried again
+                    wait_s = self._wait_s(attempts, attempt, error, now)
+            self._threads.sleep(wait_s)
+
+    def answered(self, attempt: Attempt, permit: int) -> None:
+        """Take note of an answer."""
+        with self._lock:
+            now = self._threads.time()
+            self._in_flight -= 1
+            if self._breaker is not None:
+                self._breaker.success(permit, now, now - attempt.began_s)
+
+    def failed(
+        self, attempts: Attempts, attempt: Attempt, permit: int, error: BaseException
+    ) -> None:
+        """Take note of a failure; return when it is time for another attempt, or raise it."""
+        try:
+            with self._lock:
+                now = self._threads.time()
+                self._in_flight -= 1
+                self._report(error, permit, now, now - attempt.began_s)
+                if not isinstance(error, Exception):
+                    raise error
+                wait_s = self._wait_s(attempts, attempt, error, now)
+        finally:
+            del error  # this frame is in its traceback: kept, it would be a cycle
+        self._threads.sleep(wait_s)
+
+    def _admit(self, now: float) -> int:
+        permit = self._breaker.admit(now) if self._breaker is not None else 0
+        limit = self._policy.limit
+        if limit is not None and self._in_flight >= limit.in_flight_max:
+            if self._breaker is not None:
+                self._breaker.neutral(permit, now)
+            raise Shed(
+                f"{self._name} already runs {self._in_flight} at once, and took no more; "
+                "retry later"
+            )
+        self._in_flight += 1
+        return permit
+
+    def _report(self, error: BaseException, permit: int, now: float, took_s: float) -> None:
+        if self._breaker is None:
+            return
+        verdict = classify(error, had_full_timeout=True)
+        if verdict is Classification.SUCCESS:
+            self._breaker.success(permit, now, took_s)
+        elif verdict is Classification.FAILURE:
+            self._breaker.failure(permit, now, took_s)
+        else:
+            self._breaker.neutral(permit, now)
+
+    def _wait_s(self, attempts: Attempts, attempt: Attempt, error: Exception, now: float) -> float:
+        """Return how long to wait for the next attempt; raise the call's error if there is none."""
+        final: Exception | None = None
+        try:
+            if self._breaker is None:
+                wait_s = attempts.failed(attempt, error, now)
+            else:
+                refuses_until_s = self._breaker.refuses_until_s
+                wait_s = attempts.failed(attempt, error, now, refuses_until_s=refuses_until_s)
+            if wait_s is not None:
+                return wait_s
+            final = attempts.final(error)
+            if final is error:
+                raise error
+            raise final from error
+        finally:
+            del error, final
+
+
+def _no_awaitable(answer: T, name: str) -> T:
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise ConfigError(
+            f"{name} is not an async function and has returned an awaitable: nobody would guard "
+            "what it does; put the policy around an `async def` that awaits it"
+        )
+    return answer

@@ -1,0 +1,72 @@
+"""The layers around a call, in one fixed order, as a value.
+
+deadline → retry + budget → limiter → breaker → attempt with its timeout
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from synchromesh.errors import ConfigError
+from synchromesh.resilience.breaker import BreakerOptions
+from synchromesh.resilience.limiter import LimitOptions
+from synchromesh.resilience.retry import BudgetOptions, RetryOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Holds what a `Policy` configures, for those who put it to work; see there."""
+
+    timeout_s: float | None = 2.0
+    retry: RetryOptions | None = field(default_factory=RetryOptions)
+    budget: BudgetOptions | None = field(default_factory=BudgetOptions)
+    limit: LimitOptions | None = None
+    breaker: BreakerOptions | None = field(default_factory=BreakerOptions)
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise ConfigError(
+                f"policy timeout_s is {self.timeout_s}; make it more than 0, or None for no timeout"
+            )
+
+    def explain(self) -> str:
+        """Describe the layers that are on, outermost first, one a line."""
+        layers = [("deadline", "the call's own, or none; past it nothing is sent")]
+        if self.retry is not None:
+            layers.append(("retry", _explain_retry(self.retry)))
+            if self.budget is not None:
+                layers.append(("budget", _explain_budget(self.budget)))
+        if self.limit is not None:
+            at_once, waiting = self.limit.in_flight_max, self.limit.queue_max
+            layers.append(("limiter", f"{at_once} at once, {waiting} waiting, the rest is shed"))
+        if self.breaker is not None:
+            layers.append(("breaker", _explain_breaker(self.breaker)))
+        if self.timeout_s is not None:
+            layers.append(("timeout", f"{self.timeout_s:g} s an attempt"))
+        return "\n".join(f"{layer:<9} {words}" for layer, words in layers)
+
+
+def _explain_retry(retry: RetryOptions) -> str:
+    if retry.attempts_max == 1:
+        return "no: 1 attempt"
+    return (
+        f"up to {retry.attempts_max} attempts, waits of up to {retry.base_s:g} s that double to "
+        f"{retry.cap_s:g} s, full jitter"
+    )
+
+
+def _explain_budget(budget: BudgetOptions) -> str:
+    return (
+        f"retries are at most {budget.ratio:.0%} of calls and {budget.floor_per_s:g} a second more"
+    )
+
+
+def _explain_breaker(breaker: BreakerOptions) -> str:
+    slow = ""
+    if breaker.slow_after_s is not None:
+        slow = f" or {breaker.slow_rate:.0%} slower than {breaker.slow_after_s:g} s"
+    return (
+        f"opens at {breaker.failure_rate:.0%} failures{slow} of {breaker.minimum_calls} or more "
+        f"calls in {breaker.window_s:g} s, for {breaker.open_for_s:g} s to "
+        f"{breaker.open_for_max_s:g} s; probes: {breaker.probes_max}"
+    )

@@ -1,0 +1,107 @@
+"""What is guarded, on the loop that it is called on: an edge, a clock and timers of its own.
+
+An edge counts on being alone with its loop: breakers have no lock, and clocks of loops differ. So
+what is called on several loops, one after the other or in several threads, has an edge on each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol, cast
+
+from synchromesh.resilience.edge import Edge
+from synchromesh.resilience.layers import Layers
+from synchromesh.resilience.retry import Chance
+from synchromesh.timers import Timers
+from synchromesh.wheel import Deadline
+
+
+class _Owner(Protocol):
+    """What asyncio's loops say of themselves: the thread that they run in, None while they do not.
+
+    No other loop can run in that thread at that time, so that the number tells the loop. To ask
+    which loop is running costs a system call before CPython 3.12.
+    """
+
+    _thread_id: int | None
+
+
+class _Nobody:
+    _thread_id: int | None = None
+
+
+class OnLoop:
+    """Holds the edge, the clock and the timers of what is guarded, on one loop."""
+
+    __slots__ = ("breaker", "budget", "clock", "edge", "limiter", "loop", "owner", "timers")
+
+    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        # A loop that does not say which thread it runs in is asked for with each call.
+        self.owner: _Owner = cast("_Owner", loop) if hasattr(loop, "_thread_id") else _Nobody()
+        # asyncio's own loops only hand the system's clock on: it is read without their frame.
+        is_systems = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
+        self.clock = time.monotonic if is_systems else loop.time  # noqa: TID251 - it is the loop's
+        self.edge = edge
+        self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
+        self.timers = Timers()
+
+    @classmethod
+    def nowhere(cls) -> OnLoop:
+        """Return one that is on no loop, to begin with."""
+        here = cls.__new__(cls)
+        here.owner = _Nobody()
+        return here
+
+
+class OnLoops:
+    """Holds an `OnLoop` for each loop that something is called on."""
+
+    def __init__(self, policy: Layers, *, name: str, rng: Chance) -> None:
+        self._policy = policy
+        self._name = name
+        self._rng = rng
+        self._by_loop: dict[asyncio.AbstractEventLoop, OnLoop] = {}
+
+    def here(self) -> OnLoop:
+        """Return that of the running loop."""
+        loop = asyncio.get_running_loop()
+        found = self._by_loop.get(loop)
+        if found is None:
+            for each in tuple(self._by_loop):
+                if each.is_closed():
+                    self._by_loop.pop(each, None)
+            edge = Edge(self._policy, name=self._name, now=loop.time(), rng=self._rng)
+            found = self._by_loop[loop] = OnLoop(edge, loop)
+        return found
+
+
+class Cut(Deadline):
+    """The timeout of an attempt: it cancels the task that the attempt runs in.
+
+    Its bookkeeping is that of `asyncio.timeout`: a cancellation from outside is never taken for it,
+    also where both come at once.
+
+    Attributes:
+        is_late: whether it has expired; then `is_alone` is to be asked once, however it ended.
+    """
+
+    __slots__ = ("cancelling", "is_late", "task")
+
+    def __init__(self, due_s: float, task: asyncio.Task[object]) -> None:
+        # As the base does, without its frame.
+        self.due_s = due_s
+        self.slot = None
+        self.task = task
+        self.cancelling = task.cancelling()
+        self.is_late = False
+
+    def expire(self) -> None:
+        """Cancel the task."""
+        self.is_late = True
+        self.task.cancel()
+
+    def is_alone(self) -> bool:
+        """Take the cancellation back; return whether nobody else has cancelled the task."""
+        return self.task.uncancel() <= self.cancelling
