@@ -166,6 +166,17 @@ class Threads(Protocol):
 # -- the real world ------------------------------------------------------------------------------
 
 
+def loop_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return what tells a loop's time.
+
+    asyncio's own loops only hand the system's clock on: it is read without their frame.
+    """
+    import asyncio
+
+    is_systems = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
+    return time.monotonic if is_systems else loop.time
+
+
 def uuid7(wall_us: int, rng: random.Random) -> str:
     """Return a UUIDv7 (RFC 9562, section 5.7) with microseconds in `rand_a`, so that ids ascend.
 

@@ -16,7 +16,7 @@ from synchromesh.errors import ConfigError, Shed
 from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.breaker import Breaker
 from synchromesh.resilience.classification import Classification, classify
-from synchromesh.resilience.layers import Layers
+from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance, RetryBudget
 from synchromesh.runtime import RealThreads, Threads
 
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 
 def guard(
-    policy: Layers,
+    policy: PolicyLayers,
     fn: Callable[P, T],
     *,
     name: str,
@@ -78,7 +78,7 @@ class _Edge:
     """The layers of a guarded function, for all threads."""
 
     def __init__(
-        self, policy: Layers, name: str, rng: Chance, threads: Threads, *, is_idempotent: bool
+        self, policy: PolicyLayers, name: str, rng: Chance, threads: Threads, *, is_idempotent: bool
     ) -> None:
         self._policy = policy
         self._name = name

@@ -20,8 +20,8 @@ from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
-from synchromesh.resilience.layers import Layers
 from synchromesh.resilience.limiter import Limiter
+from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class Edge:
 
     def __init__(
         self,
-        policy: Layers,
+        policy: PolicyLayers,
         *,
         name: str,
         now: float = 0.0,

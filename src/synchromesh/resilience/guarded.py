@@ -18,8 +18,8 @@ from threading import get_ident  # noqa: TID251 - no thread is made, only told f
 from typing import ParamSpec, TypeVar
 
 from synchromesh.resilience.attempts import Attempt
-from synchromesh.resilience.layers import Layers
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops
+from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ P = ParamSpec("P")
 class _SlowWay:
     """All of a call but a first attempt that succeeds."""
 
-    def __init__(self, policy: Layers, rng: Chance, *, is_idempotent: bool) -> None:
+    def __init__(self, policy: PolicyLayers, rng: Chance, *, is_idempotent: bool) -> None:
         self._has_retry = policy.retry is not None
         self._rng = rng
         self._is_idempotent = is_idempotent
@@ -77,7 +77,7 @@ class _SlowWay:
 
 
 def guard(
-    policy: Layers,
+    policy: PolicyLayers,
     fn: Callable[P, Awaitable[T]],
     *,
     name: str,
@@ -100,7 +100,7 @@ def guard(
 
 
 def _untimed(  # noqa: C901 - as `guarded`
-    policy: Layers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
+    policy: PolicyLayers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
 ) -> Callable[P, Awaitable[T]]:
     """Return the function for a policy without a timeout: its clock is read once, or not at all."""
     is_timing = policy.breaker is not None and policy.breaker.slow_after_s is not None
@@ -158,13 +158,9 @@ def _untimed(  # noqa: C901 - as `guarded`
 
 
 def _timed(  # noqa: C901 - as `guarded`
-    policy: Layers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
+    policy: PolicyLayers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
 ) -> Callable[P, Awaitable[T]]:
-    """Return the function for a policy with a timeout: what `_untimed` does, and a deadline.
-
-    What becomes of a cancellation is as in `asyncio.timeout`: one that came from outside is raised,
-    also where both came at once.
-    """
+    """Return the function for a policy with a timeout: what `_untimed` does, and a deadline."""
     timeout_s = policy.timeout_s
     assert timeout_s is not None
     current = OnLoop.nowhere()

@@ -7,12 +7,12 @@ what is called on several loops, one after the other or in several threads, has 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Protocol, cast
 
 from synchromesh.resilience.edge import Edge
-from synchromesh.resilience.layers import Layers
+from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance
+from synchromesh.runtime import loop_clock
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
@@ -40,9 +40,7 @@ class OnLoop:
         self.loop = loop
         # A loop that does not say which thread it runs in is asked for with each call.
         self.owner: _Owner = cast("_Owner", loop) if hasattr(loop, "_thread_id") else _Nobody()
-        # asyncio's own loops only hand the system's clock on: it is read without their frame.
-        is_systems = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
-        self.clock = time.monotonic if is_systems else loop.time  # noqa: TID251 - it is the loop's
+        self.clock = loop_clock(loop)
         self.edge = edge
         self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
         self.timers = Timers()
@@ -58,7 +56,7 @@ class OnLoop:
 class OnLoops:
     """Holds an `OnLoop` for each loop that something is called on."""
 
-    def __init__(self, policy: Layers, *, name: str, rng: Chance) -> None:
+    def __init__(self, policy: PolicyLayers, *, name: str, rng: Chance) -> None:
         self._policy = policy
         self._name = name
         self._rng = rng

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, overload
 
-from synchromesh.resilience.layers import Layers
+from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance
 from synchromesh.resilience.wrapping import wrap
 
@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True, slots=True)
-class Policy(Layers):
+class Policy(PolicyLayers):
     """Configures the resilience of an edge; None leaves a layer out. The defaults are sensible.
 
     Attributes:
@@ -28,6 +28,7 @@ class Policy(Layers):
         ConfigError: a value is outside its range.
 
     Example:
+        >>> from synchromesh import LimitOptions
         >>> print(Policy(timeout_s=0.3, limit=LimitOptions(in_flight_max=8)).explain())
         deadline  the call's own, or none; past it nothing is sent
         retry     up to 3 attempts, waits of up to 0.05 s that double to 2 s, full jitter
@@ -83,6 +84,7 @@ class Policy(Layers):
             ConfigError: the function is of a kind that this policy cannot guard.
 
         Example:
+            >>> import asyncio
             >>> policy = Policy(timeout_s=0.5)
             >>> @policy.wrap(is_idempotent=True)
             ... async def price(sku: str) -> int:

@@ -8,14 +8,16 @@ from typing import TypeVar, cast
 
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import blocking, guarded
-from synchromesh.resilience.layers import Layers
+from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance
 from synchromesh.runtime import RealRuntime
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def wrap(policy: Layers, fn: F, *, rng: Chance | None, name: str | None, is_idempotent: bool) -> F:
+def wrap(
+    policy: PolicyLayers, fn: F, *, rng: Chance | None, name: str | None, is_idempotent: bool
+) -> F:
     """Guard a function; see `Policy.wrap`."""
     named = name or str(getattr(fn, "__qualname__", fn))
     reason = _unfit(fn)

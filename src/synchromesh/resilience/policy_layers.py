@@ -14,7 +14,7 @@ from synchromesh.resilience.retry import BudgetOptions, RetryOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
+class PolicyLayers:
     """Holds what a `Policy` configures, for those who put it to work; see there."""
 
     timeout_s: float | None = 2.0
