@@ -18,7 +18,7 @@ from threading import get_ident  # noqa: TID251 - no thread is made, only told f
 from typing import ParamSpec, TypeVar
 
 from synchromesh.resilience.attempts import Attempt
-from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops
+from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
 from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance
 
@@ -177,10 +177,13 @@ def _timed(  # noqa: C901 - as `guarded`
         permit = 0
         if breaker is not None:
             permit = breaker.closed_permit
-            if not permit:
-                if began_s < breaker.refuses_until_s:
-                    raise breaker.refusal(began_s)
-                permit = breaker.admit(began_s)
+            if not permit and began_s < breaker.refuses_until_s:
+                raise breaker.refusal(began_s)
+        task = current_task(here.loop)  # told the loop, it need not ask for it
+        if task is None:
+            raise no_task()
+        if breaker is not None and not permit:
+            permit = breaker.admit(began_s)
         limiter, budget = here.limiter, here.budget
         if limiter is not None and not limiter.take():
             if breaker is not None:
@@ -188,9 +191,6 @@ def _timed(  # noqa: C901 - as `guarded`
             return await slow_way.run(here, partial(_call, fn, args, kwargs))
         if budget is not None:
             budget.calls += 1
-        task = current_task(here.loop)  # told the loop, it need not ask for it
-        if task is None:
-            raise _no_task()
         cut = Cut(began_s + timeout_s, task)
         timers = here.timers
         timers.add(cut, here.loop)
@@ -235,7 +235,3 @@ def _call(
     No closure over the arguments: they would be cells, made with each call.
     """
     return fn(*args, **kwargs)  # type: ignore[arg-type]
-
-
-def _no_task() -> RuntimeError:
-    return RuntimeError("a function with a timeout has to be awaited within a task")

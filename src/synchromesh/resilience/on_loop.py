@@ -60,19 +60,26 @@ class OnLoops:
         self._policy = policy
         self._name = name
         self._rng = rng
-        self._by_loop: dict[asyncio.AbstractEventLoop, OnLoop] = {}
+        self._by_owner: dict[object, OnLoop] = {}
 
     def here(self) -> OnLoop:
         """Return that of the running loop."""
         loop = asyncio.get_running_loop()
-        found = self._by_loop.get(loop)
+        # A simulated loop runs several processes, and in the world each has its own of everything.
+        owner = loop.owner() if hasattr(loop, "owner") else loop
+        found = self._by_owner.get(owner)
         if found is None:
-            for each in tuple(self._by_loop):
-                if each.is_closed():
-                    self._by_loop.pop(each, None)
+            for each, its in tuple(self._by_owner.items()):
+                if its.loop.is_closed():
+                    self._by_owner.pop(each, None)
             edge = Edge(self._policy, name=self._name, now=loop.time(), rng=self._rng)
-            found = self._by_loop[loop] = OnLoop(edge, loop)
+            found = self._by_owner[owner] = OnLoop(edge, loop)
         return found
+
+    def __repr__(self) -> str:
+        edges = [here.edge for here in self._by_owner.values()]
+        states = [each.breaker.state.value for each in edges if each.breaker is not None]
+        return " ".join((self._name, *states))
 
 
 class Cut(Deadline):
@@ -103,3 +110,8 @@ class Cut(Deadline):
     def is_alone(self) -> bool:
         """Take the cancellation back; return whether nobody else has cancelled the task."""
         return self.task.uncancel() <= self.cancelling
+
+
+def no_task() -> RuntimeError:
+    """Return what is raised where a timeout has no task that it could cancel."""
+    return RuntimeError("what has a timeout has to be awaited within a task; none is running")

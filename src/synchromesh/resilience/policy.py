@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, overload
 
+from synchromesh.resilience.guarded_block import Guard
 from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance
 from synchromesh.resilience.wrapping import wrap
+from synchromesh.runtime import RealRuntime
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -97,3 +99,24 @@ class Policy(PolicyLayers):
             return wrap(self, fn, rng=rng, name=name, is_idempotent=is_idempotent)
 
         return decorate if fn is None else decorate(fn)
+
+    def guard(self, name: str, *, rng: Chance | None = None) -> Guard:
+        """Guard blocks of code with this policy: make it once, and enter a block by calling it.
+
+        Args:
+            name: what messages call it.
+            rng: the source of jitter; the process' own by default.
+
+        Raises:
+            ConfigError: the policy has retry, and a block cannot be run again.
+
+        Example:
+            >>> import asyncio
+            >>> provider = Policy(timeout_s=0.3, retry=None).guard("billing -> provider")
+            >>> async def charge() -> str:
+            ...     async with provider():
+            ...         return "charged"
+            >>> asyncio.run(charge())
+            'charged'
+        """
+        return Guard(self, name=name, rng=RealRuntime().rng if rng is None else rng)

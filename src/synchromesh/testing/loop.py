@@ -251,6 +251,10 @@ class SimLoop(Closed):
         self._processes.append(process)
         return process
 
+    def owner(self) -> object:
+        """Return whose step is run: a process, or the loop where it is nobody's."""
+        return PROCESS.get() or self
+
     @property
     def processes(self) -> Sequence[SimProcess]:
         """Every process there ever was, dead ones included."""

@@ -1,0 +1,119 @@
+"""Blocks of code behind a policy: what cannot be put into a function of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from synchromesh.errors import ConfigError
+from synchromesh.resilience.attempts import Attempt
+from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
+from synchromesh.resilience.policy_layers import PolicyLayers
+from synchromesh.resilience.retry import Chance
+
+
+class Guard:
+    """Guards blocks of code, all by one breaker and one limiter; make it once and keep it.
+
+    Each call returns a block to be entered by `async with`. Entering raises `CircuitOpen` or `Shed`
+    where nothing may be run; leaving raises `TimedOut` where the block was cancelled at its
+    timeout, and else what the block raised. A block cannot be run again: it has no retry.
+
+    Example:
+        >>> from synchromesh import Policy
+        >>> provider = Policy(timeout_s=0.3, retry=None).guard("billing -> provider")
+        >>> async def main() -> str:
+        ...     async with provider():
+        ...         return repr(provider)
+        >>> asyncio.run(main())
+        '<Guard billing -> provider closed>'
+    """
+
+    def __init__(self, policy: PolicyLayers, *, name: str, rng: Chance) -> None:
+        if policy.retry is not None and policy.retry.attempts_max > 1:
+            raise ConfigError(
+                f"the block {name!r} is given a policy with retry, and a block cannot be run again;"
+                " make it retry=None, or guard a function with Policy.wrap"
+            )
+        self._name = name
+        self._timeout_s = policy.timeout_s
+        self._loops = OnLoops(policy, name=name, rng=rng)
+
+    def __call__(self) -> GuardedBlock:
+        """Return one block, to be entered once."""
+        return GuardedBlock(self._loops, self._timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<Guard {self._loops!r}>"
+
+
+class GuardedBlock:
+    """Runs one block of a `Guard`; an async context manager."""
+
+    __slots__ = ("_attempt", "_cut", "_here", "_loops", "_permit", "_timeout_s")
+
+    def __init__(self, loops: OnLoops, timeout_s: float | None) -> None:
+        self._loops = loops
+        self._timeout_s = timeout_s
+        self._here: OnLoop | None = None
+        self._attempt = Attempt(1)
+        self._permit = 0
+        self._cut: Cut | None = None
+
+    async def __aenter__(self) -> None:
+        if self._here is not None:
+            raise RuntimeError("a guarded block is entered once; call the guard for each")
+        here = self._loops.here()
+        task = asyncio.current_task()
+        if task is None:
+            raise no_task()
+        self._here, attempt = here, self._attempt
+        self._permit = await self._admit(here)
+        if self._timeout_s is not None:
+            attempt.deadline_s = attempt.began_s + self._timeout_s
+            attempt.has_full_timeout = True
+            self._cut = Cut(attempt.deadline_s, task)
+            here.timers.add(self._cut, here.loop)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        here, cut, late = self._here, self._cut, None
+        assert here is not None
+        if cut is not None:
+            here.timers.drop(cut)
+            if cut.is_late and cut.is_alone() and isinstance(error, asyncio.CancelledError):
+                late = here.edge.late(self._attempt)
+        if here.limiter is not None:
+            here.limiter.release()
+        if error is None or isinstance(error, Exception) or late is not None:
+            here.edge.report(late or error, self._attempt, self._permit)
+        elif here.breaker is not None:
+            # Cancelled; or thrown away, and then there is no loop any more that has a time.
+            here.breaker.neutral(self._permit, self._attempt.began_s)
+        if late is not None:
+            try:
+                raise late from None
+            finally:
+                del late, error  # this frame is in their tracebacks: kept, they are cycles
+
+    async def _admit(self, here: OnLoop) -> int:
+        """Pass the breaker and the limiter, and note when; an open breaker rejects at once."""
+        breaker, limiter = here.breaker, here.limiter
+        now = self._attempt.began_s = here.clock()
+        permit = breaker.admit(now) if breaker is not None else 0
+        if limiter is None or limiter.take():
+            return permit
+        if breaker is not None:
+            breaker.neutral(permit, now)
+        await limiter.acquire(None if self._timeout_s is None else now + self._timeout_s)
+        # The time in the queue is not taken from the block's.
+        now = self._attempt.began_s = here.clock()
+        try:
+            return breaker.admit(now) if breaker is not None else 0
+        except BaseException:
+            limiter.release()
+            raise
