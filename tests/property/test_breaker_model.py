@@ -7,6 +7,7 @@ and knows nothing of the breaker's fields.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +39,25 @@ PREFIXES = {
 }
 
 Make = Callable[[BreakerOptions, Callable[[Transition], None]], Breaker]
+
+
+class Inlined(Breaker):
+    """Is asked as those ask that cannot afford a frame: by the lines in its documentation."""
+
+    def admit(self, now: float) -> int:
+        if not self.closed_permit and now < self.refuses_until_s:
+            raise self.refusal(now)
+        return self.closed_permit or super().admit(now)
+
+    def success(self, permit: int, now: float, took_s: float = 0.0) -> None:
+        if permit == self.closed_permit and now < self.slice_ends_s:
+            self.successes += 1
+        else:
+            super().success(permit, now, took_s)
+
+
+def inlined(options: BreakerOptions, listen: Callable[[Transition], None]) -> Breaker:
+    return Inlined(options, name="model", now=0.0, on_transition=listen)
 
 
 def product(options: BreakerOptions, listen: Callable[[Transition], None]) -> Breaker:
@@ -213,6 +233,13 @@ def test_every_history_keeps_the_invariants(prefix: tuple[str, ...], probes_max:
     assert walk(product, depth=5 if prefix else 6, prefix=prefix, probes_max=probes_max) > 1_000
 
 
+@pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
+def test_every_history_without_its_methods_keeps_the_invariants(prefix: tuple[str, ...]) -> None:
+    """B1 to B4 hold for those, too, who write admission and success out where they call."""
+    operations = ("admit", "ok oldest", "ok newest", "fail newest", "neutral newest", *TIME, *HANDS)
+    assert walk(inlined, depth=4, prefix=prefix, operations=operations) > 500
+
+
 def test_every_history_with_hands_keeps_the_invariants() -> None:
     """Isolating, disabling and closing by hand break nothing, at whatever moment they come."""
     operations = ("admit", "ok oldest", "fail newest", "neutral newest", "long", *HANDS)
@@ -314,3 +341,65 @@ def test_a_planted_fault_is_found(fault: type[Breaker], violation: str) -> None:
 
     with pytest.raises(Violated, match=violation):
         walk_all()
+
+
+class Reference:
+    """Counts a window in the plain way: it keeps every outcome, and looks at all of them.
+
+    An outcome belongs to a tenth of the window by its time, and to the newest one where it is late.
+    """
+
+    def __init__(self, options: BreakerOptions) -> None:
+        self._options = options
+        self._outcomes: list[tuple[int, bool, bool]] = []
+
+    def add(self, now: float, *, is_failure: bool, took_s: float) -> bool:
+        """Count an outcome; return whether it trips the breaker."""
+        options = self._options
+        is_slow = options.slow_after_s is not None and took_s >= options.slow_after_s
+        newest = max([tick for tick, _, _ in self._outcomes], default=-1000)
+        tick = max(newest, int(now // (options.window_s / 10)))
+        self._outcomes = [each for each in self._outcomes if each[0] > tick - 10]
+        self._outcomes.append((tick, is_failure, is_slow))
+        calls, failures, slow = self.counts
+        if calls < options.minimum_calls or not (is_failure or is_slow):
+            return False
+        return failures >= options.failure_rate * calls or slow >= options.slow_rate * calls
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        failed = [is_failure for _, is_failure, _ in self._outcomes]
+        return len(failed), sum(failed), sum(is_slow for _, _, is_slow in self._outcomes)
+
+
+@pytest.mark.parametrize("make", [product, inlined])
+@pytest.mark.parametrize("slow_after_s", [None, 0.5])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_window_counts_as_a_list_of_all_outcomes_does(
+    make: Make, slow_after_s: float | None, seed: int
+) -> None:
+    """A success that costs a comparison is counted in its slice, and leaves the window with it."""
+    rng = random.Random(seed)
+    options = BreakerOptions(
+        window_s=2.0, minimum_calls=6, failure_rate=0.4, slow_after_s=slow_after_s
+    )
+    ends = set()
+    for _ in range(40):
+        breaker, reference, now = make(options, lambda _: None), Reference(options), 0.0
+        failing, trips = rng.choice((0.0, 0.2, 0.5)), False
+        for _step in range(60):
+            now += rng.choice((0.0, 0.0, 0.03, 0.25, 0.5, 3.0, -0.3))
+            took_s = rng.choice((0.0, 0.0, 0.0, 0.5))
+            is_failure = rng.random() < failing
+            tell = breaker.failure if is_failure else breaker.success
+            tell(breaker.admit(now), now, took_s)
+            trips = reference.add(now, is_failure=is_failure, took_s=took_s)
+            assert (breaker.state is BreakerState.OPEN) == trips
+            if trips:
+                break
+            # Looked at only now and then: to look must not be what makes it right.
+            if rng.random() < 0.1:
+                seen = breaker.snapshot()
+                assert (seen.calls, seen.failures, seen.slow) == reference.counts
+        ends.add(trips)
+    assert ends == {True, False}

@@ -76,6 +76,28 @@ def test_unused_retries_are_kept_up_to_a_bound() -> None:
     assert repr(budget) == "<RetryBudget 3.0/3.0 tokens>"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_calls_paid_in_at_a_retry_are_those_paid_in_one_by_one(seed: int) -> None:
+    """A bucket that is filled up late holds what one holds that was filled at each call."""
+    rng = random.Random(seed)
+    # Eighths and quarters: sums of them are exact, in any order.
+    options = BudgetOptions(ratio=0.125, floor_per_s=0.5, tokens_max=3.0)
+    budget, tokens, filled_s, now = RetryBudget(options, now=0.0), 3.0, 0.0, 0.0
+    answers = set()
+    for _ in range(2_000):
+        now += rng.choice((0.0, 0.0, 0.25, 0.5))
+        is_retry = rng.random() < 0.4
+        tokens = min(3.0, tokens + (0.0 if is_retry else 0.125) + (now - filled_s) * 0.5)
+        filled_s = now
+        if is_retry:
+            answers.add(tokens >= 1.0)
+            assert budget.take(now=now) == (tokens >= 1.0)
+            tokens -= 1.0 if tokens >= 1.0 else 0.0
+        else:
+            budget.calls += 1
+    assert answers == {True, False}
+
+
 def test_a_clock_that_steps_back_pays_nothing_in() -> None:
     """Time counts once."""
     budget = RetryBudget(BudgetOptions(ratio=0.0, floor_per_s=1.0, tokens_max=5.0), now=10.0)
