@@ -1,4 +1,4 @@
-"""resilience: what keeps a failing callee from taking its callers along.
+"""resilience: circuit breaker, retry, bulkhead and timeout, composed by a policy.
 
 Policy, circuit breaker, retry with budget, limiter, deadline: each alone, or joined by an `Edge` in
 the one order of layers.

@@ -17,7 +17,7 @@ NEARLY_FULL = 0.95
 
 @dataclass(slots=True)
 class Attempt:
-    """Tells a transport what one attempt may take, and takes its report.
+    """Carries the deadline and the retry allowance of one attempt, and takes its report.
 
     Attributes:
         number: 1 for the first attempt of this edge.
@@ -119,13 +119,13 @@ class Attempts:
         attempt.has_full_timeout = is_full_timeout(self._timeout_s, deadline_s, now)
 
     def answered(self, attempt: Attempt) -> None:
-        """Take note of an answer."""
+        """Record that an attempt was answered."""
         self._settle(attempt, attempt.used)
 
     def failed(
         self, attempt: Attempt, error: Exception, now: float, *, refuses_until_s: float = -math.inf
     ) -> float | None:
-        """Take note of an error; return how long to wait for the next attempt, None for no more.
+        """Record a failed attempt; return the backoff before the next one, None for no more.
 
         Args:
             attempt: what failed.
@@ -155,7 +155,7 @@ class Attempts:
         return error
 
     def forget(self) -> None:
-        """Keep no error any longer: the call is over."""
+        """Drop the errors that are kept: the call is over."""
         self._last = self._unknown = None
 
     def _wait_s(self, error: Exception, now: float, refuses_until_s: float) -> float | None:
@@ -189,7 +189,7 @@ class Attempts:
 
 
 def is_full_timeout(timeout_s: float | None, deadline_s: float | None, now: float) -> bool:
-    """Say whether a deadline gives an attempt at `now` the edge's timeout, or nearly all of it.
+    """Return whether a deadline gives an attempt at `now` the edge's timeout, or nearly all of it.
 
     A call that was given just the edge's timeout has lost a little of it on its way here; were that
     haste of the caller, its time-outs would never trip the breaker.

@@ -126,7 +126,7 @@ class _Edge:
             self._threads.sleep(wait_s)
 
     def answered(self, attempt: Attempt, permit: int) -> None:
-        """Take note of an answer."""
+        """Record that an attempt was answered."""
         with self._lock:
             now = self._threads.time()
             self._in_flight -= 1
@@ -136,7 +136,7 @@ class _Edge:
     def failed(
         self, attempts: Attempts, attempt: Attempt, permit: int, error: BaseException
     ) -> None:
-        """Take note of a failure; return when it is time for another attempt, or raise it."""
+        """Record a failed attempt; return when it is time for the next one, or raise its error."""
         try:
             with self._lock:
                 now = self._threads.time()

@@ -1,4 +1,4 @@
-"""Deadlines on the loop's clock: release a waiting caller in time, and keep every error's identity.
+"""Deadlines on the loop's clock: cancel what is late, and keep every error's identity.
 
 Built on `asyncio.timeout_at`, whose bookkeeping keeps a cancellation from outside apart from its
 own. It adds one thing: a `TimeoutError` of the code inside is never mistaken for this deadline.
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class DeadlinePassed(TimeoutError):
-    """Tells that the deadline given to `within` passed; never raised by the code inside."""
+    """Reports that the deadline given to `within` passed; never raised by the code inside."""
 
     def __init__(self, deadline_s: float) -> None:
         super().__init__(f"the deadline at {deadline_s:.3f} s on the loop's clock has passed")
@@ -22,7 +22,7 @@ class DeadlinePassed(TimeoutError):
 
 
 async def within(body: Callable[[], Awaitable[T]], deadline_s: float | None) -> T:
-    """Await `body()` in this task and return its result, or cancel it at `deadline_s`.
+    """Await `body()` in this task with a deadline: return its result, or cancel it at `deadline_s`.
 
     `deadline_s` is on the loop's clock; None waits without end. Context variables are the caller's.
     A deadline that has passed lets `body` run up to its first real wait.

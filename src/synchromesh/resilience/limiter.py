@@ -1,4 +1,4 @@
-"""A bulkhead: so many at once, so many waiting, and a quick no to the rest."""
+"""A bulkhead, or concurrency limit: so many at once, so many queued, and the rest is shed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synchromesh.resilience.deadline import DeadlinePassed, within
 
 @dataclass(frozen=True, slots=True)
 class LimitOptions:
-    """Configures a bulkhead: how many calls run at once, and how many wait for a place.
+    """Configures a concurrency limit and its queue.
 
     Attributes:
         in_flight_max: how many run at once.
@@ -40,7 +40,7 @@ class LimitOptions:
 
 
 class Limiter:
-    """Bounds what runs at once; `async with limiter:` holds one slot.
+    """Limits how many run concurrently; `async with limiter:` holds one slot.
 
     Attributes:
         in_flight: how many slots are held; `in_flight_max`: how many there are.
@@ -68,11 +68,11 @@ class Limiter:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a slot."""
+        """How many are queued for a slot."""
         return len(self.queue)
 
     def take(self) -> bool:
-        """Take a slot if one is free at this moment; to be given back with `release`."""
+        """Acquire a slot if one is free at this moment; to be given back with `release`."""
         # A slot that becomes free goes to the head of the queue, so a free one means no queue.
         if self.in_flight < self.in_flight_max:
             self.in_flight += 1
@@ -80,7 +80,7 @@ class Limiter:
         return False
 
     async def acquire(self, deadline_s: float | None = None) -> None:
-        """Take a slot, at once or in turn; to be given back with `release`.
+        """Acquire a slot, at once or in turn; to be given back with `release`.
 
         Raises:
             Shed: the queue is full, or no slot was free by `deadline_s` on the loop's clock.
@@ -103,7 +103,7 @@ class Limiter:
             ) from None
 
     def release(self) -> None:
-        """Give a slot back: to the head of the queue, if there is one."""
+        """Release a slot: to the head of the queue, if there is one."""
         while self.queue:
             turn = self.queue.popleft()
             if not turn.cancelled():
