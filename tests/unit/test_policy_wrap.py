@@ -508,7 +508,7 @@ def test_a_call_that_is_thrown_away_gives_its_place_back() -> None:
     policy = Policy(timeout_s=None, retry=None, breaker=OPENS, limit=LimitOptions(in_flight_max=1))
     guarded = policy.wrap(Script(1.0, "done"), rng=Fixed())
     loop = asyncio.new_event_loop()
-    call: Coroutine[Any, Any, object] = guarded()  # type: ignore[assignment]
+    call: Coroutine[Any, Any, object] = guarded()
 
     async def first_step() -> None:
         call.send(None)
@@ -532,7 +532,7 @@ def test_a_timeout_needs_a_task() -> None:
     heard: list[BaseException] = []
 
     def by_hand() -> None:
-        call: Coroutine[Any, Any, object] = guarded()  # type: ignore[assignment]
+        call: Coroutine[Any, Any, object] = guarded()
         try:
             call.send(None)
         except RuntimeError as error:
@@ -856,6 +856,10 @@ def test_methods_of_all_instances_have_one_breaker() -> None:
     assert real(main) == ["OSError", "OSError", "CircuitOpen"]
 
 
+async def _named(_: type) -> str:
+    return "x"
+
+
 async def _items() -> Any:
     yield 1
 
@@ -870,7 +874,7 @@ def _sync_items() -> Any:
         (_items, "is a generator"),
         (_sync_items, "is a generator"),
         (staticmethod(_answer), "beneath that decorator"),
-        (classmethod(_answer), "beneath that decorator"),
+        (classmethod(_named), "beneath that decorator"),
         (dict, "is a class"),
         (42, "cannot be called"),
     ],
