@@ -240,6 +240,20 @@ def test_disabled_by_hand_it_admits_everything_and_counts_nothing(breaker: Break
     assert breaker.snapshot().calls == 0
 
 
+@pytest.mark.parametrize("slow_after_s", [None, 1.0])
+def test_closing_an_isolated_breaker_forgets_what_came_before(slow_after_s: float | None) -> None:
+    """A new epoch begins with an empty window, whatever was counted and how."""
+    options = BreakerOptions(slow_after_s=slow_after_s)
+    breaker = Breaker(options, name="x", now=0.0)
+    succeed(breaker, 3, now=1.0)
+    breaker.isolate(1.0)
+    breaker.close(1.1)
+    assert breaker.snapshot().calls == 0
+    succeed(breaker, 2, now=1.2)
+    fail(breaker, 1, now=1.2)
+    assert (breaker.snapshot().calls, breaker.snapshot().failures) == (3, 1)
+
+
 def test_closing_a_closed_breaker_keeps_what_it_knows(breaker: Breaker) -> None:
     """A command given twice does no harm."""
     fail(breaker, 1, now=1.0)

@@ -138,6 +138,69 @@ def test_no_more_blocks_run_than_the_limit_says() -> None:
     assert any(isinstance(each, Shed) for each in seen)
 
 
+def test_a_block_that_finds_no_place_is_no_probe() -> None:
+    """B3: while every place is taken nobody who was shed holds the breaker half-open."""
+    options = BreakerOptions(minimum_calls=2, open_for_s=0.5, probes_max=2)
+    limit = LimitOptions(in_flight_max=1)
+    policy = Policy(timeout_s=None, retry=None, breaker=options, limit=limit)
+
+    async def main() -> list[BaseException]:
+        billing = guard(policy)
+        for _ in range(2):
+            await error_of(block(billing, OSError()))
+        await asyncio.sleep(0.5)
+        probe = asyncio.ensure_future(block(billing, 1.0))
+        await asyncio.sleep(0.1)
+        errors = [await error_of(block(billing, "done")) for _ in range(3)]
+        await probe
+        return errors
+
+    assert [type(error) for error in run(lambda _: main())] == [Shed] * 3
+
+
+def test_a_cancelled_probe_is_replaced_at_once() -> None:
+    """B3, B4: it says nothing, and its slot is free."""
+
+    async def main() -> object:
+        billing = guard()
+        for _ in range(2):
+            await error_of(block(billing, OSError()))
+        await asyncio.sleep(0.5)
+        probe = asyncio.ensure_future(block(billing, 0.2))
+        await asyncio.sleep(0.1)
+        probe.cancel()
+        await asyncio.wait([probe])
+        return await block(billing, "done")
+
+    assert run(lambda _: main()) == "done"
+
+
+def test_who_waited_for_a_place_and_is_rejected_gives_it_back() -> None:
+    """The breaker opened meanwhile: the place is the next one's."""
+    options = BreakerOptions(minimum_calls=1, open_for_s=0.5, open_for_max_s=0.5)
+    limit = LimitOptions(in_flight_max=1, queue_max=1)
+    policy = Policy(timeout_s=None, retry=None, breaker=options, limit=limit)
+
+    async def main() -> tuple[BaseException, object]:
+        billing = guard(policy)
+
+        async def failing() -> None:
+            async with billing():
+                await asyncio.sleep(0.1)
+                raise OSError
+
+        first = asyncio.ensure_future(error_of(failing()))
+        await asyncio.sleep(0.05)
+        refused = await error_of(block(billing, "done"))
+        await first
+        await asyncio.sleep(0.5)
+        return refused, await block(billing, "done")
+
+    refused, answer = run(lambda _: main())
+    assert isinstance(refused, CircuitOpen)
+    assert answer == "done"
+
+
 def test_blocks_may_be_nested_and_entered_by_many_tasks() -> None:
     """Each entry is by itself: the inner one's end is not the outer one's."""
     policy = Policy(timeout_s=0.5, retry=None, breaker=None)

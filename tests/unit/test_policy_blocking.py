@@ -260,6 +260,29 @@ def test_half_open_one_thread_probes_and_the_others_are_rejected() -> None:
     assert guarded() == "fine"
 
 
+def test_a_call_that_finds_no_place_is_no_probe() -> None:
+    """B3: while every place is taken nobody who was shed holds the breaker half-open."""
+    options = BreakerOptions(minimum_calls=2, open_for_s=0.5, probes_max=2)
+    limit = LimitOptions(in_flight_max=1)
+    policy = Policy(timeout_s=None, retry=None, breaker=options, limit=limit)
+    clock, errors = Clock(), []
+    lines: list[object] = [OSError, OSError]
+
+    def fn() -> str:
+        if lines:
+            raise OSError(lines.pop())
+        # The probe is under way, and others come.
+        errors.extend(error_of(guarded) for _ in range(3))
+        return "fine"
+
+    guarded = guard(policy, fn, clock)
+    for _ in range(2):
+        error_of(guarded)
+    clock.now += 0.5
+    assert guarded() == "fine"
+    assert [type(error) for error in errors] == [Shed] * 3
+
+
 def test_threads_at_once_lose_no_count() -> None:
     """Every outcome of every thread is counted: the last failure that is needed opens it."""
     options = BreakerOptions(minimum_calls=2_000, failure_rate=1.0)

@@ -287,6 +287,25 @@ def test_a_probe_that_hangs_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("policy", [BREAKER, TIMED], ids=["untimed", "timed"])
+def test_a_probe_that_is_cancelled_is_replaced_at_once(policy: Policy) -> None:
+    """B3, B4: it says nothing, and its slot is free: the next call is the probe."""
+    fn = Script(OSError, OSError, 0.25, "fine")
+    guarded = wrap(policy, fn)
+
+    async def main() -> object:
+        for _ in range(2):
+            await error_of(guarded())
+        await asyncio.sleep(0.5)
+        probe = asyncio.ensure_future(guarded())
+        await asyncio.sleep(0.1)
+        probe.cancel()
+        await asyncio.wait([probe])
+        return await guarded()
+
+    assert simulated(main) == "fine"
+
+
+@pytest.mark.parametrize("policy", [BREAKER, TIMED], ids=["untimed", "timed"])
 def test_an_answer_of_an_earlier_epoch_decides_nothing(policy: Policy) -> None:
     """B4: what was admitted before the trip does not close the breaker, nor count after it."""
     fn = Script(0.2, 0.2, OSError, OSError, OSError)
@@ -307,20 +326,20 @@ def test_an_answer_of_an_earlier_epoch_decides_nothing(policy: Policy) -> None:
 
 def test_slow_answers_open_it() -> None:
     """Where slow calls count, each is timed, with a timeout and without."""
-    options = BreakerOptions(minimum_calls=2, slow_after_s=0.2)
+    options = BreakerOptions(minimum_calls=4, slow_after_s=0.2)
     for policy in (
         Policy(timeout_s=None, retry=None, breaker=options),
         Policy(timeout_s=1.0, retry=None, breaker=options),
     ):
-        guarded = wrap(policy, Script(0.1, 0.2, 0.3, 0.3))
+        guarded = wrap(policy, Script(*[0.1] * 5, 0.25))
 
         async def main(guarded: Callable[[], Awaitable[object]] = guarded) -> list[object]:
-            seen: list[object] = [await guarded() for _ in range(2)]
+            seen: list[object] = [await guarded() for _ in range(10)]
             return [*seen, await error_of(guarded())]
 
-        answers = simulated(main)
-        assert answers[:2] == [0.1, 0.2]
-        assert isinstance(answers[2], CircuitOpen)
+        *answers, refused = simulated(main)
+        assert answers == [0.1] * 5 + [0.25] * 5
+        assert isinstance(refused, CircuitOpen)
 
 
 # -- timeout and cancellation --------------------------------------------------------------------
@@ -477,6 +496,30 @@ def test_a_cancellation_from_outside_wins_over_the_timeout(is_first: bool) -> No
     cancelled, cancelling = simulated(main)
     assert cancelled
     assert cancelling >= 1
+
+
+def test_a_task_that_was_cancelled_before_still_has_its_timeouts() -> None:
+    """Who has caught a cancellation and cleans up is cut in time, and hears of no other one."""
+    guarded = wrap(TIMED, Script(60.0))
+
+    async def cleaning() -> tuple[BaseException, int]:
+        try:
+            await asyncio.sleep(60.0)
+        except asyncio.CancelledError:
+            error = await error_of(guarded())
+        task = asyncio.current_task()
+        assert task is not None
+        return error, task.cancelling()
+
+    async def main() -> tuple[BaseException, int]:
+        task = asyncio.ensure_future(cleaning())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        return await task
+
+    error, cancelling = simulated(main)
+    assert isinstance(error, TimedOut)
+    assert cancelling == 1
 
 
 @on_both_loops
@@ -759,6 +802,29 @@ def test_each_loop_has_an_edge_of_its_own() -> None:
     assert seen == [first] * 3
 
 
+def test_a_loop_in_another_thread_is_told_from_the_one_that_called_before() -> None:
+    """While both run, by turns: what one has tripped is closed for the other."""
+    guarded = wrap(BREAKER, Script(OSError))
+    turns = [threading.Semaphore(1), threading.Semaphore(0)]
+    seen: list[list[str]] = [[], []]
+
+    async def by_turns(number: int) -> None:
+        for _ in range(3):
+            assert turns[number].acquire(timeout=10.0)
+            seen[number].append(type(await error_of(guarded())).__name__)
+            turns[1 - number].release()
+
+    def play(number: int) -> None:
+        real(lambda: by_turns(number))
+
+    threads = [threading.Thread(target=play, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30.0)
+    assert seen == [["OSError", "OSError", "CircuitOpen"]] * 2
+
+
 def test_loops_in_turn_keep_what_they_know() -> None:
     """A loop that is left and entered again finds its breaker as it was."""
     guarded = wrap(BREAKER, Script(OSError))
@@ -783,22 +849,23 @@ def test_simulated_processes_share_no_breaker_and_no_timer() -> None:
     loop = SimLoop()
     heard: list[tuple[str, str, float]] = []
 
-    async def calls(name: str) -> None:
+    async def calls(name: str, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         for _ in range(3):
             error = await error_of(guarded())
             heard.append((name, type(error).__name__, round(loop.time(), 3)))
 
     try:
         first, second = loop.new_process("first"), loop.new_process("second")
-        loop.spawn(first, calls("first"))
-        loop.call_later(0.1, loop.kill, first)
-        loop.run_until_complete(loop.spawn(second, calls("second")))
+        loop.spawn(first, calls("first", 0.0))
+        loop.call_later(0.2, loop.kill, first)
+        loop.run_until_complete(loop.spawn(second, calls("second", 0.1)))
     finally:
         loop.close()
     assert heard == [
-        ("second", "TimedOut", 0.3),
-        ("second", "TimedOut", 0.6),
-        ("second", "CircuitOpen", 0.6),
+        ("second", "TimedOut", 0.4),
+        ("second", "TimedOut", 0.7),
+        ("second", "CircuitOpen", 0.7),
     ]
 
 
