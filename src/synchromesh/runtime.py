@@ -147,6 +147,15 @@ class Runtime(Protocol):
         ...
 
 
+class DiskRuntime(Runtime, Protocol):
+    """A runtime with files: what embedded databases and the run directory need besides."""
+
+    @property
+    def disk(self) -> Disk:
+        """Where databases live."""
+        ...
+
+
 class Threads(Protocol):
     """What code that runs in threads, and on no loop, takes from the world."""
 

@@ -265,7 +265,8 @@ def test_a_call_that_finds_no_place_is_no_probe() -> None:
     options = BreakerOptions(minimum_calls=2, open_for_s=0.5, probes_max=2)
     limit = LimitOptions(in_flight_max=1)
     policy = Policy(timeout_s=None, retry=None, breaker=options, limit=limit)
-    clock, errors = Clock(), []
+    errors: list[BaseException] = []
+    clock = Clock()
     lines: list[object] = [OSError, OSError]
 
     def fn() -> str:
