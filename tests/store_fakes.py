@@ -1,4 +1,4 @@
-"""A lane that runs on the loop, and a disk whose connections fail on demand."""
+"""A worker that runs on the loop, and a disk whose connections fail on demand."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ def sqlite_error(code: int, words: str) -> sqlite3.OperationalError:
 
 @dataclass
 class Fault:
-    """Fails statements that begin with `sql`, `times` times, before or after they took effect."""
+    """Fails statements that begin with `sql`, `times` times, before or after they took effect.
+
+    The first `skip` of them run as they are.
+    """
 
     sql: str
     error: sqlite3.Error
     times: int = 1
     is_after: bool = False
     rolls_back: bool = False
+    skip: int = 0
 
 
 class FaultyConnection(sqlite3.Connection):
@@ -44,6 +48,9 @@ class FaultyConnection(sqlite3.Connection):
         """Run a statement, unless a fault is due."""
         for fault in self.faults:
             if fault.times and sql.startswith(fault.sql):
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
                 fault.times -= 1
                 if fault.is_after:
                     super().execute(sql, parameters)
@@ -75,7 +82,7 @@ class FaultyDisk(RealDisk):
         return connection
 
 
-class LoopLane:
+class LoopWorker:
     """Runs on the loop all that was put in one turn: groups are what the test makes them."""
 
     def __init__(self, work: Callable[[list[Any]], Callable[[], None]]) -> None:
@@ -99,7 +106,7 @@ class LoopLane:
 
 
 class HandRuntime(RealRuntime):
-    """The real world, but for lanes on the loop and a disk that fails."""
+    """The real world, but for workers on the loop and a disk that fails."""
 
     def __init__(self, *, mode: str = "rwc", has_threads: bool = False) -> None:
         super().__init__()
@@ -113,7 +120,7 @@ class HandRuntime(RealRuntime):
 
     def worker(self, name: str, work: Callable[[list[Any]], Callable[[], None]]) -> Worker[Any]:
         """Run on the loop."""
-        return super().worker(name, work) if self._has_threads else LoopLane(work)
+        return super().worker(name, work) if self._has_threads else LoopWorker(work)
 
 
 async def open_store(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,6 +122,31 @@ async def test_units_that_fail_leave_the_others_alone(store: Store) -> None:
     assert await store.read("select count(*) from stock") == [(25,)]
 
 
+async def test_one_statement_runs_for_many_rows(store: Store) -> None:
+    """In the order of the rows, within the unit; it is checked as any other is."""
+
+    async def insert(more: Any, unit: Unit) -> list[Any]:
+        rows = [("b", 1), ("c", 2), more]
+        await unit.execute_many("insert into stock(sku, n) values (?, ?)", rows)
+        return await unit.execute("select sku, n from stock order by sku")
+
+    inserted = await store.write(partial(insert, ("d", None)), name="insert")
+    assert inserted == [("a", 10), ("b", 1), ("c", 2), ("d", None)]
+    await store.write(lambda unit: unit.execute("delete from stock where sku > 'a'"), name="delete")
+    refused: list[tuple[Any, type[Exception], str]] = [
+        (("a", 1), ConstraintFailed, "stock.sku"),
+        (("d", float("nan")), StoreBroken, "value 2 is NaN"),
+        (("d", 2**63), StoreBroken, "value 2 is a whole number"),
+        (("\ud800", 1), StoreBroken, "value 1 is a text with a lone surrogate"),
+    ]
+    for row, error, words in refused:
+        with pytest.raises(error, match=words):
+            await store.write(partial(insert, row), name="insert")
+    with pytest.raises(StoreBroken, match="steers the engine"):
+        await store.write(lambda unit: unit.execute_many("commit", [()]), name="steer")
+    assert await store.read("select sku, n from stock") == [("a", 10)]
+
+
 async def test_a_broken_constraint_can_be_caught_within_the_unit(store: Store) -> None:
     """Only the statement is undone; its error shows no value."""
 
@@ -205,6 +231,8 @@ async def test_a_unit_is_of_no_use_after_its_end(store: Store) -> None:
     await store.write(body, name="leak")
     with pytest.raises(ForeignAwait, match="is over"):
         await escaped[0].execute("update stock set n = 0")
+    with pytest.raises(ForeignAwait, match="is over"):
+        await escaped[0].execute_many("update stock set n = ?", [(0,)])
 
 
 async def test_a_unit_runs_in_its_submitters_context(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The simulated disk: what a power cut leaves of a database, who owns a file, and lanes."""
+"""The simulated disk: what a power cut leaves of a database, who owns a file, and workers."""
 
 import asyncio
 import random
@@ -267,11 +267,11 @@ def test_lock_has_one_owner_and_ends_with_it() -> None:
     ]
 
 
-# -- lanes ---------------------------------------------------------------------------------------
+# -- workers -------------------------------------------------------------------------------------
 
 
-def test_lane_runs_in_order_and_in_batches() -> None:
-    """A lane works on all that was put meanwhile, in order, and tells in that order."""
+def test_worker_runs_in_order_and_in_batches() -> None:
+    """A worker works on all that was put meanwhile, in order, and tells in that order."""
 
     async def main(runtime: SimRuntime) -> tuple[list[list[int]], list[int]]:
         batches: list[list[int]] = []
@@ -332,8 +332,8 @@ def test_power_cut_falls_before_and_after_the_commit() -> None:
     assert [outcome(kill_at) for kill_at in (2, 3, 4)] == [(0, False), (1, False), (1, True)]
 
 
-def test_a_lane_can_tell_the_time_and_make_ids() -> None:
-    """A lane's work has the runtime of its process, though no loop runs while it works."""
+def test_a_worker_can_tell_the_time_and_make_ids() -> None:
+    """A worker's work has the runtime of its process, though no loop runs while it works."""
     made: list[tuple[int, str]] = []
 
     async def main(runtime: SimRuntime) -> None:

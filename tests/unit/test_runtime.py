@@ -1,4 +1,4 @@
-"""The real runtime: ids, lanes, the disk and its locks, the network."""
+"""The real runtime: ids, workers, the disk and its locks, the network."""
 
 import asyncio
 import random
@@ -52,7 +52,7 @@ def test_keys_are_the_kernels_chance() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_lane_runs_all_that_waits_in_one_round_and_tells_the_loop_in_order() -> None:
+async def test_a_worker_runs_all_that_waits_in_one_round_and_tells_the_loop_in_order() -> None:
     """What is put while a round runs is the next round; answers come on the loop's own thread."""
     rounds: list[list[int]] = []
     told: list[int] = []

@@ -25,8 +25,16 @@ from synchromesh.errors import (
     UnitTooLong,
 )
 from synchromesh.runtime import RealRuntime
-from synchromesh.store import Migration, Once, Schema, SqliteStore, StoreOptions, Unit
-from synchromesh.store.sqlite_unit import SqliteUnit, drive
+from synchromesh.store import (
+    InboxState,
+    Migration,
+    Once,
+    Schema,
+    SqliteStore,
+    StoreOptions,
+    Unit,
+)
+from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +106,73 @@ async def test_a_unit_that_fails_rolls_back_its_savepoint_only(store: SqliteStor
     assert [got[0], got[1], got[3]] == [1, 2, 3]
     assert store.commits == 1
     assert await items(store) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_the_first_unit_that_writes_has_no_savepoint(store: SqliteStore, count: int) -> None:
+    """There is nothing beside it in the transaction that its rollback could undo."""
+    ran: list[str] = []
+    store._writer._connection.set_trace_callback(ran.append)
+    assert await put(store, *range(count)) == list(range(count))
+    assert [sql.split()[0].lower() for sql in ran] == [
+        "begin", "insert", *["savepoint", "insert", "release"] * (count - 1), "update", "commit",
+    ]  # fmt: skip
+
+
+async def test_units_that_fail_before_any_has_written_leave_the_others_alone(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """Each of them ends its transaction; the next one begins another, in the group's one commit."""
+    await put(store, 7)
+    got = await put(store, 7, 7, 1, 7, 2)
+    assert [type(got[number]) for number in (0, 1, 3)] == [ConstraintFailed] * 3
+    assert [got[2], got[4]] == [1, 2]
+    assert store.commits == 2
+    assert await items(store) == [1, 2, 7]
+    assert "another connection" in str(await _put_while_locked(store, runtime))
+    assert await put(store, 3) == [3]
+    assert await items(store) == [1, 2, 3, 7]
+
+
+async def _put_while_locked(store: SqliteStore, runtime: HandRuntime) -> int | BaseException:
+    """Put 8 in a group whose first unit fails, while the file can be had once only."""
+    error = sqlite_error(sqlite3.SQLITE_BUSY, "database is locked")
+    runtime.faulty.faults.append(Fault("begin immediate", error, skip=1))
+    got = await put(store, 7, 8)
+    assert isinstance(got[0], ConstraintFailed)
+    return got[1]
+
+
+async def test_a_first_unit_that_is_rejected_is_recorded_without_its_effects(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """Its refusal begins the transaction that the others share; if that cannot be, nothing stands.
+
+    What it told its listeners goes with its effects.
+    """
+    heard: list[str] = []
+    store.listen("item", lambda: heard.append("item"))
+
+    async def refuse(unit: Unit) -> bytes:
+        await unit.execute("insert into item(id, n) values (1, 1)")
+        unit.notify("item")
+        raise Rejection("no")
+
+    error = sqlite_error(sqlite3.SQLITE_BUSY, "database is locked")
+    runtime.faulty.faults.append(Fault("begin immediate", error, skip=1))
+    with pytest.raises(StoreLocked):
+        await store.write_once(refuse, Once("a", "k", "d"), name="refuse")
+    assert await store.read("select * from sm_inbox") == []
+    refused, two = await asyncio.gather(
+        store.write_once(refuse, Once("a", "k", "d"), name="refuse"),
+        store.write(put_item(2), name="2"),
+    )
+    assert refused.kind is InboxState.REJECTION
+    assert two == 2
+    assert await items(store) == [2]
+    assert await store.read("select kind from sm_inbox") == [("rejection",)]
+    assert store.commits == 1
+    assert heard == []
 
 
 async def test_a_unit_that_makes_the_engine_roll_back_fails_alone(store: SqliteStore) -> None:
@@ -374,9 +449,10 @@ async def test_a_transaction_that_fails_outside_of_a_unit_is_run_again(
     await put(store, 7)
     error = sqlite_error(sqlite3.SQLITE_NOMEM, "out of memory")
     runtime.faulty.faults.append(Fault(sql, error, rolls_back=is_rolled_back))
-    got = await put(store, 7, 7) if sql == "rollback" else await put(store, 7, 8)
-    assert isinstance(got[0], ConstraintFailed)
-    assert isinstance(got[1], ConstraintFailed) if sql == "rollback" else got[1] == 8
+    got = await put(store, *((7, 7) if sql == "rollback" else (8, 7)))
+    assert runtime.faulty.faults[0].times == 0
+    assert isinstance(got[0], ConstraintFailed) if sql == "rollback" else got[0] == 8
+    assert isinstance(got[1], ConstraintFailed)
     assert (await put(store, 9)) == [9]
 
 
@@ -385,7 +461,7 @@ async def test_a_lone_unit_gets_the_error_of_its_transaction(
 ) -> None:
     """There is nobody else whose fault it could be."""
     error = sqlite_error(sqlite3.SQLITE_NOMEM, "out of memory")
-    runtime.faulty.faults.append(Fault("release", error, rolls_back=True))
+    runtime.faulty.faults.append(Fault("update sm_commit", error, rolls_back=True))
     assert "out of memory" in str((await put(store, 1))[0])
     assert await items(store) == []
 
@@ -452,39 +528,33 @@ async def test_the_watchdog_interrupts_a_unit_that_outlives_its_limit(
     await store.close()
 
 
-class Clock:
-    """The time, set by hand."""
+async def test_the_watchdog_stops_a_unit_of_many_short_statements(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None of them is long enough to be interrupted: the next one is refused."""
+    options = StoreOptions(owner_wait_s=0.0, unit_limit_s=0.05)
+    store = await open_store(tmp_path, HandRuntime(has_threads=True), options=options)
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    async def restless(unit: Unit) -> None:
+        await unit.execute("insert into item(id, n) values (1, 1)")
+        while True:
+            await unit.execute("select 1")
 
-    def __call__(self) -> float:
-        return self.now
-
-
-def hand_unit(clock: Clock) -> SqliteUnit:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    return SqliteUnit(
-        connection,
-        name="slow",
-        unit_id="u",
-        service="shop",
-        path="shop.db",
-        now_us=0,
-        clock=clock,
-        limit_s=5.0,
-    )
+    with pytest.raises(UnitTooLong, match=r"'restless' outlived its limit .* database of 'shop'"):
+        await asyncio.wait_for(store.write(restless, name="restless"), 30)
+    assert "'restless'" in caplog.text
+    assert await items(store) == []
+    await store.close()
 
 
 async def test_a_late_unit_is_refused_at_its_next_statement() -> None:
-    """Up to the limit it runs; past it every statement says so."""
-    clock = Clock()
-    unit = hand_unit(clock)
+    """Until the watchdog tells it so it runs; from then on every statement says so."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    slow = SqliteUnit(Database(connection, "shop.db", "shop", "life"), 1, "slow", 0)
 
     async def body(unit: Unit) -> list[object]:
-        clock.now = 5.0
         done: list[object] = [await unit.execute("select 1")]
-        clock.now = 5.1
+        slow.expire()
         for _ in range(2):
             try:
                 await unit.execute("select 2")
@@ -492,19 +562,17 @@ async def test_a_late_unit_is_refused_at_its_next_statement() -> None:
                 done.append(error.code)
         return done
 
-    assert drive(body, unit, copy_context()) == [[(1,)], "unit_too_long", "unit_too_long"]
-    assert unit.is_late
-    unit._connection.close()
+    assert drive(body, slow, copy_context()) == [[(1,)], "unit_too_long", "unit_too_long"]
+    assert slow.is_late
+    connection.close()
 
 
 async def test_a_late_unit_that_goes_on_is_rolled_back_all_the_same(store: SqliteStore) -> None:
     """Catching UnitTooLong does not help."""
-    loop = asyncio.get_running_loop()
-    late_s = loop.time() + 99.0
 
     async def body(unit: Unit) -> None:
         await unit.execute("insert into item(id, n) values (1, 1)")
-        unit._clock = lambda: late_s  # type: ignore[attr-defined]
+        unit.expire()  # type: ignore[attr-defined]
         with pytest.raises(UnitTooLong):
             await unit.execute("insert into item(id, n) values (2, 2)")
 

@@ -159,7 +159,7 @@ class KeyRing:
         self._good: OrderedDict[bytes, ApiKey] = OrderedDict()
         self._bad: OrderedDict[bytes, None] = OrderedDict()
         self._pending: dict[bytes, asyncio.Future[bool]] = {}
-        self._lane: Worker[_Verification] = runtime.worker("gateway keys", _verify)
+        self._worker: Worker[_Verification] = runtime.worker("gateway keys", _verify)
 
     async def authenticate(self, headers: Headers) -> Principal | None:
         """Return whose key it is, or None where the request carries no API key.
@@ -210,7 +210,7 @@ class KeyRing:
 
     async def close(self) -> None:
         """End the worker. May be repeated."""
-        await self._lane.close()
+        await self._worker.close()
 
     def __repr__(self) -> str:
         return f"<KeyRing {len(self._keys)} keys, {len(self._good)} verified>"
@@ -226,7 +226,7 @@ class KeyRing:
             if len(self._pending) >= self._options.pending_max:
                 raise Shed("too many API keys are being verified; try again soon", retry_after_s=1)
             pending = asyncio.get_running_loop().create_future()
-            self._lane.put(_Verification(parts[1], key, pending))
+            self._worker.put(_Verification(parts[1], key, pending))
             self._pending[digest] = pending
             pending.add_done_callback(functools.partial(self._keep, digest, key))
         # Shielded: others may wait for the same verdict.

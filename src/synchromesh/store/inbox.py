@@ -14,7 +14,7 @@ section 3.3.6.
 from __future__ import annotations
 
 from synchromesh.errors import Fenced, KeyReused, KeyUndone
-from synchromesh.store.unit import InboxState, Once, Recorded, Row, Store, Unit
+from synchromesh.store.unit import InboxState, Once, Recorded, Row, Unit
 
 TABLES = (
     (
@@ -26,7 +26,18 @@ TABLES = (
 )
 
 
-_LOOK_UP = "select kind, digest, body from sm_inbox where caller = ? and key = ?"
+# Each statement is one text: the store's checks of it are found by its identity.
+_FIND = "select kind, digest, body from sm_inbox where caller = ? and key = ?"
+_PUT = (
+    "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
+    "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do update set "
+    "kind = excluded.kind, digest = excluded.digest, body = excluded.body, "
+    "expires_us = excluded.expires_us"
+)
+_BURY = (
+    "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
+    "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing"
+)
 
 
 async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
@@ -34,12 +45,8 @@ async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
 
     A record is honoured until it is swept, also past its time: a clock that jumps forgets nothing.
     """
-    return _recorded(await unit.execute(_LOOK_UP, caller, key))
-
-
-async def peek(store: Store, caller: str, key: str) -> Recorded | None:
-    """Return what is committed under a key, as `look_up` does within a unit."""
-    return _recorded(await store.read(_LOOK_UP, caller, key))
+    rows = await unit.execute(_FIND, caller, key)
+    return _recorded(rows[0]) if rows else None
 
 
 async def recall(unit: Unit, once: Once) -> Recorded | None:
@@ -48,8 +55,12 @@ async def recall(unit: Unit, once: Once) -> Recorded | None:
     Raises:
         KeyReused: the key is recorded with another digest (a tombstone has none).
     """
-    known = await look_up(unit, once.caller, once.key)
-    if known is None or known.kind is InboxState.TOMBSTONE:
+    # Not by `look_up`: nothing is recorded yet for nearly every unit that asks here.
+    rows = await unit.execute(_FIND, once.caller, once.key)
+    if not rows:
+        return None
+    known = _recorded(rows[0])
+    if known.kind is InboxState.TOMBSTONE:
         return known
     _check_digest(known, once.key, once.digest)
     return None if known.kind is InboxState.BEGUN else known
@@ -67,7 +78,8 @@ async def begin(
     """
     known = await look_up(unit, caller, key)
     if known is None:
-        await _put(unit, Once(caller, key, digest, keep_s), InboxState.BEGUN, request)
+        expires_us = _expiry_us(unit, keep_s)
+        await unit.execute(_PUT, caller, key, InboxState.BEGUN.value, digest, request, expires_us)
         return
     if known.kind is InboxState.TOMBSTONE:
         raise KeyUndone(f"key {key!r} was undone before its call had an effect; it must not run")
@@ -82,16 +94,17 @@ async def begin(
 async def bury(unit: Unit, caller: str, key: str, keep_s: float) -> None:
     """Write a tombstone where nothing is recorded, so that a late call has no effect."""
     await unit.execute(
-        "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
-        "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing",
-        caller, key, InboxState.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s),
-    )  # fmt: skip
+        _BURY, caller, key, InboxState.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s)
+    )
 
 
 async def conclude(unit: Unit, once: Once, kind: InboxState, body: bytes) -> Recorded:
     """Record the answer or refusal under a key, in place of a BEGUN record, and return it."""
-    await _put(unit, once, kind, body)
-    return Recorded(kind, once.digest, body)
+    digest = once.digest
+    expires_us = _expiry_us(unit, once.keep_s)
+    # `kind.value` would be a Python property of the enum module, once a unit.
+    await unit.execute(_PUT, once.caller, once.key, kind._value_, digest, body, expires_us)
+    return Recorded(kind, digest, body)
 
 
 async def sweep(unit: Unit, *, now_us: int | None = None, rows_max: int = 500) -> int:
@@ -109,10 +122,8 @@ async def sweep(unit: Unit, *, now_us: int | None = None, rows_max: int = 500) -
     return len(rows)
 
 
-def _recorded(rows: list[Row]) -> Recorded | None:
-    if not rows:
-        return None
-    kind, digest, body = rows[0]
+def _recorded(row: Row) -> Recorded:
+    kind, digest, body = row
     return Recorded(InboxState(kind), str(digest), body if isinstance(body, bytes) else b"")
 
 
@@ -121,16 +132,6 @@ def _check_digest(known: Recorded, key: str, digest: str) -> None:
         raise KeyReused(
             f"key {key!r} was used before with another input; a new input needs a new key"
         )
-
-
-async def _put(unit: Unit, once: Once, kind: InboxState, body: bytes) -> None:
-    await unit.execute(
-        "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
-        "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do update set "
-        "kind = excluded.kind, digest = excluded.digest, body = excluded.body, "
-        "expires_us = excluded.expires_us",
-        once.caller, once.key, kind.value, once.digest, body, _expiry_us(unit, once.keep_s),
-    )  # fmt: skip
 
 
 def _expiry_us(unit: Unit, keep_s: float) -> int:

@@ -17,16 +17,10 @@ from typing import TypeVar
 from synchromesh.errors import StoreBroken, StoreLocked, StoreReadOnly
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import inbox, writer
-from synchromesh.store.guard import refuse_in_unit
-from synchromesh.store.migrations import dry_run_migrations, migrate
-from synchromesh.store.sqlite_errors import (
-    READONLY,
-    SqliteFault,
-    code_of,
-    refuse_unstorable,
-    translate,
-)
-from synchromesh.store.sqlite_unit import refuse_control
+from synchromesh.store.guard import in_unit, refuse_in_unit
+from synchromesh.store.migrations import migrate
+from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, translate
+from synchromesh.store.sqlite_unit import CHECKED, check_statement, run_statement
 from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
 from synchromesh.store.writer import Writer
 from synchromesh.telemetry import Span, Tracer, current_span
@@ -157,7 +151,7 @@ class SqliteStore:
                 service=service,
                 runtime=runtime,
                 hear=store._hear,
-                unit_limit_s=options.unit_limit_s,
+                limit_s=options.unit_limit_s,
                 backlog_max=options.backlog_max,
             )
         except BaseException as error:
@@ -198,9 +192,11 @@ class SqliteStore:
             Shed: too many units wait; this one was not run.
             StoreError: the engine refused; nothing of the unit was written.
         """
-        refuse_in_unit(f"the unit {name!r} within itself")
+        if in_unit.get() is not None:
+            refuse_in_unit(f"the unit {name!r} within itself")
         with self._span(name):
-            return await self._writer.submit(body, name)
+            written: T = await self._writer.submit(body, None, name)
+            return written
 
     async def write_once(
         self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
@@ -211,21 +207,23 @@ class SqliteStore:
             KeyReused: the key is recorded with another digest.
             ForeignAwait, UnitTooLong, Shed, StoreError: as `write` does.
         """
-        refuse_in_unit(f"the unit {name!r} within itself")
+        if in_unit.get() is not None:
+            refuse_in_unit(f"the unit {name!r} within itself")
         with self._span(name):
-            return await self._writer.submit_once(body, once, name)
+            recorded: Recorded = await self._writer.submit(body, once, name)
+            return recorded
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Return rows of the committed state; a statement that writes is refused."""
         refuse_in_unit("a read outside of it")
-        refuse_control(sql, "a read")
-        refuse_unstorable(values, sql, path=self._path)
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: nothing was read")
         if self.broken is not None:
             raise StoreBroken(self.broken)
         try:
-            return self._reader.execute(sql, values).fetchall()
+            if sql not in CHECKED:
+                check_statement(sql, "a read", path=self._path)
+            return run_statement(self._reader, sql, values, path=self._path)
         except SqliteFault as error:
             if code_of(error) == READONLY:
                 raise StoreReadOnly(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import sqlite3
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
-from functools import lru_cache
+from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any, TypeVar
 
 from synchromesh.errors import ForeignAwait, StoreBroken, StoreError, UnitTooLong
@@ -44,7 +44,6 @@ def leading_word(sql: str) -> str:
     return word[1].lower() if word is not None else ""
 
 
-@lru_cache(maxsize=1024)
 def is_control(sql: str) -> bool:
     """Say whether a statement steers transactions, files or the engine: those are the store's own.
 
@@ -55,55 +54,143 @@ def is_control(sql: str) -> bool:
     return leading_word(sql) in _CONTROL
 
 
-def refuse_control(sql: str, name: str) -> None:
-    """Raise `StoreBroken` for a statement that only the store itself may run."""
+CHECKED: set[str] = set()
+"""The statements that `check_statement` let pass. A text keeps its hash, and most are found by
+identity, so that looking one up costs a hundredth of checking it."""
+
+_CHECKED_MAX = 1024
+
+
+def check_statement(sql: str, who: str, *, path: str) -> None:
+    """Refuse a statement that only the store itself may run, and remember one that passes.
+
+    Raises:
+        StoreBroken: it steers the engine, or is no Unicode text.
+    """
     if is_control(sql):
         raise StoreBroken(
-            f"{name} ran a statement that steers the engine (transaction, attach, pragma); those "
+            f"{who} ran a statement that steers the engine (transaction, attach, pragma); those "
             "are the store's own: let the unit's return commit it and its error roll it back"
         )
+    refuse_unstorable((), sql, path=path)
+    if len(CHECKED) >= _CHECKED_MAX:
+        # Only those who write literals into their SQL come here; they pay for it.
+        CHECKED.clear()
+    CHECKED.add(sql)
+
+
+def run_statement(
+    connection: sqlite3.Connection, sql: str, values: tuple[SqlValue, ...], *, path: str
+) -> list[Row]:
+    """Run one checked statement and return its rows; raises the driver's errors as they are.
+
+    Raises:
+        StoreBroken: a value cannot be stored as it is.
+    """
+    for value in values:
+        # The driver refuses whatever else it cannot store; of NaN it makes NULL without a word.
+        if isinstance(value, float) and value != value:
+            refuse_unstorable(values, sql, path=path)
+    try:
+        return connection.execute(sql, values).fetchall()
+    except (OverflowError, UnicodeError):
+        refuse_unstorable(values, sql, path=path)  # says which value it is, and what to do
+        raise
+
+
+def run_statements(
+    connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[SqlValue]], *, path: str
+) -> None:
+    """Run one checked statement for each row of values; raises as `run_statement` does."""
+    for values in rows:
+        for value in values:
+            if isinstance(value, float) and value != value:
+                refuse_unstorable(values, sql, path=path)
+    try:
+        connection.executemany(sql, rows)
+    except (OverflowError, UnicodeError):
+        for values in rows:
+            refuse_unstorable(values, sql, path=path)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What all units of one writer have in common.
+
+    Attributes:
+        life_id: the first 23 characters of the UUIDs of units; others each time the file is opened.
+    """
+
+    connection: sqlite3.Connection
+    path: str
+    service: str
+    life_id: str
+
+    def id_of(self, number: int) -> str:
+        """Return the id of a unit; ids ascend in the order of submission."""
+        return f"{self.life_id}-{number:012x}"
 
 
 class SqliteUnit:
-    """Executes one unit's statements inside its savepoint, until it ends, is late or is spoiled."""
+    """Executes the statements of one unit, until the unit ends, is late or is spoiled.
+
+    Attributes:
+        fault: the engine's code, where a statement met an interruption or a fault of the file.
+        is_late: it has outlived its limit.
+        spoiled_by: why the engine rolled back the whole transaction under it.
+        topics: those that it notified.
+    """
 
     __slots__ = (
-        "_clock", "_connection", "_is_over", "_path", "_until_s", "fault", "is_late",
-        "name", "now_us", "service", "spoiled_by", "topics", "unit_id",
+        "_database", "_is_over", "_is_stopped", "_number", "fault", "is_late", "name", "now_us",
+        "spoiled_by", "topics",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        *,
-        name: str,
-        unit_id: str,
-        service: str,
-        path: str,
-        now_us: int,
-        clock: Callable[[], float],
-        limit_s: float,
-    ) -> None:
-        self._connection = connection
-        self._clock = clock
-        self._until_s = clock() + limit_s
-        self._is_over = False
-        self._path = path
+    def __init__(self, database: Database, number: int, name: str, now_us: int) -> None:
+        self._database = database
+        self._number = number
         self.name = name
-        self.unit_id = unit_id
-        self.service = service
         self.now_us = now_us
-        self.topics: set[str] = set()
+        self.topics: set[str] | None = None
         self.fault = 0
         self.is_late = False
         self.spoiled_by: StoreError | None = None
+        self._is_over = False
+        # One flag for all that refuses a statement: the three before are looked at only then.
+        self._is_stopped = False
+
+    @property
+    def unit_id(self) -> str:
+        """What the unit is known by; made where it is asked for, as few ask."""
+        return self._database.id_of(self._number)
+
+    @property
+    def service(self) -> str:
+        """The service that owns the database."""
+        return self._database.service
 
     async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
         """Run one statement and return its rows; raises a `StoreError` for what SQLite refuses."""
-        self._check(sql)
-        refuse_unstorable(values, sql, path=self._path)
+        if self._is_stopped:
+            raise self._why_stopped()
+        database = self._database
+        if sql not in CHECKED:
+            check_statement(sql, f"unit {self.name!r}", path=database.path)
         try:
-            return self._connection.execute(sql, values).fetchall()
+            return run_statement(database.connection, sql, values, path=database.path)
+        except SqliteFault as error:
+            raise self._refused(error, sql) from error
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
+        """Run one statement once for each row of values."""
+        if self._is_stopped:
+            raise self._why_stopped()
+        database = self._database
+        if sql not in CHECKED:
+            check_statement(sql, f"unit {self.name!r}", path=database.path)
+        try:
+            run_statements(database.connection, sql, rows, path=database.path)
         except SqliteFault as error:
             raise self._refused(error, sql) from error
 
@@ -125,15 +212,20 @@ class SqliteUnit:
 
     def notify(self, topic: str) -> None:
         """Wake the listeners of a topic after the commit."""
+        if self.topics is None:
+            self.topics = set()
         self.topics.add(topic)
 
     def end(self) -> None:
         """Refuse whatever is still asked of the unit."""
-        self._is_over = True
+        self._is_over = self._is_stopped = True
 
-    def is_overdue(self) -> bool:
-        """Say whether the unit has outlived its limit."""
-        return self.is_late or self._clock() > self._until_s
+    def expire(self) -> None:
+        """Refuse every further statement: the unit has outlived its limit.
+
+        This is the watchdog's: it may be called from another thread.
+        """
+        self.is_late = self._is_stopped = True
 
     def too_long(self) -> UnitTooLong:
         """Return the error of a unit that outlived its limit."""
@@ -142,66 +234,88 @@ class SqliteUnit:
             f"while it runs it holds the database of {self.service!r}"
         )
 
-    def _check(self, sql: str) -> None:
-        """Raise where the unit may run no further statement, or not this one."""
+    def _why_stopped(self) -> StoreError | ForeignAwait:
         if self._is_over:
-            raise ForeignAwait(f"unit {self.name!r} is over; it can be used only inside its body")
+            return ForeignAwait(f"unit {self.name!r} is over; it can be used only inside its body")
         if self.spoiled_by is not None:
-            raise self.spoiled_by
-        if self.is_overdue():
-            self.is_late, self.fault = True, INTERRUPT
-            raise self.too_long()
-        refuse_control(sql, f"unit {self.name!r}")
+            return self.spoiled_by
+        self.fault = INTERRUPT
+        return self.too_long()
 
     def _refused(self, error: Exception, sql: str) -> StoreError:
         code = code_of(error)
         if code == INTERRUPT or code in FATAL:
             self.fault = code
-        refusal = translate(error, path=self._path, sql=sql)
+        refusal = translate(error, path=self._database.path, sql=sql)
         if code == INTERRUPT and self.is_late:
             refusal = self.too_long()
-        if not self._connection.in_transaction:
+        if not self._database.connection.in_transaction:
             # Without its transaction the next statement would commit by itself.
-            self.spoiled_by = refusal
+            self.spoiled_by, self._is_stopped = refusal, True
         return refusal
 
 
-def drive(body: Callable[[Unit], Awaitable[T]], unit: SqliteUnit, context: Context) -> T:
+def drive(
+    body: Callable[[Unit], Awaitable[T]],
+    unit: SqliteUnit,
+    context: Context,
+    around: Callable[[SqliteUnit], Coroutine[Any, Any, T]] | None = None,
+) -> T:
     """Run a body to its end in one step, in its submitter's context, and return its result.
 
+    With `around` that is run instead: it awaits the body, and the unit before and after it.
+
     The body can be driven without a loop because all that it may await is the unit, which never
-    suspends. While it runs there is no running loop, in a thread and in simulation alike, so that
-    both refuse the same things.
+    suspends. The caller sees to it that no loop is running, in a thread and in simulation alike, so
+    that both refuse the same things.
 
     Raises:
         ForeignAwait: it awaited something else; it has been closed.
         StoreBroken: it is no async function.
     """
-    context.run(in_unit.set, unit.name)
-    loop = asyncio._get_running_loop()
-    asyncio._set_running_loop(None)
+    return context.run(_drive, body, unit, around)
+
+
+def _drive(
+    body: Callable[[Unit], Awaitable[T]],
+    unit: SqliteUnit,
+    around: Callable[[SqliteUnit], Coroutine[Any, Any, T]] | None,
+) -> T:
+    in_unit.set(unit.name)
     try:
-        awaitable = context.run(body, unit)
-        if not isinstance(awaitable, Awaitable):
-            raise StoreBroken(
-                f"unit {unit.name!r} ({_name_of(body)}) returned {type(awaitable).__name__}, "
-                "nothing to await: its body has to be an async function; write async def"
-            )
-        steps = awaitable.__await__()
+        steps = around(unit) if around is not None else steps_of(body, unit)
         try:
-            context.run(steps.send, None)
+            steps.send(None)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        awaited = _awaited(awaitable)
+        awaited = _awaited(steps, past=2 if around is not None else 1)
         unit.end()
-        _close(steps, context)
+        # Whatever its clean-up raises, the unit is rolled back and its own error told.
+        with contextlib.suppress(BaseException):
+            steps.close()
         raise _foreign(unit.name, body, awaited)
     except RuntimeError as error:
         if "no running event loop" in str(error):
             raise _foreign(unit.name, body, "the event loop") from error
         raise
-    finally:
-        asyncio._set_running_loop(loop)
+
+
+def steps_of(body: Callable[[Unit], Awaitable[T]], unit: SqliteUnit) -> Coroutine[Any, Any, T]:
+    """Call a body and return what drives it; raises StoreBroken where it is no async function."""
+    made = body(unit)
+    # A coroutine, as nearly always, is known by its type: its ABC is slow to ask.
+    if type(made) is CoroutineType:
+        return made
+    if not isinstance(made, Awaitable):
+        raise StoreBroken(
+            f"unit {unit.name!r} ({_name_of(body)}) returned {type(made).__name__}, "
+            "nothing to await: its body has to be an async function; write async def"
+        )
+    return _awaiting(made)
+
+
+async def _awaiting(made: Awaitable[T]) -> T:
+    return await made
 
 
 def _foreign(name: str, body: object, awaited: str) -> ForeignAwait:
@@ -216,15 +330,10 @@ def _name_of(body: object) -> str:
     return name
 
 
-def _awaited(awaitable: object) -> str:
+def _awaited(awaitable: object, *, past: int) -> str:
+    """Name what is awaited below the first `past` levels, which are the body's own and above it."""
     chain: list[str] = []
     while (inner := getattr(awaitable, "cr_await", None)) is not None and len(chain) < 16:
         chain.append(getattr(inner, "__qualname__", type(inner).__name__))
         awaitable = inner
-    return " → ".join(chain) or "something that suspends"
-
-
-def _close(steps: Generator[Any, Any, Any], context: Context) -> None:
-    # Whatever its clean-up raises, the unit is rolled back and its own error told.
-    with contextlib.suppress(BaseException):
-        context.run(steps.close)
+    return " → ".join(chain[past - 1 :]) or "something that suspends"

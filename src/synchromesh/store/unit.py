@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias, TypeVar
 
+import msgspec
+
 T = TypeVar("T")
 
 SqlValue: TypeAlias = str | int | float | bytes | None
@@ -44,10 +46,7 @@ class Unit(Protocol):
         ...
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
-        """Run one statement for each row of values, in their order; no rows come back.
-
-        Where one is refused, those before it stand as long as the unit goes on.
-        """
+        """Run one statement that writes, once for each row of values, in their order."""
         ...
 
     def notify(self, topic: str) -> None:
@@ -64,8 +63,10 @@ class InboxState(Enum):
     TOMBSTONE = "tombstone"  # undone before it came: it must never run
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+# Structs, because each unit under a key makes both: a frozen dataclass costs ten times as much.
+
+
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """What the inbox holds under a key: the answer's (or rejection's, or request's) JSON."""
 
     kind: InboxState
@@ -73,9 +74,8 @@ class Recorded:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Once:
-    """Names the key under which a unit takes effect at most once, and the digest of its input.
+class Once(msgspec.Struct, frozen=True, gc=False):
+    """The key under which a unit takes effect at most once, and what tells its input from another.
 
     The record is kept for `keep_s` seconds, longer than anyone may still ask under the key.
 

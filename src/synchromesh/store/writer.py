@@ -1,8 +1,9 @@
 """The group-commit writer of a SQLite file: many units of work, one commit.
 
 A commit costs a disk's flush, whatever is in it. So units that are asked for while the writer is
-busy run together: one transaction, a savepoint for each, one commit for all. What each one sees is
-as if they had run one after the other (I1), and one that spoils its group fails alone (I4):
+busy run together: one transaction, a savepoint for each but the first, one commit for all. What
+each one sees is as if they had run one after the other (I1), and one that spoils its group fails
+alone (I4):
 
     group ── all ran, committed ─────────────────────────▶ each has its result or its own error
       └─ the engine rolled all back, or the commit failed ─▶ each again alone, but for the spoiler
@@ -23,49 +24,61 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, cast
 
 from synchromesh.codec import encode
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
 from synchromesh.runtime import DiskRuntime, Worker
 from synchromesh.store import inbox
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_of, translate
-from synchromesh.store.sqlite_unit import SqliteUnit, drive
+from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive, steps_of
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
-
-T = TypeVar("T")
 
 TABLES = (
     "create table sm_commit(slot integer primary key, unit_id text not null)",
     "insert into sm_commit(slot, unit_id) values (1, '')",
 )
 
+_BEGIN = "begin immediate"
+# How often in a unit's limit the watchdog looks which unit is running.
+_TICKS = 4
 _INTERRUPTIONS_MAX = 3
 _FATALS_MAX = 2
 
 _log = logging.getLogger("synchromesh.store")
 
 
-@dataclass(slots=True, eq=False)
 class _Job:
-    """A unit on its way through the writer; the lane fills in what became of it."""
+    """A unit on its way through the writer; the worker fills in what became of it."""
 
-    body: Callable[[Unit], Awaitable[object]]
-    once: Once | None
-    name: str
-    unit_id: str
-    context: Context
-    future: asyncio.Future[Any]
-    result: object = None
-    error: BaseException | None = None
-    topics: set[str] = field(default_factory=set)
-    has_written: bool = False
-    must_rerun: bool = False
+    __slots__ = (
+        "body", "context", "error", "future", "has_written", "must_rerun", "name", "number", "once",
+        "result", "topics",
+    )  # fmt: skip
 
-    def forget(self) -> None:
-        """Be as before the first run: what it saw then was never committed."""
-        self.result, self.error, self.topics = None, None, set()
+    def __init__(
+        self,
+        body: Callable[[Unit], Awaitable[object]],
+        once: Once | None,
+        name: str,
+        number: int,
+        context: Context,
+        future: asyncio.Future[Any],
+    ) -> None:
+        self.body = body
+        self.once = once
+        self.name = name
+        self.number = number
+        self.context = context
+        self.future = future
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset for a run: what an earlier one saw was never committed."""
+        self.result: object = None
+        self.error: BaseException | None = None
+        self.topics: set[str] | None = None
         self.has_written = self.must_rerun = False
 
 
@@ -75,7 +88,7 @@ class Writer:
     Args:
         connection: in autocommit mode, with `sm_commit` in its file; the writer closes it.
         hear: is called on the loop with each topic that a durable unit notified.
-        unit_limit_s: past it a unit is named in the log, interrupted and rolled back.
+        limit_s: past it a unit is named in the log, interrupted and rolled back.
         backlog_max: units that may wait; one more is shed.
     """
 
@@ -87,47 +100,48 @@ class Writer:
         service: str,
         runtime: DiskRuntime,
         hear: Callable[[str], None],
-        unit_limit_s: float,
+        limit_s: float,
         backlog_max: int,
     ) -> None:
         self._connection = connection
         self._path = path
         self._service = service
-        self._runtime = runtime
+        self._wall_us = runtime.wall_us
+        # Ids of units are UUIDs whose last 48 bits count on: a random one for each would cost two
+        # system calls, and at each the writer's thread would take over in the middle of a turn.
+        self._database = Database(connection, path, service, life_id=runtime.new_id()[:23])
+        self._submitted = 0
         self._hear = hear
-        self._unit_limit_s = unit_limit_s
+        self._limit_s = limit_s
+        self._tick_s = limit_s / _TICKS
         self._backlog_max = backlog_max
         self._loop = asyncio.get_running_loop()
         self._pending = 0
         self._timer: asyncio.TimerHandle | None = None
         self._running: SqliteUnit | None = None
+        self._watched: SqliteUnit | None = None
+        self._watched_s = 0.0
         self._fatals = 0
-        self._files = self._found()
+        # Whoever makes another lock file is let in as an owner beside this one.
+        self._file_id = runtime.disk.file_id
+        self._file_paths = [f"{path}{suffix}" for suffix in ("", "-wal", ".lock")]
+        self._file_ids = [self._file_id(each) for each in self._file_paths]
         self._is_closed = False
         self.broken: str | None = None
         self.commits = 0
-        self._lane: Worker[_Job] = runtime.worker(f"synchromesh-store-{service}", self._work)
+        self._worker: Worker[_Job] = runtime.worker(f"synchromesh-store-{service}", self._work)
 
     # -- on the loop -----------------------------------------------------------------------------
 
-    def submit(self, body: Callable[[Unit], Awaitable[T]], name: str) -> asyncio.Future[T]:
-        """Queue a unit; the future gets its result once it is durable.
+    def submit(
+        self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
+    ) -> asyncio.Future[Any]:
+        """Queue a unit; the future gets its result once it is durable: a `Recorded` with `once`.
 
         Raises:
             StoreBroken: the store is closed.
             Shed: `backlog_max` units wait already.
         """
-        return self._put(body, None, name)
-
-    def submit_once(
-        self, body: Callable[[Unit], Awaitable[bytes]], once: Once, name: str
-    ) -> asyncio.Future[Recorded]:
-        """Queue a unit that is recorded under a key; raises as `submit` does."""
-        return self._put(body, once, name)
-
-    def _put(
-        self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
-    ) -> asyncio.Future[Any]:
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: unit {name!r} was not run")
         if self._pending >= self._backlog_max:
@@ -136,63 +150,76 @@ class Writer:
                 f"unit {name!r} was not run: send less, or later"
             )
         self._pending += 1
+        self._submitted = number = self._submitted + 1
         future: asyncio.Future[Any] = self._loop.create_future()
-        job = _Job(body, once, name, self._runtime.new_id(), copy_context(), future)
-        self._lane.put(job)
+        self._worker.put(_Job(body, once, name, number, copy_context(), future))
         if self._timer is None:
-            self._timer = self._loop.call_later(self._unit_limit_s / 2, self._watch)
+            self._timer = self._loop.call_later(self._tick_s, self._watch)
         return future
 
     async def close(self) -> None:
         """Run what is queued, then close the connection. May be repeated."""
         self._is_closed = True
-        await self._lane.close()
+        await self._worker.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._connection.close()
 
     def _watch(self) -> None:
+        """Expire the unit that is running since the limit; it may run for half as long again.
+
+        The worker tells only which unit it runs. When that began is what the watchdog has seen of
+        it, so that no statement has to read a clock.
+        """
         self._timer = None
-        unit = self._running
-        if unit is not None and unit.is_overdue() and not unit.is_late:
-            unit.is_late = True
+        unit, now_s = self._running, self._loop.time()
+        if unit is not self._watched:
+            self._watched, self._watched_s = unit, now_s
+        elif unit is not None and not unit.is_late and now_s - self._watched_s >= self._limit_s:
+            unit.expire()
             _log.error(
                 "unit %r has run for more than %g s and holds the database of %r; it is rolled "
                 "back at its next statement",
-                unit.name, self._unit_limit_s, self._service,
+                unit.name, self._limit_s, self._service,
             )  # fmt: skip
             # It may hit the next unit instead, if this one ends right now: that one is run again.
             self._connection.interrupt()
         if self._pending:
-            self._timer = self._loop.call_later(self._unit_limit_s / 2, self._watch)
+            self._timer = self._loop.call_later(self._tick_s, self._watch)
 
     def _conclude(self, jobs: list[_Job]) -> None:
         self._pending -= len(jobs)
         topics: dict[str, None] = {}
         for job in jobs:
-            future, result, error = job.future, job.result, job.error
+            future, error = job.future, job.error
             if error is None:
-                topics.update(dict.fromkeys(sorted(job.topics)))
-            # The error's traceback leads to the lane's frames, and they to the job: it lets go.
-            job.forget()
+                if job.topics is not None:
+                    topics.update(dict.fromkeys(sorted(job.topics)))
+                # Where its caller was cancelled the unit stands all the same.
+                if not future.done():
+                    future.set_result(job.result)
+                continue
+            # The error's traceback leads to the worker's frames, and they to the job: it lets go.
+            job.reset()
             del job.future
-            if future.done():
-                continue  # its caller was cancelled; the unit stands all the same
-            if error is None:
-                future.set_result(result)
-            else:
+            if not future.done():
                 future.set_exception(error)
         for topic in topics:
             self._hear(topic)
 
-    # -- in the lane -----------------------------------------------------------------------------
+    # -- in the worker ---------------------------------------------------------------------------
 
     def _work(self, jobs: list[_Job]) -> Callable[[], None]:
-        alone = jobs if self.broken else self._attempt(jobs)
-        for job in alone:
-            job.forget()
-            self._run_alone(job)
+        # There is one only in simulation, where the worker's turn is one of the loop's.
+        loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            for job in jobs if self.broken else self._attempt(jobs):
+                job.reset()
+                self._run_alone(job)
+        finally:
+            asyncio._set_running_loop(loop)
         return lambda: self._conclude(jobs)
 
     def _run_alone(self, job: _Job) -> None:
@@ -202,7 +229,7 @@ class Writer:
                 return
             if not self._attempt([job]):
                 return
-            job.forget()
+            job.reset()
         job.error = StoreBroken(
             f"{self._path}: unit {job.name!r} was interrupted {_INTERRUPTIONS_MAX} times; "
             "nothing of it was written"
@@ -210,51 +237,70 @@ class Writer:
 
     def _attempt(self, jobs: list[_Job]) -> list[_Job]:
         """Run units in one transaction; return those that have to run again, alone."""
+        connection = self._connection
+        # Whether the transaction holds what an earlier unit of the group wrote. Only then a unit
+        # needs a savepoint: each costs two statements, and a copy of every page that it changes.
+        is_shared = False
         try:
-            self._connection.execute("begin immediate")
-        except SqliteFault as error:
-            self._doubt_code(error)
-            for job in jobs:
-                job.error = translate(error, path=self._path, sql="begin immediate")
-            return []
-        try:
-            for job in jobs:
-                self._run(job)
-                if not self._connection.in_transaction:
+            for number, job in enumerate(jobs):
+                has_begun = is_shared or connection.in_transaction or self._begin(jobs[number:])
+                if not has_begun:
+                    return [each for each in jobs if each.must_rerun]
+                self._run(job, is_shared)
+                if is_shared and not connection.in_transaction:
                     return [other for other in jobs if other is not job or other.must_rerun]
-            return self._commit(jobs)
+                is_shared = is_shared or job.has_written
+            return self._commit(jobs, has_written=is_shared)
         except SqliteFault as error:
             return self._abandon(jobs, error)
 
-    def _run(self, job: _Job) -> None:
-        """Run one unit in a savepoint of its own; its outcome goes into the job."""
+    def _begin(self, jobs: list[_Job]) -> bool:
+        """Begin the transaction of units; False where it cannot, which they are told."""
+        try:
+            self._connection.execute(_BEGIN)
+        except SqliteFault as error:
+            self._doubt_code(error)
+            for job in jobs:
+                job.error = translate(error, path=self._path, sql=_BEGIN)
+            return False
+        return True
+
+    def _run(self, job: _Job, is_shared: bool) -> None:
+        """Run one unit; its outcome goes into the job, and is undone unless it is a result.
+
+        In a transaction that is shared it has a savepoint of its own. The first to write has none:
+        to undo it is to roll back the transaction, in which nothing else is.
+        """
         execute = self._connection.execute
-        unit = SqliteUnit(
-            self._connection,
-            name=job.name,
-            unit_id=job.unit_id,
-            service=self._service,
-            path=self._path,
-            now_us=self._runtime.wall_us(),
-            clock=self._loop.time,
-            limit_s=self._unit_limit_s,
-        )
-        execute("savepoint sm_unit")
+        unit = SqliteUnit(self._database, job.number, job.name, self._wall_us())
+        if is_shared:
+            execute("savepoint sm_unit")
         self._running = unit
         try:
-            job.result = (
-                self._drive_once(job, job.once, unit) if job.once else self._drive(job, unit)
-            )
+            if job.once is None:
+                job.result = drive(job.body, unit, job.context)
+                job.has_written = True
+            else:
+                once = partial(self._once, job, job.once, is_shared)
+                job.result = drive(job.body, unit, job.context, once)
         except BaseException as error:  # noqa: BLE001 - the submitter gets it, whatever it is
             job.error = error
         self._running = None
         unit.end()
-        self._judge(job, unit)
-        unit.spoiled_by = None  # its traceback leads to the unit
-        if self._connection.in_transaction:
-            if job.error is not None:
-                execute("rollback to sm_unit")
+        if unit.fault or unit.spoiled_by is not None:
+            self._judge(job, unit)
+            unit.spoiled_by = None  # its traceback leads to the unit
+        job.topics = unit.topics
+        if job.error is not None:
+            job.has_written = False
+            if self._connection.in_transaction:
+                self._undo(is_shared)
+        if is_shared and self._connection.in_transaction:
             execute("release sm_unit")
+
+    def _undo(self, is_shared: bool) -> None:
+        """Undo what the running unit has written, and nothing else."""
+        self._connection.execute("rollback to sm_unit" if is_shared else "rollback")
 
     def _judge(self, job: _Job, unit: SqliteUnit) -> None:
         """Fail a unit that went on as if nothing were amiss after it was late or rolled back."""
@@ -268,46 +314,50 @@ class Writer:
             job.error = StoreBroken(f"{self._path}: unit {job.name!r} was interrupted")
         elif unit.spoiled_by is not None and has_outcome:
             job.error = unit.spoiled_by
-        job.topics = unit.topics
 
-    def _drive(self, job: _Job, unit: SqliteUnit) -> object:
-        result = drive(job.body, unit, job.context)
-        job.has_written = True
-        return result
-
-    def _drive_once(self, job: _Job, once: Once, unit: SqliteUnit) -> Recorded:
-        context = job.context
-        known = drive(lambda unit: inbox.recall(unit, once), unit, context)
+    async def _once(self, job: _Job, once: Once, is_shared: bool, unit: SqliteUnit) -> Recorded:
+        """Recall, run the body and conclude, in one drive."""
+        known = await inbox.recall(unit, once)
         if known is not None:
             return known
         kind = InboxState.ANSWER
         try:
-            body = cast("bytes", drive(job.body, unit, context))
+            body = cast("bytes", await steps_of(job.body, unit))
         except Rejection as rejection:
             if unit.spoiled_by is not None:
                 raise
             # What it executed and told goes; that it was refused stays.
-            self._connection.execute("rollback to sm_unit")
-            unit.topics.clear()
+            self._undo_and_go_on(is_shared)
+            unit.topics = None
             kind, body = InboxState.REJECTION, encode(to_problem(rejection))
             # It is told from the record. Whoever keeps it is in a frame of its traceback.
             rejection.__traceback__ = None
         job.has_written = True
-        return drive(lambda unit: inbox.conclude(unit, once, kind, body), unit, context)
+        return await inbox.conclude(unit, once, kind, body)
 
-    def _commit(self, jobs: list[_Job]) -> list[_Job]:
+    def _undo_and_go_on(self, is_shared: bool) -> None:
+        try:
+            self._undo(is_shared)
+            if not is_shared:
+                self._connection.execute(_BEGIN)
+        except SqliteFault as error:
+            self._doubt_code(error)
+            raise translate(error, path=self._path) from error
+
+    def _commit(self, jobs: list[_Job], *, has_written: bool) -> list[_Job]:
         again = [job for job in jobs if job.must_rerun]
-        if not any(job.has_written and job.error is None for job in jobs):
-            self._connection.execute("rollback")
+        if not has_written:
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
             return again
-        group_id = jobs[0].unit_id
+        group_id = self._database.id_of(jobs[0].number)
         try:
             self._connection.execute("update sm_commit set unit_id = ? where slot = 1", (group_id,))
             self._connection.execute("commit")
         except SqliteFault as error:
             if not self._is_durable(jobs, group_id, error):
                 return [] if self.broken else self._abandon(jobs, error)
-        if self._found() != self._files:
+        if [self._file_id(each) for each in self._file_paths] != self._file_ids:
             self._break(
                 f"{self._path} is no longer the file that was opened: it, its -wal or its .lock "
                 "was deleted, moved or replaced. Nothing is acknowledged any more, for it would be "
@@ -335,14 +385,6 @@ class Writer:
             self._fail(jobs)
             return False
         return rows == [(group_id,)]
-
-    def _found(self) -> tuple[tuple[int, int] | None, ...]:
-        """Return which files are at the path now: the database, its write-ahead log, its lock.
-
-        Whoever makes another lock file is let in as an owner beside this one.
-        """
-        disk = self._runtime.disk
-        return tuple(disk.file_id(f"{self._path}{suffix}") for suffix in ("", "-wal", ".lock"))
 
     def _fail(self, jobs: list[_Job]) -> None:
         for job in jobs:
