@@ -100,6 +100,17 @@ async def test_of_many_who_decided_at_one_version_one_succeeds(store: Store) -> 
     assert sum(isinstance(each, VersionConflict) for each in got) == 15
 
 
+async def test_every_text_comes_back_as_it_was_given(store: Store) -> None:
+    """Quotes, control characters and all of Unicode, and the largest numbers."""
+    odd = 'π 🙂 "\\ \x00\n\x7f'
+    new = NewEvent(odd, odd.encode(), 2**63 - 1, partition_key=odd, trace_id=odd)
+    await store.write(lambda unit: append(unit, odd, [new], expected=0), name="append")
+    (found,) = await load(store, odd)
+    assert found.stream == found.name == found.partition_key == found.trace_id == odd
+    assert (found.body, found.type_version, found.is_public) == (odd.encode(), 2**63 - 1, False)
+    assert await read(store, after=Checkpoint(store.log_id), limit=9) == [found]
+
+
 async def test_an_empty_append_checks_the_version_and_wakes_nobody(store: Store) -> None:
     """Nothing happened is a decision too."""
     heard: list[int] = []

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from synchromesh.errors import ContractError
 
 S = TypeVar("S")
@@ -22,14 +24,8 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision(Generic[R_co]):
-    """Returns what a command led to: the result, and the events that happened, oldest first.
-
-    Example:
-        >>> Decision("held", ("first", "second")).events
-        ('first', 'second')
-    """
+class Decision(msgspec.Struct, Generic[R_co], frozen=True):
+    """What a command led to: the answer, and the events that happened, oldest first."""
 
     result: R_co
     events: tuple[object, ...] = ()

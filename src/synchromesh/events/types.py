@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
 
 from synchromesh.codec import decode, encode
 from synchromesh.errors import BadRequest, ContractError
@@ -12,6 +15,7 @@ from synchromesh.events.log import NewEvent, StoredEvent
 
 T = TypeVar("T")
 
+_UNKNOWN: tuple[int, Callable[[bytes], Any]] = (0, bytes)
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z]+[0-9]*")
 
 
@@ -44,6 +48,8 @@ class EventTypes:
         self._service = service
         self._by_name: dict[str, type] = {}
         self._by_class: dict[type, tuple[str, int]] = {}
+        # The type version and the decoder of each name: all that an event takes that is in order.
+        self._readers: dict[str, tuple[int, Callable[[bytes], Any]]] = {}
         for cls in classes:
             self.add(cls)
 
@@ -66,6 +72,7 @@ class EventTypes:
                 f"{cls.__qualname__}.event_version is {version!r}; it must be 1, 2, 3, ..."
             )
         self._by_class[cls] = (name, version)
+        self._readers[name] = (version, msgspec.json.Decoder(cls).decode)
         return cls
 
     def name_of(self, cls: type) -> str:
@@ -90,6 +97,16 @@ class EventTypes:
         Raises:
             ContractError: its name or type version is not known, or it does not fit the class.
         """
+        version, read = self._readers.get(stored.name, _UNKNOWN)
+        if version == stored.type_version:
+            try:
+                return read(stored.body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass  # told below, in words of the log's
+        return self._refused(stored)
+
+    def _refused(self, stored: StoredEvent) -> object:
+        """Raise `ContractError` for an event that cannot be decoded, and say why."""
         cls = self._by_name.get(stored.name)
         where = f"position {stored.position} holds {stored.name!r} version {stored.type_version}"
         if cls is None:

@@ -23,8 +23,9 @@ SQLITE_TOKENS = {
     "{blob}": "blob",
     "{position}": "integer primary key autoincrement",
     "{keyed}": "without rowid",
+    "{json_array}": "json_array",
 }
-"""What the engine's own types are called: bytes, a row's position, a table found by its key."""
+"""What is the engine's own: bytes, a row's position, a table found by its key, a JSON array."""
 
 # What a file is made of, tables first; SQLite makes its own by itself.
 _MADE = (

@@ -183,7 +183,7 @@ class SqliteUnit:
             raise self._refused(error, sql) from error
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
-        """Run one statement once for each row of values."""
+        """Run one statement for each row of values; raises as `execute` does, for any of them."""
         if self._is_stopped:
             raise self._why_stopped()
         database = self._database

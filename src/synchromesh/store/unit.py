@@ -1,7 +1,8 @@
 """What rooms above know of a service's database: units of work, reads, and who is told of commits.
 
 These Protocols are implemented by SQLite here and by PostgreSQL beside it. SQL is written once, for
-both: `?` marks a value, and a schema's `{blob}` and `{position}` stand for the engine's own types.
+both: `?` marks a value, and a schema's `{blob}`, `{position}`, `{keyed}` and `{json_array}` stand
+for what is the engine's own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ class Unit(Protocol):
         ...
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
-        """Run one statement that writes, once for each row of values, in their order."""
+        """Run one statement for each row of values, in their order; no rows come back.
+
+        Where one is refused, those before it stand as long as the unit goes on.
+        """
         ...
 
     def notify(self, topic: str) -> None:
