@@ -7,9 +7,10 @@ import itertools
 import logging
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ from synchromesh.store import (
     InboxState,
     Migration,
     Once,
+    Recorded,
     Schema,
     SqliteStore,
     StoreOptions,
@@ -108,39 +110,130 @@ async def test_a_unit_that_fails_rolls_back_its_savepoint_only(store: SqliteStor
     assert await items(store) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("count", [1, 3])
-async def test_the_first_unit_that_writes_has_no_savepoint(store: SqliteStore, count: int) -> None:
-    """There is nothing beside it in the transaction that its rollback could undo."""
+async def write_and_fail(unit: Unit) -> None:
+    await unit.execute("insert into item(id, n) values (999, 999)")
+    raise ValueError("no")
+
+
+async def put_beside_one_that_fails(store: SqliteStore, *numbers: int) -> None:
+    """Put items in one group with a unit that writes before it fails."""
+    got = await asyncio.gather(
+        store.write(put_item(numbers[0]), name="first"),
+        store.write(write_and_fail, name="fail"),
+        *(store.write(put_item(number), name="next") for number in numbers[1:]),
+        return_exceptions=True,
+    )
+    assert got[0] == numbers[0]
+    assert isinstance(got[1], ValueError)
+    assert got[2:] == list(numbers[1:])
+
+
+def statements(store: SqliteStore) -> list[str]:
+    """Return the list to which the first word of each statement is added from now on."""
     ran: list[str] = []
-    store._writer._connection.set_trace_callback(ran.append)
-    assert await put(store, *range(count)) == list(range(count))
-    assert [sql.split()[0].lower() for sql in ran] == [
-        "begin", "insert", *["savepoint", "insert", "release"] * (count - 1), "update", "commit",
+    store._writer._connection.set_trace_callback(lambda sql: ran.append(sql.split()[0].lower()))
+    return ran
+
+
+async def test_a_group_has_savepoints_only_after_one_was_of_use(store: SqliteStore) -> None:
+    """A unit that writes and then fails has its group run again, and for a while all are careful.
+
+    The first unit of a transaction never has one: nothing else is there that its undoing could hit.
+    """
+    ran = statements(store)
+    assert await put(store, 0, 1, 2) == [0, 1, 2]
+    assert ran == ["begin", "insert", "insert", "insert", "update", "commit"]
+    ran.clear()
+    await put_beside_one_that_fails(store, 3, 4)
+    assert ran == [
+        "begin", "insert", "insert", "rollback",
+        "begin", "insert",
+        "savepoint", "insert", "rollback", "release",
+        "savepoint", "insert", "release", "update", "commit",
     ]  # fmt: skip
+    assert store.commits == 2
+    ran.clear()
+    assert await put(store, 5) == [5]
+    assert ran == ["begin", "insert", "update", "commit"]
+    for number in range(6, 6 + 2 * 32, 2):
+        ran.clear()
+        assert await put(store, number, number + 1) == [number, number + 1]
+        assert "savepoint" in ran
+    ran.clear()
+    assert await put(store, 100, 101) == [100, 101]
+    assert "savepoint" not in ran
+
+
+async def test_a_unit_that_changed_nothing_is_not_undone(store: SqliteStore) -> None:
+    """A refusal after reading, and a broken constraint, cost the others of the group nothing."""
+    await put(store, 7)
+    ran = statements(store)
+
+    async def refuse(unit: Unit) -> bytes:
+        await unit.execute("select 1 from item")
+        raise Rejection("no")
+
+    got = await asyncio.gather(
+        store.write(put_item(1), name="1"),
+        store.write(put_item(7), name="7"),
+        store.write_once(refuse, Once("a", "k", "d"), name="refuse"),
+        store.write(put_item(2), name="2"),
+        return_exceptions=True,
+    )
+    assert got[0] == 1
+    assert isinstance(got[1], ConstraintFailed)
+    assert isinstance(got[2], Recorded)
+    assert got[3] == 2
+    assert ran.count("begin") == 1
+    assert not {"rollback", "savepoint"} & set(ran)
+    assert store.commits == 2
+
+
+async def test_a_unit_that_changed_the_schema_and_failed_leaves_none_of_it(
+    store: SqliteStore,
+) -> None:
+    """Of that the engine counts no changes, and it is undone all the same."""
+
+    async def create(unit: Unit) -> None:
+        await unit.execute("create table extra(n integer)")
+        raise ValueError("no")
+
+    for first in ([], [1]):
+        await asyncio.gather(
+            *(store.write(put_item(number), name="put") for number in first),
+            store.write(create, name="create"),
+            return_exceptions=True,
+        )
+        assert await store.read("select 1 from sqlite_master where name = 'extra'") == []
+    assert await items(store) == [1]
 
 
 async def test_units_that_fail_before_any_has_written_leave_the_others_alone(
     store: SqliteStore, runtime: HandRuntime
 ) -> None:
     """Each of them ends its transaction; the next one begins another, in the group's one commit."""
-    await put(store, 7)
-    got = await put(store, 7, 7, 1, 7, 2)
-    assert [type(got[number]) for number in (0, 1, 3)] == [ConstraintFailed] * 3
-    assert [got[2], got[4]] == [1, 2]
-    assert store.commits == 2
-    assert await items(store) == [1, 2, 7]
-    assert "another connection" in str(await _put_while_locked(store, runtime))
-    assert await put(store, 3) == [3]
-    assert await items(store) == [1, 2, 3, 7]
 
+    async def group(*bodies: Callable[[Unit], Any]) -> list[Any]:
+        return await asyncio.gather(
+            *(store.write(body, name="unit") for body in bodies), return_exceptions=True
+        )
 
-async def _put_while_locked(store: SqliteStore, runtime: HandRuntime) -> int | BaseException:
-    """Put 8 in a group whose first unit fails, while the file can be had once only."""
+    ran = statements(store)
+    fail = write_and_fail
+    got = await group(fail, fail, put_item(1), put_item(2))
+    assert [type(got[number]) for number in (0, 1)] == [ValueError] * 2
+    assert got[2:] == [1, 2]
+    assert ran == [
+        "begin", "insert", "rollback", "begin", "insert", "rollback",
+        "begin", "insert", "insert", "update", "commit",
+    ]  # fmt: skip
     error = sqlite_error(sqlite3.SQLITE_BUSY, "database is locked")
     runtime.faulty.faults.append(Fault("begin immediate", error, skip=1))
-    got = await put(store, 7, 8)
-    assert isinstance(got[0], ConstraintFailed)
-    return got[1]
+    failed, refused = await group(fail, put_item(3))
+    assert isinstance(failed, ValueError)
+    assert "another connection" in str(refused)
+    assert await items(store) == [1, 2]
+    assert await put(store, 3) == [3]
 
 
 async def test_a_first_unit_that_is_rejected_is_recorded_without_its_effects(
@@ -446,14 +539,15 @@ async def test_a_transaction_that_fails_outside_of_a_unit_is_run_again(
     store: SqliteStore, runtime: HandRuntime, sql: str, is_rolled_back: bool
 ) -> None:
     """A fault of the writer's own statement is nobody's fault: each is run again alone."""
-    await put(store, 7)
+    if sql != "rollback":
+        await put_beside_one_that_fails(store, 1, 2)  # so that the next group is careful
     error = sqlite_error(sqlite3.SQLITE_NOMEM, "out of memory")
     runtime.faulty.faults.append(Fault(sql, error, rolls_back=is_rolled_back))
-    got = await put(store, *((7, 7) if sql == "rollback" else (8, 7)))
+    await put_beside_one_that_fails(store, 3, 4)
     assert runtime.faulty.faults[0].times == 0
-    assert isinstance(got[0], ConstraintFailed) if sql == "rollback" else got[0] == 8
-    assert isinstance(got[1], ConstraintFailed)
-    assert (await put(store, 9)) == [9]
+    assert {3, 4} <= set(await items(store))
+    assert 999 not in await items(store)
+    assert await put(store, 9) == [9]
 
 
 async def test_a_lone_unit_gets_the_error_of_its_transaction(

@@ -101,7 +101,7 @@ async def bury(unit: Unit, caller: str, key: str, keep_s: float) -> None:
 async def conclude(unit: Unit, once: Once, kind: InboxState, body: bytes) -> Recorded:
     """Record the answer or refusal under a key, in place of a BEGUN record, and return it."""
     digest = once.digest
-    expires_us = _expiry_us(unit, once.keep_s)
+    expires_us = unit.now_us + int(once.keep_s * 1_000_000)
     # `kind.value` would be a Python property of the enum module, once a unit.
     await unit.execute(_PUT, once.caller, once.key, kind._value_, digest, body, expires_us)
     return Recorded(kind, digest, body)

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from synchromesh.context import new_span_id
 from synchromesh.errors import StoreBroken, StoreLocked, StoreReadOnly
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import inbox, writer
@@ -23,7 +23,7 @@ from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, tran
 from synchromesh.store.sqlite_unit import CHECKED, check_statement, run_statement
 from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
 from synchromesh.store.writer import Writer
-from synchromesh.telemetry import Span, Tracer, current_span
+from synchromesh.telemetry import Record, SpanContext, Tracer, current_span, outcome_of
 
 T = TypeVar("T")
 
@@ -43,6 +43,8 @@ STORE_SCHEMA = Schema(
 )
 
 _OWNER_POLL_S = 0.05
+# Units have a few dozen names; whoever makes new ones up makes no leak.
+_RECORDERS_MAX = 1024
 
 _log = logging.getLogger("synchromesh.store")
 
@@ -109,6 +111,8 @@ class SqliteStore:
         self._lock = lock
         self._reader = reader
         self._tracer = tracer
+        self._recorders: dict[str, Record] = {}
+        self._time = asyncio.get_running_loop().time
         self._listeners: dict[str, list[Callable[[], None]]] = {}
         self._writer: Writer
         self._is_closed = False
@@ -194,9 +198,13 @@ class SqliteStore:
         """
         if in_unit.get() is not None:
             refuse_in_unit(f"the unit {name!r} within itself")
-        with self._span(name):
+        around = current_span.get()
+        if self._tracer is None or around is None:
+            # Work that belongs to no trace, such as sweeping.
             written: T = await self._writer.submit(body, None, name)
-            return written
+        else:
+            written = await self._traced(self._tracer, around, body, None, name)
+        return written
 
     async def write_once(
         self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
@@ -209,9 +217,12 @@ class SqliteStore:
         """
         if in_unit.get() is not None:
             refuse_in_unit(f"the unit {name!r} within itself")
-        with self._span(name):
+        around = current_span.get()
+        if self._tracer is None or around is None:
             recorded: Recorded = await self._writer.submit(body, once, name)
-            return recorded
+        else:
+            recorded = await self._traced(self._tracer, around, body, once, name)
+        return recorded
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Return rows of the committed state; a statement that writes is refused."""
@@ -254,11 +265,32 @@ class SqliteStore:
         state = "broken" if self.broken else "closed" if self._is_closed else "open"
         return f"<SqliteStore {self._service} {state} commits {self.commits}>"
 
-    def _span(self, name: str) -> AbstractContextManager[Span | None]:
-        around = current_span.get()
-        if self._tracer is None or around is None:
-            return nullcontext()  # work that belongs to no trace, such as sweeping
-        return self._tracer.start("unit", name, trace_id=around.trace_id, parent_id=around.span_id)
+    async def _traced(
+        self,
+        tracer: Tracer,
+        around: SpanContext,
+        body: Callable[[Unit], Awaitable[object]],
+        once: Once | None,
+        name: str,
+    ) -> Any:
+        """Run a unit and record its span, which is never the current one."""
+        began_s = self._time()
+        status, noted = "ok", None
+        try:
+            return await self._writer.submit(body, once, name)
+        except BaseException as error:
+            status, noted = outcome_of(error)
+            raise
+        finally:
+            record = self._recorders.get(name) or self._recorder(tracer, name)
+            span_id = new_span_id(tracer.rng)
+            record(around.trace_id, span_id, around.span_id, began_s, self._time(), status, noted)
+
+    def _recorder(self, tracer: Tracer, name: str) -> Record:
+        if len(self._recorders) >= _RECORDERS_MAX:
+            self._recorders.clear()
+        made = self._recorders[name] = tracer.recorder("unit", name)
+        return made
 
     def _hear(self, topic: str) -> None:
         for hear in tuple(self._listeners.get(topic, ())):

@@ -28,6 +28,8 @@ T = TypeVar("T")
 TRANSACTIONAL = frozenset({"begin", "commit", "end", "rollback", "savepoint", "release"})
 """What begins or ends a transaction, or a part of one."""
 
+# Statements of which the engine counts what they change.
+_COUNTED = frozenset({"select", "insert", "update", "delete", "replace", "with", "values"})
 _CONTROL = TRANSACTIONAL | {"attach", "detach", "vacuum", "pragma"}
 # SQLite skips a byte order mark wherever it skips blanks.
 _LEADING = re.compile(r"(?:[\s\ufeff]+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)|;)*(\w*)", re.DOTALL)
@@ -44,16 +46,6 @@ def leading_word(sql: str) -> str:
     return word[1].lower() if word is not None else ""
 
 
-def is_control(sql: str) -> bool:
-    """Say whether a statement steers transactions, files or the engine: those are the store's own.
-
-    Example:
-        >>> is_control("select 1"), is_control("/* now */ COMMIT")
-        (False, True)
-    """
-    return leading_word(sql) in _CONTROL
-
-
 CHECKED: set[str] = set()
 """The statements that `check_statement` let pass. A text keeps its hash, and most are found by
 identity, so that looking one up costs a hundredth of checking it."""
@@ -61,22 +53,28 @@ identity, so that looking one up costs a hundredth of checking it."""
 _CHECKED_MAX = 1024
 
 
-def check_statement(sql: str, who: str, *, path: str) -> None:
+def check_statement(sql: str, who: str, *, path: str) -> bool:
     """Refuse a statement that only the store itself may run, and remember one that passes.
+
+    One that is none of the usual is not remembered: False says that what it changes is uncounted.
 
     Raises:
         StoreBroken: it steers the engine, or is no Unicode text.
     """
-    if is_control(sql):
+    word = leading_word(sql)
+    if word in _CONTROL:
         raise StoreBroken(
             f"{who} ran a statement that steers the engine (transaction, attach, pragma); those "
             "are the store's own: let the unit's return commit it and its error roll it back"
         )
     refuse_unstorable((), sql, path=path)
+    if word not in _COUNTED:
+        return False
     if len(CHECKED) >= _CHECKED_MAX:
         # Only those who write literals into their SQL come here; they pay for it.
         CHECKED.clear()
     CHECKED.add(sql)
+    return True
 
 
 def run_statement(
@@ -138,13 +136,14 @@ class SqliteUnit:
     Attributes:
         fault: the engine's code, where a statement met an interruption or a fault of the file.
         is_late: it has outlived its limit.
+        is_uncounted: it has run a statement of which the engine does not count what it changes.
         spoiled_by: why the engine rolled back the whole transaction under it.
         topics: those that it notified.
     """
 
     __slots__ = (
-        "_database", "_is_over", "_is_stopped", "_number", "fault", "is_late", "name", "now_us",
-        "spoiled_by", "topics",
+        "_database", "_is_over", "_is_stopped", "_number", "fault", "is_late", "is_uncounted",
+        "name", "now_us", "spoiled_by", "topics",
     )  # fmt: skip
 
     def __init__(self, database: Database, number: int, name: str, now_us: int) -> None:
@@ -155,6 +154,7 @@ class SqliteUnit:
         self.topics: set[str] | None = None
         self.fault = 0
         self.is_late = False
+        self.is_uncounted = False
         self.spoiled_by: StoreError | None = None
         self._is_over = False
         # One flag for all that refuses a statement: the three before are looked at only then.
@@ -175,20 +175,27 @@ class SqliteUnit:
         if self._is_stopped:
             raise self._why_stopped()
         database = self._database
-        if sql not in CHECKED:
-            check_statement(sql, f"unit {self.name!r}", path=database.path)
+        if sql not in CHECKED and not check_statement(sql, self._who(), path=database.path):
+            self.is_uncounted = True
         try:
-            return run_statement(database.connection, sql, values, path=database.path)
+            # As `run_statement` does, without its frame.
+            for value in values:
+                if isinstance(value, float) and value != value:
+                    refuse_unstorable(values, sql, path=database.path)
+            return database.connection.execute(sql, values).fetchall()
         except SqliteFault as error:
             raise self._refused(error, sql) from error
+        except (OverflowError, UnicodeError):
+            refuse_unstorable(values, sql, path=database.path)
+            raise
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
         """Run one statement for each row of values; raises as `execute` does, for any of them."""
         if self._is_stopped:
             raise self._why_stopped()
         database = self._database
-        if sql not in CHECKED:
-            check_statement(sql, f"unit {self.name!r}", path=database.path)
+        if sql not in CHECKED and not check_statement(sql, self._who(), path=database.path):
+            self.is_uncounted = True
         try:
             run_statements(database.connection, sql, rows, path=database.path)
         except SqliteFault as error:
@@ -234,6 +241,9 @@ class SqliteUnit:
             f"while it runs it holds the database of {self.service!r}"
         )
 
+    def _who(self) -> str:
+        return f"unit {self.name!r}"
+
     def _why_stopped(self) -> StoreError | ForeignAwait:
         if self._is_over:
             return ForeignAwait(f"unit {self.name!r} is over; it can be used only inside its body")
@@ -256,10 +266,10 @@ class SqliteUnit:
 
 
 def drive(
-    body: Callable[[Unit], Awaitable[T]],
+    body: Callable[[Unit], Awaitable[Any]],
     unit: SqliteUnit,
     context: Context,
-    around: Callable[[SqliteUnit], Coroutine[Any, Any, T]] | None = None,
+    around: Coroutine[Any, Any, T] | None = None,
 ) -> T:
     """Run a body to its end in one step, in its submitter's context, and return its result.
 
@@ -277,18 +287,18 @@ def drive(
 
 
 def _drive(
-    body: Callable[[Unit], Awaitable[T]],
+    body: Callable[[Unit], Awaitable[Any]],
     unit: SqliteUnit,
-    around: Callable[[SqliteUnit], Coroutine[Any, Any, T]] | None,
+    around: Coroutine[Any, Any, T] | None,
 ) -> T:
     in_unit.set(unit.name)
     try:
-        steps = around(unit) if around is not None else steps_of(body, unit)
+        steps = around or as_coroutine(body(unit), body, unit)
         try:
             steps.send(None)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        awaited = _awaited(steps, past=2 if around is not None else 1)
+        awaited = _awaited(steps, past=1 if around is None else 2)
         unit.end()
         # Whatever its clean-up raises, the unit is rolled back and its own error told.
         with contextlib.suppress(BaseException):
@@ -300,9 +310,8 @@ def _drive(
         raise
 
 
-def steps_of(body: Callable[[Unit], Awaitable[T]], unit: SqliteUnit) -> Coroutine[Any, Any, T]:
-    """Call a body and return what drives it; raises StoreBroken where it is no async function."""
-    made = body(unit)
+def as_coroutine(made: Awaitable[T], body: object, unit: SqliteUnit) -> Coroutine[Any, Any, T]:
+    """Return what drives that which a body made; raises StoreBroken where it is nothing async."""
     # A coroutine, as nearly always, is known by its type: its ABC is slow to ask.
     if type(made) is CoroutineType:
         return made

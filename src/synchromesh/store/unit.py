@@ -24,7 +24,8 @@ class Unit(Protocol):
     """A unit of work: all that it executes commits together, or nothing does.
 
     It is serializable against every other unit of the service (I1). Its body may await nothing but
-    the unit itself (I2) and may be run again after a conflict, so it has no effects of its own.
+    the unit itself (I2) and may be run again, after a conflict or when a unit that shares its
+    commit is undone, so it has no effects of its own.
     """
 
     @property

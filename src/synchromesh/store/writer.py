@@ -1,9 +1,8 @@
 """The group-commit writer of a SQLite file: many units of work, one commit.
 
 A commit costs a disk's flush, whatever is in it. So units that are asked for while the writer is
-busy run together: one transaction, a savepoint for each but the first, one commit for all. What
-each one sees is as if they had run one after the other (I1), and one that spoils its group fails
-alone (I4):
+busy run together: one transaction, one commit for all. What each one sees is as if they had run one
+after the other (I1), and one that fails, or spoils its group, fails alone (I4):
 
     group ── all ran, committed ─────────────────────────▶ each has its result or its own error
       └─ the engine rolled all back, or the commit failed ─▶ each again alone, but for the spoiler
@@ -24,15 +23,15 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from synchromesh.codec import encode
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
 from synchromesh.runtime import DiskRuntime, Worker
 from synchromesh.store import inbox
+from synchromesh.store.group import BEGIN, Group, NeedsSavepoint
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_of, translate
-from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive, steps_of
+from synchromesh.store.sqlite_unit import Database, SqliteUnit, as_coroutine, drive
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 
 TABLES = (
@@ -40,10 +39,11 @@ TABLES = (
     "insert into sm_commit(slot, unit_id) values (1, '')",
 )
 
-_BEGIN = "begin immediate"
 # How often in a unit's limit the watchdog looks which unit is running.
 _TICKS = 4
 _INTERRUPTIONS_MAX = 3
+# How many groups have savepoints after one was of use.
+_CAREFUL_GROUPS = 32
 _FATALS_MAX = 2
 
 _log = logging.getLogger("synchromesh.store")
@@ -72,13 +72,14 @@ class _Job:
         self.number = number
         self.context = context
         self.future = future
-        self.reset()
-
-    def reset(self) -> None:
-        """Reset for a run: what an earlier one saw was never committed."""
         self.result: object = None
         self.error: BaseException | None = None
         self.topics: set[str] | None = None
+        self.has_written = self.must_rerun = False
+
+    def reset(self) -> None:
+        """Reset for a rerun: what an earlier run saw was never committed."""
+        self.result = self.error = self.topics = None
         self.has_written = self.must_rerun = False
 
 
@@ -121,6 +122,7 @@ class Writer:
         self._running: SqliteUnit | None = None
         self._watched: SqliteUnit | None = None
         self._watched_s = 0.0
+        self._careful = 0
         self._fatals = 0
         # Whoever makes another lock file is let in as an owner beside this one.
         self._file_id = runtime.disk.file_id
@@ -237,70 +239,72 @@ class Writer:
 
     def _attempt(self, jobs: list[_Job]) -> list[_Job]:
         """Run units in one transaction; return those that have to run again, alone."""
-        connection = self._connection
-        # Whether the transaction holds what an earlier unit of the group wrote. Only then a unit
-        # needs a savepoint: each costs two statements, and a copy of every page that it changes.
-        is_shared = False
+        group = Group(self._connection, has_savepoints=self._careful > 0 and len(jobs) > 1)
         try:
             for number, job in enumerate(jobs):
-                has_begun = is_shared or connection.in_transaction or self._begin(jobs[number:])
-                if not has_begun:
+                if not self._begin(group, jobs[number:]):
                     return [each for each in jobs if each.must_rerun]
-                self._run(job, is_shared)
-                if is_shared and not connection.in_transaction:
+                self._run(job, group)
+                if group.is_shared and not self._connection.in_transaction:
                     return [other for other in jobs if other is not job or other.must_rerun]
-                is_shared = is_shared or job.has_written
-            return self._commit(jobs, has_written=is_shared)
+                if job.has_written:
+                    group.is_shared = True
+            if len(jobs) > 1:
+                self._careful = (
+                    _CAREFUL_GROUPS if group.has_gone_back else max(0, self._careful - 1)
+                )
+            return self._commit(jobs, has_written=group.is_shared)
+        except NeedsSavepoint:
+            self._careful = _CAREFUL_GROUPS
         except SqliteFault as error:
             return self._abandon(jobs, error)
-
-    def _begin(self, jobs: list[_Job]) -> bool:
-        """Begin the transaction of units; False where it cannot, which they are told."""
         try:
-            self._connection.execute(_BEGIN)
+            self._connection.execute("rollback")
         except SqliteFault as error:
+            return self._abandon(jobs, error)
+        for job in jobs:
+            job.reset()
+        return self._attempt(jobs)
+
+    def _begin(self, group: Group, jobs: list[_Job]) -> bool:
+        """Begin the next unit; False where no transaction can be had, which all are told."""
+        try:
+            group.begin()
+        except SqliteFault as error:
+            if group.is_shared:
+                raise
             self._doubt_code(error)
             for job in jobs:
-                job.error = translate(error, path=self._path, sql=_BEGIN)
+                job.error = translate(error, path=self._path, sql=BEGIN)
             return False
         return True
 
-    def _run(self, job: _Job, is_shared: bool) -> None:
-        """Run one unit; its outcome goes into the job, and is undone unless it is a result.
-
-        In a transaction that is shared it has a savepoint of its own. The first to write has none:
-        to undo it is to roll back the transaction, in which nothing else is.
-        """
-        execute = self._connection.execute
+    def _run(self, job: _Job, group: Group) -> None:
+        """Run one unit; its outcome goes into the job, and all but a result is undone."""
         unit = SqliteUnit(self._database, job.number, job.name, self._wall_us())
-        if is_shared:
-            execute("savepoint sm_unit")
         self._running = unit
         try:
             if job.once is None:
                 job.result = drive(job.body, unit, job.context)
                 job.has_written = True
             else:
-                once = partial(self._once, job, job.once, is_shared)
-                job.result = drive(job.body, unit, job.context, once)
+                around = self._once(job, job.once, group, unit)
+                job.result = drive(job.body, unit, job.context, around)
+        except NeedsSavepoint:
+            raise
         except BaseException as error:  # noqa: BLE001 - the submitter gets it, whatever it is
             job.error = error
-        self._running = None
-        unit.end()
+        finally:
+            self._running = None
+            unit.end()
         if unit.fault or unit.spoiled_by is not None:
             self._judge(job, unit)
             unit.spoiled_by = None  # its traceback leads to the unit
         job.topics = unit.topics
         if job.error is not None:
             job.has_written = False
-            if self._connection.in_transaction:
-                self._undo(is_shared)
-        if is_shared and self._connection.in_transaction:
-            execute("release sm_unit")
-
-    def _undo(self, is_shared: bool) -> None:
-        """Undo what the running unit has written, and nothing else."""
-        self._connection.execute("rollback to sm_unit" if is_shared else "rollback")
+            group.undo(unit)
+        group.end()
 
     def _judge(self, job: _Job, unit: SqliteUnit) -> None:
         """Fail a unit that went on as if nothing were amiss after it was late or rolled back."""
@@ -315,34 +319,34 @@ class Writer:
         elif unit.spoiled_by is not None and has_outcome:
             job.error = unit.spoiled_by
 
-    async def _once(self, job: _Job, once: Once, is_shared: bool, unit: SqliteUnit) -> Recorded:
+    async def _once(self, job: _Job, once: Once, group: Group, unit: SqliteUnit) -> Recorded:
         """Recall, run the body and conclude, in one drive."""
         known = await inbox.recall(unit, once)
         if known is not None:
             return known
         kind = InboxState.ANSWER
         try:
-            body = cast("bytes", await steps_of(job.body, unit))
+            body: Any = await as_coroutine(job.body(unit), job.body, unit)
         except Rejection as rejection:
             if unit.spoiled_by is not None:
                 raise
             # What it executed and told goes; that it was refused stays.
-            self._undo_and_go_on(is_shared)
-            unit.topics = None
+            self._undo(group, unit)
             kind, body = InboxState.REJECTION, encode(to_problem(rejection))
             # It is told from the record. Whoever keeps it is in a frame of its traceback.
             rejection.__traceback__ = None
         job.has_written = True
         return await inbox.conclude(unit, once, kind, body)
 
-    def _undo_and_go_on(self, is_shared: bool) -> None:
+    def _undo(self, group: Group, unit: SqliteUnit) -> None:
+        """Undo what a unit has done that goes on."""
         try:
-            self._undo(is_shared)
-            if not is_shared:
-                self._connection.execute(_BEGIN)
+            group.undo(unit)
+            group.resume()
         except SqliteFault as error:
             self._doubt_code(error)
             raise translate(error, path=self._path) from error
+        unit.topics = None
 
     def _commit(self, jobs: list[_Job], *, has_written: bool) -> list[_Job]:
         again = [job for job in jobs if job.must_rerun]
