@@ -75,6 +75,9 @@ class EventTypes:
         self._readers[name] = (version, msgspec.json.Decoder(cls).decode)
         return cls
 
+    def __contains__(self, cls: type) -> bool:
+        return cls in self._by_class
+
     def name_of(self, cls: type) -> str:
         """Return the stored name of a class. Raises ContractError for one that was not added."""
         return self._entry(cls)[0]
@@ -88,7 +91,7 @@ class EventTypes:
         trace_id: str = "",
     ) -> NewEvent:
         """Return an event as it is appended. Raises ContractError for a class that is not known."""
-        name, version = self._entry(type(event))
+        name, version = self._by_class.get(type(event)) or self._entry(type(event))
         return NewEvent(name, encode(event), version, is_public, partition_key, trace_id)
 
     def decode(self, stored: StoredEvent) -> object:

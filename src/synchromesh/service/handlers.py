@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -40,7 +41,6 @@ from synchromesh.errors import (
 )
 from synchromesh.service.context import Context, Home, Running, refusal_of
 from synchromesh.service.definition import HandlerDefinition, Service
-from synchromesh.service.transaction import Transaction
 from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
 
 
@@ -137,9 +137,8 @@ class Operations:
         context: CallContext,
         arguments: dict[str, Any],
     ) -> bytes:
-        async def body(tx: Transaction) -> object:
-            return await handled.function(tx, **arguments)
-
+        # A partial is called without a frame of its own, which a closure would have.
+        body = partial(handled.function, **arguments)
         try:
             return _answer(handled.operation, await self._home.units.run(unit, context, body))
         except Rejection as rejection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
@@ -93,9 +93,10 @@ class Transaction:
         """Return a new UUIDv7. A unit that is run again gets another one."""
         return self._scope.runtime.new_id()
 
-    async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
-        """Run one statement of SQL, `?` marking the values, and return its rows."""
-        return await self._unit.execute(sql, *values)
+    def execute(self, sql: str, *values: SqlValue) -> Coroutine[Any, Any, list[Row]]:
+        """Run one statement of SQL, `?` marking the values, and return its rows; await it."""
+        # The unit's own coroutine, not one around it.
+        return self._unit.execute(sql, *values)
 
     def notify(self, topic: str) -> None:
         """Tell the listeners of a topic once the unit is durable."""
@@ -129,8 +130,9 @@ class Transaction:
         """
         types = self._scope.types
         for event in events:
-            if isinstance(event, msgspec.Struct) or is_dataclass(event):
-                types.add(type(event))
+            cls = type(event)
+            if cls not in types and (isinstance(event, msgspec.Struct) or is_dataclass(event)):
+                types.add(cls)
         new = [types.encode(event, trace_id=self._context.trace_id) for event in events]
         return await append(self._unit, stream, new, expected=expected)
 
@@ -151,12 +153,6 @@ class Transaction:
         if len(self._published) >= PUBLISHED_MAX:
             raise ContractError(f"one unit may publish {PUBLISHED_MAX} events; use several units")
         self._published.append((event, payload))
-
-    async def finish(self) -> None:
-        """Write what was published; called once, after the unit's function has returned."""
-        for event, payload in self._published:
-            await publish(self._unit, event, payload, trace_id=self._context.trace_id)
-        self._is_over = True
 
 
 class UnitScope:
@@ -180,5 +176,7 @@ class UnitScope:
         """Run a user's function on the transaction of a unit, and write what it published."""
         tx = Transaction(unit, self, context)
         result = await body(tx)
-        await tx.finish()
+        for event, payload in tx._published:
+            await publish(unit, event, payload, trace_id=context.trace_id)
+        tx._is_over = True
         return result
