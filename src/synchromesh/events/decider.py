@@ -25,7 +25,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Decision(msgspec.Struct, Generic[R_co], frozen=True):
-    """What a command led to: the answer, and the events that happened, oldest first."""
+    """The outcome of a command: the answer, and the new events, oldest first."""
 
     result: R_co
     events: tuple[object, ...] = ()
@@ -33,7 +33,7 @@ class Decision(msgspec.Struct, Generic[R_co], frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Decider(Generic[S, C, R]):
-    """Event-sources one kind of stream by pure functions: `decide` and `evolve`.
+    """Decide on commands for one kind of stream; all of it is pure.
 
     Attributes:
         name: the kind; the stream of id x is `name/x`.
@@ -62,7 +62,7 @@ class Decider(Generic[S, C, R]):
     events: tuple[type, ...]
 
     def fold(self, events: Iterable[object]) -> S:
-        """Return the state to which events lead."""
+        """Fold events into a state."""
         state = self.initial
         for event in events:
             state = self.evolve(state, event)
@@ -73,7 +73,7 @@ class Decider(Generic[S, C, R]):
         return f"{self.name}/{stream_id}"
 
     def check(self, decision: Decision[R]) -> None:
-        """Raise `ContractError` for an event whose class `events` does not list."""
+        """Validate a decision: raise `ContractError` for an event that `events` does not list."""
         for event in decision.events:
             if type(event) not in self.events:
                 raise ContractError(

@@ -21,10 +21,10 @@ from synchromesh.errors import ContractError, LogGap, LogReplaced, VersionConfli
 from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit, log_id_of
 
 TOPIC = "events"
-"""What a unit notifies that appended, and what a reader listens to."""
+"""The topic of appends."""
 
 RELAY_PREFIX = "relay/"
-"""What the names of the checkpoints begin with that say what a subscriber has got."""
+"""The prefix of the names of relays' checkpoints."""
 
 SCHEMA = Schema(
     owner="synchromesh.events",
@@ -84,7 +84,7 @@ class _Executes(Protocol):
 
 
 class NewEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event to be appended; `body` is JSON, `name` as in `inventory.stock_reserved`.
+    """A new event; `body` is JSON, `name` as in `inventory.stock_reserved`.
 
     A public one is delivered to other services, in order among those of its `partition_key`.
     """
@@ -98,7 +98,7 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event as it is in the log, for good."""
+    """A stored event; it never changes."""
 
     position: int
     stream: str
@@ -129,13 +129,13 @@ _read_head = msgspec.json.Decoder(_Head).decode
 
 
 class Checkpoint(msgspec.Struct, frozen=True, order=True, gc=False):
-    """How far a reader has come in a log: it has seen all up to and with `position`."""
+    """The position up to which a reader has read a log."""
 
     log_id: str
     position: int = 0
 
     def past(self, event: StoredEvent) -> Checkpoint:
-        """Return the checkpoint of a reader that has seen an event of this log."""
+        """Return the checkpoint after an event of this log."""
         return Checkpoint(self.log_id, event.position)
 
 
@@ -176,7 +176,7 @@ async def append(
 
 
 async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> None:
-    """Append events each to the end of a stream of its own choice, whatever versions those have.
+    """Append each event to the end of its stream, without a check of versions.
 
     It is one statement for all of them: for what happens often and decides nothing by a version.
     """
@@ -224,7 +224,7 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
 
 
 async def load(source: Unit | Store, stream: str, after_version: int = 0) -> list[StoredEvent]:
-    """Return the events of a stream beyond a version, in order; within a unit its own ones too.
+    """Load the events of a stream after a version, in order; within a unit also the unit's own.
 
     Raises:
         LogGap: some of them were removed, so that what follows cannot be folded.
@@ -242,7 +242,7 @@ async def load(source: Unit | Store, stream: str, after_version: int = 0) -> lis
 async def read(
     store: Store, *, after: Checkpoint, limit: int, public_only: bool = False
 ) -> list[StoredEvent]:
-    """Return up to `limit` events beyond a checkpoint in the order of positions.
+    """Read up to `limit` events after a checkpoint, by position.
 
     Raises:
         LogReplaced: the checkpoint belongs to another log.
@@ -260,13 +260,13 @@ async def read(
 
 
 async def head(store: Store) -> Checkpoint:
-    """Return the checkpoint of a reader that has seen everything up to now."""
+    """Return the checkpoint at the end of the log."""
     rows = await store.read("select coalesce(max(position), 0) from sm_event")
     return Checkpoint(store.log_id, _int(rows[0][0]))
 
 
 async def remove(unit: Unit, first: int, last: int) -> int:
-    """Delete the events from position `first` to `last`, record the range, return how many went.
+    """Delete the events from position `first` to `last` and record the range; return the count.
 
     It is the one way to a hole that readers accept (E3). A stream whose latest event goes loses its
     version with it: remove only streams that end there, or old events.
@@ -329,13 +329,13 @@ async def _check_published(unit: Unit, first: int, last: int) -> None:
 
 
 async def load_checkpoint(source: Store, name: str) -> Checkpoint:
-    """Return the checkpoint saved under a name; the log's beginning where there is none."""
+    """Load the checkpoint saved under a name; the log's beginning if there is none."""
     found = await saved_checkpoint(source, name)
     return found or Checkpoint(source.log_id)
 
 
 async def saved_checkpoint(source: Unit | Store, name: str) -> Checkpoint | None:
-    """Return the checkpoint saved under a name, also within a unit; None where there is none."""
+    """Load the checkpoint saved under a name, also within a unit; None if there is none."""
     rows = await _executor(source)(
         "select log_id, position from sm_checkpoint where name = ?", name
     )
@@ -343,7 +343,7 @@ async def saved_checkpoint(source: Unit | Store, name: str) -> Checkpoint | None
 
 
 async def save_checkpoint(unit: Unit, name: str, checkpoint: Checkpoint) -> None:
-    """Save how far a reader has come, in the commit of what it did with the events (E5)."""
+    """Save a checkpoint in the commit of what was done with its events (E5)."""
     await unit.execute(
         "insert into sm_checkpoint(name, log_id, position) values (?, ?, ?) "
         "on conflict(name) do update set log_id = excluded.log_id, position = excluded.position",

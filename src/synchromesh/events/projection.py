@@ -25,7 +25,7 @@ _log = logging.getLogger("synchromesh.events")
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Names what makes tables from events; `apply` writes through the unit, and may be re-run."""
+    """A read model made from events; `apply` writes through the unit, and may be re-run."""
 
     name: str
     apply: Callable[[Unit, StoredEvent], Awaitable[None]]
@@ -33,7 +33,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionOptions:
-    """Configures a projection: its batches, polling, and how often a failing event is tried.
+    """Settings of a projection: batch size, polling, retries of a failing event.
 
     Between attempts it waits `backoff_s`, doubled each time up to `backoff_max_s`.
 
@@ -50,7 +50,7 @@ class ProjectionOptions:
 
 
 class ProjectionRunner:
-    """Runs one projection over a service's log; each event takes effect once.
+    """Run one projection over a service's log; each event takes effect once.
 
     Example:
         >>> async def count(unit: Unit, event: StoredEvent) -> None:
@@ -73,7 +73,7 @@ class ProjectionRunner:
 
     @property
     def lag(self) -> int:
-        """How many positions the projection was behind the log when it last looked."""
+        """The number of positions that the projection was behind the log when it last read."""
         return self._lag
 
     @property
@@ -101,7 +101,7 @@ class ProjectionRunner:
             wakeup.close()
 
     async def rebuild(self, reset: Callable[[Unit], Awaitable[None]]) -> None:
-        """Empty the projection's tables by `reset` and begin again at the log's beginning.
+        """Rebuild the projection: empty its tables by `reset`, replay the log from its beginning.
 
         Both are one commit. A runner that runs meanwhile goes on from there; `lag` tells how far it
         has come.

@@ -1,4 +1,4 @@
-"""Runs deciders against the log: load, fold, decide, append at the version decided at."""
+"""Run deciders on the log: load, fold, decide, append at the version decided at."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def decide(
     *,
     trace_id: str = "",
 ) -> R:
-    """Run a command against a stream within a unit and return the decision's result.
+    """Run a command on a stream within a unit and return the decision's result.
 
     The whole stream is loaded and folded; the new events are appended at the version they were
     decided at.

@@ -1,4 +1,4 @@
-"""Reading a log as it grows: all that is there, then what comes, in one order."""
+"""Subscriptions: the events that are there, then live ones, in one order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from synchromesh.store import Store
 
 
 class Wakeup:
-    """Waits until the log has grown, or until `poll_s` have passed: a wake-up is only a hint.
+    """Wait for appends, or for `poll_s` seconds: a wake-up is only a hint.
 
     Look at the log after `clear` and before `wait`: what comes in between is then not missed.
     """
@@ -22,17 +22,17 @@ class Wakeup:
         self._stop = store.listen(TOPIC, self._grown.set)
 
     def clear(self) -> None:
-        """Forget the wake-ups up to now."""
+        """Reset the wake-ups up to now."""
         self._grown.clear()
 
     async def wait(self) -> None:
-        """Return once the log has grown since `clear`, or when it is time to look anyway."""
+        """Wait until the log has grown since `clear`, or until it is time to poll."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._poll_s):
                 await self._grown.wait()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         self._stop()
 
 
@@ -44,7 +44,7 @@ async def subscribe(
     poll_s: float = 1.0,
     public_only: bool = False,
 ) -> AsyncGenerator[list[StoredEvent], None]:
-    """Yield all events beyond a checkpoint in batches: those that are there, then live ones.
+    """Yield all events after a checkpoint in batches: those that are there, then live ones.
 
     It never ends by itself. Nothing is skipped and nothing comes twice (E3); a wake-up that is lost
     delays a batch by `poll_s` at most. The reader keeps its own checkpoint.

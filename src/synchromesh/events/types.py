@@ -1,4 +1,4 @@
-"""Which class an event's stored name stands for: names outlive classes; paths are never stored."""
+"""Event types: stored names and versions of classes; names outlive classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z]+[0-9]*")
 
 
 def snake_case(name: str) -> str:
-    """Return a class name as stored.
+    """Convert a class name to its stored form.
 
     Example:
         >>> snake_case("StockReserved"), snake_case("HTTPCallFailed")
@@ -30,7 +30,7 @@ def snake_case(name: str) -> str:
 
 
 class EventTypes:
-    """Maps event classes of a service to stored names and type versions, and events to JSON.
+    """Map event classes of a service to stored names and type versions, and events to JSON.
 
     An event class is a msgspec struct or a dataclass; its type version is the class attribute
     `event_version`, 1 where there is none.
@@ -54,7 +54,7 @@ class EventTypes:
             self.add(cls)
 
     def add(self, cls: type[T]) -> type[T]:
-        """Add a class and return it; the same one may be added again.
+        """Register a class and return it. Idempotent.
 
         Raises:
             ContractError: another class has its stored name, or its version is not 1 or more.
@@ -90,12 +90,12 @@ class EventTypes:
         partition_key: str = "",
         trace_id: str = "",
     ) -> NewEvent:
-        """Return an event as it is appended. Raises ContractError for a class that is not known."""
+        """Encode an event. Raises ContractError for a class that is not registered."""
         name, version = self._by_class.get(type(event)) or self._entry(type(event))
         return NewEvent(name, encode(event), version, is_public, partition_key, trace_id)
 
     def decode(self, stored: StoredEvent) -> object:
-        """Return the event that is stored.
+        """Decode a stored event.
 
         Raises:
             ContractError: its name or type version is not known, or it does not fit the class.

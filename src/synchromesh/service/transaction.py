@@ -66,7 +66,7 @@ class Transaction:
 
     @property
     def unit_id(self) -> str:
-        """What this unit is known by."""
+        """The id of this unit."""
         return self._unit.unit_id
 
     @property
@@ -99,11 +99,11 @@ class Transaction:
         return self._unit.execute(sql, *values)
 
     def notify(self, topic: str) -> None:
-        """Tell the listeners of a topic once the unit is durable."""
+        """Notify the listeners of a topic after the commit."""
         self._unit.notify(topic)
 
     async def decide(self, decider: Decider[Any, C, R], stream_id: str, command: C) -> R:
-        """Load a stream, let the decider decide, append what it decided, and return its result.
+        """Run a command on the stream of a decider; return its result.
 
         Raises:
             Rejection: the decider refused.
@@ -156,7 +156,7 @@ class Transaction:
 
 
 class UnitScope:
-    """What the transactions of one running service share: its event types and its runtime."""
+    """The event types and the runtime that the transactions of one running service share."""
 
     def __init__(self, types: EventTypes, runtime: Runtime) -> None:
         self.types = types
@@ -164,7 +164,7 @@ class UnitScope:
         self._adopted: set[str] = set()
 
     def adopt(self, decider: Decider[Any, Any, Any]) -> None:
-        """Make the events of a decider known by name; may be repeated."""
+        """Register the event types of a decider. Idempotent."""
         if decider.name not in self._adopted:
             for event in decider.events:
                 self.types.add(event)
@@ -173,7 +173,7 @@ class UnitScope:
     async def run(
         self, unit: Unit, context: CallContext, body: Callable[[Transaction], Awaitable[R]]
     ) -> R:
-        """Run a user's function on the transaction of a unit, and write what it published."""
+        """Run a function on the transaction of a unit, and append what it published."""
         tx = Transaction(unit, self, context)
         result = await body(tx)
         for event, payload in tx._published:

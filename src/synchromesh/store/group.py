@@ -21,11 +21,11 @@ BEGIN = "begin immediate"
 
 
 class NeedsSavepoint(Exception):
-    """Tells that a unit is to be undone alone, and has no savepoint to go back to."""
+    """Signal that a unit has to be rolled back alone and has no savepoint."""
 
 
 class Group:
-    """Is the open transaction of one group, around its units one after the other.
+    """Manage the transaction that the units of a group share, one unit after the other.
 
     Attributes:
         is_shared: it holds what a unit has written that succeeded.
@@ -42,7 +42,7 @@ class Group:
         self.has_gone_back = False
 
     def begin(self) -> None:
-        """Begin a unit, and the transaction where none is open."""
+        """Begin a unit; begin the transaction if none is open, set a savepoint if it needs one."""
         connection = self._connection
         if self.is_shared:
             if self._has_savepoints:
@@ -52,10 +52,10 @@ class Group:
         self._changes = connection.total_changes
 
     def undo(self, unit: SqliteUnit) -> None:
-        """Undo what the unit has changed, and nothing else.
+        """Roll back what the unit has changed, and nothing else.
 
         Raises:
-            NeedsSavepoint: it cannot be told from what others have changed.
+            NeedsSavepoint: the transaction holds changes of other units, and there is no savepoint.
         """
         connection = self._connection
         if not connection.in_transaction:
@@ -72,12 +72,12 @@ class Group:
             raise NeedsSavepoint
 
     def resume(self) -> None:
-        """Go on with the unit that was undone."""
+        """Continue the unit that was rolled back, in a transaction."""
         if not self._connection.in_transaction:
             self._connection.execute(BEGIN)
         self._changes = self._connection.total_changes
 
     def end(self) -> None:
-        """End the unit; what it has changed, and was not undone, is the transaction's."""
+        """End the unit; release its savepoint."""
         if self.is_shared and self._has_savepoints and self._connection.in_transaction:
             self._connection.execute("release sm_unit")

@@ -1,4 +1,4 @@
-"""Who is inside a unit of work: rooms above ask it before they call, wait or publish."""
+"""Whether code runs inside a unit of work: asked before a call, a wait or a publication."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextvars import ContextVar
 from synchromesh.errors import ForeignAwait
 
 in_unit: ContextVar[str | None] = ContextVar("synchromesh_in_unit", default=None)
-"""The name of the unit of work that is driven in this context, or None outside of any."""
+"""The name of the unit of work that runs in this context, or None outside of any."""
 
 
 def refuse_in_unit(what: str) -> None:
-    """Raise `ForeignAwait` where a unit of work is being driven; `what` was tried.
+    """Refuse `what` inside a unit of work: raise `ForeignAwait` if one is running in this context.
 
     Example:
         >>> refuse_in_unit("a call")

@@ -1,4 +1,4 @@
-"""The inbox: what became of the call under an idempotency key, kept in the callee's database.
+"""The inbox: the record of each call under its idempotency key, in the callee's database.
 
 Its row is written in the commit of the effect itself, so the two cannot disagree. A key goes
 
@@ -41,7 +41,7 @@ _BURY = (
 
 
 async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
-    """Return what is recorded under a key; None where nothing is.
+    """Return the record of a key, or None.
 
     A record is honoured until it is swept, also past its time: a clock that jumps forgets nothing.
     """
@@ -50,7 +50,7 @@ async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
 
 
 async def recall(unit: Unit, once: Once) -> Recorded | None:
-    """Return the conclusion under a key; None where the call has yet to run, or to run to its end.
+    """Return the conclusion of a call under its key, or None if the call has yet to run to its end.
 
     Raises:
         KeyReused: the key is recorded with another digest (a tombstone has none).
@@ -92,14 +92,14 @@ async def begin(
 
 
 async def bury(unit: Unit, caller: str, key: str, keep_s: float) -> None:
-    """Write a tombstone where nothing is recorded, so that a late call has no effect."""
+    """Write a tombstone unless the key has a record, so that a late call has no effect."""
     await unit.execute(
         _BURY, caller, key, InboxState.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s)
     )
 
 
 async def conclude(unit: Unit, once: Once, kind: InboxState, body: bytes) -> Recorded:
-    """Record the answer or refusal under a key, in place of a BEGUN record, and return it."""
+    """Record the answer or rejection of a call, in place of a BEGUN record, and return it."""
     digest = once.digest
     expires_us = unit.now_us + int(once.keep_s * 1_000_000)
     # `kind.value` would be a Python property of the enum module, once a unit.
@@ -108,7 +108,7 @@ async def conclude(unit: Unit, once: Once, kind: InboxState, body: bytes) -> Rec
 
 
 async def sweep(unit: Unit, *, now_us: int | None = None, rows_max: int = 500) -> int:
-    """Delete up to `rows_max` records whose time is over and return how many; repeat until 0.
+    """Delete up to `rows_max` expired records and return how many; repeat until 0.
 
     `now_us` is a clock that does not jump, where there is one: what was to be kept for a week must
     not go because somebody set the time.

@@ -1,4 +1,4 @@
-"""Own tables change by ascending migrations, each applied whole with its version, or not at all.
+"""Schema migrations: versioned, ascending, each applied atomically with its version.
 
 `sm_schema` says for each owner the version of its tables and the oldest version whose code may
 still use them (`readable_by_min`): a release that is one expand step behind keeps running beside a
@@ -25,7 +25,7 @@ SQLITE_TOKENS = {
     "{keyed}": "without rowid",
     "{json_array}": "json_array",
 }
-"""What is the engine's own: bytes, a row's position, a table found by its key, a JSON array."""
+"""Engine-specific SQL: bytes, a row's position, a table clustered by its key, a JSON array."""
 
 # What a file is made of, tables first; SQLite makes its own by itself.
 _MADE = (
@@ -35,7 +35,7 @@ _MADE = (
 
 
 def check_schemas(schemas: Sequence[Schema]) -> None:
-    """Raise `ContractError` unless owners differ, versions are 1, 2, 3, ... and none commits."""
+    """Validate schemas: distinct owners, versions 1, 2, 3, ..., no transaction control."""
     owners: set[str] = set()
     for schema in schemas:
         if schema.owner in owners:
@@ -63,7 +63,7 @@ def check_schemas(schemas: Sequence[Schema]) -> None:
 
 
 def render(statement: str, tokens: Mapping[str, str]) -> str:
-    """Return a statement in the engine's own types.
+    """Render a statement in the engine's own types.
 
     Example:
         >>> render("create table t(body {blob})", SQLITE_TOKENS)
@@ -75,7 +75,7 @@ def render(statement: str, tokens: Mapping[str, str]) -> str:
 
 
 def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: str) -> None:
-    """Bring a SQLite file to the newest version of each schema; a newer, readable one is kept.
+    """Migrate a SQLite file to the newest version of each schema; keep a newer, readable one.
 
     Every schema is checked before any is changed. Foreign keys must be off, so that a migration can
     rebuild a table that others refer to; they are checked before it commits.
@@ -106,7 +106,7 @@ def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: 
 
 
 def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None:
-    """Try what `migrate` would do on empty copies of a file's tables; another may own the file.
+    """Run the migrations on empty copies of a file's tables; another process may own the file.
 
     What depends on rows is not seen so. Where there is no file yet, or it cannot be copied so,
     nothing is tried.

@@ -51,7 +51,7 @@ _log = logging.getLogger("synchromesh.store")
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """Configures a store: what waits, for how long, and how large the file may be.
+    """Limits of a store.
 
     Attributes:
         owner_wait_s: how long a second start waits for the file's owner to end.
@@ -73,7 +73,7 @@ class StoreOptions:
 
 
 class SqliteStore:
-    """Is a `Store` in a SQLite file; `open` makes one, `close` gives the file to the next owner.
+    """Store data in a SQLite file; `open` makes one, `close` releases the file to the next owner.
 
     Example:
         >>> import tempfile
@@ -128,7 +128,7 @@ class SqliteStore:
         options: StoreOptions = StoreOptions(),
         tracer: Tracer | None = None,
     ) -> SqliteStore:
-        """Own a file, bring its tables up to date and start its writer.
+        """Lock a file, migrate its tables and start its writer.
 
         With a `tracer`, each unit of a trace gets a span of kind "unit": from its submission until
         it is durable.
@@ -179,12 +179,12 @@ class SqliteStore:
 
     @property
     def commits(self) -> int:
-        """How many group commits the writer has made."""
+        """The number of group commits."""
         return self._writer.commits
 
     @property
     def broken(self) -> str | None:
-        """Why the store closed itself after repeated faults of the file; None while it works."""
+        """The reason why the store closed itself after repeated faults of the file, or None."""
         return self._writer.broken
 
     async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
@@ -209,7 +209,7 @@ class SqliteStore:
     async def write_once(
         self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
     ) -> Recorded:
-        """Run a unit whose answer is recorded under a key in its own commit, or return the record.
+        """Run an idempotent unit: record its answer in its commit, or return the earlier record.
 
         Raises:
             KeyReused: the key is recorded with another digest.
@@ -225,7 +225,7 @@ class SqliteStore:
         return recorded
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
-        """Return rows of the committed state; a statement that writes is refused."""
+        """Query the committed state; a statement that writes is refused."""
         refuse_in_unit("a read outside of it")
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: nothing was read")
@@ -243,7 +243,7 @@ class SqliteStore:
             raise translate(error, path=self._path, sql=sql) from error
 
     def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
-        """Call `hear` on the loop after commits that notified the topic; returns how to stop."""
+        """Subscribe to commits that notified a topic: `hear` runs on the loop; returns `stop`."""
         heard = self._listeners.setdefault(topic, [])
         heard.append(hear)
 
@@ -254,7 +254,7 @@ class SqliteStore:
         return stop
 
     async def close(self) -> None:
-        """Finish what is queued and give up the file. May be repeated."""
+        """Finish queued units, close the file and release its lock. Idempotent."""
         self._is_closed = True
         # The one that closes last empties the write-ahead log into the file: it must be the writer.
         self._reader.close()

@@ -1,4 +1,4 @@
-"""What SQLite's errors are called here: translated at the edge, without any bound value."""
+"""SQLite's errors, translated to the store's own; messages hold no bound value."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BUSY, LOCKED, READONLY, INTERRUPT, IOERR = 5, 6, 8, 9, 10
 CORRUPT, FULL, CANTOPEN, NOTADB = 11, 13, 14, 26
 
 FATAL = frozenset({IOERR, CORRUPT, NOTADB})
-"""Codes after which the file, not the statement, is to be doubted."""
+"""Result codes that mean a fault of the file, not of the statement."""
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 SqliteFault = (sqlite3.Error, sqlite3.Warning)
-"""All that the driver raises for an engine or a statement (a Warning where it is two of them)."""
+"""What the driver raises for an engine or a statement (a Warning for two statements in one)."""
 
 
 def code_of(error: BaseException) -> int:
@@ -35,7 +35,7 @@ def code_of(error: BaseException) -> int:
 
 
 def translate(error: Exception, *, path: str, sql: str = "") -> StoreError:
-    """Return the error of ours that an error of the driver stands for.
+    """Translate an error of the driver to a `StoreError`.
 
     It names the file, SQLite's words and how the statement begins; never a literal or bound value.
 
@@ -68,7 +68,7 @@ def translate(error: Exception, *, path: str, sql: str = "") -> StoreError:
 
 
 def refuse_unstorable(values: Sequence[object], sql: str, *, path: str) -> None:
-    """Raise `StoreBroken` for a value that SQLite would turn into another, or cannot take at all.
+    """Refuse a value that SQLite would store as another, or not at all; raise `StoreBroken`.
 
     It would store NaN as NULL; the driver has no word of the store's for the others. The message
     has the place of the value among those that are bound, never the value.

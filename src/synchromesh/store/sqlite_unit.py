@@ -26,7 +26,7 @@ from synchromesh.store.unit import Row, SqlValue, Unit
 T = TypeVar("T")
 
 TRANSACTIONAL = frozenset({"begin", "commit", "end", "rollback", "savepoint", "release"})
-"""What begins or ends a transaction, or a part of one."""
+"""Statements of transaction control."""
 
 # Statements of which the engine counts what they change.
 _COUNTED = frozenset({"select", "insert", "update", "delete", "replace", "with", "values"})
@@ -54,7 +54,7 @@ _CHECKED_MAX = 1024
 
 
 def check_statement(sql: str, who: str, *, path: str) -> bool:
-    """Refuse a statement that only the store itself may run, and remember one that passes.
+    """Validate a statement: refuse transaction control and settings; cache one that passes.
 
     One that is none of the usual is not remembered: False says that what it changes is uncounted.
 
@@ -114,7 +114,7 @@ def run_statements(
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """What all units of one writer have in common.
+    """The connection of a writer, as its units share it.
 
     Attributes:
         life_id: the first 23 characters of the UUIDs of units; others each time the file is opened.
@@ -131,7 +131,7 @@ class Database:
 
 
 class SqliteUnit:
-    """Executes the statements of one unit, until the unit ends, is late or is spoiled.
+    """Execute the statements of one unit, until it ends, times out or loses its transaction.
 
     Attributes:
         fault: the engine's code, where a statement met an interruption or a fault of the file.
@@ -162,7 +162,7 @@ class SqliteUnit:
 
     @property
     def unit_id(self) -> str:
-        """What the unit is known by; made where it is asked for, as few ask."""
+        """The id of the unit; formatted on demand, as few ask."""
         return self._database.id_of(self._number)
 
     @property
@@ -218,24 +218,24 @@ class SqliteUnit:
             raise
 
     def notify(self, topic: str) -> None:
-        """Wake the listeners of a topic after the commit."""
+        """Notify the listeners of a topic after the commit."""
         if self.topics is None:
             self.topics = set()
         self.topics.add(topic)
 
     def end(self) -> None:
-        """Refuse whatever is still asked of the unit."""
+        """Refuse every further statement: the body has returned."""
         self._is_over = self._is_stopped = True
 
     def expire(self) -> None:
-        """Refuse every further statement: the unit has outlived its limit.
+        """Refuse every further statement: the unit has timed out.
 
         This is the watchdog's: it may be called from another thread.
         """
         self.is_late = self._is_stopped = True
 
     def too_long(self) -> UnitTooLong:
-        """Return the error of a unit that outlived its limit."""
+        """Return the error of a unit that has timed out."""
         return UnitTooLong(
             f"unit {self.name!r} outlived its limit and was rolled back; move slow work out of it: "
             f"while it runs it holds the database of {self.service!r}"
@@ -311,7 +311,7 @@ def _drive(
 
 
 def as_coroutine(made: Awaitable[T], body: object, unit: SqliteUnit) -> Coroutine[Any, Any, T]:
-    """Return what drives that which a body made; raises StoreBroken where it is nothing async."""
+    """Return the coroutine that a body made; raises StoreBroken if it is no async function."""
     # A coroutine, as nearly always, is known by its type: its ABC is slow to ask.
     if type(made) is CoroutineType:
         return made

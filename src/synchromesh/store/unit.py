@@ -1,4 +1,4 @@
-"""What rooms above know of a service's database: units of work, reads, and who is told of commits.
+"""The interface of a service's database: units of work, queries, notifications.
 
 These Protocols are implemented by SQLite here and by PostgreSQL beside it. SQL is written once, for
 both: `?` marks a value, and a schema's `{blob}`, `{position}`, `{keyed}` and `{json_array}` stand
@@ -30,7 +30,7 @@ class Unit(Protocol):
 
     @property
     def unit_id(self) -> str:
-        """What this unit is known by when the answer of its commit was lost (I3)."""
+        """The id by which a commit is looked up whose answer was lost (I3)."""
         ...
 
     @property
@@ -55,12 +55,12 @@ class Unit(Protocol):
         ...
 
     def notify(self, topic: str) -> None:
-        """Tell the listeners of a topic once the unit is durable: a hint to look, never data."""
+        """Notify the listeners of a topic after the commit: a hint to look, never data."""
         ...
 
 
 class InboxState(Enum):
-    """How far the call under an inbox key has come."""
+    """The state of a call under its inbox key."""
 
     BEGUN = "begun"  # it has had an effect and is not concluded: its request is recorded
     ANSWER = "answer"  # it answered; the answer is recorded
@@ -72,7 +72,7 @@ class InboxState(Enum):
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
-    """What the inbox holds under a key: the answer's (or rejection's, or request's) JSON."""
+    """The inbox record of a key, with the JSON of its answer, rejection or request."""
 
     kind: InboxState
     digest: str
@@ -80,7 +80,7 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
 
 
 class Once(msgspec.Struct, frozen=True, gc=False):
-    """The key under which a unit takes effect at most once, and what tells its input from another.
+    """The idempotency key of a unit, and the digest that tells its input from another.
 
     The record is kept for `keep_s` seconds, longer than anyone may still ask under the key.
 
@@ -123,7 +123,7 @@ class Store(Protocol):
     async def write_once(
         self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
     ) -> Recorded:
-        """Run a unit whose answer is recorded under a key in its own commit, or return the record.
+        """Run an idempotent unit: record its answer in its commit, or return the earlier record.
 
         A `Rejection` that the body raises rolls back what it executed and is recorded as REJECTION
         (the JSON of `errors.to_problem`). A BEGUN record is replaced by the conclusion. Any other
@@ -135,15 +135,15 @@ class Store(Protocol):
         ...
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
-        """Return rows of the committed state."""
+        """Query the committed state."""
         ...
 
     def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
-        """Call `hear` on the loop after commits that notified the topic; returns how to stop."""
+        """Subscribe to commits that notified a topic: `hear` runs on the loop; returns `stop`."""
         ...
 
     async def close(self) -> None:
-        """Finish what is queued and give up the file. May be repeated."""
+        """Finish queued units, close the file and release its lock. Idempotent."""
         ...
 
 
@@ -154,7 +154,7 @@ async def log_id_of(unit: Unit) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """Changes the tables of a service by one schema version: applied whole, or not at all (P2).
+    """One step of a schema, applied atomically (P2).
 
     `readable_by_min` is the oldest schema version whose code may still use the database after it.
 

@@ -50,7 +50,7 @@ _log = logging.getLogger("synchromesh.store")
 
 
 class _Job:
-    """A unit on its way through the writer; the worker fills in what became of it."""
+    """A queued unit; the worker fills in its outcome."""
 
     __slots__ = (
         "body", "context", "error", "future", "has_written", "must_rerun", "name", "number", "once",
@@ -84,7 +84,7 @@ class _Job:
 
 
 class Writer:
-    """Runs units in groups on the one connection that writes; made and used on the loop.
+    """Commit units in groups on the one connection that writes; create and use it on the loop.
 
     Args:
         connection: in autocommit mode, with `sm_commit` in its file; the writer closes it.
@@ -160,7 +160,7 @@ class Writer:
         return future
 
     async def close(self) -> None:
-        """Run what is queued, then close the connection. May be repeated."""
+        """Run queued units, then close the connection. Idempotent."""
         self._is_closed = True
         await self._worker.close()
         if self._timer is not None:
@@ -169,7 +169,7 @@ class Writer:
         self._connection.close()
 
     def _watch(self) -> None:
-        """Expire the unit that is running since the limit; it may run for half as long again.
+        """Time out the unit that has run for the limit; it may take half as long again.
 
         The worker tells only which unit it runs. When that began is what the watchdog has seen of
         it, so that no statement has to read a clock.
@@ -267,7 +267,7 @@ class Writer:
         return self._attempt(jobs)
 
     def _begin(self, group: Group, jobs: list[_Job]) -> bool:
-        """Begin the next unit; False where no transaction can be had, which all are told."""
+        """Begin the next unit; False if no transaction can begin, which all are told."""
         try:
             group.begin()
         except SqliteFault as error:
@@ -280,7 +280,7 @@ class Writer:
         return True
 
     def _run(self, job: _Job, group: Group) -> None:
-        """Run one unit; its outcome goes into the job, and all but a result is undone."""
+        """Run one unit and keep its outcome; roll it back if that is no result."""
         unit = SqliteUnit(self._database, job.number, job.name, self._wall_us())
         self._running = unit
         try:
@@ -320,7 +320,7 @@ class Writer:
             job.error = unit.spoiled_by
 
     async def _once(self, job: _Job, once: Once, group: Group, unit: SqliteUnit) -> Recorded:
-        """Recall, run the body and conclude, in one drive."""
+        """Look up the inbox, run the body and record its conclusion."""
         known = await inbox.recall(unit, once)
         if known is not None:
             return known
@@ -339,7 +339,7 @@ class Writer:
         return await inbox.conclude(unit, once, kind, body)
 
     def _undo(self, group: Group, unit: SqliteUnit) -> None:
-        """Undo what a unit has done that goes on."""
+        """Roll back a unit that continues with its conclusion."""
         try:
             group.undo(unit)
             group.resume()
@@ -375,7 +375,7 @@ class Writer:
         return again
 
     def _is_durable(self, jobs: list[_Job], group_id: str, error: Exception) -> bool:
-        """Ask the file whether the group is in it, after a commit that ended in an error (I3)."""
+        """Look up whether the group was committed, after a commit that ended in an error (I3)."""
         try:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
@@ -411,7 +411,7 @@ class Writer:
             self._doubt(str(error))
 
     def _doubt(self, what: str) -> None:
-        """Count a fault of the file; twice without a commit in between closes the store."""
+        """Count a fault of the file; close the store at the second without a commit in between."""
         self._fatals += 1
         if self._fatals >= _FATALS_MAX:
             self._break(
