@@ -25,7 +25,12 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Decision(msgspec.Struct, Generic[R_co], frozen=True):
-    """The outcome of a command: the answer, and the new events, oldest first."""
+    """Returns what a command led to: the result, and the events that happened, oldest first.
+
+    Example:
+        >>> Decision("held", ("first", "second")).events
+        ('first', 'second')
+    """
 
     result: R_co
     events: tuple[object, ...] = ()

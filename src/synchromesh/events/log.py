@@ -192,37 +192,6 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
         unit.notify(TOPIC)
 
 
-async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> None:
-    """Append events each to the end of a stream of its own choice, whatever versions those have.
-
-    It is one statement for all of them: for what happens often and decides nothing by a version.
-    """
-    rows = [
-        (
-            stream,
-            stream,
-            event.name,
-            event.type_version,
-            event.body,
-            int(event.is_public),
-            event.partition_key,
-            event.trace_id,
-            unit.now_us,
-        )
-        for stream, event in events
-    ]
-    if not rows:
-        return
-    await unit.execute_many(
-        "insert into sm_event(stream, version, name, type_version, body, is_public, "
-        "ordering_key, trace_id, recorded_us) values (?, "
-        "(select coalesce(max(version), 0) + 1 from sm_event where stream = ?), "
-        "?, ?, ?, ?, ?, ?, ?)",
-        rows,
-    )
-    unit.notify(TOPIC)
-
-
 async def load(source: Unit | Store, stream: str, after_version: int = 0) -> list[StoredEvent]:
     """Load the events of a stream after a version, in order; within a unit also the unit's own.
 

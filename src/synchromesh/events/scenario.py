@@ -33,7 +33,12 @@ def given(decider: Decider[S, C, R], *events: object) -> Given[S, C, R]:
 
 
 class Given(Generic[S, C, R]):
-    """The events of a scenario, before its command."""
+    """Holds what has happened, until a command comes.
+
+    Example:
+        >>> count = Decider("count", 0, lambda n, s: Decision(s + n), lambda s, e: s + e, (int,))
+        >>> _ = given(count, 1, 2).when(4).returns(7)
+    """
 
     def __init__(self, decider: Decider[S, C, R], events: tuple[object, ...]) -> None:
         self._decider = decider
@@ -51,7 +56,14 @@ class Given(Generic[S, C, R]):
 
 
 class When(Generic[R]):
-    """The outcome of a command; its methods raise AssertionError unless it is as they say."""
+    """Checks what a command led to; its methods raise AssertionError unless it is as they say.
+
+    Example:
+        >>> count = Decider("count", 0, lambda n, s: Decision(s + n), lambda s, e: s + e, (int,))
+        >>> given(count, 1).when(4).returns(6)
+        Traceback (most recent call last):
+        AssertionError: 4 returned 5, expected 6
+    """
 
     def __init__(self, command: object, outcome: Decision[R] | Rejection) -> None:
         self._command = command

@@ -14,7 +14,7 @@ section 3.3.6.
 from __future__ import annotations
 
 from synchromesh.errors import Fenced, KeyReused, KeyUndone
-from synchromesh.store.unit import InboxState, Once, Recorded, Row, Unit
+from synchromesh.store.unit import InboxState, Once, Recorded, Row, Store, Unit
 
 TABLES = (
     (
@@ -46,6 +46,12 @@ async def look_up(unit: Unit, caller: str, key: str) -> Recorded | None:
     A record is honoured until it is swept, also past its time: a clock that jumps forgets nothing.
     """
     rows = await unit.execute(_FIND, caller, key)
+    return _recorded(rows[0]) if rows else None
+
+
+async def peek(store: Store, caller: str, key: str) -> Recorded | None:
+    """Return what is committed under a key, as `look_up` does within a unit."""
+    rows = await store.read(_FIND, caller, key)
     return _recorded(rows[0]) if rows else None
 
 

@@ -18,7 +18,7 @@ from synchromesh.errors import StoreBroken, StoreLocked, StoreReadOnly
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import inbox, writer
 from synchromesh.store.guard import in_unit, refuse_in_unit
-from synchromesh.store.migrations import migrate
+from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import CHECKED, check_statement, run_statement
 from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit

@@ -201,22 +201,6 @@ class SqliteUnit:
         except SqliteFault as error:
             raise self._refused(error, sql) from error
 
-    async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
-        """Run one statement for each row of values; raises as `execute` does, for any of them."""
-        self._check(sql)
-        for values in rows:
-            # What the driver itself refuses is told apart below, from the one row that has it.
-            if any(value != value for value in values):
-                refuse_unstorable(values, sql, path=self._path)
-        try:
-            self._connection.executemany(sql, rows)
-        except SqliteFault as error:
-            raise self._refused(error, sql) from error
-        except (OverflowError, UnicodeEncodeError):
-            for values in rows:
-                refuse_unstorable(values, sql, path=self._path)
-            raise
-
     def notify(self, topic: str) -> None:
         """Notify the listeners of a topic after the commit."""
         if self.topics is None:
