@@ -29,7 +29,7 @@ _BODY, _WHOLE = ResponseState.BODY, ResponseState.WHOLE
 class ExchangeState(IntEnum):
     """Names the states of an exchange of the pool.
 
-    NEW ──▶ WAITING ──▶ CONNECTING ──▶ SENT ──▶ REPLYING ──▶ DONE
+    NEW ──▶ WAITING ──▶ CONNECTING ──▶ SENT ──▶ RECEIVING ──▶ DONE
 
     Each may be skipped, and DONE is reached from anywhere. From SENT it goes back to CONNECTING
     once, where a kept connection turned out to be closed and the request may be sent again.
@@ -39,7 +39,7 @@ class ExchangeState(IntEnum):
     WAITING = 1
     CONNECTING = 2
     SENT = 3
-    REPLYING = 4
+    RECEIVING = 4
     DONE = 5
 
 
@@ -81,8 +81,9 @@ class ClientExchange(Deadline):
         is_idempotent: running the request twice does what running it once does.
 
     Attributes:
-        takes_parts: True where the answer's body is taken as it comes, by `on_begin` and `on_part`;
-            then `due_s` is for its head, and `expect_within` bounds what comes later.
+        takes_parts: True where an answer that does not come whole at once is taken as it comes, by
+            `on_begin`, `on_part` and `on_end`; then `due_s` is for its head, and `expect_within`
+            bounds what comes later.
         may_reuse: False where only a new connection will do.
         state: how far it has come.
         connection: what carries it.
@@ -307,17 +308,15 @@ class ClientConnection(asyncio.Protocol):
         reader = self._reader
         self._has_answered = True
         # Taken first: whoever gets the connection next reads his answer with the same reader.
-        status, pairs, length, body = reader.status, reader.pairs, reader.length, reader.take_body()
-        is_passing = exchange.state is ExchangeState.REPLYING
+        status, pairs, body = reader.status, reader.pairs, reader.take_body()
+        is_passing = exchange.state is ExchangeState.RECEIVING
         if self._is_held:
             self.resume()
         self.exchange = None
         self._owner.on_ended(exchange, self)
-        if not exchange.takes_parts:
+        if not is_passing:
             exchange.on_answer(status, pairs, body)
             return
-        if not is_passing:
-            exchange.on_begin(status, pairs, length)
         if body:
             exchange.on_part(body)
         exchange.on_end()
@@ -326,8 +325,8 @@ class ClientConnection(asyncio.Protocol):
         """Deliver what has come of a response that is taken in parts."""
         reader = self._reader
         self._has_answered = True
-        if exchange.state is not ExchangeState.REPLYING:
-            exchange.state = ExchangeState.REPLYING
+        if exchange.state is not ExchangeState.RECEIVING:
+            exchange.state = ExchangeState.RECEIVING
             exchange.expect_within(None)
             exchange.on_begin(reader.status, reader.pairs, reader.length)
         part = reader.take_body()

@@ -132,6 +132,11 @@ class HttpExchange:
         """True once the request was answered, or the client has disconnected."""
         return self._writer is None
 
+    @property
+    def peer(self) -> str:
+        """`host:port` of the client's end; empty once it has gone."""
+        return "" if self._writer is None else self._writer.peer
+
     def request(self) -> HttpRequest:
         """Return the request as a coroutine handler gets it."""
         target = self.target.decode("latin-1")
@@ -143,7 +148,7 @@ class HttpExchange:
             query,
             Headers.from_wire(self.pairs),
             self.body,
-            "" if self._writer is None else self._writer.peer,
+            self.peer,
             self.stream,
         )
 

@@ -78,6 +78,12 @@ class StreamedExchange(ClientExchange):
         """True once the whole request has been sent."""
         return self._sending is None or self._sending.done()
 
+    def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
+        """Resolve `answer` with a response that came whole."""
+        self.on_begin(status, pairs, None if self.is_head else len(body))
+        self._stream.feed(body)
+        self.on_end()
+
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
         """Resolve `answer` with the head."""
         self._stream.length = length
