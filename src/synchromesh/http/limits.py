@@ -22,7 +22,8 @@ class Limits:
         write_bytes_min: what it has to take in each `write_s` so as not to count as stalled.
         linger_s: how long the rest of a refused request is read and dropped, so that the client
             sees the answer and not a reset (RFC 9112, section 9.6).
-        pipeline_max: requests of one connection that wait for their turn; then reading pauses.
+        pipeline_max: requests of one connection that wait for their turn; then reading pauses. As
+            many are begun before other connections have their turn.
         connections_max: open connections; one more is answered 503 and closed.
 
     Example:
