@@ -35,7 +35,6 @@ class Deadline:
 
     def expire(self) -> None:
         """Do what the deadline is for; called at most once, and not after it was dropped."""
-        raise NotImplementedError
 
 
 class Wheel:

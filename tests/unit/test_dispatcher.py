@@ -40,6 +40,7 @@ def test_no_context_variable_crosses_a_call() -> None:
             span = current_span.get()
             assert isinstance(span, CallContext)
             assert span.caller == "client"
+            within.append(span.span_id)
             return b"1"
 
         await system.serve(Leaf, {"ask": look})

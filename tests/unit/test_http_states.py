@@ -16,8 +16,8 @@ from synchromesh.http.states import (
     REPLIES,
     REPLYING,
     WAITED,
-    Reading,
     ReadingEvent,
+    ReadingState,
     Replying,
     ReplyingEvent,
     wait_of,
@@ -26,21 +26,23 @@ from synchromesh.http.states import (
 
 def test_reading_ends_deaf_and_deaf_for_ever() -> None:
     """Nothing is parsed after the last request, whatever happens."""
-    assert {after for before, _, after in READING if before is Reading.CLOSED} == {Reading.CLOSED}
-    assert all(READS[before][ReadingEvent.CLOSED] is Reading.CLOSED for before in Reading)
+    assert {after for before, _, after in READING if before is ReadingState.CLOSED} == {
+        ReadingState.CLOSED
+    }
+    assert all(READS[before][ReadingEvent.CLOSED] is ReadingState.CLOSED for before in ReadingState)
     with pytest.raises(KeyError):
-        READS[Reading.CLOSED][ReadingEvent.BEGAN]
+        READS[ReadingState.CLOSED][ReadingEvent.BEGAN]
 
 
 def test_a_request_is_read_in_one_order() -> None:
     """Its head is judged before a body is taken, and nothing is skipped."""
     order = [ReadingEvent.BEGAN, ReadingEvent.JUDGED, ReadingEvent.COMPLETE]
-    for start in (Reading.FRESH, Reading.IDLE):
+    for start in (ReadingState.FRESH, ReadingState.IDLE):
         state = start
         for event in order:
             assert set(READS[state]) == {event, ReadingEvent.CLOSED}
             state = READS[state][event]
-        assert state is Reading.IDLE
+        assert state is ReadingState.IDLE
 
 
 def test_one_request_is_answered_at_a_time() -> None:
@@ -54,22 +56,27 @@ def test_one_request_is_answered_at_a_time() -> None:
 
 def test_every_state_is_reached() -> None:
     """No state is there for nothing."""
-    assert {after for _, _, after in READING} | {Reading.FRESH} == set(Reading)
+    assert {after for _, _, after in READING} | {ReadingState.FRESH} == set(ReadingState)
     assert {after for _, _, after in REPLYING} | {Replying.FREE} == set(Replying)
 
 
 def test_a_client_is_timed_only_for_what_it_owes() -> None:
     """While it is answered it owes nothing but what it has begun; who has gone owes nothing."""
-    for reading, answering in itertools.product(Reading, Replying):
+    for reading, answering in itertools.product(ReadingState, Replying):
         wait = wait_of(reading, answering)
         assert wait is WAITED[answering][reading]
         if answering in (Replying.BEGUN, Replying.BUSY):
-            begun = reading in (Reading.HEAD, Reading.BODY)
+            begun = reading in (ReadingState.HEAD, ReadingState.BODY)
             assert (wait is not None) == begun
             assert wait is None or wait.status == 408
-        if answering is Replying.LOST or (reading, answering) == (Reading.CLOSED, Replying.FREE):
+        if answering is Replying.LOST or (reading, answering) == (
+            ReadingState.CLOSED,
+            Replying.FREE,
+        ):
             assert wait is None
-    for wait in filter(None, (wait_of(*pair) for pair in itertools.product(Reading, Replying))):
+    for wait in filter(
+        None, (wait_of(*pair) for pair in itertools.product(ReadingState, Replying))
+    ):
         assert getattr(Limits(), wait.limit) > 0
 
 

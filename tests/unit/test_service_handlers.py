@@ -509,8 +509,10 @@ def test_calls_under_one_key_share_one_run() -> None:
     async def main(town: Town) -> None:
         gate = town.hooks.at["build has paid"] = Gate()
         call = Stock.build("A-1", "bolt", 100)
-        asked = [asyncio.get_running_loop().create_task(town.ask(call, "k1")) for _ in range(3)]
+        asked = [asyncio.ensure_future(town.ask(call, "k1"))]
         await gate.arrived.wait()
+        asked += [asyncio.ensure_future(town.ask(call, "k1")) for _ in range(2)]
+        await asyncio.sleep(0.1)  # virtual time: both have come, and wait for the first one's run
         with pytest.raises(KeyReused):
             await town.ask(Stock.build("A-1", "bolt", 101), "k1")
         asked[1].cancel()

@@ -6,11 +6,11 @@ While none is ready the call is held, for a part of its time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from synchromesh.calls.holding import Holds
 from synchromesh.discovery import Endpoint, Resolver, RoundRobin, WatchableResolver
 from synchromesh.errors import DiscoveryError, NoInstance
+from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
 
 class Finder:
@@ -84,22 +84,23 @@ class Choice:
         finder: knows what is listed, and may hold the call while nothing is.
         service: whose instances.
         balancer: whose turn it is.
-        note: told what was chosen, and how long the call was held.
+        noted: gets what was chosen, and how long the call was held. Not a method of whose it is:
+            each call would be a reference cycle.
     """
 
-    __slots__ = ("_balancer", "_finder", "_gone", "_note", "_service", "_tried")
+    __slots__ = ("_balancer", "_finder", "_gone", "_noted", "_service", "_tried")
 
     def __init__(
         self,
         finder: Finder,
         service: str,
         balancer: RoundRobin,
-        note: Callable[[str, object], None],
+        noted: dict[str, str],
     ) -> None:
         self._finder = finder
         self._service = service
         self._balancer = balancer
-        self._note = note
+        self._noted = noted
         self._tried: set[str] = set()
         # What refused a connection in this call: as good as not listed.
         self._gone: set[Endpoint] = set()
@@ -116,7 +117,7 @@ class Choice:
             listed = await self._finder.held(self._service, self._gone, deadline_s)
             held_s = asyncio.get_running_loop().time() - began_s
             if held_s > 0:
-                self._note("held_ms", round(held_s * 1000))
+                self._noted["held_ms"] = str(round(held_s * 1000))
         else:
             self._finder.note_found(self._service)
         is_choice_left = any(endpoint.instance not in self._tried for endpoint in listed)
@@ -128,7 +129,7 @@ class Choice:
     def note_tried(self, endpoint: Endpoint) -> None:
         """Take note of the instance of an attempt: it comes last from now on."""
         self._tried.add(endpoint.instance)
-        self._note("instance", endpoint.instance)
+        self._noted["instance"] = endpoint.instance[:TEXT_CHARS_MAX]
 
     def give_up(self, endpoint: Endpoint) -> None:
         """Take note that an instance refused the connection."""

@@ -20,7 +20,7 @@ from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.wire import ATTEMPTS_USED, Receiver, Reply, Request
 from synchromesh.context import CREDENTIAL, from_headers, own_headers
-from synchromesh.eager import Start, starter
+from synchromesh.eager import EagerStart, starter
 from synchromesh.errors import (
     MethodNotAllowed,
     RemoteFailed,
@@ -65,7 +65,7 @@ class HttpEdge:
         self._found: dict[tuple[bytes, bytes], Match[_Target]] = {}
         self._timers = Timers()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start: Start | None = None
+        self._start: EagerStart | None = None
 
     def mount(
         self, receiver: Receiver, operations: Iterable[Operation[..., Any]], *, prefix: str = ""
@@ -187,6 +187,7 @@ class _Work(Deadline):
 
     def _end(self, task: asyncio.Task[Reply]) -> None:
         self._timers.drop(self)
+        self._exchange.listener = None  # exchange and work would keep each other, and the task
         if not self._exchange.is_lost:
             _answer_by(self._exchange, task)
         elif not task.cancelled():

@@ -12,10 +12,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any
 
-from synchromesh import eager
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.wire import Receiver, Reply, Request
 from synchromesh.discovery import Endpoint
+from synchromesh.eager import EagerStart, starter
 from synchromesh.errors import ConnectFailed, ConnectionLost
 from synchromesh.resilience import DeadlinePassed
 from synchromesh.timers import Timers
@@ -52,7 +52,7 @@ class InProcessTransport:
         # awaits could vanish.
         self._left_behind: set[asyncio.Task[Reply]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start: eager.Start
+        self._start: EagerStart
         self._depth = 0
         self._inline_s = 0.0
 
@@ -113,8 +113,8 @@ class InProcessTransport:
             self._inline_s += reply.took_s
         return reply
 
-    def _starter(self, loop: asyncio.AbstractEventLoop) -> eager.Start:
-        self._loop, self._start = loop, eager.starter(loop)
+    def _starter(self, loop: asyncio.AbstractEventLoop) -> EagerStart:
+        self._loop, self._start = loop, starter(loop)
         return self._start
 
     async def _rest(

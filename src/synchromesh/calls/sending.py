@@ -50,7 +50,7 @@ class Way:
         self.span_id = span_id
         self.number = 0
         self.noted: dict[str, str] = {}
-        self.choice = Choice(self.shared.finder, service.name, service.balancer, self.note)
+        self.choice = Choice(self.shared.finder, service.name, service.balancer, self.noted)
         self._record = record
         self._began_s = began_s
 

@@ -31,7 +31,7 @@ from synchromesh.http.outflow import Outflow, reset
 from synchromesh.http.read_timer import ReadTimer
 from synchromesh.http.reading import SLICE_BYTES, RequestReader
 from synchromesh.http.serving import FAILED, FULL, Serving
-from synchromesh.http.states import REPLIES, WAITED, Reading, Replying, ReplyingEvent
+from synchromesh.http.states import REPLIES, WAITED, ReadingState, Replying, ReplyingEvent
 from synchromesh.http.strictness import Refusal
 
 _logger = logging.getLogger("synchromesh.http")
@@ -48,7 +48,12 @@ _LAST_LINES: Final = b"connection: close\r\n\r\n"
 _FREE, _BEGUN, _BUSY = Replying.FREE, Replying.BEGUN, Replying.BUSY
 _LINGERING, _LOST = Replying.LINGERING, Replying.LOST
 _TAKEN, _WAITS, _ANSWERED = ReplyingEvent.TAKEN, ReplyingEvent.WAITS, ReplyingEvent.ANSWERED
-_FRESH, _IDLE, _BODY, _CLOSED = Reading.FRESH, Reading.IDLE, Reading.BODY, Reading.CLOSED
+_FRESH, _IDLE, _BODY, _CLOSED = (
+    ReadingState.FRESH,
+    ReadingState.IDLE,
+    ReadingState.BODY,
+    ReadingState.CLOSED,
+)
 
 
 class ServerConnection(asyncio.Protocol):

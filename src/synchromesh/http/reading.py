@@ -21,7 +21,7 @@ from synchromesh.http.body import Body
 from synchromesh.http.exchange import HttpExchange, ResponseWriter
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, RawPair
-from synchromesh.http.states import READS, Reading, ReadingEvent
+from synchromesh.http.states import READS, ReadingEvent, ReadingState
 from synchromesh.http.strictness import (
     WATCHED,
     Head,
@@ -43,7 +43,7 @@ _NOT_PLAIN: Final = frozenset({b"CONNECT", b"HEAD"})
 # Looked up for each request: a global is found sooner than a member of its class.
 _BEGAN, _JUDGED = ReadingEvent.BEGAN, ReadingEvent.JUDGED
 _COMPLETE, _CLOSE = ReadingEvent.COMPLETE, ReadingEvent.CLOSED
-_BODY, _CLOSED = Reading.BODY, Reading.CLOSED
+_BODY, _CLOSED = ReadingState.BODY, ReadingState.CLOSED
 
 
 class Streaming(Protocol):
@@ -121,7 +121,7 @@ class RequestReader:
         self._watched: dict[bytes, bytes] = {}
         self._is_odd = self._is_plain = self.is_open = False
         self._body: list[bytes] = []
-        self.state = Reading.FRESH
+        self.state = ReadingState.FRESH
         self.ready: deque[HttpExchange] = deque()
         self.begun = 0
         self.coming: Body | None = None

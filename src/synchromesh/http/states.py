@@ -24,7 +24,7 @@ S = TypeVar("S", bound=IntEnum)
 E = TypeVar("E", bound=IntEnum)
 
 
-class Reading(IntEnum):
+class ReadingState(IntEnum):
     """Names the states of the reading side: what the client is to send next."""
 
     FRESH = 0
@@ -64,12 +64,12 @@ class ReplyingEvent(IntEnum):
 
 
 # Both machines look their next state up here, and diagrams are drawn from it.
-READING: Final[tuple[tuple[Reading, ReadingEvent, Reading], ...]] = (
-    (Reading.FRESH, ReadingEvent.BEGAN, Reading.HEAD),
-    (Reading.IDLE, ReadingEvent.BEGAN, Reading.HEAD),
-    (Reading.HEAD, ReadingEvent.JUDGED, Reading.BODY),
-    (Reading.BODY, ReadingEvent.COMPLETE, Reading.IDLE),
-    *((before, ReadingEvent.CLOSED, Reading.CLOSED) for before in Reading),
+READING: Final[tuple[tuple[ReadingState, ReadingEvent, ReadingState], ...]] = (
+    (ReadingState.FRESH, ReadingEvent.BEGAN, ReadingState.HEAD),
+    (ReadingState.IDLE, ReadingEvent.BEGAN, ReadingState.HEAD),
+    (ReadingState.HEAD, ReadingEvent.JUDGED, ReadingState.BODY),
+    (ReadingState.BODY, ReadingEvent.COMPLETE, ReadingState.IDLE),
+    *((before, ReadingEvent.CLOSED, ReadingState.CLOSED) for before in ReadingState),
 )
 REPLYING: Final[tuple[tuple[Replying, ReplyingEvent, Replying], ...]] = (
     (Replying.FREE, ReplyingEvent.TAKEN, Replying.BEGUN),
@@ -111,23 +111,23 @@ class Wait:
 _LINGER: Final = Wait("linger_s")
 # Which time runs in which state of reading. A connection that is free waits for a request; one
 # that answers waits only for what has begun to come.
-WAITS: Final[dict[Reading, Wait]] = {
-    Reading.FRESH: Wait("head_s"),
-    Reading.IDLE: Wait("idle_s"),
-    Reading.HEAD: Wait("head_s", 408, "head"),
-    Reading.BODY: Wait("body_s", 408, "body"),
+WAITS: Final[dict[ReadingState, Wait]] = {
+    ReadingState.FRESH: Wait("head_s"),
+    ReadingState.IDLE: Wait("idle_s"),
+    ReadingState.HEAD: Wait("head_s", 408, "head"),
+    ReadingState.BODY: Wait("body_s", 408, "body"),
 }
 
 
-def wait_of(reading: Reading, answering: Replying) -> Wait | None:
+def wait_of(reading: ReadingState, answering: Replying) -> Wait | None:
     """Return the read timeout that runs in a pair of states, None for none.
 
     Example:
-        >>> wait_of(Reading.IDLE, Replying.FREE)
+        >>> wait_of(ReadingState.IDLE, Replying.FREE)
         Wait(limit='idle_s', status=0, what='')
-        >>> wait_of(Reading.IDLE, Replying.BUSY) is None
+        >>> wait_of(ReadingState.IDLE, Replying.BUSY) is None
         True
-        >>> wait_of(Reading.HEAD, Replying.BUSY).what
+        >>> wait_of(ReadingState.HEAD, Replying.BUSY).what
         'head'
     """
     if answering is Replying.LINGERING:
@@ -140,6 +140,6 @@ def wait_of(reading: Reading, answering: Replying) -> Wait | None:
 
 # By answering, then reading: the same, for each of a connection's turns.
 WAITED: Final = {
-    answering: {reading: wait_of(reading, answering) for reading in Reading}
+    answering: {reading: wait_of(reading, answering) for reading in ReadingState}
     for answering in Replying
 }

@@ -222,7 +222,8 @@ def _timed(  # noqa: C901 - as `guarded`
                 here, partial(_call, fn, args, kwargs), first, permit, failed
             )
         finally:
-            del failed  # this frame is in its traceback: kept, it would be a cycle
+            # This frame is in its traceback, and the task keeps the error: each would be a cycle.
+            del failed, task, cut
 
     return guarded
 
