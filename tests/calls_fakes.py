@@ -205,7 +205,7 @@ class System:
         faults: FaultTable | None = None,
     ) -> Caller:
         """Return a caller of a service."""
-        return Caller(
+        caller = Caller(
             service,
             resolver=self.known,
             transports=self.transports,
@@ -214,8 +214,9 @@ class System:
             runtime=self.runtime,
             policies=policies or Policies(),
             faults=faults,
-            is_slow=self.is_slow,
         )
+        caller.is_slow = self.is_slow
+        return caller
 
     def span(self, kind: str, service: str) -> SpanRecord:
         """Return the only span of a kind and service."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class EagerStart(Protocol):
+class TaskStarter(Protocol):
     """Makes eager tasks of one loop; see `starter`."""
 
     def __call__(
@@ -54,7 +54,7 @@ def start(
     return starter(loop)(coro, context=context, name=name)
 
 
-def starter(loop: asyncio.AbstractEventLoop) -> EagerStart:
+def starter(loop: asyncio.AbstractEventLoop) -> TaskStarter:
     """Return what `start` does on one loop, put together once."""
     # A simulated loop makes tasks of its own, which belong to its processes. A task *factory* is
     # of no use here: uvloop calls it with `eager_start=None` from CPython 3.13 on.
@@ -66,7 +66,7 @@ def starter(loop: asyncio.AbstractEventLoop) -> EagerStart:
 
 def _by_hand(
     make: Callable[..., asyncio.Task[Any]], loop: asyncio.AbstractEventLoop
-) -> EagerStart:  # pragma: no cover - of 3.11 alone
+) -> TaskStarter:  # pragma: no cover - of 3.11 alone
     """Return what does what `eager_start` does, which 3.11 has not.
 
     A new task hands its first step to `loop.call_soon`. For that moment the loop has another one,

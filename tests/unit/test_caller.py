@@ -161,8 +161,8 @@ def test_a_breaker_that_changes_is_told_and_logged(caplog: pytest.LogCaptureFixt
             tracer=Tracer("client", system.runtime, system.spans),
             runtime=system.runtime,
             policies=ONCE,
-            on_transition=told.append,
         )
+        caller.on_transition = told.append
         await fails(caller, 10)
 
     play("inproc", main)

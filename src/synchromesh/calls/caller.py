@@ -53,17 +53,11 @@ class Caller:
         tracer: takes one span of kind "call" a call, however many attempts it took.
         runtime: wall clock, chance and ids.
         policies: how calls are guarded.
-        on_transition: told when a breaker changes state; must not raise.
         faults: those that people put in force on purpose, which strike this caller's attempts.
-        is_slow: let every call take the slow way, as tests want it.
 
     Attributes:
         holds: how many calls are held, and how many restarts were bridged.
-        faults: those in force on purpose.
-
-    Example:
-        >>> async def ask(caller: Caller, call: Call[R]) -> R:
-        ...     return await caller.call(call, context=caller.root(principal="ada"), timeout_s=1.0)
+        on_transition: told when a breaker changes state; must not raise.
     """
 
     def __init__(
@@ -76,31 +70,43 @@ class Caller:
         tracer: Tracer,
         runtime: Runtime,
         policies: Policies,
-        on_transition: Callable[[Transition], None] | None = None,
         faults: FaultTable | None = None,
-        is_slow: bool = False,
     ) -> None:
         self._service = service
         self.holds = Holds(policies.hold)
-        self.faults = faults if faults is not None else FaultTable()
+        self.on_transition: Callable[[Transition], None] | None = None
         self._shared = Shared(
             service,
             resolver=resolver,
             finder=Finder(resolver, self.holds),
+            lists=getattr(resolver, "lists", {}),
+            absences=self.holds.absences,
             transports=transports,
             signer=signer,
             tracer=tracer,
             runtime=runtime,
-            faults=self.faults,
-            absences=self.holds.absences,
-            is_slow=is_slow,
+            draw=runtime.rng.getrandbits,
+            faults=faults if faults is not None else FaultTable(),
         )
         self._runtime = runtime
         self._policies = policies
-        self._tell = on_transition
         self._plans: dict[Operation[..., Any], Plan] = {}
         self._edges: dict[str, Edge] = {}
         self._services: dict[tuple[str, bool], CalledService] = {}
+
+    @property
+    def faults(self) -> FaultTable:
+        """The faults that people put in force on purpose."""
+        return self._shared.faults
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether every call takes the slow way; tests set it, to hold both ways to one promise."""
+        return self._shared.is_slow
+
+    @is_slow.setter
+    def is_slow(self, value: bool) -> None:
+        self._shared.is_slow = value
 
     def root(
         self,
@@ -142,7 +148,7 @@ class Caller:
             ForeignAwait: a unit of work made the call.
         """
         plan = self._plans.get(call.operation) or self._put_together(call.operation)
-        return fast.call(plan, call.arguments, context, timeout_s)
+        return fast.call(plan, call.arguments, context, timeout_s, as_json=False)
 
     async def send(
         self,
@@ -223,5 +229,5 @@ class Caller:
                 "after": transition.after.value,
             },
         )
-        if self._tell is not None:
-            self._tell(transition)
+        if self.on_transition is not None:
+            self.on_transition(transition)

@@ -84,8 +84,7 @@ class Choice:
         finder: knows what is listed, and may hold the call while nothing is.
         service: whose instances.
         balancer: whose turn it is.
-        noted: gets what was chosen, and how long the call was held. Not a method of whose it is:
-            each call would be a reference cycle.
+        noted: what the span will say: what was chosen, and how long the call was held.
     """
 
     __slots__ = ("_balancer", "_finder", "_gone", "_noted", "_service", "_tried")
@@ -129,7 +128,7 @@ class Choice:
     def note_tried(self, endpoint: Endpoint) -> None:
         """Take note of the instance of an attempt: it comes last from now on."""
         self._tried.add(endpoint.instance)
-        self._noted["instance"] = endpoint.instance[:TEXT_CHARS_MAX]
+        self._noted["instance"] = endpoint.instance
 
     def give_up(self, endpoint: Endpoint) -> None:
         """Take note that an instance refused the connection."""

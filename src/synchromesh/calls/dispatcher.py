@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.tree import Root, running
@@ -149,13 +150,8 @@ class Dispatcher:
     ) -> Reply:
         """Run a request and return its reply; it raises nothing but its own cancellation.
 
-        A frame for each layer would cost more than most handlers do.
-
-        Args:
-            request: what came; its credential is verified here.
-            began_s: the time on the loop's clock, from who cancels this when its caller is
-                released, and wants no answer then. Without it the handler is cancelled here, at
-                its deadline.
+        Who cancels it when its caller is released, and wants no answer then, gives the time on the
+        loop's clock as `began_s`. Without that the handler is cancelled here, at its deadline.
         """
         loop, sent, operation = asyncio.get_running_loop(), request.context, request.operation
         deadline_s = sent.deadline_s
@@ -170,20 +166,11 @@ class Dispatcher:
         except NotExecuted as refused:
             return Reply.of_error(refused)
         span_id = (self._draw(64) or 1).to_bytes(8).hex()
-        context = CallContext(
-            trace_id=sent.trace_id,
-            span_id=span_id,
-            caller=known[0].service,
-            principal=known[0].principal,
-            deadline_s=deadline_s,
-            key=sent.key,
-            attempts_left=sent.attempts_left,
-            undoes=sent.undoes,
-        )
-        root, status, noted = Root(span_id), "ok", None
+        who, _ = known
+        context = replace(sent, span_id=span_id, caller=who.service, principal=who.principal)
+        root, status, noted, limiter = Root(span_id), "ok", None, self._limiter
         # For logs, and for the calls that the handler makes. Both are put back by hand: a context
         # manager for each would be six frames.
-        limiter = self._limiter
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable
-from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from synchromesh.calls.plan import Plan
+from synchromesh.calls.plan import CalledService, First, Plan
 from synchromesh.calls.sending import Sending
 from synchromesh.calls.tree import attempts_left, running
-from synchromesh.calls.wire import Request
-from synchromesh.codec import NO_FIT
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, check_key
+from synchromesh.context import CallContext, check_key
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import BadRequest
 from synchromesh.http import Limits
-from synchromesh.resilience import Attempt, AttemptsLeft, within
 from synchromesh.store.guard import in_unit, refuse_in_unit
 
 # What every transport carries: one that runs in this process must not carry more than the others.
@@ -39,25 +34,15 @@ _SURELY_FITS = TARGET_BYTES_MAX // 3
 
 
 async def call(  # noqa: C901 - one frame for all layers is the point of it
-    plan: Plan,
-    arguments: bytes,
-    context: CallContext,
-    timeout_s: float | None,
-    *,
-    as_json: bool = False,
+    plan: Plan, arguments: bytes, context: CallContext, timeout_s: float | None, *, as_json: bool
 ) -> Any:
-    """Make a call and return its answer.
+    """Make a call and return its answer: as it was sent where `as_json`, else its value.
 
-    Args:
-        plan: of the operation.
-        arguments: in canonical form.
-        context: of whoever makes the call.
-        timeout_s: bounds the whole call; the deadline of the context does anyway.
-        as_json: whether the answer is wanted as it was sent, and not its value.
+    `timeout_s` bounds the whole call; the deadline of the context, of whoever calls, does anyway.
     """
     if in_unit.get() is not None:
         refuse_in_unit(f"the call {plan.name}")
-    shared, service = plan.shared, plan.service
+    shared, service, breaker = plan.shared, plan.service, plan.breaker
     now = asyncio.get_running_loop().time()
     key = check_key(context.key) if plan.is_command else ""
     if len(arguments) > _SURELY_FITS and not plan.is_external:
@@ -65,29 +50,19 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     deadline_s = context.deadline_s
     if timeout_s is not None:
         deadline_s = _sooner(plan, deadline_s, now, timeout_s)
-    # As `new_span_id` makes it, at half the price.
+    # As `new_span_id` makes it, without its frame.
     span_id = (shared.draw(64) or 1).to_bytes(8).hex()
-
-    listed: tuple[Endpoint, ...] = ()
-    limiter, breaker = plan.limiter, plan.breaker
-    # One look for each thing that may be in force. What holds calls and what strikes them are
-    # dicts that are empty while nothing is.
-    if not (shared.rules or shared.is_slow or (deadline_s is not None and now >= deadline_s)):
-        sure = shared.lists.get(service.name)
-        if sure is not None and now < sure[1]:
-            listed = sure[0]
-        else:
-            listed = _known_at_once(shared.resolver.resolve(service.name))
-    if not listed or (limiter is not None and not limiter.take()):
+    # One look for all faults: the table is empty while none is in force.
+    is_late = deadline_s is not None and now >= deadline_s
+    listed = () if shared.faults.rules or shared.is_slow or is_late else _listed(service, now)
+    if not listed or (plan.limiter is not None and not plan.limiter.take()):
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
         answer = await sending.run(deadline_s, attempts_left(context))
         return answer[0] if as_json else answer[1]
 
-    # What Attempt, Attempts and the layers of Edge do for a first attempt, without their frames.
     # A call at the root of its tree shares its extra attempts with nobody: what counts them is made
     # only if they are needed.
-    left, root = None, running.get()
-    given = context.attempts_left // 2
+    left, given, root = None, context.attempts_left // 2, running.get()
     if root is not None and root.span_id == context.span_id:
         left = root.left or attempts_left(context)
         given = left.left // 2
@@ -95,91 +70,51 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     due_s = now + plan.timeout_s
     if deadline_s is not None and deadline_s < due_s:
         due_s = deadline_s
-    permit: int | None = None
-    used: int | None = None
-    endpoint: Endpoint | None = None
-    failed: BaseException | None = None
+    first = First(due_s, given)
     try:
         if plan.budget is not None:
             plan.budget.calls += 1
         if breaker is not None:
             # While it is closed all calls share one permit, and a success is a number to count.
-            permit = breaker.closed_permit or breaker.admit(now)
-        if shared.absences:
-            shared.finder.note_found(service.name)
-        endpoint = service.balancer.pick(listed)
-        target = service.targets.get(endpoint.instance)
-        if target is None or target.endpoint is not endpoint:
-            target = service.target(endpoint)
-        hop = service.hops.get(context.principal)
-        if hop is None or now >= hop.fresh_until_s:
-            hop = service.hop(context.principal, now)
-        if plan.is_external:
-            used = 0
-            sent = CallContext(trace_id=context.trace_id, span_id=span_id, key=key)
-        else:
-            sent = CallContext(
-                trace_id=context.trace_id,
-                span_id=span_id,
-                principal=context.principal,
-                deadline_s=due_s if due_s != math.inf else None,
-                key=key,
-                attempts_left=min(ATTEMPTS_LEFT_MAX, given),
-                undoes=context.undoes,
-            )
-        request = Request(plan.operation, arguments, sent, hop.credential, hop, due_s)
-        if target.keeps_time:
-            # No timer: in one process most callees have answered before one could be armed.
-            reply = await target.send(endpoint, request)
-        else:
-            until_s = due_s if due_s != math.inf else None
-            reply = await within(partial(target.send, endpoint, request), until_s)
-        if not plan.is_external:
-            used = reply.attempts_used
+            first.permit = breaker.closed_permit or breaker.admit(now)
+        first.target = target = service.choose(listed)
+        request = plan.request(arguments, context, key, span_id, first, now)
+        first.reply = reply = await target.send(target.endpoint, request)
         if not 200 <= reply.status < 300:
-            raise reply.to_error(plan.operation.raises, is_external=plan.is_external)
-        body = reply.body or b"null"
-        try:
-            value = plan.decode(body)
-        except NO_FIT as error:
-            raise plan.misfit(error) from error
+            raise plan.error_of(reply)
+        value = plan.decode(reply.body or b"null")
     except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
-        failed = error
-    else:
-        if limiter is not None:
-            limiter.release()
-        ended_s = asyncio.get_running_loop().time()
-        if breaker is not None and permit is not None:
-            if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
-                breaker.successes += 1
-            else:
-                breaker.success(permit, ended_s, ended_s - now)
-        if left is not None and given:
-            if used == 0:
-                left.left += given
-            else:
-                left.settle(given, used)
-        plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
-        return body if as_json else value
-    if limiter is not None:
-        limiter.release()
-    try:
+        first.failed = error
+    if plan.limiter is not None:
+        plan.limiter.release()
+    if first.failed is not None:
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
-        first = Attempt(1, due_s, given, used=used, began_s=now)
-        if left is None:
-            left = AttemptsLeft(context.attempts_left)
-            left.give()
-        answer = await sending.go_on(first, failed, permit, endpoint, deadline_s, left)
+        answer = await sending.go_on(first, deadline_s, left)
         return answer[0] if as_json else answer[1]
-    finally:
-        failed = None  # this frame is in its traceback: kept, it would be a cycle
+    ended_s = asyncio.get_running_loop().time()
+    if breaker is not None:
+        if first.permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
+            breaker.successes += 1
+        else:
+            breaker.success(first.permit, ended_s, ended_s - now)
+    if left is not None:
+        left.left += given  # a callee that spent some is rare, and told of below
+        if reply.attempts_used and not plan.is_external:
+            left.spend(reply.attempts_used)
+    plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
+    return reply.body or b"null" if as_json else value
 
 
-def _known_at_once(step: Awaitable[Resolved]) -> tuple[Endpoint, ...]:
-    """Return what a resolver lists without waiting; nothing where it has to ask, or cannot say.
+def _listed(service: CalledService, now: float) -> tuple[Endpoint, ...]:
+    """Return what is listed without waiting; nothing where the registry has to be asked first.
 
     Waiting for it would have to be bounded, which the slow way does: it asks once more.
     """
+    shared = service.shared
+    sure = shared.lists.get(service.name)
+    if sure is not None and now < sure[1]:
+        return sure[0]
+    step = shared.resolver.resolve(service.name)
     if isinstance(step, CoroutineType):
         try:
             step.send(None)

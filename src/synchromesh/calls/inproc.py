@@ -15,7 +15,7 @@ from typing import Any
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.wire import Receiver, Reply, Request
 from synchromesh.discovery import Endpoint
-from synchromesh.eager import EagerStart, starter
+from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import ConnectFailed, ConnectionLost
 from synchromesh.resilience import DeadlinePassed
 from synchromesh.timers import Timers
@@ -52,7 +52,7 @@ class InProcessTransport:
         # awaits could vanish.
         self._left_behind: set[asyncio.Task[Reply]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start: EagerStart
+        self._start: TaskStarter
         self._depth = 0
         self._inline_s = 0.0
 
@@ -113,7 +113,7 @@ class InProcessTransport:
             self._inline_s += reply.took_s
         return reply
 
-    def _starter(self, loop: asyncio.AbstractEventLoop) -> EagerStart:
+    def _starter(self, loop: asyncio.AbstractEventLoop) -> TaskStarter:
         self._loop, self._start = loop, starter(loop)
         return self._start
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,10 +19,11 @@ from synchromesh.calls.contract import Operation
 from synchromesh.calls.faults import FaultTable
 from synchromesh.calls.wire import Hop, Reply, Request, Transport, keeps_time
 from synchromesh.codec import decoder_of
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
 from synchromesh.discovery import Endpoint, Resolver, RoundRobin
-from synchromesh.errors import ConfigError, RemoteFailed
+from synchromesh.errors import ConfigError, RemoteFailed, SynchromeshError
 from synchromesh.identity import Signer
-from synchromesh.resilience import Edge
+from synchromesh.resilience import Edge, within
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -34,15 +37,33 @@ class Target(msgspec.Struct, eq=False):
     """One instance that calls go to, and how.
 
     Attributes:
-        keeps_time: whether its transport releases callers at their deadlines by itself.
+        send: sends a request, and releases its caller when it is due.
         noted: what the span of a call that it answered at once says; shared by all of them.
     """
 
     endpoint: Endpoint
     transport: Transport
     send: Callable[[Endpoint, Request], Awaitable[Reply]]
-    keeps_time: bool
     noted: dict[str, str]
+
+
+class First(msgspec.Struct, eq=False):
+    """The first attempt of a call on the fast way, for the slow one to go on after it.
+
+    Attributes:
+        due_s: when its caller is released, on the loop's clock; infinity for never.
+        given: the extra attempts that were set aside for the callee's side.
+        permit: the breaker's; 0 where there is none, or it let nothing be sent.
+        target: the instance that it was made at, and `reply`: what that said, if it came so far.
+        failed: what it raised.
+    """
+
+    due_s: float
+    given: int
+    permit: int = 0
+    target: Target | None = None
+    reply: Reply | None = None
+    failed: BaseException | None = None
 
 
 class CalledService:
@@ -89,8 +110,11 @@ class CalledService:
         hop.fresh_until_s = fresh_until_s
         return hop
 
-    def target(self, endpoint: Endpoint) -> Target:
-        """Return how an instance is reached. Raises ConfigError where nothing does."""
+    def choose(self, listed: tuple[Endpoint, ...]) -> Target:
+        """Return the instance whose turn it is. Raises ConfigError where nothing reaches it."""
+        if self.shared.absences:
+            self.shared.finder.note_found(self.name)
+        endpoint = self.balancer.pick(listed)
         target = self.targets.get(endpoint.instance)
         if target is not None and target.endpoint is endpoint:
             return target
@@ -98,11 +122,15 @@ class CalledService:
         if len(self.targets) >= TARGETS_MAX:
             self.targets.clear()  # instances come and go; a few are looked up again
         noted = {"instance": endpoint.instance, "attempts": "1"}
-        made = Target(endpoint, transport, transport.send, keeps_time(transport), noted)
+        # No timer where the transport has one: in one process most callees have answered before it
+        # could be armed.
+        send = transport.send if keeps_time(transport) else partial(_send_in_time, transport.send)
+        made = Target(endpoint, transport, send, noted)
         self.targets[endpoint.instance] = made
         return made
 
 
+@dataclass(slots=True)
 class Shared:
     """What all plans of one caller share.
 
@@ -110,46 +138,24 @@ class Shared:
         service: who calls.
         finder: finds instances, and holds calls while there are none.
         lists: what the resolver is sure of, as `MemoryRegistry.lists`; empty for one that asks.
-        faults: those in force on purpose; `rules` are empty while none is.
         absences: the services that have no instance; empty while each has one.
-        is_slow: whether every call takes the slow way, as tests want it.
         draw: draws so many random bits.
+        faults: those in force on purpose.
+        is_slow: whether every call takes the slow way, as tests want it.
     """
 
-    __slots__ = (
-        "absences", "draw", "faults", "finder", "is_slow", "lists", "resolver", "rules",
-        "runtime", "service", "signer", "tracer", "transports",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        service: str,
-        *,
-        resolver: Resolver,
-        finder: Finder,
-        transports: Mapping[str, Transport],
-        signer: Signer,
-        tracer: Tracer,
-        runtime: Runtime,
-        faults: FaultTable,
-        absences: Mapping[str, object],
-        is_slow: bool,
-    ) -> None:
-        self.service = service
-        self.resolver = resolver
-        self.lists: Mapping[str, tuple[tuple[Endpoint, ...], float]] = getattr(
-            resolver, "lists", {}
-        )
-        self.finder = finder
-        self.transports = transports
-        self.signer = signer
-        self.tracer = tracer
-        self.runtime = runtime
-        self.draw = runtime.rng.getrandbits
-        self.faults = faults
-        self.rules: Mapping[str, object] = faults.rules
-        self.absences = absences
-        self.is_slow = is_slow
+    service: str
+    resolver: Resolver
+    finder: Finder
+    lists: Mapping[str, tuple[tuple[Endpoint, ...], float]]
+    absences: Mapping[str, object]
+    transports: Mapping[str, Transport]
+    signer: Signer
+    tracer: Tracer
+    runtime: Runtime
+    draw: Callable[[int], int]
+    faults: FaultTable
+    is_slow: bool = False
 
     def transport(self, endpoint: Endpoint) -> Transport:
         """Return what reaches an endpoint. Raises ConfigError where nothing does."""
@@ -192,9 +198,48 @@ class Plan:
         self.decode: Callable[[bytes], Any] = decoder_of(operation.shape.result)
         self.record = service.shared.tracer.recorder("call", operation.full_name)
 
+    def request(
+        self,
+        arguments: bytes,
+        context: CallContext,
+        key: str,
+        span_id: str,
+        first: First,
+        now: float,
+    ) -> Request:
+        """Return what the first attempt of a call sends; `span_id` is the call's."""
+        hop = self.service.hops.get(context.principal)
+        if hop is None or now >= hop.fresh_until_s:
+            hop = self.service.hop(context.principal, now)
+        if self.is_external:
+            # It is not told who we are, and it can spend none of our attempts.
+            sent = CallContext(trace_id=context.trace_id, span_id=span_id, key=key)
+        else:
+            sent = CallContext(
+                trace_id=context.trace_id,
+                span_id=span_id,
+                principal=context.principal,
+                deadline_s=first.due_s if first.due_s != math.inf else None,
+                key=key,
+                attempts_left=min(ATTEMPTS_LEFT_MAX, first.given),
+                undoes=context.undoes,
+            )
+        return Request(self.operation, arguments, sent, hop.credential, hop, first.due_s)
+
+    def error_of(self, reply: Reply) -> SynchromeshError:
+        """Return what a reply that is no answer tells."""
+        return reply.to_error(self.operation.raises, is_external=self.is_external)
+
     def misfit(self, error: Exception) -> RemoteFailed:
         """Return what an answer is that does not fit the contract: an error of its own (B5)."""
         return RemoteFailed(
             f"{self.name} answered what its contract does not say: the data does not fit: {error}; "
             "caller and callee have contracts that do not fit each other"
         )
+
+
+async def _send_in_time(
+    send: Callable[[Endpoint, Request], Awaitable[Reply]], endpoint: Endpoint, request: Request
+) -> Reply:
+    until_s = request.due_s if request.due_s != math.inf else None
+    return await within(partial(send, endpoint, request), until_s)

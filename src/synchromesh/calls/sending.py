@@ -13,7 +13,7 @@ from typing import Any
 
 from synchromesh.calls.choice import Choice
 from synchromesh.calls.faults import Strike
-from synchromesh.calls.plan import CalledService, Plan, Shared
+from synchromesh.calls.plan import CalledService, First, Plan, Shared
 from synchromesh.calls.wire import Hop, Request
 from synchromesh.codec import NO_FIT
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
@@ -52,7 +52,7 @@ class Way:
         self.noted: dict[str, str] = {}
         self.choice = Choice(self.shared.finder, service.name, service.balancer, self.noted)
         self._record = record
-        self._began_s = began_s
+        self.began_s = began_s
 
     def note(self, name: str, value: object) -> None:
         """Let the span say something short."""
@@ -66,7 +66,7 @@ class Way:
             self.context.trace_id,
             self.span_id,
             self.context.span_id,
-            self._began_s,
+            self.began_s,
             asyncio.get_running_loop().time(),
             status,
             {**self.noted, **told},
@@ -187,46 +187,49 @@ class Sending(Way):
             outcome = failed = None  # this frame is in their tracebacks: kept, they are cycles
 
     async def go_on(
-        self,
-        first: Attempt,
-        failed: BaseException,
-        permit: int | None,
-        endpoint: Endpoint | None,
-        deadline_s: float | None,
-        left: AttemptsLeft,
+        self, first: First, deadline_s: float | None, left: AttemptsLeft | None
     ) -> tuple[bytes, Any]:
         """Go on after the fast way's attempt, which has failed: tell the breaker, and try again.
 
         Args:
-            first: the attempt.
-            failed: what it raised.
-            permit: the breaker's, None where there is none or it let nothing be sent.
-            endpoint: the instance that it was made at, if it came so far.
+            first: the attempt, and what it came to.
             deadline_s: the call's deadline on the loop's clock.
-            left: the extra attempts of the call tree.
+            left: the extra attempts of the call tree; None where this call is its root.
         """
-        edge = self._plan.edge
+        failed, first.failed = first.failed, None
+        plan, edge, target, reply = self._plan, self._plan.edge, first.target, first.reply
         try:
+            assert failed is not None, "who goes on has failed before"
             if isinstance(failed, GeneratorExit):
                 raise failed  # a coroutine that is thrown away has no loop any more
-            self.number = first.number
-            if endpoint is not None:
-                self.choice.note_tried(endpoint)
+            self.number = 1
+            if target is not None:
+                self.choice.note_tried(target.endpoint)
                 if isinstance(failed, ConnectFailed):
-                    self.give_up(endpoint)
-            first.has_full_timeout = is_full_timeout(
-                edge.policy.timeout_s, first.deadline_s, first.began_s
+                    self.give_up(target.endpoint)
+            attempt = Attempt(1, first.due_s, first.given, began_s=self.began_s)
+            attempt.has_full_timeout = is_full_timeout(
+                edge.policy.timeout_s, first.due_s, self.began_s
             )
-            if isinstance(failed, DeadlinePassed) and failed.deadline_s == first.deadline_s:
-                failed = edge.late(first)
-            if permit is not None:
-                edge.report(failed, first, permit)
+            if plan.is_external:
+                attempt.used = 0
+            elif reply is not None:
+                attempt.used = reply.attempts_used
+            if isinstance(failed, DeadlinePassed) and failed.deadline_s == first.due_s:
+                failed = edge.late(attempt)
+            elif reply is not None and isinstance(failed, NO_FIT):
+                failed = plan.misfit(failed)
+            if first.permit:
+                edge.report(failed, attempt, first.permit)
             if not isinstance(failed, Exception):
                 self.end(failed)
                 raise failed
-            return await self.run(deadline_s, left, (first, failed))
+            if left is None:
+                left = AttemptsLeft(self.context.attempts_left)
+                left.give()
+            return await self.run(deadline_s, left, (attempt, failed))
         finally:
-            del failed
+            del failed  # this frame is in its traceback: kept, it would be a cycle
 
     async def attempt(self, attempt: Attempt) -> tuple[bytes, Any]:
         """Send once; return the answer's JSON and value."""
@@ -249,7 +252,7 @@ class Sending(Way):
         if not plan.is_external:
             attempt.used = reply.attempts_used
         if not reply.is_answer:
-            raise reply.to_error(plan.operation.raises, is_external=plan.is_external)
+            raise plan.error_of(reply)
         body = reply.body or b"null"
         try:
             return body, plan.decode(body)

@@ -200,7 +200,12 @@ class AttemptsLeft:
         A callee that says it used more than it was given is believed, down to 0 left.
         """
         if used is not None:
-            self.left = max(0, self.left + given - max(0, used))
+            self.left += given
+            self.spend(max(0, used))
+
+    def spend(self, used: int) -> None:
+        """Take off what a callee spent of what was given to it; it is believed, down to 0 left."""
+        self.left = max(0, self.left - used)
 
     def take(self) -> None:
         """Spend one on a retry. Raises ValueError where none is left: ask `can_retry` first."""
