@@ -10,7 +10,6 @@ import asyncio
 from synchromesh.calls.holding import Holds
 from synchromesh.discovery import Endpoint, Resolver, RoundRobin, WatchableResolver
 from synchromesh.errors import DiscoveryError, NoInstance
-from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
 
 class Finder:

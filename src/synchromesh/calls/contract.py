@@ -7,19 +7,17 @@ object by parameter name; HTTP spreads the same object over path, query and body
 
 from __future__ import annotations
 
-import inspect
 import re
-import typing
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, is_dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 from msgspec.structs import asdict
 
+from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature
 from synchromesh.calls.texts import from_text, to_text
-from synchromesh.codec import NO_FIT, decode, decoder_of, digest, encode, to_json
+from synchromesh.codec import NO_FIT, decode, digest, encode, to_json
 from synchromesh.errors import BadRequest, ContractError, Rejection
 
 P = ParamSpec("P")
@@ -30,7 +28,6 @@ E = TypeVar("E")
 _ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9_.~/{}-]*)")
 _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_.~-]*|\{[a-z_][a-z0-9_]*\}")
-_BODILESS = frozenset({"GET", "DELETE"})
 
 
 class Call(msgspec.Struct, Generic[R_co], frozen=True, eq=False):
@@ -66,36 +63,6 @@ class Call(msgspec.Struct, Generic[R_co], frozen=True, eq=False):
 
     def __repr__(self) -> str:
         return f"<Call {self.operation.full_name} {self.arguments.decode()[:80]}>"
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """The types of an operation, read from its annotations once they can be resolved.
-
-    Attributes:
-        arguments: a struct with a field a parameter; its constructor takes them as the function
-            does.
-        canonical: the same with the fields in order of their names: its JSON is the canonical form.
-        decode: reads that as a `canonical`; raises one of `NO_FIT`.
-        hints: the type of each parameter.
-        omitted: the parameters that HTTP leaves out where they are null: that is their default.
-        body: the parameter that is the HTTP body by itself, "" where the body is an object.
-        decode_body: reads the HTTP body where all arguments are in it; None where some are in the
-            path or the query.
-        before_body: what stands before the body in the canonical form, and `}` behind it.
-        result: the type of the answer.
-    """
-
-    signature: inspect.Signature
-    arguments: type[msgspec.Struct]
-    canonical: type[msgspec.Struct]
-    decode: Callable[[bytes], msgspec.Struct]
-    hints: Mapping[str, Any]
-    omitted: frozenset[str]
-    body: str
-    decode_body: Callable[[bytes], object] | None
-    before_body: bytes
-    result: Any
 
 
 class Operation(Generic[P, R_co]):
@@ -147,7 +114,9 @@ class Operation(Generic[P, R_co]):
             ContractError: an annotation is missing or cannot be resolved.
         """
         if self._shape is None:
-            self._shape = _shape_of(self, self._stub)
+            self._shape = read_signature(
+                self._stub, service=self.service, method=self.method, places=self.places
+            )
         return self._shape
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
@@ -161,7 +130,7 @@ class Operation(Generic[P, R_co]):
             # The struct takes arguments as the function does, with no frame of Python's.
             struct = shape.arguments(*args, **kwargs)
         except TypeError:
-            raise BadRequest(f"{self.full_name}: {_misfit(shape, args, kwargs)}") from None
+            raise BadRequest(f"{self.full_name}: {misfit(shape, args, kwargs)}") from None
         try:
             checked = shape.decode(encode(struct))
         except NO_FIT as error:
@@ -204,7 +173,7 @@ class Operation(Generic[P, R_co]):
             # A dot by itself would be a step in the path to whoever normalises it.
             segment = quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
             target = target.replace(f"{{{place}}}", segment)
-        if self.method in _BODILESS:
+        if self.method in BODILESS:
             pairs = {
                 name: to_text(value, shape.hints[name])
                 for name, value in raw.items()
@@ -243,7 +212,7 @@ class Operation(Generic[P, R_co]):
     def _from_texts(self, places: Mapping[str, str], query: str) -> dict[str, Any]:
         hints = self.shape.hints
         texts = {name: unquote(value, errors="strict") for name, value in places.items()}
-        if query and self.method not in _BODILESS:
+        if query and self.method not in BODILESS:
             raise BadRequest("takes no query; send the arguments in the body")
         for name, text in parse_qsl(query, keep_blank_values=True, errors="strict"):
             if name not in hints:
@@ -265,7 +234,7 @@ class Operation(Generic[P, R_co]):
             return {shape.body: decode(body, shape.hints[shape.body])}
         if not body:
             return {}
-        if self.method in _BODILESS:
+        if self.method in BODILESS:
             raise BadRequest(f"{self.method} takes no body")
         values: dict[str, Any] = {}
         for name, raw in decode(body, dict[str, msgspec.Raw]).items():
@@ -455,76 +424,6 @@ def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
         'A-1'
     """
     return PublicEvent(kind, key)
-
-
-def _shape_of(operation: Operation[..., Any], stub: Callable[..., Any]) -> Signature:
-    where = f"{operation.full_name} ({stub.__qualname__})"
-    try:
-        hints = typing.get_type_hints(stub, include_extras=True)
-    except NameError as error:
-        raise ContractError(f"{where}: {error}; its annotations must be importable") from error
-    whole = inspect.signature(stub)
-    parameters = list(whole.parameters.values())[1:]
-    for parameter in parameters:
-        if parameter.name not in hints:
-            raise ContractError(f"{where}: parameter {parameter.name!r} has no annotation")
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ContractError(f"{where}: *args and **kwargs cannot be sent; name each parameter")
-    if "return" not in hints:
-        raise ContractError(f"{where}: has no return annotation; write -> None for no answer")
-    missing = [place for place in operation.places if place not in hints]
-    if missing:
-        raise ContractError(f"{where}: the path names {missing[0]!r}, which is no parameter")
-    bare = [p.name for p in parameters if p.name not in operation.places]
-    is_body = len(bare) == 1 and operation.method not in _BODILESS and _is_struct(hints[bare[0]])
-    fields = [_field_of(p, hints[p.name]) for p in sorted(parameters, key=lambda p: p.name)]
-    canonical = msgspec.defstruct(operation.name, fields, forbid_unknown_fields=True, kw_only=True)
-    body = bare[0] if is_body else ""
-    is_all_body = not operation.places and operation.method not in _BODILESS
-    return Signature(
-        signature=whole.replace(parameters=parameters),
-        arguments=_struct_of(f"call of {operation.full_name}", parameters, hints),
-        canonical=canonical,
-        decode=decoder_of(canonical),
-        hints={p.name: hints[p.name] for p in parameters},
-        omitted=frozenset(p.name for p in parameters if p.default is None),
-        body=body,
-        decode_body=decoder_of(hints[body] if body else canonical) if is_all_body else None,
-        before_body=b"{%b:" % to_json(body) if body and is_all_body else b"",
-        result=hints["return"],
-    )
-
-
-def _field_of(parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...]:
-    if parameter.default is parameter.empty:
-        return (parameter.name, hint)
-    return (parameter.name, hint, parameter.default)
-
-
-def _struct_of(
-    name: str, parameters: list[inspect.Parameter], hints: Mapping[str, Any]
-) -> type[msgspec.Struct]:
-    """Return a struct whose constructor takes arguments as a function of these parameters does."""
-    named: list[Any] = []
-    placed: list[Any] = []
-    for p in parameters:
-        (named if p.kind is p.KEYWORD_ONLY else placed).append(_field_of(p, hints[p.name]))
-    # Fields are by name only in a base that says so.
-    base = msgspec.defstruct(name, named, kw_only=True) if named else msgspec.Struct
-    return msgspec.defstruct(name, placed, bases=(base,), forbid_unknown_fields=True)
-
-
-def _misfit(shape: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Return what is wrong with arguments that were refused."""
-    try:
-        shape.signature.bind(*args, **kwargs)
-    except TypeError as error:
-        return str(error)
-    return "the arguments do not fit"
-
-
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or is_dataclass(kind))
 
 
 def _known(hints: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.wire import ATTEMPTS_USED, Receiver, Reply, Request
 from synchromesh.context import CREDENTIAL, from_headers, own_headers
-from synchromesh.eager import EagerStart, starter
+from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import (
     MethodNotAllowed,
     RemoteFailed,
@@ -65,7 +65,7 @@ class HttpEdge:
         self._found: dict[tuple[bytes, bytes], Match[_Target]] = {}
         self._timers = Timers()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start: EagerStart | None = None
+        self._start: TaskStarter | None = None
 
     def mount(
         self, receiver: Receiver, operations: Iterable[Operation[..., Any]], *, prefix: str = ""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synchromesh.calls.contract import Operation, Signature
+from synchromesh.calls.contract import Operation
+from synchromesh.calls.signature import Signature
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError
 from synchromesh.gateway.composition import BranchNode, Reference

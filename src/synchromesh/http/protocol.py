@@ -48,12 +48,7 @@ _LAST_LINES: Final = b"connection: close\r\n\r\n"
 _FREE, _BEGUN, _BUSY = Replying.FREE, Replying.BEGUN, Replying.BUSY
 _LINGERING, _LOST = Replying.LINGERING, Replying.LOST
 _TAKEN, _WAITS, _ANSWERED = ReplyingEvent.TAKEN, ReplyingEvent.WAITS, ReplyingEvent.ANSWERED
-_FRESH, _IDLE, _BODY, _CLOSED = (
-    ReadingState.FRESH,
-    ReadingState.IDLE,
-    ReadingState.BODY,
-    ReadingState.CLOSED,
-)
+_FRESH, _IDLE, _, _BODY, _CLOSED = ReadingState
 
 
 class ServerConnection(asyncio.Protocol):

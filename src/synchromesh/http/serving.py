@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
-from synchromesh.eager import EagerStart
+from synchromesh.eager import TaskStarter
 from synchromesh.errors import RemoteFailed, Shed
 from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.limits import Limits
@@ -58,7 +58,7 @@ class Serving:
     streaming: Streaming | None
     limits: Limits
     owner: ConnectionOwner
-    start: EagerStart
+    start: TaskStarter
     is_fast: bool
 
 

@@ -91,7 +91,7 @@ class _TimeOut(Deadline):
         return self._has_expired and self._task.uncancel() <= self._cancelling
 
 
-class Attempts:
+class StepAttempts:
     """Tries the steps and undos of one run."""
 
     __slots__ = ("_deps", "_journal", "_machine", "_policy", "_row")

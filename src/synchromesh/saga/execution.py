@@ -11,7 +11,7 @@ from typing import Any
 from synchromesh.codec import decode, encode
 from synchromesh.errors import BadRequest, Fenced, Rejection, SagaError, to_problem
 from synchromesh.saga import outcomes
-from synchromesh.saga.attempts import Attempts, Trace
+from synchromesh.saga.attempts import StepAttempts, Trace
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
@@ -65,7 +65,7 @@ class Execution:
         for record in records:
             self.machine.apply(record)
         self.journal = Journal(deps, row, self.machine, seq=len(records))
-        self._attempts = Attempts(deps, row, definition.policy, self.machine, self.journal)
+        self._attempts = StepAttempts(deps, row, definition.policy, self.machine, self.journal)
         saga = Saga(row.id, row.trace_id)
         given = decode(row.input, definition.shape.input)
         self._function = Function(saga, lambda: definition.fn(saga, given))
