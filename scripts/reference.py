@@ -48,16 +48,20 @@ FRONT_DOOR = {
 MODULES = {
     "calls": "PublicEvent Policies Caller InProcessTransport",
     "codec": "to_datetime",
+    "context": "new_span_id",
     "discovery": "Endpoint MemoryRegistry RoundRobin LeaseOptions",
     "events": "given Given When subscribe ProjectionRunner ProjectionOptions",
     "gateway": "GatewayEngine check explain make_key parse_keys Auth Authenticator Principal",
-    "http": "HttpServer HttpPool HttpRequest HttpResponse Body Limits PoolLimits asgi_handler",
+    "http": (
+        "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Body Limits PoolLimits "
+        "asgi_handler"
+    ),
     "identity": "Signer",
     "messaging": "Consumer RelayOptions",
     "resilience": "Breaker Edge",
     "runtime": "Runtime RealRuntime",
     "store": "Once Schema SqliteStore StoreOptions Unit",
-    "telemetry": "Tracer MemoryRing JsonFormatter",
+    "telemetry": "Tracer MemoryRing JsonFormatter outcome_of",
 }
 TESTING = {
     "Services in a test": "run serving InProcess SimRuntime",

@@ -58,6 +58,10 @@ class Caller:
     Attributes:
         holds: how many calls are held, and how many restarts were bridged.
         on_transition: told when a breaker changes state; must not raise.
+
+    Example:
+        >>> async def ask(caller: Caller, call: Call[R]) -> R:
+        ...     return await caller.call(call, context=caller.root(principal="ada"), timeout_s=1.0)
     """
 
     def __init__(

@@ -60,6 +60,13 @@ class HttpExchange:
             length or no body, nothing expected. Only such requests are offered to a `FastHandler`.
         stream: the body while it comes, in place of `body`; None where it has come.
         listener: who is told when the client leaves; set it when the answer comes later.
+
+    Example:
+        >>> def begin_exchange(exchange: HttpExchange) -> bool:
+        ...     if exchange.target != b"/health":
+        ...         return False  # the handler's coroutine takes it
+        ...     exchange.answer(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n", b"ok")
+        ...     return True
     """
 
     __slots__ = (

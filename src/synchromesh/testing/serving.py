@@ -46,6 +46,11 @@ class InProcess:
         up: the instances that run, by service.
         ring: the spans.
         failures: background loops that failed too often: service, child and error.
+
+    Example:
+        >>> async def twice(services: InProcess, call: Call[R]) -> R:
+        ...     await services.call(call, key="k1")
+        ...     return await services.call(call, key="k1")  # the recorded answer of the first
     """
 
     def __init__(

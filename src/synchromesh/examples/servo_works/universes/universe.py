@@ -21,8 +21,7 @@ from msgspec import structs
 from synchromesh.calls import Call, Caller
 from synchromesh.errors import CallError, Rejection, SagaUndone, SynchromeshError
 from synchromesh.store import Once, Recorded, Unit, inbox
-from synchromesh.testing import CALM, STORMY, Node, SimulationError, World
-from synchromesh.testing import NetworkFaults as NetworkFaults
+from synchromesh.testing import CALM, STORMY, NetworkFaults, Node, SimulationError, World
 from universes.cluster import (
     CLIENTS,
     PROVIDER,
