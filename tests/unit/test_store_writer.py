@@ -74,8 +74,17 @@ async def test_64_concurrent_units_need_at_most_8_commits(tmp_path: Path) -> Non
     await store.close()
 
 
-async def test_units_of_one_turn_share_one_commit(store: SqliteStore) -> None:
-    """A group is one commit, and its id is its first unit's."""
+async def marked(store: SqliteStore) -> int:
+    """Return which unit the file says the last commit begins with."""
+    ((number,),) = await store.read("select seq from sqlite_sequence where name = 'sm_commit'")
+    assert isinstance(number, int)
+    return number
+
+
+async def test_units_of_one_turn_share_one_commit(
+    store: SqliteStore, tmp_path: Path, runtime: HandRuntime
+) -> None:
+    """A group is one commit, marked by its first unit; units are counted on in the next life."""
     ids: list[str] = []
 
     async def body(unit: Unit) -> None:
@@ -83,7 +92,32 @@ async def test_units_of_one_turn_share_one_commit(store: SqliteStore) -> None:
 
     await asyncio.gather(*(store.write(body, name="note") for _ in range(3)))
     assert store.commits == 1
-    assert await store.read("select unit_id from sm_commit") == [(ids[0],)]
+    assert await marked(store) == int(ids[0][24:], 16)
+    await store.close()
+    again = await open_store(tmp_path, runtime)
+    await again.write(body, name="note")
+    assert await marked(again) == int(ids[3][24:], 16) > int(ids[0][24:], 16)
+    assert len(set(ids)) == 4
+    await again.close()
+
+
+async def test_a_commit_is_never_marked_by_a_unit_that_is_not_in_it(
+    store: SqliteStore, runtime: HandRuntime
+) -> None:
+    """The first of a group is interrupted, and its own commit is lost: it was not the group's (I3).
+
+    Were it taken for that, it would be acknowledged and never written.
+    """
+    interrupted = sqlite_error(sqlite3.SQLITE_INTERRUPT, "interrupted")
+    broken = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
+    runtime.faulty.faults += [
+        Fault("insert into item", interrupted),
+        Fault("commit", broken, skip=1),
+    ]
+    got = await put(store, 1, 2)
+    assert got[1] == 2
+    assert "disk I/O error" in str(got[0])
+    assert await items(store) == [2]
 
 
 async def test_a_group_that_wrote_nothing_is_not_committed(store: SqliteStore) -> None:
@@ -455,7 +489,7 @@ async def test_a_commit_that_cannot_be_asked_for_is_answered_as_unknown(
 ) -> None:
     """Neither retried nor called a failure: the store closes and says what to do (I3)."""
     error = sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error")
-    runtime.faulty.faults += [Fault("commit", error), Fault("select unit_id", error)]
+    runtime.faulty.faults += [Fault("commit", error), Fault("select seq", error)]
     got = await put(store, 1, 2)
     assert [type(each) for each in got] == [StoreBroken] * 2
     assert all("ask again under the same key" in str(each) for each in got)
@@ -555,7 +589,7 @@ async def test_a_lone_unit_gets_the_error_of_its_transaction(
 ) -> None:
     """There is nobody else whose fault it could be."""
     error = sqlite_error(sqlite3.SQLITE_NOMEM, "out of memory")
-    runtime.faulty.faults.append(Fault("update sm_commit", error, rolls_back=True))
+    runtime.faulty.faults.append(Fault("update sqlite_sequence", error, rolls_back=True))
     assert "out of memory" in str((await put(store, 1))[0])
     assert await items(store) == []
 

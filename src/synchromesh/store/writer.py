@@ -7,10 +7,10 @@ after the other (I1), and one that fails, or spoils its group, fails alone (I4):
     group ── all ran, committed ─────────────────────────▶ each has its result or its own error
       └─ the engine rolled all back, or the commit failed ─▶ each again alone, but for the spoiler
 
-Before anything is run again the file is asked whether the group's id is in it (I3), since an error
-of a commit does not say that nothing was committed. And before anything is acknowledged the disk is
-asked whether the file is still where it was opened: SQLite goes on writing to one that was deleted
-or replaced, and whoever opens the path next finds nothing of it (E4).
+Before anything is run again the file is asked whether a unit of the group is in it (I3), since an
+error of a commit does not say that nothing was committed. And before anything is acknowledged the
+disk is asked whether the file is still where it was opened: SQLite goes on writing to one that was
+deleted or replaced, and whoever opens the path next finds nothing of it (E4).
 
 Source: Gray & Reuter, *Transaction Processing*, section 9.4.3 (group commit).
 """
@@ -34,10 +34,15 @@ from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_
 from synchromesh.store.sqlite_unit import Database, SqliteUnit, as_coroutine, drive
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 
+# The number of the first unit that the last commit carries is kept beside the last position of the
+# event log, in the engine's own table of such numbers: a page of its own would be one more to flush
+# in each commit. `sm_commit` is only what it is named after, and has no rows.
 TABLES = (
-    "create table sm_commit(slot integer primary key, unit_id text not null)",
-    "insert into sm_commit(slot, unit_id) values (1, '')",
+    "create table sm_commit(number {position})",
+    "insert into sqlite_sequence(name, seq) values ('sm_commit', 0)",
 )
+_MARK = "update sqlite_sequence set seq = ? where name = 'sm_commit'"
+_MARKED = "select seq from sqlite_sequence where name = 'sm_commit'"
 
 # How often in a unit's limit the watchdog looks which unit is running.
 _TICKS = 4
@@ -87,7 +92,7 @@ class Writer:
     """Commit units in groups on the one connection that writes; create and use it on the loop.
 
     Args:
-        connection: in autocommit mode, with `sm_commit` in its file; the writer closes it.
+        connection: in autocommit mode, with `TABLES` in its file; the writer closes it.
         hear: is called on the loop with each topic that a durable unit notified.
         limit_s: past it a unit is named in the log, interrupted and rolled back.
         backlog_max: units that may wait; one more is shed.
@@ -111,7 +116,8 @@ class Writer:
         # Ids of units are UUIDs whose last 48 bits count on: a random one for each would cost two
         # system calls, and at each the writer's thread would take over in the middle of a turn.
         self._database = Database(connection, path, service, life_id=runtime.new_id()[:23])
-        self._submitted = 0
+        # Counted on from the last commit, so that what is marked there is never another unit's.
+        self._submitted: int = connection.execute(_MARKED).fetchone()[0]
         self._hear = hear
         self._limit_s = limit_s
         self._tick_s = limit_s / _TICKS
@@ -354,12 +360,13 @@ class Writer:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
             return again
-        group_id = self._database.id_of(jobs[0].number)
+        # Of a unit that is in this commit and in no other: one that is run again has yet to be.
+        mark = next(job.number for job in jobs if job.has_written)
         try:
-            self._connection.execute("update sm_commit set unit_id = ? where slot = 1", (group_id,))
+            self._connection.execute(_MARK, (mark,))
             self._connection.execute("commit")
         except SqliteFault as error:
-            if not self._is_durable(jobs, group_id, error):
+            if not self._is_durable(jobs, mark, error):
                 return [] if self.broken else self._abandon(jobs, error)
         if [self._file_id(each) for each in self._file_paths] != self._file_ids:
             self._break(
@@ -374,12 +381,12 @@ class Writer:
         self._fatals = 0
         return again
 
-    def _is_durable(self, jobs: list[_Job], group_id: str, error: Exception) -> bool:
+    def _is_durable(self, jobs: list[_Job], mark: int, error: Exception) -> bool:
         """Look up whether the group was committed, after a commit that ended in an error (I3)."""
         try:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
-            rows = self._connection.execute("select unit_id from sm_commit").fetchall()
+            rows = self._connection.execute(_MARKED).fetchall()
         except SqliteFault as second:
             self._break(
                 f"{self._path}: a commit failed ({error}) and the file cannot be asked whether it "
@@ -388,7 +395,7 @@ class Writer:
             )
             self._fail(jobs)
             return False
-        return rows == [(group_id,)]
+        return rows == [(mark,)]
 
     def _fail(self, jobs: list[_Job]) -> None:
         for job in jobs:
