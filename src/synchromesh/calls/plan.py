@@ -114,7 +114,8 @@ class CalledService:
         """Return the instance whose turn it is. Raises ConfigError where nothing reaches it."""
         if self.shared.absences:
             self.shared.finder.note_found(self.name)
-        endpoint = self.balancer.pick(listed)
+        # One instance has every turn.
+        endpoint = listed[0] if len(listed) == 1 else self.balancer.pick(listed)
         target = self.targets.get(endpoint.instance)
         if target is not None and target.endpoint is endpoint:
             return target
