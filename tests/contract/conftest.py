@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from synchromesh.calls import Caller
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import Schema, SqliteStore, Store
 
@@ -42,3 +44,15 @@ async def stores(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Stores]:
     made = Stores(tmp_path)
     yield made
     await made.close()
+
+
+@pytest.fixture(params=["fast", "slow"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every caller send its calls by one of the two ways."""
+    make = Caller.__init__
+
+    def made(self: Caller, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        self.is_slow = request.param == "slow"
+
+    monkeypatch.setattr(Caller, "__init__", made)

@@ -63,6 +63,8 @@ from synchromesh.http import ClientExchange, Headers, HttpPool, HttpRequest, Htt
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 
 @pytest.fixture(params=["inproc", "http"])
 def kind(request: pytest.FixtureRequest) -> str:

@@ -28,6 +28,8 @@ from synchromesh.gateway import Gateway, Route, Stale, Static
 from synchromesh.http import HttpResponse
 from synchromesh.telemetry import MemoryRing
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 GATEWAY = Gateway(
     auth=[SHOP],
     stale_max=3,

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from service_world import Hooks, OutOfStock, Stock, Town
 from synchromesh.calls.wire import Receiver, Reply, Request
 from synchromesh.discovery import Endpoint
@@ -16,6 +18,8 @@ from synchromesh.errors import (
     StoreError,
 )
 from synchromesh.testing import PROCESS, STORMY, SimRuntime, World
+
+pytestmark = pytest.mark.usefixtures("each_way")
 
 # -- one machine that loses its power at every step ------------------------------------------------
 
