@@ -54,7 +54,7 @@ MODULES = {
     "gateway": "GatewayEngine check explain make_key parse_keys Auth Authenticator Principal",
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Body Limits PoolLimits "
-        "asgi_handler"
+        "AsgiHandler"
     ),
     "identity": "Signer",
     "messaging": "Consumer RelayOptions",

@@ -28,12 +28,12 @@ from synchromesh.calls import Call, Caller, HttpEdge, HttpTransport
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.gateway import GatewayEngine
 from synchromesh.http import (
+    AsgiHandler,
     Handler,
     HttpPool,
     HttpRequest,
     HttpResponse,
     HttpServer,
-    asgi_handler,
     problem_response,
 )
 from synchromesh.identity import REGISTRY as TO_REGISTRY
@@ -164,7 +164,7 @@ class Site:
 
     async def _run_provider(self, runtime: SimRuntime) -> None:
         provider = CreditProviderServer(Ledger(runtime.disk.connect(f"/{PROVIDER}.db")))
-        await self._serve(runtime, asgi_handler(provider))
+        await self._serve(runtime, AsgiHandler(provider))
         await asyncio.Event().wait()
 
     async def _run_service(self, name: str, runtime: SimRuntime) -> None:

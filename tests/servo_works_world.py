@@ -18,7 +18,7 @@ from services.orders import orders
 from services.production import production
 
 from synchromesh.calls import Call
-from synchromesh.http import asgi_handler
+from synchromesh.http import AsgiHandler
 from synchromesh.identity import Credential, Signer
 from synchromesh.service import Service
 from synchromesh.system.config.definitions import policies_of
@@ -59,7 +59,7 @@ class Works(InProcess):
         """Let the credit provider be reached, and return it with its fault switch."""
         ledger = Ledger(self.runtime.disk.connect("/credit_provider.db"))
         provider = CreditProviderServer(ledger)
-        self.transport.add("credit_provider-1", ForeignAwaited(asgi_handler(provider)))
+        self.transport.add("credit_provider-1", ForeignAwaited(AsgiHandler(provider)))
         return provider
 
     async def call(

@@ -14,13 +14,13 @@ import pytest
 
 from synchromesh.errors import ConfigError, ConnectFailed, ConnectionLost
 from synchromesh.http import (
+    AsgiHandler,
     Handler,
     HttpPool,
     HttpRequest,
     HttpResponse,
     HttpServer,
     Limits,
-    asgi_handler,
 )
 from synchromesh.runtime import HandedNetwork, RealRuntime
 
@@ -198,7 +198,7 @@ async def test_an_asgi_application_is_mounted() -> None:
         await send({"type": "http.response.body", "body": scope["path"].encode()})
 
     async with (
-        asgi_handler(app) as handler,
+        AsgiHandler(app) as handler,
         serving(handler) as server,
         HttpPool(network=RealRuntime().network) as pool,
     ):

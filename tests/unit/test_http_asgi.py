@@ -13,13 +13,13 @@ from bodies import everything, long_body
 from synchromesh.errors import ConfigError, ConnectionLost
 from synchromesh.http import (
     AsgiApp,
+    AsgiHandler,
     Body,
     Headers,
     HttpPool,
     HttpRequest,
     HttpResponse,
     HttpServer,
-    asgi_handler,
 )
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
@@ -72,11 +72,11 @@ def test_a_request_becomes_a_scope_and_an_answer_is_put_together() -> None:
         await echo(scope, receive, send)
 
     async def test() -> None:
-        response = await asgi_handler(app)(request("/a%20b?c=%64", b"hello"))
+        response = await AsgiHandler(app)(request("/a%20b?c=%64", b"hello"))
         assert response == HttpResponse(
             201, [("x-b", "1"), ("content-type", "text/plain")], b"hello!"
         )
-        await asgi_handler(app)(request(peer=""))
+        await AsgiHandler(app)(request(peer=""))
 
     in_time(test)
     scope = scopes[0]
@@ -148,7 +148,7 @@ def test_an_application_that_fails_before_its_answer_is_whole_raises(
 
     async def test() -> None:
         with pytest.raises(error, match=words):
-            await asgi_handler(app, body_bytes_max=10)(request())
+            await AsgiHandler(app, body_bytes_max=10)(request())
 
     in_time(test)
 
@@ -171,7 +171,7 @@ def test_an_application_may_go_on_after_its_answer(caplog: pytest.LogCaptureFixt
         raise ValueError("late")
 
     async def test() -> None:
-        handler = asgi_handler(app)
+        handler = AsgiHandler(app)
         assert (await handler(request("/a"))).status == 200
         assert asyncio.get_running_loop().time() == 0.0
         await asyncio.sleep(3.0)
@@ -194,7 +194,7 @@ def test_too_much_background_work_delays_the_answer() -> None:
         await asyncio.sleep(5.0)
 
     async def test() -> None:
-        handler = asgi_handler(app, background_max=1)
+        handler = AsgiHandler(app, background_max=1)
         await handler(request())
         assert asyncio.get_running_loop().time() == 0.0
         await handler(request())
@@ -216,7 +216,7 @@ def test_a_cancelled_request_cancels_its_application() -> None:
 
     async def test() -> None:
         for background_max in (0, 1):
-            handler = asgi_handler(app, background_max=background_max)
+            handler = AsgiHandler(app, background_max=background_max)
             task = asyncio.ensure_future(handler(request()))
             await asyncio.sleep(1.0)
             task.cancel()
@@ -246,7 +246,7 @@ def test_the_lifespan_surrounds_the_requests_and_gives_them_its_state() -> None:
         await echo(scope, receive, send)
 
     async def test() -> None:
-        async with asgi_handler(app) as handler:
+        async with AsgiHandler(app) as handler:
             await handler.startup()
             await handler(request())
         await handler.shutdown()
@@ -264,9 +264,9 @@ def test_an_application_without_a_lifespan_is_served_all_the_same() -> None:
         await echo(scope, receive, send)
 
     async def test() -> None:
-        async with asgi_handler(refuses) as handler:
+        async with AsgiHandler(refuses) as handler:
             assert (await handler(request())).status == 201
-        async with asgi_handler(_nothing):
+        async with AsgiHandler(_nothing):
             pass
 
     in_time(test)
@@ -289,7 +289,7 @@ def test_an_application_that_cannot_start_is_a_clear_error(how: str) -> None:
     words = {"returned": "it ended during", "silent": "lifespan.startup.failed"}
 
     async def test() -> None:
-        handler = asgi_handler(app)
+        handler = AsgiHandler(app)
         expected = f"did not start: .*{words.get(how, 'no database')}"
         with pytest.raises(ConfigError, match=expected):
             await handler.startup()
@@ -318,7 +318,7 @@ def test_an_application_that_cannot_shut_down_is_logged(
             raise asyncio.CancelledError
 
     async def test() -> None:
-        async with asgi_handler(app):
+        async with AsgiHandler(app):
             pass
 
     in_time(test)
@@ -335,7 +335,7 @@ def test_a_lifespan_that_ended_early_needs_no_shutdown() -> None:
         await send({"type": "lifespan.startup.complete"})
 
     async def test() -> None:
-        async with asgi_handler(app):
+        async with AsgiHandler(app):
             await asyncio.sleep(1.0)
 
     in_time(test)
@@ -351,7 +351,7 @@ def test_a_startup_that_is_given_up_leaves_no_task() -> None:
     async def test() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.0):
-                await asgi_handler(app).startup()
+                await AsgiHandler(app).startup()
 
     in_time(test)
 
@@ -363,7 +363,7 @@ def streaming(app: AsgiApp, test: Callable[[Asking], Coroutine[object, object, N
     """Run a test of an application whose bodies stream, on the simulated network."""
 
     async def main(runtime: Runtime) -> None:
-        handler = asgi_handler(app, stream_bytes_max=64 * MiB)
+        handler = AsgiHandler(app, stream_bytes_max=64 * MiB)
         server = HttpServer(handler, network=runtime.network, streaming=handler)
         await server.start()
         async with HttpPool(network=runtime.network) as pool:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from credit_provider import BODY_BYTES_MAX, CHARGE_MAX_MINOR, CreditProviderServer, Ledger
 
-from synchromesh.http import Headers, HttpRequest, asgi_handler
+from synchromesh.http import AsgiHandler, Headers, HttpRequest
 
 REQUEST = {"customer": "acme", "amount_minor": 12_900, "currency": "EUR", "reference": "inv-1"}
 
@@ -107,7 +107,7 @@ async def ask(
 ) -> tuple[int, dict[str, Any]]:
     headers = Headers([("idempotency-key", key)] if key else [])
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    response = await asgi_handler(app)(HttpRequest(method, path, path, "", headers, raw))
+    response = await AsgiHandler(app)(HttpRequest(method, path, path, "", headers, raw))
     return response.status, json.loads(response.body)
 
 
@@ -189,6 +189,6 @@ async def test_a_slow_charge_answers_in_the_end(ledger: Ledger) -> None:
 @pytest.mark.anyio
 async def test_its_lifespan_starts_and_ends(ledger: Ledger) -> None:
     """Any ASGI server can run it."""
-    async with asgi_handler(CreditProviderServer(ledger)) as handler:
+    async with AsgiHandler(CreditProviderServer(ledger)) as handler:
         response = await handler(HttpRequest("GET", "/health", "/health", "", Headers(), b""))
     assert response.status == 200

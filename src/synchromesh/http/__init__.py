@@ -1,6 +1,6 @@
 """HTTP/1.1 on the wire: a strict server that drains, a connection pool, an ASGI adapter."""
 
-from synchromesh.http.asgi import AsgiApp, AsgiHandler, asgi_handler
+from synchromesh.http.asgi import AsgiApp, AsgiHandler
 from synchromesh.http.body import Body
 from synchromesh.http.client import ClientExchange
 from synchromesh.http.exchange import FastHandler, HttpExchange
@@ -37,7 +37,6 @@ __all__ = [
     "PoolLimits",
     "RawPair",
     "Streaming",
-    "asgi_handler",
     "error_response",
     "problem_response",
     "request_head",

@@ -28,22 +28,6 @@ AsgiApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitab
 _logger = logging.getLogger("synchromesh.http")
 
 
-def asgi_handler(
-    app: AsgiApp,
-    *,
-    body_bytes_max: int = 8 * 1024 * 1024,
-    stream_bytes_max: int = 64 * 1024 * 1024,
-    background_max: int = 64,
-) -> AsgiHandler:
-    """Make a handler of an ASGI application; see `AsgiHandler`."""
-    return AsgiHandler(
-        app,
-        body_bytes_max=body_bytes_max,
-        stream_bytes_max=stream_bytes_max,
-        background_max=background_max,
-    )
-
-
 class AsgiHandler:
     """Answers requests by an ASGI application; `startup` and `shutdown` run its lifespan.
 
@@ -64,12 +48,17 @@ class AsgiHandler:
         ...     await send({"type": "http.response.start", "status": 200, "headers": []})
         ...     await send({"type": "http.response.body", "body": scope["path"].encode()})
         >>> request = HttpRequest("GET", "/a%20b", "/a%20b", "", Headers(), b"")
-        >>> asyncio.run(asgi_handler(app)(request)).body
+        >>> asyncio.run(AsgiHandler(app)(request)).body
         b'/a b'
     """
 
     def __init__(
-        self, app: AsgiApp, *, body_bytes_max: int, stream_bytes_max: int, background_max: int
+        self,
+        app: AsgiApp,
+        *,
+        body_bytes_max: int = 8 * 1024 * 1024,
+        stream_bytes_max: int = 64 * 1024 * 1024,
+        background_max: int = 64,
     ) -> None:
         self._app = app
         self._body_bytes_max = body_bytes_max

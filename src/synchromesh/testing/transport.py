@@ -184,9 +184,9 @@ class AsgiReceiver:
     """Answers calls by an ASGI application that stands for somebody else's service.
 
     Example:
-        >>> from synchromesh.http import asgi_handler
+        >>> from synchromesh.http import AsgiHandler
         >>> async def app(scope, receive, send): ...
-        >>> receiver = AsgiReceiver(asgi_handler(app))
+        >>> receiver = AsgiReceiver(AsgiHandler(app))
     """
 
     def __init__(self, handler: AsgiHandler) -> None:

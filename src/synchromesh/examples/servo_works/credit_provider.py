@@ -248,7 +248,7 @@ async def _live(receive: Receive, send: Send) -> None:
 async def serve(path: str) -> None:
     """Serve the books at `path` on a free port of loopback until SIGTERM."""
     # Any ASGI server would do; this one is at hand.
-    from synchromesh.http import HttpServer, asgi_handler
+    from synchromesh.http import AsgiHandler, HttpServer
     from synchromesh.runtime import RealRuntime
 
     stopped = asyncio.Event()
@@ -256,7 +256,7 @@ async def serve(path: str) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopped.set)
     ledger = Ledger(sqlite3.connect(path, isolation_level=None))
-    app = asgi_handler(CreditProviderServer(ledger))
+    app = AsgiHandler(CreditProviderServer(ledger))
     server = HttpServer(app, network=RealRuntime().network)
     async with app:
         await server.start()

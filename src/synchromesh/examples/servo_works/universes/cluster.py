@@ -20,7 +20,7 @@ from services.orders import sagas
 from synchromesh.calls import Caller, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import StoreLocked, SynchromeshError
-from synchromesh.http import asgi_handler
+from synchromesh.http import AsgiHandler
 from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
 from synchromesh.service import Deps, Service, ServiceInstance
@@ -144,7 +144,7 @@ class Cluster:
     async def _run_provider(self, runtime: SimRuntime) -> None:
         ledger = Ledger(runtime.disk.connect(f"/{PROVIDER}.db"))
         self._provider = CreditProviderServer(ledger)
-        self._exchange.serve(runtime, AsgiReceiver(asgi_handler(self._provider)))
+        self._exchange.serve(runtime, AsgiReceiver(AsgiHandler(self._provider)))
         await asyncio.Event().wait()
 
     async def _run_clients(self, runtime: SimRuntime) -> None:
