@@ -80,7 +80,7 @@ EXAMPLES = {
 name = "servo-works"
 host = "127.0.0.1"
 control_port = 9100
-loop = "asyncio"
+loop = "auto"
 key = "env:SERVO_WORKS_KEY"
 """,
     "services": """\

@@ -114,10 +114,10 @@ def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, s
     return headers
 
 
-def header_lines(context: CallContext, *, now: float, wall_us: int) -> bytes:
+def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> bytes:
     """Return the headers of a call as they stand on the wire, each line with its end.
 
-    The same as `to_headers`, put together at once.
+    The same as `to_headers`, put together at once; without a `Sent-At` where `wall_us` is None.
 
     Raises:
         ValueError: the trace is none; the value could end its line.
@@ -133,7 +133,9 @@ def header_lines(context: CallContext, *, now: float, wall_us: int) -> bytes:
     if context.deadline_s is not None:
         left_ms = (context.deadline_s - now) * 1000
         left = int(min(max(0.0, left_ms), DEADLINE_MS_MAX))
-        text += f"deadline-ms: {left}\r\nsent-at: {wall_us}\r\n"
+        text += f"deadline-ms: {left}\r\n"
+        if wall_us is not None:
+            text += f"sent-at: {wall_us}\r\n"
     if context.key:
         text += f"idempotency-key: {quote(context.key, safe=_KEY_SAFE)}\r\n"
     if context.attempts_left:

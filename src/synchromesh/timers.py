@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from synchromesh.wheel import Deadline, Wheel
+from synchromesh.wheel import FAR_S, TICKS_PER_S, Deadline, Wheel
 
 
 class Timers:
@@ -38,7 +38,13 @@ class Timers:
         if loop is not self._loop:
             # The owner has outlived its loop: what was held for that one has gone with it.
             self._loop, self._handle, self.wheel = loop, None, Wheel()
-        if self.wheel.add(deadline):
+        # What `Wheel.add` does where the tick has others already, without another frame.
+        due_s = deadline.due_s
+        slot = self.wheel.slots.get(int(due_s * TICKS_PER_S)) if due_s < FAR_S else None
+        if slot is not None:
+            slot[deadline] = None
+            deadline.slot = slot
+        elif self.wheel.add(deadline):
             self._arm(loop)
 
     def drop(self, deadline: Deadline) -> None:

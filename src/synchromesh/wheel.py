@@ -49,13 +49,16 @@ class Wheel:
         (True, 9.03, True)
         >>> wheel
         <Wheel 0 deadlines>
+
+    Attributes:
+        slots: those whose tick has not begun, by tick.
     """
 
-    __slots__ = ("_added", "_near", "_near_order", "_slots", "_ticks", "_turned")
+    __slots__ = ("_added", "_near", "_near_order", "_ticks", "_turned", "slots")
 
     def __init__(self) -> None:
         # Dicts as ordered sets: the order of a set is that of addresses, and differs each run.
-        self._slots: dict[int, dict[Deadline, None]] = {}
+        self.slots: dict[int, dict[Deadline, None]] = {}
         self._ticks: list[int] = []
         # Those whose tick has begun, and when each is due; who was dropped is in the order alone.
         self._near: dict[Deadline, None] = {}
@@ -65,7 +68,7 @@ class Wheel:
 
     def add(self, deadline: Deadline) -> bool:
         """Hold a deadline; True where `wake_s` may have become earlier by it."""
-        slot = self._slots.get(int(deadline.due_s * TICKS_PER_S)) if deadline.due_s < _FAR else None
+        slot = self.slots.get(int(deadline.due_s * TICKS_PER_S)) if deadline.due_s < FAR_S else None
         if slot is None:
             return self._add_first(deadline)
         slot[deadline] = None
@@ -109,24 +112,24 @@ class Wheel:
         return None
 
     def __repr__(self) -> str:
-        return f"<Wheel {sum(map(len, self._slots.values())) + len(self._near)} deadlines>"
+        return f"<Wheel {sum(map(len, self.slots.values())) + len(self._near)} deadlines>"
 
     def _add_first(self, deadline: Deadline) -> bool:
         due_s = deadline.due_s
-        if due_s >= _FAR:
+        if due_s >= FAR_S:
             return False
         tick = int(due_s * TICKS_PER_S)
         if tick <= self._turned:
             self._come_near(deadline)
             return self._near_order[0][2] is deadline
-        deadline.slot = self._slots[tick] = {deadline: None}
+        deadline.slot = self.slots[tick] = {deadline: None}
         heappush(self._ticks, tick)
         return self._ticks[0] == tick
 
     def _turn(self, tick: int) -> None:
         self._turned = tick
         while self._ticks and self._ticks[0] <= tick:
-            for deadline in self._slots.pop(heappop(self._ticks)):
+            for deadline in self.slots.pop(heappop(self._ticks)):
                 self._come_near(deadline)
 
     def _come_near(self, deadline: Deadline) -> None:
@@ -137,4 +140,4 @@ class Wheel:
 
 
 # Three centuries: a deadline beyond that is none, and its tick need not be a number.
-_FAR = 1e10
+FAR_S = 1e10

@@ -48,7 +48,7 @@ from synchromesh.gateway import (
 )
 from synchromesh.resilience import BreakerOptions, Policy
 
-pytestmark = pytest.mark.usefixtures("each_way")
+pytestmark = pytest.mark.usefixtures("each_way", "http_way")
 
 TRIPS = BreakerOptions(minimum_calls=1, failure_rate=0.01, open_for_s=0.1, open_jitter=0.0)
 FRAGILE = Policies(default=Policy(retry=None, breaker=TRIPS))

@@ -63,7 +63,7 @@ from synchromesh.http import ClientExchange, Headers, HttpPool, HttpRequest, Htt
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
-pytestmark = pytest.mark.usefixtures("each_way")
+pytestmark = pytest.mark.usefixtures("each_way", "http_way")
 
 
 @pytest.fixture(params=["inproc", "http"])

@@ -28,7 +28,7 @@ from synchromesh.gateway import Gateway, Route, Stale, Static
 from synchromesh.http import HttpResponse
 from synchromesh.telemetry import MemoryRing
 
-pytestmark = pytest.mark.usefixtures("each_way")
+pytestmark = pytest.mark.usefixtures("each_way", "http_way")
 
 GATEWAY = Gateway(
     auth=[SHOP],

@@ -36,6 +36,8 @@ from synchromesh.http import Headers, HttpRequest, HttpResponse
 from synchromesh.identity import Signer
 from synchromesh.resilience import BreakerOptions, LimitOptions, Policy
 
+pytestmark = pytest.mark.usefixtures("http_way")
+
 PUT = "PUT /firmware/sx90?lot=7%20a"
 # Besides the network's own: what is full, one read of a socket, and a part on its way, each way.
 HELD_BYTES_MAX = 1024 * 1024

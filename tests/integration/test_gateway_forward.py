@@ -15,7 +15,7 @@ from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import System, load_config
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
 
 MiB = 1024 * 1024
 

@@ -17,6 +17,8 @@ from synchromesh.errors import CallError
 from synchromesh.http import Body, HttpRequest, HttpResponse
 from synchromesh.testing import NetworkFaults, SimRuntime, run
 
+pytestmark = pytest.mark.usefixtures("http_way")
+
 EXCHANGES = 50
 
 

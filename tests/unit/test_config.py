@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.machinery
 import sys
 import types
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
     assert (policy.breaker.open_for_s, policy.breaker.open_for_max_s) == (1.0, 4.0)
     assert (config.system.host, config.system.loop, config.dev.opening) == (
         "127.0.0.1",
-        "asyncio",
+        "auto",
         "",
     )
 
@@ -241,6 +242,18 @@ def test_the_loop_is_asyncios_own_by_default() -> None:
     loop = loop_factory("asyncio")()
     assert type(loop).__module__.startswith("asyncio.")
     loop.close()
+
+
+def test_the_loop_is_the_best_one_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`loop = "auto"`, the default, is uvloop's where there is one, and asyncio's elsewhere."""
+    uvloop = types.ModuleType("uvloop")
+    uvloop.__spec__ = importlib.machinery.ModuleSpec("uvloop", None)
+    made = object()
+    monkeypatch.setattr(uvloop, "new_event_loop", made, raising=False)
+    monkeypatch.setitem(sys.modules, "uvloop", uvloop)
+    assert loop_factory("auto") is made
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert loop_factory("auto") is asyncio.new_event_loop
 
 
 def test_the_loop_is_uvloops_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ class Child:
 @pytest.mark.anyio
 async def test_a_child_says_its_port_and_ends_when_told(tmp_path: Path) -> None:
     """`start` returns once it can be called; `stop` ends it, and may be repeated."""
-    child = Child(tmp_path, READY + "echo $WORD $PWD >&2; exec sleep 60")
+    child = Child(tmp_path, "echo $WORD $PWD >&2; " + READY + "exec sleep 60")
     assert child.process.pid is None
     await child.process.start()
     pid = child.process.pid

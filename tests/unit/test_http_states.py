@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.http import Limits
+from synchromesh.http import HttpRequest, Limits
 from synchromesh.http.reading import RequestReader
 from synchromesh.http.states import (
     READING,
@@ -94,6 +94,7 @@ class Nobody:
         return True
 
     def ended(self, *, is_whole: bool) -> None: ...
+    def answered_by(self, request: HttpRequest, answering: object) -> None: ...
     def on_room(self) -> None: ...
 
 

@@ -29,11 +29,13 @@ from synchromesh.calls.faults import FaultTable
 from synchromesh.calls.holding import Holds
 from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
+from synchromesh.calls.started import Done, StartedCall, start
 from synchromesh.calls.wire import Transport
 from synchromesh.context import CallContext, new_trace_id
 from synchromesh.discovery import Resolver
+from synchromesh.http.together import Together
 from synchromesh.identity import Signer
-from synchromesh.resilience import BreakerSnapshot, Edge, Transition
+from synchromesh.resilience import AttemptsLeft, BreakerSnapshot, Edge, Transition
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -153,6 +155,25 @@ class Caller:
         """
         plan = self._plans.get(call.operation) or self._put_together(call.operation)
         return fast.call(plan, call.arguments, context, timeout_s, as_json=False)
+
+    def start(
+        self,
+        call: Call[Any],
+        done: Done,
+        *,
+        context: CallContext,
+        left: AttemptsLeft,
+        timeout_s: float | None = None,
+        together: Together | None = None,
+    ) -> StartedCall | None:
+        """Start a call whose outcome is told by a callback; None where that is not possible.
+
+        See `started.start`; `call` can do what this declines.
+        """
+        plan = self._plans.get(call.operation) or self._put_together(call.operation)
+        return start(
+            plan, call.arguments, context, left, done, timeout_s=timeout_s, together=together
+        )
 
     async def send(
         self,

@@ -30,7 +30,7 @@ REQUEST_BYTES_MAX = Limits().body_bytes_max
 # The target shares the head of a request with what travels with every call.
 TARGET_BYTES_MAX = Limits().head_bytes_max * 3 // 4
 # What is shorter fits both, however it is written.
-_SURELY_FITS = TARGET_BYTES_MAX // 3
+SURELY_FITS = TARGET_BYTES_MAX // 3
 
 
 async def call(  # noqa: C901 - one frame for all layers is the point of it
@@ -45,7 +45,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     shared, service, breaker = plan.shared, plan.service, plan.breaker
     now = asyncio.get_running_loop().time()
     key = check_key(context.key) if plan.is_command else ""
-    if len(arguments) > _SURELY_FITS and not plan.is_external:
+    if len(arguments) > SURELY_FITS and not plan.is_external:
         _check_size(plan, arguments)
     deadline_s = context.deadline_s
     if timeout_s is not None:
@@ -54,7 +54,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     span_id = (shared.draw(64) or 1).to_bytes(8).hex()
     # One look for all faults: the table is empty while none is in force.
     is_late = deadline_s is not None and now >= deadline_s
-    listed = () if shared.faults.rules or shared.is_slow or is_late else _listed(service, now)
+    listed = () if shared.faults.rules or shared.is_slow or is_late else known_at_once(service, now)
     if not listed or (plan.limiter is not None and not plan.limiter.take()):
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
         answer = await sending.run(deadline_s, attempts_left(context))
@@ -105,7 +105,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     return reply.body or b"null" if as_json else value
 
 
-def _listed(service: CalledService, now: float) -> tuple[Endpoint, ...]:
+def known_at_once(service: CalledService, now: float) -> tuple[Endpoint, ...]:
     """Return what is listed without waiting; nothing where the registry has to be asked first.
 
     Waiting for it would have to be bounded, which the slow way does: it asks once more.

@@ -35,7 +35,7 @@ HTTP = "http"
 # What is read of an answer that tells of a failure, and for how long.
 PROBLEM_BYTES_MAX = 64 * 1024
 PROBLEM_WITHIN_S = 1.0
-_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,24 @@ class Forwarding:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Begun:
+    """A first attempt that was made elsewhere and has failed; its breaker has been told of it.
+
+    Attributes:
+        attempt, error: what was tried, and what it raised.
+        endpoint: where.
+        span_id, began_s: of the call's span.
+    """
+
+    attempt: Attempt
+    error: Exception
+    endpoint: Endpoint
+    span_id: str
+    began_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
     """The way to one upstream: its edge, with and without a time for each attempt."""
 
     edge: Edge
@@ -81,12 +98,16 @@ class Forwarder:
     def __init__(self, caller: Caller, tracer: Tracer) -> None:
         self._caller = caller
         self._tracer = tracer
-        self._lines: dict[tuple[str, bool], _Line] = {}
+        self._lines: dict[tuple[str, bool], Line] = {}
         self._records: dict[str, Record] = {}
 
     @asynccontextmanager
-    async def forward(self, forwarding: Forwarding) -> AsyncIterator[HttpResponse]:
+    async def forward(
+        self, forwarding: Forwarding, begun: Begun | None = None
+    ) -> AsyncIterator[HttpResponse]:
         """Pass a request on, and give its answer with its head; read its `stream` in the context.
+
+        With `begun` it goes on behind that attempt.
 
         An answer of 5xx is a failure and raised as one; any other is the upstream's to give. Where
         the breaker is open it is refused at once.
@@ -94,26 +115,28 @@ class Forwarder:
         Raises:
             CallError: it failed; the class says what is known of the outcome.
         """
-        line = self._line(forwarding.upstream, is_external=forwarding.is_external)
-        record = self._records.get(forwarding.name)
-        if record is None:
-            record = self._records[forwarding.name] = self._tracer.recorder("call", forwarding.name)
-        now = asyncio.get_running_loop().time()
-        passage = _Passage(line, forwarding, record, new_span_id(self._tracer.rng), now)
+        line = self.line(forwarding.upstream, is_external=forwarding.is_external)
+        record = self.recorder(forwarding.name)
+        if begun is None:
+            now = asyncio.get_running_loop().time()
+            passage = _Passage(line, forwarding, record, new_span_id(self._tracer.rng), now)
+        else:
+            passage = _Passage(line, forwarding, record, begun.span_id, begun.began_s)
+            passage.go_on(begun)
         outcome: BaseException | None = None
         try:
             async with AsyncExitStack() as stack:
-                yield await self._answered(line, passage, stack)
+                yield await self._answered(line, passage, stack, begun)
         except BaseException as error:
             outcome = error
             raise
         finally:
             if not isinstance(outcome, GeneratorExit):
                 passage.end(outcome)
-            outcome = None  # this frame is in its traceback: kept, it would be a cycle
+            outcome = begun = None  # this frame is in their tracebacks: kept, they are cycles
 
     async def _answered(
-        self, line: _Line, passage: _Passage, stack: AsyncExitStack
+        self, line: Line, passage: _Passage, stack: AsyncExitStack, begun: Begun | None
     ) -> HttpResponse:
         """Return an answer; `stack` holds what it takes until it has been read."""
         context, has_body = passage.context, passage.has_body
@@ -121,6 +144,8 @@ class Forwarder:
             await line.limiter.acquire(context.deadline_s)
             stack.callback(line.limiter.release)
         left = attempts_left(context)
+        if begun is not None:
+            left.give()
         if line.edge.is_refusing(asyncio.get_running_loop().time()):
             left = AttemptsLeft(0)
         try:
@@ -131,18 +156,29 @@ class Forwarder:
                 attempts_left=left,
                 is_retryable_unknown=passage.is_idempotent,
                 rng=self._tracer.rng,
+                failed=None if begun is None else (begun.attempt, begun.error),
             )
         except SynchromeshError as error:
             error.via = line.service.name
             raise
+        finally:
+            begun = None
         stack.push_async_exit(passage.exchange)
         return response
 
-    def _line(self, upstream: str, *, is_external: bool) -> _Line:
+    def recorder(self, name: str) -> Record:
+        """Return what records the spans of that name."""
+        record = self._records.get(name)
+        if record is None:
+            record = self._records[name] = self._tracer.recorder("call", name)
+        return record
+
+    def line(self, upstream: str, *, is_external: bool) -> Line:
+        """Return the way to an upstream."""
         line = self._lines.get((upstream, is_external))
         if line is None:
             edge = self._caller.edge(upstream)
-            line = self._lines[upstream, is_external] = _Line(
+            line = self._lines[upstream, is_external] = Line(
                 edge.without_limiter(is_timed=True),
                 edge.without_limiter(is_timed=False),
                 edge.limiter,
@@ -158,22 +194,29 @@ class _Passage(Way):
     """One request under way; `exchange` is left open by the attempt that was answered."""
 
     def __init__(
-        self, line: _Line, forwarding: Forwarding, record: Record, span_id: str, began_s: float
+        self, line: Line, forwarding: Forwarding, record: Record, span_id: str, began_s: float
     ) -> None:
         super().__init__(line.service, forwarding.context, record, span_id, began_s)
         self._line = line
         self._forwarding = forwarding
         self.has_body = forwarding.body is not None
         self.is_idempotent = forwarding.body is None and (
-            forwarding.method in _IDEMPOTENT or bool(forwarding.context.key)
+            forwarding.method in IDEMPOTENT or bool(forwarding.context.key)
         )
         self.exchange = AsyncExitStack()
+
+    def go_on(self, begun: Begun) -> None:
+        """Take over after an attempt that was made elsewhere."""
+        self.number = begun.attempt.number
+        self.choice.note_tried(begun.endpoint)
+        if isinstance(begun.error, ConnectFailed):
+            self.choice.give_up(begun.endpoint)
 
     async def attempt(self, attempt: Attempt) -> HttpResponse:
         """Send once, and return the answer once its head is there."""
         self.number = attempt.number
         body, context = self._forwarding.body, self._forwarding.context
-        endpoint = _by_http(await self.choice.next(attempt.deadline_s or context.deadline_s))
+        endpoint = by_http(await self.choice.next(attempt.deadline_s or context.deadline_s))
         transport = self.shared.transport(endpoint)
         if not is_passing(transport):
             raise ConfigError(
@@ -244,7 +287,8 @@ class _Passage(Way):
         return reply.to_error((), is_external=is_external)
 
 
-def _by_http(endpoint: Endpoint) -> Endpoint:
+def by_http(endpoint: Endpoint) -> Endpoint:
+    """Return an instance as it is reached by HTTP, where it says how."""
     url = dict(endpoint.metadata).get(HTTP)
     return endpoint if url is None else replace(endpoint, url=url)
 

@@ -33,15 +33,18 @@ class HttpTransport:
 
     Args:
         pool: holds the connections; whoever made it closes it.
-        runtime: the wall clock, for `ExchangeState-At`.
+        runtime: the wall clock, for `Sent-At`.
+
+    Attributes:
+        pool: the same.
     """
 
     keeps_time = True
 
     def __init__(self, pool: HttpPool, *, runtime: Runtime) -> None:
-        self._pool = pool
+        self.pool = pool
         self._wall_us = runtime.wall_us
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, Place] = {}
 
     async def send(self, endpoint: Endpoint, request: Request) -> Reply:
         """Send a request and return its reply, whatever its status.
@@ -51,23 +54,42 @@ class HttpTransport:
             ConnectionLost: it was sent, and no answer will come.
             DeadlinePassed: it was sent, and there was no answer when it was due.
         """
-        place = self._places.get(endpoint.url) or self._place(endpoint)
-        operation, context, hop = request.operation, request.context, request.hop
         loop = asyncio.get_running_loop()
-        now, due_s = loop.time(), request.due_s
+        call = _CallExchange(loop.create_future())
+        self.start(endpoint, request, call, loop.time())
+        try:
+            return await call.reply
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+
+    def start(self, endpoint: Endpoint, request: Request, call: ClientExchange, now: float) -> None:
+        """Send a request by an exchange, which is told what comes of it.
+
+        Raises:
+            DeadlineExceeded: nothing was sent.
+        """
+        place = self._places.get(endpoint.url) or self.place(endpoint)
+        operation, context, hop = request.operation, request.context, request.hop
+        due_s = request.due_s
         if context.deadline_s is not None and context.deadline_s < due_s:
             due_s = context.deadline_s
         if due_s <= now:
             raise DeadlineExceeded(f"no time was left for the call to {place.name}; not sent")
         if context.undoes:
             target, body = operation.path, b""
+        elif request.arguments == b"{}" and operation in place.bare:
+            # Its line is kept, and it has no body: nothing of it has to be put together.
+            target, body = operation.path, b""
         else:
             target, body = operation.to_http(request.arguments)
+            if request.arguments == b"{}" and target == operation.path and not body:
+                place.bare.add(operation)
         line = place.lines.get((operation, target)) or place.line(operation, target)
         if hop is None:
             signed = _credential_line(request.credential)
         else:
-            signed = hop.kept.get("http") or _keep_line(hop)
+            signed = hop.kept.get("http") or keep_line(hop)
         states_length = body or operation.method in _WITH_BODY
         wire = b"".join((
             line,
@@ -77,14 +99,9 @@ class HttpTransport:
             b"content-length: %d\r\n\r\n" % len(body) if states_length else b"\r\n",
             body,
         ))  # fmt: skip
-        is_idempotent = bool(context.key) or not operation.is_command
-        call = _CallExchange(wire, due_s, is_idempotent, loop.create_future())
-        self._pool.send(place.host, place.port, call)
-        try:
-            return await call.reply
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
+        call.wire, call.due_s = wire, due_s
+        call.is_idempotent = bool(context.key) or not operation.is_command
+        self.pool.send(place.host, place.port, call)
 
     def forward(
         self, endpoint: Endpoint, passing: Passing
@@ -95,13 +112,13 @@ class HttpTransport:
             ConnectFailed, Shed: nothing was sent.
             ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
-        place = self._places.get(endpoint.url) or self._place(endpoint)
+        place = self._places.get(endpoint.url) or self.place(endpoint)
         now = asyncio.get_running_loop().time()
         headers = self._headers(passing.context, passing.credential, now)
         if passing.body is not None:
             # The time counts from the end of the body on, which may long be under way.
             headers.pop(SENT_AT, None)
-        return self._pool.stream(
+        return self.pool.stream(
             place.host,
             place.port,
             passing.method,
@@ -119,9 +136,13 @@ class HttpTransport:
         return headers
 
     def __repr__(self) -> str:
-        return f"<HttpTransport over {self._pool!r}>"
+        return f"<HttpTransport over {self.pool!r}>"
 
-    def _place(self, endpoint: Endpoint) -> _Place:
+    def place(self, endpoint: Endpoint) -> Place:
+        """Return where an instance is. Raises ConfigError where its url does not say that."""
+        place = self._places.get(endpoint.url)
+        if place is not None:
+            return place
         try:
             parts = urlsplit(endpoint.url)
             host, port = parts.hostname, parts.port
@@ -132,23 +153,31 @@ class HttpTransport:
                 f"instance {endpoint.instance!r} has the url {endpoint.url!r}; expected "
                 '"http://host:port", with a prefix of the path at most'
             )
-        place = _Place(host, port or 80, parts.path.rstrip("/"))
+        place = Place(host, port or 80, parts.path.rstrip("/"))
         if len(self._places) >= _PLACES_MAX:
             self._places.clear()  # instances come and go; a few of them are parsed again
         self._places[endpoint.url] = place
         return place
 
 
-class _Place:
-    """Where an instance is, and the request lines of the operations that are called there."""
+class Place:
+    """Where an instance is, and the request lines of the operations that are called there.
 
-    __slots__ = ("host", "lines", "name", "port", "prefix")
+    Attributes:
+        name: `host:port`, as a Host.
+        prefix: of each path there.
+        lines: the request lines that are kept.
+        bare: the operations that have neither arguments nor a body.
+    """
+
+    __slots__ = ("bare", "host", "lines", "name", "port", "prefix")
 
     def __init__(self, host: str, port: int, prefix: str) -> None:
         self.host = host
         self.port = port
         self.prefix = prefix
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.bare: set[Operation[..., Any]] = set()
         self.lines: dict[tuple[Operation[..., Any], str], bytes] = {}
 
     def line(self, operation: Operation[..., Any], target: str) -> bytes:
@@ -164,24 +193,15 @@ class _CallExchange(ClientExchange):
 
     __slots__ = ("reply",)
 
-    def __init__(
-        self, wire: bytes, due_s: float, is_idempotent: bool, reply: asyncio.Future[Reply]
-    ) -> None:
-        super().__init__(wire, due_s=due_s, is_idempotent=is_idempotent)
+    def __init__(self, reply: asyncio.Future[Reply]) -> None:
+        super().__init__(b"", due_s=0.0)
         self.reply = reply
 
     def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
         """Release the caller."""
         if self.reply.done():
             return
-        used, wait_s = 0, None
-        # Backwards, so that of fields that are repeated the first counts.
-        for name, value in reversed(pairs):
-            if name == _ATTEMPTS_USED:
-                used = int(value) if _is_count(value) else 0
-            elif name == _RETRY_AFTER:
-                wait_s = _wait_of(value)
-        self.reply.set_result(Reply(status, body, used, wait_s))
+        self.reply.set_result(reply_of_wire(status, pairs, body))
 
     def on_error(self, error: Exception) -> None:
         """Release the caller by an error."""
@@ -191,6 +211,26 @@ class _CallExchange(ClientExchange):
             self.reply.set_exception(DeadlinePassed(self.due_s) if late else error)
 
 
+def attempts_used(pairs: list[RawPair]) -> int:
+    """Return how many extra attempts an answer says that it took; the first field counts."""
+    for name, value in pairs:
+        if name == _ATTEMPTS_USED:
+            return int(value) if _is_count(value) else 0
+    return 0
+
+
+def reply_of_wire(status: int, pairs: list[RawPair], body: bytes) -> Reply:
+    """Return what an answer as it came says to a caller."""
+    used, wait_s = 0, None
+    # Backwards, so that of fields that are repeated the first counts.
+    for name, value in reversed(pairs):
+        if name == _ATTEMPTS_USED:
+            used = int(value) if _is_count(value) else 0
+        elif name == _RETRY_AFTER:
+            wait_s = _wait_of(value)
+    return Reply(status, body, used, wait_s)
+
+
 def reply_of(response: HttpResponse, body: bytes) -> Reply:
     """Return what an HTTP answer says to a caller."""
     used = response.headers.get(ATTEMPTS_USED, "").encode("latin-1")
@@ -198,7 +238,8 @@ def reply_of(response: HttpResponse, body: bytes) -> Reply:
     return Reply(response.status, body, int(used) if _is_count(used) else 0, _wait_of(wait))
 
 
-def _keep_line(hop: Hop) -> bytes:
+def keep_line(hop: Hop) -> bytes:
+    """Put a hop's credential on a header line, and keep it on the hop as "http"."""
     line = hop.kept["http"] = _credential_line(hop.credential)
     return line
 

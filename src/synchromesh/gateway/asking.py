@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from synchromesh.calls import Call, Caller, Operation
 from synchromesh.codec import decode, digest, encode
@@ -25,7 +26,7 @@ class Asker:
     """
 
     def __init__(self, caller: Caller, last: LastAnswers) -> None:
-        self._caller = caller
+        self.caller = caller
         self._last = last
 
     async def ask(
@@ -52,7 +53,7 @@ class Asker:
         if stand_in is None:
             return await self._called(call, context, timeout_s)
         question = (*place, context.principal, digest(arguments))
-        if self._caller.edge(operation.service).is_refusing(asyncio.get_running_loop().time()):
+        if self.caller.edge(operation.service).is_refusing(asyncio.get_running_loop().time()):
             # A caller that may wait would wait for the breaker; one that has an answer need not.
             instead = self._instead(operation, stand_in, question)
             if instead is not None:
@@ -66,18 +67,16 @@ class Asker:
         return outcome
 
     def __repr__(self) -> str:
-        return f"<Asker {self._caller!r}, {self._last!r}>"
+        return f"<Asker {self.caller!r}, {self._last!r}>"
 
     async def _called(
         self, call: Call[Any], context: CallContext, timeout_s: float | None
     ) -> BranchOutcome:
         try:
-            value = await self._caller.call(call, context=context, timeout_s=timeout_s)
-        except Rejection as rejection:
-            return BranchOutcome(BranchStatus.REJECTED, error=rejection)
+            value = await self.caller.call(call, context=context, timeout_s=timeout_s)
         except SynchromeshError as error:
-            return BranchOutcome(BranchStatus.FAILED, error=error)
-        return BranchOutcome(BranchStatus.OK, value)
+            return outcome_of_call(None, error)
+        return outcome_of_call(value, None)
 
     def _instead(
         self, operation: Operation[..., Any], stand_in: CompiledFallback, question: Hashable
@@ -90,6 +89,15 @@ class Asker:
         if found is None:
             return None
         return BranchOutcome(BranchStatus.STALE, decode(found[0], result), age_s=found[1])
+
+
+def outcome_of_call(value: object, error: SynchromeshError | None) -> BranchOutcome:
+    """Return what became of a call."""
+    if error is None:
+        return BranchOutcome(BranchStatus.OK, value)
+    if isinstance(error, Rejection):
+        return BranchOutcome(BranchStatus.REJECTED, error=error)
+    return BranchOutcome(BranchStatus.FAILED, error=error)
 
 
 def _is_failure(error: SynchromeshError | None) -> bool:

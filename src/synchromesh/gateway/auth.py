@@ -12,18 +12,20 @@ import functools
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from synchromesh.errors import ConfigError, Shed, Unauthenticated
 from synchromesh.gateway.keys import PREFIX, ApiKey, is_key, parse_keys, split_key
-from synchromesh.http import Headers
+from synchromesh.http import Headers, RawPair
 from synchromesh.runtime import Runtime, Worker
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
+
+_AUTHORIZATION, _API_KEY = AUTHORIZATION.encode(), API_KEY.encode()
 
 # The inode, the size and the time of change of a file.
 Stamp: TypeAlias = tuple[int, int, int]
@@ -158,6 +160,13 @@ class KeyRing:
         self._blind = runtime.secret_rng.randbytes(32)
         self._good: OrderedDict[bytes, ApiKey] = OrderedDict()
         self._bad: OrderedDict[bytes, None] = OrderedDict()
+        # The same verdicts by the digest of the raw field that they came in, for the fast way.
+        self._known: dict[bytes, tuple[Principal, ApiKey]] = {}
+        # By the name of the field: what stands in another one is another credential.
+        self._blinded = {
+            name: hashlib.blake2b(name, key=self._blind, digest_size=32)
+            for name in (_AUTHORIZATION, _API_KEY)
+        }
         self._pending: dict[bytes, asyncio.Future[bool]] = {}
         self._worker: Worker[_Verification] = runtime.worker("gateway keys", _verify)
 
@@ -179,7 +188,33 @@ class KeyRing:
             self._good.move_to_end(digest)
         if key.is_expired(self._runtime.wall_us()):
             raise Unauthenticated("the API key has expired; use a newer one")
-        return Principal(key.principal, frozenset(key.scopes))
+        principal = Principal(key.principal, frozenset(key.scopes))
+        self._remember(headers, principal, key)
+        return principal
+
+    def known(self, fields: Sequence[RawPair]) -> Principal | None:
+        """Return whose key it is where that was found out before; None leaves it open.
+
+        The digest is one that only this process can make: how long a look takes says nothing of the
+        keys that are kept.
+        """
+        blinded = None
+        for name, value in fields:
+            if name in self._blinded:
+                if blinded is not None:
+                    return None  # which of them counts is unclear
+                # A copy of a keyed hash is half the price of a new one.
+                blinded = self._blinded[name].copy()
+                blinded.update(value)
+        if blinded is None:
+            return None
+        known = self._known.get(blinded.digest())
+        if known is None:
+            return None
+        principal, key = known
+        if key.expires is not None and key.is_expired(self._runtime.wall_us()):
+            return None
+        return principal
 
     def reread(self) -> bool:
         """Read the file again where it has changed; return whether other keys are in force.
@@ -203,6 +238,7 @@ class KeyRing:
         self._keys = keys
         # What was found good may have ended, and what was found wrong may be right now.
         self._good.clear()
+        self._known.clear()
         self._bad.clear()
         self._pending.clear()
         _log.info("the API keys have changed; there are %d", len(keys))
@@ -214,6 +250,15 @@ class KeyRing:
 
     def __repr__(self) -> str:
         return f"<KeyRing {len(self._keys)} keys, {len(self._good)} verified>"
+
+    def _remember(self, headers: Headers, principal: Principal, key: ApiKey) -> None:
+        """Keep a verdict by the one field that the key came in; `_presented` saw to it."""
+        name = API_KEY if API_KEY in headers else AUTHORIZATION
+        hashed = self._blinded[name.encode()].copy()
+        hashed.update(headers.get(name, "").encode("latin-1"))
+        if len(self._known) >= self._options.kept_max:
+            self._known.clear()  # each is found again by the digest of its text
+        self._known[hashed.digest()] = principal, key
 
     async def _verified(self, text: str, digest: bytes) -> ApiKey:
         parts = split_key(text)

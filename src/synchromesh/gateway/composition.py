@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from synchromesh.errors import SynchromeshError
 
 
@@ -32,8 +34,7 @@ class BranchStatus(Enum):
 _WITH_DATA = frozenset({BranchStatus.OK, BranchStatus.STALE, BranchStatus.STATIC})
 
 
-@dataclass(frozen=True, slots=True)
-class BranchOutcome:
+class BranchOutcome(msgspec.Struct, frozen=True):
     """What became of one branch.
 
     Attributes:
@@ -85,8 +86,7 @@ class BranchNode:
     is_required: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Tells the shell to start a branch, with the arguments that come from other branches."""
 
     name: str
@@ -139,7 +139,7 @@ class Composition:
         """Take what became of a running branch; return the branches that can start now."""
         del self._running[name]
         self._conclude(name, outcome)
-        return self._startable()
+        return self._startable() if self._waiting else []
 
     def __repr__(self) -> str:
         parts = [f"{name} {self._state(name)}" for name in self._steps]
@@ -176,6 +176,8 @@ class Composition:
 
     def _decide(self, name: str) -> Start | BranchOutcome | None:
         references = self._steps[name].references
+        if not references:
+            return Start(name, {})
         needed = [self.outcomes.get(reference.branch) for reference in references.values()]
         if None in needed:
             return None

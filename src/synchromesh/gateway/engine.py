@@ -11,10 +11,8 @@ however it is spelt (G2).
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ import msgspec
 
 from synchromesh.calls import Caller, Forwarder, Operation
 from synchromesh.calls.routes import Match, NoMatch, Routes
-from synchromesh.calls.tree import tree_of
+from synchromesh.calls.tree import attempts_left, tree_of
 from synchromesh.codec import digest, encode
 from synchromesh.context import IDEMPOTENCY_KEY, CallContext, check_key
 from synchromesh.errors import (
@@ -41,23 +39,23 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.gateway.aggregate import AggregateRun, arguments_of
+from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
 from synchromesh.gateway.check import CompiledRoute, compiled, read, refusal_of
 from synchromesh.gateway.composition import BranchOutcome
+from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
-from synchromesh.gateway.problems import outside, problem_of
+from synchromesh.gateway.problems import outside
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routes import Gateway
-from synchromesh.http import HttpRequest, HttpResponse, problem_response
+from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, problem_response
 from synchromesh.resilience import Limiter, LimitOptions
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Span, Tracer
 
-TRACE = "synchromesh-trace"
-PARTIAL = "synchromesh-partial"
 FALLBACK = "synchromesh-fallback"
 KEY_CHARS_MAX = 255
 REREAD_EVERY_S = 1.0
@@ -65,10 +63,7 @@ REREAD_EVERY_S = 1.0
 _log = logging.getLogger("synchromesh.gateway")
 
 _NOBODY = Principal("", frozenset())
-# What was asked for with a credential is for nobody else, and JSON is never to be taken for HTML.
-_ALWAYS = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"))
 _JSON = ("content-type", "application/json")
-_PROBLEM = ("content-type", "application/problem+json")
 
 
 class GatewayEngine:
@@ -116,6 +111,7 @@ class GatewayEngine:
         last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
         self._asker = Asker(caller, last)
         self._routes: Routes[CompiledRoute] = Routes()
+        self._entries = entries
         self._buckets: dict[str, TokenBuckets] = {}
         for entry in entries:
             method, path = entry.template.method, entry.template.path
@@ -190,11 +186,27 @@ class GatewayEngine:
         try:
             found = find(self._routes, request.method, request.path)
         except BadRequest as error:
-            return _refused(error)
+            return refused(error)
         if isinstance(found, NoMatch):
             return _unrouted(request, found)
         with self._begun(found, request) as (asked, context):
             return await self._answer(asked, context, self._call)
+
+    @property
+    def begin_exchange(self) -> Callable[[HttpExchange], bool]:
+        """What answers requests on the fast way; False leaves one to the slow way."""
+        return Gate(
+            self._entries,
+            self._routes,
+            forwarder=self._forwarder,
+            tracer=self._tracer,
+            limiter=self._limiter,
+            authenticators=self._authenticators,
+            buckets=self._buckets,
+            asker=self._asker,
+            externals=self._externals,
+            attempts_left=self._caller.root().attempts_left,
+        ).begin
 
     def body_max(self, method: str, path: str) -> int | None:
         """Say how long the body of a request may be that is passed on; None where it is not."""
@@ -229,7 +241,7 @@ class GatewayEngine:
         context = self._caller.root(timeout_s=entry.deadline_s)
         with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
             context = msgspec.structs.replace(context, span_id=span.span_id)
-            headers = [*_ALWAYS, (TRACE, context.trace_id)]
+            headers = [*ALWAYS, (TRACE, context.trace_id)]
             with tree_of(context):
                 yield _Asked(entry, found.places, request, span, headers), context
 
@@ -245,18 +257,13 @@ class GatewayEngine:
         except _Refusal as refusal:
             span.fail(refusal.error)
             told = refusal.error
-        except SynchromeshError as error:
-            span.fail(error)
-            if error.status >= 500:
-                _log.warning("%s failed in trace %s: %s", entry.name, context.trace_id, error)
-            told = outside(error)
-            # It was an outcome before: its traceback leads to frames that hold that.
-            error.__traceback__ = None
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             span.fail(error)
-            _log.exception("%s failed in trace %s", entry.name, context.trace_id)
-            told = outside(error)
-        return _refused(told, asked.headers, trace_id=context.trace_id)
+            told = told_of(error, entry.name, context.trace_id)
+            if isinstance(error, SynchromeshError):
+                # It was an outcome before: its traceback leads to frames that hold that.
+                error.__traceback__ = None
+        return refused(told, asked.headers, trace_id=context.trace_id)
 
     async def _call(self, asked: _Asked, context: CallContext) -> HttpResponse:
         if asked.entry.passage is not None:
@@ -276,7 +283,7 @@ class GatewayEngine:
         """Return the context of who asks, once they may (G1). Raises _Refusal."""
         entry, request = asked.entry, asked.request
         if entry.is_public:
-            principal, who = _NOBODY, _client_of(request.peer)
+            principal, who = _NOBODY, client_of(request.peer)
         else:
             principal = await self._principal(request)
             who = principal.name
@@ -359,7 +366,14 @@ class GatewayEngine:
             given = arguments_of(entry.parts, asked.places)
         except BadRequest as error:
             raise _Refusal(error) from error
-        run = AggregateRun(entry.name, entry.parts, given, context=context, asker=self._asker)
+        run = AggregateRun(
+            entry.name,
+            entry.parts,
+            given,
+            context=context,
+            left=attempts_left(context),
+            asker=self._asker,
+        )
         composed = await run.answer()
         if composed.partial:
             names = ", ".join(composed.partial)
@@ -443,35 +457,13 @@ def _is_json(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
-def _client_of(peer: str) -> str:
-    """Return the address that a client cannot change at will: of IPv6 that is the network."""
-    host = peer.rpartition(":")[0]
-    if ":" not in host:
-        return host
-    try:
-        return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
-    except ValueError:
-        return host
-
-
-def _refused(
-    error: SynchromeshError, fields: Iterable[tuple[str, str]] = _ALWAYS, *, trace_id: str = ""
-) -> HttpResponse:
-    headers = [_PROBLEM, *fields]
-    if isinstance(error, CallError) and error.retry_after_s is not None:
-        headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
-    if isinstance(error, Unauthenticated):
-        headers.append(("www-authenticate", "Bearer"))
-    return HttpResponse(error.status, headers, encode(problem_of(error, trace_id=trace_id)))
-
-
 def _unrouted(request: HttpRequest, found: NoMatch) -> HttpResponse:
     if not found.allowed:
-        return _refused(UnknownOperation("there is nothing under this path"))
+        return refused(UnknownOperation("there is nothing under this path"))
     allowed = ", ".join(found.allowed)
     return problem_response(
         MethodNotAllowed.status,
         f"this path takes {allowed}, not {request.method}",
         code=MethodNotAllowed.code,
-        headers=[*_ALWAYS, ("allow", allowed)],
+        headers=[*ALWAYS, ("allow", allowed)],
     )

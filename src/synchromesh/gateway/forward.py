@@ -11,7 +11,7 @@ Source: RFC 9110, sections 7.6.1 and 7.6.3.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -32,7 +32,7 @@ from synchromesh.gateway.fallbacks import Note
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
 from synchromesh.gateway.shapes import is_a
-from synchromesh.http import Headers, HttpRequest, HttpResponse
+from synchromesh.http import Headers, HttpRequest, HttpResponse, RawPair, status_line
 
 # What a request may carry to any upstream: content, conditions, ranges, negotiation.
 PASSED: Final = frozenset({
@@ -58,6 +58,7 @@ _NEVER: Final = _HOP | _OURS | {
     "x-method-override", "x-principal", "x-real-ip", "x-remote-user", "x-rewrite-url", "x-user",
 }  # fmt: skip
 _NEVER_BEGINS: Final = ("synchromesh-", "x-forwarded-", "x-authenticated-", "x-original-")
+_DROPPED: Final = _HOP | _OURS | {"x-content-type-options"}
 _VIA: Final = ("via", "1.1 synchromesh")
 
 _UPSTREAM = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -85,10 +86,18 @@ class CompiledForward:
     passed: frozenset[str]
     body_bytes_max: int
 
+    def target(self, places: Mapping[str, str]) -> str:
+        """Return the path at the upstream; `places` are percent-encoded, as they came.
+
+        Raises:
+            BadRequest: a place would lead to another path.
+        """
+        return _PLACE.sub(lambda place: _segment(places[place[1]]), self.path)
+
     def forwarding(
         self,
         request: HttpRequest,
-        places: dict[str, str],
+        places: Mapping[str, str],
         *,
         name: str,
         context: CallContext,
@@ -100,7 +109,7 @@ class CompiledForward:
             BadRequest: a place would lead to another path.
         """
         body = request.stream
-        target = _PLACE.sub(lambda place: _segment(places[place[1]]), self.path)
+        target = self.target(places)
         return Forwarding(
             upstream=self.to,
             name=name,
@@ -118,7 +127,7 @@ def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpRe
 
     What the upstream says of caching goes before ours: it knows its answer.
     """
-    dropped = _HOP | _OURS | _named(response.headers) | {"x-content-type-options"}
+    dropped = _DROPPED | _named(response.headers)
     kept = [
         (name, value)
         for name, value in response.headers
@@ -127,6 +136,81 @@ def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpRe
     said = {name for name, _ in kept}
     added = [(name, value) for name, value in ours if name not in said]
     return HttpResponse(response.status, [*kept, *added], stream=response.stream)
+
+
+# -- the same for fields as they came, on the fast way ---------------------------------------------
+
+# What may stand in `Connection` without naming a field of this hop.
+_OPTIONS: Final = frozenset({b"keep-alive", b"close"})
+# What is done with a field of an answer, by its name; unlike a request's they are the upstream's
+# own words, few and always the same. Others than these are judged once and kept.
+_DROP, _PASS, _CACHE, _CONNECTION = range(4)
+_RULES: dict[bytes, int] = {}
+_RULES_MAX: Final = 1024
+_FIXED_RULES: Final = {
+    **{name.encode(): _DROP for name in (*_DROPPED, "content-length")},
+    b"cache-control": _CACHE,
+    b"connection": _CONNECTION,
+}
+_RULES.update(_FIXED_RULES)
+_NO_STORE: Final = b"cache-control: no-store\r\n"
+_CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+_STATUS_LINES: Final = {status: status_line(status) for status in range(200, 600)}
+_NO_BODY: Final = frozenset({204, 304})
+
+
+# Fields of a request that do not pass, and may need a closer look all the same.
+ODD: Final = frozenset({b"connection", b"idempotency-key"})
+
+
+def is_odd(name: bytes, value: bytes) -> bool:
+    """Tell whether one of those needs it: a key, or a `Connection` that names other fields."""
+    return name != b"connection" or value.lower() not in _OPTIONS
+
+
+def answer_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int) -> bytes:
+    """Return the head of an upstream's answer as the client gets it, as `answer_of` makes it.
+
+    Args:
+        pairs: its fields, as a strict parser has judged them, names in lower case.
+        size: of its body; below 0 where that comes in chunks.
+    """
+    lines = [_STATUS_LINES[status]]
+    caching, rules = _NO_STORE, _RULES
+    for name, value in pairs:
+        rule = rules.get(name)
+        if rule is None:
+            rule = _judge(name)
+        if rule:
+            if rule == _CACHE:
+                # What the upstream says of caching goes before ours: it knows its answer.
+                caching = b""
+            elif rule == _CONNECTION:
+                if value.lower() not in _OPTIONS:
+                    return _named_head(status, pairs, trace_id, size)
+                continue
+            lines += (name, b": ", value, b"\r\n")
+    if size < 0:
+        framing = _CHUNKED
+    else:
+        framing = b"" if status in _NO_BODY else b"content-length: %d\r\n" % size
+    ours = b"x-content-type-options: nosniff\r\nsynchromesh-trace: %b\r\n" % trace_id.encode()
+    return b"".join((*lines, framing, caching, ours))
+
+
+def _named_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int) -> bytes:
+    """Return the head of an answer whose `Connection` names fields of its own hop."""
+    named = {name.encode("latin-1") for name in _named(Headers.from_wire(list(pairs)))}
+    kept = [pair for pair in pairs if pair[0] not in named and pair[0] != b"connection"]
+    return answer_head(status, kept, trace_id, size)
+
+
+def _judge(name: bytes) -> int:
+    if len(_RULES) >= _RULES_MAX:
+        _RULES.clear()  # somebody makes names up
+        _RULES.update(_FIXED_RULES)
+    rule = _RULES[name] = _DROP if name.startswith(b"synchromesh-") else _PASS
+    return rule
 
 
 def read_forward(route: Forward, template: Template, note: Note) -> CompiledForward:

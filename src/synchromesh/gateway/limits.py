@@ -79,14 +79,19 @@ class TokenBuckets:
 
     def take(self, key: Hashable, now: float) -> float:
         """Take a token and return 0.0; or take none and return how long to wait for one."""
-        key = self._bucket_of(key, now)
-        full_at_s = max(now, self._full_at_s.get(key, now))
+        buckets = self._full_at_s
+        full_at_s = buckets.get(key)
+        if full_at_s is None:
+            key = self._bucket_of(key, now)
+            full_at_s = buckets.get(key, now)
+        if full_at_s < now:
+            full_at_s = now
         wait_s = full_at_s - now - self._slack_s
         # Sums of floats: a wait of less than a thousandth of a token is none.
         if wait_s > self._interval_s * 1e-3:
             return wait_s
-        self._full_at_s[key] = full_at_s + self._interval_s
-        self._full_at_s.move_to_end(key)
+        buckets[key] = full_at_s + self._interval_s
+        buckets.move_to_end(key)
         return 0.0
 
     def __len__(self) -> int:

@@ -2,7 +2,7 @@
 
 from synchromesh.http.asgi import AsgiApp, AsgiHandler
 from synchromesh.http.body import Body
-from synchromesh.http.client import ClientExchange
+from synchromesh.http.client import ClientExchange, ExchangeState
 from synchromesh.http.exchange import FastHandler, HttpExchange
 from synchromesh.http.limits import Limits, PoolLimits
 from synchromesh.http.message import (
@@ -12,6 +12,7 @@ from synchromesh.http.message import (
     RawPair,
     error_response,
     problem_response,
+    ready_answer,
     request_head,
     status_line,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "AsgiHandler",
     "Body",
     "ClientExchange",
+    "ExchangeState",
     "FastHandler",
     "Handler",
     "Headers",
@@ -39,6 +41,7 @@ __all__ = [
     "Streaming",
     "error_response",
     "problem_response",
+    "ready_answer",
     "request_head",
     "status_line",
 ]

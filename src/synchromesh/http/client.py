@@ -19,6 +19,7 @@ from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
 from synchromesh.http.outflow import Outflow, reset
 from synchromesh.http.responses import ResponseReader, ResponseState
+from synchromesh.http.together import Together
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
@@ -84,6 +85,7 @@ class ClientExchange(Deadline):
         takes_parts: True where an answer that does not come whole at once is taken as it comes, by
             `on_begin`, `on_part` and `on_end`; then `due_s` is for its head, and `expect_within`
             bounds what comes later.
+        together: gathers the writes of a turn of the loop; None where this one is not to wait.
         may_reuse: False where only a new connection will do.
         state: how far it has come.
         connection: what carries it.
@@ -103,6 +105,7 @@ class ClientExchange(Deadline):
 
     takes_parts = False
     is_sent = True
+    together: Together | None = None
 
     def __init__(
         self, wire: bytes, *, due_s: float, is_head: bool = False, is_idempotent: bool = False
@@ -177,6 +180,8 @@ class ClientConnection(asyncio.Protocol):
         exchange: what it carries; None while it is idle.
         outflow: whether the server takes what it is sent.
         idle_since_s: when it was given back last.
+        is_spoiled: True once it may carry nothing more.
+        loop: where it was made.
     """
 
     outflow: Outflow
@@ -194,7 +199,9 @@ class ClientConnection(asyncio.Protocol):
         self._owner = owner
         self._on_lost = on_lost
         self._reader = ResponseReader(limits)
-        self._is_spoiled = self._has_answered = self._is_held = False
+        self.is_spoiled = self._has_answered = self._is_held = False
+        self.loop = asyncio.get_running_loop()
+        self._unwritten = b""
         self.exchange: ClientExchange | None = None
         self.idle_since_s = 0.0
 
@@ -205,7 +212,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """True while it may carry the next exchange."""
-        return not self._is_spoiled and self.exchange is None and not self._transport.is_closing()
+        return not self.is_spoiled and self.exchange is None and not self._transport.is_closing()
 
     @property
     def was_stale(self) -> bool:
@@ -214,9 +221,14 @@ class ClientConnection(asyncio.Protocol):
 
     def send(self, exchange: ClientExchange) -> None:
         """Write the request of an exchange and deliver the response to it."""
-        self._reader.expect(is_head=exchange.is_head, takes_parts=exchange.takes_parts)
+        self._reader.expect(exchange.is_head, exchange.takes_parts)
         self.exchange = exchange
-        self._transport.write(exchange.wire)
+        together = exchange.together
+        if together is None:
+            self._transport.write(exchange.wire)
+        else:
+            self._unwritten = exchange.wire
+            together.add(self._write)
 
     def pause(self) -> None:
         """Pause reading (backpressure) until `resume`. May be repeated."""
@@ -233,13 +245,13 @@ class ClientConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; nothing more is sent or read. May be repeated."""
-        self._is_spoiled = True
+        self.is_spoiled = True
         self._transport.abort()
 
     def drop(self) -> None:
         """Abort the connection in the middle of an exchange, and detach that."""
         exchange, self.exchange = self.exchange, None
-        self._is_spoiled = True
+        self.is_spoiled = True
         if exchange is not None and exchange.takes_parts:
             # A body that was cut must not be taken for a whole one.
             reset(self._transport)
@@ -276,26 +288,30 @@ class ClientConnection(asyncio.Protocol):
         reason = reader.feed(data)
         if reader.state is _WHOLE:
             # An early answer: the rest of its request must not begin the next one.
-            is_early = self._transport.get_write_buffer_size() > 0 or not exchange.is_sent
+            is_early = (
+                self._transport.get_write_buffer_size() > 0
+                or not exchange.is_sent
+                or bool(self._unwritten)
+            )
             if reason is not None or not reader.keeps_alive or is_early:
-                self._is_spoiled = True
+                self.is_spoiled = True
             self._finish(exchange)
         elif reason is not None:
-            self._is_spoiled = True
+            self.is_spoiled = True
             self._fail(ConnectionLost(f"{self._name} sent no acceptable answer: {reason}"))
         elif exchange.takes_parts and reader.state is _BODY:
             self._pass_on(exchange)
 
     def eof_received(self) -> None:
         """End an answer that ends with the connection; the transport closes by itself."""
-        self._is_spoiled = True
+        self.is_spoiled = True
         reader = self._reader
         if self.exchange is not None and reader.state is _BODY and not reader.is_delimited:
             self._finish(self.exchange)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchange that runs: whether the request was run is unknown."""
-        self._is_spoiled = True
+        self.is_spoiled = True
         self.outflow.resume()
         why = f": {exc}" if exc is not None else ""
         self._fail(ConnectionLost(f"{self._name} closed the connection before its answer{why}"))
@@ -332,6 +348,12 @@ class ClientConnection(asyncio.Protocol):
         part = reader.take_body()
         if part and self.exchange is exchange:
             exchange.on_part(part)
+
+    def _write(self) -> None:
+        """Write a request that was kept for the end of the turn, unless it was given up."""
+        wire, self._unwritten = self._unwritten, b""
+        if self.exchange is not None:
+            self._transport.write(wire)
 
     def _fail(self, error: Exception) -> None:
         exchange, self.exchange = self.exchange, None

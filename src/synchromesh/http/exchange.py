@@ -8,10 +8,11 @@ and no header objects. What it declines takes the way of every other request.
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from synchromesh.http.body import Body
-from synchromesh.http.message import Headers, HttpRequest, RawPair
+from synchromesh.http.message import Headers, HttpRequest, HttpResponse, RawPair
 
 
 class ResponseWriter(Protocol):
@@ -33,6 +34,12 @@ class ResponseWriter(Protocol):
 
     def ended(self, *, is_whole: bool) -> None:
         """End a response; one that is not complete resets the connection."""
+        ...
+
+    def answered_by(
+        self, request: HttpRequest, answering: AbstractAsyncContextManager[HttpResponse]
+    ) -> None:
+        """Answer by what a context gives, in a task."""
         ...
 
 
@@ -87,7 +94,6 @@ class HttpExchange:
         target: bytes,
         pairs: list[RawPair],
         body: bytes,
-        *,
         is_plain: bool,
         stream: Body | None = None,
     ) -> None:
@@ -129,20 +135,32 @@ class HttpExchange:
             self._writer = None
             writer.ended(is_whole=is_whole)
 
+    def answer_by(self, answering: AbstractAsyncContextManager[HttpResponse]) -> None:
+        """Answer by what a context gives, as one of a `Streaming` does: for what takes a task.
+
+        Ignored where the client has gone or was answered; the context is not entered then. Nor is
+        it where the client goes before the task takes its first step.
+        """
+        writer = self._writer
+        if writer is not None:
+            request = self.request()
+            self._writer = None
+            writer.answered_by(request, answering)
+
     def lose(self) -> asyncio.Task[object] | None:
         """Detach from the client, which has disconnected; later answers are ignored."""
         self._writer = None
         return None if self.listener is None else self.listener.on_lost()
 
     @property
+    def peer(self) -> str:
+        """`host:port` of the client's end; empty once it has gone, or where that is not known."""
+        return "" if self._writer is None else self._writer.peer
+
+    @property
     def is_lost(self) -> bool:
         """True once the request was answered, or the client has disconnected."""
         return self._writer is None
-
-    @property
-    def peer(self) -> str:
-        """`host:port` of the client's end; empty once it has gone."""
-        return "" if self._writer is None else self._writer.peer
 
     def request(self) -> HttpRequest:
         """Return the request as a coroutine handler gets it."""

@@ -65,10 +65,10 @@ class PoolLimits:
 
     Example:
         >>> PoolLimits().connections_max
-        64
+        256
     """
 
-    connections_max: int = 64
+    connections_max: int = 256
     waiting_max: int = 1024
     idle_s: float = 5.0
     connect_s: float = 5.0

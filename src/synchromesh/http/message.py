@@ -271,6 +271,17 @@ def encode_response(
     return b"".join(parts)
 
 
+def ready_answer(response: HttpResponse) -> tuple[bytes, bytes]:
+    """Return an answer as `HttpExchange.answer` takes it: the lines of its head, and its body.
+
+    Example:
+        >>> ready_answer(HttpResponse(200, [("content-type", "text/plain")], b"hello"))[1]
+        b'hello'
+    """
+    head = encode_response(response, is_head=False, is_last=False)
+    return head[: len(head) - len(response.body) - 2], response.body
+
+
 def status_line(status: int) -> bytes:
     """Return the first line of an answer, with its end; statuses are 200 to 599.
 

@@ -77,7 +77,7 @@ class HttpPool:
         self.connections: dict[ClientConnection, None] = {}
         self.is_closed = False
         self._endpoints: dict[tuple[str, int, bool], PoolEndpoint] = {}
-        self._sweeping: asyncio.TimerHandle | None = None
+        self.sweeping: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
 
     def send(self, host: str, port: int, exchange: ClientExchange) -> None:
@@ -86,10 +86,9 @@ class HttpPool:
         Its `wire` is the whole request, framed by its length: nothing is checked here. See
         `request_head` and `HttpPool.request` for what a request may be.
         """
-        endpoint = self._endpoints.get((host, port, False)) or PoolEndpoint(
-            (host, port, False), self
-        )
-        exchange.owner = endpoint
+        # Who takes parts takes as long as the slowest client: whole ones never wait for those.
+        key = (host, port, exchange.takes_parts)
+        endpoint = exchange.owner = self._endpoints.get(key) or PoolEndpoint(key, self)
         endpoint.send(exchange)
 
     async def request(
@@ -194,9 +193,7 @@ class HttpPool:
             is_head=method == "HEAD",
             is_idempotent=is_idempotent and body is None,
         )
-        key = (host, port, True)
-        endpoint = exchange.owner = self._endpoints.get(key) or PoolEndpoint(key, self)
-        endpoint.send(exchange)
+        self.send(host, port, exchange)
         try:
             yield await exchange.answer
         finally:
@@ -205,9 +202,9 @@ class HttpPool:
     async def close(self) -> None:
         """Close every connection; calls that run or wait fail. May be repeated."""
         self.is_closed = True
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            self._sweeping = None
+        if self.sweeping is not None:
+            self.sweeping.cancel()
+            self.sweeping = None
         for endpoint in list(self._endpoints.values()):
             endpoint.close()
         for connection in list(self.connections):
@@ -239,9 +236,9 @@ class HttpPool:
 
     def on_idle(self) -> None:
         """Schedule the idle timeout."""
-        if self._sweeping is None:
+        if self.sweeping is None:
             loop = asyncio.get_running_loop()
-            self._sweeping = loop.call_later(self.limits.idle_s, self._sweep)
+            self.sweeping = loop.call_later(self.limits.idle_s, self._sweep)
 
     def on_lost(self) -> None:
         """Wake `close`, which waits for the last connection."""
@@ -253,4 +250,4 @@ class HttpPool:
         now = loop.time()
         due = [endpoint.sweep(now) for endpoint in list(self._endpoints.values())]
         next_s = min((at_s for at_s in due if at_s is not None), default=None)
-        self._sweeping = None if next_s is None else loop.call_at(next_s, self._sweep)
+        self.sweeping = None if next_s is None else loop.call_at(next_s, self._sweep)

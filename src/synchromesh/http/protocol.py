@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
+from functools import partial
 from typing import Final, cast
 
-from synchromesh.errors import SynchromeshError
-from synchromesh.http.body import Body, Framing
+from synchromesh.http.body import Body
 from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.message import (
     HttpRequest,
     HttpResponse,
     asks_to_close,
     encode_response,
-    has_body,
     problem_response,
 )
 from synchromesh.http.outflow import Outflow, reset
@@ -32,9 +32,11 @@ from synchromesh.http.read_timer import ReadTimer
 from synchromesh.http.reading import SLICE_BYTES, RequestReader
 from synchromesh.http.serving import FAILED, FULL, Serving
 from synchromesh.http.states import REPLIES, WAITED, ReadingState, Replying, ReplyingEvent
+from synchromesh.http.streaming import answer_streaming
 from synchromesh.http.strictness import Refusal
 
 _logger = logging.getLogger("synchromesh.http")
+
 
 # Who connects sends a request at once; while the server drains, this is how long it is waited for.
 _FRESH_S: Final = 0.5
@@ -61,13 +63,13 @@ class ServerConnection(asyncio.Protocol):
         peer: `host:port` of the client's end; empty where the transport does not know it.
     """
 
-    _transport: asyncio.Transport
-    _outflow: Outflow
+    transport: asyncio.Transport
+    outflow: Outflow
 
     def __init__(self, serving: Serving) -> None:
         self._loop = asyncio.get_running_loop()
         self._serving = serving
-        self._reader = RequestReader(
+        self.reader = RequestReader(
             serving.limits, serving.streaming, self, is_fast=serving.is_fast
         )
         self._read_timer = ReadTimer(self._loop, serving.limits, self._on_read_timeout)
@@ -75,19 +77,19 @@ class ServerConnection(asyncio.Protocol):
         # Who works for the answer, once that has to be waited for.
         self._work: asyncio.Task[object] | HttpExchange | None = None
         # The streamed body of the request that is being answered.
-        self._current: Body | None = None
+        self.current: Body | None = None
         self._unfed: bytes | memoryview = b""
         self._is_held = False  # reading is paused, as long as there is something unfed
         self._out: list[bytes] = []
         # What is said after all answers, before the end: why nothing more is taken.
-        self._final_response: HttpResponse | None = None
+        self.final_response: HttpResponse | None = None
         # Each request begins in the context of the connection's making: a pipelined one is started
         # by the task of the one before it, whose variables are not its own.
         self._context = copy_context()
         self.peer = ""
 
     def __repr__(self) -> str:
-        reader = self._reader
+        reader = self.reader
         doing = "idle" if reader.state is _FRESH else reader.state.name.lower()
         if self._replying is not _FREE:
             doing = "answering" if self._replying in (_BEGUN, _BUSY) else "ending"
@@ -97,14 +99,14 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for the first request; its head may take `head_s` from now."""
-        self._transport, limits = cast("asyncio.Transport", transport), self._serving.limits
+        self.transport, limits = cast("asyncio.Transport", transport), self._serving.limits
         # Any unsent byte counts: a client is slow from the moment it does not take what it is sent.
-        self._transport.set_write_buffer_limits(high=0)
-        self._outflow = Outflow(
-            self._transport,
+        self.transport.set_write_buffer_limits(high=0)
+        self.outflow = Outflow(
+            self.transport,
             stall_s=limits.write_s,
             bytes_min=limits.write_bytes_min,
-            on_stall=self._transport.abort,
+            on_stall=self.transport.abort,
         )
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:
@@ -115,24 +117,35 @@ class ServerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; what is too early to parse is kept, and reading pauses."""
-        if self._reader.state is _CLOSED:
+        if self.reader.state is _CLOSED:
             return
         if self._unfed:
             self._unfed = memoryview(bytes(self._unfed) + data)
             return
         self._unfed = data
+        if self._replying is _FREE and not (self._is_held or self.outflow.is_paused):
+            reader = self.reader
+            if not reader.ready and reader.coming is None and len(data) <= SLICE_BYTES:
+                # A turn that begins with nothing: most are one request, and end with that.
+                self._feed()
+                ready = reader.ready
+                if len(ready) == 1 and reader.state is _IDLE:
+                    self._take(ready.popleft())
+                    if self._replying is _BUSY and not self._out:
+                        self._read_timer.pause()
+                        return
         self._turn()
 
     def eof_received(self) -> None:
         """Let the transport close: the client has gone."""
 
     def pause_writing(self) -> None:
-        """Start the write timeout: the client does not read."""
-        self._outflow.pause()
+        """Begin to watch whether the client takes what it was sent."""
+        self.outflow.pause()
 
     def resume_writing(self) -> None:
-        """Resume: the client has read everything that was written."""
-        self._outflow.resume()
+        """Go on: the client has taken everything."""
+        self.outflow.resume()
         work = self._work
         if isinstance(work, HttpExchange) and work.listener is not None:
             work.listener.on_room()
@@ -141,10 +154,10 @@ class ServerConnection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """Cancel the running handler, and drop pipelined requests."""
         self._replying = REPLIES[self._replying][ReplyingEvent.LOST]
-        self._stop_reading()
+        self.stop_reading()
         self._read_timer.end()
-        self._outflow.resume()
-        self._reader.ready.clear()
+        self.outflow.resume()
+        self.reader.ready.clear()
         self._out.clear()
         work, self._work = self._work, None
         if isinstance(work, HttpExchange):
@@ -157,7 +170,7 @@ class ServerConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Answer what has been accepted or begun, take nothing more, then close."""
-        reader = self._reader
+        reader = self.reader
         reader.is_draining = True
         if reader.state is _IDLE and not self._unfed:
             reader.close()
@@ -167,17 +180,17 @@ class ServerConnection(asyncio.Protocol):
 
     def cut(self) -> None:
         """Drop the connection at once, with what it was doing."""
-        self._transport.abort()
+        self.transport.abort()
 
     # -- what a reader of a streamed body tells --------------------------------------------------
 
     def on_room(self) -> None:
         """Go on with a streamed body: its reader has taken what there was, or waits for more."""
-        reader = self._reader
+        reader = self.reader
         body = reader.coming
         if body is None:
             return
-        if reader.owes_continue and body is self._current and body.is_wanted:
+        if reader.owes_continue and body is self.current and body.is_wanted:
             reader.owes_continue = False
             self._out.append(_CONTINUE)
         self._turn()
@@ -185,12 +198,12 @@ class ServerConnection(asyncio.Protocol):
     # -- a turn ----------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Parse, respond to all that needs no waiting, write once, and set the read timeout."""
-        reader = self._reader
+        """Parse and answer all that needs no waiting, write once, and wait for the rest."""
+        reader = self.reader
         ready, most = reader.ready, self._serving.limits.pipeline_max
         left = most
         while True:
-            if ready and self._replying is _FREE and not self._outflow.is_paused:
+            if ready and self._replying is _FREE and not self.outflow.is_paused:
                 if not left:
                     # Who sends many at once must not keep the others waiting.
                     self._loop.call_soon(self._turn, context=self._context)
@@ -218,7 +231,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _feed(self) -> None:
         """Parse the next piece; a whole event of usual size is one."""
-        data, reader = self._unfed, self._reader
+        data, reader = self._unfed, self.reader
         if len(data) <= SLICE_BYTES:
             self._unfed = b""
         else:
@@ -233,34 +246,41 @@ class ServerConnection(asyncio.Protocol):
             self._unfed = b""
 
     def _conclude(self) -> None:
-        """Write the final response, if there is one, and close the connection."""
-        if self._outflow.is_paused:
+        """Say the last word to a client of whom nothing more is taken, and end."""
+        if self.outflow.is_paused:
             return
-        word, self._final_response = self._final_response, None
+        word, self.final_response = self.final_response, None
         if word is not None:
             self._out.append(encode_response(word, is_head=False, is_last=True))
         self._end()
 
     def _flush(self) -> None:
         if out := self._out:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
 
+    def _flush_late(self) -> None:
+        """Write what was answered in this turn of the loop."""
+        if self._out:
+            self._flush()
+            if self.outflow.is_paused:
+                self._wait()
+
     def _wait(self) -> None:
-        """Pause reading while there is something unparsed, and set the read timeout."""
-        reader = self._reader
+        """Read only while what is read can be parsed, and give the client its time for it."""
+        reader = self.reader
         if self._unfed:
             # A paused client is not a slow one.
             if not self._is_held:
                 self._is_held = True
-                self._transport.pause_reading()
+                self.transport.pause_reading()
             self._read_timer.expect(None, 0)
             return
         if self._is_held:
             self._is_held = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
         # Who has not taken the last answer is timed by that alone.
-        answering = _BUSY if self._outflow.is_paused and self._replying is _FREE else self._replying
+        answering = _BUSY if self.outflow.is_paused and self._replying is _FREE else self._replying
         wait = WAITED[answering][reader.state]
         if reader.coming is None:
             self._read_timer.expect(wait, reader.begun)
@@ -273,19 +293,19 @@ class ServerConnection(asyncio.Protocol):
         """Close so that the client sees the answer even while it is still sending."""
         self._flush()
         self._replying = REPLIES[self._replying][ReplyingEvent.ENDED]
-        self._stop_reading()
-        if self._transport.is_closing():
+        self.stop_reading()
+        if self.transport.is_closing():
             return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         else:
-            self._transport.close()
+            self.transport.close()
 
     # -- refusing --------------------------------------------------------------------------------
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with an error after all that came before it, then close."""
-        reader = self._reader
+        reader = self.reader
         if reader.state is _CLOSED:
             return
         coming = reader.coming
@@ -294,17 +314,17 @@ class ServerConnection(asyncio.Protocol):
             return
         if reader.ready and reader.ready[-1].stream is coming:
             reader.ready.pop()
-        if coming is self._current and isinstance(self._work, asyncio.Task):
+        if coming is self.current and isinstance(self._work, asyncio.Task):
             # Its handler works for a client that has broken its word.
             self._work.cancel()
 
     def _close_with(self, word: HttpResponse) -> None:
-        self._stop_reading()
-        self._final_response = word
+        self.stop_reading()
+        self.final_response = word
 
-    def _stop_reading(self) -> None:
-        """Stop parsing, and forget the request that has begun."""
-        self._reader.close()
+    def stop_reading(self) -> None:
+        """Parse nothing more, and forget the request that has begun."""
+        self.reader.close()
         self._unfed = b""
 
     def _on_read_timeout(self) -> None:
@@ -312,13 +332,13 @@ class ServerConnection(asyncio.Protocol):
         if wait is None:
             return
         if self._replying is _LINGERING:
-            self._transport.abort()
+            self.transport.abort()
             return
         if wait.status:
             text = f"the {wait.what} did not come in {timer.seconds(wait):g} s"
             self._refuse(Refusal(wait.status, text))
         else:
-            self._stop_reading()
+            self.stop_reading()
         self._turn()
 
     # -- answering -------------------------------------------------------------------------------
@@ -336,16 +356,16 @@ class ServerConnection(asyncio.Protocol):
                     is_taken = True
                     if not exchange.is_lost:
                         exchange.lose()
-                        self._send(FAILED)
+                        self.send(FAILED)
                 if is_taken:
                     if self._replying is _BEGUN:
                         self._work = exchange
                         self._replying = REPLIES[_BEGUN][_WAITS]
                     return
-            refusal = self._reader.judge_whole(exchange)
+            refusal = self.reader.judge_whole(exchange)
             if refusal is not None:
                 self._replying = REPLIES[self._replying][_ANSWERED]
-                self._reader.ready.clear()
+                self.reader.ready.clear()
                 self._close_with(problem_response(refusal.status, refusal.detail))
                 return
         self._start(exchange)
@@ -355,7 +375,9 @@ class ServerConnection(asyncio.Protocol):
         serving, request, context = self._serving, exchange.request(), self._context.copy()
         task: asyncio.Task[None]
         if exchange.stream is not None:
-            task = self._loop.create_task(self._answer_streaming(request), context=context)
+            assert serving.streaming is not None
+            opening = partial(serving.streaming.stream, request)
+            task = self._loop.create_task(answer_streaming(self, request, opening), context=context)
         elif serving.is_fast:
             task = serving.start(self._answer(request), context=context)
         else:
@@ -378,26 +400,33 @@ class ServerConnection(asyncio.Protocol):
             _logger.exception("a handler failed: %r", request)
             response = FAILED
         if self._replying is not _LOST:
-            self._send(response, is_head=request.method == "HEAD")
+            self.send(response, is_head=request.method == "HEAD")
 
-    def _send(self, response: HttpResponse, *, is_head: bool = False) -> None:
+    def send(self, response: HttpResponse, *, is_head: bool = False) -> None:
+        """Send an answer whole, and go on."""
         if asks_to_close(response):
-            self._stop_reading()
-            self._reader.ready.clear()
-            self._final_response = None
-        self._out.append(encode_response(response, is_head=is_head, is_last=self._is_last()))
-        self._on_answered()
+            self.stop_reading()
+            self.reader.ready.clear()
+            self.final_response = None
+        self._out.append(encode_response(response, is_head=is_head, is_last=self.is_last()))
+        self.on_answered()
 
-    def _is_last(self) -> bool:
-        return self._reader.is_closed and not self._reader.ready and self._final_response is None
+    @property
+    def is_lost(self) -> bool:
+        """True once the client has gone."""
+        return self._replying is _LOST
 
-    def _on_answered(self) -> None:
-        """Go on after a response: within its turn that is the turn's, else it is a new one."""
+    def is_last(self) -> bool:
+        """Tell whether the answer that is about to be sent is the connection's last."""
+        return self.reader.is_closed and not self.reader.ready and self.final_response is None
+
+    def on_answered(self) -> None:
+        """Go on after an answer: within its turn that is the turn's, else it is a new one."""
         before = self._replying
         self._replying = REPLIES[before][_ANSWERED]
         if before is _BUSY:
             self._work = None
-            if self._reader.ready or self._unfed:
+            if self.reader.ready or self._unfed:
                 # What comes next is begun in the connection's own context, not in the answer's.
                 self._flush()
                 self._loop.call_soon(self._turn, context=self._context)
@@ -407,94 +436,54 @@ class ServerConnection(asyncio.Protocol):
     # -- what an exchange tells ------------------------------------------------------------------
 
     def answered(self, head: bytes, body: bytes) -> None:
-        """Write a ready-made response, and go on with the next request."""
+        """Send a ready-made answer, and go on with the next request."""
+        reader = self.reader
+        has_more = (
+            reader.ready or self._unfed or self._out or self._is_held or self.outflow.is_paused
+        )
+        if not has_more and self._replying is _BUSY and reader.state is _IDLE:
+            # The turn of a client that has nothing else under way, without its frames.
+            self._replying, self._work = REPLIES[_BUSY][_ANSWERED], None
+            self._read_timer.expect_next(reader.begun)
+            self._out.append(b"%b\r\n%b" % (head, body))
+            together = self._serving.together
+            if together is None:
+                self._flush_late()
+            else:
+                together.add(self._flush_late)
+            return
         out = self._out
         out.append(head)
-        is_last = self._reader.state is _CLOSED and self._is_last()
+        is_last = reader.state is _CLOSED and self.is_last()
         out.append(_LAST_LINES if is_last else _BLANK_LINE)
         if body:
             out.append(body)
-        self._on_answered()
+        self.on_answered()
 
     def begun(self, head: bytes, data: bytes) -> None:
-        """Write the head of a ready-made response, with what there is of its body."""
-        self._out += (head, _LAST_LINES if self._is_last() else _BLANK_LINE)
+        """Send the head of a ready-made answer, with what there is of its body."""
+        self._out += (head, _LAST_LINES if self.is_last() else _BLANK_LINE)
         self.part(data)
 
     def part(self, data: bytes) -> bool:
         """Write a part of a body; False while the client does not read (backpressure)."""
         self._out.append(data)
         self._flush()
-        return not self._outflow.is_paused
+        return not self.outflow.is_paused
 
     def ended(self, *, is_whole: bool) -> None:
         """End a response; one that is not complete resets the connection."""
         if is_whole:
-            self._on_answered()
+            self.on_answered()
         else:
-            reset(self._transport)
+            reset(self.transport)
 
-    # -- streaming -------------------------------------------------------------------------------
-
-    async def _answer_streaming(self, request: HttpRequest) -> None:
-        assert self._serving.streaming is not None
-        # Set here: who is cancelled before his first step would never come to end it.
-        body = self._current = request.stream
-        has_begun = is_whole = False
-        try:
-            if not self._is_broken(body):
-                async with self._serving.streaming.stream(request) as response:
-                    has_begun = True
-                    await self._send_streaming(response, is_head=request.method == "HEAD")
-                is_whole = True
-        except asyncio.CancelledError:
-            if self._replying is _LOST:
-                raise
-            if not self._is_broken(body):
-                _logger.exception("a handler was cancelled: %r", request)
-        except SynchromeshError as error:
-            _logger.warning("the answer to %r broke off: %s", request, error)
-        except Exception:
-            _logger.exception("a handler failed: %r", request)
-        if self._replying is not _LOST:
-            self._current = None
-            self._end_streaming(body, has_begun=has_begun, is_whole=is_whole)
-
-    def _end_streaming(self, body: Body | None, *, has_begun: bool, is_whole: bool) -> None:
-        if has_begun and not is_whole:
-            reset(self._transport)
-            return
-        is_refused = self._is_broken(body)
-        if not is_refused and self._reader.coming is body:
-            # Nobody reads the rest, and what follows it cannot be found without reading it.
-            self._stop_reading()
-        if is_refused and has_begun:
-            self._final_response = None  # the answer is there already
-            self._reader.ready.clear()
-        if has_begun or is_refused:
-            self._on_answered()
-        else:
-            self._send(FAILED)
-
-    def _is_broken(self, body: Body | None) -> bool:
-        """Tell whether a streamed body was refused: it is not whole, and will not be."""
-        return body is not None and not body.is_ended and self._reader.coming is not body
-
-    async def _send_streaming(self, response: HttpResponse, *, is_head: bool) -> None:
-        reader, stream = self._reader, response.stream
-        # What comes after a body that is not read to its end cannot be read either.
-        is_last = self._is_last() or (reader.coming is not None and reader.coming is self._current)
-        if reader.coming is self._current:
-            # The answer takes the place of 100 Continue, which would be read as a part of it.
-            reader.owes_continue = False
-        framing = None
-        if stream is not None and has_body(response, is_head=is_head):
-            is_chunked = not (is_last and reader.is_old)
-            framing = Framing(length=response.length, is_chunked=is_chunked)
-        wire = encode_response(response, is_head=is_head, is_last=is_last, framing=framing)
-        await self._outflow.send(wire)
-        if stream is None or framing is None:
-            return
-        while part := await stream.read():
-            await self._outflow.send(framing.part(part))
-        await self._outflow.send(framing.end())
+    def answered_by(
+        self, request: HttpRequest, answering: AbstractAsyncContextManager[HttpResponse]
+    ) -> None:
+        """Answer by what a context gives: what was tried without a task takes one."""
+        self._work = self._loop.create_task(
+            answer_streaming(self, request, lambda: answering), context=self._context.copy()
+        )
+        if self._replying is _BEGUN:
+            self._replying = REPLIES[_BEGUN][_WAITS]

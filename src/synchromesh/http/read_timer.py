@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from synchromesh.http.limits import Limits
-from synchromesh.http.states import Wait
+from synchromesh.http.states import WAITS, ReadingState, Wait
+
+_NEXT = WAITS[ReadingState.IDLE]
 
 
 class ReadTimer:
@@ -51,6 +53,18 @@ class ReadTimer:
             self._due_s = None
         else:
             self.restart(getattr(self._limits, wait.limit))
+
+    def pause(self) -> None:
+        """Wait for nothing while an answer is made."""
+        self.wait = self._due_s = None
+
+    def expect_next(self, number: int) -> None:
+        """Wait for the next request, behind the answer to one; see `expect`."""
+        self.wait, self._number = _NEXT, number
+        due_s = self._due_s = self._loop.time() + self._limits.idle_s
+        # Nearly always the timer is armed for an earlier time, and is let run.
+        if self._timer is None or self._armed_s > due_s:
+            self.restart(self._limits.idle_s)
 
     def expect_part(self, wait: Wait | None, number: int, body_bytes: int) -> None:
         """Start or keep the timeout of a streamed body; enough progress restarts it."""

@@ -208,14 +208,13 @@ class RequestReader:
         if self.state is _BODY:
             self._drop_trailer(name, value)
             return
-        name = name.lower()
         # llhttp leaves the blanks behind a value; they are no part of it (RFC 9112, section 5.1).
-        value = value.strip(b" \t")
+        pair = name, value = name.lower(), value.strip(b" \t")
         if name in WATCHED:
             if name in self._watched:
                 self._is_odd = True
             self._watched[name] = value
-        self._pairs.append((name, value))
+        self._pairs.append(pair)
 
     def on_headers_complete(self) -> None:
         """Judge the head before a byte of the body is taken."""
@@ -274,7 +273,12 @@ class RequestReader:
         if self.coming is None:
             parts = self._body
             body = (parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b""
-            self._hand_over(body, None)
+            # As `_hand_over` does, without its frame.
+            self.ready.append(
+                HttpExchange(
+                    self._sink, self._method, self._target, self._pairs, body, self._is_plain
+                )
+            )
         else:
             self.coming.end()
             self.coming = None
@@ -291,13 +295,7 @@ class RequestReader:
     def _hand_over(self, body: bytes, stream: Body | None) -> None:
         self.ready.append(
             HttpExchange(
-                self._sink,
-                self._method,
-                self._target,
-                self._pairs,
-                body,
-                is_plain=self._is_plain,
-                stream=stream,
+                self._sink, self._method, self._target, self._pairs, body, self._is_plain, stream
             )
         )
 

@@ -22,6 +22,7 @@ from synchromesh.http.message import RawPair
 _READ_BYTES: Final = 256 * 1024
 _LENGTH_DIGITS: Final = 19
 _LONG_HEAD: Final = "its head is too long"
+_CHUNKED: Final = (b"transfer-encoding", b"chunked")
 _FRAMES: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -52,7 +53,7 @@ class ResponseReader:
         self._limits = limits
         self._parser = httptools.HttpResponseParser(self)
         self._reason = ""
-        self._is_head = self._takes_parts = False
+        self._is_head = self._takes_parts = self._is_new = False
         self._frames: list[RawPair] = []
         self._body: list[bytes] = []
         self._head_bytes = self._body_bytes = self._quiet_bytes = self._interims = 0
@@ -62,13 +63,13 @@ class ResponseReader:
         self.length: int | None = None
         self.is_delimited = self.keeps_alive = False
 
-    def expect(self, *, is_head: bool, takes_parts: bool) -> None:
+    def expect(self, is_head: bool, takes_parts: bool) -> None:
         """Expect the next response; one that is taken in parts may be of any length."""
         self._is_head = is_head
         self._takes_parts = takes_parts
         self._body = []
         self._body_bytes = self._quiet_bytes = self._interims = 0
-        self.state = ResponseState.AWAITED
+        self.state = _AWAITED
 
     def feed(self, data: bytes) -> str | None:
         """Parse a part; return why it is not acceptable, None where it is.
@@ -76,7 +77,9 @@ class ResponseReader:
         Where the answer is WHOLE then, it is so all the same: what came behind it is not.
         """
         if self.state is _AWAITED:
-            self.state = ResponseState.BEGUN
+            self.state = _BEGUN
+            # Asking the parser takes longer than all else that is asked of a head.
+            self._is_new = data.startswith(b"HTTP/1.1 ")
         self._quiet_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -112,10 +115,10 @@ class ResponseReader:
             self._quiet_bytes = 0
             self._count_head(len(name) + len(value) + 4)
             return
-        name, value = name.lower(), value.strip(b" \t")
-        if name in _FRAMES:
-            self._frames.append((name, value))
-        self.pairs.append((name, value))
+        pair = (name.lower(), value.strip(b" \t"))
+        if pair[0] in _FRAMES:
+            self._frames.append(pair)
+        self.pairs.append(pair)
 
     def on_headers_complete(self) -> None:
         """Judge the framing before a byte of the body is taken."""
@@ -128,17 +131,19 @@ class ResponseReader:
         status = parser.get_status_code()
         if (
             len(frames) == 1
-            and frames[0][0] == b"content-length"
+            and (frames[0][0] == b"content-length" or frames[0] == _CHUNKED)
             and 200 <= status <= 599
-            and parser.get_http_version() == "1.1"
+            and self._is_new
+            and not self._interims
         ):
-            self.length = int(frames[0][1][:_LENGTH_DIGITS])
+            frame = frames[0]
+            self.length = None if frame == _CHUNKED else int(frame[1][:_LENGTH_DIGITS])
         else:
             self.length = self._judge(status)
             if status < 200:
                 return
         self.status = status
-        self.state = ResponseState.BODY
+        self.state = _BODY
         self.is_delimited = bool(frames)
         if self._is_head:
             # llhttp cannot be told that no body follows: it ends here, and so does the connection.
@@ -163,7 +168,7 @@ class ResponseReader:
     def on_message_complete(self) -> None:
         """Take the end of an interim answer, or of the one that counts."""
         if self.state is _BODY:
-            self.state = ResponseState.WHOLE
+            self.state = _WHOLE
             self.keeps_alive = self._parser.should_keep_alive()
             return
         self._interims += 1

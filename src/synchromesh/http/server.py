@@ -11,6 +11,7 @@ from synchromesh.http.limits import Limits
 from synchromesh.http.protocol import ServerConnection
 from synchromesh.http.reading import Streaming
 from synchromesh.http.serving import Connection, Handler, Serving
+from synchromesh.http.together import together_on
 from synchromesh.runtime import Listener, Network
 
 _logger = logging.getLogger("synchromesh.http")
@@ -85,6 +86,7 @@ class HttpServer:
         if self._listener is not None:
             raise ConfigError(f"this server listens on {self.url} already; make another one")
         self._is_draining = False
+        loop = asyncio.get_running_loop()
         begin = getattr(self._handler, "begin_exchange", None) if self._is_fast else None
         serving = Serving(
             self._handler,
@@ -92,7 +94,8 @@ class HttpServer:
             self._streaming,
             self._limits,
             self,
-            starter(asyncio.get_running_loop()),
+            starter(loop),
+            together_on(loop) if self._is_fast else None,
             self._is_fast,
         )
         try:

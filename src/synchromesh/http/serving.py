@@ -13,6 +13,7 @@ from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, error_response
 from synchromesh.http.reading import Streaming
+from synchromesh.http.together import Together
 
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
@@ -50,6 +51,7 @@ class Serving:
         begin: answers those that it can without a task (see `FastHandler`); None where none can.
         streaming: answers the requests that it wants to have as streams.
         start: makes the tasks of handlers, and runs their first steps.
+        together: gathers the writes of a turn; None on loops that do so by themselves.
         is_fast: False takes the slow way everywhere, for tests that compare the two.
     """
 
@@ -59,6 +61,7 @@ class Serving:
     limits: Limits
     owner: ConnectionOwner
     start: TaskStarter
+    together: Together | None
     is_fast: bool
 
 

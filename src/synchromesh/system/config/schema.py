@@ -25,7 +25,8 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         host: the address that services and the gateway listen on; the control socket is always on
             loopback.
         control_port: the port of the control socket; 0 takes any free one.
-        loop: the event loop; "uvloop" needs the extra `fast`.
+        loop: the event loop: "auto" is uvloop where the extra `fast` is installed, and asyncio's
+            own elsewhere; "uvloop" needs the extra.
         key: a reference to the key that signs every hop: "env:NAME" or "file:PATH", at least 32
             bytes as hex or base64. "" has one made in the run directory.
     """
@@ -33,7 +34,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     host: str = "127.0.0.1"
     control_port: int = 0
-    loop: Literal["asyncio", "uvloop"] = "asyncio"
+    loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     key: Secret = ""
 
 

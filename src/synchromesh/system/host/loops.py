@@ -1,9 +1,9 @@
-"""Which event loop runs a system: asyncio's own, or uvloop where the extra `fast` is installed."""
+"""Which event loop runs a system: uvloop where the extra `fast` is installed, else asyncio's."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +13,12 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def loop_factory(name: str) -> LoopFactory:
-    """Return what makes the event loop of that name, "asyncio" or "uvloop".
+    """Return what makes the event loop of that name: "asyncio", "uvloop", or "auto" for the best.
 
     Raises:
         MissingExtra: uvloop is asked for and not installed.
     """
-    if name == "asyncio":
+    if name == "asyncio" or (name == "auto" and not _has_uvloop()):
         return asyncio.new_event_loop
     try:
         # Imported only where it is asked for: it comes with an extra.
@@ -27,3 +27,10 @@ def loop_factory(name: str) -> LoopFactory:
         raise MissingExtra("fast", needed_for=f'[system] loop = "{name}"') from error
     factory: LoopFactory = uvloop.new_event_loop
     return factory
+
+
+def _has_uvloop() -> bool:
+    try:
+        return importlib.util.find_spec("uvloop") is not None
+    except ValueError:  # it is kept from being imported
+        return False

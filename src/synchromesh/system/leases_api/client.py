@@ -8,6 +8,7 @@ there takes nobody off it.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
@@ -65,6 +66,7 @@ class RemoteRegistry:
         self._ttl_s = LeaseOptions().ttl_s
         self._listing: Listing | None = None
         self._services: dict[str, Resolved] = {}
+        self.lists: dict[str, tuple[tuple[Endpoint, ...], float]] = {}
         # Endpoints from before the registry started anew that it has not heard of yet, by service
         # and instance; it knows better about all others.
         self._missed: dict[tuple[str, str], Endpoint] = {}
@@ -152,6 +154,10 @@ class RemoteRegistry:
             self._missed.pop(key, None)
         self._services = _together(listing.services, self._missed.values())
         self._listing = listing
+        # The same dict for good: callers look into it. What is down is stale, and still called.
+        self.lists.clear()
+        for service, resolved in self._services.items():
+            self.lists[service] = (resolved.endpoints, math.inf)
         self._note_change()
 
     async def grant(self, endpoint: Endpoint, credential: str) -> int:

@@ -1,0 +1,223 @@
+"""A call that is told by callbacks: its first attempt over HTTP, without a task or a future.
+
+What `fast` does for a caller that awaits, this does for one that has something else to do: the
+gateway, whose requests and branches are callbacks. `start` declines before anything was done what
+`fast` leaves to the slow way; a first attempt that failed goes on there, in a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from synchromesh.calls.fast import SURELY_FITS, known_at_once
+from synchromesh.calls.http_client import HttpTransport, attempts_used, reply_of_wire
+from synchromesh.calls.plan import First, Plan, Target
+from synchromesh.calls.sending import Sending
+from synchromesh.codec import NO_FIT
+from synchromesh.context import CallContext
+from synchromesh.errors import CircuitOpen, ConnectionLost, TimedOut
+from synchromesh.http import ClientExchange, ExchangeState, RawPair
+from synchromesh.http.client import ClientConnection, ExchangeOwner
+from synchromesh.http.together import Together
+from synchromesh.resilience import AttemptsLeft, DeadlinePassed
+
+# Told of the value of the answer, or of the error.
+Done: TypeAlias = Callable[[Any, BaseException | None], None]
+
+
+def start(
+    plan: Plan,
+    arguments: bytes,
+    context: CallContext,
+    left: AttemptsLeft,
+    done: Done,
+    *,
+    timeout_s: float | None = None,
+    together: Together | None = None,
+) -> StartedCall | None:
+    """Start a call and return it; None where it does not go straight through, and nothing was done.
+
+    Args:
+        plan: of the operation.
+        arguments: in canonical form, and short.
+        context: of whoever makes the call; its key is sent with a command.
+        left: the extra attempts of its call tree.
+        done: told of the outcome, once, later; not where the call is cancelled.
+        timeout_s: bounds the whole call; the deadline of the context does anyway.
+        together: gathers the writes of a turn of the loop.
+    """
+    shared, service = plan.shared, plan.service
+    if shared.faults.rules or shared.is_slow or len(arguments) > SURELY_FITS:
+        return None
+    loop = asyncio.get_running_loop()
+    now, deadline_s = loop.time(), context.deadline_s
+    if timeout_s is not None and (deadline_s is None or now + timeout_s < deadline_s):
+        deadline_s = now + timeout_s
+    due_s = now + plan.timeout_s
+    if deadline_s is not None and deadline_s < due_s:
+        due_s = deadline_s
+    listed = known_at_once(service, now)
+    if not listed or now >= due_s:
+        return None
+    target = service.choose(listed)
+    limiter, breaker, transport = plan.limiter, plan.breaker, target.transport
+    if not isinstance(transport, HttpTransport) or not (limiter is None or limiter.take()):
+        return None
+    first = First(due_s, 0, target=target)
+    if breaker is not None:
+        try:
+            # While it is closed all calls share one permit, and a success is a number to count.
+            first.permit = breaker.closed_permit or breaker.admit(now)
+        except CircuitOpen:
+            if limiter is not None:
+                limiter.release()
+            return None
+    if plan.budget is not None:
+        plan.budget.calls += 1
+    first.given = left.give()
+    call = StartedCall(plan, arguments, context, left, done, target, first)
+    call.began_s, call.due_s, call.deadline_s = now, due_s, deadline_s
+    call.together = together
+    call.span_id = (shared.draw(64) or 1).to_bytes(8).hex()
+    request = plan.request(arguments, context, call.key, call.span_id, first, now)
+    try:
+        transport.start(target.endpoint, request, call, now)
+    except Exception as error:  # noqa: BLE001 - an attempt that failed, as any other
+        call.go_on(error)
+    return call
+
+
+class StartedCall(ClientExchange):
+    """One call under way; `cancel` gives it up.
+
+    Attributes:
+        given: the extra attempts that the callee may spend.
+        deadline_s: of the call; `due_s` is that of its first attempt.
+    """
+
+    # What a class has costs no store for each call, as a slot would.
+    slot = None
+    lost: ConnectionLost | None = None
+    connection: ClientConnection | None = None
+    connecting: asyncio.Task[None] | None = None
+    owner: ExchangeOwner | None = None
+    is_head = False
+    may_reuse = True
+    state = ExchangeState.NEW
+    deadline_s: float | None = None
+    given = 0
+    began_s = 0.0
+    span_id = ""
+    together: Together | None = None
+    _retrying: asyncio.Task[tuple[bytes, Any]] | None = None
+
+    def __init__(
+        self,
+        plan: Plan,
+        arguments: bytes,
+        context: CallContext,
+        left: AttemptsLeft,
+        done: Done,
+        target: Target,
+        first: First,
+    ) -> None:
+        self._plan = plan
+        self._arguments = arguments
+        self._context = context
+        self._left = left
+        self._done: Done | None = done
+        self._target = target
+        self._first = first
+        self.key = context.key if plan.is_command else ""
+
+    def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
+        """Tell the value of the answer, or go on behind an error."""
+        plan, first = self._plan, self._first
+        if not 200 <= status < 300:
+            first.reply = reply_of_wire(status, pairs, body)
+            self.go_on(plan.error_of(first.reply))
+            return
+        try:
+            value = plan.decode(body or b"null")
+        except NO_FIT as error:
+            first.reply = reply_of_wire(status, pairs, body)
+            self.go_on(error)
+            return
+        ended_s, began_s = asyncio.get_running_loop().time(), self.began_s
+        breaker, permit = plan.breaker, first.permit
+        if breaker is not None:
+            if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
+                breaker.successes += 1
+            else:
+                breaker.success(permit, ended_s, ended_s - began_s)
+        if first.given:
+            self._left.settle(first.given, 0 if plan.is_external else attempts_used(pairs))
+        context = self._context
+        plan.record(
+            context.trace_id,
+            self.span_id,
+            context.span_id,
+            began_s,
+            ended_s,
+            "ok",
+            self._target.noted,
+        )
+        if plan.limiter is not None:
+            plan.limiter.release()
+        done, self._done = self._done, None
+        if done is not None:
+            done(value, None)
+
+    def on_error(self, error: Exception) -> None:
+        """Go on behind a failure."""
+        # What it is called at its end is the edge's to say, which knows whose time it was.
+        self.go_on(DeadlinePassed(self.due_s) if isinstance(error, TimedOut) else error)
+
+    def cancel(self) -> None:
+        """Give up; nobody is told."""
+        self._done = None
+        if self._retrying is not None:
+            self._retrying.cancel()
+        elif self.state is not ExchangeState.DONE:
+            super().cancel()
+            # Neutral, and recorded, as any call that its caller gave up.
+            self.go_on(asyncio.CancelledError())
+
+    def go_on(self, error: BaseException) -> None:
+        """Go on by the slow way: it tells the breaker, and may try again."""
+        self._release()
+        plan = self._plan
+        sending = Sending(
+            plan,
+            self._arguments,
+            self._context,
+            key=self.key,
+            span_id=self.span_id,
+            began_s=self.began_s,
+        )
+        self._first.failed = error
+        going = sending.go_on(self._first, self.deadline_s, self._left)
+        task = self._retrying = asyncio.get_running_loop().create_task(going)
+        task.add_done_callback(self._on_gone)
+
+    def _on_gone(self, task: asyncio.Task[tuple[bytes, Any]]) -> None:
+        self._retrying = None
+        if task.cancelled():
+            self._tell(None, asyncio.CancelledError())
+            return
+        error = task.exception()
+        if error is None:
+            self._tell(task.result()[1], None)
+        else:
+            self._tell(None, error)
+
+    def _release(self) -> None:
+        if self._plan.limiter is not None:
+            self._plan.limiter.release()
+
+    def _tell(self, value: Any, error: BaseException | None) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(value, error)

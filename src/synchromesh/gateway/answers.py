@@ -1,0 +1,54 @@
+"""What the gateway itself says in its answers: problems, and the fields that each of them has."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from synchromesh.codec import encode
+from synchromesh.errors import CallError, SynchromeshError, Unauthenticated
+from synchromesh.gateway.problems import outside, problem_of
+from synchromesh.http import HttpResponse
+
+TRACE: Final = "synchromesh-trace"
+PARTIAL: Final = "synchromesh-partial"
+# What was asked for with a credential is for nobody else, and JSON is never to be taken for HTML.
+ALWAYS: Final = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"))
+_PROBLEM: Final = ("content-type", "application/problem+json")
+
+_log = logging.getLogger("synchromesh.gateway")
+
+
+def refused(
+    error: SynchromeshError, fields: Iterable[tuple[str, str]] = ALWAYS, *, trace_id: str = ""
+) -> HttpResponse:
+    """Answer with an error that is worded for the outside, as a problem (RFC 9457)."""
+    headers = [_PROBLEM, *fields]
+    if isinstance(error, CallError) and error.retry_after_s is not None:
+        headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
+    if isinstance(error, Unauthenticated):
+        headers.append(("www-authenticate", "Bearer"))
+    return HttpResponse(error.status, headers, encode(problem_of(error, trace_id=trace_id)))
+
+
+def told_of(error: Exception, name: str, trace_id: str) -> SynchromeshError:
+    """Log what failed within, and return what the outside may know of it (G6)."""
+    if not isinstance(error, SynchromeshError):
+        _log.error("%s failed in trace %s", name, trace_id, exc_info=error)
+    elif error.status >= 500:
+        _log.warning("%s failed in trace %s: %s", name, trace_id, error)
+    return outside(error)
+
+
+def client_of(peer: str) -> str:
+    """Return the address that a client cannot change at will: of IPv6 that is the network."""
+    host = peer.rpartition(":")[0]
+    if ":" not in host:
+        return host
+    try:
+        return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host

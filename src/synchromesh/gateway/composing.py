@@ -1,0 +1,174 @@
+"""An aggregate on the fast way: one request, whose branches are exchanges of their own.
+
+The client's exchange is answered by the callback of the branch that ends last. It declines what the
+slow way has words for: a query or a body, a path that does not fit, a credential to be verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from synchromesh.context import CallContext
+from synchromesh.errors import BadRequest, RateLimited, SynchromeshError
+from synchromesh.gateway.aggregate import AggregateRun, arguments_of
+from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
+from synchromesh.gateway.asking import Asker
+from synchromesh.gateway.auth import Principal
+from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.http import HttpExchange, RawPair, ready_answer
+from synchromesh.http.together import together_on
+from synchromesh.resilience import AttemptsLeft, Limiter
+from synchromesh.telemetry import Tracer, outcome_of
+
+_log = logging.getLogger("synchromesh.gateway")
+
+_ID_BITS: Final = 192
+_NO_ZERO: Final = 1 << 64 | 1  # a bit of each id: none of them may be zero
+_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
+    b"x-content-type-options: nosniff\r\nsynchromesh-trace: %b\r\n%bcontent-length: %d\r\n"
+)
+
+
+class Sharing(Protocol):
+    """Is what all routes of one gateway share; see `fast.Gate`."""
+
+    asker: Asker
+    attempts_left: int
+    known: Callable[[Sequence[RawPair]], Principal | None]
+    limiter: Limiter
+    tracer: Tracer
+
+
+class FastAggregate:
+    """All that is the same for every request of one aggregate."""
+
+    __slots__ = ("buckets", "entry", "gate", "loop", "record", "together")
+
+    def __init__(self, gate: Sharing, entry: CompiledRoute, buckets: TokenBuckets | None) -> None:
+        self.gate = gate
+        self.entry = entry
+        self.buckets = buckets
+        self.loop = asyncio.get_running_loop()
+        self.together = together_on(self.loop)
+        self.record = gate.tracer.recorder("gateway", entry.name)
+
+    def begin(
+        self, exchange: HttpExchange, query: bytes, places: Mapping[str, str] | None = None
+    ) -> bool:
+        """Answer a request, now or later; False declines it, and nothing was done then."""
+        gate, entry = self.gate, self.entry
+        if query or exchange.body:
+            return False
+        who = ""
+        if not entry.is_public:
+            principal = gate.known(exchange.pairs)
+            if principal is None or not entry.scopes <= principal.scopes:
+                return False
+            who = principal.name
+        try:
+            given = arguments_of(entry.parts, places or {})
+        except BadRequest:
+            return False
+        if not gate.limiter.take():
+            return False
+        now = self.loop.time()
+        ids = (gate.tracer.rng.getrandbits(_ID_BITS) | _NO_ZERO).to_bytes(24).hex()
+        context = CallContext(
+            trace_id=ids[:32],
+            span_id=ids[32:],
+            caller=gate.tracer.service,
+            principal=who,
+            deadline_s=now + entry.deadline_s,
+            attempts_left=gate.attempts_left,
+        )
+        asked = AggregateExchange(self, exchange, context, now)
+        if self.buckets is not None:
+            wait_s = self.buckets.take(who or client_of(exchange.peer), now)
+            if wait_s:
+                asked.refuse(
+                    RateLimited(
+                        f"too many requests for {entry.name}; try again in {wait_s:.3f} s",
+                        retry_after_s=wait_s,
+                    )
+                )
+                return True
+        exchange.listener = asked
+        asked.run = AggregateRun(
+            entry.name,
+            entry.parts,
+            given,
+            context=context,
+            left=AttemptsLeft(context.attempts_left),
+            asker=gate.asker,
+            together=self.together,
+        )
+        asked.run.begin(asked.on_end)
+        return True
+
+    def __repr__(self) -> str:
+        return f"<FastAggregate {self.entry.name}>"
+
+
+class AggregateExchange:
+    """Is one request for an aggregate under way."""
+
+    __slots__ = ("_began_s", "_context", "_exchange", "_plan", "run")
+
+    run: AggregateRun
+
+    def __init__(
+        self, plan: FastAggregate, exchange: HttpExchange, context: CallContext, began_s: float
+    ) -> None:
+        self._plan = plan
+        self._exchange = exchange
+        self._context = context
+        self._began_s = began_s
+
+    def on_end(self) -> None:
+        """Answer: every branch has ended, or one that is required has failed."""
+        name, trace_id = self._plan.entry.name, self._context.trace_id
+        try:
+            composed = self.run.result()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self.refuse(told_of(error, name, trace_id), error)
+            error.__traceback__ = None  # it leads to frames that hold the error
+            return
+        marks, noted = b"", {}
+        if composed.partial:
+            names = ", ".join(composed.partial)
+            marks, noted = f"{PARTIAL}: {names}\r\n".encode(), {"partial": names}
+            for branch in composed.partial:
+                _log.info("%s: %s is %s", name, branch, self.run.outcomes[branch].status.value)
+        body = composed.body
+        self._close("ok", noted)
+        self._exchange.answer(_HEAD % (trace_id.encode(), marks, len(body)), body)
+
+    def on_lost(self) -> None:
+        """Give up: the client has gone."""
+        self.run.cancel()
+        self._close("cancelled", {})
+
+    def on_room(self) -> None:
+        """Do nothing: the answer is sent whole."""
+
+    def refuse(self, told: SynchromeshError, error: Exception | None = None) -> None:
+        """Answer with an error that is worded for the outside."""
+        self._close(*outcome_of(error or told))
+        fields = (*ALWAYS, (TRACE, self._context.trace_id))
+        answer = refused(told, fields, trace_id=self._context.trace_id)
+        self._exchange.answer(*ready_answer(answer))
+
+    def _close(self, status: str, noted: dict[str, str]) -> None:
+        plan, context = self._plan, self._context
+        if context.principal:
+            noted = {"principal": context.principal, **noted}
+        now = plan.loop.time()
+        plan.record(context.trace_id, context.span_id, "", self._began_s, now, status, noted)
+        plan.gate.limiter.release()
+        # The two must not keep each other: that is a cycle.
+        self._exchange.listener = None

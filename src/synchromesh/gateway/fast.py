@@ -1,0 +1,396 @@
+"""A request that is passed on, on the fast way: callbacks from the socket to the upstream and back.
+
+    route → key's verdict → rate → limiters → breaker → pick → pooled connection → bytes through
+
+It does what the engine and `calls.forwarding` do for a first attempt that goes straight through,
+without a task, a context manager, a header object or a frame for each layer. Whatever else there is
+takes the slow way. `FastForward.begin` declines before it has changed anything: a body that is
+still coming, a credential that has to be verified, a fault in force, an idempotency key, an
+instance that is not known at once, a limiter that is full. An attempt that failed is handed over
+(`HttpExchange.answer_by`) and retried there, or told at once where no retry is allowed.
+
+A request to our own services is a signed hop; one to a foreign upstream carries a trace alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Protocol, runtime_checkable
+
+import msgspec
+
+from synchromesh.calls.fast import known_at_once
+from synchromesh.calls.forwarding import IDEMPOTENT, Begun, Forwarder, by_http
+from synchromesh.calls.http_client import HttpTransport, keep_line
+from synchromesh.calls.routes import NoMatch, Routes
+from synchromesh.calls.tree import tree_of
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
+from synchromesh.discovery import Endpoint
+from synchromesh.errors import BadRequest, CircuitOpen
+from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
+from synchromesh.gateway.asking import Asker
+from synchromesh.gateway.auth import Authenticator, Principal
+from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.composing import FastAggregate
+from synchromesh.gateway.forward import ODD, answer_of, is_odd
+from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.passing import ForwardExchange, Place
+from synchromesh.gateway.router import find
+from synchromesh.http import Body, HttpExchange, HttpRequest, HttpResponse, RawPair
+from synchromesh.http.together import together_on
+from synchromesh.resilience import Limiter
+from synchromesh.telemetry import Tracer, outcome_of
+
+_WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
+_IDEMPOTENT: Final = frozenset(method.encode() for method in IDEMPOTENT)
+# One draw makes all ids of a request; a bit of each is set, for none of them may be zero.
+_ID_BITS: Final = 256
+_NO_ZERO: Final = 1 << 128 | 1 << 64 | 1
+_PLACES_MAX: Final = 256
+
+
+@runtime_checkable
+class QuickAuthenticator(Authenticator, Protocol):
+    """Is an `Authenticator` that knows some principals without waiting."""
+
+    def known(self, fields: Sequence[RawPair]) -> Principal | None:
+        """Return who asks where that is sure at once; None has `authenticate` asked."""
+        ...
+
+
+class Gate:
+    """What all routes of one gateway share, and where a request finds its own.
+
+    Args:
+        entries: the routes.
+        routes: finds those whose paths have places.
+        forwarder: has the ways to the upstreams, and goes on where an attempt failed.
+        limiter: bounds what is in flight.
+        authenticators: say who asks.
+        buckets: the rates, by route.
+        asker: asks the operations of aggregates.
+        externals: the upstreams that are not ours.
+        attempts_left: the extra attempts of each request's tree.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[CompiledRoute],
+        routes: Routes[CompiledRoute],
+        *,
+        forwarder: Forwarder,
+        tracer: Tracer,
+        limiter: Limiter,
+        authenticators: Sequence[Authenticator],
+        buckets: Mapping[str, TokenBuckets],
+        asker: Asker,
+        externals: AbstractSet[str],
+        attempts_left: int,
+    ) -> None:
+        self._routes = routes
+        # Paths without a place are found in one look, whatever else there is.
+        self._plain = {
+            (entry.template.method.encode(), entry.template.path.encode()): entry
+            for entry in entries
+            if not entry.template.places
+        }
+        self._plans: dict[str, FastForward | FastAggregate] = {}
+        self._buckets = buckets
+        self._externals = externals
+        self.asker = asker
+        self.forwarder = forwarder
+        self.tracer = tracer
+        self.limiter = limiter
+        # The first that knows somebody decides: others are asked only by the slow way.
+        first = authenticators[0] if authenticators else None
+        self.known: Callable[[Sequence[RawPair]], Principal | None] = (
+            first.known if isinstance(first, QuickAuthenticator) else _nobody
+        )
+        self.attempts_left = attempts_left
+
+    def begin(self, exchange: HttpExchange) -> bool:
+        """Have a request answered; False leaves it to the slow way, and nothing was done then."""
+        path, _, query = exchange.target.partition(b"?")
+        entry, places = self._plain.get((exchange.method, path)), None
+        if entry is None:
+            found = self._find(exchange.method, path)
+            if found is None:
+                return False
+            entry, places = found
+        plan = self._plans.get(entry.name) or self._plan(entry)
+        if plan is None:
+            return False
+        return plan.begin(exchange, query, places)
+
+    def resume(self, sent: ForwardExchange, context: CallContext, begun: Begun) -> None:
+        """Go on by the slow way with what has failed here."""
+        exchange = sent.exchange
+        plan = self._plans[sent.plan.entry.name]
+        assert isinstance(plan, FastForward)
+        request = exchange.request()
+        if exchange.body:
+            body = Body(length=len(exchange.body), on_room=_nothing)
+            body.feed(exchange.body)
+            body.end()
+            request = msgspec.structs.replace(request, stream=body)
+        exchange.answer_by(self._resumed(plan, request, context, begun))
+
+    def __repr__(self) -> str:
+        return f"<Gate {len(self._plans)} routes in use, {self.limiter!r}>"
+
+    @asynccontextmanager
+    async def _resumed(
+        self, plan: FastForward, request: HttpRequest, context: CallContext, begun: Begun
+    ) -> AsyncIterator[HttpResponse]:
+        entry, passage = plan.entry, plan.entry.passage
+        assert passage is not None
+        headers = [*ALWAYS, (TRACE, context.trace_id)]
+        found = self._find(request.method.encode(), request.path.encode("latin-1"))
+        assert found is not None, "it was found before"
+        began_s = begun.began_s
+        status, noted = "ok", {"principal": context.principal} if context.principal else {}
+        try:
+            with self.tracer.under(context), tree_of(context):
+                async with AsyncExitStack() as stack:
+                    try:
+                        await stack.enter_async_context(self.limiter)
+                        forwarding = passage.forwarding(
+                            request,
+                            found[1],
+                            name=plan.name,
+                            context=context,
+                            is_external=plan.is_external,
+                        )
+                        response = await stack.enter_async_context(
+                            self.forwarder.forward(forwarding, begun)
+                        )
+                        answer = answer_of(response, headers)
+                    except Exception as error:  # noqa: BLE001 - the client gets an answer
+                        told = told_of(error, entry.name, context.trace_id)
+                        status, more = outcome_of(error)
+                        noted |= more
+                        answer = refused(told, headers, trace_id=context.trace_id)
+                        error.__traceback__ = None  # it leads to frames that hold the error
+                    yield answer
+        except BaseException as error:
+            status, more = outcome_of(error)
+            noted |= more
+            raise
+        finally:
+            plan.record(
+                context.trace_id,
+                context.span_id,
+                "",
+                began_s,
+                asyncio.get_running_loop().time(),
+                status,
+                noted,
+            )
+
+    def _find(self, method: bytes, path: bytes) -> tuple[CompiledRoute, Mapping[str, str]] | None:
+        try:
+            found = find(self._routes, method.decode(), path.decode("latin-1"))
+        except BadRequest:
+            return None
+        return None if isinstance(found, NoMatch) else (found.target, found.places)
+
+    def _plan(self, entry: CompiledRoute) -> FastForward | FastAggregate | None:
+        buckets = self._buckets.get(entry.name)
+        plan: FastForward | FastAggregate
+        if entry.passage is not None:
+            is_external = entry.passage.to in self._externals
+            plan = FastForward(self, entry, buckets, is_external=is_external)
+        elif entry.operation is None:
+            plan = FastAggregate(self, entry, buckets)
+        else:
+            return None
+        self._plans[entry.name] = plan
+        return plan
+
+
+class FastForward:
+    """All that is the same for every request of one route, put together when it first comes.
+
+    Args:
+        gate: what it shares with other routes.
+        buckets: its rate; None where it has none.
+        is_external: the upstream is not ours.
+        method: which is GET, too, of a route that takes HEAD.
+    """
+
+    __slots__ = (
+        "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "edge", "entry", "gate",
+        "has_places", "is_external", "is_idempotent", "is_public", "limiter", "loop", "method",
+        "name", "passed", "path", "places", "record", "record_call", "scopes", "service", "shared",
+        "states_length", "timeout_s", "together",
+    )  # fmt: skip
+
+    def __init__(
+        self, gate: Gate, entry: CompiledRoute, buckets: TokenBuckets | None, *, is_external: bool
+    ) -> None:
+        passage = entry.passage
+        assert passage is not None
+        line = gate.forwarder.line(passage.to, is_external=is_external)
+        self.gate = gate
+        self.loop = asyncio.get_running_loop()
+        self.together = together_on(self.loop)
+        self.entry = entry
+        self.buckets = buckets
+        self.is_external = is_external
+        self.is_public = entry.is_public
+        self.scopes = entry.scopes
+        self.method = entry.template.method.encode()
+        self.path = passage.path.encode()
+        self.has_places = b"{" in self.path
+        self.passed = frozenset(name.encode() for name in passage.passed)
+        self.body_bytes_max = passage.body_bytes_max
+        self.deadline_s = entry.deadline_s
+        self.edge, self.limiter, self.service = line.edge, line.limiter, line.service
+        self.shared = line.service.shared
+        self.breaker, self.budget = line.edge.breaker, line.edge.budget
+        timeout_s = line.edge.policy.timeout_s
+        self.timeout_s = min(entry.deadline_s, math.inf if timeout_s is None else timeout_s)
+        self.states_length = self.method in _WITH_BODY
+        self.is_idempotent = self.method in _IDEMPOTENT
+        self.name = f"{passage.to} {entry.template.method} {passage.path}"
+        self.record = gate.tracer.recorder("gateway", entry.name)
+        self.record_call = gate.forwarder.recorder(self.name)
+        self.places: dict[str, Place] = {}
+
+    def begin(  # noqa: C901 - one frame for all layers is the point of it
+        self, exchange: HttpExchange, query: bytes, places: Mapping[str, str] | None = None
+    ) -> bool:
+        """Pass a request on; False declines it, and nothing was done then.
+
+        Args:
+            exchange: the request, whose path is that of the route.
+            query: of its target.
+            places: what the places of the route's path hold, percent-encoded.
+        """
+        gate, shared, service = self.gate, self.shared, self.service
+        body = exchange.body
+        # What strikes calls is a dict that is empty while nothing does.
+        if shared.faults.rules or shared.is_slow or len(body) > self.body_bytes_max:
+            return False
+        passed = self.passed
+        lines: list[bytes] = []
+        for name, value in exchange.pairs:
+            if name in passed:
+                # Judged by the parser, and as they were: no line can be forged by them.
+                lines += (name, b": ", value, b"\r\n")
+            elif name in ODD and is_odd(name, value):
+                return False
+        who = ""
+        if not self.is_public:
+            principal = gate.known(exchange.pairs)
+            if principal is None or not self.scopes <= principal.scopes:
+                return False
+            who = principal.name
+        # The wheel's and the breaker's clock is the loop's.
+        now = self.loop.time()
+        listed = known_at_once(service, now)
+        if not listed:
+            return False
+        endpoint = listed[0] if len(listed) == 1 else service.balancer.pick(listed)
+        place = self.places.get(endpoint.instance)
+        if place is None or (place.endpoint is not endpoint and place.endpoint != endpoint):
+            place = self._place(endpoint)
+            if place is None:
+                return False
+        line = place.line
+        if query or self.has_places:
+            try:
+                line = self._line(place, query, places)
+            except BadRequest:
+                return False
+        limiter = self.limiter
+        if not gate.limiter.take():
+            return False
+        if limiter is not None and not limiter.take():
+            gate.limiter.release()
+            return False
+
+        # From here on it is this way's own.
+        ids = (shared.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
+        due_s = now + self.timeout_s
+        sent = ForwardExchange(self, exchange, place, who, ids, now, due_s)
+        if self.buckets is not None:
+            wait_s = self.buckets.take(who or client_of(exchange.peer), now)
+            if wait_s:
+                sent.turn_away(wait_s)
+                return True
+        if self.budget is not None:
+            self.budget.calls += 1
+        breaker = self.breaker
+        if breaker is not None:
+            try:
+                # While it is closed all share one permit, and a success is a number to count.
+                sent.permit = breaker.closed_permit or breaker.admit(now)
+            except CircuitOpen as error:
+                sent.fail(error)
+                return True
+        if shared.absences:
+            shared.finder.note_found(service.name)
+        trace_id, span_id = ids[:32], ids[48:]
+        if self.is_external:
+            lines.append(b"traceparent: 00-%b-%b-01\r\n" % (trace_id.encode(), span_id.encode()))
+        else:
+            hop = service.hops.get(who)
+            if hop is None or now >= hop.fresh_until_s:
+                hop = service.hop(who, now)
+            travelling = CallContext(
+                trace_id=trace_id,
+                span_id=span_id,
+                principal=who,
+                deadline_s=due_s,
+                attempts_left=min(gate.attempts_left // 2, ATTEMPTS_LEFT_MAX),
+            )
+            lines += (
+                hop.kept.get("http") or keep_line(hop),
+                # As on the slow way, where it counts from the end of the body on.
+                header_lines(
+                    travelling, now=now, wall_us=None if body else shared.runtime.wall_us()
+                ),
+            )
+        if body or self.states_length:
+            sent.wire = b"".join((line, *lines, b"content-length: %d\r\n\r\n" % len(body), body))
+        else:
+            sent.wire = b"".join((line, *lines, b"\r\n"))
+        exchange.listener = sent
+        place.pool.send(place.host, place.port, sent)
+        return True
+
+    def __repr__(self) -> str:
+        return f"<FastForward {self.entry.name}>"
+
+    def _line(self, place: Place, query: bytes, held: Mapping[str, str] | None) -> bytes:
+        """Return the request line and what is behind it. Raises BadRequest."""
+        path = self.path
+        if self.has_places:
+            assert self.entry.passage is not None
+            path = self.entry.passage.target(held or {}).encode("ascii")
+        mark = b"?" if query else b""
+        parts = (self.method, b" ", place.prefix, path, mark, query, place.lines_end)
+        return b"".join(parts)
+
+    def _place(self, endpoint: Endpoint) -> Place | None:
+        """Return how an instance is reached; None where that is not by HTTP."""
+        transport = self.shared.transports.get(by_http(endpoint).scheme)
+        if not isinstance(transport, HttpTransport):
+            return None
+        if len(self.places) >= _PLACES_MAX:
+            self.places.clear()  # instances come and go; a few are looked up again
+        place = self.places[endpoint.instance] = Place(endpoint, transport, self.method, self.path)
+        return place
+
+
+def _nobody(_: Sequence[RawPair]) -> Principal | None:
+    return None
+
+
+def _nothing() -> None:
+    pass

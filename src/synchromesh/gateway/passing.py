@@ -1,0 +1,380 @@
+"""One request that is passed on by callbacks: what its upstream, its client and its time tell it.
+
+    on_answer ──▶ answer                    most answers come at once
+    on_begin ──▶ on_part … ──▶ on_end      others as they come: `pause` and `on_room` hold them up
+    on_error ──▶ retry, or a problem       before the head; behind it the client is reset
+    on_lost  ──▶ cancelled                 the client has gone
+
+Each ends in `_close`, or in `_release` where the slow way goes on: the spans are recorded, the
+slots given back, and the client's exchange let go of, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, Begun, by_http
+from synchromesh.calls.http_client import HttpTransport, reply_of_wire
+from synchromesh.calls.plan import CalledService, Shared
+from synchromesh.context import CallContext
+from synchromesh.discovery import Endpoint
+from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
+from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
+from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.forward import answer_head
+from synchromesh.http import (
+    ClientExchange,
+    ExchangeState,
+    HttpExchange,
+    HttpPool,
+    RawPair,
+    ready_answer,
+)
+from synchromesh.http.body import Framing
+from synchromesh.http.client import ClientConnection, ExchangeOwner
+from synchromesh.http.together import Together
+from synchromesh.resilience import Attempt, Breaker, Edge, Limiter, may_retry
+from synchromesh.resilience.attempts import is_full_timeout
+from synchromesh.telemetry import Record, outcome_of
+
+
+class Sharing(Protocol):
+    """Is what all routes of one gateway share.
+
+    Attributes:
+        attempts_left: the extra attempts of each request's tree.
+        limiter: bounds what is in flight.
+    """
+
+    attempts_left: int
+    limiter: Limiter
+
+    def resume(self, sent: ForwardExchange, context: CallContext, begun: Begun) -> None:
+        """Go on by the slow way with what has failed here."""
+        ...
+
+
+class Plan(Protocol):
+    """Is all that is the same for every request of one route; see `fast.FastForward`."""
+
+    breaker: Breaker | None
+    deadline_s: float
+    edge: Edge
+    entry: CompiledRoute
+    is_external: bool
+    is_idempotent: bool
+    limiter: Limiter | None
+    loop: asyncio.AbstractEventLoop
+    record: Record
+    record_call: Record
+    service: CalledService
+    shared: Shared
+    together: Together | None
+
+    @property
+    def gate(self) -> Sharing:
+        """What it shares with other routes."""
+        ...
+
+
+class Place:
+    """One instance of an upstream, as a route reaches it.
+
+    Args:
+        endpoint: the instance, as it is listed.
+        method, path: of the route, as the upstream has it.
+    """
+
+    __slots__ = ("endpoint", "host", "line", "lines_end", "noted", "pool", "port", "prefix")
+
+    def __init__(
+        self, endpoint: Endpoint, transport: HttpTransport, method: bytes, path: bytes
+    ) -> None:
+        self.endpoint = endpoint
+        place = transport.place(by_http(endpoint))
+        self.pool: HttpPool = transport.pool
+        self.host, self.port = place.host, place.port
+        self.prefix = place.prefix.encode("ascii")
+        self.lines_end = f" HTTP/1.1\r\nhost: {place.name}\r\nvia: 1.1 synchromesh\r\n".encode()
+        # The lines of a request whose path has no place, and that has no query.
+        self.line = b"%b %b%b%b" % (method, self.prefix, path, self.lines_end)
+        self.noted = {"instance": endpoint.instance, "attempts": "1"}
+
+
+class ForwardExchange(ClientExchange):
+    """Is one request on its way through: the exchange with the upstream, and what the client gets.
+
+    Attributes:
+        exchange: with the client.
+        principal: who asks, "" for anybody.
+        trace_id, span_id: of the gateway's span; the call's own is below it.
+        began_s: when it came.
+        permit: the breaker's; None where it let nothing be sent, or has been told what came of it.
+    """
+
+    # What a class has costs no store for each request, as a slot would; most is never set.
+    slot = None
+    lost: ConnectionLost | None = None
+    connection: ClientConnection | None = None
+    connecting: asyncio.Task[None] | None = None
+    owner: ExchangeOwner | None = None
+    is_head = False
+    state = ExchangeState.NEW
+    permit: int | None = None
+    framing: Framing | None = None
+    # What an answer of 5xx has said so far; None for any other.
+    problem: tuple[int, list[RawPair], list[bytes]] | None = None
+    takes_parts = True
+
+    def __init__(
+        self,
+        plan: Plan,
+        exchange: HttpExchange,
+        place: Place,
+        principal: str,
+        ids: str,
+        began_s: float,
+        due_s: float,
+    ) -> None:
+        self.due_s = due_s
+        # A body that was sent on a kept connection that turns out to be closed may have been read.
+        self.may_reuse = not exchange.body
+        self.is_idempotent = plan.is_idempotent and self.may_reuse
+        self.together = plan.together
+        self.plan = plan
+        self.exchange = exchange
+        self.place = place
+        self.principal = principal
+        self.trace_id = ids[:32]
+        self.span_id = ids[32:48]
+        self.call_span_id = ids[48:]
+        self.began_s = began_s
+
+    # -- what the upstream's connection tells ----------------------------------------------------
+
+    def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
+        """Answer the client with an answer that has come at once."""
+        if status >= 500:
+            self._fail_by(status, pairs, body)
+            return
+        plan, exchange, trace_id = self.plan, self.exchange, self.trace_id
+        now, began_s = plan.loop.time(), self.began_s
+        breaker, permit = plan.breaker, self.permit
+        # `_succeed`, `_close` and `_release`, without their frames.
+        if breaker is not None and permit is not None:
+            if permit == breaker.closed_permit and now < breaker.slice_ends_s:
+                breaker.successes += 1
+            else:
+                breaker.success(permit, now, now - began_s)
+        who = {"principal": self.principal} if self.principal else None
+        plan.record_call(
+            trace_id, self.call_span_id, self.span_id, began_s, now, "ok", self.place.noted
+        )
+        plan.record(trace_id, self.span_id, "", began_s, now, "ok", who)
+        if plan.limiter is not None:
+            plan.limiter.release()
+        plan.gate.limiter.release()
+        exchange.listener = None
+        exchange.answer(answer_head(status, pairs, trace_id, len(body)), body)
+
+    def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
+        """Answer with a head, and go on as the body comes."""
+        if status >= 500:
+            # It is read, for a moment, for what it tells.
+            self.problem = (status, pairs, [])
+            if self.plan.is_external:
+                self._fail_now()
+            else:
+                self.expect_within(PROBLEM_WITHIN_S)
+            return
+        self._succeed()
+        self.framing = Framing(length=length)
+        size = length if length is not None else -1
+        self.exchange.begin(answer_head(status, pairs, self.trace_id, size))
+        if self.connection is not None:
+            self.expect_within(self.place.pool.limits.stall_s)
+
+    def on_part(self, data: bytes) -> None:
+        """Pass a part of the body on; a client that does not take it holds the upstream up."""
+        if self.problem is not None:
+            told = self.problem[2]
+            told.append(data)
+            if sum(map(len, told)) >= PROBLEM_BYTES_MAX:
+                self._fail_now()
+            return
+        if self.framing is None:
+            return
+        has_room = self.exchange.part(self.framing.part(data))
+        if self.connection is not None:
+            if has_room:
+                self.expect_within(self.place.pool.limits.stall_s)
+            else:
+                self.connection.pause()
+                self.expect_within(None)
+
+    def on_end(self) -> None:
+        """End the answer."""
+        if self.problem is not None:
+            status, pairs, told = self.problem
+            self.problem = None
+            self._fail_by(status, pairs, b"".join(told))
+            return
+        if self.framing is None:
+            return
+        exchange, last = self.exchange, self.framing.end()
+        self._close("ok", self.plan.loop.time())
+        if last:
+            exchange.part(last)
+        exchange.end()
+
+    def on_error(self, error: Exception) -> None:
+        """Try again where that is allowed, or tell the client."""
+        if self.problem is not None:
+            status, pairs, _ = self.problem
+            self.problem = None
+            self._fail_by(status, pairs, b"")
+        elif self.framing is not None:
+            # Half an answer never looks whole.
+            exchange = self.exchange
+            self._close(*self._outcome(error))
+            exchange.end(is_whole=False)
+        else:
+            self.fail(error)
+
+    # -- what the client's connection tells ------------------------------------------------------
+
+    def on_lost(self) -> None:
+        """Give up: the client has gone."""
+        self.cancel()
+        if self.permit is not None:
+            breaker = self.plan.breaker
+            if breaker is not None:
+                breaker.neutral(self.permit, self.plan.loop.time())
+        self._close("cancelled", self.plan.loop.time())
+
+    def on_room(self) -> None:
+        """Go on: the client has taken what there was."""
+        if self.connection is not None and self.framing is not None:
+            self.connection.resume()
+            self.expect_within(self.place.pool.limits.stall_s)
+
+    # -- its own ---------------------------------------------------------------------------------
+
+    def turn_away(self, wait_s: float) -> None:
+        """Refuse a request that comes too soon: nothing was sent."""
+        plan, exchange = self.plan, self.exchange
+        error = RateLimited(
+            f"too many requests for {plan.entry.name}; try again in {wait_s:.3f} s",
+            retry_after_s=wait_s,
+        )
+        status, noted = outcome_of(error)
+        plan.record(self.trace_id, self.span_id, "", self.began_s, plan.loop.time(), status, noted)
+        self._release()
+        self._refuse(exchange, error)
+
+    def fail(self, error: Exception, used: int | None = None) -> None:
+        """Take a failure of the attempt: retry by the slow way, or tell the client."""
+        plan, exchange = self.plan, self.exchange
+        first = Attempt(
+            1, self.due_s, plan.gate.attempts_left // 2, used=used, began_s=self.began_s
+        )
+        first.has_full_timeout = is_full_timeout(
+            plan.edge.policy.timeout_s, self.due_s, self.began_s
+        )
+        if isinstance(error, TimedOut):
+            error = plan.edge.late(first)
+        if self.permit is not None:
+            plan.edge.report(error, first, self.permit)
+        if isinstance(error, SynchromeshError):
+            error.via = plan.service.name
+        retry = plan.edge.policy.retry
+        may_be_tried = (
+            retry is not None
+            and retry.attempts_max > 1
+            and may_retry(error, is_retryable_unknown=self.is_idempotent)
+        )
+        if not may_be_tried:
+            self._close(*self._outcome(error))
+            self._refuse(exchange, told_of(error, plan.entry.name, self.trace_id))
+            return
+        self._release()
+        context = CallContext(
+            trace_id=self.trace_id,
+            span_id=self.span_id,
+            caller=plan.shared.service,
+            principal=self.principal,
+            deadline_s=self.began_s + plan.deadline_s,
+            attempts_left=plan.gate.attempts_left,
+        )
+        begun = Begun(first, error, by_http(self.place.endpoint), self.call_span_id, self.began_s)
+        plan.gate.resume(self, context, begun)
+
+    def _fail_by(self, status: int, pairs: list[RawPair], body: bytes) -> None:
+        """Take an answer of 5xx, which tells of a failure."""
+        is_external = self.plan.is_external
+        reply = reply_of_wire(status, pairs, b"" if is_external else body)
+        error = reply.to_error((), is_external=is_external)
+        if isinstance(error, CallError) and self.exchange.body:
+            error.is_final = True  # the upstream has read a body that is sent once
+        self.fail(error, 0 if is_external else reply.attempts_used)
+
+    def _fail_now(self) -> None:
+        """Take what an answer of 5xx has said so far, and do not wait for the rest."""
+        assert self.problem is not None
+        status, pairs, _ = self.problem
+        self.problem = None
+        self.cancel()
+        self._fail_by(status, pairs, b"")
+
+    def _succeed(self) -> None:
+        """Tell the breaker of an answer: the rest is the client's time."""
+        breaker, permit = self.plan.breaker, self.permit
+        if breaker is not None and permit is not None:
+            self.permit = None
+            now = self.plan.loop.time()
+            if permit == breaker.closed_permit and now < breaker.slice_ends_s:
+                breaker.successes += 1
+            else:
+                breaker.success(permit, now, now - self.began_s)
+
+    def _outcome(self, error: BaseException) -> tuple[str, float, dict[str, str]]:
+        status, noted = outcome_of(error)
+        return status, self.plan.loop.time(), noted
+
+    def _close(self, status: str, ended_s: float, told: dict[str, str] | None = None) -> None:
+        """Record both spans, give back what was held, and let go of the client's exchange."""
+        plan = self.plan
+        noted = self.place.noted
+        plan.record_call(
+            self.trace_id,
+            self.call_span_id,
+            self.span_id,
+            self.began_s,
+            ended_s,
+            status,
+            noted if told is None else {**noted, **told},
+        )
+        who = {"principal": self.principal} if self.principal else None
+        plan.record(
+            self.trace_id,
+            self.span_id,
+            "",
+            self.began_s,
+            ended_s,
+            status,
+            who if told is None else {**(who or {}), **told},
+        )
+        self._release()
+
+    def _release(self) -> None:
+        """Give back both slots; the two exchanges must not keep each other: that is a cycle."""
+        plan = self.plan
+        if plan.limiter is not None:
+            plan.limiter.release()
+        plan.gate.limiter.release()
+        self.exchange.listener = None
+
+    def _refuse(self, exchange: HttpExchange, error: SynchromeshError) -> None:
+        fields = (*ALWAYS, (TRACE, self.trace_id))
+        exchange.answer(*ready_answer(refused(error, fields, trace_id=self.trace_id)))

@@ -1,0 +1,200 @@
+"""The fast way of the gateway says what the slow one says, and lets nobody in that it would not."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import random
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bodies import everything
+from forward_fakes import MiB, Way, answering, through
+from synchromesh.calls import Policies
+from synchromesh.errors import Unauthenticated
+from synchromesh.gateway import ApiKey, ApiKeys, KeyRing, KeysFile, Principal, make_key
+from synchromesh.gateway.answers import ALWAYS, TRACE
+from synchromesh.gateway.fast import Gate
+from synchromesh.gateway.forward import answer_head, answer_of
+from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
+from synchromesh.http.message import encode_response
+from synchromesh.http.together import Together
+from synchromesh.resilience import Policy, RetryOptions
+from synchromesh.runtime import Runtime
+from synchromesh.testing import run
+
+RNG = random.Random(1)
+TEXT, KEY = make_key("shop", ["orders:write"], rng=RNG, cost=1024)
+NAMES = (
+    "age", "cache-control", "connection", "content-type", "date", "deadline-ms", "keep-alive",
+    "set-cookie", "synchromesh-partial", "synchromesh-trace", "te", "traceparent", "x-a", "x-b",
+    "x-content-type-options",
+)  # fmt: skip
+VALUES = ("", "a", "close", "keep-alive", "no-cache", "x-a", "X-B, close", "\xe9")
+PAIRS = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=8)
+
+
+@given(PAIRS, st.sampled_from([200, 204, 206, 304, 404]))
+def test_both_ways_give_the_same_head(pairs: list[tuple[str, str]], status: int) -> None:
+    """What passes of an answer, and what is said in its stead, is the same set of lines."""
+    response = answer_of(HttpResponse(status, pairs), [*ALWAYS, (TRACE, "0" * 32)])
+    slow = encode_response(response, is_head=False, is_last=False)
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in pairs]
+    fast = answer_head(status, raw, "0" * 32, 0)
+    assert sorted(fast.split(b"\r\n")) == sorted(slow.removesuffix(b"\r\n").split(b"\r\n"))
+
+
+def with_ring(main: Callable[[KeyRing], Coroutine[Any, Any, None]], **more: Any) -> None:
+    """Run a test with a ring that has verified a key, in virtual time."""
+
+    async def simulated(runtime: Runtime) -> None:
+        ring = KeyRing({KEY.id: more.pop("key", KEY)}, ApiKeys(), runtime, **more)
+        await ring.authenticate(Headers([("x-api-key", TEXT)]))
+        await main(ring)
+        await ring.close()
+
+    run(simulated)
+
+
+def field(name: str, value: str) -> list[RawPair]:
+    return [(b"host", b"x"), (name.encode(), value.encode())]
+
+
+def test_a_verdict_is_known_by_the_field_that_it_was_found_by() -> None:
+    """Any other field, any other value, and a second credential are left to the slow way (G1)."""
+
+    async def main(ring: KeyRing) -> None:
+        assert ring.known(field("x-api-key", TEXT)) == Principal("shop", frozenset(KEY.scopes))
+        assert ring.known(field("x-api-key", TEXT[:-1])) is None
+        assert ring.known(field("authorization", TEXT)) is None
+        assert ring.known(field("authorization", f"Bearer {TEXT}")) is None
+        assert ring.known([*field("x-api-key", TEXT), (b"authorization", b"Basic x")]) is None
+        assert ring.known([*field("x-api-key", TEXT), (b"x-api-key", b"")]) is None
+        assert ring.known([(b"host", b"x")]) is None
+
+    with_ring(main)
+
+
+def test_a_verdict_ends_with_its_key(tmp_path: Path) -> None:
+    """A key that has gone from the file is not known from the next look on."""
+    path = tmp_path / "keys.json"
+    path.write_bytes(msgspec.json.encode(KeysFile(())))
+
+    async def main(ring: KeyRing) -> None:
+        assert ring.known(field("x-api-key", TEXT)) is not None
+        assert ring.reread()
+        assert ring.known(field("x-api-key", TEXT)) is None
+
+    with_ring(main, path=path)
+
+
+def test_a_verdict_ends_when_its_key_expires() -> None:
+    """The time of a key is looked at with every request."""
+
+    async def simulated(runtime: Runtime) -> None:
+        expires = dt.datetime.fromtimestamp(runtime.wall_us() / 1e6 + 60, dt.UTC)
+        key = ApiKey(KEY.id, KEY.principal, KEY.hash, KEY.scopes, expires)
+        ring = KeyRing({key.id: key}, ApiKeys(), runtime)
+        await ring.authenticate(Headers([("x-api-key", TEXT)]))
+        assert ring.known(field("x-api-key", TEXT)) is not None
+        await asyncio.sleep(61)
+        assert ring.known(field("x-api-key", TEXT)) is None
+        with pytest.raises(Unauthenticated):
+            await ring.authenticate(Headers([("x-api-key", TEXT)]))
+        await ring.close()
+
+    run(simulated)
+
+
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return what the fast way says to each request from now on: True where it takes it."""
+    said: list[bool] = []
+    begin = Gate.begin
+
+    def noted(gate: Gate, exchange: HttpExchange) -> bool:
+        said.append(begin(gate, exchange))
+        return said[-1]
+
+    monkeypatch.setattr(Gate, "begin", noted)
+    return said
+
+
+def test_a_plain_request_takes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do all that the suites of both ways ask so; a key or an option needs the slow one."""
+    said = taken(monkeypatch)
+
+    async def main(way: Way) -> None:
+        for headers in ({}, {"idempotency-key": "k"}, {"x-forwarded-for": "10.0.0.1"}):
+            assert (await way.ask("GET /firmware/a", headers=headers)).status == 201
+
+    through(main)
+    assert said == [True, False, True]
+
+
+def test_a_failed_attempt_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the slow way, on another instance, under the same trace; nothing stays taken."""
+    said = taken(monkeypatch)
+
+    async def main(way: Way) -> None:
+        answers = iter([answering(503), answering(200, b"whole")])
+
+        def answer_next(request: HttpRequest) -> AbstractAsyncContextManager[HttpResponse]:
+            return next(answers)(request)
+
+        way.store.answer = answer_next
+        answer = await way.ask("GET /firmware/a")
+        assert (answer.status, answer.body) == (200, b"whole")
+        first, second = (seen.request.headers.get("traceparent", "") for seen in way.store.seen)
+        assert first == second
+        assert answer.headers.get("synchromesh-trace", "?") in first
+        await asyncio.sleep(0.1)
+        assert "0 in flight" in repr(way.engine)
+        gateway, call = sorted(way.system.spans, key=lambda span: span.kind, reverse=True)
+        assert (gateway.kind, gateway.status, call.parent_id) == ("gateway", "ok", gateway.span_id)
+        assert (call.status, call.attributes["attempts"]) == ("ok", "2")
+
+    through(main, policies=Policies(default=Policy(retry=RetryOptions(base_s=0.01))))
+    assert said == [True]
+
+
+def test_a_long_answer_comes_as_its_client_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not read holds the upstream up, and has all of it in the end."""
+    said = taken(monkeypatch)
+
+    async def main(way: Way) -> None:
+        way.store.answer = answering(200, bytes(8 * MiB))
+        async with way.asking("GET /firmware/a") as answer:
+            await asyncio.sleep(3.0)
+            assert way.store.ends == []
+            assert await everything(answer.stream) == bytes(8 * MiB)
+        assert "0 in flight" in repr(way.engine)
+
+    through(main)
+    assert said == [True]
+
+
+def test_writes_of_a_turn_are_made_at_its_end_in_order() -> None:
+    """What is added within a turn of the loop is written once all its events were handled."""
+    written: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        together = Together(loop)
+        for name in "ab":
+            loop.call_soon(together.add, partial(written.append, name))
+            loop.call_soon(written.append, f"handled {name}")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        together.add(lambda: written.append("c"))
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert written == ["handled a", "handled b", "a", "b", "c"]
