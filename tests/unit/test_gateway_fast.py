@@ -26,7 +26,7 @@ from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.forward import answer_head, answer_of
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.message import encode_response
-from synchromesh.http.together import Together
+from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import Policy, RetryOptions
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
@@ -187,7 +187,7 @@ def test_writes_of_a_turn_are_made_at_its_end_in_order() -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        together = Together(loop)
+        together = TurnWrites(loop)
         for name in "ab":
             loop.call_soon(together.add, partial(written.append, name))
             loop.call_soon(written.append, f"handled {name}")

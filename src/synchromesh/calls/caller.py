@@ -33,7 +33,7 @@ from synchromesh.calls.started import Done, StartedCall, start
 from synchromesh.calls.wire import Transport
 from synchromesh.context import CallContext, new_trace_id
 from synchromesh.discovery import Resolver
-from synchromesh.http.together import Together
+from synchromesh.http.together import TurnWrites
 from synchromesh.identity import Signer
 from synchromesh.resilience import AttemptsLeft, BreakerSnapshot, Edge, Transition
 from synchromesh.runtime import Runtime
@@ -164,7 +164,7 @@ class Caller:
         context: CallContext,
         left: AttemptsLeft,
         timeout_s: float | None = None,
-        together: Together | None = None,
+        together: TurnWrites | None = None,
     ) -> StartedCall | None:
         """Start a call whose outcome is told by a callback; None where that is not possible.
 

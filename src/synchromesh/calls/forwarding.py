@@ -61,7 +61,7 @@ class Forwarding:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class FailedAttempt:
     """A first attempt that was made elsewhere and has failed; its breaker has been told of it.
 
     Attributes:
@@ -103,7 +103,7 @@ class Forwarder:
 
     @asynccontextmanager
     async def forward(
-        self, forwarding: Forwarding, begun: Begun | None = None
+        self, forwarding: Forwarding, begun: FailedAttempt | None = None
     ) -> AsyncIterator[HttpResponse]:
         """Pass a request on, and give its answer with its head; read its `stream` in the context.
 
@@ -136,7 +136,7 @@ class Forwarder:
             outcome = begun = None  # this frame is in their tracebacks: kept, they are cycles
 
     async def _answered(
-        self, line: Line, passage: _Passage, stack: AsyncExitStack, begun: Begun | None
+        self, line: Line, passage: _Passage, stack: AsyncExitStack, begun: FailedAttempt | None
     ) -> HttpResponse:
         """Return an answer; `stack` holds what it takes until it has been read."""
         context, has_body = passage.context, passage.has_body
@@ -205,7 +205,7 @@ class _Passage(Way):
         )
         self.exchange = AsyncExitStack()
 
-    def go_on(self, begun: Begun) -> None:
+    def go_on(self, begun: FailedAttempt) -> None:
         """Take over after an attempt that was made elsewhere."""
         self.number = begun.attempt.number
         self.choice.note_tried(begun.endpoint)

@@ -20,7 +20,7 @@ from synchromesh.context import CallContext
 from synchromesh.errors import CircuitOpen, ConnectionLost, TimedOut
 from synchromesh.http import ClientExchange, ExchangeState, RawPair
 from synchromesh.http.client import ClientConnection, ExchangeOwner
-from synchromesh.http.together import Together
+from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import AttemptsLeft, DeadlinePassed
 
 # Told of the value of the answer, or of the error.
@@ -35,7 +35,7 @@ def start(
     done: Done,
     *,
     timeout_s: float | None = None,
-    together: Together | None = None,
+    together: TurnWrites | None = None,
 ) -> StartedCall | None:
     """Start a call and return it; None where it does not go straight through, and nothing was done.
 
@@ -93,7 +93,6 @@ class StartedCall(ClientExchange):
     """One call under way; `cancel` gives it up.
 
     Attributes:
-        given: the extra attempts that the callee may spend.
         deadline_s: of the call; `due_s` is that of its first attempt.
     """
 
@@ -107,10 +106,9 @@ class StartedCall(ClientExchange):
     may_reuse = True
     state = ExchangeState.NEW
     deadline_s: float | None = None
-    given = 0
     began_s = 0.0
     span_id = ""
-    together: Together | None = None
+    together: TurnWrites | None = None
     _retrying: asyncio.Task[tuple[bytes, Any]] | None = None
 
     def __init__(

@@ -22,7 +22,7 @@ from synchromesh.gateway.asking import Asker, outcome_of_call
 from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.composition import BranchOutcome, BranchStatus, Composition, Start
 from synchromesh.gateway.problems import outside
-from synchromesh.http.together import Together
+from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import AttemptsLeft
 from synchromesh.telemetry import current_span
 
@@ -80,7 +80,7 @@ class AggregateRun:
         context: CallContext,
         left: AttemptsLeft,
         asker: Asker,
-        together: Together | None = None,
+        together: TurnWrites | None = None,
     ) -> None:
         self._name = name
         self._parts = parts

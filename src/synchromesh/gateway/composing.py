@@ -34,7 +34,7 @@ _HEAD: Final = (
 )
 
 
-class Sharing(Protocol):
+class AggregateGate(Protocol):
     """Is what all routes of one gateway share; see `fast.Gate`."""
 
     asker: Asker
@@ -49,7 +49,9 @@ class FastAggregate:
 
     __slots__ = ("buckets", "entry", "gate", "loop", "record", "together")
 
-    def __init__(self, gate: Sharing, entry: CompiledRoute, buckets: TokenBuckets | None) -> None:
+    def __init__(
+        self, gate: AggregateGate, entry: CompiledRoute, buckets: TokenBuckets | None
+    ) -> None:
         self.gate = gate
         self.entry = entry
         self.buckets = buckets

@@ -44,7 +44,7 @@ from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
 from synchromesh.gateway.check import CompiledRoute, compiled, read, refusal_of
 from synchromesh.gateway.composition import BranchOutcome
-from synchromesh.gateway.fast import Gate
+from synchromesh.gateway.fast import Gate, Routing
 from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
@@ -196,15 +196,12 @@ class GatewayEngine:
     def begin_exchange(self) -> Callable[[HttpExchange], bool]:
         """What answers requests on the fast way; False leaves one to the slow way."""
         return Gate(
-            self._entries,
-            self._routes,
+            Routing(self._entries, self._routes, self._buckets, self._externals),
             forwarder=self._forwarder,
             tracer=self._tracer,
             limiter=self._limiter,
             authenticators=self._authenticators,
-            buckets=self._buckets,
             asker=self._asker,
-            externals=self._externals,
             attempts_left=self._caller.root().attempts_left,
         ).begin
 

@@ -19,12 +19,13 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
 from synchromesh.calls.fast import known_at_once
-from synchromesh.calls.forwarding import IDEMPOTENT, Begun, Forwarder, by_http
+from synchromesh.calls.forwarding import IDEMPOTENT, FailedAttempt, Forwarder, by_http
 from synchromesh.calls.http_client import HttpTransport, keep_line
 from synchromesh.calls.routes import NoMatch, Routes
 from synchromesh.calls.tree import tree_of
@@ -38,7 +39,7 @@ from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
 from synchromesh.gateway.forward import ODD, answer_of, is_odd
 from synchromesh.gateway.limits import TokenBuckets
-from synchromesh.gateway.passing import ForwardExchange, Place
+from synchromesh.gateway.passing import ForwardExchange, ForwardPlace
 from synchromesh.gateway.router import find
 from synchromesh.http import Body, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.together import together_on
@@ -62,45 +63,56 @@ class QuickAuthenticator(Authenticator, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Says which routes there are, and what each of them has of its own.
+
+    Attributes:
+        entries: the routes.
+        routes: finds those whose paths have places.
+        buckets: the rates, by route.
+        externals: the upstreams that are not ours.
+    """
+
+    entries: Sequence[CompiledRoute]
+    routes: Routes[CompiledRoute]
+    buckets: Mapping[str, TokenBuckets]
+    externals: AbstractSet[str]
+
+
 class Gate:
     """What all routes of one gateway share, and where a request finds its own.
 
     Args:
-        entries: the routes.
-        routes: finds those whose paths have places.
+        routing: the routes.
         forwarder: has the ways to the upstreams, and goes on where an attempt failed.
         limiter: bounds what is in flight.
         authenticators: say who asks.
-        buckets: the rates, by route.
         asker: asks the operations of aggregates.
-        externals: the upstreams that are not ours.
         attempts_left: the extra attempts of each request's tree.
     """
 
     def __init__(
         self,
-        entries: Sequence[CompiledRoute],
-        routes: Routes[CompiledRoute],
+        routing: Routing,
         *,
         forwarder: Forwarder,
         tracer: Tracer,
         limiter: Limiter,
         authenticators: Sequence[Authenticator],
-        buckets: Mapping[str, TokenBuckets],
         asker: Asker,
-        externals: AbstractSet[str],
         attempts_left: int,
     ) -> None:
-        self._routes = routes
+        self._routes = routing.routes
         # Paths without a place are found in one look, whatever else there is.
         self._plain = {
             (entry.template.method.encode(), entry.template.path.encode()): entry
-            for entry in entries
+            for entry in routing.entries
             if not entry.template.places
         }
         self._plans: dict[str, FastForward | FastAggregate] = {}
-        self._buckets = buckets
-        self._externals = externals
+        self._buckets = routing.buckets
+        self._externals = routing.externals
         self.asker = asker
         self.forwarder = forwarder
         self.tracer = tracer
@@ -126,7 +138,7 @@ class Gate:
             return False
         return plan.begin(exchange, query, places)
 
-    def resume(self, sent: ForwardExchange, context: CallContext, begun: Begun) -> None:
+    def resume(self, sent: ForwardExchange, context: CallContext, begun: FailedAttempt) -> None:
         """Go on by the slow way with what has failed here."""
         exchange = sent.exchange
         plan = self._plans[sent.plan.entry.name]
@@ -144,7 +156,7 @@ class Gate:
 
     @asynccontextmanager
     async def _resumed(
-        self, plan: FastForward, request: HttpRequest, context: CallContext, begun: Begun
+        self, plan: FastForward, request: HttpRequest, context: CallContext, begun: FailedAttempt
     ) -> AsyncIterator[HttpResponse]:
         entry, passage = plan.entry, plan.entry.passage
         assert passage is not None
@@ -259,7 +271,7 @@ class FastForward:
         self.name = f"{passage.to} {entry.template.method} {passage.path}"
         self.record = gate.tracer.recorder("gateway", entry.name)
         self.record_call = gate.forwarder.recorder(self.name)
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, ForwardPlace] = {}
 
     def begin(  # noqa: C901 - one frame for all layers is the point of it
         self, exchange: HttpExchange, query: bytes, places: Mapping[str, str] | None = None
@@ -313,8 +325,21 @@ class FastForward:
         if limiter is not None and not limiter.take():
             gate.limiter.release()
             return False
+        self._pass_on(exchange, place, line, lines, who, now)
+        return True
 
-        # From here on it is this way's own.
+    def _pass_on(
+        self,
+        exchange: HttpExchange,
+        place: ForwardPlace,
+        line: bytes,
+        lines: list[bytes],
+        who: str,
+        now: float,
+    ) -> None:
+        """Send a request for whom it is; both limiters' slots are taken."""
+        gate, shared, service = self.gate, self.shared, self.service
+        body = exchange.body
         ids = (shared.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
         due_s = now + self.timeout_s
         sent = ForwardExchange(self, exchange, place, who, ids, now, due_s)
@@ -322,7 +347,7 @@ class FastForward:
             wait_s = self.buckets.take(who or client_of(exchange.peer), now)
             if wait_s:
                 sent.turn_away(wait_s)
-                return True
+                return
         if self.budget is not None:
             self.budget.calls += 1
         breaker = self.breaker
@@ -332,7 +357,7 @@ class FastForward:
                 sent.permit = breaker.closed_permit or breaker.admit(now)
             except CircuitOpen as error:
                 sent.fail(error)
-                return True
+                return
         if shared.absences:
             shared.finder.note_found(service.name)
         trace_id, span_id = ids[:32], ids[48:]
@@ -362,12 +387,11 @@ class FastForward:
             sent.wire = b"".join((line, *lines, b"\r\n"))
         exchange.listener = sent
         place.pool.send(place.host, place.port, sent)
-        return True
 
     def __repr__(self) -> str:
         return f"<FastForward {self.entry.name}>"
 
-    def _line(self, place: Place, query: bytes, held: Mapping[str, str] | None) -> bytes:
+    def _line(self, place: ForwardPlace, query: bytes, held: Mapping[str, str] | None) -> bytes:
         """Return the request line and what is behind it. Raises BadRequest."""
         path = self.path
         if self.has_places:
@@ -377,14 +401,16 @@ class FastForward:
         parts = (self.method, b" ", place.prefix, path, mark, query, place.lines_end)
         return b"".join(parts)
 
-    def _place(self, endpoint: Endpoint) -> Place | None:
+    def _place(self, endpoint: Endpoint) -> ForwardPlace | None:
         """Return how an instance is reached; None where that is not by HTTP."""
         transport = self.shared.transports.get(by_http(endpoint).scheme)
         if not isinstance(transport, HttpTransport):
             return None
         if len(self.places) >= _PLACES_MAX:
             self.places.clear()  # instances come and go; a few are looked up again
-        place = self.places[endpoint.instance] = Place(endpoint, transport, self.method, self.path)
+        place = self.places[endpoint.instance] = ForwardPlace(
+            endpoint, transport, self.method, self.path
+        )
         return place
 
 

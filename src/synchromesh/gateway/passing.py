@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, Begun, by_http
+from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
 from synchromesh.calls.http_client import HttpTransport, reply_of_wire
 from synchromesh.calls.plan import CalledService, Shared
 from synchromesh.context import CallContext
@@ -33,13 +33,13 @@ from synchromesh.http import (
 )
 from synchromesh.http.body import Framing
 from synchromesh.http.client import ClientConnection, ExchangeOwner
-from synchromesh.http.together import Together
+from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import Attempt, Breaker, Edge, Limiter, may_retry
 from synchromesh.resilience.attempts import is_full_timeout
 from synchromesh.telemetry import Record, outcome_of
 
 
-class Sharing(Protocol):
+class ForwardGate(Protocol):
     """Is what all routes of one gateway share.
 
     Attributes:
@@ -50,12 +50,12 @@ class Sharing(Protocol):
     attempts_left: int
     limiter: Limiter
 
-    def resume(self, sent: ForwardExchange, context: CallContext, begun: Begun) -> None:
+    def resume(self, sent: ForwardExchange, context: CallContext, begun: FailedAttempt) -> None:
         """Go on by the slow way with what has failed here."""
         ...
 
 
-class Plan(Protocol):
+class ForwardPlan(Protocol):
     """Is all that is the same for every request of one route; see `fast.FastForward`."""
 
     breaker: Breaker | None
@@ -70,15 +70,15 @@ class Plan(Protocol):
     record_call: Record
     service: CalledService
     shared: Shared
-    together: Together | None
+    together: TurnWrites | None
 
     @property
-    def gate(self) -> Sharing:
+    def gate(self) -> ForwardGate:
         """What it shares with other routes."""
         ...
 
 
-class Place:
+class ForwardPlace:
     """One instance of an upstream, as a route reaches it.
 
     Args:
@@ -129,9 +129,9 @@ class ForwardExchange(ClientExchange):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ForwardPlan,
         exchange: HttpExchange,
-        place: Place,
+        place: ForwardPlace,
         principal: str,
         ids: str,
         began_s: float,
@@ -307,7 +307,9 @@ class ForwardExchange(ClientExchange):
             deadline_s=self.began_s + plan.deadline_s,
             attempts_left=plan.gate.attempts_left,
         )
-        begun = Begun(first, error, by_http(self.place.endpoint), self.call_span_id, self.began_s)
+        begun = FailedAttempt(
+            first, error, by_http(self.place.endpoint), self.call_span_id, self.began_s
+        )
         plan.gate.resume(self, context, begun)
 
     def _fail_by(self, status: int, pairs: list[RawPair], body: bytes) -> None:

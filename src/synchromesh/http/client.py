@@ -19,7 +19,7 @@ from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
 from synchromesh.http.outflow import Outflow, reset
 from synchromesh.http.responses import ResponseReader, ResponseState
-from synchromesh.http.together import Together
+from synchromesh.http.together import TurnWrites
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
@@ -105,7 +105,7 @@ class ClientExchange(Deadline):
 
     takes_parts = False
     is_sent = True
-    together: Together | None = None
+    together: TurnWrites | None = None
 
     def __init__(
         self, wire: bytes, *, due_s: float, is_head: bool = False, is_idempotent: bool = False

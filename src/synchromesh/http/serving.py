@@ -13,7 +13,7 @@ from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, error_response
 from synchromesh.http.reading import Streaming
-from synchromesh.http.together import Together
+from synchromesh.http.together import TurnWrites
 
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
@@ -61,7 +61,7 @@ class Serving:
     limits: Limits
     owner: ConnectionOwner
     start: TaskStarter
-    together: Together | None
+    together: TurnWrites | None
     is_fast: bool
 
 

@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Callable
 
 
-class Together:
+class TurnWrites:
     """Calls what was added within a turn of the loop at the turn's end, in order.
 
     Example:
         >>> async def main() -> None:
-        ...     together = Together(asyncio.get_running_loop())
+        ...     together = TurnWrites(asyncio.get_running_loop())
         ...     together.add(lambda: print("written"))
         ...     print("handled")
         ...     await asyncio.sleep(0)
@@ -38,7 +38,7 @@ class Together:
         self._writes.append(write)
 
     def __repr__(self) -> str:
-        return f"<Together {len(self._writes)} writes>"
+        return f"<TurnWrites {len(self._writes)} writes>"
 
     def _write(self) -> None:
         writes, self._writes = self._writes, []
@@ -46,6 +46,6 @@ class Together:
             write()
 
 
-def together_on(loop: asyncio.AbstractEventLoop) -> Together | None:
+def together_on(loop: asyncio.AbstractEventLoop) -> TurnWrites | None:
     """Return what gathers writes on a loop, None for one that does so by itself, or simulates."""
-    return Together(loop) if type(loop).__module__.startswith(("asyncio.", "uvloop")) else None
+    return TurnWrites(loop) if type(loop).__module__.startswith(("asyncio.", "uvloop")) else None
