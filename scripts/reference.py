@@ -36,7 +36,7 @@ Durations are texts such as `"300ms"`, `"2s"`, `"10m"`."""
 
 # The front door in the order in which people meet it.
 FRONT_DOOR = {
-    "Contracts": "Contract command query event Call",
+    "Contracts": "Contract command query event PublicEvent Call",
     "Services": "Service Context Transaction Migration",
     "Sagas": "Saga SagaRun SagaPolicy",
     "Event sourcing": "Decider Decision",
@@ -46,7 +46,7 @@ FRONT_DOOR = {
 }
 # What else users import, by package: the documentation's code and servo-works do.
 MODULES = {
-    "calls": "PublicEvent Policies Caller InProcessTransport",
+    "calls": "Policies Caller InProcessTransport",
     "codec": "to_datetime",
     "context": "new_span_id",
     "discovery": "Endpoint MemoryRegistry RoundRobin LeaseOptions",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from synchromesh.calls import Call as Call
     from synchromesh.calls import Contract as Contract
+    from synchromesh.calls import PublicEvent as PublicEvent
     from synchromesh.calls import command as command
     from synchromesh.calls import event as event
     from synchromesh.calls import query as query
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from synchromesh.store import Migration as Migration
 
 _ROOMS = {
-    "calls": "Call Contract command event query",
+    "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
     "gateway": "Aggregate ApiKeys Branch Forward Gateway Rate Route Stale Static",

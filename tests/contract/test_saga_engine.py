@@ -373,6 +373,24 @@ def test_a_write_takes_effect_with_its_record_or_not_at_all() -> None:
     run(main)
 
 
+def test_a_step_that_nobody_awaits_is_a_bug_and_undoes_the_run() -> None:
+    """A call that was described and forgotten must not look done; what was done is undone."""
+
+    async def saga_fn(s: Saga, order: Order) -> None:
+        await s.write(create_order, order, undo=reject_order)
+        s.call(Bank.charge(order.id), pivot=True)
+
+    async def main(runtime: SimRuntime) -> None:
+        saga, others = define(saga_fn), Participants()
+        async with at_work(runtime, others, saga) as engine:
+            with pytest.raises(SagaUndone, match="charge' was described and never awaited"):
+                await (await start(engine, saga)).result(FOREVER_S)
+        assert others.sent == []
+        assert await rows(runtime, "select state, n from orders") == [("rejected", 0)]
+
+    run(main)
+
+
 def test_a_write_is_tried_again_after_a_conflict_and_not_after_a_bug() -> None:
     """What the store could not do may work next time; what the code gets wrong will not."""
 

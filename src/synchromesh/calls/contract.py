@@ -419,7 +419,7 @@ def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
         >>> class Paid(msgspec.Struct):
         ...     order_id: str
         >>> class Payments(Contract, Protocol, service="payments", version="1.0"):
-        ...     paid = event(Paid, key="order_id")
+        ...     paid: PublicEvent[Paid] = event(Paid, key="order_id")
         >>> Payments.paid.partition_key(Paid("A-1"))
         'A-1'
     """

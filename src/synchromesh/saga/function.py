@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from synchromesh.saga.steps import Saga, StepRequest
+from synchromesh.errors import ContractError
+from synchromesh.saga.steps import Saga, Step, StepRequest
 
 
 class FunctionReturned(msgspec.Struct, frozen=True):
@@ -52,6 +53,10 @@ class Function:
                 self._coroutine = self._begin()
             asked = self._coroutine.send(results)
         except StopIteration as stop:
+            forgotten = next(iter(self._saga.unawaited), None)
+            if forgotten is not None:
+                # It would look done, and was never tried: Python warns of coroutines alone.
+                return FunctionRaised(_never_awaited(forgotten))
             return FunctionReturned(stop.value)
         except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
             return FunctionRaised(error)
@@ -66,3 +71,10 @@ class Function:
             # A `finally:` may raise or await something foreign; nobody is left to be told.
             with contextlib.suppress(Exception):
                 self._coroutine.close()
+
+
+def _never_awaited(step: Step[Any]) -> ContractError:
+    return ContractError(
+        f"step {step.ask.name!r} was described and never awaited, so it was not tried: await it, "
+        "or await s.all(...) of it"
+    )

@@ -36,11 +36,11 @@ class StepRequest:
 class Step(Generic[R_co]):
     """One step of a saga, described and not done. Await it, once, in the saga function."""
 
-    __slots__ = ("_is_asked", "_saga", "ask", "result_type")
+    __slots__ = ("_saga", "ask", "result_type")
 
     def __init__(self, saga: Saga, ask: Ask, result_type: Any) -> None:
         self._saga = saga
-        self._is_asked = False
+        saga.unawaited[self] = None
         self.ask = ask
         self.result_type = result_type
 
@@ -53,11 +53,11 @@ class Step(Generic[R_co]):
         """
         if self._saga.is_gone:
             self._saga.check()
-        if self._is_asked:
+        if self not in self._saga.unawaited:
             raise ContractError(
                 f"step {self.ask.name!r} is awaited a second time; make a new step for each time"
             )
-        self._is_asked = True
+        del self._saga.unawaited[self]
 
     def load(self, result: bytes) -> R_co:
         """Return the step's recorded result as a value of its type."""
@@ -146,6 +146,7 @@ class Saga:
         id: the run's id, which the keys of its steps begin with.
         trace_id: the trace of the request that started it.
         is_gone: the run has left memory, or was turned: every further step raises.
+        unawaited: the steps that were made and are not awaited yet, oldest first.
 
     Example:
         >>> from typing import Protocol
@@ -162,12 +163,13 @@ class Saga:
         ...     return await s.call(Bank.charge(hold_id), pivot=True)
     """
 
-    __slots__ = ("id", "is_gone", "trace_id")
+    __slots__ = ("id", "is_gone", "trace_id", "unawaited")
 
     def __init__(self, id: str, trace_id: str) -> None:  # noqa: A002
         self.id = id
         self.trace_id = trace_id
         self.is_gone = False
+        self.unawaited: dict[Step[Any], None] = {}
 
     def write(
         self,

@@ -5,8 +5,7 @@ from typing import Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from contracts.money import Money
-from synchromesh import Contract, Rejection, command, event, query
-from synchromesh.calls import PublicEvent
+from synchromesh import Contract, PublicEvent, Rejection, command, event, query
 
 InvoiceStatus: TypeAlias = Literal["open", "paid", "void"]
 

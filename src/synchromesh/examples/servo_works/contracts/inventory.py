@@ -4,8 +4,7 @@ from typing import Annotated, Protocol, TypeAlias
 
 from msgspec import Meta, Struct
 
-from synchromesh import Contract, Rejection, command, event, query
-from synchromesh.calls import PublicEvent
+from synchromesh import Contract, PublicEvent, Rejection, command, event, query
 
 Pieces: TypeAlias = Annotated[int, Meta(ge=1, le=100_000)]
 

@@ -8,8 +8,7 @@ from contracts.billing import CreditDeclined
 from contracts.inventory import OutOfStock, Pieces
 from contracts.money import Money
 from contracts.production import FullyBooked
-from synchromesh import Contract, Rejection, command, event, query
-from synchromesh.calls import PublicEvent
+from synchromesh import Contract, PublicEvent, Rejection, command, event, query
 
 OrderId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 OrderStatus: TypeAlias = Literal["pending", "placed", "rejected"]
