@@ -51,7 +51,7 @@ MODULES = {
     "context": "new_span_id",
     "discovery": "Endpoint MemoryRegistry RoundRobin LeaseOptions",
     "events": "given Given When subscribe ProjectionRunner ProjectionOptions",
-    "gateway": "GatewayEngine check explain make_key parse_keys Auth Authenticator Principal",
+    "gateway": "GatewayEngine check outline make_key parse_keys Auth Authenticator Principal",
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Body Limits PoolLimits "
         "AsgiHandler"
@@ -64,9 +64,8 @@ MODULES = {
     "telemetry": "Tracer MemoryRing JsonFormatter outcome_of",
 }
 TESTING = {
-    "Services in a test": "run serving InProcess SimRuntime",
+    "Services in a test": "run serving InProcess AsgiReceiver SimRuntime",
     "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults CALM STORMY",
-    "Calls between nodes": "SimExchange SimTransport AsgiReceiver",
     "What a simulation complains about": (
         "SimulationError Deadlock Escape Leaked Livelock Overdue Unhandled"
     ),

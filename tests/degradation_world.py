@@ -121,7 +121,7 @@ class Site:
         """Take a part away: "killed", "stalled", "failing", or "unwritable" for its disk."""
         if way == "killed":
             self.nodes[name].crash()
-            self._bury(name)
+            self._evict(name)
         elif way == "unwritable":
             self._set_writable(name, is_writable=False)
         elif way == "stalled" and name == REGISTRY:
@@ -233,10 +233,10 @@ class Site:
 
     # -- what supervisors and operators do -------------------------------------------------------
 
-    def _bury(self, name: str) -> None:
+    def _evict(self, name: str) -> None:
         """See the end of a process, as its supervisor does at once (R6)."""
         if self.registry is not None and self.nodes[REGISTRY].is_up:
-            self.registry.bury(name, lambda _: True)
+            self.registry.evict(name, lambda _: True)
 
     def _escalate(self, service: str, child: str, error: BaseException) -> None:
         self.beyond.append(f"{service}/{child}: {error!r}")

@@ -35,7 +35,7 @@ SERVICES: dict[str, Service] = {
 }
 
 
-class ForeignAwaited(AsgiReceiver):
+class SomebodyElses(AsgiReceiver):
     """Is somebody else's service, which knows none of our credentials."""
 
     def authenticate(self, credential: str) -> Credential:
@@ -59,7 +59,7 @@ class Works(InProcess):
         """Let the credit provider be reached, and return it with its fault switch."""
         ledger = Ledger(self.runtime.disk.connect("/credit_provider.db"))
         provider = CreditProviderServer(ledger)
-        self.transport.add("credit_provider-1", ForeignAwaited(AsgiHandler(provider)))
+        self.transport.add("credit_provider-1", SomebodyElses(AsgiHandler(provider)))
         return provider
 
     async def call(

@@ -197,8 +197,11 @@ def test_an_error_is_described_as_it_is(cls: type[SynchromeshError]) -> None:
     kind = f"`{cls.__name__}`" if base == "Exception" else f"`{cls.__name__}`, a `{base}`"
     retry = "retry safe" if cls.is_retry_safe else "retry not safe by itself"
     assert f"{kind} · status {cls.status} · {retry} " in words
-    first = (inspect.getdoc(cls) or "").partition("\n")[0].removeprefix("Tells that ")
-    happened = f"This is {first[3:]}" if first.startswith("Is ") else first[0].upper() + first[1:]
+    first = (inspect.getdoc(cls) or "").partition("\n")[0].removeprefix("Raised when ")
+    is_thing = first.startswith(("A ", "The root"))
+    happened = (
+        f"This is {first[0].lower()}{first[1:]}" if is_thing else first[0].upper() + first[1:]
+    )
     assert f"**What happened.** {happened}" in words
     assert len(words.partition("**What to do.** ")[2]) > 10
 

@@ -32,7 +32,7 @@ NO_FIT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(value: object) -> bytes:
-    """Return a value as JSON; equal values have equal bytes.
+    """Encode a value as JSON; equal values have equal bytes.
 
     Raises:
         BadRequest: the value holds something that JSON cannot carry, such as an open file or NaN.
@@ -58,7 +58,7 @@ def encode(value: object) -> bytes:
 
 
 def _has_unbounded(value: object) -> bool:
-    """Say whether a value that was encoded holds a float that is no finite number."""
+    """Return whether an encoded value contains a float that is not finite."""
     # Structs and dataclasses become dicts here; JSON that is carried as it is has its nulls.
     left = [msgspec.to_builtins(value, enc_hook=_nothing)]
     while left:
@@ -78,7 +78,7 @@ def _nothing(_: object) -> None:
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Return the value of a type that JSON holds, checked throughout.
+    """Decode JSON as a value of a type, fully validated.
 
     Raises:
         BadRequest: the JSON is not well formed or does not fit the type; the message names where.
@@ -94,7 +94,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def decoder_of(kind: type[T]) -> Callable[[bytes], T]:
-    """Return what decodes a type, without a frame around it: it raises one of `NO_FIT`.
+    """Return a decoder of a type, called without a frame of ours: it raises one of `NO_FIT`.
 
     Example:
         >>> decoder_of(list[int])(b"[1]")
@@ -108,7 +108,7 @@ def decoder_of(kind: type[T]) -> Callable[[bytes], T]:
 
 
 def convert(value: object, kind: type[T], *, from_text: bool = False) -> T:
-    """Return plain data as a value of a type; `from_text` also reads numbers out of strings.
+    """Convert plain data to a value of a type; `from_text` also parses numbers from strings.
 
     Raises:
         BadRequest: it does not fit; the message names where.
@@ -124,7 +124,7 @@ def convert(value: object, kind: type[T], *, from_text: bool = False) -> T:
 
 
 def digest(data: bytes) -> str:
-    """Return 32 hex digits that tell one input from another (BLAKE2b, 128 bits)."""
+    """Return the digest of an input as 32 hex digits (BLAKE2b, 128 bits)."""
     return blake2b(data, digest_size=16).hexdigest()
 
 
@@ -132,7 +132,7 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def to_datetime(at_us: int) -> dt.datetime:
-    """Return stored microseconds as the aware datetime that users see.
+    """Convert stored microseconds to an aware datetime.
 
     Example:
         >>> to_datetime(1_500_000).isoformat()

@@ -77,7 +77,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
     undoes: str = ""
 
     def remaining_s(self, now: float) -> float | None:
-        """Return how long the caller still waits; None for ever, never below 0."""
+        """Return the seconds left until the deadline, never below 0; None without one."""
         return None if self.deadline_s is None else max(0.0, self.deadline_s - now)
 
 
@@ -92,7 +92,7 @@ def new_span_id(rng: random.Random) -> str:
 
 
 def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, str]:
-    """Return the headers of a call; the credential is added by the transport that signs.
+    """Return the headers of a call; the signing transport adds the credential.
 
     Args:
         context: what the call carries.
@@ -146,7 +146,7 @@ def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> by
 
 
 def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return those of a request's header fields that are ours; names come in lower case.
+    """Return the fields of a request that carry a call's context; names are in lower case.
 
     Raises:
         BadRequest: one of them is given twice.
@@ -164,7 +164,7 @@ def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 def from_headers(
     headers: Mapping[str, str], *, now: float, wall_us: int, rng: random.Random
 ) -> CallContext:
-    """Return what the headers of a call say; caller and principal come from its credential.
+    """Parse the headers of a call; caller and principal come from its credential.
 
     A malformed trace is replaced by a new one, as W3C Trace Context asks; anything else that is
     malformed would weaken a promise and is refused.
@@ -186,7 +186,7 @@ def from_headers(
 
 
 def check_key(key: str, where: str = "idempotency key") -> str:
-    """Return a key that can be sent and stored.
+    """Validate an idempotency key and return it.
 
     Raises:
         BadRequest: it is longer than 512 characters, is not printable, or has a blank at its ends.

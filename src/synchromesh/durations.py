@@ -24,7 +24,7 @@ def duration(text: str) -> float:
     length_s = float(matched[1]) * _UNITS_S[matched[2]] if matched else 0.0
     if length_s <= 0:
         raise ConfigError(
-            f"{text[:40]!r} is no duration; write a number above 0 with ms, s, m, h or d, "
+            f"{text[:40]!r} is not a duration; write a number above 0 with ms, s, m, h or d, "
             'such as "300ms", "1.5s" or "10m"'
         )
     return length_s

@@ -63,7 +63,7 @@ PROBLEM_PREFIX = "urn:synchromesh:error:"
 
 
 class SynchromeshError(Exception):
-    """Is the root of every error that Synchromesh raises.
+    """The root of every error that Synchromesh raises.
 
     `code` is stable and documented, `status` is its HTTP status, `is_retry_safe` says that the same
     call may be made again. The message says what happened, what was expected and what to do.
@@ -101,7 +101,7 @@ def _rebuild(cls: type[SynchromeshError], args: tuple[Any, ...], state: dict[str
 
 
 class CallError(SynchromeshError):
-    """Tells that a call failed; the outcome at the callee is unknown unless it is `NotExecuted`.
+    """Raised when a call failed; the outcome at the callee is unknown unless it is `NotExecuted`.
 
     Attributes:
         retry_after_s: how long the refuser asks the caller to wait, in seconds; None where it
@@ -139,7 +139,7 @@ class CallError(SynchromeshError):
 
 
 class NotExecuted(CallError):
-    """Tells that the call was certainly not run.
+    """Raised when the call was certainly not run.
 
     Example:
         >>> issubclass(CircuitOpen, NotExecuted), issubclass(TimedOut, NotExecuted)
@@ -151,21 +151,21 @@ class NotExecuted(CallError):
 
 
 class CircuitOpen(NotExecuted):
-    """Tells that the circuit breaker of this edge is open (or isolated): nothing was sent."""
+    """Raised when the circuit breaker of this edge is open (or isolated): nothing was sent."""
 
     code = "circuit_open"
     is_retry_safe = True
 
 
 class Shed(NotExecuted):
-    """Tells that the callee is full or drains, and took no work."""
+    """Raised when the callee is overloaded or draining, and refused the call."""
 
     code = "shed"
     is_retry_safe = True
 
 
 class RateLimited(NotExecuted):
-    """Tells that the caller sent more than its rate allows."""
+    """Raised when the caller exceeds its rate limit."""
 
     code = "rate_limited"
     status = 429
@@ -173,21 +173,21 @@ class RateLimited(NotExecuted):
 
 
 class DeadlineExceeded(NotExecuted):
-    """Tells that the deadline had passed before any work was done."""
+    """Raised when the deadline had passed before any work was done."""
 
     code = "deadline_exceeded"
     status = 504
 
 
 class NoInstance(NotExecuted):
-    """Tells that no instance of the service is ready."""
+    """Raised when no instance of the service is ready."""
 
     code = "no_instance"
     is_retry_safe = True
 
 
 class ConnectFailed(CallError):
-    """Tells that no connection to the instance could be made: nothing was sent."""
+    """Raised when no connection to the instance could be made: nothing was sent."""
 
     code = "connect_failed"
     status = 503
@@ -195,56 +195,56 @@ class ConnectFailed(CallError):
 
 
 class BadRequest(NotExecuted):
-    """Tells that the arguments do not fit the contract."""
+    """Raised when the arguments do not fit the contract."""
 
     code = "bad_request"
     status = 400
 
 
 class UnknownOperation(NotExecuted):
-    """Tells that the service has no such operation."""
+    """Raised when the service has no such operation."""
 
     code = "unknown_operation"
     status = 404
 
 
 class MethodNotAllowed(NotExecuted):
-    """Tells that the path is there, and takes other methods; HTTP says which in `Allow`."""
+    """Raised when the path exists for other methods only; HTTP lists them in `Allow`."""
 
     code = "method_not_allowed"
     status = 405
 
 
 class Unauthenticated(NotExecuted):
-    """Tells that the hop carries no valid credential."""
+    """Raised when the hop carries no valid credential."""
 
     code = "unauthenticated"
     status = 401
 
 
 class Forbidden(NotExecuted):
-    """Tells that the caller is known and may not do this."""
+    """Raised when the caller is authenticated but not authorized."""
 
     code = "forbidden"
     status = 403
 
 
 class KeyReused(NotExecuted):
-    """Tells that the idempotency key belongs to a call with another input."""
+    """Raised when the idempotency key belongs to a call with another input."""
 
     code = "key_reused"
     status = 422
 
 
 class KeyUndone(NotExecuted):
-    """Tells that the key was undone before its call came, so that the call has no effect."""
+    """Raised when the key was undone before its call came, so that the call has no effect."""
 
     code = "key_undone"
     status = 409
 
 
 class InProgress(NotExecuted):
-    """Tells that a call under this key is still running; ask again under the same key."""
+    """Raised when a call under this key is still running; ask again under the same key."""
 
     code = "in_progress"
     status = 409
@@ -252,7 +252,7 @@ class InProgress(NotExecuted):
 
 
 class TimedOut(CallError):
-    """Tells that no answer came in time: the call may have run, may run still, or never.
+    """Raised when no answer came in time: the call may have run, may run still, or never.
 
     Example:
         >>> TimedOut("billing did not answer within 0.3 s").is_retry_safe  # only under its key
@@ -264,14 +264,14 @@ class TimedOut(CallError):
 
 
 class ConnectionLost(CallError):
-    """Tells that the connection broke after the call was sent: its outcome is unknown."""
+    """Raised when the connection broke after the call was sent: its outcome is unknown."""
 
     code = "connection_lost"
     status = 502
 
 
 class DownstreamFailed(CallError):
-    """Tells that the callee failed because a service it needs failed; breakers do not cascade.
+    """Raised when the callee failed because a service it needs failed; breakers do not cascade.
 
     Attributes:
         cause_code: the code of the error that the callee met.
@@ -286,7 +286,7 @@ class DownstreamFailed(CallError):
 
 
 class RemoteFailed(CallError):
-    """Tells that the callee raised something its contract does not declare.
+    """Raised when the callee raised something its contract does not declare.
 
     Details stay in the callee's log; the trace id leads there. It `is_final` where the handler
     raised it, unless that was an `OSError`, which may pass; not where a server or a proxy spoke.
@@ -297,7 +297,7 @@ class RemoteFailed(CallError):
 
 
 class Rejection(SynchromeshError):
-    """Is a business "no": declared in `raises=`, recorded under the key, never retried.
+    """A business "no": declared in `raises=`, recorded under the key, never retried.
 
     Subclass it with a code and a status of its own; fields are keyword arguments and travel along.
 
@@ -332,14 +332,14 @@ class Rejection(SynchromeshError):
 
 
 class StoreError(SynchromeshError):
-    """Tells that the database of a service could not do what it was asked."""
+    """Raised when the database of a service cannot do what was asked of it."""
 
     code = "store_failed"
     status = 500
 
 
 class VersionConflict(StoreError):
-    """Tells that a stream is not at the version that the append expected."""
+    """Raised when a stream is not at the version that the append expected."""
 
     code = "version_conflict"
     status = 409
@@ -353,69 +353,69 @@ class VersionConflict(StoreError):
 
 
 class Fenced(StoreError):
-    """Tells that another owner has taken over; what this one still wanted to write is refused."""
+    """Raised when another owner has taken over: this one can write nothing more."""
 
     code = "fenced"
 
 
 class StoreLocked(StoreError):
-    """Tells that another process owns the database file."""
+    """Raised when another process owns the database file."""
 
     code = "store_locked"
 
 
 class StoreFull(StoreError):
-    """Tells that the disk or the file's page limit is full; nothing of the unit was written."""
+    """Raised when the disk or the file's page limit is full; nothing of the unit was written."""
 
     code = "store_full"
     status = 507
 
 
 class StoreReadOnly(StoreError):
-    """Tells that the database file cannot be written."""
+    """Raised when the database file cannot be written."""
 
     code = "store_read_only"
 
 
 class StoreTooNew(StoreError):
-    """Tells that a newer release wrote the database and this one may not use it."""
+    """Raised when a newer release wrote the database and this one may not use it."""
 
     code = "store_too_new"
 
 
 class StoreBroken(StoreError):
-    """Tells that the engine failed in a way that has no name here; its words are in the message."""
+    """Raised when the database engine fails for another reason; the message has its error."""
 
     code = "store_broken"
 
 
 class ConstraintFailed(StoreError):
-    """Tells that a statement broke a constraint of the tables; nothing of the unit was written."""
+    """Raised when a statement broke a constraint of the tables; nothing of the unit was written."""
 
     code = "constraint_failed"
     status = 409
 
 
 class ForeignAwait(StoreError):
-    """Tells that a unit of work awaited something else than its transaction."""
+    """Raised when a unit of work awaited something else than its transaction."""
 
     code = "foreign_await"
 
 
 class UnitTooLong(StoreError):
-    """Tells that a unit of work outlived its limit and was rolled back."""
+    """Raised when a unit of work outlived its limit and was rolled back."""
 
     code = "unit_too_long"
 
 
 class LogReplaced(StoreError):
-    """Tells that a checkpoint belongs to another log than the one that is read."""
+    """Raised when a checkpoint belongs to another log than the one that is read."""
 
     code = "log_replaced"
 
 
 class LogGap(StoreError):
-    """Tells that positions are missing from the log and no removal recorded them."""
+    """Raised when positions are missing from the log and no removal recorded them."""
 
     code = "log_gap"
 
@@ -424,14 +424,14 @@ class LogGap(StoreError):
 
 
 class DiscoveryError(SynchromeshError):
-    """Tells that the registry could not do what it was asked."""
+    """Raised when the registry cannot do what was asked of it."""
 
     code = "discovery_failed"
     status = 503
 
 
 class UnknownInstance(DiscoveryError):
-    """Tells that an instance is not registered (any more); it has to register again."""
+    """Raised when an instance is not registered, or no longer; it has to register again."""
 
     code = "unknown_instance"
 
@@ -443,7 +443,7 @@ class UnknownInstance(DiscoveryError):
 
 
 class StaleIncarnation(DiscoveryError):
-    """Tells that an instance was replaced by a later one of the same name and must stop."""
+    """Raised when an instance was replaced by a later one of the same name and must stop."""
 
     code = "stale_incarnation"
 
@@ -455,7 +455,7 @@ class StaleIncarnation(DiscoveryError):
 
 
 class WatchLagged(DiscoveryError):
-    """Tells that a watcher fell too far behind and has to resolve and watch anew."""
+    """Raised when a watcher has fallen too far behind; it has to resolve and watch again."""
 
     code = "watch_lagged"
 
@@ -469,21 +469,21 @@ class WatchLagged(DiscoveryError):
 
 
 class SagaError(SynchromeshError):
-    """Tells that a saga could not go the way it was asked to."""
+    """Raised when a saga cannot do what was asked of it."""
 
     code = "saga_failed"
     status = 503
 
 
 class SagaConflict(SagaError):
-    """Tells that the id belongs to a run with another input."""
+    """Raised when the id belongs to a run with another input."""
 
     code = "saga_conflict"
     status = 409
 
 
 class SagaLocked(SagaError):
-    """Tells that another run holds the semantic lock of this key."""
+    """Raised when another run holds the semantic lock of this key."""
 
     code = "saga_locked"
     status = 409
@@ -491,25 +491,25 @@ class SagaLocked(SagaError):
 
 
 class SagaUndone(SagaError):
-    """Tells that the saga ended undone for a technical reason, named in the message."""
+    """Raised when the saga ended undone for a technical reason, named in the message."""
 
     code = "saga_undone"
 
 
 class Stuck(SagaError):
-    """Tells that the saga needs a person: it could neither go on nor be undone."""
+    """Raised when a saga needs a person: it can neither go forward nor be undone."""
 
     code = "saga_stuck"
 
 
 class SagaGone(SagaError):
-    """Tells that this run has left memory: nothing it still asks for has an effect."""
+    """Raised when a run is no longer in memory: nothing it still asks for has an effect."""
 
     code = "saga_gone"
 
 
 class UnknownSaga(SagaError):
-    """Tells that no run has this id."""
+    """Raised when no run has this id."""
 
     code = "unknown_saga"
     status = 404
@@ -519,19 +519,19 @@ class UnknownSaga(SagaError):
 
 
 class ContractError(SynchromeshError):
-    """Tells that a contract, or its implementation, is wrong; raised at import or start."""
+    """Raised when a contract or its implementation is wrong, at import or at start."""
 
     code = "contract"
 
 
 class ConfigError(SynchromeshError):
-    """Tells that the configuration is wrong, and where."""
+    """Raised when the configuration is wrong; the message says where."""
 
     code = "config"
 
 
 class MissingExtra(SynchromeshError):
-    """Tells that an optional package is needed, and how to install it."""
+    """Raised when an optional package is missing; the message says how to install it."""
 
     code = "missing_extra"
 

@@ -81,7 +81,7 @@ class Signer:
         return token
 
     def verify(self, token: str, *, audience: str, now_us: int) -> Credential:
-        """Return what a token says to the `audience` that it was shown to.
+        """Verify a token for an audience and return its credential.
 
         Raises:
             Unauthenticated: it is missing, malformed, signed with another key, for another

@@ -1,4 +1,4 @@
-"""What a running system takes from the world: wall clock, chance, ids, threads, disk, network.
+"""The environment of a running system: wall clock, randomness, ids, threads, disk, network.
 
 Machines get `now` and `rng` as arguments; shells read the loop's clock; all else comes from a
 `Runtime` that is handed down, never imported. `RealRuntime` is the world; `synchromesh.testing` has
@@ -28,7 +28,7 @@ J_contra = TypeVar("J_contra", contravariant=True)
 
 
 class Worker(Protocol[J_contra]):
-    """One line of execution that owns what no other may touch, such as a database connection."""
+    """A single thread of work that owns a resource exclusively, such as a database connection."""
 
     def put(self, job: J_contra) -> None:
         """Queue a job; never blocks. Jobs run in the order in which they were put."""
@@ -40,7 +40,7 @@ class Worker(Protocol[J_contra]):
 
 
 class Disk(Protocol):
-    """Where databases live, and who owns each."""
+    """Opens databases, and locks each for one process."""
 
     def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
         """Open a SQLite file in autocommit mode; the connection may be used from any one thread.
@@ -50,7 +50,7 @@ class Disk(Protocol):
         ...
 
     def file_id(self, path: str) -> tuple[int, int] | None:
-        """Return what tells the file at `path` from any other one; None where none can be seen."""
+        """Return the identity of the file at `path`; None where there is none."""
         ...
 
     def quarantine(self, path: str) -> None:
@@ -58,19 +58,19 @@ class Disk(Protocol):
         ...
 
     def try_lock(self, path: str) -> FileLock | None:
-        """Become the one owner of `path`, or return None at once while another process is."""
+        """Lock `path` for this process, or return None at once while another process holds it."""
         ...
 
     def owner_of(self, path: str) -> str:
-        """Say who holds the lock, for an error message ("process 4711"), as far as it is known."""
+        """Describe the lock's holder for an error message, as far as known ("process 4711")."""
         ...
 
 
 class FileLock(Protocol):
-    """The right to be the one process that writes a file; it ends with the process."""
+    """An exclusive lock on a file; released at the latest when the process ends."""
 
     def release(self) -> None:
-        """Let the next owner in. May be repeated."""
+        """Release the lock. May be repeated."""
         ...
 
 
@@ -79,20 +79,20 @@ class Listener(Protocol):
 
     @property
     def host(self) -> str:
-        """The address that is listened on."""
+        """The address it listens on."""
         ...
 
     @property
     def port(self) -> int:
-        """The port, also where port 0 was asked for."""
+        """The port, also where port 0 was requested."""
         ...
 
     def pause(self) -> None:
-        """Accept no more connections; those that come wait, until it is closed."""
+        """Accept no more connections; new ones wait in the backlog until it is closed."""
         ...
 
     def close(self) -> None:
-        """Stop listening; connections that are open stay."""
+        """Stop listening; open connections stay."""
         ...
 
 
@@ -113,21 +113,21 @@ class Network(Protocol):
 
 
 class Runtime(Protocol):
-    """What a process takes from the world."""
+    """What a process takes from its environment."""
 
     @property
     def rng(self) -> random.Random:
-        """Chance that nobody need be unable to guess: jitter, ids of traces and records."""
+        """Randomness that may be guessed: for jitter, and ids of traces and records."""
         ...
 
     @property
     def secret_rng(self) -> random.Random:
-        """Chance that nobody can guess: keys, credentials, what blinds a comparison."""
+        """Cryptographic randomness: for keys, credentials and blinded comparisons."""
         ...
 
     @property
     def network(self) -> Network:
-        """How other processes are reached."""
+        """The network."""
         ...
 
     def wall_us(self) -> int:
@@ -135,11 +135,11 @@ class Runtime(Protocol):
         ...
 
     def new_id(self) -> str:
-        """Return a new UUIDv7 (RFC 9562) as text: unique, and ascending by time of making."""
+        """Return a new UUIDv7 (RFC 9562) as text: unique, and ascending by time."""
         ...
 
     def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
-        """Start a worker that runs `work` over all jobs that were put meanwhile.
+        """Start a worker that runs `work` over each batch of queued jobs.
 
         `work` runs in the worker (a thread; in simulation on the loop) and returns what is to be
         run on the loop afterwards. It must not raise.
@@ -148,19 +148,19 @@ class Runtime(Protocol):
 
 
 class DiskRuntime(Runtime, Protocol):
-    """A runtime with files: what embedded databases and the run directory need besides."""
+    """A runtime with files, for embedded databases and the run directory."""
 
     @property
     def disk(self) -> Disk:
-        """Where databases live."""
+        """The disk that holds the databases."""
         ...
 
 
 class Threads(Protocol):
-    """What code that runs in threads, and on no loop, takes from the world."""
+    """What code in threads, without a loop, takes from its environment."""
 
     def time(self) -> float:
-        """Return a clock in seconds that never steps back; its zero is arbitrary."""
+        """Return a monotonic clock in seconds."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -168,7 +168,7 @@ class Threads(Protocol):
         ...
 
     def lock(self) -> AbstractContextManager[object]:
-        """Return a new lock that one thread at a time can hold, by `with`."""
+        """Return a new mutex, held by `with`."""
         ...
 
 
@@ -176,7 +176,7 @@ class Threads(Protocol):
 
 
 def loop_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return what tells a loop's time.
+    """Return the clock of a loop.
 
     asyncio's own loops only hand the system's clock on: it is read without their frame.
     """
@@ -208,7 +208,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class RealRuntime:
-    """Is the real world: the system's clock, the kernel's chance, threads, files and sockets.
+    """The real environment: the system's clock, the kernel's randomness, threads, files, sockets.
 
     Example:
         >>> runtime = RealRuntime()
@@ -218,7 +218,6 @@ class RealRuntime:
 
     def __init__(self) -> None:
         self._rng = _PRNG
-        self._bits = _PRNG.getrandbits
         self._secret_rng = random.SystemRandom()
         self._disk = RealDisk()
         self._network = RealNetwork()
@@ -252,15 +251,15 @@ class RealRuntime:
         return uuid7(self.wall_us(), self._rng)
 
     def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
-        """Start a thread that runs `work` over all that was put while it was busy."""
+        """Start a thread that runs `work` over each batch of queued jobs."""
         return ThreadWorker(name, work)
 
 
 class RealThreads:
-    """The system's clock, and threads that block."""
+    """The system's clock, and blocking sleeps and locks of threads."""
 
     def time(self) -> float:
-        """Return the monotonic clock, which asyncio's loops run by."""
+        """Return the monotonic clock, which is also that of asyncio's loops."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -276,7 +275,7 @@ class RealThreads:
 
 
 class ThreadWorker:
-    """A thread with a queue; each round takes all that is queued, up to `batch_max` jobs."""
+    """A thread with a queue; each round takes a batch of up to `batch_max` jobs."""
 
     def __init__(
         self, name: str, work: Callable[[list[Any]], Callable[[], None]], *, batch_max: int = 512
@@ -362,7 +361,7 @@ class RealDisk:
         return found.st_dev, found.st_ino
 
     def quarantine(self, path: str) -> None:
-        """Move a file, and the log that belongs to it alone; what was set aside before is gone."""
+        """Move a file with its write-ahead log; an earlier quarantine is overwritten."""
         for suffix in ("", "-wal", "-shm"):
             try:
                 os.replace(f"{path}{suffix}", f"{path}.damaged{suffix}")
@@ -388,7 +387,7 @@ class RealDisk:
         return _RealLock(handle, lambda: self._held.discard(real))
 
     def owner_of(self, path: str) -> str:
-        """Say which process wrote its number into the lock file."""
+        """Return which process wrote its id into the lock file."""
         if str(Path(path).resolve()) in self._held:
             return "this process"
         try:
@@ -438,7 +437,7 @@ class RealNetwork:
 
 
 class HandedNetwork(RealNetwork):
-    """TCP by asyncio that listens on a socket which another process has opened and keeps open.
+    """TCP by asyncio that listens on a socket inherited from another process.
 
     Connections wait in it while nobody accepts them, so that those who do may change.
 
@@ -452,7 +451,7 @@ class HandedNetwork(RealNetwork):
     async def listen(
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int
     ) -> Listener:
-        """Listen on the socket, wherever that is bound."""
+        """Listen on the inherited socket, wherever it is bound."""
         import asyncio
         import socket
 

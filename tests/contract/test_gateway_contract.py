@@ -560,7 +560,7 @@ async def test_a_gateway_opens_with_every_mistake_named(tmp_path: Path) -> None:
             bad, caller=system.caller(), tracer=tracer, runtime=runtime, folder=tmp_path
         )
     assert "mistakes: 2" in refused.value.message
-    assert "'GET x' is no route" in refused.value.message
+    assert "'GET x' is not a route" in refused.value.message
     assert "api-keys.json" in refused.value.message
     await system.close()
 

@@ -500,7 +500,7 @@ async def test_a_key_with_another_input_is_refused(store: Store) -> None:
 async def test_an_undone_key_never_runs(store: Store) -> None:
     """Where nothing is recorded an undo leaves a tombstone, which the late call gets (S7)."""
     ran: list[int] = []
-    await store.write(lambda unit: inbox.bury(unit, "orders", "k-1", 60.0), name="undo")
+    await store.write(lambda unit: inbox.write_tombstone(unit, "orders", "k-1", 60.0), name="undo")
     late = await store.write_once(take(1, ran=ran), ONCE, name="take")
     assert late.kind is InboxState.TOMBSTONE
     assert ran == []
@@ -510,10 +510,10 @@ async def test_an_undone_key_never_runs(store: Store) -> None:
         )
 
 
-async def test_burying_leaves_what_is_recorded(store: Store) -> None:
+async def test_a_tombstone_replaces_no_record(store: Store) -> None:
     """A tombstone never replaces an answer."""
     await store.write_once(take(1), ONCE, name="take")
-    await store.write(lambda unit: inbox.bury(unit, "orders", "k-1", 60.0), name="undo")
+    await store.write(lambda unit: inbox.write_tombstone(unit, "orders", "k-1", 60.0), name="undo")
     assert (await store.write_once(take(1), ONCE, name="take")).kind is InboxState.ANSWER
 
 
@@ -540,8 +540,8 @@ async def test_the_inbox_forgets_in_bounded_batches_when_time_is_over(store: Sto
 
     async def fill(unit: Unit) -> None:
         for number in range(5):
-            await inbox.bury(unit, "orders", f"old-{number}", -1.0)
-        await inbox.bury(unit, "orders", "young", 60.0)
+            await inbox.write_tombstone(unit, "orders", f"old-{number}", -1.0)
+        await inbox.write_tombstone(unit, "orders", "young", 60.0)
 
     await store.write(fill, name="fill")
     swept = [

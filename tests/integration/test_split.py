@@ -118,7 +118,7 @@ async def test_what_gave_up_ends_the_system(
         failure = await system.wait(asyncio.Event())
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    assert "GaveUp: broken: projection/x failed too often: Lookup; see " in failure
+    assert "RestartsExhausted: broken: projection/x failed too often: Lookup; see " in failure
 
 
 async def test_a_killed_process_is_off_the_list_at_once(

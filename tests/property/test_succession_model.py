@@ -57,11 +57,11 @@ class World:
 
 def take(part: Succession[int], step: Step, count: int) -> None:
     if isinstance(step, int):
-        part.ended(step)
+        part.exited(step)
     elif step is Event.MADE:
-        part.made(count)
+        part.started(count)
     else:
-        part.tell(step)
+        part.apply(step)
 
 
 def replayed(steps: tuple[Step, ...]) -> tuple[Succession[int], World]:
@@ -105,12 +105,12 @@ def test_a_stop_after_any_course_of_events_ends_all() -> None:
         part.is_stopping = True
         alive = {*part.running}
         for process in part.running:
-            part.ended(process)
+            part.exited(process)
         if world.is_making:
-            part.made(world.count)
+            part.started(world.count)
             alive |= {*part.running}
-            part.ended(world.count)
+            part.exited(world.count)
         assert alive == {*world.alive} | ({world.count} if world.is_making else set())
         assert part.running == ()
         with pytest.raises(IllegalEvent, match="stopping"):
-            part.tell(Event.ASKED)
+            part.apply(Event.ASKED)

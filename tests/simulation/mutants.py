@@ -71,7 +71,7 @@ def _recall_forgets_answers(recall: Any) -> Any:
     return mutated
 
 
-def _bury_does_nothing(_: Any) -> Any:
+def _write_tombstone_does_nothing(_: Any) -> Any:
     async def mutated(unit: Unit, caller: str, key: str, keep_s: float) -> None:
         return None
 
@@ -200,7 +200,7 @@ def _connect_does_not_sync(connect: Any) -> Any:
 
 def _nested_keys_are_new(_: Any) -> Any:
     def mutated(self: Any, name: str) -> str:
-        return str(self._home.runtime.new_id())
+        return str(self._deps.runtime.new_id())
 
     return mutated
 
@@ -255,7 +255,7 @@ MUTANTS = {
             f"{_STORE}.inbox.recall",
             _recall_forgets_answers,
         ),
-        Mutant("no tombstone", f"{_STORE}.inbox.bury", _bury_does_nothing),
+        Mutant("no tombstone", f"{_STORE}.inbox.write_tombstone", _write_tombstone_does_nothing),
         Mutant(
             "a refusal is not recorded",
             f"{_STORE}.inbox.conclude",

@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 from universes import Universe
-from universes.universe import hearing_errors
+from universes.universe import collecting_errors
 
 from simulation import __main__ as command
 from synchromesh.testing import World
@@ -128,7 +128,7 @@ def test_an_error_in_a_log_is_a_finding() -> None:
     """What services log as errors is heard while a universe lasts; warnings are not."""
     heard: list[str] = []
     log = logging.getLogger("synchromesh.saga")
-    with hearing_errors(heard, World(1)):
+    with collecting_errors(heard, World(1)):
         log.warning("a breaker opened")
         log.error("saga %r is stuck", "A-1")
     assert heard == ["logged: saga 'A-1' is stuck"]

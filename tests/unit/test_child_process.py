@@ -14,7 +14,7 @@ from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.config.schema import SystemConfig, SystemSection
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.children import ChildEnded
-from synchromesh.system.supervise.orders import ProcessOrders
+from synchromesh.system.supervise.messages import ProcessSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -56,11 +56,11 @@ async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     config = SystemConfig(SystemSection(name="notebook"), {})
     child = ChildProcess(
         "service 'notes'",
-        orders=lambda port: ProcessOrders("notes", config, "", "", "", port),
+        spec=lambda port: ProcessSpec("notes", config, "", "", "", port),
         folder=tmp_path,
         log=tmp_path / "log",
-        gone=lambda _: None,
-        moved=lambda _: None,
+        on_exit=lambda _: None,
+        on_moved=lambda _: None,
         stop_within_s=5.0,
     )
     let(tmp_path, "load", "open")

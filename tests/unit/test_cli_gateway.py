@@ -172,7 +172,7 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path, run: Run) -> None:
 WRONG_KEYS = {
     "scope": (("shop", "--scope", "Nonsense!"), "is no scope"),
     "principal": (("",), "the principal is 1 to 128"),
-    "expiry": (("shop", "--expires", "soon"), "is no duration"),
+    "expiry": (("shop", "--expires", "soon"), "is not a duration"),
     "far": (("shop", "--expires", "99999d"), "more than 100 years"),
 }
 

@@ -196,7 +196,7 @@ def test_a_system_that_goes_away_is_shown_as_it_was(
     ran = run(folder, "status", "--watch")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("notebook  process ")
-    assert ran.out.splitlines()[1] == "as it was before: process 4711 may have died"
+    assert ran.out.splitlines()[1] == "last known: process 4711 may have died"
 
 
 def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,13 +110,13 @@ def test_one_open_time_is_both_the_shortest_and_the_longest() -> None:
             "[external.b] needs either url or command",
         ),
         (ONE + "[external.b]\nurl = 'ftp://b'", "[external.b] url = 'ftp://b'; use http://..."),
-        (ONE + '[policies."a"]', '[policies."a"] is no edge; expected "CALLER:CALLEE" of a'),
-        (ONE + '[policies."a:c"]', '[policies."a:c"] is no edge'),
+        (ONE + '[policies."a"]', '[policies."a"] is not an edge; expected "CALLER:CALLEE" of a'),
+        (ONE + '[policies."a:c"]', '[policies."a:c"] is not an edge'),
         (
             ONE + "[external.b]\nurl = 'http://b'\n[policies.\"b:a\"]",
-            '[policies."b:a"] is no edge',
+            '[policies."b:a"] is not an edge',
         ),
-        (ONE + '[policies."a:a"]\ntimeout = "2"', "'2' is no duration; write a number"),
+        (ONE + '[policies."a:a"]\ntimeout = "2"', "'2' is not a duration; write a number"),
         (ONE + '[policies."a:a"]\nretry = { attempts = 0 }', '[policies."a:a"]: '),
         (ONE + '[policies."a:a"]\nbreaker = { failure_rate = 1.5 }', '[policies."a:a"]: '),
         (ONE + '[policies."a:a"]\nlimit = { in_flight = -1 }', "in_flight = -1 and waiting = 0"),
@@ -203,7 +203,7 @@ def test_a_mistake_in_a_definition_keeps_its_own_words(tmp_path: Path) -> None:
         "    await s.id\n"
     )
     config = config_of(tmp_path, SYSTEM + '[services.a]\napp = "wrong_definition:a"\n')
-    with pytest.raises(SynchromeshError, match="'soon' is no duration"):
+    with pytest.raises(SynchromeshError, match="'soon' is not a duration"):
         load_services(config, tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_a_mistake_in_a_definition_keeps_its_own_words(tmp_path: Path) -> None:
     ("opening", "said"),
     [
         ("notes_app:none_such", "has no 'none_such'"),
-        ("notes_app:no_opening", "is no async function; write async def"),
+        ("notes_app:no_opening", "is not an async function; write async def"),
     ],
 )
 def test_an_opening_that_cannot_be_awaited_is_refused(
@@ -278,7 +278,7 @@ def test_a_gateway_may_have_policies_of_its_own(tmp_path: Path) -> None:
     config = load_config(notes_app.write_config(tmp_path, text))
     assert (config.gateway.app, config.gateway.port) == ("gateway:gateway", 8080)
     assert config.policies["gateway:a"].compile().timeout_s == 0.3
-    assert "is no edge" in refused(tmp_path, ONE + edge)
+    assert "is not an edge" in refused(tmp_path, ONE + edge)
 
 
 @pytest.mark.parametrize("section", ["services", "external"])

@@ -126,11 +126,11 @@ def test_what_the_file_lacks_may_come_from_above(tmp_path: Path) -> None:
         ("SYNCHROMESH___NAME", "1", "unknown key ''; known: system, services"),
         ("SYNCHROMESH_SYTEM__NAME", "y", "unknown key 'sytem'; did you mean 'system'?"),
         ("SYNCHROMESH_SYSTEM__LOOP", "trio", "system.loop: invalid enum value 'trio'"),
-        ("SYNCHROMESH_SYSTEM__HOST", "\udcff", "system.host is no UTF-8 text"),
+        ("SYNCHROMESH_SYSTEM__HOST", "\udcff", "system.host is not UTF-8 text"),
         ("SYNCHROMESH_EXTERNAL__BANK__COMMAND", "bank", "expected a list as JSON, such as"),
         ("SYNCHROMESH_EXTERNAL__BANK__COMMAND", "[1]", "expected `str`, got `int`"),
         ("SYNCHROMESH_POLICIES__ORDERS__BANKS__TIMEOUT", "1s", "did you mean 'orders:bank'?"),
-        ("SYNCHROMESH_POLICIES__ORDERS__BANK__TIMEOUT", "1", "'1' is no duration"),
+        ("SYNCHROMESH_POLICIES__ORDERS__BANK__TIMEOUT", "1", "'1' is not a duration"),
         ("SYNCHROMESH_SYSTEM_HOST", "h", "sets nothing; did you mean SYNCHROMESH_SYSTEM__HOST?"),
     ],
 )
@@ -177,8 +177,8 @@ def test_variables_of_others_are_left_alone(folder: Path) -> None:
         (["services=1"], "services is a section; set one of its keys: orders, billing"),
         (["external.bank.env=1"], "external.bank.env is a section; set one of its keys: a name"),
         (["services.orders.port.x=1"], "unknown key 'services.orders.port.x'; known: nothing"),
-        (["system.name=y", "ports"], "--set number 2 is no setting; write section.key=value"),
-        (["=1"], "--set number 1 is no setting"),
+        (["system.name=y", "ports"], "--set number 2 is not a setting; write section.key=value"),
+        (["=1"], "--set number 1 is not a setting"),
         (["system.name=y", "system.name=z"], "--set system.name is given twice"),
     ],
 )
@@ -288,7 +288,7 @@ def test_the_key_is_hex_or_base64(tmp_path: Path, text: str) -> None:
         ("env:ODD", "env:ODD is neither hex nor base64"),
         ("file:gone", "gone cannot be read: No such file"),
         ("file:.", "cannot be read: Is a directory"),
-        ("file:raw", "raw is no UTF-8 text; write it as hex or base64"),
+        ("file:raw", "raw is not UTF-8 text; write it as hex or base64"),
         ("file:long", f"is longer than {SECRET_BYTES_MAX} bytes"),
         ("env:", 'write "env:NAME" or "file:PATH"'),
         ("file:", 'write "env:NAME" or "file:PATH"'),
@@ -362,7 +362,7 @@ def test_check_looks_at_definitions_and_secrets(
     assert json.loads(told.out) == {"system": "notebook", "services": ["notes"]}
     for setting, said in (
         ("services.notes.app=notes_app:nots", "has no 'nots'"),
-        ("dev.opening=notes_app:no_opening", "is no async function"),
+        ("dev.opening=notes_app:no_opening", "is not an async function"),
         ("system.key=file:gone", "gone cannot be read"),
         ("gateway.app=notes_app:notes", "is not a Gateway"),
     ):

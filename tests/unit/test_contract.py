@@ -142,7 +142,7 @@ def test_an_operation_belongs_to_one_contract() -> None:
 
 def test_what_is_no_contract_has_no_operations() -> None:
     """A class that is no contract is named, with how one is declared."""
-    with pytest.raises(ContractError, match="Reserve is no contract"):
+    with pytest.raises(ContractError, match="Reserve is not a contract"):
         operations_of(Reserve)
 
 
@@ -164,7 +164,7 @@ def test_stubs_have_to_be_annotated_in_full() -> None:
     for stub, text in texts.items():
         with pytest.raises(ContractError, match=text):
             _ = command("POST /a")(stub).shape
-    with pytest.raises(ContractError, match="'n', which is no parameter"):
+    with pytest.raises(ContractError, match="'n', which is not a parameter"):
         _ = command("POST /a/{n}")(unplaced).shape
 
 

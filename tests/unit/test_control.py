@@ -281,12 +281,12 @@ def test_a_fault_has_all_its_words(control: Asking) -> None:
         ({"target": "notes:"}, "no service '' in 'notes:'; there are notes"),
         ({"target": "notes:control"}, "no service 'control' in 'notes:control'; there are notes"),
         ({"target": "notes"}, "a fault does nothing; give it errors, latency or a stall"),
-        ({"target": "notes", "errors": "0%"}, "'0%' is no share of errors"),
-        ({"target": "notes", "errors": "101%"}, "'101%' is no share of errors"),
-        ({"target": "notes", "errors": "0.5"}, "'0.5' is no share of errors; write \"100%\""),
-        ({"target": "notes", "latency": "300"}, "'300' is no duration"),
-        ({"target": "notes", "latency": "0s"}, "'0s' is no duration"),
-        ({"target": "notes", "stall": True, "for": "soon"}, "'soon' is no duration"),
+        ({"target": "notes", "errors": "0%"}, "'0%' is not an error rate"),
+        ({"target": "notes", "errors": "101%"}, "'101%' is not an error rate"),
+        ({"target": "notes", "errors": "0.5"}, "'0.5' is not an error rate; write \"100%\""),
+        ({"target": "notes", "latency": "300"}, "'300' is not a duration"),
+        ({"target": "notes", "latency": "0s"}, "'0s' is not a duration"),
+        ({"target": "notes", "stall": True, "for": "soon"}, "'soon' is not a duration"),
     ],
 )
 def test_a_fault_that_cannot_be_is_refused(

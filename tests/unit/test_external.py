@@ -55,11 +55,11 @@ async def test_a_child_says_its_port_and_ends_when_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("exit 7", "ended with exit code 7 before it said its port"),
-        ("kill -9 $$", "ended by SIGKILL before it said its port"),
-        ("echo hello; exec sleep 60", 'said no line such as {"port": 8080} first'),
-        ("""echo '{"port": 0}'; exec sleep 60""", "said no line such as"),
-        ("head -c 9000 /dev/zero; exec sleep 60", "said a first line above 4096 bytes"),
+        ("exit 7", "ended with exit code 7 before it printed its port"),
+        ("kill -9 $$", "ended by SIGKILL before it printed its port"),
+        ("echo hello; exec sleep 60", 'printed no line such as {"port": 8080} first'),
+        ("""echo '{"port": 0}'; exec sleep 60""", "printed no line such as"),
+        ("head -c 9000 /dev/zero; exec sleep 60", "printed a first line above 4096 bytes"),
     ],
 )
 @pytest.mark.anyio
@@ -77,7 +77,7 @@ async def test_a_child_that_is_not_ready_is_refused(tmp_path: Path, script: str,
 async def test_a_child_that_says_nothing_is_given_up(tmp_path: Path) -> None:
     """It has a bounded time to become ready."""
     child = Child(tmp_path, "exec sleep 60", ready_within_s=0.01)
-    with pytest.raises(ConfigError, match=r"said no port within 0\.01 s; see "):
+    with pytest.raises(ConfigError, match=r"printed no port within 0\.01 s; see "):
         await child.process.start()
     assert_gone(child)
 

@@ -23,11 +23,10 @@ from synchromesh.gateway import (
     Stale,
     Static,
     check,
-    explain,
 )
 from synchromesh.gateway.check import compiled
 from synchromesh.gateway.forward import size_of
-from synchromesh.gateway.outline import outline
+from synchromesh.gateway.outline import RateOutline, outline
 from synchromesh.gateway.shapes import fields_of, fits, is_text, without_null
 
 MACHINE = Branch(Fleet.machine, args={"id": "path.id"}, required=True)
@@ -54,7 +53,7 @@ def order(source: str, **more: Any) -> Branch:
 
 
 MISTAKES: list[tuple[Gateway, str]] = [
-    (passing("PUT images"), "is no route"),
+    (passing("PUT images"), "is not a route"),
     (passing(to="Store 1"), "leads to 'Store 1'; name an upstream"),
     (passing(to=Fleet), "name an upstream, such as"),
     (passing(path="images/{name}"), "'images/{name}' is no path"),
@@ -78,7 +77,7 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (passing(headers={"x-rewrite-url"}), "'x-rewrite-url' never passes"),
     (passing(headers={"synchromesh-credential"}), "never passes"),
     (passing(headers={"idempotency-key"}), "never passes"),
-    (passing(deadline="soon"), "'soon' is no duration"),
+    (passing(deadline="soon"), "'soon' is not a duration"),
     (passing(rate=5), "its rate is 5"),
     (passing(scopes={"a:b"}, public=True), "public and asks for"),
     (
@@ -88,17 +87,17 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (Gateway(routes=[]), "has no routes"),
     (Gateway(routes=[], in_flight_max=0), "in_flight_max is 0"),
     (with_route("GET /x"), "route 1 is a str"),  # type: ignore[arg-type]
-    (with_route(Route("FETCH /x", Orders.one)), "'FETCH /x' is no route"),
-    (with_route(Route("GET x", Orders.one)), "is no route"),
-    (with_route(Route("GET /x{id}", Orders.one)), "is no route"),
+    (with_route(Route("FETCH /x", Orders.one)), "'FETCH /x' is not a route"),
+    (with_route(Route("GET x", Orders.one)), "is not a route"),
+    (with_route(Route("GET /x{id}", Orders.one)), "is not a route"),
     (with_route(Route("GET /{id}/{id}", Orders.one)), "names a place twice"),
     (with_route(Route("GET /x", GATEWAY)), "leads to no operation"),  # type: ignore[arg-type]
     (with_route(Route("GET /o/{order_id}", Orders.one), auth=()), "has no auth"),
     (with_route(Route("GET /o", Orders.one, scopes="a:b")), "scopes is a text"),  # type: ignore[arg-type]
     (with_route(Route("GET /o", Orders.one, scopes={"A B"})), "'A B' is no scope"),
     (with_route(Route("GET /o", Orders.one, scopes={"a"}, public=True)), "public and asks for"),
-    (with_route(Route("GET /o", Orders.one, deadline="soon")), "'soon' is no duration"),
-    (with_route(Route("GET /o", Orders.one, fallback=Stale("old"))), "'old' is no duration"),
+    (with_route(Route("GET /o", Orders.one, deadline="soon")), "'soon' is not a duration"),
+    (with_route(Route("GET /o", Orders.one, fallback=Stale("old"))), "'old' is not a duration"),
     (with_route(Route("GET /o", Orders.one, fallback=Static(7))), "is no answer of the operation"),
     (with_route(Route("GET /o", Orders.one, fallback="none")), "write Static or Stale"),  # type: ignore[arg-type]
     (
@@ -160,8 +159,8 @@ MISTAKES: list[tuple[Gateway, str]] = [
         "is required and needs a, which is not",
     ),
     (with_branches(o=order("path.id", timeout="2s")), "is longer than the deadline"),
-    (with_branches(o=order("path.id", timeout="2")), "'2' is no duration"),
-    (with_branches(o=order("path.id", fallback=Stale("ever"))), "'ever' is no duration"),
+    (with_branches(o=order("path.id", timeout="2")), "'2' is not a duration"),
+    (with_branches(o=order("path.id", fallback=Stale("ever"))), "'ever' is not a duration"),
     (
         with_branches(o=order("path.id", fallback=Static({"id": 1}))),
         "is no answer of the operation",
@@ -246,41 +245,36 @@ def test_arguments_of_a_query_may_leave_the_path() -> None:
     assert check(with_route(Route("GET /o", Orders.one))) == ()
 
 
-def test_a_gateway_is_explained_in_words() -> None:
-    """Each route and branch is one line: where it leads, for whom, how often and how long."""
-    assert explain(GATEWAY) == (
-        (
-            "POST /orders -> command orders.place; scopes orders:write, deadline 5s, "
-            "rate 20/s with bursts of 3"
-        ),
-        "PUT /orders/{order_id}/notes -> command orders.note; any principal, deadline 5s",
-        "GET /orders/{order_id} -> query orders.one; scopes fleet:read, deadline 5s",
-        "GET /fleet/{id} -> query fleet.machine; public, deadline 1s",
-        "GET /machines/{id} -> 4 branches; any principal, deadline 1s",
-        "  machine: fleet.machine(id=path.id), required",
-        "  order: orders.one(order_id=machine.order_id), optional",
-        (
-            "  production: production.slot(order_id=machine.order_id), optional, timeout 300ms, "
-            "falls back to its last answer, at most 10m old"
-        ),
-        "  line: production.line(number=machine.number), optional, falls back to a static value",
-    )
+def test_an_outline_says_what_is_served() -> None:
+    """Each route and branch: where it leads, for whom, how often and for how long."""
+    place, note, one, machine, page = outline(GATEWAY)
+    assert (place.route, place.kind, place.operation) == ("POST /orders", "command", "orders.place")
+    assert (place.who, place.deadline, place.rate) == ("orders:write", "5s", RateOutline("20/s", 3))
+    assert (note.operation, note.who, note.rate) == ("orders.note", "any principal", None)
+    assert (one.kind, one.scopes) == ("query", ("fleet:read",))
+    assert (machine.is_public, machine.who, machine.deadline) == (True, "anybody", "1s")
+    assert (page.kind, page.operation) == ("aggregate", "")
+    assert [
+        (each.name, each.turn, each.operation, each.args, each.is_required, each.timeout)
+        for each in page.branches
+    ] == [
+        ("machine", 1, "fleet.machine", {"id": "path.id"}, True, None),
+        ("order", 2, "orders.one", {"order_id": "machine.order_id"}, False, None),
+        ("production", 2, "production.slot", {"order_id": "machine.order_id"}, False, "300ms"),
+        ("line", 2, "production.line", {"number": "machine.number"}, False, None),
+    ]
+    assert [each.fallback for each in page.branches] == [
+        "", "", "its last answer, at most 10m old", "a static value",
+    ]  # fmt: skip
 
 
-def test_the_fallback_of_a_route_is_explained() -> None:
-    """It stands at the end of the line, in the words of a branch's."""
+def test_the_fallback_of_a_route_is_in_its_outline() -> None:
+    """It is described in the words of a branch's."""
     stale = Route("GET /o", Orders.one, fallback=Stale("10m"))
     static = Route("GET /l/{number}", Production.line, fallback=Static("none"))
-    assert explain(with_route(stale, static)) == (
-        (
-            "GET /o -> query orders.one; any principal, deadline 5s, "
-            "falls back to its last answer, at most 10m old"
-        ),
-        (
-            "GET /l/{number} -> query production.line; any principal, deadline 5s, "
-            "falls back to a static value"
-        ),
-    )
+    assert [each.fallback for each in outline(with_route(stale, static))] == [
+        "its last answer, at most 10m old", "a static value",
+    ]  # fmt: skip
 
 
 # -- types -------------------------------------------------------------------------------------
@@ -371,26 +365,18 @@ def test_a_rate_may_be_slow_and_a_burst_its_own() -> None:
     assert (entry.interval_s, entry.burst) == (720.0, 1)
 
 
-def test_what_is_passed_on_is_explained() -> None:
+def test_the_outline_of_a_forward() -> None:
     """A forward says to whom it leads, under which path, how much, and what else passes."""
     gateway = with_route(
         Forward("PUT /firmware/{name}", to="store", path="/i/{name}", body_max="64MiB"),
         Forward("GET /reports/{id}", to="reports", public=True, headers={"x-b", "x-a"}),
     )
     assert check(gateway) == ()
-    assert explain(gateway) == (
-        (
-            "PUT /firmware/{name} -> passed on to store /i/{name}; any principal, deadline 5s, "
-            "body at most 64MiB"
-        ),
-        (
-            "GET /reports/{id} -> passed on to reports; public, deadline 5s, body at most 1MiB, "
-            "passes x-a, passes x-b"
-        ),
-    )
     put, get = outline(gateway)
     assert (put.kind, put.operation, put.body_max) == ("forward", "store /i/{name}", "64MiB")
-    assert get.operation == "reports /reports/{id}"
+    assert (put.who, put.headers) == ("any principal", ())
+    assert (get.operation, get.body_max) == ("reports /reports/{id}", "1MiB")
+    assert (get.who, get.headers) == ("anybody", ("x-a", "x-b"))
 
 
 @pytest.mark.parametrize("size", ["", "64", "MiB", "1.5MiB", "64MB", "64 k", "-1B", "1e3B"])

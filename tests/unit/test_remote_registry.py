@@ -131,7 +131,7 @@ def test_a_change_is_seen_within_the_time_of_a_message() -> None:
         assert await town.at(1.05) == (["a", "b"], False)
         assert town.registry is not None
         town.world.nodes["a"].crash()
-        assert town.registry.bury("billing", lambda endpoint: endpoint.instance == "a") == 1
+        assert town.registry.evict("billing", lambda endpoint: endpoint.instance == "a") == 1
         assert await town.at(1.1) == (["b"], False)
         town.instance("c", is_draining=True)
         assert await town.at(1.4) == (["b"], False)

@@ -12,7 +12,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.runtime import RealDisk
 from synchromesh.system import RunDir, RunInfo, SystemConfig
 from synchromesh.system.config.schema import SystemSection
-from synchromesh.system.supervise.orders import ProcessOrders
+from synchromesh.system.supervise.messages import ProcessSpec
 
 CONFIG = SystemConfig(SystemSection("shop"), {})
 INFO = RunInfo(4711, "shop", "http://127.0.0.1:1", "token", {"a": "http://127.0.0.1:2"})
@@ -44,7 +44,7 @@ def test_everything_is_private(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("carrier", [
     RunInfo(4711, "shop", "http://127.0.0.1:1", "SECRET", {}),
-    ProcessOrders("shop", CONFIG, key="SECRET", control="http://127.0.0.1:1", token="SECRET"),
+    ProcessSpec("shop", CONFIG, key="SECRET", control="http://127.0.0.1:1", token="SECRET"),
 ])  # fmt: skip
 def test_what_carries_a_secret_does_not_show_it(carrier: object) -> None:
     """Neither the key nor the token is in a traceback or a log by chance (T3)."""
@@ -96,7 +96,7 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
     rundir.key()
     (rundir.path / "run.json").write_text('{"pid": ')
     (rundir.path / "system.key").write_bytes(b"short")
-    with pytest.raises(ConfigError, match=r"run\.json cannot be read .*start the system anew"):
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read .*restart the system"):
         rundir.read()
     with pytest.raises(ConfigError, match="it has 5 bytes, not 32; remove it"):
         rundir.key()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from synchromesh.errors import ConfigError, StoreBroken
-from synchromesh.service import Child, GaveUp, Supervisor
+from synchromesh.service import Child, RestartsExhausted, Supervisor
 from synchromesh.service.restarts import RestartOptions, Restarts
 from synchromesh.testing import SimRuntime, run
 
@@ -114,7 +114,7 @@ def test_a_child_that_gave_up_is_not_restarted() -> None:
 
     async def main(runtime: SimRuntime) -> None:
         async def gives_up() -> None:
-            raise GaveUp("its own child failed too often")
+            raise RestartsExhausted("its own child failed too often")
 
         escalations = Escalations()
         supervisor = Supervisor("orders", escalate=escalations)

@@ -7,15 +7,15 @@ import io
 import pytest
 from rich.console import Console
 
-from synchromesh.cli.output import ReaderGone, print_json
+from synchromesh.cli.output import OutputClosed, print_json
 from synchromesh.cli.show import (
     BAR_COLUMNS_MIN,
     PLAIN_COLUMNS,
     PipeConsole,
     console,
-    moment,
     plain_table,
     styled,
+    time_of_day,
     waterfall,
 )
 from synchromesh.telemetry import SpanRecord
@@ -90,8 +90,8 @@ def test_no_spans_are_an_empty_table() -> None:
 
 def test_moments_are_times_of_day() -> None:
     """Milliseconds, UTC; nothing for what has not happened."""
-    assert moment("2026-01-02T03:04:05.678901+00:00") == "03:04:05.678"
-    assert moment(None) == moment("") == ""
+    assert time_of_day("2026-01-02T03:04:05.678901+00:00") == "03:04:05.678"
+    assert time_of_day(None) == time_of_day("") == ""
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ class Gone(io.StringIO):
 
 def test_a_broken_pipe_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables and JSON say alike that the reader has gone; the entry point decides what it means."""
-    with pytest.raises(ReaderGone):
+    with pytest.raises(OutputClosed):
         PipeConsole(file=Gone()).print("hello")
     monkeypatch.setattr("sys.stdout", Gone())
-    with pytest.raises(ReaderGone):
+    with pytest.raises(OutputClosed):
         print_json({"hello": 1})

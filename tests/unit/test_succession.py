@@ -18,18 +18,18 @@ from synchromesh.system.supervise.succession import (
 def part(*events: Event) -> Succession[str]:
     """One whose process "old" answers, and what has happened since; the next one made is "new"."""
     part = Succession[str]()
-    part.tell(Event.ASKED)
-    part.made("old")
-    part.tell(Event.READY)
+    part.apply(Event.ASKED)
+    part.started("old")
+    part.apply(Event.READY)
     for event in events:
         if event is Event.MADE:
-            part.made("new")
+            part.started("new")
         elif event is Event.ENDED:
-            part.ended("new")
+            part.exited("new")
         elif event is Event.BEFORE_ENDED:
-            part.ended("old")
+            part.exited("old")
         else:
-            part.tell(event)
+            part.apply(event)
     return part
 
 
@@ -37,11 +37,11 @@ def test_a_service_is_replaced_with_a_gap_that_is_named() -> None:
     """The old one answers until the new one is loaded, then nobody does until it has gone."""
     loading = part(Event.ASKED, Event.MADE)
     assert (loading.answering, loading.leaving) == ("old", None)
-    loading.tell(Event.LOADED)
+    loading.apply(Event.LOADED)
     assert (loading.answering, loading.leaving) == (None, "old")
-    loading.ended("old")
+    loading.exited("old")
     assert (loading.state, loading.running) == (State.STARTING, ("new",))
-    loading.tell(Event.READY)
+    loading.apply(Event.READY)
     assert (loading.state, loading.answering) == (State.UP, "new")
 
 
@@ -50,18 +50,18 @@ def test_a_gateway_is_replaced_without_a_gap() -> None:
     draining = part(Event.ASKED, Event.MADE, Event.READY)
     assert (draining.answering, draining.leaving) == ("new", "old")
     assert draining.is_settled
-    draining.ended("old")
+    draining.exited("old")
     assert repr(draining) == "<Succession up: 'new'>"
 
 
 def test_the_old_one_ends_while_the_new_one_is_made() -> None:
     """Only the one that is being made is left, and no other can be asked for."""
     making = part(Event.ASKED)
-    making.ended("old")
+    making.exited("old")
     assert (making.state, making.current, making.running) == (State.MAKING, "old", ())
     with pytest.raises(IllegalEvent, match="'asked for' cannot happen to a part that is making"):
-        making.tell(Event.ASKED)
-    making.made("new")
+        making.apply(Event.ASKED)
+    making.started("new")
     assert (making.state, making.running) == (State.STARTING, ("new",))
 
 
@@ -69,9 +69,9 @@ def test_the_old_one_ends_while_the_new_one_loads() -> None:
     """The new one merely starts; where it is loaded there is nobody to let go."""
     starting = part(Event.ASKED, Event.MADE, Event.BEFORE_ENDED)
     assert (starting.state, starting.answering) == (State.STARTING, None)
-    starting.tell(Event.LOADED)
+    starting.apply(Event.LOADED)
     assert starting.leaving is None
-    starting.tell(Event.READY)
+    starting.apply(Event.READY)
     assert starting.answering == "new"
 
 
@@ -79,8 +79,8 @@ def test_the_new_one_is_refused() -> None:
     """The old one is the current one again, and can be replaced again."""
     refused = part(Event.ASKED, Event.MADE, Event.ENDED)
     assert (refused.state, refused.current, refused.answering) == (State.UP, "old", "old")
-    refused.tell(Event.ASKED)
-    refused.tell(Event.NOT_MADE)
+    refused.apply(Event.ASKED)
+    refused.apply(Event.NOT_MADE)
     assert (refused.state, refused.answering) == (State.UP, "old")
 
 
@@ -88,7 +88,7 @@ def test_the_new_one_is_refused_after_the_old_one_has_ended() -> None:
     """Nobody is left; the next one may be asked for."""
     down = part(Event.ASKED, Event.MADE, Event.BEFORE_ENDED, Event.ENDED)
     assert (down.state, down.current, down.running) == (State.DOWN, "new", ())
-    down.tell(Event.ASKED)
+    down.apply(Event.ASKED)
     assert down.state is State.MAKING
 
 
@@ -98,8 +98,8 @@ def test_the_new_one_ends_while_the_old_one_lets_go(said: Event) -> None:
     leaving = part(Event.ASKED, Event.MADE, said, Event.ENDED)
     assert (leaving.state, leaving.answering, leaving.leaving) == (State.LEAVING, None, "old")
     with pytest.raises(IllegalEvent, match="leaving"):
-        leaving.tell(Event.ASKED)
-    leaving.ended("old")
+        leaving.apply(Event.ASKED)
+    leaving.exited("old")
     assert leaving.state is State.DOWN
 
 
@@ -109,7 +109,7 @@ def test_a_restart_that_is_asked_for_twice_is_one(events: tuple[Event, ...]) -> 
     asked = part(Event.ASKED, *events)
     before = repr(asked)
     with pytest.raises(IllegalEvent, match="asked for"):
-        asked.tell(Event.ASKED)
+        asked.apply(Event.ASKED)
     assert repr(asked) == before
 
 
@@ -119,27 +119,27 @@ def test_a_stop_while_one_is_replaced_knows_both() -> None:
     stopping.is_stopping = True
     assert stopping.running == ("old", "new")
     for process in stopping.running:
-        stopping.ended(process)
+        stopping.exited(process)
     with pytest.raises(IllegalEvent, match="down and stopping"):
-        stopping.tell(Event.ASKED)
+        stopping.apply(Event.ASKED)
 
 
 def test_a_stop_while_one_is_made_knows_it_once_it_is() -> None:
     """What comes to be after the stop has begun is to be ended like the others."""
     stopping = part(Event.ASKED)
     stopping.is_stopping = True
-    stopping.ended("old")
-    stopping.made("new")
+    stopping.exited("old")
+    stopping.started("new")
     assert stopping.running == ("new",)
 
 
 def test_an_end_is_taken_in_once() -> None:
     """Who looks again, or asks about one that was never made, is told so."""
     down = part()
-    down.ended("old")
+    down.exited("old")
     for process in ("old", "stranger"):
         with pytest.raises(IllegalEvent, match=f"'{process}' is none of those that run"):
-            down.ended(process)
+            down.exited(process)
 
 
 def test_every_state_can_be_reached_and_left() -> None:
@@ -155,5 +155,5 @@ def test_what_the_table_does_not_name_is_illegal(state: State, event: Event) -> 
     part = Succession[str]()
     part.state = state
     with pytest.raises(IllegalEvent, match=event.value):
-        part.tell(event)
+        part.apply(event)
     assert part.state is state

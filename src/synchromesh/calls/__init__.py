@@ -15,7 +15,7 @@ from synchromesh.calls.contract import (
     query,
 )
 from synchromesh.calls.dispatcher import Dispatcher, Handler, Incoming
-from synchromesh.calls.faults import Fault, FaultTable, Rule, Strike
+from synchromesh.calls.faults import Fault, FaultTable, Rule
 from synchromesh.calls.forwarding import Forwarder, Forwarding
 from synchromesh.calls.holding import HoldOptions, Holds
 from synchromesh.calls.http_client import HttpTransport
@@ -23,8 +23,6 @@ from synchromesh.calls.http_server import HttpEdge
 from synchromesh.calls.inproc import InProcessTransport
 from synchromesh.calls.policies import OperationPolicy, Policies
 from synchromesh.calls.wire import (
-    Passing,
-    PassingTransport,
     Receiver,
     Reply,
     Request,
@@ -51,8 +49,6 @@ __all__ = [
     "Incoming",
     "Operation",
     "OperationPolicy",
-    "Passing",
-    "PassingTransport",
     "Policies",
     "PublicEvent",
     "Query",
@@ -61,7 +57,6 @@ __all__ = [
     "Request",
     "Rule",
     "Sender",
-    "Strike",
     "Transport",
     "command",
     "event",

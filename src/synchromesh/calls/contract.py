@@ -48,7 +48,7 @@ class Call(msgspec.Struct, Generic[R_co], frozen=True, eq=False):
 
     @property
     def digest(self) -> str:
-        """Tells this input from another under the same idempotency key."""
+        """Distinguishes this input from another under the same idempotency key."""
         return digest(self.operation.full_name.encode() + b"\0" + self.arguments)
 
     def __eq__(self, other: object) -> bool:
@@ -263,7 +263,7 @@ class Query(Operation[P, R_co]):
 
 
 class PublicEvent(Generic[E]):
-    """Is an event of a contract that other services may subscribe to; `event` declares one.
+    """An event of a contract that other services may subscribe to; `event` declares one.
 
     Attributes:
         kind: the payload's type.
@@ -363,7 +363,7 @@ def events_of(contract: type[object]) -> dict[str, PublicEvent[Any]]:
 def _members(contract: type[object]) -> Mapping[str, object]:
     if Contract not in contract.__mro__:
         raise ContractError(
-            f"{contract.__name__} is no contract; declare it as "
+            f"{contract.__name__} is not a contract; declare it as "
             'class Inventory(Contract, Protocol, service="inventory", version="1.0")'
         )
     return vars(contract)

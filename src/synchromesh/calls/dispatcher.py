@@ -84,7 +84,7 @@ class Handler(Protocol):
 
 
 class Dispatcher:
-    """Runs the calls that come to one instance of a service, many at once, within bounds.
+    """Runs the incoming calls of one instance of a service, concurrently and within bounds.
 
     Args:
         service: whose calls these are.
@@ -237,7 +237,7 @@ class Dispatcher:
         return f"<Dispatcher {self.service}: {self._limiter.in_flight} in flight{draining}>"
 
     def _verified(self, credential: str, now: float) -> tuple[Credential, float]:
-        """Return who calls, and until when nobody need look again, on the loop's clock."""
+        """Return the caller's credential, and until when it is valid, on the loop's clock."""
         if self._is_external:
             return _STRANGER, math.inf
         now_us = self._runtime.wall_us()
@@ -275,13 +275,13 @@ class Dispatcher:
 
         No frame of the call itself keeps the error, which has that frame in its traceback.
         """
-        told = self._told(operation, context, error)
-        return Reply.of_error(told, attempts_used=used), *outcome_of(told)
+        public = self._public_error(operation, context, error)
+        return Reply.of_error(public, attempts_used=used), *outcome_of(public)
 
-    def _told(
+    def _public_error(
         self, operation: Operation[..., Any], context: CallContext, error: BaseException
     ) -> SynchromeshError:
-        """Return what the caller is told of an error that a handler raised."""
+        """Return the public form of an error that a handler raised."""
         trace_id = context.trace_id
         if isinstance(error, DeadlinePassed) and error.deadline_s == context.deadline_s:
             return TimedOut(
@@ -302,14 +302,14 @@ class Dispatcher:
             if isinstance(error, NotExecuted | SagaError | VersionConflict):
                 return error
         _log.error("%s failed in trace %s", operation.full_name, trace_id, exc_info=error)
-        told = f"{operation.full_name} failed; the log of {self.service!r} says why"
+        message = f"{operation.full_name} failed; the log of {self.service!r} says why"
         if isinstance(error, StoreError):
             # Its class says what a caller can act on; its words may name files and statements.
-            return type(error)(f"{told}: {error.code}, trace {trace_id}")
+            return type(error)(f"{message}: {error.code}, trace {trace_id}")
         # What the world did to a handler may pass: a refused connection, a time-out, something that
         # was cancelled. Anything else is a bug, and would be met again.
         may_pass = isinstance(error, OSError | asyncio.CancelledError)
-        return RemoteFailed(f"{told}: trace {trace_id}", is_final=not may_pass)
+        return RemoteFailed(f"{message}: trace {trace_id}", is_final=not may_pass)
 
 
 def _is_own_end(error: BaseException) -> bool:
@@ -338,5 +338,5 @@ def _is_declared(rejection: Rejection, operation: Operation[..., Any]) -> bool:
     try:
         encode(rejection.details)
     except BadRequest:
-        return False  # it cannot be told: a bug of the handler's
+        return False  # it cannot be encoded: a bug of the handler's
     return True

@@ -15,7 +15,7 @@ from synchromesh.resilience.retry import Chance
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Says what attempts suffer: some fail, each is late, or none is ever answered.
+    """A fault: attempts fail at a rate, are delayed, or are never answered.
 
     An attempt waits `latency_s` first; then a share of `errors` fails, and what is left hangs where
     `is_stall`, and is sent where not.
@@ -56,7 +56,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """Tells one attempt what it suffers: it waits, and then fails, hangs, or is sent after all."""
+    """The effect of a fault on one attempt: a delay, and then an error, a stall, or nothing."""
 
     why: str
     latency_s: float

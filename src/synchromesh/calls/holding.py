@@ -17,7 +17,7 @@ from synchromesh.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class HoldOptions:
-    """Says how calls are held.
+    """Configures how calls are held while no instance is ready.
 
     Attributes:
         hold_max_s: how long one call waits at most, in each of its attempts; 0 for not at all.

@@ -182,8 +182,8 @@ class _Work(Deadline):
         if not self._task.done():
             self._task.cancel()
             name = self._operation.full_name
-            told = TimedOut(f"{name} was cancelled at its deadline; what it did is unknown")
-            _answer(self._exchange, Reply.of_error(told))
+            error = TimedOut(f"{name} was cancelled at its deadline; what it did is unknown")
+            _answer(self._exchange, Reply.of_error(error))
 
     def _end(self, task: asyncio.Task[Reply]) -> None:
         self._timers.drop(self)
@@ -195,7 +195,7 @@ class _Work(Deadline):
 
 
 def _answer_by(exchange: HttpExchange, task: asyncio.Task[Reply]) -> None:
-    """Answer by what a dispatcher's task has come to."""
+    """Answer with the result of a dispatcher's task."""
     try:
         reply = task.result()
     except asyncio.CancelledError:

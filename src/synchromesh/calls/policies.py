@@ -15,7 +15,7 @@ from synchromesh.resilience import Policy, RetryOptions
 
 @dataclass(frozen=True, slots=True)
 class OperationPolicy:
-    """Says what one operation needs otherwise than its edge: its time and its retries.
+    """Overrides the policy of an edge for one operation: its timeout and retries.
 
     Breaker, retry budget and limiter belong to the edge and cannot be had per operation: they are
     about the callee, and a callee that is down is down for all of its operations.
@@ -27,7 +27,7 @@ class OperationPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """Says how one caller's calls are guarded; with no arguments everything sensible is on.
+    """The policies of one caller's edges; the defaults are sensible.
 
     Attributes:
         default: guards every edge that has none of its own.

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Match(Generic[T]):
-    """Says what was found, and what its places hold, still percent-encoded."""
+    """A matching route, and the values of its parameters, still percent-encoded."""
 
     target: T
     places: dict[str, str]
@@ -20,7 +20,7 @@ class Match(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class NoMatch:
-    """Says that nothing was found; `allowed` are the methods that the path does have."""
+    """No matching route; `allowed` are the methods that the path does have."""
 
     allowed: tuple[str, ...] = ()
 

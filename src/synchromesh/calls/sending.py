@@ -55,12 +55,12 @@ class Way:
         self.began_s = began_s
 
     def note(self, name: str, value: object) -> None:
-        """Let the span say something short."""
+        """Add a short attribute to the span."""
         self.noted[name] = str(value)[:TEXT_CHARS_MAX]
 
     def end(self, error: BaseException | None) -> None:
         """Record the span."""
-        status, told = ("ok", {}) if error is None else outcome_of(error)
+        status, attributes = ("ok", {}) if error is None else outcome_of(error)
         self.note("attempts", self.number)
         self._record(
             self.context.trace_id,
@@ -69,11 +69,11 @@ class Way:
             self.began_s,
             asyncio.get_running_loop().time(),
             status,
-            {**self.noted, **told},
+            {**self.noted, **attributes},
         )
 
     def give_up(self, endpoint: Endpoint) -> None:
-        """Take note that an instance refused the connection; nobody of ours starts a stranger's."""
+        """Note a refused connection; holding does not apply to external services."""
         if not self.service.is_external:
             self.choice.give_up(endpoint)
 
@@ -118,12 +118,12 @@ class Way:
         self.note("fault", strike.why)
         if strike.latency_s:
             await asyncio.sleep(strike.latency_s)
-        told = f"a fault that was put in force on purpose: {strike.why}; heal it to go on"
+        message = f"a fault that was put in force on purpose: {strike.why}; heal it to go on"
         if strike.is_error:
-            raise RemoteFailed(told)
+            raise RemoteFailed(message)
         if strike.is_stall:
             await asyncio.sleep(STALL_MAX_S)
-            raise ConnectionLost(told)
+            raise ConnectionLost(message)
 
 
 class Sending(Way):

@@ -77,7 +77,7 @@ def read_signature(
         raise ContractError(f"{where}: has no return annotation; write -> None for no answer")
     missing = [place for place in places if place not in hints]
     if missing:
-        raise ContractError(f"{where}: the path names {missing[0]!r}, which is no parameter")
+        raise ContractError(f"{where}: the path names {missing[0]!r}, which is not a parameter")
     bare = [p.name for p in parameters if p.name not in places]
     is_body = len(bare) == 1 and method not in BODILESS and _is_struct(hints[bare[0]])
     fields = [_field_of(p, hints[p.name]) for p in sorted(parameters, key=lambda p: p.name)]

@@ -1,4 +1,4 @@
-"""The command line: one file a verb; each prints a table for people and `--json` for programs.
+"""The command line: one file a command; each prints a table, or JSON with `--json`.
 
 A verb's module declares the verb, and imports what it works with when it runs: help comes at once.
 

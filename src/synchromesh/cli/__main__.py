@@ -1,4 +1,4 @@
-"""Runs the command line as `python -m synchromesh.cli`, with whatever Python one has at hand."""
+"""Runs the command line as `python -m synchromesh.cli`."""
 
 from synchromesh.cli.main import main
 

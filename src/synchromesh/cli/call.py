@@ -45,12 +45,12 @@ def call(
     written as JSON. Exits 1 when the call was refused or failed.
     """
     if math.isnan(timeout_s):
-        raise click.UsageError("--timeout is no number of seconds")
+        raise click.UsageError("--timeout is not a number of seconds")
     texts: dict[str, str] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not equals or not name:
-            raise click.UsageError(f"{argument!r} is no argument; write name=value")
+            raise click.UsageError(f"{argument!r} is not an argument; write name=value")
         if name in texts:
             raise click.UsageError(f"argument {name!r} is given twice")
         texts[name] = value
@@ -83,7 +83,7 @@ def call(
 
 
 def _trace_of(control: ControlClient, trace_id: str) -> dict[str, Any]:
-    """Return a trace; one that cannot be had must not take the answer with it."""
+    """Fetch a trace; a failure must not keep the answer from being printed."""
     try:
         trace: dict[str, Any] = control.get(f"/traces/{trace_id}")
     except SynchromeshError as error:

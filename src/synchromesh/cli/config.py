@@ -1,4 +1,4 @@
-"""`synchromesh config`: every effective value and where it came from, and whether all is right."""
+"""`synchromesh config`: explains every effective value, and checks the configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from synchromesh.cli.output import print_json, print_line
 
 
 def settings_option(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--set` to a verb that reads the configuration."""
+    """Add `--set` to a command that reads the configuration."""
     return click.option(
         "--set",
         "settings",

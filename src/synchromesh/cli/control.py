@@ -1,4 +1,4 @@
-"""How a verb reaches a running system: its control socket, with the token of `run.json`."""
+"""The client of a running system's control API, with the token of `run.json`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ TIMEOUT_S = 30.0
 
 
 class ControlClient:
-    """Asks the control socket of the system that runs in a folder."""
+    """A client of the control API of the system that runs in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.info: RunInfo = RunDir(folder).read()
 
     def get(self, path: str) -> Any:
-        """Return what a path answers."""
+        """Send a GET request and return the answer."""
         return self._ask("GET", path, None, TIMEOUT_S)
 
     def post(self, path: str, body: object, *, within_s: float = 0.0) -> Any:
-        """Send a body and return the answer; `within_s` is what the system itself may take."""
+        """Send a POST request and return the answer; `within_s` is the time the system may take."""
         return self._ask("POST", path, msgspec.json.encode(body), TIMEOUT_S + within_s)
 
     def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Any:

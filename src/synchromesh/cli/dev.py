@@ -77,7 +77,7 @@ async def _run(system: System, is_split: bool, is_json: bool) -> int:
 
 
 async def _start(system: System, stop: asyncio.Event) -> bool:
-    """Start the system; False where it was told to stop meanwhile."""
+    """Start the system; False where it was stopped meanwhile."""
     import asyncio
 
     starting = asyncio.ensure_future(system.start())

@@ -1,4 +1,4 @@
-"""`synchromesh break` and `synchromesh heal`: faults on purpose in a running system."""
+"""`synchromesh break` and `synchromesh heal`: fault injection in a running system."""
 
 from __future__ import annotations
 

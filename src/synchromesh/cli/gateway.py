@@ -1,4 +1,4 @@
-"""`synchromesh gateway`: what the way in serves, whether it is right, and the keys to it."""
+"""`synchromesh gateway`: checks and explains the gateway, and manages its API keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPIRES_MAX_S = 100 * 365 * 86_400.0
 
 @click.group()
 def gateway() -> None:
-    """Check and explain the gateway; make and remove the keys to it."""
+    """Check and explain the gateway; manage its API keys."""
 
 
 @gateway.command()
@@ -60,7 +60,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
-    """Show what is served: routes, who may, how often, and what an aggregate asks in which turn.
+    """Show the routes: scopes, rates, and the branches of aggregates in the order they run.
 
     Exits 2 where it has mistakes.
     """
@@ -116,7 +116,7 @@ def _add_branches(add_row: Any, route: RouteOutline) -> None:
 
 @gateway.group(short_help="Make, list and remove API keys.")
 def key() -> None:
-    """Make, list and remove API keys; a gateway that runs knows of it within a second."""
+    """Make, list and remove API keys; a running gateway follows within a second."""
 
 
 @key.command(short_help="Make an API key and print it, this once.")
@@ -126,7 +126,7 @@ def key() -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_json: bool) -> int:
-    """Make an API key for PRINCIPAL and print it: this once, for only its hash is kept."""
+    """Make an API key for PRINCIPAL and print it once: only its hash is kept."""
     from synchromesh.gateway import make_key
 
     runtime, (file, asked) = RealRuntime(), _keys_file(folder)
@@ -159,7 +159,7 @@ def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def list_keys(folder: Path, is_json: bool) -> int:
-    """List the API keys by their ids; a key itself is kept nowhere."""
+    """List the API keys by id; the keys themselves are not stored."""
     runtime, (file, _) = RealRuntime(), _keys_file(folder)
     keys = [_told(each, runtime) for each in file.read()]
     if is_json:
@@ -191,7 +191,7 @@ def _show_keys(keys: Iterable[dict[str, Any]]) -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def remove(folder: Path, key_id: str, is_json: bool) -> int:
-    """Remove an API key by its ID: whoever comes with it is nobody, within a second."""
+    """Remove an API key by its ID; it is refused within a second."""
     file, _ = _keys_file(folder)
     removed = file.remove(key_id)
     if is_json:
@@ -212,7 +212,7 @@ def _told(key: ApiKey, runtime: RealRuntime) -> dict[str, Any]:
 
 
 def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
-    """Return the file of keys, and the scopes that routes ask for."""
+    """Return the file of keys, and the scopes that routes require."""
     from synchromesh.system.config.gateway_keys import keys_file_of
     from synchromesh.system.config.rundir import RunDir
 

@@ -1,4 +1,4 @@
-"""The entry point: finds the verb, and turns every error into one clear message."""
+"""The entry point: runs a command, and turns every error into one clear message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from synchromesh.cli.output import ReaderGone
+from synchromesh.cli.output import OutputClosed
 from synchromesh.errors import RemoteFailed, SynchromeshError
 
 USER_MISTAKE = 2
@@ -18,26 +18,26 @@ INTERNAL = 3
 
 
 class Verb(click.Command):
-    """Stands for a verb in the list, so that only the one that is called is imported."""
+    """A placeholder for a command in the list, so that only the one that runs is imported."""
 
     def __init__(self, name: str, module: str, attribute: str, short_help: str) -> None:
         super().__init__(name, short_help=short_help)
         self._place = f"synchromesh.cli.{module}", attribute
 
     def load(self) -> click.Command:
-        """Return the verb itself."""
+        """Import and return the command."""
         module, attribute = self._place
         verb: click.Command = getattr(import_module(module), attribute)
         return verb
 
 
 class Verbs(click.Group):
-    """Lists verbs without importing them."""
+    """Lists commands without importing them."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the verb that the first word names, imported, and the words after it."""
+        """Import and return the command named by the first argument, and the other arguments."""
         name, found, rest = super().resolve_command(ctx, args)
         return name, found.load() if isinstance(found, Verb) else found, rest
 
@@ -70,7 +70,7 @@ for verb in (
         "gateway",
         "gateway",
         "gateway",
-        "Check and explain the gateway; make and remove the keys to it.",
+        "Check and explain the gateway; manage its API keys.",
     ),
     Verb("status", "status", "status", "Show the health of the whole system on one screen."),
     Verb("call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."),
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SynchromeshError as error:
         click.echo(f"synchromesh: {error.message}", err=True)
         sys.exit(INTERNAL if isinstance(error, RemoteFailed) else USER_MISTAKE)
-    except ReaderGone:
+    except OutputClosed:
         # What is left in the buffer would fail once more at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _refuse_bytes(words: Sequence[str]) -> None:
-    """Refuse what is no text: it could be neither sent nor shown."""
+    """Raise `UsageError` for an argument that is not UTF-8: it could be neither sent nor shown."""
     for word in words:
         if not word.isascii() and any("\udc80" <= char <= "\udcff" for char in word):
-            raise click.UsageError(f"{word!r} is no UTF-8 text")
+            raise click.UsageError(f"{word!r} is not UTF-8 text")

@@ -1,4 +1,4 @@
-"""`synchromesh restart`: a process replaced by a new one, without losing a call."""
+"""`synchromesh restart`: restarts a process without losing a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`synchromesh saga`: the runs of sagas, and the story of one."""
+"""`synchromesh saga`: the runs of sagas, and the history of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The screen of `synchromesh status`: services, what needs a person, faults, breakers."""
+"""The screen of `synchromesh status`: findings, services, faults, breakers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from synchromesh.cli.show import faults_table, length, plain_table, styled
+from synchromesh.cli.show import duration_text, faults_table, plain_table, styled
 from synchromesh.system.control.status import (
     BreakerStatus,
     ChildStatus,
@@ -17,34 +17,34 @@ from synchromesh.system.control.status import (
 )
 
 
-def screen(told: Status, away: str = "") -> RenderableType:
-    """Return one screen with all of a status, what matters most first: a short one is cut below.
+def screen(status: Status, unreachable: str = "") -> RenderableType:
+    """Render a status, the most important first: a short terminal cuts it below.
 
-    `away` says why the status is not of now.
+    `unreachable` is why the status is not current.
     """
-    head = f"{told.system}  process {told.pid}"
-    if told.spans_dropped:
-        head += f"  {told.spans_dropped} spans dropped"
+    head = f"{status.system}  process {status.pid}"
+    if status.spans_dropped:
+        head += f"  {status.spans_dropped} spans dropped"
     parts: list[RenderableType] = [Text(head, style="bold")]
-    if away:
-        parts.append(Text(f"as it was before: {away}", style="red"))
-    parts += [Text(finding, style="red") for finding in told.findings]
-    if not told.findings:
+    if unreachable:
+        parts.append(Text(f"last known: {unreachable}", style="red"))
+    parts += [Text(finding, style="red") for finding in status.findings]
+    if not status.findings:
         parts.append(Text("nothing needs a person", style="green"))
-    parts += [Text(), _services(told)]
-    if told.faults.in_force:
-        parts += [Text(), faults_table(told.faults.in_force)]
+    parts += [Text(), _services(status)]
+    if status.faults.in_force:
+        parts += [Text(), faults_table(status.faults.in_force)]
     # Those that are closed come last.
-    breakers = sorted(_breakers(told), key=lambda breaker: breaker.state == "closed")
+    breakers = sorted(_breakers(status), key=lambda breaker: breaker.state == "closed")
     if breakers:
         parts += [Text(), _breakers_table(breakers)]
     return Group(*parts)
 
 
-def _services(told: Status) -> Table:
+def _services(status: Status) -> Table:
     # In one process the head of the screen says which.
-    is_split = any(service.pid != told.pid for service in told.services.values())
-    has_parked = any(service.parked for service in told.services.values())
+    is_split = any(service.pid != status.pid for service in status.services.values())
+    has_parked = any(service.parked for service in status.services.values())
     process, parked = ["pid"] * is_split, ["parked"] * has_parked
     table = plain_table("service", *process, "health", "instances", "sagas", "behind", *parked)
 
@@ -54,7 +54,7 @@ def _services(told: Status) -> Table:
     for column in table.columns:
         # On a narrow screen words are wrapped; names and URLs are there to be copied, whole.
         column.no_wrap = column.header in ("service", "pid", "instances")
-    for name, service in told.services.items():
+    for name, service in status.services.items():
         add(
             name,
             service.pid,
@@ -64,14 +64,14 @@ def _services(told: Status) -> Table:
             _behind(service.behind),
             *[Text(str(service.parked), style="red" if service.parked else "")] * has_parked,
         )
-    for name, external in told.externals.items():
-        child = told.children.get(f"external/{name}")
+    for name, external in status.externals.items():
+        child = status.children.get(f"external/{name}")
         health = styled(child.state) if child else Text("not ours")
         add(name, None, health, _instances(external.instances))
-    if told.gateway:
-        own = told.children.items()
+    if status.gateway:
+        own = status.children.items()
         children = {name: state for name, state in own if name.partition("/")[0] == "gateway"}
-        add("gateway", told.gateway.pid, _health(children), Text(told.gateway.url))
+        add("gateway", status.gateway.pid, _health(children), Text(status.gateway.url))
     return table
 
 
@@ -83,7 +83,7 @@ def _health(children: Mapping[str, ChildStatus], *, is_draining: bool = False) -
 
 
 def _instances(instances: list[ListedInstance]) -> Text:
-    """Return where the instances of a service are, each with its name where there are several."""
+    """Render the URLs of a service's instances, with their names where there are several."""
     if not instances:
         return Text("none", style="red")
     lines = [each.url for each in instances]
@@ -95,7 +95,7 @@ def _instances(instances: list[ListedInstance]) -> Text:
 
 
 def _behind(behind: Mapping[str, int]) -> Text:
-    """Return who has events yet to take; 0 where all took all."""
+    """Render the lag of relays and projections; 0 where there is none."""
     if behind and not any(behind.values()):
         return Text("0")
     # Whether a relay's subscriber or a projection: its name says which.
@@ -103,7 +103,7 @@ def _behind(behind: Mapping[str, int]) -> Text:
 
 
 def _counts(counts: Mapping[str, int]) -> Text:
-    """Return counts in one line; what is stuck is red."""
+    """Render counts in one line; stuck ones are red."""
     line = Text(", ").join(
         Text(f"{name} {count}", style="red" if name == "stuck" else "")
         for name, count in sorted(counts.items())
@@ -111,10 +111,10 @@ def _counts(counts: Mapping[str, int]) -> Text:
     return line or Text("-")
 
 
-def _breakers(told: Status) -> Iterator[BreakerStatus]:
-    for service in told.services.values():
+def _breakers(status: Status) -> Iterator[BreakerStatus]:
+    for service in status.services.values():
         yield from service.breakers.values()
-    for client in told.clients.values():
+    for client in status.clients.values():
         yield from client.breakers.values()
 
 
@@ -124,7 +124,7 @@ def _breakers_table(breakers: list[BreakerStatus]) -> Table:
         table.add_row(
             breaker.name,
             styled(breaker.state),
-            length(breaker.in_state_s),
+            duration_text(breaker.in_state_s),
             str(breaker.failures),
             str(breaker.calls),
         )

@@ -1,4 +1,4 @@
-"""How things are shown to people: tables, stories of sagas, and waterfalls of traces.
+"""Renders output for people: tables, histories of sagas, and waterfalls of traces.
 
 It needs rich, so a verb imports it only when it prints such a thing.
 """
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from synchromesh.cli.output import ReaderGone
+from synchromesh.cli.output import OutputClosed
 from synchromesh.system.control.status import FaultStatus
 from synchromesh.telemetry import SpanRecord
 
@@ -37,34 +37,34 @@ _COLOURS = {
 
 
 class PipeConsole(Console):
-    """Leaves a broken pipe to the entry point."""
+    """A console that leaves a broken pipe to the entry point."""
 
     def on_broken_pipe(self) -> None:
-        """Raise `ReaderGone`."""
-        raise ReaderGone
+        """Raise `OutputClosed`."""
+        raise OutputClosed
 
 
 def console() -> Console:
-    """Return the console that verbs print to; where nobody looks it is plain, and wide enough."""
+    """Return the console that commands print to; plain and wide where it is not a terminal."""
     found = PipeConsole(highlight=False)
     return found if found.is_terminal else PipeConsole(highlight=False, width=PLAIN_COLUMNS)
 
 
-def moment(at: str | None) -> str:
-    """Return the time of day, UTC, of a moment in ISO 8601; "" for none."""
+def time_of_day(at: str | None) -> str:
+    """Return the time of day of an ISO 8601 timestamp, in UTC; "" for none."""
     return dt.datetime.fromisoformat(at).strftime("%H:%M:%S.%f")[:-3] if at else ""
 
 
 def styled(status: str) -> Text:
-    """Return a status in its colour."""
+    """Render a status in its colour."""
     return Text(status, style=_COLOURS.get(status, "red"))
 
 
-def length(seconds: float | None) -> str:
-    """Return how long something takes, short; "" for no end.
+def duration_text(seconds: float | None) -> str:
+    """Format a duration; "" for none.
 
     Example:
-        >>> length(0.25), length(59.6), length(3660.0), length(None)
+        >>> duration_text(0.25), duration_text(59.6), duration_text(3660.0), duration_text(None)
         ('0.2 s', '59.6 s', '61 m', '')
     """
     if seconds is None:
@@ -73,7 +73,7 @@ def length(seconds: float | None) -> str:
 
 
 def plain_table(*headings: str) -> Table:
-    """Return a table without lines; a narrow screen wraps what is in it, and cuts nothing."""
+    """Return a table without lines; on a narrow terminal its cells wrap, uncut."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, overflow="fold")
@@ -81,16 +81,16 @@ def plain_table(*headings: str) -> Table:
 
 
 def faults_table(faults: list[FaultStatus]) -> Table:
-    """Return the faults that are in force on purpose, and how many attempts each has struck."""
+    """Render the injected faults, and how many attempts each has struck."""
     table = plain_table("broken on purpose", "how", "still", "struck")
     for fault in faults:
-        still = length(fault.left_s) or "until healed"
+        still = duration_text(fault.left_s) or "until healed"
         table.add_row(fault.target, fault.what, still, str(fault.struck))
     return table
 
 
 def sagas_table(runs: list[dict[str, Any]]) -> Table:
-    """Return the runs of sagas, one a row."""
+    """Render saga runs, one a row."""
     table = plain_table("saga", "name", "status", "started", "ended", "owner", "reason")
     for column in table.columns:
         # The others have room for words on a narrow screen.
@@ -100,8 +100,8 @@ def sagas_table(runs: list[dict[str, Any]]) -> Table:
             Text(run["id"]),
             f"{run['service']}.{run['name']}",
             styled(run["status"]),
-            moment(run["started_at"]),
-            moment(run["ended_at"]),
+            time_of_day(run["started_at"]),
+            time_of_day(run["ended_at"]),
             Text(run["owner"]),
             Text(run["reason"]),
         )
@@ -118,14 +118,16 @@ def print_story(out: Console, story: Mapping[str, Any]) -> None:
     table = plain_table("at", "what", "step", "attempt", "why")
     for line in story["lines"]:
         attempt = str(line["attempt"] or "")
-        table.add_row(moment(line["at"]), line["kind"], line["step"], attempt, Text(line["why"]))
+        table.add_row(
+            time_of_day(line["at"]), line["kind"], line["step"], attempt, Text(line["why"])
+        )
     out.print(table)
     if story["not_undone"]:
         out.print(f"not undone: {', '.join(story['not_undone'])}", style="red", markup=False)
 
 
 def waterfall(spans: list[SpanRecord], columns: int) -> Table:
-    """Return the spans of a trace as a tree with bars over one time scale, for so many columns.
+    """Render a trace as a tree of spans with bars over one time scale.
 
     A span whose parent was lost, or belongs to another process's buffer, stands at the root. Where
     there is little room bars are drawn smaller, and then names of spans are cut.
@@ -163,7 +165,7 @@ def waterfall(spans: list[SpanRecord], columns: int) -> Table:
 
 
 def _bar_columns(tree: list[tuple[Text, SpanRecord]], columns: int) -> int:
-    """Return how many columns the bars have beside everything else, if possible."""
+    """Return the number of columns left for the bars, if possible."""
     others = (
         max(len(name) for name, _ in tree),
         max(len("service"), *(len(span.service) for _, span in tree)),
@@ -196,5 +198,5 @@ def _tree(spans: list[SpanRecord]) -> list[tuple[int, SpanRecord]]:
 
 
 def decode_spans(answer: dict[str, Any]) -> list[SpanRecord]:
-    """Return the spans of the control socket's answer."""
+    """Decode the spans of the control API's answer."""
     return msgspec.convert(answer["spans"], list[SpanRecord])

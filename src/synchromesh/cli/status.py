@@ -30,29 +30,29 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
     """
     if watch and is_json:
         raise click.UsageError("--watch draws a screen; take --json without it, as often as needed")
-    told = _ask(folder)
+    last = _ask(folder)
     if is_json:
-        print_json(told)
+        print_json(last)
     elif watch:
-        told = _watch(folder, told)
+        last = _watch(folder, last)
     else:
-        _show(told)
-    return FINDING if told.findings else 0
+        _show(last)
+    return FINDING if last.findings else 0
 
 
 def _ask(folder: Path) -> Status:
     return msgspec.convert(ControlClient(folder).get("/status"), Status)
 
 
-def _show(told: Status) -> None:
+def _show(last: Status) -> None:
     from synchromesh.cli.screen import screen
     from synchromesh.cli.show import console
 
-    console().print(screen(told))
+    console().print(screen(last))
 
 
-def _watch(folder: Path, told: Status) -> Status:
-    """Draw until Ctrl-C, and return what was told last; a system that is away is waited for."""
+def _watch(folder: Path, last: Status) -> Status:
+    """Redraw until Ctrl-C and return the last status; a system that is down is waited for."""
     import asyncio
 
     from rich.live import Live
@@ -61,14 +61,14 @@ def _watch(folder: Path, told: Status) -> Status:
     from synchromesh.cli.show import console
 
     try:
-        with Live(screen(told), console=console(), auto_refresh=False) as live:
+        with Live(screen(last), console=console(), auto_refresh=False) as live:
             while True:
                 asyncio.run(asyncio.sleep(WATCH_EVERY_S))
                 try:
-                    told = _ask(folder)
+                    last = _ask(folder)
                 except SynchromeshError as error:
-                    live.update(screen(told, error.message), refresh=True)
+                    live.update(screen(last, error.message), refresh=True)
                 else:
-                    live.update(screen(told), refresh=True)
+                    live.update(screen(last), refresh=True)
     except KeyboardInterrupt:
-        return told
+        return last

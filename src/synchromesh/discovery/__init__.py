@@ -5,18 +5,15 @@ Registry, leases, balancers.
 
 from synchromesh.discovery.balancer import RoundRobin
 from synchromesh.discovery.endpoint import Endpoint, Resolved
+from synchromesh.discovery.lease_manager import LeaseManager
 from synchromesh.discovery.leases import (
     Change,
     ChangeKind,
-    Lease,
     LeaseOptions,
-    LeaseState,
     LeaseTable,
 )
-from synchromesh.discovery.lessor import Lessor, Watch
 from synchromesh.discovery.memory import MemoryRegistry
 from synchromesh.discovery.registry import (
-    LeaseBackend,
     Registration,
     Registry,
     Resolver,
@@ -27,18 +24,14 @@ __all__ = [
     "Change",
     "ChangeKind",
     "Endpoint",
-    "Lease",
-    "LeaseBackend",
+    "LeaseManager",
     "LeaseOptions",
-    "LeaseState",
     "LeaseTable",
-    "Lessor",
     "MemoryRegistry",
     "Registration",
     "Registry",
     "Resolved",
     "Resolver",
     "RoundRobin",
-    "Watch",
     "WatchableResolver",
 ]

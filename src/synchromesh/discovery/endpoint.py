@@ -1,4 +1,4 @@
-"""What callers know of a running instance: where it listens."""
+"""Endpoints: the addresses of instances, as callers resolve them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Says where one instance of a service can be called.
+    """The address of one instance of a service.
 
     Attributes:
         instance: its name, the same after a restart and unique within the service.
@@ -54,7 +54,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Lists the endpoints of a service that may be given calls, ordered by instance.
+    """The listed endpoints of a service, ordered by instance.
 
     `is_stale` marks a last known good list: some of it may be gone, and nobody could say.
     """

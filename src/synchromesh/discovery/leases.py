@@ -6,10 +6,10 @@
 A renewal carries the *incarnation* it was granted: a process that was paused and replaced cannot
 come back. And where more than `mass_expiry_max` of a service would expire in one sweep, all of them
 stay listed and the list is marked stale, for the registry is likelier to have failed than the
-fleet. So it is where a sweep comes a whole ttl late: the registry stood still, and heard nobody.
-The guard ends by itself: at once when everyone has renewed, one ttl after the first who is heard
-shows the registry to be back, one ttl after it began where the registry stood still, and `guard_s`
-after it began at the latest.
+fleet. The same holds where a sweep comes a whole ttl late: the registry stalled and took no
+renewals. The guard ends by itself: at once when everyone has renewed, one ttl after the first who
+is heard shows the registry to be back, one ttl after it began where the registry stood still, and
+`guard_s` after it began at the latest.
 
 Source: Gray & Cheriton, "Leases", SOSP 1989; that the guard ends by itself answers
 Netflix/eureka#1073; guarantees R1, R2, R5.
@@ -28,14 +28,14 @@ GUARDED_MIN = 3
 
 
 class LeaseState(Enum):
-    """Names what an instance with a lease may be given."""
+    """The state of a lease: whether its instance is listed or draining."""
 
     READY = "ready"
     DRAINING = "draining"
 
 
 class ChangeKind(Enum):
-    """Names what happened to a lease, or to the list as a whole (HELD, TRUSTED)."""
+    """The kind of a change: of one lease, or of the list as a whole (HELD, TRUSTED)."""
 
     GRANTED = "granted"
     DRAINED = "drained"
@@ -47,7 +47,7 @@ class ChangeKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Is one instance's right to be listed until `expires_s` on the registry's clock."""
+    """An instance's right to be listed until `expires_s` on the registry's clock."""
 
     endpoint: Endpoint
     incarnation: int
@@ -57,7 +57,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Tells watchers what changed, and the list that it led to.
+    """A change of the leases of a service, with the list that resulted.
 
     `lease` is the lease after the change, or the one that has gone; None where the change is that
     the list is now stale (HELD) or no longer is (TRUSTED).
@@ -71,7 +71,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LeaseOptions:
-    """Configures leases: how long they run, and when their expiry is doubted.
+    """Configures leases: their time to live, and the guard against mass expiry.
 
     Attributes:
         ttl_s: how long a lease runs without renewal.
@@ -129,7 +129,7 @@ class LeaseTable:
 
     @property
     def revision(self) -> int:
-        """How many changes there were."""
+        """The number of changes so far."""
         return self._revision
 
     @property
@@ -139,7 +139,7 @@ class LeaseTable:
 
     @property
     def leases(self) -> tuple[Lease, ...]:
-        """Every lease that is held, draining ones too, the next to expire first."""
+        """All current leases, draining ones included, the next to expire first."""
         return tuple(self._leases.values())
 
     def listed(self) -> Resolved:
@@ -151,10 +151,10 @@ class LeaseTable:
         return self._resolved
 
     def grant(self, endpoint: Endpoint, *, now: float) -> Change:
-        """Start a lease; one that runs for the same instance ends and cannot be renewed.
+        """Grant a lease; it replaces one of the same instance, which can no longer be renewed.
 
         Raises:
-            DiscoveryError: the service has as many instances as it may have.
+            DiscoveryError: the service has `instances_max` instances already.
         """
         if self._leases.pop(endpoint.instance, None) is None:
             self._check_room(endpoint)
@@ -178,7 +178,7 @@ class LeaseTable:
         return self._trust() if self.is_stale and not self._has_expired(now) else None
 
     def drain(self, instance: str, incarnation: int) -> Change | None:
-        """Give the instance no new calls while it finishes; None where it drains already.
+        """Stop listing an instance so that it drains; None where it drains already.
 
         Raises what `renew` raises.
         """
@@ -190,12 +190,12 @@ class LeaseTable:
         return self._changed(ChangeKind.DRAINED, self._leases[instance])
 
     def end(self, instance: str, incarnation: int) -> Change:
-        """Remove the instance at its own wish. Raises what `renew` raises."""
+        """End a lease at its holder's request. Raises what `renew` raises."""
         self._held(instance, incarnation)
         return self._changed(ChangeKind.ENDED, self._leases.pop(instance))
 
     def sweep(self, *, now: float) -> list[Change]:
-        """Remove what has expired by `now`, unless that is so much that the guard holds it."""
+        """Remove the leases expired by `now`, unless so many that the guard applies."""
         if not self._has_expired(now):
             return [self._trust()] if self.is_stale else []
         expired = []
@@ -221,7 +221,7 @@ class LeaseTable:
         return changes
 
     def due_s(self) -> float | None:
-        """Return the next moment at which `sweep` could change something; None if none is known."""
+        """Return when `sweep` could next change something; None if nothing is due."""
         if self._guard_until_s is not None:
             return self._guard_until_s
         return next((lease.expires_s for lease in self._leases.values()), None)

@@ -7,14 +7,14 @@ import math
 from collections.abc import AsyncGenerator, Callable
 
 from synchromesh.discovery.endpoint import Endpoint, Resolved
+from synchromesh.discovery.lease_manager import LeaseManager, sweep_when_due
 from synchromesh.discovery.leases import LeaseOptions
-from synchromesh.discovery.lessor import Lessor, sweep_when_due
 from synchromesh.discovery.registry import Registration
 from synchromesh.errors import DiscoveryError, UnknownInstance, WatchLagged
 
 
 class MemoryRegistry:
-    """Is a `Registry` with one lease table a service; lost with its process.
+    """A `Registry` in memory, with one lease table a service; lost with its process.
 
     Nothing expires behind the back of `resolve`; watchers hear of expiry while `run` runs.
 
@@ -48,7 +48,7 @@ class MemoryRegistry:
         self._verify = verify
         self._options = options if options is not None else LeaseOptions()
         self._services_max = services_max
-        self._lessors: dict[str, Lessor] = {}
+        self._managers: dict[str, LeaseManager] = {}
         self._fixed: dict[str, Resolved] = {}
         self._due_moved = asyncio.Event()
         self._revision = 0
@@ -63,7 +63,7 @@ class MemoryRegistry:
 
     @property
     def revision(self) -> int:
-        """How many changes there were, of all services together."""
+        """The number of changes so far, of all services together."""
         return self._revision
 
     async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:
@@ -77,45 +77,45 @@ class MemoryRegistry:
         return Registration(self, endpoint, credential=credential, incarnation=incarnation)
 
     async def resolve(self, service: str) -> Resolved:
-        """Return what may be called now; nothing for a service that nobody registered."""
+        """Return the listed endpoints of a service; none where nobody registered."""
         resolved, sure_until_s = self._fixed.get(service), math.inf
         if resolved is None:
-            lessor = self._lessors.get(service)
-            if lessor is None:
+            manager = self._managers.get(service)
+            if manager is None:
                 return Resolved(())
-            resolved, sure_until_s = lessor.resolve(), lessor.quiet_until_s
+            resolved, sure_until_s = manager.resolve(), manager.quiet_until_s
         if not resolved.is_stale:
             self.lists[service] = (resolved.endpoints, sure_until_s)
         return resolved
 
     async def watch(self, service: str) -> AsyncGenerator[Resolved, None]:
-        """Yield the list as it is, then anew after each change, as `Registry.watch` says.
+        """Yield the current list, then each new one, as `Registry.watch` says.
 
         Raises:
             DiscoveryError: there are as many services, or watchers of this one, as there may be.
         """
-        lessor = self._lessor(service)
+        manager = self._manager(service)
         while True:
-            with lessor.watch() as watch:
-                told = lessor.resolve()
-                yield told
+            with manager.watch() as watch:
+                latest = manager.resolve()
+                yield latest
                 try:
                     async for _ in watch:
                         # Changes that came meanwhile are in the list already.
-                        resolved = lessor.resolve()
-                        if resolved != told:
-                            told = resolved
-                            yield told
+                        resolved = manager.resolve()
+                        if resolved != latest:
+                            latest = resolved
+                            yield latest
                 except WatchLagged:
                     continue
 
     async def changed(self, _: str = "", /) -> None:
-        """Wait for the next change, of whatever service."""
+        """Wait for the next change of any service."""
         await self._changed.wait()
 
     def listed(self) -> dict[str, Resolved]:
-        """Return what may be called now, by service; those without an instance are left out."""
-        found = {name: lessor.resolve() for name, lessor in sorted(self._lessors.items())}
+        """Return the listed endpoints by service; services without an instance are left out."""
+        found = {name: manager.resolve() for name, manager in sorted(self._managers.items())}
         listed = {name: resolved for name, resolved in found.items() if resolved.endpoints}
         return {**listed, **self._fixed}
 
@@ -127,14 +127,14 @@ class MemoryRegistry:
         self._fixed[endpoint.service] = Resolved((endpoint,))
         self._note_change()
 
-    def bury(self, service: str, is_dead: Callable[[Endpoint], bool]) -> int:
-        """End the leases of a service's instances that are known to be dead (R6).
+    def evict(self, service: str, is_dead: Callable[[Endpoint], bool]) -> int:
+        """End the leases of instances known to be dead (R6).
 
         Returns how many there were. What is only suspected must not come here: an ended lease is
         not resolved even where no other instance is ready.
         """
-        lessor = self._lessors.get(service)
-        return 0 if lessor is None else lessor.bury(is_dead)
+        manager = self._managers.get(service)
+        return 0 if manager is None else manager.evict(is_dead)
 
     async def run(self) -> None:
         """Sweep whenever something is due. A supervised child: only cancellation ends it."""
@@ -143,7 +143,7 @@ class MemoryRegistry:
     async def grant(self, endpoint: Endpoint, credential: str) -> int:
         """Start a lease and return its incarnation; `register` is its public form."""
         self._verify(credential)
-        return self._lessor(endpoint.service).register(endpoint)
+        return self._manager(endpoint.service).register(endpoint)
 
     async def renew(self, endpoint: Endpoint, incarnation: int) -> None:
         """Extend a lease. Raises UnknownInstance, StaleIncarnation."""
@@ -158,20 +158,20 @@ class MemoryRegistry:
         self._known(endpoint).end(endpoint.instance, incarnation)
 
     def __repr__(self) -> str:
-        return f"<MemoryRegistry {len(self._lessors)} services>"
+        return f"<MemoryRegistry {len(self._managers)} services>"
 
-    def _lessor(self, service: str) -> Lessor:
-        lessor = self._lessors.get(service)
-        if lessor is None:
-            if len(self._lessors) >= self._services_max:
+    def _manager(self, service: str) -> LeaseManager:
+        manager = self._managers.get(service)
+        if manager is None:
+            if len(self._managers) >= self._services_max:
                 raise DiscoveryError(
-                    f"the registry knows {len(self._lessors)} services and may know no more, so "
+                    f"the registry knows {len(self._managers)} services and may know no more, so "
                     f"{service!r} was refused; raise services_max"
                 )
-            lessor = self._lessors[service] = Lessor(
+            manager = self._managers[service] = LeaseManager(
                 self._options, due_moved=self._due_moved, on_change=self._note_change
             )
-        return lessor
+        return manager
 
     def _note_change(self) -> None:
         self._revision += 1
@@ -179,16 +179,16 @@ class MemoryRegistry:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _known(self, endpoint: Endpoint) -> Lessor:
-        lessor = self._lessors.get(endpoint.service)
-        if lessor is None:
+    def _known(self, endpoint: Endpoint) -> LeaseManager:
+        manager = self._managers.get(endpoint.service)
+        if manager is None:
             raise UnknownInstance(endpoint.instance)
-        return lessor
+        return manager
 
     def _due_s(self) -> float | None:
-        dues = (lessor.due_s() for lessor in self._lessors.values())
+        dues = (manager.due_s() for manager in self._managers.values())
         return min((due_s for due_s in dues if due_s is not None), default=None)
 
     def _sweep(self) -> None:
-        for lessor in self._lessors.values():
-            lessor.sweep()
+        for manager in self._managers.values():
+            manager.sweep()

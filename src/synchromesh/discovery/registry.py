@@ -1,4 +1,4 @@
-"""What a registry is, whatever keeps it."""
+"""The interface of a registry, whatever its backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Resolver(Protocol):
     """Finds the endpoints of a service."""
 
     async def resolve(self, service: str) -> Resolved:
-        """Return what may be called now; no endpoints for a service that nobody registered.
+        """Return the listed endpoints of a service; none where nobody registered.
 
         Raises DiscoveryError, or OSError, where the registry cannot be asked.
         """
@@ -23,7 +23,7 @@ class Resolver(Protocol):
 
 @runtime_checkable
 class WatchableResolver(Protocol):
-    """A resolver that tells of changes, so that a call may wait for an instance."""
+    """A resolver that reports changes, so that a call can wait for an instance."""
 
     async def changed(self, service: str, /) -> None:
         """Wait until the list of a service may have changed since this was called."""
@@ -31,7 +31,7 @@ class WatchableResolver(Protocol):
 
 
 class Registry(Resolver, Protocol):
-    """Knows which instances of which service are alive."""
+    """Registers the instances of services, and reports which are alive."""
 
     async def register(self, endpoint: Endpoint, *, credential: str) -> Registration:
         """Grant the instance a lease, replacing any that runs under its name.
@@ -45,7 +45,7 @@ class Registry(Resolver, Protocol):
         ...
 
     def watch(self, service: str) -> AsyncGenerator[Resolved, None]:
-        """Yield the list as it is, then anew after each change; a slow watcher skips to the last.
+        """Yield the current list, then each new one; a slow watcher skips to the latest.
 
         Close it (`contextlib.aclosing`) when done.
         """
@@ -53,7 +53,7 @@ class Registry(Resolver, Protocol):
 
 
 class LeaseBackend(Protocol):
-    """What a `Registration` asks of its registry; a backend implements it, users do not call it."""
+    """What a `Registration` needs of its registry; for backends, not for users."""
 
     @property
     def ttl_s(self) -> float:
@@ -78,7 +78,7 @@ class LeaseBackend(Protocol):
 
 
 class Registration:
-    """Is an instance's place in a registry: renewed by `run`, left by `drain` and then `end`.
+    """An instance's entry in a registry: renewed by `run`, left by `drain` and then `end`.
 
     An instance drains for good: one whose lease was lost meanwhile registers as draining again.
     """
@@ -101,12 +101,12 @@ class Registration:
 
     @property
     def incarnation(self) -> int:
-        """The number of the lease that is held."""
+        """The incarnation of the current lease."""
         return self._incarnation
 
     @property
     def is_draining(self) -> bool:
-        """True once it gets no new calls."""
+        """True once the instance is no longer listed."""
         return self._is_draining
 
     @property
@@ -115,7 +115,7 @@ class Registration:
         return self._last_error
 
     async def renew(self) -> None:
-        """Extend the lease; register again where it was lost.
+        """Extend the lease; register again where it has expired.
 
         Raises:
             StaleIncarnation: a later process has registered under this name; stop.
@@ -130,7 +130,7 @@ class Registration:
                 await self._leasing.drain(self._endpoint, self._incarnation)
 
     async def drain(self) -> None:
-        """Get no new calls while those under way finish; may be repeated.
+        """Leave the list while calls under way finish; may be repeated.
 
         Raises what `renew` raises.
         """
@@ -143,7 +143,7 @@ class Registration:
             return
 
     async def end(self) -> None:
-        """Leave the registry; may be repeated, and a lease that was lost or replaced is no error.
+        """Deregister; may be repeated, and an expired or replaced lease is no error.
 
         Raises DiscoveryError where the registry cannot be asked: the lease then expires.
         """

@@ -4,7 +4,6 @@ from synchromesh.events.decider import Decider, Decision
 from synchromesh.events.log import (
     RELAY_PREFIX,
     SCHEMA,
-    TOPIC,
     Checkpoint,
     NewEvent,
     StoredEvent,
@@ -22,13 +21,12 @@ from synchromesh.events.log import (
 from synchromesh.events.projection import Projection, ProjectionOptions, ProjectionRunner
 from synchromesh.events.scenario import Given, When, given
 from synchromesh.events.sourcing import decide
-from synchromesh.events.subscription import Wakeup, subscribe
+from synchromesh.events.subscription import subscribe
 from synchromesh.events.types import EventTypes, snake_case
 
 __all__ = [
     "RELAY_PREFIX",
     "SCHEMA",
-    "TOPIC",
     "Checkpoint",
     "Decider",
     "Decision",
@@ -39,7 +37,6 @@ __all__ = [
     "ProjectionOptions",
     "ProjectionRunner",
     "StoredEvent",
-    "Wakeup",
     "When",
     "append",
     "append_each",

@@ -82,7 +82,7 @@ class ProjectionRunner:
         return f"projection/{self._projection.name}"
 
     async def run(self) -> None:
-        """Apply events as they come. A supervised child: it ends by cancellation or an error.
+        """Apply events until cancelled or until one fails for good. A supervised child.
 
         Raises:
             LogReplaced: the log was replaced: `rebuild` it.

@@ -1,4 +1,4 @@
-"""Subscriptions: the events that are there, then live ones, in one order."""
+"""Subscriptions: stored events, then live ones, in one order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from synchromesh.store import Store
 
 
 class Wakeup:
-    """Wait for appends, or for `poll_s` seconds: a wake-up is only a hint.
+    """Waits for appends, or for `poll_s` seconds: a wake-up is only a hint.
 
     Look at the log after `clear` and before `wait`: what comes in between is then not missed.
     """
@@ -44,7 +44,7 @@ async def subscribe(
     poll_s: float = 1.0,
     public_only: bool = False,
 ) -> AsyncGenerator[list[StoredEvent], None]:
-    """Yield all events after a checkpoint in batches: those that are there, then live ones.
+    """Yield all events after a checkpoint in batches: stored ones, then live ones.
 
     It never ends by itself. Nothing is skipped and nothing comes twice (E3); a wake-up that is lost
     delays a batch by `poll_s` at most. The reader keeps its own checkpoint.

@@ -1,10 +1,11 @@
-"""gateway: the way in from outside. Routes, keys, rates, and answers put together from several."""
+"""The API gateway: routes, authentication, rate limits, and response aggregation."""
 
 from synchromesh.gateway.auth import ApiKeys, Auth, Authenticator, KeyRing, Principal
-from synchromesh.gateway.check import check, explain
+from synchromesh.gateway.check import check
 from synchromesh.gateway.engine import GatewayEngine
 from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.outline import outline
 from synchromesh.gateway.routes import (
     Aggregate,
     Branch,
@@ -35,7 +36,7 @@ __all__ = [
     "Static",
     "TokenBuckets",
     "check",
-    "explain",
     "make_key",
+    "outline",
     "parse_keys",
 ]

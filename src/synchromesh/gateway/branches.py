@@ -1,4 +1,4 @@
-"""Reads the branches of an aggregate: what each needs from the path and from the others."""
+"""Compiles the branches of an aggregate: what each needs from the path and from the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CompiledBranch:
 def read_branches(
     aggregate: Aggregate, template: Template, deadline_s: float, note: Note
 ) -> dict[str, CompiledBranch]:
-    """Return the branches as the engine runs them, and note every mistake."""
+    """Compile branches, and collect every mistake."""
     if template.method != "GET":
         note(f"an aggregate only reads; write GET, not {template.method}")
     if not any(branch.required for branch in aggregate.branches.values()):
@@ -88,7 +88,7 @@ def _shapes(aggregate: Aggregate, note: Note) -> dict[str, Signature]:
 
 
 class _BranchReader:
-    """Reads one branch, and notes what is wrong with it."""
+    """Compiles one branch, and collects its mistakes."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ def _missing(shape: Signature, args: Mapping[str, str]) -> list[str]:
 
 
 def _circle_of(parts: Mapping[str, CompiledBranch]) -> list[str]:
-    """Return one circle of branches that need each other, its first one at both ends."""
+    """Return a cycle of branches that need each other, with its first one at both ends."""
     needs = {
         name: sorted({r.branch for r in part.step.references.values()} & parts.keys())
         for name, part in parts.items()

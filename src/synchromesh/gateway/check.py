@@ -1,4 +1,4 @@
-"""Reads a gateway's definition: every mistake in it is named before anything listens.
+"""Compiles and checks a gateway's definition: every mistake is reported before anything listens.
 
 `check` returns the mistakes, `explain` says in words what is served, and `compiled` returns what
 the engine runs on, or raises with every mistake.
@@ -14,20 +14,17 @@ from synchromesh.calls.contract import Operation
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway.branches import CompiledBranch, read_branches
-from synchromesh.gateway.fallbacks import CompiledFallback, in_words, read_fallback
+from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
 from synchromesh.gateway.forward import CompiledForward, read_forward
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.limits import burst_of, interval_of
 from synchromesh.gateway.router import Template, clashes
 from synchromesh.gateway.routes import (
     Aggregate,
-    Branch,
     Forward,
     Gateway,
     Rate,
     Route,
-    Stale,
-    Static,
 )
 from synchromesh.gateway.shapes import is_a, is_text
 
@@ -66,14 +63,14 @@ class CompiledRoute:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a gateway's definition was read as; with a mistake in it the entries are not served."""
+    """A compiled gateway and its mistakes; with any mistake it is not served."""
 
     entries: tuple[CompiledRoute, ...]
     mistakes: tuple[str, ...]
 
 
 def check(gateway: Gateway) -> tuple[str, ...]:
-    """Return every mistake of a gateway in a sentence of its own; none where it can be served.
+    """Return every mistake of a gateway, a sentence each; none where it can be served.
 
     Example:
         >>> check(Gateway(routes=[]))
@@ -83,7 +80,7 @@ def check(gateway: Gateway) -> tuple[str, ...]:
 
 
 def compiled(gateway: Gateway) -> tuple[CompiledRoute, ...]:
-    """Return what the engine runs on.
+    """Return the compiled routes.
 
     Raises:
         ConfigError: there are mistakes; the message names them all.
@@ -95,76 +92,16 @@ def compiled(gateway: Gateway) -> tuple[CompiledRoute, ...]:
 
 
 def refusal_of(mistakes: Sequence[str]) -> ConfigError:
-    """Return the error that names them all."""
+    """Return the error that lists all mistakes."""
     lines = "".join(f"\n  {mistake}" for mistake in mistakes)
     return ConfigError(f"the gateway cannot be served, mistakes: {len(mistakes)}{lines}")
-
-
-def explain(gateway: Gateway) -> tuple[str, ...]:
-    """Say what is served, one line a route and one a branch; mistakes are left to `check`.
-
-    Example:
-        >>> explain(Gateway(routes=[]))
-        ()
-    """
-    lines: list[str] = []
-    for route in gateway.routes:
-        if isinstance(route, Route):
-            kind = "command" if route.operation.is_command else "query"
-            lines.append(
-                f"{route.route} -> {kind} {route.operation.full_name}; {_conditions(route)}"
-            )
-        elif isinstance(route, Forward):
-            lines.append(
-                f"{route.route} -> passed on to {route.to} {route.path}".rstrip()
-                + f"; {_conditions(route)}"
-            )
-        else:
-            lines.append(f"{route.route} -> {len(route.branches)} branches; {_conditions(route)}")
-            lines += [f"  {name}: {_branch(branch)}" for name, branch in route.branches.items()]
-    return tuple(lines)
-
-
-def _conditions(route: Route | Aggregate | Forward) -> str:
-    if route.public:
-        who = "public"
-    elif route.scopes:
-        who = f"scopes {', '.join(sorted(route.scopes))}"
-    else:
-        who = "any principal"
-    parts = [who, f"deadline {route.deadline}"]
-    if route.rate is not None:
-        parts.append(f"rate {route.rate.limit}" + _burst(route.rate))
-    if isinstance(route, Route):
-        parts += _else(route.fallback)
-    if isinstance(route, Forward):
-        parts.append(f"body at most {route.body_max}")
-        parts += [f"passes {name}" for name in sorted(route.headers)]
-    return ", ".join(parts)
-
-
-def _burst(rate: Rate) -> str:
-    return "" if rate.burst is None else f" with bursts of {rate.burst}"
-
-
-def _branch(branch: Branch) -> str:
-    args = ", ".join(f"{name}={source}" for name, source in branch.args.items())
-    parts = [f"{branch.operation.full_name}({args})"]
-    parts.append("required" if branch.required else "optional")
-    if branch.timeout is not None:
-        parts.append(f"timeout {branch.timeout}")
-    return ", ".join([*parts, *_else(branch.fallback)])
-
-
-def _else(fallback: Static | Stale | None) -> list[str]:
-    return [f"falls back to {in_words(fallback)}"] if fallback is not None else []
 
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
 def read(gateway: Gateway) -> Reading:
-    """Read a gateway: its entries, and every mistake in it.
+    """Compile a gateway, and collect every mistake in it.
 
     Example:
         >>> read(Gateway(routes=[])).entries
@@ -197,7 +134,7 @@ def read(gateway: Gateway) -> Reading:
 
 
 class _Reader:
-    """Reads one route, and notes what is wrong with it."""
+    """Compiles one route, and collects its mistakes."""
 
     def __init__(
         self, route: Route | Aggregate | Forward, mistakes: list[str], *, has_auth: bool

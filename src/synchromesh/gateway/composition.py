@@ -1,4 +1,4 @@
-"""An aggregate under way: which branches can start, and what became of each. A pure machine.
+"""The progress of an aggregate: which branches can start, and their outcomes. A pure machine.
 
     waiting ──what it needs has data──▶ running ──▶ ok | stale | static | rejected | failed
        ├──what it needs has none──────▶ skipped
@@ -20,7 +20,7 @@ from synchromesh.errors import SynchromeshError
 
 
 class BranchStatus(Enum):
-    """Says what became of a branch."""
+    """The outcome of a branch."""
 
     OK = "ok"
     STALE = "stale"
@@ -35,7 +35,7 @@ _WITH_DATA = frozenset({BranchStatus.OK, BranchStatus.STALE, BranchStatus.STATIC
 
 
 class BranchOutcome(msgspec.Struct, frozen=True):
-    """What became of one branch.
+    """The outcome of one branch, with its answer or error.
 
     Attributes:
         value: the answer, where there is one.
@@ -61,7 +61,7 @@ class BranchOutcome(msgspec.Struct, frozen=True):
 
     @property
     def is_partial(self) -> bool:
-        """True where the whole is less than it could be."""
+        """True where the branch makes the aggregate a partial result."""
         return self.status not in (BranchStatus.OK, BranchStatus.ABSENT)
 
 
@@ -80,21 +80,21 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class BranchNode:
-    """What the machine knows of a branch: by parameter, what it needs from others."""
+    """A branch as the machine has it: by parameter, the references to other branches."""
 
     references: Mapping[str, Reference]
     is_required: bool = False
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Tells the shell to start a branch, with the arguments that come from other branches."""
+    """A decision to start a branch, with the arguments that come from other branches."""
 
     name: str
     arguments: dict[str, object]
 
 
 class Composition:
-    """One aggregate under way.
+    """One aggregate in progress.
 
     Args:
         steps: the branches by name; their references make no circle.
@@ -118,25 +118,25 @@ class Composition:
 
     @property
     def is_ended(self) -> bool:
-        """True once there is an answer, or a required branch has none."""
+        """True once all branches have finished, or a required one has failed."""
         return bool(self.failed) or len(self.outcomes) == len(self._steps)
 
     @property
     def running(self) -> tuple[str, ...]:
-        """The branches that were started and have not finished."""
+        """The branches in progress."""
         return tuple(self._running)
 
     @property
     def partial(self) -> tuple[str, ...]:
-        """The branches that make the whole less than it could be."""
+        """The branches that make the result partial."""
         return tuple(n for n in self._steps if n in self.outcomes and self.outcomes[n].is_partial)
 
     def begin(self) -> list[Start]:
-        """Return the branches that need no other."""
+        """Start the branches that need no other."""
         return self._startable()
 
     def finish(self, name: str, outcome: BranchOutcome) -> list[Start]:
-        """Take what became of a running branch; return the branches that can start now."""
+        """Record the outcome of a running branch; return the branches that can start now."""
         del self._running[name]
         self._conclude(name, outcome)
         return self._startable() if self._waiting else []

@@ -1,4 +1,4 @@
-"""Reads the fallback of a branch or a route: what is answered where its service fails."""
+"""Compiles the fallback of a branch or a route: the answer where its service fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CompiledFallback:
 def read_fallback(
     fallback: Static | Stale | None, result: Any, note: Note
 ) -> CompiledFallback | None:
-    """Return a fallback as the engine runs it, None for none, and note what is wrong with it.
+    """Compile a fallback, None for none, and collect its mistakes.
 
     Args:
         result: the type of the operation's answers.
@@ -60,11 +60,11 @@ def read_fallback(
     return None
 
 
-def in_words(fallback: Static | Stale | None) -> str:
-    """Say in words what is answered where the service fails; "" where there is no fallback.
+def describe_fallback(fallback: Static | Stale | None) -> str:
+    """Describe a fallback in words; "" where there is none.
 
     Example:
-        >>> in_words(Stale("10m"))
+        >>> describe_fallback(Stale("10m"))
         'its last answer, at most 10m old'
     """
     if isinstance(fallback, Stale):

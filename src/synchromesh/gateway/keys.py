@@ -1,4 +1,4 @@
-"""API keys and the file that holds their hashes.
+"""API keys, and the file of their hashes.
 
     {"keys": [{"id": "k3v9...", "principal": "shop", "scopes": ["orders:write"],
                "hash": "scrypt:16384:8:1:<salt>:<hash>", "expires": "2027-01-01T00:00:00Z"}]}
@@ -34,7 +34,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One entry of the file: whose key it is, what they may do, and how it is recognised.
+    """An entry of the file: the principal, its scopes, and the hash of its key.
 
     Attributes:
         id: the part of the key that is no secret.
@@ -65,7 +65,7 @@ class KeysFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def is_scope(text: object) -> bool:
-    """Tell whether a text can be a scope, such as "orders:write"."""
+    """Return whether a text is a valid scope, such as "orders:write"."""
     return isinstance(text, str) and bool(_SCOPE.fullmatch(text))
 
 
@@ -77,7 +77,7 @@ def make_key(
     expires: dt.datetime | None = None,
     cost: int = COST,
 ) -> tuple[str, ApiKey]:
-    """Make a key; return its text, which is shown once and kept nowhere, and its entry.
+    """Generate a key; return its text, to be shown once and not stored, and its entry.
 
     Args:
         principal: who it stands for.
@@ -107,7 +107,7 @@ def split_key(text: str) -> tuple[str, str] | None:
 
 
 def is_key(secret: str, key: ApiKey) -> bool:
-    """Tell whether a secret is that of an entry; slow on purpose."""
+    """Verify a secret against an entry; slow on purpose."""
     cost, salt, expected = _parse_hash(key.hash)
     return hmac.compare_digest(_scrypt(secret, salt, cost), expected)
 

@@ -1,4 +1,4 @@
-"""The last good answers of branches and routes, for when their service fails. A pure machine."""
+"""The last good answers of branches and routes, for stale fallbacks. A pure machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 
 class LastAnswers:
-    """Keeps the last answer to each question, bounded in number and in bytes.
+    """Caches the last answer to each query, bounded in number and in bytes.
 
     The one that was neither given nor asked for the longest makes room.
 
@@ -31,7 +31,7 @@ class LastAnswers:
         self._answers: OrderedDict[Hashable, tuple[bytes, float]] = OrderedDict()
 
     def keep(self, question: Hashable, answer: bytes, now: float) -> None:
-        """Keep an answer that came `now`, in place of an older one."""
+        """Cache an answer, in place of an older one."""
         self._drop(question)
         if len(answer) > self._bytes_max:
             return
@@ -43,7 +43,7 @@ class LastAnswers:
     def find(
         self, question: Hashable, *, at_most_s: float, now: float
     ) -> tuple[bytes, float] | None:
-        """Return the last answer and its age in seconds; None where there is none that young."""
+        """Return the last answer with its age in seconds; None where none is young enough."""
         found = self._answers.get(question)
         if found is None or now - found[1] > at_most_s:
             return None

@@ -1,4 +1,4 @@
-"""What a gateway serves, as values: for those who ask before they change it."""
+"""The outline of a gateway: what it serves, as values."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import msgspec
 
 from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.check import CompiledRoute, compiled
-from synchromesh.gateway.fallbacks import in_words
+from synchromesh.gateway.fallbacks import describe_fallback
 from synchromesh.gateway.routes import Branch, Forward, Gateway, Route
 
 
 class RateOutline(msgspec.Struct, frozen=True):
-    """How often each client may ask."""
+    """The rate limit of each client."""
 
     limit: str
     burst: int
 
 
 class BranchOutline(msgspec.Struct, frozen=True):
-    """One branch; `after` names those whose answers it needs, `turn` counts from 1."""
+    """A branch; `after` names the branches that it needs, `turn` counts from 1."""
 
     name: str
     operation: str
@@ -33,12 +33,13 @@ class BranchOutline(msgspec.Struct, frozen=True):
 
 
 class RouteOutline(msgspec.Struct, frozen=True):
-    """One route; an aggregate has branches, in the order of their turns, and no operation.
+    """A route; an aggregate has branches, in the order of their turns, and no operation.
 
     Attributes:
         kind: "command", "query", "aggregate" or "forward".
         operation: what answers; of a forward the upstream, and the path there.
         scopes: what the principal has to hold, all of them.
+        headers: of a forward, the request headers that pass besides the usual ones.
     """
 
     route: str
@@ -51,17 +52,18 @@ class RouteOutline(msgspec.Struct, frozen=True):
     branches: tuple[BranchOutline, ...] = ()
     fallback: str = ""
     body_max: str = ""
+    headers: tuple[str, ...] = ()
 
     @property
     def who(self) -> str:
-        """Who may, in words."""
+        """Who may use the route, in words."""
         if self.is_public:
             return "anybody"
         return ", ".join(self.scopes) or "any principal"
 
 
 def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
-    """Return what is served, in the order of the routes.
+    """Return the outline of each route, in their order.
 
     Raises:
         ConfigError: there are mistakes; the message names them all.
@@ -73,24 +75,26 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
         ...     @query("GET /stock/{sku}")
         ...     async def stock(self, sku: str) -> int: ...
         >>> gateway = Gateway(routes=[Route("GET /stock/{sku}", Inventory.stock, public=True)])
-        >>> [(told.route, told.operation, told.who) for told in outline(gateway)]
+        >>> [(each.route, each.operation, each.who) for each in outline(gateway)]
         [('GET /stock/{sku}', 'inventory.stock', 'anybody')]
     """
-    told = []
+    outlines = []
     for route, entry in zip(gateway.routes, compiled(gateway), strict=True):
         kind, operation, fallback, body_max = "aggregate", "", "", ""
+        headers: tuple[str, ...] = ()
         branches: tuple[BranchOutline, ...] = ()
         if isinstance(route, Route):
             kind = "command" if route.operation.is_command else "query"
             operation = route.operation.full_name
-            fallback = in_words(route.fallback)
+            fallback = describe_fallback(route.fallback)
         elif isinstance(route, Forward):
             assert entry.passage is not None
             kind, body_max = "forward", route.body_max
             operation = f"{route.to} {entry.passage.path}"
+            headers = tuple(sorted(route.headers))
         else:
             branches = _branches(route.branches, entry)
-        told.append(
+        outlines.append(
             RouteOutline(
                 route=route.route,
                 kind=kind,
@@ -102,14 +106,15 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 branches=branches,
                 fallback=fallback,
                 body_max=body_max,
+                headers=headers,
             )
         )
-    return tuple(told)
+    return tuple(outlines)
 
 
 def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[BranchOutline, ...]:
     turns: dict[str, int] = {}
-    told = [
+    outlines = [
         BranchOutline(
             name=name,
             operation=branch.operation.full_name,
@@ -118,11 +123,11 @@ def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[Bra
             after=_after(entry.parts[name]),
             is_required=branch.required,
             timeout=branch.timeout,
-            fallback=in_words(branch.fallback),
+            fallback=describe_fallback(branch.fallback),
         )
         for name, branch in branches.items()
     ]
-    return tuple(sorted(told, key=lambda each: each.turn))
+    return tuple(sorted(outlines, key=lambda each: each.turn))
 
 
 def _after(part: CompiledBranch) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ def _after(part: CompiledBranch) -> tuple[str, ...]:
 
 
 def _turn(name: str, parts: Mapping[str, CompiledBranch], turns: dict[str, int]) -> int:
-    """Return in which turn a branch can start: after the last of those that it needs."""
+    """Return the turn in which a branch can start: after the last of those that it needs."""
     if name not in turns:
         before = [_turn(other, parts, turns) for other in _after(parts[name])]
         turns[name] = 1 + max(before, default=0)

@@ -1,4 +1,4 @@
-"""What the outside is told of an error: its code and status, and no internals (G6).
+"""Errors as clients see them: their code and status, without internals (G6).
 
 A declared rejection is an answer and passes whole. Of any other error the class counts: its text
 may name instances, addresses and statements, and stays in the log, where the trace id leads.
@@ -66,7 +66,7 @@ _WORDS: dict[type[SynchromeshError], str] = {
 
 
 def outside(error: BaseException) -> SynchromeshError:
-    """Return what the outside may know of an error that came from within.
+    """Return the public form of an internal error.
 
     Example:
         >>> outside(CircuitOpen("edge gateway -> billing, instance 10.0.0.7")).message
@@ -79,14 +79,14 @@ def outside(error: BaseException) -> SynchromeshError:
     for cls in type(error).__mro__:
         words = _WORDS.get(cls)
         if words is not None and issubclass(cls, SynchromeshError):
-            return _told(cls, words, error)
+            return _public(cls, words, error)
     if isinstance(error, SynchromeshError) and error.status < 500:
         return DownstreamFailed(_FAILED, cause_code="call_failed")
     return RemoteFailed(_FAILED)
 
 
 def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:
-    """Describe an error that the outside may know as an RFC 9457 problem, with its trace if any."""
+    """Render a public error as an RFC 9457 problem, with its trace if any."""
     problem = to_problem(error)
     # How often we tried, and what failed where, is ours.
     for name in ("attempts_used", "cause_code"):
@@ -94,13 +94,13 @@ def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:
     return problem | {"trace_id": trace_id} if trace_id else problem
 
 
-def _told(cls: type[SynchromeshError], words: str, error: BaseException) -> SynchromeshError:
-    told = cls.__new__(cls)
-    if isinstance(told, CallError):
+def _public(cls: type[SynchromeshError], words: str, error: BaseException) -> SynchromeshError:
+    public = cls.__new__(cls)
+    if isinstance(public, CallError):
         retry_after_s = error.retry_after_s if isinstance(error, CallError) else None
-        CallError.__init__(told, words, retry_after_s=retry_after_s)
-        if isinstance(told, DownstreamFailed):
-            told.cause_code = "call_failed"
+        CallError.__init__(public, words, retry_after_s=retry_after_s)
+        if isinstance(public, DownstreamFailed):
+            public.cause_code = "call_failed"
     else:
-        SynchromeshError.__init__(told, words)
-    return told
+        SynchromeshError.__init__(public, words)
+    return public

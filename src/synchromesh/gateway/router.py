@@ -1,4 +1,4 @@
-"""Which route a request means: method and path against templates. A pure machine.
+"""Routing: matches method and path against templates. A pure machine.
 
 A path is split at its slashes before anything in it is decoded, so that an encoded slash is a
 character of a value and never a step. A segment given by name wins over a place, and two routes
@@ -31,7 +31,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_.~-]*|\{[a-z_][a-z0-9_]*\}")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A method and a path with places.
+    """A method and a path with parameters.
 
     Example:
         >>> Template.of("GET /stock/{sku}").places
@@ -43,7 +43,7 @@ class Template:
 
     @classmethod
     def of(cls, text: str) -> Template:
-        """Read a template.
+        """Parse a template.
 
         Raises:
             ConfigError: it is none.
@@ -51,7 +51,7 @@ class Template:
         matched = _ROUTE.fullmatch(text)
         if matched is None or not all(map(_SEGMENT.fullmatch, matched[2].split("/"))):
             raise ConfigError(
-                f"{text[:80]!r} is no route; write a method and a path, such as "
+                f"{text[:80]!r} is not a route; write a method and a path, such as "
                 '"GET /stock/{sku}"; a {place} is a whole segment of the path'
             )
         template = cls(matched[1], matched[2])
@@ -61,13 +61,13 @@ class Template:
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """What stands between the slashes; "" for a place."""
+        """The segments of the path; "" for a parameter."""
         parts = self.path.split("/")[1:]
         return tuple("{}" if part.startswith("{") else part for part in parts)
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The names of the places, in order."""
+        """The names of the path's parameters, in order."""
         return tuple(p[1:-1] for p in self.path.split("/") if p.startswith("{"))
 
 
@@ -172,7 +172,7 @@ def find(routes: Routes[T], method: str, path: str) -> Match[T] | NoMatch:
 
 
 def _canonical(path: str) -> str:
-    """Encode what has to be encoded and nothing else: `%61` is `a` (RFC 3986, section 6.2.2.2)."""
+    """Normalize percent-encoding: `%61` is `a` (RFC 3986, section 6.2.2.2)."""
     try:
         segments = [unquote(part, errors="strict") for part in path.split("/")]
     except UnicodeDecodeError as error:

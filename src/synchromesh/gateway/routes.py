@@ -1,4 +1,4 @@
-"""What users write: a gateway, its routes and its aggregates. Values; making them starts nothing.
+"""The definition of a gateway: routes and aggregates as values; making them starts nothing.
 
 They hold what was written, right or wrong: `check` names every mistake of the whole gateway at
 once, before anything listens.

@@ -1,4 +1,4 @@
-"""Types of arguments and answers: which field an answer has, and whether it fits a parameter."""
+"""Types of arguments and answers: the fields of an answer, and whether it fits a parameter."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import msgspec
 
 
 def is_a(value: object, *kinds: type) -> bool:
-    """Tell whether a value is what its annotation says; not every user has a type checker."""
+    """Return whether a value has its annotated type; not every user has a type checker."""
     return isinstance(value, kinds)
 
 
 def without_null(kind: Any) -> tuple[Any, bool]:
-    """Return a type without null, and whether it had it.
+    """Return a type without null, and whether it included null.
 
     Example:
         >>> without_null(str | None), without_null(int)
@@ -63,7 +63,7 @@ def fields_of(kind: Any) -> dict[str, Any] | None:
 
 
 def fits(source: Any, target: Any) -> bool:
-    """Tell whether every value of one type is one of another; null is left out of account.
+    """Return whether one type is a subtype of another, null aside.
 
     What cannot be told is no: the remedy is a field of the parameter's own type.
 
@@ -77,7 +77,7 @@ def fits(source: Any, target: Any) -> bool:
 
 
 def is_text(kind: Any) -> bool:
-    """Tell whether a type is written as one segment of a path: no collection and no struct."""
+    """Return whether a type is written as one segment of a path: no collection and no struct."""
     return not any(
         isinstance(origin, type)
         and (

@@ -15,7 +15,7 @@ FULL_BYTES: Final = 64 * 1024
 
 
 class Body:
-    """Is a body that is still coming; it has one reader, which reads it once.
+    """A body that is still coming; it has one reader, which reads it once.
 
     Args:
         length: how long the sender says it is; None where that is not known, 0 for none.

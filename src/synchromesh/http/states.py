@@ -95,7 +95,7 @@ REPLIES: Final = _table(REPLYING)
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Is a read timeout: which limit, and the status that it is answered with.
+    """A read timeout: which limit, and the status that it is answered with.
 
     Attributes:
         limit: the field of `Limits` that says how long.

@@ -14,7 +14,7 @@ from synchromesh.http.message import Headers, HttpResponse, RawPair
 
 
 class StreamedExchange(ClientExchange):
-    """Is an exchange with streamed bodies, with backpressure in both directions.
+    """An exchange with streamed bodies, with backpressure in both directions.
 
     Args:
         head: as it is framed for the wire.

@@ -14,10 +14,7 @@ from synchromesh.messaging.consumer import (
 from synchromesh.messaging.message import (
     DELIVER,
     Message,
-    Receipt,
     deliver_to,
-    message_of,
-    partition_key_of,
     publish,
 )
 from synchromesh.messaging.relay import Relay, RelayOptions
@@ -31,12 +28,9 @@ __all__ = [
     "Dropped",
     "Message",
     "MessageHandler",
-    "Receipt",
     "Relay",
     "RelayOptions",
     "Window",
     "deliver_to",
-    "message_of",
-    "partition_key_of",
     "publish",
 ]

@@ -1,4 +1,4 @@
-"""The consumer: takes delivered messages into this service's own units, each with one effect.
+"""The consumer: handles delivered messages, each exactly once, in this service's own units.
 
 A message that a handler cannot take is parked in the consumer's own database and acknowledged, and
 so are the later ones of its scope, in order, until a person replays or drops it; other scopes flow
@@ -61,7 +61,7 @@ _log = logging.getLogger("synchromesh.messaging")
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that waits for a person, or behind one that does."""
+    """A parked message: it failed, or waits behind one of its partition key that did."""
 
     source: str
     scope: str
@@ -71,7 +71,7 @@ class DeadLetter:
 
 
 class Dropped(msgspec.Struct, frozen=True):
-    """What the log keeps of a message that a person took off the list unhandled."""
+    """The event that records a dead letter dropped by an operator."""
 
     source: str
     message_id: str
@@ -112,7 +112,7 @@ class Consumer:
         self._failures: dict[tuple[str, str], int] = {}
 
     async def take(self, source: str, message: Message) -> Receipt:
-        """Take a message; what acknowledges it is returned only once durable.
+        """Handle a message and return its receipt, once the outcome is durable.
 
         Raises:
             StoreFull, StoreLocked, StoreReadOnly, Shed: the database is at fault, not the message.
@@ -181,7 +181,7 @@ class Consumer:
         return Receipt("handled")
 
     async def parked(self, *, limit: int = 100) -> list[DeadLetter]:
-        """Return what waits for a person, oldest first within each scope."""
+        """Return the dead letters, oldest first within each partition key."""
         rows = await self._store.read(
             "select source, scope, message, reason, parked_us from sm_parked "
             "order by source, scope, log_id, position limit ?",
@@ -193,7 +193,7 @@ class Consumer:
         ]
 
     async def parked_count(self) -> int:
-        """Return how many messages wait for a person."""
+        """Return the number of dead letters."""
         return int((await self._store.read("select count(*) from sm_parked"))[0][0] or 0)
 
     async def replay(self, source: str, scope: str) -> int:
@@ -227,18 +227,18 @@ class Consumer:
         return done
 
     async def drop(self, source: str, message_id: str, *, who: str, why: str) -> bool:
-        """Take one parked message off the list unhandled; False where it is not parked.
+        """Discard one parked message unhandled; False where it is not parked.
 
         Who did it and why is an event of this service's log, in the same commit.
 
         Raises:
-            BadRequest: it is no message id, or nobody says who and why.
+            BadRequest: it is not a message id, or nobody says who and why.
         """
         log_id, _, position = message_id.rpartition(":")
         if not (position.isascii() and position.isdigit() and len(position) <= 18):
-            raise BadRequest(f"{message_id[:80]!r} is no message id; expected log_id:position")
+            raise BadRequest(f"{message_id[:80]!r} is not a message id; expected log_id:position")
         if not (who.strip() and why.strip()):
-            raise BadRequest(f"dropping message {message_id} has to say who does it, and why")
+            raise BadRequest(f"dropping message {message_id} needs a name and a reason")
 
         async def body(unit: Unit) -> bool:
             rows = await unit.execute(
@@ -271,7 +271,7 @@ class Consumer:
 
 
 class RejectedMessage(Exception):
-    """Tells that a handler raised a `Rejection`, which no publisher waits for."""
+    """Raised when a message handler raised a `Rejection`: no caller could receive it."""
 
 
 async def _is_blocked(unit: Unit, source: str, scope: str) -> bool:

@@ -38,12 +38,12 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """What the consumer's inbox knows it by."""
+        """The key of the message in the consumer's inbox."""
         return f"{self.log_id}:{self.position}"
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What a consumer did: "handled", "parked", "ignored" (not subscribed), or "failed".
+    """The outcome of a delivery: "handled", "parked", "ignored" (not subscribed), or "failed".
 
     All but "failed" acknowledge; a failed message is delivered again. It is an answer and no error,
     so that one poison message does not open the breaker for all others.
@@ -100,7 +100,7 @@ def message_of(stored: StoredEvent, log_id: str) -> Message:
 
 
 def partition_key_of(stored: StoredEvent) -> str:
-    """Return within what an event keeps its order: its key, or its name where it has none."""
+    """Return the partition key of an event: its key, or its name where it has none."""
     return stored.partition_key or f"*{stored.name}"
 
 

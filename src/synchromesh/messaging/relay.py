@@ -58,7 +58,7 @@ _log = logging.getLogger("synchromesh.messaging")
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """Configures a relay: what it holds at once, its polling and backoff; times in seconds.
+    """Configures a relay: its window, polling and backoff; times in seconds.
 
     Example:
         >>> RelayOptions(in_flight_max=8).timeout_s
@@ -106,7 +106,7 @@ class Relay:
         return f"{RELAY_PREFIX}{self._subscriber}"
 
     async def run(self) -> None:
-        """Deliver for ever. Only cancellation ends it, or an error of the log itself.
+        """Deliver until cancelled, or until the log itself fails. A supervised child.
 
         Raises:
             LogReplaced: the checkpoint belongs to another log; a person has to decide.
@@ -185,7 +185,7 @@ class Relay:
         return True
 
     async def _deliver(self, event: StoredEvent) -> None:
-        """Send until the consumer has acknowledged: an outage delays messages, it loses none."""
+        """Send until the consumer acknowledges: an outage delays messages and loses none."""
         arguments = encode({"message": message_of(event, self._store.log_id)})
         operation = deliver_to(self._subscriber)
         attempt, was_refused = 0, False

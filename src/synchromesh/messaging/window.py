@@ -1,4 +1,4 @@
-"""Which messages may be under way: one a scope, in order, and how far all of them have come.
+"""The relay's window: one message in flight a partition key, and the checkpoint reached.
 
 A pure machine. Messages enter in the order of the log and leave when they are acknowledged; the
 checkpoint is the last position before which everything was acknowledged, so a relay that restarts
@@ -13,7 +13,7 @@ from collections import deque
 
 
 class Window:
-    """Holds the positions between the checkpoint and the newest that was read.
+    """Tracks the positions between the checkpoint and the newest one read.
 
     Args:
         checkpoint: the position up to which everything was acknowledged before.
@@ -45,23 +45,23 @@ class Window:
 
     @property
     def room(self) -> int:
-        """How many more positions may be read."""
+        """The number of positions that may still be read."""
         return self._held_max - len(self._order)
 
     def skip(self, position: int) -> None:
-        """Pass over a position that concerns nobody here."""
+        """Skip a position that is not for this subscriber."""
         self._enter(position)
         self._done.add(position)
         self._close_prefix()
 
     def add(self, position: int, scope: str) -> None:
-        """Take in the next message of the log."""
+        """Add the next message of the log."""
         self._enter(position)
         self._scopes[position] = scope
         self._queues.setdefault(scope, deque()).append(position)
 
     def ready(self) -> list[int]:
-        """Return the positions that may be sent now, and count them as under way."""
+        """Return the positions that may be sent now, and mark them as in flight."""
         found = []
         for queue in self._queues.values():
             if len(self._in_flight) >= self._in_flight_max:
@@ -72,7 +72,7 @@ class Window:
         return found
 
     def acknowledge(self, position: int) -> None:
-        """Note that the consumer's commit is durable; the next of its scope becomes ready."""
+        """Mark a position as acknowledged; the next of its partition key becomes ready."""
         self._in_flight.remove(position)
         scope = self._scopes.pop(position)
         queue = self._queues[scope]

@@ -22,12 +22,9 @@ from synchromesh.resilience.policy import Policy
 from synchromesh.resilience.retry import (
     AttemptsLeft,
     BudgetOptions,
-    Chance,
     RetryBudget,
     RetryOptions,
 )
-from synchromesh.timers import Timers
-from synchromesh.wheel import Deadline, Wheel
 
 __all__ = [
     "TRANSITIONS",
@@ -39,9 +36,7 @@ __all__ = [
     "BreakerSnapshot",
     "BreakerState",
     "BudgetOptions",
-    "Chance",
     "Classification",
-    "Deadline",
     "DeadlinePassed",
     "Edge",
     "LimitOptions",
@@ -49,10 +44,8 @@ __all__ = [
     "Policy",
     "RetryBudget",
     "RetryOptions",
-    "Timers",
     "Transition",
     "Trigger",
-    "Wheel",
     "classify",
     "is_being_cancelled",
     "may_retry",

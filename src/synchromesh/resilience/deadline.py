@@ -57,7 +57,7 @@ async def within(body: Callable[[], Awaitable[T]], deadline_s: float | None) -> 
 
 
 def is_being_cancelled() -> bool:
-    """Say whether somebody cancels the current task, and not only what it awaited.
+    """Return whether the current task is being cancelled, and not only what it awaited.
 
     Asked in a function, for a task in a frame that raises its `CancelledError` again is a cycle.
 

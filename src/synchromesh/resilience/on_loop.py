@@ -108,7 +108,7 @@ class Cut(Deadline):
         self.task.cancel()
 
     def is_alone(self) -> bool:
-        """Take the cancellation back; return whether nobody else has cancelled the task."""
+        """Undo the cancellation; return whether nothing else has cancelled the task."""
         return self.task.uncancel() <= self.cancelling
 
 

@@ -4,7 +4,7 @@ A saga function awaits steps; each is recorded in the service's own database, an
 before what it depends on is durable. After a crash the function is run again from its records.
 """
 
-from synchromesh.saga.definition import SagaDefinition, Starter
+from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.engine import Engine
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
@@ -16,7 +16,6 @@ __all__ = [
     "SagaDefinition",
     "SagaPolicy",
     "SagaRun",
-    "Starter",
     "Step",
     "Together",
 ]

@@ -120,7 +120,7 @@ class StepAttempts:
             return await self._call(key, step, span_id)
         if isinstance(step, WriteStep):
             return await self._write(key, step, span_id)
-        raise SagaError(f"{step!r} is no step of this engine")
+        raise SagaError(f"{step!r} is not a step of this engine")
 
     async def of_undo(self, undo: UndoStep, step: Step[Any], span_id: str) -> AttemptOutcome:
         """Try the undo of a step once; raises as `of_step` does."""

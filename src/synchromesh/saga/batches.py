@@ -37,27 +37,27 @@ _PARTS_MAX = 512
 
 
 class Entry(Part):
-    """A part on its way: it calls `told` with what became of it, then wakes those who wait.
+    """A part on its way: it calls `on_settled` with what became of it, then wakes those who wait.
 
     Attributes:
         is_dropped: its run has left memory: it is not written any more, unless it is already.
     """
 
-    __slots__ = ("_loop", "_told", "_waiters", "is_dropped")
+    __slots__ = ("_loop", "_on_settled", "_waiters", "is_dropped")
 
     def __init__(
         self,
         row: SagaRow,
         seq: int,
         records: Sequence[SagaRecord],
-        told: Callable[[bool | Exception], None],
+        on_settled: Callable[[bool | Exception], None],
         *,
         is_start: bool = False,
         begin: Callable[[Unit], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(row, seq, records, is_start=is_start, begin=begin)
         self._loop = asyncio.get_running_loop()
-        self._told = told
+        self._on_settled = on_settled
         self._waiters: list[asyncio.Future[bool]] = []
         self.is_dropped = False
 
@@ -72,7 +72,7 @@ class Entry(Part):
 
     def finish(self, outcome: bool | Exception) -> None:
         """Tell what became of it."""
-        self._told(outcome)
+        self._on_settled(outcome)
         if self._waiters:
             self._answer(outcome)
 

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class Clock:
-    """Is a wall clock that does not jump: read once, then carried on by the loop's clock.
+    """A wall clock that does not jump: read once, then advanced by the loop's clock.
 
     Stored deadlines are wall-clock microseconds; a run must not turn because somebody set the time.
     """

@@ -152,7 +152,7 @@ class Engine:
             self._give_up(execution)
             raise
 
-        def told(outcome: bool | Exception) -> None:
+        def on_settled(outcome: bool | Exception) -> None:
             self._starting.discard(execution)
             if outcome is not True:
                 self._give_up(execution)
@@ -162,7 +162,7 @@ class Engine:
             self._launch(execution)
 
         self._starting.add(execution)
-        execution.journal.start(begin, told)
+        execution.journal.start(begin, on_settled)
         return execution.journal.written()
 
     def _new_row(

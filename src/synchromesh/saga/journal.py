@@ -60,15 +60,15 @@ class Journal:
     def start(
         self,
         begin: Callable[[Unit], Awaitable[None]] | None,
-        told: Callable[[bool | Exception], None],
+        on_settled: Callable[[bool | Exception], None],
     ) -> None:
-        """Have the run inserted with its records so far; `told` hears what became of it."""
+        """Insert the run with its records so far; `on_settled` is called with the outcome."""
 
-        def hear(outcome: bool | Exception) -> None:
-            self._hear(outcome)
-            told(outcome)
+        def on_written(outcome: bool | Exception) -> None:
+            self._on_written(outcome)
+            on_settled(outcome)
 
-        self._put(Entry(self._row, 0, self.pending(), hear, is_start=True, begin=begin))
+        self._put(Entry(self._row, 0, self.pending(), on_written, is_start=True, begin=begin))
 
     async def flush(self) -> None:
         """Return once every record so far is durable, however often the store must be asked.
@@ -86,7 +86,7 @@ class Journal:
                 if self._lock.locked():
                     async with self._lock:  # the unit that is under way may take them along
                         continue
-                self._put(Entry(self._row, self._seq, self.pending(), self._hear))
+                self._put(Entry(self._row, self._seq, self.pending(), self._on_written))
             await self.written()
 
     async def write(self, body: _Body, kept: _Keep) -> bytes:
@@ -149,7 +149,7 @@ class Journal:
         self._entry = entry
         self._deps.batches.put(entry)
 
-    def _hear(self, outcome: bool | Exception) -> None:
+    def _on_written(self, outcome: bool | Exception) -> None:
         entry, self._entry = self._entry, None
         if outcome is True and entry is not None:
             self._advance(len(entry.records))

@@ -44,7 +44,7 @@ class RecordKind(_Word):
 
 
 class StepState(_Word):
-    """How far a step has come; UNKNOWN is begun, and nobody knows whether it has an effect."""
+    """The state of a step; UNKNOWN has begun, and may or may not have taken effect."""
 
     NEW = "new"
     UNKNOWN = "unknown"
@@ -94,7 +94,7 @@ class AttemptResult(_Word):
 
 
 class Action(_Word):
-    """What a decision comes to."""
+    """The outcome of a decision."""
 
     RETURN = "return"
     RETRY = "retry"

@@ -256,12 +256,12 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
     rows: list[tuple[SqlValue, ...]] = []
     turns: list[tuple[SqlValue, ...]] = []
     ends: list[tuple[SqlValue, ...]] = []
-    told: list[tuple[str, NewEvent]] = []
+    milestones: list[tuple[str, NewEvent]] = []
     for part in parts:
         row, seq = part.row, part.seq
         if part.is_start:
             starts.append(_values(row, epoch))
-            told.append(_milestone(unit, row, "started", SagaStatus.RUNNING))
+            milestones.append(_milestone(unit, row, "started", SagaStatus.RUNNING))
         for record in part.records:
             kind, seq = record.kind, seq + 1
             rows.append((
@@ -272,16 +272,16 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
                 # A completed run has the JSON of a result; one that is undone has none.
                 status = SagaStatus.COMPLETED if record.body else SagaStatus.UNDONE
                 ends.append((status._value_, record.body or None, record.at_us, row.id))
-                told.append(_milestone(unit, row, "ended", status))
+                milestones.append(_milestone(unit, row, "ended", status))
             elif kind in _STATUS_OF:
                 status, reason = _STATUS_OF[kind], decode(record.body, SagaCause).reason
                 turns.append((status._value_, reason, row.id))
-                told.append(_milestone(unit, row, kind._value_, status, reason))
+                milestones.append(_milestone(unit, row, kind._value_, status, reason))
     for sql, values in ((_START, starts), (_RECORD, rows), (_TURN, turns), (_END, ends)):
         if values:
             await unit.execute_many(sql, values)
     # Told in the same commit: one story with the events.
-    await append_each(unit, told)
+    await append_each(unit, milestones)
 
 
 def _values(row: SagaRow, epoch: int) -> tuple[SqlValue, ...]:
@@ -295,8 +295,8 @@ def _values(row: SagaRow, epoch: int) -> tuple[SqlValue, ...]:
 def _milestone(
     unit: Unit, row: SagaRow, name: str, status: SagaStatus, reason: str = ""
 ) -> tuple[str, NewEvent]:
-    told = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_}
-    event = NewEvent(f"{unit.service}.saga_{name}", encode(told), trace_id=row.trace_id)
+    payload = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_}
+    event = NewEvent(f"{unit.service}.saga_{name}", encode(payload), trace_id=row.trace_id)
     return f"saga/{row.id}", event
 
 

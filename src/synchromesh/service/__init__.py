@@ -1,14 +1,13 @@
 """Services: handlers, the transaction and the context that users see, and a service's lifecycle."""
 
 from synchromesh.service.context import Context
-from synchromesh.service.definition import HandlerDefinition, ProjectionDefinition, Service
+from synchromesh.service.definition import Service
 from synchromesh.service.deps import KEEP_S, Deps
 from synchromesh.service.instance import (
-    Health,
     ServiceInstance,
     dry_run_migrations,
 )
-from synchromesh.service.supervisor import Child, GaveUp, Supervisor
+from synchromesh.service.supervisor import Child, RestartsExhausted, Supervisor
 from synchromesh.service.transaction import Transaction
 
 __all__ = [
@@ -16,10 +15,7 @@ __all__ = [
     "Child",
     "Context",
     "Deps",
-    "GaveUp",
-    "HandlerDefinition",
-    "Health",
-    "ProjectionDefinition",
+    "RestartsExhausted",
     "Service",
     "ServiceInstance",
     "Supervisor",

@@ -37,8 +37,8 @@ Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """What the handlers of one running service work with."""
+class HandlerDeps:
+    """The dependencies of the handlers of one running service."""
 
     store: Store
     caller: Caller
@@ -49,8 +49,8 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """The keyed command that a handler runs for: what its first effect records as begun."""
+class RunningCommand:
+    """The keyed command that a handler runs for, as recorded before its first effect."""
 
     caller: str
     key: str
@@ -60,7 +60,7 @@ class Running:
 
 
 class Context:
-    """Gives a handler its request: deadline, trace, principal, key; and calls, reads, writes.
+    """The context of a request: its deadline, trace, principal and key; calls, reads and writes.
 
     Nested commands and units have keys made from this call's key, so that a handler that is run
     again after a crash repeats no effect (D3).
@@ -92,13 +92,13 @@ class Context:
 
     def __init__(
         self,
-        home: Home,
+        deps: HandlerDeps,
         context: CallContext,
-        running: Running | None,
+        running: RunningCommand | None,
         *,
         has_begun: bool = False,
     ) -> None:
-        self._home = home
+        self._deps = deps
         self._context = context
         self._running = running
         self._ordinals: dict[str, int] = {}
@@ -107,7 +107,7 @@ class Context:
         self._is_over = False
 
     def end(self) -> None:
-        """Refuse further effects: the command is concluded, and may be undone already."""
+        """Reject further effects: the command is concluded, and may already be undone."""
         self._is_over = True
 
     @property
@@ -132,19 +132,19 @@ class Context:
 
     @property
     def now_us(self) -> int:
-        """The wall clock as it is now, in microseconds since 1970 UTC."""
-        return self._home.runtime.wall_us()
+        """The wall clock, in microseconds since 1970 UTC."""
+        return self._deps.runtime.wall_us()
 
     def remaining_s(self) -> float | None:
-        """Return how long the caller still waits, in seconds; None for ever."""
+        """Return the seconds left until the deadline; None without one."""
         return self._context.remaining_s(asyncio.get_running_loop().time())
 
     def new_id(self) -> str:
         """Return a new UUIDv7. A handler that is run again gets another one."""
-        return self._home.runtime.new_id()
+        return self._deps.runtime.new_id()
 
     def call(self, call: Call[R], *, timeout_s: float | None = None) -> Coroutine[Any, Any, R]:
-        """Send a call and return its answer, in what is left of this call's deadline.
+        """Call another service and return its answer, within this call's deadline.
 
         Keys count the calls of an operation in the order in which they are made here, so that
         several may be awaited together and still have the same keys when the handler is run again.
@@ -163,29 +163,29 @@ class Context:
             context = self._context
             if context.undoes:
                 context = replace(context, undoes="")
-            return self._home.caller.call(call, context=context, timeout_s=timeout_s)
+            return self._deps.caller.call(call, context=context, timeout_s=timeout_s)
         running = self._writing(f"the command {operation.full_name}")
         key = _sent_key(running, self._nested(operation.full_name))
         context = replace(self._context, key=key, undoes="")
         return self._command(running, call, context, timeout_s)
 
     async def _command(
-        self, running: Running, call: Call[R], context: CallContext, timeout_s: float | None
+        self, running: RunningCommand, call: Call[R], context: CallContext, timeout_s: float | None
     ) -> R:
         self._check_over(f"the command {call.operation.full_name}")
         # Durable before the first effect elsewhere: an undo that comes in the middle then finds it,
         # instead of leaving a tombstone beside an effect that has happened.
         if not self.has_begun:
             with self._doubting():
-                await self._home.store.write(
-                    lambda unit: begin(unit, running, self._home.keep_s), name="begin a command"
+                await self._deps.store.write(
+                    lambda unit: begin(unit, running, self._deps.keep_s), name="begin a command"
                 )
             self.has_begun = True
-        return await self._home.caller.call(call, context=context, timeout_s=timeout_s)
+        return await self._deps.caller.call(call, context=context, timeout_s=timeout_s)
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
-        """Return rows of this service's database as they are committed."""
-        return await self._home.store.read(sql, *values)
+        """Query this service's database and return the committed rows."""
+        return await self._deps.store.read(sql, *values)
 
     def write(
         self, unit: Callable[[Transaction, *Ts], Awaitable[R]], *args: *Ts
@@ -204,12 +204,12 @@ class Context:
         running = self._writing("ctx.write")
         name = getattr(unit, "__name__", "unit")
         wanted = digest(_recordable([name, args], f"the arguments of unit {name!r}"))
-        once = Once(running.caller, self._nested(name), wanted, self._home.keep_s)
+        once = Once(running.caller, self._nested(name), wanted, self._deps.keep_s)
         return self._write(running, once, name, unit, args)
 
     async def _write(
         self,
-        running: Running,
+        running: RunningCommand,
         once: Once,
         name: str,
         unit: Callable[[Transaction, *Ts], Awaitable[R]],
@@ -220,9 +220,9 @@ class Context:
         rejections: list[Rejection] = []
 
         async def body(bare: Unit) -> bytes:
-            await begin(bare, running, self._home.keep_s)
+            await begin(bare, running, self._deps.keep_s)
             try:
-                result = await self._home.units.run(bare, self._context, lambda tx: unit(tx, *args))
+                result = await self._deps.units.run(bare, self._context, lambda tx: unit(tx, *args))
             except Rejection as rejection:
                 rejections[:] = [rejection]
                 raise
@@ -231,14 +231,16 @@ class Context:
             return answer
 
         with self._doubting():
-            recorded = await self._home.store.write_once(body, once, name=name)
+            recorded = await self._deps.store.write_once(body, once, name=name)
         if recorded.kind is InboxState.ANSWER:
             self.has_begun = True
             return typing.cast("R", _load(recorded.body, result_type, name))
         # A unit that refused has left no trace but its refusal: the command has yet to begin.
         try:
             raise (
-                rejections[0] if rejections else refusal_of(recorded, _rejections_at(running, unit))
+                rejections[0]
+                if rejections
+                else recorded_error(recorded, _rejections_at(running, unit))
             )
         finally:
             rejections.clear()  # its traceback leads here
@@ -253,12 +255,12 @@ class Context:
         """Start a saga of this service; use `definition.start(ctx, value, id=...)`."""
         running = self._writing("starting a saga")
         with self._doubting():
-            run = await self._home.engine.start(
+            run = await self._deps.engine.start(
                 definition,
                 value,
                 id=id,
                 context=self._context,
-                begin=lambda unit: begin(unit, running, self._home.keep_s),
+                begin=lambda unit: begin(unit, running, self._deps.keep_s),
             )
         self.has_begun = True
         return run
@@ -271,7 +273,7 @@ class Context:
             self.is_in_doubt = True
             raise
 
-    def _writing(self, what: str) -> Running:
+    def _writing(self, what: str) -> RunningCommand:
         if self._running is None:
             raise ContractError(f"{what} in a query; declare a @command where state changes")
         self._check_over(what)
@@ -288,8 +290,8 @@ class Context:
         return f"{self._context.key}/{name}#{ordinal}"
 
 
-def _sent_key(running: Running, nested: str) -> str:
-    """Return the key of a nested command at its callee, who knows our name alone.
+def _sent_key(running: RunningCommand, nested: str) -> str:
+    """Return the idempotency key of a nested command; its callee knows only our service's name.
 
     A key is its caller's own: those of two callers must not meet there, nor those of the steps of
     our sagas, whose ids our callers choose: a step's key ends in its number or in "undo".
@@ -301,7 +303,7 @@ def _sent_key(running: Running, nested: str) -> str:
     return f"{digest(running.key.encode())}{nested.removeprefix(running.key)}@{running.caller}"
 
 
-async def begin(unit: Unit, running: Running, keep_s: float) -> None:
+async def begin(unit: Unit, running: RunningCommand, keep_s: float) -> None:
     """Record in a unit that a command has begun, so that its undo waits for its conclusion.
 
     Raises:
@@ -312,7 +314,7 @@ async def begin(unit: Unit, running: Running, keep_s: float) -> None:
 
 @lru_cache(maxsize=1024)
 def _result_type(function: Callable[..., Any]) -> Any:
-    """Return the annotated result of a function; anything plain where there is none."""
+    """Return the annotated result type of a function; `Any` where there is none."""
     try:
         return typing.get_type_hints(function).get("return", Any)
     except NameError as error:
@@ -340,8 +342,10 @@ def _load(answer: bytes, kind: Any, name: str) -> Any:
         ) from error
 
 
-def _rejections_at(running: Running, unit: Callable[..., Any]) -> typing.Iterator[type[Rejection]]:
-    """Yield the rejections that a recorded code may stand for, the likeliest first.
+def _rejections_at(
+    running: RunningCommand, unit: Callable[..., Any]
+) -> typing.Iterator[type[Rejection]]:
+    """Yield the rejections that a recorded code may stand for, the most likely first.
 
     Two services may give one code to classes of their own: the command's own come first, then those
     that the unit's module defines or imports, then any other that is defined in this process.
@@ -357,7 +361,7 @@ def _rejections_at(running: Running, unit: Callable[..., Any]) -> typing.Iterato
             pending.append(cls)
 
 
-def refusal_of(recorded: Recorded, raises: typing.Iterable[type[Rejection]]) -> Exception:
+def recorded_error(recorded: Recorded, raises: typing.Iterable[type[Rejection]]) -> Exception:
     """Return the error that a recorded conclusion stands for."""
     if recorded.kind is InboxState.TOMBSTONE:
         return KeyUndone("the key was undone before its call came; the call has no effect")

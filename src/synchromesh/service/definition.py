@@ -32,7 +32,7 @@ I = TypeVar("I")  # noqa: E741  the input of a saga
 
 @dataclass(frozen=True, slots=True)
 class HandlerDefinition:
-    """One operation and the function that a service handles it with."""
+    """An operation and its handler."""
 
     operation: Operation[..., Any]
     function: Callable[..., Awaitable[Any]]
@@ -41,7 +41,7 @@ class HandlerDefinition:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionDefinition:
-    """One projection: the event classes it takes, and the function that writes its tables."""
+    """A projection: its event classes, and the function that writes its tables."""
 
     name: str
     events: tuple[type, ...]
@@ -95,7 +95,7 @@ class Service:
 
     @property
     def is_external(self) -> bool:
-        """Whether it stands for somebody else's service: its contract says `external=True`."""
+        """Whether the service is external: its contract says `external=True`."""
         return any(operation.is_external for operation in self._offered.values())
 
     def writes(
@@ -143,7 +143,7 @@ class Service:
     ) -> Callable[
         [Callable[[Transaction, E], Awaitable[None]]], Callable[[Transaction, E], Awaitable[None]]
     ]:
-        """Subscribe to a public event of another service: each is handled once, in a transaction.
+        """Subscribe to a public event of another service; each is handled once, in a transaction.
 
         A failure is retried; after five the message is parked as a dead letter (O5).
         """
@@ -279,7 +279,7 @@ def _check_async(function: Callable[..., Any], what: str) -> None:
 
 
 def _check_parameters(handled: HandlerDefinition) -> None:
-    """Check that a handler can be given what the contract says, by name."""
+    """Check that a handler's parameters fit its operation's, by name."""
     operation = handled.operation
     # Resolving the shape also says what is wrong with the contract's annotations.
     names = list(operation.shape.signature.parameters)

@@ -1,4 +1,4 @@
-"""What the services of one process are built from; the host wires it, and nothing else does."""
+"""The dependencies of the services of one process, wired by the host alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEEP_S = 7 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """Holds the dependencies of services, of the gateway and of other clients in one process.
+    """The dependencies of the services, the gateway and other clients of one process.
 
     Attributes:
         services: the definitions of all services of the system, whichever runs here.
@@ -52,11 +52,11 @@ class Deps:
         return {n: frozenset(s.subscriptions) for n, s in self.services.items() if s.subscriptions}
 
     def tracer(self, name: str) -> Tracer:
-        """Return what makes the spans of a service, or of another caller."""
+        """Return the tracer of a service or of another caller."""
         return Tracer(name, self.runtime, self.sink)
 
     def caller(self, name: str, tracer: Tracer | None = None) -> Caller:
-        """Return what sends the calls of a service or a client: guarded, signed and traced."""
+        """Return the caller of a service or a client: its calls are guarded, signed and traced."""
         return Caller(
             name,
             resolver=self.resolver,

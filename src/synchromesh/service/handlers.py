@@ -1,4 +1,4 @@
-"""How the operations of a service are run: once per key, concluded, replayed, and undone.
+"""Runs the operations of a service: once per key, concluded, replayed, and undone.
 
 A command comes in one of three ways, told apart by its service's definition and its headers:
 
@@ -39,7 +39,7 @@ from synchromesh.errors import (
     NotExecuted,
     Rejection,
 )
-from synchromesh.service.context import Context, Home, Running, refusal_of
+from synchromesh.service.context import Context, HandlerDeps, RunningCommand, recorded_error
 from synchromesh.service.definition import HandlerDefinition, Service
 from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
 
@@ -67,9 +67,9 @@ class _Run:
 class Operations:
     """Runs the operations of one service instance; `handlers` go into its dispatcher."""
 
-    def __init__(self, service: Service, home: Home) -> None:
+    def __init__(self, service: Service, deps: HandlerDeps) -> None:
         self._service = service
-        self._home = home
+        self._deps = deps
         self._runs: dict[tuple[str, str], _Run] = {}
 
     def handlers(self) -> dict[str, Callable[[Incoming], Awaitable[bytes]]]:
@@ -85,8 +85,8 @@ class Operations:
         }
 
     def _query_of(self, handled: HandlerDefinition) -> Callable[[Incoming], Awaitable[bytes]]:
-        """Return the handler of a query: its function between two codecs, in one frame."""
-        home, operation, function = self._home, handled.operation, handled.function
+        """Return the handler of a query: decode, run, encode, in one frame."""
+        deps, operation, function = self._deps, handled.operation, handled.function
         decode_arguments = operation.shape.decode
         decode_result = decoder_of(operation.shape.result)
 
@@ -96,7 +96,7 @@ class Operations:
             except NO_FIT:
                 operation.parse(incoming.arguments)  # says what does not fit, and where
                 raise
-            result = await function(Context(home, incoming.context, None), **arguments)
+            result = await function(Context(deps, incoming.context, None), **arguments)
             try:
                 answer = encode(result)
                 decode_result(answer)
@@ -110,7 +110,7 @@ class Operations:
         handled = self._service.operations[incoming.operation.name]
         if not incoming.context.key:
             # Whoever sends no key cannot ask again; the call itself still has one.
-            key = self._home.runtime.new_id()
+            key = self._deps.runtime.new_id()
             incoming = replace(incoming, context=replace(incoming.context, key=key))
         if incoming.context.undoes:
             recorded = await self._undo(handled, incoming)
@@ -119,12 +119,12 @@ class Operations:
         else:
             recorded = await self._keyed(handled, incoming)
         if recorded.kind is not InboxState.ANSWER:
-            raise refusal_of(recorded, handled.operation.raises)
+            raise recorded_error(recorded, handled.operation.raises)
         return recorded.body
 
     async def _unit(self, handled: HandlerDefinition, incoming: Incoming) -> Recorded:
         arguments = handled.operation.parse(incoming.arguments)
-        return await self._home.store.write_once(
+        return await self._deps.store.write_once(
             lambda unit: self._run_unit(unit, handled, incoming.context, arguments),
             self._once(incoming),
             name=handled.operation.full_name,
@@ -140,7 +140,7 @@ class Operations:
         # A partial is called without a frame of its own, which a closure would have.
         body = partial(handled.function, **arguments)
         try:
-            return _answer(handled.operation, await self._home.units.run(unit, context, body))
+            return _answer(handled.operation, await self._deps.units.run(unit, context, body))
         except Rejection as rejection:
             _check_declared(rejection, handled.operation)
             raise
@@ -188,11 +188,13 @@ class Operations:
         begun = Begun(
             operation.name, msgspec.Raw(incoming.arguments), context.principal, context.trace_id
         )
-        running = Running(once.caller, once.key, once.digest, encode(begun), operation.raises)
-        ctx = Context(self._home, context, running, has_begun=has_begun)
+        running = RunningCommand(
+            once.caller, once.key, once.digest, encode(begun), operation.raises
+        )
+        ctx = Context(self._deps, context, running, has_begun=has_begun)
         try:
             outcome = await self._outcome(handled, ctx, arguments)
-            return await self._home.store.write_once(
+            return await self._deps.store.write_once(
                 outcome, once, name=f"conclude {operation.full_name}"
             )
         except Fenced:
@@ -232,13 +234,13 @@ class Operations:
         return conclusion
 
     async def _recall(self, once: Once) -> tuple[Recorded | None, bool]:
-        """Return what is concluded under a key, and whether the call has begun."""
-        found = await inbox.peek(self._home.store, once.caller, once.key)
+        """Return the conclusion recorded under a key, and whether the call has begun."""
+        found = await inbox.peek(self._deps.store, once.caller, once.key)
         if found is None:
             return None, False
         if found.kind is not InboxState.BEGUN:
             # The unit returns the conclusion, or says what is wrong with the key.
-            known = await self._home.store.write_once(_never, once, name="recall an answer")
+            known = await self._deps.store.write_once(_never, once, name="recall an answer")
             return known, True
         if found.digest != once.digest:
             raise _reused(once.key)
@@ -254,21 +256,21 @@ class Operations:
             await self._conclude_begun(begun, context)
         once = self._once(incoming)
         if handled.is_unit:
-            return await self._home.store.write_once(
+            return await self._deps.store.write_once(
                 lambda unit: self._undo_in(unit, handled, context),
                 once,
                 name=handled.operation.full_name,
             )
-        known = await self._home.store.write(
-            lambda unit: _resolve(unit, place, self._home.keep_s), name="resolve an undone key"
+        known = await self._deps.store.write(
+            lambda unit: _resolve(unit, place, self._deps.keep_s), name="resolve an undone key"
         )
         if known is None:
-            return await self._home.store.write_once(_nothing, once, name="undo of nothing")
+            return await self._deps.store.write_once(_nothing, once, name="undo of nothing")
         undone = replace(incoming, arguments=_argument(handled.operation, known))
         return await self._keyed(handled, replace(undone, context=replace(context, undoes="")))
 
     async def _undo_in(self, unit: Unit, handled: HandlerDefinition, context: CallContext) -> bytes:
-        known = await _resolve(unit, (context.caller, context.undoes), self._home.keep_s)
+        known = await _resolve(unit, (context.caller, context.undoes), self._deps.keep_s)
         if known is None:
             return b"null"
         arguments = handled.operation.parse(_argument(handled.operation, known))
@@ -277,13 +279,13 @@ class Operations:
     async def _begun(self, place: tuple[str, str]) -> Begun | None:
         while (run := self._runs.get(place)) is not None:
             await asyncio.wait([run.concluded])
-        found = await inbox.peek(self._home.store, *place)
+        found = await inbox.peek(self._deps.store, *place)
         if found is None or found.kind is not InboxState.BEGUN:
             return None
         return decode(found.body, Begun)
 
     async def _conclude_begun(self, begun: Begun, undo: CallContext) -> None:
-        """Run a command that has begun to its end, so that it is known what there is to undo."""
+        """Run a command that has begun to its conclusion, so that it is known what to undo."""
         handled = self._service.operations.get(begun.operation)
         if handled is None:
             raise ContractError(
@@ -305,7 +307,7 @@ class Operations:
         context = incoming.context
         # An undo is told by what it undoes: its arguments are the participant's own record.
         wanted = digest(b"undo\0" + context.undoes.encode()) if context.undoes else ""
-        return Once(context.caller, context.key, wanted or _digest(incoming), self._home.keep_s)
+        return Once(context.caller, context.key, wanted or _digest(incoming), self._deps.keep_s)
 
 
 def _digest(incoming: Incoming) -> str:
@@ -317,7 +319,7 @@ def _reused(key: str) -> KeyReused:
 
 
 def _answer(operation: Operation[..., Any], result: object) -> bytes:
-    """Return an answer's JSON; what does not fit the contract is a bug, and nothing is recorded."""
+    """Encode an answer; one that violates the contract is a bug, and is not recorded."""
     try:
         answer = encode(result)
         decode(answer, operation.shape.result)
@@ -326,37 +328,37 @@ def _answer(operation: Operation[..., Any], result: object) -> bytes:
     return answer
 
 
-def _no_answer(operation: Operation[..., Any], error: Exception) -> HandlerBug:
-    told = error.message if isinstance(error, BadRequest) else f"the data does not fit: {error}"
-    return HandlerBug(f"{operation.full_name} answered what its contract does not say: {told}")
+def _no_answer(operation: Operation[..., Any], error: Exception) -> HandlerFault:
+    reason = error.message if isinstance(error, BadRequest) else f"the data does not fit: {error}"
+    return HandlerFault(f"{operation.full_name} answered what its contract does not say: {reason}")
 
 
 def _check_declared(rejection: Rejection, operation: Operation[..., Any]) -> None:
-    """Refuse a rejection that cannot be recorded and told: it is a bug."""
+    """Raise `HandlerFault` for a rejection that the operation does not declare or cannot encode."""
     # By its code, as it travels: one of a call, or of a record, may be of another class.
     if all(rejection.code != declared.code for declared in operation.raises):
-        raise HandlerBug(
+        raise HandlerFault(
             f"{operation.full_name} raised {type(rejection).__name__}, which its contract does not "
             "declare in raises="
         ) from rejection
     try:
         encode(rejection.details)
     except BadRequest as error:
-        raise HandlerBug(
+        raise HandlerFault(
             f"{operation.full_name} raised {type(rejection).__name__} with details that cannot be "
             f"told: {error.message}"
         ) from rejection
 
 
-class HandlerBug(Exception):
-    """Tells that a handler did what its contract does not allow; its caller hears RemoteFailed."""
+class HandlerFault(Exception):
+    """Raised when a handler violates its contract; the caller gets `RemoteFailed`."""
 
 
 async def _resolve(unit: Unit, place: tuple[str, str], keep_s: float) -> Recorded | None:
-    """Return the answer that is to be undone; None where there is nothing to undo, for ever."""
+    """Return the answer to undo; None where there is nothing to undo, now or later."""
     known = await inbox.look_up(unit, *place)
     if known is None:
-        await inbox.bury(unit, *place, keep_s)
+        await inbox.write_tombstone(unit, *place, keep_s)
         return None
     if known.kind is InboxState.BEGUN:
         raise InProgress("the call that is to be undone still runs; ask again")

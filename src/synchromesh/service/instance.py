@@ -1,4 +1,4 @@
-"""One running instance of a service: its database, its handlers and its background children.
+"""A running instance of a service: its database, handlers and background loops.
 
 This is the order in which a service comes up: the database is owned and migrated, unfinished sagas
 are recovered, relays and projections start, and only then does the dispatcher take calls.
@@ -28,7 +28,7 @@ from synchromesh.runtime import Runtime
 from synchromesh.saga.deps import Clock
 from synchromesh.saga.engine import Engine
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
-from synchromesh.service.context import Home
+from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import ProjectionDefinition, Service
 from synchromesh.service.deps import Deps
 from synchromesh.service.handlers import Operations
@@ -43,7 +43,7 @@ ADOPT_EVERY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What one instance says of itself."""
+    """The health of an instance."""
 
     service: str
     is_healthy: bool
@@ -52,7 +52,7 @@ class Health:
 
 
 class ServiceInstance:
-    """One service that runs; made by `start`, ended by `stop`."""
+    """A running service; made by `start`, ended by `stop`."""
 
     def __init__(self, service: Service, store: Store, deps: Deps) -> None:
         self.service = service
@@ -72,8 +72,10 @@ class ServiceInstance:
             run_unit=self._units.run,
         )
         self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=deps.keep_s)
-        home = Home(store, self.caller, self.engine, self._units, runtime, deps.keep_s)
-        self.operations = Operations(service, home)
+        handler_deps = HandlerDeps(
+            store, self.caller, self.engine, self._units, runtime, deps.keep_s
+        )
+        self.operations = Operations(service, handler_deps)
         self.dispatcher = Dispatcher(
             name,
             {**self.operations.handlers(), DELIVER: self._deliver},
@@ -90,7 +92,7 @@ class ServiceInstance:
 
     @classmethod
     async def start(cls, service: Service, deps: Deps) -> ServiceInstance:
-        """Open the database, recover sagas and start background children.
+        """Open the database, recover sagas and start the background loops.
 
         When this returns, the dispatcher may be given calls.
 
@@ -117,12 +119,12 @@ class ServiceInstance:
 
     @property
     def offered(self) -> list[Operation[..., Any]]:
-        """The operations that this instance answers, the internal one of messages among them."""
+        """The operations that this instance serves, including the internal delivery of messages."""
         own = [handled.operation for handled in self.service.operations.values()]
         return [*own, deliver_to(self.service.name)]
 
     async def behind(self) -> dict[str, int]:
-        """Return how many events each relay and each projection has yet to take."""
+        """Return the lag of each relay and projection, in events."""
         return {
             child: await count_after_checkpoint(self.store, child, is_public=kind == "relay")
             for child in self._supervisor.states
@@ -130,7 +132,7 @@ class ServiceInstance:
         }
 
     def health(self) -> Health:
-        """Return how the instance is."""
+        """Return the health of the instance."""
         return Health(
             self.service.name,
             self._supervisor.is_healthy,
@@ -139,12 +141,12 @@ class ServiceInstance:
         )
 
     async def drain(self, within_s: float) -> None:
-        """Take no more calls, and let those that run come to their end in the given time."""
+        """Accept no more calls, and let running ones finish within the given time."""
         self._is_draining = True
         await self.dispatcher.drain(within_s)
 
     async def stop(self) -> None:
-        """End everything; what was not finished continues at the next start. May be repeated."""
+        """Stop the instance; unfinished sagas continue at the next start. May be repeated."""
         await self.drain(0.0)
         await self._supervisor.close()
         await self.engine.close()
@@ -231,7 +233,7 @@ class ServiceInstance:
 
 
 def dry_run_migrations(service: Service, stores: StoreFactory) -> None:
-    """Try the service's migrations on empty copies of its tables; another may own its database.
+    """Try the migrations on a copy of the schema, while another process owns the database.
 
     Raises:
         ContractError, StoreTooNew, StoreError: a start would fail with them, too.
@@ -240,7 +242,7 @@ def dry_run_migrations(service: Service, stores: StoreFactory) -> None:
 
 
 def _own_schema(service: Service) -> tuple[Schema, ...]:
-    """Return the service's own tables, which it need not have."""
+    """Return the migrations of the service's own tables; it need not have any."""
     own = Schema(f"service.{service.name}", service.migrations)
     return (own,) if own.migrations else ()
 
@@ -254,5 +256,5 @@ def _event_types(service: Service) -> EventTypes:
 
 
 def _context_of(trace_id: str, runtime: Runtime) -> CallContext:
-    """Return the context of work that nobody waits for: it has a trace, and no deadline."""
+    """Return a context for background work: with a trace, without a deadline."""
     return CallContext(trace_id=trace_id, span_id=new_span_id(runtime.rng))

@@ -1,4 +1,4 @@
-"""How often a background child may be started again before its failure is somebody else's.
+"""Restart intensity: how often a background child is restarted before its failure escalates.
 
 A pure machine: a child that ends is started again after a growing pause, unless it ended more than
 `restarts_max` times in `window_s`; then the failure escalates.
@@ -17,7 +17,7 @@ from synchromesh.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class RestartOptions:
-    """How many restarts are tolerated in which time, and the pauses between them, in seconds."""
+    """Configures restarts: the restart intensity, and the backoff in seconds."""
 
     restarts_max: int = 5
     window_s: float = 60.0
@@ -46,7 +46,7 @@ class Restarts:
         self._failures: deque[float] = deque(maxlen=options.restarts_max + 1)
 
     def failed(self, *, now: float) -> float | None:
-        """Note a failure; return how long to wait before the restart, or None to escalate."""
+        """Record a failure; return the backoff before the restart, or None to escalate."""
         self._failures.append(now)
         recent = [at for at in self._failures if at > now - self._options.window_s]
         if len(recent) > self._options.restarts_max:

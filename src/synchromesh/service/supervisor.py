@@ -1,4 +1,4 @@
-"""Keeps the background children of a service running; no loop fails silently or for ever."""
+"""Supervises background loops: restarts what fails, and escalates what keeps failing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger("synchromesh.service")
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A background loop: `run` makes its coroutine anew at each start."""
+    """A child spec: a background loop, and the function that makes its coroutine at each start."""
 
     name: str
     run: Callable[[], Coroutine[Any, Any, None]]
@@ -25,19 +25,19 @@ class Child:
 
 @dataclass(slots=True)
 class ChildState:
-    """What the admin endpoint shows of a child: "running", "restarting" or "failed"."""
+    """The state of a child as the control API shows it: "running", "restarting" or "failed"."""
 
     state: str = "running"
     restarts: int = 0
     last_error: str = ""
 
 
-class GaveUp(Exception):
-    """Tells that a child has used up restarts of its own: another one would not mend it."""
+class RestartsExhausted(Exception):
+    """Raised by a child that has used up restarts of its own: another would not help."""
 
 
 class Supervisor:
-    """Runs children until it is closed; a child that fails too often, or gave up, escalates.
+    """Runs children until it is closed; one that fails too often escalates.
 
     Args:
         name: whose children they are.
@@ -74,7 +74,7 @@ class Supervisor:
         return all(state.state != "failed" for state in self.states.values())
 
     async def close(self) -> None:
-        """End all children and wait until they have ended."""
+        """Cancel all children and wait until they have ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -88,7 +88,7 @@ class Supervisor:
             _log.error("%s: child %s failed", self._name, child.name, exc_info=error)
             state.last_error = status_of(error)
             pause_s = restarts.failed(now=asyncio.get_running_loop().time())
-            if pause_s is None or isinstance(error, GaveUp):
+            if pause_s is None or isinstance(error, RestartsExhausted):
                 state.state = "failed"
                 self._escalate(child.name, error)
                 return
@@ -103,7 +103,7 @@ class Supervisor:
 
 
 async def _end_of(child: Child) -> Exception:
-    """Run a child and return what ended it; raised is only a cancellation of the task."""
+    """Run a child and return the error that ended it; only a cancellation of the task is raised."""
     try:
         await child.run()
     except asyncio.CancelledError:

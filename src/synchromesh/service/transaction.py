@@ -86,7 +86,7 @@ class Transaction:
 
     @property
     def principal(self) -> str:
-        """On whose behalf it runs, "" for the service's own."""
+        """The principal on whose behalf the unit runs, "" for the service itself."""
         return self._context.principal
 
     def new_id(self) -> str:

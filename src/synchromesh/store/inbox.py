@@ -3,7 +3,7 @@
 Its row is written in the commit of the effect itself, so the two cannot disagree. A key goes
 
     (none) ── begin ──▶ BEGUN ── conclude ──▶ ANSWER | REJECTION
-       └── bury ──▶ TOMBSTONE
+       └── write_tombstone ──▶ TOMBSTONE
 
 and never back; rows leave only by `sweep`, after the time for which they were to be kept.
 
@@ -34,7 +34,7 @@ _PUT = (
     "kind = excluded.kind, digest = excluded.digest, body = excluded.body, "
     "expires_us = excluded.expires_us"
 )
-_BURY = (
+_PUT_TOMBSTONE = (
     "insert into sm_inbox(caller, key, kind, digest, body, expires_us) "
     "values (?, ?, ?, ?, ?, ?) on conflict(caller, key) do nothing"
 )
@@ -97,10 +97,10 @@ async def begin(
         )
 
 
-async def bury(unit: Unit, caller: str, key: str, keep_s: float) -> None:
+async def write_tombstone(unit: Unit, caller: str, key: str, keep_s: float) -> None:
     """Write a tombstone unless the key has a record, so that a late call has no effect."""
     await unit.execute(
-        _BURY, caller, key, InboxState.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s)
+        _PUT_TOMBSTONE, caller, key, InboxState.TOMBSTONE.value, "", b"", _expiry_us(unit, keep_s)
     )
 
 

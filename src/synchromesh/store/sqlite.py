@@ -154,7 +154,7 @@ class SqliteStore:
                 path=path,
                 service=service,
                 runtime=runtime,
-                hear=store._hear,
+                notify=store._notify,
                 limit_s=options.unit_limit_s,
                 backlog_max=options.backlog_max,
             )
@@ -242,14 +242,14 @@ class SqliteStore:
                 ) from error
             raise translate(error, path=self._path, sql=sql) from error
 
-    def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
-        """Subscribe to commits that notified a topic: `hear` runs on the loop; returns `stop`."""
-        heard = self._listeners.setdefault(topic, [])
-        heard.append(hear)
+    def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:
+        """Subscribe to commits that notify a topic: `listener` runs on the loop; returns `stop`."""
+        listeners = self._listeners.setdefault(topic, [])
+        listeners.append(listener)
 
         def stop() -> None:
-            if hear in heard:
-                heard.remove(hear)
+            if listener in listeners:
+                listeners.remove(listener)
 
         return stop
 
@@ -292,12 +292,12 @@ class SqliteStore:
         made = self._recorders[name] = tracer.recorder("unit", name)
         return made
 
-    def _hear(self, topic: str) -> None:
-        for hear in tuple(self._listeners.get(topic, ())):
+    def _notify(self, topic: str) -> None:
+        for listener in tuple(self._listeners.get(topic, ())):
             try:
-                hear()
+                listener()
             except Exception:  # noqa: BLE001 - a listener's fault is not the unit's
-                _log.exception("a listener of %r raised; the others are told all the same", topic)
+                _log.exception("a listener of %r raised; the others are still notified", topic)
 
 
 class SqliteStores:

@@ -45,26 +45,26 @@ def translate(error: Exception, *, path: str, sql: str = "") -> StoreError:
         'a.db: UNIQUE constraint failed: hold.id (in: insert into hold values); nothing was written'
     """
     code = code_of(error)
-    said = f"{path}: {error}{_beginning(sql)}"
+    text = f"{path}: {error}{_beginning(sql)}"
     if isinstance(error, sqlite3.IntegrityError):
-        return ConstraintFailed(f"{said}; nothing was written")
+        return ConstraintFailed(f"{text}; nothing was written")
     if code in (BUSY, LOCKED):
         return StoreLocked(
-            f"{said}: another connection writes to the file; end it, only the owner may write"
+            f"{text}: another connection writes to the file; end it, only the owner may write"
         )
     if code == FULL:
-        return StoreFull(f"{said}: make room on the disk or raise the page limit, then try again")
+        return StoreFull(f"{text}: make room on the disk or raise the page limit, then try again")
     if code == READONLY:
         return StoreReadOnly(
-            f"{said}: the process needs the right to write the file and its folder"
+            f"{text}: the process needs the right to write the file and its folder"
         )
     if code == CANTOPEN:
-        return StoreBroken(f"{said}: the folder must exist and the process may write it")
+        return StoreBroken(f"{text}: the folder must exist and the process may write it")
     if code in (CORRUPT, NOTADB):
-        return StoreBroken(f"{said}: move the file away and restore a backup")
+        return StoreBroken(f"{text}: move the file away and restore a backup")
     if code == IOERR:
-        return StoreBroken(f"{said}: look at the disk and the kernel's log")
-    return StoreBroken(said)
+        return StoreBroken(f"{text}: look at the disk and the kernel's log")
+    return StoreBroken(text)
 
 
 def refuse_unstorable(values: Sequence[object], sql: str, *, path: str) -> None:

@@ -265,7 +265,7 @@ def drive(
 
     Raises:
         ForeignAwait: it awaited something else; it has been closed.
-        StoreBroken: it is no async function.
+        StoreBroken: it is not an async function.
     """
     return context.run(_drive, body, unit, around)
 
@@ -295,7 +295,7 @@ def _drive(
 
 
 def as_coroutine(made: Awaitable[T], body: object, unit: SqliteUnit) -> Coroutine[Any, Any, T]:
-    """Return the coroutine that a body made; raises StoreBroken if it is no async function."""
+    """Return the coroutine that a body made; raises StoreBroken if it is not an async function."""
     # A coroutine, as nearly always, is known by its type: its ABC is slow to ask.
     if type(made) is CoroutineType:
         return made

@@ -138,8 +138,8 @@ class Store(Protocol):
         """Query the committed state."""
         ...
 
-    def listen(self, topic: str, hear: Callable[[], None]) -> Callable[[], None]:
-        """Subscribe to commits that notified a topic: `hear` runs on the loop; returns `stop`."""
+    def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:
+        """Subscribe to commits that notify a topic: `listener` runs on the loop; returns `stop`."""
         ...
 
     async def close(self) -> None:

@@ -93,7 +93,7 @@ class Writer:
 
     Args:
         connection: in autocommit mode, with `TABLES` in its file; the writer closes it.
-        hear: is called on the loop with each topic that a durable unit notified.
+        notify: is called on the loop with each topic that a durable unit notified.
         limit_s: past it a unit is named in the log, interrupted and rolled back.
         backlog_max: units that may wait; one more is shed.
     """
@@ -105,7 +105,7 @@ class Writer:
         path: str,
         service: str,
         runtime: DiskRuntime,
-        hear: Callable[[str], None],
+        notify: Callable[[str], None],
         limit_s: float,
         backlog_max: int,
     ) -> None:
@@ -118,7 +118,7 @@ class Writer:
         self._database = Database(connection, path, service, life_id=runtime.new_id()[:23])
         # Counted on from the last commit, so that what is marked there is never another unit's.
         self._submitted: int = connection.execute(_MARKED).fetchone()[0]
-        self._hear = hear
+        self._notify = notify
         self._limit_s = limit_s
         self._tick_s = limit_s / _TICKS
         self._backlog_max = backlog_max
@@ -214,7 +214,7 @@ class Writer:
             if not future.done():
                 future.set_exception(error)
         for topic in topics:
-            self._hear(topic)
+            self._notify(topic)
 
     # -- in the worker ---------------------------------------------------------------------------
 

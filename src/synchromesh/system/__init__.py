@@ -1,4 +1,4 @@
-"""The system: the only place that wires, configuration, supervision, the control socket.
+"""The system: its configuration, wiring, supervision and control API.
 
 Its names are loaded when they are first asked for (PEP 562): a verb that only asks the system that
 runs here needs the run directory, and no event loop, database or server.

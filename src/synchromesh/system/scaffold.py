@@ -1,4 +1,4 @@
-"""New systems: a folder with one service to begin with, or with the whole of the example.
+"""Scaffolds a new system: with one service, or with the whole example.
 
 The files are data of the installed package. They are written beside their place and moved there
 whole, so that a folder is there with all of its files or not at all.
@@ -29,7 +29,7 @@ _LEFT_BEHIND = re.compile(r"__pycache__|\.synchromesh|\.\w+_cache|.*\.pyc")
 
 
 def minimal_files(name: str) -> dict[str, bytes]:
-    """Return the files of a system with one service, by their paths below its folder.
+    """Return the files of a system with one service, by path.
 
     Raises:
         ConfigError: the installed package lacks them.
@@ -41,7 +41,7 @@ def minimal_files(name: str) -> dict[str, bytes]:
 
 
 def example_files(name: str) -> dict[str, bytes]:
-    """Return the files of servo-works, under a name of one's own, by their paths.
+    """Return the files of servo-works under a new name, by path.
 
     Raises:
         ConfigError: the installed package lacks them.
@@ -53,7 +53,7 @@ def example_files(name: str) -> dict[str, bytes]:
 
 
 def new_system(parent: Path, name: str, *, is_example: bool = False) -> Path:
-    """Make a folder `name` with the files of a system, and return it; an empty one is filled.
+    """Create the folder `name` with the files of a system, and return it; it may exist if empty.
 
     Raises:
         ConfigError: the name is none, something is there already, it cannot be written, or the
@@ -90,7 +90,7 @@ def new_system(parent: Path, name: str, *, is_example: bool = False) -> Path:
 
 
 def _shipped(below: str, least: str) -> dict[str, bytes]:
-    """Read a folder of the installed package; it is whole only where the file `least` is there."""
+    """Read a folder of the installed package; it must contain the file `least`."""
     folder = files("synchromesh").joinpath(*below.split("/"))
     try:
         found = {path: file.read_bytes() for path, file in _below(folder, "")}

@@ -4,6 +4,7 @@
 restart, and a network that loses, repeats, delays and parts. `serving` runs services in either.
 """
 
+from synchromesh.testing.asgi_receiver import AsgiReceiver
 from synchromesh.testing.disk import SimDisk
 from synchromesh.testing.escapes import (
     Deadlock,
@@ -19,7 +20,6 @@ from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, SimProcess
 from synchromesh.testing.serving import InProcess, serving
 from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
-from synchromesh.testing.transport import AsgiReceiver, SimExchange, SimTransport
 from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
 from synchromesh.testing.world import Node, World, run
 
@@ -37,12 +37,10 @@ __all__ = [
     "Node",
     "Overdue",
     "SimDisk",
-    "SimExchange",
     "SimLoop",
     "SimNetwork",
     "SimProcess",
     "SimRuntime",
-    "SimTransport",
     "SimWorker",
     "SimulationError",
     "Unhandled",

@@ -32,7 +32,7 @@ _SNAPSHOTS_MAX = 32
 
 
 class SimDisk:
-    """Databases by path, for all processes of one simulated machine.
+    """A simulated disk: databases by path, for all processes of one machine.
 
     A connection or lock belongs to the process in whose context it was made.
 
@@ -72,12 +72,12 @@ class SimDisk:
         return file.open(PROCESS.get(), read_only=read_only)
 
     def file_id(self, path: str) -> tuple[int, int] | None:
-        """Return what tells the database at `path` from any other one; None where there is none."""
+        """Return the identity of the database at `path`; None where there is none."""
         file = self._files.get(_normal(path))
         return None if file is None else (0, file.number)
 
     def unlink(self, path: str) -> None:
-        """Delete a database; those who have it open go on with what nobody finds any more.
+        """Delete a database; open connections go on with the unlinked one.
 
         Raises FileNotFoundError where there is no such file.
         """
@@ -93,7 +93,7 @@ class SimDisk:
             self._files[f"{_normal(path)}.damaged"] = file
 
     def try_lock(self, path: str) -> SimLock | None:
-        """Become the one owner of `path`, or return None while a process that lives is."""
+        """Lock `path` for the current process, or return None while a live process holds it."""
         path = _normal(path)
         if path in self._locks:
             return None
@@ -101,7 +101,7 @@ class SimDisk:
         return lock
 
     def owner_of(self, path: str) -> str:
-        """Say which process holds the lock."""
+        """Return which process holds the lock."""
         lock = self._locks.get(_normal(path))
         if lock is None:
             return "nobody"
@@ -112,7 +112,7 @@ class SimDisk:
         return sorted(self._files)
 
     def rows(self, path: str, sql: str, *values: Any) -> list[Any]:
-        """Run a query as an auditor would, on what is committed; also after the simulation.
+        """Query the committed state of a database; also after the simulation.
 
         Raises sqlite3.OperationalError where there is no such file.
         """
@@ -122,7 +122,7 @@ class SimDisk:
         return file.rows(sql, values)
 
     def image(self, path: str) -> bytes:
-        """Return a database as it is committed, as the bytes of its file; also afterwards.
+        """Return the committed state of a database as the bytes of a file; also afterwards.
 
         Raises sqlite3.OperationalError where there is no such file.
         """
@@ -132,7 +132,7 @@ class SimDisk:
         return file.image()
 
     def install(self, path: str, image: bytes) -> None:
-        """Make a database of the bytes of a file, such as one that another universe left."""
+        """Create a database from the bytes of a file, such as another universe's `image`."""
         path = _normal(path)
         if path in self._files:
             raise ValueError(f"there is a database {path!r} already")
@@ -165,14 +165,14 @@ class SimDisk:
 
 
 class SimLock:
-    """The right to be the one process that writes a path; a power cut ends it."""
+    """An exclusive lock on a path; a power cut releases it."""
 
     def __init__(self, locks: dict[str, SimLock], path: str, process: SimProcess | None) -> None:
         self.process = process
         self._locks, self._path = locks, path
 
     def release(self) -> None:
-        """Let the next owner in. May be repeated."""
+        """Release the lock. May be repeated."""
         if self._locks.get(self._path) is self:
             del self._locks[self._path]
 
@@ -217,7 +217,7 @@ class _File:
             connection.close()
 
     def keep_state(self) -> None:
-        """Remember the state before and after each commit that a power cut may lose."""
+        """Record the state before and after each commit that a power cut may lose."""
         self._snapshots.append(_image_of(self._keeper))
         del self._snapshots[:-_SNAPSHOTS_MAX]
 
@@ -252,7 +252,7 @@ class _File:
 
 
 class SimConnection(sqlite3.Connection):
-    """A connection that is watched: a commit that is not synced leaves a state to fall back to."""
+    """A watched connection: a commit that is not synced leaves a state to fall back to."""
 
     file: _File
     is_closed = False
@@ -282,7 +282,7 @@ class SimConnection(sqlite3.Connection):
         super().close()
 
     def cut(self) -> None:
-        """Be closed by a power cut, which syncs nothing."""
+        """Close by a power cut, which syncs nothing."""
         if not self.is_closed and type(self) is _UnwatchedConnection:
             level = self.execute("PRAGMA synchronous").fetchone()[0]
             if level < _SYNCHRONOUS_FULL:
@@ -294,7 +294,7 @@ class SimConnection(sqlite3.Connection):
         super().close()
 
     def ran(self, sql: str) -> None:
-        """Be told of a statement that succeeded."""
+        """Record a statement that succeeded."""
         words = sql.lstrip()[:60].lower()
         if words.startswith("pragma"):
             if "synchronous" in words:

@@ -1,4 +1,4 @@
-"""What a simulated event loop refuses, and how a simulation complains.
+"""The errors of a simulation, and the loop's methods that would leave it.
 
 Every way out of the simulation is refused. The list is that of
  `asyncio.AbstractEventLoop`: threads, sockets, pipes, child processes, signals.
@@ -11,31 +11,31 @@ from typing import Any
 
 
 class SimulationError(Exception):
-    """Is the root of what a simulation itself complains about."""
+    """The root of a simulation's own errors."""
 
 
 class Escape(SimulationError):
-    """Tells that code reached for something outside the simulation, and for what."""
+    """Raised when code reaches outside the simulation."""
 
 
 class Deadlock(SimulationError):
-    """Tells that nothing will ever happen again, though the main coroutine has not ended."""
+    """Raised when nothing is scheduled though the main coroutine has not ended."""
 
 
 class Livelock(SimulationError):
-    """Tells that the bound of steps was reached; most often something spins without waiting."""
+    """Raised at the bound of steps; most often something spins without waiting."""
 
 
 class Overdue(SimulationError):
-    """Tells that virtual time passed its bound before the main coroutine ended."""
+    """Raised when virtual time passes its bound before the main coroutine ends."""
 
 
 class Leaked(SimulationError):
-    """Tells that tasks were still pending when the main coroutine had ended."""
+    """Raised when tasks are still pending when the main coroutine has ended."""
 
 
 class Unhandled(SimulationError):
-    """Tells that a task or callback failed and nobody was told; the cause is attached."""
+    """Raised when the error of a task or callback was never retrieved; the cause is attached."""
 
 
 def _refusing(name: str) -> Any:
@@ -52,10 +52,10 @@ def _refusing(name: str) -> Any:
 
 
 class Closed(asyncio.AbstractEventLoop):
-    """An event loop without a way out: each method below raises `Escape`."""
+    """An event loop without real I/O: each method below raises `Escape`."""
 
     def escaped(self, error: SimulationError) -> None:
-        """Be told of an escape before it is raised."""
+        """Record an escape before it is raised."""
 
     call_soon_threadsafe: Any = _refusing("call_soon_threadsafe")
     run_in_executor: Any = _refusing("run_in_executor")

@@ -39,12 +39,12 @@ from synchromesh.testing.escapes import Closed, Deadlock, Livelock, Overdue, Sim
 from synchromesh.testing.process import (
     PROCESS,
     Job,
-    Life,
+    ProcessState,
     SimProcess,
     SimTask,
     TaskList,
     describe_tasks,
-    throw_away,
+    discard,
 )
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ Ts = TypeVarTuple("Ts")
 # How often garbage is collected, in steps. Collecting by allocation, as Python does by itself,
 # would run finalizers at other steps in a second run of the same seed.
 _HOUSEKEEPING_STEPS = 20_000
-_RUNNING = Life.RUNNING
+_RUNNING = ProcessState.RUNNING
 
 
 class SimLoop(Closed):
@@ -177,7 +177,7 @@ class SimLoop(Closed):
         self._now = max(self._now, timers[0][0])
 
     def _pick(self) -> Job:
-        """Take the next job out of what is ready; time jumps when nothing is."""
+        """Take the next ready job; time jumps ahead when none is."""
         timers, plain, task_steps = self._timers, self._plain, self._task_steps
         if timers and timers[0][0] <= self._now:
             self._ripen()
@@ -224,15 +224,15 @@ class SimLoop(Closed):
                 self._keep_house()
 
     def _admits(self, process: SimProcess, job: Job) -> bool:
-        """Count a process's step, unless it is dead or paused, or is killed right before it."""
-        if process.life is _RUNNING:
+        """Count a process's step; False if it is dead, paused, or killed right before it."""
+        if process.state is _RUNNING:
             process.steps += 1
             if self.on_step is None:
                 return True
             self.on_step(process)
-        if process.life is Life.PAUSED:
+        if process.state is ProcessState.PAUSED:
             process.held.append(job)
-        return process.life is _RUNNING
+        return process.state is _RUNNING
 
     def _keep_house(self) -> None:
         gc.collect()
@@ -246,18 +246,18 @@ class SimLoop(Closed):
     # -- processes -------------------------------------------------------------------------------
 
     def new_process(self, name: str, *, epoch: int = 1, steps: int = 0) -> SimProcess:
-        """Return a new owner of callbacks; `steps` is where its count of steps begins."""
+        """Return a new process, an owner of callbacks; `steps` is where its count begins."""
         process = SimProcess(name, number=len(self._processes) + 1, epoch=epoch, steps=steps)
         self._processes.append(process)
         return process
 
     def owner(self) -> object:
-        """Return whose step is run: a process, or the loop where it is nobody's."""
+        """Return the process whose step runs, or the loop outside of all."""
         return PROCESS.get() or self
 
     @property
     def processes(self) -> Sequence[SimProcess]:
-        """Every process there ever was, dead ones included."""
+        """All processes so far, dead ones included."""
         return self._processes
 
     def spawn(self, process: SimProcess, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -265,19 +265,19 @@ class SimLoop(Closed):
         return self.create_task(coro, context=process.context.copy())
 
     def kill(self, process: SimProcess) -> None:
-        """Cut a process's power: nothing of it runs any more, not even a `finally` block."""
-        process.life = Life.DEAD
+        """Kill a process as a power cut would: not even its `finally` blocks run."""
+        process.state = ProcessState.DEAD
         process.held.clear()
 
     def pause(self, process: SimProcess) -> None:
         """Hold back all steps of a process, as SIGSTOP or a long garbage collection would."""
-        if process.life is Life.RUNNING:
-            process.life = Life.PAUSED
+        if process.state is ProcessState.RUNNING:
+            process.state = ProcessState.PAUSED
 
     def resume(self, process: SimProcess) -> None:
-        """Let a paused process go on with what was held back."""
-        if process.life is Life.PAUSED:
-            process.life = Life.RUNNING
+        """Resume a paused process."""
+        if process.state is ProcessState.PAUSED:
+            process.state = ProcessState.RUNNING
             for job in process.held:
                 self._enqueue(job)
             process.held.clear()
@@ -330,7 +330,7 @@ class SimLoop(Closed):
         return task.result()
 
     def run_ready(self) -> None:
-        """Run what is ready at this instant, without letting time pass."""
+        """Run what is ready now, without advancing time."""
         with self._as_running_loop():
             self._run(self._is_idle)
 
@@ -353,7 +353,7 @@ class SimLoop(Closed):
         return self._is_closed
 
     def close(self) -> None:
-        """End the simulation: what is left is thrown away. May be repeated.
+        """End the simulation: pending tasks are discarded. May be repeated.
 
         Coroutines that never ended have to be closed for Python's sake, and their `finally` blocks
         run in that moment. They find a world that is over: nothing can be scheduled, and whatever
@@ -364,7 +364,7 @@ class SimLoop(Closed):
         self._is_closed = True
         left = list(self.tasks.pending())
         for process in self._processes:
-            process.life = Life.DEAD
+            process.state = ProcessState.DEAD
             left.extend(process.tasks.pending())
         self._timers.clear()
         self._plain.clear()
@@ -372,7 +372,7 @@ class SimLoop(Closed):
         self._processes.clear()
         with self._as_running_loop():
             for task in left:
-                throw_away(task)
+                discard(task)
 
     def _is_idle(self) -> bool:
         if self._timers and self._timers[0][0] <= self._now:
@@ -398,7 +398,7 @@ class SimLoop(Closed):
 
     def _close_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
         process = PROCESS.get()
-        if not self._is_closed and (process is None or process.life is not Life.DEAD):
+        if not self._is_closed and (process is None or process.state is not ProcessState.DEAD):
             self.create_task(_aclose(agen))
 
     async def shutdown_asyncgens(self) -> None:
@@ -415,11 +415,11 @@ class SimLoop(Closed):
         return hashlib.blake2b(self._trail.tobytes(), digest_size=8).hexdigest()
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
-        """Keep what went wrong in `errors`."""
+        """Append the context to `errors`."""
         self.errors.append(context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Tell the handler that was set, or keep it in `errors`."""
+        """Call the handler that was set, or append to `errors`."""
         if not self._is_closed:
             if self._handler is None:
                 self.default_exception_handler(context)
@@ -435,7 +435,7 @@ class SimLoop(Closed):
     def set_exception_handler(
         self, handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None
     ) -> None:
-        """Set who is told of errors that nobody else can be told of."""
+        """Set the handler of errors that no task retrieves."""
         self._handler = handler
 
     def get_debug(self) -> bool:
@@ -446,13 +446,13 @@ class SimLoop(Closed):
         """Do nothing: asyncio's debug mode measures real time."""
 
     def escaped(self, error: SimulationError) -> None:
-        """Keep an escape, so that it fails the run even where the code under test swallows it."""
+        """Record an escape, so that it fails the run even where the code under test swallows it."""
         self.errors.append({"message": str(error), "exception": error})
 
     def _waiting(self) -> str:
         tasks = list(self.tasks.pending())
         for process in self._processes:
-            if process.life is not Life.DEAD:
+            if process.state is not ProcessState.DEAD:
                 tasks.extend(process.tasks.pending())
         return describe_tasks(tasks) or "no task at all"
 

@@ -67,7 +67,7 @@ class SimNetwork:
         process, wire = PROCESS.get(), self._wire
         waited_s, resend_s = 0.0, 1.0
         await asyncio.sleep(wire.segment_delay_s())
-        while wire.is_cut(node_name(process), self._home(host, port)):
+        while wire.is_partitioned(node_name(process), self._home(host, port)):
             wire.count["connect cut off"] += 1
             if waited_s >= GIVE_UP_AFTER_S:
                 raise os_error(TimeoutError, errno.ETIMEDOUT, f": {host}:{port}")
@@ -91,7 +91,7 @@ class SimNetwork:
         return protocol
 
     def crash(self, process: SimProcess) -> None:
-        """Let a process's listeners and connections vanish."""
+        """Drop a process's listeners and connections, as a power cut would."""
         for listener in list(self._listeners.values()):
             if listener.process is process:
                 listener.close()
@@ -157,7 +157,7 @@ class SimListener:
 
     @property
     def host(self) -> str:
-        """The address that is listened on."""
+        """The address it listens on."""
         return self._address[0]
 
     @property
@@ -166,7 +166,7 @@ class SimListener:
         return self._address[1]
 
     def accept(self, stream: SimStream) -> None:
-        """Give a new connection to a protocol; runs as a step of the owner."""
+        """Hand a new connection to a protocol; runs as a step of the owner."""
         if not stream.is_closing():
             stream.attach(self._factory())
 
@@ -175,5 +175,5 @@ class SimListener:
         self._network.forget(self)
 
     def close(self) -> None:
-        """Stop listening; connections that are open stay."""
+        """Stop listening; open connections stay."""
         self._network.forget(self)

@@ -1,4 +1,4 @@
-"""What a simulated loop runs: jobs, and the processes that own them.
+"""Jobs of a simulated loop, and the processes that own them.
 
 A process is one life of a node. Killing it is a power cut, so its tasks are kept, never continued,
 and closed only when the world is over.
@@ -13,11 +13,13 @@ from contextvars import Context, ContextVar
 from enum import IntEnum
 from typing import Any, TypeVar
 
+_SHOWN_MAX = 8
+
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Life(IntEnum):
-    """What becomes of a process's callbacks: they run, are dropped, or are held back."""
+class ProcessState(IntEnum):
+    """The state of a process: its callbacks run, are dropped, or are held back."""
 
     RUNNING = 0
     DEAD = 1
@@ -25,7 +27,7 @@ class Life(IntEnum):
 
 
 class SimProcess:
-    """Is one life of a node: all that is scheduled in its context belongs to it, and dies with it.
+    """One life of a node: all that is scheduled in its context belongs to it, and dies with it.
 
     Attributes:
         context: where its first task starts; everything that task schedules inherits it.
@@ -39,18 +41,18 @@ class SimProcess:
         1
     """
 
-    __slots__ = ("context", "epoch", "held", "life", "name", "number", "steps", "tasks")
+    __slots__ = ("context", "epoch", "held", "name", "number", "state", "steps", "tasks")
 
     def __init__(self, name: str, *, number: int = 1, epoch: int = 1, steps: int = 0) -> None:
         self.name, self.number, self.epoch, self.steps = name, number, epoch, steps
-        self.life = Life.RUNNING
+        self.state = ProcessState.RUNNING
         self.held: list[Job] = []
         self.tasks = TaskList()
         self.context = Context()
         self.context.run(PROCESS.set, self)
 
     def __repr__(self) -> str:
-        return f"<Process {self.name} epoch {self.epoch} {self.life.name.lower()}>"
+        return f"<Process {self.name} epoch {self.epoch} {self.state.name.lower()}>"
 
 
 PROCESS: ContextVar[SimProcess | None] = ContextVar("synchromesh.process", default=None)
@@ -110,7 +112,7 @@ class TaskList:
 
 
 class Job(asyncio.TimerHandle):
-    """A callback to be run; cancelled jobs are skipped where they lie."""
+    """A scheduled callback; cancelled jobs stay queued and are skipped."""
 
     __slots__ = ("args", "callback", "context", "due_s", "is_cancelled")
 
@@ -122,7 +124,7 @@ class Job(asyncio.TimerHandle):
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        """Skip it when its turn comes."""
+        """Cancel the job: it is skipped when its turn comes."""
         self.is_cancelled = True
         self.callback, self.args = _nothing, ()
 
@@ -146,7 +148,7 @@ def _nothing() -> None:
     """Stand for the callback of a cancelled job."""
 
 
-def describe_tasks(tasks: Iterable[asyncio.Task[Any]], *, shown_max: int = 8) -> str:
+def describe_tasks(tasks: Iterable[asyncio.Task[Any]]) -> str:
     """Name tasks by their coroutine and the line at which each waits.
 
     Example:
@@ -154,8 +156,8 @@ def describe_tasks(tasks: Iterable[asyncio.Task[Any]], *, shown_max: int = 8) ->
         ''
     """
     names = [_describe(task) for task in tasks]
-    more = f" and {len(names) - shown_max} more" if len(names) > shown_max else ""
-    return ", ".join(names[:shown_max]) + more
+    more = f" and {len(names) - _SHOWN_MAX} more" if len(names) > _SHOWN_MAX else ""
+    return ", ".join(names[:_SHOWN_MAX]) + more
 
 
 def _describe(task: asyncio.Task[Any]) -> str:
@@ -171,14 +173,14 @@ def _describe(task: asyncio.Task[Any]) -> str:
     return f"{name}{place}"
 
 
-def throw_away(task: asyncio.Task[Any]) -> None:
-    """Close a task's coroutine in a world that is over, dropping whatever it raises."""
+def discard(task: asyncio.Task[Any]) -> None:
+    """Close a task's coroutine after the simulation, dropping whatever it raises."""
     setattr(task, "_log_destroy_pending", False)  # noqa: B010 - not in the type stubs
     coro: Any = task.get_coro()
     # A `finally` block that awaits makes `close` raise; each further try gets past one more await.
     # One that is awaited further in is closed when its last reference goes: what it raises then is
     # said to nobody but this hook.
-    hook, sys.unraisablehook = sys.unraisablehook, _nobody_is_told
+    hook, sys.unraisablehook = sys.unraisablehook, _ignore_unraisable
     try:
         for _ in range(16):
             try:
@@ -192,5 +194,5 @@ def throw_away(task: asyncio.Task[Any]) -> None:
         sys.unraisablehook = hook
 
 
-def _nobody_is_told(_: object) -> None:
-    """Drop what a coroutine of a world that is over raised as it was collected."""
+def _ignore_unraisable(_: object) -> None:
+    """Drop what a coroutine raised as it was collected after the simulation."""

@@ -1,4 +1,4 @@
-"""Services in one process for a test: each with a database of its own, and a client that calls.
+"""Services in one process for a test, each with a database of its own, and a client.
 
 def test_a_greeting_is_counted() -> None:
     async def main(runtime: SimRuntime) -> None:
@@ -88,13 +88,13 @@ class InProcess:
         return self.deps.services
 
     async def resolve(self, service: str) -> Resolved:
-        """Return the one instance of a service, whether it runs or not."""
+        """Return the endpoint of a service, whether it runs or not."""
         if service not in self.deps.services and service not in self._others:
             raise NoInstance(f"{service!r} is not served here; hand it in too")
         return Resolved((Endpoint(f"{service}-1", service, f"inproc://{service}-1"),))
 
     async def start(self, *names: str) -> None:
-        """Start services and make them reachable.
+        """Start and list services.
 
         Raises:
             ContractError: one does not fit its contract.
@@ -105,7 +105,7 @@ class InProcess:
             self.transport.add(f"{name}-1", instance.dispatcher)
 
     async def stop(self, *names: str) -> None:
-        """Make services unreachable, and stop them, in that order."""
+        """Unlist services, then stop them."""
         for name in names:
             self.transport.remove(f"{name}-1")
             await self.up.pop(name).stop()
@@ -113,7 +113,7 @@ class InProcess:
     async def call(
         self, call: Call[R], *, key: str = "", principal: str = "", timeout_s: float | None = None
     ) -> R:
-        """Return the answer of a call, or raise what it was refused with.
+        """Send a call and return its answer.
 
         Args:
             key: the idempotency key of a command; a new one where it is "".
@@ -133,7 +133,7 @@ class InProcess:
 
 @asynccontextmanager
 async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[InProcess]:
-    """Start services for a test, yield a client that calls them, and stop them in the end.
+    """Start services for a test, yield a client that calls them, and stop them at the end.
 
     Services that call one another, or take each other's events, are handed in together. A service
     of a contract with `external=True` is a fake of somebody else's: it is called without a

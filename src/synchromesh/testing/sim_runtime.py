@@ -21,7 +21,7 @@ WALL_BASE_US = 1_767_225_600_000_000
 
 
 class SimRuntime:
-    """What a simulated process takes from the world; a `synchromesh.runtime.Runtime`.
+    """The simulated environment of a process; a `synchromesh.runtime.Runtime`.
 
     Args:
         process: whose runtime it is.
@@ -62,17 +62,17 @@ class SimRuntime:
 
     @property
     def epoch(self) -> int:
-        """Which life of the node this is, from 1."""
+        """The number of the node's life, from 1."""
         return self.process.epoch
 
     @property
     def rng(self) -> random.Random:
-        """Chance, seeded by the universe, the node and its epoch."""
+        """Randomness, seeded by the universe, the node and its epoch."""
         return self._rng
 
     @property
     def secret_rng(self) -> random.Random:
-        """The same: what is simulated can be guessed."""
+        """The same generator: simulated secrets can be guessed."""
         return self._rng
 
     @property
@@ -100,7 +100,7 @@ class SimRuntime:
 
 
 class SimWorker(Generic[J]):
-    """Does a thread's work on the simulated loop, with a seeded delay before and after it.
+    """A simulated thread: works on the loop, with a seeded delay before and after each batch.
 
     A power cut before the work finds nothing done; one after it finds the work done and nobody
     told. As with a thread, the next batch may be worked on before the last one is told.
@@ -132,7 +132,7 @@ class SimWorker(Generic[J]):
         self._context = copy_context()
         self._queue: deque[J] = deque()
         self._ended = asyncio.Event()
-        self._told_at_s = 0.0
+        self._done_at_s = 0.0
         self._is_busy = self._is_closed = False
 
     def put(self, job: J) -> None:
@@ -167,8 +167,8 @@ class SimWorker(Generic[J]):
 
     def _tell(self, done: Callable[[], object]) -> None:
         # Never before what was told earlier: a thread's answers reach the loop in their order.
-        self._told_at_s = max(self._told_at_s, self._loop.time() + self._delay_s())
-        self._loop.call_at(self._told_at_s, done, context=self._context)
+        self._done_at_s = max(self._done_at_s, self._loop.time() + self._delay_s())
+        self._loop.call_at(self._done_at_s, done, context=self._context)
 
     def _delay_s(self) -> float:
         return self._wire.faults.io_s * self._wire.rng.random()

@@ -1,4 +1,4 @@
-"""One simulated byte stream: two transports, and between them what TCP does.
+"""A simulated byte stream: two transports with TCP's behaviour between them.
 
 Bytes arrive in order or not at all, in pieces that need not be those that were written. A receiver
 that does not read stops the sender: one piece waits at the receiver, the rest in the sender's
@@ -29,7 +29,7 @@ _HIGH_WATER_BYTES = 65_536
 
 
 def node_name(process: SimProcess | None) -> str:
-    """Return the name by which partitions know a process; "" is whoever runs outside of nodes."""
+    """Return the name of a process's node, as partitions have it; "" outside of nodes."""
     return "" if process is None else process.name
 
 
@@ -69,7 +69,7 @@ class SimStream(asyncio.Transport):
         self._is_writing_paused = False
         self._high, self._low = _HIGH_WATER_BYTES, _HIGH_WATER_BYTES // 4
         self._in = bytearray()
-        self._is_eof_in = self._is_eof_told = self._is_feeding = False
+        self._is_eof_in = self._is_eof_delivered = self._is_feeding = False
         self._is_reading_paused = False
         self._is_closing = self._is_lost = False
         # Nobody is there any more: what arrives is answered by a reset.
@@ -83,7 +83,7 @@ class SimStream(asyncio.Transport):
     # -- what protocols use ----------------------------------------------------------------------
 
     def attach(self, protocol: asyncio.Protocol) -> None:
-        """Give the end to its protocol; bytes that came before are told now."""
+        """Attach a protocol; bytes that arrived before are delivered now."""
         self._protocol = protocol
         protocol.connection_made(self)
         self._feed_soon()
@@ -103,15 +103,15 @@ class SimStream(asyncio.Transport):
         return self._is_closing
 
     def is_reading(self) -> bool:
-        """Return whether the protocol is being told of what arrives."""
+        """Return whether arriving bytes are delivered to the protocol."""
         return not self._is_reading_paused and not self._is_closing
 
     def pause_reading(self) -> None:
-        """Hold what arrives back, and in the end the sender too."""
+        """Stop delivering; flow control pauses the sender in the end."""
         self._is_reading_paused = True
 
     def resume_reading(self) -> None:
-        """Go on with what was held back."""
+        """Resume delivering, first what was held back."""
         if self._is_reading_paused:
             self._is_reading_paused = False
             self._feed_soon()
@@ -159,7 +159,7 @@ class SimStream(asyncio.Transport):
         self._high, self._low = high, low
 
     def close(self) -> None:
-        """Send what is buffered, then end; nothing more is read."""
+        """Flush the buffer, then close; nothing more is read."""
         if self._is_closing:
             return
         self._is_closing = self._is_eof_written = True
@@ -169,7 +169,7 @@ class SimStream(asyncio.Transport):
             self._lose(None)
 
     def abort(self) -> None:
-        """End at once: what is buffered is dropped, and the peer is reset."""
+        """Close at once: the buffer is dropped, and the peer is reset."""
         if not self._is_lost:
             self._reset_peer()
             self._discard()
@@ -235,7 +235,7 @@ class SimStream(asyncio.Transport):
             self._loop.call_soon(self._feed, context=self._context)
 
     def _feed(self) -> None:
-        """Tell the protocol what has arrived; runs as a step of the owner."""
+        """Deliver what has arrived to the protocol; runs as a step of the owner."""
         self._is_feeding = False
         if self._is_reading_paused or self._is_closing:
             return
@@ -248,9 +248,9 @@ class SimStream(asyncio.Transport):
         self._feed_eof(protocol)
 
     def _feed_eof(self, protocol: Any) -> None:
-        if self._in or self._is_eof_told or not self._is_eof_in or not self.is_reading():
+        if self._in or self._is_eof_delivered or not self._is_eof_in or not self.is_reading():
             return
-        self._is_eof_told = True
+        self._is_eof_delivered = True
         kept_open: list[Any] = []
         self._tell("eof_received", lambda: kept_open.append(protocol.eof_received()))
         if not any(kept_open):
@@ -292,7 +292,7 @@ class SimStream(asyncio.Transport):
         self._is_gone = True
 
     def _discard(self) -> None:
-        """Send nothing any more, not even an orderly end."""
+        """Discard unsent bytes; not even EOF is sent."""
         self._out.clear()
         self._is_flying = False
         self._is_eof_sent = True
@@ -304,7 +304,7 @@ class SimStream(asyncio.Transport):
         self._leave()
 
     def cut(self) -> None:
-        """Vanish with the owner's power; the peer is told by a reset, if the network lets it."""
+        """Close as by a power cut; the peer gets a reset, if the network delivers it."""
         self._reset_peer()
         self._vanish()
 
@@ -321,7 +321,7 @@ class SimStream(asyncio.Transport):
         self._lose(os_error(ConnectionResetError, errno.ECONNRESET))
 
     def _is_parted(self) -> bool:
-        return self._wire.is_cut(node_name(self.process), node_name(self.peer.process))
+        return self._wire.is_partitioned(node_name(self.process), node_name(self.peer.process))
 
     def _later(self, delay_s: float, callback: Callable[..., object], *args: object) -> None:
         self._loop.call_later(delay_s, callback, *args, context=Context())

@@ -1,4 +1,4 @@
-"""What a simulated network does to messages: latency, loss, duplicates, stragglers, partitions."""
+"""The faults of a simulated network: latency, loss, duplicates, late messages, partitions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STORMY = NetworkFaults(
 
 
 class Wire:
-    """Draws what happens to each message between two nodes, and counts what was rare.
+    """Draws the fate of each message between two nodes, and counts rare ones.
 
     Example:
         >>> wire = Wire(random.Random(1), NetworkFaults(loss=1.0))
@@ -59,7 +59,7 @@ class Wire:
     def __init__(self, rng: random.Random, faults: NetworkFaults) -> None:
         self.rng, self.faults = rng, faults
         self.count: Counter[str] = Counter()
-        self._cuts: Counter[frozenset[str]] = Counter()
+        self._partitions: Counter[frozenset[str]] = Counter()
 
     def latency_s(self) -> float:
         """Draw how long a message takes that is neither lost nor late."""
@@ -75,7 +75,7 @@ class Wire:
             copies = 2
         delays = []
         for _ in range(copies):
-            if self.is_cut(source, target):
+            if self.is_partitioned(source, target):
                 self.count["message cut off"] += 1
             elif faults.loss and draw() < faults.loss:
                 self.count["message lost"] += 1
@@ -98,23 +98,23 @@ class Wire:
             delay_s += draw() * faults.tail_s
         return delay_s
 
-    def is_cut(self, a: str, b: str) -> bool:
+    def is_partitioned(self, a: str, b: str) -> bool:
         """Return whether a partition is between two nodes."""
-        return bool(self._cuts) and self._cuts[frozenset((a, b))] > 0
+        return bool(self._partitions) and self._partitions[frozenset((a, b))] > 0
 
-    def cut(self, a: str, b: str) -> None:
-        """Part two nodes; partitions of the same two add up."""
+    def partition(self, a: str, b: str) -> None:
+        """Partition two nodes; partitions of the same two add up."""
         self.count["partition"] += 1
-        self._cuts[frozenset((a, b))] += 1
+        self._partitions[frozenset((a, b))] += 1
 
-    def mend(self, a: str, b: str) -> None:
+    def heal(self, a: str, b: str) -> None:
         """End one partition between two nodes."""
         pair = frozenset((a, b))
-        if self._cuts[pair] > 1:
-            self._cuts[pair] -= 1
+        if self._partitions[pair] > 1:
+            self._partitions[pair] -= 1
         else:
-            del self._cuts[pair]
+            del self._partitions[pair]
 
-    def mend_all(self) -> None:
+    def heal_all(self) -> None:
         """End every partition."""
-        self._cuts.clear()
+        self._partitions.clear()

@@ -74,7 +74,7 @@ class World:
     # -- nodes -----------------------------------------------------------------------------------
 
     def node(self, name: str, main: NodeMain) -> Node:
-        """Add a node; each `start` runs `main` anew. Raises ValueError for a name that is taken."""
+        """Add a node; each `start` runs `main` anew. Raises ValueError for a duplicate name."""
         if name in self.nodes:
             raise ValueError(f"there is a node {name!r} already")
         node = self.nodes[name] = Node(self, name, main)
@@ -82,7 +82,7 @@ class World:
 
     @property
     def on_step(self) -> Callable[[Node], object] | None:
-        """What is called before each step of a node."""
+        """The hook called before each step of a node."""
         return self._on_step
 
     @on_step.setter
@@ -113,24 +113,24 @@ class World:
             self.loop.call_soon(fn, context=process.context.copy())
 
     def later(self, delay_s: float, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Call a function after a while, outside every node."""
+        """Call a function after a delay, outside every node."""
         self.loop.call_later(delay_s, fn, *args, context=Context())
 
     def partition(self, a: str, b: str, heal_after_s: float | None = None) -> None:
-        """Part two nodes, for a while or until `heal`."""
-        self.wire.cut(a, b)
+        """Partition two nodes, for a while or until `heal`."""
+        self.wire.partition(a, b)
         if heal_after_s is not None:
-            self.later(heal_after_s, self.wire.mend, a, b)
+            self.later(heal_after_s, self.wire.heal, a, b)
 
     def calm(self) -> None:
-        """End all faults of the network and all pauses; messages that are late still arrive."""
+        """End all faults of the network and all pauses; late messages still arrive."""
         self.wire.faults = replace(self.wire.faults, loss=0.0, duplication=0.0, tail=0.0)
-        self.wire.mend_all()
+        self.wire.heal_all()
         for node in self.nodes.values():
             node.resume()
 
     def heal(self) -> None:
-        """End all faults and start every node: from here on the system must make progress."""
+        """End all faults and start every node: from then on the system must make progress."""
         self.calm()
         for node in self.nodes.values():
             node.start()
@@ -152,7 +152,7 @@ class World:
             self.close()
 
     def close(self) -> None:
-        """End the universe: power cut everywhere, and the disk is kept for audits."""
+        """End the universe by a power cut everywhere; the disk is kept for audits."""
         for node in self.nodes.values():
             node.end_life()
         self.disk.close()
@@ -160,7 +160,7 @@ class World:
 
 
 class Node:
-    """Is one machine of a world: it can be started, killed, paused, and started again.
+    """A machine of a world: it can be started, killed, paused, and restarted.
 
     Example:
         >>> async def main(runtime: SimRuntime) -> None: ...
@@ -187,11 +187,11 @@ class Node:
 
     @property
     def steps(self) -> int:
-        """How many steps it took in all its lives."""
+        """The number of steps in all its lives."""
         return self._steps if self.process is None else self.process.steps
 
     def start(self) -> None:
-        """Begin a new life with a new run of `main`; does nothing while it is up."""
+        """Start a new life that runs `main`; does nothing while it is up."""
         world = self._world
         if self.process is not None or world.loop.is_closed():
             return
@@ -210,7 +210,7 @@ class Node:
         world.loop.spawn(process, self._main(runtime))
 
     def crash(self, restart_after_s: float | None = None) -> None:
-        """Cut its power, before its next step; does nothing while it is down.
+        """Cut the node's power before its next step; does nothing while it is down.
 
         Called by the node itself it takes effect at the end of the step that now runs.
         """
@@ -235,7 +235,7 @@ class Node:
             world.later(restart_after_s, self.start)
 
     def pause(self, resume_after_s: float | None = None) -> None:
-        """Hold it back, alive, as SIGSTOP would; messages wait for it."""
+        """Pause the node as SIGSTOP would; messages wait for it."""
         if self.process is not None:
             self._world.count["pause"] += 1
             self._world.loop.pause(self.process)
@@ -243,12 +243,12 @@ class Node:
                 self._world.later(resume_after_s, self.resume)
 
     def resume(self) -> None:
-        """Let it go on after a pause."""
+        """Resume the node after a pause."""
         if self.process is not None:
             self._world.loop.resume(self.process)
 
     def end_life(self) -> None:
-        """Die with the universe."""
+        """End the node's life with the universe."""
         if self.process is not None:
             self._steps = self.process.steps
             self._world.loop.kill(self.process)
@@ -292,7 +292,7 @@ def run(
 
 
 def _run(loop: SimLoop, context: Context, main: Coroutine[Any, Any, T], *, until_s: float) -> T:
-    """Run `main` to its end and see that nothing is left over or was kept silent."""
+    """Run `main` to its end, and check for leaked tasks and unhandled failures."""
     loop.until_s = until_s
     task = loop.create_task(main, context=context)
     process = context.get(PROCESS)
@@ -323,7 +323,7 @@ def _run(loop: SimLoop, context: Context, main: Coroutine[Any, Any, T], *, until
 
 
 def _silent_failures(loop: SimLoop) -> list[SimulationError]:
-    """Return the failures that nobody was told of; those of crashed lives count as well."""
+    """Return the unhandled failures, those of crashed lives included."""
     failures: list[SimulationError] = []
     for context in loop.errors:
         error = context.get("exception")

@@ -46,7 +46,7 @@ class Report:
         self.findings.append(line)
 
     def lines(self) -> list[str]:
-        """Return the report for people."""
+        """Return the lines of the report."""
         paid = [f"{m // 100}.{m % 100:02d} {c}" for c, m in sorted(self.paid_minor.items())]
         return [
             f"orders: {_counts(self.orders)}",
@@ -62,7 +62,7 @@ class Report:
 def audit(
     data_dir: Path, provider_db: Path | None = None, expected: Mapping[str, str] | None = None
 ) -> Report:
-    """Hold the databases in a folder against one another.
+    """Audit the databases in a folder against one another.
 
     Args:
         data_dir: where the databases of the services are, such as `orders.db`.

@@ -1,4 +1,4 @@
-"""Somebody else's system: charges customers' credit over HTTP, and is as flaky as it is told to be.
+"""An external service: charges customers' credit over HTTP, with faults on demand.
 
 It shares nothing with the services but its HTTP interface. `Ledger` is what it decides and
 remembers; `CreditProviderServer` is an ASGI application around it, with a fault switch; `main`
@@ -51,7 +51,7 @@ class Answer:
 
 
 class Ledger:
-    """Decides on charges, and remembers every answer under its idempotency key.
+    """Decides on charges, and records every answer under its idempotency key.
 
     The same key with the same request gets the same answer for ever; it is on disk before it is
     given. The connection is the ledger's own, in autocommit mode.
@@ -95,7 +95,7 @@ class Ledger:
         return int(row.fetchone()[0])
 
     def close(self) -> None:
-        """Close the books."""
+        """Close the ledger."""
         self._connection.close()
 
     def _recall(self, key: str, text: str) -> Answer | None:
@@ -131,7 +131,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class ProviderFaults:
-    """How the provider misbehaves, until it is told otherwise.
+    """The provider's faults, until they are changed.
 
     Attributes:
         mode: `ok`; `errors`: 500, nothing charged; `stall`: it charges and then does not answer
@@ -246,7 +246,7 @@ async def _live(receive: Receive, send: Send) -> None:
 
 
 async def serve(path: str) -> None:
-    """Serve the books at `path` on a free port of loopback until SIGTERM."""
+    """Serve the ledger at `path` on a free port of loopback until SIGTERM."""
     # Any ASGI server would do; this one is at hand.
     from synchromesh.http import AsgiHandler, HttpServer
     from synchromesh.runtime import RealRuntime

@@ -50,7 +50,7 @@ class Rates(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShopClient(Protocol):
-    """Whoever may call the services: a program, a test, the command line."""
+    """A client that may call the services: a program, a test, the command line."""
 
     def call(self, call: Call[R], *, key: str) -> Awaitable[R]:
         """Send a command under an idempotency key and return its answer."""
@@ -78,7 +78,7 @@ def order_book() -> list[PlaceOrder]:
 
 
 def rates() -> Rates:
-    """Return how often whoever comes to the gateway may."""
+    """Return the gateway's rate limits."""
     return json.decode((DATA / "rates.json").read_bytes(), type=Rates)
 
 

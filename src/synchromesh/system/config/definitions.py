@@ -1,4 +1,4 @@
-"""What a configuration names, imported and checked: services, gateway, opening and policies."""
+"""Imports and checks what a configuration names: services, gateway, opening and policies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_services(config: SystemConfig, folder: Path) -> list[Service]:
 
 
 def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitable[None]] | None:
-    """Import the function that opens the system; None where there is none.
+    """Import the system's opening function; None where there is none.
 
     Raises:
         ConfigError: it is missing, or no async function.
@@ -41,7 +41,7 @@ def load_opening(config: SystemConfig, folder: Path) -> Callable[[Any], Awaitabl
     where = f"{FILE_NAME}: [dev] opening = {config.dev.opening!r}"
     opening: Callable[[Any], Awaitable[None]] = _import(config.dev.opening, where, folder)
     if not inspect.iscoroutinefunction(opening):
-        raise ConfigError(f"{where} is no async function; write async def")
+        raise ConfigError(f"{where} is not an async function; write async def")
     return opening
 
 
@@ -95,14 +95,14 @@ def _import(place: str, where: str, folder: Path) -> Any:
 
 
 def _place_of(error: Exception, folder: Path) -> str:
-    """Return the innermost line below the system's folder that raised; "" where there is none."""
+    """Return the innermost line of the system's own code in a traceback; "" where there is none."""
     below = str(folder.resolve())
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(below)]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def policies_of(config: SystemConfig, service: str) -> Policies:
-    """Return how the calls of one service are guarded: its edges, as the configuration says."""
+    """Return the policies of one service's edges, as configured."""
     edges = {}
     for edge, section in config.policies.items():
         caller, _, callee = edge.partition(":")
@@ -112,7 +112,7 @@ def policies_of(config: SystemConfig, service: str) -> Policies:
 
 
 def check_keep(services: list[Service], keep_s: float) -> None:
-    """Check that inboxes remember longer than any saga may still ask or undo (S6).
+    """Check that inbox records outlive every saga that may still call or undo (S6).
 
     Raises:
         ConfigError: a saga outlives them.

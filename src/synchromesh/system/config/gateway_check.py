@@ -1,4 +1,4 @@
-"""Checks the gateway of a system whole, before anything listens."""
+"""Checks the whole gateway of a system before anything listens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from synchromesh.system.config.schema import SystemConfig
 async def check_gateway(
     gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
 ) -> tuple[CompiledRoute, ...]:
-    """Check a gateway whole: routes, args, the services that it leads to, and its keys.
+    """Check a gateway: routes, arguments, upstreams and keys.
 
     Returns what the gateway is to serve, so that a start reads the definition once.
 
@@ -35,7 +35,7 @@ async def check_gateway(
 async def read_gateway(
     gateway: Gateway, config: SystemConfig, rundir: RunDir, runtime: Runtime
 ) -> Reading:
-    """Read a gateway with every mistake that `check_gateway` would name, each a sentence."""
+    """Compile a gateway, and collect every mistake in it, each as a sentence."""
     reading = read(gateway)
     mistakes = [
         *reading.mistakes,

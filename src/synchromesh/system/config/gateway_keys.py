@@ -1,4 +1,4 @@
-"""The API keys of a gateway: a file of the run directory, hashed, for this user alone.
+"""The API keys of a gateway: hashes, in a private file of the run directory.
 
 Commands change it while the system runs, and the gateway reads it again within a second.
 """
@@ -20,7 +20,7 @@ from synchromesh.system.config.rundir import RunDir, refuse_shared, write_privat
 
 
 def own_keys_path(auth: Auth, rundir: RunDir) -> Path | None:
-    """Return the file of keys that is the system's own; None for other kinds of credentials.
+    """Return the system's own file of keys; None for other kinds of credentials.
 
     A file outside the run directory belongs to whoever put it there.
     """
@@ -47,7 +47,7 @@ def keys_file_of(gateway: Gateway, rundir: RunDir, disk: Disk) -> ApiKeysFile:
 
 
 class ApiKeysFile:
-    """The file of API keys, changed by one command at a time, and whole or not at all."""
+    """The file of API keys, changed atomically and by one command at a time."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.config.words import in_words
+from synchromesh.system.config.descriptions import describe_error
 
 PREFIX = "SYNCHROMESH_"
 FLAG = "--set"
@@ -37,14 +37,14 @@ _SHOWN_MAX = 40
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value came from: its layer, and the line, variable or flag; "" for a default."""
+    """The origin of a value: its layer, and the line, variable or flag; "" for a default."""
 
     source: Source
     place: str
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One effective value and where it came from; of a secret the value is its reference."""
+    """An effective value with its origin; for a secret, the value is its reference."""
 
     name: str
     value: Any
@@ -53,7 +53,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Layers:
-    """Lays the environment and flags over what a file says.
+    """Overrides the values of a file by the environment, and both by flags.
 
     A table whose names are the user's own (services) takes no new name from a higher layer, for one
     that is written wrong would be a new one; `addable` tells, by table, which names it takes all
@@ -76,7 +76,7 @@ class Layers:
         self._refuse_unknown(data, schema, ())
 
     def origin(self, name: Name) -> Origin:
-        """Return where a value came from."""
+        """Return the origin of a value."""
         if name in self._above:
             return self._above[name]
         if name in self._of_file:
@@ -84,7 +84,7 @@ class Layers:
         return Origin("default", "")
 
     def where(self, *name: str) -> str:
-        """Return the place that a message about a value or a section begins with."""
+        """Return the place of a value or a section, as messages begin with it."""
         return self._above[name].place if name in self._above else f"{self._path}{self._line(name)}"
 
     def _line(self, name: Name) -> str:
@@ -98,13 +98,13 @@ class Layers:
         above = [origin.place for key, origin in self._above.items() if key[: len(name)] == name]
         return ", ".join((self.where(*name), *above))
 
-    def lay(
+    def overlay(
         self,
         environment: Mapping[str, str],
         flags: Sequence[str],
         addable: Mapping[str, Sequence[str]],
     ) -> None:
-        """Lay variables over the file, and flags over both.
+        """Override the file by variables, and both by flags.
 
         Raises:
             ConfigError: one of them names nothing, or its value is of the wrong type.
@@ -119,7 +119,7 @@ class Layers:
             if not equals or not dotted:
                 # It is not shown: it may be a secret.
                 raise ConfigError(
-                    f"{FLAG} number {number} is no setting; write section.key=value, such as "
+                    f"{FLAG} number {number} is not a setting; write section.key=value, such as "
                     f"{FLAG} services.orders.port=8001"
                 )
             name = tuple(dotted.split("."))
@@ -128,7 +128,7 @@ class Layers:
             self._put(name, text, Origin("flag", f"{FLAG} {dotted}"))
 
     def convert(self) -> Any:
-        """Return the configuration as its schema has it.
+        """Convert the merged data to the schema's type.
 
         Raises:
             ConfigError: a value has the wrong type, or a key or section is missing.
@@ -136,9 +136,9 @@ class Layers:
         try:
             config = msgspec.convert(self.data, self._schema)
         except msgspec.ValidationError as error:
-            said = self._first_wrong() or str(error)
-            place = re.sub(r"\[.*?\]", "", said.partition(": ")[0])
-            raise ConfigError(f"{self.where(*place.split('.'))}: {said}") from error
+            message = self._first_wrong() or str(error)
+            place = re.sub(r"\[.*?\]", "", message.partition(": ")[0])
+            raise ConfigError(f"{self.where(*place.split('.'))}: {message}") from error
         for name, kind, value in _leaves(config, self._schema, ()):
             if _is_secret(kind) and value and not value.startswith(SECRET_FORMS):
                 raise ConfigError(
@@ -154,8 +154,8 @@ class Layers:
             for name, _, value in _leaves(config, self._schema, ())
         ]
 
-    def refuse_near(self, environment: Mapping[str, str], config: msgspec.Struct) -> None:
-        """Refuse a variable that would set something if its parts were joined as they should be.
+    def refuse_misspelled(self, environment: Mapping[str, str], config: msgspec.Struct) -> None:
+        """Raise `ConfigError` for a variable that would be a setting with its parts joined by `__`.
 
         Others that begin alike are somebody else's, and are left alone.
 
@@ -174,7 +174,7 @@ class Layers:
                 )
 
     def _name_of(self, parts: list[str]) -> Name:
-        """Return what a variable names; keys of a table of texts are kept as they are written."""
+        """Return the setting that a variable names; keys of a table of texts keep their case."""
         name: list[str] = []
         kind: Any = self._schema
         left = list(parts)
@@ -211,7 +211,7 @@ class Layers:
         self._above[name] = origin
 
     def _known(self, kind: Any, table: Any, name: Name) -> list[str] | None:
-        """Return the keys that may stand in a section; None where any may, [] where none may."""
+        """Return the keys that a section allows; None for any, [] for none."""
         if _is_struct(kind):
             return list(_fields(kind))
         if not _is_table(kind):
@@ -223,7 +223,7 @@ class Layers:
         return list(dict.fromkeys((*there, *self._addable.get(".".join(name), ()))))
 
     def _refuse_unknown(self, data: Any, kind: Any, name: Name) -> None:
-        """Name a key of the file that the schema does not know, and the nearest one."""
+        """Raise `ConfigError` for a key that is not in the schema; suggest the nearest one."""
         if not isinstance(data, dict):
             return
         known = list(_fields(kind)) if _is_struct(kind) else None
@@ -235,7 +235,7 @@ class Layers:
                 self._refuse_unknown(value, _below(kind, key), (*name, key))
 
     def _first_wrong(self) -> str:
-        """Name the first wrong value with its whole place, which msgspec leaves out of tables."""
+        """Describe the first invalid value by its full path, which msgspec omits in tables."""
         for field in msgspec.structs.fields(self._schema):
             if field.name not in self.data:
                 if field.required:
@@ -248,7 +248,9 @@ class Layers:
                 try:
                     msgspec.convert(value, kind)
                 except msgspec.ValidationError as error:
-                    return in_words(str(error), f"{field.name}.{name}" if name else field.name)
+                    return describe_error(
+                        str(error), f"{field.name}.{name}" if name else field.name
+                    )
         return ""
 
 
@@ -278,7 +280,7 @@ def lines_of(text: str) -> dict[Name, int]:
 
 
 def _names(data: Any, name: Name) -> Iterator[Name]:
-    """Yield the name of everything in a table, at any depth."""
+    """Yield the name of each entry of a table, at any depth."""
     if isinstance(data, dict):
         for key, value in data.items():
             yield (*name, key)
@@ -298,19 +300,19 @@ def _keys(dotted: str) -> Name:
 
 
 def _read(text: str, kind: Any, name: str, place: str) -> Any:
-    """Return what a text stands for: as the schema says; a list is written as JSON."""
+    """Parse the text of a variable or flag as the schema's type; a list is written as JSON."""
     try:
         text.encode()
         if get_origin(_bare(kind)) in (list, tuple):
             return msgspec.json.decode(text.encode(), type=kind)
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        said = in_words(str(error), name)
+        message = describe_error(str(error), name)
         if not _is_secret(kind):
-            said = said.replace("got `str`", f"got {text[:_SHOWN_MAX]!r}")
-        raise ConfigError(f"{place}: {said}") from error
+            message = message.replace("got `str`", f"got {text[:_SHOWN_MAX]!r}")
+        raise ConfigError(f"{place}: {message}") from error
     except UnicodeEncodeError:
-        raise ConfigError(f"{place}: {name} is no UTF-8 text") from None
+        raise ConfigError(f"{place}: {name} is not UTF-8 text") from None
     except msgspec.DecodeError as error:
         raise ConfigError(
             f'{place}: {name}: expected a list as JSON, such as ["a", "b"]'
@@ -325,7 +327,7 @@ def _unknown(place: str, name: str, part: str, known: Iterable[str]) -> ConfigEr
 
 
 def _leaves(value: Any, kind: Any, name: Name) -> Iterator[tuple[Name, Any, Any]]:
-    """Yield name, kind and value of everything that is no section."""
+    """Yield name, type and value of each setting that is not a section."""
     if isinstance(value, msgspec.Struct):
         for key, below in _fields(kind).items():
             yield from _leaves(getattr(value, key), below, (*name, key))
@@ -337,7 +339,7 @@ def _leaves(value: Any, kind: Any, name: Name) -> Iterator[tuple[Name, Any, Any]
 
 
 def _bare(kind: Any) -> Any:
-    """Return a kind without its annotations, and without its None."""
+    """Return a type without its annotations, and without None."""
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):

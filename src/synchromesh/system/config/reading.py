@@ -42,7 +42,7 @@ def load_config(
 def read_layers(
     folder: Path, *, environment: Mapping[str, str], flags: Sequence[str]
 ) -> tuple[SystemConfig, Layers]:
-    """Read and check the configuration as `load_config` does; with where each value came from."""
+    """Read and check the configuration as `load_config` does, with the origin of each value."""
     path = folder / FILE_NAME
     try:
         # Bytes, for reading text would make one line ending of another.
@@ -58,15 +58,15 @@ def read_layers(
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     layers = Layers(SystemConfig, path, text, data)
-    layers.lay(environment, flags, {"policies": _edges(data)})
+    layers.overlay(environment, flags, {"policies": _edges(data)})
     config: SystemConfig = layers.convert()
     _check(config, layers)
-    layers.refuse_near(environment, config)
+    layers.refuse_misspelled(environment, config)
     return config, layers
 
 
 def _edges(data: Mapping[str, Any]) -> list[str]:
-    """Return every edge that a policy may be given for."""
+    """Return every edge that can have a policy."""
     services, external = data.get("services"), data.get("external")
     ours = list(services) if isinstance(services, dict) else []
     callees = [*ours, *(external if isinstance(external, dict) else ())]
@@ -118,7 +118,7 @@ def _check_edges(config: SystemConfig, layers: Layers) -> None:
         caller, colon, callee = edge.partition(":")
         if not colon or caller not in callers or callee not in known:
             raise ConfigError(
-                f'{where("policies", edge)}: [policies."{edge}"] is no edge; expected '
+                f'{where("policies", edge)}: [policies."{edge}"] is not an edge; expected '
                 f'"CALLER:CALLEE" of {", ".join(sorted(known | callers))}'
             )
         try:

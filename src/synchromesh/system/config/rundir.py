@@ -22,7 +22,7 @@ KEY_BYTES = 32
 
 
 class RunInfo(msgspec.Struct, frozen=True):
-    """`run.json`: where a running system is reached, and the token that it asks for.
+    """`run.json`: the address of a running system's control API, and its token.
 
     Attributes:
         pid: the process that runs it.
@@ -53,7 +53,7 @@ class RunDir:
         self._key = self.path / "system.key"
 
     def create(self) -> None:
-        """Make what is missing, for this user alone.
+        """Create the directory, private to this user; what exists is kept.
 
         Raises:
             ConfigError: the folder cannot be made or written, or belongs to somebody else.
@@ -76,7 +76,7 @@ class RunDir:
             ) from error
 
     def lock(self, disk: Disk) -> FileLock:
-        """Become the one process that runs the system of this folder.
+        """Lock the directory for the one process that runs this system.
 
         Raises:
             ConfigError: another process runs it, or the lock cannot be written.
@@ -94,7 +94,7 @@ class RunDir:
         return lock
 
     def key(self) -> bytes:
-        """Return the key that signs every hop, made at the first start.
+        """Return the signing key, generated at the first start.
 
         Raises:
             ConfigError: it can be read by others, or is damaged.
@@ -115,15 +115,15 @@ class RunDir:
         return str(self.data / f"{service}.db")
 
     def publish(self, info: RunInfo) -> None:
-        """Write `run.json` whole, or not at all."""
+        """Write `run.json` atomically."""
         write_private(self._info, msgspec.json.format(msgspec.json.encode(info), indent=2))
 
     def withdraw(self) -> None:
-        """Remove `run.json`; the system no longer runs. May be repeated."""
+        """Remove `run.json` once the system has stopped. May be repeated."""
         self._info.unlink(missing_ok=True)
 
     def read(self) -> RunInfo:
-        """Return what `run.json` says.
+        """Read `run.json`.
 
         Raises:
             ConfigError: no system runs here, or the file can be read by others.
@@ -138,18 +138,18 @@ class RunDir:
             ) from None
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(
-                f"{self._info} cannot be read ({error}); start the system anew"
+                f"{self._info} cannot be read ({error}); restart the system"
             ) from error
 
 
 def refuse_shared(path: Path) -> None:
-    """Raise `ConfigError` where others than its user may read a secret."""
+    """Raise `ConfigError` for a secret file that other users may read."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(f"{path} can be read by others; make it private: chmod 600 {path}")
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, for this user alone.
+    """Write a private file atomically.
 
     Raises:
         ConfigError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Secrets by reference: the configuration says where one is, and only who needs it reads it.
+"""Secrets by reference: the configuration names them, and they are read where they are used.
 
 No message has more of a secret than its length.
 """
@@ -21,7 +21,7 @@ _HEX = re.compile(r"[0-9a-fA-F]+")
 
 
 def read_secret(reference: str, *, name: str, folder: Path, environment: Mapping[str, str]) -> str:
-    """Return the text that "env:NAME" or "file:PATH" refers to, without blanks around it.
+    """Read the secret that "env:NAME" or "file:PATH" refers to, stripped.
 
     A path that is not absolute begins at the folder. A file may be readable by others: those that
     an orchestrator mounts are, and are guarded otherwise.
@@ -40,7 +40,7 @@ def read_secret(reference: str, *, name: str, folder: Path, environment: Mapping
     elif kind == "file" and place:
         text = _read_file(folder / place, name)
     else:
-        raise ConfigError(f'{name} is no reference; write "env:NAME" or "file:PATH"')
+        raise ConfigError(f'{name} is not a reference; write "env:NAME" or "file:PATH"')
     if not text.strip():
         raise ConfigError(f"{name}: {reference} is empty; put the secret there")
     return text.strip()
@@ -49,7 +49,7 @@ def read_secret(reference: str, *, name: str, folder: Path, environment: Mapping
 def signing_key(
     reference: str, rundir: RunDir, folder: Path, environment: Mapping[str, str]
 ) -> bytes:
-    """Return the key that signs every hop: the one that is referred to, or the run directory's own.
+    """Return the signing key: the configured one, or else that of the run directory.
 
     Raises:
         ConfigError: it is missing, neither hex nor base64, or too short.
@@ -71,7 +71,7 @@ def given_key(reference: str, folder: Path, environment: Mapping[str, str]) -> b
 
 
 def _decode(text: str, place: str) -> bytes:
-    """Read hex where all of it is, else base64, of either alphabet."""
+    """Decode hex where all of it is hex, else base64 of either alphabet."""
     try:
         if _HEX.fullmatch(text):
             return bytes.fromhex(text)
@@ -97,4 +97,4 @@ def _read_file(path: Path, name: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise ConfigError(f"{name}: {path} is no UTF-8 text; write it as hex or base64") from None
+        raise ConfigError(f"{name}: {path} is not UTF-8 text; write it as hex or base64") from None

@@ -66,7 +66,7 @@ class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class Control:
-    """Answers the control API for this process, and for those that run beside it.
+    """Serves the control API for this process and the other processes of the system.
 
     Args:
         local: tells what runs in this process.
@@ -108,7 +108,7 @@ class Control:
         }
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
-        """Answer one request of the command line, or of a process that asks the registry."""
+        """Handle a request of the command line, or of a process that asks the registry."""
         if self._registry is not None:
             path, registry = self._registry
             if request.path == path or request.path.startswith(f"{path}/"):
@@ -132,7 +132,7 @@ class Control:
             raise Unauthenticated("the control socket needs the token of run.json")
 
     async def status(self) -> Status:
-        """Return how all processes are, as one."""
+        """Return the merged status of all processes."""
         return Status.merge(*await asyncio.gather(*(each.status() for each in self._all())))
 
     def _all(self) -> list[LocalProcess | RemoteProcess]:
@@ -149,7 +149,8 @@ class Control:
     async def _break_or_heal(self, request: HttpRequest, rest: str) -> object:
         if rest not in ("", "heal"):
             raise _unknown(request)
-        # One that starts later is told by its orders; one that has them already can be asked soon.
+        # A process that starts later gets the faults in its spec; one that has its spec already can
+        # be asked once it is settled.
         others = list(self._remotes.values())
         await asyncio.gather(*(each.child.settle(SETTLED_WITHIN_S) for each in others))
         faults = self._local.faults
@@ -159,7 +160,7 @@ class Control:
             answer = {"healed": healed, **msgspec.structs.asdict(faults.status())}
         else:
             answer = faults.break_on_purpose(decode(request.body, BreakRequest))
-        await asyncio.gather(*(each.tell(request.path, request.body) for each in others))
+        await asyncio.gather(*(each.forward(request.path, request.body) for each in others))
         return answer
 
     async def _restart(self, request: HttpRequest, rest: str) -> object:
@@ -215,16 +216,16 @@ class Control:
             if not newest:
                 raise UnknownSaga("no saga has run yet")
             saga_id = newest[0]["id"]
-        told = await asyncio.gather(*(each.story(saga_id) for each in self._all()))
-        story = next((each for each in told if each is not None), None)
+        answers = await asyncio.gather(*(each.story(saga_id) for each in self._all()))
+        story = next((each for each in answers if each is not None), None)
         if story is None:
             raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
         return story
 
     async def _runs(self, status: str, limit: int) -> list[dict[str, Any]]:
         """Return the newest runs of all services, the newest first; "" is any status."""
-        told = await asyncio.gather(*(each.runs(status, limit) for each in self._all()))
-        found = [run for runs in told for run in runs]
+        answers = await asyncio.gather(*(each.runs(status, limit) for each in self._all()))
+        found = [run for runs in answers for run in runs]
         return sorted(found, key=lambda run: str(run["started_at"]), reverse=True)[:limit]
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
@@ -234,8 +235,8 @@ class Control:
             if newest is None:
                 raise BadRequest("no client has made a call yet; make one with: synchromesh call")
             trace_id = newest
-        told = await asyncio.gather(*(each.spans(trace_id) for each in self._all()))
-        spans = sorted((s for each in told for s in each), key=lambda span: span.started_us)
+        answers = await asyncio.gather(*(each.spans(trace_id) for each in self._all()))
+        spans = sorted((s for each in answers for s in each), key=lambda span: span.started_us)
         if not spans:
             raise BadRequest(
                 f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The "
@@ -248,8 +249,8 @@ class Control:
         local = self._local
         if not _CLIENT.fullmatch(wanted.client):
             raise BadRequest(
-                f"{wanted.client[:80]!r} is no name for a client; expected 1 to 63 of a to z, 0 to "
-                "9, '_', '.' and '-', a letter or digit first"
+                f"{wanted.client[:80]!r} is not a valid client name; expected 1 to 63 of a to z, "
+                "0 to 9, '_', '.' and '-', a letter or digit first"
             )
         if wanted.client in local.faults.callers:
             raise BadRequest(

@@ -1,4 +1,4 @@
-"""The texts of a command line as the arguments of an operation."""
+"""Parses the arguments of an operation from the command line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 from synchromesh.calls import Operation
 from synchromesh.codec import encode
 from synchromesh.errors import BadRequest
-from synchromesh.system.config.words import in_words
+from synchromesh.system.config.descriptions import describe_error
 
 
 def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str]) -> bytes:
-    """Return canonical arguments from the texts of a command line.
+    """Parse the arguments of an operation from `name=value` texts.
 
     Where the operation takes one struct, its fields may be named directly.
 
@@ -38,8 +38,8 @@ def arguments_from_texts(operation: Operation[..., Any], texts: Mapping[str, str
     try:
         value = _converted(texts, kind)
     except msgspec.ValidationError as error:
-        said = in_words(str(error), operation.full_name, thing="argument")
-        raise BadRequest(said) from error
+        message = describe_error(str(error), operation.full_name, thing="argument")
+        raise BadRequest(message) from error
     return operation.canonical(encode({shape.body: value} if is_flat else value))
 
 
@@ -49,7 +49,7 @@ def _field_names(kind: Any) -> tuple[str, ...]:
 
 
 def _converted(texts: Mapping[str, str], kind: Any) -> object:
-    """Read texts as values of a type: one that begins like JSON is it, or else a plain text."""
+    """Convert texts to values of a type; a text that begins like JSON is parsed as JSON."""
     plain = {name: _plain(text) for name, text in texts.items()}
     try:
         value: object = msgspec.convert(plain, kind, strict=False)
@@ -61,7 +61,7 @@ def _converted(texts: Mapping[str, str], kind: Any) -> object:
 
 
 def _plain(text: str) -> object:
-    """Read a text that is a JSON object or list as one; anything else stays a text."""
+    """Parse a text that is a JSON object or list; anything else stays a text."""
     if text[:1] in ("{", "["):
         try:
             plain: object = msgspec.json.decode(text)

@@ -1,4 +1,4 @@
-"""Breaking a running system on purpose, and healing it: by names that it knows."""
+"""Fault injection into a running system: by service or edge, and healing it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.status import FaultsStatus, FaultStatus
-from synchromesh.system.supervise.orders import ActiveFault
+from synchromesh.system.supervise.messages import ActiveFault
 
 ALL = "all"
 
@@ -24,7 +24,7 @@ _log = logging.getLogger("synchromesh.system")
 
 
 class BreakRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /faults`: a fault on a service or an edge, in the words of the command line.
+    """`POST /faults`: a fault on a service or an edge, as the command line has it.
 
     Attributes:
         target: "billing", or one edge to it, "orders:billing".
@@ -48,7 +48,7 @@ class HealRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FaultInjector:
-    """Puts faults in force on a system's services and edges, heals and shows them.
+    """Injects faults into a system's services and edges, heals and reports them.
 
     Args:
         table: the faults in force, which the callers of the system look at.
@@ -65,11 +65,11 @@ class FaultInjector:
 
     @property
     def callers(self) -> Collection[str]:
-        """Who calls by itself: the services, and the clients that are part of the system."""
+        """All callers: the services, and the clients that are part of the system."""
         return self._callers
 
     def break_on_purpose(self, wanted: BreakRequest) -> FaultStatus:
-        """Put a fault in force; one on the same target is replaced.
+        """Inject a fault; one on the same target is replaced.
 
         Raises:
             BadRequest: there is no such service or edge, a value is wrong, or there are too many.
@@ -85,10 +85,10 @@ class FaultInjector:
         until_s = None if for_s is None else now + for_s
         rule = self._table.put(wanted.target, fault, now=now, until_s=until_s)
         _log.warning("broken on purpose: %s at %s", fault, rule.target)
-        return _told(rule, now)
+        return _fault_status(rule, now)
 
     def heal(self, wanted: HealRequest) -> list[FaultStatus]:
-        """End one fault or all; return those that were in force.
+        """Remove one fault or all; return those that were in force.
 
         Raises:
             BadRequest: there is no such service or edge.
@@ -99,13 +99,13 @@ class FaultInjector:
         healed = self._table.heal(None if wanted.target == ALL else wanted.target, now=now)
         for rule in healed:
             _log.warning("healed: %s at %s", rule.fault, rule.target)
-        return [_told(rule, now) for rule in healed]
+        return [_fault_status(rule, now) for rule in healed]
 
     def status(self) -> FaultsStatus:
         """Return the faults in force, and how many attempts faults have ever struck."""
         now = asyncio.get_running_loop().time()
         return FaultsStatus(
-            [_told(rule, now) for rule in self._table.in_force(now)], self._table.struck
+            [_fault_status(rule, now) for rule in self._table.in_force(now)], self._table.struck
         )
 
     def standing(self, *, wall_us: int) -> tuple[ActiveFault, ...]:
@@ -141,7 +141,7 @@ class FaultInjector:
 
 
 def faults_of(config: SystemConfig, table: FaultTable) -> FaultInjector:
-    """Return what puts faults in force on the services and edges of a configured system."""
+    """Return the fault injector of a configured system."""
     services = tuple(config.services)
     clients = (CLIENT, GATEWAY) if config.gateway.app else (CLIENT,)
     return FaultInjector(
@@ -162,11 +162,11 @@ def _share(text: str) -> float:
     matched = _PERCENT.fullmatch(text)
     share = float(matched[1]) / 100 if matched else 0.0
     if not 0 < share <= 1:
-        raise BadRequest(f'{text[:40]!r} is no share of errors; write "100%" or less, above "0%"')
+        raise BadRequest(f'{text[:40]!r} is not an error rate; write "100%" or less, above "0%"')
     return share
 
 
-def _told(rule: Rule, now: float) -> FaultStatus:
+def _fault_status(rule: Rule, now: float) -> FaultStatus:
     return FaultStatus(
         target=rule.target,
         what=str(rule.fault),

@@ -1,4 +1,4 @@
-"""What runs in this process, as the control API shows it."""
+"""The status of this process, as the control API shows it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from synchromesh.telemetry import SpanRecord, SqliteRing
 
 @dataclass(slots=True)
 class LocalProcess:
-    """Tells what runs in this process; whoever starts something here adds it.
+    """Reports what runs in this process; each part is added when it starts.
 
     Attributes:
         system: its name.
@@ -57,7 +57,7 @@ class LocalProcess:
     gateway_url: str = ""
 
     async def status(self) -> Status:
-        """Return how this process is."""
+        """Return the status of this process."""
         pid = os.getpid()
         return Status(
             system=self.system,
@@ -100,26 +100,26 @@ class LocalProcess:
         ]
 
     async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest runs of sagas, of one status, or of any where it is ""."""
+        """Return the newest saga runs of one status; "" is any."""
         return [
-            _told(service, run)
+            _run_summary(service, run)
             for service, instance in self.instances.items()
             for run in await instance.engine.runs(status or None, limit)
         ]
 
     async def story(self, saga_id: str) -> dict[str, Any] | None:
-        """Return what happened in a run; None where no service here has it."""
+        """Return the history of a run; None where no service here has it."""
         for service, instance in self.instances.items():
             try:
                 story = await instance.engine.show(saga_id)
             except UnknownSaga:
                 continue
-            told = _told(service, story.summary)
-            return {**told, "lines": story.lines, "not_undone": story.not_undone}
+            summary = _run_summary(service, story.summary)
+            return {**summary, "lines": story.lines, "not_undone": story.not_undone}
         return None
 
     async def spans(self, trace_id: str) -> list[SpanRecord]:
-        """Return what is kept of a trace here, in the order of its beginnings."""
+        """Return the spans of a trace that are kept here, ordered by start."""
         return await self.ring.trace(trace_id)
 
 
@@ -143,5 +143,5 @@ def _outside(endpoint: Endpoint) -> str:
     return dict(endpoint.metadata).get(HTTP, endpoint.url)
 
 
-def _told(service: str, run: SagaSummary) -> dict[str, Any]:
+def _run_summary(service: str, run: SagaSummary) -> dict[str, Any]:
     return {"service": service, **asdict(run)}

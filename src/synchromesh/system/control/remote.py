@@ -1,4 +1,4 @@
-"""A part of a system that runs as another process, as the control API shows it.
+"""Another process of the system, as the control API shows it.
 
 A process that does not answer is shown as one that is down; the others' answers count.
 """
@@ -49,7 +49,7 @@ class Spans(msgspec.Struct, frozen=True):
 
 
 class RemoteProcess:
-    """Asks the process of one service, or of the gateway, for what `LocalProcess` tells of its own.
+    """A client of another process's control API: the remote counterpart of `LocalProcess`.
 
     Args:
         name: the service, or "gateway".
@@ -72,7 +72,7 @@ class RemoteProcess:
         self._token = token
 
     async def status(self) -> Status:
-        """Return how it is: what it says of itself, or that it says nothing."""
+        """Return the status of the process, or that it does not answer."""
         try:
             return await self._ask("GET", "/status", Status)
         except SynchromeshError as error:
@@ -92,7 +92,7 @@ class RemoteProcess:
         return Status("", 0, services={self.name: ServiceStatus(pid, health)})
 
     async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest runs of its sagas; none where it does not answer.
+        """Return its newest saga runs; none where it does not answer.
 
         Raises:
             BadRequest: there is no such status.
@@ -106,35 +106,35 @@ class RemoteProcess:
             return []
 
     async def story(self, saga_id: str) -> dict[str, Any] | None:
-        """Return what happened in a run; None where it does not say."""
+        """Return the history of a run; None where the process does not answer or has none."""
         try:
             return await self._ask("GET", f"/sagas/{quote(saga_id, safe='')}", dict[str, Any])
         except SynchromeshError:
             return None
 
     async def spans(self, trace_id: str) -> list[SpanRecord]:
-        """Return what it keeps of a trace; nothing where it does not say."""
+        """Return the spans of a trace that it keeps; none where it does not answer."""
         try:
             return (await self._ask("GET", f"/traces/{quote(trace_id, safe='')}", Spans)).spans
         except SynchromeshError:
             return []
 
-    async def tell(self, path: str, body: bytes) -> None:
-        """Pass a command on; a process that has ended is none that has to hear it.
+    async def forward(self, path: str, body: bytes) -> None:
+        """Forward a command; a process that has ended is skipped.
 
         Raises:
-            BadRequest: it was not told.
+            BadRequest: the command was not delivered.
         """
         try:
             await self._ask("POST", path, msgspec.Raw, body)
         except SynchromeshError as error:
             if self.child.is_running:
                 raise BadRequest(
-                    f"{self.name!r} was not told: {error.message}; ask again"
+                    f"{self.name!r} was not reached: {error.message}; try again"
                 ) from error
 
     async def restart(self) -> int | None:
-        """Replace the process by a new one, losing no call, and return its id.
+        """Restart the process without losing a call, and return the new process id.
 
         Raises:
             BadRequest: it is not running, is being restarted, or the new one could not be started.

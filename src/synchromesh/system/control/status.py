@@ -1,4 +1,4 @@
-"""How a running system is: one typed value, told by each process of itself, and merged for all.
+"""The status of a running system: one typed value, reported by each process and merged.
 
 It imports nothing of what it tells of, so that the command line decodes it without a server.
 """
@@ -30,7 +30,7 @@ class HealthStatus(msgspec.Struct, frozen=True):
 
 
 class BreakerStatus(msgspec.Struct, frozen=True):
-    """The circuit breaker of an edge; `in_state_s` is for how long it is as it is."""
+    """The circuit breaker of an edge; `in_state_s` is the time since its last transition."""
 
     name: str
     state: str
@@ -45,7 +45,7 @@ class BreakerStatus(msgspec.Struct, frozen=True):
 
 
 class HoldStatus(msgspec.Struct, frozen=True):
-    """How many calls wait, or waited, for an instance to be ready, and what came of them."""
+    """How many calls wait, or waited, for an instance to be ready, and their outcomes."""
 
     held: int = 0
     bridged: int = 0
@@ -54,7 +54,7 @@ class HoldStatus(msgspec.Struct, frozen=True):
 
 
 class ListedInstance(msgspec.Struct, frozen=True):
-    """An instance that callers find, and where it is reached from outside."""
+    """A listed instance, and its address."""
 
     instance: str
     url: str
@@ -62,7 +62,7 @@ class ListedInstance(msgspec.Struct, frozen=True):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
-    """A service, as its own process tells it; one that tells nothing has only `health`."""
+    """A service, as reported by its process; one that does not answer has only `health`."""
 
     pid: int | None
     health: HealthStatus
@@ -76,13 +76,13 @@ class ServiceStatus(msgspec.Struct, frozen=True):
 
 
 class ExternalStatus(msgspec.Struct, frozen=True):
-    """A service that is not ours."""
+    """An external service."""
 
     instances: list[ListedInstance]
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
-    """A caller that is no service: the gateway, or the command line."""
+    """A caller that is not a service: the gateway, or the command line."""
 
     breakers: dict[str, BreakerStatus]
     holds: HoldStatus
@@ -114,7 +114,7 @@ class FaultsStatus(msgspec.Struct, frozen=True):
     struck: int = 0
 
     def with_struck(self, others: list[FaultsStatus]) -> FaultsStatus:
-        """Return the same faults with what they struck in other processes, too."""
+        """Return the faults with their counts increased by those of other processes."""
         every = [self, *others]
         struck: dict[str, int] = {}
         for fault in (fault for each in every for fault in each.in_force):
@@ -126,7 +126,7 @@ class FaultsStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What a process, or the system as a whole, says of itself.
+    """The status of a process, or of the system as a whole.
 
     Attributes:
         pid: the process; of a whole system, its supervisor.
@@ -156,20 +156,20 @@ class Status(msgspec.Struct, frozen=True):
 
     @classmethod
     def merge(cls, first: Status, *others: Status) -> Status:
-        """Return the status of all, whose name, process and faults are those of the first.
+        """Merge statuses; system name, process id and faults are those of the first.
 
         What two of them tell is taken as the later one tells it.
         """
         every = (first, *others)
-        services = {name: told for each in every for name, told in each.services.items()}
-        children = {name: told for each in every for name, told in each.children.items()}
+        services = {name: own for each in every for name, own in each.services.items()}
+        children = {name: own for each in every for name, own in each.children.items()}
         return cls(
             system=first.system,
             pid=first.pid,
             gateway=next((each.gateway for each in every if each.gateway is not None), None),
             services=services,
-            externals={name: told for each in every for name, told in each.externals.items()},
-            clients={name: told for each in every for name, told in each.clients.items()},
+            externals={name: own for each in every for name, own in each.externals.items()},
+            clients={name: own for each in every for name, own in each.clients.items()},
             children=children,
             faults=first.faults.with_struck([each.faults for each in others]),
             spans_dropped=sum(each.spans_dropped for each in every),

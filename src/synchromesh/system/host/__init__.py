@@ -1,1 +1,1 @@
-"""The only place that wires: makes running parts out of a configuration."""
+"""Wires a configuration into running parts; nothing else does."""

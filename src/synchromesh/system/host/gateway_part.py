@@ -1,4 +1,4 @@
-"""The gateway in this process, served by a server of its own.
+"""The gateway part of a process, with a server of its own.
 
 Where it is a process of its own, its socket is its supervisor's: the process is handed it, and
 neither its end nor its replacement closes it. Clients wait in the backlog meanwhile, and none is
@@ -51,13 +51,13 @@ class GatewayPart:
 
     @property
     def url(self) -> str:
-        """Where clients reach it; "" before it has started."""
+        """The gateway's URL; "" before it has started."""
         return self._url
 
     async def start(
         self, network: Network, host: str, port: int, entries: Sequence[CompiledRoute]
     ) -> None:
-        """Read the keys and listen; a file of keys that is missing is made, with no keys in it.
+        """Load the keys and start listening; a missing file of keys is created empty.
 
         Args:
             entries: what `check_gateway` made of the definition.
@@ -83,17 +83,17 @@ class GatewayPart:
         self._url = server.url
 
     async def run(self) -> None:
-        """Keep the keys as their files are; a supervised loop."""
+        """Reload the keys when their files change; a supervised loop."""
         assert self._engine is not None
         await self._engine.run()
 
     async def drain(self, within_s: float) -> None:
-        """Take no more requests, and answer what was taken; what is left after that is cut."""
+        """Accept no more requests, finish accepted ones, and cut what is left at the deadline."""
         if self._server is not None:
             await self._server.drain(within_s)
 
     async def close(self) -> None:
-        """Stop listening, and end what verifies keys. May be repeated."""
+        """Stop listening, and stop the worker that verifies keys. May be repeated."""
         if self._server is not None:
             await self._server.close()
         if self._engine is not None:
@@ -104,7 +104,7 @@ class GatewayPart:
 
 
 def open_socket(host: str, port: int) -> socket:
-    """Return a socket for the gateway's processes to accept on, whichever of them runs.
+    """Open the listening socket that successive gateway processes inherit.
 
     Clients that come before there is one wait in it.
 

@@ -1,4 +1,4 @@
-"""What a process of a system is made of, whether it runs all parts or one.
+"""The host: runs all parts of a system in this process, or one of them.
 
     log → spans → pool → registry → `Deps` → control API → parts
 
@@ -47,7 +47,7 @@ CONTROL_HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Succeeds:
-    """What a process is handed that takes the place of one before, or may have to.
+    """What a process inherits from the one that it replaces.
 
     Attributes:
         loaded: called when only what the process before holds is still waited for.
@@ -110,7 +110,7 @@ class Host:
         self._failure = ""
 
     def begin_log(self) -> None:
-        """Log to the run directory, also what blocks the event loop."""
+        """Start the log in the run directory, and the watchdog of the event loop."""
         self.exit.callback(log_to(self._telemetry("log", "jsonl")))
         self.exit.callback(watch_loop())
 
@@ -120,7 +120,7 @@ class Host:
         signer: Signer,
         registry: Callable[[HttpPool], G],
     ) -> G:
-        """Make what all parts are built from, and return the registry."""
+        """Build the dependencies of all parts, and return the registry."""
         self._failed.clear()
         self._failure = ""
         runtime, enter, config = self.runtime, self.exit, self.config
@@ -191,7 +191,7 @@ class Host:
     async def run_gateway(
         self, definition: Gateway, entries: Sequence[CompiledRoute]
     ) -> GatewayPart:
-        """Serve the gateway, of whose definition `check_gateway` has made the entries."""
+        """Serve the gateway from the entries that `check_gateway` compiled."""
         network = self.runtime.network
         if self._succeeds is not None:
             network = HandedNetwork(self._succeeds.handle)
@@ -206,7 +206,7 @@ class Host:
         return part
 
     async def run_external(self, name: str, *, moved: Callable[[str, str], None]) -> None:
-        """Run somebody else's service beside this process, or note where it runs.
+        """Start an external service as a child process, or list its URL.
 
         `moved` is told its name and URL at each start.
         """
@@ -232,7 +232,7 @@ class Host:
         self.background.start(Child(f"external/{name}", process.run))
 
     async def drain(self) -> None:
-        """Let what was taken come to its end, from the outside in; then nothing new is taken.
+        """Drain the gateway, then the services: accept nothing new, and finish what was accepted.
 
         Connections of clients first, while all that they need still answers; then no instance is
         listed any more; and only then none takes calls, so that no caller is sent to one that
@@ -259,19 +259,19 @@ class Host:
         self._externals.clear()
 
     async def wait(self, stop: asyncio.Event) -> str:
-        """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
+        """Wait for `stop` or for an escalated failure; return its reason, "" for none."""
         await first_of(stop, self._failed)
         return self._failure
 
     def fail(self, child: str, error: BaseException) -> None:
-        """End `wait`: a background child failed too often."""
+        """End `wait`, because a background child escalated."""
         if not self._failure:
             self._failure = f"{child} failed too often: {type(error).__name__}: {error}"
         self._failed.set()
 
     @property
     def instances(self) -> dict[str, ServiceInstance]:
-        """The instances that run here, by service."""
+        """The instances in this process, by service."""
         return {name: part.instance for name, part in self.services.items()}
 
     def _telemetry(self, what: str, suffix: str) -> Path:

@@ -1,4 +1,4 @@
-"""Log records of a running system: JSON lines in a bounded set of files of the run directory."""
+"""The log of a running system: JSON lines in a bounded set of files of the run directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES_MAX = 5
 
 
 def log_to(path: Path) -> Callable[[], None]:
-    """Write records of `synchromesh` and of users' loggers to a file; returns how to stop.
+    """Log `synchromesh` and users' loggers to a file; returns a function that stops it.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -47,28 +47,28 @@ def log_to(path: Path) -> Callable[[], None]:
 
 
 class PrivateFile(logging.handlers.RotatingFileHandler):
-    """Writes files that their user alone can read, for they may name customers.
+    """A rotating log in private files, since records may name customers.
 
     A record that cannot be written, as on a full disk, is lost: the log must neither stop the work
     nor fill the terminal. Once it can be written again, it says how many were lost.
     """
 
     lost = 0
-    _told = 0
+    _reported = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, and after it how many could not be written before."""
+        """Write a record, followed by the number of records lost before it, if any."""
         lost = self.lost
         super().emit(record)
-        if self.lost == lost > self._told:
-            missing, self._told = lost - self._told, lost
-            told = logging.LogRecord(
+        if self.lost == lost > self._reported:
+            missing, self._reported = lost - self._reported, lost
+            notice = logging.LogRecord(
                 __name__, logging.WARNING, "", 0, f"{missing} log records were lost", None, None
             )
-            super().emit(told)
+            super().emit(notice)
 
     def close(self) -> None:
-        """Close the file; what is still to be written, and cannot be, is lost."""
+        """Close the file; what cannot be flushed is lost."""
         with suppress(OSError):
             super().close()
 
@@ -79,5 +79,5 @@ class PrivateFile(logging.handlers.RotatingFileHandler):
         return open(handle, "a", encoding=self.encoding)
 
     def handleError(self, _: logging.LogRecord) -> None:  # noqa: N802  its name in logging
-        """Count a record that could not be written."""
+        """Count a record as lost."""
         self.lost += 1

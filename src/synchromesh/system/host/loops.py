@@ -13,7 +13,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def loop_factory(name: str) -> LoopFactory:
-    """Return what makes the event loop of that name: "asyncio", "uvloop", or "auto" for the best.
+    """Return the factory of an event loop: "asyncio", "uvloop", or "auto" for the better one here.
 
     Raises:
         MissingExtra: uvloop is asked for and not installed.

@@ -1,11 +1,11 @@
 """One part of a system, a service or its gateway, as a process of its own; `main` runs in it.
 
-It is started by the supervisor (`processes`), which hands it its `ProcessOrders` as one line on
+It is started by the supervisor (`processes`), which hands it its `ProcessSpec` as one line on
 standard input, and holds that open: where it closes, the supervisor is gone, and the process ends
 too. It says `Loaded` where it has to wait for the process before, and once it answers `Ready`, each
 as one line; or why not, `StartFailed`. What else is printed goes to standard error.
 
-    orders → log, spans → registry → control API → the part → the part is known → ready
+    spec → log, spans → registry → control API → the part → the part is known → ready
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.host.host import Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.leases_api.client import RemoteRegistry
-from synchromesh.system.supervise.orders import (
+from synchromesh.system.supervise.messages import (
     FAILED,
     FAILED_SAYS,
     Loaded,
-    ProcessOrders,
+    ProcessSpec,
     Ready,
     StartFailed,
 )
@@ -58,18 +58,18 @@ class Process:
 
     def __init__(
         self,
-        orders: ProcessOrders,
+        spec: ProcessSpec,
         folder: Path,
         runtime: DiskRuntime,
         *,
         loaded: Callable[[], None],
     ) -> None:
-        self._orders = orders
-        succeeds = Succeeds(loaded, orders.port, orders.handle)
-        self._host = Host(orders.config, folder, runtime, name=orders.name, succeeds=succeeds)
+        self._spec = spec
+        succeeds = Succeeds(loaded, spec.port, spec.handle)
+        self._host = Host(spec.config, folder, runtime, name=spec.name, succeeds=succeeds)
 
     async def start(self) -> Ready:
-        """Start the part; when this returns, it is known and answers.
+        """Start the part; when this returns, it is registered and serves.
 
         Raises:
             ConfigError, StoreError, ContractError, DiscoveryError: as `System.start` does.
@@ -81,11 +81,11 @@ class Process:
             raise
 
     async def wait(self, stop: asyncio.Event) -> str:
-        """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
+        """Wait for `stop` or for an escalated failure; return its reason, "" for none."""
         return await self._host.wait(stop)
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """Answer what was taken, until `hurry`, and end."""
+        """Drain until `hurry`, and stop."""
         draining = asyncio.ensure_future(self._host.drain())
         draining.add_done_callback(lambda _: hurry.set())
         try:
@@ -98,15 +98,15 @@ class Process:
             await self._host.close()
 
     async def _start(self) -> Ready:
-        orders, host, runtime = self._orders, self._host, self._host.runtime
-        name, config = orders.name, orders.config
+        spec, host, runtime = self._spec, self._host, self._host.runtime
+        name, config = spec.name, spec.config
         host.begin_log()
-        signer = Signer(base64.b64decode(orders.key))
+        signer = Signer(base64.b64decode(spec.key))
         services = load_services(config, host.folder)
 
         def registry_at(pool: HttpPool) -> RemoteRegistry:
             return RemoteRegistry(
-                orders.control,
+                spec.control,
                 pool=pool,
                 credential=lambda: signer.token(name, audience=REGISTRY, now_us=runtime.wall_us()),
                 runtime=runtime,
@@ -116,8 +116,8 @@ class Process:
         async with asyncio.timeout(REGISTRY_WITHIN_S):
             await registry.refresh()
         host.background.start(Child(f"registry/{name}", registry.run))
-        host.local.faults.resume(orders.faults, wall_us=runtime.wall_us())
-        await host.serve_control(orders.token, {})
+        host.local.faults.resume(spec.faults, wall_us=runtime.wall_us())
+        await host.serve_control(spec.token, {})
         if name != GATEWAY:
             await host.run_services(name)
             return Ready(host.control_server.port, host.services[name].url)
@@ -130,27 +130,27 @@ class Process:
         return Ready(host.control_server.port, part.url)
 
     def __repr__(self) -> str:
-        return f"<Process {self._orders.name}>"
+        return f"<Process {self._spec.name}>"
 
 
 def main() -> None:
-    """Run one part until SIGTERM, or until the supervisor is gone; a second SIGTERM cuts it."""
+    """Run one part until SIGTERM or the supervisor's end; a second SIGTERM cuts the drain short."""
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     # What users print must not fill a pipe that nobody reads.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessOrders)
-    with asyncio.Runner(loop_factory=loop_factory(orders.config.system.loop)) as runner:
-        sys.exit(runner.run(_run(orders, answer)))
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessSpec)
+    with asyncio.Runner(loop_factory=loop_factory(spec.config.system.loop)) as runner:
+        sys.exit(runner.run(_run(spec, answer)))
 
 
-async def _run(orders: ProcessOrders, answer: BinaryIO) -> int:
+async def _run(spec: ProcessSpec, answer: BinaryIO) -> int:
     stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
-    def told() -> None:
+    def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, on_signal)
 
     def abandoned() -> None:
         loop.remove_reader(sys.stdin.fileno())
@@ -161,7 +161,7 @@ async def _run(orders: ProcessOrders, answer: BinaryIO) -> int:
     def say(what: Loaded | Ready | StartFailed) -> None:
         answer.write(msgspec.json.encode(what) + b"\n")
 
-    process = Process(orders, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
+    process = Process(spec, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
     with answer:
         try:
             ready: Ready | StartFailed = await process.start()
@@ -176,6 +176,6 @@ async def _run(orders: ProcessOrders, answer: BinaryIO) -> int:
     finally:
         await process.stop(hurry)
     if failure:
-        sys.stderr.write(f"{FAILED_SAYS}{orders.name}: {failure}\n")
+        sys.stderr.write(f"{FAILED_SAYS}{spec.name}: {failure}\n")
         return FAILED
     return 0

@@ -1,4 +1,4 @@
-"""The parts of a system as processes of their own: a service each, and the gateway.
+"""The parts of a split system: a process for each service, and one for the gateway.
 
 A process that ends is started again, up to the restart intensity; beyond that the system ends and
 says which. What runs in the processes is `process`.
@@ -22,7 +22,7 @@ from synchromesh.system.host.gateway_part import open_socket
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.waits import all_of
 from synchromesh.system.supervise.child_process import ChildProcess
-from synchromesh.system.supervise.orders import ProcessOrders
+from synchromesh.system.supervise.messages import ProcessSpec
 
 
 class Processes:
@@ -33,7 +33,7 @@ class Processes:
         registry: loses the instances of a process that has ended, at once (R6).
         key: signs every hop.
         token: what a process asks for at its own control API.
-        moved: told the name and the URL of a service that is ready at another one than before.
+        on_moved: called with the name and the new URL of a service that comes up elsewhere.
 
     Attributes:
         remotes: the processes, as the control API asks them; the gateway's by its own name.
@@ -46,20 +46,20 @@ class Processes:
         *,
         key: bytes,
         token: str,
-        moved: Callable[[str, str], None],
+        on_moved: Callable[[str, str], None],
     ) -> None:
         self._host = host
         self._registry = registry
         self._key = key
         self._token = token
-        self._moved = moved
+        self._on_moved = on_moved
         self._watching = Supervisor("processes", escalate=host.fail)
         self._socket: socket | None = None
         self.remotes: dict[str, RemoteProcess] = {}
         host.local.supervisors = [*host.local.supervisors, self._watching]
 
     async def run_services(self) -> None:
-        """Start all at once: none waits for another, and calls are held until all are there."""
+        """Start all services at once; calls are held until their callees are ready."""
         children = {name: self._service(name) for name in self._host.config.services}
         starting = [asyncio.ensure_future(child.start()) for child in children.values()]
         try:
@@ -73,26 +73,26 @@ class Processes:
             self._watching.start(Child(f"service/{name}", child.run))
 
     async def run_gateway(self) -> None:
-        """Start the gateway on a socket that stays open here, whichever process accepts on it."""
+        """Start the gateway on a listening socket that outlives each of its processes."""
         config = self._host.config
         accepting = self._socket = open_socket(config.system.host, config.gateway.port)
         child = self._add(
             GATEWAY,
             "the gateway",
-            orders=lambda _: self._orders(GATEWAY, handle=accepting.fileno()),
-            gone=lambda _: None,
-            moved=lambda _: None,
+            spec=lambda _: self._spec(GATEWAY, handle=accepting.fileno()),
+            on_exit=lambda _: None,
+            on_moved=lambda _: None,
             stop_within_s=self._host.budget.gateway_s,
         )
         await child.start()
         self._watching.start(Child(GATEWAY, child.run))
 
     def urls(self) -> dict[str, str]:
-        """Return where each part is reached, by its name."""
+        """Return the URL of each part, by name."""
         return {name: remote.child.url for name, remote in self.remotes.items() if remote.child.url}
 
     async def stop(self) -> None:
-        """Stop the gateway, for what it has taken needs all the others; then them. May be repeated.
+        """Stop the gateway, whose requests need the services, then the services. May be repeated.
 
         Services need each other, and the registry, until they have ended.
         """
@@ -106,21 +106,21 @@ class Processes:
         await all_of(remote.child.stop() for remote in self.remotes.values())
 
     def cut(self) -> None:
-        """End all processes at once."""
+        """Kill all processes."""
         for remote in self.remotes.values():
             remote.child.kill()
 
     def _service(self, name: str) -> ChildProcess:
-        def gone(pid: int) -> None:
+        def on_exit(pid: int) -> None:
             # Its end was seen: it is not suspected to be dead, it is (R6).
-            self._registry.bury(name, lambda endpoint: ("pid", str(pid)) in endpoint.metadata)
+            self._registry.evict(name, lambda endpoint: ("pid", str(pid)) in endpoint.metadata)
 
         return self._add(
             name,
             f"service {name!r}",
-            orders=lambda port: self._orders(name, port=port),
-            gone=gone,
-            moved=lambda url: self._moved(name, url),
+            spec=lambda port: self._spec(name, port=port),
+            on_exit=on_exit,
+            on_moved=lambda url: self._on_moved(name, url),
             stop_within_s=self._host.budget.services_s,
         )
 
@@ -129,18 +129,18 @@ class Processes:
         name: str,
         title: str,
         *,
-        orders: Callable[[int], ProcessOrders],
-        gone: Callable[[int], None],
-        moved: Callable[[str], None],
+        spec: Callable[[int], ProcessSpec],
+        on_exit: Callable[[int], None],
+        on_moved: Callable[[str], None],
         stop_within_s: float,
     ) -> ChildProcess:
         child = ChildProcess(
             title,
-            orders=orders,
+            spec=spec,
             folder=self._host.folder,
             log=self._host.rundir.telemetry / f"{name}.log",
-            gone=gone,
-            moved=moved,
+            on_exit=on_exit,
+            on_moved=on_moved,
             stop_within_s=stop_within_s,
             budget=self._host.budget,
         )
@@ -154,13 +154,13 @@ class Processes:
         return child
 
     def _seen(self, child: str) -> ChildStatus:
-        """Return how the supervisor sees a process; it watches none before it was ready once."""
+        """Return the supervisor's state of a process; "starting" before it was ready once."""
         state = self._watching.states.get(child, ChildStatus("starting"))
         return msgspec.convert(state, ChildStatus, from_attributes=True)
 
-    def _orders(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessOrders:
+    def _spec(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessSpec:
         host = self._host
-        return ProcessOrders(
+        return ProcessSpec(
             name=name,
             config=host.config,
             key=base64.b64encode(self._key).decode(),

@@ -1,4 +1,4 @@
-"""One service in this process: its instance, its HTTP server, and its place in the registry."""
+"""The service part of a process: its instance, its HTTP server, and its registration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger("synchromesh.system")
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a service listens.
+    """The address a service listens on.
 
     Attributes:
         port: the configured one; 0 takes any that is free.
@@ -78,11 +78,11 @@ class ServicePart:
 
     @property
     def url(self) -> str:
-        """Where it is reached over HTTP."""
+        """The service's URL."""
         return self._server.url
 
     async def start(self) -> None:
-        """Start the instance and listen; nobody is told of it yet.
+        """Start the instance and listen, without registering it.
 
         Raises:
             ConfigError: it cannot listen there.
@@ -121,26 +121,26 @@ class ServicePart:
         self._background.start(Child(f"lease/{self.name}", lambda: self._renew(registration)))
 
     async def leave(self, heard_s: float) -> None:
-        """Be listed no more, and wait until callers have heard of it."""
+        """Deregister, and wait until callers have seen it."""
         if self._registration is None:
             return
         try:
             await self._registration.drain()
         except DiscoveryError as error:
-            _log.warning("the registry was not told of the drain: %s", error)
+            _log.warning("the registry was not notified of the drain: %s", error)
         else:
             await asyncio.sleep(heard_s)
 
     async def answer(self, within_s: float) -> None:
-        """Take no more requests over HTTP, and answer what was taken."""
+        """Drain the HTTP server."""
         await self._server.drain(within_s)
 
     async def stop(self) -> None:
-        """End its lease, its server and its instance, whatever of them was started."""
+        """End the lease and stop the server and the instance, as far as they were started."""
         await self._exit.aclose()
 
     async def _own(self) -> ServiceInstance:
-        """Start the instance, once the process before has let go of its database."""
+        """Start the instance once the previous process has released its database."""
         service, now = self._deps.services[self.name], asyncio.get_running_loop().time
         until_s = now() + (0.0 if self._loaded is None else LOCKED_WITHIN_S)
         while True:

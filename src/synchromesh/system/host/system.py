@@ -1,4 +1,4 @@
-"""A whole system in a folder: all its parts in this process, or a process for each.
+"""A whole system in a folder: all parts in this process, or a process for each.
 
     run directory → registry → control API → external services → services → opening → gateway
     → run.json
@@ -82,7 +82,7 @@ class System:
 
     @property
     def info(self) -> RunInfo:
-        """Where the running system is reached.
+        """The addresses of the running system.
 
         Raises:
             ConfigError: it does not run.
@@ -93,11 +93,11 @@ class System:
 
     @property
     def instances(self) -> dict[str, ServiceInstance]:
-        """The services that run in this process."""
+        """The service instances in this process, by name."""
         return self._host.instances
 
     async def start(self) -> None:
-        """Start everything; when this returns, every service answers.
+        """Start all parts; when this returns, every service is ready.
 
         Raises:
             ConfigError: the configuration, a definition or a port is wrong, or it runs already.
@@ -125,7 +125,7 @@ class System:
             raise
 
     async def wait(self, stop: asyncio.Event) -> str:
-        """Wait for `stop`, or for a failure beyond restarting; return its reason, "" for none."""
+        """Wait for `stop` or for an escalated failure; return its reason, "" for none."""
         failure = await self._host.wait(stop)
         return f"{failure}; see {self._log_path}" if failure else ""
 
@@ -143,7 +143,7 @@ class System:
             await self._host.close()
 
     def cut(self) -> None:
-        """End what runs beside this process at once, before this process is ended too.
+        """Kill all child processes, before this process exits.
 
         It is as after a power cut: what was not finished continues at the next start.
         """
@@ -172,7 +172,7 @@ class System:
         if self._is_split:
             leases = RegistryServer(registry, verify=verify, started_us=host.runtime.wall_us())
             self._processes = Processes(
-                host, registry, key=key, token=self._token, moved=lambda _, __: self._publish()
+                host, registry, key=key, token=self._token, on_moved=lambda _, __: self._publish()
             )
             remotes = self._processes.remotes
             await host.serve_control(self._token, remotes, (PATH, leases.handle))
@@ -191,11 +191,11 @@ class System:
             await (host.run_gateway(gateway, entries) if processes is None
                    else processes.run_gateway())  # fmt: skip
         enter.callback(host.rundir.withdraw)
-        self._info = self._told()
+        self._info = self._run_info()
         self._publish()
 
     def _take_folder(self) -> bytes:
-        """Take the run directory for this system alone, and return its key."""
+        """Lock the run directory, and return the signing key."""
         host = self._host
         host.rundir.create()
         host.exit.callback(host.rundir.lock(host.runtime.disk).release)
@@ -218,7 +218,7 @@ class System:
                 f"{type(error).__name__}: {error}; see {self._log_path}"
             ) from error
 
-    def _told(self) -> RunInfo:
+    def _run_info(self) -> RunInfo:
         host = self._host
         if self._processes is not None:
             urls = self._processes.urls()
@@ -238,9 +238,9 @@ class System:
         )
 
     def _publish(self) -> None:
-        """Say where everything is reached, once it runs."""
+        """Write `run.json` once everything runs."""
         if self._info is not None:
-            self._info = self._told()
+            self._info = self._run_info()
             self._host.rundir.publish(self._info)
 
     @property
@@ -253,7 +253,7 @@ class System:
 
 
 class OpeningClient:
-    """What the opening of a system calls its services with; it waits for no one else's deadline."""
+    """The client that a system's opening function calls services with; it has no outer deadline."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller

@@ -1,4 +1,4 @@
-"""Waiting for several things: until one of them has happened, or all of them are done."""
+"""Waits for the first of several events, or for all of several tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def first_of(*events: asyncio.Event) -> None:
 
 
 async def all_of(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Take all steps of an ending at once; one that fails is logged, and stops no other."""
+    """Run all steps of a shutdown at once; one that fails is logged and stops no other."""
     for outcome in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(outcome, Exception):
             _log.error("a step of stopping failed", exc_info=outcome)

@@ -1,4 +1,4 @@
-"""Names code that blocks the event loop, while it does: nothing else can run until it ends (D1).
+"""Logs code that blocks the event loop, while it does: nothing else runs until it ends (D1).
 
 A handler that sleeps, computes or reads without awaiting stops every deadline of its process. It
 cannot be cancelled, but it can be found: a thread looks whether the loop still beats, and where it
@@ -35,17 +35,17 @@ class LoopWatchdog:
         self._ended = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._beat_s = 0.0
-        self._is_told = False
+        self._is_reported = False
 
     def start(self) -> None:
-        """Begin to watch the loop that runs in this thread."""
+        """Start watching the loop of this thread."""
         self._loop = asyncio.get_running_loop()
         self._watched = threading.get_ident()
         self._beat()
         threading.Thread(target=self._watch, name="synchromesh-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """End the watch. May be repeated."""
+        """Stop watching. May be repeated."""
         self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -53,18 +53,18 @@ class LoopWatchdog:
 
     def _beat(self) -> None:
         self._beat_s = self._loop.time()
-        self._is_told = False
+        self._is_reported = False
         self._timer = self._loop.call_later(self._every_s, self._beat)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._every_s):
             blocked_s = self._loop.time() - self._beat_s
-            if blocked_s < self._blocked_after_s or self._is_told:
+            if blocked_s < self._blocked_after_s or self._is_reported:
                 continue
             frame = sys._current_frames().get(self._watched)
             if frame is not None and not frame.f_code.co_filename.endswith("selectors.py"):
                 # A loop that waits for events is not blocked: the whole process was held up.
-                self._is_told = True
+                self._is_reported = True
                 _log.error(
                     "the event loop has been blocked for %.1f s by %s; await, or give the work to "
                     "another process",
@@ -75,7 +75,7 @@ class LoopWatchdog:
 
 
 def watch_loop() -> Callable[[], None]:
-    """Watch the running loop; returns how to stop."""
+    """Watch the running loop; returns a function that stops it."""
     watchdog = LoopWatchdog()
     watchdog.start()
     return watchdog.stop

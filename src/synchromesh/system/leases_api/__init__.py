@@ -1,1 +1,1 @@
-"""The registry over HTTP: leases are granted by the server, and kept by its clients."""
+"""The registry over HTTP: its server, and its clients, which renew their leases."""

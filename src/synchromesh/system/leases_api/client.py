@@ -1,4 +1,4 @@
-"""The registry as a process of the system sees it: asked over HTTP, resolved from memory.
+"""The client of the registry: leases over HTTP, resolving from a cached list.
 
 One long poll keeps the whole list; `resolve` asks nobody. While the registry does not answer, the
 list of before is given on, marked stale (R4); one that has started anew and still learns who is
@@ -36,7 +36,7 @@ PAUSE_MAX_S = 1.0
 
 
 class RemoteRegistry:
-    """Is a `Registry` behind the control socket; `run` keeps its list fresh.
+    """A `Registry` behind the control socket; `run` keeps its list fresh.
 
     Args:
         url: of the control socket.
@@ -44,7 +44,6 @@ class RemoteRegistry:
         credential: makes the credential of this service anew, for one lives shorter than a process;
             it signs every request, in place of the one that `register` is given.
         runtime: the source of jitter.
-        poll_wait_s: how long the registry lets a poll wait.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class RemoteRegistry:
         pool: HttpPool,
         credential: Callable[[], str],
         runtime: Runtime,
-        poll_wait_s: float = POLL_WAIT_S,
     ) -> None:
         place = urlsplit(url)
         self._url = url
@@ -62,7 +60,6 @@ class RemoteRegistry:
         self._pool = pool
         self._credential = credential
         self._rng = runtime.rng
-        self._poll_wait_s = poll_wait_s
         self._ttl_s = LeaseOptions().ttl_s
         self._listing: Listing | None = None
         self._services: dict[str, Resolved] = {}
@@ -91,10 +88,10 @@ class RemoteRegistry:
         return Registration(self, endpoint, credential=credential, incarnation=incarnation)
 
     async def resolve(self, service: str) -> Resolved:
-        """Return what the registry last said; stale while it is down.
+        """Return the last known endpoints; stale while the registry is down.
 
         Raises:
-            DiscoveryError: it was never heard.
+            DiscoveryError: the registry has never answered.
         """
         if self._listing is None:
             raise DiscoveryError(
@@ -104,18 +101,18 @@ class RemoteRegistry:
         return Resolved(resolved.endpoints, is_stale=True) if self._is_down else resolved
 
     async def changed(self, _: str, /) -> None:
-        """Wait until the list may have changed, of whatever service."""
+        """Wait until the list of any service may have changed."""
         await self._changed.wait()
 
     async def watch(self, service: str) -> AsyncGenerator[Resolved, None]:
-        """Yield the list as it is, then anew after each change, as `Registry.watch` says."""
-        told: Resolved | None = None
+        """Yield the current list, then each new one, as `Registry.watch` says."""
+        latest: Resolved | None = None
         while True:
             resolved = await self.resolve(service)
-            if resolved == told:
+            if resolved == latest:
                 await self.changed(service)
                 continue
-            told = resolved
+            latest = resolved
             yield resolved
 
     async def run(self) -> None:
@@ -135,7 +132,7 @@ class RemoteRegistry:
                 pause_s = PAUSE_S
 
     async def refresh(self) -> None:
-        """Ask for the list; the first time at once, then when it has changed or after a while.
+        """Fetch the list: the first time at once, then by a long poll.
 
         Raises:
             DiscoveryError: the registry does not answer, or not as one does.
@@ -145,7 +142,7 @@ class RemoteRegistry:
         # Where it is down, the answer must come at once for it to be up again.
         after = "" if known is None or self._is_down else known.revision
         target = f"{PATH}?after={quote(after)}"
-        listing = await self._ask("GET", target, b"", Listing, self._poll_wait_s + ASK_WITHIN_S)
+        listing = await self._ask("GET", target, b"", Listing, POLL_WAIT_S + ASK_WITHIN_S)
         if listing == known:
             return
         if known is not None and _start_of(known) != _start_of(listing):
@@ -182,7 +179,7 @@ class RemoteRegistry:
         await self._act("end", endpoint, incarnation)
 
     def __repr__(self) -> str:
-        state = "down" if self._is_down else "fresh" if self._listing else "never heard"
+        state = "down" if self._is_down else "fresh" if self._listing else "never reached"
         return f"<RemoteRegistry {self._url} {state}>"
 
     async def _act(self, act: str, endpoint: Endpoint, incarnation: int) -> None:
@@ -235,7 +232,7 @@ class RemoteRegistry:
 
 
 def _start_of(listing: Listing) -> str:
-    """Return which start of the registry a listing is of."""
+    """Return the number of the registry's start that a listing belongs to."""
     return listing.revision.partition(".")[0]
 
 
@@ -248,7 +245,7 @@ def _by_instance(services: dict[str, Resolved]) -> dict[tuple[str, str], Endpoin
 
 
 def _together(services: dict[str, Resolved], missed: Iterable[Endpoint]) -> dict[str, Resolved]:
-    """Return what is listed, with those added that are missed; their services' lists are stale."""
+    """Return the listed endpoints with the missing ones added; lists with additions are stale."""
     together = dict(services)
     for endpoint in missed:
         listed = together.get(endpoint.service, Resolved(())).endpoints

@@ -1,4 +1,4 @@
-"""The registry on the control socket: leases over HTTP, and the whole list by a long poll.
+"""The registry's server on the control socket: leases, and the whole list by a long poll.
 
     POST /registry/register   an endpoint                     → its incarnation and the ttl
     POST /registry/renew | drain | end   endpoint, incarnation → {}
@@ -63,21 +63,19 @@ class Granted(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The lease that is to be renewed, drained or ended."""
+    """The lease to renew, drain or end."""
 
     endpoint: Endpoint
     incarnation: int
 
 
 class RegistryServer:
-    """Answers the processes of one system; `handle` is what an `HttpServer` serves.
+    """Serves the registry to the processes of one system; `handle` is an HTTP handler.
 
     Args:
         registry: keeps the leases.
         verify: reads a credential; raises Unauthenticated.
         started_us: the wall clock at this start, which names it.
-        poll_wait_s: how long a poll waits for a change.
-        polls_max: how many may wait at once.
     """
 
     def __init__(
@@ -86,19 +84,15 @@ class RegistryServer:
         *,
         verify: Callable[[str], Credential],
         started_us: int,
-        poll_wait_s: float = POLL_WAIT_S,
-        polls_max: int = POLLS_MAX,
     ) -> None:
         self._registry = registry
         self._verify = verify
         self._base = started_us
-        self._poll_wait_s = poll_wait_s
-        self._polls_max = polls_max
         self._polls = 0
         self._learns_until_s = asyncio.get_running_loop().time() + registry.ttl_s
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
-        """Answer one request of a process."""
+        """Handle a request of a process."""
         try:
             token = request.headers.get(CREDENTIAL, "") or ""
             credential = self._verify(token)
@@ -117,9 +111,9 @@ class RegistryServer:
 
     async def _listing(self, query: str) -> Listing:
         after = parse_qs(query).get("after", [""])[0]
-        if after == self._revision() and self._polls >= self._polls_max:
+        if after == self._revision() and self._polls >= POLLS_MAX:
             raise Shed(f"{self._polls} polls of the registry wait and no more may; ask later")
-        wait_s = self._poll_wait_s
+        wait_s = POLL_WAIT_S
         if self._is_learning():
             wait_s = min(wait_s, self._learns_until_s - asyncio.get_running_loop().time())
         self._polls += 1

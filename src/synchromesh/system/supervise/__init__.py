@@ -1,1 +1,1 @@
-"""Processes that a system runs beside itself: started, watched, replaced and stopped."""
+"""Supervises child processes: starts, watches, replaces and stops them."""

@@ -17,13 +17,13 @@ from pathlib import Path
 import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
-from synchromesh.service import GaveUp
+from synchromesh.service import RestartsExhausted
 from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, signal_group, spawn
-from synchromesh.system.supervise.orders import (
+from synchromesh.system.supervise.messages import (
     FAILED,
     FAILED_SAYS,
     Loaded,
-    ProcessOrders,
+    ProcessSpec,
     Ready,
     StartFailed,
 )
@@ -45,11 +45,11 @@ class ChildProcess:
 
     Args:
         title: what it is called in words, such as "service 'orders'".
-        orders: makes what the process is told; given the port of the one before, or 0.
+        spec: makes the spec of a new process; given the port of its predecessor, or 0.
         folder: of the system.
         log: the file that takes what the process writes to standard output and error.
-        gone: told the id of each process that has ended, at once.
-        moved: told its URL when that is another one than before.
+        on_exit: called at once with the id of each process that has ended.
+        on_moved: called with the new URL when it differs from the last one.
         stop_within_s: how long it may take to end when the system stops.
         budget: how long it may take otherwise.
     """
@@ -58,25 +58,25 @@ class ChildProcess:
         self,
         title: str,
         *,
-        orders: Callable[[int], ProcessOrders],
+        spec: Callable[[int], ProcessSpec],
         folder: Path,
         log: Path,
-        gone: Callable[[int], None],
-        moved: Callable[[str], None],
+        on_exit: Callable[[int], None],
+        on_moved: Callable[[str], None],
         stop_within_s: float,
         budget: StopBudget = StopBudget(),  # noqa: B008  frozen
     ) -> None:
         self._title = title
-        self._orders = orders
+        self._spec = spec
         self._folder = folder
         self._log_path = log
-        self._gone = gone
-        self._moved = moved
+        self._on_exit = on_exit
+        self._on_moved = on_moved
         self._stop_within_s = stop_within_s
         self._budget = budget
         self._succession: Succession[asyncio.subprocess.Process] = Succession()
         self._replacing: asyncio.Task[None] | None = None
-        # What the last that was ready has said.
+        # The report of the last process that became ready.
         self._ready = Ready(0, "")
         self._settled = asyncio.Event()
         self._settled.set()
@@ -95,33 +95,33 @@ class ChildProcess:
 
     @property
     def url(self) -> str:
-        """Where it is reached, or was last; "" before it was ready."""
+        """The last known URL; "" before it was first ready."""
         return self._ready.url
 
     @property
     def admin_port(self) -> int | None:
-        """Where the process answers its supervisor; None while it is not ready."""
+        """The port of the process's control API; None while it is not ready."""
         process = self._succession.answering
         return None if process is None or process.returncode is not None else self._ready.admin
 
     async def settle(self, within_s: float) -> None:
-        """Wait until no process of it is starting; no longer than that."""
+        """Wait until no process of this part is starting, at most `within_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._settled.wait()
 
     async def start(self) -> None:
-        """Start the process and wait until it answers.
+        """Start the process and wait until it is ready.
 
         Raises:
             ConfigError: it could not be started; the message says why, or names its log.
         """
         self._refuse_when_stopping()
-        self._tell(Event.ASKED)
-        await self._bring()
+        self._apply(Event.ASKED)
+        await self._launch()
 
     async def run(self) -> None:
-        """Watch the process until it ends, then raise; the next run starts it anew."""
+        """Watch the process until it ends, then raise; the next run restarts it."""
         if self._replacing is not None:
             # It may have ended while its successor was being made: there must not be two.
             await asyncio.wait([self._replacing])
@@ -134,20 +134,22 @@ class ChildProcess:
             self._note_ended()
             if process is self._succession.current:
                 if code == FAILED:
-                    raise GaveUp(f"{self._last_word() or self._title}; see {self._log_path}")
+                    raise RestartsExhausted(
+                        f"{self._failure_reason() or self._title}; see {self._log_path}"
+                    )
                 raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
 
-    def _last_word(self) -> str:
-        """Return why the process gave up, as it wrote it last; "" where that cannot be read."""
+    def _failure_reason(self) -> str:
+        """Return the failure that the process logged last; "" where it cannot be read."""
         try:
             lines = self._log_path.read_text(errors="replace")[-LINE_BYTES_MAX:].splitlines()
         except OSError:
             return ""
-        said = [line for line in lines if line.startswith(FAILED_SAYS)]
-        return said[-1].removeprefix(FAILED_SAYS) if said else ""
+        report = [line for line in lines if line.startswith(FAILED_SAYS)]
+        return report[-1].removeprefix(FAILED_SAYS) if report else ""
 
     async def restart(self) -> None:
-        """Replace the process by a new one, losing no call.
+        """Restart the process without losing a call.
 
         The new one is loaded while the old one still answers. A service takes over its database
         when the old one has drained, and callers hold their calls in between; a gateway serves
@@ -163,49 +165,49 @@ class ChildProcess:
                 f"{self._title} is not running, or is being restarted; wait until it is up"
             )
         self._refuse_when_stopping()
-        self._tell(Event.ASKED)
-        self._replacing = asyncio.ensure_future(self._bring())
+        self._apply(Event.ASKED)
+        self._replacing = asyncio.ensure_future(self._launch())
         # Whoever asked may be gone half-way; what is begun is ended all the same.
         self._replacing.add_done_callback(self._note_replaced)
         await asyncio.shield(self._replacing)
 
-    async def _bring(self) -> None:
-        """Make the process that was asked for; end the one before as soon as it may go."""
+    async def _launch(self) -> None:
+        """Start the requested process, and end its predecessor as soon as it may end."""
         try:
             process = await self._spawn()
         except BaseException:
-            self._tell(Event.NOT_MADE)
+            self._apply(Event.NOT_MADE)
             raise
-        self._succession.made(process)
-        said: Loaded | Ready = Loaded()
-        while isinstance(said, Loaded):
-            said = await self._heard(process)
-            self._note_said(said)
+        self._succession.started(process)
+        report: Loaded | Ready = Loaded()
+        while isinstance(report, Loaded):
+            report = await self._next_report(process)
+            self._note_report(report)
             if (leaving := self._succession.leaving) is not None:
                 await self._end(leaving, self._budget.replaced_s)
                 self._note_ended()
 
-    def _note_said(self, said: Loaded | Ready) -> None:
-        if isinstance(said, Loaded):
-            self._tell(Event.LOADED)
+    def _note_report(self, report: Loaded | Ready) -> None:
+        if isinstance(report, Loaded):
+            self._apply(Event.LOADED)
             return
-        self._tell(Event.READY)
-        before, self._ready = self._ready, said
-        if before.url != said.url:
-            self._moved(said.url)
+        self._apply(Event.READY)
+        before, self._ready = self._ready, report
+        if before.url != report.url:
+            self._on_moved(report.url)
 
     def _note_ended(self) -> None:
-        """Take in which processes have ended, whether anybody watched them or not."""
+        """Record which processes have ended, watched or not."""
         for process in self._succession.running:
             if process.returncode is not None:
-                self._succession.ended(process)
-                self._gone(process.pid)
+                self._succession.exited(process)
+                self._on_exit(process.pid)
         self._note_settled()
 
-    def _tell(self, event: Event) -> None:
+    def _apply(self, event: Event) -> None:
         # What has ended did so before.
         self._note_ended()
-        self._succession.tell(event)
+        self._succession.apply(event)
         self._note_settled()
 
     def _note_settled(self) -> None:
@@ -219,7 +221,7 @@ class ChildProcess:
             _log.error("%s was not replaced: %s", self._title, replacing.exception())
 
     async def stop(self) -> None:
-        """End the process: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
+        """Stop the process: by SIGTERM, then by SIGKILL at the deadline. May be repeated."""
         self._succession.is_stopping = True
         await asyncio.gather(
             *(
@@ -233,7 +235,7 @@ class ChildProcess:
             await asyncio.wait([self._replacing])
 
     def kill(self) -> None:
-        """End the process at once, whatever it does."""
+        """Kill the process."""
         for process in self._succession.running:
             if process.returncode is None:
                 signal_group(process, signal.SIGKILL)
@@ -244,32 +246,32 @@ class ChildProcess:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._refuse_when_stopping()
-        orders = self._orders(int(self.url.rpartition(":")[2] or 0))
+        spec = self._spec(int(self.url.rpartition(":")[2] or 0))
         process = await spawn(
             (sys.executable, "-c", MAIN),
             title=self._title,
             folder=self._folder,
             log=self._log_path,
-            is_told=True,
-            handle=orders.handle,
+            has_stdin=True,
+            handle=spec.handle,
             line_bytes_max=LINE_BYTES_MAX,
         )
         assert process.stdin is not None
         # It is not closed: its end tells the process that nobody looks after it any more.
-        process.stdin.write(msgspec.json.encode(orders) + b"\n")
+        process.stdin.write(msgspec.json.encode(spec) + b"\n")
         return process
 
-    async def _heard(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
-        """Wait until the process says how far it is; end it where it does not get there."""
+    async def _next_report(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
+        """Wait for the next report of a starting process; end a process that fails to start."""
         try:
             self._refuse_when_stopping()
-            return await self._said(process)
+            return await self._read_report(process)
         except BaseException:
             await self._end(process, self._budget.unready_s)
             self._note_ended()
             raise
 
-    async def _said(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
+    async def _read_report(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
         assert process.stdout is not None
         try:
             async with asyncio.timeout(READY_WITHIN_S):
@@ -279,19 +281,19 @@ class ChildProcess:
         except TimeoutError:
             raise self._unready(f"was not ready within {READY_WITHIN_S:g} s") from None
         except ValueError:
-            raise self._unready(f"said more than {LINE_BYTES_MAX} bytes") from None
-        said = msgspec.json.decode(line, type=Loaded | Ready | StartFailed) if line else None
-        if isinstance(said, StartFailed):
-            raise ConfigError(f"{self._title}: {said.message}")
-        # One that has ended is not ready, whatever it said last.
-        if said is None or process.returncode is not None:
+            raise self._unready(f"wrote more than {LINE_BYTES_MAX} bytes") from None
+        report = msgspec.json.decode(line, type=Loaded | Ready | StartFailed) if line else None
+        if isinstance(report, StartFailed):
+            raise ConfigError(f"{self._title}: {report.message}")
+        # A process that has ended is not ready, whatever its last report was.
+        if report is None or process.returncode is not None:
             raise self._unready(
                 f"ended {how_it_ended(process.returncode or 0)} before it was ready"
             )
-        return said
+        return report
 
     async def _end(self, process: asyncio.subprocess.Process, within_s: float) -> None:
-        """End a process: asked first, then told not to wait for answers, then killed."""
+        """End a process: SIGTERM to drain, SIGTERM to hurry, then SIGKILL."""
         hurry_s = min(self._budget.hurry_s, within_s / 2)
         await end(process, self._title, within_s - hurry_s, hurry_s)
 

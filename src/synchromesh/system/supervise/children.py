@@ -1,4 +1,4 @@
-"""What all child processes of a system share: they die with their parent, and end as groups."""
+"""Spawning and ending child processes, which die with their parent and end as groups."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _log = logging.getLogger("synchromesh.system")
 
 
 class ChildEnded(Exception):
-    """Tells that a child process has ended by itself."""
+    """Raised when a child process has ended by itself."""
 
 
 def die_with_parent() -> Callable[[], Any] | None:
-    """Return what makes the kernel kill a child when this process dies (PR_SET_PDEATHSIG).
+    """Return a `preexec_fn` by which the kernel kills a child with this process (PR_SET_PDEATHSIG).
 
     None where there is no such thing: it is Linux's.
     """
@@ -47,16 +47,16 @@ async def spawn(
     folder: Path,
     log: Path,
     env: Mapping[str, str] | None = None,
-    is_told: bool = False,
+    has_stdin: bool = False,
     handle: int = -1,
     line_bytes_max: int,
 ) -> asyncio.subprocess.Process:
-    """Start a child that leads a group of its own, says lines, and writes its errors to a log.
+    """Start a child in a process group of its own, with stdout as a pipe and stderr in a log.
 
     Args:
         title: what it is called in words.
         env: its environment; None for this process's own.
-        is_told: whether its standard input is a pipe; else it is empty.
+        has_stdin: whether its standard input is a pipe; else it is empty.
         handle: a descriptor that it inherits.
 
     Raises:
@@ -74,7 +74,7 @@ async def spawn(
                 *command,
                 cwd=folder,
                 env=env,
-                stdin=asyncio.subprocess.PIPE if is_told else asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if has_stdin else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 limit=line_bytes_max,
@@ -89,7 +89,7 @@ async def spawn(
 
 
 async def end(process: asyncio.subprocess.Process, title: str, *patience_s: float) -> None:
-    """End a child: by SIGTERM, as often as there is patience, and then by SIGKILL."""
+    """End a child: by one SIGTERM for each bound in turn, and then by SIGKILL."""
     for wait_s in patience_s:
         signal_group(process, signal.SIGTERM)
         try:
@@ -104,12 +104,12 @@ async def end(process: asyncio.subprocess.Process, title: str, *patience_s: floa
 
 
 def how_it_ended(code: int) -> str:
-    """Say how a process has ended, by its code."""
+    """Describe how a process has ended, by its exit code."""
     return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
 
 
 def signal_group(process: asyncio.subprocess.Process, number: int) -> None:
-    """Send a signal to a child and all that it has started; nothing where it has ended."""
+    """Send a signal to a child's process group; does nothing where it has ended."""
     try:
         # The child leads a group of its own: what it has started is stopped with it.
         os.killpg(process.pid, number)

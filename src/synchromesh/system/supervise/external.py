@@ -1,4 +1,4 @@
-"""External services as child processes: somebody else's programs that a system runs beside it.
+"""External services that the system runs as child processes.
 
 A child dies with its parent, however that dies, is started again when it ends, and escalates when
 it ends too often.
@@ -21,7 +21,7 @@ LINE_BYTES_MAX = 4096
 
 
 class ReadyLine(msgspec.Struct, frozen=True):
-    """The line of JSON that a child prints when it can be called."""
+    """The line of JSON that a child prints when it is ready."""
 
     port: int
 
@@ -33,7 +33,7 @@ class ExternalProcess:
         name: the external service.
         command, env: what is run; `env` is added to this process's environment.
         log: the file that takes what the child writes to standard error.
-        moved: told the URL after each start, for a child may come back at another port.
+        moved: called with the URL after each start: a child may come back at another port.
         ready_within_s: how long a child may take until it says its port.
         stop_within_s: how long it may take to end after SIGTERM.
     """
@@ -67,7 +67,7 @@ class ExternalProcess:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Start the child and wait until it can be called.
+        """Start the child and wait until it is ready.
 
         Raises:
             ConfigError: it cannot be run, or was not ready in time; the message names its log.
@@ -88,31 +88,31 @@ class ExternalProcess:
         self._moved(f"http://127.0.0.1:{port}")
 
     async def _port(self) -> int:
-        """Return the port that the child says it listens on."""
+        """Read the port from the child's first line."""
         assert self._process is not None
         try:
             async with asyncio.timeout(self._ready_within_s):
                 line = await self._stdout().readline()
                 code = None if line else await self._process.wait()
         except TimeoutError:
-            raise self._unready(f"said no port within {self._ready_within_s:g} s") from None
+            raise self._unready(f"printed no port within {self._ready_within_s:g} s") from None
         except ValueError:
-            raise self._unready(f"said a first line above {LINE_BYTES_MAX} bytes") from None
+            raise self._unready(f"printed a first line above {LINE_BYTES_MAX} bytes") from None
         if code is not None:
-            raise self._unready(f"ended {how_it_ended(code)} before it said its port")
+            raise self._unready(f"ended {how_it_ended(code)} before it printed its port")
         try:
             port = msgspec.json.decode(line, type=ReadyLine).port
         except msgspec.MsgspecError:
             port = 0
         if not 0 < port <= 65_535:
-            raise self._unready('said no line such as {"port": 8080} first')
+            raise self._unready('printed no line such as {"port": 8080} first')
         return port
 
     def _unready(self, why: str) -> ConfigError:
         return ConfigError(f"{self._title} {why}; see {self._log_path}")
 
     async def run(self) -> None:
-        """Watch the child until it ends, then raise; the next run starts it anew."""
+        """Watch the child until it ends, then raise; the next run restarts it."""
         if self._process is None or self._process.returncode is not None:
             await self.start()
         process = self._process
@@ -124,7 +124,7 @@ class ExternalProcess:
         raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
 
     async def stop(self) -> None:
-        """End the child: by SIGTERM, and by SIGKILL where it does not follow. May be repeated."""
+        """Stop the child: by SIGTERM, then by SIGKILL at the deadline. May be repeated."""
         process = self._process
         if process is None or process.returncode is not None:
             return

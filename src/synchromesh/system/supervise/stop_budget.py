@@ -1,4 +1,4 @@
-"""The time that a graceful shutdown may take, divided among what has to end."""
+"""The time budget of a graceful shutdown, divided among its stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from synchromesh.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class StopBudget:
-    """How long each stage of a graceful shutdown may take; together they stay below `total_s`.
+    """The time bounds of a graceful shutdown's stages; together they stay below `total_s`.
 
     A system stops from the outside in: the gateway, then its services (what was taken is answered,
     then handlers drain), then the control API, then external services. One process that is replaced
@@ -22,7 +22,7 @@ class StopBudget:
         control_s: the control API answers.
         external_s: an external service ends after SIGTERM.
         unready_s: a process that was not ready ends; it has taken nothing.
-        heard_s: callers hear that an instance gets no more calls.
+        heard_s: for callers to see that an instance is no longer listed.
         replaced_s: a process that is replaced ends after SIGTERM.
         replaced_answer_s: the same as `answer_s` for a service that is replaced.
         replaced_gateway_s: the same as `gateway_s`; longer than the deadline that routes have.
@@ -63,7 +63,7 @@ class StopBudget:
 
     @property
     def services_s(self) -> float:
-        """How long all services may take, and the process of each."""
+        """The time for stopping all services, and the process of each."""
         return self.answer_s + self.drain_s
 
 

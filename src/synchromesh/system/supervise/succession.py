@@ -1,4 +1,4 @@
-"""Which process of a part is the current one, and which it replaces: a pure machine.
+"""Which process of a part is current, and which one it replaces: a pure machine.
 
     DOWN ──asked──▶ MAKING ──made──▶ STARTING ──ready──▶ UP
     UP ──asked──▶ REPLACING ──made──▶ LOADING ──loaded──▶ LETTING_GO ──before ended──▶ STARTING
@@ -19,7 +19,7 @@ P = TypeVar("P")
 
 
 class State(Enum):
-    """Names how far a part is, by its current process and the one before."""
+    """The state of a part, by its current process and its predecessor."""
 
     DOWN = "down"
     MAKING = "making"  # the first, or the next of one that ended
@@ -33,7 +33,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """Names what happens to a part; all but BEFORE_ENDED to its current process, or the next."""
+    """An event of a part; all but BEFORE_ENDED concern its current process, or the next."""
 
     ASKED = "asked for"
     MADE = "made"
@@ -71,11 +71,11 @@ _CURRENT_HAS_ENDED = (State.DOWN, State.MAKING, State.LEAVING)
 
 
 class IllegalEvent(Exception):
-    """Tells that something cannot happen to a part in the state that it is in."""
+    """Raised for an event that the current state does not allow."""
 
 
 class Succession(Generic[P]):
-    """Holds the processes of one part, whatever stands for them.
+    """Tracks the processes of one part, represented by any value.
 
     Attributes:
         state: how far it is.
@@ -85,14 +85,14 @@ class Succession(Generic[P]):
 
     Example:
         >>> part = Succession[str]()
-        >>> part.tell(Event.ASKED)
-        >>> part.made("first")
-        >>> part.tell(Event.READY)
-        >>> part.tell(Event.ASKED)
-        >>> part.made("second")
+        >>> part.apply(Event.ASKED)
+        >>> part.started("first")
+        >>> part.apply(Event.READY)
+        >>> part.apply(Event.ASKED)
+        >>> part.started("second")
         >>> part.answering, part.leaving
         ('first', None)
-        >>> part.tell(Event.LOADED)
+        >>> part.apply(Event.LOADED)
         >>> part.answering, part.leaving
         (None, 'first')
         >>> part
@@ -107,13 +107,13 @@ class Succession(Generic[P]):
 
     @property
     def running(self) -> tuple[P, ...]:
-        """All that have not ended, the one before first."""
+        """The processes that have not ended, the predecessor first."""
         current = None if self.state in _CURRENT_HAS_ENDED else self.current
         return tuple(each for each in (self._before, current) if each is not None)
 
     @property
     def answering(self) -> P | None:
-        """The one that can be asked."""
+        """The process that serves."""
         if self.state is State.LOADING:
             return self._before
         is_ready = self.state in (State.UP, State.REPLACING, State.DRAINING)
@@ -121,16 +121,16 @@ class Succession(Generic[P]):
 
     @property
     def leaving(self) -> P | None:
-        """The one that has to be ended now, for its successor."""
+        """The predecessor, once it has to end for its successor."""
         return None if self.state is State.LOADING else self._before
 
     @property
     def is_settled(self) -> bool:
-        """False while a process is made or started that cannot be asked yet."""
+        """False while a process is starting that does not serve yet."""
         return self.state in (State.DOWN, State.UP, State.DRAINING)
 
-    def tell(self, event: Event) -> None:
-        """Take in what has happened; what was made and what has ended have their own methods.
+    def apply(self, event: Event) -> None:
+        """Apply an event other than a process's start or exit, which have methods of their own.
 
         Raises:
             IllegalEvent: it cannot happen now; nothing has changed.
@@ -141,23 +141,23 @@ class Succession(Generic[P]):
             raise IllegalEvent(f"{event.value!r} cannot happen to a part that is {state}")
         self.state = after
 
-    def made(self, process: P) -> None:
-        """Take in the process that was asked for."""
+    def started(self, process: P) -> None:
+        """Record the requested process as started."""
         current = self.current
-        self.tell(Event.MADE)
+        self.apply(Event.MADE)
         self._before = current if self.state is State.LOADING else None
         self.current = process
 
-    def ended(self, process: P) -> None:
-        """Take in that one of `running` has ended."""
+    def exited(self, process: P) -> None:
+        """Record that one of `running` has exited."""
         if process not in self.running:
             raise IllegalEvent(f"{process!r} is none of those that run: {self!r}")
         if process is self._before:
-            self.tell(Event.BEFORE_ENDED)
+            self.apply(Event.BEFORE_ENDED)
             self._before = None
             return
         is_refused = self.state is State.LOADING
-        self.tell(Event.ENDED)
+        self.apply(Event.ENDED)
         if is_refused:
             self.current, self._before = self._before, None
 

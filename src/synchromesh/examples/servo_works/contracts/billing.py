@@ -34,11 +34,11 @@ class InvoicePaid(Struct, frozen=True):
 
 
 class CreditDeclined(Rejection, code="credit_declined", status=402):
-    """Tells that the credit provider will not pay for this customer."""
+    """Raised when the credit provider will not pay for this customer."""
 
 
 class UnknownInvoice(Rejection, code="unknown_invoice", status=404):
-    """Tells that no invoice was written for this order."""
+    """Raised when no invoice was written for this order."""
 
 
 class Billing(Contract, Protocol, service="billing", version="1.0"):

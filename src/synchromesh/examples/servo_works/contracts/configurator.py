@@ -62,7 +62,7 @@ class PriceList(Struct, frozen=True):
 
 
 class NothingFits(Rejection, code="nothing_fits", status=409):
-    """Tells that no drive, motor and cable on the price list carry such a load."""
+    """Raised when no drive, motor and cable on the price list carry such a load."""
 
 
 class Configurator(Contract, Protocol, service="configurator", version="1.0"):

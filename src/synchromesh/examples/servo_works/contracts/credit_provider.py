@@ -19,7 +19,7 @@ class ChargeReceipt(Struct, frozen=True):
 
 
 class Declined(Rejection, code="declined", status=402):
-    """Tells that the provider will not pay; it answers so with status 402."""
+    """Raised when the provider will not pay; it answers so with status 402."""
 
 
 class CreditProvider(Contract, Protocol, service="credit_provider", version="1.0", external=True):

@@ -62,11 +62,11 @@ class Machine(Struct, frozen=True):
 
 
 class UnknownMachine(Rejection, code="unknown_machine", status=404):
-    """Tells that no drive with this id has ever reported."""
+    """Raised when no drive with this id has ever reported."""
 
 
 class OtherNameplate(Rejection, code="other_nameplate", status=409):
-    """Tells that the drive is known with another nameplate: two drives claim to be one."""
+    """Raised when the drive is known with another nameplate: two drives claim to be one."""
 
 
 class Fleet(Contract, Protocol, service="fleet", version="1.0"):

@@ -48,15 +48,15 @@ class StockReserved(Struct, frozen=True):
 
 
 class OutOfStock(Rejection, code="out_of_stock", status=409):
-    """Tells that fewer pieces are free than were asked for."""
+    """Raised when fewer pieces are free than were asked for."""
 
 
 class UnknownSku(Rejection, code="unknown_sku", status=404):
-    """Tells that inventory has never received such a drive."""
+    """Raised when inventory has never received such a drive."""
 
 
 class UnknownHold(Rejection, code="unknown_hold", status=404):
-    """Tells that nothing is held under this id (any more)."""
+    """Raised when nothing is held under this id (any more)."""
 
 
 class Inventory(Contract, Protocol, service="inventory", version="1.0"):

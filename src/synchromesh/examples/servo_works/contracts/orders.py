@@ -68,11 +68,11 @@ class OrderRejected(Struct, frozen=True):
 
 
 class NoPrice(Rejection, code="no_price", status=404):
-    """Tells that the price list has no such drive."""
+    """Raised when the price list has no such drive."""
 
 
 class UnknownOrder(Rejection, code="unknown_order", status=404):
-    """Tells that no order has this id."""
+    """Raised when no order has this id."""
 
 
 class Orders(Contract, Protocol, service="orders", version="1.0"):

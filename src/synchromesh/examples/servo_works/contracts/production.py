@@ -37,7 +37,7 @@ class Slot(Struct, frozen=True):
 
 
 class FullyBooked(Rejection, code="fully_booked", status=409):
-    """Tells that no open week has room for this drive."""
+    """Raised when no open week has room for this drive."""
 
 
 class Production(Contract, Protocol, service="production", version="1.0"):

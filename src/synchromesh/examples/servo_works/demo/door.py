@@ -36,7 +36,7 @@ DEGRADED = frozenset({"stale", "static", "failed"})
 
 @dataclass(frozen=True, slots=True)
 class DoorAnswer:
-    """What came of one request.
+    """The outcome of one request.
 
     Attributes:
         status: of HTTP; 0 where no answer came.
@@ -71,7 +71,7 @@ class DoorAnswer:
 
 
 class Unanswered(Exception):
-    """Tells that a request never got an answer, or one that no retry will mend."""
+    """Raised when a request never got an answer, or one that no retry will mend."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ async def open_breakers(system: RunningSystem) -> list[str]:
 
 
 async def holds_of(system: RunningSystem, without: str) -> Counter[str]:
-    """Return how many calls were held and what came of it, of all callers but one together."""
+    """Return the counts of held calls and their outcomes, of all callers but one."""
     held: Counter[str] = Counter()
     for name, caller in (await _callers(system)).items():
         if name != without:

@@ -20,7 +20,7 @@ from demo.door import Unanswered
 from demo.play import play
 from demo.report import FINDING, judge
 from demo.running import NotInTime, SystemEnded, copy_shipped, set_rates
-from synchromesh.cli.output import ReaderGone
+from synchromesh.cli.output import OutputClosed
 from synchromesh.cli.show import console
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway.limits import interval_of
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NotInTime, SynchromeshError, OSError) as error:
         sys.stderr.write(f"demo: {error}\n")
         return INTERNAL
-    except ReaderGone:
+    except OutputClosed:
         # What is left in the buffer would fail once more at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Mistake(Exception):
-    """Tells that the demo was asked for what cannot be done."""
+    """Raised when the demo was asked for what cannot be done."""
 
 
 def run(orders: int, rate: str | None, pace: int, keep: Path | None, out: Console) -> int:

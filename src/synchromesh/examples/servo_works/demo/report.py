@@ -15,7 +15,7 @@ from demo.account import Account, Kill, Restart
 from demo.evidence import held_ms
 from demo.play import EDGE
 from demo.verdict import conditions, failed_by_restart, recoveries, stall_trips, trips
-from synchromesh.cli.show import moment, print_story, waterfall
+from synchromesh.cli.show import print_story, time_of_day, waterfall
 from synchromesh.codec import to_datetime
 from synchromesh.telemetry import SpanRecord
 
@@ -98,7 +98,7 @@ def _breaker(account: Account) -> Iterator[tuple[str, str]]:
     turns = [turn for turn in account.turns if turn.edge == EDGE]
     for turn in turns[:TURNS_MAX]:
         act = account.act_of(turn)
-        yield "", f"{moment(turn.at)} {turn.before} -> {turn.after}, act {act}"
+        yield "", f"{time_of_day(turn.at)} {turn.before} -> {turn.after}, act {act}"
     if len(turns) > TURNS_MAX:
         yield "", f"and {len(turns) - TURNS_MAX} turns more"
     others = Counter(turn.edge for turn in account.turns if turn.edge != EDGE)
@@ -128,7 +128,7 @@ def _degraded(account: Account) -> Iterator[tuple[str, str]]:
 def _kills(kills: Iterable[Kill]) -> Iterator[tuple[str, str]]:
     for kill in kills:
         down_s = (kill.back_us - kill.at_us) / 1e6
-        at, met = _moment(kill.at_us), len(kill.in_flight)
+        at, met = _clock(kill.at_us), len(kill.in_flight)
         yield "kill -9", f"orders, process {kill.pid}, at {at}, with {met} sagas in flight"
         yield "", f"process {kill.successor} took its place after {down_s:.2f} s"
         yield "recovered", f"{kill.recovered} sagas went on there"
@@ -150,7 +150,7 @@ def _restarts(account: Account) -> Iterator[tuple[str, str]]:
 def _restart(restart: Restart) -> str:
     took_s = (restart.back_us - restart.at_us) / 1e6
     return (
-        f"inventory, process {restart.pid}, at {_moment(restart.at_us)}; after {took_s:.2f} s it "
+        f"inventory, process {restart.pid}, at {_clock(restart.at_us)}; after {took_s:.2f} s it "
         f"is process {restart.successor}"
     )
 
@@ -173,8 +173,8 @@ def _as_span(kill: Kill) -> SpanRecord:
     )
 
 
-def _moment(at_us: int) -> str:
-    return moment(to_datetime(at_us).isoformat())
+def _clock(at_us: int) -> str:
+    return time_of_day(to_datetime(at_us).isoformat())
 
 
 def _head(text: str, out: Console) -> None:

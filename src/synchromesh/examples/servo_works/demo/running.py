@@ -36,7 +36,7 @@ UNFINISHED = "select id from sm_saga where status in ('running', 'compensating')
 
 
 class SystemEnded(Exception):
-    """Tells that the system ended by itself or did not come up; `is_mistake`: by its own word."""
+    """Raised when the system ended by itself or did not come up; `is_mistake`: by its own word."""
 
     def __init__(self, message: str, *, is_mistake: bool = False) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class SystemEnded(Exception):
 
 
 class NotInTime(Exception):
-    """Tells that something that was waited for did not happen within its bound."""
+    """Raised when something that was waited for did not happen within its bound."""
 
 
 class RunningSystem:
@@ -312,5 +312,5 @@ def copy_shipped(folder: Path) -> None:
 
 
 def set_rates(folder: Path, rates: Rates) -> None:
-    """Set how often whoever comes to the gateway may, in a folder made by `copy_shipped`."""
+    """Set the gateway's rate limits, in a folder made by `copy_shipped`."""
     (folder / "data" / "rates.json").write_bytes(msgspec.json.encode(rates))

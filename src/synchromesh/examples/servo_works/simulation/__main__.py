@@ -22,7 +22,7 @@ MODULE = "python -m synchromesh.examples.servo_works.simulation"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the seeds that the command line names; 1 where one of them breaks something."""
+    """Run the seeds of the command line; return 1 where one of them breaks something."""
     parser = argparse.ArgumentParser(description="Simulates servo-works under faults.")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=100, help="how many universes")

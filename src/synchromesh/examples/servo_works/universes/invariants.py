@@ -1,4 +1,4 @@
-"""What must hold in every universe once it is at peace, by its databases and its clients' word."""
+"""The invariants of every universe once faults have ended, by its databases and its clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT = "select coalesce(max(position), 0) from sm_checkpoint where name = ?"
 
 
 def is_quiet(disk: SimDisk, subscribers: Subscribers) -> bool:
-    """Return whether every saga has ended, every message is delivered, every table is made."""
+    """Return whether all sagas have ended, and all messages and projections are up to date."""
     for service in SERVICES:
         path = f"/{service}.db"
         if disk.rows(path, _UNFINISHED):
@@ -40,7 +40,7 @@ def _is_past(disk: SimDisk, path: str, checkpoint: str, names: list[str]) -> boo
 def broken_in(
     databases: Databases, told: Mapping[str, str], subscribers: Subscribers
 ) -> Iterator[str]:
-    """Yield what does not hold.
+    """Yield each violated invariant.
 
     Args:
         databases: of the services that orders go through and the credit provider.

@@ -1,4 +1,4 @@
-"""One universe: a few orders while everything goes wrong, then peace, then an audit."""
+"""One universe: a few orders under faults, then calm, then an audit."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ WITHOUT_CREDIT = ("brassworks", "pallas-pumps", "orbital-cnc")
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """How the network misbehaves, and how many other evils there are in a second."""
+    """The faults of the network, and the rate of other faults."""
 
     faults: NetworkFaults
-    evils_per_s: float = 0.0
+    faults_per_s: float = 0.0
 
 
 PEACE = Weather(CALM)
-STORM = Weather(STORMY, 1.2)
+STORM = Weather(replace(STORMY, duplication=0.06, tail=0.05), 1.2)
 # Two clocks are wrong by almost the 5 s that calls allow for.
 HURRICANE = Weather(replace(STORMY, loss=0.12, duplication=0.15, tail=0.12, skew_s=2.4), 4.0)
 
 
 class Universe:
-    """Runs once, and then says what is broken.
+    """Runs once, and then reports what is broken.
 
     Args:
         seed: decides everything.
@@ -87,11 +87,11 @@ class Universe:
         self.world.on_step = self._before_step
 
     def run(self) -> Universe:
-        """Live through it, and look at what is left."""
+        """Run the universe and audit its databases."""
         for path, image in opened_shop().items():
             if not self._is_new:
                 self.world.disk.install(path, image)
-        with counting_replays(self.count), hearing_errors(self.broken, self.world):
+        with counting_replays(self.count), collecting_errors(self.broken, self.world):
             try:
                 self.world.run(self._story(), until_s=STORM_S + SETTLE_S + 60.0)
             except SimulationError as error:
@@ -143,7 +143,7 @@ class Universe:
         self._is_sold = True
 
     async def _buy(self, caller: Caller, order: PlaceOrder) -> None:
-        """Ask under one key until there is an answer; a hasty client asks twice at once."""
+        """Send an order under one key until it is answered; some clients send it twice at once."""
         await asyncio.sleep(self._rng.uniform(0.0, STORM_S / 2 if self._is_stormy else 0.1))
         times = 2 if self._rng.random() < 0.2 else 1
         while order.order_id not in self.told:
@@ -172,7 +172,7 @@ class Universe:
         if self._is_stormy:
             await self._storm()
         self.world.calm()
-        self.cluster.confuse_provider(ProviderFaults())
+        self.cluster.set_provider_faults(ProviderFaults())
         self.cluster.start()
         # Messages that are late still come: peace counts after the last of them.
         least_s = loop.time() + self.world.wire.faults.tail_s
@@ -199,7 +199,7 @@ class Universe:
             self._cancel: 0.10,
         }
         while loop.time() < STORM_S:
-            await asyncio.sleep(rng.expovariate(self._weather.evils_per_s))
+            await asyncio.sleep(rng.expovariate(self._weather.faults_per_s))
             (evil,) = rng.choices(list(evils), list(evils.values()))
             evil()
 
@@ -211,7 +211,7 @@ class Universe:
         self._victim().crash(self._rng.uniform(0.05, 2.0))
 
     def _doom(self) -> None:
-        """Let a node die at one of its next steps, which is while it does something."""
+        """Schedule a power cut of a node at one of its next steps."""
         node = self._victim()
         self._doomed[node.name] = node.steps + self._rng.randrange(1, 100)
 
@@ -241,9 +241,9 @@ class Universe:
 
     def _confuse_provider(self) -> None:
         mode = self._rng.choice(("errors", "stall", "slow"))
-        self.cluster.confuse_provider(ProviderFaults(mode, 30.0 if mode == "stall" else 0.4))
+        self.cluster.set_provider_faults(ProviderFaults(mode, 30.0 if mode == "stall" else 0.4))
         lasts_s = self._rng.uniform(0.5, 4.0)
-        self.world.later(lasts_s, self.cluster.confuse_provider, ProviderFaults())
+        self.world.later(lasts_s, self.cluster.set_provider_faults, ProviderFaults())
 
     def _pause(self) -> None:
         node = self.cluster.pair(self._rng.choice(SERVICES))[0]
@@ -255,7 +255,7 @@ class Universe:
 
 
 class _Opener:
-    """What `shop.stock_drives` stocks the shop with."""
+    """The client with which `shop.stock_drives` stocks the shop."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -271,7 +271,7 @@ class _Opener:
 
 @functools.cache
 def scarce_drives() -> list[shop.CatalogueItem]:
-    """Return what the shop opens with: half the stock of what there is little of anyway."""
+    """Return the drives that the shop opens with: half the stock of the scarce ones."""
     return [
         structs.replace(drive, stock=drive.stock // 2, slots=drive.slots[:1])
         for drive in shop.catalogue()
@@ -325,8 +325,8 @@ class _Ear(logging.Handler):
 
 
 @contextmanager
-def hearing_errors(heard: list[str], world: World) -> Iterator[None]:
-    """Take down what the services log as errors: none of it belongs into any universe."""
+def collecting_errors(heard: list[str], world: World) -> Iterator[None]:
+    """Collect what the services log as errors, which no universe may have."""
     log, ear = logging.getLogger("synchromesh"), _Ear(heard, world)
     level, was_propagating = log.level, log.propagate
     log.addHandler(ear)

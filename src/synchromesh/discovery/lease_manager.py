@@ -1,4 +1,4 @@
-"""The shell around `LeaseTable`: gives it the time and tells watchers what it decided."""
+"""The shell around `LeaseTable`: runs it on the loop's clock and notifies its watchers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synchromesh.errors import DiscoveryError, WatchLagged
 
 
 class Watch:
-    """Yields the changes of one service in revision order, from the moment it was made.
+    """Iterates over the changes of one service in revision order, from its creation on.
 
     An async iterator; `close` it, or use it as a context manager, when done. It never ends by
     itself.
@@ -23,8 +23,8 @@ class Watch:
         WatchLagged: it fell too far behind; resolve the service and watch anew.
     """
 
-    def __init__(self, lessor: Lessor, backlog_max: int) -> None:
-        self._lessor = lessor
+    def __init__(self, manager: LeaseManager, backlog_max: int) -> None:
+        self._manager = manager
         self._backlog_max = backlog_max
         self._backlog: deque[Change] = deque()
         self._has_lagged = False
@@ -48,11 +48,11 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        """Stop listening. May be repeated."""
-        self._lessor.forget(self)
+        """Unsubscribe. May be repeated."""
+        self._manager.unwatch(self)
 
-    def tell(self, change: Change) -> None:
-        """Queue a change; one too many loses the backlog and ends the watch."""
+    def push(self, change: Change) -> None:
+        """Queue a change; one too many drops the backlog and ends the watch."""
         if len(self._backlog) >= self._backlog_max:
             self._backlog.clear()
             self._has_lagged = True
@@ -62,11 +62,11 @@ class Watch:
         self._arrived.set()
 
 
-class Lessor:
-    """Runs the lease table of one service on the loop's clock, so that a simulated loop does too.
+class LeaseManager:
+    """Runs the lease table of one service on the loop's clock, real or simulated.
 
     Attributes:
-        quiet_until_s: until when the list changes by nothing but what is told here.
+        quiet_until_s: until when time alone changes nothing: only these methods change the list.
 
     Args:
         options: how long leases run, and when their expiry is doubted.
@@ -98,7 +98,7 @@ class Lessor:
     def register(self, endpoint: Endpoint) -> int:
         """Grant a lease and return its incarnation, which every renewal has to carry."""
         change = self._table.grant(endpoint, now=_now())
-        self._tell([change])
+        self._notify([change])
         assert change.lease is not None
         return change.lease.incarnation
 
@@ -107,52 +107,52 @@ class Lessor:
         was_stale = self._table.is_stale
         change = self._table.renew(instance, incarnation, now=_now())
         if change is not None:
-            self._tell([change])
+            self._notify([change])
         elif was_stale:
             self.quiet_until_s = -math.inf
             self._due_moved.set()
 
     def drain(self, instance: str, incarnation: int) -> None:
-        """Give it no new calls; raises what `LeaseTable.drain` raises."""
+        """Stop listing an instance; raises what `LeaseTable.drain` raises."""
         change = self._table.drain(instance, incarnation)
         if change is not None:
-            self._tell([change])
+            self._notify([change])
 
     def end(self, instance: str, incarnation: int) -> None:
-        """Remove it; raises what `LeaseTable.end` raises."""
-        self._tell([self._table.end(instance, incarnation)])
+        """End the lease of an instance; raises what `LeaseTable.end` raises."""
+        self._notify([self._table.end(instance, incarnation)])
 
-    def bury(self, is_dead: Callable[[Endpoint], bool]) -> int:
-        """End the leases of those that are known to be dead; return how many there were."""
+    def evict(self, is_dead: Callable[[Endpoint], bool]) -> int:
+        """End the leases of instances known to be dead; return how many there were."""
         dead = [lease for lease in self._table.leases if is_dead(lease.endpoint)]
         for lease in dead:
             self.end(lease.endpoint.instance, lease.incarnation)
         return len(dead)
 
     def resolve(self) -> Resolved:
-        """Return what may be called now: an expired lease is gone though no sweep came yet."""
+        """Return the listed endpoints as of now, without those whose lease has expired unswept."""
         now = asyncio.get_running_loop().time()
         if now >= self.quiet_until_s:
-            self._tell(self._table.sweep(now=now))
-            # Until then time alone changes nothing; whatever else does ends it, in `_tell`.
+            self._notify(self._table.sweep(now=now))
+            # Until then time alone changes nothing; whatever else does ends it, in `_notify`.
             due_s = self._table.due_s()
             self.quiet_until_s = math.inf if due_s is None else due_s
             self._listed = self._table.listed()
         return self._listed
 
     def sweep(self) -> None:
-        """Remove what has expired and tell the watchers."""
-        self._tell(self._table.sweep(now=_now()))
+        """Remove expired leases and notify the watchers."""
+        self._notify(self._table.sweep(now=_now()))
 
     def due_s(self) -> float | None:
         """Return when to sweep next, on the loop's clock."""
         return self._table.due_s()
 
     def watch(self) -> Watch:
-        """Listen to every change from now on.
+        """Subscribe to all changes from now on.
 
         Raises:
-            DiscoveryError: as many watch as may.
+            DiscoveryError: there are `watchers_max` watchers already.
         """
         if len(self._watchers) >= self._watchers_max:
             raise DiscoveryError(
@@ -163,8 +163,8 @@ class Lessor:
         self._watchers[watch] = None
         return watch
 
-    def forget(self, watch: Watch) -> None:
-        """Tell a watch nothing more."""
+    def unwatch(self, watch: Watch) -> None:
+        """Unsubscribe a watch."""
         self._watchers.pop(watch, None)
 
     async def run(self) -> None:
@@ -172,14 +172,14 @@ class Lessor:
         await sweep_when_due(self._due_moved, self.due_s, self.sweep)
 
     def __repr__(self) -> str:
-        return f"<Lessor {self._table!r}, {len(self._watchers)} watchers>"
+        return f"<LeaseManager {self._table!r}, {len(self._watchers)} watchers>"
 
-    def _tell(self, changes: list[Change]) -> None:
+    def _notify(self, changes: list[Change]) -> None:
         if changes:
             self.quiet_until_s = -math.inf
         for change in changes:
             for watch in list(self._watchers):
-                watch.tell(change)
+                watch.push(change)
         if changes:
             self._due_moved.set()
             if self._on_change is not None:

@@ -1,4 +1,4 @@
-"""Lessor: the lease table on the loop's clock, and its watchers; virtual time."""
+"""LeaseManager: the lease table on the loop's clock, and its watchers; virtual time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from synchromesh.discovery import Change, Endpoint, LeaseOptions, Lessor
+from synchromesh.discovery import Change, Endpoint, LeaseManager, LeaseOptions
 from synchromesh.errors import DiscoveryError, StaleIncarnation, WatchLagged
 from synchromesh.testing import SimRuntime, run
 
@@ -15,8 +15,8 @@ def at(instance: str) -> Endpoint:
     return Endpoint(instance, "billing", f"sim://{instance}")
 
 
-def names(lessor: Lessor) -> list[str]:
-    return [endpoint.instance for endpoint in lessor.resolve().endpoints]
+def names(manager: LeaseManager) -> list[str]:
+    return [endpoint.instance for endpoint in manager.resolve().endpoints]
 
 
 async def stop(*tasks: asyncio.Task[None]) -> None:
@@ -25,8 +25,8 @@ async def stop(*tasks: asyncio.Task[None]) -> None:
     await asyncio.wait(tasks)
 
 
-async def collect(lessor: Lessor, into: list[Change]) -> None:
-    with lessor.watch() as watch:
+async def collect(manager: LeaseManager, into: list[Change]) -> None:
+    with manager.watch() as watch:
         while True:
             into.append(await anext(watch))
 
@@ -35,14 +35,14 @@ def test_run_sweeps_when_a_lease_ends() -> None:
     """Watchers hear of an expiry when it is due, without anybody asking."""
 
     async def main(_: SimRuntime) -> list[tuple[str, int]]:
-        lessor = Lessor(LeaseOptions(ttl_s=3.0))
+        manager = LeaseManager(LeaseOptions(ttl_s=3.0))
         heard: list[Change] = []
-        tasks = [asyncio.create_task(lessor.run()), asyncio.create_task(collect(lessor, heard))]
+        tasks = [asyncio.create_task(manager.run()), asyncio.create_task(collect(manager, heard))]
         await asyncio.sleep(1.0)
         began_s = asyncio.get_running_loop().time()
-        incarnation = lessor.register(at("a"))
+        incarnation = manager.register(at("a"))
         await asyncio.sleep(2.0)
-        lessor.renew("a", incarnation)
+        manager.renew("a", incarnation)
         while len(heard) < 2:
             await asyncio.sleep(0.5)
         took_s = asyncio.get_running_loop().time() - began_s
@@ -57,11 +57,11 @@ def test_an_expired_instance_is_not_resolved_though_nobody_swept() -> None:
     """R1 does not hang on a background task being on time."""
 
     async def main(_: SimRuntime) -> tuple[list[str], list[str]]:
-        lessor = Lessor(LeaseOptions(ttl_s=3.0))
-        lessor.register(at("a"))
-        before = names(lessor)
+        manager = LeaseManager(LeaseOptions(ttl_s=3.0))
+        manager.register(at("a"))
+        before = names(manager)
         await asyncio.sleep(3.0)
-        return before, names(lessor)
+        return before, names(manager)
 
     assert run(main) == (["a"], [])
 
@@ -70,18 +70,18 @@ def test_run_ends_the_guard() -> None:
     """R5: what the guard held back is gone when it ends, and watchers hear of both."""
 
     async def main(_: SimRuntime) -> list[str]:
-        lessor = Lessor(LeaseOptions(ttl_s=3.0, guard_s=10.0))
+        manager = LeaseManager(LeaseOptions(ttl_s=3.0, guard_s=10.0))
         heard: list[Change] = []
-        tasks = [asyncio.create_task(lessor.run()), asyncio.create_task(collect(lessor, heard))]
+        tasks = [asyncio.create_task(manager.run()), asyncio.create_task(collect(manager, heard))]
         await asyncio.sleep(0.1)
-        incarnations = [lessor.register(at(name)) for name in "abc"]
+        incarnations = [manager.register(at(name)) for name in "abc"]
         await asyncio.sleep(4.0)
-        assert lessor.resolve().is_stale
-        lessor.renew("a", incarnations[0])
+        assert manager.resolve().is_stale
+        manager.renew("a", incarnations[0])
         await asyncio.sleep(2.0)
-        lessor.renew("a", incarnations[0])
+        manager.renew("a", incarnations[0])
         await asyncio.sleep(1.1)
-        assert names(lessor) == ["a"]
+        assert names(manager) == ["a"]
         await stop(*tasks)
         return [change.kind.value for change in heard]
 
@@ -92,9 +92,9 @@ def test_a_watch_hears_what_came_before_it_was_first_awaited() -> None:
     """Listening starts when the watch is made: nothing falls between resolving and watching."""
 
     async def main(_: SimRuntime) -> str:
-        lessor = Lessor(LeaseOptions())
-        with lessor.watch() as watch:
-            lessor.register(at("a"))
+        manager = LeaseManager(LeaseOptions())
+        with manager.watch() as watch:
+            manager.register(at("a"))
             return (await anext(watch)).kind.value
 
     assert run(main) == "granted"
@@ -104,27 +104,27 @@ def test_a_watcher_that_lags_is_told_and_forgotten() -> None:
     """A slow watcher costs bounded memory, and never misses a change without knowing."""
 
     async def main(_: SimRuntime) -> str:
-        lessor = Lessor(LeaseOptions(), backlog_max=2)
-        with lessor.watch() as watch:
+        manager = LeaseManager(LeaseOptions(), backlog_max=2)
+        with manager.watch() as watch:
             for name in "abc":
-                lessor.register(at(name))
+                manager.register(at(name))
             with pytest.raises(WatchLagged, match="2 changes behind"):
                 await anext(watch)
             with pytest.raises(WatchLagged):
                 await anext(watch)
-        return repr(lessor)
+        return repr(manager)
 
-    assert run(main) == "<Lessor <LeaseTable 3/3 ready rev 3>, 0 watchers>"
+    assert run(main) == "<LeaseManager <LeaseTable 3/3 ready rev 3>, 0 watchers>"
 
 
 def test_watchers_are_bounded_and_leave() -> None:
     """A closed watch makes room for another."""
 
     async def main(_: SimRuntime) -> None:
-        lessor = Lessor(LeaseOptions(), watchers_max=1)
-        with lessor.watch(), pytest.raises(DiscoveryError, match="raise watchers_max"):
-            lessor.watch()
-        lessor.watch().close()
+        manager = LeaseManager(LeaseOptions(), watchers_max=1)
+        with manager.watch(), pytest.raises(DiscoveryError, match="raise watchers_max"):
+            manager.watch()
+        manager.watch().close()
 
     run(main)
 
@@ -133,12 +133,12 @@ def test_draining_and_ending_are_told() -> None:
     """Each is one change; draining twice is none."""
 
     async def main(_: SimRuntime) -> list[str]:
-        lessor = Lessor(LeaseOptions())
-        incarnation = lessor.register(at("a"))
-        with lessor.watch() as watch:
-            lessor.drain("a", incarnation)
-            lessor.drain("a", incarnation)
-            lessor.end("a", incarnation)
+        manager = LeaseManager(LeaseOptions())
+        incarnation = manager.register(at("a"))
+        with manager.watch() as watch:
+            manager.drain("a", incarnation)
+            manager.drain("a", incarnation)
+            manager.end("a", incarnation)
             return [(await anext(watch)).kind.value for _ in range(2)]
 
     assert run(main) == ["drained", "ended"]
@@ -148,10 +148,10 @@ def test_a_stale_process_is_refused() -> None:
     """R2: the shell passes the machine's refusal on."""
 
     async def main(_: SimRuntime) -> None:
-        lessor = Lessor(LeaseOptions())
-        old = lessor.register(at("a"))
-        lessor.register(at("a"))
+        manager = LeaseManager(LeaseOptions())
+        old = manager.register(at("a"))
+        manager.register(at("a"))
         with pytest.raises(StaleIncarnation):
-            lessor.renew("a", old)
+            manager.renew("a", old)
 
     run(main)

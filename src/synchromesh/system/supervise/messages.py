@@ -1,4 +1,4 @@
-"""What a process of a system is told by its supervisor, and what it says: one line of JSON each."""
+"""Messages between a supervisor and a child process: one line of JSON each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAILED_SAYS = "synchromesh: "
 
 
 class ActiveFault(msgspec.Struct, frozen=True):
-    """A fault in force, as a process that starts later is told of it; `until_us` is wall clock."""
+    """An injected fault, passed to a process that starts later; `until_us` is wall clock."""
 
     target: str
     errors: float
@@ -21,8 +21,8 @@ class ActiveFault(msgspec.Struct, frozen=True):
     until_us: int | None
 
 
-class ProcessOrders(msgspec.Struct, frozen=True):
-    """What a process is told by its supervisor.
+class ProcessSpec(msgspec.Struct, frozen=True):
+    """The spec of a child process: what to run, and how to reach its supervisor.
 
     Attributes:
         name: which service it is, or "gateway".
@@ -45,21 +45,21 @@ class ProcessOrders(msgspec.Struct, frozen=True):
     faults: tuple[ActiveFault, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Orders {self.name} by {self.control}>"  # neither the key nor the token
+        return f"<ProcessSpec {self.name} by {self.control}>"  # neither the key nor the token
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """Tells that it starts as soon as the process before it has let go of what both need."""
+    """Reports that the process starts once its predecessor has released what both need."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Tells that it answers: the port of its admin socket, and where it is reached itself."""
+    """Reports that the process is ready: the port of its control API, and its own URL."""
 
     admin: int
     url: str
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="unready"):
-    """Tells why it could not be started."""
+    """Reports why the process could not be started."""
 
     message: str
