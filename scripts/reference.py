@@ -64,8 +64,9 @@ MODULES = {
     "telemetry": "Tracer MemoryRing JsonFormatter outcome_of",
 }
 TESTING = {
-    "Services in a test": "run serving InProcess AsgiReceiver SimRuntime",
+    "Services in a test": "run serving InProcess SimRuntime",
     "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults CALM STORMY",
+    "Calls between nodes": "SimExchange SimTransport AsgiReceiver",
     "What a simulation complains about": (
         "SimulationError Deadlock Escape Leaked Livelock Overdue Unhandled"
     ),

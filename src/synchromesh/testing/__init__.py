@@ -4,7 +4,6 @@
 restart, and a network that loses, repeats, delays and parts. `serving` runs services in either.
 """
 
-from synchromesh.testing.asgi_receiver import AsgiReceiver
 from synchromesh.testing.disk import SimDisk
 from synchromesh.testing.escapes import (
     Deadlock,
@@ -20,6 +19,7 @@ from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, SimProcess
 from synchromesh.testing.serving import InProcess, serving
 from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
+from synchromesh.testing.transport import AsgiReceiver, SimExchange, SimTransport
 from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
 from synchromesh.testing.world import Node, World, run
 
@@ -37,10 +37,12 @@ __all__ = [
     "Node",
     "Overdue",
     "SimDisk",
+    "SimExchange",
     "SimLoop",
     "SimNetwork",
     "SimProcess",
     "SimRuntime",
+    "SimTransport",
     "SimWorker",
     "SimulationError",
     "Unhandled",

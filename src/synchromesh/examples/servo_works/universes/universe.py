@@ -48,7 +48,7 @@ class Weather:
 
 
 PEACE = Weather(CALM)
-STORM = Weather(replace(STORMY, duplication=0.06, tail=0.05), 1.2)
+STORM = Weather(STORMY, 1.2)
 # Two clocks are wrong by almost the 5 s that calls allow for.
 HURRICANE = Weather(replace(STORMY, loss=0.12, duplication=0.15, tail=0.12, skew_s=2.4), 4.0)
 
