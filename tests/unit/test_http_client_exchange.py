@@ -193,6 +193,82 @@ def test_a_cancelled_connecting_gives_its_place_back() -> None:
     staged(test, PoolLimits(connections_max=1))
 
 
+async def _serves(stage: Stage) -> None:
+    """Assert that no place is lost: as many are sent at once as there are places."""
+    await settle()
+    stage.network.made.clear()
+    fresh = [await stage.send(Noted()) for _ in range(2)]
+    for client in stage.network.made:
+        client.feed(OK)
+    assert [len(each.told) for each in fresh] == [1, 1]
+    assert repr(stage.pool) == "<HttpPool 1 endpoints, 2 connections, 2 idle>"
+
+
+def test_an_exchange_cancelled_as_it_is_sent_gives_its_place_back() -> None:
+    """Its connecting has not begun by then, not even with its first step."""
+
+    async def test(stage: Stage) -> None:
+        for _ in range(3):
+            one = Noted()
+            stage.pool.send("a", 80, one)
+            one.cancel()
+            await settle()
+            assert repr(stage.pool) == "<HttpPool 0 endpoints, 0 connections, 0 idle>"
+            assert one.told == []
+        await _serves(stage)
+
+    staged(test, PoolLimits(connections_max=2))
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_burst_that_ends_in_one_turn_gives_every_place_back(is_cancelled: bool) -> None:
+    """Each that ends hands its place to one that waits and ends in the same turn."""
+
+    async def test(stage: Stage) -> None:
+        due_s = asyncio.get_running_loop().time() + 1.0
+        burst = [await stage.send(Noted(due_s)) for _ in range(7)]
+        if is_cancelled:
+            for each in burst:
+                each.cancel()
+        await asyncio.sleep(1.0)
+        told = [] if is_cancelled else [Shed]
+        assert [each.told for each in burst[2:]] == [told] * 5
+        await _serves(stage)
+
+    staged(test, PoolLimits(connections_max=2))
+
+
+def test_a_place_freed_by_a_deadline_passes_over_who_is_due_as_well() -> None:
+    """Who waits behind them and has time left gets it at once."""
+
+    async def test(stage: Stage) -> None:
+        due_s = asyncio.get_running_loop().time() + 1.0
+        late = [await stage.send(Noted(due_s)) for _ in range(3)]
+        one = await stage.send(Noted(due_s + 9.0))
+        await asyncio.sleep(1.0)
+        assert [each.told for each in late] == [[TimedOut], [Shed], [Shed]]
+        assert len(stage.network.made) == 2
+        stage.network.made[1].feed(OK)
+        assert len(one.told) == 1
+
+    staged(test, PoolLimits(connections_max=1))
+
+
+def test_nothing_is_sent_of_an_exchange_that_is_due() -> None:
+    """A connection that becomes free at the deadline, even just before its timer, is too late."""
+
+    async def test(stage: Stage) -> None:
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + 2.0
+        loop.call_at(due_s, lambda: stage.network.made[0].feed(OK))
+        one, two = await stage.send(Noted()), await stage.send(Noted(due_s))
+        await asyncio.sleep(3.0)
+        assert (len(one.told), two.told) == (1, [Shed])
+        assert stage.network.made[0].sent.count(b"GET") == 1
+
+    staged(test, PoolLimits(connections_max=1))
+
+
 def test_a_kept_connection_that_is_closed_is_replaced_once() -> None:
     """Only for what may be sent twice; that the second fails says nothing of the first."""
 

@@ -388,6 +388,7 @@ def test_connecting_is_bounded_by_its_own_limit_and_by_the_deadline() -> None:
         await settle()
         call.cancel()
         await asyncio.wait([call])
+        await settle()
         assert repr(stage.pool) == "<HttpPool 0 endpoints, 0 connections, 0 idle>"
 
     staged(test)

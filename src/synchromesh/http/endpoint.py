@@ -136,10 +136,7 @@ class PoolEndpoint:
     def expire(self, exchange: ClientExchange) -> None:
         """Fail an exchange whose deadline has passed, by what is known of it."""
         if exchange.state is ExchangeState.WAITING:
-            error: Exception = Shed(
-                f"all {self.used} connections to {self.name} stayed busy until the deadline; "
-                "nothing was sent"
-            )
+            error: Exception = self._busy()
         elif exchange.state is ExchangeState.CONNECTING:
             error = self._unreached("it did not answer in time")
         elif exchange.connection is not None:
@@ -206,6 +203,7 @@ class PoolEndpoint:
         if exchange.slot is None:
             self.timers.add(exchange, loop)
         exchange.connecting = loop.create_task(self._connect(exchange))
+        exchange.connecting.add_done_callback(self._on_connect_end)
 
     def _wait(self, exchange: ClientExchange) -> None:
         if len(self.waiting) >= self._limits.waiting_max:
@@ -242,10 +240,13 @@ class PoolEndpoint:
                 error = failed
             self._fail(exchange, error)
             return
-        except BaseException:
-            self._give(None)
-            raise
         self._connected(exchange, made[-1])
+
+    def _on_connect_end(self, connecting: asyncio.Task[None]) -> None:
+        """Give the place of a cancelled attempt back."""
+        # Not in `_connect`: a task that is cancelled before its first step runs no line of its own.
+        if connecting.cancelled():
+            self._give(None)
 
     def _connected(self, exchange: ClientExchange, connection: ClientConnection) -> None:
         self._owner.connections[connection] = None
@@ -270,14 +271,20 @@ class PoolEndpoint:
         if connection is not None and (self._owner.is_closed or not connection.is_reusable):
             connection.abort()
             connection = None
-        if self.waiting:
+        now = asyncio.get_running_loop().time()
+        while self.waiting:
             exchange = next(iter(self.waiting))
+            if exchange.due_s <= now:
+                # Its timer is about to say so: it would take the place for nothing.
+                self._fail(exchange, self._busy())
+                continue
             del self.waiting[exchange]
             self._use(exchange, connection)
-        elif connection is None:
+            return
+        if connection is None:
             self._free()
         else:
-            connection.idle_since_s = asyncio.get_running_loop().time()
+            connection.idle_since_s = now
             self.idle.append(connection)
             self._owner.on_idle()
 
@@ -305,6 +312,12 @@ class PoolEndpoint:
             self._end(exchange)
             # That it was not sent again says nothing of the first time, when it may have been run.
             exchange.on_error(exchange.lost or error)
+
+    def _busy(self) -> Shed:
+        return Shed(
+            f"all {self.used} connections to {self.name} stayed busy until the deadline; "
+            "nothing was sent"
+        )
 
     def _unreached(self, reason: str) -> ConnectFailed:
         return ConnectFailed(f"cannot connect to {self.name}: {reason}; nothing was sent")
