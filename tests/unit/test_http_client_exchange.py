@@ -269,6 +269,47 @@ def test_nothing_is_sent_of_an_exchange_that_is_due() -> None:
     staged(test, PoolLimits(connections_max=1))
 
 
+@pytest.mark.parametrize(("freed_s", "error"), [(0.5, ConnectFailed), (1.5, Shed), (1.999, Shed)])
+def test_a_deadline_after_a_hand_over_blames_who_took_the_time(
+    freed_s: float, error: type[Exception]
+) -> None:
+    """Nothing was sent; the callee has failed only where it took longer than its place did."""
+
+    async def test(stage: Stage) -> None:
+        loop = asyncio.get_running_loop()
+        one = Noted()
+        stage.pool.send("a", 80, one)
+        late = Noted(loop.time() + 2.0)
+        stage.pool.send("a", 80, late)
+        await asyncio.sleep(freed_s)
+        stage.network.connecting = loop.create_future
+        one.cancel()
+        await asyncio.sleep(1.9 - freed_s)
+        assert late.told == []
+        await asyncio.sleep(0.2)
+        assert (one.told, late.told) == ([], [error])
+
+    staged(test, PoolLimits(connections_max=1))
+
+
+def test_a_place_that_refuses_after_the_waiting_is_the_callees_failure() -> None:
+    """However long it was waited for: that it refuses is known of it."""
+
+    async def test(stage: Stage) -> None:
+        one, two = await stage.send(Noted()), await stage.send(Noted())
+        await asyncio.sleep(9.0)
+
+        def refuse() -> asyncio.Future[None]:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+        stage.network.connecting = refuse
+        one.cancel()
+        await settle()
+        assert two.told == [ConnectFailed]
+
+    staged(test, PoolLimits(connections_max=1))
+
+
 def test_a_kept_connection_that_is_closed_is_replaced_once() -> None:
     """Only for what may be sent twice; that the second fails says nothing of the first."""
 

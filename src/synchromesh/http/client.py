@@ -89,6 +89,8 @@ class ClientExchange(Deadline):
         may_reuse: False where only a new connection will do.
         state: how far it has come.
         connection: what carries it.
+        overdue_s: set while it is CONNECTING: from when on a deadline that passes is the callee's
+            failure. Before, it has waited for its place longer than for the callee.
     """
 
     __slots__ = (
@@ -98,6 +100,7 @@ class ClientExchange(Deadline):
         "is_idempotent",
         "lost",
         "may_reuse",
+        "overdue_s",
         "owner",
         "state",
         "wire",
@@ -106,6 +109,7 @@ class ClientExchange(Deadline):
     takes_parts = False
     is_sent = True
     together: TurnWrites | None = None
+    overdue_s: float
 
     def __init__(
         self, wire: bytes, *, due_s: float, is_head: bool = False, is_idempotent: bool = False

@@ -73,8 +73,8 @@ class PoolEndpoint:
         self._limits = owner.limits
         self.used = 0
         self.idle: deque[ClientConnection] = deque()
-        # A dict keeps the order in which they came, and lets one in the middle leave.
-        self.waiting: dict[ClientExchange, None] = {}
+        # Since when each waits. A dict keeps their order, and lets one in the middle leave.
+        self.waiting: dict[ClientExchange, float] = {}
 
     def send(self, exchange: ClientExchange) -> None:
         """Send a request on an idle connection, on a new one, or when one becomes free."""
@@ -138,7 +138,9 @@ class PoolEndpoint:
         if exchange.state is ExchangeState.WAITING:
             error: Exception = self._busy()
         elif exchange.state is ExchangeState.CONNECTING:
-            error = self._unreached("it did not answer in time")
+            # A place that came too late to connect says nothing of the callee.
+            is_ours = asyncio.get_running_loop().time() < exchange.overdue_s
+            error = self._busy() if is_ours else self._unreached("it did not answer in time")
         elif exchange.connection is not None:
             error = exchange.connection.timed_out()
         else:
@@ -189,7 +191,12 @@ class PoolEndpoint:
 
     # -- its own ---------------------------------------------------------------------------------
 
-    def _use(self, exchange: ClientExchange, connection: ClientConnection | None) -> None:
+    def _use(
+        self,
+        exchange: ClientExchange,
+        connection: ClientConnection | None,
+        waited_s: float = 0.0,
+    ) -> None:
         """Send on a connection, or on a new one that is made in its place."""
         loop = asyncio.get_running_loop()
         if connection is not None:
@@ -200,6 +207,7 @@ class PoolEndpoint:
                 return
             connection.abort()
         exchange.state = ExchangeState.CONNECTING
+        exchange.overdue_s = loop.time() + waited_s
         if exchange.slot is None:
             self.timers.add(exchange, loop)
         exchange.connecting = loop.create_task(self._connect(exchange))
@@ -216,9 +224,10 @@ class PoolEndpoint:
             )
             return
         exchange.state = ExchangeState.WAITING
-        self.waiting[exchange] = None
+        loop = asyncio.get_running_loop()
+        self.waiting[exchange] = loop.time()
         if exchange.slot is None:
-            self.timers.add(exchange, asyncio.get_running_loop())
+            self.timers.add(exchange, loop)
 
     async def _connect(self, exchange: ClientExchange) -> None:
         """Connect, then send the request of an exchange."""
@@ -273,13 +282,13 @@ class PoolEndpoint:
             connection = None
         now = asyncio.get_running_loop().time()
         while self.waiting:
-            exchange = next(iter(self.waiting))
+            exchange, since_s = next(iter(self.waiting.items()))
             if exchange.due_s <= now:
                 # Its timer is about to say so: it would take the place for nothing.
                 self._fail(exchange, self._busy())
                 continue
             del self.waiting[exchange]
-            self._use(exchange, connection)
+            self._use(exchange, connection, now - since_s)
             return
         if connection is None:
             self._free()
@@ -315,8 +324,8 @@ class PoolEndpoint:
 
     def _busy(self) -> Shed:
         return Shed(
-            f"all {self.used} connections to {self.name} stayed busy until the deadline; "
-            "nothing was sent"
+            f"all {self.used} connections to {self.name} stayed busy for too long before the "
+            "deadline; nothing was sent"
         )
 
     def _unreached(self, reason: str) -> ConnectFailed:
