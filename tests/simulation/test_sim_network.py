@@ -387,6 +387,21 @@ def test_crash_resets_the_peer_and_tells_the_dead_nothing() -> None:
         assert pair.servers[0].story == ["made"]
 
 
+def test_what_is_in_flight_arrives_though_its_sender_has_died() -> None:
+    """Bytes on their way when their sender loses its power arrive, and then the reset."""
+    for seed in range(10):
+        pair = Pair(seed)
+
+        def send_and_die(pair: Pair = pair) -> None:
+            pair.clients[0].transport.write(b"the last")
+            pair.client.crash()
+
+        pair.world.later(1.0, send_and_die)
+        pair.world.run(asyncio.sleep(5.0))
+        assert pair.servers[0].data == b"the last"
+        assert pair.servers[0].story == ["made", "lost ConnectionResetError"]
+
+
 def test_crash_behind_a_partition_is_noticed_by_writing_only() -> None:
     """A reset that a partition swallows is lost; who writes afterwards learns of it."""
     pair = Pair(0)

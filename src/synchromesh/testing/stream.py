@@ -304,9 +304,19 @@ class SimStream(asyncio.Transport):
         self._leave()
 
     def cut(self) -> None:
-        """Close as by a power cut; the peer gets a reset, if the network delivers it."""
-        self._reset_peer()
+        """Close as by a power cut: what is in flight still arrives, and then a reset."""
+        in_flight = bytes(self._out[:SEGMENT_MAX_BYTES]) if self._is_flying else b""
         self._vanish()
+        if in_flight:
+            self._later(self._wire.latency_s(), self._last_arrives, in_flight)
+        else:
+            self._reset_peer()
+
+    def _last_arrives(self, data: bytes) -> None:
+        # A process can act on others through what it sent right before it died, and never know.
+        if not self.peer._is_gone and not self._is_parted():
+            self.peer._receive(data, is_eof=False)
+        self._reset_peer()
 
     def _reset_peer(self) -> None:
         if not self.peer._is_gone:
