@@ -22,11 +22,13 @@ from saga_fakes import (
     rows,
 )
 from synchromesh.errors import (
+    ContractError,
     Fenced,
     ForeignAwait,
     SagaConflict,
     SagaGone,
     SagaLocked,
+    StoreBroken,
     StoreFull,
     UnitTooLong,
 )
@@ -154,6 +156,44 @@ def test_a_start_that_is_refused_is_refused_alone() -> None:
 
     for seed in range(10):
         run(main, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("sql", "value"), [("insert into nowhere values (?)", 1), ("select ?", 2**70)]
+)
+def test_a_start_that_the_store_cannot_take_fails_alone(sql: str, value: int) -> None:
+    """A wrong statement or value of one start is no trouble of the store: the others begin."""
+
+    async def wrong(unit: Unit) -> None:
+        await unit.execute(sql, value)
+
+    async def main(runtime: SimRuntime) -> None:
+        async with at_work(runtime, Participants()) as engine:
+            outcomes = await asyncio.gather(
+                start(engine, "A-1"),
+                start(engine, "A-2", begin=wrong),
+                start(engine, "A-3"),
+                return_exceptions=True,
+            )
+            assert [type(each) for each in outcomes] == [SagaRun, StoreBroken, SagaRun]
+
+    run(main)
+
+
+def test_a_lock_key_is_a_text_or_none() -> None:
+    """Another value is refused with the name of the saga, before it reaches the database."""
+
+    async def main(runtime: SimRuntime) -> None:
+        keys: dict[str, Any] = {"A-1": "one", "A-2": 7, "A-3": None}
+        locking = replace(THREE, lock_key=lambda order: keys[order.id])
+        async with at_work(runtime, Participants(), locking) as engine:
+            for id_ in ("A-1", "A-3"):
+                await start(engine, id_, locking)
+            with pytest.raises(ContractError, match="key of saga 'three_calls' is of type int"):
+                await start(engine, "A-2", locking)
+            assert engine.counts["started"] == 2
+
+    run(main)
 
 
 def test_a_run_whose_records_clash_leaves_memory_alone() -> None:

@@ -21,7 +21,9 @@ from synchromesh.errors import (
     ForeignAwait,
     Shed,
     StoreError,
-    UnitTooLong,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
 )
 from synchromesh.resilience.retry import Chance, RetryOptions
 from synchromesh.saga import tables
@@ -34,6 +36,9 @@ _log = logging.getLogger("synchromesh.saga")
 
 _STORE_WAITS = RetryOptions(base_s=0.05, cap_s=5.0)
 _PARTS_MAX = 512
+# What is no entry's fault, whichever is written. Any other error, `StoreBroken` too, may be that of
+# one entry: of a statement of its `begin`, or of a value that the database cannot hold.
+_THE_FILES = (StoreFull, StoreLocked, StoreReadOnly, Shed)
 
 
 class Entry(Part):
@@ -162,13 +167,11 @@ class BatchWriter:
 
     async def _sort_out(self, entries: list[Entry], error: Exception) -> None:
         """Find whose an error is: the store's own, that of one entry, or not known yet."""
-        is_the_stores = isinstance(error, StoreError | Shed) and not isinstance(
-            error, ConstraintFailed | Fenced | ForeignAwait
-        )
-        is_long = isinstance(error, UnitTooLong)
-        if len(entries) > 1 and (is_long or not is_the_stores):
+        if len(entries) > 1 and not isinstance(error, _THE_FILES):
             await asyncio.gather(*(self._write([entry]) for entry in entries))
-        elif is_the_stores:
+        elif isinstance(error, StoreError | Shed) and not isinstance(
+            error, ConstraintFailed | Fenced | ForeignAwait
+        ):
             self._postpone(entries, error)
         elif isinstance(error, ConstraintFailed) and not entries[0].is_start:
             entries[0].finish(tables.fenced(entries[0].row.id))

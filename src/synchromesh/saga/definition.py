@@ -37,7 +37,8 @@ class SagaDefinition(Generic[I, R]):
         version: ascends with the code. A run of an older version continues where it still matches
             what was recorded; one of a newer version is stuck (S11).
         deadline_s: how long a run may take before its pivot; past it the run is undone.
-        lock_key: the semantic lock: at most one unfinished run for each value it returns.
+        lock_key: the semantic lock: at most one unfinished run for each text it returns;
+            None takes no lock.
         owner: who looks after a stuck run.
 
     Raises:
@@ -48,7 +49,7 @@ class SagaDefinition(Generic[I, R]):
     name: str
     version: int = 1
     deadline_s: float = 600.0
-    lock_key: Callable[[I], str] | None = None
+    lock_key: Callable[[I], str | None] | None = None
     owner: str = ""
     policy: SagaPolicy = field(default_factory=SagaPolicy)
 

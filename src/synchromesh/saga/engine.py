@@ -118,7 +118,8 @@ class Engine:
             SagaLocked: another unfinished run holds the semantic lock.
             Shed: too many runs are in flight, or the engine is closing.
             BadRequest: the id or the input cannot be stored.
-            ContractError: the definition is none of the engine's.
+            ContractError: the definition is none of the engine's, or its `lock_key` returned
+                neither a text nor None.
         """
         refuse_in_unit(f"a start of saga {definition.name!r}")
         row = self._new_row(definition, input, id, context)
@@ -181,12 +182,18 @@ class Engine:
                 f"saga id {id[:40]!r} has {len(id)} characters; 1 to {_ID_CHARS_MAX} printable "
                 "ones, without blanks at the ends, are expected"
             )
+        lock_key = None if definition.lock_key is None else definition.lock_key(input)
+        if not isinstance(lock_key, str | None):
+            raise ContractError(
+                f"the lock key of saga {definition.name!r} is of type {type(lock_key).__name__}; a "
+                "str is expected, or None for a run that takes no lock"
+            )
         data, now_us = encode(input), self._open_deps().clock.now_us()
         return SagaRow(
             id=id,
             name=definition.name,
             version=definition.version,
-            lock_key=None if definition.lock_key is None else definition.lock_key(input),
+            lock_key=lock_key,
             digest=digest(definition.name.encode() + b"\0" + data),
             input=data,
             status=SagaStatus.RUNNING,

@@ -165,7 +165,7 @@ class Service:
         *,
         version: int = 1,
         deadline: str,
-        key: Callable[[I], str] | None = None,
+        key: Callable[[I], str | None] | None = None,
         owner: str = "",
         policy: SagaPolicy | None = None,
     ) -> Callable[[Callable[[SagaSteps, I], Coroutine[Any, Any, R]]], SagaDefinition[I, R]]:
@@ -175,7 +175,7 @@ class Service:
             _input: the type of the saga's input.
             version: raised whenever the steps change (S11).
             deadline: until its pivot is tried the saga turns past it; such as "10m".
-            key: the semantic lock: one unfinished run per key.
+            key: the semantic lock: one unfinished run per key; None takes no lock.
             owner: who is told of a stuck run; the service where empty.
             policy: time-outs and attempts of its steps.
         """
