@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,8 @@ from saga_fakes import (
     reject_order,
     rows,
 )
+from synchromesh.calls import Operation
+from synchromesh.eager import starter
 from synchromesh.errors import (
     BadRequest,
     CircuitOpen,
@@ -567,6 +570,37 @@ def test_a_cancel_during_a_write_waits_for_its_commit_and_undoes_it() -> None:
 
     for seed in range(10):
         run(main, seed=seed)
+
+
+def test_a_cancel_from_within_a_step_that_awaits_nothing_turns_the_run() -> None:
+    """A participant in this process may cancel the run in the turn in which it answers (S9)."""
+
+    class Inline(Participants):
+        engine: Engine
+        cancels: asyncio.Task[None]
+
+        async def send(
+            self, operation: Operation[..., Any], arguments: bytes, *, context: Any, **more: Any
+        ) -> bytes:
+            answer = self._handle(operation, arguments, context)
+            assert isinstance(answer, bytes)
+            if operation.full_name == "plant.book":
+                loop = asyncio.get_running_loop()
+                cancel = self.engine.cancel("A-1", "the customer left")
+                self.cancels = starter(loop)(cancel, context=copy_context())
+            return answer
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Inline()
+        async with at_work(runtime, others) as engine:
+            others.engine = engine
+            handle = await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
+            with pytest.raises(SagaUndone, match="the customer left"):
+                await handle.result(FOREVER_S)
+            await others.cancels
+        assert +others.live == {}
+
+    run(main)
 
 
 def test_there_is_no_cancel_after_the_pivot_or_the_end() -> None:

@@ -217,18 +217,24 @@ class Execution:
             self.advance()
 
     async def _interrupted_by_cancel(self, work: Awaitable[NextAction]) -> NextAction | None:
-        """Await work that `cancel` may cut short, and return None where it did."""
+        """Await work that `cancel` may cut short, and return None where it did in time."""
         self._interruptible = task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
+        decision = None
         try:
-            return await work
+            decision = await work
+            if self._cancelled_because is not None and task.cancelling() > before:
+                # `cancel` was called by what ran here without a wait, as a callee in this process
+                # may: the cancellation has not struck yet, and would do so outside of the step.
+                await asyncio.sleep(0)
+                task.uncancel()
         except asyncio.CancelledError:
             if self._cancelled_because is None or task.uncancel() > before:
                 raise  # the engine closes
-            return None
         finally:
             self._interruptible = None
+        return decision
 
     async def _perform_all(self, keys: Sequence[str]) -> NextAction:
         """Do steps side by side and return the first decision that ends the way forward.
