@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, assert_type
+from typing import Any, Protocol, assert_type
 
 import pytest
 
@@ -21,6 +21,7 @@ from saga_fakes import (
     create_order,
     reject_order,
 )
+from synchromesh.calls import Contract, command
 from synchromesh.durations import duration
 from synchromesh.errors import (
     BadRequest,
@@ -49,6 +50,7 @@ from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, 
 from synchromesh.saga.outcomes import of_call, of_write, of_write_undo, why
 from synchromesh.saga.records import AttemptResult
 from synchromesh.saga.steps import CallStep, StepRequest
+from synchromesh.store import Unit
 
 
 @pytest.fixture
@@ -168,6 +170,39 @@ def test_an_undo_that_could_not_be_found_by_its_key_is_refused(saga: Saga) -> No
         saga.call(Stock.reserve("A", 1), undo=undo, pivot=True)
     with pytest.raises(ContractError, match="its key"):
         saga.call(Bank.charge("A"), undo=undo)
+
+
+async def _undo_quote(tx: Unit, quote: Quote) -> None:
+    return None
+
+
+async def _undo_any(tx: Unit, *results: Any) -> None:
+    return None
+
+
+async def _undo_either(tx: Unit, result: Created | None) -> None:
+    return None
+
+
+class Renamed(Contract, Protocol, service="stock", version="1.0"):
+    @command("POST /renamings")
+    async def rename(self, name: str) -> None: ...
+    @command("POST /forgets")
+    async def forget(self, hold: Hold | None) -> None: ...
+
+
+def test_an_undo_that_cannot_take_the_steps_result_is_refused(saga: Saga) -> None:
+    """Found where it is written, not when the run is stuck; what may be right is let through."""
+    wrong: Any = Renamed.rename
+    with pytest.raises(ContractError, match="'name' is of type str, and stock"):
+        saga.call(Stock.reserve("A", 1), undo=wrong)
+    wrong = _undo_quote
+    with pytest.raises(ContractError, match="type Quote, and create_order returns Created"):
+        saga.write(create_order, Order("A-1"), undo=wrong)
+    right: list[Any] = [_undo_any, _undo_either, reject_order, lambda tx, created: None]
+    for undo in right:
+        saga.write(create_order, Order("A-1"), undo=undo)
+    saga.call(Stock.reserve("A", 1), undo=Renamed.forget)
 
 
 def test_undo_arguments_carry_the_result_by_the_undos_own_name(saga: Saga) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import typing
 from collections.abc import Awaitable, Callable, Generator
+from types import FunctionType
 from typing import Any, Generic, TypeVar, TypeVarTuple, overload
 
 from synchromesh.calls.contract import Call, Command
@@ -86,6 +88,8 @@ class WriteStep(Step[R_co]):
         undo: Callable[[Any, Any], Awaitable[object]] | None,
     ) -> None:
         name, result_type = _signature_of(fn)
+        if undo is not None:
+            _check_taken(name, result_type, getattr(undo, "__name__", ""), _taken_by(undo))
         ask = Ask(name, digest(encode(args)), is_write=True, has_undo=undo is not None)
         super().__init__(saga, ask, result_type)
         self.fn, self.args, self.undo = fn, args, undo
@@ -187,7 +191,7 @@ class Saga:
 
         Raises:
             SagaGone: the run has left memory.
-            ContractError: the result's type is not annotated.
+            ContractError: the result's type is not annotated, or is none that the undo takes.
         """
         self.check()
         return WriteStep(self, fn, args, undo)
@@ -210,7 +214,8 @@ class Saga:
 
         Raises:
             SagaGone: the run has left memory.
-            ContractError: a query or a pivot has an undo, or the undo is another service's.
+            ContractError: a query or a pivot has an undo, or the undo is another service's, or
+                does not take the call's result.
         """
         self.check()
         return CallStep(self, call, undo, pivot, timeout_s)
@@ -300,3 +305,52 @@ def _check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool)
             f"{undo.full_name} cannot undo {operation.full_name}: the undo of a step finds it by "
             "its key, in the inbox of the same service"
         )
+    shape = undo.shape
+    names = shape.arguments.__struct_fields__
+    taken = (names[0], shape.hints[names[0]]) if names else None
+    _check_taken(operation.full_name, operation.shape.result, undo.full_name, taken)
+
+
+@functools.lru_cache(maxsize=4096)
+def _taken_by(undo: Callable[..., Any]) -> tuple[str, Any] | None:
+    """Return the name and the type of the parameter for the result, where both are known."""
+    if not isinstance(undo, FunctionType) or hasattr(undo, "__wrapped__"):
+        return None
+    code = undo.__code__
+    name = code.co_varnames[1] if code.co_argcount > 1 else ""
+    try:
+        hints = typing.get_type_hints(undo)
+    except (NameError, TypeError):
+        return None
+    return (name, hints[name]) if name in hints else None
+
+
+def _check_taken(step: str, result_type: Any, undo: str, taken: tuple[str, Any] | None) -> None:
+    """Refuse an undo that would be found wrong when it is needed, and leave its run stuck."""
+    if taken is None or _may_take(taken[1], result_type):
+        return
+    name, type_ = taken
+    raise ContractError(
+        f"{undo} cannot undo {step}: its parameter {name!r} is of type {type_.__name__}, and "
+        f"{step} returns {result_type.__name__}; an undo takes the result of its step"
+    )
+
+
+def _may_take(type_: Any, result_type: Any) -> bool:
+    """Say whether a parameter may take a result; what is no plain class cannot be judged."""
+    for each in (type_, result_type):
+        if not _is_plain(each):
+            return True
+    return issubclass(result_type, type_) or (type_ is float and issubclass(result_type, int))
+
+
+def _is_plain(type_: Any) -> bool:
+    # `Any` and `list[int]` are instances of `type` in some releases; neither a protocol nor a
+    # typed dictionary can be asked for its subclasses.
+    return (
+        inspect.isclass(type_)
+        and type_ is not Any
+        and typing.get_origin(type_) is None
+        and not typing.is_typeddict(type_)
+        and not getattr(type_, "_is_protocol", False)
+    )
