@@ -10,16 +10,17 @@ import importlib.util
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from calls_fakes import ONCE, Always, Leaf, Shop, System, parsed, play, raising
-from synchromesh.calls import Caller, Incoming, InProcessTransport, Policies, Reply
+from synchromesh.calls import Caller, Incoming, InProcessTransport, Policies, Reply, Request
 from synchromesh.calls.inproc import DEPTH_MAX, FAIR_S, _Waiting
 from synchromesh.codec import encode
-from synchromesh.errors import CallError, ConnectionLost, RemoteFailed, TimedOut
+from synchromesh.errors import CallError, ConnectionLost, RemoteFailed, Shed, TimedOut
 from synchromesh.resilience import Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
 
@@ -491,18 +492,22 @@ def test_a_task_group_of_the_callee_ends_with_it(loop_kind: str) -> None:
 # -- the loop's turns and the stack --------------------------------------------------------------
 
 
-def test_calls_that_never_wait_let_the_loop_have_its_turns() -> None:
-    """After a millisecond of answers the others run, and the deadline of a long handler fires."""
+@pytest.mark.parametrize("error", [None, Shed])
+def test_calls_that_never_wait_let_the_loop_have_its_turns(error: type[Shed] | None) -> None:
+    """After a millisecond of inline ends the others run, and the deadline of a long task fires."""
     took_s, turns = FAIR_S / 4, 0
 
     async def handle(_: Incoming) -> bytes:
         # Work of the callee: time passes, and no other step is taken meanwhile.
         asyncio.get_running_loop()._now += took_s  # type: ignore[attr-defined]
+        if error is not None:
+            raise error("full")
         return b"1"
 
     async def ask_often(caller: Caller) -> None:
         for _ in range(8000):
-            await ask(caller)
+            with suppress(CallError):
+                await ask(caller)
 
     async def beat() -> None:
         nonlocal turns
@@ -511,12 +516,37 @@ def test_calls_that_never_wait_let_the_loop_have_its_turns() -> None:
             await asyncio.sleep(0)
 
     async def main(system: System) -> None:
-        caller = await leaf(system, handle, Policies(Policy(retry=None, timeout_s=None)))
+        policy = Policy(retry=None, timeout_s=None, breaker=None)
+        caller = await leaf(system, handle, Policies(policy))
         beating = asyncio.ensure_future(beat())
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(ask_often(caller), 1.0)
         beating.cancel()
         assert turns > 100
+
+    play("inproc", main)
+
+
+def test_what_is_refused_before_it_runs_counts_as_well() -> None:
+    """A receiver that raises, or is itself cancelled, takes the loop's time as one that answers."""
+
+    class Refusing(Always):
+        async def dispatch(self, request: Request) -> Reply:
+            asyncio.get_running_loop()._now += FAIR_S  # type: ignore[attr-defined]
+            raise self.error
+
+        error: BaseException
+
+    async def main(system: System) -> None:
+        caller = system.caller(policies=ONCE)
+        refusing = Refusing()
+        await system.mount("leaf", refusing, [Leaf.ask])
+        for error in (Shed("full"), asyncio.CancelledError()):
+            refusing.error = error
+            before_s = system.inproc._inline_s
+            with pytest.raises((Shed, ConnectionLost)):
+                await ask(caller)
+            assert system.inproc._inline_s == pytest.approx(before_s + FAIR_S)
 
     play("inproc", main)
 
