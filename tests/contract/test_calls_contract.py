@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -372,6 +373,46 @@ def test_send_passes_json_both_ways(kind: str) -> None:
         answer = await caller.send(Shop.reserve, encode({"request": SKU}), context=caller.root())
         assert answer == b'{"id":"h-1","notes":{}}'
         assert await caller.send(Shop.nothing, b"{}", context=caller.root()) == b"null"
+
+    play(kind, main)
+
+
+def test_a_call_that_is_thrown_away_leaves_neither_callee_nor_probe(kind: str) -> None:
+    """A call whose coroutine is closed is cancelled at the callee, and its probe is free again."""
+    options = BreakerOptions(minimum_calls=1, open_for_s=1.0, open_jitter=0.0)
+    policies = Policies(Policy(retry=None, timeout_s=60.0, breaker=options))
+
+    async def main(system: System) -> None:
+        mode, ended = "fail", 0
+
+        async def handle(_: Incoming) -> bytes:
+            nonlocal ended
+            if mode == "fail":
+                raise OSError("gone")
+            if mode == "hang":
+                try:
+                    await asyncio.sleep(30.0)
+                finally:
+                    ended += 1
+            return b"1"
+
+        dispatcher = await system.serve(Leaf, {"ask": handle})
+        caller = system.caller(policies=policies)
+
+        def ask() -> Coroutine[Any, Any, int]:
+            return caller.call(Leaf.ask(1), context=caller.root())
+
+        with pytest.raises(RemoteFailed):
+            await ask()
+        await asyncio.sleep(1.5)  # the next call is the one probe
+        mode, call = "hang", ask()
+        call.send(None)
+        await asyncio.sleep(0.1)
+        call.close()
+        await asyncio.sleep(0.1)
+        mode = "answer"
+        assert await ask() == 1
+        assert (ended, dispatcher.in_flight) == (1, 0)
 
     play(kind, main)
 

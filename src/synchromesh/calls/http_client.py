@@ -59,8 +59,10 @@ class HttpTransport:
         self.start(endpoint, request, call, loop.time())
         try:
             return await call.reply
-        except asyncio.CancelledError:
-            call.cancel()
+        except (asyncio.CancelledError, GeneratorExit):
+            # A coroutine that is thrown away may have outlived its loop.
+            if not loop.is_closed():
+                call.cancel()
             raise
 
     def start(self, endpoint: Endpoint, request: Request, call: ClientExchange, now: float) -> None:

@@ -201,7 +201,10 @@ class Sending(Way):
         try:
             assert failed is not None, "who goes on has failed before"
             if isinstance(failed, GeneratorExit):
-                raise failed  # a coroutine that is thrown away has no loop any more
+                # A coroutine that is thrown away may have no loop any more, and so no time.
+                if edge.breaker is not None:
+                    edge.breaker.neutral(first.permit, self.began_s)
+                raise failed
             self.number = 1
             if target is not None:
                 self.choice.note_tried(target.endpoint)

@@ -141,9 +141,14 @@ class Edge:
 
     def report(self, outcome: BaseException | None, attempt: Attempt, permit: int) -> None:
         """Tell the breaker what an attempt came to that it gave a permit; None is an answer."""
-        breaker, now = self.breaker, asyncio.get_running_loop().time()
+        breaker = self.breaker
         if breaker is None:
             return
+        if isinstance(outcome, GeneratorExit):
+            # A coroutine that is thrown away may have no loop any more, and so no time.
+            breaker.neutral(permit, attempt.began_s)
+            return
+        now = asyncio.get_running_loop().time()
         verdict = classify(outcome, had_full_timeout=attempt.has_full_timeout)
         if verdict is Classification.SUCCESS:
             breaker.success(permit, now, now - attempt.began_s)
