@@ -563,7 +563,7 @@ def to_problem(error: SynchromeshError) -> dict[str, Any]:
         "type": PROBLEM_PREFIX + error.code,
         "title": _title(type(error)),
         "status": error.status,
-        "detail": error.message,
+        "detail": readable(error.message),
         "code": error.code,
     }
     if isinstance(error, Rejection):
@@ -578,6 +578,17 @@ def to_problem(error: SynchromeshError) -> dict[str, Any]:
     if isinstance(error, DownstreamFailed):
         problem["cause_code"] = error.cause_code
     return problem
+
+
+def readable(text: object) -> str:
+    """Return a text as it can be sent and stored: half of a surrogate pair becomes "?".
+
+    Example:
+        >>> readable("no \\udcff left"), readable("kein Stück")
+        ('no ? left', 'kein Stück')
+    """
+    words = str(text)
+    return words if words.isascii() else words.encode("utf-8", "replace").decode()
 
 
 def from_problem(

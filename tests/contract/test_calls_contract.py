@@ -137,6 +137,20 @@ def test_details_of_a_rejection_are_copied(kind: str) -> None:
     play(kind, main)
 
 
+@pytest.mark.parametrize("error", [OutOfStock("no \udcff left"), Shed("no \udcff left")])
+def test_a_message_that_no_encoding_carries_arrives_all_the_same(
+    kind: str, error: SynchromeshError
+) -> None:
+    """Half of a surrogate pair, as in a badly decoded name, costs a character and not the class."""
+
+    async def main(system: System) -> None:
+        await system.serve(Shop, {"reserve": raising(error)})
+        got = await failure(system, Shop.reserve(SKU))
+        assert (type(got), got.message) == (type(error), "no ? left")
+
+    play(kind, main)
+
+
 @pytest.mark.parametrize(("call", "arguments"), [
     (Shop.stock("a/b c?ä%2F"), {"sku": "a/b c?ä%2F", "least": None, "note": ""}),
     (Shop.stock("..", 0, None), {"sku": "..", "least": 0, "note": None}),

@@ -550,6 +550,23 @@ def test_cancel_means_compensate_and_is_durable_when_it_returns() -> None:
     run(main)
 
 
+def test_a_reason_that_no_encoding_carries_turns_a_run_all_the_same() -> None:
+    """Half of a surrogate pair costs a character, and not the run its place in memory."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"plant.book": [HANGS] * 9})
+        async with at_work(runtime, others) as engine:
+            handle = await start(engine, THREE)
+            await asyncio.sleep(0.5)
+            await handle.cancel("left \udcff")
+            assert "left ?" in await reason_of(engine)
+            with pytest.raises(SagaUndone, match=r"left \?"):
+                await handle.result(FOREVER_S)
+        assert +others.live == {}
+
+    run(main)
+
+
 def test_a_cancel_during_a_write_waits_for_its_commit_and_undoes_it() -> None:
     """A unit that is under way is done or not done: never forgotten."""
 
@@ -677,10 +694,16 @@ def test_a_function_may_await_nothing_but_its_steps(is_past_pivot: bool) -> None
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"), [(OutOfStock("none"), OutOfStock), (KeyError("secret"), SagaUndone)]
+    ("raised", "told"),
+    [
+        (OutOfStock("none"), OutOfStock),
+        (OutOfStock("no \udcff left"), OutOfStock),
+        (OutOfStock("none", left=object()), OutOfStock),
+        (KeyError("secret"), SagaUndone),
+    ],
 )
 def test_a_function_that_raises_turns_the_run(raised: Exception, told: type[Exception]) -> None:
-    """Its own rejection is passed on; a bug is named without its text."""
+    """Its own rejection is passed on, as far as it can be; a bug is named without its text."""
 
     async def raising(s: Saga, order: Order) -> None:
         await s.write(create_order, order, undo=reject_order)

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from synchromesh.codec import decode, encode
-from synchromesh.errors import BadRequest, Fenced, Rejection, SagaError, to_problem
+from synchromesh.errors import BadRequest, Fenced, Rejection, SagaError
 from synchromesh.saga import outcomes
 from synchromesh.saga.attempts import StepAttempts, Trace
 from synchromesh.saga.definition import SagaDefinition
@@ -146,7 +146,7 @@ class Execution:
 
     def _judge(self, error: Exception) -> NextAction:
         if isinstance(error, Rejection):
-            return self.machine.on_raise(outcomes.why(error), to_problem(error))
+            return self.machine.on_raise(outcomes.why(error), outcomes.problem_of(error))
         _log.error("the function of saga %r raised", self.row.id, exc_info=error)
         return self.machine.on_raise(f"the saga function raised: {outcomes.why(error)}")
 

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any
 
 from synchromesh.codec import decode, encode
-from synchromesh.errors import SagaError
+from synchromesh.errors import SagaError, readable
 from synchromesh.resilience.retry import Chance
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
@@ -346,16 +346,13 @@ class SagaMachine:
         self, reason: str, step: str = "", problem: dict[str, Any] | None = None
     ) -> NextAction:
         """Return the decision to undo the run, whatever is thought of its pivot."""
-        return NextAction(
-            Action.TURN,
-            (SagaRecord(RecordKind.TURNED, body=encode(SagaCause(reason, step, problem))),),
-        )
+        body = encode(SagaCause(readable(reason), step, problem))
+        return NextAction(Action.TURN, (SagaRecord(RecordKind.TURNED, body=body),))
 
     def stick(self, reason: str, step: str = "") -> NextAction:
         """Return the decision that the run needs a person."""
-        return NextAction(
-            Action.STUCK, (SagaRecord(RecordKind.STUCK, body=encode(SagaCause(reason, step))),)
-        )
+        body = encode(SagaCause(readable(reason), step))
+        return NextAction(Action.STUCK, (SagaRecord(RecordKind.STUCK, body=body),))
 
     def on_raise(self, reason: str, problem: dict[str, Any] | None = None) -> NextAction:
         """Decide what follows where the function itself ends without a result."""

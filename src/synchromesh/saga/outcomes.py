@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from synchromesh.codec import encode
 from synchromesh.errors import (
     BadRequest,
     ConnectFailed,
@@ -18,6 +21,7 @@ from synchromesh.errors import (
     SynchromeshError,
     Unauthenticated,
     UnknownOperation,
+    readable,
     to_problem,
 )
 from synchromesh.saga.records import AttemptOutcome, AttemptResult
@@ -71,11 +75,22 @@ def of_write_undo(error: Exception) -> AttemptOutcome:
 def why(error: BaseException) -> str:
     """Say in a few words what went wrong; users' exception texts stay in the local log (T3)."""
     if isinstance(error, SynchromeshError):
-        return f"{error.code}: {error.message}"
+        return readable(f"{error.code}: {error.message}")
     return f"{type(error).__name__} was raised; its text is in the log of the service"
+
+
+def problem_of(error: SynchromeshError) -> dict[str, Any]:
+    """Return the problem that tells of an error, without details that cannot be stored."""
+    problem = to_problem(error)
+    if "details" in problem:
+        try:
+            encode(problem["details"])
+        except BadRequest:
+            problem["details"] = {}
+    return problem
 
 
 def _outcome(result: AttemptResult, error: Exception) -> AttemptOutcome:
     retry_after_s = getattr(error, "retry_after_s", None)
-    problem = to_problem(error) if isinstance(error, SynchromeshError) else None
+    problem = problem_of(error) if isinstance(error, SynchromeshError) else None
     return AttemptOutcome(result, why=why(error), problem=problem, retry_after_s=retry_after_s)

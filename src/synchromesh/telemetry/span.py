@@ -14,7 +14,7 @@ from typing import Protocol, Self, TypeAlias
 import msgspec
 
 from synchromesh.context import new_span_id
-from synchromesh.errors import Rejection, SynchromeshError
+from synchromesh.errors import Rejection, SynchromeshError, readable
 from synchromesh.runtime import Runtime
 
 ATTRIBUTES_MAX = 32
@@ -235,7 +235,7 @@ def outcome_of(error: BaseException) -> tuple[str, dict[str, str]]:
         (('timed_out', {'error': 'no answer within 2 s'}), ('ValueError', {}))
     """
     if isinstance(error, SynchromeshError) and not isinstance(error, Rejection):
-        return error.code, {"error": error.message[:TEXT_CHARS_MAX]}
+        return error.code, {"error": readable(error.message)[:TEXT_CHARS_MAX]}
     return status_of(error), {}
 
 
