@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -310,5 +311,16 @@ def test_keys_are_for_commands() -> None:
         assert await caller.call(Front.ask(1), context=context) == 1
         with pytest.raises(BadRequest):
             await caller.call(Front.place(1), context=context)
+
+    play("inproc", main)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), True, "1"])
+def test_a_tree_whose_time_is_no_number_is_refused(wrong: Any) -> None:
+    """As a deadline it would compare with nothing, and bound no call of the tree."""
+
+    async def main(system: System) -> None:
+        with pytest.raises(BadRequest, match="make it a number of seconds"):
+            system.caller().root(timeout_s=wrong)
 
     play("inproc", main)

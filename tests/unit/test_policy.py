@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import pytest
 
@@ -756,6 +757,21 @@ def test_a_timeout_of_nothing_is_refused() -> None:
     """Zero seconds would let nothing through."""
     with pytest.raises(ConfigError, match="timeout_s is 0"):
         Policy(timeout_s=0)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), True, "1"])
+def test_what_is_no_number_is_refused_where_it_is_written(wrong: Any) -> None:
+    """NaN compares with nothing, so that no check of a range would ever find it."""
+    for options, names in (
+        (Policy, ("timeout_s",)),
+        (LimitOptions, ("in_flight_max", "queue_max")),
+        (RetryOptions, ("attempts_max", "base_s", "cap_s")),
+        (BudgetOptions, ("ratio", "floor_per_s", "tokens_max")),
+        (BreakerOptions, tuple(each.name for each in fields(BreakerOptions))),
+    ):
+        for name in names:
+            with pytest.raises(ConfigError, match="make "):
+                options(**{name: wrong})
 
 
 @pytest.mark.parametrize(("is_idempotent", "calls"), [(False, 1), (True, 2)])

@@ -25,6 +25,7 @@ from synchromesh.errors import (
 )
 from synchromesh.resilience import Attempts, BudgetOptions
 from synchromesh.testing import SimLoop, SimRuntime, run
+from synchromesh.timers import Timers
 
 COLOUR: ContextVar[str] = ContextVar("COLOUR", default="none")
 BARE = Policy(timeout_s=None, retry=None, budget=None, breaker=None)
@@ -565,6 +566,34 @@ def test_a_call_that_is_thrown_away_gives_its_place_back() -> None:
         assert loop.run_until_complete(again()) == "done"
     finally:
         loop.close()
+
+
+def test_a_timer_that_cannot_be_had_leaks_neither_slot_nor_probe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever a call fails at once it was admitted, its slot and its permit are given back."""
+    options = BreakerOptions(minimum_calls=2, open_for_s=0.5, open_jitter=0.0)
+    policy = Policy(timeout_s=0.3, retry=None, breaker=options, limit=LimitOptions(in_flight_max=1))
+
+    def broken(self: Timers, *_: object) -> None:
+        raise MemoryError
+
+    async def main() -> None:
+        guarded = wrap(policy, Script("done"))
+        block = policy.guard("block", rng=Fixed())
+        for _ in range(3):
+            with monkeypatch.context() as patched:
+                patched.setattr(Timers, "add", broken)
+                await error_of(guarded())
+                with pytest.raises(MemoryError):
+                    async with block():
+                        pass
+            await asyncio.sleep(1.0)  # where it has opened, the next call is the probe
+        assert await guarded() == "done"
+        async with block():
+            pass
+
+    simulated(main)
 
 
 def test_a_timeout_needs_a_task() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine
 from typing import Any, Protocol, assert_type
 
@@ -83,6 +84,9 @@ def test_a_policy_outside_its_range_is_refused() -> None:
         {"step_timeout_s": 0.0},
         {"undo_deadline_s": -1.0},
         {"after_pivot_deadline_s": 0.0},
+        {"step_timeout_s": math.nan},
+        {"undo_deadline_s": math.inf},
+        {"after_pivot_deadline_s": True},
         {"attempts_max": 0},
         {"backoff_base_s": 9.0, "backoff_cap_s": 1.0},
     ):
@@ -92,7 +96,7 @@ def test_a_policy_outside_its_range_is_refused() -> None:
 
 def test_a_definition_outside_its_range_is_refused() -> None:
     """Versions begin at 1 and deadlines are above 0."""
-    for version, deadline_s in ((0, 1.0), (1, 0.0)):
+    for version, deadline_s in ((0, 1.0), (1, 0.0), (1, math.nan), (1, math.inf)):
         with pytest.raises(ConfigError, match="versions begin at 1"):
             SagaDefinition(THREE.fn, "three", version=version, deadline_s=deadline_s)
 
@@ -203,6 +207,14 @@ def test_an_undo_that_cannot_take_the_steps_result_is_refused(saga: Saga) -> Non
     for undo in right:
         saga.write(create_order, Order("A-1"), undo=undo)
     saga.call(Stock.reserve("A", 1), undo=Renamed.forget)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 0.0, -1.0, True, "1"])
+def test_a_timeout_that_is_no_time_is_refused(saga: Saga, wrong: Any) -> None:
+    """It is found where the step is made, and the run is undone, not lost from memory."""
+    with pytest.raises(ContractError, match=r"stock\.reserve was given timeout_s"):
+        saga.call(Stock.reserve("A", 1), timeout_s=wrong)
+    assert not saga.unawaited
 
 
 def test_undo_arguments_carry_the_result_by_the_undos_own_name(saga: Saga) -> None:

@@ -33,6 +33,8 @@ from synchromesh.calls.started import Done, StartedCall, start
 from synchromesh.calls.wire import Transport
 from synchromesh.context import CallContext, new_trace_id
 from synchromesh.discovery import Resolver
+from synchromesh.durations import is_number
+from synchromesh.errors import BadRequest
 from synchromesh.http.together import TurnWrites
 from synchromesh.identity import Signer
 from synchromesh.resilience import AttemptsLeft, BreakerSnapshot, Edge, Transition
@@ -126,7 +128,15 @@ class Caller:
 
         Give a `key` to be able to ask again under it; `trace_id` continues a trace, such as that of
         a saga, whose calls are a tree of their own.
+
+        Raises:
+            BadRequest: the timeout is no number of seconds.
         """
+        if timeout_s is not None and not is_number(timeout_s):
+            raise BadRequest(
+                f"the root of a call tree was given timeout_s {timeout_s!r}; make it a number of "
+                "seconds, or None for no deadline"
+            )
         now = asyncio.get_running_loop().time()
         return CallContext(
             trace_id=trace_id or new_trace_id(self._runtime.rng),

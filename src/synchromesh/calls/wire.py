@@ -75,8 +75,8 @@ class Reply(msgspec.Struct, frozen=True):
     Attributes:
         attempts_used: the extra attempts that the callee spent below this call (D2).
         retry_after_s: how long whoever refused asks to wait, in seconds; None where nobody did.
-        took_s: how long the callee took for an answer, where it runs in this process and says so; it
-            does not travel.
+        took_s: how long an answer took, from a callee in this process that says so; it does not
+            travel.
 
     Example:
         >>> from synchromesh.errors import Shed

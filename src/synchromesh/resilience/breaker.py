@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
+from synchromesh.durations import is_count, is_number
 from synchromesh.errors import CircuitOpen, ConfigError
 from synchromesh.resilience.retry import Chance
 
@@ -111,6 +112,12 @@ class BreakerOptions:
     probe_lease_s: float = 10.0
 
     def __post_init__(self) -> None:
+        for name, value in ((each.name, getattr(self, each.name)) for each in fields(self)):
+            is_right, kind = is_number(value), "number"
+            if name in ("minimum_calls", "probes_max"):
+                is_right, kind = is_count(value), "whole number"
+            if not is_right and (name, value) != ("slow_after_s", None):
+                raise ConfigError(f"breaker option {name} is {value!r}; make it a {kind}")
         checks = (
             ("window_s", self.window_s > 0, "more than 0"),
             ("minimum_calls", self.minimum_calls >= 1, "1 or more"),
@@ -123,10 +130,10 @@ class BreakerOptions:
             ("probes_max", self.probes_max >= 1, "1 or more"),
             ("probe_lease_s", self.probe_lease_s > 0, "more than 0"),
         )
-        for field, is_right, expected in checks:
+        for name, is_right, expected in checks:
             if not is_right:
-                value = getattr(self, field)
-                raise ConfigError(f"breaker option {field} is {value!r}; make it {expected}")
+                value = getattr(self, name)
+                raise ConfigError(f"breaker option {name} is {value!r}; make it {expected}")
 
 
 @dataclass(frozen=True, slots=True)

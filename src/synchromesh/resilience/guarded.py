@@ -193,8 +193,8 @@ def _timed(  # noqa: C901 - as `guarded`
             budget.calls += 1
         cut = Cut(began_s + timeout_s, task)
         timers = here.timers
-        timers.add(cut, here.loop)
         try:
+            timers.add(cut, here.loop)  # in here: whatever raises gives the slot and permit back
             answer = await fn(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
             failed = error

@@ -73,7 +73,15 @@ class GuardedBlock:
             attempt.deadline_s = attempt.began_s + self._timeout_s
             attempt.has_full_timeout = True
             self._cut = Cut(attempt.deadline_s, task)
-            here.timers.add(self._cut, here.loop)
+            try:
+                here.timers.add(self._cut, here.loop)
+            except BaseException:
+                # Nobody leaves a block that was not entered.
+                if here.limiter is not None:
+                    here.limiter.release()
+                if here.breaker is not None:
+                    here.breaker.neutral(self._permit, attempt.began_s)
+                raise
 
     async def __aexit__(
         self,

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
+from synchromesh.durations import is_count
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.resilience.deadline import DeadlinePassed, within
 
@@ -32,10 +33,11 @@ class LimitOptions:
     queue_max: int = 0
 
     def __post_init__(self) -> None:
-        if self.in_flight_max < 1 or self.queue_max < 0:
+        are_counts = is_count(self.in_flight_max) and is_count(self.queue_max)
+        if not are_counts or self.in_flight_max < 1 or self.queue_max < 0:
             raise ConfigError(
-                f"limit options in_flight_max and queue_max are {self.in_flight_max} and "
-                f"{self.queue_max}; make them 1 or more, and 0 or more"
+                f"limit options in_flight_max and queue_max are {self.in_flight_max!r} and "
+                f"{self.queue_max!r}; make them whole numbers, 1 or more, and 0 or more"
             )
 
 

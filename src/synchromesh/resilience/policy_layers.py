@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.breaker import BreakerOptions
 from synchromesh.resilience.limiter import LimitOptions
@@ -24,9 +25,10 @@ class PolicyLayers:
     breaker: BreakerOptions | None = field(default_factory=BreakerOptions)
 
     def __post_init__(self) -> None:
-        if self.timeout_s is not None and self.timeout_s <= 0:
+        if self.timeout_s is not None and not (is_number(self.timeout_s) and self.timeout_s > 0):
             raise ConfigError(
-                f"policy timeout_s is {self.timeout_s}; make it more than 0, or None for no timeout"
+                f"policy timeout_s is {self.timeout_s!r}; make it a number of seconds above 0, or "
+                "None for no timeout"
             )
 
     def explain(self) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError
 
 
@@ -48,14 +49,15 @@ class RetryOptions:
     cap_s: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.attempts_max < 1:
+        if not is_count(self.attempts_max) or self.attempts_max < 1:
             raise ConfigError(
-                f"retry option attempts_max is {self.attempts_max}; make it 1 (no retry) or more"
+                f"retry option attempts_max is {self.attempts_max!r}; make it 1 (no retry) or more"
             )
-        if not 0 <= self.base_s <= self.cap_s:
+        are_numbers = is_number(self.base_s) and is_number(self.cap_s)
+        if not are_numbers or not 0 <= self.base_s <= self.cap_s:
             raise ConfigError(
-                f"retry options base_s and cap_s are {self.base_s} and {self.cap_s}; "
-                "make 0 <= base_s <= cap_s"
+                f"retry options base_s and cap_s are {self.base_s!r} and {self.cap_s!r}; "
+                "make them numbers of seconds with 0 <= base_s <= cap_s"
             )
 
     def backoff_s(self, attempt: int, rng: Chance) -> float:
@@ -94,9 +96,11 @@ class BudgetOptions:
     tokens_max: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1 or self.floor_per_s < 0 or self.tokens_max < 0:
+        values = (self.ratio, self.floor_per_s, self.tokens_max)
+        if not all(is_number(value) and value >= 0 for value in values) or self.ratio > 1:
             raise ConfigError(
-                f"retry budget {self} is wrong; make ratio 0 to 1, the others 0 or more"
+                f"retry budget {self} is wrong; make ratio a number from 0 to 1, the others 0 or "
+                "more"
             )
 
 

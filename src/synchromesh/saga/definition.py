@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError, ContractError
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
@@ -54,10 +56,11 @@ class SagaDefinition(Generic[I, R]):
     policy: SagaPolicy = field(default_factory=SagaPolicy)
 
     def __post_init__(self) -> None:
-        if self.version < 1 or self.deadline_s <= 0:
+        is_version = is_count(self.version) and self.version >= 1
+        if not is_version or not is_number(self.deadline_s) or not 0 < self.deadline_s < math.inf:
             raise ConfigError(
-                f"saga {self.name!r} has version {self.version} and deadline_s {self.deadline_s}; "
-                "versions begin at 1, deadlines are above 0"
+                f"saga {self.name!r} has version {self.version!r} and deadline_s "
+                f"{self.deadline_s!r}; versions begin at 1, deadlines are seconds above 0"
             )
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.retry import RetryOptions
 
@@ -37,8 +39,11 @@ class SagaPolicy:
 
     def __post_init__(self) -> None:
         for name in ("step_timeout_s", "undo_deadline_s", "after_pivot_deadline_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"saga policy {name} is {getattr(self, name)}; make it above 0")
+            value = getattr(self, name)
+            if not is_number(value) or not 0 < value < math.inf:
+                raise ConfigError(
+                    f"saga policy {name} is {value!r}; make it a number of seconds above 0"
+                )
         RetryOptions(self.attempts_max, self.backoff_base_s, self.backoff_cap_s)
 
     @property

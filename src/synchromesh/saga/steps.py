@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, TypeVarTuple, overload
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import decode, digest, encode
+from synchromesh.durations import is_number
 from synchromesh.errors import ContractError, SagaGone
 from synchromesh.saga.records import Ask
 
@@ -110,6 +111,11 @@ class CallStep(Step[R_co]):
     ) -> None:
         operation = call.operation
         _check_undo(call, undo, is_pivot)
+        if timeout_s is not None and not (is_number(timeout_s) and timeout_s > 0):
+            raise ContractError(
+                f"the step {operation.full_name} was given timeout_s {timeout_s!r}; make it a "
+                "number of seconds above 0, or None for the policy's"
+            )
         ask = Ask(operation.full_name, call.digest, has_undo=undo is not None, is_pivot=is_pivot)
         super().__init__(saga, ask, operation.shape.result)
         self.call, self.undo, self.timeout_s = call, undo, timeout_s
@@ -214,8 +220,8 @@ class Saga:
 
         Raises:
             SagaGone: the run has left memory.
-            ContractError: a query or a pivot has an undo, or the undo is another service's, or
-                does not take the call's result.
+            ContractError: a query or a pivot has an undo, the undo is another service's or does not
+                take the call's result, or the timeout is no number above 0.
         """
         self.check()
         return CallStep(self, call, undo, pivot, timeout_s)
