@@ -12,6 +12,7 @@
 # longer than any proxy before it), or give the client
 # `new Agent({ keepAliveTimeoutThreshold: 500 })`. A proxy must not forward `Keep-Alive`: it is
 # hop-by-hop, and an upstream's two seconds would end the proxy's own connections.
+# Pinned: undici==7.30.2, fastify==5.12.8 (npm writes @).
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
