@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from synchromesh.errors import BadRequest
+from synchromesh.priority import Priority
 
 # Two machines' wall clocks may differ by this much before transit time counts against a deadline.
 SKEW_S = 5.0
@@ -65,6 +66,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
         key: the idempotency key, "" for a query.
         attempts_left: retries that the whole tree below may still spend (D2).
         undoes: the key of the call that this one undoes, "" for none (S6).
+        priority: what is shed first; it travels in the credential alone.
     """
 
     trace_id: str
@@ -75,6 +77,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     attempts_left: int = 0
     undoes: str = ""
+    priority: Priority = Priority.INTERACTIVE
 
     def remaining_s(self, now: float) -> float | None:
         """Return the seconds left until the deadline, never below 0; None without one."""

@@ -21,6 +21,7 @@
     │   ├── ConnectionLost             the connection broke before the answer: unknown
     │   ├── DownstreamFailed           the callee needs another service that failed
     │   └── RemoteFailed               the callee raised what its contract does not declare
+    │       └── ContractMismatch       the answer does not fit the contract that the caller has
     ├── Rejection                      a business no, declared in `raises=`: an answer, not a fault
     ├── StoreError
     │   ├── VersionConflict            a stream is not at the expected version
@@ -294,6 +295,20 @@ class RemoteFailed(CallError):
 
     code = "remote_failed"
     status = 500
+
+
+class ContractMismatch(RemoteFailed):
+    """Raised when an answer does not fit the caller's contract; the message names the field.
+
+    The call has run. The same call would meet the same answer, so it is final, and says nothing
+    about the health of the callee: caller and callee were built from contracts that differ (B5).
+    """
+
+    code = "contract_mismatch"
+    status = 502
+
+    def __init__(self, message: str, **more: Any) -> None:
+        super().__init__(message, **{**more, "is_final": True})
 
 
 class Rejection(SynchromeshError):

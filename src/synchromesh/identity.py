@@ -19,6 +19,7 @@ import logging
 import msgspec
 
 from synchromesh.errors import ConfigError, Unauthenticated
+from synchromesh.priority import Priority
 
 KEY_BYTES_MIN = 32
 LIFETIME_S = 300.0
@@ -36,12 +37,14 @@ class Credential(msgspec.Struct, frozen=True):
 
     Attributes:
         audience: the service that is called, or `REGISTRY`.
+        priority: of the calls that it signs, as a number of `Priority`.
     """
 
     service: str
     principal: str
     audience: str
     expires_us: int
+    priority: Priority = Priority.INTERACTIVE
 
 
 class Signer:
@@ -63,16 +66,25 @@ class Signer:
         self._key = key
         self.lifetime_s = lifetime_s
         self._lifetime_us = int(lifetime_s * 1e6)
-        self._made: dict[tuple[str, str, str], tuple[str, int]] = {}
+        self._made: dict[tuple[str, str, str, Priority], tuple[str, int]] = {}
         self._verified: dict[str, Credential] = {}
 
-    def token(self, service: str, principal: str = "", *, audience: str, now_us: int) -> str:
+    def token(
+        self,
+        service: str,
+        principal: str = "",
+        *,
+        audience: str,
+        now_us: int,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> str:
         """Return a credential for an audience, valid for at least half a lifetime from now."""
-        edge = (service, principal, audience)
+        edge = (service, principal, audience, priority)
         made = self._made.get(edge)
         if made is not None and now_us < made[1]:
             return made[0]
-        credential = Credential(service, principal, audience, now_us + self._lifetime_us)
+        expires_us = now_us + self._lifetime_us
+        credential = Credential(service, principal, audience, expires_us, priority)
         body = base64.urlsafe_b64encode(msgspec.json.encode(credential)).decode()
         token = f"{body}.{self._mac(body)}"
         if len(self._made) >= CACHE_MAX:

@@ -43,6 +43,7 @@ from synchromesh.errors import (
     ConfigError,
     ConnectFailed,
     ConnectionLost,
+    ContractMismatch,
     DeadlineExceeded,
     DownstreamFailed,
     ForeignAwait,
@@ -50,6 +51,7 @@ from synchromesh.errors import (
     KeyReused,
     KeyUndone,
     NoInstance,
+    NotExecuted,
     RemoteFailed,
     SagaConflict,
     Shed,
@@ -63,7 +65,7 @@ from synchromesh.errors import (
     error_table,
 )
 from synchromesh.identity import Signer
-from synchromesh.resilience import BreakerOptions, Policy, RetryOptions
+from synchromesh.resilience import BreakerOptions, BreakerState, Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
 from synchromesh.store.guard import in_unit
 
@@ -267,14 +269,48 @@ def test_a_handler_that_answers_no_bytes_has_failed(kind: str) -> None:
     play(kind, main)
 
 
-def test_an_answer_that_does_not_fit_the_contract_is_a_failure_of_the_callee(kind: str) -> None:
-    """A wrong type in an answer is RemoteFailed and names where."""
+def test_an_answer_that_does_not_fit_is_an_error_of_its_own(kind: str) -> None:
+    """It names the field, is asked for once, and no breaker counts it: others pass (B5)."""
 
     async def main(system: System) -> None:
-        await system.serve(Shop, {"stock": answering("many")})
-        got = await failure(system, Shop.stock("SX90"))
-        assert type(got) is RemoteFailed
-        assert "Expected `int`" in got.message
+        asked = []
+
+        async def stock(_: Incoming) -> bytes:
+            asked.append(1)
+            return encode("many")
+
+        await system.serve(Shop, {"stock": stock, "nothing": answering(None)})
+        caller = system.caller()
+        for _ in range(20):
+            got = await failure(system, Shop.stock("SX90"), caller=caller)
+            assert type(got) is ContractMismatch
+            assert "Expected `int`" in got.message
+            assert "deploy them" in got.message
+        assert len(asked) == 20
+        assert caller.edges["shop"].failures == 0
+        assert await caller.call(Shop.nothing(), context=caller.root()) is None
+
+    play(kind, main)
+
+
+def test_a_mismatch_further_down_opens_no_breaker_on_the_way_up(kind: str) -> None:
+    """Whoever needed it failed by a dependency, finally: nobody asks again."""
+
+    async def main(system: System) -> None:
+        asked = []
+
+        async def leaf(_: Incoming) -> bytes:
+            asked.append(1)
+            return encode("many")
+
+        await system.serve(Leaf, {"ask": leaf})
+        middle = system.caller("middle")
+        await system.serve(Middle, {"ask": passing_on(middle, Leaf.ask(1))})
+        caller = system.caller()
+        got = await failure(system, Middle.ask(1), caller=caller)
+        assert isinstance(got, DownstreamFailed)
+        assert (got.cause_code, got.is_final, len(asked)) == ("contract_mismatch", True, 1)
+        assert caller.edges["middle"].failures == middle.edges["leaf"].failures == 0
 
     play(kind, main)
 
@@ -1029,6 +1065,72 @@ def test_breakers_do_not_cascade(kind: str) -> None:
     play(kind, main)
 
 
+def test_only_the_edge_to_who_stalls_opens(kind: str) -> None:
+    """Three in a row with the same times: the middle one can still tell whose fault it is (B5)."""
+
+    async def main(system: System) -> None:
+        async def hang(_: Incoming) -> bytes:
+            await asyncio.sleep(60)
+            return encode(1)
+
+        await system.serve(Leaf, {"ask": hang})
+        middle = system.caller("middle")
+        await system.serve(Middle, {"ask": passing_on(middle, Leaf.ask(1))})
+        caller = system.caller()
+        for _ in range(3):
+            asked = (
+                failure(system, Middle.ask(n), caller=caller, timeout_s=5.0) for n in range(20)
+            )
+            for got in await asyncio.gather(*asked):
+                assert isinstance(got, DownstreamFailed | NotExecuted), got
+        assert middle.edges["leaf"].state is BreakerState.OPEN
+        assert caller.edges["middle"].state is BreakerState.CLOSED
+        assert caller.edges["middle"].failures == 0
+
+    play(kind, main)
+
+
+def test_a_callee_that_stalls_opens_the_edge_of_callers_with_less_time_than_its_timeout(
+    kind: str,
+) -> None:
+    """One second where the edge has two is more than the callee ever took: it counts (B5)."""
+
+    async def main(system: System) -> None:
+        async def hang(_: Incoming) -> bytes:
+            await asyncio.sleep(60)
+            return encode(1)
+
+        await system.serve(Leaf, {"ask": hang})
+        caller = system.caller()
+        asked = (failure(system, Leaf.ask(n), caller=caller, timeout_s=1.0) for n in range(30))
+        for got in await asyncio.gather(*asked):
+            assert isinstance(got, TimedOut), got
+        assert caller.edges["leaf"].state is BreakerState.OPEN
+
+    play(kind, main)
+
+
+def test_impatience_opens_no_edge(kind: str) -> None:
+    """Who gives a callee less than its usual answer takes learns nothing about it (B5)."""
+
+    async def main(system: System) -> None:
+        async def ask(_: Incoming) -> bytes:
+            await asyncio.sleep(0.05)
+            return encode(1)
+
+        await system.serve(Leaf, {"ask": ask})
+        caller = system.caller()
+        for n in range(20):
+            await caller.call(Leaf.ask(n), context=caller.root())
+        asked = (failure(system, Leaf.ask(n), caller=caller, timeout_s=0.005) for n in range(50))
+        for got in await asyncio.gather(*asked):
+            assert isinstance(got, TimedOut), got
+        assert caller.edges["leaf"].state is BreakerState.CLOSED
+        assert caller.edges["leaf"].failures == 0
+
+    play(kind, main)
+
+
 def test_an_open_breaker_sends_nothing_and_does_not_wait(kind: str) -> None:
     """Calls over an open edge are refused at once; a success closes it after its rest (B2)."""
 
@@ -1053,11 +1155,11 @@ def test_an_open_breaker_sends_nothing_and_does_not_wait(kind: str) -> None:
     play(kind, main)
 
 
-@pytest.mark.parametrize(("timeout_s", "failures"), [(0.2, 0), (None, 12)])
-def test_a_time_out_counts_only_if_the_callee_had_the_edges_own(
+@pytest.mark.parametrize(("timeout_s", "failures"), [(0.1, 0), (0.2, 12), (None, 12)])
+def test_a_time_out_counts_only_if_the_callee_had_enough_time(
     kind: str, timeout_s: float | None, failures: int
 ) -> None:
-    """A call that the caller's remainder cut short says nothing about the callee (B5)."""
+    """Of a callee that never answered a quarter of the edge's own timeout is enough (B5)."""
 
     async def stall(_: Incoming) -> bytes:
         await asyncio.sleep(60.0)

@@ -59,6 +59,7 @@ PROMISED = {
     "connection_lost": (502, False),
     "constraint_failed": (409, False),
     "contract": (500, False),
+    "contract_mismatch": (502, False),
     "deadline_exceeded": (504, False),
     "discovery_failed": (503, False),
     "downstream_failed": (502, False),

@@ -161,12 +161,12 @@ def test_an_outcome_says_what_it_says_about_the_callee(
     error: BaseException | None, verdict: str
 ) -> None:
     """B5: an answer proves health, overload and others' failures prove nothing."""
-    assert classify(error, had_full_timeout=True).value == verdict
+    assert classify(error, had_enough_time=True).value == verdict
 
 
 def test_a_time_out_that_the_caller_cut_short_proves_nothing() -> None:
     """B5: only a callee that had the edge's own timeout can be blamed for being late."""
-    assert classify(TimedOut(""), had_full_timeout=False) is Classification.NEUTRAL
+    assert classify(TimedOut(""), had_enough_time=False) is Classification.NEUTRAL
 
 
 def test_every_error_has_a_verdict_and_a_rule_for_retries() -> None:
@@ -176,7 +176,7 @@ def test_every_error_has_a_verdict_and_a_rule_for_retries() -> None:
         SynchromeshError.__init__(error, "x")
         if isinstance(error, CallError):
             error.retry_after_s, error.is_final = None, False
-        assert classify(error, had_full_timeout=True) in Classification
+        assert classify(error, had_enough_time=True) in Classification
         assert may_retry(error, is_retryable_unknown=False) <= cls.is_retry_safe
 
 
@@ -560,8 +560,8 @@ def test_what_is_not_the_callees_failure_does_not_open_it(error: Exception) -> N
 
 
 def test_a_caller_in_a_hurry_does_not_open_it() -> None:
-    """B5: a time-out counts only if the callee had the edge's own timeout."""
-    assert not is_open(trip_with(60.0, calls=9, within_s=0.9))
+    """B5: a time-out counts only if the callee had time enough to answer."""
+    assert not is_open(trip_with(60.0, calls=9, within_s=0.2))
 
 
 async def opened(policy: Policy) -> Edge:

@@ -57,6 +57,12 @@ ANSWER_BYTES_MAX = PoolLimits().body_bytes_max
 LOOK_S = 1.0
 KNOWN_MAX = 4096
 
+# How much sooner than the handler its calls have to end, so that what became of them can still be
+# told: a share of its time, which covers the way back, up to a bound. Then of two services that
+# wait for a third only the one next to it runs out of time, and no one else is blamed (B5).
+WAY_BACK_SHARE = 0.1
+WAY_BACK_MAX_S = 0.1
+
 # Whoever calls a service that stands for somebody else's is nobody of ours.
 _STRANGER = Credential("", "", "", 0)
 
@@ -167,7 +173,7 @@ class Dispatcher:
             return Reply.of_error(refused)
         span_id = (self._draw(64) or 1).to_bytes(8).hex()
         who, _ = known
-        context = replace(sent, span_id=span_id, caller=who.service, principal=who.principal)
+        context = _below(sent, span_id, who, began_s)
         root, status, noted, limiter = Root(span_id), "ok", None, self._limiter
         # For logs, and for the calls that the handler makes. Both are put back by hand: a context
         # manager for each would be six frames.
@@ -209,7 +215,7 @@ class Dispatcher:
                 running.reset(rooted)
                 current_span.reset(spanned)
                 raise
-            reply, status, noted = self._failed(operation, context, error, root.used)
+            reply, status, noted = self._failed(operation, sent, error, root.used)
         running.reset(rooted)
         current_span.reset(spanned)
         record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
@@ -310,6 +316,21 @@ class Dispatcher:
         # was cancelled. Anything else is a bug, and would be met again.
         may_pass = isinstance(error, OSError | asyncio.CancelledError)
         return RemoteFailed(f"{message}: trace {trace_id}", is_final=not may_pass)
+
+
+def _below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> CallContext:
+    """Return the context of the handler, which is that of the calls that it makes."""
+    deadline_s = sent.deadline_s
+    if deadline_s is not None:
+        deadline_s -= min((deadline_s - began_s) * WAY_BACK_SHARE, WAY_BACK_MAX_S)
+    return replace(
+        sent,
+        span_id=span_id,
+        caller=who.service,
+        principal=who.principal,
+        deadline_s=deadline_s,
+        priority=who.priority,
+    )
 
 
 def _is_own_end(error: BaseException) -> bool:

@@ -21,8 +21,9 @@ from synchromesh.calls.wire import Hop, Reply, Request, Transport, keeps_time
 from synchromesh.codec import decoder_of
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
 from synchromesh.discovery import Endpoint, Resolver, RoundRobin
-from synchromesh.errors import ConfigError, RemoteFailed, SynchromeshError
+from synchromesh.errors import ConfigError, ContractMismatch, RemoteFailed, SynchromeshError
 from synchromesh.identity import Signer
+from synchromesh.priority import Priority
 from synchromesh.resilience import Edge, within
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
@@ -70,7 +71,7 @@ class CalledService:
     """What one caller keeps for all operations of one service that it calls.
 
     Attributes:
-        hops: by principal, with the credential of each.
+        hops: by priority and principal, with the credential of each.
         targets: by instance.
         balancer: whose turn it is.
     """
@@ -82,15 +83,16 @@ class CalledService:
         self.shared = shared
         self.is_external = is_external
         self.balancer = RoundRobin(name)
-        self.hops: dict[str, Hop] = {}
+        self.hops: tuple[dict[str, Hop], ...] = tuple({} for _ in Priority)
         self.targets: dict[str, Target] = {}
 
-    def hop(self, principal: str, now: float) -> Hop:
+    def hop(self, principal: str, priority: Priority, now: float) -> Hop:
         """Return the hop for a principal, with a credential that is still good for a while.
 
         One that is as it was stays the same object, so that what is kept on it stays.
         """
-        hop = self.hops.get(principal)
+        hops = self.hops[priority]
+        hop = hops.get(principal)
         if hop is not None and now < hop.fresh_until_s:
             return hop
         if self.is_external:
@@ -99,14 +101,18 @@ class CalledService:
         else:
             shared, signer = self.shared, self.shared.signer
             token = signer.token(
-                shared.service, principal, audience=self.name, now_us=shared.runtime.wall_us()
+                shared.service,
+                principal,
+                audience=self.name,
+                now_us=shared.runtime.wall_us(),
+                priority=priority,
             )
             # A credential is renewed at half its life: what is left is much longer than this.
             fresh_until_s = now + min(LOOK_S, signer.lifetime_s / 4)
         if hop is None or hop.credential != token:
-            if len(self.hops) >= HOPS_MAX:
-                self.hops.clear()
-            hop = self.hops[principal] = Hop(self.name, principal, token)
+            if len(hops) >= HOPS_MAX:
+                hops.clear()
+            hop = hops[principal] = Hop(self.name, principal, token)
         hop.fresh_until_s = fresh_until_s
         return hop
 
@@ -209,9 +215,9 @@ class Plan:
         now: float,
     ) -> Request:
         """Return what the first attempt of a call sends; `span_id` is the call's."""
-        hop = self.service.hops.get(context.principal)
+        hop = self.service.hops[context.priority].get(context.principal)
         if hop is None or now >= hop.fresh_until_s:
-            hop = self.service.hop(context.principal, now)
+            hop = self.service.hop(context.principal, context.priority, now)
         if self.is_external:
             # It is not told who we are, and it can spend none of our attempts.
             sent = CallContext(trace_id=context.trace_id, span_id=span_id, key=key)
@@ -224,6 +230,7 @@ class Plan:
                 key=key,
                 attempts_left=min(ATTEMPTS_LEFT_MAX, first.given),
                 undoes=context.undoes,
+                priority=context.priority,
             )
         return Request(self.operation, arguments, sent, hop.credential, hop, first.due_s)
 
@@ -232,11 +239,18 @@ class Plan:
         return reply.to_error(self.operation.raises, is_external=self.is_external)
 
     def misfit(self, error: Exception) -> RemoteFailed:
-        """Return what an answer is that does not fit the contract: an error of its own (B5)."""
-        return RemoteFailed(
-            f"{self.name} answered what its contract does not say: the data does not fit: {error}; "
-            "caller and callee have contracts that do not fit each other"
-        )
+        """Return what an answer is that cannot be decoded.
+
+        JSON that does not fit is an error of its own (B5); what is no JSON was not said by the
+        operation, but by a server or a proxy before it.
+        """
+        if isinstance(error, msgspec.ValidationError):
+            return ContractMismatch(
+                f"{self.name} answered what the contract of {self.shared.service!r} does not say: "
+                f"{error}; the two run with different releases of the contract: deploy them with "
+                "one that fits both"
+            )
+        return RemoteFailed(f"{self.name} answered what is no JSON: {error}; look at what spoke")
 
 
 async def _send_in_time(

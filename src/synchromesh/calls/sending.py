@@ -19,6 +19,7 @@ from synchromesh.codec import NO_FIT
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import ConnectFailed, ConnectionLost, RemoteFailed, SynchromeshError
+from synchromesh.priority import Priority
 from synchromesh.resilience import Attempt, AttemptsLeft, DeadlinePassed
 from synchromesh.resilience.attempts import is_full_timeout
 from synchromesh.telemetry import outcome_of
@@ -77,10 +78,16 @@ class Way:
         if not self.service.is_external:
             self.choice.give_up(endpoint)
 
+    @property
+    def priority(self) -> Priority:
+        """The priority of the attempt that is made: one after the first is shed sooner."""
+        priority = self.context.priority
+        return priority if self.number < 2 else min(priority, Priority.RETRY)
+
     def hop(self) -> Hop:
-        """Return the hop for whom the call is made."""
+        """Return the hop for whom the attempt is made."""
         now = asyncio.get_running_loop().time()
-        return self.service.hop(self.context.principal, now)
+        return self.service.hop(self.context.principal, self.priority, now)
 
     def travelling(self, key: str, deadline_s: float | None, attempts_left: int) -> CallContext:
         """Return what travels with an attempt."""
@@ -96,6 +103,7 @@ class Way:
             key=key,
             attempts_left=min(attempts_left, ATTEMPTS_LEFT_MAX),
             undoes=context.undoes,
+            priority=self.priority,
         )
 
     async def suffer(self) -> None:

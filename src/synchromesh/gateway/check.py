@@ -27,6 +27,7 @@ from synchromesh.gateway.routes import (
     Route,
 )
 from synchromesh.gateway.shapes import is_a, is_text
+from synchromesh.priority import Priority, priority_of
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class CompiledRoute:
         operation, stand_in: of a `Route`.
         parts: of an `Aggregate`.
         passage: of a `Forward`.
+        priority: of the calls that it makes.
     """
 
     template: Template
@@ -55,6 +57,7 @@ class CompiledRoute:
     stand_in: CompiledFallback | None = None
     parts: Mapping[str, CompiledBranch] = field(default_factory=dict)
     passage: CompiledForward | None = None
+    priority: Priority = Priority.INTERACTIVE
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +155,7 @@ class _Reader:
         self._read_access()
         deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
         interval_s, burst = self._read_rate()
+        priority = self._tried(lambda: priority_of(route.priority))
         parts: dict[str, CompiledBranch] = {}
         stand_in, passage = None, None
         if isinstance(route, Route):
@@ -175,6 +179,7 @@ class _Reader:
             stand_in=stand_in,
             parts=parts,
             passage=passage,
+            priority=Priority.INTERACTIVE if priority is None else priority,
         )
 
     def _note(self, mistake: str) -> None:

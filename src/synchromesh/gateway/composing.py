@@ -87,6 +87,7 @@ class FastAggregate:
             principal=who,
             deadline_s=now + entry.deadline_s,
             attempts_left=gate.attempts_left,
+            priority=entry.priority,
         )
         asked = AggregateExchange(self, exchange, context, now)
         if self.buckets is not None:

@@ -237,7 +237,9 @@ class GatewayEngine:
         entry = found.target
         context = self._caller.root(timeout_s=entry.deadline_s)
         with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
-            context = msgspec.structs.replace(context, span_id=span.span_id)
+            context = msgspec.structs.replace(
+                context, span_id=span.span_id, priority=entry.priority
+            )
             headers = [*ALWAYS, (TRACE, context.trace_id)]
             with tree_of(context):
                 yield _Asked(entry, found.places, request, span, headers), context

@@ -236,9 +236,9 @@ class FastForward:
 
     __slots__ = (
         "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "edge", "entry", "gate",
-        "has_places", "is_external", "is_idempotent", "is_public", "limiter", "loop", "method",
-        "name", "passed", "path", "places", "record", "record_call", "scopes", "service", "shared",
-        "states_length", "timeout_s", "together",
+        "has_places", "hops", "is_external", "is_idempotent", "is_public", "limiter", "loop",
+        "method", "name", "passed", "path", "places", "record", "record_call", "scopes", "service",
+        "shared", "states_length", "timeout_s", "together",
     )  # fmt: skip
 
     def __init__(
@@ -262,6 +262,7 @@ class FastForward:
         self.body_bytes_max = passage.body_bytes_max
         self.deadline_s = entry.deadline_s
         self.edge, self.limiter, self.service = line.edge, line.limiter, line.service
+        self.hops = line.service.hops[entry.priority]
         self.shared = line.service.shared
         self.breaker, self.budget = line.edge.breaker, line.edge.budget
         timeout_s = line.edge.policy.timeout_s
@@ -364,15 +365,16 @@ class FastForward:
         if self.is_external:
             lines.append(b"traceparent: 00-%b-%b-01\r\n" % (trace_id.encode(), span_id.encode()))
         else:
-            hop = service.hops.get(who)
+            hop = self.hops.get(who)
             if hop is None or now >= hop.fresh_until_s:
-                hop = service.hop(who, now)
+                hop = service.hop(who, self.entry.priority, now)
             travelling = CallContext(
                 trace_id=trace_id,
                 span_id=span_id,
                 principal=who,
                 deadline_s=due_s,
                 attempts_left=min(gate.attempts_left // 2, ATTEMPTS_LEFT_MAX),
+                priority=self.entry.priority,
             )
             lines += (
                 hop.kept.get("http") or keep_line(hop),

@@ -306,6 +306,7 @@ class ForwardExchange(ClientExchange):
             principal=self.principal,
             deadline_s=self.began_s + plan.deadline_s,
             attempts_left=plan.gate.attempts_left,
+            priority=plan.entry.priority,
         )
         begun = FailedAttempt(
             first, error, by_http(self.place.endpoint), self.call_span_id, self.began_s

@@ -48,6 +48,8 @@ class Route:
         deadline: bounds the answer, retries too.
         fallback: what a query answers where the service fails; never where it says no. The answer
             says so in `Synchromesh-Fallback`, with its age (F1).
+        priority: "interactive" where a person waits, "batch" where nobody does: shed first where a
+            service has more to do than it can (exports, imports, scheduled requests).
 
     Example:
         >>> from typing import Protocol
@@ -67,6 +69,7 @@ class Route:
     public: bool = False
     deadline: str = "5s"
     fallback: Static | Stale | None = None
+    priority: str = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Forward:
             is the same path.
         headers: what else passes, such as {"x-checksum"}.
         body_max: how long a request's body may be; an answer's may have any length.
-        scopes, rate, public: as for a `Route`.
+        scopes, rate, public, priority: as for a `Route`.
         deadline: when the answer has to begin. Where a body is sent that is counted from its end.
 
     Example:
@@ -102,6 +105,7 @@ class Forward:
     rate: Rate | None = None
     public: bool = False
     deadline: str = "5s"
+    priority: str = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ class Aggregate:
     Attributes:
         route: GET and a path, such as "GET /machines/{id}".
         branches: by name; at least one is required.
-        scopes, rate, public, deadline: as for a `Route`.
+        scopes, rate, public, deadline, priority: as for a `Route`.
 
     Example:
         >>> from typing import Protocol
@@ -207,6 +211,7 @@ class Aggregate:
     rate: Rate | None = None
     public: bool = False
     deadline: str = "5s"
+    priority: str = "interactive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,7 @@ from synchromesh.messaging.message import (
     partition_key_of,
 )
 from synchromesh.messaging.window import Window
+from synchromesh.priority import Priority
 from synchromesh.runtime import Runtime
 from synchromesh.store import Store
 from synchromesh.telemetry import Tracer
@@ -222,6 +223,7 @@ class Relay:
             trace_id=event.trace_id or new_trace_id(self._runtime.rng),
             span_id=new_span_id(self._runtime.rng),
             key=f"{self._store.log_id}:{event.position}",
+            priority=Priority.SAGA,
         )
         span = self._tracer.start("relay", event.name, trace_id=context.trace_id)
         with span:

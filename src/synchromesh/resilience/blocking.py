@@ -165,7 +165,7 @@ class _Edge:
     def _report(self, error: BaseException, permit: int, now: float, took_s: float) -> None:
         if self._breaker is None:
             return
-        verdict = classify(error, had_full_timeout=True)
+        verdict = classify(error, had_enough_time=True)
         if verdict is Classification.SUCCESS:
             self._breaker.success(permit, now, took_s)
         elif verdict is Classification.FAILURE:

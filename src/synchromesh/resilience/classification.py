@@ -12,6 +12,7 @@ from synchromesh.errors import (
     ConnectFailed,
     ConnectionLost,
     ContractError,
+    ContractMismatch,
     DiscoveryError,
     DownstreamFailed,
     Forbidden,
@@ -56,6 +57,7 @@ CLASSIFICATIONS: dict[type[BaseException], Classification] = {
     DiscoveryError: Classification.NEUTRAL,
     ConfigError: Classification.NEUTRAL,
     ContractError: Classification.NEUTRAL,
+    ContractMismatch: Classification.NEUTRAL,
     MissingExtra: Classification.NEUTRAL,
     CallError: Classification.FAILURE,
     Exception: Classification.FAILURE,
@@ -67,21 +69,21 @@ CLASSIFICATIONS: dict[type[BaseException], Classification] = {
 UNKNOWN_OUTCOME = (TimedOut, ConnectionLost, RemoteFailed, DownstreamFailed)
 
 
-def classify(error: BaseException | None, *, had_full_timeout: bool) -> Classification:
+def classify(error: BaseException | None, *, had_enough_time: bool) -> Classification:
     """Classify an outcome as a success or failure of the callee, or neither; None is an answer.
 
-    A `TimedOut` is a failure only if the callee had the edge's own timeout (`had_full_timeout`),
-    not when the caller's remaining deadline cut it short.
+    A `TimedOut` is a failure only if the callee `had_enough_time`: the edge's own timeout, or more
+    than its usual answer takes; not where the caller was impatient.
 
     Example:
-        >>> classify(TimedOut("late"), had_full_timeout=False).value
+        >>> classify(TimedOut("late"), had_enough_time=False).value
         'neutral'
-        >>> classify(BadRequest("qty is missing"), had_full_timeout=True).value
+        >>> classify(BadRequest("qty is missing"), had_enough_time=True).value
         'success'
     """
     if error is None:
         return Classification.SUCCESS
-    if isinstance(error, TimedOut) and not had_full_timeout:
+    if isinstance(error, TimedOut) and not had_enough_time:
         return Classification.NEUTRAL
     return next(CLASSIFICATIONS[cls] for cls in type(error).__mro__ if cls in CLASSIFICATIONS)
 

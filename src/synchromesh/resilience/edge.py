@@ -26,6 +26,9 @@ from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget
 
 T = TypeVar("T")
 
+# The share of the timeout in which a callee should have answered that never has yet.
+UNKNOWN_SHARE = 0.25
+
 
 class Edge:
     """Runs the calls of one caller to one callee through the layers of a policy.
@@ -149,7 +152,7 @@ class Edge:
             breaker.neutral(permit, attempt.began_s)
             return
         now = asyncio.get_running_loop().time()
-        verdict = classify(outcome, had_full_timeout=attempt.has_full_timeout)
+        verdict = classify(outcome, had_enough_time=self._had_enough(attempt, now))
         if verdict is Classification.SUCCESS:
             breaker.success(permit, now, now - attempt.began_s)
         elif verdict is Classification.FAILURE:
@@ -195,6 +198,13 @@ class Edge:
     def __repr__(self) -> str:
         state = f" {self.breaker.state.value}" if self.breaker is not None else ""
         return f"<Edge {self.name}{state}>"
+
+    def _had_enough(self, attempt: Attempt, now: float) -> bool:
+        """Say whether a callee that has not answered should have: then it is to blame (B5)."""
+        if attempt.has_full_timeout:
+            return True
+        timeout_s = self.policy.timeout_s
+        return timeout_s is not None and now - attempt.began_s >= timeout_s * UNKNOWN_SHARE
 
     async def _wait(self, attempts: Attempts, current: Attempt, error: Exception) -> None:
         """Wait for the next attempt, or raise the error of the call where there is none."""

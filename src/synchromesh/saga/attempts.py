@@ -11,6 +11,7 @@ from synchromesh.calls.contract import Operation
 from synchromesh.codec import encode
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
+from synchromesh.priority import priority_of
 from synchromesh.saga import outcomes
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.journal import Journal
@@ -239,6 +240,7 @@ class StepAttempts:
             deadline_s=deadline_s,
             key=key,
             undoes=undoes,
+            priority=priority_of(self._policy.priority),
         )
         # The spans of what the attempt does, such as its unit, are below that of the step.
         current_span.set(context)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
+from synchromesh.priority import priority_of
 from synchromesh.resilience.retry import RetryOptions
 
 
@@ -21,6 +22,8 @@ class SagaPolicy:
         backoff_base_s, backoff_cap_s: the wait between attempts doubles from one to the other.
         undo_deadline_s: how long undoing may take before the run is stuck.
         after_pivot_deadline_s: how long the steps after the pivot may take before it is stuck.
+        priority: of the calls of its steps: "saga", for they are tried again by themselves;
+            "interactive" where a person waits for the run's end; "batch" where nobody does.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -36,6 +39,7 @@ class SagaPolicy:
     backoff_cap_s: float = 5.0
     undo_deadline_s: float = 3600.0
     after_pivot_deadline_s: float = 3600.0
+    priority: str = "saga"
 
     def __post_init__(self) -> None:
         for name in ("step_timeout_s", "undo_deadline_s", "after_pivot_deadline_s"):
@@ -44,6 +48,7 @@ class SagaPolicy:
                 raise ConfigError(
                     f"saga policy {name} is {value!r}; make it a number of seconds above 0"
                 )
+        priority_of(self.priority)
         RetryOptions(self.attempts_max, self.backoff_base_s, self.backoff_cap_s)
 
     @property
