@@ -73,6 +73,9 @@ def _by_hand(
     which keeps the step, and then it is run here.
     """
     taken: list[tuple[Any, Context | None]] = []
+    # What `asyncio.current_task` reads, without its frame and without asking for the loop.
+    current: dict[Any, asyncio.Task[Any]] = asyncio.tasks._current_tasks  # type: ignore[attr-defined]
+    leave, enter = asyncio._leave_task, asyncio._enter_task
 
     def take(callback: Any, *args: Any, context: Context | None = None) -> None:
         taken.append((partial(callback, *args) if args else callback, context))
@@ -87,16 +90,16 @@ def _by_hand(
             del loop.call_soon
         last = taken.pop()
         step = _sift(taken, last, task, loop) if taken else last[0]
-        caller = asyncio.current_task(loop)
+        caller = current.get(loop)
         if caller is None:
             context.run(step)
             return task
         # A task cannot be entered within another one, so the caller's is left meanwhile.
-        asyncio._leave_task(loop, caller)
+        leave(loop, caller)
         try:
             context.run(step)
         finally:
-            asyncio._enter_task(loop, caller)
+            enter(loop, caller)
         return task
 
     return begin

@@ -14,7 +14,8 @@ import asyncio
 import logging
 import math
 from asyncio import CancelledError
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
@@ -49,6 +50,12 @@ from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Record, Tracer, current_span, outcome_of, status_of
 
 _log = logging.getLogger("synchromesh.calls")
+
+# In the context of a call of this process that goes on after its first step: its request, and what
+# releases its caller. Set from without.
+released: ContextVar[tuple[Request, asyncio.Future[None]] | None] = ContextVar(
+    "synchromesh_released", default=None
+)
 
 # What every transport carries: one that runs in this process must not carry more than the others.
 ANSWER_BYTES_MAX = PoolLimits().body_bytes_max
@@ -152,18 +159,18 @@ class Dispatcher:
         return known[0]
 
     async def dispatch(  # noqa: C901 - a frame for each layer would cost more than most handlers
-        self, request: Request, began_s: float | None = None
+        self, request: Request, clock: Callable[[], float] | None = None
     ) -> Reply:
         """Run a request and return its reply; it raises nothing but its own cancellation.
 
-        Who cancels it when its caller is released, and wants no answer then, gives the time on the
-        loop's clock as `began_s`. Without that the handler is cancelled here, at its deadline.
+        Who runs it in a task and a context of its own, cancels that when its caller is released,
+        and wants no answer then, gives the loop's clock. Without that the handler is cancelled
+        here, at its deadline.
         """
-        loop, sent, operation = asyncio.get_running_loop(), request.context, request.operation
-        deadline_s = sent.deadline_s
-        keeps_time = began_s is None and deadline_s is not None
-        if began_s is None:
-            began_s = loop.time()
+        sent, operation, is_apart = request.context, request.operation, clock is not None
+        if clock is None:
+            clock = asyncio.get_running_loop().time
+        deadline_s, began_s = sent.deadline_s, clock()
         try:
             known = self._known.get(request.credential)
             if known is None or began_s >= known[1]:
@@ -187,7 +194,7 @@ class Dispatcher:
                 await limiter.acquire(deadline_s)
             try:
                 incoming = Incoming(operation, request.arguments, context)
-                if keeps_time:
+                if not is_apart and deadline_s is not None:
                     answer = await within(partial(handler, incoming), deadline_s)
                 else:
                     answer = await handler(incoming)
@@ -200,14 +207,14 @@ class Dispatcher:
                     self._drained.set()
             if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
                 raise _bad_answer(operation, answer)
-            ended_s = loop.time()
+            ended_s = clock()
             reply = Reply(
                 200, answer, 0 if root.left is None else root.left.used, None, ended_s - began_s
             )
         except GeneratorExit:
             raise  # a coroutine that is thrown away has neither its context nor a loop any more
         except BaseException as error:
-            ended_s = loop.time()
+            ended_s = clock()
             if _is_own_end(error):
                 is_late = deadline_s is not None and ended_s >= deadline_s
                 status = "timed_out" if is_late else status_of(error)
@@ -216,9 +223,16 @@ class Dispatcher:
                 current_span.reset(spanned)
                 raise
             reply, status, noted = self._failed(operation, sent, error, root.used)
-        running.reset(rooted)
-        current_span.reset(spanned)
         record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
+        if is_apart:
+            # The task ends in this very step: a callback of its own would come a turn later. The
+            # context ends with it, and nothing in it is put back.
+            waiting = released.get()
+            if waiting is not None and waiting[0] is request and not waiting[1].done():
+                waiting[1].set_result(None)
+        else:
+            running.reset(rooted)
+            current_span.reset(spanned)
         return reply
 
     async def drain(self, within_s: float | None = None) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
@@ -37,7 +37,7 @@ from synchromesh.http import (
     problem_response,
     status_line,
 )
-from synchromesh.runtime import Runtime
+from synchromesh.runtime import Runtime, loop_clock
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
@@ -65,7 +65,8 @@ class HttpEdge:
         self._found: dict[tuple[bytes, bytes], Match[_Target]] = {}
         self._timers = Timers()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start: TaskStarter | None = None
+        self._clock: Callable[[], float]
+        self._start: TaskStarter
 
     def mount(
         self, receiver: Receiver, operations: Iterable[Operation[..., Any]], *, prefix: str = ""
@@ -85,7 +86,9 @@ class HttpEdge:
         if found is None:
             return False
         loop = asyncio.get_running_loop()
-        now, receiver = loop.time(), found.target[0]
+        if loop is not self._loop:
+            self._loop, self._clock, self._start = loop, loop_clock(loop), starter(loop)
+        now, receiver = self._clock(), found.target[0]
         try:
             request = self._read(found, exchange.pairs, query.decode("latin-1"), exchange.body, now)
         except SynchromeshError as error:
@@ -93,14 +96,10 @@ class HttpEdge:
             return True
         if isinstance(receiver, Dispatcher):
             # It is cancelled from here, so that it needs no timer of its own.
-            dispatching = receiver.dispatch(request, now)
+            dispatching = receiver.dispatch(request, self._clock)
         else:
             dispatching = receiver.dispatch(request)
-        start = self._start
-        if start is None or loop is not self._loop:
-            start, self._loop = starter(loop), loop
-            self._start = start
-        task = start(dispatching, context=copy_context())
+        task = self._start(dispatching, context=copy_context())
         if task.done():
             _answer_by(exchange, task)
         else:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any
 
-from synchromesh.calls.dispatcher import Dispatcher
+from synchromesh.calls.dispatcher import Dispatcher, released
 from synchromesh.calls.wire import Receiver, Reply, Request
 from synchromesh.discovery import Endpoint
 from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import ConnectFailed, ConnectionLost
 from synchromesh.resilience import DeadlinePassed
+from synchromesh.runtime import loop_clock
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline
 
@@ -26,7 +27,7 @@ FAIR_S = 0.001
 # How many calls may stand on one stack; a deeper one gets a task whose stack begins at the loop.
 DEPTH_MAX = 16
 
-Dispatch = Callable[[Request, float], Coroutine[Any, Any, Reply]]
+Dispatch = Callable[[Request, Callable[[], float]], Coroutine[Any, Any, Reply]]
 
 
 class InProcessTransport:
@@ -52,6 +53,7 @@ class InProcessTransport:
         # awaits could vanish.
         self._left_behind: set[asyncio.Task[Reply]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._clock: Callable[[], float]
         self._start: TaskStarter
         self._depth = 0
         self._inline_s = 0.0
@@ -89,40 +91,50 @@ class InProcessTransport:
             await asyncio.sleep(0)
         dispatch, home = found
         loop = asyncio.get_running_loop()
-        start = self._start if loop is self._loop else self._starter(loop)
-        began_s = loop.time()
+        if loop is not self._loop:
+            self._loop, self._clock, self._start = loop, loop_clock(loop), starter(loop)
+        clock, context = self._clock, home.copy()
+        began_s = clock()
         if self._depth < DEPTH_MAX:
             self._depth += 1
             try:
-                task = start(dispatch(request, began_s), context=home.copy())
+                task = self._start(dispatch(request, clock), context=context)
             finally:
                 self._depth -= 1
         else:
-            task = loop.create_task(dispatch(request, began_s), context=home.copy())
-        if task.done():
-            # However it ended. An answer brings its time along, which spares a look at the clock.
-            is_told = not task.cancelled() and task.exception() is None
-            self._inline_s += (is_told and task.result().took_s) or loop.time() - began_s
-        else:
-            await self._rest(loop, task, request.due_s)
-        if task.cancelled():
+            task = loop.create_task(dispatch(request, clock), context=context)
+        has_waited = not task.done()
+        if has_waited:
+            await self._rest(loop, task, request, context)
+        took_s = 0.0
+        try:
+            reply = task.result()
+            took_s = reply.took_s
+        except asyncio.CancelledError:
             # Nobody cancelled the caller: raised as it is, it would seem that somebody had.
             raise ConnectionLost(
                 f"instance {endpoint.instance!r} was stopped before it answered; what it did is "
                 "unknown"
-            )
-        return task.result()
-
-    def _starter(self, loop: asyncio.AbstractEventLoop) -> TaskStarter:
-        self._loop, self._start = loop, starter(loop)
-        return self._start
+            ) from None
+        finally:
+            # However it ended. An answer brings its time along, which spares a look at the clock.
+            if not has_waited:
+                self._inline_s += took_s or clock() - began_s
+        return reply
 
     async def _rest(
-        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Reply], due_s: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        task: asyncio.Task[Reply],
+        request: Request,
+        context: Context,
     ) -> None:
         """Wait until a callee has ended, or until it is due."""
+        due_s = request.due_s
         # Not for the task itself: a callee that ignores its cancellation must not hold the caller.
         waiting = _Waiting(due_s, task, loop.create_future())
+        # An answer releases the caller by itself, any other end of the task a turn later.
+        context.run(released.set, (request, waiting.released))
         task.add_done_callback(waiting.end)
         self._timers.add(waiting, loop)
         try:
@@ -134,7 +146,7 @@ class InProcessTransport:
             raise
         finally:
             self._inline_s = 0.0  # the loop has had its turn
-            self._timers.drop(waiting)
+            self._timers.wheel.drop(waiting)
             if not task.done():
                 self._left_behind.add(task)
                 task.add_done_callback(self._forget)
@@ -163,7 +175,9 @@ class _Waiting(Deadline):
     def __init__(
         self, due_s: float, task: asyncio.Task[Reply], released: asyncio.Future[None]
     ) -> None:
-        super().__init__(due_s)
+        # As the base does, without its frame.
+        self.due_s = due_s
+        self.slot = None
         self.task = task
         self.released = released
         self.is_late = False

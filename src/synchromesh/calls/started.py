@@ -51,8 +51,7 @@ def start(
     shared, service = plan.shared, plan.service
     if shared.faults.rules or shared.is_slow or len(arguments) > SURELY_FITS:
         return None
-    loop = asyncio.get_running_loop()
-    now, deadline_s = loop.time(), context.deadline_s
+    now, deadline_s = plan.clock(), context.deadline_s
     if timeout_s is not None and (deadline_s is None or now + timeout_s < deadline_s):
         deadline_s = now + timeout_s
     due_s = now + plan.timeout_s
@@ -81,7 +80,7 @@ def start(
     call.began_s, call.due_s, call.deadline_s = now, due_s, deadline_s
     call.together = together
     call.span_id = (shared.draw(64) or 1).to_bytes(8).hex()
-    request = plan.request(arguments, context, call.key, call.span_id, first, now)
+    request = plan.request(arguments, context, call.key, call.span_id, first.given, due_s, now)
     try:
         transport.start(target.endpoint, request, call, now)
     except Exception as error:  # noqa: BLE001 - an attempt that failed, as any other
@@ -143,7 +142,7 @@ class StartedCall(ClientExchange):
             first.reply = reply_of_wire(status, pairs, body)
             self.go_on(error)
             return
-        ended_s, began_s = asyncio.get_running_loop().time(), self.began_s
+        ended_s, began_s = plan.clock(), self.began_s
         breaker, permit = plan.breaker, first.permit
         if breaker is not None:
             if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import typing
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, TypeVar, TypeVarTuple
 
 import msgspec
@@ -90,21 +91,18 @@ class Context:
         ...     return price
     """
 
+    # What a class has costs no store for each call; a query changes none of it.
+    has_begun = False
+    is_in_doubt = False
+    _is_over = False
+    _ordinals: Mapping[str, int] = MappingProxyType({})
+
     def __init__(
-        self,
-        deps: HandlerDeps,
-        context: CallContext,
-        running: RunningCommand | None,
-        *,
-        has_begun: bool = False,
+        self, deps: HandlerDeps, context: CallContext, running: RunningCommand | None
     ) -> None:
         self._deps = deps
         self._context = context
         self._running = running
-        self._ordinals: dict[str, int] = {}
-        self.has_begun = has_begun
-        self.is_in_doubt = False
-        self._is_over = False
 
     def end(self) -> None:
         """Reject further effects: the command is concluded, and may already be undone."""
@@ -286,7 +284,8 @@ class Context:
             )
 
     def _nested(self, name: str) -> str:
-        ordinal = self._ordinals[name] = self._ordinals.get(name, 0) + 1
+        ordinal = self._ordinals.get(name, 0) + 1
+        self._ordinals = {**self._ordinals, name: ordinal}
         return f"{self._context.key}/{name}#{ordinal}"
 
 

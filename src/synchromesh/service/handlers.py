@@ -191,7 +191,8 @@ class Operations:
         running = RunningCommand(
             once.caller, once.key, once.digest, encode(begun), operation.raises
         )
-        ctx = Context(self._deps, context, running, has_begun=has_begun)
+        ctx = Context(self._deps, context, running)
+        ctx.has_begun = has_begun
         try:
             outcome = await self._outcome(handled, ctx, arguments)
             return await self._deps.store.write_once(
