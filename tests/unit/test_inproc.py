@@ -17,12 +17,21 @@ from typing import Any
 import pytest
 
 from calls_fakes import ONCE, Always, Leaf, Shop, System, parsed, play, raising
-from synchromesh.calls import Caller, Incoming, InProcessTransport, Policies, Reply, Request
+from synchromesh.calls import (
+    Caller,
+    Dispatcher,
+    Incoming,
+    InProcessTransport,
+    Policies,
+    Reply,
+    Request,
+)
 from synchromesh.calls.inproc import DEPTH_MAX, FAIR_S, _Waiting
 from synchromesh.codec import encode
 from synchromesh.errors import CallError, ConnectionLost, RemoteFailed, Shed, TimedOut
 from synchromesh.resilience import Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
+from synchromesh.telemetry import MemoryRing, Tracer
 
 Main = Callable[[System], Coroutine[Any, Any, None]]
 Handle = Callable[[Incoming], Awaitable[bytes]]
@@ -565,6 +574,68 @@ def test_a_call_that_waits_counts_as_a_turn() -> None:
         assert system.inproc._inline_s == 0.0
 
     play("inproc", main)
+
+
+def test_an_answer_releases_its_caller_in_the_next_turn() -> None:
+    """It goes on in the turn after the callee's last step: no callback lies between them."""
+
+    async def main(system: System) -> None:
+        answered: list[int] = []
+        turn = 0
+
+        async def handle(_: Incoming) -> bytes:
+            await asyncio.sleep(0)
+            answered.append(turn)
+            return b"1"
+
+        async def count() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        caller = await leaf(system, handle)
+        counting = asyncio.ensure_future(count())
+        await asyncio.sleep(0)
+        await ask(caller)
+        assert turn - answered[0] == 1
+        counting.cancel()
+
+    play("inproc", main)
+
+
+def test_only_the_end_of_its_own_callee_releases_a_caller(loop_kind: str) -> None:
+    """Not an answer that a dispatcher gives in a copy of the callee's context meanwhile."""
+
+    async def other(_: Incoming) -> bytes:
+        return b"2"
+
+    class Slower(Always):
+        """Has work left when the dispatcher has answered."""
+
+        inner: Dispatcher
+
+        async def dispatch(self, request: Request) -> Reply:
+            await asyncio.sleep(0)
+            reply = await asyncio.create_task(self.inner.dispatch(request, now))
+            await asyncio.sleep(0)
+            return reply
+
+    async def main(system: System) -> None:
+        caller = system.caller(policies=ONCE)
+        slower = Slower()
+        slower.inner = Dispatcher(
+            "leaf",
+            {"ask": other},
+            signer=system.signer,
+            tracer=Tracer("leaf", system.runtime, MemoryRing()),
+            runtime=system.runtime,
+            is_external=True,
+        )
+        await system.mount("leaf", slower, [Leaf.ask])
+        assert await ask(caller) == 2
+
+    on(loop_kind, main)
 
 
 def test_a_chain_of_calls_may_be_deeper_than_the_stack(loop_kind: str) -> None:

@@ -51,9 +51,10 @@ from synchromesh.telemetry import Record, Tracer, current_span, outcome_of, stat
 
 _log = logging.getLogger("synchromesh.calls")
 
-# In the context of a call of this process that goes on after its first step: its request, and what
-# releases its caller. Set from without.
-released: ContextVar[tuple[Request, asyncio.Future[None]] | None] = ContextVar(
+# In the context of a call that goes on after its first step: the id of its task (the task itself
+# would be a cycle), and what releases its caller. Set from without; what runs in a copy of the
+# context finds it as well.
+released: ContextVar[tuple[int, asyncio.Future[None]] | None] = ContextVar(
     "synchromesh_released", default=None
 )
 
@@ -228,7 +229,11 @@ class Dispatcher:
             # The task ends in this very step: a callback of its own would come a turn later. The
             # context ends with it, and nothing in it is put back.
             waiting = released.get()
-            if waiting is not None and waiting[0] is request and not waiting[1].done():
+            if (
+                waiting is not None
+                and waiting[0] == id(asyncio.current_task())
+                and not waiting[1].done()
+            ):
                 waiting[1].set_result(None)
         else:
             running.reset(rooted)

@@ -105,7 +105,7 @@ class InProcessTransport:
             task = loop.create_task(dispatch(request, clock), context=context)
         has_waited = not task.done()
         if has_waited:
-            await self._rest(loop, task, request, context)
+            await self._rest(loop, task, request.due_s, context)
         took_s = 0.0
         try:
             reply = task.result()
@@ -126,15 +126,14 @@ class InProcessTransport:
         self,
         loop: asyncio.AbstractEventLoop,
         task: asyncio.Task[Reply],
-        request: Request,
+        due_s: float,
         context: Context,
     ) -> None:
         """Wait until a callee has ended, or until it is due."""
-        due_s = request.due_s
         # Not for the task itself: a callee that ignores its cancellation must not hold the caller.
         waiting = _Waiting(due_s, task, loop.create_future())
         # An answer releases the caller by itself, any other end of the task a turn later.
-        context.run(released.set, (request, waiting.released))
+        context.run(released.set, (id(task), waiting.released))
         task.add_done_callback(waiting.end)
         self._timers.add(waiting, loop)
         try:

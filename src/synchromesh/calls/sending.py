@@ -21,7 +21,6 @@ from synchromesh.discovery import Endpoint
 from synchromesh.errors import ConnectFailed, ConnectionLost, RemoteFailed, SynchromeshError
 from synchromesh.priority import Priority
 from synchromesh.resilience import Attempt, AttemptsLeft, DeadlinePassed
-from synchromesh.resilience.attempts import is_full_timeout
 from synchromesh.telemetry import outcome_of
 from synchromesh.telemetry.span import TEXT_CHARS_MAX, Record
 
@@ -208,20 +207,12 @@ class Sending(Way):
         plan, edge, target, reply = self._plan, self._plan.edge, first.target, first.reply
         try:
             assert failed is not None, "who goes on has failed before"
-            if isinstance(failed, GeneratorExit):
-                # A coroutine that is thrown away may have no loop any more, and so no time.
-                if edge.breaker is not None:
-                    edge.breaker.neutral(first.permit, self.began_s)
-                raise failed
             self.number = 1
             if target is not None:
                 self.choice.note_tried(target.endpoint)
                 if isinstance(failed, ConnectFailed):
                     self.give_up(target.endpoint)
-            attempt = Attempt(1, first.due_s, first.given, began_s=self.began_s)
-            attempt.has_full_timeout = is_full_timeout(
-                edge.policy.timeout_s, first.due_s, self.began_s
-            )
+            attempt = edge.first_attempt(first.due_s, first.given, self.began_s)
             if plan.is_external:
                 attempt.used = 0
             elif reply is not None:
@@ -233,7 +224,8 @@ class Sending(Way):
             if first.permit:
                 edge.report(failed, attempt, first.permit)
             if not isinstance(failed, Exception):
-                self.end(failed)
+                if not isinstance(failed, GeneratorExit):
+                    self.end(failed)  # who is thrown away may have no loop any more, and no time
                 raise failed
             if left is None:
                 left = AttemptsLeft(self.context.attempts_left)

@@ -145,10 +145,7 @@ class StartedCall(ClientExchange):
         ended_s, began_s = plan.clock(), self.began_s
         breaker, permit = plan.breaker, first.permit
         if breaker is not None:
-            if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
-                breaker.successes += 1
-            else:
-                breaker.success(permit, ended_s, ended_s - began_s)
+            breaker.success(permit, ended_s, ended_s - began_s)
         if first.given:
             self._left.settle(first.given, 0 if plan.is_external else attempts_used(pairs))
         context = self._context

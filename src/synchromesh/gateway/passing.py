@@ -34,8 +34,7 @@ from synchromesh.http import (
 from synchromesh.http.body import Framing
 from synchromesh.http.client import ClientConnection, ExchangeOwner
 from synchromesh.http.together import TurnWrites
-from synchromesh.resilience import Attempt, Breaker, Edge, Limiter, may_retry
-from synchromesh.resilience.attempts import is_full_timeout
+from synchromesh.resilience import Breaker, Edge, Limiter, may_retry
 from synchromesh.telemetry import Record, outcome_of
 
 
@@ -276,12 +275,9 @@ class ForwardExchange(ClientExchange):
     def fail(self, error: Exception, used: int | None = None) -> None:
         """Take a failure of the attempt: retry by the slow way, or tell the client."""
         plan, exchange = self.plan, self.exchange
-        first = Attempt(
-            1, self.due_s, plan.gate.attempts_left // 2, used=used, began_s=self.began_s
-        )
-        first.has_full_timeout = is_full_timeout(
-            plan.edge.policy.timeout_s, self.due_s, self.began_s
-        )
+        given = plan.gate.attempts_left // 2
+        first = plan.edge.first_attempt(self.due_s, given, self.began_s)
+        first.used = used
         if isinstance(error, TimedOut):
             error = plan.edge.late(first)
         if self.permit is not None:
@@ -336,10 +332,7 @@ class ForwardExchange(ClientExchange):
         if breaker is not None and permit is not None:
             self.permit = None
             now = self.plan.loop.time()
-            if permit == breaker.closed_permit and now < breaker.slice_ends_s:
-                breaker.successes += 1
-            else:
-                breaker.success(permit, now, now - self.began_s)
+            breaker.success(permit, now, now - self.began_s)
 
     def _outcome(self, error: BaseException) -> tuple[str, float, dict[str, str]]:
         status, noted = outcome_of(error)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from synchromesh.errors import TimedOut
-from synchromesh.resilience.attempts import Attempt, Attempts
+from synchromesh.resilience.attempts import Attempt, Attempts, is_full_timeout
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
@@ -147,8 +147,8 @@ class Edge:
         breaker = self.breaker
         if breaker is None:
             return
-        if isinstance(outcome, GeneratorExit):
-            # A coroutine that is thrown away may have no loop any more, and so no time.
+        if outcome is not None and not isinstance(outcome, Exception):
+            # Cancelled; or thrown away, and then there is no loop any more that has a time.
             breaker.neutral(permit, attempt.began_s)
             return
         now = asyncio.get_running_loop().time()
@@ -159,6 +159,12 @@ class Edge:
             breaker.failure(permit, now, now - attempt.began_s)
         else:
             breaker.neutral(permit, now)
+
+    def first_attempt(self, due_s: float, given: int, began_s: float) -> Attempt:
+        """Return a first attempt that was made elsewhere, as `report` and `run` want it."""
+        attempt = Attempt(1, due_s, given, began_s=began_s)
+        attempt.has_full_timeout = is_full_timeout(self.policy.timeout_s, due_s, began_s)
+        return attempt
 
     def late(self, attempt: Attempt) -> TimedOut:
         """Return what an attempt is that was cancelled at its deadline."""

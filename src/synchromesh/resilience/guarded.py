@@ -10,7 +10,6 @@ which of them it saves.
 
 from __future__ import annotations
 
-import asyncio
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
@@ -59,21 +58,29 @@ class _SlowWay:
         again: Callable[[Attempt], Awaitable[T]],
         first: Attempt,
         permit: int,
-        failed: BaseException,
+        failed: BaseException | None,
+        cut: Cut | None = None,
     ) -> T:
         """Go on after an attempt that has failed: tell the breaker, and retry or raise."""
         try:
-            if not isinstance(failed, Exception):
-                # Cancelled; or thrown away, and then there is no loop any more that has a time.
-                if here.breaker is not None:
-                    here.breaker.neutral(permit, first.began_s)
-                raise failed
+            if here.limiter is not None:
+                here.limiter.release()
+            failed = here.ended(failed, first, cut)
+            assert failed is not None, "who goes on has failed before"
             here.edge.report(failed, first, permit)
-            if not self._has_retry:
+            if not (self._has_retry and isinstance(failed, Exception)):
                 raise failed
             return await self.run(here, again, (first, failed))
         finally:
-            del failed  # as in `run`
+            del failed, cut  # as in `run`; and a cut keeps the task, which keeps the error
+
+    async def queue(
+        self, here: OnLoop, again: Callable[[Attempt], Awaitable[T]], permit: int, began_s: float
+    ) -> T:
+        """Make a call that found no slot free; it asks the breaker again when it has one."""
+        if here.breaker is not None:
+            here.breaker.neutral(permit, began_s)
+        return await self.run(here, again)
 
 
 def guard(
@@ -125,9 +132,8 @@ def _untimed(  # noqa: C901 - as `guarded`
                 permit = breaker.admit(began_s)
         limiter, budget = here.limiter, here.budget
         if limiter is not None and not limiter.take():
-            if breaker is not None:
-                breaker.neutral(permit, began_s)
-            return await slow_way.run(here, partial(_call, fn, args, kwargs))
+            again = partial(_call, fn, args, kwargs)
+            return await slow_way.queue(here, again, permit, began_s)
         if budget is not None:
             budget.calls += 1
         try:
@@ -144,8 +150,6 @@ def _untimed(  # noqa: C901 - as `guarded`
                 else:
                     breaker.success(permit, ended_s, ended_s - began_s)
             return answer
-        if limiter is not None:
-            limiter.release()
         try:
             first = Attempt(1, began_s=began_s)
             return await slow_way.go_on(
@@ -186,9 +190,8 @@ def _timed(  # noqa: C901 - as `guarded`
             permit = breaker.admit(began_s)
         limiter, budget = here.limiter, here.budget
         if limiter is not None and not limiter.take():
-            if breaker is not None:
-                breaker.neutral(permit, began_s)
-            return await slow_way.run(here, partial(_call, fn, args, kwargs))
+            again = partial(_call, fn, args, kwargs)
+            return await slow_way.queue(here, again, permit, began_s)
         if budget is not None:
             budget.calls += 1
         cut = Cut(began_s + timeout_s, task)
@@ -212,14 +215,10 @@ def _timed(  # noqa: C901 - as `guarded`
                     breaker.success(permit, ended_s, ended_s - began_s)
             return answer
         timers.wheel.drop(cut)
-        if limiter is not None:
-            limiter.release()
         try:
             first = Attempt(1, cut.due_s, has_full_timeout=True, began_s=began_s)
-            if cut.is_late and cut.is_alone() and isinstance(failed, asyncio.CancelledError):
-                failed = here.edge.late(first)
             return await slow_way.go_on(
-                here, partial(_call, fn, args, kwargs), first, permit, failed
+                here, partial(_call, fn, args, kwargs), first, permit, failed, cut
             )
         finally:
             # This frame is in its traceback, and the task keeps the error: each would be a cycle.

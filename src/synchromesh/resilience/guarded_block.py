@@ -89,24 +89,19 @@ class GuardedBlock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        here, cut, late = self._here, self._cut, None
+        here = self._here
         assert here is not None
-        if cut is not None:
-            here.timers.drop(cut)
-            if cut.is_late and cut.is_alone() and isinstance(error, asyncio.CancelledError):
-                late = here.edge.late(self._attempt)
+        if self._cut is not None:
+            here.timers.drop(self._cut)
+        ended = here.ended(error, self._attempt, self._cut)
         if here.limiter is not None:
             here.limiter.release()
-        if error is None or isinstance(error, Exception) or late is not None:
-            here.edge.report(late or error, self._attempt, self._permit)
-        elif here.breaker is not None:
-            # Cancelled; or thrown away, and then there is no loop any more that has a time.
-            here.breaker.neutral(self._permit, self._attempt.began_s)
-        if late is not None:
-            try:
-                raise late from None
-            finally:
-                del late, error  # this frame is in their tracebacks: kept, they are cycles
+        here.edge.report(ended, self._attempt, self._permit)
+        try:
+            if ended is not None and ended is not error:
+                raise ended from None
+        finally:
+            del ended, error  # this frame is in their tracebacks: kept, they are cycles
 
     async def _admit(self, here: OnLoop) -> int:
         """Pass the breaker and the limiter, and note when; an open breaker rejects at once."""

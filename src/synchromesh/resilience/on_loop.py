@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
+from synchromesh.resilience.attempts import Attempt
 from synchromesh.resilience.edge import Edge
 from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import Chance
@@ -44,6 +45,17 @@ class OnLoop:
         self.edge = edge
         self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
         self.timers = Timers()
+
+    def ended(
+        self, error: BaseException | None, attempt: Attempt, cut: Cut | None
+    ) -> BaseException | None:
+        """Return what an attempt came to that ended with `error`, once its cut was dropped."""
+        if cut is None or not cut.is_late:
+            return error
+        # The task's count is put right in any case.
+        is_alone = cut.is_alone()
+        is_late = is_alone and isinstance(error, asyncio.CancelledError)
+        return self.edge.late(attempt) if is_late else error
 
     @classmethod
     def nowhere(cls) -> OnLoop:
