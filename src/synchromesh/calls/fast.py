@@ -35,10 +35,7 @@ SURELY_FITS = TARGET_BYTES_MAX // 3
 async def call(  # noqa: C901 - one frame for all layers is the point of it
     plan: Plan, arguments: bytes, context: CallContext, timeout_s: float | None, *, as_json: bool
 ) -> Any:
-    """Make a call and return its answer: as it was sent where `as_json`, else its value.
-
-    `timeout_s` bounds the whole call; the deadline of the context, of whoever calls, does anyway.
-    """
+    """Make a call, in `timeout_s` at most; return its answer's value, or its JSON if `as_json`."""
     if in_unit.get() is not None:
         refuse_in_unit(f"the call {plan.name}")
     shared, service, breaker = plan.shared, plan.service, plan.breaker
@@ -47,11 +44,8 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     key = check_key(context.key) if plan.is_command else ""
     if len(arguments) > SURELY_FITS and not plan.is_external:
         _check_size(plan, arguments)
-    deadline_s = context.deadline_s
-    if timeout_s is not None:
-        deadline_s = _sooner(plan, deadline_s, now, timeout_s)
-    # As `new_span_id` makes it, without its frame.
-    span_id = (shared.draw(64) or 1).to_bytes(8).hex()
+    deadline_s = context.deadline_s if timeout_s is None else _sooner(plan, context, now, timeout_s)
+    span_id = (shared.draw(64) or 1).to_bytes(8).hex()  # `new_span_id` without its frame
     # One look for all faults: the table is empty while none is in force.
     is_late = deadline_s is not None and now >= deadline_s
     listed: tuple[Endpoint, ...] = ()
@@ -61,8 +55,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
     if not listed or (plan.limiter is not None and not plan.limiter.take()):
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
-        answer = await sending.run(deadline_s, attempts_left(context))
-        return answer[0] if as_json else answer[1]
+        return (await sending.run(deadline_s, attempts_left(context)))[0 if as_json else 1]
 
     # A call at the root of its tree shares its extra attempts with nobody: what counts them is made
     # only if they are needed.
@@ -91,8 +84,6 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         # Most calls need none: what the slow way is to know of it is put together here.
         first = First(due_s, given, permit, target, reply, error)
     else:
-        if plan.limiter is not None:
-            plan.limiter.release()
         ended_s = plan.clock()
         if breaker is not None:
             if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
@@ -105,11 +96,11 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
                 left.spend(reply.attempts_used)
         plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
         return reply.body or b"null" if as_json else value
-    if plan.limiter is not None:
-        plan.limiter.release()
+    finally:
+        if plan.limiter is not None:
+            plan.limiter.release()
     sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
-    answer = await sending.go_on(first, deadline_s, left)
-    return answer[0] if as_json else answer[1]
+    return (await sending.go_on(first, deadline_s, left))[0 if as_json else 1]
 
 
 def known_at_once(service: CalledService, now: float) -> tuple[Endpoint, ...]:
@@ -134,8 +125,8 @@ def known_at_once(service: CalledService, now: float) -> tuple[Endpoint, ...]:
     return ()
 
 
-def _sooner(plan: Plan, deadline_s: float | None, now: float, timeout_s: float) -> float:
-    until_s = now + timeout_s
+def _sooner(plan: Plan, context: CallContext, now: float, timeout_s: float) -> float:
+    until_s, deadline_s = now + timeout_s, context.deadline_s
     if math.isnan(until_s):
         # It compares with nothing, and would put the timers of the loop out of order.
         raise BadRequest(f"{plan.name} was given the timeout {timeout_s} s")
