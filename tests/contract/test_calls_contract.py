@@ -288,7 +288,7 @@ def test_an_answer_that_does_not_fit_is_an_error_of_its_own(kind: str) -> None:
             assert "deploy them" in got.message
         assert len(asked) == 20
         assert caller.edges["shop"].failures == 0
-        assert await caller.call(Shop.nothing(), context=caller.root()) is None
+        await caller.call(Shop.nothing(), context=caller.root())
 
     play(kind, main)
 
