@@ -31,6 +31,12 @@ class NotStarted(Exception):
     """A server did not come up; its message has the end of what it printed."""
 
 
+def installed() -> dict[str, str]:
+    """Return the environment of what is measured: as installed, with bytecode that is kept."""
+    ours = {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(CACHE / "bytecode")}
+    return {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"} | ours
+
+
 def free_port() -> int:
     """Return a port of loopback that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -63,7 +69,7 @@ class Server:
         self.process = subprocess.Popen(
             command,
             cwd=folder or ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+            env={**installed(), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=stdout or self._log,
             stderr=self._log,
@@ -151,7 +157,7 @@ def synchromesh(folder: Path, *words: str) -> str:
         command,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=installed(),
         timeout=60,
         check=False,
     )
