@@ -74,6 +74,11 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def family_of(pid: int) -> list[int]:
+    """Return the children of a process, and theirs."""
+    return [each for child in children_of(pid) for each in (child, *family_of(child))]
+
+
 def is_alive(pid: int) -> bool:
     """Return True where a process runs; one that waits to be reaped does not."""
     try:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from processes import COMMAND, announced, children_of, dev, ends, is_alive, until
+from processes import COMMAND, announced, dev, ends, family_of, is_alive, until
 from synchromesh.system import RunDir
 
 STOP_S = 10.0
@@ -182,11 +182,6 @@ def ask(
     asked = Asked(url, method, path, body, headers)
     asked.finish()
     return asked.told()
-
-
-def family_of(pid: int) -> list[int]:
-    """Return the children of a process, and theirs."""
-    return [each for child in children_of(pid) for each in (child, *family_of(child))]
 
 
 def synchromesh(folder: Path, *words: str) -> Any:

@@ -21,7 +21,7 @@ from demo.main import main
 from msgspec.structs import replace
 from shop import order_book
 
-from processes import children_of, ends, is_alive
+from processes import ends, family_of, is_alive
 
 DEMO = (sys.executable, "-m", "synchromesh.examples.servo_works.demo")
 ORDERS = 60
@@ -325,9 +325,9 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_ctrl_c_stops_everything(tmp_path: Path, signals: list[signal.Signals]) -> None:
     """Stopped in the middle, by one Ctrl-C or two, it exits 130 and no process is left."""
     with running(tmp_path) as (demo, system):
-        below = [system, *children_of(system)]
-        # Itself, the seven, and the credit provider.
-        assert len(set(below)) == 9
+        below = [system, *family_of(system)]
+        # Itself, the fork server, the seven, and the credit provider.
+        assert len(set(below)) == 10
         for number in signals:
             demo.send_signal(number)
         said, _ = demo.communicate(timeout=WITHIN_S)
@@ -340,7 +340,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path, signals: list[signal.Signals]) 
 def test_killed_itself_it_leaves_nothing_running(tmp_path: Path) -> None:
     """SIGKILL to the demo takes its supervisor, and all that one runs, with it."""
     with running(tmp_path) as (demo, system):
-        below = [system, *children_of(system)]
+        below = [system, *family_of(system)]
         demo.kill()
         assert all(map(ends, below))
 
@@ -348,7 +348,7 @@ def test_killed_itself_it_leaves_nothing_running(tmp_path: Path) -> None:
 def test_a_system_that_ends_by_itself_is_told(tmp_path: Path) -> None:
     """Where the system dies of its own, the demo says so at once and exits 3."""
     with running(tmp_path) as (demo, system):
-        below = children_of(system)
+        below = family_of(system)
         os.kill(system, signal.SIGKILL)
         said, _ = demo.communicate(timeout=WITHIN_S)
         assert demo.returncode == 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import COMMAND, announced, children_of, dev, is_alive
+from processes import COMMAND, announced, dev, family_of, is_alive
 
 WITHIN_S = 60.0
 
@@ -35,7 +35,7 @@ def running(folder: Path, *flags: str) -> Iterator[None]:
     """Run `synchromesh dev` in a folder, and stop it as Ctrl-C does; no process is left."""
     with dev(folder, *flags) as process:
         announced(process)
-        below = children_of(process.pid)
+        below = family_of(process.pid)
         yield
         process.send_signal(signal.SIGINT)
         assert process.wait(WITHIN_S) == 0

@@ -14,7 +14,7 @@ import pytest
 
 import notes_app
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
-from processes import announced, children_of, dev, ends, is_alive
+from processes import announced, children_of, dev, ends, family_of, is_alive
 from split_world import WAIT_S, ControlSocket, port_of, processes_of, running
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
@@ -194,8 +194,8 @@ def test_it_dies_with_its_supervisor(tmp_path: Path) -> None:
     """kill -9 leaves neither its process nor its socket."""
     with dev(write_config(tmp_path, WITH_GATEWAY), "--split") as process:
         port = port_of(announced(process)["gateway"])
-        below = children_of(process.pid)
-        assert len(below) == 2
+        below = family_of(process.pid)
+        assert len(below) == 3  # with the fork server
         process.kill()
         process.wait(WAIT_S)
         assert all(map(ends, below))

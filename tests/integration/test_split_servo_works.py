@@ -13,7 +13,7 @@ from demo.customers import Customers
 from demo.door import Door
 from demo.running import RunningSystem, copy_shipped, until
 
-from processes import children_of, ends, is_alive
+from processes import ends, family_of, is_alive
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 
@@ -43,7 +43,7 @@ async def test_a_kill_and_a_restart_in_mid_order_lose_nothing(
     customers = Customers(door, RealRuntime().rng, account)
     await system.start()
     assert system.pid is not None
-    below = children_of(system.pid)
+    below = family_of(system.pid)
     assert len(set(below)) == len(below) >= 5
     await system.set_faults("slow", 0.2)
     async with customers.buying():
@@ -59,7 +59,7 @@ async def test_a_kill_and_a_restart_in_mid_order_lose_nothing(
     await system.set_faults("ok")
     assert await until(system.is_settled, 30.0)
     await customers.settle()
-    below = [system.pid, *children_of(system.pid)]
+    below = [system.pid, *family_of(system.pid)]
     assert await system.stop() == 0
     assert not any(map(is_alive, below))
     assert set(account.told.values()) == {"placed"}

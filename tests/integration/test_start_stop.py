@@ -22,7 +22,7 @@ import pytest
 
 from cli_runs import Run, runner
 from notes_app import PROVIDER, READY, STAYS, TESTS, TOML, WITH_GATEWAY, write_config
-from processes import COMMAND, announced, children_of, dev, ends, is_alive, until
+from processes import COMMAND, announced, children_of, dev, ends, family_of, is_alive, until
 from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import RunDir
 from synchromesh.system.supervise import child_process
@@ -199,7 +199,7 @@ def test_a_hangup_stops_all_of_it(tmp_path: Path, flags: tuple[str, ...]) -> Non
     folder = write_config(tmp_path, TOML + STAYS)
     with dev(folder, *flags) as process:
         told = announced(process)
-        below = children_of(process.pid)
+        below = family_of(process.pid)
         assert sorted(told["services"]) == ["notes", "provider"]
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None
@@ -224,7 +224,7 @@ def test_a_killed_one_is_told_and_starts_again(tmp_path: Path, flags: tuple[str,
     folder = write_config(tmp_path, TOML + STAYS)
     with dev(folder, *flags) as process:
         first = announced(process)
-        below = children_of(process.pid)
+        below = family_of(process.pid)
         process.kill()
         process.wait(WAIT_S)
     assert all(map(ends, below))
@@ -287,7 +287,7 @@ def test_an_interrupt_while_it_starts_stops_it(tmp_path: Path, flags: tuple[str,
     folder = write_config(tmp_path, TOML + HANGS)
     with said_when_there(folder) as there, dev(folder, *flags) as process:
         wait_for(there)
-        below = children_of(process.pid)
+        below = family_of(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert process.wait(WAIT_S) == 0
@@ -305,7 +305,7 @@ def test_interrupts_while_it_starts_cut_it(tmp_path: Path, flags: tuple[str, ...
     folder = write_config(tmp_path, TOML + STAYS + '[dev]\nopening = "hangs:opening"\n')
     with said_when_there(folder) as there, dev(folder, *flags) as process:
         wait_for(there)
-        below = children_of(process.pid)
+        below = family_of(process.pid)
         for pid in below:
             os.kill(pid, signal.SIGSTOP)
 
@@ -325,7 +325,7 @@ def test_a_second_interrupt_cuts(tmp_path: Path, flags: tuple[str, ...]) -> None
     folder = write_config(tmp_path, TOML + STAYS)
     with dev(folder, *flags) as process:
         announced(process)
-        below = children_of(process.pid)
+        below = family_of(process.pid)
         for pid in below:
             os.kill(pid, signal.SIGSTOP)
         process.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from notes_app import TESTS, WITH_GATEWAY, write_config
-from processes import COMMAND, children_of, is_alive
+from processes import COMMAND, family_of, is_alive
 
 pytestmark = pytest.mark.anyio
 
@@ -92,8 +92,8 @@ async def test_slow_clients_keep_no_stop_waiting(tmp_path: Path, flags: tuple[st
             last = await Client.come(port)
             await last.say(COUNT)
             assert await last.hear(12) == b"HTTP/1.1 200"
-        processes = [dev.pid, *children_of(dev.pid)]
-        assert len(processes) == (3 if flags else 1)
+        processes = [dev.pid, *family_of(dev.pid)]
+        assert len(processes) == (4 if flags else 1)
         dev.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_S):
             code, said = await dev.wait(), await dev.stderr.read()

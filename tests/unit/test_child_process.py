@@ -14,6 +14,7 @@ from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.system.config.schema import SystemConfig, SystemSection
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.children import ChildEnded
+from synchromesh.system.supervise.launcher import Launcher
 from synchromesh.system.supervise.messages import ProcessSpec
 
 pytestmark = pytest.mark.anyio
@@ -30,20 +31,22 @@ def leave(*_):
     when("leave")
     os._exit(0)
 signal.signal(signal.SIGTERM, leave)
+link = open(os.dup(0), "w")
 sys.stdin.readline()
 when("load")
-print('{"type": "loaded"}', flush=True)
+print('{"type": "loaded"}', file=link, flush=True)
 when("open")
-print('{"type": "ready", "admin": 1, "url": "http://127.0.0.1:2"}', flush=True)
+print('{"type": "ready", "admin": 1, "url": "http://127.0.0.1:2"}', file=link, flush=True)
 signal.pause()
 """
 
 # Says all at once, and is gone before the one before it.
 HASTY = """
-import pathlib, threading
-input()
-print('{"type": "loaded"}')
-print('{"type": "ready", "admin": 3, "url": "http://127.0.0.1:4"}', flush=True)
+import os, pathlib, sys, threading
+link = open(os.dup(0), "w")
+sys.stdin.readline()
+print('{"type": "loaded"}', file=link)
+print('{"type": "ready", "admin": 3, "url": "http://127.0.0.1:4"}', file=link, flush=True)
 while not pathlib.Path("asked").exists():
     threading.Event().wait(0.005)
 """
@@ -52,12 +55,12 @@ while not pathlib.Path("asked").exists():
 @pytest.fixture
 async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ChildProcess]:
     """One that runs, and whose next one waits at each of its words."""
-    monkeypatch.setattr("synchromesh.system.supervise.child_process.MAIN", PART)
+    monkeypatch.setattr("synchromesh.system.supervise.launcher.MAIN", PART)
     config = SystemConfig(SystemSection(name="notebook"), {})
     child = ChildProcess(
         "service 'notes'",
         spec=lambda port: ProcessSpec("notes", config, "", "", "", port),
-        folder=tmp_path,
+        launcher=Launcher(tmp_path),
         log=tmp_path / "log",
         on_exit=lambda _: None,
         on_moved=lambda _: None,
@@ -237,7 +240,7 @@ async def test_one_that_ended_is_not_ready_whatever_it_said(
     child: ChildProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its words wait to be read while the old one lets go; nobody is sent where it was."""
-    monkeypatch.setattr("synchromesh.system.supervise.child_process.MAIN", HASTY)
+    monkeypatch.setattr("synchromesh.system.supervise.launcher.MAIN", HASTY)
     asked = asyncio.ensure_future(child.restart())
     await there(tmp_path / "asked")
     await ended(child)

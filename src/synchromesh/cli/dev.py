@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from synchromesh.cli.config import settings_option
+from synchromesh.cli.main import IS_PROGRAM
 from synchromesh.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
@@ -39,9 +40,15 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     from synchromesh.system.config.definitions import load_services
 
     config = load_config(folder, environment=os.environ, flags=settings)
+    forks = None
+    if is_split and click.get_current_context().meta[IS_PROGRAM]:
+        from synchromesh.system.host.fork_server import start_fork_server
+
+        # Before anything of the system's own is imported: its processes import it for themselves.
+        forks = start_fork_server(folder, loop=config.system.loop)
     # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.
     load_services(config, folder)
-    system = System(config, folder, RealRuntime(), is_split=is_split)
+    system = System(config, folder, RealRuntime(), is_split=is_split, forks=forks)
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
         return runner.run(_run(system, is_split, is_json))
 

@@ -13,6 +13,8 @@ import click
 from synchromesh.cli.output import OutputClosed
 from synchromesh.errors import RemoteFailed, SynchromeshError
 
+# Whether the command line is the whole program, as verbs find it in the context's `meta`.
+IS_PROGRAM = "synchromesh.is_program"
 USER_MISTAKE = 2
 INTERNAL = 3
 
@@ -57,6 +59,8 @@ def synchromesh(context: click.Context, folder: Path) -> None:
     Exit codes: 0 done, 1 a finding (a call that was refused, something that needs a person), 2 your
     mistake, 3 the system's failure.
     """
+    # Of another program that runs a verb nothing is known: what it has imported, or started.
+    context.meta[IS_PROGRAM] = context.obj is True
     context.obj = folder.resolve()
 
 
@@ -100,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse_bytes(words)
         if words[:1] == ["help"]:
             words = [*words[1:], "--help"]
-        code = synchromesh.main(args=words, prog_name="synchromesh", standalone_mode=False)
+        code = synchromesh.main(
+            args=words, prog_name="synchromesh", standalone_mode=False, obj=arguments is None
+        )
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

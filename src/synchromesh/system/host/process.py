@@ -1,9 +1,9 @@
 """One part of a system, a service or its gateway, as a process of its own; `main` runs in it.
 
-It is started by the supervisor (`processes`), which hands it its `ProcessSpec` as one line on
-standard input, and holds that open: where it closes, the supervisor is gone, and the process ends
-too. It says `Loaded` where it has to wait for the process before, and once it answers `Ready`, each
-as one line; or why not, `StartFailed`. What else is printed goes to standard error.
+It is started by the supervisor (`processes`), or by its fork server. Its standard input is a link
+to the supervisor, over which it gets its `ProcessSpec` as one line, and which stays open: where it
+closes, the supervisor is gone, and the process ends too. It says `Loaded` where it has to wait for
+the process before, and once it answers `Ready`, each as one line; or why not, `StartFailed`.
 
     spec → log, spans → registry → control API → the part → the part is known → ready
 """
@@ -17,8 +17,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from socket import socket
 
 import msgspec
 
@@ -133,17 +134,26 @@ class Process:
         return f"<Process {self._spec.name}>"
 
 
-def main() -> None:
-    """Run one part until SIGTERM or the supervisor's end; a second SIGTERM cuts the drain short."""
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    # What users print must not fill a pipe that nobody reads.
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessSpec)
+def main() -> int:
+    """Run one part until SIGTERM or the supervisor's end, and return the exit code.
+
+    A second SIGTERM cuts the drain short.
+    """
+    link = socket(fileno=os.dup(sys.stdin.fileno()))
+    # Neither what users import nor what they start reads from the link, or keeps it open.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    os.close(nothing)
+    with link.makefile("rb") as lines:
+        line = lines.readline()
+    if not line:
+        return MISTAKE  # it is not wanted any more
+    spec = msgspec.json.decode(line, type=ProcessSpec)
     with asyncio.Runner(loop_factory=loop_factory(spec.config.system.loop)) as runner:
-        sys.exit(runner.run(_run(spec, answer)))
+        return runner.run(_run(spec, link))
 
 
-async def _run(spec: ProcessSpec, answer: BinaryIO) -> int:
+async def _run(spec: ProcessSpec, link: socket) -> int:
     stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def on_signal() -> None:
@@ -153,22 +163,22 @@ async def _run(spec: ProcessSpec, answer: BinaryIO) -> int:
         loop.add_signal_handler(number, on_signal)
 
     def abandoned() -> None:
-        loop.remove_reader(sys.stdin.fileno())
+        loop.remove_reader(link)
         stop.set()
 
-    loop.add_reader(sys.stdin.fileno(), abandoned)
+    loop.add_reader(link, abandoned)
 
     def say(what: Loaded | Ready | StartFailed) -> None:
-        answer.write(msgspec.json.encode(what) + b"\n")
+        with suppress(BrokenPipeError, ConnectionResetError):  # seen by `abandoned`
+            link.sendall(msgspec.json.encode(what) + b"\n")
 
     process = Process(spec, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
-    with answer:
-        try:
-            ready: Ready | StartFailed = await process.start()
-        except (SynchromeshError, TimeoutError) as error:
-            _log.exception("it could not be started")
-            ready = StartFailed(str(error) or "the registry did not answer in time")
-        say(ready)
+    try:
+        ready: Ready | StartFailed = await process.start()
+    except (SynchromeshError, TimeoutError) as error:
+        _log.exception("it could not be started")
+        ready = StartFailed(str(error) or "the registry did not answer in time")
+    say(ready)
     if isinstance(ready, StartFailed):
         return MISTAKE
     try:

@@ -22,6 +22,8 @@ from synchromesh.system.host.gateway_part import open_socket
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.waits import all_of
 from synchromesh.system.supervise.child_process import ChildProcess
+from synchromesh.system.supervise.forks import ForkServer
+from synchromesh.system.supervise.launcher import Launcher
 from synchromesh.system.supervise.messages import ProcessSpec
 
 
@@ -34,6 +36,7 @@ class Processes:
         key: signs every hop.
         token: what a process asks for at its own control API.
         on_moved: called with the name and the new URL of a service that comes up elsewhere.
+        forks: the fork server; None where each process is a new interpreter.
 
     Attributes:
         remotes: the processes, as the control API asks them; the gateway's by its own name.
@@ -47,6 +50,7 @@ class Processes:
         key: bytes,
         token: str,
         on_moved: Callable[[str, str], None],
+        forks: ForkServer | None,
     ) -> None:
         self._host = host
         self._registry = registry
@@ -54,12 +58,16 @@ class Processes:
         self._token = token
         self._on_moved = on_moved
         self._watching = Supervisor("processes", escalate=host.fail)
+        self._forks = forks
+        self._launcher = Launcher(host.folder, forks)
         self._socket: socket | None = None
         self.remotes: dict[str, RemoteProcess] = {}
         host.local.supervisors = [*host.local.supervisors, self._watching]
 
     async def run_services(self) -> None:
         """Start all services at once; calls are held until their callees are ready."""
+        if self._forks is not None:
+            self._forks.start()
         children = {name: self._service(name) for name in self._host.config.services}
         starting = [asyncio.ensure_future(child.start()) for child in children.values()]
         try:
@@ -104,6 +112,8 @@ class Processes:
         if GATEWAY in self.remotes:
             await all_of([self.remotes[GATEWAY].child.stop()])
         await all_of(remote.child.stop() for remote in self.remotes.values())
+        if self._forks is not None:
+            await self._forks.stop()
 
     def cut(self) -> None:
         """Kill all processes."""
@@ -137,7 +147,7 @@ class Processes:
         child = ChildProcess(
             title,
             spec=spec,
-            folder=self._host.folder,
+            launcher=self._launcher,
             log=self._host.rundir.telemetry / f"{name}.log",
             on_exit=on_exit,
             on_moved=on_moved,

@@ -38,6 +38,7 @@ from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.processes import Processes
 from synchromesh.system.leases_api.server import PATH, RegistryServer
+from synchromesh.system.supervise.forks import ForkServer
 from synchromesh.system.supervise.stop_budget import StopBudget
 
 R = TypeVar("R")
@@ -56,6 +57,7 @@ class System:
         store: the bounds of every database; `pages_max` of a service's section goes first. Of
             services in this process only.
         is_split: whether each service and the gateway has a process of its own.
+        forks: forks those processes; without it each is a new interpreter.
         budget: how long the stages of a stop may take.
     """
 
@@ -69,11 +71,13 @@ class System:
         *,
         store: StoreOptions | None = None,
         is_split: bool = False,
+        forks: ForkServer | None = None,
         budget: StopBudget | None = None,
     ) -> None:
         self._host = Host(config, folder.resolve(), runtime, store=store, budget=budget)
         self._config = config
         self._is_split = is_split
+        self._forks = forks
         self._stopping = asyncio.Lock()
         self._token = ""
         self._processes: Processes | None = None
@@ -172,7 +176,12 @@ class System:
         if self._is_split:
             leases = RegistryServer(registry, verify=verify, started_us=host.runtime.wall_us())
             self._processes = Processes(
-                host, registry, key=key, token=self._token, on_moved=lambda _, __: self._publish()
+                host,
+                registry,
+                key=key,
+                token=self._token,
+                on_moved=lambda _, __: self._publish(),
+                forks=self._forks,
             )
             remotes = self._processes.remotes
             await host.serve_control(self._token, remotes, (PATH, leases.handle))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,9 @@ import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import RestartsExhausted
-from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, signal_group, spawn
+from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, signal_group
+from synchromesh.system.supervise.launcher import Launcher
+from synchromesh.system.supervise.linked_process import LINE_BYTES_MAX, LinkedProcess
 from synchromesh.system.supervise.messages import (
     FAILED,
     FAILED_SAYS,
@@ -30,12 +31,8 @@ from synchromesh.system.supervise.messages import (
 from synchromesh.system.supervise.stop_budget import StopBudget
 from synchromesh.system.supervise.succession import Event, State, Succession
 
-# By -m the module would be loaded twice, for its package imports it too.
-MAIN = "from synchromesh.system.host.process import main; main()"
-
 # The process before may take its 10 s to let go of the database.
 READY_WITHIN_S = 20.0
-LINE_BYTES_MAX = 65_536
 
 _log = logging.getLogger("synchromesh.system")
 
@@ -46,7 +43,7 @@ class ChildProcess:
     Args:
         title: what it is called in words, such as "service 'orders'".
         spec: makes the spec of a new process; given the port of its predecessor, or 0.
-        folder: of the system.
+        launcher: starts them.
         log: the file that takes what the process writes to standard output and error.
         on_exit: called at once with the id of each process that has ended.
         on_moved: called with the new URL when it differs from the last one.
@@ -59,7 +56,7 @@ class ChildProcess:
         title: str,
         *,
         spec: Callable[[int], ProcessSpec],
-        folder: Path,
+        launcher: Launcher,
         log: Path,
         on_exit: Callable[[int], None],
         on_moved: Callable[[str], None],
@@ -68,13 +65,13 @@ class ChildProcess:
     ) -> None:
         self._title = title
         self._spec = spec
-        self._folder = folder
+        self._launcher = launcher
         self._log_path = log
         self._on_exit = on_exit
         self._on_moved = on_moved
         self._stop_within_s = stop_within_s
         self._budget = budget
-        self._succession: Succession[asyncio.subprocess.Process] = Succession()
+        self._succession: Succession[LinkedProcess] = Succession()
         self._replacing: asyncio.Task[None] | None = None
         # The report of the last process that became ready.
         self._ready = Ready(0, "")
@@ -244,24 +241,14 @@ class ChildProcess:
         if self._succession.is_stopping:
             raise ChildEnded(f"{self._title} is being stopped")
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> LinkedProcess:
         self._refuse_when_stopping()
         spec = self._spec(int(self.url.rpartition(":")[2] or 0))
-        process = await spawn(
-            (sys.executable, "-c", MAIN),
-            title=self._title,
-            folder=self._folder,
-            log=self._log_path,
-            has_stdin=True,
-            handle=spec.handle,
-            line_bytes_max=LINE_BYTES_MAX,
-        )
-        assert process.stdin is not None
-        # It is not closed: its end tells the process that nobody looks after it any more.
-        process.stdin.write(msgspec.json.encode(spec) + b"\n")
+        process = await self._launcher.launch(self._title, log=self._log_path, handle=spec.handle)
+        process.send(msgspec.json.encode(spec))
         return process
 
-    async def _next_report(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
+    async def _next_report(self, process: LinkedProcess) -> Loaded | Ready:
         """Wait for the next report of a starting process; end a process that fails to start."""
         try:
             self._refuse_when_stopping()
@@ -271,11 +258,10 @@ class ChildProcess:
             self._note_ended()
             raise
 
-    async def _read_report(self, process: asyncio.subprocess.Process) -> Loaded | Ready:
-        assert process.stdout is not None
+    async def _read_report(self, process: LinkedProcess) -> Loaded | Ready:
         try:
             async with asyncio.timeout(READY_WITHIN_S):
-                line = await process.stdout.readline()
+                line = await process.readline()
                 if not line:
                     await process.wait()
         except TimeoutError:
@@ -292,7 +278,7 @@ class ChildProcess:
             )
         return report
 
-    async def _end(self, process: asyncio.subprocess.Process, within_s: float) -> None:
+    async def _end(self, process: LinkedProcess, within_s: float) -> None:
         """End a process: SIGTERM to drain, SIGTERM to hurry, then SIGKILL."""
         hurry_s = min(self._budget.hurry_s, within_s / 2)
         await end(process, self._title, within_s - hurry_s, hurry_s)

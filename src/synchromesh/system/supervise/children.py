@@ -10,11 +10,13 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from synchromesh.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
+# Only where the kernel holds it, or a fork server that would tell does not answer.
+KILLED_WITHIN_S = 1.0
 _log = logging.getLogger("synchromesh.system")
 
 
@@ -40,55 +42,82 @@ def die_with_parent() -> Callable[[], Any] | None:
     return ask_to_die
 
 
+class RunningProcess(Protocol):
+    """A child process, or a child's, as `asyncio.subprocess.Process` tells of it."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, the negative number of the signal that ended it, or None."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait for its end, and return the code."""
+        ...
+
+
+def open_log(log: Path, title: str) -> BinaryIO:
+    """Open what takes the output of a child.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        return log.open("ab")
+    except OSError as error:
+        raise ConfigError(
+            f"the log of {title} cannot be written: {log}: {error.strerror}"
+        ) from error
+
+
 async def spawn(
     command: Sequence[str],
     *,
     title: str,
     folder: Path,
-    log: Path,
+    log: BinaryIO,
     env: Mapping[str, str] | None = None,
-    has_stdin: bool = False,
+    link: int = -1,
     handle: int = -1,
-    line_bytes_max: int,
+    line_bytes_max: int = 0,
 ) -> asyncio.subprocess.Process:
-    """Start a child in a process group of its own, with stdout as a pipe and stderr in a log.
+    """Start a child in a process group of its own, with stderr in a log.
 
     Args:
         title: what it is called in words.
         env: its environment; None for this process's own.
-        has_stdin: whether its standard input is a pipe; else it is empty.
+        link: the descriptor of its standard input, with stdout in the log; -1 for an empty input,
+            with stdout as a pipe.
         handle: a descriptor that it inherits.
+        line_bytes_max: of the pipe.
 
     Raises:
-        ConfigError: it cannot be run, or its log cannot be written.
+        ConfigError: it cannot be run.
     """
     try:
-        errors = log.open("ab")
-    except OSError as error:
-        raise ConfigError(
-            f"the log of {title} cannot be written: {log}: {error.strerror}"
-        ) from error
-    try:
-        with errors:
-            return await asyncio.create_subprocess_exec(
-                *command,
-                cwd=folder,
-                env=env,
-                stdin=asyncio.subprocess.PIPE if has_stdin else asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                limit=line_bytes_max,
-                pass_fds=() if handle < 0 else (handle,),
-                preexec_fn=die_with_parent(),
-                start_new_session=True,
-            )
+        return await asyncio.create_subprocess_exec(
+            *command,
+            cwd=folder,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL if link < 0 else link,
+            stdout=asyncio.subprocess.PIPE if link < 0 else log,
+            stderr=log,
+            limit=line_bytes_max,
+            pass_fds=() if handle < 0 else (handle,),
+            preexec_fn=die_with_parent(),
+            start_new_session=True,
+        )
     except OSError as error:
         raise ConfigError(
             f"{title} cannot be started: {command[0]!r}: {error.strerror}; mend its command"
         ) from error
 
 
-async def end(process: asyncio.subprocess.Process, title: str, *patience_s: float) -> None:
+async def end(process: RunningProcess, title: str, *patience_s: float) -> None:
     """End a child: by one SIGTERM for each bound in turn, and then by SIGKILL."""
     for wait_s in patience_s:
         signal_group(process, signal.SIGTERM)
@@ -100,7 +129,11 @@ async def end(process: asyncio.subprocess.Process, title: str, *patience_s: floa
             _log.info("%s has not ended within %g s", title, wait_s)
     _log.warning("%s did not stop on SIGTERM and is killed", title)
     signal_group(process, signal.SIGKILL)
-    await process.wait()
+    try:
+        async with asyncio.timeout(KILLED_WITHIN_S):
+            await process.wait()
+    except TimeoutError:
+        _log.error("%s was killed, but its end has not been seen", title)
 
 
 def how_it_ended(code: int) -> str:
@@ -108,7 +141,7 @@ def how_it_ended(code: int) -> str:
     return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
 
 
-def signal_group(process: asyncio.subprocess.Process, number: int) -> None:
+def signal_group(process: RunningProcess, number: int) -> None:
     """Send a signal to a child's process group; does nothing where it has ended."""
     try:
         # The child leads a group of its own: what it has started is stopped with it.

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from synchromesh.errors import ConfigError
-from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, spawn
+from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, open_log, spawn
 
 READY_WITHIN_S = 10.0
 LINE_BYTES_MAX = 4096
@@ -72,14 +72,15 @@ class ExternalProcess:
         Raises:
             ConfigError: it cannot be run, or was not ready in time; the message names its log.
         """
-        self._process = await spawn(
-            self._command,
-            title=self._title,
-            folder=self._folder,
-            log=self._log_path,
-            env=self._env,
-            line_bytes_max=LINE_BYTES_MAX,
-        )
+        with open_log(self._log_path, self._title) as log:
+            self._process = await spawn(
+                self._command,
+                title=self._title,
+                folder=self._folder,
+                log=log,
+                env=self._env,
+                line_bytes_max=LINE_BYTES_MAX,
+            )
         try:
             port = await self._port()
         except BaseException:

@@ -1,4 +1,4 @@
-"""Messages between a supervisor and a child process: one line of JSON each."""
+"""Messages between a supervisor, its child processes and its fork server: JSON."""
 
 from __future__ import annotations
 
@@ -63,3 +63,32 @@ class StartFailed(msgspec.Struct, frozen=True, tag="unready"):
     """Reports why the process could not be started."""
 
     message: str
+
+
+class ForkRequest(msgspec.Struct, frozen=True):
+    """Asks the fork server for a process; with it go its link, its log and maybe a socket.
+
+    Attributes:
+        handle: the number by which the process knows that socket; -1 for none.
+    """
+
+    handle: int = -1
+
+
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
+    """Answers with the id of the new process."""
+
+    pid: int
+
+
+class NotForked(msgspec.Struct, frozen=True, tag="not_forked"):
+    """Answers why a fork would not be what a new interpreter is."""
+
+    reason: str
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """Reports the end of a forked process; `code` is negative for a signal."""
+
+    pid: int
+    code: int

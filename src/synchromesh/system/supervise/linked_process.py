@@ -1,0 +1,86 @@
+"""A process of a part, and its link: the socket over which it gets its spec and reports."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import cast
+
+from synchromesh.system.supervise.children import RunningProcess
+
+LINE_BYTES_MAX = 65_536
+# A copy of its end that a process has left to another one is not waited for.
+LINK_ENDS_WITHIN_S = 0.1
+
+
+class Link(asyncio.StreamReaderProtocol):
+    """The supervisor's end of a link; it closes when the process closes its own."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.lines = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+        self.ended = asyncio.Event()
+        super().__init__(self.lines)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        # uvloop's is one without being a subclass.
+        self.transport = cast("asyncio.Transport", transport)
+        super().connection_made(transport)
+
+    def eof_received(self) -> bool:
+        """Close."""
+        super().eof_received()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end."""
+        super().connection_lost(exc)
+        self.ended.set()
+
+
+class LinkedProcess:
+    """A process with its link, which tells it by its end that nobody looks after it any more."""
+
+    def __init__(self, process: RunningProcess, link: Link) -> None:
+        self._process = process
+        self._link = link
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, the negative number of the signal that ended it, or None."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Wait for its end, and return the code."""
+        code = await self._process.wait()
+        # Its last line may still be under way.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINK_ENDS_WITHIN_S):
+                await self._link.ended.wait()
+        self._link.transport.close()
+        return code
+
+    def send(self, line: bytes) -> None:
+        """Send a line."""
+        self._link.transport.write(line + b"\n")
+
+    async def readline(self) -> bytes:
+        """Return the next line; empty where the process has ended, or sends no more.
+
+        Raises:
+            ValueError: it is longer than LINE_BYTES_MAX.
+        """
+        try:
+            return await self._link.lines.readline()
+        except ConnectionError:  # it ended before it read its spec
+            return b""
+
+    def __repr__(self) -> str:
+        return f"<LinkedProcess {self.pid}>"
