@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, RateLimited, SynchromeshError
-from synchromesh.gateway.aggregate import AggregateRun, arguments_of
+from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Principal
@@ -47,13 +47,14 @@ class AggregateGate(Protocol):
 class FastAggregate:
     """All that is the same for every request of one aggregate."""
 
-    __slots__ = ("buckets", "entry", "gate", "loop", "record", "together")
+    __slots__ = ("buckets", "entry", "gate", "loop", "plan", "record", "together")
 
     def __init__(
         self, gate: AggregateGate, entry: CompiledRoute, buckets: TokenBuckets | None
     ) -> None:
         self.gate = gate
         self.entry = entry
+        self.plan = AggregatePlan(entry.name, entry.parts, gate.asker)
         self.buckets = buckets
         self.loop = asyncio.get_running_loop()
         self.together = together_on(self.loop)
@@ -102,12 +103,10 @@ class FastAggregate:
                 return True
         exchange.listener = asked
         asked.run = AggregateRun(
-            entry.name,
-            entry.parts,
+            self.plan,
             given,
             context=context,
             left=AttemptsLeft(context.attempts_left),
-            asker=gate.asker,
             together=self.together,
         )
         asked.run.begin(asked.on_end)
