@@ -61,7 +61,7 @@ class FastAggregate:
         self.record = gate.tracer.recorder("gateway", entry.name)
 
     def begin(
-        self, exchange: HttpExchange, query: bytes, places: Mapping[str, str] | None = None
+        self, exchange: HttpExchange, query: bytes = b"", places: Mapping[str, str] | None = None
     ) -> bool:
         """Answer a request, now or later; False declines it, and nothing was done then."""
         gate, entry = self.gate, self.entry
