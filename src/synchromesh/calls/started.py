@@ -85,7 +85,9 @@ class StartedCall(ClientExchange):
         if breaker is not None:
             breaker.success(permit, ended_s, ended_s - began_s)
         if first.given:
-            self._left.settle(first.given, 0 if plan.is_external else attempts_used(pairs))
+            self._left.left += first.given
+            if not plan.is_external and (used := attempts_used(pairs)):
+                self._left.spend(used)
         context = self._context
         plan.record(
             context.trace_id,

@@ -142,14 +142,17 @@ def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpRe
 
 # What may stand in `Connection` without naming a field of this hop.
 _OPTIONS: Final = frozenset({b"keep-alive", b"close"})
-# Fields of answers as they pass, "" where they do not: unlike a request's they are the upstream's
-# own words, few and mostly the same. Those that are short are judged once, and kept.
-_LINES: dict[RawPair, bytes] = {}
-_LINES_MAX: Final = 1024
-_KEPT_BYTES_MAX: Final = 256
-_STRIPPED: Final = frozenset(name.encode() for name in (*_DROPPED, "content-length"))
-# Values have no line ends: this is the beginning of a field.
-_CACHE_CONTROL: Final = b"\ncache-control: "
+# What is done with a field of an answer, by its name; unlike a request's they are the upstream's
+# own words, few and always the same. Others than these are judged once and kept.
+_DROP, _PASS, _CACHE, _CONNECTION = range(4)
+_RULES: dict[bytes, int] = {}
+_RULES_MAX: Final = 1024
+_FIXED_RULES: Final = {
+    **{name.encode(): _DROP for name in (*_DROPPED, "content-length")},
+    b"cache-control": _CACHE,
+    b"connection": _CONNECTION,
+}
+_RULES.update(_FIXED_RULES)
 _NO_STORE: Final = b"cache-control: no-store\r\n"
 _CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 _STATUS_LINES: Final = {status: status_line(status) for status in range(200, 600)}
@@ -172,25 +175,27 @@ def answer_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int)
         pairs: its fields, as a strict parser has judged them, names in lower case.
         size: of its body; below 0 where that comes in chunks.
     """
-    lines, kept = [_STATUS_LINES[status]], _LINES
-    for pair in pairs:
-        line = kept.get(pair)
-        if line is None:
-            line = _judge(pair)
-            if line is None:
-                return _named_head(status, pairs, trace_id, size)
-        lines.append(line)
-    head = b"".join(lines)
-    # What the upstream says of caching goes before ours: it knows its answer.
-    caching = b"" if head.find(_CACHE_CONTROL) >= 0 else _NO_STORE
+    lines = [_STATUS_LINES[status]]
+    caching, rules = _NO_STORE, _RULES
+    for name, value in pairs:
+        rule = rules.get(name)
+        if rule is None:
+            rule = _judge(name)
+        if rule:
+            if rule == _CACHE:
+                # What the upstream says of caching goes before ours: it knows its answer.
+                caching = b""
+            elif rule == _CONNECTION:
+                if value.lower() not in _OPTIONS:
+                    return _named_head(status, pairs, trace_id, size)
+                continue
+            lines += (name, b": ", value, b"\r\n")
     if size < 0:
         framing = _CHUNKED
     else:
         framing = b"" if status in _NO_BODY else b"content-length: %d\r\n" % size
-    trace = trace_id.encode()
-    return b"%b%b%bx-content-type-options: nosniff\r\nsynchromesh-trace: %b\r\n" % (
-        head, framing, caching, trace
-    )  # fmt: skip
+    ours = b"x-content-type-options: nosniff\r\nsynchromesh-trace: %b\r\n" % trace_id.encode()
+    return b"".join((*lines, framing, caching, ours))
 
 
 def _named_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int) -> bytes:
@@ -200,23 +205,12 @@ def _named_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int)
     return answer_head(status, kept, trace_id, size)
 
 
-def _judge(pair: RawPair) -> bytes | None:
-    """Return a field's line, "" where it does not pass; None for a `Connection` that names others.
-
-    Those are fields of its own hop, so that the whole head needs a closer look.
-    """
-    name, value = pair
-    line = b""
-    if name == b"connection":
-        if value.lower() not in _OPTIONS:
-            return None
-    elif name not in _STRIPPED and not name.startswith(b"synchromesh-"):
-        line = b"%b: %b\r\n" % pair
-    if len(name) + len(value) <= _KEPT_BYTES_MAX:
-        if len(_LINES) >= _LINES_MAX:
-            _LINES.clear()  # such as those of dates
-        _LINES[pair] = line
-    return line
+def _judge(name: bytes) -> int:
+    if len(_RULES) >= _RULES_MAX:
+        _RULES.clear()  # somebody makes names up
+        _RULES.update(_FIXED_RULES)
+    rule = _RULES[name] = _DROP if name.startswith(b"synchromesh-") else _PASS
+    return rule
 
 
 def read_forward(route: Forward, template: Template, note: Note) -> CompiledForward:

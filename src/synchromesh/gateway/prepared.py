@@ -101,7 +101,9 @@ class PreparedCall:
                 return None
         if plan.budget is not None:
             plan.budget.calls += 1
-        first.given = left.give()
+        # As `AttemptsLeft.give` and `settle`, without their frames.
+        first.given = left.left // 2
+        left.left -= first.given
         call = StartedCall(plan, arguments, context, left, done, target, first)
         call.began_s, call.due_s, call.deadline_s = now, due_s, deadline_s
         call.together = together
