@@ -30,7 +30,7 @@ _ID_BITS: Final = 192
 _NO_ZERO: Final = 1 << 64 | 1  # a bit of each id: none of them may be zero
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
-    b"x-content-type-options: nosniff\r\nsynchromesh-trace: %b\r\n%bcontent-length: %d\r\n"
+    b"x-content-type-options: nosniff\r\n"
 )
 
 
@@ -140,15 +140,16 @@ class AggregateExchange:
             self.refuse(told_of(error, name, trace_id), error)
             error.__traceback__ = None  # it leads to frames that hold the error
             return
-        marks, noted = b"", {}
+        marks, noted = "", {}
         if composed.partial:
             names = ", ".join(composed.partial)
-            marks, noted = f"{PARTIAL}: {names}\r\n".encode(), {"partial": names}
+            marks, noted = f"{PARTIAL}: {names}\r\n", {"partial": names}
             for branch in composed.partial:
                 _log.info("%s: %s is %s", name, branch, self.run.outcomes[branch].status.value)
         body = composed.body
         self._close("ok", noted)
-        self._exchange.answer(_HEAD % (trace_id.encode(), marks, len(body)), body)
+        own = f"{TRACE}: {trace_id}\r\n{marks}content-length: {len(body)}\r\n"
+        self._exchange.answer(_HEAD + own.encode(), body)
 
     def on_lost(self) -> None:
         """Give up: the client has gone."""

@@ -297,7 +297,7 @@ class FastForward:
         if shared.faults.rules or shared.is_slow or len(body) > self.body_bytes_max:
             return False
         passed = self.passed
-        lines: list[bytes] = []
+        lines = [b""]  # the request line's place
         for name, value in exchange.pairs:
             if name in passed:
                 # Judged by the parser, and as they were: no line can be forged by them.
@@ -372,7 +372,7 @@ class FastForward:
             shared.finder.note_found(service.name)
         trace_id, span_id = ids[:32], ids[48:]
         if self.is_external:
-            lines.append(b"traceparent: 00-%b-%b-01\r\n" % (trace_id.encode(), span_id.encode()))
+            lines.append(f"traceparent: 00-{trace_id}-{span_id}-01\r\n".encode())
         else:
             hop = self.hops.get(who)
             if hop is None or now >= hop.fresh_until_s:
@@ -392,10 +392,12 @@ class FastForward:
                     travelling, now=now, wall_us=None if body else shared.runtime.wall_us()
                 ),
             )
+        lines[0] = line
         if body or self.states_length:
-            sent.wire = b"".join((line, *lines, b"content-length: %d\r\n\r\n" % len(body), body))
+            lines += (b"content-length: %d\r\n\r\n" % len(body), body)
         else:
-            sent.wire = b"".join((line, *lines, b"\r\n"))
+            lines.append(b"\r\n")
+        sent.wire = b"".join(lines)
         exchange.listener = sent
         place.pool.send(place.host, place.port, sent)
 

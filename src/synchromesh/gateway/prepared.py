@@ -142,10 +142,10 @@ class PreparedCall:
         line = place.lines.get((operation, target)) or place.line(operation, target)
         if plan.is_external and not call.key:
             # A stranger is not told who we are, and can spend none of our attempts.
-            travelling = f"traceparent: 00-{context.trace_id}-{call.span_id}-01\r\n".encode()
+            trace = f"traceparent: 00-{context.trace_id}-{call.span_id}-01\r\n"
             if not (body or self._states_length):
-                return b"%b%b\r\n" % (line, travelling)
-            signed = b""
+                return line + f"{trace}\r\n".encode()
+            signed, travelling = b"", trace.encode()
         else:
             signed, travelling = self._travelling(call, context, first, now)
         return b"".join((
