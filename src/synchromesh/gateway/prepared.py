@@ -7,7 +7,6 @@ was done, for a task to make; an attempt that failed goes on by the slow way (`S
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 from synchromesh.calls import Caller, HttpTransport, Operation
@@ -33,7 +32,7 @@ class PreparedCall:
     """
 
     __slots__ = (
-        "_bare", "_loop", "_operation", "_place", "_plan", "_pool", "_service", "_shared",
+        "_bare", "_operation", "_place", "_plan", "_pool", "_service", "_shared",
         "_states_length", "_target",
     )  # fmt: skip
 
@@ -42,7 +41,6 @@ class PreparedCall:
 
     def __init__(self, caller: Caller, operation: Operation[..., Any]) -> None:
         self._plan = caller.plan(operation)
-        self._loop = asyncio.get_running_loop()
         self._operation = operation
         self._shared, self._service = self._plan.shared, self._plan.service
         self._states_length = operation.method in _WITH_BODY
@@ -74,7 +72,7 @@ class PreparedCall:
         plan, shared, service = self._plan, self._shared, self._service
         if shared.faults.rules or shared.is_slow or len(arguments) > SURELY_FITS:
             return None
-        now, deadline_s = self._loop.time(), context.deadline_s
+        now, deadline_s = plan.clock(), context.deadline_s
         if timeout_s is not None and (deadline_s is None or now + timeout_s < deadline_s):
             deadline_s = now + timeout_s
         due_s = now + plan.timeout_s
@@ -166,9 +164,9 @@ class PreparedCall:
         if plan.is_external:
             sent = CallContext(trace_id=trace_id, span_id=span_id, key=call.key)
             return b"", header_lines(sent, now=now, wall_us=None)
-        hop = service.hops.get(context.principal)
+        hop = service.hops[context.priority].get(context.principal)
         if hop is None or now >= hop.fresh_until_s:
-            hop = service.hop(context.principal, now)
+            hop = service.hop(context.principal, context.priority, now)
         sent = CallContext(
             trace_id=trace_id,
             span_id=span_id,
@@ -176,6 +174,7 @@ class PreparedCall:
             deadline_s=first.due_s,
             key=call.key,
             attempts_left=min(ATTEMPTS_LEFT_MAX, first.given),
+            priority=context.priority,
         )
         lines = header_lines(sent, now=now, wall_us=self._shared.runtime.wall_us())
         return hop.kept.get("http") or keep_line(hop), lines
