@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from synchromesh.calls.http_client import attempts_used, reply_of_wire
 from synchromesh.calls.plan import First, Plan, Target
 from synchromesh.calls.sending import Sending
+from synchromesh.calls.wire import Reply
 from synchromesh.codec import NO_FIT
 from synchromesh.context import CallContext
 from synchromesh.errors import ConnectionLost, TimedOut
@@ -31,6 +32,8 @@ class StartedCall(ClientExchange):
 
     Attributes:
         deadline_s: of the call; `due_s` is that of its first attempt.
+        given: the extra attempts that were set aside for the callee's side.
+        permit: the breaker's; 0 where there is none.
     """
 
     # What a class has costs no store for each call, as a slot would.
@@ -43,9 +46,11 @@ class StartedCall(ClientExchange):
     may_reuse = True
     state = ExchangeState.NEW
     deadline_s: float | None = None
+    given = permit = 0
     began_s = 0.0
     span_id = ""
     together: TurnWrites | None = None
+    _reply: Reply | None = None
     _retrying: asyncio.Task[tuple[bytes, Any]] | None = None
 
     def __init__(
@@ -56,7 +61,6 @@ class StartedCall(ClientExchange):
         left: AttemptsLeft,
         done: Done,
         target: Target,
-        first: First,
     ) -> None:
         self._plan = plan
         self._arguments = arguments
@@ -64,28 +68,27 @@ class StartedCall(ClientExchange):
         self._left = left
         self._done: Done | None = done
         self._target = target
-        self._first = first
         self.key = context.key if plan.is_command else ""
 
     def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
         """Tell the value of the answer, or go on behind an error."""
-        plan, first = self._plan, self._first
+        plan = self._plan
         if not 200 <= status < 300:
-            first.reply = reply_of_wire(status, pairs, body)
-            self.go_on(plan.error_of(first.reply))
+            self._reply = reply_of_wire(status, pairs, body)
+            self.go_on(plan.error_of(self._reply))
             return
         try:
             value = plan.decode(body or b"null")
         except NO_FIT as error:
-            first.reply = reply_of_wire(status, pairs, body)
+            self._reply = reply_of_wire(status, pairs, body)
             self.go_on(error)
             return
         ended_s, began_s = plan.clock(), self.began_s
-        breaker, permit = plan.breaker, first.permit
+        breaker, given = plan.breaker, self.given
         if breaker is not None:
-            breaker.success(permit, ended_s, ended_s - began_s)
-        if first.given:
-            self._left.left += first.given
+            breaker.success(self.permit, ended_s, ended_s - began_s)
+        if given:
+            self._left.left += given
             if not plan.is_external and (used := attempts_used(pairs)):
                 self._left.spend(used)
         context = self._context
@@ -131,8 +134,9 @@ class StartedCall(ClientExchange):
             span_id=self.span_id,
             began_s=self.began_s,
         )
-        self._first.failed = error
-        going = sending.go_on(self._first, self.deadline_s, self._left)
+        # Most calls need none: what the slow way is to know of it is put together here.
+        first = First(self.due_s, self.given, self.permit, self._target, self._reply, error)
+        going = sending.go_on(first, self.deadline_s, self._left)
         task = self._retrying = asyncio.get_running_loop().create_task(going)
         task.add_done_callback(self._on_gone)
 

@@ -1,4 +1,4 @@
-"""An operation as the gateway calls it: what is the same for each call is put together once.
+"""A query as the gateway calls it: what is the same for each call is put together once.
 
 A call is its first attempt over HTTP, told by a callback: no task, no future, and of the request
 only what differs from call to call. What does not go straight through is declined before anything
@@ -12,10 +12,10 @@ from typing import Any, Final
 from synchromesh.calls import Caller, HttpTransport, Operation
 from synchromesh.calls.fast import SURELY_FITS, known_at_once
 from synchromesh.calls.http_client import Place, keep_line
-from synchromesh.calls.plan import First, Target
+from synchromesh.calls.plan import Target
 from synchromesh.calls.started import Done, StartedCall
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
-from synchromesh.errors import CircuitOpen
+from synchromesh.errors import CircuitOpen, ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import AttemptsLeft
@@ -25,10 +25,11 @@ _NO_ARGUMENTS: Final = b"{}"
 
 
 class PreparedCall:
-    """Starts the calls of one operation.
+    """Starts the calls of one query.
 
     Args:
         caller: sends them.
+        operation: the query.
     """
 
     __slots__ = (
@@ -64,7 +65,7 @@ class PreparedCall:
         Args:
             arguments: in canonical form, and short.
             done: told of the outcome, once, later; not where the call is cancelled.
-            context: of whoever makes the call; its key is sent with a command.
+            context: of whoever makes the call.
             left: the extra attempts of its call tree.
             timeout_s: bounds the whole call; the deadline of the context does anyway.
             together: gathers the writes of a turn of the loop.
@@ -88,11 +89,11 @@ class PreparedCall:
             return None
         if limiter is not None and not limiter.take():
             return None
-        first = First(due_s, 0, target=target)
+        permit = 0
         if breaker is not None:
             try:
                 # While it is closed all calls share one permit, and a success is a number to count.
-                first.permit = breaker.closed_permit or breaker.admit(now)
+                permit = breaker.closed_permit or breaker.admit(now)
             except CircuitOpen:
                 if limiter is not None:
                     limiter.release()
@@ -100,15 +101,16 @@ class PreparedCall:
         if plan.budget is not None:
             plan.budget.calls += 1
         # As `AttemptsLeft.give` and `settle`, without their frames.
-        first.given = left.left // 2
-        left.left -= first.given
-        call = StartedCall(plan, arguments, context, left, done, target, first)
+        given = left.left // 2
+        left.left -= given
+        call = StartedCall(plan, arguments, context, left, done, target)
+        call.given, call.permit = given, permit
         call.began_s, call.due_s, call.deadline_s = now, due_s, deadline_s
         call.together = together
         call.span_id = (shared.draw(64) or 1).to_bytes(8).hex()
-        call.is_idempotent = bool(call.key) or not plan.is_command
+        call.is_idempotent = True
         try:
-            call.wire = self._wire(arguments, call, context, first, now)
+            call.wire = self._wire(arguments, call, context, now)
             self._pool.send(self._place.host, self._place.port, call)
         except Exception as error:  # noqa: BLE001 - an attempt that failed, as any other
             call.go_on(error)
@@ -122,13 +124,14 @@ class PreparedCall:
         transport = target.transport
         if not isinstance(transport, HttpTransport):
             return False
-        self._place, self._pool = transport.place(target.endpoint), transport.pool
+        try:
+            self._place, self._pool = transport.place(target.endpoint), transport.pool
+        except ConfigError:
+            return False  # the slow way meets it again, and tells it
         self._target = target
         return True
 
-    def _wire(
-        self, arguments: bytes, call: StartedCall, context: CallContext, first: First, now: float
-    ) -> bytes:
+    def _wire(self, arguments: bytes, call: StartedCall, context: CallContext, now: float) -> bytes:
         """Return the whole request, as `HttpTransport` and `Plan.request` make it."""
         plan, place, operation = self._plan, self._place, self._operation
         if arguments != _NO_ARGUMENTS:
@@ -138,14 +141,14 @@ class PreparedCall:
         else:
             target, body = self._bare = operation.to_http(arguments)
         line = place.lines.get((operation, target)) or place.line(operation, target)
-        if plan.is_external and not call.key:
+        if plan.is_external:
             # A stranger is not told who we are, and can spend none of our attempts.
             trace = f"traceparent: 00-{context.trace_id}-{call.span_id}-01\r\n"
             if not (body or self._states_length):
                 return line + f"{trace}\r\n".encode()
             signed, travelling = b"", trace.encode()
         else:
-            signed, travelling = self._travelling(call, context, first, now)
+            signed, travelling = self._travelling(call, context, now)
         return b"".join((
             line,
             signed,
@@ -156,24 +159,19 @@ class PreparedCall:
         ))  # fmt: skip
 
     def _travelling(
-        self, call: StartedCall, context: CallContext, first: First, now: float
+        self, call: StartedCall, context: CallContext, now: float
     ) -> tuple[bytes, bytes]:
         """Return the lines that sign a hop, and those of what travels with it."""
-        plan, service = self._plan, self._service
-        trace_id, span_id = context.trace_id, call.span_id
-        if plan.is_external:
-            sent = CallContext(trace_id=trace_id, span_id=span_id, key=call.key)
-            return b"", header_lines(sent, now=now, wall_us=None)
+        service = self._service
         hop = service.hops[context.priority].get(context.principal)
         if hop is None or now >= hop.fresh_until_s:
             hop = service.hop(context.principal, context.priority, now)
         sent = CallContext(
-            trace_id=trace_id,
-            span_id=span_id,
+            trace_id=context.trace_id,
+            span_id=call.span_id,
             principal=context.principal,
-            deadline_s=first.due_s,
-            key=call.key,
-            attempts_left=min(ATTEMPTS_LEFT_MAX, first.given),
+            deadline_s=call.due_s,
+            attempts_left=min(ATTEMPTS_LEFT_MAX, call.given),
             priority=context.priority,
         )
         lines = header_lines(sent, now=now, wall_us=self._shared.runtime.wall_us())
