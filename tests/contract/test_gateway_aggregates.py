@@ -157,6 +157,73 @@ def test_a_required_branch_decides(kind: str) -> None:
     behind(main, gateway=gateway, kind=kind)
 
 
+FLAT = Gateway(
+    auth=[SHOP],
+    routes=[
+        Aggregate(
+            "GET /m/{id}",
+            deadline="1s",
+            branches={
+                "machine": Branch(Fleet.machine, args={"id": "path.id"}, required=True),
+                "order": Branch(Orders.one, args={"order_id": "path.id"}, timeout="300ms"),
+            },
+        )
+    ],
+)
+
+
+def test_a_call_carries_the_same_whether_it_is_prepared_or_not(kind: str) -> None:
+    """A service is told the same of who asks, for how long, and what it may spend."""
+
+    async def main(plant: Plant) -> None:
+        told, spent, answers = [], [], []
+        for is_slow in (False, True):
+            plant.caller.is_slow = is_slow
+            answers.append((await plant.ask("GET /m/M-1")).body)
+            told.append(
+                [
+                    (
+                        each.operation.full_name,
+                        each.arguments,
+                        each.context.caller,
+                        each.context.principal,
+                        each.context.priority,
+                        each.context.key,
+                        round((each.context.deadline_s or 0) - now(), 2),
+                    )
+                    for each in plant.asked
+                ]
+            )
+            # Which of them is sent first is not said.
+            spent.append(sorted(each.context.attempts_left for each in plant.asked))
+            for service in (plant.fleet, plant.orders):
+                service.asked.clear()
+        assert answers[0] == answers[1]
+        assert told[0] == told[1]
+        assert spent[0] == spent[1]
+        # A callee keeps a part of its time for the way back.
+        within_s = [each[-1] for each in told[0]]
+        assert within_s[1] == pytest.approx(0.3 * within_s[0], abs=0.01)
+
+    behind(main, gateway=FLAT, kind=kind)
+
+
+def test_a_branch_that_no_other_needs_may_fail_alone(kind: str) -> None:
+    """The others answer, and it is marked (G4); so it is where it ends last."""
+
+    async def main(plant: Plant) -> None:
+        plant.orders.answers["one"] = BadRequest("no")
+        answer = await plant.ask("GET /m/M-1")
+        assert marks_of(answer) == {"machine": "ok", "order": "failed"}
+        assert answer.headers.get("synchromesh-partial") == "order"
+        plant.orders.answers["one"] = stalls
+        began = now()
+        assert marks_of(await plant.ask("GET /m/M-1")) == {"machine": "ok", "order": "failed"}
+        assert now() - began == pytest.approx(0.3, abs=0.01)
+
+    behind(main, gateway=FLAT, kind=kind, policies=NO_RETRY)
+
+
 def test_a_no_of_an_optional_branch_is_told_and_hides_nothing() -> None:
     """A rejection is an answer: it is told, and no fallback stands in for it."""
 

@@ -29,15 +29,13 @@ from synchromesh.calls.faults import FaultTable
 from synchromesh.calls.holding import Holds
 from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
-from synchromesh.calls.started import Done, StartedCall, start
 from synchromesh.calls.wire import Transport
 from synchromesh.context import CallContext, new_trace_id
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
-from synchromesh.http.together import TurnWrites
 from synchromesh.identity import Signer
-from synchromesh.resilience import AttemptsLeft, BreakerSnapshot, Edge, Transition
+from synchromesh.resilience import BreakerSnapshot, Edge, Transition
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -166,24 +164,9 @@ class Caller:
         plan = self._plans.get(call.operation) or self._put_together(call.operation)
         return fast.call(plan, call.arguments, context, timeout_s, as_json=False)
 
-    def start(
-        self,
-        call: Call[Any],
-        done: Done,
-        *,
-        context: CallContext,
-        left: AttemptsLeft,
-        timeout_s: float | None = None,
-        together: TurnWrites | None = None,
-    ) -> StartedCall | None:
-        """Start a call whose outcome is told by a callback; None where that is not possible.
-
-        See `started.start`; `call` can do what this declines.
-        """
-        plan = self._plans.get(call.operation) or self._put_together(call.operation)
-        return start(
-            plan, call.arguments, context, left, done, timeout_s=timeout_s, together=together
-        )
+    def plan(self, operation: Operation[..., Any]) -> Plan:
+        """Return the way of an operation's calls, for who makes their first attempts himself."""
+        return self._plans.get(operation) or self._put_together(operation)
 
     async def send(
         self,

@@ -1,8 +1,8 @@
 """A call that is told by callbacks: its first attempt over HTTP, without a task or a future.
 
 What `fast` does for a caller that awaits, this does for one that has something else to do: the
-gateway, whose requests and branches are callbacks. `start` declines before anything was done what
-`fast` leaves to the slow way; a first attempt that failed goes on there, in a task.
+gateway, whose requests and branches are callbacks (see `gateway.prepared`, which starts them). A
+first attempt that failed goes on by the slow way, in a task.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from synchromesh.calls.fast import SURELY_FITS, known_at_once
-from synchromesh.calls.http_client import HttpTransport, attempts_used, reply_of_wire
+from synchromesh.calls.http_client import attempts_used, reply_of_wire
 from synchromesh.calls.plan import First, Plan, Target
 from synchromesh.calls.sending import Sending
+from synchromesh.calls.wire import Reply
 from synchromesh.codec import NO_FIT
 from synchromesh.context import CallContext
-from synchromesh.errors import CircuitOpen, ConnectionLost, TimedOut
+from synchromesh.errors import ConnectionLost, TimedOut
 from synchromesh.http import ClientExchange, ExchangeState, RawPair
 from synchromesh.http.client import ClientConnection, ExchangeOwner
 from synchromesh.http.together import TurnWrites
@@ -27,72 +27,13 @@ from synchromesh.resilience import AttemptsLeft, DeadlinePassed
 Done: TypeAlias = Callable[[Any, BaseException | None], None]
 
 
-def start(
-    plan: Plan,
-    arguments: bytes,
-    context: CallContext,
-    left: AttemptsLeft,
-    done: Done,
-    *,
-    timeout_s: float | None = None,
-    together: TurnWrites | None = None,
-) -> StartedCall | None:
-    """Start a call and return it; None where it does not go straight through, and nothing was done.
-
-    Args:
-        plan: of the operation.
-        arguments: in canonical form, and short.
-        context: of whoever makes the call; its key is sent with a command.
-        left: the extra attempts of its call tree.
-        done: told of the outcome, once, later; not where the call is cancelled.
-        timeout_s: bounds the whole call; the deadline of the context does anyway.
-        together: gathers the writes of a turn of the loop.
-    """
-    shared, service = plan.shared, plan.service
-    if shared.faults.rules or shared.is_slow or len(arguments) > SURELY_FITS:
-        return None
-    now, deadline_s = plan.clock(), context.deadline_s
-    if timeout_s is not None and (deadline_s is None or now + timeout_s < deadline_s):
-        deadline_s = now + timeout_s
-    due_s = now + plan.timeout_s
-    if deadline_s is not None and deadline_s < due_s:
-        due_s = deadline_s
-    listed = known_at_once(service, now)
-    if not listed or now >= due_s:
-        return None
-    target = service.choose(listed)
-    limiter, breaker, transport = plan.limiter, plan.breaker, target.transport
-    if not isinstance(transport, HttpTransport) or not (limiter is None or limiter.take()):
-        return None
-    first = First(due_s, 0, target=target)
-    if breaker is not None:
-        try:
-            # While it is closed all calls share one permit, and a success is a number to count.
-            first.permit = breaker.closed_permit or breaker.admit(now)
-        except CircuitOpen:
-            if limiter is not None:
-                limiter.release()
-            return None
-    if plan.budget is not None:
-        plan.budget.calls += 1
-    first.given = left.give()
-    call = StartedCall(plan, arguments, context, left, done, target, first)
-    call.began_s, call.due_s, call.deadline_s = now, due_s, deadline_s
-    call.together = together
-    call.span_id = (shared.draw(64) or 1).to_bytes(8).hex()
-    request = plan.request(arguments, context, call.key, call.span_id, first.given, due_s, now)
-    try:
-        transport.start(target.endpoint, request, call, now)
-    except Exception as error:  # noqa: BLE001 - an attempt that failed, as any other
-        call.go_on(error)
-    return call
-
-
 class StartedCall(ClientExchange):
     """One call under way; `cancel` gives it up.
 
     Attributes:
         deadline_s: of the call; `due_s` is that of its first attempt.
+        given: the extra attempts that were set aside for the callee's side.
+        permit: the breaker's; 0 where there is none.
     """
 
     # What a class has costs no store for each call, as a slot would.
@@ -105,9 +46,11 @@ class StartedCall(ClientExchange):
     may_reuse = True
     state = ExchangeState.NEW
     deadline_s: float | None = None
+    given = permit = 0
     began_s = 0.0
     span_id = ""
     together: TurnWrites | None = None
+    _reply: Reply | None = None
     _retrying: asyncio.Task[tuple[bytes, Any]] | None = None
 
     def __init__(
@@ -118,7 +61,6 @@ class StartedCall(ClientExchange):
         left: AttemptsLeft,
         done: Done,
         target: Target,
-        first: First,
     ) -> None:
         self._plan = plan
         self._arguments = arguments
@@ -126,28 +68,29 @@ class StartedCall(ClientExchange):
         self._left = left
         self._done: Done | None = done
         self._target = target
-        self._first = first
         self.key = context.key if plan.is_command else ""
 
     def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
         """Tell the value of the answer, or go on behind an error."""
-        plan, first = self._plan, self._first
+        plan = self._plan
         if not 200 <= status < 300:
-            first.reply = reply_of_wire(status, pairs, body)
-            self.go_on(plan.error_of(first.reply))
+            self._reply = reply_of_wire(status, pairs, body)
+            self.go_on(plan.error_of(self._reply))
             return
         try:
             value = plan.decode(body or b"null")
         except NO_FIT as error:
-            first.reply = reply_of_wire(status, pairs, body)
+            self._reply = reply_of_wire(status, pairs, body)
             self.go_on(error)
             return
         ended_s, began_s = plan.clock(), self.began_s
-        breaker, permit = plan.breaker, first.permit
+        breaker, given = plan.breaker, self.given
         if breaker is not None:
-            breaker.success(permit, ended_s, ended_s - began_s)
-        if first.given:
-            self._left.settle(first.given, 0 if plan.is_external else attempts_used(pairs))
+            breaker.success(self.permit, ended_s, ended_s - began_s)
+        if given:
+            self._left.left += given
+            if not plan.is_external and (used := attempts_used(pairs)):
+                self._left.spend(used)
         context = self._context
         plan.record(
             context.trace_id,
@@ -191,8 +134,9 @@ class StartedCall(ClientExchange):
             span_id=self.span_id,
             began_s=self.began_s,
         )
-        self._first.failed = error
-        going = sending.go_on(self._first, self.deadline_s, self._left)
+        # Most calls need none: what the slow way is to know of it is put together here.
+        first = First(self.due_s, self.given, self.permit, self._target, self._reply, error)
+        going = sending.go_on(first, self.deadline_s, self._left)
         task = self._retrying = asyncio.get_running_loop().create_task(going)
         task.add_done_callback(self._on_gone)
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import msgspec
 
-from synchromesh.calls import Call, Operation
+from synchromesh.calls import Operation
 from synchromesh.calls.started import StartedCall
 from synchromesh.calls.texts import from_text
 from synchromesh.calls.tree import Root, running
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, Rejection, SynchromeshError
-from synchromesh.gateway.asking import Asker, outcome_of_call
+from synchromesh.gateway.asking import Asker, outcome_of_error
 from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.composition import BranchOutcome, BranchStatus, Composition, Start
 from synchromesh.gateway.problems import outside
@@ -27,6 +27,11 @@ from synchromesh.resilience import AttemptsLeft
 from synchromesh.telemetry import current_span
 
 _Arguments: TypeAlias = Mapping[str, Mapping[str, object]]
+
+_NOTHING: Final[Mapping[str, object]] = {}
+# Of nearly every branch; a global is found sooner than a member of its class.
+_OK: Final = BranchStatus.OK
+_OK_MARK: Final = {"status": _OK.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ def arguments_of(parts: Mapping[str, CompiledBranch], places: Mapping[str, str])
         BadRequest: a place does not fit the parameter that it is for.
     """
     given: dict[str, dict[str, object]] = {}
-    for name, part in parts.items():
+    # Of a path without a place nothing is given to any of them.
+    for name, part in parts.items() if places else ():
         hints = part.operation.shape.hints
         given[name] = {}
         for parameter, place in part.from_path.items():
@@ -56,44 +62,70 @@ def arguments_of(parts: Mapping[str, CompiledBranch], places: Mapping[str, str])
     return given
 
 
+@dataclass(frozen=True, slots=True)
+class AggregatePlan:
+    """All that is the same for every request of one aggregate.
+
+    Attributes:
+        name: tells its kept answers from another one's.
+        parts: its branches.
+        asker: asks the operations.
+        is_flat: no branch needs another's answer.
+    """
+
+    name: str
+    parts: Mapping[str, CompiledBranch]
+    asker: Asker
+    is_flat: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        is_flat = not any(part.step.references for part in self.parts.values())
+        object.__setattr__(self, "is_flat", is_flat)
+
+
 class AggregateRun:
     """One aggregate under way: its branches are calls that are told by callbacks.
 
     A branch that has a fallback, or whose call does not go straight through, is a task.
 
     Args:
-        name: of the aggregate; tells its kept answers from another one's.
-        parts: its branches.
-        given: what the path gives to them.
+        plan: of the aggregate.
+        given: what the path gives to its branches.
         context: of the request; its deadline bounds every branch.
         left: the extra attempts of the request, which its branches share.
-        asker: asks the operations.
         together: gathers the writes of a turn of the loop.
+
+    Attributes:
+        outcomes: what became of the branches so far.
     """
+
+    _bug: BaseException | None = None
+    _failed = ""
+    _on_end: Callable[[], None] | None = None
+    # Only where a branch waits for another is there anything to decide.
+    _composition: Composition | None = None
 
     def __init__(
         self,
-        name: str,
-        parts: Mapping[str, CompiledBranch],
+        plan: AggregatePlan,
         given: _Arguments,
         *,
         context: CallContext,
         left: AttemptsLeft,
-        asker: Asker,
         together: TurnWrites | None = None,
     ) -> None:
-        self._name = name
-        self._parts = parts
+        self._plan = plan
+        self._parts = plan.parts
         self._given = given
         self._context = context
         self._left = left
-        self._asker = asker
         self._together = together
-        self._composition = Composition({name: part.step for name, part in parts.items()})
+        self.outcomes: dict[str, BranchOutcome] = {}
+        if not plan.is_flat:
+            self._composition = Composition({name: part.step for name, part in plan.parts.items()})
+            self.outcomes = self._composition.outcomes
         self._calls: dict[str, StartedCall] = {}
         self._tasks: dict[str, asyncio.Task[BranchOutcome]] = {}
-        self._bug: BaseException | None = None
-        self._on_end: Callable[[], None] | None = None
 
     async def answer(self) -> Composed:
         """Call the branches, each as soon as it can be, and return the whole.
@@ -114,7 +146,12 @@ class AggregateRun:
     def begin(self, on_end: Callable[[], None]) -> None:
         """Call the branches, each as soon as it can be; `on_end` is told, once, maybe at once."""
         self._on_end = on_end
-        self._start(self._composition.begin())
+        if self._composition is not None:
+            self._start(self._composition.begin())
+            return
+        for name in self._parts:
+            self._branch(name, _NOTHING)
+        self._look()
 
     def cancel(self) -> list[asyncio.Task[BranchOutcome]]:
         """Give up what still runs; return the tasks that need a moment to end."""
@@ -132,52 +169,62 @@ class AggregateRun:
         Raises:
             SynchromeshError: a required branch has no answer.
         """
-        composition, bug = self._composition, self._bug
+        bug, self._bug = self._bug, None
         if bug is not None:
-            self._bug = None  # it leads to this frame
-            raise bug
-        if composition.failed:
-            error = composition.outcomes[composition.failed].error
+            try:
+                raise bug
+            finally:
+                del bug  # it leads to this frame
+        if self._failed:
+            error = self.outcomes[self._failed].error
             assert error is not None, "a required branch is neither skipped nor absent by itself"
             raise error
-        return self._composed()
-
-    @property
-    def outcomes(self) -> Mapping[str, BranchOutcome]:
-        """What became of the branches so far."""
-        return self._composition.outcomes
-
-    def _composed(self) -> Composed:
-        outcomes = self._composition.outcomes
-        data = {name: outcomes[name].value for name in self._parts}
-        marks = {name: _mark(outcomes[name]) for name in self._parts}
-        return Composed(encode({"data": data, "branches": marks}), self._composition.partial)
+        data: dict[str, object] = {}
+        marks: dict[str, object] = {}
+        partial: list[str] = []
+        for name in self._parts:
+            outcome = self.outcomes[name]
+            data[name] = outcome.value
+            if outcome.status is _OK:
+                marks[name] = _OK_MARK
+            else:
+                marks[name] = _mark(outcome)
+                if outcome.is_partial:
+                    partial.append(name)
+        return Composed(encode({"data": data, "branches": marks}), tuple(partial))
 
     def _start(self, starts: list[Start]) -> None:
         # A branch whose arguments do not fit has ended at once, which may be what another needs.
         while starts:
             start, *starts = starts
-            starts += self._branch(start)
-        if self._bug is not None or self._composition.is_ended:
+            starts += self._branch(start.name, start.arguments)
+        self._look()
+
+    def _look(self) -> None:
+        """Tell of the end, once there is nothing more to wait for."""
+        is_over = len(self.outcomes) == len(self._parts)
+        if is_over or self._failed or self._bug is not None:
             on_end = self._on_end
-            self.cancel()
+            if not is_over:
+                self.cancel()
+            self._on_end = None
             if on_end is not None:
                 on_end()
 
-    def _branch(self, start: Start) -> list[Start]:
-        """Start a branch; return those that can start because it has ended at once."""
-        name, part = start.name, self._parts[start.name]
-        given = self._given[name]
+    def _branch(self, name: str, found: Mapping[str, object]) -> list[Start]:
+        """Start a branch with what was found for it; return what can start if it ended at once."""
+        part, given = self._parts[name], self._given.get(name)
+        operation = part.operation
         try:
-            if given or start.arguments:
-                arguments = part.operation.canonical(encode({**given, **start.arguments}))
+            if given or found:
+                arguments = operation.canonical(encode({**(given or {}), **found}))
             else:
-                arguments = _bare(part.operation)
+                arguments = _bare(operation)
         except BadRequest as error:
-            return self._composition.finish(name, BranchOutcome(BranchStatus.FAILED, error=error))
+            return self._conclude(name, BranchOutcome(BranchStatus.FAILED, error=error))
         if part.stand_in is None:
-            call = self._asker.caller.start(
-                Call(part.operation, arguments),
+            call = self._plan.asker.prepared(operation).start(
+                arguments,
                 partial(self._on_done, name),
                 context=self._context,
                 left=self._left,
@@ -199,37 +246,70 @@ class AggregateRun:
         # A task has a context of its own.
         running.set(root)
         current_span.set(self._context)
-        return await self._asker.ask(
+        return await self._plan.asker.ask(
             part.operation,
             arguments,
             context=self._context,
-            place=(self._name, name),
+            place=(self._plan.name, name),
             stand_in=part.stand_in,
             timeout_s=part.timeout_s,
         )
 
     def _on_done(self, name: str, value: object, error: BaseException | None) -> None:
         del self._calls[name]
-        self._finish(name, value, error)
+        if error is None and self._composition is None:
+            # What nearly every branch comes to, without the frames of the rest.
+            self.outcomes[name] = BranchOutcome(_OK, value)
+            if len(self.outcomes) == len(self._parts):
+                self._look()
+        elif error is None:
+            self._finish(name, BranchOutcome(_OK, value))
+        elif isinstance(error, SynchromeshError):
+            self._finish(name, outcome_of_error(error))
+        else:
+            self._fail(error)
 
     def _on_asked(self, name: str, task: asyncio.Task[BranchOutcome]) -> None:
         del self._tasks[name]
         if task.cancelled():
             return
         error = task.exception()
-        self._finish(name, task.result() if error is None else None, error)
+        if error is None:
+            self._finish(name, task.result())
+        else:
+            self._fail(error)
 
-    def _finish(self, name: str, value: object, error: BaseException | None) -> None:
-        """Take what became of a branch, or the value of its call."""
+    def _finish(self, name: str, outcome: BranchOutcome) -> None:
+        """Take what became of a branch."""
         if self._on_end is None:
             return
-        if error is not None and not isinstance(error, SynchromeshError):
-            # A bug of ours is the whole's, whatever the branch is.
+        starts = self._conclude(name, outcome)
+        if starts:
+            self._start(starts)
+        else:
+            self._look()
+
+    def _conclude(self, name: str, outcome: BranchOutcome) -> list[Start]:
+        """Keep what became of a branch; return those that can start because of it."""
+        if self._composition is not None:
+            starts = self._composition.finish(name, outcome)
+            self._failed = self._composition.failed
+            return starts
+        self.outcomes[name] = outcome
+        if (
+            outcome.status is not _OK
+            and not outcome.has_data
+            and self._parts[name].step.is_required
+            and not self._failed
+        ):
+            self._failed = name
+        return []
+
+    def _fail(self, error: BaseException) -> None:
+        """Take a bug of ours, which is the whole's, whatever the branch is."""
+        if self._on_end is not None:
             self._bug = error
-            self._start([])
-            return
-        outcome = value if isinstance(value, BranchOutcome) else outcome_of_call(value, error)
-        self._start(self._composition.finish(name, outcome))
+            self._look()
 
 
 @lru_cache(maxsize=1024)

@@ -15,6 +15,7 @@ from synchromesh.errors import CircuitOpen, RateLimited, Rejection, SynchromeshE
 from synchromesh.gateway.composition import BranchOutcome, BranchStatus
 from synchromesh.gateway.fallbacks import CompiledFallback
 from synchromesh.gateway.last_answers import LastAnswers
+from synchromesh.gateway.prepared import PreparedCall
 
 
 class Asker:
@@ -28,6 +29,14 @@ class Asker:
     def __init__(self, caller: Caller, last: LastAnswers) -> None:
         self.caller = caller
         self._last = last
+        self._prepared: dict[Operation[..., Any], PreparedCall] = {}
+
+    def prepared(self, operation: Operation[..., Any]) -> PreparedCall:
+        """Return what starts the calls of a query."""
+        prepared = self._prepared.get(operation)
+        if prepared is None:
+            prepared = self._prepared[operation] = PreparedCall(self.caller, operation)
+        return prepared
 
     async def ask(
         self,
@@ -77,8 +86,8 @@ class Asker:
         except SynchromeshError as error:
             # What is kept as a value needs no frames: on CPython 3.12.1 and 3.13.0 they lead by
             # `f_back` to those who keep it, so that only the collector would free them.
-            return outcome_of_call(None, error.with_traceback(None))
-        return outcome_of_call(value, None)
+            return outcome_of_error(error.with_traceback(None))
+        return BranchOutcome(BranchStatus.OK, value)
 
     def _instead(
         self, operation: Operation[..., Any], stand_in: CompiledFallback, question: Hashable
@@ -93,13 +102,10 @@ class Asker:
         return BranchOutcome(BranchStatus.STALE, decode(found[0], result), age_s=found[1])
 
 
-def outcome_of_call(value: object, error: SynchromeshError | None) -> BranchOutcome:
-    """Return what became of a call."""
-    if error is None:
-        return BranchOutcome(BranchStatus.OK, value)
-    if isinstance(error, Rejection):
-        return BranchOutcome(BranchStatus.REJECTED, error=error)
-    return BranchOutcome(BranchStatus.FAILED, error=error)
+def outcome_of_error(error: SynchromeshError) -> BranchOutcome:
+    """Return what became of a call that ended with an error."""
+    status = BranchStatus.REJECTED if isinstance(error, Rejection) else BranchStatus.FAILED
+    return BranchOutcome(status, error=error)
 
 
 def _is_failure(error: SynchromeshError | None) -> bool:

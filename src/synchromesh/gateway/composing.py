@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, RateLimited, SynchromeshError
-from synchromesh.gateway.aggregate import AggregateRun, arguments_of
+from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Principal
@@ -30,7 +30,7 @@ _ID_BITS: Final = 192
 _NO_ZERO: Final = 1 << 64 | 1  # a bit of each id: none of them may be zero
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
-    b"x-content-type-options: nosniff\r\nsynchromesh-trace: %b\r\n%bcontent-length: %d\r\n"
+    b"x-content-type-options: nosniff\r\n"
 )
 
 
@@ -47,20 +47,21 @@ class AggregateGate(Protocol):
 class FastAggregate:
     """All that is the same for every request of one aggregate."""
 
-    __slots__ = ("buckets", "entry", "gate", "loop", "record", "together")
+    __slots__ = ("buckets", "entry", "gate", "loop", "plan", "record", "together")
 
     def __init__(
         self, gate: AggregateGate, entry: CompiledRoute, buckets: TokenBuckets | None
     ) -> None:
         self.gate = gate
         self.entry = entry
+        self.plan = AggregatePlan(entry.name, entry.parts, gate.asker)
         self.buckets = buckets
         self.loop = asyncio.get_running_loop()
         self.together = together_on(self.loop)
         self.record = gate.tracer.recorder("gateway", entry.name)
 
     def begin(
-        self, exchange: HttpExchange, query: bytes, places: Mapping[str, str] | None = None
+        self, exchange: HttpExchange, query: bytes = b"", places: Mapping[str, str] | None = None
     ) -> bool:
         """Answer a request, now or later; False declines it, and nothing was done then."""
         gate, entry = self.gate, self.entry
@@ -102,12 +103,10 @@ class FastAggregate:
                 return True
         exchange.listener = asked
         asked.run = AggregateRun(
-            entry.name,
-            entry.parts,
+            self.plan,
             given,
             context=context,
             left=AttemptsLeft(context.attempts_left),
-            asker=gate.asker,
             together=self.together,
         )
         asked.run.begin(asked.on_end)
@@ -141,15 +140,16 @@ class AggregateExchange:
             self.refuse(told_of(error, name, trace_id), error)
             error.__traceback__ = None  # it leads to frames that hold the error
             return
-        marks, noted = b"", {}
+        marks, noted = "", {}
         if composed.partial:
             names = ", ".join(composed.partial)
-            marks, noted = f"{PARTIAL}: {names}\r\n".encode(), {"partial": names}
+            marks, noted = f"{PARTIAL}: {names}\r\n", {"partial": names}
             for branch in composed.partial:
                 _log.info("%s: %s is %s", name, branch, self.run.outcomes[branch].status.value)
         body = composed.body
         self._close("ok", noted)
-        self._exchange.answer(_HEAD % (trace_id.encode(), marks, len(body)), body)
+        own = f"{TRACE}: {trace_id}\r\n{marks}content-length: {len(body)}\r\n"
+        self._exchange.answer(_HEAD + own.encode(), body)
 
     def on_lost(self) -> None:
         """Give up: the client has gone."""

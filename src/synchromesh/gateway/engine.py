@@ -38,7 +38,7 @@ from synchromesh.errors import (
     Unauthenticated,
     UnknownOperation,
 )
-from synchromesh.gateway.aggregate import AggregateRun, arguments_of
+from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
@@ -365,14 +365,8 @@ class GatewayEngine:
             given = arguments_of(entry.parts, asked.places)
         except BadRequest as error:
             raise _Refusal(error) from error
-        run = AggregateRun(
-            entry.name,
-            entry.parts,
-            given,
-            context=context,
-            left=attempts_left(context),
-            asker=self._asker,
-        )
+        plan = AggregatePlan(entry.name, entry.parts, self._asker)
+        run = AggregateRun(plan, given, context=context, left=attempts_left(context))
         composed = await run.answer()
         if composed.partial:
             names = ", ".join(composed.partial)

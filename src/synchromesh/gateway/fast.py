@@ -111,6 +111,8 @@ class Gate:
             if not entry.template.places
         }
         self._plans: dict[str, FastForward | FastAggregate] = {}
+        # The plans of those, once they have been asked for without a query.
+        self._ready: dict[tuple[bytes, bytes], FastForward | FastAggregate] = {}
         self._buckets = routing.buckets
         self._externals = routing.externals
         self.asker = asker
@@ -126,6 +128,9 @@ class Gate:
 
     def begin(self, exchange: HttpExchange) -> bool:
         """Have a request answered; False leaves it to the slow way, and nothing was done then."""
+        ready = self._ready.get((exchange.method, exchange.target))
+        if ready is not None:
+            return ready.begin(exchange)
         path, _, query = exchange.target.partition(b"?")
         entry, places = self._plain.get((exchange.method, path)), None
         if entry is None:
@@ -136,6 +141,8 @@ class Gate:
         plan = self._plans.get(entry.name) or self._plan(entry)
         if plan is None:
             return False
+        if places is None and exchange.target == path:
+            self._ready[exchange.method, path] = plan
         return plan.begin(exchange, query, places)
 
     def resume(self, sent: ForwardExchange, context: CallContext, begun: FailedAttempt) -> None:
@@ -275,7 +282,7 @@ class FastForward:
         self.places: dict[str, ForwardPlace] = {}
 
     def begin(  # noqa: C901 - one frame for all layers is the point of it
-        self, exchange: HttpExchange, query: bytes, places: Mapping[str, str] | None = None
+        self, exchange: HttpExchange, query: bytes = b"", places: Mapping[str, str] | None = None
     ) -> bool:
         """Pass a request on; False declines it, and nothing was done then.
 
@@ -290,7 +297,7 @@ class FastForward:
         if shared.faults.rules or shared.is_slow or len(body) > self.body_bytes_max:
             return False
         passed = self.passed
-        lines: list[bytes] = []
+        lines = [b""]  # the request line's place
         for name, value in exchange.pairs:
             if name in passed:
                 # Judged by the parser, and as they were: no line can be forged by them.
@@ -305,7 +312,9 @@ class FastForward:
             who = principal.name
         # The wheel's and the breaker's clock is the loop's.
         now = self.loop.time()
-        listed = known_at_once(service, now)
+        # The first lines of `known_at_once`, without its frame.
+        sure = shared.lists.get(service.name)
+        listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
         if not listed:
             return False
         endpoint = listed[0] if len(listed) == 1 else service.balancer.pick(listed)
@@ -363,7 +372,7 @@ class FastForward:
             shared.finder.note_found(service.name)
         trace_id, span_id = ids[:32], ids[48:]
         if self.is_external:
-            lines.append(b"traceparent: 00-%b-%b-01\r\n" % (trace_id.encode(), span_id.encode()))
+            lines.append(f"traceparent: 00-{trace_id}-{span_id}-01\r\n".encode())
         else:
             hop = self.hops.get(who)
             if hop is None or now >= hop.fresh_until_s:
@@ -383,10 +392,12 @@ class FastForward:
                     travelling, now=now, wall_us=None if body else shared.runtime.wall_us()
                 ),
             )
+        lines[0] = line
         if body or self.states_length:
-            sent.wire = b"".join((line, *lines, b"content-length: %d\r\n\r\n" % len(body), body))
+            lines += (b"content-length: %d\r\n\r\n" % len(body), body)
         else:
-            sent.wire = b"".join((line, *lines, b"\r\n"))
+            lines.append(b"\r\n")
+        sent.wire = b"".join(lines)
         exchange.listener = sent
         place.pool.send(place.host, place.port, sent)
 

@@ -154,6 +154,7 @@ _FIXED_RULES: Final = {
 }
 _RULES.update(_FIXED_RULES)
 _NO_STORE: Final = b"cache-control: no-store\r\n"
+_OUR_LINES: Final = b"x-content-type-options: nosniff\r\nsynchromesh-trace: "
 _CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 _STATUS_LINES: Final = {status: status_line(status) for status in range(200, 600)}
 _NO_BODY: Final = frozenset({204, 304})
@@ -186,7 +187,7 @@ def answer_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int)
                 # What the upstream says of caching goes before ours: it knows its answer.
                 caching = b""
             elif rule == _CONNECTION:
-                if value.lower() not in _OPTIONS:
+                if value not in _OPTIONS and value.lower() not in _OPTIONS:
                     return _named_head(status, pairs, trace_id, size)
                 continue
             lines += (name, b": ", value, b"\r\n")
@@ -194,8 +195,8 @@ def answer_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int)
         framing = _CHUNKED
     else:
         framing = b"" if status in _NO_BODY else b"content-length: %d\r\n" % size
-    ours = b"x-content-type-options: nosniff\r\nsynchromesh-trace: %b\r\n" % trace_id.encode()
-    return b"".join((*lines, framing, caching, ours))
+    lines += (framing, caching, _OUR_LINES, trace_id.encode(), b"\r\n")
+    return b"".join(lines)
 
 
 def _named_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int) -> bytes:

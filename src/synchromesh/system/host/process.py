@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import logging
 import os
 import signal
@@ -46,6 +47,8 @@ from synchromesh.system.supervise.messages import (
 REGISTRY_WITHIN_S = 5.0
 
 MISTAKE = 2
+# Objects that have come and stayed, before the collector looks at them; CPython's own is 700.
+COLLECT_EVERY = 10_000
 
 _log = logging.getLogger("synchromesh.system")
 
@@ -134,6 +137,18 @@ class Process:
         return f"<Process {self._spec.name}>"
 
 
+def spare_collector() -> None:
+    """Have the cyclic collector look at nothing that was made for the start, and less often.
+
+    What has been imported and built by now stays until the end, and was looked through again and
+    again: some 1.5 µs a request. Requests leave no cycles: their objects go as they end, and what
+    only the collector can free are the few cycles of connections and of users' code.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY)
+
+
 def main() -> int:
     """Run one part until SIGTERM or the supervisor's end, and return the exit code.
 
@@ -181,6 +196,7 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
     say(ready)
     if isinstance(ready, StartFailed):
         return MISTAKE
+    spare_collector()
     try:
         failure = await process.wait(stop)
     finally:
