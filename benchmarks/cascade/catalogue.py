@@ -144,7 +144,9 @@ def drawn(seed: int) -> Scenario:
         for name in names
     )
     shares = Shape("", parts).shares()
-    culprit = rng.choice([name for name in names[1:] if shares[name] >= (1 - LOCAL) / 4])
+    # Of those that enough comes to, for a rate to be one.
+    least = min((1 - LOCAL) / 4, max(shares[name] for name in names[1:]))
+    culprit = rng.choice([name for name in names[1:] if shares[name] >= least])
     fault = rng.choice(WHOLE)
     load = rng.uniform(0.3, 2.0)
     rate_per_s = rng.uniform(100, 220)
