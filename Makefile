@@ -8,7 +8,7 @@ SEED ?= 0
 N ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers docs reference pictures sim bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test lint types layers docs reference pictures sim cascade bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,9 @@ pictures: sync ## Draw docs/pictures/; terminals from what was recorded
 
 sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 	@$(RUN) python -m synchromesh.examples.servo_works.simulation --seed $(SEED) --count $(N)
+
+cascade: sync ## Measure what one ill service does to its callers, in virtual time, from SEED
+	@$(RUN) python -m benchmarks.cascade --seed $(SEED)
 
 bench: $(AREAS:%=bench-%) ## Measure against peers, all areas; one: make bench-calls; QUICK=1: a smoke
 

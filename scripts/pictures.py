@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts import breaker_picture, system_map, terminals
+from scripts import breaker_picture, cascade_picture, system_map, terminals
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
 
@@ -15,6 +15,7 @@ def pictures() -> dict[Path, str]:
     return {
         FOLDER / "servo-works.svg": system_map.draw(),
         FOLDER / "breaker.svg": breaker_picture.draw(),
+        FOLDER / "cascade.svg": cascade_picture.draw(),
         **{FOLDER / f"{name}.svg": terminals.draw(name) for name in terminals.SESSIONS},
     }
 

@@ -264,6 +264,28 @@ def test_leaked_task_is_named() -> None:
         run(main)
 
 
+def test_a_failure_that_is_read_a_step_later_is_none() -> None:
+    """A failed task whose waiter has not run yet is no silent failure, however many tasks start."""
+
+    async def main(_: SimRuntime) -> None:
+        async def fail() -> None:
+            await asyncio.sleep(0.01)
+            raise ValueError("read by who waits")
+
+        async def start_many() -> None:
+            await asyncio.sleep(0.01)
+            await asyncio.gather(*(asyncio.sleep(0) for _ in range(1000)))
+
+        failing = [asyncio.gather(fail(), fail()) for _ in range(10)]
+        await start_many()
+        for each in failing:
+            with pytest.raises(ValueError, match="read by who waits"):
+                await each
+
+    for seed in range(5):
+        run(main, seed=seed)
+
+
 def test_silent_failures_are_raised() -> None:
     """A failure of a callback, or of a task nobody awaits, fails the run."""
 

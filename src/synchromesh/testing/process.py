@@ -80,10 +80,12 @@ class TaskList:
     `failures` are the exceptions of ended tasks that nobody retrieved.
     """
 
-    __slots__ = ("_prune_at", "_tasks", "failures")
+    __slots__ = ("_prune_at", "_tasks", "_unread", "failures")
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[Any]] = []
+        # Who waits for a task reads its exception a step after it has ended.
+        self._unread: list[asyncio.Task[Any]] = []
         self._prune_at = 64
         self.failures: list[BaseException] = []
 
@@ -94,19 +96,23 @@ class TaskList:
             self._prune()
 
     def pending(self) -> list[asyncio.Task[Any]]:
-        """Return the tasks that have not ended."""
+        """Return the tasks that have not ended; what the others failed with is read by now."""
         self._prune()
+        for task in self._unread:
+            error = task.exception()
+            if error is not None:
+                self.failures.append(error)
+        self._unread = []
         return self._tasks
 
     def _prune(self) -> None:
-        pending = []
+        pending, unread = [], self._unread
         for task in self._tasks:
-            if not task.done():
+            if task.done():
+                unread.append(task)
+            else:
                 pending.append(task)
-            elif task._log_traceback and not task.cancelled():
-                error = task.exception()
-                if error is not None:
-                    self.failures.append(error)
+        self._unread = [task for task in unread if task._log_traceback and not task.cancelled()]
         self._tasks = pending
         self._prune_at = max(64, 2 * len(pending))
 
