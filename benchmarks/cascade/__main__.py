@@ -53,7 +53,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         for name in options.only:
-            _print_one(judge(replace(by_name(name), seed=options.seed)))
+            try:
+                scenario = by_name(name)
+            except KeyError:
+                parser.error(
+                    f"there is no scenario {name!r}; it is EXPERIMENT / LOAD / DEADLINE as the "
+                    'tables have it, such as "chain of 3 / stall / 50% / 1 s", or "system 7"'
+                )
+            _print_one(judge(replace(scenario, seed=options.seed)))
         return
     count = SYSTEMS_OF_SUITE if options.few else options.systems
     scenarios = [
@@ -86,17 +93,24 @@ def main() -> None:
         _print_table(name, rows)
     took_s = [each.cpu_s for each in told]
     print(f"\n{len(told)} scenarios, {sum(took_s):.0f} s of CPU, at most {max(took_s):.1f} s")
-    _write(tables, {each.name: each.series for each in told if each.series is not None})
+    _write(told, tables)
 
 
-def _write(tables: dict[str, Any], pictured_series: dict[str, Any]) -> None:
+def _write(told: list[Judged], tables: dict[str, Any]) -> None:
+    broken = {
+        each.name: {claim.name: figure(claim.value) for claim in each.claims if not claim.is_kept}
+        for each in told
+        if each.series is None
+    }
     found = {
         "area": "cascade",
         "machine": machine(),
         "versions": versions(()),
+        "scenarios": len(told),
         "experiments": tables,
+        "broken": {name: claims for name, claims in broken.items() if claims},
         "bin_s": BIN_S,
-        "series": pictured_series,
+        "series": {each.name: each.series for each in told if each.series is not None},
     }
     text = json.dumps(found, ensure_ascii=False, indent=1)
     # A series is one line of figures.

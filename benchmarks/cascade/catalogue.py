@@ -183,9 +183,10 @@ def drawn(seed: int) -> Scenario:
 
 def by_name(name: str) -> Scenario:
     """Return the scenario of a name. Raises KeyError where there is none."""
-    if name.startswith("system "):
-        return drawn(int(name.removeprefix("system ")))
-    return {each.name: each for each in (*everything(), *pictured())}[name]
+    kind, _, number = name.partition(" ")
+    if kind == "system" and number.isdecimal():
+        return drawn(int(number))
+    return {each.name: each for each in (*everything(), *few(), *pictured())}[name]
 
 
 assert {*WHOLE, *ONE_OF_THREE} <= set(FAULTS)
