@@ -64,6 +64,8 @@ class HttpTransport:
             if not loop.is_closed():
                 call.cancel()
             raise
+        finally:
+            del call  # it keeps an error that has this frame in its traceback
 
     def start(self, endpoint: Endpoint, request: Request, call: ClientExchange, now: float) -> None:
         """Send a request by an exchange, which is told what comes of it.

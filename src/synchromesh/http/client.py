@@ -271,13 +271,11 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)
-        self.outflow = Outflow(
-            self._transport, stall_s=self._stall_s, bytes_min=1, on_stall=self._on_stall
-        )
+        self.outflow = Outflow(self._transport, stall_s=self._stall_s, bytes_min=1)
 
     def pause_writing(self) -> None:
         """Let who sends a body wait until the server takes more."""
-        self.outflow.pause()
+        self.outflow.pause(self._on_stall)
 
     def resume_writing(self) -> None:
         """Let it go on."""
@@ -319,6 +317,7 @@ class ClientConnection(asyncio.Protocol):
         self.outflow.resume()
         why = f": {exc}" if exc is not None else ""
         self._fail(ConnectionLost(f"{self._name} closed the connection before its answer{why}"))
+        self._reader.end()
         self._on_lost(self)
 
     # -- its own ---------------------------------------------------------------------------------

@@ -103,10 +103,7 @@ class ServerConnection(asyncio.Protocol):
         # Any unsent byte counts: a client is slow from the moment it does not take what it is sent.
         self.transport.set_write_buffer_limits(high=0)
         self.outflow = Outflow(
-            self.transport,
-            stall_s=limits.write_s,
-            bytes_min=limits.write_bytes_min,
-            on_stall=self.transport.abort,
+            self.transport, stall_s=limits.write_s, bytes_min=limits.write_bytes_min
         )
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:
@@ -141,7 +138,7 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Begin to watch whether the client takes what it was sent."""
-        self.outflow.pause()
+        self.outflow.pause(self.transport.abort)
 
     def resume_writing(self) -> None:
         """Go on: the client has taken everything."""
@@ -157,7 +154,8 @@ class ServerConnection(asyncio.Protocol):
         self.stop_reading()
         self._read_timer.end()
         self.outflow.resume()
-        self.reader.ready.clear()
+        self.reader.end()
+        self.current = None
         self._out.clear()
         work, self._work = self._work, None
         if isinstance(work, HttpExchange):

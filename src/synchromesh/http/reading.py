@@ -91,6 +91,7 @@ class RequestReader:
         ready: the requests that have come and were not taken.
         begun: how many requests have begun.
         is_draining: True where the request that is being read is the last.
+        is_old: True where the latest request came by HTTP/1.0, which knows no chunks.
         is_open: True while it is not decided whether the request that is read is streamed.
         coming: the streamed body that is being read.
         body_bytes: how much of the body that is being read has come.
@@ -126,17 +127,12 @@ class RequestReader:
         self.begun = 0
         self.coming: Body | None = None
         self.body_bytes = 0
-        self.is_draining = self.owes_continue = False
+        self.is_draining = self.is_old = self.owes_continue = False
 
     @property
     def is_closed(self) -> bool:
         """True once nothing more is parsed."""
         return self.state is _CLOSED
-
-    @property
-    def is_old(self) -> bool:
-        """True where the latest request came by HTTP/1.0, which knows no chunks."""
-        return self._parser.get_http_version() != "1.1"
 
     def feed(self, piece: bytes | memoryview) -> Refusal | None:
         """Parse a piece; return why the request in it is refused, None where none is."""
@@ -176,6 +172,11 @@ class RequestReader:
         self.state = READS[self.state][_CLOSE]
         self.coming = None
         self.owes_continue = False
+
+    def end(self) -> None:
+        """Stop for good: until then the reader, its parser and its sink hold each other."""
+        self.ready.clear()
+        del self._parser, self._sink
 
     def __repr__(self) -> str:
         return f"<RequestReader {self.state.name.lower()}, {len(self.ready)} ready>"
@@ -246,6 +247,7 @@ class RequestReader:
             self._judge(method, target)
         else:
             self._host = host
+            self.is_old = False
             if length is None or int(length) <= limits.body_bytes_max:
                 # Whether it is streamed can wait until it has not come whole.
                 self._body_bytes_max = limits.body_bytes_max
@@ -285,7 +287,7 @@ class RequestReader:
         self.is_open = self.owes_continue = False
         # Keep-alive of HTTP/1.0 was never specified well: such a client gets one answer.
         is_last = self.is_draining or not self._parser.should_keep_alive()
-        if is_last or (not self._is_plain and self.is_old):
+        if is_last or self.is_old:
             self.state = READS[self.state][_CLOSE]
         else:
             self.state = READS[self.state][_COMPLETE]
@@ -301,10 +303,12 @@ class RequestReader:
 
     def _judge(self, method: bytes, target: bytes) -> None:
         """Apply the strictness rules to a head that is not plain."""
+        version = self._parser.get_http_version()
+        self.is_old = version != "1.1"
         head = Head(
             method.decode("ascii"),
             target.decode("latin-1"),
-            self._parser.get_http_version(),
+            version,
             [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs],
         )
         self._target = origin_form(head.target).encode("latin-1")

@@ -96,6 +96,10 @@ class ResponseReader:
         self._body = []
         return body
 
+    def end(self) -> None:
+        """Stop for good: until then the reader and its parser hold each other."""
+        del self._parser
+
     def __repr__(self) -> str:
         return f"<ResponseReader {self.state.name.lower()}>"
 
