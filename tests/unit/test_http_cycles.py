@@ -301,8 +301,8 @@ async def two_requests(pool: HttpPool, port: int) -> object:
     )
 
 
-async def given_up(pool: HttpPool, port: int) -> object:
-    return await cancelled(lambda: request(pool, port))
+async def given_up(pool: HttpPool, port: int) -> None:
+    await cancelled(lambda: request(pool, port))
 
 
 async def expired(pool: HttpPool, port: int) -> object:

@@ -195,11 +195,8 @@ class Place:
 class _CallExchange(ClientExchange):
     """One call under way, and the future by which its caller is released."""
 
-    __slots__ = ("reply",)
-
     def __init__(self, reply: asyncio.Future[Reply]) -> None:
-        super().__init__(b"", due_s=0.0)
-        self.reply = reply
+        self.reply = reply  # the rest is for `HttpTransport.start` to set
 
     def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
         """Release the caller."""

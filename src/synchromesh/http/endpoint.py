@@ -84,7 +84,8 @@ class PoolEndpoint:
         connection: ClientConnection | None = None
         if self.idle and exchange.may_reuse:
             connection = self.idle.pop()
-            if connection.is_reusable:
+            # `is_reusable` without its frame: what is idle carries nothing.
+            if not (connection.is_spoiled or connection.transport.is_closing()):
                 # What nearly every exchange comes to, without the frames of the rest.
                 exchange.state, exchange.connection = _SENT, connection
                 connection.send(exchange)

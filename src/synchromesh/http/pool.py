@@ -26,8 +26,6 @@ class FutureExchange(ClientExchange):
         answer: the answer, or why there is none.
     """
 
-    __slots__ = ("answer",)
-
     def __init__(
         self, wire: bytes, *, due_s: float, is_head: bool = False, is_idempotent: bool = False
     ) -> None:

@@ -17,6 +17,7 @@ import httptools
 
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
+from synchromesh.http.plain import LENGTH_DIGITS_MAX, STATUSES, read_head
 
 # What one read may bring beyond the limit of a head before it is noticed.
 _READ_BYTES: Final = 256 * 1024
@@ -88,6 +89,35 @@ class ResponseReader:
         if self._quiet_bytes > self._limits.head_bytes_max + _READ_BYTES:
             return _LONG_HEAD
         return None
+
+    def take_whole(self, data: bytes) -> bool:
+        """Take a piece that is one plain response; False where it is anything else, to be fed.
+
+        It says of such a response what the parser's callbacks say, which then never see it.
+        """
+        if self.state is not _AWAITED or self._is_head:
+            return False
+        read = read_head(data)
+        if read is None:
+            return False
+        line, fields, body = read
+        status, limits = STATUSES.get(line), self._limits
+        length = fields.get(b"content-length", b"")
+        if (
+            status is None
+            or not length.isdigit()
+            or len(length) > LENGTH_DIGITS_MAX
+            or int(length) != len(body)
+            or len(body) > limits.body_bytes_max
+            or len(data) - len(body) > limits.head_bytes_max
+            or len(fields) > limits.headers_max
+        ):
+            return False
+        self.status, self.pairs, self.length = status, list(fields.items()), len(body)
+        self._body = [body]
+        self.is_delimited = self.keeps_alive = True
+        self.state = _WHOLE
+        return True
 
     def take_body(self) -> bytes:
         """Return what has come of the body and was not taken."""

@@ -29,10 +29,6 @@ class StreamedExchange(ClientExchange):
         answer: the answer, once its head is there; its body is its `stream`.
     """
 
-    __slots__ = (
-        "_answer_s", "_body", "_framing", "_loop", "_sending", "_stall_s", "_stream", "answer",
-    )  # fmt: skip
-
     takes_parts = True
 
     def __init__(
