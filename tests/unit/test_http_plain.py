@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from synchromesh.http import HttpExchange, Limits, PoolLimits
+from synchromesh.http.plain import ODD_MAX
 from synchromesh.http.reading import RequestReader
 from synchromesh.http.responses import ResponseReader, ResponseState
 from synchromesh.http.states import ReadingState
@@ -162,4 +163,32 @@ def test_a_usual_message_is_read_at_once() -> None:
     responses = ResponseReader(POOL_LIMITS)
     responses.expect(False, False)
     assert responses.take_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+    assert responses.take_body() == b"abc"
+
+
+def test_a_connection_of_odd_messages_is_left_to_llhttp() -> None:
+    """After a few in a row; a plain one in between begins the count anew."""
+    odd, plain = GET + b"te: trailers\r\nx:y\r\n\r\n", GET + b"\r\n"
+    reader = request_reader(is_fast=True)
+    for count in (ODD_MAX - 1, ODD_MAX):
+        assert reader.take_whole(plain) is not None
+        for _ in range(count):
+            assert reader.take_whole(odd) is None
+            assert reader.feed(odd) is None
+    assert reader.take_whole(plain) is None
+    assert reader.feed(plain) is None
+    assert len(reader.ready) == 2 * ODD_MAX
+    odd, plain = OK + b"x:y\r\n" + LENGTH + b"\r\nabc", OK + LENGTH + b"\r\nabc"
+    responses = ResponseReader(POOL_LIMITS)
+    for count in (ODD_MAX - 1, ODD_MAX):
+        responses.expect(False, False)
+        assert responses.take_whole(plain)
+        for _ in range(count):
+            responses.expect(False, False)
+            assert not responses.take_whole(odd)
+            assert responses.feed(odd) is None
+            assert responses.take_body() == b"abc"
+    responses.expect(False, False)
+    assert not responses.take_whole(plain)
+    assert responses.feed(plain) is None
     assert responses.take_body() == b"abc"

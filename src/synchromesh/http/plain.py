@@ -25,6 +25,8 @@ STATUSES: Final = {
     if status >= 200 and status not in (204, 205, 304)
 }
 LENGTH_DIGITS_MAX: Final = 18
+# After so many in a row that were not plain, the rest of a connection is not looked at.
+ODD_MAX: Final = 8
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 # Names that were found to be tokens, by how they were spelt, in lower case.
 _NAMES: dict[bytes, bytes] = {}

@@ -21,7 +21,7 @@ from synchromesh.http.body import Body
 from synchromesh.http.exchange import HttpExchange, ResponseWriter
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, RawPair
-from synchromesh.http.plain import LENGTH_DIGITS_MAX, read_head
+from synchromesh.http.plain import LENGTH_DIGITS_MAX, ODD_MAX, read_head
 from synchromesh.http.states import READS, ReadingEvent, ReadingState
 from synchromesh.http.strictness import (
     WATCHED,
@@ -121,6 +121,7 @@ class RequestReader:
         # The latest that were judged: a Host, and the first line of a plain request.
         self._host: bytes | None = None
         self._line = self._line_method = self._line_target = b""
+        self._odd = 0 if is_fast else ODD_MAX  # how many in a row were not plain
         self._pairs: list[RawPair] = []
         # The fields that decide about the head, by name; `_is_odd` where one of them came twice.
         self._watched: dict[bytes, bytes] = {}
@@ -157,8 +158,9 @@ class RequestReader:
         It says of such a request what the parser's callbacks say, which then never see it. Nothing
         may wait in `ready`.
         """
-        if self.state > _IDLE or self.is_draining or not self._is_fast:
+        if self.state > _IDLE or self.is_draining or self._odd >= ODD_MAX:
             return None
+        self._odd += 1
         read = read_head(piece)
         if read is None:
             return None
@@ -180,6 +182,7 @@ class RequestReader:
         ):
             return None
         self._host = host
+        self._odd = 0
         self.begun += 1
         self.is_old = False
         self._quiet_bytes = 0

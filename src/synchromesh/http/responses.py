@@ -17,11 +17,13 @@ import httptools
 
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
-from synchromesh.http.plain import LENGTH_DIGITS_MAX, STATUSES, read_head
+from synchromesh.http.plain import LENGTH_DIGITS_MAX, ODD_MAX, STATUSES, read_head
 
 # What one read may bring beyond the limit of a head before it is noticed.
 _READ_BYTES: Final = 256 * 1024
 _LENGTH_DIGITS: Final = 19
+# Looking whether it came whole costs a copy of what there is of its body.
+_WHOLE_BYTES_MAX: Final = 16 * 1024
 _LONG_HEAD: Final = "its head is too long"
 _CHUNKED: Final = (b"transfer-encoding", b"chunked")
 _FRAMES: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -63,13 +65,12 @@ class ResponseReader:
         self.pairs: list[RawPair] = []
         self.length: int | None = None
         self.is_delimited = self.keeps_alive = False
+        self._odd = 0  # how many in a row were not plain
 
     def expect(self, is_head: bool, takes_parts: bool) -> None:
         """Expect the next response; one that is taken in parts may be of any length."""
         self._is_head = is_head
         self._takes_parts = takes_parts
-        self._body = []
-        self._body_bytes = self._quiet_bytes = self._interims = 0
         self.state = _AWAITED
 
     def feed(self, data: bytes) -> str | None:
@@ -79,6 +80,8 @@ class ResponseReader:
         """
         if self.state is _AWAITED:
             self.state = _BEGUN
+            self._body = []
+            self._body_bytes = self._quiet_bytes = self._interims = 0
             # Asking the parser takes longer than all else that is asked of a head.
             self._is_new = data.startswith(b"HTTP/1.1 ")
         self._quiet_bytes += len(data)
@@ -95,9 +98,10 @@ class ResponseReader:
 
         It says of such a response what the parser's callbacks say, which then never see it.
         """
-        if self.state is not _AWAITED or self._is_head:
+        if self.state is not _AWAITED or self._is_head or self._odd >= ODD_MAX:
             return False
-        read = read_head(data)
+        self._odd += 1
+        read = read_head(data) if len(data) <= _WHOLE_BYTES_MAX else None
         if read is None:
             return False
         line, fields, body = read
@@ -115,6 +119,7 @@ class ResponseReader:
             return False
         self.status, self.pairs, self.length = status, list(fields.items()), len(body)
         self._body = [body]
+        self._odd = 0
         self.is_delimited = self.keeps_alive = True
         self.state = _WHOLE
         return True
