@@ -73,6 +73,8 @@ def test_a_result_within_a_task_resumes_another_one_later() -> None:
 
 
 def test_a_result_or_an_error_that_is_there_needs_no_wait() -> None:
+    """The task goes on without a turn of the loop."""
+
     async def main(loop: asyncio.AbstractEventLoop) -> list[object]:
         seen: list[object] = []
         good, bad = EagerFuture[int](loop), EagerFuture[int](loop)
@@ -155,6 +157,8 @@ def test_a_cancellation_that_comes_behind_the_result_is_the_tasks() -> None:
 
 
 def test_one_task_waits_for_a_result() -> None:
+    """A second one is told so, and the first still gets it."""
+
     async def main(loop: asyncio.AbstractEventLoop) -> None:
         future = EagerFuture[int](loop)
         task = asyncio.ensure_future(waiting(future, []))
