@@ -120,7 +120,7 @@ class Always:
         self.replies = list(replies)
         self.requests: list[Request] = []
 
-    def authenticate(self, credential: str) -> Credential:
+    def authenticate(self, credential: str, now: float) -> Credential:
         return Credential("", "", "", 0)
 
     async def dispatch(self, request: Request) -> Reply:

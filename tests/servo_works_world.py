@@ -38,7 +38,7 @@ SERVICES: dict[str, Service] = {
 class SomebodyElses(AsgiReceiver):
     """Is somebody else's service, which knows none of our credentials."""
 
-    def authenticate(self, credential: str) -> Credential:
+    def authenticate(self, credential: str, now: float) -> Credential:
         """Take anybody."""
         return Credential("anybody", "", "", 0)
 

@@ -106,7 +106,7 @@ def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, s
     if context.deadline_s is not None:
         # Rounded down: a child's deadline is never later than its parent's.
         left_ms = (context.deadline_s - now) * 1000
-        headers[DEADLINE_MS] = str(int(min(max(0.0, left_ms), DEADLINE_MS_MAX)))
+        headers[DEADLINE_MS] = str(_within_ms(left_ms))
         headers[SENT_AT] = str(wall_us)
     if context.key:
         headers[IDEMPOTENCY_KEY] = quote(context.key, safe=_KEY_SAFE)
@@ -135,7 +135,7 @@ def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> by
     text = f"traceparent: 00-{trace_id}-{span_id}-01\r\n"
     if context.deadline_s is not None:
         left_ms = (context.deadline_s - now) * 1000
-        left = int(min(max(0.0, left_ms), DEADLINE_MS_MAX))
+        left = int(left_ms) if 0.0 < left_ms < DEADLINE_MS_MAX else _within_ms(left_ms)
         text += f"deadline-ms: {left}\r\n"
         if wall_us is not None:
             text += f"sent-at: {wall_us}\r\n"
@@ -155,9 +155,10 @@ def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         BadRequest: one of them is given twice.
     """
     own: dict[str, str] = {}
+    known = _OWN.get
     for raw, value in pairs:
-        if raw in _OWN:
-            name = _OWN[raw]
+        name = known(raw)
+        if name is not None:
             if name in own:
                 raise BadRequest(f"header {name} is given twice; which of them counts is unclear")
             own[name] = value.decode("latin-1")
@@ -178,10 +179,19 @@ def from_headers(
     trace_id, span_id = _trace(headers.get(TRACEPARENT, ""), rng)
     # Most headers are absent in most calls: only those that are there cost a frame.
     left = _count(headers[ATTEMPTS_LEFT], ATTEMPTS_LEFT) if ATTEMPTS_LEFT in headers else 0
+    deadline_s = None
+    if DEADLINE_MS in headers:
+        left_s = _count(headers[DEADLINE_MS], DEADLINE_MS) / 1000
+        if SENT_AT in headers:
+            # What was under way for longer than the clocks can differ has lost that time.
+            lost_s = (wall_us - _count(headers[SENT_AT], SENT_AT)) / 1e6 - SKEW_S
+            if lost_s > 0.0:
+                left_s -= lost_s
+        deadline_s = now + left_s if left_s > 0.0 else now
     return CallContext(
         trace_id=trace_id,
         span_id=span_id,
-        deadline_s=_deadline(headers, now, wall_us) if DEADLINE_MS in headers else None,
+        deadline_s=deadline_s,
         key=_key(headers, IDEMPOTENCY_KEY) if IDEMPOTENCY_KEY in headers else "",
         attempts_left=min(left, ATTEMPTS_LEFT_MAX),
         undoes=_key(headers, UNDOES) if UNDOES in headers else "",
@@ -226,13 +236,8 @@ def _trace(traceparent: str, rng: random.Random) -> tuple[str, str]:
     return new_trace_id(rng), new_span_id(rng)
 
 
-def _deadline(headers: Mapping[str, str], now: float, wall_us: int) -> float:
-    remaining_s = _count(headers[DEADLINE_MS], DEADLINE_MS) / 1000
-    if SENT_AT in headers:
-        # What was under way for longer than the clocks can differ has lost that time.
-        sent_us = _count(headers[SENT_AT], SENT_AT)
-        remaining_s -= max(0.0, (wall_us - sent_us) / 1e6 - SKEW_S)
-    return now + max(0.0, remaining_s)
+def _within_ms(left_ms: float) -> int:
+    return int(min(max(0.0, left_ms), DEADLINE_MS_MAX))
 
 
 def _count(text: str, name: str) -> int:

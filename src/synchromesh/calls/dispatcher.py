@@ -147,13 +147,12 @@ class Dispatcher:
         """How many handlers run."""
         return self._limiter.in_flight
 
-    def authenticate(self, credential: str) -> Credential:
-        """Return who calls.
+    def authenticate(self, credential: str, now: float) -> Credential:
+        """Return who calls; `now` is the loop's clock.
 
         Raises:
             Unauthenticated: the credential is missing, forged, expired or for another service (C4).
         """
-        now = asyncio.get_running_loop().time()
         known = self._known.get(credential)
         if known is None or now >= known[1]:
             known = self._verified(credential, now)

@@ -11,6 +11,7 @@ from synchromesh.calls.contract import Operation
 from synchromesh.calls.wire import ATTEMPTS_USED, Hop, Passing, Reply, Request
 from synchromesh.context import CREDENTIAL, SENT_AT, CallContext, header_lines, to_headers
 from synchromesh.discovery import Endpoint
+from synchromesh.eager import EagerFuture
 from synchromesh.errors import ConfigError, DeadlineExceeded, TimedOut
 from synchromesh.http import ClientExchange, Headers, HttpPool, HttpResponse, RawPair, request_head
 from synchromesh.resilience import DeadlinePassed
@@ -55,7 +56,7 @@ class HttpTransport:
             DeadlinePassed: it was sent, and there was no answer when it was due.
         """
         loop = asyncio.get_running_loop()
-        call = _CallExchange(loop.create_future())
+        call = _CallExchange(EagerFuture(loop))
         self.start(endpoint, request, call, loop.time())
         try:
             return await call.reply
@@ -64,6 +65,8 @@ class HttpTransport:
             if not loop.is_closed():
                 call.cancel()
             raise
+        finally:
+            del call  # it keeps an error that has this frame in its traceback
 
     def start(self, endpoint: Endpoint, request: Request, call: ClientExchange, now: float) -> None:
         """Send a request by an exchange, which is told what comes of it.
@@ -193,11 +196,8 @@ class Place:
 class _CallExchange(ClientExchange):
     """One call under way, and the future by which its caller is released."""
 
-    __slots__ = ("reply",)
-
-    def __init__(self, reply: asyncio.Future[Reply]) -> None:
-        super().__init__(b"", due_s=0.0)
-        self.reply = reply
+    def __init__(self, reply: EagerFuture[Reply]) -> None:
+        self.reply = reply  # the rest is for `HttpTransport.start` to set
 
     def on_answer(self, status: int, pairs: list[RawPair], body: bytes) -> None:
         """Release the caller."""

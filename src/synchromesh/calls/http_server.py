@@ -60,7 +60,7 @@ class HttpEdge:
     """
 
     def __init__(self, *, runtime: Runtime) -> None:
-        self._runtime = runtime
+        self._wall_us, self._rng = runtime.wall_us, runtime.rng
         self._routes: Routes[_Target] = Routes()
         self._found: dict[tuple[bytes, bytes], Match[_Target]] = {}
         self._timers = Timers()
@@ -129,9 +129,8 @@ class HttpEdge:
         own = own_headers(pairs)
         credential = own.get(CREDENTIAL, "")
         # Before a byte of the arguments is looked at: a stranger is told nothing of them.
-        receiver.authenticate(credential)
-        runtime = self._runtime
-        context = from_headers(own, now=now, wall_us=runtime.wall_us(), rng=runtime.rng)
+        receiver.authenticate(credential, now)
+        context = from_headers(own, now=now, wall_us=self._wall_us(), rng=self._rng)
         # Where a key is undone its record holds the arguments.
         arguments = b"{}" if context.undoes else operation.from_http(found.places, query, body)
         return Request(operation, arguments, context, credential)

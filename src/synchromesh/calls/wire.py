@@ -154,8 +154,8 @@ _BY_STATUS: dict[int, type[CallError]] = {429: RateLimited, 503: Shed}
 class Receiver(Protocol):
     """Takes requests for one instance of a service; a `Dispatcher` is one."""
 
-    def authenticate(self, credential: str) -> Credential:
-        """Return who calls. Raises Unauthenticated."""
+    def authenticate(self, credential: str, now: float) -> Credential:
+        """Return who calls; `now` is the loop's clock. Raises Unauthenticated."""
         ...
 
     async def dispatch(self, request: Request) -> Reply:

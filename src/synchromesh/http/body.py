@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from synchromesh.errors import ConnectionLost
+
 # A body that holds this much is full. What one read of the socket brings comes on top.
 FULL_BYTES: Final = 64 * 1024
 
@@ -19,7 +21,8 @@ class Body:
 
     Args:
         length: how long the sender says it is; None where that is not known, 0 for none.
-        on_room: called when the reader has taken what there was, or waits for more.
+        on_room: called when the reader has taken what there was, or waits for more; not once it is
+            whole or has failed.
 
     Attributes:
         length: as it was given.
@@ -66,7 +69,8 @@ class Body:
         """Return what has come, as soon as there is something; b"" at the end.
 
         Raises:
-            CallError: the body broke off; what had come and was not read is lost.
+            CallError: the body broke off; what had come and was not read is lost. The reason is
+                told once, and then that it was.
         """
         self.is_touched = True
         if not self._parts and not self.is_ended and self._error is None:
@@ -77,7 +81,12 @@ class Body:
             finally:
                 self._reading = None
         if self._error is not None:
-            raise self._error
+            # Handed over: kept here, it and whoever reads would hold each other, by its traceback.
+            error, self._error = self._error, ConnectionLost("the body broke off before")
+            try:
+                raise error
+            finally:
+                del error  # this frame, too, is in its traceback
         part = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self.size = 0
@@ -97,12 +106,14 @@ class Body:
     def end(self) -> None:
         """Take the end: the body is whole."""
         self.is_ended = True
+        self._on_room = _nothing
         self._wake()
 
     def fail(self, error: Exception) -> None:
         """Take the news that the rest will not come."""
         if not self.is_ended and self._error is None:
             self._error = error
+            self._on_room = _nothing
             self._wake()
 
     def __repr__(self) -> str:
@@ -112,6 +123,10 @@ class Body:
     def _wake(self) -> None:
         if self._reading is not None and not self._reading.done():
             self._reading.set_result(None)
+
+
+def _nothing() -> None:
+    """Need no room: nothing more will come."""
 
 
 class Framing:

@@ -93,39 +93,30 @@ class ClientExchange(Deadline):
             failure. Before, it has waited for its place longer than for the callee.
     """
 
-    __slots__ = (
-        "connecting",
-        "connection",
-        "is_head",
-        "is_idempotent",
-        "lost",
-        "may_reuse",
-        "overdue_s",
-        "owner",
-        "state",
-        "wire",
-    )  # fmt: skip
-
+    # What a class has costs no store for each exchange, as a slot would; most is never set.
+    slot: dict[Deadline, None] | None = None
     takes_parts = False
     is_sent = True
+    is_head = False
+    is_idempotent = False
+    may_reuse = True
     together: TurnWrites | None = None
+    state = ExchangeState.NEW
+    connection: ClientConnection | None = None
+    connecting: asyncio.Task[None] | None = None
+    owner: ExchangeOwner | None = None
+    # Why it is sent a second time; that decides what is known if that fails, too.
+    lost: ConnectionLost | None = None
+    wire: bytes
     overdue_s: float
 
     def __init__(
         self, wire: bytes, *, due_s: float, is_head: bool = False, is_idempotent: bool = False
     ) -> None:
         self.due_s = due_s
-        self.slot = None
         self.wire = wire
         self.is_head = is_head
         self.is_idempotent = is_idempotent
-        self.may_reuse = True
-        self.state = ExchangeState.NEW
-        self.connection: ClientConnection | None = None
-        self.connecting: asyncio.Task[None] | None = None
-        self.owner: ExchangeOwner | None = None
-        # Why it is sent a second time; that decides what is known if that fails, too.
-        self.lost: ConnectionLost | None = None
 
     def on_sent(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the deadline; called once the request was written."""
@@ -185,11 +176,11 @@ class ClientConnection(asyncio.Protocol):
         outflow: whether the server takes what it is sent.
         idle_since_s: when it was given back last.
         is_spoiled: True once it may carry nothing more.
-        loop: where it was made.
+        loop: where it was made, and `transport`: what it writes to.
     """
 
     outflow: Outflow
-    _transport: asyncio.Transport
+    transport: asyncio.Transport
 
     def __init__(
         self,
@@ -216,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_reusable(self) -> bool:
         """True while it may carry the next exchange."""
-        return not self.is_spoiled and self.exchange is None and not self._transport.is_closing()
+        return not self.is_spoiled and self.exchange is None and not self.transport.is_closing()
 
     @property
     def was_stale(self) -> bool:
@@ -229,28 +220,28 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = exchange
         together = exchange.together
         if together is None:
-            self._transport.write(exchange.wire)
+            self.transport.write(exchange.wire)
         else:
             self._unwritten = exchange.wire
             together.add(self._write)
 
     def pause(self) -> None:
         """Pause reading (backpressure) until `resume`. May be repeated."""
-        if not self._is_held and not self._transport.is_closing():
+        if not self._is_held and not self.transport.is_closing():
             self._is_held = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def resume(self) -> None:
         """Resume reading. May be repeated."""
         if self._is_held:
             self._is_held = False
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     def abort(self) -> None:
         """Close at once; nothing more is sent or read. May be repeated."""
         self.is_spoiled = True
-        self._transport.abort()
+        self.transport.abort()
 
     def drop(self) -> None:
         """Abort the connection in the middle of an exchange, and detach that."""
@@ -258,9 +249,9 @@ class ClientConnection(asyncio.Protocol):
         self.is_spoiled = True
         if exchange is not None and exchange.takes_parts:
             # A body that was cut must not be taken for a whole one.
-            reset(self._transport)
+            reset(self.transport)
         else:
-            self._transport.abort()
+            self.transport.abort()
 
     def timed_out(self) -> TimedOut:
         """Return what is told of an exchange whose answer did not come in time."""
@@ -270,14 +261,12 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        self._transport = cast("asyncio.Transport", transport)
-        self.outflow = Outflow(
-            self._transport, stall_s=self._stall_s, bytes_min=1, on_stall=self._on_stall
-        )
+        self.transport = cast("asyncio.Transport", transport)
+        self.outflow = Outflow(self.transport, stall_s=self._stall_s, bytes_min=1)
 
     def pause_writing(self) -> None:
         """Let who sends a body wait until the server takes more."""
-        self.outflow.pause()
+        self.outflow.pause(self._on_stall)
 
     def resume_writing(self) -> None:
         """Let it go on."""
@@ -289,11 +278,11 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None:
             self.abort()
             return
-        reason = reader.feed(data)
+        reason = None if reader.take_whole(data) else reader.feed(data)
         if reader.state is _WHOLE:
             # An early answer: the rest of its request must not begin the next one.
             is_early = (
-                self._transport.get_write_buffer_size() > 0
+                self.transport.get_write_buffer_size() > 0
                 or not exchange.is_sent
                 or bool(self._unwritten)
             )
@@ -319,6 +308,7 @@ class ClientConnection(asyncio.Protocol):
         self.outflow.resume()
         why = f": {exc}" if exc is not None else ""
         self._fail(ConnectionLost(f"{self._name} closed the connection before its answer{why}"))
+        self._reader.end()
         self._on_lost(self)
 
     # -- its own ---------------------------------------------------------------------------------
@@ -357,7 +347,7 @@ class ClientConnection(asyncio.Protocol):
         """Write a request that was kept for the end of the turn, unless it was given up."""
         wire, self._unwritten = self._unwritten, b""
         if self.exchange is not None:
-            self._transport.write(wire)
+            self.transport.write(wire)
 
     def _fail(self, error: Exception) -> None:
         exchange, self.exchange = self.exchange, None

@@ -84,7 +84,8 @@ class PoolEndpoint:
         connection: ClientConnection | None = None
         if self.idle and exchange.may_reuse:
             connection = self.idle.pop()
-            if connection.is_reusable:
+            # `is_reusable` without its frame: what is idle carries nothing.
+            if not (connection.is_spoiled or connection.transport.is_closing()):
                 # What nearly every exchange comes to, without the frames of the rest.
                 exchange.state, exchange.connection = _SENT, connection
                 connection.send(exchange)
@@ -242,14 +243,11 @@ class PoolEndpoint:
                 await self._owner.network.connect(factory, self.host, self.port)
         except Exception as error:  # noqa: BLE001 - told to the exchange
             self._give(None)
-            if isinstance(error, OSError):
-                reason = error.strerror or str(error) or "it did not answer in time"
-                failed = self._unreached(reason)
-                failed.__cause__ = error
-                error = failed
-            self._fail(exchange, error)
-            return
-        self._connected(exchange, made[-1])
+            self._fail(exchange, self._not_connected(error))
+        else:
+            self._connected(exchange, made[-1])
+        finally:
+            del exchange  # it keeps an error that has this frame in its traceback
 
     def _on_connect_end(self, connecting: asyncio.Task[None]) -> None:
         """Give the place of a cancelled attempt back."""
@@ -327,6 +325,13 @@ class PoolEndpoint:
             f"all {self.used} connections to {self.name} stayed busy for too long before the "
             "deadline; nothing was sent"
         )
+
+    def _not_connected(self, error: Exception) -> Exception:
+        if not isinstance(error, OSError):
+            return error
+        failed = self._unreached(error.strerror or str(error) or "it did not answer in time")
+        failed.__cause__ = error
+        return failed
 
     def _unreached(self, reason: str) -> ConnectFailed:
         return ConnectFailed(f"cannot connect to {self.name}: {reason}; nothing was sent")

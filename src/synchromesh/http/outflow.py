@@ -26,27 +26,20 @@ class Outflow:
         transport: what is written to.
         stall_s: how long the other end may take nothing.
         bytes_min: what it has to take in that time.
-        on_stall: called once it has stalled; it is expected to end the connection.
     """
 
     __slots__ = (
-        "_bytes_min", "_loop", "_on_stall", "_room", "_since_s", "_stall_s", "_timer", "_transport",
-        "_unsent", "is_paused",
+        "_bytes_min", "_loop", "_room", "_since_s", "_stall_s", "_timer", "_transport", "_unsent",
+        "is_paused",
     )  # fmt: skip
 
     def __init__(
-        self,
-        transport: asyncio.WriteTransport,
-        *,
-        stall_s: float,
-        bytes_min: int,
-        on_stall: Callable[[], None],
+        self, transport: asyncio.WriteTransport, *, stall_s: float, bytes_min: int
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._stall_s = stall_s
         self._bytes_min = bytes_min
-        self._on_stall = on_stall
         self._timer: asyncio.TimerHandle | None = None
         self._unsent = 0
         self._since_s = 0.0
@@ -60,10 +53,14 @@ class Outflow:
             self._room = self._loop.create_future()
             await self._room
 
-    def pause(self) -> None:
-        """Begin to watch whether the other end takes what it was sent."""
+    def pause(self, on_stall: Callable[[], None]) -> None:
+        """Begin to watch whether the other end takes what it was sent.
+
+        `on_stall` is called once it has stalled, and is expected to end the connection. Nothing but
+        the timer holds it: kept here, it and its connection would hold each other.
+        """
         self.is_paused = True
-        self._watch()
+        self._watch(on_stall)
 
     def resume(self) -> None:
         """Go on: it has taken enough. Also what ends a connection calls this."""
@@ -77,19 +74,19 @@ class Outflow:
     def __repr__(self) -> str:
         return f"<Outflow {'paused' if self.is_paused else 'open'}>"
 
-    def _watch(self) -> None:
+    def _watch(self, on_stall: Callable[[], None]) -> None:
         self._unsent = self._transport.get_write_buffer_size()
         self._since_s = self._loop.time()
-        self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look)
+        self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look, on_stall)
 
-    def _look(self) -> None:
+    def _look(self, on_stall: Callable[[], None]) -> None:
         if self._unsent - self._transport.get_write_buffer_size() >= self._bytes_min:
-            self._watch()
+            self._watch(on_stall)
         elif self._loop.time() - self._since_s < self._stall_s * _NEARLY:
-            self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look)
+            self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look, on_stall)
         else:
             self._timer = None
-            self._on_stall()
+            on_stall()
 
 
 def reset(transport: asyncio.Transport) -> None:

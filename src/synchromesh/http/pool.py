@@ -26,8 +26,6 @@ class FutureExchange(ClientExchange):
         answer: the answer, or why there is none.
     """
 
-    __slots__ = ("answer",)
-
     def __init__(
         self, wire: bytes, *, due_s: float, is_head: bool = False, is_idempotent: bool = False
     ) -> None:
@@ -145,6 +143,8 @@ class HttpPool:
             # Nothing that still comes may reach another call.
             exchange.cancel()
             raise
+        finally:
+            del exchange  # it keeps an error that has this frame in its traceback
 
     @asynccontextmanager
     async def stream(
@@ -197,7 +197,9 @@ class HttpPool:
         try:
             yield await exchange.answer
         finally:
-            await exchange.leave()
+            left = exchange.leave()
+            del exchange  # it keeps an error that has this frame in its traceback
+            await left
 
     async def close(self) -> None:
         """Close every connection; calls that run or wait fail. May be repeated."""

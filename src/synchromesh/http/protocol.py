@@ -103,10 +103,7 @@ class ServerConnection(asyncio.Protocol):
         # Any unsent byte counts: a client is slow from the moment it does not take what it is sent.
         self.transport.set_write_buffer_limits(high=0)
         self.outflow = Outflow(
-            self.transport,
-            stall_s=limits.write_s,
-            bytes_min=limits.write_bytes_min,
-            on_stall=self.transport.abort,
+            self.transport, stall_s=limits.write_s, bytes_min=limits.write_bytes_min
         )
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:
@@ -125,14 +122,13 @@ class ServerConnection(asyncio.Protocol):
         self._unfed = data
         if self._replying is _FREE and not (self._is_held or self.outflow.is_paused):
             reader = self.reader
-            if not reader.ready and reader.coming is None and len(data) <= SLICE_BYTES:
+            if not reader.ready and len(data) <= SLICE_BYTES:
                 # A turn that begins with nothing: most are one request, and end with that.
-                self._feed()
-                ready = reader.ready
-                if len(ready) == 1 and reader.state is _IDLE:
-                    self._take(ready.popleft())
-                    if self._replying is _BUSY and not self._out:
-                        self._read_timer.pause()
+                exchange = reader.take_whole(data)
+                if exchange is not None:
+                    self._unfed = b""
+                    self._take(exchange)
+                    if reader.state is _IDLE and self._ends_alone():
                         return
         self._turn()
 
@@ -141,7 +137,7 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Begin to watch whether the client takes what it was sent."""
-        self.outflow.pause()
+        self.outflow.pause(self.transport.abort)
 
     def resume_writing(self) -> None:
         """Go on: the client has taken everything."""
@@ -157,7 +153,8 @@ class ServerConnection(asyncio.Protocol):
         self.stop_reading()
         self._read_timer.end()
         self.outflow.resume()
-        self.reader.ready.clear()
+        self.reader.end()
+        self.current = None
         self._out.clear()
         work, self._work = self._work, None
         if isinstance(work, HttpExchange):
@@ -194,6 +191,19 @@ class ServerConnection(asyncio.Protocol):
             reader.owes_continue = False
             self._out.append(_CONTINUE)
         self._turn()
+
+    def _ends_alone(self) -> bool:
+        """Do what `_turn` does behind a request that came alone; False where it has more to do."""
+        out = self._out
+        if self._replying is _BUSY and not out:
+            self._read_timer.pause()
+            return True
+        if self._replying is _FREE and len(out) == 1:
+            self.transport.write(out.pop())
+            if not self.outflow.is_paused:
+                self._read_timer.expect_next(self.reader.begun)
+                return True
+        return False
 
     # -- a turn ----------------------------------------------------------------------------------
 
@@ -438,21 +448,22 @@ class ServerConnection(asyncio.Protocol):
     def answered(self, head: bytes, body: bytes) -> None:
         """Send a ready-made answer, and go on with the next request."""
         reader = self.reader
-        has_more = (
-            reader.ready or self._unfed or self._out or self._is_held or self.outflow.is_paused
-        )
-        if not has_more and self._replying is _BUSY and reader.state is _IDLE:
+        out = self._out
+        has_more = reader.ready or self._unfed or out or self._is_held or self.outflow.is_paused
+        if not has_more and reader.state is _IDLE:
             # The turn of a client that has nothing else under way, without its frames.
-            self._replying, self._work = REPLIES[_BUSY][_ANSWERED], None
+            before = self._replying
+            self._replying, self._work = REPLIES[before][_ANSWERED], None
+            out.append(b"%b\r\n%b" % (head, body))
+            if before is _BEGUN:
+                return  # whoever has begun it writes
             self._read_timer.expect_next(reader.begun)
-            self._out.append(b"%b\r\n%b" % (head, body))
             together = self._serving.together
             if together is None:
                 self._flush_late()
             else:
                 together.add(self._flush_late)
             return
-        out = self._out
         out.append(head)
         is_last = reader.state is _CLOSED and self.is_last()
         out.append(_LAST_LINES if is_last else _BLANK_LINE)

@@ -90,11 +90,12 @@ class ReadTimer:
         return length
 
     def end(self) -> None:
-        """Stop for good."""
+        """Stop for good: until then the timer and who is called hold each other."""
         self.wait = self._due_s = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        del self._on_over
 
     def __repr__(self) -> str:
         return f"<ReadTimer for {self.wait.limit if self.wait else 'nothing'}>"

@@ -21,6 +21,7 @@ from synchromesh.http.body import Body
 from synchromesh.http.exchange import HttpExchange, ResponseWriter
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, RawPair
+from synchromesh.http.plain import LENGTH_DIGITS_MAX, ODD_MAX, read_head
 from synchromesh.http.states import READS, ReadingEvent, ReadingState
 from synchromesh.http.strictness import (
     WATCHED,
@@ -36,14 +37,15 @@ from synchromesh.http.strictness import (
 # llhttp cannot be paused, so that what is parsed ahead is bounded by what is fed to it at once.
 SLICE_BYTES: Final = 8192
 _MALFORMED: Final = Refusal(400, "this is no well-formed HTTP request")
-_LENGTH_DIGITS_MAX: Final = 18
 # A tunnel is refused, and the answer to HEAD is framed in a way of its own.
 _NOT_PLAIN: Final = frozenset({b"CONNECT", b"HEAD"})
+
+_METHODS: Final = frozenset({b"GET", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 
 # Looked up for each request: a global is found sooner than a member of its class.
 _BEGAN, _JUDGED = ReadingEvent.BEGAN, ReadingEvent.JUDGED
 _COMPLETE, _CLOSE = ReadingEvent.COMPLETE, ReadingEvent.CLOSED
-_BODY, _CLOSED = ReadingState.BODY, ReadingState.CLOSED
+_IDLE, _BODY, _CLOSED = ReadingState.IDLE, ReadingState.BODY, ReadingState.CLOSED
 
 
 class Streaming(Protocol):
@@ -91,6 +93,7 @@ class RequestReader:
         ready: the requests that have come and were not taken.
         begun: how many requests have begun.
         is_draining: True where the request that is being read is the last.
+        is_old: True where the latest request came by HTTP/1.0, which knows no chunks.
         is_open: True while it is not decided whether the request that is read is streamed.
         coming: the streamed body that is being read.
         body_bytes: how much of the body that is being read has come.
@@ -115,7 +118,10 @@ class RequestReader:
         self._refused: Refusal | None = None
         self._piece_bytes = self._quiet_bytes = self._head_bytes = self._body_bytes_max = 0
         self._target = b""
-        self._host: bytes | None = None  # the latest that was judged
+        # The latest that were judged: a Host, and the first line of a plain request.
+        self._host: bytes | None = None
+        self._line = self._line_method = self._line_target = b""
+        self._odd = 0 if is_fast else ODD_MAX  # how many in a row were not plain
         self._pairs: list[RawPair] = []
         # The fields that decide about the head, by name; `_is_odd` where one of them came twice.
         self._watched: dict[bytes, bytes] = {}
@@ -126,17 +132,12 @@ class RequestReader:
         self.begun = 0
         self.coming: Body | None = None
         self.body_bytes = 0
-        self.is_draining = self.owes_continue = False
+        self.is_draining = self.is_old = self.owes_continue = False
 
     @property
     def is_closed(self) -> bool:
         """True once nothing more is parsed."""
         return self.state is _CLOSED
-
-    @property
-    def is_old(self) -> bool:
-        """True where the latest request came by HTTP/1.0, which knows no chunks."""
-        return self._parser.get_http_version() != "1.1"
 
     def feed(self, piece: bytes | memoryview) -> Refusal | None:
         """Parse a piece; return why the request in it is refused, None where none is."""
@@ -150,6 +151,55 @@ class RequestReader:
         if self._quiet_bytes > self._limits.head_bytes_max + SLICE_BYTES:
             return self._oversized()
         return None
+
+    def take_whole(self, piece: bytes) -> HttpExchange | None:
+        """Return the request that a piece consists of, if it is plain; else it is to be fed.
+
+        It says of such a request what the parser's callbacks say, which then never see it. Nothing
+        may wait in `ready`.
+        """
+        if self.state > _IDLE or self.is_draining or self._odd >= ODD_MAX:
+            return None
+        self._odd += 1
+        read = read_head(piece)
+        if read is None:
+            return None
+        line, fields, body = read
+        limits = self._limits
+        if line != self._line and not self._judge_line(line):
+            return None
+        host = fields.get(b"host")
+        length = fields.get(b"content-length", b"0")
+        if (
+            host is None
+            or not length.isdigit()
+            or len(length) > LENGTH_DIGITS_MAX
+            or int(length) != len(body)
+            or len(body) > limits.body_bytes_max
+            or len(piece) - len(body) > limits.head_bytes_max
+            or len(fields) > limits.headers_max
+            or not (host == self._host or has_plain_host(host))
+        ):
+            return None
+        self._host = host
+        self._odd = 0
+        self.begun += 1
+        self.is_old = False
+        self._quiet_bytes = 0
+        self.state = _IDLE
+        return HttpExchange(
+            self._sink, self._line_method, self._line_target, list(fields.items()), body, True
+        )
+
+    def _judge_line(self, line: bytes) -> bool:
+        """Tell whether the first line of a request is plain, and know it from now on."""
+        method, _, rest = line.partition(b" ")
+        target, _, version = rest.partition(b" ")
+        if method not in _METHODS or version != b"HTTP/1.1" or not has_plain_target(target):
+            return False
+        # A client mostly asks for the same: it is judged once.
+        self._line, self._line_method, self._line_target = line, method, target
+        return True
 
     def settle(self) -> Refusal | None:
         """Decide whether a request is streamed whose body has not come with its head."""
@@ -176,6 +226,11 @@ class RequestReader:
         self.state = READS[self.state][_CLOSE]
         self.coming = None
         self.owes_continue = False
+
+    def end(self) -> None:
+        """Stop for good: until then the reader, its parser and its sink hold each other."""
+        self.ready.clear()
+        del self._parser, self._sink
 
     def __repr__(self) -> str:
         return f"<RequestReader {self.state.name.lower()}, {len(self.ready)} ready>"
@@ -236,7 +291,7 @@ class RequestReader:
             and host is not None
             # No field but these two: each of the others needs a closer look.
             and len(watched) == (1 if length is None else 2)
-            and (length is None or (length.isdigit() and len(length) <= _LENGTH_DIGITS_MAX))
+            and (length is None or (length.isdigit() and len(length) <= LENGTH_DIGITS_MAX))
             and (host == self._host or has_plain_host(host))
             and has_plain_target(target)
             and method not in _NOT_PLAIN
@@ -246,6 +301,7 @@ class RequestReader:
             self._judge(method, target)
         else:
             self._host = host
+            self.is_old = False
             if length is None or int(length) <= limits.body_bytes_max:
                 # Whether it is streamed can wait until it has not come whole.
                 self._body_bytes_max = limits.body_bytes_max
@@ -285,7 +341,7 @@ class RequestReader:
         self.is_open = self.owes_continue = False
         # Keep-alive of HTTP/1.0 was never specified well: such a client gets one answer.
         is_last = self.is_draining or not self._parser.should_keep_alive()
-        if is_last or (not self._is_plain and self.is_old):
+        if is_last or self.is_old:
             self.state = READS[self.state][_CLOSE]
         else:
             self.state = READS[self.state][_COMPLETE]
@@ -301,10 +357,12 @@ class RequestReader:
 
     def _judge(self, method: bytes, target: bytes) -> None:
         """Apply the strictness rules to a head that is not plain."""
+        version = self._parser.get_http_version()
+        self.is_old = version != "1.1"
         head = Head(
             method.decode("ascii"),
             target.decode("latin-1"),
-            self._parser.get_http_version(),
+            version,
             [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs],
         )
         self._target = origin_form(head.target).encode("latin-1")

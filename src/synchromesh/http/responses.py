@@ -17,10 +17,13 @@ import httptools
 
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
+from synchromesh.http.plain import LENGTH_DIGITS_MAX, ODD_MAX, STATUSES, read_head
 
 # What one read may bring beyond the limit of a head before it is noticed.
 _READ_BYTES: Final = 256 * 1024
 _LENGTH_DIGITS: Final = 19
+# Looking whether it came whole costs a copy of what there is of its body.
+_WHOLE_BYTES_MAX: Final = 16 * 1024
 _LONG_HEAD: Final = "its head is too long"
 _CHUNKED: Final = (b"transfer-encoding", b"chunked")
 _FRAMES: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -62,13 +65,12 @@ class ResponseReader:
         self.pairs: list[RawPair] = []
         self.length: int | None = None
         self.is_delimited = self.keeps_alive = False
+        self._odd = 0  # how many in a row were not plain
 
     def expect(self, is_head: bool, takes_parts: bool) -> None:
         """Expect the next response; one that is taken in parts may be of any length."""
         self._is_head = is_head
         self._takes_parts = takes_parts
-        self._body = []
-        self._body_bytes = self._quiet_bytes = self._interims = 0
         self.state = _AWAITED
 
     def feed(self, data: bytes) -> str | None:
@@ -78,6 +80,8 @@ class ResponseReader:
         """
         if self.state is _AWAITED:
             self.state = _BEGUN
+            self._body = []
+            self._body_bytes = self._quiet_bytes = self._interims = 0
             # Asking the parser takes longer than all else that is asked of a head.
             self._is_new = data.startswith(b"HTTP/1.1 ")
         self._quiet_bytes += len(data)
@@ -89,12 +93,47 @@ class ResponseReader:
             return _LONG_HEAD
         return None
 
+    def take_whole(self, data: bytes) -> bool:
+        """Take a piece that is one plain response; False where it is anything else, to be fed.
+
+        It says of such a response what the parser's callbacks say, which then never see it.
+        """
+        if self.state is not _AWAITED or self._is_head or self._odd >= ODD_MAX:
+            return False
+        self._odd += 1
+        read = read_head(data) if len(data) <= _WHOLE_BYTES_MAX else None
+        if read is None:
+            return False
+        line, fields, body = read
+        status, limits = STATUSES.get(line), self._limits
+        length = fields.get(b"content-length", b"")
+        if (
+            status is None
+            or not length.isdigit()
+            or len(length) > LENGTH_DIGITS_MAX
+            or int(length) != len(body)
+            or len(body) > limits.body_bytes_max
+            or len(data) - len(body) > limits.head_bytes_max
+            or len(fields) > limits.headers_max
+        ):
+            return False
+        self.status, self.pairs, self.length = status, list(fields.items()), len(body)
+        self._body = [body]
+        self._odd = 0
+        self.is_delimited = self.keeps_alive = True
+        self.state = _WHOLE
+        return True
+
     def take_body(self) -> bytes:
         """Return what has come of the body and was not taken."""
         parts = self._body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._body = []
         return body
+
+    def end(self) -> None:
+        """Stop for good: until then the reader and its parser hold each other."""
+        del self._parser
 
     def __repr__(self) -> str:
         return f"<ResponseReader {self.state.name.lower()}>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
+from synchromesh.errors import ConnectionLost
 from synchromesh.http.body import Body, Framing
 from synchromesh.http.client import ClientExchange, ExchangeState
 from synchromesh.http.message import Headers, HttpResponse, RawPair
@@ -27,10 +28,6 @@ class StreamedExchange(ClientExchange):
     Attributes:
         answer: the answer, once its head is there; its body is its `stream`.
     """
-
-    __slots__ = (
-        "_answer_s", "_body", "_framing", "_loop", "_sending", "_stall_s", "_stream", "answer",
-    )  # fmt: skip
 
     takes_parts = True
 
@@ -61,6 +58,7 @@ class StreamedExchange(ClientExchange):
     async def leave(self) -> None:
         """End the exchange; one that is not complete resets its connection."""
         self.cancel()
+        self._stream.fail(ConnectionLost("whoever asked for this answer has left it"))
         await self._stop_sending()
 
     # -- what the connection tells ---------------------------------------------------------------
@@ -129,6 +127,8 @@ class StreamedExchange(ClientExchange):
         else:
             if self.state is ExchangeState.SENT:
                 self.expect_within(self._answer_s)
+        finally:
+            del self  # it keeps an error that has this frame in its traceback
 
     async def _stop_sending(self) -> None:
         sending, self._sending = self._sending, None
