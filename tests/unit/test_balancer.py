@@ -17,7 +17,7 @@ def at(instances: str) -> tuple[Endpoint, ...]:
     return tuple(Endpoint(name, "billing", f"sim://{name}") for name in instances)
 
 
-def turns(balancer: RoundRobin, instances: str, times: int) -> str:
+def turns(balancer: RoundRobin[Endpoint], instances: str, times: int) -> str:
     return "".join(balancer.pick(at(instances)).instance for _ in range(times))
 
 
@@ -29,7 +29,7 @@ def test_each_has_its_turn() -> None:
 
 def test_a_change_of_the_list_does_not_upset_the_turns() -> None:
     """The next is the one after the last, not the one at an index."""
-    balancer = RoundRobin("billing")
+    balancer: RoundRobin[Endpoint] = RoundRobin("billing")
     assert turns(balancer, "bcd", 2) == "bc"
     assert turns(balancer, "abcd", 2) == "da"
     assert turns(balancer, "cd", 3) == "cdc"
@@ -38,7 +38,7 @@ def test_a_change_of_the_list_does_not_upset_the_turns() -> None:
 
 def test_excluded_instances_are_passed_over() -> None:
     """A call that failed at one instance is tried at another."""
-    balancer = RoundRobin("billing")
+    balancer: RoundRobin[Endpoint] = RoundRobin("billing")
     assert balancer.pick(at("abc"), frozenset("a")).instance == "b"
     assert balancer.pick(at("abc"), frozenset("cx")).instance == "a"
     assert repr(balancer) == "<RoundRobin billing after 'a'>"
@@ -46,7 +46,7 @@ def test_excluded_instances_are_passed_over() -> None:
 
 def test_without_an_instance_it_says_why() -> None:
     """Nothing registered, and everything tried already, are two different messages."""
-    balancer = RoundRobin("billing")
+    balancer: RoundRobin[Endpoint] = RoundRobin("billing")
     with pytest.raises(NoInstance, match="service 'billing' is ready: none is registered"):
         balancer.pick(())
     with pytest.raises(NoInstance, match="left to try: a, b failed this call already"):
@@ -66,7 +66,7 @@ def test_it_is_fair(instances: set[str], rounds: int) -> None:
 @given(lists=st.lists(st.sets(st.sampled_from("abcd"), min_size=1), min_size=8, max_size=40))
 def test_nobody_starves(lists: list[set[str]]) -> None:
     """One who is always listed is never passed over twice for the same other one."""
-    balancer = RoundRobin("billing")
+    balancer: RoundRobin[Endpoint] = RoundRobin("billing")
     since: list[str] = []
     for listed in lists:
         picked = balancer.pick(at("".join(listed | {"m"}))).instance
@@ -88,7 +88,8 @@ def test_the_next_is_the_least_name_after_the_last(
     steps: list[tuple[list[str], frozenset[str], int]],
 ) -> None:
     """Whatever the list was before and whoever is excluded; after the greatest comes the least."""
-    balancer, last = RoundRobin("billing"), ""
+    balancer: RoundRobin[Endpoint] = RoundRobin("billing")
+    last = ""
     for listed, excluded, times in steps:
         endpoints, left = at("".join(listed)), sorted(set(listed) - excluded)
         for _ in range(times):
@@ -115,7 +116,7 @@ def test_a_pick_does_not_look_at_every_instance() -> None:
             return self._name
 
     listed: Any = tuple(Watched(f"i{n:04}") for n in range(1000))
-    balancer = RoundRobin("billing")
+    balancer: RoundRobin[Endpoint] = RoundRobin("billing")
     balancer.pick(listed)
     looks = 0
     for _ in range(1000):

@@ -92,7 +92,7 @@ class Choice:
         self,
         finder: Finder,
         service: str,
-        balancer: RoundRobin,
+        balancer: RoundRobin[Endpoint],
         noted: dict[str, str],
     ) -> None:
         self._finder = finder

@@ -83,7 +83,7 @@ class CalledService:
         self.name = name
         self.shared = shared
         self.is_external = is_external
-        self.balancer = RoundRobin(name)
+        self.balancer: RoundRobin[Endpoint] = RoundRobin(name)
         self.hops: tuple[dict[str, Hop], ...] = tuple({} for _ in Priority)
         self.targets: dict[str, Target] = {}
 

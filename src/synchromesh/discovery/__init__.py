@@ -3,7 +3,7 @@
 Registry, leases, balancers.
 """
 
-from synchromesh.discovery.balancer import RoundRobin
+from synchromesh.discovery.balancer import Balancer, BalancerOptions, RoundRobin
 from synchromesh.discovery.endpoint import Endpoint, Resolved
 from synchromesh.discovery.lease_manager import LeaseManager
 from synchromesh.discovery.leases import (
@@ -12,7 +12,9 @@ from synchromesh.discovery.leases import (
     LeaseOptions,
     LeaseTable,
 )
+from synchromesh.discovery.member import CallEnd, Member
 from synchromesh.discovery.memory import MemoryRegistry
+from synchromesh.discovery.outliers import Ejection, OutlierOptions, Outliers
 from synchromesh.discovery.registry import (
     Registration,
     Registry,
@@ -21,13 +23,20 @@ from synchromesh.discovery.registry import (
 )
 
 __all__ = [
+    "Balancer",
+    "BalancerOptions",
+    "CallEnd",
     "Change",
     "ChangeKind",
+    "Ejection",
     "Endpoint",
     "LeaseManager",
     "LeaseOptions",
     "LeaseTable",
+    "Member",
     "MemoryRegistry",
+    "OutlierOptions",
+    "Outliers",
     "Registration",
     "Registry",
     "Resolved",

@@ -1,15 +1,267 @@
-"""Balancers: which of the listed endpoints the next call goes to."""
+"""Balancers: which of the listed instances the next call goes to.
+
+By default the better of two that chance draws, by the latency that their answers had (peak-EWMA)
+times their calls under way; the instances that `Outliers` has ejected are left out.
+
+Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001; Finagle's
+`PeakEwma`. Finagle has its failures elsewhere: that one which fails quickly is not quick, and that
+failures weigh as the repetitions which they cost, is added here.
+"""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Literal, Protocol, TypeVar
 
 from synchromesh.discovery.endpoint import Endpoint
-from synchromesh.errors import NoInstance
+from synchromesh.discovery.member import CallEnd, Chance, Member
+from synchromesh.discovery.outliers import UNANSWERED_MIN, Ejection, OutlierOptions, Outliers
+from synchromesh.durations import is_count, is_number
+from synchromesh.errors import ConfigError, NoInstance
+
+# An instance that has never answered, and the first one at all, cost this much.
+_LEAST_S = 1e-6
+# One long answer among short ones must not send all calls to the others, however many these have.
+_PEAK_TIMES = 10.0
+# The least share that an instance which warms up has of its calls.
+_WARM_LEAST = 0.1
+# Nor may failures: an instance that fails all calls costs so many times as much.
+_FAILED_TIMES = 10.0
+_USUAL_FOR_S = 0.1
 
 
-class RoundRobin:
-    """Gives each endpoint a call in turn, by the order of instance names.
+class Named(Protocol):
+    """What has turns: an endpoint or a member."""
+
+    @property
+    def instance(self) -> str:
+        """The name of the instance."""
+        ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+@dataclass(frozen=True, slots=True)
+class BalancerOptions:
+    """Configures how the instance of a call is chosen.
+
+    Attributes:
+        by: "peak_ewma" gives a call to the better of two that chance draws; "round_robin" to each
+            in turn.
+        decay_s: how long a peak of latency lasts: it falls to a third of its height above the usual
+            in this time.
+        warm_up_s: how long it takes a new instance to have its whole share, by "peak_ewma".
+        warm_up_answers: or how many answers, where these come sooner.
+        outliers: what an outlier is; None ejects nobody.
+
+    Raises:
+        ConfigError: a value is outside its range.
+
+    Example:
+        >>> BalancerOptions(by="round_robin").decay_s
+        1.0
+    """
+
+    by: Literal["peak_ewma", "round_robin"] = "peak_ewma"
+    decay_s: float = 1.0
+    warm_up_s: float = 1.0
+    warm_up_answers: int = 100
+    outliers: OutlierOptions | None = field(default_factory=OutlierOptions)
+
+    def __post_init__(self) -> None:
+        if self.by not in ("peak_ewma", "round_robin"):
+            raise ConfigError(
+                f'balancer option by is {self.by!r}; make it "peak_ewma" or "round_robin"'
+            )
+        if not is_number(self.decay_s) or self.decay_s <= 0:
+            raise ConfigError(
+                f"balancer option decay_s is {self.decay_s!r}; make it a number of seconds above 0"
+            )
+        if not is_number(self.warm_up_s) or self.warm_up_s < 0:
+            raise ConfigError(
+                f"balancer option warm_up_s is {self.warm_up_s!r}; make it a number of seconds, 0 "
+                "or more"
+            )
+        if not is_count(self.warm_up_answers) or self.warm_up_answers < 1:
+            raise ConfigError(
+                f"balancer option warm_up_answers is {self.warm_up_answers!r}; make it a whole "
+                "number, 1 or more"
+            )
+
+
+class Balancer:
+    """Chooses an instance for each call of one caller to one service, and learns from its end.
+
+    Each `pick` is followed by one `observe`, whatever became of the call. A pure machine: it
+    belongs to one loop. A pick takes constant time while the same list is given; a changed one
+    takes as long as to sort it. Who sees a single instance listed needs none of this.
+
+    Args:
+        service: whose instances, for messages.
+        rng: draws the two that are compared.
+        options: how it chooses, and whom it leaves out.
+        on_ejection: called after an instance was ejected, or came back; must not raise.
+
+    Example:
+        >>> class Lowest:
+        ...     def random(self) -> float:
+        ...         return 0.0
+        >>> a, b = (Endpoint(name, "billing", f"sim://{name}") for name in "ab")
+        >>> balancer = Balancer("billing", rng=Lowest())
+        >>> first, second = (balancer.pick((a, b), now=0.0) for _ in range(2))
+        >>> first, second
+        (<Member a 1 in flight, 0 ms, 0% failing>, <Member b 1 in flight, 0 ms, 0% failing>)
+        >>> balancer.observe(first, now=0.01, took_s=0.01, end=CallEnd.ANSWERED)
+        True
+    """
+
+    __slots__ = ("_listed", "_options", "_outliers", "_rng", "_service", "_turns", "_usual_s",
+                 "_usual_until_s")  # fmt: skip
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        rng: Chance,
+        options: BalancerOptions = BalancerOptions(),
+        on_ejection: Callable[[Ejection], None] | None = None,
+    ) -> None:
+        self._service = service
+        self._rng = rng
+        self._options = options
+        # None ejected is what a share of none comes to.
+        outliers = options.outliers or OutlierOptions(ejected_max=0)
+        self._outliers = Outliers(outliers, warm_s=options.warm_up_s, on_ejection=on_ejection)
+        self._turns = RoundRobin(service) if options.by == "round_robin" else None
+        self._listed: tuple[Endpoint, ...] = ()
+        self._usual_s = 0.0
+        self._usual_until_s = -math.inf
+
+    @property
+    def ejected(self) -> tuple[str, ...]:
+        """The names of the instances that are ejected."""
+        return self._outliers.ejected
+
+    def pick(
+        self, listed: tuple[Endpoint, ...], now: float, tried: frozenset[str] = frozenset()
+    ) -> Member:
+        """Return the member that the next call goes to, with that call counted as under way.
+
+        Args:
+            listed: what the registry lists.
+            now: the time of the loop's clock.
+            tried: instances that failed this call already. They come last, but before those that
+                are ejected.
+
+        Raises:
+            NoInstance: no endpoint is listed.
+        """
+        outliers = self._outliers
+        # A tuple does not change: the same one, which is kept alive here, lists the same.
+        if listed is not self._listed:
+            if listed != self._listed:
+                outliers.list(listed, now)
+                self._usual_until_s = -math.inf
+            self._listed = listed
+        if now >= outliers.due_s:
+            probed = outliers.probe(now, tried)
+            if probed is not None:
+                probed.begin(now)
+                return probed
+        left = outliers.open
+        if tried:
+            left = tuple(each for each in left if each.endpoint.instance not in tried) or left
+        if not left:
+            raise NoInstance(_none_ready(self._service))
+        chosen = self._choose(left, now)
+        while chosen.unanswered >= UNANSWERED_MIN and outliers.is_hung(
+            chosen, now, self._usual(now)
+        ):
+            left = tuple(each for each in left if each is not chosen) or outliers.open
+            chosen = self._choose(left, now)
+        chosen.begin(now)
+        return chosen
+
+    def observe(self, member: Member, now: float, took_s: float, end: CallEnd) -> bool:
+        """Learn how a call ended.
+
+        Args:
+            member: what `pick` gave for it.
+            now: the time of the loop's clock.
+            took_s: how long it took.
+            end: what that says about the instance.
+
+        Returns:
+            Whether the edge's breaker is to be told. False for a failure of this instance while
+            another one is well: the service is not down, and closing the door to all of it would
+            take away what works. Such an end is neutral there.
+        """
+        member.end(now, took_s, end, self._options.decay_s)
+        return self._outliers.observe(member, now, took_s, end)
+
+    def __repr__(self) -> str:
+        return f"<Balancer {self._service} by {self._options.by}, {self._outliers!r}>"
+
+    def _choose(self, left: tuple[Member, ...], now: float) -> Member:
+        if self._turns is not None:
+            return self._turns.pick(left)
+        count = len(left)
+        if count == 1:
+            return left[0]
+        draw = self._rng.random
+        at = int(draw() * count)
+        other_at = int(draw() * (count - 1))
+        one, other = left[at], left[other_at if other_at < at else other_at + 1]
+        if one.warm_s > now or other.warm_s > now:
+            # What warms up stands back for the other by chance; two that do are compared.
+            if self._stands_back(one, now) and other.warm_s <= now:
+                return other
+            if self._stands_back(other, now) and one.warm_s <= now:
+                return one
+        return one if self._cost(one, now) <= self._cost(other, now) else other
+
+    def _stands_back(self, member: Member, now: float) -> bool:
+        if member.warm_s <= now:
+            return False
+        options = self._options
+        passed = 1.0 - (member.warm_s - now) / options.warm_up_s
+        return self._rng.random() >= max(
+            _WARM_LEAST, passed, member.answers / options.warm_up_answers
+        )
+
+    def _cost(self, member: Member, now: float) -> float:
+        """Return the latency to expect, and what failures add to it, times the calls to share."""
+        usual_s = self._usual(now)
+        latency_s = member.latency_s
+        if member.success_s == -math.inf:
+            # What is known of it is how quickly it says no.
+            latency_s = max(latency_s, usual_s)
+        elif latency_s > usual_s:
+            # A peak fades, so that one who is no longer asked for it is asked again some day.
+            above_s = min(latency_s, _PEAK_TIMES * usual_s) - usual_s if usual_s else latency_s
+            faded = math.exp(min(0.0, member.seen_s - now) / self._options.decay_s)
+            latency_s = usual_s + above_s * faded
+        # As many attempts as it takes until one succeeds.
+        failed_times = 1.0 / max(1.0 - member.failing - member.refusing, 1.0 / _FAILED_TIMES)
+        return max(latency_s, _LEAST_S) * failed_times * (member.in_flight + 1)
+
+    def _usual(self, now: float) -> float:
+        """Return the lower median of the latencies, as it was up to a tenth of a second ago."""
+        if now >= self._usual_until_s:
+            known = sorted(
+                each.latency_s for each in self._outliers.open if each.success_s > -math.inf
+            )
+            self._usual_s = known[(len(known) - 1) // 2] if known else 0.0
+            self._usual_until_s = now + _USUAL_FOR_S
+        return self._usual_s
+
+
+class RoundRobin(Generic[T]):
+    """Gives each instance a call in turn, by the order of their names.
 
     It remembers the name it gave last, not an index: when instances come or go, the turns of the
     others stay as they were. A pick takes constant time, and the first from a list that has changed
@@ -27,21 +279,19 @@ class RoundRobin:
     def __init__(self, service: str) -> None:
         self._service = service
         self._last = ""
-        self._listed: tuple[Endpoint, ...] = ()
-        self._order: list[Endpoint] = []
+        self._listed: tuple[T, ...] = ()
+        self._order: list[T] = []
         self._next = 0
 
-    def pick(
-        self, endpoints: tuple[Endpoint, ...], excluded: frozenset[str] = frozenset()
-    ) -> Endpoint:
-        """Return the endpoint whose turn it is, passing over the instances in `excluded`.
+    def pick(self, listed: tuple[T, ...], excluded: frozenset[str] = frozenset()) -> T:
+        """Return the one whose turn it is, passing over the instances in `excluded`.
 
         Raises:
-            NoInstance: no endpoint is listed, or all of them are excluded.
+            NoInstance: none is listed, or all of them are excluded.
         """
         # A tuple does not change: the same one, which is kept alive here, lists the same.
-        if endpoints is not self._listed:
-            self._sort(endpoints)
+        if listed is not self._listed:
+            self._sort(listed)
         order, at = self._order, self._next
         for _ in order:
             chosen = order[at]
@@ -49,26 +299,30 @@ class RoundRobin:
             if chosen.instance not in excluded:
                 self._next, self._last = at, chosen.instance
                 return chosen
-        raise NoInstance(self._why(endpoints))
+        raise NoInstance(self._why(listed))
 
-    def _sort(self, endpoints: tuple[Endpoint, ...]) -> None:
-        by_name = {endpoint.instance: endpoint for endpoint in reversed(endpoints)}
+    def _sort(self, listed: tuple[T, ...]) -> None:
+        by_name = {each.instance: each for each in reversed(listed)}
         names = sorted(by_name)
-        self._listed, self._order = endpoints, [by_name[name] for name in names]
+        self._listed, self._order = listed, [by_name[name] for name in names]
         self._next = bisect_right(names, self._last) % len(names) if names else 0
 
     def __repr__(self) -> str:
         return f"<RoundRobin {self._service} after {self._last!r}>"
 
-    def _why(self, endpoints: tuple[Endpoint, ...]) -> str:
-        if not endpoints:
-            return (
-                f"no instance of service {self._service!r} is ready: none is registered, or all "
-                "drain; start one, or look why it does not register"
-            )
-        names = ", ".join(endpoint.instance for endpoint in endpoints[:5])
-        more = f" and {len(endpoints) - 5} more" if len(endpoints) > 5 else ""
+    def _why(self, listed: tuple[T, ...]) -> str:
+        if not listed:
+            return _none_ready(self._service)
+        names = ", ".join(each.instance for each in listed[:5])
+        more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
         return (
             f"no instance of service {self._service!r} is left to try: {names}{more} "
             "failed this call already; retry later"
         )
+
+
+def _none_ready(service: str) -> str:
+    return (
+        f"no instance of service {service!r} is ready: none is registered, or all drain; start "
+        "one, or look why it does not register"
+    )
