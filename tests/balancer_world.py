@@ -28,7 +28,8 @@ WORKERS = 8
 QUICK_S = 0.001
 ENDPOINTS = tuple(Endpoint(name, "billing", f"sim://{name}") for name in "abc")
 
-# At a time, what a replica does: "ok", "refuse", "fail", "hang", "shed", or how many times slower it is.
+# At a time, what a replica does: "ok", "refuse", "fail", "hang", "shed", or how many times slower
+# it is.
 Mode = Callable[[float], str | float]
 
 
@@ -88,7 +89,7 @@ class World:
         modes: dict[str, Mode],
         load: Load = Load(),
         *,
-        options: BalancerOptions = BalancerOptions(),
+        options: BalancerOptions | None = None,
         seed: int = 1,
         joins_s: dict[str, float] | None = None,
     ) -> None:
@@ -98,7 +99,9 @@ class World:
             each.instance: Replica(modes.get(each.instance, always("ok"))) for each in ENDPOINTS
         }
         self.joins_s = joins_s or {}
-        self.balancer = Balancer("billing", rng=random.Random(seed + 1), options=options)
+        self.balancer = Balancer(
+            "billing", rng=random.Random(seed + 1), options=options or BalancerOptions()
+        )
         self.breaker = Breaker(BreakerOptions(), name="edge", now=0.0)
         self.budget = RetryBudget(BudgetOptions(), now=0.0)
         self.retry = RetryOptions()

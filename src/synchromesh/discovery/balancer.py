@@ -136,7 +136,9 @@ class Balancer:
         # None ejected is what a share of none comes to.
         outliers = options.outliers or OutlierOptions(ejected_max=0)
         self._outliers = Outliers(outliers, warm_s=options.warm_up_s, on_ejection=on_ejection)
-        self._turns = RoundRobin(service) if options.by == "round_robin" else None
+        self._turns: RoundRobin[Member] | None = None
+        if options.by == "round_robin":
+            self._turns = RoundRobin(service)
         self._listed: tuple[Endpoint, ...] = ()
         self._usual_s = 0.0
         self._usual_until_s = -math.inf

@@ -160,20 +160,27 @@ class Outliers:
 
     def list(self, endpoints: Iterable[Endpoint], now: float) -> None:
         """Take over which instances there are; of those that stay, everything stays."""
-        known = {member.endpoint: member for member in self.open}
-        was_used = any(member.answers for member in self.open)
         by_name = {endpoint.instance: endpoint for endpoint in reversed(tuple(endpoints))}
+        known: dict[str, Member] = {}
+        was_used = False
+        for member in self.open:
+            was_used = was_used or member.answers > 0
+            if by_name.get(member.instance) == member.endpoint:
+                known[member.instance] = member
+            else:
+                member.is_over = True
         for name, sentence in tuple(self._ejected.items()):
             if by_name.get(name) == sentence.member.endpoint:
                 del by_name[name]
             else:
+                sentence.member.is_over = True
                 del self._ejected[name]
         self._counts = {name: self._counts[name] for name in by_name if name in self._counts}
         # Where all are new there is nobody to spare any of them.
         warm_s = now + self._warm_s if was_used else -math.inf
         self.open = tuple(
-            known.get(endpoint) or Member(endpoint, now=now, warm_s=warm_s)
-            for _, endpoint in sorted(by_name.items())
+            known.get(name) or Member(endpoint, now=now, warm_s=warm_s)
+            for name, endpoint in sorted(by_name.items())
         )
         self._listed_count = len(self.open) + len(self._ejected)
         if len(self._ejected) > self._most():
