@@ -17,6 +17,7 @@ from synchromesh.resilience.breaker import (
 from synchromesh.resilience.classification import Classification, classify, may_retry
 from synchromesh.resilience.deadline import DeadlinePassed, is_being_cancelled, within
 from synchromesh.resilience.edge import Edge
+from synchromesh.resilience.hedging import HedgedCall, HedgeOptions, Hedging
 from synchromesh.resilience.limiter import Limiter, LimitOptions
 from synchromesh.resilience.policy import Policy
 from synchromesh.resilience.retry import (
@@ -39,6 +40,9 @@ __all__ = [
     "Classification",
     "DeadlinePassed",
     "Edge",
+    "HedgeOptions",
+    "HedgedCall",
+    "Hedging",
     "LimitOptions",
     "Limiter",
     "Policy",
