@@ -18,6 +18,7 @@ from synchromesh.errors import CircuitOpen
 from synchromesh.resilience import (
     Breaker,
     BreakerOptions,
+    BreakerState,
     BudgetOptions,
     RetryBudget,
     RetryOptions,
@@ -180,7 +181,9 @@ class World:
 
     def _end(self, call: Call, member: Member, permit: int, began_s: float, how: CallEnd) -> None:
         took_s = self.now - began_s
-        counts = self.balancer.observe(member, self.now, took_s, how)
+        seen = self.breaker.snapshot()
+        half_open_s = seen.since_s if seen.state is BreakerState.HALF_OPEN else None
+        counts = self.balancer.observe(member, self.now, took_s, how, half_open_s)
         if how in (CallEnd.LEFT, CallEnd.REFUSED) or not counts:
             self.breaker.neutral(permit, self.now)
         elif how is CallEnd.FAILED:

@@ -106,6 +106,31 @@ def test_what_has_healed_has_its_share_again(mode: str, bad: str) -> None:
     assert seen.success(since_s=8.0) >= 0.99
 
 
+@pytest.mark.parametrize("load", [LOADS["2 s an attempt"], LOADS["0.5 s a call"]], ids=["2", "0.5"])
+@pytest.mark.parametrize("mode", BAD)
+def test_one_that_heals_after_all_were_bad(mode: str, load: Load) -> None:
+    """The breaker's probes go round: one that finds a bad one keeps nobody else out.
+
+    At most 2 s of an open breaker, and one timeout for each of the two that are still bad.
+    """
+    modes = {"a": always(mode), "b": always(mode), "c": until(8.0, mode)}
+    seen = world(modes, load)
+    assert seen.opened > 0
+    assert seen.success(since_s=8.0 + 2.0 + 2 * load.timeout_s + 0.5) >= 0.99
+
+
+@pytest.mark.parametrize("mode", BAD)
+def test_the_last_that_is_well_fails_for_a_second(mode: str) -> None:
+    """Two are bad for good: who is left has all calls again as soon as it is well."""
+
+    def blip(now: float) -> str:
+        return "refuse" if 8.0 < now < 9.0 else "ok"
+
+    modes = {"a": always(mode), "b": always(mode), "c": blip}
+    seen = world(modes, LOADS["0.5 s a call"])
+    assert seen.success(since_s=10.0) >= 0.99
+
+
 def test_a_long_ejection_is_bounded() -> None:
     """Where a probe costs 2 s an instance that hangs is asked again after 10 s at the latest."""
     seen = world({"a": until(8.0, "hang")}, Load(lasts_s=24.0))

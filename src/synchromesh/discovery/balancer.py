@@ -14,6 +14,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic, Literal, Protocol, TypeVar
 
 from synchromesh.discovery.endpoint import Endpoint
@@ -31,6 +32,9 @@ _WARM_LEAST = 0.1
 # Nor may failures: an instance that fails all calls costs so many times as much.
 _FAILED_TIMES = 10.0
 _USUAL_FOR_S = 0.1
+# So many instances that fail, one after the other, stand for all.
+_ASKED_MAX = 5
+_sent_s = attrgetter("sent_s")
 
 
 class Named(Protocol):
@@ -188,7 +192,14 @@ class Balancer:
         chosen.begin(now)
         return chosen
 
-    def observe(self, member: Member, now: float, took_s: float, end: CallEnd) -> bool:
+    def observe(
+        self,
+        member: Member,
+        now: float,
+        took_s: float,
+        end: CallEnd,
+        half_open_s: float | None = None,
+    ) -> bool:
         """Learn how a call ended.
 
         Args:
@@ -196,6 +207,8 @@ class Balancer:
             now: the time of the loop's clock.
             took_s: how long it took.
             end: what that says about the instance.
+            half_open_s: since when the edge's breaker is half-open; None where it is not. Then one
+                instance must not decide for all: a failure counts once the others were asked too.
 
         Returns:
             Whether the edge's breaker is to be told. False for a failure of this instance while
@@ -203,7 +216,12 @@ class Balancer:
             take away what works. Such an end is neutral there.
         """
         member.end(now, took_s, end, self._options.decay_s)
-        return self._outliers.observe(member, now, took_s, end)
+        counts = self._outliers.observe(member, now, took_s, end)
+        if half_open_s is None or end is not CallEnd.FAILED or not counts:
+            return counts
+        members = self._outliers.open
+        asked = sum(each.sent_s >= half_open_s for each in members)
+        return asked >= min(len(members), _ASKED_MAX)
 
     def __repr__(self) -> str:
         return f"<Balancer {self._service} by {self._options.by}, {self._outliers!r}>"
@@ -218,6 +236,9 @@ class Balancer:
         at = int(draw() * count)
         other_at = int(draw() * (count - 1))
         one, other = left[at], left[other_at if other_at < at else other_at + 1]
+        if one.failures_in_row and other.failures_in_row:
+            # What is known of them is old, or bad: who has been asked least lately may be well now.
+            return min(left, key=_sent_s)
         if one.warm_s > now or other.warm_s > now:
             # What warms up stands back for the other by chance; two that do are compared.
             if self._stands_back(one, now) and other.warm_s <= now:

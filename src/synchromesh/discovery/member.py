@@ -54,6 +54,7 @@ class Member:
         failures_in_row: since the last success.
         row_began_s: when the first of these was sent.
         success_s: when the last success came; never: -inf.
+        sent_s: when its last call was sent; never: -inf.
         unanswered: calls given to it since something came back.
         silent_since_s: when the first of these was sent.
         warm_s: until when it is warming up.
@@ -63,7 +64,7 @@ class Member:
 
     __slots__ = (
         "answers", "began_s", "endpoint", "failing", "failures_in_row", "in_flight", "is_over",
-        "latency_s", "refusing", "row_began_s", "seen_s", "silent_since_s", "success_s", "target",
+        "latency_s", "refusing", "row_began_s", "seen_s", "sent_s", "silent_since_s", "success_s", "target",
         "unanswered", "warm_s",
     )  # fmt: skip
 
@@ -77,7 +78,7 @@ class Member:
         self.failing = self.refusing = 0.0
         self.failures_in_row = 0
         self.row_began_s = math.inf
-        self.success_s = -math.inf
+        self.success_s = self.sent_s = -math.inf
         self.unanswered = 0
         self.silent_since_s = now
         self.warm_s = warm_s
@@ -92,6 +93,7 @@ class Member:
         """Count a call that is sent."""
         if not self.unanswered:
             self.silent_since_s = now
+        self.sent_s = now
         self.unanswered += 1
         self.in_flight += 1
 
