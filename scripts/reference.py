@@ -49,7 +49,10 @@ MODULES = {
     "calls": "Policies Caller InProcessTransport",
     "codec": "to_datetime",
     "context": "new_span_id",
-    "discovery": "Endpoint MemoryRegistry RoundRobin LeaseOptions",
+    "discovery": (
+        "Endpoint MemoryRegistry Balancer BalancerOptions OutlierOptions CallEnd Ejection "
+        "RoundRobin LeaseOptions"
+    ),
     "events": "given Given When subscribe ProjectionRunner ProjectionOptions",
     "gateway": "GatewayEngine check outline make_key parse_keys Auth Authenticator Principal",
     "http": (
@@ -58,7 +61,7 @@ MODULES = {
     ),
     "identity": "Signer",
     "messaging": "Consumer RelayOptions",
-    "resilience": "Breaker Edge",
+    "resilience": "Breaker Edge HedgeOptions Hedging",
     "runtime": "Runtime RealRuntime",
     "store": "Once Schema SqliteStore StoreOptions Unit",
     "telemetry": "Tracer MemoryRing JsonFormatter outcome_of",

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from synchromesh.chance import Chance
 from synchromesh.errors import BadRequest
-from synchromesh.resilience.retry import Chance
 
 
 @dataclass(frozen=True, slots=True)

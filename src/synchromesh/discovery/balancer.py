@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Generic, Literal, Protocol, TypeVar
 
+from synchromesh.chance import Chance
 from synchromesh.discovery.endpoint import Endpoint
-from synchromesh.discovery.member import CallEnd, Chance, Member
+from synchromesh.discovery.member import CallEnd, Member
 from synchromesh.discovery.outliers import UNANSWERED_MIN, Ejection, OutlierOptions, Outliers
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError, NoInstance

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import Protocol
 
 from synchromesh.discovery.endpoint import Endpoint
 
 # A failure or an answer moves the share of failures by a sixteenth: noise stays below a tenth, and
 # an instance that begins to fail is past 0.3 with the sixth failure.
 _MOVES = 1 / 16
-
-
-class Chance(Protocol):
-    """Generates random numbers; `random.Random` is one. Handed in, so that a seed decides."""
-
-    def random(self) -> float:
-        """Return a number from 0.0 up to, but not, 1.0."""
-        ...
 
 
 class CallEnd(Enum):
@@ -64,8 +55,8 @@ class Member:
 
     __slots__ = (
         "answers", "began_s", "endpoint", "failing", "failures_in_row", "in_flight", "is_over",
-        "latency_s", "refusing", "row_began_s", "seen_s", "sent_s", "silent_since_s", "success_s", "target",
-        "unanswered", "warm_s",
+        "latency_s", "refusing", "row_began_s", "seen_s", "sent_s", "silent_since_s",
+        "success_s", "target", "unanswered", "warm_s",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, *, now: float, warm_s: float = -math.inf) -> None:

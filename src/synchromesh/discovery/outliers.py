@@ -97,6 +97,10 @@ class Ejection:
     """Reports that an instance was ejected, or is back, at `at_s` on the loop's clock.
 
     `until_s` is when it will be probed; None: it is back. `why` is for people.
+
+    Example:
+        >>> Ejection("billing-2", "5 failures in a row", at_s=1.0, until_s=1.5).instance
+        'billing-2'
     """
 
     instance: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from synchromesh.chance import Chance
 from synchromesh.errors import CallError, ConnectionLost, DeadlineExceeded, TimedOut
 from synchromesh.resilience.classification import is_certainly_not_run, may_have_run, may_retry
-from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget, RetryOptions
+from synchromesh.resilience.retry import AttemptsLeft, RetryBudget, RetryOptions
 
 _ONCE = RetryOptions(attempts_max=1)
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.breaker import Breaker
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.retry import Chance, RetryBudget
+from synchromesh.resilience.retry import RetryBudget
 from synchromesh.runtime import RealThreads, Threads
 
 T = TypeVar("T")

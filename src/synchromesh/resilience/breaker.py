@@ -22,9 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 
+from synchromesh.chance import Chance
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import CircuitOpen, ConfigError
-from synchromesh.resilience.retry import Chance
 
 
 class BreakerState(Enum):

@@ -15,6 +15,7 @@ from copy import copy
 from dataclasses import replace
 from typing import TypeVar
 
+from synchromesh.chance import Chance
 from synchromesh.errors import TimedOut
 from synchromesh.resilience.attempts import Attempt, Attempts, is_full_timeout
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
@@ -22,7 +23,7 @@ from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
 from synchromesh.resilience.limiter import Limiter
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.retry import AttemptsLeft, Chance, RetryBudget
+from synchromesh.resilience.retry import AttemptsLeft, RetryBudget
 
 T = TypeVar("T")
 

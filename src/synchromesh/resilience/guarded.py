@@ -16,10 +16,10 @@ from functools import partial, wraps
 from threading import get_ident  # noqa: TID251 - no thread is made, only told from another
 from typing import ParamSpec, TypeVar
 
+from synchromesh.chance import Chance
 from synchromesh.resilience.attempts import Attempt
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.retry import Chance
 
 T = TypeVar("T")
 P = ParamSpec("P")

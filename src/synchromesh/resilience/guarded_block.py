@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
+from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.attempts import Attempt
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.retry import Chance
 
 
 class Guard:

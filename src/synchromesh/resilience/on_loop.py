@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
+from synchromesh.chance import Chance
 from synchromesh.resilience.attempts import Attempt
 from synchromesh.resilience.edge import Edge
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.retry import Chance
 from synchromesh.runtime import loop_clock
 from synchromesh.timers import Timers
 from synchromesh.wheel import Deadline

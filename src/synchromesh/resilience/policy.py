@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, overload
 
+from synchromesh.chance import Chance
 from synchromesh.resilience.guarded_block import Guard
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.retry import Chance
 from synchromesh.resilience.wrapping import wrap
 from synchromesh.runtime import RealRuntime
 

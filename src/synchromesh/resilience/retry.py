@@ -12,18 +12,10 @@ guarantee D2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
+from synchromesh.chance import Chance
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError
-
-
-class Chance(Protocol):
-    """Generates random numbers; `random.Random` is one. Handed in, so that a seed decides."""
-
-    def random(self) -> float:
-        """Return a number from 0.0 up to, but not, 1.0."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import blocking, guarded
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.retry import Chance
 from synchromesh.runtime import RealRuntime
 
 F = TypeVar("F", bound=Callable[..., object])

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 
+from synchromesh.chance import Chance
 from synchromesh.errors import (
     ConstraintFailed,
     Fenced,
@@ -25,7 +26,7 @@ from synchromesh.errors import (
     StoreLocked,
     StoreReadOnly,
 )
-from synchromesh.resilience.retry import Chance, RetryOptions
+from synchromesh.resilience.retry import RetryOptions
 from synchromesh.saga import tables
 from synchromesh.saga.records import SagaRecord
 from synchromesh.saga.tables import Part, SagaRow

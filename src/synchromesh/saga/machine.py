@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
+from synchromesh.chance import Chance
 from synchromesh.codec import decode, encode
 from synchromesh.errors import SagaError, readable
-from synchromesh.resilience.retry import Chance
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
     PIVOT_BODY,
