@@ -6,6 +6,8 @@ to twice, at others. The worst is a caller whose whole call has no more time tha
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from balancer_world import Load, Mode, World, always, flapping, until
@@ -45,6 +47,17 @@ def test_two_bad_of_three(modes: tuple[str, str], load: Load) -> None:
     assert seen.success() >= 0.98
     assert seen.success(since_s=2.0) >= 0.99
     assert max(seen.shares(since_s=2.0)[each] for each in "ab") <= 0.01
+    assert seen.opened == 0
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+@pytest.mark.parametrize("mode", BAD)
+def test_one_bad_of_two(mode: str, load: Load) -> None:
+    """Half of them may be ejected: the other one has all calls."""
+    seen = World({"a": always(mode)}, load, joins_s={"c": math.inf}).run()
+    assert seen.success() >= 0.98
+    assert seen.success(since_s=2.0) >= 0.99
+    assert seen.shares(since_s=2.0)["a"] <= 0.01
     assert seen.opened == 0
 
 

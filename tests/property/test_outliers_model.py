@@ -96,6 +96,7 @@ class Checker:
         self.under: list[Under] = []
         self.ejected: dict[str, Ejection] = {}
         self.probed_s: dict[str, float] = {}
+        self.silent: set[str] = set()
         self.hints: set[str] = set()
         self.terms: Counter[str] = Counter()
         self.last: dict[str, CallEnd] = {}
@@ -160,8 +161,9 @@ class Checker:
         return self.now >= max(until_s, probed_s + self.limits.eject_for_max_s)
 
     def _end(self, end: CallEnd, call: Under) -> None:
-        heard, others = len(self.heard), self._others_well(call.name)
-        is_current = call.term == self.terms[call.name]
+        heard, is_current = len(self.heard), call.term == self.terms[call.name]
+        # What was sent in an earlier term says nothing of the instance as it is now.
+        others = self._well(except_for=call.name if is_current else "")
         if is_current and end in (CallEnd.ANSWERED, CallEnd.FAILED):
             self.last[call.name] = end
             if end is CallEnd.FAILED:
@@ -181,7 +183,7 @@ class Checker:
                 raise Violated("what did not fail was ejected")
             if event.until_s is not None and event.instance not in self.ejected and not others:
                 raise Violated("one was ejected where no other is well")
-        was_silent = call.name in self.ejected and "nothing came" in self.ejected[call.name].why
+        was_silent = call.name in self.ejected and call.name in self.silent
         if not is_current and was_silent and end in (CallEnd.ANSWERED, CallEnd.REFUSED):
             self.hints.add(call.name)
         is_return = any(event.until_s is None and event.instance == call.name for event in new)
@@ -189,12 +191,12 @@ class Checker:
             raise Violated("a probe succeeded, and its instance did not come back")
         self._hear(heard)
 
-    def _others_well(self, name: str) -> list[str]:
-        """The others that may be picked and of which the last that is known is a success."""
+    def _well(self, *, except_for: str) -> list[str]:
+        """Name those that may be picked and of which the last that is known is a success."""
         return [
             each
             for each, end in self.last.items()
-            if each != name and end is CallEnd.ANSWERED and each not in self.ejected
+            if each != except_for and end is CallEnd.ANSWERED and each not in self.ejected
         ]
 
     def _are_surely_well(self, call: Under) -> bool:
@@ -210,11 +212,17 @@ class Checker:
     def _hear(self, heard: int) -> None:
         for event in self.heard[heard:]:
             self.terms[event.instance] += event.why != "the probe succeeded"
+            if event.why != "the probe succeeded":
+                self.succeeded_s.pop(event.instance, None)
             self.probed_s.pop(event.instance, None)
             self.hints.discard(event.instance)
             if event.until_s is None:
                 self.ejected.pop(event.instance)
             else:
+                if event.instance not in self.ejected:
+                    self.silent.discard(event.instance)
+                    if "nothing came back" in event.why:
+                        self.silent.add(event.instance)
                 self.ejected[event.instance] = event
                 self.last.pop(event.instance, None)
                 if not 0 < event.until_s - event.at_s <= self.limits.eject_for_max_s + 1e-9:
@@ -225,6 +233,7 @@ class Checker:
             if name not in self.names:
                 self.terms[name] += 1
                 self.last.pop(name, None)
+                self.succeeded_s.pop(name, None)
                 self.ejected.pop(name, None)
                 self.probed_s.pop(name, None)
                 self.hints.discard(name)

@@ -26,6 +26,7 @@ from synchromesh.errors import ConfigError, NoInstance
 
 # An instance that has never answered, and the first one at all, cost this much.
 _LEAST_S = 1e-6
+_NEVER = -math.inf
 # One long answer among short ones must not send all calls to the others, however many these have.
 _PEAK_TIMES = 10.0
 # The least share that an instance which warms up has of its calls.
@@ -217,6 +218,8 @@ class Balancer:
             take away what works. Such an end is neutral there.
         """
         member.end(now, took_s, end, self._options.decay_s)
+        if end is CallEnd.ANSWERED and self._outliers.due_s == math.inf:
+            return True  # what nearly every call is: there is nobody to judge
         counts = self._outliers.observe(member, now, took_s, end)
         if half_open_s is None or end is not CallEnd.FAILED or not counts:
             return counts
@@ -246,7 +249,8 @@ class Balancer:
                 return other
             if self._stands_back(other, now) and one.warm_s <= now:
                 return one
-        return one if self._cost(one, now) <= self._cost(other, now) else other
+        usual_s = self._usual_s if now < self._usual_until_s else self._usual(now)
+        return one if self._cost(one, now, usual_s) <= self._cost(other, now, usual_s) else other
 
     def _stands_back(self, member: Member, now: float) -> bool:
         if member.warm_s <= now:
@@ -257,27 +261,29 @@ class Balancer:
             _WARM_LEAST, passed, member.answers / options.warm_up_answers
         )
 
-    def _cost(self, member: Member, now: float) -> float:
+    def _cost(self, member: Member, now: float, usual_s: float) -> float:
         """Return the latency to expect, and what failures add to it, times the calls to share."""
-        usual_s = self._usual(now)
         latency_s = member.latency_s
-        if member.success_s == -math.inf:
-            # What is known of it is how quickly it says no.
-            latency_s = max(latency_s, usual_s)
-        elif latency_s > usual_s:
+        if latency_s > usual_s:
             # A peak fades, so that one who is no longer asked for it is asked again some day.
             above_s = min(latency_s, _PEAK_TIMES * usual_s) - usual_s if usual_s else latency_s
             faded = math.exp(min(0.0, member.seen_s - now) / self._options.decay_s)
             latency_s = usual_s + above_s * faded
-        # As many attempts as it takes until one succeeds.
-        failed_times = 1.0 / max(1.0 - member.failing - member.refusing, 1.0 / _FAILED_TIMES)
-        return max(latency_s, _LEAST_S) * failed_times * (member.in_flight + 1)
+        elif member.success_s == _NEVER:
+            # Nothing is known of it, or how quickly it says no.
+            latency_s = usual_s
+        cost = (latency_s or _LEAST_S) * (member.in_flight + 1)
+        not_answered = member.failing + member.refusing
+        if not_answered:
+            # As many attempts as it takes until one succeeds.
+            cost /= max(1.0 - not_answered, 1.0 / _FAILED_TIMES)
+        return cost
 
     def _usual(self, now: float) -> float:
         """Return the lower median of the latencies, as it was up to a tenth of a second ago."""
         if now >= self._usual_until_s:
             known = sorted(
-                each.latency_s for each in self._outliers.open if each.success_s > -math.inf
+                each.latency_s for each in self._outliers.open if each.success_s > _NEVER
             )
             self._usual_s = known[(len(known) - 1) // 2] if known else 0.0
             self._usual_until_s = now + _USUAL_FOR_S
