@@ -218,20 +218,16 @@ class Caller:
         # By both: what a stranger is sent must not be what one of ours of that name is.
         found = self._services.get((service, is_external))
         if found is None:
-            found = CalledService(service, self._shared, is_external=is_external)
+            balancing = self._policies.of_balancer(service)
+            found = CalledService(service, self._shared, balancing, is_external=is_external)
             self._services[service, is_external] = found
         return found
 
     def _put_together(self, operation: Operation[..., Any]) -> Plan:
         service = operation.service
         edge, policy = self.edge(service), self._policies.of_operation(operation)
-        if policy is not edge.policy:
-            own = Edge(policy, name=edge.name, now=asyncio.get_running_loop().time())
-            own.breaker, own.limiter = edge.breaker, edge.limiter
-            own.budget = edge.budget or own.budget
-            edge = own
         called = self.called(service, is_external=operation.is_external)
-        plan = self._plans[operation] = Plan(operation, edge, called)
+        plan = self._plans[operation] = Plan(operation, edge.of_operation(policy), called)
         return plan
 
     def _on_transition(self, transition: Transition) -> None:

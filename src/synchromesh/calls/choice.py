@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from synchromesh.calls.holding import Holds
-from synchromesh.discovery import Endpoint, Resolver, RoundRobin, WatchableResolver
+from synchromesh.discovery import Balancer, Endpoint, Member, Resolver, WatchableResolver
 from synchromesh.errors import DiscoveryError, NoInstance
 
 
@@ -84,15 +84,19 @@ class Choice:
         service: whose instances.
         balancer: whose turn it is.
         noted: what the span will say: what was chosen, and how long the call was held.
+
+    Attributes:
+        member: what the balancer gave last, to be told of the attempt's end; None where a single
+            instance was listed, for it has every turn.
     """
 
-    __slots__ = ("_balancer", "_finder", "_gone", "_noted", "_service", "_tried")
+    __slots__ = ("_balancer", "_finder", "_gone", "_noted", "_service", "_tried", "member")
 
     def __init__(
         self,
         finder: Finder,
         service: str,
-        balancer: RoundRobin[Endpoint],
+        balancer: Balancer,
         noted: dict[str, str],
     ) -> None:
         self._finder = finder
@@ -100,6 +104,7 @@ class Choice:
         self._balancer = balancer
         self._noted = noted
         self._tried: set[str] = set()
+        self.member: Member | None = None
         # What refused a connection in this call: as good as not listed.
         self._gone: set[Endpoint] = set()
 
@@ -109,6 +114,7 @@ class Choice:
         Raises:
             NoInstance: none is ready, nor was while the call was held.
         """
+        self.member = None
         listed = await self._finder.listed(self._service)
         if self._gone.issuperset(listed):
             began_s = asyncio.get_running_loop().time()
@@ -118,9 +124,12 @@ class Choice:
                 self._noted["held_ms"] = str(round(held_s * 1000))
         else:
             self._finder.note_found(self._service)
-        is_choice_left = any(endpoint.instance not in self._tried for endpoint in listed)
-        excluded = frozenset(self._tried) if is_choice_left else frozenset()
-        endpoint = self._balancer.pick(listed, excluded)
+        if len(listed) == 1:
+            endpoint = listed[0]
+        else:
+            now = asyncio.get_running_loop().time()
+            self.member = self._balancer.pick(listed, now, frozenset(self._tried))
+            endpoint = self.member.endpoint
         self.note_tried(endpoint)
         return endpoint
 

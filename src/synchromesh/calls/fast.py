@@ -19,7 +19,7 @@ from synchromesh.calls.plan import CalledService, First, Plan
 from synchromesh.calls.sending import Sending
 from synchromesh.calls.tree import attempts_left, running
 from synchromesh.context import CallContext, check_key
-from synchromesh.discovery import Endpoint, Resolved
+from synchromesh.discovery import CallEnd, Endpoint, Resolved
 from synchromesh.errors import BadRequest
 from synchromesh.http import Limits
 from synchromesh.store.guard import in_unit, refuse_in_unit
@@ -74,7 +74,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         if breaker is not None:
             # While it is closed all calls share one permit, and a success is a number to count.
             permit = breaker.closed_permit or breaker.admit(now)
-        target = service.choose(listed)
+        target = service.choose(listed, now)
         request = plan.request(arguments, context, key, span_id, given, due_s, now)
         reply = await target.send(target.endpoint, request)
         if not 200 <= reply.status < 300:
@@ -90,6 +90,8 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
                 breaker.successes += 1
             else:
                 breaker.success(permit, ended_s, ended_s - now)
+        if target.member is not None:
+            service.ended(target.member, ended_s, ended_s - now, CallEnd.ANSWERED)
         if left is not None:
             left.left += given  # a callee that spent some is rare, and told of below
             if reply.attempts_used and not plan.is_external:

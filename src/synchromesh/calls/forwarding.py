@@ -216,7 +216,7 @@ class _Passage(Way):
         """Send once, and return the answer once its head is there."""
         self.number = attempt.number
         body, context = self._forwarding.body, self._forwarding.context
-        endpoint = by_http(await self.choice.next(attempt.deadline_s or context.deadline_s))
+        endpoint = by_http(await self.next(attempt, attempt.deadline_s or context.deadline_s))
         transport = self.shared.transport(endpoint)
         if not is_passing(transport):
             raise ConfigError(

@@ -7,11 +7,12 @@ its credential is still fresh.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -21,13 +22,29 @@ from synchromesh.calls.faults import FaultTable
 from synchromesh.calls.wire import Hop, Reply, Request, Transport, keeps_time
 from synchromesh.codec import decoder_of
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext
-from synchromesh.discovery import Endpoint, Resolver, RoundRobin
-from synchromesh.errors import ConfigError, ContractMismatch, RemoteFailed, SynchromeshError
+from synchromesh.discovery import (
+    Balancer,
+    BalancerOptions,
+    CallEnd,
+    Ejection,
+    Endpoint,
+    Member,
+    Resolver,
+)
+from synchromesh.errors import (
+    ConfigError,
+    ContractMismatch,
+    RemoteFailed,
+    SynchromeshError,
+    TimedOut,
+)
 from synchromesh.identity import Signer
 from synchromesh.priority import Priority
-from synchromesh.resilience import Edge, within
+from synchromesh.resilience import Classification, Edge, Judge, within
 from synchromesh.runtime import Runtime, loop_clock
 from synchromesh.telemetry import Tracer
+
+_log = logging.getLogger("synchromesh.calls")
 
 # How long a credential is used without a look at the wall clock, which may be set.
 LOOK_S = 1.0
@@ -41,12 +58,14 @@ class Target(msgspec.Struct, eq=False):
     Attributes:
         send: sends a request, and releases its caller when it is due.
         noted: what the span of a call that it answered at once says; shared by all of them.
+        member: what the balancer is told of; None where this instance is listed alone.
     """
 
     endpoint: Endpoint
     transport: Transport
     send: Callable[[Endpoint, Request], Awaitable[Reply]]
     noted: dict[str, str]
+    member: Member | None = None
 
 
 class First(msgspec.Struct, eq=False):
@@ -79,11 +98,15 @@ class CalledService:
 
     __slots__ = ("balancer", "hops", "is_external", "name", "shared", "targets")
 
-    def __init__(self, name: str, shared: Shared, *, is_external: bool) -> None:
+    def __init__(
+        self, name: str, shared: Shared, balancing: BalancerOptions, *, is_external: bool
+    ) -> None:
         self.name = name
         self.shared = shared
         self.is_external = is_external
-        self.balancer: RoundRobin[Endpoint] = RoundRobin(name)
+        self.balancer = Balancer(
+            name, rng=shared.runtime.rng, options=balancing, on_ejection=self._on_ejection
+        )
         self.hops: tuple[dict[str, Hop], ...] = tuple({} for _ in Priority)
         self.targets: dict[str, Target] = {}
 
@@ -117,25 +140,78 @@ class CalledService:
         hop.fresh_until_s = fresh_until_s
         return hop
 
-    def choose(self, listed: tuple[Endpoint, ...]) -> Target:
-        """Return the instance whose turn it is. Raises ConfigError where nothing reaches it."""
+    def choose(self, listed: tuple[Endpoint, ...], now: float) -> Target:
+        """Return the instance whose turn it is; its `member` is to be told of the call's end.
+
+        Raises:
+            ConfigError: nothing reaches it.
+        """
         if self.shared.absences:
             self.shared.finder.note_found(self.name)
+        if len(listed) > 1:
+            member = self.balancer.pick(listed, now)
+            if member.target is None:
+                try:
+                    member.target = self._target(member.endpoint, member)
+                except ConfigError:
+                    self.ended(member, now, 0.0, CallEnd.LEFT)
+                    raise
+            return cast("Target", member.target)
         # One instance has every turn.
-        endpoint = listed[0] if len(listed) == 1 else self.balancer.pick(listed)
+        endpoint = listed[0]
         target = self.targets.get(endpoint.instance)
         if target is not None and target.endpoint is endpoint:
             return target
-        transport = self.shared.transport(endpoint)
         if len(self.targets) >= TARGETS_MAX:
             self.targets.clear()  # instances come and go; a few are looked up again
+        target = self.targets[endpoint.instance] = self._target(endpoint)
+        return target
+
+    def ended(self, member: Member | None, now: float, took_s: float, end: CallEnd) -> None:
+        """Tell the balancer how a call ended that no breaker counts as a failure."""
+        if member is not None:
+            self.balancer.observe(member, now, took_s, end)
+
+    def judge(self, member: Member | None) -> Judge | None:
+        """Return what `Edge.report` asks of an attempt at a member."""
+        return None if member is None else partial(self._judge, member)
+
+    def _judge(
+        self,
+        member: Member,
+        verdict: Classification,
+        outcome: BaseException | None,
+        now: float,
+        took_s: float,
+        half_open_s: float | None,
+    ) -> bool:
+        if verdict is Classification.SUCCESS:
+            end = CallEnd.ANSWERED
+        elif verdict is Classification.FAILURE:
+            end = CallEnd.FAILED
+        elif isinstance(outcome, Exception) and not isinstance(outcome, TimedOut):
+            end = CallEnd.REFUSED
+        else:
+            end = CallEnd.LEFT
+        return self.balancer.observe(member, now, took_s, end, half_open_s)
+
+    def _on_ejection(self, ejection: Ejection) -> None:
+        _log.warning(
+            "instance %s of %s %s for %s: %s",
+            ejection.instance,
+            self.name,
+            "is back" if ejection.until_s is None else "is ejected",
+            self.shared.service,
+            ejection.why,
+        )
+
+    def _target(self, endpoint: Endpoint, member: Member | None = None) -> Target:
+        transport = self.shared.transport(endpoint)
         noted = {"instance": endpoint.instance, "attempts": "1"}
         # No timer where the transport has one: in one process most callees have answered before it
         # could be armed.
         send = transport.send if keeps_time(transport) else partial(_send_in_time, transport.send)
-        made = Target(endpoint, transport, send, noted)
-        self.targets[endpoint.instance] = made
-        return made
+        return Target(endpoint, transport, send, noted, member)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.holding import HoldOptions
+from synchromesh.discovery import BalancerOptions
 from synchromesh.context import ATTEMPTS_LEFT_MAX
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import Policy, RetryOptions
@@ -35,6 +36,7 @@ class Policies:
         operations: by full name, such as "billing.charge".
         attempts_per_tree: the extra attempts of a new call tree, in all services together (D2).
         hold: how calls wait for an instance while none is ready.
+        balancers: how the instances of a service share its calls, by the callee's service.
 
     Raises:
         ConfigError: a value is outside its range, or a name is of the wrong kind.
@@ -50,6 +52,7 @@ class Policies:
     operations: Mapping[str, OperationPolicy] = field(default_factory=dict)
     attempts_per_tree: int = 4
     hold: HoldOptions = field(default_factory=HoldOptions)
+    balancers: Mapping[str, BalancerOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.attempts_per_tree <= ATTEMPTS_LEFT_MAX:
@@ -72,6 +75,10 @@ class Policies:
     def of_edge(self, service: str) -> Policy:
         """Return what guards the calls to a service."""
         return self.edges.get(service, self.default)
+
+    def of_balancer(self, service: str) -> BalancerOptions:
+        """Return how the instances of a service share the calls to it."""
+        return self.balancers.get(service) or BalancerOptions()
 
     def of_operation(self, operation: Operation[..., Any]) -> Policy:
         """Return what guards the calls of an operation; the edge's own value where it is alike."""

@@ -72,6 +72,12 @@ class Way:
             {**self.noted, **attributes},
         )
 
+    async def next(self, attempt: Attempt, until_s: float | None) -> Endpoint:
+        """Choose the instance of an attempt. Raises NoInstance."""
+        endpoint = await self.choice.next(until_s)
+        attempt.judge = self.service.judge(self.choice.member)
+        return endpoint
+
     def give_up(self, endpoint: Endpoint) -> None:
         """Note a refused connection; holding does not apply to external services."""
         if not self.service.is_external:
@@ -182,6 +188,7 @@ class Sending(Way):
                 is_retryable_unknown=bool(self._key) or not plan.is_command,
                 rng=self.shared.runtime.rng,
                 failed=failed,
+                priority=self.context.priority,
             )
         except BaseException as error:
             outcome = error
@@ -221,7 +228,9 @@ class Sending(Way):
                 failed = edge.late(attempt)
             elif reply is not None and isinstance(failed, NO_FIT):
                 failed = plan.misfit(failed)
-            if first.permit:
+            if target is not None:
+                attempt.judge = self.service.judge(target.member)
+            if first.permit or target is not None:
                 edge.report(failed, attempt, first.permit)
             if not isinstance(failed, Exception):
                 if not isinstance(failed, GeneratorExit):
@@ -238,7 +247,7 @@ class Sending(Way):
         """Send once; return the answer's JSON and value."""
         self.number = attempt.number
         plan = self._plan
-        endpoint = await self.choice.next(attempt.deadline_s)
+        endpoint = await self.next(attempt, attempt.deadline_s)
         transport = self.shared.transport(endpoint)
         hop = self.hop()
         context = self.travelling(self._key, attempt.deadline_s, attempt.attempts_left)

@@ -16,6 +16,7 @@ from synchromesh.calls.plan import First, Plan, Target
 from synchromesh.calls.sending import Sending
 from synchromesh.calls.wire import Reply
 from synchromesh.codec import NO_FIT
+from synchromesh.discovery import CallEnd
 from synchromesh.context import CallContext
 from synchromesh.errors import ConnectionLost, TimedOut
 from synchromesh.http import ClientExchange, ExchangeState, RawPair

@@ -4,7 +4,7 @@ Policy, circuit breaker, retry with budget, limiter, deadline: each alone, or jo
 the one order of layers.
 """
 
-from synchromesh.resilience.attempts import Attempt, Attempts
+from synchromesh.resilience.attempts import Attempt, Attempts, Judge
 from synchromesh.resilience.breaker import (
     TRANSITIONS,
     Breaker,
@@ -41,6 +41,7 @@ __all__ = [
     "DeadlinePassed",
     "Edge",
     "HedgeOptions",
+    "Judge",
     "HedgedCall",
     "Hedging",
     "LimitOptions",

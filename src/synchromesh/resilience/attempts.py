@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from synchromesh.chance import Chance
 from synchromesh.errors import CallError, ConnectionLost, DeadlineExceeded, TimedOut
-from synchromesh.resilience.classification import is_certainly_not_run, may_have_run, may_retry
+from synchromesh.resilience.classification import (
+    Classification,
+    is_certainly_not_run,
+    may_have_run,
+    may_retry,
+)
 from synchromesh.resilience.retry import AttemptsLeft, RetryBudget, RetryOptions
 
 _ONCE = RetryOptions(attempts_max=1)
 
 # The share of the edge's timeout that counts as all of it.
 NEARLY_FULL = 0.95
+
+
+class Judge(Protocol):
+    """Learns what an attempt came to, for the instance that it was made at."""
+
+    def __call__(
+        self,
+        verdict: Classification,
+        outcome: BaseException | None,
+        now: float,
+        took_s: float,
+        half_open_s: float | None,
+    ) -> bool:
+        """Return whether it says something about the service, and not of this instance alone.
+
+        Args:
+            verdict: what the outcome is; `outcome` is None for an answer.
+            outcome: what was raised.
+            now: the time of the loop's clock.
+            took_s: how long the attempt took.
+            half_open_s: since when the edge's breaker is half-open; None where it is not.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -29,6 +58,7 @@ class Attempt:
         used: to be set to the extra attempts that the callee reports with an answer, a `Rejection`
             too; those of another `CallError` are in its `attempts_used`. None: all are spent.
         began_s: when the callee's own time began; to be set where that of others came first.
+        judge: of the instance that it is made at, where there are several.
     """
 
     number: int
@@ -37,6 +67,7 @@ class Attempt:
     has_full_timeout: bool = False
     used: int | None = None
     began_s: float = 0.0
+    judge: Judge | None = None
 
 
 class Attempts:

@@ -16,11 +16,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 from synchromesh.chance import Chance
-from synchromesh.errors import TimedOut
+from synchromesh.errors import Shed, TimedOut
+from synchromesh.priority import Priority
 from synchromesh.resilience.attempts import Attempt, Attempts, is_full_timeout
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.latency import LatencyTracker
 from synchromesh.resilience.limiter import Limiter
 from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import AttemptsLeft, RetryBudget
@@ -78,6 +80,9 @@ class Edge:
         self.limiter: Limiter | None = None
         if policy.limit is not None:
             self.limiter = Limiter(policy.limit, name=name)
+        self.tracker = LatencyTracker()
+        self._takes_slots = True
+        self._began_s = now
 
     async def run(
         self,
@@ -88,6 +93,7 @@ class Edge:
         is_retryable_unknown: bool,
         rng: Chance,
         failed: tuple[Attempt, Exception] | None = None,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> T:
         """Make one call, in as many attempts as policy, budget, deadline and call tree allow.
 
@@ -106,6 +112,7 @@ class Edge:
             rng: the source of jitter.
             failed: a first attempt that was made elsewhere, and what it raised; the breaker has
                 been told of it.
+            priority: what the limiter refuses first; later attempts count as retries.
 
         Raises:
             DeadlineExceeded: the deadline had passed; nothing was sent.
@@ -132,7 +139,7 @@ class Edge:
             while True:
                 current = attempts.begin(loop.time())
                 try:
-                    answer = await self._limited(attempt, current, attempts)
+                    answer = await self._limited(attempt, current, attempts, priority)
                 except Exception as error:  # noqa: BLE001 - it is raised, or tried again
                     await self._wait(attempts, current, error)
                 else:
@@ -144,22 +151,49 @@ class Edge:
             failed = None
 
     def report(self, outcome: BaseException | None, attempt: Attempt, permit: int) -> None:
-        """Tell the breaker what an attempt came to that it gave a permit; None is an answer."""
+        """Learn what an attempt came to: instance, limiter and breaker; None is an answer.
+
+        Args:
+            outcome: what it raised.
+            attempt: what was made.
+            permit: what the breaker gave for it; 0 without one.
+        """
         breaker = self.breaker
-        if breaker is None:
-            return
         if outcome is not None and not isinstance(outcome, Exception):
             # Cancelled; or thrown away, and then there is no loop any more that has a time.
-            breaker.neutral(permit, attempt.began_s)
+            now, verdict = attempt.began_s, Classification.NEUTRAL
+        else:
+            now = asyncio.get_running_loop().time()
+            verdict = classify(outcome, had_enough_time=self._had_enough(attempt, now))
+            self.learn(outcome, verdict, now, now - attempt.began_s)
+        took_s = now - attempt.began_s
+        if attempt.judge is not None:
+            half_open_s = None if breaker is None else breaker.half_open_since_s
+            if not attempt.judge(verdict, outcome, now, took_s, half_open_s):
+                verdict = Classification.NEUTRAL
+        if breaker is None or not permit:
             return
-        now = asyncio.get_running_loop().time()
-        verdict = classify(outcome, had_enough_time=self._had_enough(attempt, now))
         if verdict is Classification.SUCCESS:
-            breaker.success(permit, now, now - attempt.began_s)
+            breaker.success(permit, now, took_s)
         elif verdict is Classification.FAILURE:
-            breaker.failure(permit, now, now - attempt.began_s)
+            breaker.failure(permit, now, took_s)
         else:
             breaker.neutral(permit, now)
+
+    def learn(
+        self, outcome: BaseException | None, verdict: Classification, now: float, took_s: float
+    ) -> None:
+        """Let limiter and tracker learn from an attempt whose slot is not released yet."""
+        tracker, limiter = self.tracker, self.limiter
+        if now < tracker.next_sample_s:
+            return
+        is_drop = isinstance(outcome, Shed) or (
+            verdict is Classification.FAILURE and isinstance(outcome, TimedOut)
+        )
+        if limiter is not None and (is_drop or verdict is Classification.SUCCESS):
+            limiter.sample(tracker, now, took_s, is_drop=is_drop)
+        elif verdict is Classification.SUCCESS:
+            tracker.sample(now, took_s)
 
     def first_attempt(self, due_s: float, given: int, began_s: float) -> Attempt:
         """Return a first attempt that was made elsewhere, as `report` and `run` want it."""
@@ -175,8 +209,19 @@ class Edge:
             "run; ask for the outcome under the same key, or give it more time"
         )
 
+    def of_operation(self, policy: PolicyLayers) -> Edge:
+        """Return an edge for one operation: its own time and retries, and what is usual for it.
+
+        Breaker, limiter and, where it has one, the budget are shared.
+        """
+        edge = copy(self)
+        edge.policy, edge.tracker = policy, LatencyTracker()
+        if edge.budget is None and policy.retry is not None and policy.budget is not None:
+            edge.budget = RetryBudget(policy.budget, now=self._began_s)
+        return edge
+
     def without_limiter(self, *, is_timed: bool) -> Edge:
-        """Return an edge with the same breaker and budget, for who takes limiter slots by itself.
+        """Return an edge that shares all, for who takes the limiter's slots by itself.
 
         A slot may then last longer than an attempt does.
 
@@ -184,7 +229,7 @@ class Edge:
             is_timed: whether an attempt has the policy's timeout; else whoever attempts bounds it.
         """
         edge = copy(self)
-        edge.limiter = None
+        edge._takes_slots = False
         if not is_timed:
             edge.policy = replace(self.policy, timeout_s=None)
         return edge
@@ -210,8 +255,10 @@ class Edge:
         """Say whether a callee that has not answered should have: then it is to blame (B5)."""
         if attempt.has_full_timeout:
             return True
-        timeout_s = self.policy.timeout_s
-        return timeout_s is not None and now - attempt.began_s >= timeout_s * UNKNOWN_SHARE
+        waited_s, timeout_s = now - attempt.began_s, self.policy.timeout_s
+        if self.tracker.is_learned:
+            return self.tracker.has_had_enough(waited_s)
+        return timeout_s is not None and waited_s >= timeout_s * UNKNOWN_SHARE
 
     async def _wait(self, attempts: Attempts, current: Attempt, error: Exception) -> None:
         """Wait for the next attempt, or raise the error of the call where there is none."""
@@ -229,11 +276,17 @@ class Edge:
         await asyncio.sleep(wait_s)
 
     async def _limited(
-        self, send: Callable[[Attempt], Awaitable[T]], current: Attempt, attempts: Attempts
+        self,
+        send: Callable[[Attempt], Awaitable[T]],
+        current: Attempt,
+        attempts: Attempts,
+        priority: Priority,
     ) -> T:
-        if self.limiter is None:
+        if self.limiter is None or not self._takes_slots:
             return await self._guarded(send, current)
-        await self.limiter.acquire(current.deadline_s)
+        if current.number > 1:
+            priority = min(priority, Priority.RETRY)
+        await self.limiter.acquire(current.deadline_s, priority)
         try:
             # The time in the queue is not taken from the callee's.
             attempts.put_time(current, asyncio.get_running_loop().time())
@@ -242,11 +295,8 @@ class Edge:
             self.limiter.release()
 
     async def _guarded(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:
-        breaker = self.breaker
-        if breaker is None:
-            return await self._timed(send, current)
         current.began_s = asyncio.get_running_loop().time()
-        permit = breaker.admit(current.began_s)
+        permit = 0 if self.breaker is None else self.breaker.admit(current.began_s)
         try:
             answer = await self._timed(send, current)
         except BaseException as error:
