@@ -91,7 +91,7 @@ def _states(transitions: list[Transition]) -> list[str]:
             shapes.append(
                 text(round(_x((begin + end) / 2), 1), 157, words, fill="#ffffff", anchor="middle")
             )
-    return [*shapes, text(LEFT, 132, "amber: half-open, one probe", size=11, fill=AMBER)]
+    return [*shapes, text(LEFT, 132, "amber: half-open, a ramp of probes", size=11, fill=AMBER)]
 
 
 def _axis() -> list[str]:

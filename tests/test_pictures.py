@@ -46,7 +46,7 @@ def test_the_breaker_of_the_picture_trips_probes_and_recovers() -> None:
     """It opens only while the callee fails, refuses most calls then, and closes after it works."""
     told, transitions = live()
     states = [each.after.value for each in transitions]
-    assert states == ["open", "half_open", "open", "half_open", "closed"]
+    assert states == ["open", *["half_open", "open"] * 2, "half_open", "closed"]
     assert FAILS_FROM_S < transitions[0].at_s < FAILS_UNTIL_S <= transitions[-1].at_s
     refused = [call for call in told if call.outcome == "refused"]
     assert all(FAILS_FROM_S < call.at_s < transitions[-1].at_s for call in refused)

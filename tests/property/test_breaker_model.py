@@ -21,6 +21,7 @@ from synchromesh.resilience import (
     BreakerSnapshot,
     BreakerState,
     Transition,
+    Trigger,
 )
 
 SHORT_S, LONG_S = 1.0, 11.0
@@ -34,7 +35,9 @@ PREFIXES = {
     "just tripped, a call still under way": TO_HALF_OPEN[:5],
     "half-open, a stale call and a probe under way": TO_HALF_OPEN,
     "half-open, the probe's lease over": (*TO_HALF_OPEN, "long"),
-    "recovered, a stale call under way": (*TO_HALF_OPEN, "ok newest"),
+    "one probe succeeded, a stale call under way": (*TO_HALF_OPEN, "ok newest"),
+    "two probes at once, a stale call under way": (*TO_HALF_OPEN, "ok newest", "admit", "admit"),
+    "recovered, a stale call under way": (*TO_HALF_OPEN, "ok newest", "long", "admit"),
     "open again, the open time doubled": (*TO_HALF_OPEN, "fail newest"),
 }
 
@@ -89,6 +92,7 @@ class Checker:
             open_for_s=5.0,
             open_for_max_s=10.0,
             probes_max=probes_max,
+            ramp_s=2.0,
             probe_lease_s=10.5,
         )
         self.heard: list[Transition] = []
@@ -96,6 +100,8 @@ class Checker:
         self.now = 0.0
         self.under: list[Under] = []
         self.opened_s = 0.0
+        # What the ramp of this half-open epoch has come to, counted by what was told, in its order.
+        self.good_s: list[float] = []
 
     def can(self, operation: str) -> bool:
         if operation.endswith("oldest"):
@@ -120,6 +126,24 @@ class Checker:
         """An epoch is what lies between two changes of state."""
         return len(self.heard)
 
+    def _ramp(self) -> tuple[int, int]:
+        """How many may be under way, and the successes towards the next step: it doubles."""
+        width, left = 1, len(self.good_s)
+        while left >= width and width < self.options.probes_max:
+            left -= width
+            width = min(2 * width, self.options.probes_max)
+        return width, left
+
+    @property
+    def width(self) -> int:
+        return self._ramp()[0]
+
+    def _is_ramp_over(self) -> bool:
+        """Whether it has succeeded often enough, or for long enough, to be closed."""
+        width, left = self._ramp()
+        is_long = bool(self.good_s) and self.now >= self.good_s[0] + self.options.ramp_s
+        return left >= width or is_long
+
     def _live_probes(self) -> list[Under]:
         """The probes of this epoch whose lease runs: only these may keep another one out."""
         oldest_s = self.now - self.options.probe_lease_s
@@ -127,28 +151,32 @@ class Checker:
         return [call for call in mine if call.admitted_s > oldest_s]
 
     def _admit(self, before: BreakerSnapshot) -> None:
-        live = len(self._live_probes())
+        live, is_over = len(self._live_probes()), self._is_ramp_over()
         try:
             permit = self.breaker.admit(self.now)
         except CircuitOpen as refusal:
-            self._check_refusal(before, live, refusal)
+            self._check_refusal(before, live, refusal, is_over=is_over)
             return
         if before.state is BreakerState.ISOLATED:
             raise Violated("an isolated breaker sent a call")
         if before.state is BreakerState.OPEN and self.now < self.opened_s + self.options.open_for_s:
             raise Violated("an open breaker sent a call before its time was over")
         is_probe = self.breaker.state is BreakerState.HALF_OPEN
-        if is_probe and before.state is BreakerState.HALF_OPEN and live >= self.options.probes_max:
+        if is_probe and before.state is BreakerState.HALF_OPEN and live >= self.width:
             raise Violated("more probes are under way than may be")
+        if before.state is BreakerState.HALF_OPEN and is_probe is is_over:
+            raise Violated("a call finds it closed exactly when its ramp is over")
         self.under.append(Under(permit, self.epoch, is_probe, self.now))
 
-    def _check_refusal(self, before: BreakerSnapshot, live: int, refusal: CircuitOpen) -> None:
+    def _check_refusal(
+        self, before: BreakerSnapshot, live: int, refusal: CircuitOpen, *, is_over: bool
+    ) -> None:
         wait_s = refusal.retry_after_s
         if self.breaker.state is not before.state:
             raise Violated("a refusal changed the state")
         if before.state in (BreakerState.CLOSED, BreakerState.DISABLED):
             raise Violated(f"a {before.state.value} breaker refused a call")
-        if before.state is BreakerState.HALF_OPEN and live < self.options.probes_max:
+        if before.state is BreakerState.HALF_OPEN and (live < self.width or is_over):
             raise Violated("wedged: half-open, no probe lives, and a call was refused")
         if (
             before.state is BreakerState.OPEN
@@ -176,6 +204,18 @@ class Checker:
             raise Violated("an outcome of another epoch decided something")
         if verb == "ok" and after.state is BreakerState.OPEN and before.state is not after.state:
             raise Violated("a success opened the breaker")
+        is_probe = is_current and before.state is BreakerState.HALF_OPEN
+        is_live = is_probe and self.now < call.admitted_s + self.options.probe_lease_s
+        is_counted = before.probes > after.probes
+        if is_live and not is_counted:
+            raise Violated("the outcome of a probe was not counted")
+        is_good = is_probe and is_counted and verb == "ok"
+        if is_good:
+            self.good_s.append(self.now)
+        if is_good and (after.state is BreakerState.CLOSED) != self._is_ramp_over():
+            raise Violated("it closes exactly at the end of its ramp")
+        if verb == "fail" and is_live and after.state is BreakerState.HALF_OPEN:
+            raise Violated("a failure in the ramp did not open it")
         has_to = is_current and verb != "neutral" and before.state is BreakerState.CLOSED
         if has_to and not decided:
             raise Violated("an outcome of this epoch was not counted")
@@ -187,6 +227,7 @@ class Checker:
             if transition.before is not state or step not in TRANSITIONS:
                 raise Violated(f"not a legal transition: {transition}")
             state = transition.after
+            self.good_s.clear()
             if state is BreakerState.OPEN:
                 self.opened_s = self.now
         if state is not self.breaker.state:
@@ -226,7 +267,7 @@ def walk(
     return ran
 
 
-@pytest.mark.parametrize("probes_max", [1, 2])
+@pytest.mark.parametrize("probes_max", [1, 4])
 @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
 def test_every_history_keeps_the_invariants(prefix: tuple[str, ...], probes_max: int) -> None:
     """B1 to B4 hold in all histories of 6 operations, and of 5 from each odd situation."""
@@ -269,6 +310,40 @@ class ProbesWithoutBound(Breaker):
         return super()._admit_probe(now)
 
 
+class RampsAtOnce(Breaker):
+    """Is as wide after one success as after all."""
+
+    def _climb(self, permit: int, now: float) -> None:
+        super()._climb(permit, now)
+        self._probes_max = self._options.probes_max
+
+
+class ClosesAtOnce(Breaker):
+    """Takes one success for all."""
+
+    def _climb(self, permit: int, now: float) -> None:
+        super()._climb(permit, now)
+        if self.state is BreakerState.HALF_OPEN:
+            self._go(Trigger.RECOVERED, now)
+
+
+class RampsForEver(Breaker):
+    """Waits for a crowd that does not come."""
+
+    def _settle(self, now: float) -> None:
+        return
+
+
+class ForgivesInTheRamp(Breaker):
+    """Goes on with the ramp after a failure."""
+
+    def failure(self, permit: int, now: float, took_s: float = 0.0) -> None:
+        if self.state is BreakerState.HALF_OPEN and self._probes_max > 1:
+            self.neutral(permit, now)
+        else:
+            super().failure(permit, now, took_s)
+
+
 class CountsNeutral(Breaker):
     """Takes a cancelled call for a failed one."""
 
@@ -299,13 +374,12 @@ class RestsForEver(Breaker):
 
 
 class ClosesSilently(Breaker):
-    """Skips the table and the listener."""
+    """Skips the listener."""
 
-    def success(self, permit: int, now: float, took_s: float = 0.0) -> None:
-        if self.state is BreakerState.HALF_OPEN:
-            self._state = BreakerState.CLOSED
-        else:
-            super().success(permit, now, took_s)
+    def _go(self, trigger: Trigger, now: float) -> None:
+        if trigger is Trigger.RECOVERED:
+            self._on_transition = None
+        super()._go(trigger, now)
 
 
 class CountsNothing(Breaker):
@@ -321,8 +395,12 @@ class CountsNothing(Breaker):
         (IgnoresEpochs, "an outcome of another epoch decided something"),
         (LeasesForEver, "wedged: half-open"),
         (ProbesWithoutBound, "more probes are under way than may be"),
+        (RampsAtOnce, "more probes are under way than may be"),
+        (ClosesAtOnce, "it closes exactly at the end of its ramp"),
+        (RampsForEver, "closes exactly at the end|wedged"),
+        (ForgivesInTheRamp, "a failure in the ramp did not open it"),
         (CountsNeutral, "a neutral outcome decided something"),
-        (KeepsNeutralSlots, "wedged: half-open"),
+        (KeepsNeutralSlots, "the outcome of a probe was not counted"),
         (RestsTooShort, "before its time was over"),
         (RestsForEver, "wedged: open"),
         (ClosesSilently, "the listener was not told"),
@@ -337,7 +415,8 @@ def test_a_planted_fault_is_found(fault: type[Breaker], violation: str) -> None:
 
     def walk_all() -> None:
         for prefix in PREFIXES.values():
-            walk(make, depth=3, prefix=prefix)
+            for probes_max in (1, 4):
+                walk(make, depth=3, prefix=prefix, probes_max=probes_max)
 
     with pytest.raises(Violated, match=violation):
         walk_all()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import suppress
+
 import pytest
 
 from synchromesh.errors import CircuitOpen, ConfigError
@@ -22,8 +25,10 @@ OPTIONS = BreakerOptions(
     slow_rate=0.75,
     open_for_s=0.5,
     open_for_max_s=2.0,
+    probes_max=1,
     probe_lease_s=5.0,
 )
+RAMP = BreakerOptions(minimum_calls=1, open_for_s=0.5, probe_lease_s=5.0)
 
 
 class Half:
@@ -208,18 +213,99 @@ def test_neutral_outcomes_are_not_counted(breaker: Breaker) -> None:
     assert breaker.snapshot().calls == 0
 
 
-def test_several_probes_are_bounded() -> None:
-    """B3: at most `probes_max` calls are under way while half-open."""
-    options = BreakerOptions(minimum_calls=1, probes_max=2)
+def admitted(breaker: Breaker, now: float, callers: int = 1_000) -> list[int]:
+    """Let so many ask at once; return the permits of those that were let in."""
+    permits = []
+    for _ in range(callers):
+        with suppress(CircuitOpen):
+            permits.append(breaker.admit(now))
+    return permits
+
+
+def half_open(options: BreakerOptions = RAMP) -> Breaker:
     breaker = Breaker(options, name="x", now=0.0)
     fail(breaker, 1, now=0.0)
-    first = breaker.admit(0.5)
-    breaker.admit(0.5)
-    with pytest.raises(CircuitOpen):
-        breaker.admit(0.5)
+    return breaker
+
+
+def test_a_crowd_is_let_in_by_a_ramp() -> None:
+    """B3: of a thousand callers that wait, 1, 2, 4 ... 32 are under way at once, then all are."""
+    breaker, now, widths = half_open(), 0.5, []
+    while state(breaker) != "closed":
+        permits = admitted(breaker, now)
+        widths.append(len(permits))
+        now += 0.01
+        for permit in permits:
+            breaker.success(permit, now)
+    assert widths == [1, 2, 4, 8, 16, 32]
+    assert len(admitted(breaker, now)) == 1_000
+
+
+@pytest.mark.parametrize("good", [1, 3, 30, 62])
+def test_a_failure_in_the_ramp_opens_it_again(good: int) -> None:
+    """However far it has come: a callee that breaks down under the crowd is left alone again."""
+    breaker = half_open()
+    succeed(breaker, good, now=0.6)
+    assert state(breaker) == "half_open"
+    fail(breaker, 1, now=0.7)
+    assert breaker.snapshot().open_until_s == pytest.approx(0.7 + 0.7)
+    assert len(admitted(breaker, 1.5)) == 1
+
+
+def test_a_ramp_is_over_a_second_after_its_first_success() -> None:
+    """A callee that is rarely called is not half-open for ever: the next call finds it closed."""
+    breaker = half_open()
+    succeed(breaker, 1, now=0.6)
+    assert len(admitted(breaker, 1.5)) == 2
+    assert len(admitted(breaker, 1.6)) == 1_000
+    assert state(breaker) == "closed"
+
+
+def test_a_ramp_ends_without_a_call_for_who_looks() -> None:
+    """An idle edge is shown as it is."""
+    breaker = half_open()
+    succeed(breaker, 1, now=0.6)
+    assert breaker.snapshot(1.5).state is BreakerState.HALF_OPEN
+    assert breaker.snapshot(1.6).state is BreakerState.CLOSED
+
+
+def test_without_a_success_no_time_ends_the_ramp() -> None:
+    """A probe that hangs, or was cancelled, says nothing good."""
+    breaker = half_open()
+    breaker.neutral(breaker.admit(0.5), 0.6)
+    breaker.admit(0.7)
+    assert admitted(breaker, 5.0) == []
+    assert len(admitted(breaker, 60.0)) == 1
+
+
+def test_a_crowd_that_comes_to_a_healed_callee_is_in_within_a_second() -> None:
+    """From the moment it heals: the rest of the longest open time, and a ramp of 20 ms answers."""
+    breaker, heals_s, now, served = Breaker(BreakerOptions(), name="x", now=0.0), 10.0, 0.0, 0
+    under: deque[tuple[float, int]] = deque()
+    while now < 11.0:
+        now += 0.001
+        while under and under[0][0] <= now:
+            sent_s, permit = under.popleft()
+            tell = breaker.success if sent_s - 0.02 >= heals_s else breaker.failure
+            tell(permit, now)
+        for permit in admitted(breaker, now, callers=1):
+            under.append((now + 0.02, permit))
+            served += now >= heals_s
+    assert state(breaker) == "closed"
+    assert breaker.snapshot().since_s - heals_s <= 0.85
+    assert served > 63
+
+
+def test_several_probes_are_bounded() -> None:
+    """B3: at most as many calls are under way as the ramp is wide; a neutral one gives way."""
+    breaker = half_open()
+    succeed(breaker, 1, now=0.5)
+    first, _ = admitted(breaker, 0.5)
     breaker.neutral(first, 0.6)
-    breaker.admit(0.6)
-    assert breaker.snapshot().probes == 2
+    assert len(admitted(breaker, 0.6)) == 1
+    assert (breaker.snapshot().probes, breaker.snapshot().probes_max) == (2, 2)
+    assert breaker.is_refusing(0.6)
+    assert not breaker.is_refusing(5.5)
 
 
 def test_isolated_by_hand_it_refuses_until_closed_by_hand(breaker: Breaker) -> None:
@@ -264,14 +350,14 @@ def test_closing_a_closed_breaker_keeps_what_it_knows(breaker: Breaker) -> None:
 def test_the_listener_hears_each_change_once_and_in_order() -> None:
     """What a console draws is what happened."""
     heard: list[Transition] = []
-    options = BreakerOptions(minimum_calls=1)
+    options = BreakerOptions(minimum_calls=1, probes_max=1)
     breaker = Breaker(options, name="x", now=0.0, on_transition=heard.append)
     fail(breaker, 1, now=1.0)
     breaker.success(breaker.admit(1.5), 1.75)
     assert heard == [
         Transition("x", BreakerState.CLOSED, Trigger.TRIPPED, BreakerState.OPEN, 1.0),
         Transition("x", BreakerState.OPEN, Trigger.RESTED, BreakerState.HALF_OPEN, 1.5),
-        Transition("x", BreakerState.HALF_OPEN, Trigger.PROBE_SUCCEEDED, BreakerState.CLOSED, 1.75),
+        Transition("x", BreakerState.HALF_OPEN, Trigger.RECOVERED, BreakerState.CLOSED, 1.75),
     ]
 
 
@@ -306,6 +392,7 @@ def test_its_repr_shows_what_matters_in_each_state(breaker: Breaker) -> None:
         ("open_for_max_s", 0.1),
         ("open_jitter", 1.0),
         ("probes_max", 0),
+        ("ramp_s", -1.0),
         ("probe_lease_s", 0.0),
     ],
 )

@@ -214,7 +214,7 @@ def test_errors_open_the_breaker_and_healing_lets_it_close() -> None:
 
     async def main(system: System) -> None:
         asked, table = await leaf(system), FaultTable()
-        breaker = BreakerOptions(minimum_calls=4, open_for_s=0.5, open_for_max_s=0.5)
+        breaker = BreakerOptions(minimum_calls=4, open_for_s=0.5, open_for_max_s=0.5, probes_max=1)
         caller = broken(system, table, Policies(Policy(retry=None, breaker=breaker)))
         table.put("client:leaf", FAILS, now=0.0)
         for _ in range(4):

@@ -14,7 +14,7 @@ from synchromesh.errors import CircuitOpen, ConfigError, Shed, TimedOut
 from synchromesh.resilience.guarded_block import Guard
 from synchromesh.testing import run
 
-OPENS = BreakerOptions(minimum_calls=2, open_for_s=0.5, open_for_max_s=0.5)
+OPENS = BreakerOptions(minimum_calls=2, open_for_s=0.5, open_for_max_s=0.5, probes_max=1)
 POLICY = Policy(timeout_s=0.3, retry=None, breaker=OPENS)
 
 
@@ -149,6 +149,7 @@ def test_a_block_that_finds_no_place_is_no_probe() -> None:
         for _ in range(2):
             await error_of(block(billing, OSError()))
         await asyncio.sleep(0.5)
+        assert await block(billing, "fine") == "fine"
         probe = asyncio.ensure_future(block(billing, 1.0))
         await asyncio.sleep(0.1)
         errors = [await error_of(block(billing, "done")) for _ in range(3)]

@@ -272,6 +272,8 @@ def test_a_call_that_finds_no_place_is_no_probe() -> None:
     def fn() -> str:
         if lines:
             raise OSError(lines.pop())
+        if clock.now == until_s:
+            return "first"
         # The probe is under way, and others come.
         errors.extend(error_of(guarded) for _ in range(3))
         return "fine"
@@ -279,7 +281,9 @@ def test_a_call_that_finds_no_place_is_no_probe() -> None:
     guarded = guard(policy, fn, clock)
     for _ in range(2):
         error_of(guarded)
-    clock.now += 0.5
+    until_s = clock.now = clock.now + 0.5
+    assert guarded() == "first"
+    clock.now += 0.1
     assert guarded() == "fine"
     assert [type(error) for error in errors] == [Shed] * 3
 

@@ -673,12 +673,13 @@ def test_a_call_that_finds_no_place_is_no_probe() -> None:
     options = BreakerOptions(minimum_calls=2, open_for_s=0.5, probes_max=2)
     limit = LimitOptions(in_flight_max=1)
     policy = Policy(timeout_s=None, retry=None, breaker=options, limit=limit)
-    guarded = wrap(policy, Script(OSError, OSError, 1.0))
+    guarded = wrap(policy, Script(OSError, OSError, "fine", 1.0))
 
     async def main() -> list[BaseException]:
         for _ in range(2):
             await error_of(guarded())
         await asyncio.sleep(0.5)
+        assert await guarded() == "fine"
         probe = asyncio.ensure_future(guarded())
         await asyncio.sleep(0.1)
         errors = [await error_of(guarded()) for _ in range(3)]

@@ -204,8 +204,9 @@ class Caller:
     @property
     def edges(self) -> dict[str, BreakerSnapshot]:
         """The breakers of all edges that were used, by the callee's service."""
+        now = asyncio.get_running_loop().time()
         return {
-            service: edge.breaker.snapshot()
+            service: edge.breaker.snapshot(now)
             for service, edge in self._edges.items()
             if edge.breaker is not None
         }

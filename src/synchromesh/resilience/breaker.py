@@ -1,10 +1,14 @@
 """A circuit breaker: it stops calls to a callee that fails, and probes for its recovery.
 
-    CLOSED ──tripped──▶ OPEN ──rested──▶ HALF_OPEN ──probe succeeded──▶ CLOSED
+    CLOSED ──tripped──▶ OPEN ──rested──▶ HALF_OPEN ──recovered──▶ CLOSED
                           ▲                  │
                           └──probe failed────┘
 
 and ISOLATED (send nothing) or DISABLED (count nothing) by hand, until closed by hand.
+
+The recovery is a *ramp*: half-open, one call may be under way at once, and twice as many after as
+many successes: 1, 2, 4 ... `probes_max`. A callee that has just come back, with caches cold and all
+its callers waiting, is not given all of them for one good answer.
 
 Three rules that breakers tend to miss. An outcome counts only in the *epoch* its call was admitted
 in: a call that was sent before the trip and fails after the recovery decides nothing. A probe holds
@@ -25,6 +29,7 @@ from enum import Enum
 from synchromesh.chance import Chance
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import CircuitOpen, ConfigError
+from synchromesh.resilience.breaker_window import OutcomeWindow
 
 
 class BreakerState(Enum):
@@ -42,7 +47,7 @@ class Trigger(Enum):
 
     TRIPPED = "tripped"
     RESTED = "rested"
-    PROBE_SUCCEEDED = "probe succeeded"
+    RECOVERED = "recovered"
     PROBE_FAILED = "probe failed"
     ISOLATED_BY_HAND = "isolated by hand"
     DISABLED_BY_HAND = "disabled by hand"
@@ -67,7 +72,7 @@ def _by_hand() -> tuple[tuple[BreakerState, Trigger, BreakerState], ...]:
 TRANSITIONS: tuple[tuple[BreakerState, Trigger, BreakerState], ...] = (
     (BreakerState.CLOSED, Trigger.TRIPPED, BreakerState.OPEN),
     (BreakerState.OPEN, Trigger.RESTED, BreakerState.HALF_OPEN),
-    (BreakerState.HALF_OPEN, Trigger.PROBE_SUCCEEDED, BreakerState.CLOSED),
+    (BreakerState.HALF_OPEN, Trigger.RECOVERED, BreakerState.CLOSED),
     (BreakerState.HALF_OPEN, Trigger.PROBE_FAILED, BreakerState.OPEN),
     *_by_hand(),
 )
@@ -89,7 +94,10 @@ class BreakerOptions:
         open_for_s: how long it stays open after it tripped; doubles with every failed probe.
         open_for_max_s: the longest it stays open.
         open_jitter: the share of the open time that chance may take off, where an rng is given.
-        probes_max: how many calls may be under way at once while half-open.
+        probes_max: how many calls may be under way at once at the end of the ramp; when as many
+            more have succeeded, it closes. 1: the first success closes it.
+        ramp_s: the ramp ends so long after its first success, however few the calls, unless one
+            failed.
         probe_lease_s: how long a probe that does not end keeps its slot.
 
     Raises:
@@ -105,10 +113,11 @@ class BreakerOptions:
     failure_rate: float = 0.5
     slow_after_s: float | None = None
     slow_rate: float = 0.5
-    open_for_s: float = 0.5
-    open_for_max_s: float = 2.0
+    open_for_s: float = 0.25
+    open_for_max_s: float = 0.7
     open_jitter: float = 0.2
-    probes_max: int = 1
+    probes_max: int = 32
+    ramp_s: float = 1.0
     probe_lease_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -128,6 +137,7 @@ class BreakerOptions:
             ("open_for_max_s", self.open_for_max_s >= self.open_for_s, "at least open_for_s"),
             ("open_jitter", 0 <= self.open_jitter < 1, "at least 0 and below 1"),
             ("probes_max", self.probes_max >= 1, "1 or more"),
+            ("ramp_s", self.ramp_s >= 0, "0 or more"),
             ("probe_lease_s", self.probe_lease_s > 0, "more than 0"),
         )
         for name, is_right, expected in checks:
@@ -149,9 +159,10 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class BreakerSnapshot:
-    """Captures a breaker's state and the counts of its window, as of the last call or outcome.
+    """Captures a breaker's state and the counts of its window.
 
-    `open_until_s` is on the loop's clock, and None unless the breaker is open.
+    `open_until_s` is on the loop's clock, and None unless the breaker is open. While it is
+    half-open `probes` calls are under way, of `probes_max` that may be at this point of the ramp.
     """
 
     name: str
@@ -161,6 +172,7 @@ class BreakerSnapshot:
     failures: int
     slow: int
     probes: int
+    probes_max: int
     open_until_s: float | None
     since_s: float
 
@@ -201,8 +213,11 @@ class Breaker:
         >>> breaker = Breaker(BreakerOptions(minimum_calls=1), name="orders -> billing", now=0.0)
         >>> breaker.failure(breaker.admit(0.0), 0.1)
         >>> breaker
-        <Breaker orders -> billing open until 0.600>
-        >>> breaker.success(breaker.admit(0.6), 0.7)
+        <Breaker orders -> billing open until 0.350>
+        >>> breaker.success(breaker.admit(0.4), 0.5)
+        >>> breaker
+        <Breaker orders -> billing half_open 0/2 probes>
+        >>> breaker.success(breaker.admit(1.6), 1.7)  # a second later, and nothing has failed
         >>> breaker.state.value
         'closed'
     """
@@ -215,10 +230,13 @@ class Breaker:
         "_options",
         "_permit",
         "_probes",
+        "_probes_max",
+        "_ramp_ends_s",
         "_refusal",
         "_rng",
         "_since_s",
         "_state",
+        "_succeeded",
         "_window",
         "closed_permit",
         "refuses_until_s",
@@ -241,12 +259,15 @@ class Breaker:
         self._on_transition = on_transition
         self._state = BreakerState.CLOSED
         self._since_s = now
-        self._window = _Window(options.window_s)
+        self._window = OutcomeWindow(options.window_s)
         self._epoch = 0
         # One permit serves a whole epoch; each probe is given a number of its own, so that one
         # whose lease is over cannot free or decide for the probe that took its slot.
         self._permit = self.closed_permit = 1
         self._probes: dict[int, float] = {}
+        self._probes_max = 1
+        self._succeeded = 0
+        self._ramp_ends_s = math.inf
         self._open_for_s = options.open_for_s
         self.refuses_until_s = -math.inf
         self._refusal = ""
@@ -265,7 +286,7 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """The state as of the last call or outcome: rest ends only when a call asks."""
+        """The state as of the last call or outcome: rest and ramp end only when a call asks."""
         return self._state
 
     def admit(self, now: float) -> int:
@@ -283,7 +304,13 @@ class Breaker:
             return self._permit
         if self._state is BreakerState.OPEN:
             self._go(Trigger.RESTED, now)
-        return self._admit_probe(now)
+        self._settle(now)
+        return self.closed_permit or self._admit_probe(now)
+
+    def is_refusing(self, now: float) -> bool:
+        """Tell whether a call that came at `now` would be refused; nothing is changed."""
+        live = sum(ends_s > now for ends_s in self._probes.values())
+        return now < self.refuses_until_s or (live >= self._probes_max and now < self._ramp_ends_s)
 
     def refusal(self, now: float) -> CircuitOpen:
         """Return the error of a call that comes before `refuses_until_s`."""
@@ -304,7 +331,10 @@ class Breaker:
             return
         is_slow = self._is_slow(took_s)
         if self._state is BreakerState.HALF_OPEN:
-            self._go(Trigger.PROBE_FAILED if is_slow else Trigger.PROBE_SUCCEEDED, now)
+            if is_slow:
+                self._go(Trigger.PROBE_FAILED, now)
+            else:
+                self._climb(permit, now)
             return
         self._add(now, is_failure=False, is_slow=is_slow)
         if is_slow:
@@ -336,8 +366,9 @@ class Breaker:
         """Close it with an empty window, whatever its state; a closed one is left as it is."""
         self._by_hand(Trigger.CLOSED_BY_HAND, now)
 
-    def snapshot(self) -> BreakerSnapshot:
-        """Return its state and counts as of the last call or outcome."""
+    def snapshot(self, now: float = -math.inf) -> BreakerSnapshot:
+        """Return its state and counts; a ramp that is over at `now` has ended, without a call."""
+        self._settle(now)
         self._fold()
         is_open = self._state is BreakerState.OPEN
         return BreakerSnapshot(
@@ -348,6 +379,7 @@ class Breaker:
             failures=self._window.failures,
             slow=self._window.slow,
             probes=len(self._probes),
+            probes_max=self._probes_max,
             open_until_s=self.refuses_until_s if is_open else None,
             since_s=self._since_s,
         )
@@ -358,24 +390,43 @@ class Breaker:
         elif self._state is BreakerState.OPEN:
             more = f" until {self.refuses_until_s:.3f}"
         elif self._state is BreakerState.HALF_OPEN:
-            more = f" {len(self._probes)}/{self._options.probes_max} probes"
+            more = f" {len(self._probes)}/{self._probes_max} probes"
         else:
             more = ""
         return f"<Breaker {self._name} {self._state.value}{more}>"
 
     def _admit_probe(self, now: float) -> int:
-        if len(self._probes) >= self._options.probes_max:
+        if len(self._probes) >= self._probes_max:
             self._drop_expired(now)
-        if len(self._probes) >= self._options.probes_max:
+        if len(self._probes) >= self._probes_max:
             wait_s = min(self._open_for_s, min(self._probes.values()) - now)
+            count = len(self._probes)
+            probes = "its probe is" if count == 1 else f"its {count} probes are"
             raise CircuitOpen(
-                f"the circuit breaker {self._name} is half-open and its probe is still under way, "
+                f"the circuit breaker {self._name} is half-open and {probes} still under way, "
                 f"nothing was sent; ask again in {wait_s:.3f} s",
                 retry_after_s=wait_s,
             )
         self._permit += 1
         self._probes[self._permit] = now + self._options.probe_lease_s
         return self._permit
+
+    def _climb(self, permit: int, now: float) -> None:
+        """Count a success of the ramp: it is doubled after as many as its width, or is over."""
+        del self._probes[permit]
+        self._succeeded += 1
+        self._ramp_ends_s = min(self._ramp_ends_s, now + self._options.ramp_s)
+        is_wide = self._succeeded >= self._probes_max
+        if is_wide and self._probes_max >= self._options.probes_max:
+            self._ramp_ends_s = now
+        elif is_wide:
+            self._succeeded = 0
+            self._probes_max = min(self._probes_max * 2, self._options.probes_max)
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        if now >= self._ramp_ends_s:
+            self._go(Trigger.RECOVERED, now)
 
     def _drop_expired(self, now: float) -> None:
         expired = [permit for permit, ends_s in self._probes.items() if ends_s <= now]
@@ -404,8 +455,7 @@ class Breaker:
         return slow_after_s is not None and took_s >= slow_after_s
 
     def _trip_if_due(self, now: float) -> None:
-        # Asked only after a bad outcome: a good one may complete the minimum but never opens.
-        window, options = self._window, self._options
+        window, options = self._window, self._options  # asked only after a bad outcome
         if window.calls < options.minimum_calls:
             return
         if (
@@ -426,6 +476,7 @@ class Breaker:
         self.closed_permit = self._permit if after is BreakerState.CLOSED else 0
         self.refuses_until_s = -math.inf
         self._probes.clear()
+        self._probes_max, self._succeeded, self._ramp_ends_s = 1, 0, math.inf
         if after is BreakerState.OPEN:
             self._rest(now, is_first=before is BreakerState.CLOSED)
         elif after is BreakerState.ISOLATED:
@@ -451,54 +502,3 @@ class Breaker:
             f"the circuit breaker {self._name} is open for {rest_s:.3g} s, nothing was sent; "
             "ask again when they are over"
         )
-
-
-class _Window:
-    """Counts the outcomes of the last `window_s` in a ring of ten slices; adding is O(1).
-
-    Attributes:
-        ends_s: when the current slice ends, as far as a float can say.
-    """
-
-    __slots__ = ("_ring", "_slice_s", "_tick", "calls", "ends_s", "failures", "slow")
-    _SLICES = 10
-
-    def __init__(self, window_s: float) -> None:
-        self._slice_s = window_s / self._SLICES
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._ring = [[0, 0, 0] for _ in range(self._SLICES)]
-        self._tick: int | None = None
-        self.ends_s = -math.inf
-        self.calls = self.failures = self.slow = 0
-
-    def add(self, now: float, *, is_failure: bool, is_slow: bool) -> None:
-        """Count one outcome at `now`, after forgetting those that have left the window."""
-        tick = int(now // self._slice_s)
-        if self._tick is None:
-            self._tick = tick
-        for passed in range(self._tick + 1, min(tick, self._tick + self._SLICES) + 1):
-            self._forget(self._ring[passed % self._SLICES])
-        self._tick = max(tick, self._tick)
-        self.ends_s = (self._tick + 1) * self._slice_s
-        counts = self._ring[self._tick % self._SLICES]
-        counts[0] += 1
-        counts[1] += is_failure
-        counts[2] += is_slow
-        self.calls += 1
-        self.failures += is_failure
-        self.slow += is_slow
-
-    def add_successes(self, count: int) -> None:
-        """Count successes that came in the current slice; an outcome was added to it before."""
-        assert self._tick is not None
-        self._ring[self._tick % self._SLICES][0] += count
-        self.calls += count
-
-    def _forget(self, counts: list[int]) -> None:
-        self.calls -= counts[0]
-        self.failures -= counts[1]
-        self.slow -= counts[2]
-        counts[:] = (0, 0, 0)

@@ -19,7 +19,7 @@ from synchromesh.chance import Chance
 from synchromesh.errors import Shed, TimedOut
 from synchromesh.priority import Priority
 from synchromesh.resilience.attempts import Attempt, Attempts, is_full_timeout
-from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
+from synchromesh.resilience.breaker import Breaker, Transition
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
 from synchromesh.resilience.latency import LatencyTracker
@@ -236,16 +236,7 @@ class Edge:
 
     def is_refusing(self, now: float) -> bool:
         """Tell whether its breaker would refuse a call that came at `now`; nothing is changed."""
-        breaker, options = self.breaker, self.policy.breaker
-        if breaker is None or options is None:
-            return False
-        seen = breaker.snapshot()
-        if seen.state is BreakerState.OPEN:
-            return seen.open_until_s is not None and now < seen.open_until_s
-        if seen.state is BreakerState.HALF_OPEN:
-            # Past its lease a probe no longer counts, and the breaker has to be asked to see that.
-            return seen.probes >= options.probes_max and now < seen.since_s + options.probe_lease_s
-        return seen.state is BreakerState.ISOLATED
+        return self.breaker is not None and self.breaker.is_refusing(now)
 
     def __repr__(self) -> str:
         state = f" {self.breaker.state.value}" if self.breaker is not None else ""

@@ -36,7 +36,7 @@ class Policy(PolicyLayers):
         retry     up to 3 attempts, waits of up to 0.05 s that double to 2 s, full jitter
         budget    retries are at most 20% of calls and 1 a second more
         limiter   8 at once, 0 waiting, the rest is shed
-        breaker   opens at 50% failures of 10 or more calls in 10 s, for 0.5 s to 2 s; probes: 1
+        breaker   opens at 50% failures of 10 or more calls in 10 s, for 0.25 s to 0.7 s; probes: 1 to 32
         timeout   0.3 s an attempt
     """
 

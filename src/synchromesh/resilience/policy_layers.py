@@ -70,5 +70,5 @@ def _explain_breaker(breaker: BreakerOptions) -> str:
     return (
         f"opens at {breaker.failure_rate:.0%} failures{slow} of {breaker.minimum_calls} or more "
         f"calls in {breaker.window_s:g} s, for {breaker.open_for_s:g} s to "
-        f"{breaker.open_for_max_s:g} s; probes: {breaker.probes_max}"
+        f"{breaker.open_for_max_s:g} s; probes: 1 to {breaker.probes_max}"
     )

@@ -120,7 +120,7 @@ class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: str = "10s"
     minimum_calls: int = 10
     failure_rate: float = 0.5
-    open_for: str = "500ms..2s"
+    open_for: str = "250ms..700ms"
 
     def compile(self) -> BreakerOptions:
         """Return the options that the section describes."""

@@ -39,6 +39,7 @@ class BreakerStatus(msgspec.Struct, frozen=True):
     failures: int
     slow: int
     probes: int
+    probes_max: int
     open_until_s: float | None
     since_s: float
     in_state_s: float
