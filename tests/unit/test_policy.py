@@ -665,26 +665,31 @@ def test_a_call_that_gets_no_slot_in_time_is_shed() -> None:
     assert shown == "<Limiter orders -> billing 0/1 in flight, 0/1 waiting>"
 
 
-async def hold(limiter: Limiter, held: list[int], number: int) -> None:
+async def hold(
+    limiter: Limiter, held: list[int], number: int, for_s: float = 0.06
+) -> None:
     async with limiter:
         held.append(number)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(for_s)
 
 
-def test_slots_are_given_in_turn() -> None:
-    """Who waits longest goes first; the queue has an end."""
+@pytest.mark.parametrize(("for_s", "order"), [(0.04, [0, 1, 2]), (1.0, [0, 2, 1])])
+def test_slots_are_given_in_turn_and_in_a_queue_that_stands_to_the_newest(
+    for_s: float, order: list[int]
+) -> None:
+    """Who waits longest goes first, unless all would be served too late; the queue has an end."""
 
     async def main(_: SimRuntime) -> tuple[list[int], list[object]]:
         limiter = Limiter(LimitOptions(in_flight_max=1, queue_max=2), name="billing")
         held: list[int] = []
         tasks = []
         for number in range(4):
-            tasks.append(asyncio.ensure_future(hold(limiter, held, number)))
+            tasks.append(asyncio.ensure_future(hold(limiter, held, number, for_s)))
             await asyncio.sleep(0.01)
         return held, list(await asyncio.gather(*tasks, return_exceptions=True))
 
     held, ends = run(main)
-    assert held == [0, 1, 2]
+    assert held == order
     assert [type(end).__name__ for end in ends] == ["NoneType", "NoneType", "NoneType", "Shed"]
 
 
@@ -700,9 +705,9 @@ def test_cancelled_waiters_lose_no_slot(seed: int) -> None:
             tasks.append(asyncio.ensure_future(hold(limiter, held, number)))
             await asyncio.sleep(0.01)
         loop = asyncio.get_running_loop()
-        loop.call_later(0.5, tasks[2].cancel)
-        # The first ends at 1.0 and hands over to the second, which is cancelled right then.
-        loop.call_at(loop.time() + 0.95, tasks[1].cancel)
+        loop.call_later(0.005, tasks[2].cancel)
+        # The first ends at 0.06 and hands over to the second, which is cancelled right then.
+        loop.call_at(loop.time() + 0.01, tasks[1].cancel)
         await asyncio.wait(tasks)
         return limiter.in_flight, limiter.waiting, held
 
@@ -719,7 +724,7 @@ def test_a_slot_handed_over_to_a_cancelled_waiter_is_passed_on() -> None:
         await limiter.acquire()
         held: list[int] = []
         waiters = [asyncio.ensure_future(hold(limiter, held, number)) for number in (1, 2)]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
         limiter.release()
         waiters[0].cancel()
         await asyncio.wait(waiters)

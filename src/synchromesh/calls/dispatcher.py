@@ -196,7 +196,7 @@ class Dispatcher:
                 else:
                     answer = await handler(incoming)
             finally:
-                if limiter.queue:
+                if limiter.waiting:
                     limiter.release()
                 else:
                     limiter.in_flight -= 1

@@ -5,6 +5,7 @@ the one order of layers.
 """
 
 from synchromesh.resilience.attempts import Attempt, Attempts, Judge
+from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
 from synchromesh.resilience.breaker import (
     TRANSITIONS,
     Breaker,
@@ -18,6 +19,7 @@ from synchromesh.resilience.classification import Classification, classify, may_
 from synchromesh.resilience.deadline import DeadlinePassed, is_being_cancelled, within
 from synchromesh.resilience.edge import Edge
 from synchromesh.resilience.hedging import HedgedCall, HedgeOptions, Hedging
+from synchromesh.resilience.latency import LatencyTracker
 from synchromesh.resilience.limiter import Limiter, LimitOptions
 from synchromesh.resilience.policy import Policy
 from synchromesh.resilience.retry import (
@@ -26,9 +28,12 @@ from synchromesh.resilience.retry import (
     RetryBudget,
     RetryOptions,
 )
+from synchromesh.resilience.waiting_line import Priority, Waiting, WaitingLine
 
 __all__ = [
     "TRANSITIONS",
+    "AdaptiveLimit",
+    "AdaptiveLimitOptions",
     "Attempt",
     "Attempts",
     "AttemptsLeft",
@@ -44,13 +49,17 @@ __all__ = [
     "Judge",
     "HedgedCall",
     "Hedging",
+    "LatencyTracker",
     "LimitOptions",
     "Limiter",
     "Policy",
+    "Priority",
     "RetryBudget",
     "RetryOptions",
     "Transition",
     "Trigger",
+    "Waiting",
+    "WaitingLine",
     "classify",
     "is_being_cancelled",
     "may_retry",

@@ -304,8 +304,7 @@ class Breaker:
             return self._permit
         if self._state is BreakerState.OPEN:
             self._go(Trigger.RESTED, now)
-        self._settle(now)
-        return self.closed_permit or self._admit_probe(now)
+        return self._admit_probe(now)
 
     def is_refusing(self, now: float) -> bool:
         """Tell whether a call that came at `now` would be refused; nothing is changed."""
@@ -396,6 +395,9 @@ class Breaker:
         return f"<Breaker {self._name} {self._state.value}{more}>"
 
     def _admit_probe(self, now: float) -> int:
+        self._settle(now)
+        if self.closed_permit:
+            return self.closed_permit
         if len(self._probes) >= self._probes_max:
             self._drop_expired(now)
         if len(self._probes) >= self._probes_max:

@@ -1,16 +1,27 @@
-"""A bulkhead, or concurrency limit: so many at once, so many queued, and the rest is shed."""
+"""A bulkhead, or concurrency limit: so many at once, so many queued, and the rest is shed.
+
+The limit is fixed by hand (`LimitOptions`) or finds itself (`AdaptiveLimitOptions`). Under pressure
+the lower class gives way: each may take a share of the slots only, so that what is left is for
+those above, and the queue serves and keeps the higher class first.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import suppress
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 from synchromesh.durations import is_count
 from synchromesh.errors import ConfigError, Shed
+from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
 from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.latency import LatencyTracker
+from synchromesh.resilience.waiting_line import Priority, Waiting, WaitingLine
+
+# The share of the slots that a class may take.
+SHARES = {Priority.BATCH: 0.6, Priority.RETRY: 0.75, Priority.SAGA: 0.9, Priority.PERSON: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +30,8 @@ class LimitOptions:
 
     Attributes:
         in_flight_max: how many run at once.
-        queue_max: how many more may wait for a slot, in the order in which they came.
+        queue_max: how many more may wait for a slot: in turn, and the newest first when the queue
+            has stood for 0.1 s.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -44,10 +56,24 @@ class LimitOptions:
 class Limiter:
     """Limits how many run concurrently; `async with limiter:` holds one slot.
 
+    Those who cannot afford a frame take a slot for a `Priority.PERSON` and give it back by counting
+
+        if limiter.in_flight < limiter.in_flight_max:
+            limiter.in_flight += 1
+        ...
+        if tracker is not None and now >= tracker.next_sample_s:
+            limiter.sample(tracker, now, took_s)
+        if limiter.waiting:
+            limiter.release()
+        else:
+            limiter.in_flight -= 1
+
+    and the methods are for all else. A limit that adapts itself needs the samples: of answers, and
+    of calls that ended in a time-out or an overload answer; not of streams.
+
     Attributes:
-        in_flight: how many slots are held; `in_flight_max`: how many there are.
-        queue: who waits for one. Where it is empty, a slot is taken and given back by counting, for
-            those who cannot afford a frame; the methods do all else.
+        in_flight: how many slots are held; `in_flight_max`: how many there are now.
+        waiting: how many are queued for one. Where it is 0 counting will do.
 
     Raises on entry:
         Shed: every slot is taken and the queue is full. It never waits for room in the queue.
@@ -61,57 +87,113 @@ class Limiter:
         '<Limiter billing 1/1 in flight, 0/0 waiting>'
     """
 
-    def __init__(self, options: LimitOptions, *, name: str) -> None:
-        self._options = options
+    def __init__(self, options: LimitOptions | AdaptiveLimitOptions, *, name: str) -> None:
         self._name = name
-        self.in_flight_max = options.in_flight_max
+        self._queue_max = options.queue_max
+        self._line: WaitingLine[asyncio.Future[bool]] = WaitingLine(options.queue_max)
+        self._adaptive: AdaptiveLimit | None = None
+        self._wait_max_s = math.inf
+        if isinstance(options, AdaptiveLimitOptions):
+            self._adaptive = AdaptiveLimit(options)
+            self._wait_max_s, self._streams_max = options.wait_max_s, options.limit_max
+            self.in_flight_max = options.initial
+        else:
+            self.in_flight_max, self._streams_max = options.in_flight_max, 0
         self.in_flight = 0
-        self.queue: deque[asyncio.Future[None]] = deque()
+        self.waiting = 0
+        # Of the loop on which somebody waits: who is thrown away has none of his own any more.
+        self._clock: Callable[[], float] = float
+        self._streams = 0
+        # When the callee last answered, and since when all that came found every slot taken.
+        self._answered_s = self._full_s = -math.inf
 
-    @property
-    def waiting(self) -> int:
-        """How many are queued for a slot."""
-        return len(self.queue)
-
-    def take(self) -> bool:
+    def take(self, priority: Priority = Priority.PERSON) -> bool:
         """Acquire a slot if one is free at this moment; to be given back with `release`."""
-        # A slot that becomes free goes to the head of the queue, so a free one means no queue.
-        if self.in_flight < self.in_flight_max:
+        # Whoever may have a slot that becomes free gets it at once, so a free one means no queue.
+        if self.in_flight < self.in_flight_max and (
+            priority is Priority.PERSON or self.in_flight < self._share(priority)
+        ):
             self.in_flight += 1
             return True
         return False
 
-    async def acquire(self, deadline_s: float | None = None) -> None:
+    async def acquire(
+        self, deadline_s: float | None = None, priority: Priority = Priority.PERSON
+    ) -> None:
         """Acquire a slot, at once or in turn; to be given back with `release`.
 
         Raises:
-            Shed: the queue is full, or no slot was free by `deadline_s` on the loop's clock.
+            Shed: the queue is full, or a call of a higher class took the place in it, or no slot
+                was free in time: by `deadline_s` on the loop's clock; by half of the time until
+                then, or `wait_max_s` without one, where the limit adapts itself.
         """
-        # A slot that becomes free goes to the head of the queue, so a free one means no queue.
-        if self.in_flight < self.in_flight_max:
-            self.in_flight += 1
+        if self.take(priority):
             return
-        if len(self.queue) >= self._options.queue_max:
-            raise Shed(
-                f"{self._name} already runs {self.in_flight} at once with "
-                f"{len(self.queue)} waiting, and took no more; retry later"
-            )
+        self._clock = asyncio.get_running_loop().time
+        now = self._clock()
+        if not self._queue_max or self._is_stalled(now):
+            raise self._shed(now, "took no more")
+        until_s = now + self._wait_max_s
+        if deadline_s is not None:
+            # An adaptive limit leaves the callee as much time as the queue takes.
+            until_s = deadline_s if self._adaptive is None else (now + deadline_s) / 2
         try:
-            await within(self._turn, deadline_s)
+            has_slot = await within(
+                lambda: self._turn(now, until_s, priority), None if until_s == math.inf else until_s
+            )
         except DeadlinePassed:
-            raise Shed(
-                f"{self._name} runs {self.in_flight} at once and no slot was free in time, "
-                "nothing was run; retry later"
-            ) from None
+            raise self._shed(until_s, "no slot was free in time") from None
+        if not has_slot:
+            raise self._shed(now, "took no more")
 
     def release(self) -> None:
-        """Release a slot: to the head of the queue, if there is one."""
-        while self.queue:
-            turn = self.queue.popleft()
-            if not turn.cancelled():
-                turn.set_result(None)
-                return
+        """Release a slot: to whose turn it is, if somebody waits."""
         self.in_flight -= 1
+        if self.waiting:
+            self._hand_over()
+
+    def sample(
+        self, tracker: LatencyTracker, now: float, took_s: float, *, is_drop: bool = False
+    ) -> None:
+        """Learn from a call that has ended, before its slot is released.
+
+        Args:
+            tracker: of its operation; due when `now >= tracker.next_sample_s`.
+            now: the time of the loop's clock.
+            took_s: how long it ran, without its time in the queue.
+            is_drop: it ended in a time-out for which the callee is to blame, or was refused for
+                overload.
+        """
+        adaptive = self._adaptive
+        if adaptive is None:
+            if not is_drop:
+                tracker.sample(now, took_s)
+            return
+        if not is_drop:
+            self._answered_s = now
+        calls = self.in_flight - self._streams
+        adaptive.sample(tracker, now, took_s, in_flight=calls, is_drop=is_drop)
+        self.in_flight_max = adaptive.limit + self._streams
+        if self.waiting:
+            self._hand_over()
+
+    def begin_stream(self) -> None:
+        """Tell that the call of one slot has become a stream, which may hold it for minutes.
+
+        Where the limit adapts itself another slot takes its place, for up to `limit_max` streams:
+        what a stream holds says nothing about the callee. A fixed limit bounds streams as calls.
+        """
+        if self._streams < self._streams_max:
+            self._streams += 1
+            self.in_flight_max += 1
+            if self.waiting:
+                self._hand_over()
+
+    def end_stream(self) -> None:
+        """Tell that a stream is over, once for each that was begun; before its slot is released."""
+        if self._streams:
+            self._streams -= 1
+            self.in_flight_max -= 1
 
     async def __aenter__(self) -> None:
         await self.acquire()
@@ -125,19 +207,62 @@ class Limiter:
         self.release()
 
     def __repr__(self) -> str:
-        held = f"{self.in_flight}/{self._options.in_flight_max} in flight"
-        return f"<Limiter {self._name} {held}, {self.waiting}/{self._options.queue_max} waiting>"
+        held = f"{self.in_flight}/{self.in_flight_max} in flight"
+        return f"<Limiter {self._name} {held}, {self.waiting}/{self._queue_max} waiting>"
 
-    async def _turn(self) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.queue.append(turn)
+    def _share(self, priority: Priority) -> int:
+        """Return how many slots may be taken when a call of this class takes one of them."""
+        if priority is Priority.PERSON:
+            return self.in_flight_max
+        return self._streams + math.ceil((self.in_flight_max - self._streams) * SHARES[priority])
+
+    def _hand_over(self) -> None:
+        """Give free slots to those who wait, as long as there is one for whose turn it is."""
+        line = self._line
+        now = self._clock()
+        while line.length:
+            allowed = next((each for each in Priority if self.in_flight < self._share(each)), None)
+            waiting = None if allowed is None else line.next(now, allowed)
+            if waiting is None:
+                break
+            if not waiting.turn.done():
+                self.in_flight += 1
+                waiting.turn.set_result(True)
+        self.waiting = line.length
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether calls have come for longer than one would wait, and none was answered since."""
+        if self._adaptive is None:
+            return False
+        if self._answered_s >= self._full_s:
+            self._full_s = now
+        return now - self._full_s > self._wait_max_s
+
+    async def _turn(self, now: float, until_s: float, priority: Priority) -> bool:
+        """Wait in the queue; return whether a slot came of it."""
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting, line = Waiting(turn, priority, until_s), self._line
+        victim = line.join(waiting, now)
+        self.waiting = line.length
+        if victim is not None and not victim.turn.done():
+            victim.turn.set_result(False)
         try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                with suppress(ValueError):
-                    self.queue.remove(turn)
-            else:
+            return await turn
+        except BaseException:
+            # Cancelled, or thrown away.
+            if turn.cancelled() or not turn.done():
+                line.leave(waiting)
+                self.waiting = line.length
+            elif turn.result():
                 # The slot was handed over in the moment of the cancellation: pass it on.
                 self.release()
             raise
+
+    def _shed(self, now: float, why: str) -> Shed:
+        """Return the refusal; the longer the queue has stood, the later to ask again."""
+        stood_s = now - self._line.began_s if self._line.length else 0.0
+        return Shed(
+            f"{self._name} already runs {self.in_flight} at once with {self.waiting} waiting, and "
+            f"{why}, nothing was run; retry later",
+            retry_after_s=min(max(stood_s, 0.05), 1.0),
+        )

@@ -1,0 +1,108 @@
+"""The usual time of one operation: its mean and its slow end, learned from samples.
+
+Each is one float that a sample moves a little: no list of times is kept, nothing is allocated, and
+the same samples give the same values. The mean is an average over the last ten seconds or so. The
+95th and the 99th percentile move by stochastic approximation: up by much for a sample above, down
+by little for one below, so that they rest where 5 % and 1 % are above.
+
+Sources: Robbins and Monro, "A Stochastic Approximation Method" (1951); the baselines of Netflix'
+concurrency-limits (Gradient2), which are long averages too.
+"""
+
+from __future__ import annotations
+
+# A thousand samples a second tell as much as all calls, and cost next to nothing.
+SAMPLE_EVERY_S = 0.001
+
+# With fewer samples nobody knows what is usual; nor sooner than this many times the usual time, for
+# of calls that began together the quick ones end first.
+_LEARNED = 30
+_LEARNED_TIMES = 8.0
+
+_MEMORY_S = 10.0
+# While calls wait for the callee's place their times are those of the queue.
+_MEMORY_PRESSED_S = 300.0
+_GAIN_MAX = 1 / _LEARNED
+# A percentile moves by this share of itself, and by more while it knows little.
+_STEP, _STEP_EARLY = 0.02, 2.0
+
+
+class LatencyTracker:
+    """Learns how long an operation usually takes; a pure machine, one for each operation.
+
+    A sample is due when `now >= tracker.next_sample_s`: a comparison that callers make in line.
+
+    Attributes:
+        next_sample_s: before this time on the loop's clock no sample is wanted.
+        usual_s: the mean time of an answer, without what overload adds; 0 before the first sample.
+        p95_s, p99_s: so long 95 % and 99 % of answers take at most; 0 before the first sample.
+        samples: how many it has learned from.
+        is_learned: whether they are enough to know what is usual.
+
+    Example:
+        >>> tracker = LatencyTracker()
+        >>> for number in range(100):
+        ...     tracker.sample(number * 0.01, 0.020)
+        >>> tracker
+        <LatencyTracker usual 20 ms, p99 20 ms of 100 samples>
+        >>> tracker.has_had_enough(0.5), tracker.has_had_enough(0.01)
+        (True, False)
+    """
+
+    __slots__ = ("_began_s", "_last_s", "is_learned", "next_sample_s", "p95_s", "p99_s", "samples", "usual_s")
+
+    def __init__(self) -> None:
+        self.next_sample_s = 0.0
+        self.usual_s = self.p95_s = self.p99_s = 0.0
+        self.samples = 0
+        self.is_learned = False
+        self._began_s = self._last_s = 0.0
+
+    def sample(self, now: float, took_s: float, *, is_pressed: bool = False) -> None:
+        """Learn that an answer took so long.
+
+        Args:
+            now: the time of the loop's clock.
+            took_s: the callee's own time, without what its caller waited for a place.
+            is_pressed: the callee has more to do than it can: its times are hardly learned from.
+        """
+        passed_s = now - self._last_s
+        self._last_s, self.next_sample_s = now, now + SAMPLE_EVERY_S
+        self.samples += 1
+        if not self.is_learned:
+            self._begin(now, took_s)
+            return
+        memory_s = _MEMORY_PRESSED_S if is_pressed else _MEMORY_S
+        self.usual_s += (took_s - self.usual_s) * min(_GAIN_MAX, max(0.0, passed_s / memory_s))
+        if is_pressed:
+            return
+        step = _STEP + _STEP_EARLY / self.samples
+        self.p95_s *= 1 + step * 0.95 if took_s > self.p95_s else 1 - step * 0.05
+        self.p99_s *= 1 + step * 0.99 if took_s > self.p99_s else 1 - step * 0.01
+
+    def _begin(self, now: float, took_s: float) -> None:
+        if self.samples == 1:
+            self._began_s = now
+        self.usual_s += (took_s - self.usual_s) / self.samples
+        if took_s > self.p99_s:
+            self.p95_s = self.p99_s = took_s
+        took_so_long = now - self._began_s >= self.usual_s * _LEARNED_TIMES
+        self.is_learned = self.samples >= _LEARNED and took_so_long
+
+    def has_had_enough(self, took_s: float) -> bool:
+        """Tell whether so long is more than 99 % of answers take: who has not answered is late.
+
+        False while there is too little history: what is usual is not known.
+        """
+        return self.is_learned and took_s > self.p99_s
+
+    @property
+    def hedge_after_s(self) -> float | None:
+        """After how long a second attempt is worth it: 95 % answer sooner. None: not known yet."""
+        return self.p95_s if self.is_learned else None
+
+    def __repr__(self) -> str:
+        usual, slow = self.usual_s * 1000, self.p99_s * 1000
+        return (
+            f"<LatencyTracker usual {usual:.3g} ms, p99 {slow:.3g} ms of {self.samples} samples>"
+        )

@@ -1,0 +1,130 @@
+"""The adaptive limiter under load: nothing is refused without need, and in overload it helps.
+
+A callee with a number of places stands for whatever a service is short of; calls come at random, and
+their work is random. All is virtual time and seeds.
+"""
+
+from __future__ import annotations
+
+import pytest
+from limiter_world import Load, Work, World
+
+from synchromesh.resilience import AdaptiveLimitOptions, Priority
+
+LOG_NORMAL = 1.0
+SHED_MAX = 0.001
+
+
+def steady(places: int, mean_s: float, *, share: float = 0.8, until_s: float) -> tuple[Load, ...]:
+    return (Load(share * places / mean_s, 0.0, until_s),)
+
+
+@pytest.mark.parametrize("sigma", [None, LOG_NORMAL], ids=["exponential", "log-normal"])
+@pytest.mark.parametrize(
+    ("places", "mean_s", "until_s"),
+    [(1, 0.001, 3.0), (4, 0.02, 15.0), (16, 0.02, 4.0), (16, 0.2, 20.0), (200, 0.1, 2.0)],
+)
+def test_a_callee_at_four_fifths_of_its_capacity_is_left_in_peace(
+    places: int, mean_s: float, until_s: float, sigma: float | None
+) -> None:
+    """From a cold start: at most 1 in 1,000 is shed, and as much is served as without a limiter."""
+    works = (Work(mean_s, sigma),)
+    loads = steady(places, mean_s, until_s=until_s)
+    limited = World(places, works, loads, seed=1).play()
+    free = World(places, works, loads, seed=1, limiter=None).play()
+    assert len(limited.told) == len(free.told) > 1_000
+    assert limited.share("shed") <= SHED_MAX
+    assert limited.count("ok") >= 0.98 * free.count("ok")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_burst_is_waited_out(seed: int) -> None:
+    """Four times the load for 200 ms, twice what the callee can: all of it is served in time."""
+    base = 0.5 * 16 / 0.02
+    loads = (Load(base, 0.0, 4.0), Load(3 * base, 2.0, 2.2))
+    world = World(16, (Work(0.02),), loads, seed).play()
+    assert world.share("ok") >= 1 - SHED_MAX
+
+
+@pytest.mark.parametrize("places", [16, 64])
+def test_operations_of_1_ms_and_of_500_ms_share_an_edge(places: int) -> None:
+    """Each is judged by its own usual time: that the long ones are long is no overload."""
+    works = (Work(0.001, None, 0.9), Work(0.5, None, 0.1))
+    loads = steady(places, 0.9 * 0.001 + 0.1 * 0.5, until_s=8.0)
+    world = World(places, works, loads, seed=1, deadline_s=5.0).play()
+    assert world.share("shed") <= SHED_MAX
+    assert world.share("ok") >= 0.995
+
+
+def test_one_call_a_minute_is_never_refused() -> None:
+    """There is hardly a window, and nothing to find out."""
+    world = World(1, (Work(0.1),), (Load(1 / 60, 0.0, 7_200.0),), seed=1).play()
+    assert world.share("ok") == 1.0
+    assert {limit for _, limit in world.limits} == {64}
+
+
+def test_streams_that_last_starve_nobody() -> None:
+    """Three times as many as there are slots at first: what they hold is not the callee's work."""
+    world = World(16, (Work(0.02),), steady(16, 0.02, until_s=3.0), seed=1, streams=200).play()
+    assert world.share("shed") <= SHED_MAX
+
+
+def test_nothing_is_refused_for_its_class_while_there_is_no_pressure() -> None:
+    """Batch work alone may have four fifths of a callee."""
+    loads = (Load(0.8 * 16 / 0.02, 0.0, 4.0, Priority.BATCH),)
+    assert World(16, (Work(0.02),), loads, seed=1).play().share("shed") <= SHED_MAX
+
+
+@pytest.mark.parametrize("is_cut", [True, False], ids=["at the callee", "at the caller"])
+@pytest.mark.parametrize("over", [2, 4])
+def test_in_overload_the_callee_does_what_it_can(over: int, *, is_cut: bool) -> None:
+    """At a quarter of its capacity, and twice or four times the calls of that: nine tenths in time.
+
+    At the caller the callee goes on with what was given up: without a limiter it does little else.
+    """
+    capacity = 4 / 0.02
+    loads = (Load(400, 0.0, 2.0), Load(over * capacity, 2.0, 12.0), Load(400, 12.0, 15.0))
+
+    def play(limiter: AdaptiveLimitOptions | None) -> World:
+        return World(
+            16, (Work(0.02),), loads, 1, limiter, ((2.0, 4), (12.0, 16)), is_cut=is_cut
+        ).play()
+
+    world = play(AdaptiveLimitOptions())
+    assert world.count("ok", 2.0, 12.0) >= 0.9 * capacity * 10.0
+    assert world.count("shed", 0.0, 2.0) == 0
+    assert world.count("ok", 12.5) >= 0.99 * sum(each.at_s >= 12.5 for each in world.told)
+    if not is_cut:
+        assert play(None).count("ok", 2.0, 12.0) < 0.3 * capacity * 10.0
+
+
+@pytest.mark.parametrize("places", [4, 16])
+def test_persons_are_served_while_there_is_capacity_for_them(places: int) -> None:
+    """Persons need 70 %; batch and retries want 250 % more, and get what is left."""
+    capacity = places / 0.02
+    loads = (
+        Load(0.7 * capacity, 0.0, 8.0),
+        Load(2.0 * capacity, 1.0, 8.0, Priority.BATCH),
+        Load(0.5 * capacity, 1.0, 8.0, Priority.RETRY),
+    )
+    world = World(places, (Work(0.02),), loads, seed=1).play()
+    served = {
+        priority: world.share("ok", lambda each, p=priority: each.priority is p and each.at_s > 1.0)
+        for priority in (Priority.PERSON, Priority.RETRY, Priority.BATCH)
+    }
+    assert served[Priority.PERSON] >= 0.99
+    assert served[Priority.PERSON] > served[Priority.RETRY] > served[Priority.BATCH]
+    used = sum(each.outcome == "ok" for each in world.told if each.at_s > 1.0)
+    assert used >= 0.9 * capacity * 7.0
+
+
+def test_a_callee_that_has_stalled_is_not_waited_for() -> None:
+    """No answer comes: soon new calls are refused at once, and when it is well it is used again."""
+    world = World(
+        16, (Work(0.02),), (Load(400, 0.0, 8.0),), 1, changes=((1.0, -1_000), (4.0, 16))
+    ).play()
+    stalled = [each for each in world.told if 2.0 < each.at_s < 4.0]
+    at_once = [each for each in stalled if each.outcome == "shed" and each.took_s == 0.0]
+    assert len(at_once) >= 0.8 * len(stalled)
+    assert sum(each.outcome == "late" for each in stalled) < 0.1 * len(stalled)
+    assert world.count("ok", 4.5) >= 0.99 * sum(each.at_s >= 4.5 for each in world.told)
