@@ -40,7 +40,8 @@ FRONT_DOOR = {
     "Services": "Service Context Transaction Migration",
     "Sagas": "Saga SagaRun SagaPolicy",
     "Event sourcing": "Decider Decision",
-    "Resilience": "Policy RetryOptions BudgetOptions LimitOptions BreakerOptions",
+    "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
+    "BreakerOptions",
     "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys Rate Stale Static",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
@@ -62,6 +63,7 @@ MODULES = {
     "identity": "Signer",
     "messaging": "Consumer RelayOptions",
     "resilience": "Breaker Edge HedgeOptions Hedging",
+    "resilience": "Breaker Edge Limiter LatencyTracker Priority",
     "runtime": "Runtime RealRuntime",
     "store": "Once Schema SqliteStore StoreOptions Unit",
     "telemetry": "Tracer MemoryRing JsonFormatter outcome_of",
@@ -108,7 +110,7 @@ url = "http://127.0.0.1:9000"
 timeout = "500ms"
 retry = { attempts = 2 }
 limit = { in_flight = 16, waiting = 16 }
-breaker = { window = "10s", minimum_calls = 5, failure_rate = 0.5, open_for = "500ms..2s" }
+breaker = { window = "10s", minimum_calls = 5, failure_rate = 0.5, open_for = "250ms..700ms" }
 """,
     "gateway": """\
 [gateway]

@@ -128,7 +128,9 @@ class World:
         tasks = [asyncio.ensure_future(self._stream()) for _ in range(self.streams)]
         for at_s, places in self.changes:
             loop.call_later(at_s, self._change, places)
-        await asyncio.gather(*(self._arrive(each, random.Random(rng.random())) for each in self.loads))
+        await asyncio.gather(
+            *(self._arrive(each, random.Random(rng.random())) for each in self.loads)
+        )
         await asyncio.sleep(30.0)
         for task in tasks:
             task.cancel()
@@ -169,14 +171,16 @@ class World:
         until_s = None if self.deadline_s is None else began_s + self.deadline_s
         outcome = await self._limited(operation, work_s, priority, until_s)
         now = asyncio.get_running_loop().time()
-        self.told.append(
-            Told(began_s - self._began_s, operation, priority, outcome, now - began_s)
-        )
+        self.told.append(Told(began_s - self._began_s, operation, priority, outcome, now - began_s))
 
     async def _limited(
         self, operation: int, work_s: float, priority: Priority, until_s: float | None
     ) -> str:
-        loop, limiter, tracker = asyncio.get_running_loop(), self._limiter, self._trackers[operation]
+        loop, limiter, tracker = (
+            asyncio.get_running_loop(),
+            self._limiter,
+            self._trackers[operation],
+        )
         if limiter is None:
             return await self._served(work_s, until_s)
         try:
@@ -220,9 +224,7 @@ class World:
         return sum(each.outcome == outcome for each in chosen) / max(1, len(chosen))
 
     def count(self, outcome: str, from_s: float = 0.0, until_s: float = math.inf) -> int:
-        return sum(
-            each.outcome == outcome and from_s <= each.at_s < until_s for each in self.told
-        )
+        return sum(each.outcome == outcome and from_s <= each.at_s < until_s for each in self.told)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from synchromesh.gateway import Route as Route
     from synchromesh.gateway import Stale as Stale
     from synchromesh.gateway import Static as Static
+    from synchromesh.resilience import AdaptiveLimitOptions as AdaptiveLimitOptions
     from synchromesh.resilience import BreakerOptions as BreakerOptions
     from synchromesh.resilience import BudgetOptions as BudgetOptions
     from synchromesh.resilience import LimitOptions as LimitOptions
@@ -53,7 +54,8 @@ _ROOMS = {
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
     "gateway": "Aggregate ApiKeys Branch Forward Gateway Rate Route Stale Static",
-    "resilience": "BreakerOptions BudgetOptions LimitOptions Policy RetryOptions",
+    "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
+    "RetryOptions",
     "saga": "Saga SagaPolicy SagaRun",
     "service": "Context Service Transaction",
     "store": "Migration",

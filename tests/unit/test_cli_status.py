@@ -42,7 +42,14 @@ def whole(told: dict[str, Any]) -> Status:
     for name, service in told["services"].items():
         health = {"service": name, "is_healthy": True, **service["health"]}
         told["services"][name] = {**service, "health": health}
-    unseen = {"epoch": 0, "slow": 0, "probes": 0, "probes_max": 1, "open_until_s": None, "since_s": 0.0}
+    unseen = {
+        "epoch": 0,
+        "slow": 0,
+        "probes": 0,
+        "probes_max": 1,
+        "open_until_s": None,
+        "since_s": 0.0,
+    }
     for name, client in told["clients"].items():
         breakers = {callee: {**unseen, **each} for callee, each in client["breakers"].items()}
         told["clients"][name] = {"breakers": breakers, "holds": {}}

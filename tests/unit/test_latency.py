@@ -68,7 +68,7 @@ def test_of_calls_that_began_together_the_quick_ones_do_not_decide() -> None:
 
 
 def test_overload_does_not_become_usual() -> None:
-    """Half a minute of a full callee leaves the mean nearly, and the percentiles quite as it was."""
+    """Half a minute of a full callee leaves the mean nearly, and the percentiles, as they were."""
     tracker = learned(0.02)
     slow = tracker.p99_s
     for number in range(3_000):

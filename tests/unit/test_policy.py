@@ -28,6 +28,7 @@ from synchromesh.errors import (
     TimedOut,
 )
 from synchromesh.resilience import (
+    AdaptiveLimitOptions,
     Attempt,
     Attempts,
     AttemptsLeft,
@@ -665,9 +666,7 @@ def test_a_call_that_gets_no_slot_in_time_is_shed() -> None:
     assert shown == "<Limiter orders -> billing 0/1 in flight, 0/1 waiting>"
 
 
-async def hold(
-    limiter: Limiter, held: list[int], number: int, for_s: float = 0.06
-) -> None:
+async def hold(limiter: Limiter, held: list[int], number: int, for_s: float = 0.06) -> None:
     async with limiter:
         held.append(number)
         await asyncio.sleep(for_s)
@@ -758,6 +757,29 @@ def test_explain_names_the_layers_that_are_on() -> None:
     assert "or 50% slower than 1 s" in slow.explain()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("initial", 3),
+        ("limit_min", 0),
+        ("limit_max", 3),
+        ("room_max", 0),
+        ("queue_max", -1),
+        ("wait_max_s", 0.0),
+    ],
+)
+def test_an_adaptive_limit_outside_its_range_is_named(field: str, value: float) -> None:
+    """A wrong option is an error at once, with its name and its range."""
+    with pytest.raises(ConfigError, match=f"adaptive limit option {field} is"):
+        AdaptiveLimitOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_an_adaptive_limit_is_explained() -> None:
+    """What it may become is said, and what it does."""
+    told = Policy(limit=AdaptiveLimitOptions()).explain()
+    assert "4 to 1000, as many as it can bear, at once, 256 waiting, the rest is shed" in told
+
+
 def test_a_timeout_of_nothing_is_refused() -> None:
     """Zero seconds would let nothing through."""
     with pytest.raises(ConfigError, match="timeout_s is 0"):
@@ -770,6 +792,7 @@ def test_what_is_no_number_is_refused_where_it_is_written(wrong: Any) -> None:
     for options, names in (
         (Policy, ("timeout_s",)),
         (LimitOptions, ("in_flight_max", "queue_max")),
+        (AdaptiveLimitOptions, tuple(each.name for each in fields(AdaptiveLimitOptions))),
         (RetryOptions, ("attempts_max", "base_s", "cap_s")),
         (BudgetOptions, ("ratio", "floor_per_s", "tokens_max")),
         (BreakerOptions, tuple(each.name for each in fields(BreakerOptions))),

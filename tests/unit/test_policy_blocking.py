@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from synchromesh import BreakerOptions, LimitOptions, Policy, RetryOptions
+from synchromesh import AdaptiveLimitOptions, BreakerOptions, LimitOptions, Policy, RetryOptions
 from synchromesh.errors import (
     CircuitOpen,
     ConfigError,
@@ -343,6 +343,13 @@ def test_a_queue_is_refused_when_it_is_decorated() -> None:
     """A thread that waits for a place holds one."""
     policy = Policy(timeout_s=None, limit=LimitOptions(in_flight_max=1, queue_max=2))
     with pytest.raises(ConfigError, match="queue_max = 2"):
+        policy.wrap(Script("x"), name="charge")
+
+
+def test_a_limit_that_adapts_itself_is_refused_when_it_is_decorated() -> None:
+    """It belongs to an event loop, and threads have none."""
+    policy = Policy(timeout_s=None, limit=AdaptiveLimitOptions(queue_max=0))
+    with pytest.raises(ConfigError, match="give it LimitOptions"):
         policy.wrap(Script("x"), name="charge")
 
 

@@ -1,9 +1,9 @@
 """A concurrency limit that finds itself, by how much longer answers take than usual.
 
 In a window of some samples `slowness` is the time that the answers took over the time that calls of
-their operations usually take, so that an edge may carry operations of 1 ms and of 500 ms. By Little's law calls
-under way / slowness are the *busy* places of the callee, and the rest of the calls only waits
-there. The limit follows
+their operations usually take, so that an edge may carry operations of 1 ms and of 500 ms. By
+Little's law calls under way / slowness are the *busy* places of the callee, and the rest of the
+calls only waits there. The limit follows
 
     2 x busy + room
 
@@ -100,7 +100,7 @@ class AdaptiveLimit:
         >>> for number in range(100, 200):  # eight times as slow: it is a queue that they wait in
         ...     adaptive.sample(tracker, number * 0.01, 0.4, in_flight=adaptive.limit)
         >>> adaptive.limit, adaptive.is_pressed
-        (43, True)
+        (52, True)
     """
 
     __slots__ = (
@@ -175,7 +175,9 @@ class AdaptiveLimit:
         drops = self._drops / self._samples
         is_used, is_slow = 2 * self._peak >= self.limit, slowness > _SLOW
         self.is_pressed = is_used and is_slow
-        if drops >= _DROPS_MOST or (is_used and drops >= (_DROPS_SLOW if is_slow else _DROPS_QUICK)):
+        if drops >= _DROPS_MOST or (
+            is_used and drops >= (_DROPS_SLOW if is_slow else _DROPS_QUICK)
+        ):
             self.is_pressed = True
             self._exact *= 1 - drops / 2
         elif is_used:

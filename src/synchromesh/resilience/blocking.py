@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError, Shed
+from synchromesh.resilience.adaptive_limit import AdaptiveLimitOptions
 from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.breaker import Breaker
 from synchromesh.resilience.classification import Classification, classify
@@ -47,6 +48,11 @@ def guard(
             f"{name} is not an async function, and the policy has timeout_s = {policy.timeout_s:g}:"
             " a sync function that runs cannot be cut; give it a policy with timeout_s=None, and a "
             "timeout to what it calls (or make it async)"
+        )
+    if isinstance(policy.limit, AdaptiveLimitOptions):
+        raise ConfigError(
+            f"{name} is not an async function, and the policy's limit adapts itself, which "
+            "takes an event loop; give it LimitOptions"
         )
     if policy.limit is not None and policy.limit.queue_max:
         raise ConfigError(
@@ -153,6 +159,7 @@ class _Edge:
     def _admit(self, now: float) -> int:
         permit = self._breaker.admit(now) if self._breaker is not None else 0
         limit = self._policy.limit
+        assert not isinstance(limit, AdaptiveLimitOptions)
         if limit is not None and self._in_flight >= limit.in_flight_max:
             if self._breaker is not None:
                 self._breaker.neutral(permit, now)

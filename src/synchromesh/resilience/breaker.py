@@ -402,11 +402,9 @@ class Breaker:
             self._drop_expired(now)
         if len(self._probes) >= self._probes_max:
             wait_s = min(self._open_for_s, min(self._probes.values()) - now)
-            count = len(self._probes)
-            probes = "its probe is" if count == 1 else f"its {count} probes are"
             raise CircuitOpen(
-                f"the circuit breaker {self._name} is half-open and {probes} still under way, "
-                f"nothing was sent; ask again in {wait_s:.3f} s",
+                f"the circuit breaker {self._name} is half-open with {len(self._probes)} probes "
+                f"under way, nothing was sent; ask again in {wait_s:.3f} s",
                 retry_after_s=wait_s,
             )
         self._permit += 1

@@ -44,12 +44,21 @@ class LatencyTracker:
         >>> for number in range(100):
         ...     tracker.sample(number * 0.01, 0.020)
         >>> tracker
-        <LatencyTracker usual 20 ms, p99 20 ms of 100 samples>
+        <LatencyTracker usual 20 ms, p99 20.8 ms of 100 samples>
         >>> tracker.has_had_enough(0.5), tracker.has_had_enough(0.01)
         (True, False)
     """
 
-    __slots__ = ("_began_s", "_last_s", "is_learned", "next_sample_s", "p95_s", "p99_s", "samples", "usual_s")
+    __slots__ = (
+        "_began_s",
+        "_last_s",
+        "is_learned",
+        "next_sample_s",
+        "p95_s",
+        "p99_s",
+        "samples",
+        "usual_s",
+    )
 
     def __init__(self) -> None:
         self.next_sample_s = 0.0
@@ -103,6 +112,4 @@ class LatencyTracker:
 
     def __repr__(self) -> str:
         usual, slow = self.usual_s * 1000, self.p99_s * 1000
-        return (
-            f"<LatencyTracker usual {usual:.3g} ms, p99 {slow:.3g} ms of {self.samples} samples>"
-        )
+        return f"<LatencyTracker usual {usual:.3g} ms, p99 {slow:.3g} ms of {self.samples} samples>"

@@ -232,7 +232,7 @@ class Limiter:
 
     def _is_stalled(self, now: float) -> bool:
         """Whether calls have come for longer than one would wait, and none was answered since."""
-        if self._adaptive is None:
+        if self._adaptive is None or self._answered_s == -math.inf:
             return False
         if self._answered_s >= self._full_s:
             self._full_s = now

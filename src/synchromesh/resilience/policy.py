@@ -23,7 +23,8 @@ class Policy(PolicyLayers):
         timeout_s: how long one attempt may take, whatever the call's own deadline.
         retry: how often and how soon a failed call is tried again.
         budget: which share of the edge's calls may be retries.
-        limit: how many calls may be under way at once; further ones are `Shed` at the caller.
+        limit: how many calls may be under way at once, fixed or found out; further ones are
+            `Shed` at the caller.
         breaker: when the edge stops sending.
 
     Raises:
@@ -36,7 +37,7 @@ class Policy(PolicyLayers):
         retry     up to 3 attempts, waits of up to 0.05 s that double to 2 s, full jitter
         budget    retries are at most 20% of calls and 1 a second more
         limiter   8 at once, 0 waiting, the rest is shed
-        breaker   opens at 50% failures of 10 or more calls in 10 s, for 0.25 s to 0.7 s; probes: 1 to 32
+        breaker   opens at 50% failures of 10 or more calls in 10 s, for 0.25 s to 0.7 s; ramp to 32
         timeout   0.3 s an attempt
     """
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
+from synchromesh.resilience.adaptive_limit import AdaptiveLimitOptions
 from synchromesh.resilience.breaker import BreakerOptions
 from synchromesh.resilience.limiter import LimitOptions
 from synchromesh.resilience.retry import BudgetOptions, RetryOptions
@@ -21,7 +22,7 @@ class PolicyLayers:
     timeout_s: float | None = 2.0
     retry: RetryOptions | None = field(default_factory=RetryOptions)
     budget: BudgetOptions | None = field(default_factory=BudgetOptions)
-    limit: LimitOptions | None = None
+    limit: LimitOptions | AdaptiveLimitOptions | None = None
     breaker: BreakerOptions | None = field(default_factory=BreakerOptions)
 
     def __post_init__(self) -> None:
@@ -39,8 +40,7 @@ class PolicyLayers:
             if self.budget is not None:
                 layers.append(("budget", _explain_budget(self.budget)))
         if self.limit is not None:
-            at_once, waiting = self.limit.in_flight_max, self.limit.queue_max
-            layers.append(("limiter", f"{at_once} at once, {waiting} waiting, the rest is shed"))
+            layers.append(("limiter", _explain_limit(self.limit)))
         if self.breaker is not None:
             layers.append(("breaker", _explain_breaker(self.breaker)))
         if self.timeout_s is not None:
@@ -63,6 +63,15 @@ def _explain_budget(budget: BudgetOptions) -> str:
     )
 
 
+def _explain_limit(limit: LimitOptions | AdaptiveLimitOptions) -> str:
+    at_once = (
+        f"{limit.in_flight_max}"
+        if isinstance(limit, LimitOptions)
+        else (f"{limit.limit_min} to {limit.limit_max}, as many as it can bear,")
+    )
+    return f"{at_once} at once, {limit.queue_max} waiting, the rest is shed"
+
+
 def _explain_breaker(breaker: BreakerOptions) -> str:
     slow = ""
     if breaker.slow_after_s is not None:
@@ -70,5 +79,5 @@ def _explain_breaker(breaker: BreakerOptions) -> str:
     return (
         f"opens at {breaker.failure_rate:.0%} failures{slow} of {breaker.minimum_calls} or more "
         f"calls in {breaker.window_s:g} s, for {breaker.open_for_s:g} s to "
-        f"{breaker.open_for_max_s:g} s; probes: 1 to {breaker.probes_max}"
+        f"{breaker.open_for_max_s:g} s; ramp to {breaker.probes_max}"
     )
