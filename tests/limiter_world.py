@@ -10,12 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from synchromesh.errors import Shed
-from synchromesh.resilience import (
-    AdaptiveLimitOptions,
-    LatencyTracker,
-    Limiter,
-    Priority,
-)
+from synchromesh.priority import Priority
+from synchromesh.resilience import AdaptiveLimitOptions, LatencyTracker, Limiter
 from synchromesh.testing import run
 
 
@@ -89,7 +85,7 @@ class Load:
     rate: float
     from_s: float = 0.0
     until_s: float = 10.0
-    priority: Priority = Priority.PERSON
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass
@@ -184,7 +180,7 @@ class World:
         if limiter is None:
             return await self._served(work_s, until_s)
         try:
-            if priority is Priority.PERSON and limiter.in_flight < limiter.in_flight_max:
+            if priority is Priority.INTERACTIVE and limiter.in_flight < limiter.in_flight_max:
                 limiter.in_flight += 1
             else:
                 await limiter.acquire(until_s, priority)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import pytest
 
 from limiter_world import Load, Work, World
-from synchromesh.resilience import AdaptiveLimitOptions, Priority
+from synchromesh.priority import Priority
+from synchromesh.resilience import AdaptiveLimitOptions
 
 LOG_NORMAL = 1.0
 SHED_MAX = 0.001
@@ -110,11 +111,11 @@ def test_persons_are_served_while_there_is_capacity_for_them(places: int) -> Non
     world = World(places, (Work(0.02),), loads, seed=1).play()
     loaded = [each for each in world.told if each.at_s > 1.0]
     served = {}
-    for priority in (Priority.PERSON, Priority.RETRY, Priority.BATCH):
+    for priority in (Priority.INTERACTIVE, Priority.RETRY, Priority.BATCH):
         outcomes = [each.outcome for each in loaded if each.priority is priority]
         served[priority] = outcomes.count("ok") / len(outcomes)
-    assert served[Priority.PERSON] >= 0.99
-    assert served[Priority.PERSON] > served[Priority.RETRY] > served[Priority.BATCH]
+    assert served[Priority.INTERACTIVE] >= 0.99
+    assert served[Priority.INTERACTIVE] > served[Priority.RETRY] > served[Priority.BATCH]
     used = sum(each.outcome == "ok" for each in loaded)
     assert used >= 0.9 * capacity * 7.0
 

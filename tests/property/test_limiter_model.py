@@ -13,9 +13,9 @@ import random
 import pytest
 
 from synchromesh.errors import Shed
+from synchromesh.priority import Priority
 from synchromesh.resilience import AdaptiveLimitOptions, LatencyTracker, Limiter, LimitOptions
 from synchromesh.resilience.limiter import SHARES
-from synchromesh.resilience.waiting_line import Priority
 from synchromesh.testing import run
 
 FIXED = LimitOptions(in_flight_max=2, queue_max=2)
@@ -103,7 +103,7 @@ class Checker:
     def _come(self, how: str) -> None:
         leave = asyncio.Event()
         task = asyncio.get_running_loop().create_task(self._call(how, leave))
-        self.waiters[task] = (Priority.BATCH if how == "batch" else Priority.PERSON, leave)
+        self.waiters[task] = (Priority.BATCH if how == "batch" else Priority.INTERACTIVE, leave)
 
     def _cancel_waiter(self) -> None:
         if self.waiters:
@@ -122,7 +122,7 @@ class Checker:
             if how == "inline" and limiter.in_flight < limiter.in_flight_max:
                 limiter.in_flight += 1
             else:
-                priority = Priority.BATCH if how == "batch" else Priority.PERSON
+                priority = Priority.BATCH if how == "batch" else Priority.INTERACTIVE
                 await limiter.acquire(now + 0.2 if how == "hurried" else None, priority)
         except Shed as refusal:
             self.refused.append(refusal.retry_after_s or 0.0)
@@ -212,7 +212,7 @@ class KeepsHandedSlots(Limiter):
     """Gives a slot to one who was cancelled in that moment."""
 
     async def acquire(
-        self, deadline_s: float | None = None, priority: Priority = Priority.PERSON
+        self, deadline_s: float | None = None, priority: Priority = Priority.INTERACTIVE
     ) -> None:
         in_flight = self.in_flight
         try:

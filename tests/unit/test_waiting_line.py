@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from synchromesh.resilience import Priority, Waiting, WaitingLine
+from synchromesh.priority import Priority
+from synchromesh.resilience import Waiting, WaitingLine
 
 BATCH, RETRY, SAGA, PERSON = Priority
 

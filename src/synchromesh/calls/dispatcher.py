@@ -15,7 +15,7 @@ import logging
 import math
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from functools import partial
 from typing import Any, Protocol
 
@@ -45,9 +45,24 @@ from synchromesh.errors import (
 )
 from synchromesh.http import PoolLimits
 from synchromesh.identity import Credential, Signer
-from synchromesh.resilience import DeadlinePassed, Limiter, LimitOptions, within
+from synchromesh.priority import Priority
+from synchromesh.resilience import (
+    AdaptiveLimitOptions,
+    DeadlinePassed,
+    LatencyTracker,
+    Limiter,
+    LimitOptions,
+    within,
+)
 from synchromesh.runtime import Runtime
-from synchromesh.telemetry import Record, Tracer, current_span, outcome_of, status_of
+from synchromesh.telemetry import (
+    Record,
+    SpanContext,
+    Tracer,
+    current_span,
+    outcome_of,
+    status_of,
+)
 
 _log = logging.getLogger("synchromesh.calls")
 
@@ -70,6 +85,9 @@ KNOWN_MAX = 4096
 # wait for a third only the one next to it runs out of time, and no one else is blamed (B5).
 WAY_BACK_SHARE = 0.1
 WAY_BACK_MAX_S = 0.1
+
+# A global is read faster than a member of a class.
+INTERACTIVE = Priority.INTERACTIVE
 
 # Whoever calls a service that stands for somebody else's is nobody of ours.
 _STRANGER = Credential("", "", "", 0)
@@ -97,6 +115,23 @@ class Handler(Protocol):
         ...
 
 
+class _Answerer(msgspec.Struct, frozen=True, eq=False):
+    """What answers one operation: its handler, and what it takes and learns."""
+
+    handler: Handler
+    record: Record
+    limiter: Limiter
+    tracker: LatencyTracker
+
+    def note_late(self, began_s: float, ended_s: float) -> None:
+        """Learn from a call that ended at its deadline, unless its caller was only impatient."""
+        took_s, tracker = ended_s - began_s, self.tracker
+        if ended_s >= tracker.next_sample_s and (
+            not tracker.is_learned or tracker.has_had_enough(took_s)
+        ):
+            self.limiter.sample(tracker, ended_s, took_s, is_drop=True)
+
+
 class Dispatcher:
     """Runs the incoming calls of one instance of a service, concurrently and within bounds.
 
@@ -106,8 +141,9 @@ class Dispatcher:
         signer: verifies the hop's credential.
         tracer: takes one span of kind "handle" a call.
         runtime: the wall clock.
-        in_flight_max: how many handlers run at once (C3).
-        queue_max: how many calls wait for a place; further ones are `Shed`.
+        in_flight_max: how many handlers run at once (C3). Each operation finds a limit of its own
+            below that, by how long its answers take: one alone gets three quarters at most.
+        queue_max: how many calls wait for a place, for each operation; further ones are `Shed`.
         is_external: it stands for somebody else's service: credentials are not asked for.
     """
 
@@ -135,7 +171,8 @@ class Dispatcher:
         self._draw = runtime.rng.getrandbits
         # By token, who calls and until when nobody need look.
         self._known: dict[str, tuple[Credential, float]] = {}
-        self._answering: dict[Operation[..., Any], tuple[Handler, Record]] = {}
+        self._limits = limits_of_operation(in_flight_max, queue_max, of=len(handlers))
+        self._answering: dict[Operation[..., Any], _Answerer] = {}
 
     @property
     def is_draining(self) -> bool:
@@ -161,10 +198,9 @@ class Dispatcher:
     async def dispatch(  # noqa: C901 - a frame for each layer would cost more than most handlers
         self, request: Request, clock: Callable[[], float] | None = None
     ) -> Reply:
-        """Run a request and return its reply; it raises nothing but its own cancellation.
+        """Run a request and return its reply; raise nothing but its own cancellation.
 
-        Who runs it in a task and a context of its own, and cancels that when its caller is
-        released, gives the loop's clock. Else the handler is cancelled here, at its deadline.
+        With a loop's `clock` its caller cancels the task and context that are its own, in time.
         """
         sent, operation, is_apart = request.context, request.operation, clock is not None
         if clock is None:
@@ -174,54 +210,59 @@ class Dispatcher:
             known = self._known.get(request.credential)
             if known is None or began_s >= known[1]:
                 known = self._verified(request.credential, began_s)
-            handler, record = self._answering.get(operation) or self._answerer(operation)
+            answerer = self._answering.get(operation) or self._answerer(operation)
         except NotExecuted as refused:
             return Reply.of_error(refused)
         span_id = (self._draw(64) or 1).to_bytes(8).hex()
         context = _below(sent, span_id, known[0], began_s)
-        root, status, noted, limiter = Root(span_id), "ok", None, self._limiter
+        limiter, places, ran_s, record = answerer.limiter, self._limiter, began_s, answerer.record
+        root, status, noted = Root(span_id), "ok", None
         # For logs, and for calls that the handler makes; context managers would be twelve frames.
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
                 raise self._refusal(operation)
-            if limiter.in_flight < limiter.in_flight_max:
+            is_free = places.in_flight < places.in_flight_max and context.priority == INTERACTIVE
+            if is_free and limiter.in_flight < limiter.in_flight_max:
                 limiter.in_flight += 1
+                places.in_flight += 1
             else:
-                await limiter.acquire(deadline_s)
+                await _take_places(limiter, places, deadline_s, context.priority)
+                ran_s = clock()
             try:
                 incoming = Incoming(operation, request.arguments, context)
                 if not is_apart and deadline_s is not None:
-                    answer = await within(partial(handler, incoming), deadline_s)
+                    answer = await within(partial(answerer.handler, incoming), deadline_s)
                 else:
-                    answer = await handler(incoming)
+                    answer = await answerer.handler(incoming)
+                ended_s = clock()
+                if ended_s >= answerer.tracker.next_sample_s:
+                    limiter.sample(answerer.tracker, ended_s, ended_s - ran_s)
             finally:
-                if limiter.waiting:
-                    limiter.release()
+                if limiter.waiting or places.waiting or self._drained is not None:
+                    self._give_back(limiter)
                 else:
                     limiter.in_flight -= 1
-                if self._drained is not None and not limiter.in_flight:
-                    self._drained.set()
+                    places.in_flight -= 1
             if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
                 raise _bad_answer(operation, answer)
-            ended_s = clock()
             used = 0 if root.left is None else root.left.used
             reply = Reply(200, answer, used, None, ended_s - began_s)
-        except GeneratorExit:
-            raise  # a coroutine that is thrown away has neither its context nor a loop any more
+        except GeneratorExit:  # who is thrown away has neither its context nor a loop any more
+            raise
         except BaseException as error:
             ended_s = clock()
+            if deadline_s is not None and ended_s >= deadline_s:
+                answerer.note_late(began_s, ended_s)
             if _is_own_end(error):
                 status = _end_of(error, deadline_s, ended_s)
                 record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status)
-                running.reset(rooted)
-                current_span.reset(spanned)
+                _put_back(spanned, rooted)
                 raise
             reply, status, noted = self._failed(operation, sent, error, root.used)
         record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
         if not is_apart:
-            running.reset(rooted)
-            current_span.reset(spanned)
+            _put_back(spanned, rooted)
         elif (waiting := released.get()) is not None:
             _release(*waiting)
         return reply
@@ -260,8 +301,8 @@ class Dispatcher:
         known = self._known[credential] = (who, now + min(LOOK_S, max(0.0, left_s)))
         return known
 
-    def _answerer(self, operation: Operation[..., Any]) -> tuple[Handler, Record]:
-        """Return what answers an operation, and what takes its spans."""
+    def _answerer(self, operation: Operation[..., Any]) -> _Answerer:
+        """Return what answers an operation."""
         handler = self._handlers.get(operation.name)
         if handler is None:
             known = ", ".join(sorted(self._handlers)) or "none"
@@ -269,8 +310,17 @@ class Dispatcher:
                 f"service {self.service!r} has no operation {operation.name!r}; it has: {known}"
             )
         record = self._tracer.recorder("handle", operation.full_name)
-        found = self._answering[operation] = (handler, record)
+        limiter = Limiter(self._limits, name=operation.full_name)
+        found = _Answerer(handler, record, limiter, LatencyTracker())
+        self._answering[operation] = found
         return found
+
+    def _give_back(self, limiter: Limiter) -> None:
+        """Release both places of a call, to those who wait."""
+        limiter.release()
+        self._limiter.release()
+        if self._drained is not None and not self._limiter.in_flight:
+            self._drained.set()
 
     def _refusal(self, operation: Operation[..., Any]) -> NotExecuted:
         if self._is_draining:
@@ -323,6 +373,35 @@ class Dispatcher:
         return RemoteFailed(f"{message}: trace {trace_id}", is_final=not may_pass)
 
 
+def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> AdaptiveLimitOptions:
+    """Return the limits of each operation of a service that answers `of` of them.
+
+    Example:
+        >>> limits_of_operation(256, 256, of=3).limit_max
+        192
+    """
+    most = max(1, in_flight_max * 3 // 4) if of > 1 else in_flight_max
+    default = AdaptiveLimitOptions()
+    return AdaptiveLimitOptions(
+        initial=min(default.initial, most),
+        limit_min=min(default.limit_min, most),
+        limit_max=most,
+        queue_max=queue_max,
+    )
+
+
+async def _take_places(
+    limiter: Limiter, places: Limiter, deadline_s: float | None, priority: Priority
+) -> None:
+    """Wait for a place of the operation, and then for one of the service. Raises Shed."""
+    await limiter.acquire(deadline_s, priority)
+    try:
+        await places.acquire(deadline_s, priority)
+    except BaseException:
+        limiter.release()
+        raise
+
+
 def _below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> CallContext:
     """Return the context of the handler, which is that of the calls that it makes."""
     deadline_s = sent.deadline_s
@@ -338,6 +417,11 @@ def _below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> 
         deadline_s=deadline_s,
         priority=who.priority,
     )
+
+
+def _put_back(spanned: Token[SpanContext | None], rooted: Token[Root | None]) -> None:
+    running.reset(rooted)
+    current_span.reset(spanned)
 
 
 def _is_own_end(error: BaseException) -> bool:

@@ -22,12 +22,15 @@ from synchromesh.context import CallContext, check_key
 from synchromesh.discovery import CallEnd, Endpoint, Resolved
 from synchromesh.errors import BadRequest
 from synchromesh.http import Limits
+from synchromesh.resilience import Classification
 from synchromesh.store.guard import in_unit, refuse_in_unit
 
 # What every transport carries: one that runs in this process must not carry more than the others.
 REQUEST_BYTES_MAX = Limits().body_bytes_max
 # The target shares the head of a request with what travels with every call.
 TARGET_BYTES_MAX = Limits().head_bytes_max * 3 // 4
+# A global is read faster than a member of a class.
+SUCCESS = Classification.SUCCESS
 # What is shorter fits both, however it is written.
 SURELY_FITS = TARGET_BYTES_MAX // 3
 
@@ -38,7 +41,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     """Make a call, in `timeout_s` at most; return its answer's value, or its JSON if `as_json`."""
     if in_unit.get() is not None:
         refuse_in_unit(f"the call {plan.name}")
-    shared, service, breaker = plan.shared, plan.service, plan.breaker
+    shared, service, breaker, limiter = plan.shared, plan.service, plan.breaker, plan.limiter
     # Read without asking which loop it is of, which costs a system call before CPython 3.12.
     now = plan.clock()
     key = check_key(context.key) if plan.is_command else ""
@@ -50,10 +53,8 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     is_late = deadline_s is not None and now >= deadline_s
     listed: tuple[Endpoint, ...] = ()
     if not (shared.faults.rules or shared.is_slow or is_late):
-        # The first lines of `known_at_once`, without its frame.
-        sure = shared.lists.get(service.name)
-        listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
-    if not listed or (plan.limiter is not None and not plan.limiter.take()):
+        listed = known_at_once(service, now)
+    if not listed or (limiter is not None and not limiter.take(context.priority)):
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
         return (await sending.run(deadline_s, attempts_left(context)))[0 if as_json else 1]
 
@@ -90,17 +91,17 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
                 breaker.successes += 1
             else:
                 breaker.success(permit, ended_s, ended_s - now)
+        if ended_s >= plan.tracker.next_sample_s:
+            plan.edge.learn(None, SUCCESS, ended_s, ended_s - now)
         if target.member is not None:
             service.ended(target.member, ended_s, ended_s - now, CallEnd.ANSWERED)
         if left is not None:
-            left.left += given  # a callee that spent some is rare, and told of below
-            if reply.attempts_used and not plan.is_external:
-                left.spend(reply.attempts_used)
+            left.settle(given, 0 if plan.is_external else reply.attempts_used)
         plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
         return reply.body or b"null" if as_json else value
     finally:
-        if plan.limiter is not None:
-            plan.limiter.release()
+        if limiter is not None:
+            limiter.release()
     sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
     return (await sending.go_on(first, deadline_s, left))[0 if as_json else 1]
 

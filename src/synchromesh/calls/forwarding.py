@@ -141,7 +141,7 @@ class Forwarder:
         """Return an answer; `stack` holds what it takes until it has been read."""
         context, has_body = passage.context, passage.has_body
         if line.limiter is not None:
-            await line.limiter.acquire(context.deadline_s)
+            await line.limiter.acquire(context.deadline_s, context.priority)
             stack.callback(line.limiter.release)
         left = attempts_left(context)
         if begun is not None:

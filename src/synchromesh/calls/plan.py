@@ -267,7 +267,7 @@ class Plan:
 
     __slots__ = (
         "breaker", "budget", "clock", "decode", "edge", "is_command", "is_external", "limiter",
-        "name", "operation", "record", "service", "shared", "timeout_s",
+        "name", "operation", "record", "service", "shared", "timeout_s", "tracker",
     )  # fmt: skip
 
     def __init__(self, operation: Operation[..., Any], edge: Edge, service: CalledService) -> None:
@@ -279,6 +279,7 @@ class Plan:
         self.shared = service.shared
         self.edge = edge
         self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
+        self.tracker = edge.tracker
         self.timeout_s = math.inf if edge.policy.timeout_s is None else edge.policy.timeout_s
         self.clock = loop_clock(asyncio.get_running_loop())
         self.decode: Callable[[bytes], Any] = decoder_of(operation.shape.result)

@@ -8,8 +8,8 @@ from typing import Any
 
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.holding import HoldOptions
-from synchromesh.discovery import BalancerOptions
 from synchromesh.context import ATTEMPTS_LEFT_MAX
+from synchromesh.discovery import BalancerOptions
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import Policy, RetryOptions
 

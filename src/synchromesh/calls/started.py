@@ -16,7 +16,6 @@ from synchromesh.calls.plan import First, Plan, Target
 from synchromesh.calls.sending import Sending
 from synchromesh.calls.wire import Reply
 from synchromesh.codec import NO_FIT
-from synchromesh.discovery import CallEnd
 from synchromesh.context import CallContext
 from synchromesh.errors import ConnectionLost, TimedOut
 from synchromesh.http import ClientExchange, ExchangeState, RawPair
@@ -102,8 +101,11 @@ class StartedCall(ClientExchange):
             "ok",
             self._target.noted,
         )
-        if plan.limiter is not None:
-            plan.limiter.release()
+        limiter = plan.limiter
+        if limiter is not None:
+            if ended_s >= plan.tracker.next_sample_s:
+                limiter.sample(plan.tracker, ended_s, ended_s - began_s)
+            limiter.release()
         done, self._done = self._done, None
         if done is not None:
             done(value, None)

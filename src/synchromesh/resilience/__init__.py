@@ -4,8 +4,8 @@ Policy, circuit breaker, retry with budget, limiter, deadline: each alone, or jo
 the one order of layers.
 """
 
-from synchromesh.resilience.attempts import Attempt, Attempts, Judge
 from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
+from synchromesh.resilience.attempts import Attempt, Attempts, Judge
 from synchromesh.resilience.breaker import (
     TRANSITIONS,
     Breaker,
@@ -28,7 +28,7 @@ from synchromesh.resilience.retry import (
     RetryBudget,
     RetryOptions,
 )
-from synchromesh.resilience.waiting_line import Priority, Waiting, WaitingLine
+from synchromesh.resilience.waiting_line import Waiting, WaitingLine
 
 __all__ = [
     "TRANSITIONS",
@@ -46,14 +46,13 @@ __all__ = [
     "DeadlinePassed",
     "Edge",
     "HedgeOptions",
-    "Judge",
     "HedgedCall",
     "Hedging",
+    "Judge",
     "LatencyTracker",
     "LimitOptions",
     "Limiter",
     "Policy",
-    "Priority",
     "RetryBudget",
     "RetryOptions",
     "Transition",

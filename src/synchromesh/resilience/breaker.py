@@ -280,11 +280,6 @@ class Breaker:
         return self._name
 
     @property
-    def half_open_since_s(self) -> float | None:
-        """Since when it is half-open; None where it is not."""
-        return self._since_s if self._state is BreakerState.HALF_OPEN else None
-
-    @property
     def state(self) -> BreakerState:
         """The state as of the last call or outcome: rest and ramp end only when a call asks."""
         return self._state

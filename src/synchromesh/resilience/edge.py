@@ -19,7 +19,7 @@ from synchromesh.chance import Chance
 from synchromesh.errors import Shed, TimedOut
 from synchromesh.priority import Priority
 from synchromesh.resilience.attempts import Attempt, Attempts, is_full_timeout
-from synchromesh.resilience.breaker import Breaker, Transition
+from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
 from synchromesh.resilience.latency import LatencyTracker
@@ -168,7 +168,7 @@ class Edge:
             self.learn(outcome, verdict, now, now - attempt.began_s)
         took_s = now - attempt.began_s
         if attempt.judge is not None:
-            half_open_s = None if breaker is None else breaker.half_open_since_s
+            half_open_s = _half_open_since_s(breaker)
             if not attempt.judge(verdict, outcome, now, took_s, half_open_s):
                 verdict = Classification.NEUTRAL
         if breaker is None or not permit:
@@ -301,3 +301,9 @@ class Edge:
             return await within(lambda: send(current), current.deadline_s)
         except DeadlinePassed:
             raise self.late(current) from None
+
+
+def _half_open_since_s(breaker: Breaker | None) -> float | None:
+    if breaker is None or breaker.state is not BreakerState.HALF_OPEN:
+        return None
+    return breaker.snapshot().since_s

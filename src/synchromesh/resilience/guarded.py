@@ -10,6 +10,7 @@ which of them it saves.
 
 from __future__ import annotations
 
+import math
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
@@ -17,6 +18,7 @@ from threading import get_ident  # noqa: TID251 - no thread is made, only told f
 from typing import ParamSpec, TypeVar
 
 from synchromesh.chance import Chance
+from synchromesh.resilience.adaptive_limit import AdaptiveLimitOptions
 from synchromesh.resilience.attempts import Attempt
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
 from synchromesh.resilience.policy_layers import PolicyLayers
@@ -110,7 +112,9 @@ def _untimed(  # noqa: C901 - as `guarded`
     policy: PolicyLayers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
 ) -> Callable[P, Awaitable[T]]:
     """Return the function for a policy without a timeout: its clock is read once, or not at all."""
-    is_timing = policy.breaker is not None and policy.breaker.slow_after_s is not None
+    is_timing = isinstance(policy.limit, AdaptiveLimitOptions) or (
+        policy.breaker is not None and policy.breaker.slow_after_s is not None
+    )
     current = OnLoop.nowhere()
 
     async def guarded(  # noqa: C901 - one frame for all layers is the point of it
@@ -121,19 +125,20 @@ def _untimed(  # noqa: C901 - as `guarded`
         if here.owner._thread_id != get_ident():
             here = current = loops.here()
         breaker = here.breaker
-        permit, began_s = 0, 0.0
+        permit, began_s = 0, here.clock() if is_timing else 0.0
         if breaker is not None:
             permit = breaker.closed_permit
-            if is_timing or not permit:
-                began_s = here.clock()
             if not permit:
+                began_s = began_s or here.clock()
                 if began_s < breaker.refuses_until_s:
                     raise breaker.refusal(began_s)
                 permit = breaker.admit(began_s)
         limiter, budget = here.limiter, here.budget
-        if limiter is not None and not limiter.take():
-            again = partial(_call, fn, args, kwargs)
-            return await slow_way.queue(here, again, permit, began_s)
+        if limiter is not None:
+            if limiter.in_flight >= limiter.in_flight_max:
+                again = partial(_call, fn, args, kwargs)
+                return await slow_way.queue(here, again, permit, began_s)
+            limiter.in_flight += 1
         if budget is not None:
             budget.calls += 1
         try:
@@ -141,10 +146,17 @@ def _untimed(  # noqa: C901 - as `guarded`
         except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
             failed = error
         else:
+            if limiter is None and breaker is None:
+                return answer
+            ended_s = here.clock()
             if limiter is not None:
-                limiter.release()
+                if ended_s >= here.tracker.next_sample_s:
+                    limiter.sample(here.tracker, ended_s, ended_s - began_s)
+                if limiter.waiting:
+                    limiter.release()
+                else:
+                    limiter.in_flight -= 1
             if breaker is not None:
-                ended_s = here.clock()
                 if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
                     breaker.successes += 1
                 else:
@@ -165,8 +177,7 @@ def _timed(  # noqa: C901 - as `guarded`
     policy: PolicyLayers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
 ) -> Callable[P, Awaitable[T]]:
     """Return the function for a policy with a timeout: what `_untimed` does, and a deadline."""
-    timeout_s = policy.timeout_s
-    assert timeout_s is not None
+    timeout_s = policy.timeout_s or math.inf
     current = OnLoop.nowhere()
 
     async def guarded(  # noqa: C901 - one frame for all layers is the point of it
@@ -177,8 +188,7 @@ def _timed(  # noqa: C901 - as `guarded`
         if here.owner._thread_id != get_ident():
             here = current = loops.here()
         began_s = here.clock()
-        breaker = here.breaker
-        permit = 0
+        breaker, permit = here.breaker, 0
         if breaker is not None:
             permit = breaker.closed_permit
             if not permit and began_s < breaker.refuses_until_s:
@@ -189,13 +199,14 @@ def _timed(  # noqa: C901 - as `guarded`
         if breaker is not None and not permit:
             permit = breaker.admit(began_s)
         limiter, budget = here.limiter, here.budget
-        if limiter is not None and not limiter.take():
-            again = partial(_call, fn, args, kwargs)
-            return await slow_way.queue(here, again, permit, began_s)
+        if limiter is not None:
+            if limiter.in_flight >= limiter.in_flight_max:
+                again = partial(_call, fn, args, kwargs)
+                return await slow_way.queue(here, again, permit, began_s)
+            limiter.in_flight += 1
         if budget is not None:
             budget.calls += 1
-        cut = Cut(began_s + timeout_s, task)
-        timers = here.timers
+        cut, timers = Cut(began_s + timeout_s, task), here.timers
         try:
             timers.add(cut, here.loop)  # in here: whatever raises gives the slot and permit back
             answer = await fn(*args, **kwargs)
@@ -205,10 +216,17 @@ def _timed(  # noqa: C901 - as `guarded`
             timers.wheel.drop(cut)
             if cut.is_late:
                 cut.is_alone()  # it has taken no notice, and has answered
+            if limiter is None and breaker is None:
+                return answer
+            ended_s = here.clock()
             if limiter is not None:
-                limiter.release()
+                if ended_s >= here.tracker.next_sample_s:
+                    limiter.sample(here.tracker, ended_s, ended_s - began_s)
+                if limiter.waiting:
+                    limiter.release()
+                else:
+                    limiter.in_flight -= 1
             if breaker is not None:
-                ended_s = here.clock()
                 if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
                     breaker.successes += 1
                 else:

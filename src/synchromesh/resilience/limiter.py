@@ -15,13 +15,14 @@ from types import TracebackType
 
 from synchromesh.durations import is_count
 from synchromesh.errors import ConfigError, Shed
+from synchromesh.priority import Priority
 from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
 from synchromesh.resilience.deadline import DeadlinePassed, within
 from synchromesh.resilience.latency import LatencyTracker
-from synchromesh.resilience.waiting_line import Priority, Waiting, WaitingLine
+from synchromesh.resilience.waiting_line import Waiting, WaitingLine
 
 # The share of the slots that a class may take.
-SHARES = {Priority.BATCH: 0.6, Priority.RETRY: 0.75, Priority.SAGA: 0.9, Priority.PERSON: 1.0}
+SHARES = {Priority.BATCH: 0.6, Priority.RETRY: 0.75, Priority.SAGA: 0.9, Priority.INTERACTIVE: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class LimitOptions:
 class Limiter:
     """Limits how many run concurrently; `async with limiter:` holds one slot.
 
-    Those who cannot afford a frame take a slot for a `Priority.PERSON` and give it back by counting
+    Those who cannot afford a frame take one for `Priority.INTERACTIVE` by counting
 
         if limiter.in_flight < limiter.in_flight_max:
             limiter.in_flight += 1
@@ -107,18 +108,18 @@ class Limiter:
         # When the callee last answered, and since when all that came found every slot taken.
         self._answered_s = self._full_s = -math.inf
 
-    def take(self, priority: Priority = Priority.PERSON) -> bool:
+    def take(self, priority: Priority = Priority.INTERACTIVE) -> bool:
         """Acquire a slot if one is free at this moment; to be given back with `release`."""
         # Whoever may have a slot that becomes free gets it at once, so a free one means no queue.
         if self.in_flight < self.in_flight_max and (
-            priority is Priority.PERSON or self.in_flight < self._share(priority)
+            priority is Priority.INTERACTIVE or self.in_flight < self._share(priority)
         ):
             self.in_flight += 1
             return True
         return False
 
     async def acquire(
-        self, deadline_s: float | None = None, priority: Priority = Priority.PERSON
+        self, deadline_s: float | None = None, priority: Priority = Priority.INTERACTIVE
     ) -> None:
         """Acquire a slot, at once or in turn; to be given back with `release`.
 
@@ -212,7 +213,7 @@ class Limiter:
 
     def _share(self, priority: Priority) -> int:
         """Return how many slots may be taken when a call of this class takes one of them."""
-        if priority is Priority.PERSON:
+        if priority is Priority.INTERACTIVE:
             return self.in_flight_max
         return self._streams + math.ceil((self.in_flight_max - self._streams) * SHARES[priority])
 

@@ -35,7 +35,17 @@ class _Nobody:
 class OnLoop:
     """Holds the edge, the clock and the timers of what is guarded, on one loop."""
 
-    __slots__ = ("breaker", "budget", "clock", "edge", "limiter", "loop", "owner", "timers")
+    __slots__ = (
+        "breaker",
+        "budget",
+        "clock",
+        "edge",
+        "limiter",
+        "loop",
+        "owner",
+        "timers",
+        "tracker",
+    )
 
     def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -44,6 +54,7 @@ class OnLoop:
         self.clock = loop_clock(loop)
         self.edge = edge
         self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
+        self.tracker = edge.tracker
         self.timers = Timers()
 
     def ended(

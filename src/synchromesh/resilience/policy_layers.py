@@ -22,7 +22,7 @@ class PolicyLayers:
     timeout_s: float | None = 2.0
     retry: RetryOptions | None = field(default_factory=RetryOptions)
     budget: BudgetOptions | None = field(default_factory=BudgetOptions)
-    limit: LimitOptions | AdaptiveLimitOptions | None = None
+    limit: LimitOptions | AdaptiveLimitOptions | None = field(default_factory=AdaptiveLimitOptions)
     breaker: BreakerOptions | None = field(default_factory=BreakerOptions)
 
     def __post_init__(self) -> None:

@@ -12,29 +12,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from enum import IntEnum
 from typing import Generic, TypeVar
+
+from synchromesh.priority import Priority
 
 T = TypeVar("T")
 
 # A line that was never empty for so long stands: it is no burst any more.
 STANDING_S = 0.1
-
-
-class Priority(IntEnum):
-    """Ranks calls for the time when not all can be served: the lowest class is refused first.
-
-    Attributes:
-        BATCH: nobody waits for it.
-        RETRY: another attempt of a call that has been tried.
-        SAGA: a saga that can wait.
-        PERSON: somebody waits for the answer; the default.
-    """
-
-    BATCH = 0
-    RETRY = 1
-    SAGA = 2
-    PERSON = 3
 
 
 class Waiting(Generic[T]):
@@ -56,9 +41,9 @@ class WaitingLine(Generic[T]):
 
     Example:
         >>> line: WaitingLine[str] = WaitingLine(2)
-        >>> for name, priority in (("report", Priority.BATCH), ("click", Priority.PERSON)):
+        >>> for name, priority in (("report", Priority.BATCH), ("click", Priority.INTERACTIVE)):
         ...     assert line.join(Waiting(name, priority), now=0.0) is None
-        >>> line.join(Waiting("second click", Priority.PERSON), now=0.01).turn
+        >>> line.join(Waiting("second click", Priority.INTERACTIVE), now=0.01).turn
         'report'
         >>> line.next(0.02).turn
         'click'
@@ -100,7 +85,7 @@ class WaitingLine(Generic[T]):
     def next(self, now: float, at_least: Priority = Priority.BATCH) -> Waiting[T] | None:
         """Take out whose turn it is, of a class or above; whose time is over is dropped."""
         is_standing = self.is_standing(now)
-        for priority in range(Priority.PERSON, at_least - 1, -1):
+        for priority in range(Priority.INTERACTIVE, at_least - 1, -1):
             calls = self._classes[priority]
             while calls:
                 waiting = calls.pop() if is_standing else calls.popleft()
