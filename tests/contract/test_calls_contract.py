@@ -429,7 +429,7 @@ def test_send_passes_json_both_ways(kind: str) -> None:
 
 def test_a_call_that_is_thrown_away_leaves_neither_callee_nor_probe(kind: str) -> None:
     """A call whose coroutine is closed is cancelled at the callee, and its probe is free again."""
-    options = BreakerOptions(minimum_calls=1, open_for_s=1.0, open_jitter=0.0)
+    options = BreakerOptions(minimum_calls=1, open_for_s=1.0, open_for_max_s=1.0, open_jitter=0.0)
     policies = Policies(Policy(retry=None, timeout_s=60.0, breaker=options))
 
     async def main(system: System) -> None:
@@ -1132,7 +1132,7 @@ def test_impatience_opens_no_edge(kind: str) -> None:
 
 
 def test_an_open_breaker_sends_nothing_and_does_not_wait(kind: str) -> None:
-    """Calls over an open edge are refused at once; a success closes it after its rest (B2)."""
+    """Calls over an open edge are refused at once; after its rest it recovers (B2)."""
 
     async def main(system: System) -> None:
         receiver = Always(Reply.of_error(RemoteFailed("down")))
@@ -1150,6 +1150,8 @@ def test_an_open_breaker_sends_nothing_and_does_not_wait(kind: str) -> None:
         receiver.replies = [Reply(200, b"1")]
         await asyncio.sleep(0.6)
         assert await caller.call(Leaf.ask(1), context=caller.root()) == 1
+        assert caller.edges["leaf"].state.value == "half_open"
+        await asyncio.sleep(1.0)
         assert caller.edges["leaf"].state.value == "closed"
 
     play(kind, main)

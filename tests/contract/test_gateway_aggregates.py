@@ -50,7 +50,9 @@ from synchromesh.resilience import BreakerOptions, Policy
 
 pytestmark = pytest.mark.usefixtures("each_way", "http_way")
 
-TRIPS = BreakerOptions(minimum_calls=1, failure_rate=0.01, open_for_s=0.1, open_jitter=0.0)
+TRIPS = BreakerOptions(
+    minimum_calls=1, failure_rate=0.01, open_for_s=0.1, open_jitter=0.0, probes_max=1
+)
 FRAGILE = Policies(default=Policy(retry=None, breaker=TRIPS))
 
 

@@ -65,20 +65,12 @@ def test_a_full_line_sends_the_lowest_away() -> None:
     assert drained(made, now=1.02) == ["click", "b", "c"]
 
 
-def test_nobody_gives_way_to_a_lower_class() -> None:
-    """A full line of persons refuses batch work, however long it has stood."""
-    refused = line("a", "b", "c").join(Waiting("batch", BATCH), now=9.0)
-    assert refused is not None
-    assert refused.turn == "batch"
-
-
-def test_in_a_full_line_that_stands_the_oldest_gives_way() -> None:
-    """It is the one that would be served last."""
-    made = line("a", "b", "c")
-    gone = made.join(Waiting("d", PERSON), now=1.2)
-    assert gone is not None
-    assert gone.turn == "a"
-    assert drained(made, now=1.3) == ["d", "c", "b"]
+def test_nobody_gives_way_to_a_lower_class_nor_to_an_equal() -> None:
+    """A full line of persons refuses batch work, and other persons, however long it has stood."""
+    for name, priority in (("batch", BATCH), ("click", PERSON)):
+        refused = line("a", "b", "c").join(Waiting(name, priority), now=9.0)
+        assert refused is not None
+        assert refused.turn == name
 
 
 def test_whose_time_is_over_is_not_run() -> None:

@@ -64,15 +64,12 @@ class WaitingLine(Generic[T]):
     def join(self, waiting: Waiting[T], now: float) -> Waiting[T] | None:
         """Let a call join; return who has to go for it where the line is full, maybe itself.
 
-        That is one of the lowest class, if lower than its own. Among equals it is the newcomer,
-        and in a line that stands the oldest.
+        That is the oldest of the lowest class, if lower than its own; else the newcomer.
         """
         victim = None
         if self.length >= self._length_max:
             lowest = next((each for each in self._classes if each), None)
-            if lowest is None or lowest[0].priority > waiting.priority:
-                return waiting
-            if lowest[0].priority == waiting.priority and not self.is_standing(now):
+            if lowest is None or lowest[0].priority >= waiting.priority:
                 return waiting
             victim = lowest.popleft()
             self.length -= 1
