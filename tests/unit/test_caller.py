@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from calls_fakes import ONCE, Always, Bank, Front, Leaf, Shop, System, play
 from synchromesh.calls import Caller, OperationPolicy, Policies, Reply
 from synchromesh.calls.tree import attempts_left, tree_of
-from synchromesh.discovery import Endpoint
+from synchromesh.discovery import BalancerOptions, Endpoint
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -272,17 +272,21 @@ def test_a_url_that_is_none_is_a_mistake_of_configuration(url: str) -> None:
     play("http", main)
 
 
-def test_all_instances_take_turns() -> None:
-    """Calls spread over what is ready."""
+@pytest.mark.parametrize("by", ["peak_ewma", "round_robin"])
+def test_all_instances_have_their_share(by: Literal["peak_ewma", "round_robin"]) -> None:
+    """Calls spread over what is ready; in turn where the balancer says so."""
 
     async def main(system: System) -> None:
         leaves = [Always(Reply(200, b"1")) for _ in range(3)]
         for number, leaf in enumerate(leaves):
             await system.mount("leaf", leaf, [Leaf.ask], instance=f"leaf-{number}")
-        caller = system.caller()
-        for _ in range(6):
+        policies = Policies(balancers={"leaf": BalancerOptions(by=by)})
+        caller = system.caller(policies=policies)
+        for _ in range(300):
             await caller.call(Leaf.ask(1), context=caller.root())
-        assert [len(leaf.requests) for leaf in leaves] == [2, 2, 2]
+        shares = [len(leaf.requests) for leaf in leaves]
+        assert sum(shares) == 300
+        assert min(shares) >= (100 if by == "round_robin" else 60)
 
     play("inproc", main)
 

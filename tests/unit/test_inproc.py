@@ -29,7 +29,7 @@ from synchromesh.calls import (
 from synchromesh.calls.inproc import DEPTH_MAX, FAIR_S, _Waiting
 from synchromesh.codec import encode
 from synchromesh.errors import CallError, ConnectionLost, RemoteFailed, Shed, TimedOut
-from synchromesh.resilience import Policy, RetryOptions
+from synchromesh.resilience import AdaptiveLimitOptions, Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import MemoryRing, Tracer
 
@@ -652,8 +652,9 @@ def test_a_chain_of_calls_may_be_deeper_than_the_stack(loop_kind: str) -> None:
                 return b"0"
             return encode(1 + await caller.call(Leaf.ask(n - 1), context=incoming.context))
 
-        await system.serve(Leaf, {"ask": handle}, in_flight_max=999)
-        caller = system.caller(policies=Policies(Policy(retry=None, timeout_s=None)))
+        dispatcher = await system.serve(Leaf, {"ask": handle}, in_flight_max=999)
+        dispatcher._limits = AdaptiveLimitOptions(initial=999)
+        caller = system.caller(policies=Policies(Policy(retry=None, timeout_s=None, limit=None)))
         assert await ask(caller, n=300) == 300
         assert deepest == DEPTH_MAX
 

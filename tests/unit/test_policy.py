@@ -47,7 +47,7 @@ from synchromesh.resilience import (
 from synchromesh.testing import SimRuntime, run
 
 COLOUR: ContextVar[str] = ContextVar("COLOUR", default="none")
-BARE = Policy(timeout_s=None, retry=None, budget=None, breaker=None)
+BARE = Policy(timeout_s=None, retry=None, budget=None, limit=None, breaker=None)
 RETRY = Policy(timeout_s=None, retry=RetryOptions(base_s=0.0, cap_s=0.0), breaker=None)
 
 
@@ -752,6 +752,7 @@ def test_explain_names_the_layers_that_are_on() -> None:
         "deadline", "retry", "budget", "limiter", "breaker", "timeout",
     ]  # fmt: skip
     assert layers(BARE) == ["deadline"]
+    assert "limiter" in layers(Policy())
     slow = Policy(retry=RetryOptions(attempts_max=1), breaker=BreakerOptions(slow_after_s=1.0))
     assert "retry     no: 1 attempt" in slow.explain()
     assert "or 50% slower than 1 s" in slow.explain()
@@ -850,13 +851,13 @@ def test_an_edge_tells_whether_it_would_refuse_and_changes_nothing() -> None:
 
 
 def test_an_edge_without_its_limiter_shares_all_else() -> None:
-    """Breaker and budget are the same two; the limiter, and the timeout if so wanted, are gone."""
+    """Breaker, budget and limiter are the same; who calls takes its slots by itself."""
     whole = edge(Policy(timeout_s=2.0, limit=LimitOptions(1)))
     timed, untimed = whole.without_limiter(is_timed=True), whole.without_limiter(is_timed=False)
     for other in (timed, untimed):
         assert (other.breaker, other.budget) == (whole.breaker, whole.budget)
         assert other.breaker is not None
-        assert other.limiter is None
+        assert other.limiter is whole.limiter  # which learns from what it does
     assert (timed.policy.timeout_s, untimed.policy.timeout_s) == (2.0, None)
     assert whole.limiter is not None
     assert whole.policy.timeout_s == 2.0

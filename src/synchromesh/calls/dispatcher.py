@@ -273,7 +273,7 @@ class Dispatcher:
         May be repeated. None waits for as long as it takes: every deadline bounds its call.
         """
         self._is_draining = True
-        if not self._limiter.in_flight:
+        if self._is_idle():
             return 0
         if self._drained is None:
             self._drained = asyncio.Event()
@@ -319,8 +319,13 @@ class Dispatcher:
         """Release both places of a call, to those who wait."""
         limiter.release()
         self._limiter.release()
-        if self._drained is not None and not self._limiter.in_flight:
+        if self._drained is not None and self._is_idle():
             self._drained.set()
+
+    def _is_idle(self) -> bool:
+        """Say whether no call runs or waits for a place."""
+        limiters = [answerer.limiter for answerer in self._answering.values()]
+        return not any(limiter.in_flight or limiter.waiting for limiter in limiters)
 
     def _refusal(self, operation: Operation[..., Any]) -> NotExecuted:
         if self._is_draining:

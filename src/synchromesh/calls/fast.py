@@ -22,6 +22,7 @@ from synchromesh.context import CallContext, check_key
 from synchromesh.discovery import CallEnd, Endpoint, Resolved
 from synchromesh.errors import BadRequest
 from synchromesh.http import Limits
+from synchromesh.priority import Priority
 from synchromesh.resilience import Classification
 from synchromesh.store.guard import in_unit, refuse_in_unit
 
@@ -30,7 +31,7 @@ REQUEST_BYTES_MAX = Limits().body_bytes_max
 # The target shares the head of a request with what travels with every call.
 TARGET_BYTES_MAX = Limits().head_bytes_max * 3 // 4
 # A global is read faster than a member of a class.
-SUCCESS = Classification.SUCCESS
+SUCCESS, INTERACTIVE = Classification.SUCCESS, Priority.INTERACTIVE
 # What is shorter fits both, however it is written.
 SURELY_FITS = TARGET_BYTES_MAX // 3
 
@@ -42,7 +43,6 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     if in_unit.get() is not None:
         refuse_in_unit(f"the call {plan.name}")
     shared, service, breaker, limiter = plan.shared, plan.service, plan.breaker, plan.limiter
-    # Read without asking which loop it is of, which costs a system call before CPython 3.12.
     now = plan.clock()
     key = check_key(context.key) if plan.is_command else ""
     if len(arguments) > SURELY_FITS and not plan.is_external:
@@ -51,10 +51,14 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     span_id = (shared.draw(64) or 1).to_bytes(8).hex()  # `new_span_id` without its frame
     # One look for all faults: the table is empty while none is in force.
     is_late = deadline_s is not None and now >= deadline_s
-    listed: tuple[Endpoint, ...] = ()
-    if not (shared.faults.rules or shared.is_slow or is_late):
-        listed = known_at_once(service, now)
-    if not listed or (limiter is not None and not limiter.take(context.priority)):
+    is_slow = is_late or shared.is_slow or shared.faults.rules
+    listed = () if is_slow else known_at_once(service, now)
+    if listed and limiter is not None:
+        if limiter.in_flight < limiter.in_flight_max and context.priority is INTERACTIVE:
+            limiter.in_flight += 1
+        elif not limiter.take(context.priority):
+            listed = ()
+    if not listed:
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
         return (await sending.run(deadline_s, attempts_left(context)))[0 if as_json else 1]
 
@@ -66,8 +70,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         given = left.left // 2
         left.left -= given
     due_s = now + plan.timeout_s
-    if deadline_s is not None and deadline_s < due_s:
-        due_s = deadline_s
+    due_s = due_s if deadline_s is None or due_s < deadline_s else deadline_s
     permit, target, reply = 0, None, None
     try:
         if plan.budget is not None:
@@ -101,7 +104,9 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         return reply.body or b"null" if as_json else value
     finally:
         if limiter is not None:
-            limiter.release()
+            limiter.in_flight -= 1
+            if limiter.waiting:
+                limiter.hand_over()
     sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
     return (await sending.go_on(first, deadline_s, left))[0 if as_json else 1]
 
