@@ -98,7 +98,7 @@ class Forwarder:
     def __init__(self, caller: Caller, tracer: Tracer) -> None:
         self._caller = caller
         self._tracer = tracer
-        self._lines: dict[tuple[str, bool], Line] = {}
+        self._lines: dict[tuple[str, str, bool], Line] = {}
         self._records: dict[str, Record] = {}
 
     @asynccontextmanager
@@ -115,7 +115,7 @@ class Forwarder:
         Raises:
             CallError: it failed; the class says what is known of the outcome.
         """
-        line = self.line(forwarding.upstream, is_external=forwarding.is_external)
+        line = self.line(forwarding.upstream, forwarding.name, is_external=forwarding.is_external)
         record = self.recorder(forwarding.name)
         if begun is None:
             now = asyncio.get_running_loop().time()
@@ -164,6 +164,9 @@ class Forwarder:
         finally:
             begun = None
         stack.push_async_exit(passage.exchange)
+        if line.limiter is not None and response.stream is not None:
+            line.limiter.begin_stream()
+            stack.callback(line.limiter.end_stream)
         return response
 
     def recorder(self, name: str) -> Record:
@@ -173,12 +176,13 @@ class Forwarder:
             record = self._records[name] = self._tracer.recorder("call", name)
         return record
 
-    def line(self, upstream: str, *, is_external: bool) -> Line:
-        """Return the way to an upstream."""
-        line = self._lines.get((upstream, is_external))
+    def line(self, upstream: str, name: str, *, is_external: bool) -> Line:
+        """Return the way to an upstream, for requests of one name: what is usual is their own."""
+        line = self._lines.get((upstream, name, is_external))
         if line is None:
-            edge = self._caller.edge(upstream)
-            line = self._lines[upstream, is_external] = Line(
+            shared = self._caller.edge(upstream)
+            edge = shared.of_operation(shared.policy)
+            line = self._lines[upstream, name, is_external] = Line(
                 edge.without_limiter(is_timed=True),
                 edge.without_limiter(is_timed=False),
                 edge.limiter,

@@ -17,11 +17,12 @@ from synchromesh.calls.sending import Sending
 from synchromesh.calls.wire import Reply
 from synchromesh.codec import NO_FIT
 from synchromesh.context import CallContext
+from synchromesh.discovery import CallEnd
 from synchromesh.errors import ConnectionLost, TimedOut
 from synchromesh.http import ClientExchange, ExchangeState, RawPair
 from synchromesh.http.client import ClientConnection, ExchangeOwner
 from synchromesh.http.together import TurnWrites
-from synchromesh.resilience import AttemptsLeft, DeadlinePassed
+from synchromesh.resilience import AttemptsLeft, Classification, DeadlinePassed
 
 # Told of the value of the answer, or of the error.
 Done: TypeAlias = Callable[[Any, BaseException | None], None]
@@ -87,6 +88,11 @@ class StartedCall(ClientExchange):
         breaker, given = plan.breaker, self.given
         if breaker is not None:
             breaker.success(self.permit, ended_s, ended_s - began_s)
+        if ended_s >= plan.tracker.next_sample_s:
+            plan.edge.learn(None, Classification.SUCCESS, ended_s, ended_s - began_s)
+        member = self._target.member
+        if member is not None:
+            plan.service.ended(member, ended_s, ended_s - began_s, CallEnd.ANSWERED)
         if given:
             self._left.left += given
             if not plan.is_external and (used := attempts_used(pairs)):
@@ -101,11 +107,8 @@ class StartedCall(ClientExchange):
             "ok",
             self._target.noted,
         )
-        limiter = plan.limiter
-        if limiter is not None:
-            if ended_s >= plan.tracker.next_sample_s:
-                limiter.sample(plan.tracker, ended_s, ended_s - began_s)
-            limiter.release()
+        if plan.limiter is not None:
+            plan.limiter.release()
         done, self._done = self._done, None
         if done is not None:
             done(value, None)

@@ -30,7 +30,7 @@ from synchromesh.calls.http_client import HttpTransport, keep_line
 from synchromesh.calls.routes import NoMatch, Routes
 from synchromesh.calls.tree import tree_of
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
-from synchromesh.discovery import Endpoint
+from synchromesh.discovery import CallEnd, Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen
 from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
 from synchromesh.gateway.asking import Asker
@@ -244,8 +244,8 @@ class FastForward:
     __slots__ = (
         "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "edge", "entry", "gate",
         "has_places", "hops", "is_external", "is_idempotent", "is_public", "limiter", "loop",
-        "method", "name", "passed", "path", "places", "record", "record_call", "scopes", "service",
-        "shared", "states_length", "timeout_s", "together",
+        "method", "name", "passed", "path", "places", "priority", "record", "record_call",
+        "scopes", "service", "shared", "states_length", "timeout_s", "together", "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -253,7 +253,8 @@ class FastForward:
     ) -> None:
         passage = entry.passage
         assert passage is not None
-        line = gate.forwarder.line(passage.to, is_external=is_external)
+        self.name = f"{passage.to} {entry.template.method} {passage.path}"
+        line = gate.forwarder.line(passage.to, self.name, is_external=is_external)
         self.gate = gate
         self.loop = asyncio.get_running_loop()
         self.together = together_on(self.loop)
@@ -269,6 +270,7 @@ class FastForward:
         self.body_bytes_max = passage.body_bytes_max
         self.deadline_s = entry.deadline_s
         self.edge, self.limiter, self.service = line.edge, line.limiter, line.service
+        self.priority, self.tracker = entry.priority, line.edge.tracker
         self.hops = line.service.hops[entry.priority]
         self.shared = line.service.shared
         self.breaker, self.budget = line.edge.breaker, line.edge.budget
@@ -276,7 +278,6 @@ class FastForward:
         self.timeout_s = min(entry.deadline_s, math.inf if timeout_s is None else timeout_s)
         self.states_length = self.method in _WITH_BODY
         self.is_idempotent = self.method in _IDEMPOTENT
-        self.name = f"{passage.to} {entry.template.method} {passage.path}"
         self.record = gate.tracer.recorder("gateway", entry.name)
         self.record_call = gate.forwarder.recorder(self.name)
         self.places: dict[str, ForwardPlace] = {}
@@ -317,42 +318,44 @@ class FastForward:
         listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
         if not listed:
             return False
-        endpoint = listed[0] if len(listed) == 1 else service.balancer.pick(listed)
+        member, endpoint = None, listed[0]
+        if len(listed) > 1:
+            member = service.balancer.pick(listed, now)
+            endpoint = member.endpoint
         place = self.places.get(endpoint.instance)
         if place is None or (place.endpoint is not endpoint and place.endpoint != endpoint):
             place = self._place(endpoint)
             if place is None:
-                return False
+                return self._decline(member, now)
         line = place.line
         if query or self.has_places:
             try:
                 line = self._line(place, query, places)
             except BadRequest:
-                return False
+                return self._decline(member, now)
         limiter = self.limiter
         if not gate.limiter.take():
-            return False
-        if limiter is not None and not limiter.take():
+            return self._decline(member, now)
+        if limiter is not None and not limiter.take(self.priority):
             gate.limiter.release()
-            return False
-        self._pass_on(exchange, place, line, lines, who, now)
+            return self._decline(member, now)
+        ids = (shared.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
+        sent = ForwardExchange(self, exchange, place, who, ids, now)
+        if member is not None:
+            sent.member = member
+        self._pass_on(sent, line, lines, now)
         return True
 
-    def _pass_on(
-        self,
-        exchange: HttpExchange,
-        place: ForwardPlace,
-        line: bytes,
-        lines: list[bytes],
-        who: str,
-        now: float,
-    ) -> None:
+    def _decline(self, member: Member | None, now: float) -> bool:
+        """Leave a request to the slow way, as if nothing had been done."""
+        self.service.ended(member, now, 0.0, CallEnd.LEFT)
+        return False
+
+    def _pass_on(self, sent: ForwardExchange, line: bytes, lines: list[bytes], now: float) -> None:
         """Send a request for whom it is; both limiters' slots are taken."""
         gate, shared, service = self.gate, self.shared, self.service
+        exchange, who = sent.exchange, sent.principal
         body = exchange.body
-        ids = (shared.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
-        due_s = now + self.timeout_s
-        sent = ForwardExchange(self, exchange, place, who, ids, now, due_s)
         if self.buckets is not None:
             wait_s = self.buckets.take(who or client_of(exchange.peer), now)
             if wait_s:
@@ -360,30 +363,31 @@ class FastForward:
                 return
         if self.budget is not None:
             self.budget.calls += 1
-        breaker = self.breaker
+        breaker, sent.permit = self.breaker, 0
         if breaker is not None:
             try:
                 # While it is closed all share one permit, and a success is a number to count.
                 sent.permit = breaker.closed_permit or breaker.admit(now)
             except CircuitOpen as error:
+                sent.permit = None
                 sent.fail(error)
                 return
         if shared.absences:
             shared.finder.note_found(service.name)
-        trace_id, span_id = ids[:32], ids[48:]
+        trace_id, span_id = sent.trace_id, sent.call_span_id
         if self.is_external:
             lines.append(f"traceparent: 00-{trace_id}-{span_id}-01\r\n".encode())
         else:
             hop = self.hops.get(who)
             if hop is None or now >= hop.fresh_until_s:
-                hop = service.hop(who, self.entry.priority, now)
+                hop = service.hop(who, self.priority, now)
             travelling = CallContext(
                 trace_id=trace_id,
                 span_id=span_id,
                 principal=who,
-                deadline_s=due_s,
+                deadline_s=sent.due_s,
                 attempts_left=min(gate.attempts_left // 2, ATTEMPTS_LEFT_MAX),
-                priority=self.entry.priority,
+                priority=self.priority,
             )
             lines += (
                 hop.kept.get("http") or keep_line(hop),
@@ -399,6 +403,7 @@ class FastForward:
             lines.append(b"\r\n")
         sent.wire = b"".join(lines)
         exchange.listener = sent
+        place = sent.place
         place.pool.send(place.host, place.port, sent)
 
     def __repr__(self) -> str:

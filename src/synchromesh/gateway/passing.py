@@ -18,7 +18,7 @@ from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, Fa
 from synchromesh.calls.http_client import HttpTransport, reply_of_wire
 from synchromesh.calls.plan import CalledService, Shared
 from synchromesh.context import CallContext
-from synchromesh.discovery import Endpoint
+from synchromesh.discovery import CallEnd, Endpoint, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.check import CompiledRoute
@@ -34,7 +34,14 @@ from synchromesh.http import (
 from synchromesh.http.body import Framing
 from synchromesh.http.client import ClientConnection, ExchangeOwner
 from synchromesh.http.together import TurnWrites
-from synchromesh.resilience import Breaker, Edge, Limiter, may_retry
+from synchromesh.resilience import (
+    Breaker,
+    Classification,
+    Edge,
+    LatencyTracker,
+    Limiter,
+    may_retry,
+)
 from synchromesh.telemetry import Record, outcome_of
 
 
@@ -69,7 +76,9 @@ class ForwardPlan(Protocol):
     record_call: Record
     service: CalledService
     shared: Shared
+    timeout_s: float
     together: TurnWrites | None
+    tracker: LatencyTracker
 
     @property
     def gate(self) -> ForwardGate:
@@ -109,7 +118,9 @@ class ForwardExchange(ClientExchange):
         principal: who asks, "" for anybody.
         trace_id, span_id: of the gateway's span; the call's own is below it.
         began_s: when it came.
-        permit: the breaker's; None where it let nothing be sent, or has been told what came of it.
+        permit: the breaker's, 0 without one; None where it let nothing be sent, or what came of it
+            has been reported.
+        member: what the balancer is told of, once; None where the upstream has one instance.
     """
 
     # What a class has costs no store for each request, as a slot would; most is never set.
@@ -121,6 +132,8 @@ class ForwardExchange(ClientExchange):
     is_head = False
     state = ExchangeState.NEW
     permit: int | None = None
+    member: Member | None = None
+    is_stream = False
     framing: Framing | None = None
     # What an answer of 5xx has said so far; None for any other.
     problem: tuple[int, list[RawPair], list[bytes]] | None = None
@@ -134,9 +147,8 @@ class ForwardExchange(ClientExchange):
         principal: str,
         ids: str,
         began_s: float,
-        due_s: float,
     ) -> None:
-        self.due_s = due_s
+        self.due_s = began_s + plan.timeout_s
         # A body that was sent on a kept connection that turns out to be closed may have been read.
         self.may_reuse = not exchange.body
         self.is_idempotent = plan.is_idempotent and self.may_reuse
@@ -166,6 +178,10 @@ class ForwardExchange(ClientExchange):
                 breaker.successes += 1
             else:
                 breaker.success(permit, now, now - began_s)
+        if now >= plan.tracker.next_sample_s:
+            plan.edge.learn(None, Classification.SUCCESS, now, now - began_s)
+        if self.member is not None:
+            self._tell_member(now, CallEnd.ANSWERED)
         who = {"principal": self.principal} if self.principal else None
         plan.record_call(
             trace_id, self.call_span_id, self.span_id, began_s, now, "ok", self.place.noted
@@ -188,6 +204,9 @@ class ForwardExchange(ClientExchange):
                 self.expect_within(PROBLEM_WITHIN_S)
             return
         self._succeed()
+        if self.plan.limiter is not None:
+            self.is_stream = True
+            self.plan.limiter.begin_stream()
         self.framing = Framing(length=length)
         size = length if length is not None else -1
         self.exchange.begin(answer_head(status, pairs, self.trace_id, size))
@@ -250,6 +269,7 @@ class ForwardExchange(ClientExchange):
             breaker = self.plan.breaker
             if breaker is not None:
                 breaker.neutral(self.permit, self.plan.loop.time())
+        self._tell_member(self.plan.loop.time(), CallEnd.LEFT)
         self._close("cancelled", self.plan.loop.time())
 
     def on_room(self) -> None:
@@ -269,6 +289,7 @@ class ForwardExchange(ClientExchange):
         )
         status, noted = outcome_of(error)
         plan.record(self.trace_id, self.span_id, "", self.began_s, plan.loop.time(), status, noted)
+        self._tell_member(self.began_s, CallEnd.LEFT)
         self._release()
         self._refuse(exchange, error)
 
@@ -280,7 +301,10 @@ class ForwardExchange(ClientExchange):
         first.used = used
         if isinstance(error, TimedOut):
             error = plan.edge.late(first)
-        if self.permit is not None:
+        if self.permit is None:
+            self._tell_member(self.began_s, CallEnd.LEFT)
+        else:
+            first.judge, self.member = plan.service.judge(self.member), None
             plan.edge.report(error, first, self.permit)
         if isinstance(error, SynchromeshError):
             error.via = plan.service.name
@@ -327,12 +351,19 @@ class ForwardExchange(ClientExchange):
         self._fail_by(status, pairs, b"")
 
     def _succeed(self) -> None:
-        """Tell the breaker of an answer: the rest is the client's time."""
-        breaker, permit = self.plan.breaker, self.permit
-        if breaker is not None and permit is not None:
-            self.permit = None
-            now = self.plan.loop.time()
-            breaker.success(permit, now, now - self.began_s)
+        """Report an answer: the rest is the client's time."""
+        plan, permit = self.plan, self.permit
+        if permit is None:
+            return
+        self.permit = None
+        first = plan.edge.first_attempt(self.due_s, 0, self.began_s)
+        first.judge, self.member = plan.service.judge(self.member), None
+        plan.edge.report(None, first, permit)
+
+    def _tell_member(self, now: float, end: CallEnd) -> None:
+        """Tell the balancer what came of a request that no breaker counts as a failure."""
+        member, self.member = self.member, None
+        self.plan.service.ended(member, now, now - self.began_s, end)
 
     def _outcome(self, error: BaseException) -> tuple[str, float, dict[str, str]]:
         status, noted = outcome_of(error)
@@ -367,6 +398,9 @@ class ForwardExchange(ClientExchange):
         """Give back both slots; the two exchanges must not keep each other: that is a cycle."""
         plan = self.plan
         if plan.limiter is not None:
+            if self.is_stream:
+                plan.limiter.end_stream()
+                self.is_stream = False
             plan.limiter.release()
         plan.gate.limiter.release()
         self.exchange.listener = None

@@ -15,6 +15,7 @@ from synchromesh.calls.http_client import Place, keep_line
 from synchromesh.calls.plan import Target
 from synchromesh.calls.started import Done, StartedCall
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
+from synchromesh.discovery import CallEnd
 from synchromesh.errors import CircuitOpen, ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.http.together import TurnWrites
@@ -83,21 +84,18 @@ class PreparedCall:
         listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
         if not listed or now >= due_s:
             return None
-        target = service.choose(listed)
         limiter, breaker = plan.limiter, plan.breaker
+        if limiter is not None and not limiter.take(context.priority):
+            return None
+        target, permit = service.choose(listed, now), 0
         if target is not self._target and not self._aim(target):
-            return None
-        if limiter is not None and not limiter.take():
-            return None
-        permit = 0
+            return self._decline(target, now)
         if breaker is not None:
             try:
                 # While it is closed all calls share one permit, and a success is a number to count.
                 permit = breaker.closed_permit or breaker.admit(now)
             except CircuitOpen:
-                if limiter is not None:
-                    limiter.release()
-                return None
+                return self._decline(target, now)
         if plan.budget is not None:
             plan.budget.calls += 1
         # As `AttemptsLeft.give` and `settle`, without their frames.
@@ -118,6 +116,13 @@ class PreparedCall:
 
     def __repr__(self) -> str:
         return f"<PreparedCall {self._plan.name}>"
+
+    def _decline(self, target: Target, now: float) -> StartedCall | None:
+        """Leave a call to the slow way, as if nothing had been done."""
+        if self._plan.limiter is not None:
+            self._plan.limiter.release()
+        self._service.ended(target.member, now, 0.0, CallEnd.LEFT)
+        return None
 
     def _aim(self, target: Target) -> bool:
         """Look up how an instance is reached; False where that is not by HTTP."""
