@@ -853,9 +853,10 @@ def test_two_routes_on_one_path_keep_their_own_bodies() -> None:
     async def main(way: Way) -> None:
         other = Upstream()
         await way.serve(STORE, other, instance="store-2")
-        for _ in range(4):
+        for _ in range(40):
             assert (await way.ask(PUT, b"abc")).status == 201
-        assert [len(way.store.seen), len(other.seen)] == [2, 2]
+        assert len(way.store.seen) + len(other.seen) == 40
+        assert min(len(way.store.seen), len(other.seen)) >= 8
         assert (await way.ask("POST /partners", b"x")).status == 201
         assert [seen.body for seen in way.partner.seen] == [b"x"]
         resolved: Resolved = await way.system.known.resolve(PARTNER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -346,11 +347,23 @@ def test_a_queue_is_refused_when_it_is_decorated() -> None:
         policy.wrap(Script("x"), name="charge")
 
 
-def test_a_limit_that_adapts_itself_is_refused_when_it_is_decorated() -> None:
-    """It belongs to an event loop, and threads have none."""
-    policy = Policy(timeout_s=None, limit=AdaptiveLimitOptions(queue_max=0))
-    with pytest.raises(ConfigError, match="give it LimitOptions"):
-        policy.wrap(Script("x"), name="charge")
+def test_a_limit_that_adapts_itself_is_cut_by_overload_and_returns() -> None:
+    """The default limit is for threads too: without its queue, for nobody waits in a thread."""
+    clock = Clock()
+    limit = AdaptiveLimitOptions(initial=8, limit_min=1)
+    policy = Policy(timeout_s=None, retry=None, breaker=None, limit=limit)
+    edge = blocking._Edge(policy, "charge", random.Random(1), clock, is_idempotent=False)
+    for _ in range(40):
+        clock.now += 0.01
+        attempt, permit = edge.begin(edge.attempts())
+        with pytest.raises(Shed):
+            edge.failed(edge.attempts(), attempt, permit, Shed("full"))
+    cut = edge._in_flight_max
+    assert cut < 8
+    for _ in range(200):
+        clock.now += 0.01
+        edge.answered(*edge.begin(edge.attempts()))
+    assert edge._in_flight_max > cut
 
 
 def test_a_function_that_returns_an_awaitable_is_told_from_one_that_answers() -> None:

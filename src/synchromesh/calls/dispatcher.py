@@ -217,7 +217,6 @@ class Dispatcher:
         context = _below(sent, span_id, known[0], began_s)
         limiter, places, ran_s, record = answerer.limiter, self._limiter, began_s, answerer.record
         root, status, noted = Root(span_id), "ok", None
-        # For logs, and for calls that the handler makes; context managers would be twelve frames.
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):

@@ -49,7 +49,6 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         _check_size(plan, arguments)
     deadline_s = context.deadline_s if timeout_s is None else _sooner(plan, context, now, timeout_s)
     span_id = (shared.draw(64) or 1).to_bytes(8).hex()  # `new_span_id` without its frame
-    # One look for all faults: the table is empty while none is in force.
     is_late = deadline_s is not None and now >= deadline_s
     is_slow = is_late or shared.is_slow or shared.faults.rules
     listed = () if is_slow else known_at_once(service, now)
@@ -62,8 +61,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
         return (await sending.run(deadline_s, attempts_left(context)))[0 if as_json else 1]
 
-    # A call at the root of its tree shares its extra attempts with nobody: what counts them is made
-    # only if they are needed.
+    # At the root of a tree what counts the extra attempts is made only if they are needed.
     left, given, root = None, context.attempts_left // 2, running.get()
     if root is not None and root.span_id == context.span_id:
         left = root.left or attempts_left(context)
@@ -85,7 +83,6 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
             raise plan.error_of(reply)
         value = plan.decode(reply.body or b"null")
     except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
-        # Most calls need none: what the slow way is to know of it is put together here.
         first = First(due_s, given, permit, target, reply, error)
     else:
         ended_s = plan.clock()

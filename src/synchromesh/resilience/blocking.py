@@ -8,16 +8,19 @@ thread, so the limiter has no queue.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError, Shed
-from synchromesh.resilience.adaptive_limit import AdaptiveLimitOptions
+from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
 from synchromesh.resilience.attempts import Attempt, Attempts
 from synchromesh.resilience.breaker import Breaker
 from synchromesh.resilience.classification import Classification, classify
+from synchromesh.resilience.latency import LatencyTracker
+from synchromesh.resilience.limiter import LimitOptions
 from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.retry import RetryBudget
 from synchromesh.runtime import RealThreads, Threads
@@ -41,7 +44,7 @@ def guard(
     with a policy as it would without.
 
     Raises:
-        ConfigError: the policy has a timeout, or a limit with a queue.
+        ConfigError: the policy has a timeout, or a fixed limit with a queue.
     """
     if policy.timeout_s is not None:
         raise ConfigError(
@@ -49,12 +52,7 @@ def guard(
             " a sync function that runs cannot be cut; give it a policy with timeout_s=None, and a "
             "timeout to what it calls (or make it async)"
         )
-    if isinstance(policy.limit, AdaptiveLimitOptions):
-        raise ConfigError(
-            f"{name} is not an async function, and the policy's limit adapts itself, which "
-            "takes an event loop; give it LimitOptions"
-        )
-    if policy.limit is not None and policy.limit.queue_max:
+    if isinstance(policy.limit, LimitOptions) and policy.limit.queue_max:
         raise ConfigError(
             f"{name} is not an async function, and the policy's limit has "
             f"queue_max = {policy.limit.queue_max}: a thread that waits for a place holds one; "
@@ -94,6 +92,15 @@ class _Edge:
         self._is_idempotent = is_idempotent
         self._lock = threads.lock()
         self._in_flight = 0
+        limit = policy.limit
+        # Without its queue: a thread that waits for a place holds one.
+        self._adaptive = AdaptiveLimit(limit) if isinstance(limit, AdaptiveLimitOptions) else None
+        self._tracker = LatencyTracker()
+        self._in_flight_max: float = math.inf
+        if isinstance(limit, LimitOptions):
+            self._in_flight_max = limit.in_flight_max
+        elif limit is not None:
+            self._in_flight_max = limit.initial
         now = threads.time()
         self._breaker = None
         if policy.breaker is not None:
@@ -136,6 +143,7 @@ class _Edge:
         """Record that an attempt was answered."""
         with self._lock:
             now = self._threads.time()
+            self._learn(now, now - attempt.began_s, is_drop=False)
             self._in_flight -= 1
             if self._breaker is not None:
                 self._breaker.success(permit, now, now - attempt.began_s)
@@ -147,6 +155,8 @@ class _Edge:
         try:
             with self._lock:
                 now = self._threads.time()
+                if isinstance(error, Shed):
+                    self._learn(now, now - attempt.began_s, is_drop=True)
                 self._in_flight -= 1
                 self._report(error, permit, now, now - attempt.began_s)
                 if not isinstance(error, Exception):
@@ -158,9 +168,7 @@ class _Edge:
 
     def _admit(self, now: float) -> int:
         permit = self._breaker.admit(now) if self._breaker is not None else 0
-        limit = self._policy.limit
-        assert not isinstance(limit, AdaptiveLimitOptions)
-        if limit is not None and self._in_flight >= limit.in_flight_max:
+        if self._in_flight >= self._in_flight_max:
             if self._breaker is not None:
                 self._breaker.neutral(permit, now)
             raise Shed(
@@ -169,6 +177,13 @@ class _Edge:
             )
         self._in_flight += 1
         return permit
+
+    def _learn(self, now: float, took_s: float, *, is_drop: bool) -> None:
+        """Let a limit that adapts itself learn from a run whose place is not given back yet."""
+        adaptive, tracker = self._adaptive, self._tracker
+        if adaptive is not None and now >= tracker.next_sample_s:
+            adaptive.sample(tracker, now, took_s, in_flight=self._in_flight, is_drop=is_drop)
+            self._in_flight_max = adaptive.limit
 
     def _report(self, error: BaseException, permit: int, now: float, took_s: float) -> None:
         if self._breaker is None:
