@@ -355,9 +355,10 @@ def test_a_limit_that_adapts_itself_is_cut_by_overload_and_returns() -> None:
     edge = blocking._Edge(policy, "charge", random.Random(1), clock, is_idempotent=False)
     for _ in range(40):
         clock.now += 0.01
-        attempt, permit = edge.begin(edge.attempts())
+        attempts = edge.attempts()
+        attempt, permit = edge.begin(attempts)
         with pytest.raises(Shed):
-            edge.failed(edge.attempts(), attempt, permit, Shed("full"))
+            edge.failed(attempts, attempt, permit, Shed("full"))
     cut = edge._in_flight_max
     assert cut < 8
     for _ in range(200):
