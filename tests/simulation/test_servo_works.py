@@ -41,6 +41,7 @@ FLOORS = {
     "partition": 1000,
     "pause": 300,
     "crash": 4000,
+    "crash after send": 800,
     "opened in the storm": 100,
 }
 

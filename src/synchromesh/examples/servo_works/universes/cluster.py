@@ -1,8 +1,9 @@
 """The nodes of one universe: the shipped services, wired as in production, on a simulated machine.
 
-Every service runs from its definition down to its SQL; replaced are the disk, the network, the
-writer's thread, the clocks and chance. A service has two nodes that share its file, so that one can
-take over from the other; the credit provider and the clients have a node each.
+Every service runs from its definition down to its SQL, and calls go over HTTP; replaced are the
+disk, the network, the writer's thread, the clocks and randomness. A service has two nodes that
+share its file, so that one can take over from the other; the credit provider and the clients have a
+node each. A proxy before each service repeats, delays and loses requests, which TCP never does.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pathlib import Path
 from credit_provider import CreditProviderServer, Ledger, ProviderFaults
 from services.orders import sagas
 
-from synchromesh.calls import Caller, Policies
+from synchromesh.calls import Caller, HttpEdge, HttpTransport, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import StoreLocked, SynchromeshError
-from synchromesh.http import AsgiHandler
+from synchromesh.http import AsgiHandler, HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
 from synchromesh.service import Deps, Service, ServiceInstance
@@ -28,7 +29,8 @@ from synchromesh.store import SqliteStores
 from synchromesh.system.config.definitions import load_services, policies_of
 from synchromesh.system.config.reading import load_config
 from synchromesh.telemetry import SpanRow, to_record
-from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
+from synchromesh.testing import Node, SimProcess, SimRuntime, World
+from universes.proxy import Proxy
 
 FOLDER = Path(__file__).resolve().parents[1]
 SERVICES = ("orders", "inventory", "billing", "production")
@@ -56,9 +58,8 @@ class Cluster:
         self.world = world
         self.broken: list[str] = []
         self._clients = clients
-        self._exchange = SimExchange(world)
         self._instances: list[tuple[SimProcess, ServiceInstance]] = []
-        self._serving: dict[str, str] = {}
+        self._urls: dict[str, str] = {}
         self._stops: dict[str, asyncio.Event] = {}
         self._provider: CreditProviderServer | None = None
         for service in services().values():
@@ -121,13 +122,16 @@ class Cluster:
         instance = await self._instance(service, runtime)
         self.world.count["takeover"] += has_waited
         self._instances.append((runtime.process, instance))
-        self._exchange.serve(runtime, instance.dispatcher)
-        self._serving[service.name] = runtime.name
+        edge = HttpEdge(runtime=runtime)
+        edge.mount(instance.dispatcher, instance.offered)
+        server = HttpServer(Proxy(edge, self.world.wire), network=runtime.network)
+        await server.start()
+        self._urls[service.name] = server.url
         await stop.wait()
         self.world.count["ended in good order"] += 1
         await instance.drain(1.0)
         await instance.stop()
-        self._exchange.leave(runtime)
+        await server.close()
         self.world.nodes[runtime.name].crash()
 
     async def _instance(self, service: Service, runtime: SimRuntime) -> ServiceInstance:
@@ -144,7 +148,9 @@ class Cluster:
     async def _run_provider(self, runtime: SimRuntime) -> None:
         ledger = Ledger(runtime.disk.connect(f"/{PROVIDER}.db"))
         self._provider = CreditProviderServer(ledger)
-        self._exchange.serve(runtime, AsgiReceiver(AsgiHandler(self._provider)))
+        server = HttpServer(AsgiHandler(self._provider), network=runtime.network)
+        await server.start()
+        self._urls[PROVIDER] = server.url
         await asyncio.Event().wait()
 
     async def _run_clients(self, runtime: SimRuntime) -> None:
@@ -160,15 +166,15 @@ class Cluster:
             sink=self,
             stores=SqliteStores(runtime, "/{}.db".format),
             resolver=self,
-            transports={"sim": self._exchange.transport(runtime)},
+            transports={"http": HttpTransport(HttpPool(network=runtime.network), runtime=runtime)},
             policies=policies,
             escalate=self._escalate,
         )
 
     async def resolve(self, service: str) -> Resolved:
-        """Return the node that served a service last."""
-        node = self._serving.get(service, service if service == PROVIDER else f"{service}-1")
-        return Resolved((Endpoint(service, service, f"sim://{node}"),))
+        """Return the instance that served a service last; none where it has never served."""
+        url = self._urls.get(service)
+        return Resolved(() if url is None else (Endpoint(service, service, url),))
 
     def add(self, span: SpanRow) -> None:
         """Count the spans that are rare."""

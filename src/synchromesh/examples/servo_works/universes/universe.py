@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Weather:
 
 
 PEACE = Weather(CALM)
-STORM = Weather(STORMY, 1.2)
+STORM = Weather(replace(STORMY, duplication=0.06, tail=0.05), 1.2)
 # Two clocks are wrong by almost the 5 s that calls allow for.
 HURRICANE = Weather(replace(STORMY, loss=0.12, duplication=0.15, tail=0.12, skew_s=2.4), 4.0)
 
@@ -83,6 +84,7 @@ class Universe:
         self._is_sold = False
         # Most universes find a shop that has opened before; some open it in the storm.
         self._is_new = is_stormy and self._rng.random() < 0.1
+        self._last_sends: dict[str, int] = {}
         self._doomed = {} if kill is None else {kill[0]: kill[1]}
         self.world.on_step = self._before_step
 
@@ -189,8 +191,9 @@ class Universe:
     async def _storm(self) -> None:
         rng, loop = self._rng, self.world.loop
         evils = {
-            self._crash: 0.15,
-            self._doom: 0.30,
+            self._crash: 0.10,
+            self._doom: 0.15,
+            self._cut_after_send: 0.20,
             self._black_out: 0.05,
             self._part: 0.15,
             self._hand_over: 0.10,
@@ -214,6 +217,15 @@ class Universe:
         """Schedule a power cut of a node at one of its next steps."""
         node = self._victim()
         self._doomed[node.name] = node.steps + self._rng.randrange(1, 100)
+
+    def _cut_after_send(self) -> None:
+        """Schedule a power cut of a node right after one of its next sends.
+
+        What it sent arrives, and whatever it had to have on disk before that is lost if it is not:
+        over a network a moment later is too late to tell.
+        """
+        node = self._victim()
+        self._last_sends[node.name] = node.sends + self._rng.randrange(1, 10)
 
     def _black_out(self) -> None:
         """Cut the power of all services at once, as the death of one process that runs them."""
@@ -251,6 +263,10 @@ class Universe:
 
     def _before_step(self, node: Node) -> None:
         if self._doomed.get(node.name) == node.steps:
+            node.crash(0.3)
+        elif node.sends >= self._last_sends.get(node.name, math.inf):
+            del self._last_sends[node.name]
+            self.world.count["crash after send"] += 1
             node.crash(0.3)
 
 
