@@ -29,7 +29,8 @@ from synchromesh.testing import InProcess, SimRuntime
 R = TypeVar("R")
 
 FOLDER = Path(shop.__file__).parent
-SIGNER = Signer(b"k" * 32)
+KEY = b"k" * 32
+SIGNER = Signer(KEY)
 SERVICES: dict[str, Service] = {
     service.name: service
     for service in (orders, inventory, billing, production, configurator, fleet)
