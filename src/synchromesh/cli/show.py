@@ -1,6 +1,6 @@
 """Renders output for people: tables, histories of sagas, and waterfalls of traces.
 
-It needs rich, so a verb imports it only when it prints such a thing.
+It needs rich, so a command imports it only when it prints such a thing.
 """
 
 from __future__ import annotations
