@@ -85,7 +85,7 @@ class Site:
         ports = [f"services.{name}.port={PORTS[name]}" for name in SERVICES]
         gateway = [f"gateway.port={PORTS[GATEWAY]}", "gateway.app=degradation_world:OPEN_TO_NAMES"]
         self.config = load_config(FOLDER, flags=[*ports, *gateway])
-        self.gates: dict[str, Gate] = {}
+        self.gates = {name: Gate() for name in NODES}
         self.hosts: dict[str, Host] = {}
         self.failures: list[str] = []
         self.registry: MemoryRegistry | None = None
@@ -171,14 +171,13 @@ class Site:
         self.hosts[name] = process.host
         if name in SERVICES:
             dispatcher: Any = process.host.instances[name].dispatcher
-            gate = self.gates[name] = Gate()
-            dispatcher.dispatch = gate.before(dispatcher.dispatch, Reply.of_error(FAILS))
+            gated = self.gates[name].before(dispatcher.dispatch, Reply.of_error(FAILS))
+            dispatcher.dispatch = gated
         self.failures.append(await process.wait(asyncio.Event()))
 
     async def _serve(self, runtime: SimRuntime, handler: Handler) -> None:
-        gate = self.gates[runtime.name] = Gate()
-        server = HttpServer(gate.before(handler, error_response(FAILS)), network=runtime.network)
-        await server.start(port=PORTS[runtime.name])
+        gated = self.gates[runtime.name].before(handler, error_response(FAILS))
+        await HttpServer(gated, network=runtime.network).start(port=PORTS[runtime.name])
 
     # -- what supervisors and operators do -------------------------------------------------------
 

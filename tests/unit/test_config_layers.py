@@ -315,7 +315,7 @@ def test_a_secret_may_stand_anywhere(tmp_path: Path) -> None:
         assert read_secret(reference, name="n", folder=tmp_path, environment={}) == "one"
 
 
-# -- the commands ------------------------------------------------------------------------------
+# -- the commands ----------------------------------------------------------------------------------
 
 
 def test_explain_shows_layers_and_hides_secrets(
