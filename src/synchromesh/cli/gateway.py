@@ -83,7 +83,7 @@ def _show_routes(routes: Iterable[RouteOutline]) -> None:
     from synchromesh.cli.show import console, plain_table
 
     table = plain_table("route", "leads to", "who may", "rate", "deadline")
-    # To be copied, whole.
+    # Routes are there to be copied, so they are not wrapped.
     table.columns[0].no_wrap = True
     for route in routes:
         rate = "" if route.rate is None else f"{route.rate.limit}, bursts of {route.rate.burst}"
