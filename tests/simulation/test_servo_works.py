@@ -35,7 +35,7 @@ FLOORS = {
     "saga cancelled": 200,
     "takeover": 800,
     "ended in good order": 200,
-    "breaker open": 400,
+    "client: circuit_open": 400,
     "message late": 2000,
     "message duplicated": 2000,
     "partition": 1000,

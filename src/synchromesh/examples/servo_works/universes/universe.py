@@ -21,11 +21,12 @@ from msgspec import structs
 
 from synchromesh.calls import Call, Caller
 from synchromesh.errors import CallError, Rejection, SagaUndone, SynchromeshError
-from synchromesh.store import Once, Recorded, Unit, inbox
+from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
 from synchromesh.testing import CALM, STORMY, NetworkFaults, Node, SimulationError, World
 from universes.cluster import (
     CLIENTS,
     PROVIDER,
+    RUNDIR,
     SERVICES,
     Cluster,
     subscribers,
@@ -111,7 +112,7 @@ class Universe:
         databases = {}
         for name in (*SERVICES, PROVIDER):
             databases[name] = sqlite3.connect(":memory:")
-            databases[name].deserialize(self.world.disk.image(f"/{name}.db"))
+            databases[name].deserialize(self.world.disk.image(RUNDIR.database(name)))
         self.broken += broken_in(databases, self.told, subscribers())
         self.broken += [
             f"the client of order {order.order_id} was never answered"
@@ -307,7 +308,8 @@ def opened_shop() -> dict[str, bytes]:
         assert is_quiet(world.disk, subscribers())
 
     world.run(story())
-    return {path: world.disk.image(path) for path in world.disk.paths()}
+    paths = map(RUNDIR.database, (PROVIDER, *SERVICES))
+    return {path: world.disk.image(path) for path in paths}
 
 
 # -- listening in --------------------------------------------------------------------------------
@@ -315,13 +317,14 @@ def opened_shop() -> dict[str, bytes]:
 
 @contextmanager
 def counting_replays(count: Counter[str]) -> Iterator[None]:
-    """Count how often an inbox answers what it has recorded."""
+    """Count how often an inbox answers what it has recorded, and that a key is undone."""
     recall = inbox.recall
 
     async def counted(unit: Unit, once: Once) -> Recorded | None:
         known = await recall(unit, once)
         if known is not None:
             count["inbox replay"] += 1
+            count["tombstone hit"] += known.kind is InboxState.TOMBSTONE
         return known
 
     with mock.patch.object(inbox, "recall", counted):
