@@ -71,7 +71,6 @@ MODULES = {
 TESTING = {
     "Services in a test": "run serving InProcess SimRuntime",
     "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults CALM STORMY",
-    "Calls between nodes": "SimExchange SimTransport AsgiReceiver",
     "What a simulation complains about": (
         "SimulationError Deadlock Escape Leaked Livelock Overdue Unhandled"
     ),

@@ -257,39 +257,43 @@ async def _set_price(site: Site) -> str:
 
 async def _is_price_told(site: Site) -> bool:
     sql = "select price_minor from price where sku = ?"
-    return bool(site.world.disk.rows("/configurator.db", sql, PART) == [(4_711,)])
+    return bool(site.rows("configurator", sql, PART) == [(4_711,)])
 
 
 def _open_breakers(site: Site) -> set[str]:
+    callers = {
+        name: host.gateway.caller if host.gateway else host.instances[name].caller
+        for name, host in site.hosts.items()
+    }
     return {
         f"{name} → {callee}"
-        for name, caller in site.callers.items()
+        for name, caller in callers.items()
         for callee, breaker in caller.edges.items()
         if breaker.state is not BreakerState.CLOSED
     }
 
 
 def _statuses_of(site: Site, orders: Collection[str]) -> list[str]:
-    rows = site.world.disk.rows("/orders.db", "select order_id, status from orders")
+    rows = site.rows("orders", "select order_id, status from orders")
     return sorted({status for order_id, status in rows if order_id in orders})
 
 
 def _check_nothing_is_lost(site: Site, client: Client) -> None:
     """Check what holds whatever was off: orders are decided, money and sheets add up."""
-    assert site.beyond == []
-    rows = site.world.disk.rows
-    taken = dict(rows("/orders.db", "select order_id, status from orders"))
+    assert site.failures == []
+    rows = site.rows
+    taken = dict(rows("orders", "select order_id, status from orders"))
     assert set(taken.values()) <= {"placed", "rejected"}
     assert {o for o, told in client.orders.items() if told in ("placed", "accepted")} <= set(taken)
     placed = sorted(order_id for order_id, status in taken.items() if status == "placed")
     paid = "select order_id from invoice where status = 'paid' order by order_id"
-    assert [order_id for (order_id,) in rows("/billing.db", paid)] == placed
-    charged = rows("/credit_provider.db", "select count(*) from charge")
+    assert [order_id for (order_id,) in rows("billing", paid)] == placed
+    charged = rows("credit_provider", "select count(*) from charge")
     assert charged == [(len(placed),)]
     sheets = "select order_id, times from build_sheet order by order_id"
-    assert rows("/production.db", sheets) == [(order_id, 1) for order_id in placed]
+    assert rows("production", sheets) == [(order_id, 1) for order_id in placed]
     held = "select count(*) from hold where status = 'active'"
-    assert rows("/inventory.db", held) == [(len(placed),)]
+    assert rows("inventory", held) == [(len(placed),)]
     readings = "select sum(taken) from machine"
     worked_out = "select sum(readings) from condition"
-    assert rows("/fleet.db", readings) == rows("/fleet.db", worked_out)
+    assert rows("fleet", readings) == rows("fleet", worked_out)

@@ -1,57 +1,54 @@
 """servo-works as many simulated machines behind its gateway, any of which can be switched off.
 
 Every service, the registry, the gateway and the credit provider is a node of its own; all of them
-speak HTTP over the simulated network, through the shipped servers, pools and transports, under the
-policies of `synchromesh.toml`.
+speak HTTP over the simulated network. Services and the gateway are the shipped `Process`, as the
+supervisor starts it, under the policies of `synchromesh.toml`; the supervisor's part is the test's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import gateway as works_gateway
 import shop
 from contracts.inventory import Inventory, Receive
 from contracts.orders import Orders
 from contracts.production import OpenSlots, Production
 from credit_provider import CreditProviderServer, Ledger
-from gateway import gateway
 
 from gateway_fakes import Token
-from servo_works_world import FOLDER, SERVICES, SIGNER
-from synchromesh.calls import Call, Caller, HttpEdge, HttpTransport
+from servo_works_world import FOLDER, KEY, SERVICES, SIGNER
+from synchromesh.calls import Call, Reply
 from synchromesh.discovery import Endpoint, MemoryRegistry
-from synchromesh.gateway import GatewayEngine
-from synchromesh.http import (
-    AsgiHandler,
-    Handler,
-    HttpPool,
-    HttpRequest,
-    HttpResponse,
-    HttpServer,
-    problem_response,
-)
+from synchromesh.errors import RemoteFailed
+from synchromesh.http import AsgiHandler, Handler, HttpServer, error_response
 from synchromesh.identity import REGISTRY as TO_REGISTRY
 from synchromesh.identity import Credential
-from synchromesh.service import Deps, ServiceInstance
-from synchromesh.store import SqliteStores
-from synchromesh.system.config.definitions import policies_of
-from synchromesh.system.config.reading import load_config
-from synchromesh.system.leases_api.client import RemoteRegistry
+from synchromesh.system import RunDir, load_config
+from synchromesh.system.host.host import Host
+from synchromesh.system.host.process import Process
 from synchromesh.system.leases_api.server import RegistryServer
-from synchromesh.telemetry import MemoryRing
+from synchromesh.system.supervise.messages import ProcessSpec
 from synchromesh.testing import Node, SimDisk, SimRuntime, World
 
 R = TypeVar("R")
+T = TypeVar("T")
 
-PROVIDER, GATEWAY, REGISTRY, OPERATOR = "credit_provider", "gateway", "registry", "operator"
-NODES = (REGISTRY, PROVIDER, *SERVICES, GATEWAY, OPERATOR)
+PROVIDER, GATEWAY, REGISTRY = "credit_provider", "gateway", "registry"
+NODES = (REGISTRY, PROVIDER, *SERVICES, GATEWAY)
 SKU = "SX90"
+RUNDIR = RunDir(FOLDER)
+SCOPES = {scope for route in works_gateway.gateway.routes for scope in route.scopes}
+# Keys and their hashes are another test's; here a name is enough.
+OPEN_TO_NAMES = replace(works_gateway.gateway, auth=[Token(desk=SCOPES, other=SCOPES)])
+FAILS = RemoteFailed("this fails on purpose")
 PORTS = {name: 7000 + number for number, name in enumerate(NODES)}
 
 
@@ -60,49 +57,43 @@ def url_of(name: str) -> str:
 
 
 class Gate:
-    """Stands before a server: it lets requests in, keeps them without an answer, or fails them."""
+    """Stands before a handler: lets requests in, keeps them without an answer, or fails them."""
 
     def __init__(self) -> None:
         self.way = ""
         self.opened = asyncio.Event()
 
-    def before(self, handler: Handler) -> Handler:
-        async def handle(request: HttpRequest) -> HttpResponse:
+    def before(self, handle: Callable[..., Awaitable[T]], failure: T) -> Callable[..., Any]:
+        async def handle_later(*request: Any) -> T:
             while self.way == "stalled":
                 await self.opened.wait()
-            if self.way == "failing":
-                return problem_response(500, "this fails on purpose", code="remote_failed")
-            return await handler(request)
+            return failure if self.way == "failing" else await handle(*request)
 
-        return handle
+        return handle_later
 
 
 class Site:
     """The system in a world: a node for each part, started by `start`.
 
     Attributes:
-        beyond: background children that failed too often, which would end their process.
+        hosts: of the services and the gateway, by name.
+        failures: why a process ended by itself.
     """
 
     def __init__(self, seed: str, *, opened: bool = True) -> None:
         self.world = World(seed, steps_max=20_000_000)
-        self.config = load_config(FOLDER)
-        self.gates: dict[str, Gate] = {}
-        self.beyond: list[str] = []
+        ports = [f"services.{name}.port={PORTS[name]}" for name in SERVICES]
+        gateway = [f"gateway.port={PORTS[GATEWAY]}", "gateway.app=degradation_world:OPEN_TO_NAMES"]
+        self.config = load_config(FOLDER, flags=[*ports, *gateway])
+        self.gates = {name: Gate() for name in NODES}
+        self.hosts: dict[str, Host] = {}
+        self.failures: list[str] = []
         self.registry: MemoryRegistry | None = None
-        self.operator: Caller | None = None
-        self.callers: dict[str, Caller] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._off = ""
         self._disk = self.world.disk = NotingDisk(random.Random(f"{seed}/disk"))
-        mains: dict[str, Callable[[SimRuntime], Any]] = {
-            REGISTRY: self._run_registry,
-            PROVIDER: self._run_provider,
-            GATEWAY: self._run_gateway,
-            OPERATOR: self._run_operator,
-        }
+        mains = {REGISTRY: self._run_registry, PROVIDER: self._run_provider}
         for name in NODES:
-            main = mains.get(name) or functools.partial(self._run_service, name)
-            self.world.node(name, main)
+            self.world.node(name, mains.get(name, self._run_process))
         if opened:
             for path, image in opened_shop().items():
                 self.world.disk.install(path, image)
@@ -119,6 +110,7 @@ class Site:
 
     def switch_off(self, name: str, way: str) -> None:
         """Take a part away: "killed", "stalled", "failing", or "unwritable" for its disk."""
+        self._off = name
         if way == "killed":
             self.nodes[name].crash()
             self._evict(name)
@@ -141,10 +133,14 @@ class Site:
         gate.opened.clear()
 
     async def call(self, call: Call[R], *, key: str = "", timeout_s: float | None = None) -> R:
-        """Call a service as an operator does, past the gateway."""
-        assert self.operator is not None
-        context = self.operator.root(principal="ada", key=key or None)
-        return await self.operator.call(call, context=context, timeout_s=timeout_s)
+        """Call a service as an operator does, past the gateway, at a process that is on."""
+        caller = next(host for name, host in self.hosts.items() if name != self._off).control.caller
+        context = caller.root(principal="ada", key=key or None)
+        return await caller.call(call, context=context, timeout_s=timeout_s)
+
+    def rows(self, name: str, sql: str, *values: Any) -> list[Any]:
+        """Query the database of a service, or of the provider."""
+        return self.world.disk.rows(RUNDIR.database(name), sql, *values)
 
     # -- the nodes -------------------------------------------------------------------------------
 
@@ -163,73 +159,25 @@ class Site:
         await registry.run()
 
     async def _run_provider(self, runtime: SimRuntime) -> None:
-        provider = CreditProviderServer(Ledger(runtime.disk.connect(f"/{PROVIDER}.db")))
+        provider = CreditProviderServer(Ledger(runtime.disk.connect(RUNDIR.database(PROVIDER))))
         await self._serve(runtime, AsgiHandler(provider))
         await asyncio.Event().wait()
 
-    async def _run_service(self, name: str, runtime: SimRuntime) -> None:
-        registry, deps = await self._join(runtime)
-        instance = await ServiceInstance.start(SERVICES[name], deps)
-        self.callers[name] = instance.caller
-        edge = HttpEdge(runtime=runtime)
-        edge.mount(instance.dispatcher, instance.offered)
-        await self._serve(runtime, edge)
-        metadata = (("pid", str(runtime.epoch)),)
-        endpoint = Endpoint(f"{name}-1", name, url_of(name), metadata)
-        registration = await registry.register(endpoint, credential="")
-        await registration.run()
-
-    async def _run_gateway(self, runtime: SimRuntime) -> None:
-        _, deps = await self._join(runtime)
-        tracer = deps.tracer(GATEWAY)
-        caller = deps.caller(GATEWAY, tracer)
-        self.callers[GATEWAY] = caller
-        scopes = {scope for route in gateway.routes for scope in route.scopes}
-        engine = GatewayEngine(
-            # Keys and their hashes are another test's; here a name is enough.
-            replace(gateway, auth=[Token()]),
-            caller=caller,
-            tracer=tracer,
-            authenticators=[Token(desk=scopes, other=scopes)],
-        )
-        await self._serve(runtime, engine)
-        await asyncio.Event().wait()
-
-    async def _run_operator(self, runtime: SimRuntime) -> None:
-        _, deps = await self._join(runtime)
-        self.operator = deps.caller("control")
-        await asyncio.Event().wait()
-
-    async def _join(self, runtime: SimRuntime) -> tuple[RemoteRegistry, Deps]:
-        """Find the registry, and return what all that runs on a node is built from."""
-        pool = HttpPool(network=runtime.network)
-        registry = RemoteRegistry(
-            url_of(REGISTRY),
-            pool=pool,
-            credential=lambda: SIGNER.token(
-                runtime.name, audience=TO_REGISTRY, now_us=runtime.wall_us()
-            ),
-            runtime=runtime,
-        )
-        await registry.refresh()
-        self._tasks.append(asyncio.create_task(registry.run()))
-        deps = Deps(
-            runtime=runtime,
-            services=SERVICES,
-            signer=SIGNER,
-            sink=MemoryRing(),
-            stores=SqliteStores(runtime, "/{}.db".format),
-            resolver=registry,
-            transports={"http": HttpTransport(pool, runtime=runtime)},
-            policies=functools.partial(policies_of, self.config),
-            escalate=self._escalate,
-        )
-        return registry, deps
+    async def _run_process(self, runtime: SimRuntime) -> None:
+        name, key = runtime.name, base64.b64encode(KEY).decode()
+        spec = ProcessSpec(name, self.config, key, url_of(REGISTRY), "token")
+        process = Process(spec, FOLDER, runtime, loaded=lambda: None)
+        await process.start()
+        self.hosts[name] = process.host
+        if name in SERVICES:
+            dispatcher: Any = process.host.instances[name].dispatcher
+            gated = self.gates[name].before(dispatcher.dispatch, Reply.of_error(FAILS))
+            dispatcher.dispatch = gated
+        self.failures.append(await process.wait(asyncio.Event()))
 
     async def _serve(self, runtime: SimRuntime, handler: Handler) -> None:
-        gate = self.gates[runtime.name] = Gate()
-        server = HttpServer(gate.before(handler), network=runtime.network)
-        await server.start(port=PORTS[runtime.name])
+        gated = self.gates[runtime.name].before(handler, error_response(FAILS))
+        await HttpServer(gated, network=runtime.network).start(port=PORTS[runtime.name])
 
     # -- what supervisors and operators do -------------------------------------------------------
 
@@ -238,11 +186,8 @@ class Site:
         if self.registry is not None and self.nodes[REGISTRY].is_up:
             self.registry.evict(name, lambda _: True)
 
-    def _escalate(self, service: str, child: str, error: BaseException) -> None:
-        self.beyond.append(f"{service}/{child}: {error!r}")
-
     def _set_writable(self, name: str, *, is_writable: bool) -> None:
-        for connection in self._disk.noted.get(f"/{name}.db", ()):
+        for connection in self._disk.noted.get(RUNDIR.database(name), ()):
             try:
                 connection.execute(f"pragma query_only = {'off' if is_writable else 'on'}")
             except sqlite3.ProgrammingError:
@@ -288,4 +233,5 @@ def opened_shop() -> dict[str, bytes]:
         await asyncio.sleep(5.0)
 
     site.world.run(main())
-    return {path: site.world.disk.image(path) for path in site.world.disk.paths()}
+    paths = map(RUNDIR.database, (PROVIDER, *SERVICES))
+    return {path: site.world.disk.image(path) for path in paths}

@@ -133,8 +133,8 @@ class Reader:
             case ["synchromesh", "dev", *_]:
                 self.stop()
                 self._start(words, command.shown)
-            case ["synchromesh", *verb]:
-                self._judge(words, command.shown, *self._until_closed(verb, command.shown))
+            case ["synchromesh", *arguments]:
+                self._judge(words, command.shown, *self._until_closed(arguments, command.shown))
             case ["python", *_]:
                 self._judge(words, command.shown, *self._run(words))
             case _:
@@ -168,25 +168,25 @@ class Reader:
                 break
         assert not shown or is_as_shown(shown, printed), "\n".join(printed)
 
-    def _until_closed(self, verb: list[str], shown: list[str]) -> tuple[int, str, str]:
-        """Run a verb, and again while a breaker is open that the page says has closed."""
-        code, out, err = self._invoke(verb)
+    def _until_closed(self, arguments: list[str], shown: list[str]) -> tuple[int, str, str]:
+        """Run a command, and again while a breaker is open that the page says has closed."""
+        code, out, err = self._invoke(arguments)
         while "circuit_open" in out and "circuit_open" not in "".join(shown):
-            assert self._patience, f"{verb}\n{out}"
+            assert self._patience, f"{arguments}\n{out}"
             self._patience -= 1
             threading.Event().wait(AGAIN_S)
-            code, out, err = self._invoke(verb)
+            code, out, err = self._invoke(arguments)
         return code, out, err
 
-    def _invoke(self, verb: list[str]) -> tuple[int, str, str]:
-        """Run a verb in this process, which saves starting one: it asks the system that runs."""
+    def _invoke(self, arguments: list[str]) -> tuple[int, str, str]:
+        """Run a command in this process, which saves starting one: it asks the system that runs."""
         out, err = io.StringIO(), io.StringIO()
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             pytest.raises(SystemExit) as ended,
         ):
-            main(["--folder", str(self.folder), *verb])
+            main(["--folder", str(self.folder), *arguments])
         assert isinstance(ended.value.code, int)
         return ended.value.code, out.getvalue(), err.getvalue()
 

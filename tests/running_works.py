@@ -1,4 +1,4 @@
-"""servo-works in a folder, as whoever runs it sees it: by `dev`, by URL, by key and by verb."""
+"""servo-works in a folder, as whoever runs it sees it: by `dev`, by URL, by key and by command."""
 
 from __future__ import annotations
 
@@ -185,6 +185,6 @@ def ask(
 
 
 def synchromesh(folder: Path, *words: str) -> Any:
-    """Run a verb as a process of its own, and return the JSON that it prints."""
+    """Run a command as a process of its own, and return the JSON that it prints."""
     done = subprocess.run([*COMMAND, *words, "--json"], cwd=folder, stdout=-1, check=True)
     return json.loads(done.stdout)

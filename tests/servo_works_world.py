@@ -17,26 +17,41 @@ from services.inventory import inventory
 from services.orders import orders
 from services.production import production
 
-from synchromesh.calls import Call
-from synchromesh.http import AsgiHandler
+from synchromesh.calls import Call, Reply, Request
+from synchromesh.context import to_headers
+from synchromesh.http import AsgiHandler, Headers, HttpRequest
 from synchromesh.identity import Credential, Signer
 from synchromesh.service import Service
 from synchromesh.system.config.definitions import policies_of
 from synchromesh.system.config.reading import load_config
-from synchromesh.testing import AsgiReceiver, InProcess, SimRuntime
+from synchromesh.testing import InProcess, SimRuntime
 
 R = TypeVar("R")
 
 FOLDER = Path(shop.__file__).parent
-SIGNER = Signer(b"k" * 32)
+KEY = b"k" * 32
+SIGNER = Signer(KEY)
 SERVICES: dict[str, Service] = {
     service.name: service
     for service in (orders, inventory, billing, production, configurator, fleet)
 }
 
 
-class SomebodyElses(AsgiReceiver):
-    """Is somebody else's service, which knows none of our credentials."""
+class SomebodyElses:
+    """Is somebody else's service, an ASGI application that knows none of our credentials."""
+
+    def __init__(self, app: CreditProviderServer) -> None:
+        self._handler = AsgiHandler(app)
+
+    async def dispatch(self, request: Request) -> Reply:
+        """Send the request to the application as HTTP, and return its answer."""
+        operation, headers = request.operation, to_headers(request.context, now=0.0, wall_us=0)
+        target, body = operation.to_http(request.arguments)
+        path, _, query = target.partition("?")
+        answer = await self._handler(
+            HttpRequest(operation.method, target, path, query, Headers(headers.items()), body)
+        )
+        return Reply(answer.status, answer.body)
 
     def authenticate(self, credential: str, now: float) -> Credential:
         """Take anybody."""
@@ -59,7 +74,7 @@ class Works(InProcess):
         """Let the credit provider be reached, and return it with its fault switch."""
         ledger = Ledger(self.runtime.disk.connect("/credit_provider.db"))
         provider = CreditProviderServer(ledger)
-        self.transport.add("credit_provider-1", SomebodyElses(AsgiHandler(provider)))
+        self.transport.add("credit_provider-1", SomebodyElses(provider))
         return provider
 
     async def call(

@@ -94,7 +94,7 @@ def test_the_code_of_a_page_runs(
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name_of)
 def test_the_commands_of_a_page_exist(page: Path) -> None:
-    """Every verb and option of `synchromesh`, and every target of `make`, is a real one."""
+    """Every command and option of `synchromesh`, and every target of `make`, is a real one."""
     main = importlib.import_module("synchromesh.cli.main").synchromesh
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
@@ -108,14 +108,14 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
             parse(main, words[1:])
 
 
-def parse(verb: click.Command, words: list[str]) -> None:
-    """Parse words as the command line would, down to the last verb, and run nothing."""
-    while isinstance(verb, click.Group):
-        assert "".join(words[:1]) in verb.commands, f"{verb.name} has no verb {words[:1]}"
-        _, found, words = verb.resolve_command(click.Context(verb), words)
+def parse(command: click.Command, words: list[str]) -> None:
+    """Parse words as the command line would, down to the last command, and run nothing."""
+    while isinstance(command, click.Group):
+        assert "".join(words[:1]) in command.commands, f"{command.name} has no command {words[:1]}"
+        _, found, words = command.resolve_command(click.Context(command), words)
         assert found is not None
-        verb = found
-    verb.make_context(verb.name, list(words))
+        command = found
+    command.make_context(command.name, list(words))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

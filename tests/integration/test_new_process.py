@@ -17,7 +17,7 @@ WITHIN_S = 60.0
 
 
 def synchromesh(folder: Path, *words: str) -> str:
-    """Run a verb of the command line, and return what it printed."""
+    """Run a command of the command line, and return what it printed."""
     done = subprocess.run(
         [*COMMAND, *words],
         cwd=folder,

@@ -46,14 +46,14 @@ async def split(folder: Path) -> AsyncIterator[System]:
 
 
 async def synchromesh(folder: Path, *words: str) -> tuple[int, str, str]:
-    """Run a verb; return its exit code and what it said."""
-    verb = await create_subprocess_exec(
+    """Run a command; return its exit code and what it said."""
+    command = await create_subprocess_exec(
         *COMMAND, "--folder", str(folder), *words, stdout=PIPE, stderr=PIPE
     )
-    out, err = await verb.communicate()
-    assert verb.returncode is not None
+    out, err = await command.communicate()
+    assert command.returncode is not None
     assert b"Traceback" not in err
-    return verb.returncode, out.decode(), err.decode()
+    return command.returncode, out.decode(), err.decode()
 
 
 @pytest.fixture

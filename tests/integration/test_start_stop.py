@@ -220,7 +220,7 @@ def test_a_hangup_stops_all_of_it(tmp_path: Path, flags: tuple[str, ...]) -> Non
 
 
 def test_a_killed_one_is_told_and_starts_again(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """kill -9 takes all processes along; verbs say that it died, and the next start goes well."""
+    """kill -9 takes all processes along; commands say so, and the next start goes well."""
     folder = write_config(tmp_path, TOML + STAYS)
     with dev(folder, *flags) as process:
         first = announced(process)

@@ -25,7 +25,7 @@ from degradation_probe import (
     Told,
     measure,
 )
-from degradation_world import NODES, OPERATOR, Site
+from degradation_world import NODES, Site
 from synchromesh.durations import duration
 
 PAGE = Path(__file__).parents[2] / "docs" / "degradation.md"
@@ -97,7 +97,7 @@ def test_it_degrades_as_the_table_says(
 
 def test_every_part_is_in_the_table() -> None:
     """Each service, the provider, the registry and the gateway, killed at least; most stalled."""
-    parts = set(NODES) - {OPERATOR}
+    parts = set(NODES)
     assert set(TABLES) == parts
     assert all("killed" in ways for ways in TABLES.values())
     assert {part for part, ways in TABLES.items() if "stalled" in ways} == parts - {"gateway"}

@@ -35,12 +35,13 @@ FLOORS = {
     "saga cancelled": 200,
     "takeover": 800,
     "ended in good order": 200,
-    "breaker open": 400,
+    "client: circuit_open": 400,
     "message late": 2000,
     "message duplicated": 2000,
     "partition": 1000,
     "pause": 300,
     "crash": 4000,
+    "crash after send": 800,
     "opened in the storm": 100,
 }
 

@@ -402,6 +402,25 @@ def test_what_is_in_flight_arrives_though_its_sender_has_died() -> None:
         assert pair.servers[0].story == ["made", "lost ConnectionResetError"]
 
 
+class Chatting(Pair):
+    """A client that says three words, one a second."""
+
+    async def _connect(self, runtime: SimRuntime) -> None:
+        await super()._connect(runtime)
+        for data in (b"one ", b"two ", b"three"):
+            self.clients[0].transport.write(data)
+            await asyncio.sleep(1.0)
+
+
+def test_a_power_cut_can_be_set_right_after_a_send() -> None:
+    """`sends` counts the writes of a node's life, so that `on_step` can end it right after one."""
+    pair = Chatting(0)
+    pair.world.on_step = lambda node: node.crash() if node.sends == 2 else None
+    pair.world.run(asyncio.sleep(5.0))
+    assert pair.servers[0].data == b"one two "
+    assert pair.client.sends == 0
+
+
 def test_crash_behind_a_partition_is_noticed_by_writing_only() -> None:
     """A reset that a partition swallows is lost; who writes afterwards learns of it."""
     pair = Pair(0)

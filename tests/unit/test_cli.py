@@ -150,7 +150,7 @@ def test_a_mistake_in_a_call_is_explained(
         (["dev"], "is already run by this process; stop it first, or use it"),
     ],
 )
-def test_a_mistake_in_any_verb_is_explained(
+def test_a_mistake_in_any_command_is_explained(
     run: Run, folder: Path, words: list[str], said: str
 ) -> None:
     """Exit 2, and nothing on standard output, also with --json."""
@@ -159,10 +159,10 @@ def test_a_mistake_in_any_verb_is_explained(
     assert said in ran.err
 
 
-@pytest.mark.parametrize("verb", [(), ("call",), ("gateway", "key", "add")], ids=" ".join)
-def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]) -> None:
-    """`synchromesh help VERB` says what `synchromesh VERB --help` says."""
-    for words in (["help", *verb], [*verb, "--help"]):
+@pytest.mark.parametrize("command", [(), ("call",), ("gateway", "key", "add")], ids=" ".join)
+def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    """`synchromesh help COMMAND` says what `synchromesh COMMAND --help` says."""
+    for words in (["help", *command], [*command, "--help"]):
         with pytest.raises(SystemExit, match="0"):
             main(words)
     out, err = capsys.readouterr()
@@ -228,9 +228,9 @@ def test_a_stuck_saga_is_a_finding(run: Run, folder: Path) -> None:
 
 
 def test_where_nothing_runs_the_start_is_named(run: Run, tmp_path: Path) -> None:
-    """Every verb that needs a running system says how to start one."""
-    verbs = ("call notes.count", "trace last", "saga list", "status", "status --watch", "heal")
-    for words in (verb.split() for verb in (*verbs, "break notes --stall")):
+    """Every command that needs a running system says how to start one."""
+    commands = ("call notes.count", "trace last", "saga list", "status", "status --watch", "heal")
+    for words in (command.split() for command in (*commands, "break notes --stall")):
         ran = run(tmp_path, *words)
         assert (ran.code, ran.out) == (2, "")
         assert "start one there with: synchromesh dev" in ran.err
@@ -340,7 +340,7 @@ def test_a_bug_is_told_as_one(run: Run, folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in a verb ends it without a word."""
+    """Ctrl-C in a command ends it without a word."""
 
     def interrupted(_: Path) -> None:
         raise KeyboardInterrupt
@@ -367,7 +367,9 @@ def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyP
         (["saga", "show"], "each step, attempt and undo, and why"),
     ],
 )
-def test_every_verb_explains_itself(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+def test_every_command_explains_itself(
+    run: Run, tmp_path: Path, words: list[str], said: str
+) -> None:
     """--help needs no system, and exits 0."""
     ran = run(tmp_path, *words, "--help")
     assert ran.code == 0
@@ -375,15 +377,15 @@ def test_every_verb_explains_itself(run: Run, tmp_path: Path, words: list[str], 
 
 
 @pytest.mark.parametrize("group", ["", "config", "gateway", "gateway key", "saga"])
-def test_no_list_of_verbs_is_cut(run: Run, tmp_path: Path, group: str) -> None:
-    """On 80 columns each verb is told of in whole sentences."""
+def test_no_list_of_commands_is_cut(run: Run, tmp_path: Path, group: str) -> None:
+    """On 80 columns each command is told of in whole sentences."""
     ran = run(tmp_path, *group.split(), "--help")
-    _, _, verbs = ran.out.partition("Commands:\n")
-    assert verbs
-    assert all(line.endswith(".") and not line.endswith("...") for line in verbs.splitlines())
+    _, _, commands = ran.out.partition("Commands:\n")
+    assert commands
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands.splitlines())
 
 
-def test_without_a_verb_the_verbs_are_shown(run: Run, tmp_path: Path) -> None:
+def test_without_a_command_the_commands_are_shown(run: Run, tmp_path: Path) -> None:
     """Exit 2: something was to be done."""
     with pytest.raises(SystemExit, match="2"):
         main([])
@@ -397,16 +399,16 @@ def test_without_a_verb_the_verbs_are_shown(run: Run, tmp_path: Path) -> None:
     "words", [["saga", "list"], ["status"], ["trace", "last"], ["trace", "last", "--json"]]
 )
 def test_a_reader_that_has_gone_is_no_failure(folder: Path, words: list[str]) -> None:
-    """`| head` ends the verb quietly, with exit code 0."""
+    """`| head` ends the command quietly, with exit code 0."""
     command = [sys.executable, "-c", "from synchromesh.cli import main; main()"]
-    verb = subprocess.Popen(
+    process = subprocess.Popen(
         [*command, "--folder", str(folder), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert verb.stdout is not None
-    verb.stdout.close()
-    assert verb.stderr is not None
-    err = verb.stderr.read()
-    verb.stderr.close()
-    assert (verb.wait(), err) == (0, b"")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), err) == (0, b"")

@@ -135,7 +135,7 @@ def test_a_right_gateway_is_explained(tmp_path: Path, run: Run) -> None:
 
 
 def test_without_a_gateway_it_says_how_to_have_one(tmp_path: Path, run: Run) -> None:
-    """Each verb ends with 2 and names the section."""
+    """Each command ends with 2 and names the section."""
     folder = write_config(tmp_path)
     for words in (("check",), ("explain",), ("key", "list"), ("key", "add", "shop")):
         ran = run(folder, "gateway", *words)

@@ -1,4 +1,4 @@
-"""What the command line has imported before it does anything, and what its list of verbs says."""
+"""What the command line has imported before it does anything, and what its list says."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import click
 import pytest
 
 from cli_runs import Run, runner
-from synchromesh.cli.main import Verb, synchromesh
+from synchromesh.cli.main import LazyCommand, synchromesh
 
 HEAVY = ("asyncio", "sqlite3", "ssl", "httptools", "rich")
 
-# Columns that are left for what the list says of a verb, with 80 for all.
+# Columns that are left for what the list says of a command, with 80 for all.
 COLUMNS = 65
 
-VERBS = {name: verb for name, verb in synchromesh.commands.items() if isinstance(verb, Verb)}
+COMMANDS = {
+    name: command
+    for name, command in synchromesh.commands.items()
+    if isinstance(command, LazyCommand)
+}
 
 # Runs command lines one after the other, and tells what modules there are after each.
 PROGRAM = """
@@ -53,21 +57,21 @@ def told_by(*lines: list[str]) -> Told:
     return told
 
 
-def down(verb: click.Command, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Return the words of a verb and of all that are below it."""
+def down(command: click.Command, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the words of a command and of all that are below it."""
     found = [words]
-    if isinstance(verb, click.Group):
-        context = click.Context(verb)
-        for name in verb.list_commands(context):
-            _, below, _ = verb.resolve_command(context, [name])
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            _, below, _ = command.resolve_command(context, [name])
             assert below is not None
             found += down(below, (*words, name))
     return found
 
 
 @pytest.mark.parametrize("words", [["--help"], ["help"], ["--version"], [], ["stats"]])
-def test_the_list_of_verbs_imports_none_of_them(words: list[str]) -> None:
-    """Nor does the version, or a word that is no verb: only what tells errors is loaded of ours."""
+def test_the_list_of_commands_imports_none_of_them(words: list[str]) -> None:
+    """Nor does the version, or a word that is no command: only what tells errors is loaded."""
     [(_, _, out, modules)] = told_by(words)
     assert out
     assert [name for name in HEAVY if name in modules] == []
@@ -80,8 +84,8 @@ def test_the_list_of_verbs_imports_none_of_them(words: list[str]) -> None:
     ]
 
 
-def test_no_verb_loads_what_it_works_with_to_explain_itself() -> None:
-    """`VERB --help` imports no asyncio, sqlite3, ssl, httptools or rich, at any depth."""
+def test_no_command_loads_what_it_works_with_to_explain_itself() -> None:
+    """`COMMAND --help` imports no asyncio, sqlite3, ssl, httptools or rich, at any depth."""
     lines = [[*words, "--help"] for words in down(synchromesh)]
     assert ["gateway", "key", "add", "--help"] in lines
     for words, code, out, modules in told_by(*lines):
@@ -96,20 +100,20 @@ def test_where_nothing_runs_is_told_without_what_would_show_it(tmp_path: Path) -
     assert [name for name in HEAVY if name in modules] == []
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_the_list_says_of_a_verb_what_its_help_says_first(name: str) -> None:
-    """The list has the first sentence of a verb's help; where that is too long, a shorter one."""
-    verb = VERBS[name].load()
-    listed = VERBS[name].short_help or ""
-    assert (verb.name, verb.short_help) == (name, None)  # what is said stands in one place
-    sentence, _, _ = " ".join((verb.help or "").split()).partition(". ")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_says_of_a_command_what_its_help_says_first(name: str) -> None:
+    """The list has the first sentence of a command's help; a shorter one where that is too long."""
+    command = COMMANDS[name].load()
+    listed = COMMANDS[name].short_help or ""
+    assert (command.name, command.short_help) == (name, None)  # what is said stands in one place
+    sentence, _, _ = " ".join((command.help or "").split()).partition(". ")
     sentence = f"{sentence.removesuffix('.')}."
     assert len(listed) <= COLUMNS
     assert listed == sentence or len(sentence) > COLUMNS
     assert listed.split()[0] == sentence.split()[0]
 
 
-def test_a_word_that_is_no_verb_gets_the_verbs_that_are_like_it(
+def test_a_word_that_is_no_command_gets_the_commands_that_are_like_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Exit 2, and no traceback."""
@@ -125,7 +129,7 @@ def test_a_word_that_is_no_verb_gets_the_verbs_that_are_like_it(
         assert like in ran.err
 
 
-def test_a_verb_is_completed_without_importing_any(tmp_path: Path) -> None:
+def test_a_command_is_completed_without_importing_any(tmp_path: Path) -> None:
     """A shell that completes words asks as often as Tab is pressed."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("COV")}
     environment |= {"_SYNCHROMESH_COMPLETE": "bash_complete", "COMP_CWORD": "1"}

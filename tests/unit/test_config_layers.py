@@ -315,7 +315,7 @@ def test_a_secret_may_stand_anywhere(tmp_path: Path) -> None:
         assert read_secret(reference, name="n", folder=tmp_path, environment={}) == "one"
 
 
-# -- the verbs -----------------------------------------------------------------------------------
+# -- the commands ----------------------------------------------------------------------------------
 
 
 def test_explain_shows_layers_and_hides_secrets(
@@ -342,10 +342,10 @@ def test_explain_shows_layers_and_hides_secrets(
     assert list(rows)[1:] == list(settings)
 
 
-@pytest.mark.parametrize("verb", ["explain", "check"])
-def test_a_mistake_in_the_configuration_is_exit_2(run: Run, folder: Path, verb: str) -> None:
+@pytest.mark.parametrize("command", ["explain", "check"])
+def test_a_mistake_in_the_configuration_is_exit_2(run: Run, folder: Path, command: str) -> None:
     """Both verbs say what is wrong on standard error, and nothing else."""
-    ran = run(folder, "config", verb, "--set", "services.oders.port=1")
+    ran = run(folder, "config", command, "--set", "services.oders.port=1")
     assert (ran.code, ran.out) == (2, "")
     assert "did you mean 'orders'?" in ran.err
 

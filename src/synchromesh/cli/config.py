@@ -12,7 +12,7 @@ import click
 from synchromesh.cli.output import print_json, print_line
 
 
-def settings_option(verb: Callable[..., Any]) -> Callable[..., Any]:
+def settings_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--set` to a command that reads the configuration."""
     return click.option(
         "--set",
@@ -20,7 +20,7 @@ def settings_option(verb: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="KEY=VALUE",
         help="Set a value, such as services.orders.port=8001; goes before environment and file.",
-    )(verb)
+    )(command)
 
 
 @click.group()
@@ -42,16 +42,16 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.system.config.reading import read_layers
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
-    told = layers.settings(values)
+    in_force = layers.settings(values)
     if is_json:
-        print_json(msgspec.to_builtins(told))
+        print_json(msgspec.to_builtins(in_force))
         return 0
     from rich.text import Text
 
     from synchromesh.cli.show import console, plain_table
 
     table = plain_table("setting", "value", "from")
-    for setting in told:
+    for setting in in_force:
         value = msgspec.json.encode(setting.value).decode()
         table.add_row(Text(setting.name), Text(value), Text(setting.place or setting.source))
     console().print(table)
@@ -93,9 +93,9 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         asyncio.run(check_gateway(gateway, values, RunDir(folder), RealRuntime()))
     if values.system.key:
         given_key(values.system.key, folder, os.environ)
-    told = {"system": values.system.name, "services": list(values.services)}
+    named = {"system": values.system.name, "services": list(values.services)}
     if is_json:
-        print_json(told)
+        print_json(named)
         return 0
     print_line(f"{values.system.name}: all is right with {', '.join(values.services)}")
     return 0

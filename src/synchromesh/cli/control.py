@@ -36,7 +36,7 @@ class ControlClient:
                 was asked for is wrong.
             RemoteFailed: the system failed.
         """
-        import http.client  # loads ssl, which no verb needs to explain itself
+        import http.client  # loads ssl, which no command needs to explain itself
 
         place = urlsplit(self.info.control)
         connection = http.client.HTTPConnection(
@@ -69,6 +69,6 @@ class ControlClient:
             ) from error
         if response.status >= 400:
             detail = answer.get("detail", "") if isinstance(answer, dict) else ""
-            told = str(detail) or f"the system answered {response.status}"
-            raise (RemoteFailed if response.status >= 500 else ConfigError)(told)
+            message = str(detail) or f"the system answered {response.status}"
+            raise (RemoteFailed if response.status >= 500 else ConfigError)(message)
         return answer

@@ -103,8 +103,8 @@ async def _start(system: System, stop: asyncio.Event) -> bool:
 def _announce(system: System, is_split: bool, is_json: bool) -> None:
     info = system.info
     if is_json:
-        told = {"control": info.control, "gateway": info.gateway, "services": info.services}
-        print_json(told)
+        urls = {"control": info.control, "gateway": info.gateway, "services": info.services}
+        print_json(urls)
         return
     and_others = ", and one for each service" if is_split else ""
     name = click.style(info.system, bold=True)

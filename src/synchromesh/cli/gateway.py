@@ -67,25 +67,25 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.gateway.outline import outline
 
     _, definition = _definition(folder, settings)
-    told = outline(definition)
+    routes = outline(definition)
     if is_json:
         import msgspec
 
-        print_json([{**msgspec.to_builtins(route), "who": route.who} for route in told])
+        print_json([{**msgspec.to_builtins(route), "who": route.who} for route in routes])
     else:
-        _show_routes(told)
+        _show_routes(routes)
     return 0
 
 
-def _show_routes(told: Iterable[RouteOutline]) -> None:
+def _show_routes(routes: Iterable[RouteOutline]) -> None:
     from rich.text import Text
 
     from synchromesh.cli.show import console, plain_table
 
     table = plain_table("route", "leads to", "who may", "rate", "deadline")
-    # To be copied, whole.
+    # Routes are there to be copied, so they are not wrapped.
     table.columns[0].no_wrap = True
-    for route in told:
+    for route in routes:
         rate = "" if route.rate is None else f"{route.rate.limit}, bursts of {route.rate.burst}"
         leads_to = route.operation or "an aggregate"
         if route.fallback:

@@ -19,7 +19,7 @@ USER_MISTAKE = 2
 INTERNAL = 3
 
 
-class Verb(click.Command):
+class LazyCommand(click.Command):
     """A placeholder for a command in the list, so that only the one that runs is imported."""
 
     def __init__(self, name: str, module: str, attribute: str, short_help: str) -> None:
@@ -29,11 +29,11 @@ class Verb(click.Command):
     def load(self) -> click.Command:
         """Import and return the command."""
         module, attribute = self._place
-        verb: click.Command = getattr(import_module(module), attribute)
-        return verb
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
 
 
-class Verbs(click.Group):
+class LazyGroup(click.Group):
     """Lists commands without importing them."""
 
     def resolve_command(
@@ -41,10 +41,10 @@ class Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Import and return the command named by the first argument, and the other arguments."""
         name, found, rest = super().resolve_command(ctx, args)
-        return name, found.load() if isinstance(found, Verb) else found, rest
+        return name, found.load() if isinstance(found, LazyCommand) else found, rest
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -64,37 +64,39 @@ def synchromesh(context: click.Context, folder: Path) -> None:
     context.obj = folder.resolve()
 
 
-# What the list says of a verb is the first sentence of its own help, or a shorter one where that
+# What the list says of a command is the first sentence of its own help, or a shorter one where that
 # is too long for a line.
-for verb in (
-    Verb("new", "new", "new", "Make a folder with a system to begin from."),
-    Verb("dev", "dev", "dev", "Run the system of this folder in one process until Ctrl-C."),
-    Verb("config", "config", "config", "Explain and check the configuration."),
-    Verb(
+for command in (
+    LazyCommand("new", "new", "new", "Make a folder with a system to begin from."),
+    LazyCommand("dev", "dev", "dev", "Run the system of this folder in one process until Ctrl-C."),
+    LazyCommand("config", "config", "config", "Explain and check the configuration."),
+    LazyCommand(
         "gateway",
         "gateway",
         "gateway",
         "Check and explain the gateway; manage its API keys.",
     ),
-    Verb("status", "status", "status", "Show the health of the whole system on one screen."),
-    Verb("call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."),
-    Verb("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
-    Verb("saga", "saga", "saga", "Show the runs of sagas."),
-    Verb(
+    LazyCommand("status", "status", "status", "Show the health of the whole system on one screen."),
+    LazyCommand(
+        "call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."
+    ),
+    LazyCommand("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
+    LazyCommand("saga", "saga", "saga", "Show the runs of sagas."),
+    LazyCommand(
         "break",
         "faults",
         "break_on_purpose",
         "Inject faults into the calls of a service or an edge.",
     ),
-    Verb("heal", "faults", "heal", "Remove injected faults: of a service, an edge, or all."),
-    Verb(
+    LazyCommand("heal", "faults", "heal", "Remove injected faults: of a service, an edge, or all."),
+    LazyCommand(
         "restart",
         "restart",
         "restart",
         "Replace the process of a service by a new one; no call fails.",
     ),
 ):
-    synchromesh.add_command(verb)
+    synchromesh.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

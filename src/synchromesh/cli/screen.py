@@ -34,7 +34,6 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
     parts += [Text(), _services(status)]
     if status.faults.in_force:
         parts += [Text(), faults_table(status.faults.in_force)]
-    # Those that are closed come last.
     breakers = sorted(_breakers(status), key=lambda breaker: breaker.state == "closed")
     if breakers:
         parts += [Text(), _breakers_table(breakers)]
@@ -42,7 +41,7 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
 
 
 def _services(status: Status) -> Table:
-    # In one process the head of the screen says which.
+    # Where all run in one process, the head of the screen names it.
     is_split = any(service.pid != status.pid for service in status.services.values())
     has_parked = any(service.parked for service in status.services.values())
     process, parked = ["pid"] * is_split, ["parked"] * has_parked

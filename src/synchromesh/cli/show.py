@@ -1,6 +1,6 @@
 """Renders output for people: tables, histories of sagas, and waterfalls of traces.
 
-It needs rich, so a verb imports it only when it prints such a thing.
+It needs rich, so a command imports it only when it prints such a thing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BAR_COLUMNS = 32
 BAR_COLUMNS_MIN = 8
 PLAIN_COLUMNS = 160
 
-# What is in no colour here is red.
+# Any other status is red.
 _COLOURS = {
     "ok": "green",
     "completed": "green",
@@ -172,8 +172,8 @@ def _bar_columns(tree: list[tuple[Text, SpanRecord]], columns: int) -> int:
         max(len("status"), *(len(span.status) for _, span in tree)),
         max(10, *(len(_took(span)) for _, span in tree)),
     )
-    # Two between each and the next.
-    left = columns - sum(others) - 2 * len(others)
+    gap = 2
+    left = columns - sum(others) - gap * len(others)
     return max(BAR_COLUMNS_MIN, min(BAR_COLUMNS, left))
 
 

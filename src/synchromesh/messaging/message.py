@@ -82,7 +82,7 @@ async def publish(unit: Unit, event: PublicEvent[Any], payload: object, *, trace
 
 
 def _is_of(kind: Any, payload: object) -> bool:
-    # Annotations such as `list[int]` are no classes; what they hold is checked by the subscriber.
+    # Annotations such as `list[int]` are not classes; what they hold is checked by the subscriber.
     return not isinstance(kind, type) or isinstance(payload, kind)
 
 

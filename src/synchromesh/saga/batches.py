@@ -37,8 +37,8 @@ _log = logging.getLogger("synchromesh.saga")
 
 _STORE_WAITS = RetryOptions(base_s=0.05, cap_s=5.0)
 _PARTS_MAX = 512
-# What is no entry's fault, whichever is written. Any other error, `StoreBroken` too, may be that of
-# one entry: of a statement of its `begin`, or of a value that the database cannot hold.
+# Faults of the file, not of an entry. Any other error, `StoreBroken` too, may be that of one entry:
+# of a statement of its `begin`, or of a value that the database cannot hold.
 _THE_FILES = (StoreFull, StoreLocked, StoreReadOnly, Shed)
 
 

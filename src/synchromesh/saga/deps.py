@@ -55,7 +55,7 @@ class SagaDeps:
 
     Attributes:
         epoch: what gives the right to write; `batches` has it too.
-        chance: seeded by the kernel once, for ids of spans and waits are no secrets.
+        chance: seeded by the kernel once, for ids of spans and waits are not secret.
     """
 
     store: Store

@@ -229,7 +229,7 @@ class Engine:
             StoreError: the store cannot be written.
         """
         epoch = await self._store.write(tables.take_over, name="saga take-over")
-        # The kernel is asked once: ids of spans are no secrets, and its answers take a while.
+        # The kernel is asked once: ids of spans are not secret, and its answers take a while.
         chance = random.Random(self._runtime.rng.getrandbits(128))  # noqa: S311
         batches = BatchWriter(self._store, epoch=epoch, rng=chance)
         self._deps = SagaDeps(

@@ -33,7 +33,7 @@ class ForeignAwaited(msgspec.Struct, frozen=True):
 class Function:
     """Drives the coroutine of a saga from one request for steps to the next.
 
-    It is no task: user code cannot be cancelled in the middle, and cannot wait for time, network or
+    It is not a task: user code cannot be cancelled midway, and cannot wait for time, network or
     chance, which would be other ones when it is run again from its records.
     """
 

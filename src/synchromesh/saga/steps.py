@@ -221,7 +221,7 @@ class Saga:
         Raises:
             SagaGone: the run has left memory.
             ContractError: a query or a pivot has an undo, the undo is another service's or does not
-                take the call's result, or the timeout is no number above 0.
+                take the call's result, or the timeout is not a number above 0.
         """
         self.check()
         return CallStep(self, call, undo, pivot, timeout_s)
@@ -343,7 +343,7 @@ def _check_taken(step: str, result_type: Any, undo: str, taken: tuple[str, Any] 
 
 
 def _may_take(type_: Any, result_type: Any) -> bool:
-    """Say whether a parameter may take a result; what is no plain class cannot be judged."""
+    """Say whether a parameter may take a result; what is not a plain class cannot be judged."""
     for each in (type_, result_type):
         if not _is_plain(each):
             return True

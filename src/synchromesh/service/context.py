@@ -157,7 +157,7 @@ class Context:
         if in_unit.get() is not None:
             refuse_in_unit(f"the call {operation.full_name}")
         if not operation.is_command:
-            # A query is sent without a key; what this call undoes is no business of those below.
+            # A query is sent without a key; what this call undoes does not concern those below.
             context = self._context
             if context.undoes:
                 context = replace(context, undoes="")

@@ -170,7 +170,7 @@ class Operations:
             run.concluded.set_exception(
                 InProgress("the call under this key stopped without an answer; ask again")
             )
-            run.concluded.exception()  # nobody may be waiting, which is no error
+            run.concluded.exception()  # nobody may be waiting, which is not an error
             raise
         else:
             run.concluded.set_result(recorded)

@@ -137,7 +137,7 @@ class SqliteStore:
             StoreLocked: another process still owns it after `owner_wait_s`.
             StoreTooNew: a newer release made its tables, and this one may not use them.
             StoreReadOnly: it cannot be written.
-            StoreBroken: it is no database, is damaged, or its folder does not exist.
+            StoreBroken: it is not a database, is damaged, or its folder does not exist.
             ContractError: a schema's migrations are not in order.
         """
         lock = await _own(path, runtime, options.owner_wait_s)

@@ -286,7 +286,7 @@ class Writer:
         return True
 
     def _run(self, job: _Job, group: Group) -> None:
-        """Run one unit and keep its outcome; roll it back if that is no result."""
+        """Run one unit and keep its outcome; roll it back if that is not a result."""
         unit = SqliteUnit(self._database, job.number, job.name, self._wall_us())
         self._running = unit
         try:

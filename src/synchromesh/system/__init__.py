@@ -1,7 +1,7 @@
 """The system: its configuration, wiring, supervision and control API.
 
-Its names are loaded when they are first asked for (PEP 562): a verb that only asks the system that
-runs here needs the run directory, and no event loop, database or server.
+Its names are loaded when they are first asked for (PEP 562): a command that only asks the system
+that runs here needs the run directory, and no event loop, database or server.
 """
 
 from __future__ import annotations

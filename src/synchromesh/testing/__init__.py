@@ -19,7 +19,6 @@ from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, SimProcess
 from synchromesh.testing.serving import InProcess, serving
 from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
-from synchromesh.testing.transport import AsgiReceiver, SimExchange, SimTransport
 from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
 from synchromesh.testing.world import Node, World, run
 
@@ -27,7 +26,6 @@ __all__ = [
     "CALM",
     "PROCESS",
     "STORMY",
-    "AsgiReceiver",
     "Deadlock",
     "Escape",
     "InProcess",
@@ -37,12 +35,10 @@ __all__ = [
     "Node",
     "Overdue",
     "SimDisk",
-    "SimExchange",
     "SimLoop",
     "SimNetwork",
     "SimProcess",
     "SimRuntime",
-    "SimTransport",
     "SimWorker",
     "SimulationError",
     "Unhandled",

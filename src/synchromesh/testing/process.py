@@ -32,6 +32,7 @@ class SimProcess:
     Attributes:
         context: where its first task starts; everything that task schedules inherits it.
         steps: how many steps it took, those of earlier lives of the same node included.
+        sends: how often it wrote to a connection, in this life.
 
     Example:
         >>> from synchromesh.testing import SimRuntime, run
@@ -41,10 +42,11 @@ class SimProcess:
         1
     """
 
-    __slots__ = ("context", "epoch", "held", "name", "number", "state", "steps", "tasks")
+    __slots__ = ("context", "epoch", "held", "name", "number", "sends", "state", "steps", "tasks")
 
     def __init__(self, name: str, *, number: int = 1, epoch: int = 1, steps: int = 0) -> None:
         self.name, self.number, self.epoch, self.steps = name, number, epoch, steps
+        self.sends = 0
         self.state = ProcessState.RUNNING
         self.held: list[Job] = []
         self.tasks = TaskList()

@@ -124,6 +124,8 @@ class SimStream(asyncio.Transport):
             return
         if self._is_eof_written:
             raise RuntimeError("Cannot call write() after write_eof()")
+        if self.process is not None:
+            self.process.sends += 1
         self._out += data
         self._fly()
         if len(self._out) > self._high and not self._is_writing_paused:

@@ -190,6 +190,11 @@ class Node:
         """The number of steps in all its lives."""
         return self._steps if self.process is None else self.process.steps
 
+    @property
+    def sends(self) -> int:
+        """How often it has written to a connection in this life; 0 while it is down."""
+        return 0 if self.process is None else self.process.sends
+
     def start(self) -> None:
         """Start a new life that runs `main`; does nothing while it is up."""
         world = self._world

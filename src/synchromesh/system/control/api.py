@@ -115,9 +115,9 @@ class Control:
                 return await registry(request)
         try:
             self._check(request)
-            verb, _, rest = request.path[1:].partition("/")
-            answer = self._answers.get((request.method, verb))
-            if answer is None or (rest and verb not in self._with_argument):
+            first, _, rest = request.path[1:].partition("/")
+            answer = self._answers.get((request.method, first))
+            if answer is None or (rest and first not in self._with_argument):
                 raise _unknown(request)
             value = await answer(request, unquote(rest))
         except SynchromeshError as error:

@@ -1,6 +1,6 @@
 """The host: runs all parts of a system in this process, or one of them.
 
-    log → spans → pool → registry → `Deps` → control API → parts
+    log → spans → pool → registry → `Deps` → control API → external services → services → gateway
 
 and back in the other order. What was started before something failed is stopped again.
 """
@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Transport
 from synchromesh.discovery import Registry
+from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
@@ -52,7 +53,7 @@ class Succeeds:
     Attributes:
         loaded: called when only what the process before holds is still waited for.
         port: where its service listened.
-        handle: the socket on which the gateway accepts.
+        handle: the socket on which the gateway accepts; -1 where it opens one.
     """
 
     loaded: Callable[[], None]
@@ -60,8 +61,23 @@ class Succeeds:
     handle: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """What the parts of a system are made from.
+
+    Attributes:
+        services: those of the whole system, whichever run here.
+        gateway: None where there is none.
+        entries: what `check_gateway` compiled of it.
+    """
+
+    services: Sequence[Service]
+    gateway: Gateway | None = None
+    entries: Sequence[CompiledRoute] = ()
+
+
 class Host:
-    """Runs parts of a system in this process; `open`, `start`, then `drain`, then `close`.
+    """Runs parts of a system in this process; `open`, `run`, then `drain`, then `close`.
 
     Args:
         name: the one part that it runs; "" where it runs the whole system.
@@ -71,6 +87,7 @@ class Host:
     Attributes:
         exit: closes what is entered here when the process ends.
         background: keeps the loops that belong to no service.
+        urls: where the parts are reached that run here, by name.
     """
 
     deps: Deps
@@ -79,6 +96,8 @@ class Host:
     control_server: HttpServer
     pool: HttpPool
     background: Supervisor
+    _definitions: Definitions
+    _moved: Callable[[str, str], None]
     _registry: Registry
 
     def __init__(
@@ -101,6 +120,7 @@ class Host:
         self.exit = AsyncExitStack()
         self.gateway: GatewayPart | None = None
         self.services: dict[str, ServicePart] = {}
+        self.urls: dict[str, str] = {}
         self._externals: list[ExternalProcess] = []
         self._store = store or StoreOptions()
         self._succeeds = succeeds
@@ -116,11 +136,17 @@ class Host:
 
     async def open(
         self,
-        services: list[Service],
+        definitions: Definitions,
         signer: Signer,
         registry: Callable[[HttpPool], G],
+        *,
+        moved: Callable[[str, str], None] = lambda _, __: None,
     ) -> G:
-        """Build the dependencies of all parts, and return the registry."""
+        """Build the dependencies of all parts, and return the registry.
+
+        `moved` is told the name and the URL of an external service at each of its starts.
+        """
+        self._definitions, self._moved = definitions, moved
         self._failed.clear()
         self._failure = ""
         runtime, enter, config = self.runtime, self.exit, self.config
@@ -139,7 +165,7 @@ class Host:
         table = FaultTable()
         self.deps = Deps(
             runtime=runtime,
-            services={service.name: service for service in services},
+            services={service.name: service for service in definitions.services},
             signer=signer,
             sink=ring,
             stores=SqliteStores(runtime, self.rundir.database, self._store_options),
@@ -179,57 +205,30 @@ class Host:
         await server.start(CONTROL_HOST, 0 if self.name else self.config.system.control_port)
         self.exit.push_async_callback(server.close)
 
-    async def run_services(self, *names: str) -> None:
-        """Start services, and register them once all are up."""
-        parts = [self._service(name) for name in names]
+    async def run(self, *names: str) -> None:
+        """Start external services, then services, then the gateway, as far as they are named.
+
+        Services are registered once all of them are up.
+
+        Raises:
+            ConfigError: a part cannot be started or listen; the system has no gateway.
+            StoreError: a database cannot be used.
+            ContractError: a service does not fit its contract.
+            DiscoveryError: the registry refuses a service, or does not answer.
+        """
+        config = self.config
+        for name in names:
+            if name in config.external:
+                await self._run_external(name)
+        parts = [self._service(name) for name in names if name in config.services]
         for part in parts:
             await part.start()
             self.local.instances[part.name] = part.instance
+            self.urls[part.name] = part.url
         for part in parts:
             await part.open()
-
-    async def run_gateway(
-        self, definition: Gateway, entries: Sequence[CompiledRoute]
-    ) -> GatewayPart:
-        """Serve the gateway from the entries that `check_gateway` compiled."""
-        network = self.runtime.network
-        if self._succeeds is not None:
-            network = HandedNetwork(self._succeeds.handle)
-        part = self.gateway = GatewayPart(
-            definition, self.deps, self.rundir, self.runtime.disk, externals=self.config.external
-        )
-        self.exit.push_async_callback(part.close)
-        await part.start(network, self.config.system.host, self.config.gateway.port, entries)
-        self.background.start(Child("gateway/keys", part.run))
-        self.local.clients[GATEWAY] = part.caller
-        self.local.gateway_url = part.url
-        return part
-
-    async def run_external(self, name: str, *, moved: Callable[[str, str], None]) -> None:
-        """Start an external service as a child process, or list its URL.
-
-        `moved` is told its name and URL at each start.
-        """
-        section = self.config.external[name]
-        if section.url:
-            moved(name, section.url)
-            return
-
-        def filled(text: str) -> str:
-            return text.replace("{python}", sys.executable).replace("{data}", str(self.rundir.data))
-
-        process = ExternalProcess(
-            name,
-            command=[filled(word) for word in section.command],
-            env={key: filled(value) for key, value in section.env.items()},
-            folder=self.folder,
-            log=self.rundir.telemetry / f"{name}.log",
-            moved=lambda url: moved(name, url),
-            stop_within_s=self.budget.external_s,
-        )
-        self._externals.append(process)
-        await process.start()
-        self.background.start(Child(f"external/{name}", process.run))
+        if GATEWAY in names:
+            await self._run_gateway()
 
     async def drain(self) -> None:
         """Drain the gateway, then the services: accept nothing new, and finish what was accepted.
@@ -256,6 +255,7 @@ class Host:
         await self.exit.aclose()
         self.gateway = None
         self.services.clear()
+        self.urls.clear()
         self._externals.clear()
 
     async def wait(self, stop: asyncio.Event) -> str:
@@ -280,6 +280,50 @@ class Host:
 
     def _escalate(self, service: str, child: str, error: BaseException) -> None:
         self.fail(child if self.name else f"{service}/{child}", error)
+
+    async def _run_external(self, name: str) -> None:
+        """Start an external service as a child process, or list its URL."""
+        section = self.config.external[name]
+        if section.url:
+            self._external_moved(name, section.url)
+            return
+
+        def filled(text: str) -> str:
+            return text.replace("{python}", sys.executable).replace("{data}", str(self.rundir.data))
+
+        process = ExternalProcess(
+            name,
+            command=[filled(word) for word in section.command],
+            env={key: filled(value) for key, value in section.env.items()},
+            folder=self.folder,
+            log=self.rundir.telemetry / f"{name}.log",
+            moved=lambda url: self._external_moved(name, url),
+            stop_within_s=self.budget.external_s,
+        )
+        self._externals.append(process)
+        await process.start()
+        self.background.start(Child(f"external/{name}", process.run))
+
+    def _external_moved(self, name: str, url: str) -> None:
+        self.urls[name] = url
+        self._moved(name, url)
+
+    async def _run_gateway(self) -> None:
+        definitions, config = self._definitions, self.config
+        if definitions.gateway is None:
+            raise ConfigError("the system has no gateway; name one as [gateway] app")
+        network = self.runtime.network
+        if self._succeeds is not None and self._succeeds.handle >= 0:
+            network = HandedNetwork(self._succeeds.handle)
+        part = self.gateway = GatewayPart(
+            definitions.gateway, self.deps, self.rundir, self.runtime.disk,
+            externals=config.external,
+        )  # fmt: skip
+        self.exit.push_async_callback(part.close)
+        await part.start(network, config.system.host, config.gateway.port, definitions.entries)
+        self.background.start(Child("gateway/keys", part.run))
+        self.local.clients[GATEWAY] = part.caller
+        self.local.gateway_url = self.urls[GATEWAY] = part.url
 
     def _service(self, name: str) -> ServicePart:
         config, succeeds = self.config, self._succeeds

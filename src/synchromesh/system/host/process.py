@@ -19,12 +19,13 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from socket import socket
 
 import msgspec
 
-from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.errors import SynchromeshError
 from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
@@ -32,7 +33,7 @@ from synchromesh.service import Child
 from synchromesh.system.config.definitions import load_gateway, load_services
 from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.schema import GATEWAY
-from synchromesh.system.host.host import Host, Succeeds
+from synchromesh.system.host.host import Definitions, Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.leases_api.client import RemoteRegistry
 from synchromesh.system.supervise.messages import (
@@ -58,6 +59,9 @@ class Process:
 
     Args:
         loaded: called when only what the process before holds is still waited for.
+
+    Attributes:
+        host: runs the part.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Process:
     ) -> None:
         self._spec = spec
         succeeds = Succeeds(loaded, spec.port, spec.handle)
-        self._host = Host(spec.config, folder, runtime, name=spec.name, succeeds=succeeds)
+        self.host = Host(spec.config, folder, runtime, name=spec.name, succeeds=succeeds)
 
     async def start(self) -> Ready:
         """Start the part; when this returns, it is registered and serves.
@@ -81,16 +85,16 @@ class Process:
         try:
             return await self._start()
         except BaseException:
-            await self._host.close()
+            await self.host.close()
             raise
 
     async def wait(self, stop: asyncio.Event) -> str:
         """Wait for `stop` or for an escalated failure; return its reason, "" for none."""
-        return await self._host.wait(stop)
+        return await self.host.wait(stop)
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """Drain until `hurry`, and stop."""
-        draining = asyncio.ensure_future(self._host.drain())
+        draining = asyncio.ensure_future(self.host.drain())
         draining.add_done_callback(lambda _: hurry.set())
         try:
             await hurry.wait()
@@ -99,14 +103,18 @@ class Process:
             if isinstance(outcome, Exception):
                 _log.error("the drain failed", exc_info=outcome)
         finally:
-            await self._host.close()
+            await self.host.close()
 
     async def _start(self) -> Ready:
-        spec, host, runtime = self._spec, self._host, self._host.runtime
+        spec, host, runtime = self._spec, self.host, self.host.runtime
         name, config = spec.name, spec.config
-        host.begin_log()
         signer = Signer(base64.b64decode(spec.key))
-        services = load_services(config, host.folder)
+        definitions = Definitions(load_services(config, host.folder))
+        gateway = load_gateway(config, host.folder) if name == GATEWAY else None
+        if gateway is not None:
+            # It may be another one than that of the process before.
+            entries = await check_gateway(gateway, config, host.rundir, runtime)
+            definitions = replace(definitions, gateway=gateway, entries=entries)
 
         def registry_at(pool: HttpPool) -> RemoteRegistry:
             return RemoteRegistry(
@@ -116,22 +124,14 @@ class Process:
                 runtime=runtime,
             )
 
-        registry = await host.open(services, signer, registry_at)
+        registry = await host.open(definitions, signer, registry_at)
         async with asyncio.timeout(REGISTRY_WITHIN_S):
             await registry.refresh()
         host.background.start(Child(f"registry/{name}", registry.run))
         host.local.faults.resume(spec.faults, wall_us=runtime.wall_us())
         await host.serve_control(spec.token, {})
-        if name != GATEWAY:
-            await host.run_services(name)
-            return Ready(host.control_server.port, host.services[name].url)
-        definition = load_gateway(config, host.folder)
-        if definition is None:
-            raise ConfigError("the system has no gateway; name one as [gateway] app")
-        # It may be another one than that of the process before.
-        entries = await check_gateway(definition, config, host.rundir, runtime)
-        part = await host.run_gateway(definition, entries)
-        return Ready(host.control_server.port, part.url)
+        await host.run(name)
+        return Ready(host.control_server.port, host.urls[name])
 
     def __repr__(self) -> str:
         return f"<Process {self._spec.name}>"
@@ -189,6 +189,7 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
 
     process = Process(spec, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
     try:
+        process.host.begin_log()
         ready: Ready | StartFailed = await process.start()
     except (SynchromeshError, TimeoutError) as error:
         _log.exception("it could not be started")

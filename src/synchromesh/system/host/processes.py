@@ -64,11 +64,18 @@ class Processes:
         self.remotes: dict[str, RemoteProcess] = {}
         host.local.supervisors = [*host.local.supervisors, self._watching]
 
-    async def run_services(self) -> None:
-        """Start all services at once; calls are held until their callees are ready."""
+    async def run(self, *names: str) -> None:
+        """Start services all at once, or the gateway.
+
+        Calls of services are held until their callees are ready. The listening socket of the
+        gateway outlives each of its processes.
+        """
+        if GATEWAY in names:
+            await self._run_gateway()
+            return
         if self._forks is not None:
             self._forks.start()
-        children = {name: self._service(name) for name in self._host.config.services}
+        children = {name: self._service(name) for name in names}
         starting = [asyncio.ensure_future(child.start()) for child in children.values()]
         try:
             await asyncio.gather(*starting)
@@ -80,8 +87,7 @@ class Processes:
         for name, child in children.items():
             self._watching.start(Child(f"service/{name}", child.run))
 
-    async def run_gateway(self) -> None:
-        """Start the gateway on a listening socket that outlives each of its processes."""
+    async def _run_gateway(self) -> None:
         config = self._host.config
         accepting = self._socket = open_socket(config.system.host, config.gateway.port)
         child = self._add(

@@ -12,18 +12,17 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from synchromesh.calls import Call, Caller
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import Gateway
-from synchromesh.gateway.check import CompiledRoute
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import DiskRuntime
-from synchromesh.service import KEEP_S, Child, Service, ServiceInstance
+from synchromesh.service import KEEP_S, Child, ServiceInstance
 from synchromesh.store import StoreOptions
 from synchromesh.system.config.definitions import (
     check_keep,
@@ -35,7 +34,7 @@ from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
-from synchromesh.system.host.host import Host
+from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.processes import Processes
 from synchromesh.system.leases_api.server import PATH, RegistryServer
 from synchromesh.system.supervise.forks import ForkServer
@@ -81,7 +80,6 @@ class System:
         self._stopping = asyncio.Lock()
         self._token = ""
         self._processes: Processes | None = None
-        self._urls: dict[str, str] = {}
         self._info: RunInfo | None = None
 
     @property
@@ -119,11 +117,12 @@ class System:
             service.check()
         check_keep(services, KEEP_S)
         gateway = load_gateway(self._config, host.folder)
-        entries: Sequence[CompiledRoute] = ()
+        definitions = Definitions(services, gateway)
         if gateway is not None:
             entries = await check_gateway(gateway, self._config, host.rundir, host.runtime)
+            definitions = replace(definitions, entries=entries)
         try:
-            await self._start(services, opening, gateway, entries)
+            await self._start(definitions, opening)
         except BaseException:
             await host.close()
             raise
@@ -155,23 +154,16 @@ class System:
         if self._processes is not None:
             self._processes.cut()
 
-    async def _start(
-        self,
-        services: list[Service],
-        opening: Opening | None,
-        gateway: Gateway | None,
-        entries: Sequence[CompiledRoute],
-    ) -> None:
+    async def _start(self, definitions: Definitions, opening: Opening | None) -> None:
         host, enter, config = self._host, self._host.exit, self._config
         key = self._take_folder()
         signer, self._token = Signer(key), secrets.token_urlsafe(32)
-        self._urls.clear()
 
         def verify(token: str) -> Credential:
             return signer.verify(token, audience=REGISTRY, now_us=host.runtime.wall_us())
 
         registry = self._registry = MemoryRegistry(verify=verify)
-        await host.open(services, signer, lambda _: registry)
+        await host.open(definitions, signer, lambda _: registry, moved=self._external_moved)
         host.background.start(Child("registry", registry.run))
         if self._is_split:
             leases = RegistryServer(registry, verify=verify, started_us=host.runtime.wall_us())
@@ -189,16 +181,13 @@ class System:
         else:
             await host.serve_control(self._token, {})
         host.local.clients[CLIENT] = host.control.caller
-        for name in config.external:
-            await host.run_external(name, moved=self._external_moved)
-        processes = self._processes
-        await (host.run_services(*config.services) if processes is None
-               else processes.run_services())  # fmt: skip
+        await host.run(*config.external)
+        where = self._processes or host
+        await where.run(*config.services)
         if opening is not None:
             await self._open(opening, host.control.caller)
-        if gateway is not None:
-            await (host.run_gateway(gateway, entries) if processes is None
-                   else processes.run_gateway())  # fmt: skip
+        if definitions.gateway is not None:
+            await where.run(GATEWAY)
         enter.callback(host.rundir.withdraw)
         self._info = self._run_info()
         self._publish()
@@ -214,7 +203,6 @@ class System:
         return signing_key(self._config.system.key, host.rundir, host.folder, os.environ)
 
     def _external_moved(self, name: str, url: str) -> None:
-        self._urls[name] = url
         self._registry.fix(Endpoint(name, name, url))
 
     async def _open(self, opening: Opening, caller: Caller) -> None:
@@ -228,22 +216,15 @@ class System:
             ) from error
 
     def _run_info(self) -> RunInfo:
-        host = self._host
-        if self._processes is not None:
-            urls = self._processes.urls()
-        else:
-            urls = {name: part.url for name, part in host.services.items()}
-            if host.gateway is not None:
-                urls[GATEWAY] = host.gateway.url
-        gateway = urls.pop(GATEWAY, "")
-        # In the order of the configuration: external services come last.
+        host, config = self._host, self._config
+        urls = host.urls if self._processes is None else {**self._processes.urls(), **host.urls}
         return RunInfo(
             pid=os.getpid(),
-            system=self._config.system.name,
+            system=config.system.name,
             control=host.control_server.url,
             token=self._token,
-            services={**urls, **self._urls},
-            gateway=gateway,
+            services={n: urls[n] for n in (*config.services, *config.external) if n in urls},
+            gateway=urls.get(GATEWAY, ""),
         )
 
     def _publish(self) -> None:

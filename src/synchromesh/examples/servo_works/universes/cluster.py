@@ -1,8 +1,9 @@
 """The nodes of one universe: the shipped services, wired as in production, on a simulated machine.
 
-Every service runs from its definition down to its SQL; replaced are the disk, the network, the
-writer's thread, the clocks and chance. A service has two nodes that share its file, so that one can
-take over from the other; the credit provider and the clients have a node each.
+Every service runs from its definition down to its SQL, and calls go over HTTP; replaced are the
+disk, the network, the writer's thread, the clocks and randomness. A service has two nodes that
+share its file, so that one can take over from the other; the credit provider and the clients have a
+node each. A proxy before each service repeats, delays and loses requests, which TCP never does.
 """
 
 from __future__ import annotations
@@ -13,24 +14,26 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from credit_provider import CreditProviderServer, Ledger, ProviderFaults
 from services.orders import sagas
 
-from synchromesh.calls import Caller, Policies
-from synchromesh.discovery import Endpoint, Resolved
+from synchromesh.calls import Caller
+from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.errors import StoreLocked, SynchromeshError
-from synchromesh.http import AsgiHandler
+from synchromesh.http import AsgiHandler, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
-from synchromesh.service import Deps, Service, ServiceInstance
-from synchromesh.store import SqliteStores
-from synchromesh.system.config.definitions import load_services, policies_of
-from synchromesh.system.config.reading import load_config
-from synchromesh.telemetry import SpanRow, to_record
-from synchromesh.testing import AsgiReceiver, Node, SimExchange, SimProcess, SimRuntime, World
+from synchromesh.service import Service, ServiceInstance
+from synchromesh.system import RunDir, SystemConfig, load_config
+from synchromesh.system.config.definitions import load_services
+from synchromesh.system.host.host import Definitions, Host
+from synchromesh.testing import Node, SimProcess, SimRuntime, World
+from universes.proxy import Proxy
 
 FOLDER = Path(__file__).resolve().parents[1]
+RUNDIR = RunDir(FOLDER)
 SERVICES = ("orders", "inventory", "billing", "production")
 PROVIDER, CLIENTS = "credit_provider", "clients"
 SIGNER = Signer(b"0123456789abcdef0123456789abcdef")
@@ -56,14 +59,13 @@ class Cluster:
         self.world = world
         self.broken: list[str] = []
         self._clients = clients
-        self._exchange = SimExchange(world)
         self._instances: list[tuple[SimProcess, ServiceInstance]] = []
-        self._serving: dict[str, str] = {}
+        self._registry = MemoryRegistry(verify=lambda _: None)
         self._stops: dict[str, asyncio.Event] = {}
         self._provider: CreditProviderServer | None = None
         for service in services().values():
             for number in (1, 2):
-                main = functools.partial(self._run, service)
+                main = functools.partial(self._run, service.name)
                 world.node(f"{service.name}-{number}", main)
         world.node(PROVIDER, self._run_provider)
         world.node(CLIENTS, self._run_clients)
@@ -114,75 +116,52 @@ class Cluster:
 
     # -- the nodes -------------------------------------------------------------------------------
 
-    async def _run(self, service: Service, runtime: SimRuntime) -> None:
+    async def _run(self, service: str, runtime: SimRuntime) -> None:
         """Run one life of a service's node: open the database, serve, and stop when asked to."""
         stop = self._stops[runtime.name] = asyncio.Event()
-        has_waited = runtime.disk.owner_of(f"/{service.name}.db") != "nobody"
-        instance = await self._instance(service, runtime)
+        has_waited = runtime.disk.owner_of(RUNDIR.database(service)) != "nobody"
+        host = await self._open(runtime)
+        try:
+            await host.run(service)
+        except StoreLocked:
+            self.world.count["waited in vain for a file"] += 1
+            self.world.nodes[runtime.name].crash(0.1)
+            return
         self.world.count["takeover"] += has_waited
+        instance = host.instances[service]
         self._instances.append((runtime.process, instance))
-        self._exchange.serve(runtime, instance.dispatcher)
-        self._serving[service.name] = runtime.name
-        await stop.wait()
+        dispatcher: Any = instance.dispatcher
+        dispatcher.dispatch = Proxy(dispatcher.dispatch, runtime, self.world.wire)
+        failure = await host.wait(stop)
+        if failure:
+            self.broken.append(f"{runtime.name} ended by itself: {failure}")
         self.world.count["ended in good order"] += 1
-        await instance.drain(1.0)
-        await instance.stop()
-        self._exchange.leave(runtime)
+        await host.drain()
+        await host.close()
         self.world.nodes[runtime.name].crash()
 
-    async def _instance(self, service: Service, runtime: SimRuntime) -> ServiceInstance:
-        deps = self._deps(runtime, policies)
-        while True:
-            try:
-                return await ServiceInstance.start(service, deps)
-            except StoreLocked:
-                self.world.count["waited in vain for a file"] += 1
-
-    def _escalate(self, service: str, child: str, error: BaseException) -> None:
-        self.broken.append(f"{service}/{child} is beyond restarting: {error!r}")
-
     async def _run_provider(self, runtime: SimRuntime) -> None:
-        ledger = Ledger(runtime.disk.connect(f"/{PROVIDER}.db"))
+        ledger = Ledger(runtime.disk.connect(RUNDIR.database(PROVIDER)))
         self._provider = CreditProviderServer(ledger)
-        self._exchange.serve(runtime, AsgiReceiver(AsgiHandler(self._provider)))
+        server = HttpServer(AsgiHandler(self._provider), network=runtime.network)
+        await server.start()
+        self._registry.fix(Endpoint(PROVIDER, PROVIDER, server.url))
         await asyncio.Event().wait()
 
     async def _run_clients(self, runtime: SimRuntime) -> None:
-        await self._clients(self._deps(runtime, lambda _: Policies()).caller(CLIENTS))
+        await self._clients((await self._open(runtime)).deps.caller(CLIENTS))
 
-    # -- what the nodes are handed ---------------------------------------------------------------
-
-    def _deps(self, runtime: SimRuntime, policies: Callable[[str], Policies]) -> Deps:
-        return Deps(
-            runtime=runtime,
-            services=services(),
-            signer=SIGNER,
-            sink=self,
-            stores=SqliteStores(runtime, "/{}.db".format),
-            resolver=self,
-            transports={"sim": self._exchange.transport(runtime)},
-            policies=policies,
-            escalate=self._escalate,
-        )
-
-    async def resolve(self, service: str) -> Resolved:
-        """Return the node that served a service last."""
-        node = self._serving.get(service, service if service == PROVIDER else f"{service}-1")
-        return Resolved((Endpoint(service, service, f"sim://{node}"),))
-
-    def add(self, span: SpanRow) -> None:
-        """Count the spans that are rare."""
-        record = to_record(span)
-        if record.status == "key_undone" and record.kind == "handle":
-            self.world.count["tombstone hit"] += 1
-        elif record.status == "circuit_open":
-            self.world.count["breaker open"] += 1
+    async def _open(self, runtime: SimRuntime) -> Host:
+        host = Host(config(), FOLDER, runtime, name=runtime.name)
+        definitions = Definitions(list(services().values()))
+        await host.open(definitions, SIGNER, lambda _: self._registry)
+        return host
 
 
 @functools.cache
 def services() -> dict[str, Service]:
     """Return the shipped services that orders go through, with a saga that is less patient."""
-    shipped = load_services(load_config(FOLDER), FOLDER)
+    shipped = load_services(config(), FOLDER)
     found = {service.name: service for service in shipped if service.name in SERVICES}
     impatient = replace(sagas.place_order, policy=POLICY, deadline_s=DEADLINE_S)
     # The handler of Orders.place starts what this name stands for.
@@ -197,6 +176,6 @@ def subscribers() -> dict[str, frozenset[str]]:
 
 
 @functools.cache
-def policies(service: str) -> Policies:
-    """Return how the calls of a service are guarded, as `synchromesh.toml` says."""
-    return policies_of(load_config(FOLDER), service)
+def config() -> SystemConfig:
+    """Return the shipped configuration."""
+    return load_config(FOLDER)

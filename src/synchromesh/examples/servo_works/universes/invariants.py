@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from audit import audit_databases
 
 from synchromesh.testing import SimDisk
-from universes.cluster import SERVICES
+from universes.cluster import RUNDIR, SERVICES
 
 Databases = Mapping[str, sqlite3.Connection]
 Subscribers = Mapping[str, frozenset[str]]
@@ -21,7 +21,7 @@ _AT = "select coalesce(max(position), 0) from sm_checkpoint where name = ?"
 def is_quiet(disk: SimDisk, subscribers: Subscribers) -> bool:
     """Return whether all sagas have ended, and all messages and projections are up to date."""
     for service in SERVICES:
-        path = f"/{service}.db"
+        path = RUNDIR.database(service)
         if disk.rows(path, _UNFINISHED):
             return False
         for subscriber, names in subscribers.items():
@@ -29,7 +29,7 @@ def is_quiet(disk: SimDisk, subscribers: Subscribers) -> bool:
             if wanted and not _is_past(disk, path, f"relay/{subscriber}", wanted):
                 return False
     stock = [f"inventory.pieces_{done}" for done in ("received", "held", "released")]
-    return _is_past(disk, "/inventory.db", "projection/stock_level", stock)
+    return _is_past(disk, RUNDIR.database("inventory"), "projection/stock_level", stock)
 
 
 def _is_past(disk: SimDisk, path: str, checkpoint: str, names: list[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from msgspec import structs
 
 from synchromesh.calls import Call, Caller
 from synchromesh.errors import CallError, Rejection, SagaUndone, SynchromeshError
-from synchromesh.store import Once, Recorded, Unit, inbox
+from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
 from synchromesh.testing import CALM, STORMY, NetworkFaults, Node, SimulationError, World
 from universes.cluster import (
     CLIENTS,
     PROVIDER,
+    RUNDIR,
     SERVICES,
     Cluster,
     subscribers,
@@ -48,7 +50,7 @@ class Weather:
 
 
 PEACE = Weather(CALM)
-STORM = Weather(STORMY, 1.2)
+STORM = Weather(replace(STORMY, duplication=0.06, tail=0.05), 1.2)
 # Two clocks are wrong by almost the 5 s that calls allow for.
 HURRICANE = Weather(replace(STORMY, loss=0.12, duplication=0.15, tail=0.12, skew_s=2.4), 4.0)
 
@@ -83,6 +85,7 @@ class Universe:
         self._is_sold = False
         # Most universes find a shop that has opened before; some open it in the storm.
         self._is_new = is_stormy and self._rng.random() < 0.1
+        self._last_sends: dict[str, int] = {}
         self._doomed = {} if kill is None else {kill[0]: kill[1]}
         self.world.on_step = self._before_step
 
@@ -109,7 +112,7 @@ class Universe:
         databases = {}
         for name in (*SERVICES, PROVIDER):
             databases[name] = sqlite3.connect(":memory:")
-            databases[name].deserialize(self.world.disk.image(f"/{name}.db"))
+            databases[name].deserialize(self.world.disk.image(RUNDIR.database(name)))
         self.broken += broken_in(databases, self.told, subscribers())
         self.broken += [
             f"the client of order {order.order_id} was never answered"
@@ -189,8 +192,9 @@ class Universe:
     async def _storm(self) -> None:
         rng, loop = self._rng, self.world.loop
         evils = {
-            self._crash: 0.15,
-            self._doom: 0.30,
+            self._crash: 0.10,
+            self._doom: 0.15,
+            self._cut_after_send: 0.20,
             self._black_out: 0.05,
             self._part: 0.15,
             self._hand_over: 0.10,
@@ -214,6 +218,15 @@ class Universe:
         """Schedule a power cut of a node at one of its next steps."""
         node = self._victim()
         self._doomed[node.name] = node.steps + self._rng.randrange(1, 100)
+
+    def _cut_after_send(self) -> None:
+        """Schedule a power cut of a node right after one of its next sends.
+
+        What it sent arrives, and whatever it had to have on disk before that is lost if it is not:
+        over a network a moment later is too late to tell.
+        """
+        node = self._victim()
+        self._last_sends[node.name] = node.sends + self._rng.randrange(1, 10)
 
     def _black_out(self) -> None:
         """Cut the power of all services at once, as the death of one process that runs them."""
@@ -251,6 +264,10 @@ class Universe:
 
     def _before_step(self, node: Node) -> None:
         if self._doomed.get(node.name) == node.steps:
+            node.crash(0.3)
+        elif node.sends >= self._last_sends.get(node.name, math.inf):
+            del self._last_sends[node.name]
+            self.world.count["crash after send"] += 1
             node.crash(0.3)
 
 
@@ -291,7 +308,8 @@ def opened_shop() -> dict[str, bytes]:
         assert is_quiet(world.disk, subscribers())
 
     world.run(story())
-    return {path: world.disk.image(path) for path in world.disk.paths()}
+    paths = map(RUNDIR.database, (PROVIDER, *SERVICES))
+    return {path: world.disk.image(path) for path in paths}
 
 
 # -- listening in --------------------------------------------------------------------------------
@@ -299,13 +317,14 @@ def opened_shop() -> dict[str, bytes]:
 
 @contextmanager
 def counting_replays(count: Counter[str]) -> Iterator[None]:
-    """Count how often an inbox answers what it has recorded."""
+    """Count how often an inbox answers what it has recorded, and that a key is undone."""
     recall = inbox.recall
 
     async def counted(unit: Unit, once: Once) -> Recorded | None:
         known = await recall(unit, once)
         if known is not None:
             count["inbox replay"] += 1
+            count["tombstone hit"] += known.kind is InboxState.TOMBSTONE
         return known
 
     with mock.patch.object(inbox, "recall", counted):
