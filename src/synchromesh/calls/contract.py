@@ -107,6 +107,11 @@ class Operation(Generic[P, R_co]):
         return f"{self.service}.{self.name}"
 
     @property
+    def blank_path(self) -> str:
+        """The path with `{}` for each place: what callers of any release see of it."""
+        return _PLACE.sub("{}", self.path)
+
+    @property
     def shape(self) -> Signature:
         """The types of the arguments and of the answer.
 
@@ -330,7 +335,7 @@ class Contract(Protocol):
                 member.service, member.name = service, name
             if isinstance(member, Operation):
                 member.is_external = external
-                route = (member.method, _PLACE.sub("{}", member.path))
+                route = (member.method, member.blank_path)
                 if route in routes:
                     raise ContractError(
                         f"{cls.__name__}.{name} and .{routes[route]} have the same route "

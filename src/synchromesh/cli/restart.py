@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,26 +12,64 @@ import click
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json, print_line
 
+FINDING = 1
 # A new process may take this long to be ready, and the old one as long to let go.
 RESTART_WITHIN_S = 60.0
 
 
 @click.command()
 @click.argument("service")
+@click.option(
+    "--break", "is_break", is_flag=True, help="Go on where contracts break; needs --reason."
+)
+@click.option("--reason", default="", help="Why a contract is broken; recorded with your name.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def restart(folder: Path, service: str, is_json: bool) -> int:
+def restart(folder: Path, service: str, is_break: bool, reason: str, is_json: bool) -> int:
     """Replace the process of SERVICE by a new one, as after a change of its code.
 
     For a system that runs by `synchromesh dev --split`. The old process answers what it has taken;
     calls that come meanwhile are held by their callers until the new one is ready. SERVICE may be
     `gateway`: the new one serves beside the old one until that has answered. Where the new one
     cannot be loaded, the old one stays.
+
+    So it does where contracts would break: the new one no longer offers what others that run expect
+    of it, or expects of them what they do not offer. Exits 1 then, with a line for each. With
+    --break the new one is let in all the same; status and the log say who did that, and why.
     """
+    if is_break != bool(reason.strip()):
+        raise click.UsageError("--break and --reason go together: --break --reason TEXT")
     path = f"/services/{quote(service, safe='')}/restart"
-    answer = ControlClient(folder).post(path, {}, within_s=RESTART_WITHIN_S)
+    request = {"who": _user(), "reason": reason} if is_break else {}
+    answer = ControlClient(folder).post(path, request, within_s=RESTART_WITHIN_S)
     if is_json:
         print_json(answer)
     else:
-        print_line(f"{answer['service']} runs anew, in process {answer['pid']}")
-    return 0
+        _print(answer)
+    return FINDING if answer["is_refused"] else 0
+
+
+def _print(answer: dict[str, object]) -> None:
+    name, pid, breaks = answer["service"], answer["pid"], answer["breaks"]
+    assert isinstance(breaks, list)
+    if answer["is_refused"]:
+        print_line(f"{name} was not replaced, process {pid} serves on; contracts would break:")
+    elif breaks:
+        print_line(f"{name} runs anew, in process {pid}; contracts that are broken now:")
+    else:
+        print_line(f"{name} runs anew, in process {pid}")
+    for each in breaks:
+        print_line(f"  {each}")
+    if answer["is_refused"]:
+        print_line(
+            "change it so that both releases fit, or restart the others first; "
+            "to break it all the same: --break --reason TEXT"
+        )
+
+
+def _user() -> str:
+    """Return the name of who runs this, or their number where they have none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -31,6 +32,11 @@ from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
 from synchromesh.service import Service
 from synchromesh.system.config.schema import CLIENT
 from synchromesh.system.control.arguments import arguments_from_texts
+from synchromesh.system.control.contract_book import (
+    ContractBook,
+    ContractsReport,
+    ReplaceRequest,
+)
 from synchromesh.system.control.faults import BreakRequest, HealRequest
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
@@ -45,6 +51,8 @@ SETTLED_WITHIN_S = 15.0
 _CLIENT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
 Answer = Callable[[HttpRequest, str], Awaitable[object]]
+
+_log = logging.getLogger("synchromesh.system")
 
 
 class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +81,7 @@ class Control:
         remotes: ask the other processes, by the part that each is; also those that start later.
         registry: answers what begins with `/registry`, as (path, handler); None where it is not
             asked over HTTP.
+        book: decides which of the other processes are let in, by their contracts.
         authority: the socket's own host and port, once it listens.
     """
 
@@ -84,8 +93,10 @@ class Control:
         authority: Callable[[], str],
         remotes: Mapping[str, RemoteProcess],
         registry: tuple[str, Handler] | None = None,
+        book: ContractBook | None = None,
     ) -> None:
         self._local = local
+        self._book = book or ContractBook()
         self._token = token
         self._authority = authority
         self._remotes = remotes
@@ -104,7 +115,7 @@ class Control:
             ("POST", "credentials"): self._credential,
             ("GET", "faults"): self._faults,
             ("POST", "faults"): self._break_or_heal,
-            ("POST", "services"): self._restart,
+            ("POST", "services"): self._of_process,
         }
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
@@ -133,7 +144,8 @@ class Control:
 
     async def status(self) -> Status:
         """Return the merged status of all processes."""
-        return Status.merge(*await asyncio.gather(*(each.status() for each in self._all())))
+        merged = Status.merge(*await asyncio.gather(*(each.status() for each in self._all())))
+        return msgspec.structs.replace(merged, contract_breaks=list(self._book.breaks))
 
     def _all(self) -> list[LocalProcess | RemoteProcess]:
         return [self._local, *self._remotes.values()]
@@ -163,9 +175,9 @@ class Control:
         await asyncio.gather(*(each.forward(request.path, request.body) for each in others))
         return answer
 
-    async def _restart(self, request: HttpRequest, rest: str) -> object:
+    async def _of_process(self, request: HttpRequest, rest: str) -> object:
         name, _, act = rest.partition("/")
-        if act != "restart":
+        if act not in ("restart", "contracts"):
             raise _unknown(request)
         if not self._remotes:
             raise BadRequest(
@@ -176,7 +188,40 @@ class Control:
         if process is None:
             known = ", ".join(self._remotes)
             raise UnknownOperation(f"no process is called {name!r}; there are {known}")
-        return {"service": name, "pid": await process.restart()}
+        if act == "contracts":
+            return self._report(name, decode(request.body, ContractsReport))
+        return await self._restart(process, decode(request.body, ReplaceRequest))
+
+    def _report(self, name: str, report: ContractsReport) -> list[str]:
+        """Take what a process offers and expects; answer what it is refused for."""
+        book, now_us = self._book, self._local.deps.runtime.wall_us()
+        known = len(book.breaks) and book.breaks[-1]
+        refused = book.report(name, report.pid, report.contracts, now_us=now_us)
+        if book.breaks and book.breaks[-1] is not known:
+            record = book.breaks[-1]
+            _log.warning(
+                "contracts do not fit, and process %s of %s was let in: %s",
+                record.pid,
+                name,
+                "; ".join(record.differences),
+                extra={"who": record.who, "reason": record.reason},
+            )
+        return [str(each) for each in refused]
+
+    async def _restart(self, process: RemoteProcess, request: ReplaceRequest) -> object:
+        with self._book.replacing(process.name, request) as replacement:
+            try:
+                pid = await process.restart()
+            except BadRequest:
+                if not replacement.refused:
+                    raise
+                pid = process.child.pid
+        return {
+            "service": process.name,
+            "pid": pid,
+            "is_refused": bool(replacement.refused),
+            "breaks": [str(each) for each in replacement.refused or replacement.broken],
+        }
 
     async def _call(self, request: HttpRequest, _: str) -> object:
         wanted = decode(request.body, CallRequest)

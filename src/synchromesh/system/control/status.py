@@ -126,6 +126,25 @@ class FaultsStatus(msgspec.Struct, frozen=True):
         )
 
 
+class ContractBreak(msgspec.Struct, frozen=True):
+    """The record of a process that was let in although contracts do not fit.
+
+    Attributes:
+        at_us: wall clock.
+        part: the service, or "gateway", whose process it is.
+        who: answers for it; "" where it was started because none ran.
+        reason: why, in their words.
+        differences: what does not fit, a sentence each.
+    """
+
+    at_us: int
+    part: str
+    pid: int
+    who: str
+    reason: str
+    differences: tuple[str, ...]
+
+
 class Status(msgspec.Struct, frozen=True):
     """The status of a process, or of the system as a whole.
 
@@ -134,6 +153,7 @@ class Status(msgspec.Struct, frozen=True):
         gateway: the way in; None where there is none, or it is another process.
         clients: all callers that are no service, by name.
         children: what runs in the background and belongs to no service, by name.
+        contract_breaks: the last processes that were let in although contracts do not fit.
         spans_dropped: how many spans were lost, for too many came at once.
         findings: what needs a person, in words; an open breaker does not, it closes by itself.
 
@@ -152,6 +172,7 @@ class Status(msgspec.Struct, frozen=True):
     clients: dict[str, ClientStatus] = {}
     children: dict[str, ChildStatus] = {}
     faults: FaultsStatus = FaultsStatus()
+    contract_breaks: list[ContractBreak] = []
     spans_dropped: int = 0
     findings: list[str] = []
 
@@ -173,6 +194,7 @@ class Status(msgspec.Struct, frozen=True):
             clients={name: own for each in every for name, own in each.clients.items()},
             children=children,
             faults=first.faults.with_struck([each.faults for each in others]),
+            contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
             findings=list(_findings(services, children)),
         )

@@ -29,6 +29,7 @@ from synchromesh.system.config.definitions import policies_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.api import Control
+from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
@@ -190,6 +191,7 @@ class Host:
         token: str,
         remotes: Mapping[str, RemoteProcess],
         registry: tuple[str, Handler] | None = None,
+        book: ContractBook | None = None,
     ) -> None:
         """Serve the control API on loopback."""
         server = self.control_server = HttpServer(
@@ -201,6 +203,7 @@ class Host:
             authority=lambda: f"{server.host}:{server.port}",
             remotes=remotes,
             registry=registry,
+            book=book,
         )
         await server.start(CONTROL_HOST, 0 if self.name else self.config.system.control_port)
         self.exit.push_async_callback(server.close)

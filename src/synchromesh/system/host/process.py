@@ -5,7 +5,7 @@ to the supervisor, over which it gets its `ProcessSpec` as one line, and which s
 closes, the supervisor is gone, and the process ends too. It says `Loaded` where it has to wait for
 the process before, and once it answers `Ready`, each as one line; or why not, `StartFailed`.
 
-    spec → log, spans → registry → control API → the part → the part is known → ready
+    spec → log, spans → registry → control API → contracts fit → the part → it is known → ready
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
 from synchromesh.service import Child
 from synchromesh.system.config.definitions import load_gateway, load_services
+from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.host.contracts_report import report_contracts
 from synchromesh.system.host.host import Definitions, Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.leases_api.client import RemoteRegistry
@@ -130,6 +132,12 @@ class Process:
         host.background.start(Child(f"registry/{name}", registry.run))
         host.local.faults.resume(spec.faults, wall_us=runtime.wall_us())
         await host.serve_control(spec.token, {})
+        contracts = (
+            contracts_of_gateway(definitions.entries)
+            if name == GATEWAY
+            else contracts_of_service(host.deps.services[name], config.services[name].app)
+        )
+        await report_contracts(contracts, spec, host.pool)
         await host.run(name)
         return Ready(host.control_server.port, host.urls[name])
 

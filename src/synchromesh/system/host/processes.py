@@ -16,6 +16,7 @@ import msgspec
 from synchromesh.discovery import MemoryRegistry
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import ChildStatus
 from synchromesh.system.host.gateway_part import open_socket
@@ -40,6 +41,7 @@ class Processes:
 
     Attributes:
         remotes: the processes, as the control API asks them; the gateway's by its own name.
+        book: what each of them offers to others, and expects of them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Processes:
         self._launcher = Launcher(host.folder, forks)
         self._socket: socket | None = None
         self.remotes: dict[str, RemoteProcess] = {}
+        self.book = ContractBook()
         host.local.supervisors = [*host.local.supervisors, self._watching]
 
     async def run(self, *names: str) -> None:
@@ -94,7 +97,7 @@ class Processes:
             GATEWAY,
             "the gateway",
             spec=lambda _: self._spec(GATEWAY, handle=accepting.fileno()),
-            on_exit=lambda _: None,
+            on_exit=lambda pid: self.book.ended(GATEWAY, pid),
             on_moved=lambda _: None,
             stop_within_s=self._host.budget.gateway_s,
         )
@@ -128,6 +131,7 @@ class Processes:
 
     def _service(self, name: str) -> ChildProcess:
         def on_exit(pid: int) -> None:
+            self.book.ended(name, pid)
             # Its end was seen: it is not suspected to be dead, it is (R6).
             self._registry.evict(name, lambda endpoint: ("pid", str(pid)) in endpoint.metadata)
 

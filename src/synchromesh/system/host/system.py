@@ -176,7 +176,8 @@ class System:
                 forks=self._forks,
             )
             remotes = self._processes.remotes
-            await host.serve_control(self._token, remotes, (PATH, leases.handle))
+            book = self._processes.book
+            await host.serve_control(self._token, remotes, (PATH, leases.handle), book)
             enter.push_async_callback(self._processes.stop)
         else:
             await host.serve_control(self._token, {})

@@ -1,0 +1,116 @@
+"""Which contracts the running processes of a system offer and expect: a pure machine.
+
+Each process reports both before it is let in. A successor that would break what others expect, or
+expects what they do not offer, is refused while its predecessor serves, unless somebody answers for
+it. What the predecessor does not fit either is no reason to refuse. Where there is none, as after a
+crash, the process is let in, for it is better than nothing; what does not fit is recorded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from synchromesh.calls.compatibility import Difference, differences
+from synchromesh.calls.description import ContractsOfPart
+from synchromesh.errors import BadRequest
+from synchromesh.system.control.status import ContractBreak
+
+RECORDS_MAX = 50
+
+
+class ReplaceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /services/NAME/restart`: who breaks contracts on purpose, and why; empty for nobody."""
+
+    who: str = ""
+    reason: str = ""
+
+
+class ContractsReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /services/NAME/contracts`: what a process offers and expects, before it is let in."""
+
+    pid: int
+    contracts: ContractsOfPart
+
+
+class Replacement:
+    """A restart under way; `refused` is what its successor would have broken."""
+
+    def __init__(self, request: ReplaceRequest) -> None:
+        self.request = request
+        self.refused: tuple[Difference, ...] = ()
+        self.broken: tuple[Difference, ...] = ()
+
+
+class ContractBook:
+    """Keeps the contracts of each running process, and decides who is let in.
+
+    Attributes:
+        breaks: the last of those that were let in although they do not fit.
+    """
+
+    def __init__(self) -> None:
+        self.breaks: deque[ContractBreak] = deque(maxlen=RECORDS_MAX)
+        self._running: dict[str, dict[int, ContractsOfPart]] = {}
+        self._replacements: dict[str, Replacement] = {}
+
+    @contextmanager
+    def replacing(self, part: str, request: ReplaceRequest) -> Iterator[Replacement]:
+        """Hold the request of a restart until its successor has reported.
+
+        Raises:
+            BadRequest: the part is being restarted, or not both of who and why are given.
+        """
+        if part in self._replacements:
+            raise BadRequest(f"{part!r} is being restarted; wait until it is up")
+        if bool(request.who.strip()) != bool(request.reason.strip()):
+            raise BadRequest("breaking a contract needs both: who does it, and the reason")
+        self._replacements[part] = replacement = Replacement(request)
+        try:
+            yield replacement
+        finally:
+            del self._replacements[part]
+
+    def report(
+        self, part: str, pid: int, contracts: ContractsOfPart, *, now_us: int
+    ) -> tuple[Difference, ...]:
+        """Take the report of a process; return why it is refused, nothing where it is let in."""
+        own = self._running.setdefault(part, {})
+        before = {each for running in own.values() for each in self._differences(part, running)}
+        found = tuple(e for e in self._differences(part, contracts) if e not in before)
+        replacement = self._replacements.get(part)
+        request = ReplaceRequest() if replacement is None else replacement.request
+        if found and own and not request.reason:
+            if replacement is not None:
+                replacement.refused = found
+            return found
+        own[pid] = contracts
+        if found:
+            if replacement is not None:
+                replacement.broken = found
+            said = tuple(map(str, found))
+            self.breaks.append(ContractBreak(now_us, part, pid, request.who, request.reason, said))
+        return ()
+
+    def ended(self, part: str, pid: int) -> None:
+        """Forget a process that has ended."""
+        self._running.get(part, {}).pop(pid, None)
+
+    def _differences(self, part: str, own: ContractsOfPart) -> Iterable[Difference]:
+        """Return what does not fit between a process and those of other parts, each once."""
+        found: dict[Difference, None] = {}
+        for other, running in self._running.items():
+            for theirs in running.values() if other != part else ():
+                found |= dict.fromkeys(
+                    (
+                        *differences(theirs.expects, own.offers, of=part, by=other),
+                        *differences(own.expects, theirs.offers, of=other, by=part),
+                    )
+                )
+        return found
+
+    def __repr__(self) -> str:
+        return f"<ContractBook of {', '.join(self._running) or 'nobody'}>"
