@@ -141,7 +141,7 @@ def structs(draw: st.DrawFn, kinds: st.SearchStrategy[Kind], tag: str = "") -> K
         if how == "unset" and flavour != "array" and kind.type is not Any:
             fields.append((name, Union[kind.type, UnsetType], UNSET))  # noqa: UP007
             given_values.append(UNSET)
-        elif how == "default":
+        elif how == "default" and len(kind.values) > 1:  # or it could be left out always
             fields.append((name, kind.type, kind.values[0]))
         else:
             fields.append((name, kind.type, msgspec.NODEFAULT))
@@ -229,6 +229,8 @@ def means(sent: Any, read: Any) -> bool:
         return all(means(value, read[name]) for name, value in sent.items())
     if isinstance(sent, list | tuple) and isinstance(read, list | tuple):
         return all(map(means, sent, read))
+    if UNSET not in (sent, read) and None in (sent, read):
+        return sent is read
     return UNSET in (sent, read) or type(sent) is not type(read) or sent == read
 
 
