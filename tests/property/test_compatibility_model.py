@@ -64,9 +64,9 @@ SCALARS = [
     Kind(float, [-7.5, 0.5, 1000.5]),
     Kind(Annotated[float, Meta(ge=0)], [0.0, 0.5, 1000.5]),
     Kind(Annotated[float, Meta(le=0.5)], [-7.5, 0.5]),
-    Kind(Decimal, [Decimal("0.1")]),
+    Kind(Decimal, [Decimal("0.1"), Decimal("12.25")]),
     Kind(str, ["", "x", "red", "A long text"]),
-    Kind(Annotated[str, Meta(min_length=1)], ["x", "A long text"]),
+    Kind(Annotated[str, Meta(min_length=40)], ["x" * 40, "A" * 50]),
     Kind(Annotated[str, Meta(max_length=3)], ["", "A", "red"]),
     Kind(Annotated[str, Meta(pattern="^[a-z]*$")], ["", "red", "longer"]),
     Kind(bytes, [b"bytes"]),
@@ -224,14 +224,14 @@ def means(sent: Any, read: Any) -> bool:
     """Say whether fields that were left out were read as what they are; UNSET is nothing."""
     names = getattr(sent, "__struct_fields__", None) or getattr(sent, "__dataclass_fields__", None)
     if names and (hasattr(read, "__struct_fields__") or hasattr(read, "__dataclass_fields__")):
-        return all(means(getattr(sent, n), getattr(read, n, UNSET)) for n in names)
+        return all(means(getattr(sent, n), getattr(read, n)) for n in names if hasattr(read, n))
     if isinstance(sent, dict) and isinstance(read, dict):
         return all(means(value, read[name]) for name, value in sent.items())
     if isinstance(sent, list | tuple) and isinstance(read, list | tuple):
         return all(map(means, sent, read))
-    if UNSET not in (sent, read) and None in (sent, read):
+    if sent is not UNSET and (read in (None, UNSET) or sent is None):
         return sent is read
-    return UNSET in (sent, read) or type(sent) is not type(read) or sent == read
+    return sent is UNSET or type(sent) is not type(read) or sent == read
 
 
 def is_read(value: Any, read: Any) -> bool:

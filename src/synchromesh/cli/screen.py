@@ -1,4 +1,4 @@
-"""The screen of `synchromesh status`: findings, services, faults, breakers."""
+"""The screen of `synchromesh status`: findings, services, faults, broken contracts, breakers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from synchromesh.cli.show import duration_text, faults_table, plain_table, styled
+from synchromesh.cli.show import duration_text, faults_table, plain_table, styled, time_of_day
+from synchromesh.codec import to_datetime
 from synchromesh.system.control.status import (
     BreakerStatus,
     ChildStatus,
+    ContractBreak,
     ListedInstance,
     Status,
 )
@@ -34,6 +36,8 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
     parts += [Text(), _services(status)]
     if status.faults.in_force:
         parts += [Text(), faults_table(status.faults.in_force)]
+    if status.contract_breaks:
+        parts += [Text(), _contract_breaks(status.contract_breaks)]
     breakers = sorted(_breakers(status), key=lambda breaker: breaker.state == "closed")
     if breakers:
         parts += [Text(), _breakers_table(breakers)]
@@ -108,6 +112,21 @@ def _counts(counts: Mapping[str, int]) -> Text:
         for name, count in sorted(counts.items())
     )
     return line or Text("-")
+
+
+def _contract_breaks(records: list[ContractBreak]) -> Table:
+    """Render who let in what does not fit, the last one first."""
+    table = plain_table("contracts broken by", "pid", "at", "who", "why", "what")
+    for record in reversed(records):
+        table.add_row(
+            record.part,
+            str(record.pid),
+            time_of_day(to_datetime(record.at_us).isoformat()),
+            Text(record.who or "a start"),
+            Text(record.reason),
+            Text("\n".join(record.differences)),
+        )
+    return table
 
 
 def _breakers(status: Status) -> Iterator[BreakerStatus]:

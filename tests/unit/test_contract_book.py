@@ -1,0 +1,191 @@
+"""Who is let in by contracts: each order of reports, restarts and ends."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synchromesh.calls import query
+from synchromesh.calls.contract import Operation
+from synchromesh.calls.describing import describe
+from synchromesh.calls.description import ContractsOfPart
+from synchromesh.errors import BadRequest
+from synchromesh.system.config.expectations import imported_contracts
+from synchromesh.system.control.contract_book import ContractBook, ReplaceRequest
+
+ADA = ReplaceRequest("ada", "it is never called")
+NOBODY = ReplaceRequest()
+
+
+def stock(result: type) -> Operation[..., Any]:
+    """Make the operation `inventory.stock` of a release."""
+
+    async def act(self: Any) -> Any: ...
+
+    act.__annotations__ = {"return": result}
+    made = query("GET /stock")(act)
+    made.service, made.name = "inventory", "stock"
+    return made
+
+
+def offers(result: type) -> ContractsOfPart:
+    return ContractsOfPart(offers=describe([stock(result)]))
+
+
+def expects(result: type) -> ContractsOfPart:
+    return ContractsOfPart(expects=describe([stock(result)]))
+
+
+NOTHING = ContractsOfPart()
+
+
+@pytest.fixture
+def book() -> ContractBook:
+    """A book with inventory, and orders that expects what it offers."""
+    book = ContractBook()
+    assert book.report("inventory", 1, offers(int), now_us=0) == ()
+    assert book.report("orders", 2, expects(int), now_us=0) == ()
+    return book
+
+
+def test_a_successor_that_fits_is_let_in(book: ContractBook) -> None:
+    """With and without who answers for it; nothing is recorded."""
+    for pid, request in ((3, NOBODY), (4, ADA)):
+        with book.replacing("inventory", request) as replacement:
+            assert book.report("inventory", pid, offers(int), now_us=1) == ()
+        assert (replacement.refused, replacement.broken) == ((), ())
+    assert list(book.breaks) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "contracts"), [("inventory", offers(str)), ("inventory", NOTHING)]
+)
+def test_one_that_breaks_others_is_refused(
+    book: ContractBook, part: str, contracts: ContractsOfPart
+) -> None:
+    """Also one that nobody asked for; it counts for nothing afterwards."""
+    with book.replacing(part, NOBODY) as replacement:
+        refused = book.report(part, 3, contracts, now_us=1)
+    assert [each.expected_by for each in refused] == ["orders"]
+    assert replacement.refused == refused
+    assert book.report(part, 4, contracts, now_us=1) == refused
+    assert list(book.breaks) == []
+    assert book.report("orders", 5, expects(int), now_us=1) == ()
+
+
+def test_one_that_expects_more_is_refused(book: ContractBook) -> None:
+    """It is the callee that has to be replaced first."""
+    (refused,) = book.report("orders", 3, expects(str), now_us=1)
+    assert (refused.name, refused.expected_by) == ("inventory.stock", "orders")
+
+
+def test_what_does_not_run_is_not_missed(book: ContractBook) -> None:
+    """A service that is down, or not started yet, offers nothing: it will report."""
+    book.ended("inventory", 1)
+    assert book.report("orders", 3, expects(str), now_us=1) == ()
+    assert ContractBook().report("orders", 1, expects(int), now_us=0) == ()
+
+
+def test_who_answers_for_it_is_recorded(book: ContractBook) -> None:
+    """With when, who, why and what; the process is one of those that count from then on."""
+    with book.replacing("inventory", ADA) as replacement:
+        assert book.report("inventory", 3, offers(str), now_us=7) == ()
+    book.ended("inventory", 1)
+    (record,) = book.breaks
+    assert (record.at_us, record.part, record.pid) == (7, "inventory", 3)
+    assert (record.who, record.reason) == ("ada", "it is never called")
+    assert record.differences == tuple(map(str, replacement.broken))
+    assert len(record.differences) == 1
+    # What does not fit already is no reason, what does not fit besides is.
+    assert book.report("inventory", 4, offers(str), now_us=8) == ()
+    assert book.report("inventory", 5, offers(bytes), now_us=8) != ()
+    assert len(book.breaks) == 1
+
+
+def test_both_releases_that_run_count(book: ContractBook) -> None:
+    """A gateway serves beside the one before until that has answered: each expects its own."""
+    assert book.report("gateway", 3, expects(int), now_us=1) == ()
+    assert book.report("gateway", 4, NOTHING, now_us=1) == ()
+    book.ended("orders", 2)
+    assert [each.expected_by for each in book.report("inventory", 5, offers(str), now_us=2)] == [
+        "gateway"
+    ]
+    book.ended("gateway", 3)
+    assert book.report("inventory", 5, offers(str), now_us=2) == ()
+
+
+def test_one_that_nobody_precedes_is_let_in(book: ContractBook) -> None:
+    """After a crash it is better than nothing; the record names nobody."""
+    book.ended("inventory", 1)
+    assert book.report("inventory", 3, offers(str), now_us=1) == ()
+    (record,) = book.breaks
+    assert (record.who, record.reason, len(record.differences)) == ("", "", 1)
+
+
+def test_one_restart_at_a_time_and_both_words(book: ContractBook) -> None:
+    """What one restart may is never another one's; who and why belong together."""
+    with (
+        book.replacing("inventory", NOBODY),
+        pytest.raises(BadRequest, match="is being restarted"),
+        book.replacing("inventory", ADA),
+    ):
+        pass
+    for request in (
+        ReplaceRequest(who="ada"),
+        ReplaceRequest(reason="so"),
+        ReplaceRequest(" ", "a"),
+    ):
+        with pytest.raises(BadRequest, match="needs both"), book.replacing("orders", request):
+            pass
+    with book.replacing("inventory", NOBODY):
+        assert book.report("inventory", 3, offers(str), now_us=1) != ()
+
+
+CONTRACT = """
+from typing import Protocol
+from synchromesh import Contract, query
+{more}
+class Word: pass
+class {name}(Contract, Protocol, service="{service}", version="1.0"):
+    @query("GET /it")
+    async def it(self) -> int: ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        ("from released_one import One", ["One"]),
+        ("import released_one", ["One"]),
+        ("from released_one import Word", []),
+        ("from released_two import Two", ["Two"]),
+        ("from released_help import act", ["One"]),
+        ("def late():\n    from released_one import One", ["One"]),
+        ("from released_one import One\nfrom released_two import Two", ["One", "Two"]),
+        ("from released_one import *", ["One"]),
+        ("import json, msgspec, synchromesh", []),
+    ],
+)
+def test_imported_contracts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, found: list[str]
+) -> None:
+    """Those that are named, here or in a module of the system; none that a contract imports."""
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {
+        "released_one": CONTRACT.format(name="One", service="one", more=""),
+        "released_two": CONTRACT.format(
+            name="Two", service="two", more="from released_one import One"
+        ),
+        "released_help": "from released_one import One\nact = One.it",
+        "released_app": text,
+    }
+    for name, source in files.items():
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("released_one", "released_two", "released_help", "released_app"):
+        monkeypatch.setitem(sys.modules, name, __import__(name))
+    assert sorted(each.__name__ for each in imported_contracts("released_app")) == found
