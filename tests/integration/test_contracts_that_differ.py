@@ -150,15 +150,21 @@ class Customers:
         await ordering
 
 
-async def restart(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
-    """Restart by the command line; return its exit code and what it said."""
+async def synchromesh(folder: Path, *words: str) -> tuple[int, str, str]:
+    """Run a verb; return its exit code and what it said."""
     verb = await create_subprocess_exec(
-        *COMMAND, "--folder", str(folder), "restart", *words, "--json", stdout=PIPE, stderr=PIPE
+        *COMMAND, "--folder", str(folder), *words, stdout=PIPE, stderr=PIPE
     )
     out, err = await verb.communicate()
-    assert err == b""
     assert verb.returncode is not None
-    return verb.returncode, json.loads(out)
+    return verb.returncode, out.decode(), err.decode()
+
+
+async def restart(folder: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    """Restart by the command line; return its exit code and what it said."""
+    code, out, err = await synchromesh(folder, "restart", *words, "--json")
+    assert err == ""
+    return code, json.loads(out)
 
 
 async def while_ordering(
@@ -181,6 +187,8 @@ async def test_what_breaks_others_is_refused(asking: ControlSocket, tmp_path: Pa
     assert code == 1
     assert told == {"service": "inventory", "pid": before, "is_refused": True, "breaks": [LEFT]}
     assert answers == {before}
+    code, said, _ = await synchromesh(tmp_path, "restart", "inventory")
+    assert (code, f"process {before} serves on" in said, f"  {LEFT}\n" in said) == (1, True, True)
     status = await asking.ask("GET", "/status")
     assert (status["contract_breaks"], status["findings"]) == ([], [])
 
@@ -211,6 +219,8 @@ async def test_who_breaks_it_on_purpose_is_recorded(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (logged,) = [line for line in lines if line.get("reason") == "nobody needs it"]
     assert (logged["who"], LEFT in logged["message"]) == (record["who"], True)
+    _, screen, _ = await synchromesh(tmp_path, "status")
+    assert "nobody needs it" in screen
     # The contract does not fit before and after the next restart: that one breaks nothing.
     assert await restart(tmp_path, "inventory") == (
         0,
@@ -278,9 +288,5 @@ async def test_a_reason_is_needed(system: System, tmp_path: Path) -> None:
     """Exit 2 for either without the other; nothing is restarted."""
     del system
     for words in (("--break",), ("--reason", "so"), ("--break", "--reason", " ")):
-        verb = await create_subprocess_exec(
-            *COMMAND, "--folder", str(tmp_path), "restart", "orders", *words,
-            stdout=PIPE, stderr=PIPE,
-        )  # fmt: skip
-        _, err = await verb.communicate()
-        assert (verb.returncode, b"--break --reason TEXT" in err) == (2, True)
+        code, _, err = await synchromesh(tmp_path, "restart", "orders", *words)
+        assert (code, "--break --reason TEXT" in err) == (2, True)

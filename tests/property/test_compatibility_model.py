@@ -211,19 +211,31 @@ def operation(argument: Any, result: Any) -> Operation[..., Any]:
     return made
 
 
+def fields_of(value: Any) -> tuple[str, ...]:
+    names: Any = getattr(value, "__struct_fields__", None)
+    names = names or getattr(value, "__dataclass_fields__", ())
+    return tuple(names)
+
+
 def is_kept(sent: Any, read: Any) -> bool:
-    """Say whether all that was sent is in what was read, as JSON."""
-    if isinstance(sent, dict) and isinstance(read, dict):
+    """Say whether all that was sent, as JSON, is in the value that was read."""
+    if isinstance(sent, dict) and not isinstance(read, dict):
+        # The tag is the class.
+        known = {"type": read} | {name: getattr(read, name) for name in fields_of(read)}
+        return all(name in known and is_kept(value, known[name]) for name, value in sent.items())
+    if isinstance(sent, dict):
         return all(name in read and is_kept(value, read[name]) for name, value in sent.items())
-    if isinstance(sent, list) and isinstance(read, list):
-        return len(sent) <= len(read) and all(map(is_kept, sent, read))
+    if isinstance(sent, list):
+        is_row = not isinstance(read, list | tuple)
+        items = [getattr(read, name) for name in fields_of(read)] if is_row else read
+        return len(sent) <= len(items) and all(map(is_kept, sent, items))
     return True
 
 
 def means(sent: Any, read: Any) -> bool:
     """Say whether fields that were left out were read as what they are; UNSET is nothing."""
-    names = getattr(sent, "__struct_fields__", None) or getattr(sent, "__dataclass_fields__", None)
-    if names and (hasattr(read, "__struct_fields__") or hasattr(read, "__dataclass_fields__")):
+    names = fields_of(sent)
+    if names and fields_of(read):
         return all(means(getattr(sent, n), getattr(read, n)) for n in names if hasattr(read, n))
     if isinstance(sent, dict) and isinstance(read, dict):
         return all(means(value, read[name]) for name, value in sent.items())
@@ -249,10 +261,10 @@ def is_taken(value: Any, old: Operation[..., Any], new: Operation[..., Any]) -> 
         arguments = new.from_http({}, "", body)
     except BadRequest:
         return False
-    if not means(value, new.parse(arguments)["value"]):
-        return False
-    _, again = new.to_http(arguments)
-    return is_kept(json.loads(body), json.loads(again))
+    # Where it is a single struct it is the body itself.
+    sent = json.loads(old(value).arguments)["value"]
+    read = new.parse(arguments)["value"]
+    return means(value, read) and is_kept(sent, read)
 
 
 def found(expects: Operation[..., Any], offered: Operation[..., Any], what: str) -> list[str]:
