@@ -261,10 +261,11 @@ def is_taken(value: Any, old: Operation[..., Any], new: Operation[..., Any]) -> 
         arguments = new.from_http({}, "", body)
     except BadRequest:
         return False
-    # Where it is a single struct it is the body itself.
-    sent = json.loads(old(value).arguments)["value"]
-    read = new.parse(arguments)["value"]
-    return means(value, read) and is_kept(sent, read)
+    # A single struct is the body itself.
+    read = new.parse(arguments)
+    if not is_kept(json.loads(body), read["value"] if new.shape.body else read):
+        return False
+    return old.shape.body != new.shape.body or means(value, read["value"])
 
 
 def found(expects: Operation[..., Any], offered: Operation[..., Any], what: str) -> list[str]:
