@@ -219,6 +219,10 @@ async def test_who_breaks_it_on_purpose_is_recorded(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (logged,) = [line for line in lines if line.get("reason") == "nobody needs it"]
     assert (logged["who"], LEFT in logged["message"]) == (record["who"], True)
+    # Which contract it was, is seen before and after.
+    offered = [line["offers"] for line in lines if "offers" in line and "hold=" in line["offers"]]
+    assert len(offered) == 2
+    assert len({line.partition("hold=")[2][:32] for line in offered}) == 2
     _, screen, _ = await synchromesh(tmp_path, "status")
     assert "nobody needs it" in screen
     # The contract does not fit before and after the next restart: that one breaks nothing.

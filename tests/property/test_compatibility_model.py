@@ -56,10 +56,10 @@ SCALARS = [
     Kind(Any, ["any", 0.5, None, True, [], {"x": 1}]),
     Kind(None, [None]),
     Kind(bool, [True]),
-    Kind(int, [-7, 0, 1000]),
-    Kind(Annotated[int, Meta(ge=0)], [0, 1000]),
+    Kind(int, [-7, 0, 1001]),
+    Kind(Annotated[int, Meta(ge=0)], [0, 1001]),
     Kind(Annotated[int, Meta(gt=0, lt=10)], [1, 9]),
-    Kind(Annotated[int, Meta(ge=1, multiple_of=2)], [2, 1000]),
+    Kind(Annotated[int, Meta(ge=1, multiple_of=2)], [2, 1002]),
     Kind(Annotated[int, Meta(multiple_of=4)], [-8, 0, 1000]),
     Kind(float, [-7.5, 0.5, 1000.5]),
     Kind(Annotated[float, Meta(ge=0)], [0.0, 0.5, 1000.5]),
@@ -73,7 +73,7 @@ SCALARS = [
     Kind(dt.datetime, [NAIVE, NAIVE.replace(tzinfo=dt.UTC)]),
     Kind(Annotated[dt.datetime, Meta(tz=True)], [dt.datetime(2026, 1, 1, tzinfo=dt.UTC)]),
     Kind(dt.date, [dt.date(2026, 1, 1)]),
-    Kind(dt.timedelta, [dt.timedelta(1)]),
+    Kind(dt.timedelta, [dt.timedelta(1), dt.timedelta(1, 5)]),
     Kind(UUID, [UUID(int=1)]),
     Kind(Colour, list(Colour)),
     Kind(Level, list(Level)),
@@ -235,7 +235,14 @@ def is_kept(sent: Any, read: Any) -> bool:
 def means(sent: Any, read: Any) -> bool:
     """Say whether fields that were left out were read as what they are; UNSET is nothing."""
     names = fields_of(sent)
-    if names and fields_of(read):
+    there = fields_of(read)
+    if names and there:
+        # In a row a value is read by its place: whoever has changed places is not who was meant.
+        config = getattr(sent, "__struct_config__", None)
+        if config is not None and config.array_like:
+            both = [name for name in names if name in there]
+            if [names.index(name) for name in both] != [there.index(name) for name in both]:
+                return False
         return all(means(getattr(sent, n), getattr(read, n)) for n in names if hasattr(read, n))
     if isinstance(sent, dict) and isinstance(read, dict):
         return all(means(value, read[name]) for name, value in sent.items())

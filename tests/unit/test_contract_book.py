@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from synchromesh.calls import query
+from synchromesh.calls.compatibility import Difference
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.describing import describe
 from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest
 from synchromesh.system.config.expectations import imported_contracts
-from synchromesh.system.control.contract_book import ContractBook, ReplaceRequest
+from synchromesh.system.control.contract_book import Admission, ContractBook, ReplaceRequest
 
 ADA = ReplaceRequest("ada", "it is never called")
 NOBODY = ReplaceRequest()
@@ -39,6 +40,13 @@ def expects(result: type) -> ContractsOfPart:
     return ContractsOfPart(expects=describe([stock(result)]))
 
 
+def report(
+    book: ContractBook, part: str, pid: int, contracts: ContractsOfPart
+) -> tuple[Difference, ...]:
+    """Report a process at 7 us, and return what it is refused for."""
+    return book.report(part, pid, contracts, now_us=7).refused
+
+
 NOTHING = ContractsOfPart()
 
 
@@ -46,8 +54,8 @@ NOTHING = ContractsOfPart()
 def book() -> ContractBook:
     """A book with inventory, and orders that expects what it offers."""
     book = ContractBook()
-    assert book.report("inventory", 1, offers(int), now_us=0) == ()
-    assert book.report("orders", 2, expects(int), now_us=0) == ()
+    assert report(book, "inventory", 1, offers(int)) == ()
+    assert report(book, "orders", 2, expects(int)) == ()
     return book
 
 
@@ -55,8 +63,8 @@ def test_a_successor_that_fits_is_let_in(book: ContractBook) -> None:
     """With and without who answers for it; nothing is recorded."""
     for pid, request in ((3, NOBODY), (4, ADA)):
         with book.replacing("inventory", request) as replacement:
-            assert book.report("inventory", pid, offers(int), now_us=1) == ()
-        assert (replacement.refused, replacement.broken) == ((), ())
+            assert report(book, "inventory", pid, offers(int)) == ()
+        assert replacement.admission == Admission()
     assert list(book.breaks) == []
 
 
@@ -68,59 +76,57 @@ def test_one_that_breaks_others_is_refused(
 ) -> None:
     """Also one that nobody asked for; it counts for nothing afterwards."""
     with book.replacing(part, NOBODY) as replacement:
-        refused = book.report(part, 3, contracts, now_us=1)
+        refused = report(book, part, 3, contracts)
     assert [each.expected_by for each in refused] == ["orders"]
-    assert replacement.refused == refused
-    assert book.report(part, 4, contracts, now_us=1) == refused
+    assert replacement.admission.refused == refused
+    assert report(book, part, 4, contracts) == refused
     assert list(book.breaks) == []
-    assert book.report("orders", 5, expects(int), now_us=1) == ()
+    assert report(book, "orders", 5, expects(int)) == ()
 
 
 def test_one_that_expects_more_is_refused(book: ContractBook) -> None:
     """It is the callee that has to be replaced first."""
-    (refused,) = book.report("orders", 3, expects(str), now_us=1)
+    (refused,) = report(book, "orders", 3, expects(str))
     assert (refused.name, refused.expected_by) == ("inventory.stock", "orders")
 
 
 def test_what_does_not_run_is_not_missed(book: ContractBook) -> None:
     """A service that is down, or not started yet, offers nothing: it will report."""
     book.ended("inventory", 1)
-    assert book.report("orders", 3, expects(str), now_us=1) == ()
-    assert ContractBook().report("orders", 1, expects(int), now_us=0) == ()
+    assert report(book, "orders", 3, expects(str)) == ()
+    assert report(ContractBook(), "orders", 1, expects(int)) == ()
 
 
 def test_who_answers_for_it_is_recorded(book: ContractBook) -> None:
     """With when, who, why and what; the process is one of those that count from then on."""
     with book.replacing("inventory", ADA) as replacement:
-        assert book.report("inventory", 3, offers(str), now_us=7) == ()
+        assert report(book, "inventory", 3, offers(str)) == ()
     book.ended("inventory", 1)
     (record,) = book.breaks
     assert (record.at_us, record.part, record.pid) == (7, "inventory", 3)
     assert (record.who, record.reason) == ("ada", "it is never called")
-    assert record.differences == tuple(map(str, replacement.broken))
+    assert replacement.admission == Admission(record=record)
     assert len(record.differences) == 1
     # What does not fit already is no reason, what does not fit besides is.
-    assert book.report("inventory", 4, offers(str), now_us=8) == ()
-    assert book.report("inventory", 5, offers(bytes), now_us=8) != ()
+    assert report(book, "inventory", 4, offers(str)) == ()
+    assert report(book, "inventory", 5, offers(bytes)) != ()
     assert len(book.breaks) == 1
 
 
 def test_both_releases_that_run_count(book: ContractBook) -> None:
     """A gateway serves beside the one before until that has answered: each expects its own."""
-    assert book.report("gateway", 3, expects(int), now_us=1) == ()
-    assert book.report("gateway", 4, NOTHING, now_us=1) == ()
+    assert report(book, "gateway", 3, expects(int)) == ()
+    assert report(book, "gateway", 4, NOTHING) == ()
     book.ended("orders", 2)
-    assert [each.expected_by for each in book.report("inventory", 5, offers(str), now_us=2)] == [
-        "gateway"
-    ]
+    assert [each.expected_by for each in report(book, "inventory", 5, offers(str))] == ["gateway"]
     book.ended("gateway", 3)
-    assert book.report("inventory", 5, offers(str), now_us=2) == ()
+    assert report(book, "inventory", 5, offers(str)) == ()
 
 
 def test_one_that_nobody_precedes_is_let_in(book: ContractBook) -> None:
     """After a crash it is better than nothing; the record names nobody."""
     book.ended("inventory", 1)
-    assert book.report("inventory", 3, offers(str), now_us=1) == ()
+    assert report(book, "inventory", 3, offers(str)) == ()
     (record,) = book.breaks
     assert (record.who, record.reason, len(record.differences)) == ("", "", 1)
 
@@ -141,7 +147,7 @@ def test_one_restart_at_a_time_and_both_words(book: ContractBook) -> None:
         with pytest.raises(BadRequest, match="needs both"), book.replacing("orders", request):
             pass
     with book.replacing("inventory", NOBODY):
-        assert book.report("inventory", 3, offers(str), now_us=1) != ()
+        assert report(book, "inventory", 3, offers(str)) != ()
 
 
 CONTRACT = """

@@ -194,33 +194,38 @@ class Control:
 
     def _report(self, name: str, report: ContractsReport) -> list[str]:
         """Take what a process offers and expects; answer what it is refused for."""
-        book, now_us = self._book, self._local.deps.runtime.wall_us()
-        known = len(book.breaks) and book.breaks[-1]
-        refused = book.report(name, report.pid, report.contracts, now_us=now_us)
-        if book.breaks and book.breaks[-1] is not known:
-            record = book.breaks[-1]
+        contracts, now_us = report.contracts, self._local.deps.runtime.wall_us()
+        admission = self._book.report(name, report.pid, contracts, now_us=now_us)
+        if not admission.refused:
+            _log.info(
+                "process %s of %s is let in",
+                report.pid,
+                name,
+                extra={"offers": " ".join(map("=".join, contracts.offers.digests.items()))},
+            )
+        if (record := admission.record) is not None:
             _log.warning(
-                "contracts do not fit, and process %s of %s was let in: %s",
-                record.pid,
+                "contracts of %s do not fit: %s",
                 name,
                 "; ".join(record.differences),
                 extra={"who": record.who, "reason": record.reason},
             )
-        return [str(each) for each in refused]
+        return [str(each) for each in admission.refused]
 
     async def _restart(self, process: RemoteProcess, request: ReplaceRequest) -> object:
         with self._book.replacing(process.name, request) as replacement:
             try:
                 pid = await process.restart()
             except BadRequest:
-                if not replacement.refused:
+                if not replacement.admission.refused:
                     raise
                 pid = process.child.pid
+        refused, record = replacement.admission.refused, replacement.admission.record
         return {
             "service": process.name,
             "pid": pid,
-            "is_refused": bool(replacement.refused),
-            "breaks": [str(each) for each in replacement.refused or replacement.broken],
+            "is_refused": bool(refused),
+            "breaks": record.differences if record else [str(each) for each in refused],
         }
 
     async def _call(self, request: HttpRequest, _: str) -> object:

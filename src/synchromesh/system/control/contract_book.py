@@ -36,13 +36,24 @@ class ContractsReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contracts: ContractsOfPart
 
 
+class Admission(msgspec.Struct, frozen=True):
+    """Whether a process is let in.
+
+    Attributes:
+        refused: what it is refused for; none where it is let in.
+        record: of what does not fit all the same.
+    """
+
+    refused: tuple[Difference, ...] = ()
+    record: ContractBreak | None = None
+
+
 class Replacement:
-    """A restart under way; `refused` is what its successor would have broken."""
+    """A restart under way, and what its successor was told."""
 
     def __init__(self, request: ReplaceRequest) -> None:
         self.request = request
-        self.refused: tuple[Difference, ...] = ()
-        self.broken: tuple[Difference, ...] = ()
+        self.admission = Admission()
 
 
 class ContractBook:
@@ -74,26 +85,36 @@ class ContractBook:
         finally:
             del self._replacements[part]
 
-    def report(
-        self, part: str, pid: int, contracts: ContractsOfPart, *, now_us: int
-    ) -> tuple[Difference, ...]:
-        """Take the report of a process; return why it is refused, nothing where it is let in."""
+    def report(self, part: str, pid: int, contracts: ContractsOfPart, *, now_us: int) -> Admission:
+        """Take the report of a process, and say whether it is let in."""
         own = self._running.setdefault(part, {})
         before = {each for running in own.values() for each in self._differences(part, running)}
         found = tuple(e for e in self._differences(part, contracts) if e not in before)
         replacement = self._replacements.get(part)
         request = ReplaceRequest() if replacement is None else replacement.request
         if found and own and not request.reason:
-            if replacement is not None:
-                replacement.refused = found
-            return found
-        own[pid] = contracts
-        if found:
-            if replacement is not None:
-                replacement.broken = found
-            said = tuple(map(str, found))
-            self.breaks.append(ContractBreak(now_us, part, pid, request.who, request.reason, said))
-        return ()
+            admission = Admission(refused=found)
+        else:
+            own[pid] = contracts
+            admission = Admission(record=self._record(part, pid, request, found, now_us))
+        if replacement is not None:
+            replacement.admission = admission
+        return admission
+
+    def _record(
+        self,
+        part: str,
+        pid: int,
+        request: ReplaceRequest,
+        found: tuple[Difference, ...],
+        now_us: int,
+    ) -> ContractBreak | None:
+        if not found:
+            return None
+        said = tuple(map(str, found))
+        record = ContractBreak(now_us, part, pid, request.who, request.reason, said)
+        self.breaks.append(record)
+        return record
 
     def ended(self, part: str, pid: int) -> None:
         """Forget a process that has ended."""
