@@ -30,6 +30,7 @@ from synchromesh.codec import decode, encode
 from synchromesh.errors import BadRequest
 
 NAMES = ("a", "b", "c")
+LEAVES = (int, float, Decimal, str, bytes, dt.date, dt.timedelta, UUID, enum.Enum)
 NAIVE = dt.datetime.fromisoformat("2026-01-01T00:00:00")
 _numbers = count()
 
@@ -91,7 +92,7 @@ def turns(*parts: list[Any]) -> Iterator[tuple[Any, ...]]:
 
 def list_of(item: Kind) -> Kind:
     kind: Any = list
-    return Kind(kind[item.type], [[], *([value] for value in item.values)])
+    return Kind(kind[item.type], [[], *([value] * 4 for value in item.values)])
 
 
 def tuple_of(items: list[Kind]) -> Kind:
@@ -248,9 +249,13 @@ def means(sent: Any, read: Any) -> bool:
         return all(means(value, read[name]) for name, value in sent.items())
     if isinstance(sent, list | tuple) and isinstance(read, list | tuple):
         return all(map(means, sent, read))
-    if sent is not UNSET and (read in (None, UNSET) or sent is None):
-        return sent is read
-    return sent is UNSET or type(sent) is not type(read) or sent == read
+    if sent is UNSET or read is UNSET:
+        return sent is UNSET
+    if not all(each is None or isinstance(each, LEAVES) for each in (sent, read)):
+        return None not in (sent, read)
+    if isinstance(sent, int | float) and isinstance(read, Decimal):
+        return Decimal(str(sent)) == read
+    return bool(msgspec.to_builtins(sent) == msgspec.to_builtins(read))
 
 
 def is_read(value: Any, read: Any) -> bool:

@@ -307,7 +307,7 @@ class _Reading:
             there = known[name]
             if field.is_left_out and there.is_required:
                 found.append(((name,), f"is required, and is left out where it is {_said(field)}"))
-            elif field.is_left_out and field.default and field.default != there.default:
+            elif field.is_left_out and field.default and not _is_same(field, there):
                 read_as = f"is left out where it is {_said(field)}, and read as {_said(there)}"
                 found.append(((name,), read_as))
             if types:
@@ -356,6 +356,13 @@ def _below(name: str, found: list[Misfit]) -> list[Misfit]:
 
 def _mismatch(written: TypeNode, read: TypeNode) -> list[Misfit]:
     return [((), f"is sent as {written}, and read as {read}")]
+
+
+def _is_same(one: FieldNode, other: FieldNode) -> bool:
+    """Say whether two fields have the same default; 1 is 1.0."""
+    if not other.default:
+        return False
+    return bool(msgspec.json.decode(one.default) == msgspec.json.decode(other.default))
 
 
 def _said(field: FieldNode) -> str:
