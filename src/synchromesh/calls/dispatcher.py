@@ -123,9 +123,9 @@ class _Answerer(msgspec.Struct, frozen=True, eq=False):
     limiter: Limiter
     tracker: LatencyTracker
 
-    def note_late(self, began_s: float, ended_s: float) -> None:
+    def note_late(self, took_s: float, ended_s: float) -> None:
         """Learn from a call that ended at its deadline, unless its caller was only impatient."""
-        took_s, tracker = ended_s - began_s, self.tracker
+        tracker = self.tracker
         if ended_s >= tracker.next_sample_s and (
             not tracker.is_learned or tracker.has_had_enough(took_s)
         ):
@@ -155,7 +155,7 @@ class Dispatcher:
         signer: Signer,
         tracer: Tracer,
         runtime: Runtime,
-        in_flight_max: int = 256,
+        in_flight_max: int = 1000,
         queue_max: int = 256,
         is_external: bool = False,
     ) -> None:
@@ -216,7 +216,7 @@ class Dispatcher:
         span_id = (self._draw(64) or 1).to_bytes(8).hex()
         context = _below(sent, span_id, known[0], began_s)
         limiter, places, ran_s, record = answerer.limiter, self._limiter, began_s, answerer.record
-        root, status, noted = Root(span_id), "ok", None
+        root, status, noted = Root(span_id, None, limiter), "ok", None
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
@@ -236,23 +236,23 @@ class Dispatcher:
                     answer = await answerer.handler(incoming)
                 ended_s = clock()
                 if ended_s >= answerer.tracker.next_sample_s:
-                    limiter.sample(answerer.tracker, ended_s, ended_s - ran_s)
+                    limiter.sample(answerer.tracker, ended_s, ended_s - ran_s - root.away_s)
             finally:
-                if limiter.waiting or places.waiting or self._drained is not None:
-                    self._give_back(limiter)
+                if not root.end() or limiter.waiting or places.waiting or self._drained is not None:
+                    self._give_back(limiter, root)
                 else:
                     limiter.in_flight -= 1
                     places.in_flight -= 1
             if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
                 raise _bad_answer(operation, answer)
             used = 0 if root.left is None else root.left.used
-            reply = Reply(200, answer, used, None, ended_s - began_s)
+            reply = Reply(200, answer, used, None, ended_s - began_s, root.away_s)
         except GeneratorExit:  # who is thrown away has neither its context nor a loop any more
             raise
         except BaseException as error:
             ended_s = clock()
             if deadline_s is not None and ended_s >= deadline_s:
-                answerer.note_late(began_s, ended_s)
+                answerer.note_late(root.own_s(began_s, ended_s), ended_s)
             if _is_own_end(error):
                 status = _end_of(error, deadline_s, ended_s)
                 record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status)
@@ -314,9 +314,10 @@ class Dispatcher:
         self._answering[operation] = found
         return found
 
-    def _give_back(self, limiter: Limiter) -> None:
+    def _give_back(self, limiter: Limiter, root: Root) -> None:
         """Release both places of a call, to those who wait."""
-        limiter.release()
+        if not root.away:
+            limiter.release()
         self._limiter.release()
         if self._drained is not None and self._is_idle():
             self._drained.set()
@@ -324,7 +325,9 @@ class Dispatcher:
     def _is_idle(self) -> bool:
         """Say whether no call runs or waits for a place."""
         limiters = [answerer.limiter for answerer in self._answering.values()]
-        return not any(limiter.in_flight or limiter.waiting for limiter in limiters)
+        return not self._limiter.in_flight and not any(
+            limiter.in_flight or limiter.waiting for limiter in limiters
+        )
 
     def _refusal(self, operation: Operation[..., Any]) -> NotExecuted:
         if self._is_draining:
@@ -381,8 +384,8 @@ def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> Adapt
     """Return the limits of each operation of a service that answers `of` of them.
 
     Example:
-        >>> limits_of_operation(256, 256, of=3).limit_max
-        192
+        >>> limits_of_operation(1000, 256, of=3).limit_max
+        750
     """
     most = max(1, in_flight_max * 3 // 4) if of > 1 else in_flight_max
     default = AdaptiveLimitOptions()

@@ -92,7 +92,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
             else:
                 breaker.success(permit, ended_s, ended_s - now)
         if ended_s >= plan.tracker.next_sample_s:
-            plan.edge.learn(None, SUCCESS, ended_s, ended_s - now)
+            plan.edge.learn(None, SUCCESS, ended_s, ended_s - now - reply.away_s)
         if target.member is not None:
             service.ended(target.member, ended_s, ended_s - now, CallEnd.ANSWERED)
         if left is not None:

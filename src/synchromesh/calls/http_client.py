@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from synchromesh.calls.contract import Operation
-from synchromesh.calls.wire import ATTEMPTS_USED, Hop, Passing, Reply, Request
+from synchromesh.calls.wire import ATTEMPTS_USED, AWAY_MS, Hop, Passing, Reply, Request
 from synchromesh.context import CREDENTIAL, SENT_AT, CallContext, header_lines, to_headers
 from synchromesh.discovery import Endpoint
 from synchromesh.eager import EagerFuture
@@ -20,6 +20,7 @@ from synchromesh.runtime import Runtime
 _RETRY_AFTER_MAX_S = 3600.0
 _PLACES_MAX = 1024
 _ATTEMPTS_USED = ATTEMPTS_USED.encode()
+_AWAY_MS = AWAY_MS.encode()
 _RETRY_AFTER = b"retry-after"
 # Their requests state a length even where it is none.
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -213,24 +214,32 @@ class _CallExchange(ClientExchange):
             self.reply.set_exception(DeadlinePassed(self.due_s) if late else error)
 
 
-def attempts_used(pairs: list[RawPair]) -> int:
-    """Return how many extra attempts an answer says that it took; the first field counts."""
-    for name, value in pairs:
+def spent(pairs: list[RawPair]) -> tuple[int, float]:
+    """Return what an answer says that it took: extra attempts, and seconds of waiting for others.
+
+    Of fields that are repeated the first counts.
+    """
+    used, away_ms = 0, 0
+    for name, value in reversed(pairs):
         if name == _ATTEMPTS_USED:
-            return int(value) if _is_count(value) else 0
-    return 0
+            used = int(value) if _is_count(value) else 0
+        elif name == _AWAY_MS:
+            away_ms = int(value) if _is_count(value) else 0
+    return used, away_ms / 1000
 
 
 def reply_of_wire(status: int, pairs: list[RawPair], body: bytes) -> Reply:
     """Return what an answer as it came says to a caller."""
-    used, wait_s = 0, None
+    used, wait_s, away_ms = 0, None, 0
     # Backwards, so that of fields that are repeated the first counts.
     for name, value in reversed(pairs):
         if name == _ATTEMPTS_USED:
             used = int(value) if _is_count(value) else 0
         elif name == _RETRY_AFTER:
             wait_s = _wait_of(value)
-    return Reply(status, body, used, wait_s)
+        elif name == _AWAY_MS:
+            away_ms = int(value) if _is_count(value) else 0
+    return Reply(status, body, used, wait_s, away_s=away_ms / 1000)
 
 
 def reply_of(response: HttpResponse, body: bytes) -> Reply:

@@ -18,7 +18,7 @@ from typing import Any
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.dispatcher import Dispatcher
 from synchromesh.calls.routes import Match, NoMatch, Routes
-from synchromesh.calls.wire import ATTEMPTS_USED, Receiver, Reply, Request
+from synchromesh.calls.wire import ATTEMPTS_USED, AWAY_MS, Receiver, Reply, Request
 from synchromesh.context import CREDENTIAL, from_headers, own_headers
 from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import (
@@ -205,9 +205,14 @@ def _answer_by(exchange: HttpExchange, task: asyncio.Task[Reply]) -> None:
     _answer(exchange, reply)
 
 
+# What is less is not told: nearly every answer then has the same head.
+TOLD_S = 0.001
+
+
 def _answer(exchange: HttpExchange, reply: Reply) -> None:
     body = reply.body
-    if reply.status == 200 and not reply.attempts_used and reply.retry_after_s is None:
+    is_plain = not reply.attempts_used and reply.retry_after_s is None and reply.away_s < TOLD_S
+    if reply.status == 200 and is_plain:
         exchange.answer(_OK_HEAD % len(body), body)
         return
     lines = [status_line(reply.status)]
@@ -220,6 +225,8 @@ def _fields(reply: Reply) -> list[tuple[str, str]]:
     headers = [_JSON if reply.is_answer else _PROBLEM]
     if reply.attempts_used:
         headers.append((ATTEMPTS_USED, str(reply.attempts_used)))
+    if reply.away_s >= TOLD_S:
+        headers.append((AWAY_MS, str(int(reply.away_s * 1000))))
     if reply.retry_after_s is not None:
         headers.append(("retry-after", str(math.ceil(reply.retry_after_s))))
     return headers

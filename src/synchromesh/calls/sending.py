@@ -262,7 +262,7 @@ class Sending(Way):
             self.give_up(endpoint)
             raise
         if not plan.is_external:
-            attempt.used = reply.attempts_used
+            attempt.used, attempt.away_s = reply.attempts_used, reply.away_s
         if not reply.is_answer:
             raise plan.error_of(reply)
         body = reply.body or b"null"

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from synchromesh.calls.http_client import attempts_used, reply_of_wire
+from synchromesh.calls.http_client import reply_of_wire, spent
 from synchromesh.calls.plan import First, Plan, Target
 from synchromesh.calls.sending import Sending
 from synchromesh.calls.wire import Reply
@@ -88,14 +88,16 @@ class StartedCall(ClientExchange):
         breaker, given = plan.breaker, self.given
         if breaker is not None:
             breaker.success(self.permit, ended_s, ended_s - began_s)
+        used, away_s = (0, 0.0) if plan.is_external else spent(pairs)
         if ended_s >= plan.tracker.next_sample_s:
-            plan.edge.learn(None, Classification.SUCCESS, ended_s, ended_s - began_s)
+            own_s = max(0.0, ended_s - began_s - away_s)
+            plan.edge.learn(None, Classification.SUCCESS, ended_s, own_s)
         member = self._target.member
         if member is not None:
             plan.service.ended(member, ended_s, ended_s - began_s, CallEnd.ANSWERED)
         if given:
             self._left.left += given
-            if not plan.is_external and (used := attempts_used(pairs)):
+            if used:
                 self._left.spend(used)
         context = self._context
         plan.record(

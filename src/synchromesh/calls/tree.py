@@ -7,30 +7,76 @@ has a span of its own and so begins a new tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import msgspec
 
 from synchromesh.context import CallContext
-from synchromesh.resilience import AttemptsLeft
+from synchromesh.resilience import AttemptsLeft, Limiter
+
+R = TypeVar("R")
 
 
 class Root(msgspec.Struct, eq=False):
     """The handler that runs in a context, by its span, and the extra attempts of its calls.
 
+    While it waits for calls of its own it holds no slot of its operation's limiter: what it waits
+    for says nothing about this service, and must not keep others out (see `away`).
+
     Attributes:
         left: made by its first call: most handlers make none.
+        limiter: of its operation; None once it has ended.
+        away: how many of its calls are under way; `away_s`: how long there was one, in all.
+        since_s: when it went away.
     """
 
     span_id: str
     left: AttemptsLeft | None = None
+    limiter: Limiter | None = None
+    away: int = 0
+    away_s: float = 0.0
+    since_s: float = 0.0
 
     @property
     def used(self) -> int:
         """How many extra attempts were spent below it."""
         return 0 if self.left is None else self.left.used
+
+    def leave(self, now: float) -> None:
+        """Begin a call."""
+        self.away += 1
+        if self.away == 1 and self.limiter is not None:
+            self.since_s = now
+            self.limiter.release()
+
+    def come_back(self, now: float) -> None:
+        """End a call; the slot is taken whether there is one or not, for the work has begun."""
+        self.away -= 1
+        if not self.away and self.limiter is not None:
+            self.away_s += now - self.since_s
+            self.limiter.in_flight += 1
+
+    def end(self) -> bool:
+        """End the handler; return whether it held its slot."""
+        self.limiter = None
+        return not self.away
+
+    def own_s(self, began_s: float, now: float) -> float:
+        """Return how long it has worked itself since it began."""
+        away_s = self.away_s + (now - self.since_s if self.away else 0.0)
+        return now - began_s - away_s
+
+
+async def away(root: Root, clock: Callable[[], float], call: Awaitable[R]) -> R:
+    """Await a call that a handler makes; it is away meanwhile."""
+    root.leave(clock())
+    try:
+        return await call
+    finally:
+        root.come_back(clock())
 
 
 running: ContextVar[Root | None] = ContextVar("synchromesh_call_tree", default=None)

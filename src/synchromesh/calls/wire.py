@@ -27,6 +27,7 @@ from synchromesh.http import Body, HttpResponse
 from synchromesh.identity import Credential
 
 ATTEMPTS_USED = "attempts-used"
+AWAY_MS = "away-ms"
 
 
 class Hop(msgspec.Struct, eq=False):
@@ -75,6 +76,8 @@ class Reply(msgspec.Struct, frozen=True):
     Attributes:
         attempts_used: the extra attempts that the callee spent below this call (D2).
         retry_after_s: how long whoever refused asks to wait, in seconds; None where nobody did.
+        away_s: how long the handler waited for services that it needs, of the time that it took:
+            that says nothing about the load of the callee itself.
         took_s: how long an answer took, from a callee in this process that says so; it does not
             travel.
 
@@ -89,6 +92,7 @@ class Reply(msgspec.Struct, frozen=True):
     attempts_used: int = 0
     retry_after_s: float | None = None
     took_s: float = 0.0
+    away_s: float = 0.0
 
     @property
     def is_answer(self) -> bool:

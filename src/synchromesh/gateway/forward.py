@@ -48,7 +48,7 @@ _HOP: Final = frozenset({
 })  # fmt: skip
 _OURS: Final = frozenset({
     ATTEMPTS_LEFT, CREDENTIAL, DEADLINE_MS, IDEMPOTENCY_KEY, SENT_AT, TRACEPARENT, UNDOES,
-    "attempts-used", "tracestate",
+    "attempts-used", "away-ms", "tracestate",
 })  # fmt: skip
 # Headers that no route may let in: they say who asks, from where, how the message is framed, or
 # that another method or path is meant than the one that was checked.

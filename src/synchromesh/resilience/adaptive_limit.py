@@ -47,7 +47,8 @@ class AdaptiveLimitOptions:
         limit_max: it is never more.
         room_max: how many calls may wait at the callee, on top of what it works on.
         queue_max: how many calls may wait here for a slot.
-        wait_max_s: how long a call waits here that has no deadline; else half of what is left.
+        wait_max_s: how long a call waits here at most, or four times the usual time if that is
+            longer; a tenth of a second, or once that time, where the queue has stood so long.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -89,6 +90,7 @@ class AdaptiveLimit:
 
     Attributes:
         limit: how many calls may be under way now.
+        usual_s: how long a call usually takes, as the last window had them; 0 before that.
         is_pressed: whether the last window showed a callee that has more to do than it can.
 
     Example:
@@ -115,6 +117,7 @@ class AdaptiveLimit:
         "_window_ends_s",
         "is_pressed",
         "limit",
+        "usual_s",
     )
 
     def __init__(self, options: AdaptiveLimitOptions) -> None:
@@ -122,6 +125,7 @@ class AdaptiveLimit:
         self._exact = float(options.initial)
         self.limit = options.initial
         self.is_pressed = False
+        self.usual_s = 0.0
         self._window_ends_s = 0.0
         # Of the window: sums, and the most that were under way.
         self._samples = self._drops = self._in_flight = self._peak = 0
@@ -171,6 +175,8 @@ class AdaptiveLimit:
     def _judge(self) -> None:
         """Move the limit by what the window has shown."""
         options, answers = self._options, self._samples - self._drops
+        if answers:
+            self.usual_s = self._usual_s / answers
         slowness = max(1.0, self._took_s / self._usual_s) if self._usual_s > 0 else 1.0
         drops = self._drops / self._samples
         is_used, is_slow = 2 * self._peak >= self.limit, slowness > _SLOW

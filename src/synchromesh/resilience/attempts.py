@@ -58,6 +58,7 @@ class Attempt:
         used: to be set to the extra attempts that the callee reports with an answer, a `Rejection`
             too; those of another `CallError` are in its `attempts_used`. None: all are spent.
         began_s: when the callee's own time began; to be set where that of others came first.
+        away_s: how long the callee says that it waited for others, of the time that it took.
         judge: of the instance that it is made at, where there are several.
     """
 
@@ -67,6 +68,7 @@ class Attempt:
     has_full_timeout: bool = False
     used: int | None = None
     began_s: float = 0.0
+    away_s: float = 0.0
     judge: Judge | None = None
 
 

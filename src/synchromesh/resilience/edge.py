@@ -165,7 +165,8 @@ class Edge:
         else:
             now = asyncio.get_running_loop().time()
             verdict = classify(outcome, had_enough_time=self._had_enough(attempt, now))
-            self.learn(outcome, verdict, now, now - attempt.began_s)
+            own_s = max(0.0, now - attempt.began_s - attempt.away_s)
+            self.learn(outcome, verdict, now, own_s)
         took_s = now - attempt.began_s
         if attempt.judge is not None:
             half_open_s = _half_open_since_s(breaker)
@@ -183,7 +184,10 @@ class Edge:
     def learn(
         self, outcome: BaseException | None, verdict: Classification, now: float, took_s: float
     ) -> None:
-        """Let limiter and tracker learn from an attempt whose slot is not released yet."""
+        """Let limiter and tracker learn from an attempt whose slot is not released yet.
+
+        `took_s` is the callee's own time, without what it waited for others.
+        """
         tracker, limiter = self.tracker, self.limiter
         if now < tracker.next_sample_s:
             return

@@ -19,6 +19,10 @@ SAMPLE_EVERY_S = 0.001
 _LEARNED = 30
 _LEARNED_TIMES = 8.0
 
+# Samples whose mean is compared: few while it learns, and later so many that chance alone does not
+# make it much smaller.
+_CHUNK, _CHUNKS, _QUICKER = 8, 32, 0.6
+
 _MEMORY_S = 10.0
 # While calls wait for the callee's place their times are those of the queue.
 _MEMORY_PRESSED_S = 300.0
@@ -51,7 +55,10 @@ class LatencyTracker:
 
     __slots__ = (
         "_began_s",
+        "_count",
         "_last_s",
+        "_mean_s",
+        "_sum_s",
         "is_learned",
         "next_sample_s",
         "p95_s",
@@ -65,7 +72,8 @@ class LatencyTracker:
         self.usual_s = self.p95_s = self.p99_s = 0.0
         self.samples = 0
         self.is_learned = False
-        self._began_s = self._last_s = 0.0
+        self._began_s = self._last_s = self._sum_s = self._mean_s = 0.0
+        self._count = 0
 
     def sample(self, now: float, took_s: float, *, is_pressed: bool = False) -> None:
         """Learn that an answer took so long.
@@ -81,6 +89,9 @@ class LatencyTracker:
         if not self.is_learned:
             self._begin(now, took_s)
             return
+        self._note(took_s)
+        if not self._count and self._mean_s < self.usual_s * _QUICKER:
+            self.usual_s = self._mean_s  # what was learned under overload is given up at once
         memory_s = _MEMORY_PRESSED_S if is_pressed else _MEMORY_S
         self.usual_s += (took_s - self.usual_s) * min(_GAIN_MAX, max(0.0, passed_s / memory_s))
         if is_pressed:
@@ -92,11 +103,24 @@ class LatencyTracker:
     def _begin(self, now: float, took_s: float) -> None:
         if self.samples == 1:
             self._began_s = now
-        self.usual_s += (took_s - self.usual_s) / self.samples
+        # One that begins under overload has its quickest answers first: its best chunk counts.
+        self._note(took_s)
+        if self.samples <= _CHUNK:
+            self.usual_s += (took_s - self.usual_s) / self.samples
+        elif self._count == 0 and self._mean_s < self.usual_s:
+            self.usual_s = self._mean_s
         if took_s > self.p99_s:
             self.p95_s = self.p99_s = took_s
         took_so_long = now - self._began_s >= self.usual_s * _LEARNED_TIMES
         self.is_learned = self.samples >= _LEARNED and took_so_long
+
+    def _note(self, took_s: float) -> None:
+        """Gather chunks of samples; `_mean_s` is that of the last one where `_count` is 0."""
+        self._sum_s += took_s
+        self._count += 1
+        if self._count == (_CHUNKS if self.is_learned else _CHUNK):
+            self._mean_s = self._sum_s / self._count
+            self._sum_s, self._count = 0.0, 0
 
     def has_had_enough(self, took_s: float) -> bool:
         """Tell whether so long is more than 99 % of answers take: who has not answered is late.

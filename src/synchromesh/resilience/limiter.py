@@ -19,7 +19,7 @@ from synchromesh.priority import Priority
 from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
 from synchromesh.resilience.deadline import DeadlinePassed, within
 from synchromesh.resilience.latency import LatencyTracker
-from synchromesh.resilience.waiting_line import Waiting, WaitingLine
+from synchromesh.resilience.waiting_line import STANDING_S, Waiting, WaitingLine
 
 # A global is read faster than a member of a class.
 _ABOVE_ALL = Priority.INTERACTIVE
@@ -128,8 +128,8 @@ class Limiter:
 
         Raises:
             Shed: the queue is full, or a call of a higher class took the place in it, or no slot
-                was free in time: by `deadline_s` on the loop's clock; by half of the time until
-                then, or `wait_max_s` without one, where the limit adapts itself.
+                was free in time: by `deadline_s` on the loop's clock. A limit that adapts itself
+                lets nobody wait for more than half of that time, nor longer than a burst lasts.
         """
         if self.take(priority):
             return
@@ -137,10 +137,10 @@ class Limiter:
         now = self._clock()
         if not self._queue_max or self._is_stalled(now):
             raise self._shed(now, "took no more")
-        until_s = now + self._wait_max_s
+        until_s = now + self._wait_s(now)
         if deadline_s is not None:
             # An adaptive limit leaves the callee as much time as the queue takes.
-            until_s = deadline_s if self._adaptive is None else (now + deadline_s) / 2
+            until_s = min(until_s, deadline_s if self._adaptive is None else (now + deadline_s) / 2)
         try:
             has_slot = await within(
                 lambda: self._turn(now, until_s, priority), None if until_s == math.inf else until_s
@@ -233,6 +233,15 @@ class Limiter:
                 self.in_flight += 1
                 waiting.turn.set_result(True)
         self.waiting = line.length
+
+    def _wait_s(self, now: float) -> float:
+        """Return how long who comes now may wait: less in a queue that is no burst any more."""
+        adaptive, line = self._adaptive, self._line
+        if adaptive is None:
+            return math.inf
+        if line.length and now - line.began_s > self._wait_max_s:
+            return max(STANDING_S, adaptive.usual_s)
+        return max(self._wait_max_s, 4 * adaptive.usual_s)
 
     def _is_stalled(self, now: float) -> bool:
         """Whether calls have come for longer than one would wait, and none was answered since."""
