@@ -380,6 +380,10 @@ class Dispatcher:
         return RemoteFailed(f"{message}: trace {trace_id}", is_final=not may_pass)
 
 
+# An operation begins with fewer places than an edge: what it waits for holds none of them.
+INITIAL = 64
+
+
 def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> AdaptiveLimitOptions:
     """Return the limits of each operation of a service that answers `of` of them.
 
@@ -390,7 +394,7 @@ def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> Adapt
     most = max(1, in_flight_max * 3 // 4) if of > 1 else in_flight_max
     default = AdaptiveLimitOptions()
     return AdaptiveLimitOptions(
-        initial=min(default.initial, most),
+        initial=min(INITIAL, most),
         limit_min=min(default.limit_min, most),
         limit_max=most,
         queue_max=queue_max,

@@ -34,7 +34,7 @@ _RATIO_MAX = 16.0
 _SLOW = 1.5
 # Time-outs of a callee that answers all else as quickly as ever are hardly overload.
 _DROPS_SLOW, _DROPS_QUICK, _DROPS_MOST = 0.01, 0.1, 0.5
-_ROOM_MIN, _ROOM_S = 4.0, 0.25
+_ROOM_MIN, _ROOM_S = 4.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class AdaptiveLimitOptions:
         64
     """
 
-    initial: int = 64
+    initial: int = 256
     limit_min: int = 4
     limit_max: int = 1000
     room_max: int = 32
