@@ -26,7 +26,8 @@ WARM_S, FAULT_AT_S, AFTER_S, REST_S = 1.0, 4.0, 3.0, 2.0
 SETTLE_S, SETTLE_REPLICA_S = 1.0, 2.0
 # Attempts at a service that is down as a whole are counted for so long before the healing.
 COUNT_S = 4.0
-PROBES, PROBES_EVERY_S = 20, 0.05
+# Probes come slowly enough for the culprit to answer them all: at half of what it can do.
+PROBES, PROBES_EVERY_S, PROBES_LOAD = 20, 0.05, 0.5
 CLIENT_TRIES, CLIENT_BACKOFF_S = 3, 0.1
 STEPS_MAX = 50_000_000
 
@@ -185,14 +186,17 @@ class _Run:
             for name, count in system.transport.attempts.items()
         }
         await asyncio.sleep(AFTER_S + REST_S)
-        probes = [self._probe(number * PROBES_EVERY_S) for number in range(PROBES)]
+        visits = self._visits / max(1, self._dependents)
+        capacity = scenario.shape.part(scenario.culprit).capacity_per_s
+        every_s = max(PROBES_EVERY_S, visits / (PROBES_LOAD * capacity))
+        probes = [self._probe(number * every_s) for number in range(PROBES)]
         probes_good = sum(await asyncio.gather(*probes))
         await self._end()
         return Observed(
             scenario,
             fault,
             self._asked,
-            self._visits / max(1, self._dependents),
+            visits,
             attempts,
             [(at_s - self._began_s, source, to) for at_s, source, to in system.opened],
             probes_good,

@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields
 
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError
-from synchromesh.resilience.latency import SAMPLE_EVERY_S, LatencyTracker
+from synchromesh.resilience.latency import CHUNK, SAMPLE_EVERY_S, LatencyTracker
 
 _WINDOW_S = 0.1
 _SAMPLES_MIN = 16
@@ -153,7 +153,8 @@ class AdaptiveLimit:
             tracker.next_sample_s = now + SAMPLE_EVERY_S
             self._drops += 1
         else:
-            usual_s = tracker.usual_s if tracker.is_learned else took_s
+            # What few samples say is enough to see a queue that grows, so that no limit grows with it.
+            usual_s = tracker.usual_s if tracker.samples >= CHUNK else took_s
             self._took_s += min(took_s, usual_s * _RATIO_MAX)
             self._usual_s += usual_s
             tracker.sample(now, took_s, is_pressed=self.is_pressed)
@@ -161,7 +162,8 @@ class AdaptiveLimit:
         self._in_flight += in_flight
         if in_flight > self._peak:
             self._peak = in_flight
-        if self._samples >= _SAMPLES_MIN and (
+        # A small limit gets few samples, and has to grow again soon after the callee is well.
+        if self._samples >= min(_SAMPLES_MIN, 2 * self.limit) and (
             now >= self._window_ends_s or in_flight >= self.limit
         ):
             self._judge()

@@ -21,7 +21,7 @@ _LEARNED_TIMES = 8.0
 
 # Samples whose mean is compared: few while it learns, and later so many that chance alone does not
 # make it much smaller.
-_CHUNK, _CHUNKS, _QUICKER = 8, 32, 0.6
+CHUNK, _CHUNKS, _QUICKER = 8, 32, 0.6
 
 _MEMORY_S = 10.0
 # While calls wait for the callee's place their times are those of the queue.
@@ -105,7 +105,7 @@ class LatencyTracker:
             self._began_s = now
         # One that begins under overload has its quickest answers first: its best chunk counts.
         self._note(took_s)
-        if self.samples <= _CHUNK:
+        if self.samples <= CHUNK:
             self.usual_s += (took_s - self.usual_s) / self.samples
         elif self._count == 0 and self._mean_s < self.usual_s:
             self.usual_s = self._mean_s
@@ -118,7 +118,7 @@ class LatencyTracker:
         """Gather chunks of samples; `_mean_s` is that of the last one where `_count` is 0."""
         self._sum_s += took_s
         self._count += 1
-        if self._count == (_CHUNKS if self.is_learned else _CHUNK):
+        if self._count == (_CHUNKS if self.is_learned else CHUNK):
             self._mean_s = self._sum_s / self._count
             self._sum_s, self._count = 0.0, 0
 
