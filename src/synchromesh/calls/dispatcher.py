@@ -381,7 +381,7 @@ class Dispatcher:
 
 
 # An operation begins with fewer places than an edge: what it waits for holds none of them.
-INITIAL = 64
+INITIAL = 32
 
 
 def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> AdaptiveLimitOptions:
