@@ -1122,7 +1122,7 @@ def test_impatience_opens_no_edge(kind: str) -> None:
         caller = system.caller()
         for n in range(20):
             await caller.call(Leaf.ask(n), context=caller.root())
-        asked = (failure(system, Leaf.ask(n), caller=caller, timeout_s=0.005) for n in range(50))
+        asked = (failure(system, Leaf.ask(n), caller=caller, timeout_s=0.005) for n in range(20))
         for got in await asyncio.gather(*asked):
             assert isinstance(got, TimedOut), got
         assert caller.edges["leaf"].state is BreakerState.CLOSED

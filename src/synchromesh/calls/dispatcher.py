@@ -54,6 +54,7 @@ from synchromesh.resilience import (
     LimitOptions,
     within,
 )
+from synchromesh.resilience.latency import CHUNK
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import (
     Record,
@@ -127,7 +128,7 @@ class _Answerer(msgspec.Struct, frozen=True, eq=False):
         """Learn from a call that ended at its deadline, unless its caller was only impatient."""
         tracker = self.tracker
         if ended_s >= tracker.next_sample_s and (
-            not tracker.is_learned or tracker.has_had_enough(took_s)
+            tracker.samples < CHUNK or tracker.is_drop(took_s)
         ):
             self.limiter.sample(tracker, ended_s, took_s, is_drop=True)
 
@@ -200,7 +201,7 @@ class Dispatcher:
     ) -> Reply:
         """Run a request and return its reply; raise nothing but its own cancellation.
 
-        With a loop's `clock` its caller cancels the task and context that are its own, in time.
+        A caller with a `clock` cancels the task, which is this one's own, in time.
         """
         sent, operation, is_apart = request.context, request.operation, clock is not None
         if clock is None:
@@ -216,7 +217,7 @@ class Dispatcher:
         span_id = (self._draw(64) or 1).to_bytes(8).hex()
         context = _below(sent, span_id, known[0], began_s)
         limiter, places, ran_s, record = answerer.limiter, self._limiter, began_s, answerer.record
-        root, status, noted = Root(span_id, None, limiter), "ok", None
+        status, noted, root = "ok", None, Root(span_id, None, limiter)
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
@@ -238,15 +239,15 @@ class Dispatcher:
                 if ended_s >= answerer.tracker.next_sample_s:
                     limiter.sample(answerer.tracker, ended_s, ended_s - ran_s - root.away_s)
             finally:
-                if not root.end() or limiter.waiting or places.waiting or self._drained is not None:
+                root.limiter = None
+                if root.away or limiter.waiting or places.waiting or self._drained is not None:
                     self._give_back(limiter, root)
                 else:
                     limiter.in_flight -= 1
                     places.in_flight -= 1
             if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
                 raise _bad_answer(operation, answer)
-            used = 0 if root.left is None else root.left.used
-            reply = Reply(200, answer, used, None, ended_s - began_s, root.away_s)
+            reply = Reply(200, answer, root.used, None, ended_s - began_s, root.away_s)
         except GeneratorExit:  # who is thrown away has neither its context nor a loop any more
             raise
         except BaseException as error:
@@ -381,7 +382,7 @@ class Dispatcher:
 
 
 # An operation begins with fewer places than an edge: what it waits for holds none of them.
-INITIAL = 32
+INITIAL = 48
 
 
 def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> AdaptiveLimitOptions:

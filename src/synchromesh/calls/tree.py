@@ -28,7 +28,7 @@ class Root(msgspec.Struct, eq=False):
 
     Attributes:
         left: made by its first call: most handlers make none.
-        limiter: of its operation; None once it has ended.
+        limiter: of its operation; None once it has ended: it holds its slot if it is not away.
         away: how many of its calls are under way; `away_s`: how long there was one, in all.
         since_s: when it went away.
     """
@@ -58,11 +58,6 @@ class Root(msgspec.Struct, eq=False):
         if not self.away and self.limiter is not None:
             self.away_s += now - self.since_s
             self.limiter.in_flight += 1
-
-    def end(self) -> bool:
-        """End the handler; return whether it held its slot."""
-        self.limiter = None
-        return not self.away
 
     def own_s(self, began_s: float, now: float) -> float:
         """Return how long it has worked itself since it began."""

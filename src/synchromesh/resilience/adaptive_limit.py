@@ -7,8 +7,7 @@ calls only waits there. The limit follows
 
     2 x busy + room
 
-where the room is for chance: a queue of `room_max` calls, or of a quarter of a second if that is
-less. A callee that loses three quarters of its places gets a quarter of the calls, one that gains
+where the room is for chance: a queue of `room_max` calls, or of 70 ms of work if that is less. A callee that loses three quarters of its places gets a quarter of the calls, one that gains
 some gets more, and one that has enough is left in peace: a limit that is not half used is not cut.
 
 Answers are not all: where many calls end in a time-out or an overload answer, the limit is cut by
@@ -34,7 +33,7 @@ _RATIO_MAX = 16.0
 _SLOW = 1.5
 # Time-outs of a callee that answers all else as quickly as ever are hardly overload.
 _DROPS_SLOW, _DROPS_QUICK, _DROPS_MOST = 0.01, 0.1, 0.5
-_ROOM_MIN, _ROOM_S = 4.0, 0.1
+_ROOM_MIN, _ROOM_S = 4.0, 0.07
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ class AdaptiveLimitOptions:
         ConfigError: a value is outside its range.
 
     Example:
-        >>> AdaptiveLimitOptions(limit_max=200).initial
-        64
+        >>> AdaptiveLimitOptions(limit_max=500).initial
+        256
     """
 
     initial: int = 256
@@ -98,11 +97,11 @@ class AdaptiveLimit:
         >>> for number in range(100):  # 64 under way, and each is answered as quickly as ever
         ...     adaptive.sample(tracker, number * 0.01, 0.05, in_flight=64)
         >>> adaptive.limit
-        160
+        256
         >>> for number in range(100, 200):  # eight times as slow: it is a queue that they wait in
         ...     adaptive.sample(tracker, number * 0.01, 0.4, in_flight=adaptive.limit)
         >>> adaptive.limit, adaptive.is_pressed
-        (52, True)
+        (35, True)
     """
 
     __slots__ = (
@@ -153,7 +152,7 @@ class AdaptiveLimit:
             tracker.next_sample_s = now + SAMPLE_EVERY_S
             self._drops += 1
         else:
-            # What few samples say is enough to see a queue that grows, so that no limit grows with it.
+            # Few samples are enough to see a queue that grows, so that no limit grows with it.
             usual_s = tracker.usual_s if tracker.samples >= CHUNK else took_s
             self._took_s += min(took_s, usual_s * _RATIO_MAX)
             self._usual_s += usual_s

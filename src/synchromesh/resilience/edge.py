@@ -192,7 +192,8 @@ class Edge:
         if now < tracker.next_sample_s:
             return
         is_drop = isinstance(outcome, Shed) or (
-            verdict is Classification.FAILURE and isinstance(outcome, TimedOut)
+            isinstance(outcome, TimedOut)
+            and (verdict is Classification.FAILURE or tracker.is_drop(took_s))
         )
         if limiter is not None and (is_drop or verdict is Classification.SUCCESS):
             limiter.sample(tracker, now, took_s, is_drop=is_drop)

@@ -21,7 +21,9 @@ _LEARNED_TIMES = 8.0
 
 # Samples whose mean is compared: few while it learns, and later so many that chance alone does not
 # make it much smaller.
-CHUNK, _CHUNKS, _QUICKER = 8, 32, 0.6
+CHUNK, _CHUNKS, _QUICKER = 8, 64, 0.6
+
+_DROP_TIMES = 4.0
 
 _MEMORY_S = 10.0
 # While calls wait for the callee's place their times are those of the queue.
@@ -54,6 +56,7 @@ class LatencyTracker:
     """
 
     __slots__ = (
+        "_all_s",
         "_began_s",
         "_count",
         "_last_s",
@@ -72,7 +75,7 @@ class LatencyTracker:
         self.usual_s = self.p95_s = self.p99_s = 0.0
         self.samples = 0
         self.is_learned = False
-        self._began_s = self._last_s = self._sum_s = self._mean_s = 0.0
+        self._began_s = self._last_s = self._sum_s = self._mean_s = self._all_s = 0.0
         self._count = 0
 
     def sample(self, now: float, took_s: float, *, is_pressed: bool = False) -> None:
@@ -111,7 +114,8 @@ class LatencyTracker:
             self.usual_s = self._mean_s
         if took_s > self.p99_s:
             self.p95_s = self.p99_s = took_s
-        took_so_long = now - self._began_s >= self.usual_s * _LEARNED_TIMES
+        self._all_s += took_s
+        took_so_long = now - self._began_s >= self._all_s / self.samples * _LEARNED_TIMES
         self.is_learned = self.samples >= _LEARNED and took_so_long
 
     def _note(self, took_s: float) -> None:
@@ -128,6 +132,13 @@ class LatencyTracker:
         False while there is too little history: what is usual is not known.
         """
         return self.is_learned and took_s > self.p99_s
+
+    def is_drop(self, took_s: float) -> bool:
+        """Tell whether who gave up after so long did because of a queue, and not of impatience.
+
+        Not by the slowest answers: under an overload that has lasted these are as slow as time-outs.
+        """
+        return self.samples >= CHUNK and took_s > _DROP_TIMES * self.usual_s
 
     @property
     def hedge_after_s(self) -> float | None:

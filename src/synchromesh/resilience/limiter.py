@@ -239,6 +239,8 @@ class Limiter:
         adaptive, line = self._adaptive, self._line
         if adaptive is None:
             return math.inf
+        if not adaptive.usual_s:
+            return 4 * self._wait_max_s  # nothing is known: its calls may take long
         if line.length and now - line.began_s > self._wait_max_s:
             return max(STANDING_S, adaptive.usual_s)
         return max(self._wait_max_s, 4 * adaptive.usual_s)
