@@ -61,7 +61,7 @@ def test_one_call_a_minute_is_never_refused() -> None:
     """There is hardly a window, and nothing to find out."""
     world = World(1, (Work(0.1),), (Load(1 / 60, 0.0, 7_200.0),), seed=1).play()
     assert world.share("ok") == 1.0
-    assert {limit for _, limit in world.limits} == {64}
+    assert {limit for _, limit in world.limits} == {AdaptiveLimitOptions().initial}
 
 
 def test_streams_that_last_starve_nobody() -> None:
@@ -109,7 +109,8 @@ def test_persons_are_served_while_there_is_capacity_for_them(places: int) -> Non
         Load(0.5 * capacity, 1.0, 8.0, Priority.RETRY),
     )
     world = World(places, (Work(0.02),), loads, seed=1).play()
-    loaded = [each for each in world.told if each.at_s > 1.0]
+    # From a second on: the slots that others held when it began have come back by then.
+    loaded = [each for each in world.told if each.at_s > 2.0]
     served = {}
     for priority in (Priority.INTERACTIVE, Priority.RETRY, Priority.BATCH):
         outcomes = [each.outcome for each in loaded if each.priority is priority]
@@ -117,7 +118,7 @@ def test_persons_are_served_while_there_is_capacity_for_them(places: int) -> Non
     assert served[Priority.INTERACTIVE] >= 0.99
     assert served[Priority.INTERACTIVE] > served[Priority.RETRY] > served[Priority.BATCH]
     used = sum(each.outcome == "ok" for each in loaded)
-    assert used >= 0.9 * capacity * 7.0
+    assert used >= 0.9 * capacity * 6.0
 
 
 def test_a_callee_that_has_stalled_is_not_waited_for() -> None:

@@ -54,7 +54,6 @@ from synchromesh.resilience import (
     LimitOptions,
     within,
 )
-from synchromesh.resilience.latency import CHUNK
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import (
     Record,
@@ -127,9 +126,7 @@ class _Answerer(msgspec.Struct, frozen=True, eq=False):
     def note_late(self, took_s: float, ended_s: float) -> None:
         """Learn from a call that ended at its deadline, unless its caller was only impatient."""
         tracker = self.tracker
-        if ended_s >= tracker.next_sample_s and (
-            tracker.samples < CHUNK or tracker.is_drop(took_s)
-        ):
+        if ended_s >= tracker.next_sample_s and tracker.is_drop(took_s):
             self.limiter.sample(tracker, ended_s, took_s, is_drop=True)
 
 

@@ -7,8 +7,9 @@ calls only waits there. The limit follows
 
     2 x busy + room
 
-where the room is for chance: a queue of `room_max` calls, or of 70 ms of work if that is less. A callee that loses three quarters of its places gets a quarter of the calls, one that gains
-some gets more, and one that has enough is left in peace: a limit that is not half used is not cut.
+where the room is for chance: a queue of `room_max` calls, or of 70 ms of work if that is less. A
+callee that loses three quarters of its places gets a quarter of the calls, one that gains some gets
+more, and one that has enough is left in peace: a limit that is not half used is not cut.
 
 Answers are not all: where many calls end in a time-out or an overload answer, the limit is cut by
 half their share (as DCTCP does with marks), at most by half in a window.
@@ -20,11 +21,12 @@ callers out, as Envoy does: what is usual is known per operation, see `LatencyTr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError
-from synchromesh.resilience.latency import CHUNK, SAMPLE_EVERY_S, LatencyTracker
+from synchromesh.resilience.latency import SAMPLE_EVERY_S, LatencyTracker
 
 _WINDOW_S = 0.1
 _SAMPLES_MIN = 16
@@ -33,6 +35,7 @@ _RATIO_MAX = 16.0
 _SLOW = 1.5
 # Time-outs of a callee that answers all else as quickly as ever are hardly overload.
 _DROPS_SLOW, _DROPS_QUICK, _DROPS_MOST = 0.01, 0.1, 0.5
+_CALMLY, _QUEUE_TIMES = 1.05, 10.0
 _ROOM_MIN, _ROOM_S = 4.0, 0.07
 
 
@@ -54,10 +57,10 @@ class AdaptiveLimitOptions:
 
     Example:
         >>> AdaptiveLimitOptions(limit_max=500).initial
-        256
+        128
     """
 
-    initial: int = 256
+    initial: int = 128
     limit_min: int = 4
     limit_max: int = 1000
     room_max: int = 32
@@ -97,14 +100,16 @@ class AdaptiveLimit:
         >>> for number in range(100):  # 64 under way, and each is answered as quickly as ever
         ...     adaptive.sample(tracker, number * 0.01, 0.05, in_flight=64)
         >>> adaptive.limit
-        256
+        160
         >>> for number in range(100, 200):  # eight times as slow: it is a queue that they wait in
         ...     adaptive.sample(tracker, number * 0.01, 0.4, in_flight=adaptive.limit)
         >>> adaptive.limit, adaptive.is_pressed
-        (35, True)
+        (23, True)
     """
 
     __slots__ = (
+        "_calm",
+        "_dropped_s",
         "_drops",
         "_exact",
         "_in_flight",
@@ -122,13 +127,15 @@ class AdaptiveLimit:
     def __init__(self, options: AdaptiveLimitOptions) -> None:
         self._options = options
         self._exact = float(options.initial)
+        # From here on it rises slowly: at this limit calls were dropped.
+        self._calm = math.inf
         self.limit = options.initial
         self.is_pressed = False
         self.usual_s = 0.0
         self._window_ends_s = 0.0
         # Of the window: sums, and the most that were under way.
         self._samples = self._drops = self._in_flight = self._peak = 0
-        self._took_s = self._usual_s = 0.0
+        self._took_s = self._usual_s = self._dropped_s = 0.0
 
     def sample(
         self,
@@ -151,9 +158,9 @@ class AdaptiveLimit:
         if is_drop:
             tracker.next_sample_s = now + SAMPLE_EVERY_S
             self._drops += 1
+            self._dropped_s += took_s
         else:
-            # Few samples are enough to see a queue that grows, so that no limit grows with it.
-            usual_s = tracker.usual_s if tracker.samples >= CHUNK else took_s
+            usual_s = tracker.usual_s if tracker.is_learned else took_s
             self._took_s += min(took_s, usual_s * _RATIO_MAX)
             self._usual_s += usual_s
             tracker.sample(now, took_s, is_pressed=self.is_pressed)
@@ -171,7 +178,7 @@ class AdaptiveLimit:
     def _begin(self, now: float) -> None:
         self._window_ends_s = now + _WINDOW_S
         self._samples = self._drops = self._in_flight = self._peak = 0
-        self._took_s = self._usual_s = 0.0
+        self._took_s = self._usual_s = self._dropped_s = 0.0
 
     def _judge(self) -> None:
         """Move the limit by what the window has shown."""
@@ -182,16 +189,21 @@ class AdaptiveLimit:
         drops = self._drops / self._samples
         is_used, is_slow = 2 * self._peak >= self.limit, slowness > _SLOW
         self.is_pressed = is_used and is_slow
-        if drops >= _DROPS_MOST or (
-            is_used and drops >= (_DROPS_SLOW if is_slow else _DROPS_QUICK)
-        ):
+        if is_used and drops >= (_DROPS_SLOW if is_slow else _DROPS_QUICK):
             self.is_pressed = True
             self._exact *= 1 - drops / 2
+            # In a queue calls are dropped soon, and the limit was about right. A callee that stood
+            # still may be well at once, and the limit then rises as fast as ever.
+            is_queue = self._dropped_s < _QUEUE_TIMES * self.usual_s * self._drops
+            self._calm = self._exact if is_queue and drops < _DROPS_MOST else math.inf
         elif is_used:
             busy = self._in_flight / self._samples / slowness
             target = 2 * busy + self._room(busy, self._usual_s / answers)
             if target > self._exact:
-                self._exact = min(target, 2 * self._exact)
+                self._exact = min(
+                    target, self._exact * (_CALMLY if self._exact >= self._calm else 2)
+                )
+                self._calm *= _CALMLY
             elif is_slow:
                 self._exact += (target - self._exact) / 2
         elif self._exact < options.initial:

@@ -19,11 +19,8 @@ SAMPLE_EVERY_S = 0.001
 _LEARNED = 30
 _LEARNED_TIMES = 8.0
 
-# Samples whose mean is compared: few while it learns, and later so many that chance alone does not
-# make it much smaller.
-CHUNK, _CHUNKS, _QUICKER = 8, 64, 0.6
-
-_DROP_TIMES = 4.0
+# So many samples that chance alone does not make their mean much smaller than the usual time.
+_CHUNK, _QUICKER = 64, 0.6
 
 _MEMORY_S = 10.0
 # While calls wait for the callee's place their times are those of the queue.
@@ -56,7 +53,6 @@ class LatencyTracker:
     """
 
     __slots__ = (
-        "_all_s",
         "_began_s",
         "_count",
         "_last_s",
@@ -75,7 +71,7 @@ class LatencyTracker:
         self.usual_s = self.p95_s = self.p99_s = 0.0
         self.samples = 0
         self.is_learned = False
-        self._began_s = self._last_s = self._sum_s = self._mean_s = self._all_s = 0.0
+        self._began_s = self._last_s = self._sum_s = self._mean_s = 0.0
         self._count = 0
 
     def sample(self, now: float, took_s: float, *, is_pressed: bool = False) -> None:
@@ -106,23 +102,17 @@ class LatencyTracker:
     def _begin(self, now: float, took_s: float) -> None:
         if self.samples == 1:
             self._began_s = now
-        # One that begins under overload has its quickest answers first: its best chunk counts.
-        self._note(took_s)
-        if self.samples <= CHUNK:
-            self.usual_s += (took_s - self.usual_s) / self.samples
-        elif self._count == 0 and self._mean_s < self.usual_s:
-            self.usual_s = self._mean_s
+        self.usual_s += (took_s - self.usual_s) / self.samples
         if took_s > self.p99_s:
             self.p95_s = self.p99_s = took_s
-        self._all_s += took_s
-        took_so_long = now - self._began_s >= self._all_s / self.samples * _LEARNED_TIMES
+        took_so_long = now - self._began_s >= self.usual_s * _LEARNED_TIMES
         self.is_learned = self.samples >= _LEARNED and took_so_long
 
     def _note(self, took_s: float) -> None:
         """Gather chunks of samples; `_mean_s` is that of the last one where `_count` is 0."""
         self._sum_s += took_s
         self._count += 1
-        if self._count == (_CHUNKS if self.is_learned else CHUNK):
+        if self._count == _CHUNK:
             self._mean_s = self._sum_s / self._count
             self._sum_s, self._count = 0.0, 0
 
@@ -136,9 +126,9 @@ class LatencyTracker:
     def is_drop(self, took_s: float) -> bool:
         """Tell whether who gave up after so long did because of a queue, and not of impatience.
 
-        Not by the slowest answers: under an overload that has lasted these are as slow as time-outs.
+        Not by the slowest answers: in an overload that has lasted they are as slow as time-outs.
         """
-        return self.samples >= CHUNK and took_s > _DROP_TIMES * self.usual_s
+        return took_s > self.usual_s > 0.0
 
     @property
     def hedge_after_s(self) -> float | None:
