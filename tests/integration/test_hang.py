@@ -14,18 +14,29 @@ from pathlib import Path
 
 import pytest
 
-from notes_app import TESTS, TOML, WITH_GATEWAY
-from processes import children_of, is_alive
+from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
+from processes import COMMAND, announced, children_of, dev, is_alive, until
 from split_world import WAIT_S, ControlSocket, processes_of, running
+from synchromesh.cli.control import ControlClient
 from synchromesh.discovery import Endpoint
+from synchromesh.errors import RemoteFailed
 from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY
 from synchromesh.system import System
+from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.children import is_traced
 
 pytestmark = pytest.mark.anyio
 
+BLOCKS = """
+import threading
+from notes_app import Broken, Service
+broken = Service("broken", implements=Broken)
+@broken.handles(Broken.now)
+async def now(ctx):
+    threading.Event().wait()
+"""
 # What may be traced by any process, be the kernel ever so strict (Yama): PR_SET_PTRACER.
 TRACEABLE = """
 import ctypes
@@ -105,23 +116,39 @@ async def test_a_service_whose_loop_is_blocked_is_replaced(
 ) -> None:
     """Its other threads run, and the kernel takes its connections: only its loop is silent."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    (tmp_path / "blocks.py").write_text(
-        "import threading\nfrom notes_app import Broken, Service\n"
-        "broken = Service('broken', implements=Broken)\n"
-        "@broken.handles(Broken.now)\n"
-        "async def now(ctx):\n    threading.Event().wait()\n"
-    )
+    (tmp_path / "blocks.py").write_text(BLOCKS)
     text = QUICK.replace('"1s"', '"4s"') + '[services.broken]\napp = "blocks:broken"\n'
     async with running(tmp_path, text) as system:
         asking, child = ControlSocket(system, pool), processes_of(system)["broken"]
         before = await asking.pid("broken")
         calling = asyncio.ensure_future(asking.call("broken.now"))
-        silent = await finding(asking, "broken/process is silent: its event loop has answered")
-        assert "it is replaced after 4 s" in silent
+        silent = await finding(asking, "blocked by")
+        assert silent.startswith("broken/process is silent: its event loop has answered nothing")
+        assert "it is replaced after 4 s; it is blocked by blocks.now (" in silent
         await another(child, before)
         assert not is_alive(before)
         assert isinstance(await calling, str)
         assert await asking.call("notes.count") == 0
+
+
+def test_what_blocks_a_system_of_one_process_is_in_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot answer: the command line is told by a file, and says who the blocker is."""
+    monkeypatch.setattr("synchromesh.cli.control.BLOCKED_S", 0.1)
+    (tmp_path / "blocks.py").write_text(BLOCKS)
+    folder = write_config(tmp_path, TOML + '[services.broken]\napp = "blocks:broken"\n')
+    with dev(folder) as process:
+        announced(process)
+        told = RunDir(folder)
+        assert told.blocked_by("", process.pid) == ""
+        call = [*COMMAND, "--folder", str(folder), "call", "broken.now"]
+        with subprocess.Popen(call, stdout=-1, stderr=-1):
+            assert until(lambda: told.blocked_by("", process.pid) != "")
+            with pytest.raises(RemoteFailed, match=r"is blocked by blocks\.now"):
+                ControlClient(folder).get("/status")
+            assert told.blocked_by("", process.pid + 1) == ""
+            process.kill()
 
 
 async def test_a_stopped_gateway_is_replaced(

@@ -189,9 +189,13 @@ class Processes:
         """Return the supervisor's state of a process; "starting" before it was ready once."""
         state = self._watching.states.get(name, ChildStatus("starting"))
         seen = msgspec.convert(state, ChildStatus, from_attributes=True)
-        if child.answering is not None and (silence := self._hangs.silence(child.answering)):
-            return ChildStatus(SILENT, seen.restarts, silence)
-        return seen
+        process = child.answering
+        if process is None or not (silence := self._hangs.silence(process)):
+            return seen
+        part = name.removeprefix("service/")
+        if by := self._host.rundir.blocked_by(part, process.pid):
+            silence = f"{silence}; it is blocked by {by}"
+        return ChildStatus(SILENT, seen.restarts, silence)
 
     def _spec(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessSpec:
         host = self._host
