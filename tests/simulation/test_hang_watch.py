@@ -188,7 +188,7 @@ def test_what_a_debugger_traces_is_never_replaced() -> None:
 
 
 def test_a_debugger_is_seen_before_the_shortest_bound_is_over() -> None:
-    """With the least `hang`, what becomes a suspect would be replaced at the same beat."""
+    """With the least `hang`, what becomes a suspect would be replaced at the same round."""
     world = Watching(hang_s=1.0)
 
     async def course() -> None:

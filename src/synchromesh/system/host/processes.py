@@ -86,7 +86,7 @@ class Processes:
             return
         if self._forks is not None:
             self._forks.start()
-        self._watching.start(Child("heartbeats", self._hangs.run))
+        self._watching.start(Child("liveness", self._hangs.run))
         children = {name: self._service(name) for name in names}
         starting = [asyncio.ensure_future(child.start()) for child in children.values()]
         try:
