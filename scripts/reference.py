@@ -85,6 +85,7 @@ name = "servo-works"
 host = "127.0.0.1"
 control_port = 9100
 loop = "auto"
+hang = "30s"
 key = "env:SERVO_WORKS_KEY"
 """,
     "services": """\

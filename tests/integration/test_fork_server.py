@@ -126,6 +126,20 @@ def test_services_outlive_their_fork_server(tmp_path: Path) -> None:
         assert process.wait(30.0) == 0
 
 
+def test_a_forked_service_that_is_stopped_is_replaced_by_another(tmp_path: Path) -> None:
+    """The fork server tells its end, as any other, and forks its successor."""
+    (tmp_path / "looks.py").write_text(LOOKS)
+    folder = write_config(tmp_path, SYSTEM.replace("[system]", '[system]\nhang = "1s"'))
+    with dev(folder, "--split") as process:
+        announced(process)
+        (server,) = children_of(process.pid)
+        (service,) = children_of(server)
+        os.kill(service, signal.SIGSTOP)
+        assert ends(service, 30.0)
+        seen = asked(folder, "call", "looks.seen")["result"]
+        assert seen["parent"] == [str(server)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_does_not_end_it_first(tmp_path: Path, number: signal.Signals) -> None:
     """Or the processes would die with it in the middle of their calls."""

@@ -33,21 +33,40 @@ async def test_a_handler_that_blocks_the_loop_is_named_while_it_does(heard: Hear
     """D1: blocking code cannot be cancelled, but the log says which function holds the loop."""
     logger = logging.getLogger("synchromesh.system")
     logger.addHandler(heard)
-    watchdog = LoopWatchdog(blocked_after_s=0.05)
+    noted: list[str] = []
+    freed = threading.Event()
+
+    def note(blocker: str) -> None:
+        noted.append(blocker)
+        if not blocker:
+            freed.set()
+
+    watchdog = LoopWatchdog(blocked_after_s=0.05, on_blocked=note)
     watchdog.start()
     try:
 
         def forgets_to_await() -> None:
             assert heard.named.wait(10.0), "nobody named the blocker"
 
-        forgets_to_await()
-        await asyncio.sleep(0)
+        async def handler() -> None:
+            forgets_to_await()
+
+        await asyncio.create_task(handler())
+        while not freed.is_set():
+            await asyncio.sleep(0.01)
     finally:
         watchdog.stop()
         watchdog.stop()
         logger.removeHandler(heard)
     (record,) = heard.records
     assert "blocked for" in record.getMessage()
+    assert noted[-1] == ""
+    blocker = noted[0]
+    assert blocker in record.getMessage()
+    # Which function was called by the loop, and where that stands.
+    assert blocker.startswith(f"{__name__}.test_a_handler_that_blocks_")
+    assert ".handler (" in blocker
+    assert ", in Condition.wait (" in blocker
     assert "forgets_to_await" in str(record.__dict__["stack"])
 
 

@@ -28,6 +28,7 @@ class LeasesAgainstReference(RuleBasedStateMachine):
         self.expires_s: dict[str, float] = {}
         self.incarnation: dict[str, int] = {}
         self.draining: set[str] = set()
+        self.suspects: set[str] = set()
         self.heard = Resolved(())
 
     @rule(name=NAMES)
@@ -37,7 +38,16 @@ class LeasesAgainstReference(RuleBasedStateMachine):
         self.incarnation[name] = change.lease.incarnation
         self.expires_s[name] = self.now + TTL_S
         self.draining.discard(name)
+        self.suspects.discard(name)
         self.heard = change.resolved
+
+    @rule(name=NAMES, is_suspect=st.booleans())
+    def suspect(self, name: str, is_suspect: bool) -> None:
+        if name in self.expires_s:
+            change = self.table.suspect(name, self.incarnation[name], is_suspect=is_suspect)
+            assert (change is None) is ((name in self.suspects) is is_suspect)
+            (self.suspects.add if is_suspect else self.suspects.discard)(name)
+            self.heard = self.heard if change is None else change.resolved
 
     @rule(name=NAMES)
     def renew(self, name: str) -> None:
@@ -67,6 +77,7 @@ class LeasesAgainstReference(RuleBasedStateMachine):
         if self.expires_s.pop(name, None) is not None:
             self.heard = self.table.end(name, self.incarnation[name]).resolved
             self.draining.discard(name)
+            self.suspects.discard(name)
 
     @rule(step_s=st.floats(0.0, 4.0))
     def pass_time(self, step_s: float) -> None:
@@ -75,11 +86,13 @@ class LeasesAgainstReference(RuleBasedStateMachine):
             self.heard = change.resolved
         self.expires_s = {n: s for n, s in self.expires_s.items() if s > self.now}
         self.draining &= set(self.expires_s)
+        self.suspects &= set(self.expires_s)
 
     @invariant()
     def lists_exactly_the_living(self) -> None:
-        ready = tuple(at(name) for name in sorted(set(self.expires_s) - self.draining))
-        assert self.table.listed() == Resolved(ready)
+        ready = set(self.expires_s) - self.draining
+        listed = ready - self.suspects or ready
+        assert self.table.listed() == Resolved(tuple(at(name) for name in sorted(listed)))
 
     @invariant()
     def a_watcher_knows_the_list(self) -> None:

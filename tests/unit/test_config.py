@@ -103,6 +103,11 @@ def test_one_open_time_is_both_the_shortest_and_the_longest() -> None:
         (ONE + "port = 70000", "port 70000 is not one; use 1 to 65535, or 0 for any"),
         (ONE + "port = -1", "port -1 is not one"),
         (ONE + "port = 80\n[services.b]\napp = 'b:b'\nport = 80", "port 80 is given twice"),
+        (
+            SYSTEM + "hang = '900ms'\n[services.a]\napp='a:a'",
+            "[system] hang is '900ms'; make it 1s",
+        ),
+        (SYSTEM + "hang = '1'\n[services.a]\napp='a:a'", "[system] hang: '1' is not a duration"),
         (ONE + "pages_max = -5", "[services.a] pages_max is -5; use 0 for no bound"),
         (ONE + "[external.b]", "[external.b] needs either url or command"),
         (

@@ -47,6 +47,35 @@ def test_a_renewal_runs_the_full_ttl(table: LeaseTable) -> None:
     assert kinds(table.sweep(now=5.0)) == ["expired"]
 
 
+def test_a_suspect_is_listed_only_where_nobody_else_is_ready(table: LeaseTable) -> None:
+    """R6: suspicion may be wrong, so it takes nobody's last instance; its lease runs on."""
+    grant(table, "ab", now=0.0)
+    suspected = table.suspect("a", 1, is_suspect=True)
+    assert suspected is not None
+    assert kinds([suspected]) == ["suspected"]
+    assert table.suspect("a", 1, is_suspect=True) is None
+    assert names(table) == ["b"]
+    table.renew("a", 1, now=2.0)
+    assert names(table) == ["b"]
+    table.drain("b", 2)
+    assert names(table) == ["a"]
+    grant(table, "b", now=2.0)
+    cleared = table.suspect("a", 1, is_suspect=False)
+    assert cleared is not None
+    assert kinds([cleared]) == ["cleared"]
+    assert names(table) == ["a", "b"]
+    with pytest.raises(StaleIncarnation):
+        table.suspect("b", 2, is_suspect=True)
+
+
+def test_who_registers_anew_is_above_suspicion(table: LeaseTable) -> None:
+    """It has been heard."""
+    grant(table, "ab", now=0.0)
+    table.suspect("a", 1, is_suspect=True)
+    grant(table, "a", now=1.0)
+    assert names(table) == ["a", "b"]
+
+
 def test_a_replaced_process_cannot_renew_drain_or_end(table: LeaseTable) -> None:
     """R2: a process paused while its successor registered is told to stop, and does no harm."""
     table.grant(at("a", 1), now=0.0)

@@ -143,6 +143,29 @@ def test_a_change_is_seen_within_the_time_of_a_message() -> None:
     town.run(main)
 
 
+def test_a_suspect_is_off_every_list_until_it_is_cleared() -> None:
+    """R6: by the long poll, as any other change; a service that nobody knows has no suspects."""
+    town = Town()
+
+    async def main() -> None:
+        town.instance("a")
+        town.instance("b")
+        assert await town.at(1.05) == (["a", "b"], False)
+        registry = town.registry
+        assert registry is not None
+
+        def suspect(service: str, *, is_suspect: bool) -> None:
+            registry.suspect(service, lambda e: e.instance == "a", is_suspect=is_suspect)
+
+        suspect("billing", is_suspect=True)
+        suspect("nobody", is_suspect=True)
+        assert await town.at(1.1) == (["b"], False)
+        suspect("billing", is_suspect=False)
+        assert await town.at(1.2) == (["a", "b"], False)
+
+    town.run(main)
+
+
 def test_nothing_is_resolved_before_the_registry_was_heard() -> None:
     """That nobody is there must not be mixed up with that nobody knows."""
     town = Town()

@@ -12,21 +12,26 @@ from synchromesh.errors import ConfigError, RemoteFailed
 from synchromesh.system.config.rundir import RunDir, RunInfo
 
 TIMEOUT_S = 30.0
+BLOCKED_S = 5.0
 
 
 class ControlClient:
     """A client of the control API of the system that runs in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.info: RunInfo = RunDir(folder).read()
+        self._rundir = RunDir(folder)
+        self.info: RunInfo = self._rundir.read()
 
     def get(self, path: str) -> Any:
-        """Send a GET request and return the answer."""
-        return self._ask("GET", path, None, TIMEOUT_S)
+        """Send a GET request and return the answer; a blocked system is not waited for long."""
+        return self._ask("GET", path, None, BLOCKED_S if self._blocked_by() else TIMEOUT_S)
 
     def post(self, path: str, body: object, *, within_s: float = 0.0) -> Any:
         """Send a POST request and return the answer; `within_s` is the time the system may take."""
         return self._ask("POST", path, msgspec.json.encode(body), TIMEOUT_S + within_s)
+
+    def _blocked_by(self) -> str:
+        return self._rundir.blocked_by("", self.info.pid)
 
     def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Any:
         """Return the decoded answer.
@@ -50,9 +55,11 @@ class ControlClient:
             response = connection.getresponse()
             data = response.read()
         except TimeoutError as error:
+            by = self._blocked_by()
+            why = f"is blocked by {by}" if by else "hangs, or does too much at once"
             raise RemoteFailed(
                 f"the system at {self.info.control} did not answer within {timeout_s:g} s; "
-                f"process {self.info.pid} hangs, or does too much at once"
+                f"process {self.info.pid} {why}"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(

@@ -129,6 +129,15 @@ class LeaseManager:
             self.end(lease.endpoint.instance, lease.incarnation)
         return len(dead)
 
+    def suspect(self, is_meant: Callable[[Endpoint], bool], *, is_suspect: bool) -> None:
+        """Suspect instances of being hung, or clear them."""
+        for lease in self._table.leases:
+            if is_meant(lease.endpoint):
+                change = self._table.suspect(
+                    lease.endpoint.instance, lease.incarnation, is_suspect=is_suspect
+                )
+                self._notify([] if change is None else [change])
+
     def resolve(self) -> Resolved:
         """Return the listed endpoints as of now, without those whose lease has expired unswept."""
         now = asyncio.get_running_loop().time()

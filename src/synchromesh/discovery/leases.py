@@ -39,6 +39,8 @@ class ChangeKind(Enum):
 
     GRANTED = "granted"
     DRAINED = "drained"
+    SUSPECTED = "suspected"
+    CLEARED = "cleared"
     ENDED = "ended"
     EXPIRED = "expired"
     HELD = "held"
@@ -47,12 +49,16 @@ class ChangeKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An instance's right to be listed until `expires_s` on the registry's clock."""
+    """An instance's right to be listed until `expires_s` on the registry's clock.
+
+    A *suspect* is listed only where none that is ready is above suspicion.
+    """
 
     endpoint: Endpoint
     incarnation: int
     expires_s: float
     state: LeaseState = LeaseState.READY
+    is_suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +151,9 @@ class LeaseTable:
     def listed(self) -> Resolved:
         """Return the endpoints that may be given new calls, ordered by instance."""
         if self._resolved is None:
-            ready = (lease for lease in self._leases.values() if lease.state is LeaseState.READY)
-            endpoints = sorted((lease.endpoint for lease in ready), key=lambda e: e.instance)
+            ready = [lease for lease in self._leases.values() if lease.state is LeaseState.READY]
+            listed = [lease for lease in ready if not lease.is_suspect] or ready
+            endpoints = sorted((lease.endpoint for lease in listed), key=lambda e: e.instance)
             self._resolved = Resolved(tuple(endpoints), self.is_stale)
         return self._resolved
 
@@ -188,6 +195,19 @@ class LeaseTable:
         # Assigning keeps its place: its expiry has not changed.
         self._leases[instance] = replace(lease, state=LeaseState.DRAINING)
         return self._changed(ChangeKind.DRAINED, self._leases[instance])
+
+    def suspect(self, instance: str, incarnation: int, *, is_suspect: bool) -> Change | None:
+        """Suspect an instance of being hung, or clear it; None where that is known already.
+
+        Raises what `renew` raises.
+        """
+        lease = self._held(instance, incarnation)
+        if lease.is_suspect is is_suspect:
+            return None
+        # Its expiry has not changed, as in `drain`: a suspect goes with its lease all the same.
+        self._leases[instance] = replace(lease, is_suspect=is_suspect)
+        kind = ChangeKind.SUSPECTED if is_suspect else ChangeKind.CLEARED
+        return self._changed(kind, self._leases[instance])
 
     def end(self, instance: str, incarnation: int) -> Change:
         """End a lease at its holder's request. Raises what `renew` raises."""

@@ -130,11 +130,22 @@ class MemoryRegistry:
     def evict(self, service: str, is_dead: Callable[[Endpoint], bool]) -> int:
         """End the leases of instances known to be dead (R6).
 
-        Returns how many there were. What is only suspected must not come here: an ended lease is
-        not resolved even where no other instance is ready.
+        Returns how many there were. What is only suspected is for `suspect`: an ended lease is not
+        resolved even where no other instance is ready.
         """
         manager = self._managers.get(service)
         return 0 if manager is None else manager.evict(is_dead)
+
+    def suspect(
+        self, service: str, is_meant: Callable[[Endpoint], bool], *, is_suspect: bool
+    ) -> None:
+        """Suspect instances of being hung, or clear them (R6); may be repeated.
+
+        A suspect is resolved only where no other instance is ready, and its lease runs on.
+        """
+        manager = self._managers.get(service)
+        if manager is not None:
+            manager.suspect(is_meant, is_suspect=is_suspect)
 
     async def run(self) -> None:
         """Sweep whenever something is due. A supervised child: only cancellation ends it."""

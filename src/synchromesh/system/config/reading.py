@@ -13,10 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.system.config.layers import Layers
 from synchromesh.system.config.schema import FILE_NAME, GATEWAY, SystemConfig
 
+HANG_LEAST_S = 1.0
 # Names become file names, parts of URLs and edges.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -91,6 +93,7 @@ def _check(config: SystemConfig, layers: Layers) -> None:
             "rename one"
         )
     _check_numbers(config, layers)
+    _check_hang(config.system.hang, where("system", "hang"))
     for name, external in config.external.items():
         if bool(external.url) == bool(external.command):
             place = where("external", name)
@@ -126,6 +129,18 @@ def _check_edges(config: SystemConfig, layers: Layers) -> None:
         except ConfigError as error:
             place = layers.places("policies", edge)
             raise ConfigError(f'{place}: [policies."{edge}"]: {error.message}') from error
+
+
+def _check_hang(hang: str, place: str) -> None:
+    try:
+        is_long = duration(hang) >= HANG_LEAST_S
+    except ConfigError as error:
+        raise ConfigError(f"{place}: [system] hang: {error.message}") from error
+    if not is_long:
+        raise ConfigError(
+            f"{place}: [system] hang is {hang!r}; make it {HANG_LEAST_S:g}s or more: a shorter "
+            "silence is only suspicious"
+        )
 
 
 def _check_numbers(config: SystemConfig, layers: Layers) -> None:

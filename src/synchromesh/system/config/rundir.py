@@ -42,6 +42,13 @@ class RunInfo(msgspec.Struct, frozen=True):
         return f"<RunInfo {self.system}, process {self.pid} at {self.control}>"  # without the token
 
 
+class Blocked(msgspec.Struct, frozen=True):
+    """A process whose event loop is blocked, and by what."""
+
+    pid: int
+    by: str
+
+
 class RunDir:
     """The files of one system's runs below its folder."""
 
@@ -121,6 +128,30 @@ class RunDir:
     def withdraw(self) -> None:
         """Remove `run.json` once the system has stopped. May be repeated."""
         self._info.unlink(missing_ok=True)
+
+    def note_blocked(self, name: str, by: str) -> None:
+        """Say for others what blocks the event loop of this process; "" once nothing does.
+
+        Args:
+            name: the part that the process is; "" for a whole system.
+        """
+        path = self._blocked(name)
+        with suppress(OSError, ConfigError):  # it is in the log too
+            if by:
+                write_private(path, msgspec.json.encode(Blocked(os.getpid(), by)))
+            else:
+                path.unlink(missing_ok=True)
+
+    def blocked_by(self, name: str, pid: int) -> str:
+        """Return what blocks the event loop of a process; "" where nothing is known to."""
+        try:
+            noted = msgspec.json.decode(self._blocked(name).read_bytes(), type=Blocked)
+        except (OSError, msgspec.MsgspecError):
+            return ""
+        return noted.by if noted.pid == pid else ""
+
+    def _blocked(self, name: str) -> Path:
+        return self.telemetry / (f"blocked-{name}.json" if name else "blocked.json")
 
     def read(self) -> RunInfo:
         """Read `run.json`.

@@ -29,6 +29,8 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             own elsewhere; "uvloop" needs the extra.
         key: a reference to the key that signs every hop: "env:NAME" or "file:PATH", at least 32
             bytes as hex or base64. "" has one made in the run directory.
+        hang: with `--split`, for how long the event loop of a process may answer nothing until the
+            process is replaced; 1 s or more.
     """
 
     name: str
@@ -36,6 +38,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     control_port: int = 0
     loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     key: Secret = ""
+    hang: str = "30s"
 
 
 class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

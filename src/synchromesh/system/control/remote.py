@@ -22,6 +22,7 @@ from synchromesh.http import HttpPool
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.status import (
     RUNNING,
+    SILENT,
     ChildStatus,
     GatewayStatus,
     HealthStatus,
@@ -73,18 +74,21 @@ class RemoteProcess:
 
     async def status(self) -> Status:
         """Return the status of the process, or that it does not answer."""
-        try:
-            return await self._ask("GET", "/status", Status)
-        except SynchromeshError as error:
-            return self._unanswered(error)
+        # One that is known to be silent would only be waited for.
+        if self._state().state != SILENT:
+            try:
+                return await self._ask("GET", "/status", Status)
+            except SynchromeshError as error:
+                return self._unanswered(error.message)
+        return self._unanswered()
 
-    def _unanswered(self, error: SynchromeshError) -> Status:
+    def _unanswered(self, why: str = "") -> Status:
         pid, seen = self.child.pid, self._state()
         # The one that runs is silent.
         if seen.state == RUNNING:
-            seen = ChildStatus("silent", seen.restarts, error.message)
+            seen = ChildStatus(SILENT, seen.restarts, why)
         elif not seen.last_error:
-            seen = msgspec.structs.replace(seen, last_error=error.message)
+            seen = msgspec.structs.replace(seen, last_error=why)
         if self.name == GATEWAY:
             gateway = GatewayStatus(pid, self.child.url)
             return Status("", 0, gateway=gateway, children={GATEWAY: seen})

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-RUNNING = "running"
+RUNNING, SILENT = "running", "silent"
 
 
 class ChildStatus(msgspec.Struct, frozen=True):

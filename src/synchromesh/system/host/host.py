@@ -133,7 +133,7 @@ class Host:
     def begin_log(self) -> None:
         """Start the log in the run directory, and the watchdog of the event loop."""
         self.exit.callback(log_to(self._telemetry("log", "jsonl")))
-        self.exit.callback(watch_loop())
+        self.exit.callback(watch_loop(lambda by: self.rundir.note_blocked(self.name, by)))
 
     async def open(
         self,

@@ -3,7 +3,8 @@
 It is started by the supervisor (`processes`), or by its fork server. Its standard input is a link
 to the supervisor, over which it gets its `ProcessSpec` as one line, and which stays open: where it
 closes, the supervisor is gone, and the process ends too. It says `Loaded` where it has to wait for
-the process before, and once it answers `Ready`, each as one line; or why not, `StartFailed`.
+the process before, and once it answers `Ready`, each as one line; or why not, `StartFailed`. From
+then on its event loop answers an empty line with an empty line (`hang_watch`).
 
     spec → log, spans → registry → control API → contracts fit → the part → it is known → ready
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from socket import socket
+from socket import MSG_DONTWAIT, socket
 
 import msgspec
 
@@ -185,14 +186,25 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal)
 
-    def abandoned() -> None:
+    def on_link() -> None:
+        try:
+            asked = link.recv(4096, MSG_DONTWAIT)
+            if asked:
+                # That it comes from the loop is the whole answer: one that is blocked is silent.
+                link.send(b"\n", MSG_DONTWAIT)
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        # The supervisor is gone.
         loop.remove_reader(link)
         stop.set()
 
-    loop.add_reader(link, abandoned)
+    loop.add_reader(link, on_link)
 
     def say(what: Loaded | Ready | StartFailed) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # seen by `abandoned`
+        with suppress(BrokenPipeError, ConnectionResetError):  # seen by `on_link`
             link.sendall(msgspec.json.encode(what) + b"\n")
 
     process = Process(spec, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))

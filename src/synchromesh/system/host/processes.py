@@ -13,17 +13,19 @@ from socket import socket
 
 import msgspec
 
-from synchromesh.discovery import MemoryRegistry
+from synchromesh.discovery import Endpoint, MemoryRegistry
+from synchromesh.durations import duration
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.remote import RemoteProcess
-from synchromesh.system.control.status import ChildStatus
+from synchromesh.system.control.status import SILENT, ChildStatus
 from synchromesh.system.host.gateway_part import open_socket
 from synchromesh.system.host.host import Host
 from synchromesh.system.host.waits import all_of
 from synchromesh.system.supervise.child_process import ChildProcess
 from synchromesh.system.supervise.forks import ForkServer
+from synchromesh.system.supervise.hang_watch import HangWatch
 from synchromesh.system.supervise.launcher import Launcher
 from synchromesh.system.supervise.messages import ProcessSpec
 
@@ -65,6 +67,12 @@ class Processes:
         self._socket: socket | None = None
         self.remotes: dict[str, RemoteProcess] = {}
         self.book = ContractBook()
+        self._hangs = HangWatch(
+            lambda: {name: remote.child for name, remote in self.remotes.items()},
+            hang_s=duration(host.config.system.hang),
+            wall_us=host.runtime.wall_us,
+            on_suspect=self._suspect,
+        )
         host.local.supervisors = [*host.local.supervisors, self._watching]
 
     async def run(self, *names: str) -> None:
@@ -78,6 +86,7 @@ class Processes:
             return
         if self._forks is not None:
             self._forks.start()
+        self._watching.start(Child("liveness", self._hangs.run))
         children = {name: self._service(name) for name in names}
         starting = [asyncio.ensure_future(child.start()) for child in children.values()]
         try:
@@ -133,7 +142,7 @@ class Processes:
         def on_exit(pid: int) -> None:
             self.book.ended(name, pid)
             # Its end was seen: it is not suspected to be dead, it is (R6).
-            self._registry.evict(name, lambda endpoint: ("pid", str(pid)) in endpoint.metadata)
+            self._registry.evict(name, _runs_in(pid))
 
         return self._add(
             name,
@@ -143,6 +152,9 @@ class Processes:
             on_moved=lambda url: self._on_moved(name, url),
             stop_within_s=self._host.budget.services_s,
         )
+
+    def _suspect(self, name: str, pid: int, is_suspect: bool) -> None:
+        self._registry.suspect(name, _runs_in(pid), is_suspect=is_suspect)
 
     def _add(
         self,
@@ -167,16 +179,23 @@ class Processes:
         self.remotes[name] = RemoteProcess(
             name,
             child,
-            state=lambda: self._seen(GATEWAY if name == GATEWAY else f"service/{name}"),
+            state=lambda: self._seen(GATEWAY if name == GATEWAY else f"service/{name}", child),
             pool=self._host.pool,
             token=self._token,
         )
         return child
 
-    def _seen(self, child: str) -> ChildStatus:
+    def _seen(self, name: str, child: ChildProcess) -> ChildStatus:
         """Return the supervisor's state of a process; "starting" before it was ready once."""
-        state = self._watching.states.get(child, ChildStatus("starting"))
-        return msgspec.convert(state, ChildStatus, from_attributes=True)
+        state = self._watching.states.get(name, ChildStatus("starting"))
+        seen = msgspec.convert(state, ChildStatus, from_attributes=True)
+        process = child.answering
+        if process is None or not (silence := self._hangs.silence(process)):
+            return seen
+        part = name.removeprefix("service/")
+        if by := self._host.rundir.blocked_by(part, process.pid):
+            silence = f"{silence}; it is blocked by {by}"
+        return ChildStatus(SILENT, seen.restarts, silence)
 
     def _spec(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessSpec:
         host = self._host
@@ -193,3 +212,7 @@ class Processes:
 
     def __repr__(self) -> str:
         return f"<Processes {', '.join(self.remotes) or 'not started'}>"
+
+
+def _runs_in(pid: int) -> Callable[[Endpoint], bool]:
+    return lambda endpoint: ("pid", str(pid)) in endpoint.metadata

@@ -2,7 +2,8 @@
 
 A handler that sleeps, computes or reads without awaiting stops every deadline of its process. It
 cannot be cancelled, but it can be found: a thread looks whether the loop still beats, and where it
-does not, says in the log which line holds it.
+does not, says in the log which function and line hold it, and in a file for `status`, which such a
+process cannot answer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from types import FrameType
 BLOCKED_AFTER_S = 1.0
 STACK_CHARS_MAX = 4000
 
+# Where a loop of asyncio waits for events; one of uvloop waits below who runs it.
+_WAITS = ("selectors", "asyncio.runners")
+_CALLERS = ("asyncio", "synchromesh")
+
 _log = logging.getLogger("synchromesh.system")
 
 
@@ -27,15 +32,21 @@ class LoopWatchdog:
     Args:
         blocked_after_s: how long the loop may stand still before its blocker is named, once for
             each time it stands still.
+        on_blocked: called in the thread with the blocker, and with "" once the loop runs again.
     """
 
-    def __init__(self, *, blocked_after_s: float = BLOCKED_AFTER_S) -> None:
+    def __init__(
+        self,
+        *,
+        blocked_after_s: float = BLOCKED_AFTER_S,
+        on_blocked: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._blocked_after_s = blocked_after_s
+        self._on_blocked = on_blocked
         self._every_s = blocked_after_s / 4
         self._ended = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._beat_s = 0.0
-        self._is_reported = False
 
     def start(self) -> None:
         """Start watching the loop of this thread."""
@@ -53,34 +64,56 @@ class LoopWatchdog:
 
     def _beat(self) -> None:
         self._beat_s = self._loop.time()
-        self._is_reported = False
         self._timer = self._loop.call_later(self._every_s, self._beat)
 
     def _watch(self) -> None:
+        # The beat after which a blocker was named that may still be there.
+        named_s: float | None = None
         while not self._ended.wait(self._every_s):
-            blocked_s = self._loop.time() - self._beat_s
-            if blocked_s < self._blocked_after_s or self._is_reported:
+            beat_s = self._beat_s
+            if named_s not in (None, beat_s):
+                named_s = None
+                self._on_blocked("")
+            blocked_s = self._loop.time() - beat_s
+            if blocked_s < self._blocked_after_s or named_s is not None:
                 continue
             frame = sys._current_frames().get(self._watched)
-            if frame is not None and not frame.f_code.co_filename.endswith("selectors.py"):
+            if frame is None or _module(frame) in _WAITS:
                 # A loop that waits for events is not blocked: the whole process was held up.
-                self._is_reported = True
-                _log.error(
-                    "the event loop has been blocked for %.1f s by %s; await, or give the work to "
-                    "another process",
-                    blocked_s,
-                    _where(frame),
-                    extra={"stack": "".join(traceback.format_stack(frame))[-STACK_CHARS_MAX:]},
-                )
+                continue
+            named_s, blocker = beat_s, _blocker(frame)
+            self._on_blocked(blocker)
+            _log.error(
+                "the event loop has been blocked for %.1f s by %s; await, or give the work to "
+                "another process",
+                blocked_s,
+                blocker,
+                extra={"stack": "".join(traceback.format_stack(frame))[-STACK_CHARS_MAX:]},
+            )
+        if named_s is not None:
+            self._on_blocked("")
 
 
-def watch_loop() -> Callable[[], None]:
-    """Watch the running loop; returns a function that stops it."""
-    watchdog = LoopWatchdog()
+def watch_loop(on_blocked: Callable[[str], None]) -> Callable[[], None]:
+    """Watch the running loop, as `LoopWatchdog` does; returns a function that stops it."""
+    watchdog = LoopWatchdog(on_blocked=on_blocked)
     watchdog.start()
     return watchdog.stop
 
 
-def _where(frame: FrameType) -> str:
+def _blocker(frame: FrameType) -> str:
+    """Name what the loop or one of us called, such as a handler, and where that stands."""
+    called, caller = frame, frame.f_back
+    while caller is not None and _module(caller).partition(".")[0] not in _CALLERS:
+        called, caller = caller, caller.f_back
+    blocker = f"{_module(called)}.{_place(called)}"
+    return blocker if called is frame else f"{blocker}, in {_place(frame)}"
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "?"))
+
+
+def _place(frame: FrameType) -> str:
     code = frame.f_code
     return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"

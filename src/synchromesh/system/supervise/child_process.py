@@ -17,7 +17,13 @@ import msgspec
 
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.service import RestartsExhausted
-from synchromesh.system.supervise.children import ChildEnded, end, how_it_ended, signal_group
+from synchromesh.system.supervise.children import (
+    ChildEnded,
+    ChildHung,
+    end,
+    how_it_ended,
+    signal_group,
+)
 from synchromesh.system.supervise.launcher import Launcher
 from synchromesh.system.supervise.linked_process import LINE_BYTES_MAX, LinkedProcess
 from synchromesh.system.supervise.messages import (
@@ -73,6 +79,7 @@ class ChildProcess:
         self._budget = budget
         self._succession: Succession[LinkedProcess] = Succession()
         self._replacing: asyncio.Task[None] | None = None
+        self._hung: LinkedProcess | None = None
         # The report of the last process that became ready.
         self._ready = Ready(0, "")
         self._settled = asyncio.Event()
@@ -96,10 +103,20 @@ class ChildProcess:
         return self._ready.url
 
     @property
+    def title(self) -> str:
+        """What it is called in words."""
+        return self._title
+
+    @property
+    def answering(self) -> LinkedProcess | None:
+        """The process that serves; None while there is none."""
+        process = self._succession.answering
+        return None if process is None or process.returncode is not None else process
+
+    @property
     def admin_port(self) -> int | None:
         """The port of the process's control API; None while it is not ready."""
-        process = self._succession.answering
-        return None if process is None or process.returncode is not None else self._ready.admin
+        return None if self.answering is None else self._ready.admin
 
     async def settle(self, within_s: float) -> None:
         """Wait until no process of this part is starting, at most `within_s`."""
@@ -134,7 +151,10 @@ class ChildProcess:
                     raise RestartsExhausted(
                         f"{self._failure_reason() or self._title}; see {self._log_path}"
                     )
-                raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
+                how = f"ended {how_it_ended(code)}; see {self._log_path}"
+                if process is self._hung:
+                    raise ChildHung(f"{self._title} hung and {how}")
+                raise ChildEnded(f"{self._title} {how}")
 
     def _failure_reason(self) -> str:
         """Return the failure that the process logged last; "" where it cannot be read."""
@@ -236,6 +256,12 @@ class ChildProcess:
         for process in self._succession.running:
             if process.returncode is None:
                 signal_group(process, signal.SIGKILL)
+
+    def replace_hung(self) -> None:
+        """Kill the process that serves; its successor is started as that of any that has ended."""
+        self._hung = self.answering
+        if self._hung is not None:
+            signal_group(self._hung, signal.SIGKILL)
 
     def _refuse_when_stopping(self) -> None:
         if self._succession.is_stopping:

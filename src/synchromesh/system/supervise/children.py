@@ -24,6 +24,10 @@ class ChildEnded(Exception):
     """Raised when a child process has ended by itself."""
 
 
+class ChildHung(ChildEnded):
+    """Raised when a child process was killed because it hung."""
+
+
 def die_with_parent() -> Callable[[], Any] | None:
     """Return a `preexec_fn` by which the kernel kills a child with this process (PR_SET_PDEATHSIG).
 
@@ -139,6 +143,16 @@ async def end(process: RunningProcess, title: str, *patience_s: float) -> None:
 def how_it_ended(code: int) -> str:
     """Describe how a process has ended, by its exit code."""
     return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+
+
+def is_traced(pid: int) -> bool:
+    """Say whether something traces a process, such as a debugger; False where nobody can tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return False
+    tracer = status.partition(b"\nTracerPid:")[2].partition(b"\n")[0].strip()
+    return tracer not in (b"", b"0")
 
 
 def signal_group(process: RunningProcess, number: int) -> None:

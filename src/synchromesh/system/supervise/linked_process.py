@@ -14,9 +14,15 @@ LINK_ENDS_WITHIN_S = 0.1
 
 
 class Link(asyncio.StreamReaderProtocol):
-    """The supervisor's end of a link; it closes when the process closes its own."""
+    """The supervisor's end of a link; it closes when the process closes its own.
+
+    Attributes:
+        has_answered: whether a process that was asked for a sign of life gave one since; None
+            before it was ever asked, when what comes are reports.
+    """
 
     transport: asyncio.Transport
+    has_answered: bool | None = None
 
     def __init__(self) -> None:
         self.lines = asyncio.StreamReader(limit=LINE_BYTES_MAX)
@@ -28,6 +34,13 @@ class Link(asyncio.StreamReaderProtocol):
         # uvloop's is one without being a subclass.
         self.transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a report, or an answer, which has nothing to read in it."""
+        if self.has_answered is None:
+            super().data_received(data)
+        else:
+            self.has_answered = True
 
     def eof_received(self) -> bool:
         """Close."""
@@ -70,6 +83,17 @@ class LinkedProcess:
     def send(self, line: bytes) -> None:
         """Send a line."""
         self._link.transport.write(line + b"\n")
+
+    def ask(self) -> None:
+        """Ask for a sign of life; for a process that is ready, and so reports no more."""
+        self._link.has_answered = False
+        if not self._link.transport.is_closing():
+            self.send(b"")
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether its event loop has answered since it was asked."""
+        return bool(self._link.has_answered)
 
     async def readline(self) -> bytes:
         """Return the next line; empty where the process has ended, or sends no more.
