@@ -149,7 +149,12 @@ def test_a_variable_and_a_flag_reach_the_same_values(data: st.DataObject) -> Non
         folder = write_config(Path(place), SYSTEM)
         name, value = data.draw(
             st.sampled_from(
-                [(n, v) for n, (v, _, _) in explained(folder).items() if not isinstance(v, list)]
+                [
+                    (name, value)
+                    for name, (value, _, _) in explained(folder).items()
+                    # Nor what bounds a limit that is not fixed, as this one is.
+                    if type(value) in (int, float, str) and not name.endswith((".least", ".most"))
+                ]
             )
         )
         kind = {int: st.integers(1, 65_535), float: st.floats(0.01, 1.0), str: st.just(value)}
