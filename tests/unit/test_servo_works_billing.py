@@ -8,6 +8,7 @@ from credit_provider import ProviderFaults
 
 from servo_works_world import FOLDER, Works, works
 from synchromesh.errors import DownstreamFailed, SynchromeshError
+from synchromesh.resilience import LimitOptions
 from synchromesh.system.config.reading import load_config
 from synchromesh.testing import SimRuntime, run
 

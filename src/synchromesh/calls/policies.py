@@ -26,6 +26,10 @@ class OperationPolicy:
     retry: RetryOptions | None = field(default_factory=RetryOptions)
     hedge: HedgeOptions | None = None
 
+    def over(self, edge: Policy) -> Policy:
+        """Return an edge's policy with this in its place."""
+        return replace(edge, timeout_s=self.timeout_s, retry=self.retry, hedge=self.hedge)
+
 
 @dataclass(frozen=True, slots=True)
 class Policies:
@@ -94,7 +98,7 @@ class Policies:
         if own is not None:
             if own.hedge is not None:
                 own.hedge.check(operation.full_name, is_command=operation.is_command)
-            return replace(edge, timeout_s=own.timeout_s, retry=own.retry, hedge=own.hedge)
+            return own.over(edge)
         if edge.hedge is not None and operation.is_command:
             return replace(edge, hedge=None)
         return edge

@@ -83,6 +83,10 @@ class Layers:
             return Origin("file", f"{self._path.name}{self._line(name)}")
         return Origin("default", "")
 
+    def is_written(self, *name: str) -> bool:
+        """Say whether a value is in the file, the environment or a flag, and no default."""
+        return self.origin(name).source != "default"
+
     def where(self, *name: str) -> str:
         """Return the place of a value or a section, as messages begin with it."""
         return self._above[name].place if name in self._above else f"{self._path}{self._line(name)}"

@@ -12,7 +12,8 @@ from typing import Any
 from synchromesh.calls import Contract, Operation, operations_of
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
-from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway import Gateway
+from synchromesh.gateway.check import CompiledRoute, read
 from synchromesh.service import Service
 from synchromesh.system.config.schema import GATEWAY, PolicySection, SystemConfig
 
@@ -79,19 +80,19 @@ def check_policies(config: SystemConfig, services: Sequence[Service]) -> None:
 
 
 def contradictions(
-    config: SystemConfig, entries: Sequence[CompiledRoute], is_written: IsWritten
+    config: SystemConfig, gateway: Gateway | None, is_written: IsWritten
 ) -> tuple[str, ...]:
     """Return what contradicts itself among the policies, a sentence each.
 
     Only what was written is looked at, for the defaults are for everybody.
 
     Args:
-        entries: the routes of the gateway.
+        gateway: its routes have deadlines; those with mistakes are another check's.
         is_written: says of a setting, by the parts of its name, whether somebody wrote it.
     """
     return (
         *_not_nested(config, is_written),
-        *_beyond_deadlines(config, entries, is_written),
+        *_beyond_deadlines(config, gateway, is_written),
         *_never_hedged(config),
     )
 
@@ -107,12 +108,13 @@ def _operations_of(callee: str, services: Sequence[Service]) -> Mapping[str, Ope
     for service in services:
         if service.name == callee:
             return {} if service.contract is None else operations_of(service.contract)
-    found: dict[str, Operation[..., Any]] = {}
-    for contract in Contract.__subclasses__():
-        for name, operation in operations_of(contract).items():
-            if operation.service == callee:
-                found[name] = operation
-    return found
+    # Whoever calls an external service has its contract.
+    return {
+        name: operation
+        for contract in Contract.__subclasses__()
+        for name, operation in operations_of(contract).items()
+        if operation.service == callee
+    }
 
 
 def _not_nested(config: SystemConfig, is_written: IsWritten) -> Iterator[str]:
@@ -133,9 +135,9 @@ def _not_nested(config: SystemConfig, is_written: IsWritten) -> Iterator[str]:
 
 
 def _beyond_deadlines(
-    config: SystemConfig, entries: Sequence[CompiledRoute], is_written: IsWritten
+    config: SystemConfig, gateway: Gateway | None, is_written: IsWritten
 ) -> Iterator[str]:
-    for use in uses_of(entries):
+    for use in uses_of(() if gateway is None else read(gateway).entries):
         edge = f"{GATEWAY}:{use.callee}"
         section = config.policies.get(edge)
         if section is None:
@@ -145,13 +147,11 @@ def _beyond_deadlines(
         if timeout is None or duration(timeout) * attempts <= use.bound_s:
             continue
         each = f"{attempts} attempts of {timeout}" if attempts > 1 else f"an attempt of {timeout}"
-        mend = f'timeout = "{_shown(use.bound_s / attempts)}" or less'
-        if attempts > 1:
-            mend += ", fewer attempts"
+        fewer = " attempt less often," if attempts > 1 else ""
         yield (
             f"{name}: {each} may take {_shown(duration(timeout) * attempts)}, and {use.place} has "
-            f"{_shown(use.bound_s)} for the whole call, so that the last is never made in full; "
-            f"make it {mend}, or give the route more time"
+            f"{_shown(use.bound_s)} for the whole call; make timeout "
+            f'"{_shown(use.bound_s / attempts)}" or less,{fewer} or give the route more time'
         )
 
 
