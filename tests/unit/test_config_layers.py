@@ -333,11 +333,12 @@ def test_explain_shows_layers_and_hides_secrets(
     table, told = run(folder, *words), run(folder, *words, "--json")
     assert (table.code, table.err, told.code, told.err) == (0, "", 0, "")
     assert HEX not in table.out + told.out
-    rows = {line.split()[0]: line.split()[1:] for line in table.out.splitlines()}
+    shown = table.out.partition("\n\n")[0].splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in shown}
     assert rows["services.orders.port"] == ["8001", PORT]
     assert rows["system.key"] == ['"env:KEY"', "--set", "system.key"]
     assert rows["system.host"][1:] == ["default"]
-    settings = {setting.pop("name"): setting for setting in json.loads(told.out)}
+    settings = {setting.pop("name"): setting for setting in json.loads(told.out)["settings"]}
     assert settings["system.key"] == {
         "value": "env:KEY",
         "source": "flag",

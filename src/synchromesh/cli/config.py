@@ -52,9 +52,11 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     in_force = layers.settings(values)
     if not is_json:
         _show_settings(in_force)
-    # What is above needs none of these, and they may have mistakes of their own.
-    load_services(values, folder)
-    gateway = load_gateway(values, folder)
+    gateway = None
+    if values.gateway.app:
+        # Only its routes need what is imported, which may have mistakes of its own.
+        load_services(values, folder)
+        gateway = load_gateway(values, folder)
     edges, branches = explain_edges(values, gateway), explain_branches(gateway)
     if is_json:
         told = {"settings": in_force, "edges": edges, "branches": branches}
