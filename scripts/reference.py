@@ -112,11 +112,12 @@ timeout = "500ms"
 retry = { attempts = 2 }
 budget = { ratio = 0.1, floor = 1.0 }
 limit = { in_flight = 16, waiting = 16 }
-breaker = { window = "10s", minimum_calls = 5, failure_rate = 0.5, open_for = "1s", probes = 4, ramp = "1s" }
+breaker = { minimum_calls = 5, failure_rate = 0.5, window = "10s", open_for = "1s" }
 
 [policies."orders:billing"]
 limit = { least = 8, most = 200 }
 balancer = "round_robin"
+breaker = { open_for = "250ms..700ms", probes = 32, ramp = "1s" }
 
 [policies."orders:billing".operations.invoice]
 timeout = "300ms"

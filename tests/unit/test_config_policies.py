@@ -246,6 +246,19 @@ def test_a_start_warns_of_contradictions(run: Run, tmp_path: Path) -> None:
     assert "gone cannot be read" in refusal
 
 
+def test_a_service_has_the_places_that_it_is_given(run: Run, tmp_path: Path) -> None:
+    """Without a word they are 256 each."""
+    del run
+    text = TOML.replace("[services.shelf]", "in_flight = 3\nwaiting = 2\n[services.shelf]")
+    with Running(write_config(tmp_path, text)) as running:
+        instances = running.system.instances
+        places = {name: repr(each.dispatcher._limiter) for name, each in instances.items()}
+    assert places == {
+        "kiosk": "<Limiter service kiosk 0/3 in flight, 0/2 waiting>",
+        "shelf": "<Limiter service shelf 0/256 in flight, 0/256 waiting>",
+    }
+
+
 def test_servo_works_has_none(run: Run) -> None:
     """The shipped system is right."""
     ran = run(FOLDER, "config", "check")
