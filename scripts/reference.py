@@ -93,6 +93,8 @@ key = "env:SERVO_WORKS_KEY"
 app = "services.orders:orders"
 port = 8001
 pages_max = 250_000   # 1 GB
+in_flight = 64
+waiting = 64
 
 [services.billing]
 app = "services.billing:billing"
@@ -109,8 +111,19 @@ url = "http://127.0.0.1:9000"
 [policies."billing:credit_provider"]
 timeout = "500ms"
 retry = { attempts = 2 }
+budget = { ratio = 0.1, floor = 1.0 }
 limit = { in_flight = 16, waiting = 16 }
-breaker = { window = "10s", minimum_calls = 5, failure_rate = 0.5, open_for = "250ms..700ms" }
+breaker = { minimum_calls = 5, failure_rate = 0.5, window = "10s", open_for = "1s" }
+
+[policies."orders:billing"]
+limit = { least = 8, most = 200 }
+balancer = "round_robin"
+breaker = { open_for = "250ms..700ms", probes = 32, ramp = "1s" }
+
+[policies."orders:billing".operations.invoice]
+timeout = "300ms"
+retry = { attempts = 1 }
+hedge = { after = "p95", ratio = 0.05 }
 """,
     "gateway": """\
 [gateway]
@@ -215,19 +228,26 @@ def _section(field: msgspec.structs.FieldInfo) -> str:
 
 def struct_of(kind: object) -> type[msgspec.Struct]:
     """Return the section that a type holds: itself, or the values of a table by name."""
-    found = typing.get_args(kind)[-1] if typing.get_args(kind) else kind
+    found = _held_by(kind)
     assert isinstance(found, type)
     assert issubclass(found, msgspec.Struct)
     return found
 
 
 def nested_in(struct: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
-    """Return the sections within a section, such as `retry = {...}`."""
-    return [
-        field.type
-        for field in msgspec.structs.fields(struct)
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
-    ]
+    """Return the sections within a section, such as `retry = {...}`, at any depth, each once."""
+    found: dict[type[msgspec.Struct], None] = {}
+    for field in msgspec.structs.fields(struct):
+        inner = _held_by(field.type)
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            found |= dict.fromkeys((inner, *nested_in(inner)))
+    return list(found)
+
+
+def _held_by(kind: object) -> object:
+    """Return what a table by name has as values; what may be left out; else the type itself."""
+    held = [each for each in typing.get_args(kind) if each is not type(None)]
+    return held[-1] if held else kind
 
 
 def _prose_of(struct: type[msgspec.Struct]) -> str:
@@ -265,6 +285,8 @@ def _kind(kind: object) -> str:
         return f"table of {_kind(arguments[1])}s"
     if origin is typing.Annotated:
         return "reference"
+    if type(None) in arguments:
+        return _kind(_held_by(kind))
     return "table"
 
 
@@ -275,6 +297,8 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
         return "*required*"
     if isinstance(field.default, msgspec.Struct):
         return "its own"
+    if field.default is None:
+        return "*left out*"
     return f"`{msgspec.json.encode(field.default).decode()}`"
 
 

@@ -7,7 +7,7 @@ import re
 
 from synchromesh.errors import ConfigError
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_UNITS_MS = {"ms": 1.0, "s": 1e3, "m": 6e4, "h": 3.6e6, "d": 8.64e7}
 _FORM = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
 
 
@@ -45,11 +45,12 @@ def duration(text: str) -> float:
         ConfigError: it is no such text, or it is not longer than zero.
 
     Example:
-        >>> duration("300ms"), duration("1.5s"), duration("10m")
-        (0.3, 1.5, 600.0)
+        >>> duration("700ms"), duration("1.5s"), duration("10m")
+        (0.7, 1.5, 600.0)
     """
     matched = _FORM.fullmatch(text)
-    length_s = float(matched[1]) * _UNITS_S[matched[2]] if matched else 0.0
+    # A division is exact where it can be: "700ms" is 0.7.
+    length_s = float(matched[1]) * _UNITS_MS[matched[2]] / 1e3 if matched else 0.0
     if length_s <= 0:
         raise ConfigError(
             f"{text[:40]!r} is not a duration; write a number above 0 with ms, s, m, h or d, "

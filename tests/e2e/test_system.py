@@ -342,7 +342,9 @@ def test_an_edge_breaks_and_heals(works: Works, run: Verb) -> None:
 def test_configuration_is_explained(works: Works, run: Verb) -> None:
     """Each setting of it has a value and the place that it comes from."""
     _, told = run("config", "explain")
-    settings = {each["name"]: (each["value"], each["source"], each["place"]) for each in told}
+    settings = {
+        each["name"]: (each["value"], each["source"], each["place"]) for each in told["settings"]
+    }
     lines = (works.folder / "synchromesh.toml").read_text().splitlines()
     line = lines.index('name = "works"') + 1
     assert settings["system.name"] == ("works", "file", f"synchromesh.toml:{line}")

@@ -11,21 +11,39 @@ from pathlib import Path
 import pytest
 
 import notes_app
+from synchromesh.calls import OperationPolicy
+from synchromesh.discovery import BalancerOptions
 from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
 from synchromesh.gateway import Gateway
-from synchromesh.resilience import LimitOptions
+from synchromesh.resilience import (
+    AdaptiveLimitOptions,
+    BudgetOptions,
+    HedgeOptions,
+    LimitOptions,
+    Policy,
+    RetryOptions,
+)
 from synchromesh.system import SystemConfig, load_config
 from synchromesh.system.config.definitions import (
     check_keep,
     load_gateway,
     load_opening,
     load_services,
+    policies_of,
 )
-from synchromesh.system.config.schema import BreakerSection, PolicySection
+from synchromesh.system.config.schema import (
+    BreakerSection,
+    BudgetSection,
+    HedgeSection,
+    LimitSection,
+    OperationSection,
+    PolicySection,
+)
 from synchromesh.system.host.loops import loop_factory
 
 SYSTEM = '[system]\nname = "x"\n'
 ONE = SYSTEM + '[services.a]\napp = "a:a"\n'
+EDGE = ONE + '[policies."a:a"]\n'
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +75,7 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
     assert policy.retry is not None
     assert policy.breaker is not None
     assert policy.limit == LimitOptions(in_flight_max=8, queue_max=2)
-    assert PolicySection().compile().limit is None
+    assert policy.breaker.probes_max == 32
     assert (policy.timeout_s, policy.retry.attempts_max) == (0.3, 2)
     assert (policy.breaker.open_for_s, policy.breaker.open_for_max_s) == (1.0, 4.0)
     assert (config.system.host, config.system.loop, config.dev.opening) == (
@@ -74,13 +92,63 @@ def test_one_open_time_is_both_the_shortest_and_the_longest() -> None:
     assert (fixed.open_for_s, fixed.open_for_max_s) == (1.0, 1.0)
 
 
+def test_what_is_left_out_of_a_policy_is_as_without_one() -> None:
+    """An edge that has a section differs from the others in what is written there alone."""
+    assert PolicySection().compile() == Policy()
+    assert PolicySection().compile_balancer() == BalancerOptions()
+    assert OperationSection().compile(Policy()) == OperationPolicy()
+    assert BudgetSection().compile() == BudgetOptions()
+    assert HedgeSection().compile() == HedgeOptions()
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ({"in_flight": 8}, LimitOptions(8, 0)),
+        ({"waiting": 2}, AdaptiveLimitOptions(queue_max=2)),
+        ({"least": 100}, AdaptiveLimitOptions(initial=100, limit_min=100)),
+        ({"most": 16}, AdaptiveLimitOptions(initial=16, limit_max=16)),
+    ],
+)
+def test_a_limit_is_fixed_or_finds_itself(
+    words: dict[str, int], options: LimitOptions | AdaptiveLimitOptions
+) -> None:
+    """`in_flight` fixes it, `least` and `most` bound one that finds itself."""
+    assert LimitSection(**words).compile() == options
+
+
+def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None:
+    """Edges, single operations and balancers; an operation has what its edge has, else its own."""
+    text = (
+        EDGE.replace("a:a", "a:b")
+        + 'timeout = "300ms"\nretry = { attempts = 2 }\nbudget = { ratio = 0.1, floor = 2.0 }\n'
+        + 'balancer = "round_robin"\n'
+        + '[policies."a:b".operations.quote]\nhedge = { after = "50ms", ratio = 0.1 }\n'
+        + '[policies."a:b".operations.build]\ntimeout = "2s"\nretry = { attempts = 1 }\n'
+        + '[policies."b:a"]\ntimeout = "9s"\n'
+        + '[services.b]\napp = "b:b"\n'
+    )
+    policies = policies_of(load_config(notes_app.write_config(tmp_path, text)), "a")
+    assert list(policies.edges) == ["b"]
+    assert policies.edges["b"].budget == BudgetOptions(ratio=0.1, floor_per_s=2.0)
+    assert policies.of_balancer("b").by == "round_robin"
+    twice, once = RetryOptions(attempts_max=2), RetryOptions(attempts_max=1)
+    assert policies.operations == {
+        "b.quote": OperationPolicy(0.3, twice, HedgeOptions(after=0.05, ratio=0.1)),
+        "b.build": OperationPolicy(2.0, once),
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[system\n", "is not valid TOML"),
         ('x = "\\q"', "is not valid TOML"),
         (ONE + "ports = 1", "unknown key 'services.a.ports'; did you mean 'port'?"),
-        (ONE + "zzz = 1", "unknown key 'services.a.zzz'; known: app, port, pages_max"),
+        (
+            ONE + "zzz = 1",
+            "unknown key 'services.a.zzz'; known: app, port, pages_max, in_flight, waiting",
+        ),
         (ONE + "[polices]", "unknown key 'polices'; did you mean 'policies'?"),
         (SYSTEM + 'nam = "y"\n', "unknown key 'system.nam'; did you mean 'name'?"),
         (
@@ -124,8 +192,33 @@ def test_one_open_time_is_both_the_shortest_and_the_longest() -> None:
         (ONE + '[policies."a:a"]\ntimeout = "2"', "'2' is not a duration; write a number"),
         (ONE + '[policies."a:a"]\nretry = { attempts = 0 }', '[policies."a:a"]: '),
         (ONE + '[policies."a:a"]\nbreaker = { failure_rate = 1.5 }', '[policies."a:a"]: '),
-        (ONE + '[policies."a:a"]\nlimit = { in_flight = -1 }', "in_flight = -1 and waiting = 0"),
-        (ONE + '[policies."a:a"]\nlimit = { waiting = 4 }', "in_flight = 0 and waiting = 4"),
+        (EDGE + "limit = { in_flight = 0 }", "in_flight = 0, which would send nothing; make it 1"),
+        (EDGE + "limit = { in_flight = -1 }", "leave it out, and the limit finds itself"),
+        (EDGE + "limit = { waiting = -4 }", "limit has waiting = -4; make it 0 or more"),
+        (EDGE + "limit = { in_flight = 1, waiting = -4 }", "make it 0 or more"),
+        (EDGE + "limit = { least = 0 }", "least = 0 and most = 1000; make least 1 or more"),
+        (EDGE + "limit = { least = 9, most = 8 }", "and most no less than that"),
+        (EDGE + "limit = { in_flight = 8, most = 8 }", "leave out either"),
+        (EDGE + "budget = { ratio = 1.5 }", "make ratio a number from 0 to 1"),
+        (EDGE + 'balancer = "fastest"', "'fastest'; make it 'peak_ewma' or 'round_robin'"),
+        (EDGE + "breaker = { probes = 0 }", "probes_max"),
+        (EDGE + "[policies.'a:a'.operations.q]\ntimeout = '2'", "operations.q: '2' is not a dur"),
+        (EDGE + "[policies.'a:a'.operations.q]\nretry = { attempts = 0 }", "operations.q: retry"),
+        (EDGE + "[policies.'a:a'.operations.q]\nlimit = {}", "known: timeout, retry, hedge"),
+        (
+            EDGE + "[policies.'a:a'.operations.q]\nhedge = { after = 'p50' }",
+            'operations.q: hedge has after = \'p50\'; make it "p90", "p95", "p99" or a duration',
+        ),
+        (
+            EDGE + "[policies.'a:a'.operations.q]\nhedge = { ratio = 2 }",
+            "ratio is 2.0; make it a number from 0",
+        ),
+        (
+            EDGE + "[policies.'a:a'.operations.q]\nhedge = { ratio = 'x' }",
+            "policies.a:a.operations.q.hedge.ratio: expected `float`, got `str`",
+        ),
+        (ONE + "in_flight = 0", "[services.a] in_flight is 0; make it 1 or more"),
+        (ONE + "waiting = -1", "[services.a] waiting is -1; make it 0 or more"),
         (ONE + '[policies."a:a"]\nlimit = { at_once = 4 }', "unknown key 'policies.a:a.limit"),
         (ONE + '[policies."a:a"]\nbreaker = { open_for = "1s.." }', '[policies."a:a"]: '),
         (

@@ -149,7 +149,12 @@ def test_a_variable_and_a_flag_reach_the_same_values(data: st.DataObject) -> Non
         folder = write_config(Path(place), SYSTEM)
         name, value = data.draw(
             st.sampled_from(
-                [(n, v) for n, (v, _, _) in explained(folder).items() if not isinstance(v, list)]
+                [
+                    (name, value)
+                    for name, (value, _, _) in explained(folder).items()
+                    # Nor what bounds a limit that is not fixed, as this one is.
+                    if type(value) in (int, float, str) and not name.endswith((".least", ".most"))
+                ]
             )
         )
         kind = {int: st.integers(1, 65_535), float: st.floats(0.01, 1.0), str: st.just(value)}
@@ -328,11 +333,12 @@ def test_explain_shows_layers_and_hides_secrets(
     table, told = run(folder, *words), run(folder, *words, "--json")
     assert (table.code, table.err, told.code, told.err) == (0, "", 0, "")
     assert HEX not in table.out + told.out
-    rows = {line.split()[0]: line.split()[1:] for line in table.out.splitlines()}
+    shown = table.out.partition("\n\n")[0].splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in shown}
     assert rows["services.orders.port"] == ["8001", PORT]
     assert rows["system.key"] == ['"env:KEY"', "--set", "system.key"]
     assert rows["system.host"][1:] == ["default"]
-    settings = {setting.pop("name"): setting for setting in json.loads(told.out)}
+    settings = {setting.pop("name"): setting for setting in json.loads(told.out)["settings"]}
     assert settings["system.key"] == {
         "value": "env:KEY",
         "source": "flag",

@@ -167,6 +167,7 @@ def test_pytest_runs_the_tests_of_a_new_system_too(tmp_path: Path, is_example: b
     folder = new_system(tmp_path, "fresh", is_example=is_example)
     told = in_folder(folder, "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
     assert f"{3 if is_example else 1} passed" in told
+    assert ": all is right with " in in_folder(folder, "synchromesh.cli", "config", "check")
 
 
 def test_a_new_system_is_typed(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from synchromesh import Policy
 from synchromesh.calls import Call, Handler, Policies
 from synchromesh.errors import Shed
 from synchromesh.resilience import (
+    HedgeOptions,
     Limiter,
     LimitOptions,
     RetryOptions,
@@ -185,6 +186,25 @@ def test_a_call_that_is_given_up_leaves_none() -> None:
             return caller.call(Leaf.ask(1), context=caller.root(), timeout_s=0.05)
 
         return [await garbage_of(lambda: cancelled(call)), await garbage_of(call)]
+
+    assert play("inproc", main) == [{}, {}]
+
+
+@pytest.mark.parametrize("handler", [answering(1), failing(ValueError), failing(OutOfStock), hang])
+def test_a_hedged_call_leaves_none(handler: Handler) -> None:
+    """However its attempts end, and where it is given up while both run."""
+
+    async def main(system: System) -> list[Counter[str]]:
+        for name in ("leaf-1", "leaf-2"):
+            await system.serve(Leaf, {"ask": handler}, instance=name)
+        hedge = HedgeOptions(after=0.001, ratio=1.0)
+        policy = Policy(timeout_s=0.02, retry=None, breaker=None, hedge=hedge)
+        caller = system.caller(policies=Policies(policy))
+
+        def call() -> Awaitable[int]:
+            return caller.call(Leaf.ask(1), context=caller.root())
+
+        return [await garbage_of(call), await garbage_of(lambda: cancelled(call))]
 
     assert play("inproc", main) == [{}, {}]
 

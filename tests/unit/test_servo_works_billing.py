@@ -8,6 +8,7 @@ from credit_provider import ProviderFaults
 
 from servo_works_world import FOLDER, Works, works
 from synchromesh.errors import DownstreamFailed, SynchromeshError
+from synchromesh.resilience import LimitOptions
 from synchromesh.system.config.reading import load_config
 from synchromesh.testing import SimRuntime, run
 
@@ -68,5 +69,6 @@ def test_a_stalled_provider_does_not_take_all_of_billing() -> None:
 
 def test_the_bulkhead_is_smaller_than_billing() -> None:
     """What it lets in and what it lets wait leave most of billing's places to others."""
-    limit = load_config(FOLDER).policies["billing:credit_provider"].limit
-    assert 0 < limit.in_flight + limit.waiting <= 64
+    limit = load_config(FOLDER).policies["billing:credit_provider"].compile().limit
+    assert isinstance(limit, LimitOptions)
+    assert limit.in_flight_max + limit.queue_max <= 64

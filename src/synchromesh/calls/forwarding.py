@@ -256,7 +256,7 @@ class _Passage(Way):
             raise TimedOut(told) from None
 
     def _passing(self, attempt: Attempt) -> Passing:
-        forwarding, hop = self._forwarding, self.hop()
+        forwarding, hop = self._forwarding, self.hop(attempt)
         now = asyncio.get_running_loop().time()
         timeout_s = self._timeout_s(attempt, now)
         return Passing(
@@ -264,7 +264,7 @@ class _Passage(Way):
             target=forwarding.target,
             headers=forwarding.headers,
             body=forwarding.body,
-            context=self.travelling(forwarding.context.key, now + timeout_s, attempt.attempts_left),
+            context=self.travelling(forwarding.context.key, now + timeout_s, attempt),
             credential=hop.credential,
             timeout_s=timeout_s,
             is_idempotent=self.is_idempotent,

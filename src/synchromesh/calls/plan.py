@@ -261,13 +261,14 @@ class Plan:
         edge: its guard, with the operation's own time and retries; `breaker`, `budget`, `limiter`
             and `timeout_s` are those of the edge.
         clock: of the loop that they are made on.
+        is_hedged: whether they may be sent twice at once, which only the slow way does.
         decode: reads an answer.
         record: takes the span of a call that has ended.
     """
 
     __slots__ = (
-        "breaker", "budget", "clock", "decode", "edge", "is_command", "is_external", "limiter",
-        "name", "operation", "record", "service", "shared", "timeout_s", "tracker",
+        "breaker", "budget", "clock", "decode", "edge", "is_command", "is_external", "is_hedged",
+        "limiter", "name", "operation", "record", "service", "shared", "timeout_s", "tracker",
     )  # fmt: skip
 
     def __init__(self, operation: Operation[..., Any], edge: Edge, service: CalledService) -> None:
@@ -280,6 +281,7 @@ class Plan:
         self.edge = edge
         self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
         self.tracker = edge.tracker
+        self.is_hedged = edge.hedging is not None
         self.timeout_s = math.inf if edge.policy.timeout_s is None else edge.policy.timeout_s
         self.clock = loop_clock(asyncio.get_running_loop())
         self.decode: Callable[[bytes], Any] = decoder_of(operation.shape.result)

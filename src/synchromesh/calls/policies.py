@@ -1,4 +1,4 @@
-"""Which policy guards which call: a default, one for an edge, time and retries for an operation."""
+"""Which policy guards which call: a default, one for an edge, some of it for an operation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from synchromesh.calls.holding import HoldOptions
 from synchromesh.context import ATTEMPTS_LEFT_MAX
 from synchromesh.discovery import BalancerOptions
 from synchromesh.errors import ConfigError
-from synchromesh.resilience import Policy, RetryOptions
+from synchromesh.resilience import HedgeOptions, Policy, RetryOptions
 
 
 @dataclass(frozen=True, slots=True)
 class OperationPolicy:
-    """Overrides the policy of an edge for one operation: its timeout and retries.
+    """Overrides the policy of an edge for one operation: its timeout, retries and hedges.
 
-    Breaker, retry budget and limiter belong to the edge and cannot be had per operation: they are
-    about the callee, and a callee that is down is down for all of its operations.
+    Only a query is hedged. Breaker, retry budget and limiter belong to the edge and cannot be had
+    per operation: they are about the callee, and one that is down is down for all of them.
     """
 
     timeout_s: float | None = 2.0
     retry: RetryOptions | None = field(default_factory=RetryOptions)
+    hedge: HedgeOptions | None = None
+
+    def over(self, edge: Policy) -> Policy:
+        """Return an edge's policy with this in its place."""
+        return replace(edge, timeout_s=self.timeout_s, retry=self.retry, hedge=self.hedge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,19 @@ class Policies:
         return self.balancers.get(service) or BalancerOptions()
 
     def of_operation(self, operation: Operation[..., Any]) -> Policy:
-        """Return what guards the calls of an operation; the edge's own value where it is alike."""
+        """Return what guards the calls of an operation; the edge's own value where it is alike.
+
+        What an edge hedges are its queries.
+
+        Raises:
+            ConfigError: the operation is a command, and its own policy has hedge.
+        """
         edge = self.of_edge(operation.service)
         own = self.operations.get(operation.full_name)
-        return edge if own is None else replace(edge, timeout_s=own.timeout_s, retry=own.retry)
+        if own is not None:
+            if own.hedge is not None:
+                own.hedge.check(operation.full_name, is_command=operation.is_command)
+            return own.over(edge)
+        if edge.hedge is not None and operation.is_command:
+            return replace(edge, hedge=None)
+        return edge

@@ -1,6 +1,6 @@
 """A call on the slow way: every layer by itself, each attempt at an instance of its own choice.
 
-    trace → deadline → retry + budget → limiter → breaker (per edge) → balancer → transport
+    trace → deadline → retry + budget → limiter → hedge → breaker (per edge) → balancer → transport
 
 The layers from deadline to breaker are `resilience.Edge`. Faults on purpose, holding a call while
 there is no instance, and any attempt but the first are here alone; see `fast` for the other way.
@@ -83,18 +83,17 @@ class Way:
         if not self.service.is_external:
             self.choice.give_up(endpoint)
 
-    @property
-    def priority(self) -> Priority:
-        """The priority of the attempt that is made: one after the first is shed sooner."""
+    def priority(self, number: int) -> Priority:
+        """Return the priority of an attempt: one after the first is shed sooner."""
         priority = self.context.priority
-        return priority if self.number < 2 else min(priority, Priority.RETRY)
+        return priority if number < 2 else min(priority, Priority.RETRY)
 
-    def hop(self) -> Hop:
-        """Return the hop for whom the attempt is made."""
+    def hop(self, attempt: Attempt) -> Hop:
+        """Return the hop for whom an attempt is made."""
         now = asyncio.get_running_loop().time()
-        return self.service.hop(self.context.principal, self.priority, now)
+        return self.service.hop(self.context.principal, self.priority(attempt.number), now)
 
-    def travelling(self, key: str, deadline_s: float | None, attempts_left: int) -> CallContext:
+    def travelling(self, key: str, deadline_s: float | None, attempt: Attempt) -> CallContext:
         """Return what travels with an attempt."""
         context = self.context
         if self.service.is_external:
@@ -106,9 +105,9 @@ class Way:
             principal=context.principal,
             deadline_s=deadline_s,
             key=key,
-            attempts_left=min(attempts_left, ATTEMPTS_LEFT_MAX),
+            attempts_left=min(attempt.attempts_left, ATTEMPTS_LEFT_MAX),
             undoes=context.undoes,
-            priority=self.priority,
+            priority=self.priority(attempt.number),
         )
 
     async def suffer(self) -> None:
@@ -245,12 +244,14 @@ class Sending(Way):
 
     async def attempt(self, attempt: Attempt) -> tuple[bytes, Any]:
         """Send once; return the answer's JSON and value."""
-        self.number = attempt.number
+        self.number = max(self.number, attempt.number)
         plan = self._plan
         endpoint = await self.next(attempt, attempt.deadline_s)
+        if attempt.is_hedge:
+            self.note("hedge", endpoint.instance)
         transport = self.shared.transport(endpoint)
-        hop = self.hop()
-        context = self.travelling(self._key, attempt.deadline_s, attempt.attempts_left)
+        hop = self.hop(attempt)
+        context = self.travelling(self._key, attempt.deadline_s, attempt)
         if plan.is_external:
             attempt.used = 0
         await self.suffer()
@@ -265,6 +266,8 @@ class Sending(Way):
             attempt.used, attempt.away_s = reply.attempts_used, reply.away_s
         if not reply.is_answer:
             raise plan.error_of(reply)
+        if self.number > attempt.number:
+            self.note("instance", endpoint.instance)  # whose answer it is, not who was asked last
         body = reply.body or b"null"
         try:
             return body, plan.decode(body)

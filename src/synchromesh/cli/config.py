@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from synchromesh.cli.output import print_json, print_line
+
+if TYPE_CHECKING:
+    from synchromesh.system.config.explaining import BranchExplained, EdgeExplained
+    from synchromesh.system.config.layers import Setting
 
 
 def settings_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,17 +39,36 @@ def config() -> None:
 def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """Show every value in force, and whether default, file, environment or flag gave it.
 
-    Of a secret its reference is shown, and it is not read.
+    Then how each edge is guarded, and what a client of the gateway gets, branch by branch, while a
+    service is off. Of a secret its reference is shown, and it is not read.
     """
     import msgspec
 
+    from synchromesh.system.config.definitions import load_gateway, load_services
+    from synchromesh.system.config.explaining import explain_branches, explain_edges
     from synchromesh.system.config.reading import read_layers
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
     in_force = layers.settings(values)
+    if not is_json:
+        _show_settings(in_force)
+    gateway = None
+    if values.gateway.app:
+        # Only its routes need what is imported, which may have mistakes of its own.
+        load_services(values, folder)
+        gateway = load_gateway(values, folder)
+    edges, branches = explain_edges(values, gateway), explain_branches(gateway)
     if is_json:
-        print_json(msgspec.to_builtins(in_force))
-        return 0
+        told = {"settings": in_force, "edges": edges, "branches": branches}
+        print_json(msgspec.to_builtins(told))
+    else:
+        _show_edges(edges)
+        _show_branches(branches)
+    return 0
+
+
+def _show_settings(in_force: list[Setting]) -> None:
+    import msgspec
     from rich.text import Text
 
     from synchromesh.cli.show import console, plain_table
@@ -55,7 +78,33 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         value = msgspec.json.encode(setting.value).decode()
         table.add_row(Text(setting.name), Text(value), Text(setting.place or setting.source))
     console().print(table)
-    return 0
+
+
+def _show_edges(edges: list[EdgeExplained]) -> None:
+    for edge in edges:
+        print_line("")
+        print_line(click.style(edge.edge, bold=True))
+        for line in edge.policy:
+            print_line(f"  {line}")
+        for name, lines in edge.operations.items():
+            print_line(f"  {name}:")
+            for line in lines:
+                print_line(f"    {line}")
+
+
+def _show_branches(branches: list[BranchExplained]) -> None:
+    from rich.text import Text
+
+    from synchromesh.cli.show import console, plain_table
+
+    if not branches:
+        return
+    print_line("")
+    table = plain_table("route", "branch", "asks", "answers with")
+    for each in branches:
+        steps = " → ".join(each.ladder)
+        table.add_row(Text(each.route), Text(each.branch), Text(each.asks), Text(steps))
+    console().print(table)
 
 
 @config.command(short_help="Check all that it names; start nothing.")
@@ -65,7 +114,8 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
 def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """Check the configuration, the definitions that it names, and its secrets; start nothing.
 
-    Exits 2 with what is wrong.
+    Exits 2 with what is wrong. Policies that contradict each other are wrong here; a start only
+    warns of them.
     """
     import asyncio
 
@@ -78,19 +128,23 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         load_services,
     )
     from synchromesh.system.config.gateway_check import check_gateway
+    from synchromesh.system.config.policy_check import check_policies, contradictions, refusal_of
     from synchromesh.system.config.reading import read_layers
     from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import given_key
 
-    values, _ = read_layers(folder, environment=os.environ, flags=settings)
+    values, layers = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)
     load_opening(values, folder)
     gateway = load_gateway(values, folder)
     for service in services:
         service.check()
     check_keep(services, KEEP_S)
+    check_policies(values, services)
     if gateway is not None:
         asyncio.run(check_gateway(gateway, values, RunDir(folder), RealRuntime()))
+    if found := contradictions(values, gateway, layers.is_written):
+        raise refusal_of(found)
     if values.system.key:
         given_key(values.system.key, folder, os.environ)
     named = {"system": values.system.name, "services": list(values.services)}

@@ -36,10 +36,12 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     import asyncio
 
     from synchromesh.runtime import RealRuntime
-    from synchromesh.system import System, load_config, loop_factory
-    from synchromesh.system.config.definitions import load_services
+    from synchromesh.system import System, loop_factory
+    from synchromesh.system.config.definitions import load_gateway, load_services
+    from synchromesh.system.config.policy_check import contradictions
+    from synchromesh.system.config.reading import read_layers
 
-    config = load_config(folder, environment=os.environ, flags=settings)
+    config, layers = read_layers(folder, environment=os.environ, flags=settings)
     forks = None
     if is_split and click.get_current_context().meta[IS_PROGRAM]:
         from synchromesh.system.host.fork_server import start_fork_server
@@ -48,6 +50,8 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
         forks = start_fork_server(folder, loop=config.system.loop)
     # Before a loop takes the signals: Ctrl-C has to end code that blocks while it is imported.
     load_services(config, folder)
+    for each in contradictions(config, load_gateway(config, folder), layers.is_written):
+        click.echo(f"synchromesh: warning: {each}", err=True)
     system = System(config, folder, RealRuntime(), is_split=is_split, forks=forks)
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
         return runner.run(_run(system, is_split, is_json))

@@ -72,7 +72,8 @@ class PreparedCall:
             together: gathers the writes of a turn of the loop.
         """
         plan, shared, service = self._plan, self._shared, self._service
-        if shared.faults.rules or shared.is_slow or len(arguments) > SURELY_FITS:
+        is_slow = shared.faults.rules or shared.is_slow or plan.is_hedged
+        if is_slow or len(arguments) > SURELY_FITS:
             return None
         now, deadline_s = plan.clock(), context.deadline_s
         if timeout_s is not None and (deadline_s is None or now + timeout_s < deadline_s):

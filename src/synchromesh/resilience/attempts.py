@@ -14,6 +14,7 @@ from synchromesh.resilience.classification import (
     may_have_run,
     may_retry,
 )
+from synchromesh.resilience.hedging import HedgedCall
 from synchromesh.resilience.retry import AttemptsLeft, RetryBudget, RetryOptions
 
 _ONCE = RetryOptions(attempts_max=1)
@@ -60,6 +61,8 @@ class Attempt:
         began_s: when the callee's own time began; to be set where that of others came first.
         away_s: how long the callee says that it waited for others, of the time that it took.
         judge: of the instance that it is made at, where there are several.
+        is_hedge: whether it is the second one of two at once.
+        is_settled: whether what it used has been taken off the call tree's.
     """
 
     number: int
@@ -70,6 +73,8 @@ class Attempt:
     began_s: float = 0.0
     away_s: float = 0.0
     judge: Judge | None = None
+    is_hedge: bool = False
+    is_settled: bool = False
 
 
 class Attempts:
@@ -152,6 +157,26 @@ class Attempts:
         attempt.deadline_s = deadline_s
         attempt.has_full_timeout = is_full_timeout(self._timeout_s, deadline_s, now)
 
+    def hedge(self, call: HedgedCall, now: float) -> Attempt | None:
+        """Begin a second attempt beside the first one; None where the call may not have it."""
+        if self._left is None or not call.send(now, self._left, self._budget):
+            return None
+        self._spent += 1
+        attempt = self.begin(now)
+        attempt.is_hedge = True
+        return attempt
+
+    def ended(self, attempt: Attempt, error: BaseException | None) -> None:
+        """Record the end of one of two attempts at once; `answered` or `failed` tell of the call.
+
+        Args:
+            attempt: what has ended.
+            error: what it raised; None for an answer.
+        """
+        self._settle(attempt, attempt.used if error is None else _used(attempt, error))
+        if isinstance(error, Exception) and may_have_run(error):
+            self._unknown = error
+
     def answered(self, attempt: Attempt) -> None:
         """Record that an attempt was answered."""
         self._settle(attempt, attempt.used)
@@ -216,8 +241,9 @@ class Attempts:
         return wait_s
 
     def _settle(self, attempt: Attempt, used: int | None) -> None:
-        if self._left is None:
+        if self._left is None or attempt.is_settled:
             return
+        attempt.is_settled = True
         self._left.settle(attempt.attempts_left, used)
         self._spent += attempt.attempts_left if used is None else used
 
@@ -237,7 +263,7 @@ def is_full_timeout(timeout_s: float | None, deadline_s: float | None, now: floa
     return deadline_s - now >= timeout_s * NEARLY_FULL
 
 
-def _used(attempt: Attempt, error: Exception) -> int | None:
+def _used(attempt: Attempt, error: BaseException) -> int | None:
     if attempt.used is not None:
         return attempt.used
     if isinstance(error, CallError) and not isinstance(error, TimedOut | ConnectionLost):

@@ -1,6 +1,6 @@
 """An edge: the layers of a policy at work between one caller and one callee.
 
-    deadline → retry + budget → limiter → breaker → attempt with its timeout
+    deadline → retry + budget → limiter → hedge → breaker → attempt with its timeout
 
 It holds the one breaker, the one retry budget and the one limiter of that pair, whatever the
 transport.
@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Callable
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from synchromesh.chance import Chance
@@ -22,6 +23,8 @@ from synchromesh.resilience.attempts import Attempt, Attempts, is_full_timeout
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
 from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.hedged_run import HedgedRun
+from synchromesh.resilience.hedging import Hedging
 from synchromesh.resilience.latency import LatencyTracker
 from synchromesh.resilience.limiter import Limiter
 from synchromesh.resilience.policy_layers import PolicyLayers
@@ -81,6 +84,8 @@ class Edge:
         if policy.limit is not None:
             self.limiter = Limiter(policy.limit, name=name)
         self.tracker = LatencyTracker()
+        # Of an operation: what is late for one is early for another.
+        self.hedging: Hedging | None = None
         self._takes_slots = True
         self._began_s = now
 
@@ -97,7 +102,8 @@ class Edge:
     ) -> T:
         """Make one call, in as many attempts as policy, budget, deadline and call tree allow.
 
-        Every attempt runs in the caller's task and context. The last attempt's error is raised,
+        Every attempt runs in the caller's task and context; one that may be hedged in a task of its
+        own, with a copy of the context. The last attempt's error is raised,
         unless it says only that the last attempt was not run while an earlier one may have been:
         then the earlier one's is, for the call's outcome is unknown.
 
@@ -215,7 +221,7 @@ class Edge:
         )
 
     def of_operation(self, policy: PolicyLayers) -> Edge:
-        """Return an edge for one operation: its own time and retries, and what is usual for it.
+        """Return an edge for one operation: its own time, retries, hedges, and what is usual.
 
         Breaker, limiter and, where it has one, the budget are shared.
         """
@@ -223,6 +229,8 @@ class Edge:
         edge.policy, edge.tracker = policy, LatencyTracker()
         if edge.budget is None and policy.retry is not None and policy.budget is not None:
             edge.budget = RetryBudget(policy.budget, now=self._began_s)
+        if policy.hedge is not None:
+            edge.hedging = Hedging(policy.hedge, now=self._began_s)
         return edge
 
     def without_limiter(self, *, is_timed: bool) -> Edge:
@@ -279,15 +287,43 @@ class Edge:
         priority: Priority,
     ) -> T:
         if self.limiter is None or not self._takes_slots:
-            return await self._guarded(send, current)
+            return await self._hedged(send, current, attempts, priority)
         if current.number > 1:
             priority = min(priority, Priority.RETRY)
         await self.limiter.acquire(current.deadline_s, priority)
         try:
             # The time in the queue is not taken from the callee's.
             attempts.put_time(current, asyncio.get_running_loop().time())
-            return await self._guarded(send, current)
+            return await self._hedged(send, current, attempts, priority)
         finally:
+            self.limiter.release()
+
+    async def _hedged(
+        self,
+        send: Callable[[Attempt], Awaitable[T]],
+        current: Attempt,
+        attempts: Attempts,
+        priority: Priority,
+    ) -> T:
+        if self.hedging is None or current.number > 1:
+            return await self._guarded(send, current)
+        run = HedgedRun(
+            self.hedging.begin(asyncio.get_running_loop().time()),
+            attempts,
+            partial(self._guarded, send),
+            take=partial(self._take_another, min(priority, Priority.RETRY)),
+            release=self._release_another,
+        )
+        return await run.run(current)
+
+    def _take_another(self, priority: Priority) -> bool:
+        """Take a slot for a hedge; not while the callee is short of any, or recovers."""
+        if self.breaker is not None and not self.breaker.closed_permit:
+            return False
+        return self.limiter is None or self.limiter.take(priority)
+
+    def _release_another(self) -> None:
+        if self.limiter is not None:
             self.limiter.release()
 
     async def _guarded(self, send: Callable[[Attempt], Awaitable[T]], current: Attempt) -> T:

@@ -9,7 +9,7 @@ from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.attempts import Attempt
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
-from synchromesh.resilience.policy_layers import PolicyLayers
+from synchromesh.resilience.policy_layers import PolicyLayers, refuse_hedge
 
 
 class Guard:
@@ -35,6 +35,7 @@ class Guard:
                 f"the block {name!r} is given a policy with retry, and a block cannot be run again;"
                 " make it retry=None, or guard a function with Policy.wrap"
             )
+        refuse_hedge(policy, f"the block {name!r}")
         self._name = name
         self._timeout_s = policy.timeout_s
         self._loops = OnLoops(policy, name=name, rng=rng)

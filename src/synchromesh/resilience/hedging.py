@@ -69,7 +69,7 @@ class HedgeOptions:
         if is_command:
             raise ConfigError(
                 f"{operation} is a command, and its policy has hedge: only queries are sent twice; "
-                "take hedge out of this policy, or give the command one of its own"
+                "take hedge out of its policy"
             )
 
 

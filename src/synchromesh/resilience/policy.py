@@ -26,6 +26,7 @@ class Policy(PolicyLayers):
         limit: how many calls may be under way at once, fixed or found out; further ones are
             `Shed` at the caller.
         breaker: when the edge stops sending.
+        hedge: when a query is sent a second time, to another instance; of calls between services.
 
     Raises:
         ConfigError: a value is outside its range.

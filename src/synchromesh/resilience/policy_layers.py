@@ -1,6 +1,6 @@
 """The layers around a call, in one fixed order, as a value.
 
-deadline → retry + budget → limiter → breaker → attempt with its timeout
+deadline → retry + budget → limiter → hedge → breaker → attempt with its timeout
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.adaptive_limit import AdaptiveLimitOptions
 from synchromesh.resilience.breaker import BreakerOptions
+from synchromesh.resilience.hedging import HedgeOptions
 from synchromesh.resilience.limiter import LimitOptions
 from synchromesh.resilience.retry import BudgetOptions, RetryOptions
 
@@ -24,6 +25,7 @@ class PolicyLayers:
     budget: BudgetOptions | None = field(default_factory=BudgetOptions)
     limit: LimitOptions | AdaptiveLimitOptions | None = field(default_factory=AdaptiveLimitOptions)
     breaker: BreakerOptions | None = field(default_factory=BreakerOptions)
+    hedge: HedgeOptions | None = None
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not (is_number(self.timeout_s) and self.timeout_s > 0):
@@ -41,11 +43,26 @@ class PolicyLayers:
                 layers.append(("budget", _explain_budget(self.budget)))
         if self.limit is not None:
             layers.append(("limiter", _explain_limit(self.limit)))
+        if self.hedge is not None:
+            layers.append(("hedge", _explain_hedge(self.hedge)))
         if self.breaker is not None:
             layers.append(("breaker", _explain_breaker(self.breaker)))
         if self.timeout_s is not None:
             layers.append(("timeout", f"{self.timeout_s:g} s an attempt"))
         return "\n".join(f"{layer:<9} {words}" for layer, words in layers)
+
+
+def refuse_hedge(policy: PolicyLayers, name: str) -> None:
+    """Refuse to hedge what is no call between services: there is no other instance to ask.
+
+    Raises:
+        ConfigError: the policy has hedge.
+    """
+    if policy.hedge is not None:
+        raise ConfigError(
+            f"{name} is guarded by a policy with hedge, which sends a query of a contract to "
+            "another instance; make it hedge=None"
+        )
 
 
 def _explain_retry(retry: RetryOptions) -> str:
@@ -70,6 +87,11 @@ def _explain_limit(limit: LimitOptions | AdaptiveLimitOptions) -> str:
         else (f"{limit.limit_min} to {limit.limit_max}, as many as it can bear,")
     )
     return f"{at_once} at once, {limit.queue_max} waiting, the rest is shed"
+
+
+def _explain_hedge(hedge: HedgeOptions) -> str:
+    after = hedge.after if isinstance(hedge.after, str) else f"{hedge.after:g} s"
+    return f"a query is sent a second time after {after}, at most {hedge.ratio:.0%} of them"
 
 
 def _explain_breaker(breaker: BreakerOptions) -> str:

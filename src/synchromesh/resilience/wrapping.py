@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import blocking, guarded
-from synchromesh.resilience.policy_layers import PolicyLayers
+from synchromesh.resilience.policy_layers import PolicyLayers, refuse_hedge
 from synchromesh.runtime import RealRuntime
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -23,6 +23,7 @@ def wrap(
     reason = _unfit(fn)
     if reason:
         raise ConfigError(f"{named} {reason}")
+    refuse_hedge(policy, named)
     guard: Callable[..., object] = guarded.guard if _is_async(fn) else blocking.guard
     chance = RealRuntime().rng if rng is None else rng
     return cast("F", guard(policy, fn, name=named, rng=chance, is_idempotent=is_idempotent))

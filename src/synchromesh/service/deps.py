@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from synchromesh.calls import Caller, FaultTable, Policies, Transport
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
+from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import Runtime
 from synchromesh.service.definition import Service
 from synchromesh.store import StoreFactory
@@ -15,6 +16,7 @@ from synchromesh.telemetry import Sink, Tracer
 
 # How long inboxes remember; longer than any saga may still ask (S6).
 KEEP_S = 7 * 86_400.0
+PLACES = LimitOptions(in_flight_max=256, queue_max=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Deps:
         transports: reach them, by the scheme of their URL.
         policies: how the calls of a caller are guarded, by its name.
         escalate: told service, child and error where a background child is beyond restarting.
+        places: how many calls a service works on at once, and how many wait, by its name.
         faults: those in force on purpose; None where nothing is ever broken.
         keep_s: how long inboxes remember; longer than any saga may still ask.
     """
@@ -43,6 +46,7 @@ class Deps:
     transports: Mapping[str, Transport]
     policies: Callable[[str], Policies]
     escalate: Callable[[str, str, BaseException], None]
+    places: Callable[[str], LimitOptions] = lambda _: PLACES
     faults: FaultTable | None = None
     keep_s: float = KEEP_S
 

@@ -76,12 +76,15 @@ class ServiceInstance:
             store, self.caller, self.engine, self._units, runtime, deps.keep_s
         )
         self.operations = Operations(service, handler_deps)
+        places = deps.places(name)
         self.dispatcher = Dispatcher(
             name,
             {**self.operations.handlers(), DELIVER: self._deliver},
             signer=deps.signer,
             tracer=tracer,
             runtime=runtime,
+            in_flight_max=places.in_flight_max,
+            queue_max=places.queue_max,
             is_external=service.is_external,
         )
         self._supervisor = Supervisor(

@@ -103,12 +103,15 @@ def _place_of(error: Exception, folder: Path) -> str:
 
 def policies_of(config: SystemConfig, service: str) -> Policies:
     """Return the policies of one service's edges, as configured."""
-    edges = {}
+    edges, operations, balancers = {}, {}, {}
     for edge, section in config.policies.items():
         caller, _, callee = edge.partition(":")
         if caller == service:
             edges[callee] = section.compile()
-    return Policies(edges=edges)
+            balancers[callee] = section.compile_balancer()
+            for name, policy in section.compile_operations().items():
+                operations[f"{callee}.{name}"] = policy
+    return Policies(edges=edges, operations=operations, balancers=balancers)
 
 
 def check_keep(services: list[Service], keep_s: float) -> None:

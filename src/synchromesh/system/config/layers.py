@@ -83,6 +83,10 @@ class Layers:
             return Origin("file", f"{self._path.name}{self._line(name)}")
         return Origin("default", "")
 
+    def is_written(self, *name: str) -> bool:
+        """Say whether a value is in the file, the environment or a flag, and no default."""
+        return self.origin(name).source != "default"
+
     def where(self, *name: str) -> str:
         """Return the place of a value or a section, as messages begin with it."""
         return self._above[name].place if name in self._above else f"{self._path}{self._line(name)}"
@@ -240,17 +244,8 @@ class Layers:
             if field.name not in self.data:
                 if field.required:
                     return f"the section [{field.name}] is missing"
-                continue
-            section = self.data[field.name]
-            parts = section if _is_table(field.type) and isinstance(section, dict) else None
-            kind = field.type if parts is None else _values_of(field.type)
-            for name, value in ({"": section} if parts is None else parts).items():
-                try:
-                    msgspec.convert(value, kind)
-                except msgspec.ValidationError as error:
-                    return describe_error(
-                        str(error), f"{field.name}.{name}" if name else field.name
-                    )
+            elif wrong := _wrong_in(self.data[field.name], field.type, field.name):
+                return wrong
         return ""
 
 
@@ -317,6 +312,19 @@ def _read(text: str, kind: Any, name: str, place: str) -> Any:
         raise ConfigError(
             f'{place}: {name}: expected a list as JSON, such as ["a", "b"]'
         ) from error
+
+
+def _wrong_in(value: Any, kind: Any, name: str) -> str:
+    """Describe the first invalid value in one of that name; "" where all are right."""
+    if isinstance(value, dict) and (_is_struct(kind) or _is_table(kind)):
+        for key, inner in value.items():
+            if wrong := _wrong_in(inner, _below(kind, key), f"{name}.{key}"):
+                return wrong
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        return describe_error(str(error), name)
+    return ""
 
 
 def _unknown(place: str, name: str, part: str, known: Iterable[str]) -> ConfigError:

@@ -126,6 +126,8 @@ def _check_edges(config: SystemConfig, layers: Layers) -> None:
             )
         try:
             policy.compile()
+            policy.compile_balancer()
+            policy.compile_operations()
         except ConfigError as error:
             place = layers.places("policies", edge)
             raise ConfigError(f'{place}: [policies."{edge}"]: {error.message}') from error
@@ -149,6 +151,13 @@ def _check_numbers(config: SystemConfig, layers: Layers) -> None:
             raise ConfigError(
                 f"{layers.where('services', name, 'pages_max')}: [services.{name}] pages_max is "
                 f"{service.pages_max}; use 0 for no bound"
+            )
+        if service.in_flight < 1 or service.waiting < 0:
+            key = "in_flight" if service.in_flight < 1 else "waiting"
+            right = "1 or more, or it would answer nothing" if key == "in_flight" else "0 or more"
+            raise ConfigError(
+                f"{layers.where('services', name, key)}: [services.{name}] {key} is "
+                f"{getattr(service, key)}; make it {right}"
             )
     ports = {f"services.{name}.port": service.port for name, service in config.services.items()}
     ports["gateway.port"] = config.gateway.port

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
+from synchromesh.calls import OperationPolicy
+from synchromesh.discovery import BalancerOptions
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
-from synchromesh.resilience import BreakerOptions, LimitOptions, Policy, RetryOptions
+from synchromesh.resilience import (
+    AdaptiveLimitOptions,
+    BreakerOptions,
+    BudgetOptions,
+    HedgeOptions,
+    LimitOptions,
+    Policy,
+    RetryOptions,
+)
 from synchromesh.system.config.layers import Secret
 
 FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
 GATEWAY = "gateway"
 CLIENT = "control"
+QUANTILES = ("p90", "p95", "p99")
+BALANCERS = ("peak_ewma", "round_robin")
 
 
 class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,11 +60,15 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         app: where its definition is: "module:attribute", from this folder.
         port: its HTTP port; 0 takes any free one.
         pages_max: bounds its database, in pages of 4096 bytes; 0 sets no bound.
+        in_flight: how many calls it works on at once; each operation finds its own limit below.
+        waiting: how many more may wait for a place, for each operation; further ones are shed.
     """
 
     app: str
     port: int = 0
     pages_max: int = 0
+    in_flight: int = 256
+    waiting: int = 256
 
 
 class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,32 +98,80 @@ class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     attempts: int = 3
 
+    def compile(self) -> RetryOptions:
+        """Return the options that the section describes."""
+        return RetryOptions(attempts_max=self.attempts)
+
+
+class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`budget = {...}` of a policy: which share of the edge's calls may be retries or hedges.
+
+    Attributes:
+        ratio: those that are allowed for each call, 0 to 1.
+        floor: those that are allowed in a second, however few the calls.
+    """
+
+    ratio: float = 0.2
+    floor: float = 1.0
+
+    def compile(self) -> BudgetOptions:
+        """Return the options that the section describes."""
+        return BudgetOptions(ratio=self.ratio, floor_per_s=self.floor)
+
 
 class LimitSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`limit = {...}` of a policy: the bulkhead of the edge; further calls are shed at the caller.
 
+    Left out, the limit finds itself, by how much longer answers take than usual.
+
     Attributes:
-        in_flight: how many calls run at once; 0 sets no bound.
-        waiting: how many more may wait for a place.
+        in_flight: how many calls run at once, fixed by hand.
+        waiting: how many more may wait for a place; left out it is 0 for a fixed limit, and else
+            256.
+        least: the least that a limit which finds itself may come to.
+        most: the most.
     """
 
-    in_flight: int = 0
-    waiting: int = 0
+    in_flight: int | None = None
+    waiting: int | None = None
+    least: int = 4
+    most: int = 1000
 
-    def compile(self) -> LimitOptions | None:
-        """Return the options that the section describes; None where it sets no bound.
+    def compile(self) -> LimitOptions | AdaptiveLimitOptions:
+        """Return the options that the section describes.
 
         Raises:
-            ConfigError: a number is below 0, or calls would wait for what has no bound.
+            ConfigError: a number is out of its range, or the limit is both fixed and not.
         """
-        if self == LimitSection():
-            return None
-        if self.in_flight < 1 or self.waiting < 0:
+        if self.waiting is not None and self.waiting < 0:
+            raise ConfigError(f"limit has waiting = {self.waiting}; make it 0 or more")
+        if self.in_flight is not None:
+            return self._fixed(self.in_flight)
+        if not 1 <= self.least <= self.most:
             raise ConfigError(
-                f"limit has in_flight = {self.in_flight} and waiting = {self.waiting}; make "
-                "in_flight 1 or more and waiting 0 or more, or leave out limit for no bound"
+                f"limit has least = {self.least} and most = {self.most}; make least 1 or more, and "
+                "most no less than that"
             )
-        return LimitOptions(self.in_flight, self.waiting)
+        found = AdaptiveLimitOptions()
+        return AdaptiveLimitOptions(
+            initial=min(max(found.initial, self.least), self.most),
+            limit_min=self.least,
+            limit_max=self.most,
+            queue_max=found.queue_max if self.waiting is None else self.waiting,
+        )
+
+    def _fixed(self, in_flight: int) -> LimitOptions:
+        if in_flight < 1:
+            raise ConfigError(
+                f"limit has in_flight = {in_flight}, which would send nothing; make it 1 or more, "
+                "or leave it out, and the limit finds itself"
+            )
+        if (self.least, self.most) != (LimitSection().least, LimitSection().most):
+            raise ConfigError(
+                "limit has in_flight, which fixes it, and least or most, which bound one that "
+                "finds itself; leave out either"
+            )
+        return LimitOptions(in_flight, self.waiting or 0)
 
 
 class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,12 +182,18 @@ class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         minimum_calls: fewer outcomes in the window never open it.
         failure_rate: the share of failures in the window that opens it, 0 to 1.
         open_for: how long it stays open: "SHORTEST..LONGEST"; it doubles with each failed probe.
+        probes: how many calls may be under way at once at the end of the ramp, which begins with
+            one; when as many more have succeeded, it closes.
+        ramp: the ramp ends so long after its first success, however few the calls, unless one
+            failed.
     """
 
     window: str = "10s"
     minimum_calls: int = 10
     failure_rate: float = 0.5
     open_for: str = "250ms..700ms"
+    probes: int = 32
+    ramp: str = "1s"
 
     def compile(self) -> BreakerOptions:
         """Return the options that the section describes."""
@@ -134,6 +204,62 @@ class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             failure_rate=self.failure_rate,
             open_for_s=duration(shortest),
             open_for_max_s=duration(longest if dots else shortest),
+            probes_max=self.probes,
+            ramp_s=duration(self.ramp),
+        )
+
+
+class HedgeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`hedge = {...}` of an operation: a late query is sent again, to another instance.
+
+    Attributes:
+        after: "p90", "p95" or "p99": once a call takes longer than that share of the last ones; or
+            a duration, such as "50ms".
+        ratio: hedges that are allowed for each call, 0 to 1.
+    """
+
+    after: str = "p95"
+    ratio: float = 0.05
+
+    def compile(self) -> HedgeOptions:
+        """Return the options that the section describes.
+
+        Raises:
+            ConfigError: `after` is neither, or the ratio is out of its range.
+        """
+        if self.after in QUANTILES:
+            return HedgeOptions(cast("Literal['p90', 'p95', 'p99']", self.after), self.ratio)
+        try:
+            after_s = duration(self.after)
+        except ConfigError as error:
+            raise ConfigError(
+                f'hedge has after = {self.after[:40]!r}; make it "p90", "p95", "p99" or a duration '
+                'such as "50ms"'
+            ) from error
+        return HedgeOptions(after_s, self.ratio)
+
+
+class OperationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[policies."CALLER:CALLEE".operations.NAME]`: what differs for one operation of the callee.
+
+    What is left out is as on the edge.
+
+    Attributes:
+        timeout: how long one attempt may take; "" is as on the edge.
+        retry: how often a call is attempted.
+        hedge: when it is sent a second time; of queries alone.
+    """
+
+    timeout: str = ""
+    retry: RetrySection | None = None
+    hedge: HedgeSection | None = None
+
+    def compile(self, edge: Policy) -> OperationPolicy:
+        """Return the policy that the section describes, on an edge with that one."""
+        return OperationPolicy(
+            timeout_s=duration(self.timeout) if self.timeout else edge.timeout_s,
+            retry=self.retry.compile() if self.retry is not None else edge.retry,
+            hedge=self.hedge.compile() if self.hedge is not None else None,
         )
 
 
@@ -145,23 +271,53 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         timeout: how long one attempt may take.
         retry: how often a call is attempted.
+        budget: which share of the calls may be retries or hedges.
         limit: the bulkhead.
         breaker: the circuit breaker.
+        balancer: how the instances share the calls: "peak_ewma" gives one to the better of two that
+            chance draws, "round_robin" to each in turn.
+        operations: what differs for single operations of the callee, by name.
     """
 
     timeout: str = "2s"
     retry: RetrySection = RetrySection()
+    budget: BudgetSection = BudgetSection()
     limit: LimitSection = LimitSection()
     breaker: BreakerSection = BreakerSection()
+    balancer: str = "peak_ewma"
+    operations: dict[str, OperationSection] = {}
 
     def compile(self) -> Policy:
-        """Return the policy that the section describes."""
+        """Return the policy of the edge that the section describes."""
         return Policy(
             timeout_s=duration(self.timeout),
-            retry=RetryOptions(attempts_max=self.retry.attempts),
+            retry=self.retry.compile(),
+            budget=self.budget.compile(),
             limit=self.limit.compile(),
             breaker=self.breaker.compile(),
         )
+
+    def compile_balancer(self) -> BalancerOptions:
+        """Return how the instances share the calls. Raises ConfigError for an unknown balancer."""
+        if self.balancer not in BALANCERS:
+            raise ConfigError(
+                f"balancer is {self.balancer[:40]!r}; make it {' or '.join(map(repr, BALANCERS))}"
+            )
+        return BalancerOptions(by=cast("Literal['peak_ewma', 'round_robin']", self.balancer))
+
+    def compile_operations(self) -> dict[str, OperationPolicy]:
+        """Return the policies of single operations, by name.
+
+        Raises:
+            ConfigError: one has a mistake; the message begins with its section.
+        """
+        edge, compiled = self.compile(), {}
+        for name, section in self.operations.items():
+            try:
+                compiled[name] = section.compile(edge)
+            except ConfigError as error:
+                raise ConfigError(f"operations.{name}: {error.message}") from error
+        return compiled
 
 
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from synchromesh.gateway import Gateway
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
 from synchromesh.identity import Signer
+from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import DiskRuntime, HandedNetwork
 from synchromesh.service import Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
@@ -173,6 +174,7 @@ class Host:
             resolver=made,
             transports=transports,
             policies=lambda caller: policies_of(config, caller),
+            places=self._places,
             escalate=self._escalate,
             faults=table,
         )
@@ -346,6 +348,10 @@ class Host:
         )
         self.exit.push_async_callback(part.stop)
         return part
+
+    def _places(self, service: str) -> LimitOptions:
+        section = self.config.services[service]
+        return LimitOptions(section.in_flight, section.waiting)
 
     def _store_options(self, service: str) -> StoreOptions:
         pages_max = self.config.services[service].pages_max or self._store.pages_max

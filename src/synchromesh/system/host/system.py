@@ -31,6 +31,7 @@ from synchromesh.system.config.definitions import (
     load_services,
 )
 from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
@@ -117,6 +118,7 @@ class System:
             service.check()
         check_keep(services, KEEP_S)
         gateway = load_gateway(self._config, host.folder)
+        check_policies(self._config, services)
         definitions = Definitions(services, gateway)
         if gateway is not None:
             entries = await check_gateway(gateway, self._config, host.rundir, host.runtime)
