@@ -159,10 +159,15 @@ class CircuitOpen(NotExecuted):
 
 
 class Shed(NotExecuted):
-    """Raised when the callee is overloaded or draining, and refused the call."""
+    """Raised when the callee is overloaded or draining, and refused the call.
+
+    Attributes:
+        is_callees: False where the callee was not asked, and its load is not the reason.
+    """
 
     code = "shed"
     is_retry_safe = True
+    is_callees: bool = True
 
 
 class RateLimited(NotExecuted):

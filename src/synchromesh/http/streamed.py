@@ -17,6 +17,9 @@ from synchromesh.http.message import Headers, HttpResponse, RawPair
 class StreamedExchange(ClientExchange):
     """An exchange with streamed bodies, with backpressure in both directions.
 
+    It is a stream from the start where its request's body is not there yet: what that takes is the
+    time of whoever sends it.
+
     Args:
         head: as it is framed for the wire.
         body: what is read and sent after it; None where there is none.
@@ -49,6 +52,7 @@ class StreamedExchange(ClientExchange):
         self._framing = framing
         self._answer_s = answer_s
         self._stall_s = stall_s
+        self.is_streaming = body is not None and not body.is_ended
         self._stream = Body(length=None, on_room=self._on_room)
         self._sending: asyncio.Task[None] | None = None
         # A body cannot be sent again if a kept connection turns out to be closed.

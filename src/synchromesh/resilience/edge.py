@@ -187,7 +187,7 @@ class Edge:
         tracker, limiter = self.tracker, self.limiter
         if now < tracker.next_sample_s:
             return
-        is_drop = isinstance(outcome, Shed) or (
+        is_drop = (isinstance(outcome, Shed) and outcome.is_callees) or (
             verdict is Classification.FAILURE and isinstance(outcome, TimedOut)
         )
         if limiter is not None and (is_drop or verdict is Classification.SUCCESS):
