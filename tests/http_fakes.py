@@ -18,7 +18,7 @@ class FakeTransport(asyncio.Transport):
         self.takes = True
         self.is_paused = self.is_lost = self.has_eof = self.was_aborted = False
         self.can_half_close = True
-        self.has_reset = False
+        self.has_reset = self.breaks = False
         self._is_closing = self._is_stalled = False
         protocol.connection_made(self)
 
@@ -34,6 +34,9 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.has_eof
         if self._is_closing:
+            return
+        if self.breaks:
+            self.abort()
             return
         self.sent += data
         if not self.takes:

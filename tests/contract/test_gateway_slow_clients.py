@@ -1,4 +1,4 @@
-"""Clients that send or read slowly: others go on, and nobody takes their time for the upstream's."""
+"""Clients that send or read slowly: others go on, and their time is not the upstream's."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def others_go_on(way: Way) -> None:
 
 def endpoint_of(way: Way) -> str:
     """Return what the pool says of the connections to the store, without its address."""
-    (endpoint,) = (each for each in way.system.pool._endpoints.values() if each.used or each.streams)
+    (endpoint,) = way.system.pool._endpoints.values()
     return repr(endpoint).partition(": ")[2]
 
 

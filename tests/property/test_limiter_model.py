@@ -40,7 +40,7 @@ class Checker:
         self.held = 0
         self.refused: list[float] = []
 
-    async def step(self, operation: str) -> None:  # noqa: C901 - a line for each operation
+    async def step(self, operation: str) -> None:
         limiter, before = self.limiter, self.limiter.in_flight
         if operation in ("person", "batch", "hurried"):
             self._come(operation)

@@ -605,7 +605,7 @@ def test_waiting_ends_at_the_deadline_and_nothing_was_sent() -> None:
 
 
 def test_a_body_under_way_holds_no_place() -> None:
-    """From its head on an answer in parts counts apart; its connection is kept when it has ended."""
+    """From its head on an answer in parts counts apart; after it its connection may be kept."""
 
     async def test(stage: Stage) -> None:
         async def streams() -> int:

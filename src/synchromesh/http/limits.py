@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-
 # How many clients it takes at least to fill all streams.
 SHARES: Final = 4
 
@@ -55,8 +54,8 @@ class PoolLimits:
     """Bounds what one pool holds and accepts.
 
     Attributes:
-        connections_max: connections to one endpoint that are idle or wait for the head of an answer.
-            Bodies that are under way, at their clients' pace, have places of their own, see
+        connections_max: connections to one endpoint that are idle or wait for the head of an
+            answer. Bodies that are under way, at their clients' pace, have places of their own, see
             `streams_max`.
         waiting_max: calls that wait for a connection to one endpoint; one more is shed.
         idle_s: how long a connection is kept for the next call; less than the server's `idle_s`,

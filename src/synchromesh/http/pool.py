@@ -265,7 +265,8 @@ class HttpPool:
 
     def __repr__(self) -> str:
         idle = sum(len(endpoint.idle) for endpoint in self._endpoints.values())
-        return f"<HttpPool {len(self._endpoints)} endpoints, {len(self.connections)} connections, {idle} idle>"
+        endpoints = f"{len(self._endpoints)} endpoints"
+        return f"<HttpPool {endpoints}, {len(self.connections)} connections, {idle} idle>"
 
     # -- what endpoints tell ---------------------------------------------------------------------
 

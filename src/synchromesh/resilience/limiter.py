@@ -73,7 +73,8 @@ class Limiter:
             limiter.in_flight -= 1
 
     and the methods are for all else. A limit that adapts itself needs the samples: of answers, and
-    of calls that ended in a time-out or an overload answer; not of streams.
+    of calls that ended in a time-out or an overload answer. A call whose answer comes in parts
+    gives its slot back once that begins: the rest is the time of whoever reads it.
 
     Attributes:
         in_flight: how many slots are held; `in_flight_max`: how many there are now.
