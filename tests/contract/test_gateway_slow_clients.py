@@ -11,6 +11,7 @@ from bodies import long_body
 from forward_fakes import GATEWAY, STORE, MiB, Raw, Way, answering, through
 from gateway_fakes import now
 from synchromesh.calls import Policies
+from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway
 from synchromesh.http import PoolLimits
 from synchromesh.resilience import BreakerOptions, BreakerState, LimitOptions, Policy
@@ -134,6 +135,33 @@ def test_slow_uploads_hold_no_place_of_others() -> None:
         await others_go_on(way)
 
     through(main, gateway=NARROW, policies=POLICIES)
+
+
+@pytest.mark.parametrize(("size", "failures"), [(70_000, 0), (80_000, 3)])
+def test_an_upstream_that_cuts_a_slow_upload_is_not_to_blame(size: int, failures: int) -> None:
+    """Some close such a connection early; where all was sent it is the upstream's failure."""
+    breaker = BreakerOptions(minimum_calls=10)
+
+    async def main(way: Way) -> None:
+        upstreams: list[Raw] = []
+
+        def accept() -> Raw:
+            upstreams.append(Raw())
+            return upstreams[-1]
+
+        listener = await way.system.runtime.network.listen(accept, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.port}"
+        way.system.known.endpoints[STORE] = [Endpoint("store-1", STORE, url)]
+        for number in range(3):
+            raw = await way.raw(PUT + b"content-length: 80000\r\n\r\n" + bytes(size))
+            await asyncio.sleep(1.0)
+            assert upstreams[number].came.endswith(bytes(size))
+            upstreams[number].transport.abort()
+            await asyncio.sleep(0.1)
+            assert raw.status == 502
+        assert way.caller.edges[STORE].failures == failures
+
+    through(main, policies=Policies(default=Policy(breaker=breaker)))
 
 
 def test_what_is_read_ahead_is_bounded() -> None:

@@ -108,6 +108,9 @@ class StreamedExchange(ClientExchange):
 
     def on_error(self, error: Exception) -> None:
         """Fail `answer`, or its body."""
+        if self._body is not None and self._body.is_wanted and isinstance(error, ConnectionLost):
+            # It has had enough of a sender who keeps it waiting, as some servers do early.
+            error.is_callees = False
         if self._sending is not None:
             self._sending.cancel()
         if not self.answer.done():
