@@ -359,7 +359,8 @@ class PoolEndpoint:
         each of those may become one.
         """
         limits = self._limits
-        if not (exchange.takes_parts and self.streams):
+        # Who a client is has to be found out: not before there may be one who has too many.
+        if not exchange.takes_parts or len(self.streams) < limits.share_max:
             return None
         client = exchange.client
         if client and self.shares.get(client, 0) >= limits.share_max:
