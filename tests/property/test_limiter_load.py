@@ -64,12 +64,6 @@ def test_one_call_a_minute_is_never_refused() -> None:
     assert {limit for _, limit in world.limits} == {AdaptiveLimitOptions().initial}
 
 
-def test_streams_that_last_starve_nobody() -> None:
-    """Three times as many as there are slots at first: what they hold is not the callee's work."""
-    world = World(16, (Work(0.02),), steady(16, 0.02, until_s=3.0), seed=1, streams=200).play()
-    assert world.share("shed") <= SHED_MAX
-
-
 def test_nothing_is_refused_for_its_class_while_there_is_no_pressure() -> None:
     """Batch work alone may have four fifths of a callee."""
     loads = (Load(0.8 * 16 / 0.02, 0.0, 4.0, Priority.BATCH),)

@@ -24,8 +24,7 @@ ADAPTIVE = AdaptiveLimitOptions(
 )
 OPERATIONS = (
     "person", "batch", "hurried", "inline", "end oldest", "end newest", "cancel holder",
-    "cancel waiter", "end and cancel", "throw away", "drops", "quick", "stream", "stream ends",
-    "time",
+    "cancel waiter", "end and cancel", "throw away", "drops", "quick", "time",
 )  # fmt: skip
 
 
@@ -38,10 +37,10 @@ class Checker:
         self.tracker = LatencyTracker()
         self.holders: list[tuple[asyncio.Task[None], asyncio.Event]] = []
         self.waiters: dict[asyncio.Task[None], tuple[Priority, asyncio.Event]] = {}
-        self.held = self.streams = 0
+        self.held = 0
         self.refused: list[float] = []
 
-    async def step(self, operation: str) -> None:  # noqa: C901 - a line for each operation
+    async def step(self, operation: str) -> None:
         limiter, before = self.limiter, self.limiter.in_flight
         if operation in ("person", "batch", "hurried"):
             self._come(operation)
@@ -67,12 +66,6 @@ class Checker:
             waiting.close()
         elif operation in ("drops", "quick"):
             self._learn(is_drop=operation == "drops")
-        elif operation == "stream" and self.streams < len(self.holders):
-            self.streams += 1
-            limiter.begin_stream()
-        elif operation == "stream ends" and self.streams:
-            self.streams -= 1
-            limiter.end_stream()
         elif operation == "time":
             await asyncio.sleep(0.3)
         assert limiter.in_flight <= max(before, limiter.in_flight_max)
@@ -94,9 +87,6 @@ class Checker:
             if self.holders:
                 self.holders.pop()[1].set()
             await asyncio.sleep(0.01)
-        while self.streams:
-            self.streams -= 1
-            self.limiter.end_stream()
         self.check()
         assert (self.limiter.in_flight, self.limiter.waiting) == (0, 0)
 

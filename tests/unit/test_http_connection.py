@@ -529,6 +529,38 @@ def test_a_transport_that_cannot_half_close_is_closed() -> None:
     staged(test)
 
 
+def test_a_client_that_resets_after_its_answer_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Health checks do: the end that is said to them finds no connection, and nothing is logged."""
+
+    async def test(stage: Stage) -> None:
+        client = stage.network.client()
+        client.has_reset = True
+        client.feed(get("/a", "connection: close"))
+        await settle()
+        assert answers(client) == [(200, b"/a")]
+        assert client.is_lost
+        assert caplog.records == []
+
+    staged(test)
+
+
+def test_the_end_is_said_once_the_answer_has_left() -> None:
+    """Said before that, a reset in between would be logged by asyncio itself."""
+
+    async def test(stage: Stage) -> None:
+        client = stage.network.client()
+        client.takes = False
+        client.feed(get("/a", "connection: close"))
+        await settle()
+        assert not client.has_eof
+        client.take(client.unsent)
+        assert client.has_eof
+
+    staged(test)
+
+
 # -- handlers that fail --------------------------------------------------------------------------
 
 

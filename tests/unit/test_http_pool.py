@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from bodies import body_of, open_body
 from http_fakes import FakeNetwork, FakeTransport
 from synchromesh.errors import (
     ConnectFailed,
@@ -16,7 +17,7 @@ from synchromesh.errors import (
     SynchromeshError,
     TimedOut,
 )
-from synchromesh.http import HttpPool, HttpResponse, PoolLimits
+from synchromesh.http import Body, HttpPool, HttpResponse, PoolLimits
 from synchromesh.testing import run
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -603,8 +604,8 @@ def test_waiting_ends_at_the_deadline_and_nothing_was_sent() -> None:
     staged(test, PoolLimits(connections_max=1))
 
 
-def test_streams_take_no_connection_of_calls() -> None:
-    """One may take as long as the slowest client: calls have connections of their own."""
+def test_a_body_under_way_holds_no_place() -> None:
+    """From its head on an answer in parts counts apart; after it its connection may be kept."""
 
     async def test(stage: Stage) -> None:
         async def streams() -> int:
@@ -615,19 +616,72 @@ def test_streams_take_no_connection_of_calls() -> None:
 
         first = asyncio.ensure_future(streams())
         slow = await stage.sent()
-        slow.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
-        second = asyncio.ensure_future(streams())
+        second, call = asyncio.ensure_future(streams()), stage.call(timeout_s=1.0)
         await settle()
         assert len(stage.network.made) == 1
-        call = stage.call(timeout_s=1.0)
+        slow.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+        (await stage.sent(1)).feed(OK)
+        assert await second == 200
         (await stage.sent(1)).feed(OK)
         assert (await call).status == 200
         assert repr(stage.pool) == "<HttpPool 1 endpoints, 2 connections, 1 idle>"
+        # There is no place for a second idle one.
         slow.feed(b"the end..")
         assert await first == 200
         await settle()
-        slow.feed(OK)
-        assert await second == 200
+        assert slow.is_lost
+        assert repr(stage.pool) == "<HttpPool 1 endpoints, 1 connections, 1 idle>"
+
+    staged(test, PoolLimits(connections_max=1))
+
+
+def test_a_connection_is_kept_after_a_body() -> None:
+    """Where there is a place, the next exchange takes what an answer in parts has left."""
+
+    async def test(stage: Stage) -> None:
+        for _ in range(3):
+            async with stage.pool.stream("a", 80, "GET", "/s", timeout_s=10.0) as response:
+                pass
+            assert response.status == 200
+
+    async def fed(stage: Stage) -> None:
+        testing = asyncio.ensure_future(test(stage))
+        for _ in range(3):
+            client = await stage.sent()
+            client.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+            client.feed(b"ok")
+            await settle()
+        await testing
+        assert len(stage.network.made) == 1
+        assert repr(stage.pool) == "<HttpPool 1 endpoints, 1 connections, 1 idle>"
+
+    staged(fed, PoolLimits(connections_max=1))
+
+
+def test_a_body_that_is_not_there_yet_waits_for_no_place() -> None:
+    """Who sends one takes his own time, in a connection of its own; a whole one has a place."""
+
+    async def test(stage: Stage) -> None:
+        async def uploads(body: Body) -> int:
+            async with stage.pool.stream("a", 80, "PUT", "/s", (), body, timeout_s=1.0) as response:
+                return response.status
+
+        busy = stage.call()
+        await settle()
+        body = open_body(b"abc", length=6)
+        upload = asyncio.ensure_future(uploads(body))
+        client = await stage.sent(1)
+        assert client.sent.endswith(b"\r\n\r\nabc")
+        with pytest.raises(Shed):
+            await uploads(body_of(b"abc", length=3))
+        await asyncio.sleep(5.0)
+        body.feed(b"def")
+        body.end()
+        await settle()
+        client.feed(OK)
+        assert await upload == 200
+        stage.network.made[0].feed(OK)
+        assert (await busy).status == 200
 
     staged(test, PoolLimits(connections_max=1))
 

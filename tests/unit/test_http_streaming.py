@@ -226,6 +226,28 @@ def test_an_answer_that_breaks_off_never_looks_whole() -> None:
     run(main)
 
 
+def test_nothing_is_made_for_a_client_that_has_gone() -> None:
+    """A body that is never waited for ends with its connection, too, and not with its last byte."""
+    taken = [0]
+
+    async def answer(request: HttpRequest) -> AsyncIterator[HttpResponse]:
+        yield HttpResponse(200, (), stream=long_body(64 * MiB, taken))
+
+    async def main(_runtime: object) -> None:
+        network = FakeNetwork()
+        server = HttpServer(whole, network=network, streaming=Streams(answer))
+        await server.start()
+        client = network.client()
+        client.feed(b"GET /s HTTP/1.1\r\nhost: x\r\n\r\n")
+        # Its connection breaks at the first write, and the loop has yet to say so.
+        client.breaks = True
+        await settle()
+        assert taken[0] <= HELD_BYTES_MAX
+        await server.close()
+
+    run(main)
+
+
 def test_a_client_that_leaves_cancels_the_handler() -> None:
     """Leaving an answer half read closes the connection, and ends who works for it."""
 

@@ -3,10 +3,13 @@
     trace → limiter → deadline → retry + budget → breaker (per edge) → balancer → transport
 
 They share breaker, budget and limiter with the calls of their edge. What differs comes from the
-bodies: an attempt is over once the head of its answer is there, and that is what its timeout and
-the breaker see; the limiter's slot and the span last until the answer has been read. A body can be
-read once, so that a request that has one is tried again only while none of it has been read. Its
-time to be answered begins once it is sent: how long that takes is the sender's.
+bodies: an attempt is over once the head of its answer is there, and that is what its timeout, the
+breaker and the limiter see; the span lasts until the answer has been read. A body can be read once,
+so that a request that has one is tried again only while none of it has been read.
+
+How long a body takes is its client's time. So it is read ahead, whole or until the buffer is full,
+before anything is sent: who sends slowly holds no connection. One that is longer is an *upload*: it
+holds no slot, and the time to answer it begins once it is sent.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+
+from msgspec import structs
 
 from synchromesh.calls.caller import Caller
 from synchromesh.calls.http_client import reply_of
@@ -48,6 +53,7 @@ class Forwarding:
         method, target, headers, body: the request.
         context: of whoever passes it on; its deadline is when the answer has to begin.
         is_external: the upstream is not ours: it is told a trace and a key alone.
+        client: for whom: each has a share of the bodies that are under way.
     """
 
     upstream: str
@@ -58,6 +64,12 @@ class Forwarding:
     body: Body | None
     context: CallContext
     is_external: bool
+    client: str
+
+    @property
+    def is_upload(self) -> bool:
+        """True where its body is still coming: what that takes is its client's time."""
+        return self.body is not None and not self.body.is_ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,21 @@ class Forwarder:
         self._lines: dict[tuple[str, str, bool], Line] = {}
         self._records: dict[str, Record] = {}
 
+    async def read_ahead(self, forwarding: Forwarding, deadline_s: float) -> Forwarding:
+        """Return once a body is whole, or its buffer full; the answer has so long from then on.
+
+        Not where its sender is to wait for the upstream, nor where the breaker would refuse it.
+        """
+        body = forwarding.body
+        if body is None:
+            return forwarding
+        loop = asyncio.get_running_loop()
+        line = self.line(forwarding.upstream, forwarding.name, is_external=forwarding.is_external)
+        if not (body.awaits_continue or line.edge.is_refusing(loop.time())):
+            await body.fill()
+        context = structs.replace(forwarding.context, deadline_s=loop.time() + deadline_s)
+        return replace(forwarding, context=context)
+
     @asynccontextmanager
     async def forward(
         self, forwarding: Forwarding, begun: FailedAttempt | None = None
@@ -139,20 +166,22 @@ class Forwarder:
         self, line: Line, passage: _Passage, stack: AsyncExitStack, begun: FailedAttempt | None
     ) -> HttpResponse:
         """Return an answer; `stack` holds what it takes until it has been read."""
-        context, has_body = passage.context, passage.has_body
-        if line.limiter is not None:
-            await line.limiter.acquire(context.deadline_s, context.priority)
-            stack.callback(line.limiter.release)
+        context, is_upload, limiter = passage.context, passage.is_upload, line.limiter
+        if limiter is not None:
+            await limiter.acquire(context.deadline_s, context.priority)
+            if is_upload:
+                limiter.release()
+                limiter = None
         left = attempts_left(context)
         if begun is not None:
             left.give()
         if line.edge.is_refusing(asyncio.get_running_loop().time()):
             left = AttemptsLeft(0)
         try:
-            edge = line.untimed if has_body else line.edge
+            edge = line.untimed if is_upload else line.edge
             response = await edge.run(
                 passage.attempt,
-                deadline_s=None if has_body else context.deadline_s,
+                deadline_s=None if is_upload else context.deadline_s,
                 attempts_left=left,
                 is_retryable_unknown=passage.is_idempotent,
                 rng=self._tracer.rng,
@@ -163,10 +192,9 @@ class Forwarder:
             raise
         finally:
             begun = None
+            if limiter is not None:
+                limiter.release()
         stack.push_async_exit(passage.exchange)
-        if line.limiter is not None and response.stream is not None:
-            line.limiter.begin_stream()
-            stack.callback(line.limiter.end_stream)
         return response
 
     def recorder(self, name: str) -> Record:
@@ -203,7 +231,7 @@ class _Passage(Way):
         super().__init__(line.service, forwarding.context, record, span_id, began_s)
         self._line = line
         self._forwarding = forwarding
-        self.has_body = forwarding.body is not None
+        self.is_upload = forwarding.is_upload
         self.is_idempotent = forwarding.body is None and (
             forwarding.method in IDEMPOTENT or bool(forwarding.context.key)
         )
@@ -233,7 +261,7 @@ class _Passage(Way):
                 await self._suffer_in_time(passing.timeout_s)
                 response = await exchange.enter_async_context(transport.forward(endpoint, passing))
                 attempt.used = 0
-                if body is not None:
+                if self.is_upload:
                     # How long it took to come is not known apart from how long it took to send.
                     attempt.began_s = asyncio.get_running_loop().time()
                 if response.status >= 500:
@@ -269,10 +297,11 @@ class _Passage(Way):
             timeout_s=timeout_s,
             is_idempotent=self.is_idempotent,
             hop=hop,
+            client=forwarding.client,
         )
 
     def _timeout_s(self, attempt: Attempt, now: float) -> float:
-        """Return how long the answer may take; with a body that counts once it is sent."""
+        """Return how long the answer may take; with an upload that counts once it is sent."""
         if attempt.deadline_s is not None:
             return attempt.deadline_s - now
         deadline_s, own_s = self._forwarding.context.deadline_s, self._line.edge.policy.timeout_s

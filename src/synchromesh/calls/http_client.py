@@ -115,7 +115,7 @@ class HttpTransport:
         """Send a request as it is, and give its answer with its head.
 
         Raises:
-            ConnectFailed, Shed: nothing was sent.
+            ConnectFailed, Shed, RateLimited: nothing was sent.
             ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
         place = self._places.get(endpoint.url) or self.place(endpoint)
@@ -124,7 +124,7 @@ class HttpTransport:
         if passing.body is not None:
             # The time counts from the end of the body on, which may long be under way.
             headers.pop(SENT_AT, None)
-        return self.pool.stream(
+        exchange = self.pool.streamed(
             place.host,
             place.port,
             passing.method,
@@ -134,6 +134,8 @@ class HttpTransport:
             timeout_s=passing.timeout_s,
             is_idempotent=passing.is_idempotent,
         )
+        exchange.client = passing.client
+        return self.pool.sent(place.host, place.port, exchange)
 
     def _headers(self, context: CallContext, credential: str, now: float) -> dict[str, str]:
         headers = to_headers(context, now=now, wall_us=self._wall_us())

@@ -207,6 +207,7 @@ class Passing(msgspec.Struct, frozen=True):
         body: read while it is sent; None where there is none.
         timeout_s: how long the answer may take to begin, once the request is sent.
         is_idempotent: sending it twice does what sending it once does.
+        client: for whom: each has a share of the bodies that are under way to one instance.
     """
 
     method: str
@@ -218,6 +219,7 @@ class Passing(msgspec.Struct, frozen=True):
     timeout_s: float
     is_idempotent: bool
     hop: Hop | None = None
+    client: str = ""
 
 
 class PassingTransport(Transport, Protocol):
@@ -229,7 +231,7 @@ class PassingTransport(Transport, Protocol):
         """Send a request, and give its answer with its head; leave the context to end it.
 
         Raises:
-            ConnectFailed, Shed: nothing was sent.
+            ConnectFailed, Shed, RateLimited: nothing was sent.
             ConnectionLost, TimedOut: it was sent, and no answer will come.
         """
         ...

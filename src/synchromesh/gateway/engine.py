@@ -2,6 +2,9 @@
 
     route -> place among those in flight -> principal -> scopes -> rate -> arguments -> call
 
+The place is held until the answer begins, and not while a body comes or goes: that takes as long as
+the client likes.
+
 Nothing of a request passes through but what the engine read on purpose: the credential, the
 idempotency key, and the arguments that the contract names. Every call is made anew under a context
 of the gateway's own, so that no identity and no forwarding header from outside can reach a service,
@@ -14,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from synchromesh.calls import Caller, Forwarder, Operation
+from synchromesh.calls import Caller, Forwarder, Forwarding, Operation
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.tree import attempts_left, tree_of
 from synchromesh.codec import digest, encode
@@ -379,15 +382,22 @@ class GatewayEngine:
     async def _forward(
         self, stack: AsyncExitStack, asked: _Asked, context: CallContext
     ) -> HttpResponse:
+        async with self._limiter:
+            forwarding = self._forwarding(asked, await self._admitted(asked, context))
+        # What a body takes, either way, is the client's time: it holds no place of others then.
+        forwarding = await self._forwarder.read_ahead(forwarding, asked.entry.deadline_s)
+        async with nullcontext() if forwarding.is_upload else self._limiter:
+            response = await stack.enter_async_context(self._forwarder.forward(forwarding))
+        return answer_of(response, asked.headers)
+
+    def _forwarding(self, asked: _Asked, context: CallContext) -> Forwarding:
+        """Return what is passed on. Raises _Refusal."""
         entry, request = asked.entry, asked.request
         assert entry.passage is not None
-        # Until the answer is sent, which is when the stack is left.
-        await stack.enter_async_context(self._limiter)
-        context = await self._admitted(asked, context)
         try:
             key = _key_of(request)
             context = _under(context, key) if key else msgspec.structs.replace(context, key="")
-            forwarding = entry.passage.forwarding(
+            return entry.passage.forwarding(
                 request,
                 asked.places,
                 name=f"{entry.passage.to} {entry.template.method} {entry.passage.path}",
@@ -396,8 +406,6 @@ class GatewayEngine:
             )
         except BadRequest as error:
             raise _Refusal(error) from error
-        response = await stack.enter_async_context(self._forwarder.forward(forwarding))
-        return answer_of(response, asked.headers)
 
 
 @dataclass(slots=True)

@@ -176,7 +176,6 @@ class Gate:
             with self.tracer.under(context), tree_of(context):
                 async with AsyncExitStack() as stack:
                     try:
-                        await stack.enter_async_context(self.limiter)
                         forwarding = passage.forwarding(
                             request,
                             found[1],
@@ -184,9 +183,10 @@ class Gate:
                             context=context,
                             is_external=plan.is_external,
                         )
-                        response = await stack.enter_async_context(
-                            self.forwarder.forward(forwarding, begun)
-                        )
+                        async with self.limiter:
+                            response = await stack.enter_async_context(
+                                self.forwarder.forward(forwarding, begun)
+                            )
                         answer = answer_of(response, headers)
                     except Exception as error:  # noqa: BLE001 - the client gets an answer
                         told = told_of(error, entry.name, context.trace_id)

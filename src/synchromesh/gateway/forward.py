@@ -28,6 +28,7 @@ from synchromesh.context import (
     CallContext,
 )
 from synchromesh.errors import BadRequest, ConfigError
+from synchromesh.gateway.answers import client_of
 from synchromesh.gateway.fallbacks import Note
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
@@ -119,6 +120,7 @@ class CompiledForward:
             body=None if body is None or body.length == 0 else body,
             context=context,
             is_external=is_external,
+            client=context.principal or client_of(request.peer),
         )
 
 

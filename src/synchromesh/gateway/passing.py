@@ -20,7 +20,7 @@ from synchromesh.calls.plan import CalledService, Shared
 from synchromesh.context import CallContext
 from synchromesh.discovery import CallEnd, Endpoint, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
-from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
+from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.forward import answer_head
 from synchromesh.http import (
@@ -121,6 +121,7 @@ class ForwardExchange(ClientExchange):
         permit: the breaker's, 0 without one; None where it let nothing be sent, or what came of it
             has been reported.
         member: what the balancer is told of, once; None where the upstream has one instance.
+        has_slots: True while it holds those of both limiters, which is until its answer begins.
     """
 
     # What a class has costs no store for each request, as a slot would; most is never set.
@@ -133,7 +134,7 @@ class ForwardExchange(ClientExchange):
     state = ExchangeState.NEW
     permit: int | None = None
     member: Member | None = None
-    is_stream = False
+    has_slots = True
     framing: Framing | None = None
     # What an answer of 5xx has said so far; None for any other.
     problem: tuple[int, list[RawPair], list[bytes]] | None = None
@@ -161,6 +162,11 @@ class ForwardExchange(ClientExchange):
         self.span_id = ids[32:48]
         self.call_span_id = ids[48:]
         self.began_s = began_s
+
+    @property
+    def client(self) -> str:  # type: ignore[override]
+        """Who asks, or from where: each has a share of the answers that are under way."""
+        return self.principal or client_of(self.exchange.peer)
 
     # -- what the upstream's connection tells ----------------------------------------------------
 
@@ -204,9 +210,8 @@ class ForwardExchange(ClientExchange):
                 self.expect_within(PROBLEM_WITHIN_S)
             return
         self._succeed()
-        if self.plan.limiter is not None:
-            self.is_stream = True
-            self.plan.limiter.begin_stream()
+        # The rest is the client's time: it holds no slot that others wait for.
+        self._give_slots()
         self.framing = Framing(length=length)
         size = length if length is not None else -1
         self.exchange.begin(answer_head(status, pairs, self.trace_id, size))
@@ -395,15 +400,16 @@ class ForwardExchange(ClientExchange):
         self._release()
 
     def _release(self) -> None:
-        """Give back both slots; the two exchanges must not keep each other: that is a cycle."""
-        plan = self.plan
-        if plan.limiter is not None:
-            if self.is_stream:
-                plan.limiter.end_stream()
-                self.is_stream = False
-            plan.limiter.release()
-        plan.gate.limiter.release()
+        """Give back what it holds; the two exchanges must not keep each other: that is a cycle."""
+        if self.has_slots:
+            self._give_slots()
         self.exchange.listener = None
+
+    def _give_slots(self) -> None:
+        self.has_slots = False
+        if self.plan.limiter is not None:
+            self.plan.limiter.release()
+        self.plan.gate.limiter.release()
 
     def _refuse(self, exchange: HttpExchange, error: SynchromeshError) -> None:
         fields = (*ALWAYS, (TRACE, self.trace_id))

@@ -76,6 +76,8 @@ class Route:
 class Forward:
     """Proxies a request to an upstream as it is; both bodies are streamed.
 
+    A request's body is read ahead before the upstream is asked, all of it or 64 KiB.
+
     It is for what is no call of a contract: uploads, long reports, services in other languages. A
     GET answers HEAD too. The query passes, and so do the headers of content, conditions and
     negotiation; whoever asks is told to the upstream by the gateway alone (G2).
@@ -221,7 +223,8 @@ class Gateway:
     Attributes:
         routes: what it answers; anything else is 404, or 405 on another method's path.
         auth: tells who asks, tried in order; the first that knows the kind of credential decides.
-        in_flight_max: requests that are worked on at once; one more is answered 503.
+        in_flight_max: requests that are worked on at once, each until its answer begins; one more
+            is answered 503.
         buckets_max: token buckets that each rate keeps; beyond, newcomers share one.
         stale_max: answers that are kept for `Stale`, all together.
         stale_bytes_max: how much they may take, in bytes of JSON.

@@ -29,6 +29,8 @@ class Body:
         size: how many bytes have come and were not read yet.
         is_ended: True once it is whole.
         is_touched: True where any of it may have been read: it cannot be read again.
+        awaits_continue: True where the sender waits for 100 Continue, which the first read or
+            `fill` has it sent.
 
     Example:
         >>> async def main() -> list[bytes]:
@@ -42,7 +44,8 @@ class Body:
     """
 
     __slots__ = (
-        "_error", "_on_room", "_parts", "_reading", "is_ended", "is_touched", "length", "size",
+        "_error", "_on_room", "_parts", "_reading", "awaits_continue", "is_ended", "is_touched",
+        "length", "size",
     )  # fmt: skip
 
     def __init__(self, *, length: int | None, on_room: Callable[[], None]) -> None:
@@ -50,6 +53,7 @@ class Body:
         self.size = 0
         self.is_ended = False
         self.is_touched = False
+        self.awaits_continue = False
         self._on_room = on_room
         self._parts: list[bytes] = []
         self._error: Exception | None = None
@@ -74,12 +78,7 @@ class Body:
         """
         self.is_touched = True
         if not self._parts and not self.is_ended and self._error is None:
-            self._reading = asyncio.get_running_loop().create_future()
-            try:
-                self._on_room()
-                await self._reading
-            finally:
-                self._reading = None
+            await self._more()
         if self._error is not None:
             # Handed over: kept here, it and whoever reads would hold each other, by its traceback.
             error, self._error = self._error, ConnectionLost("the body broke off before")
@@ -93,6 +92,11 @@ class Body:
         if part:
             self._on_room()
         return part
+
+    async def fill(self) -> None:
+        """Return once it is whole, full or broken; nothing of it is read."""
+        while not (self.is_ended or self.is_full or self._error is not None):
+            await self._more()
 
     # -- what the connection tells ---------------------------------------------------------------
 
@@ -119,6 +123,14 @@ class Body:
     def __repr__(self) -> str:
         doing = "broken" if self._error else "ended" if self.is_ended else "coming"
         return f"<Body {doing}, {self.size} bytes unread>"
+
+    async def _more(self) -> None:
+        self._reading = asyncio.get_running_loop().create_future()
+        try:
+            self._on_room()
+            await self._reading
+        finally:
+            self._reading = None
 
     def _wake(self) -> None:
         if self._reading is not None and not self._reading.done():

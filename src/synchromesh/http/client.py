@@ -57,6 +57,10 @@ class ExchangeOwner(Protocol):
         """Fail an exchange whose deadline has passed, by what is known of it."""
         ...
 
+    def on_streaming(self, exchange: ClientExchange) -> None:
+        """Count an exchange among the streams: its answer has begun, and takes its time."""
+        ...
+
     def on_ended(self, exchange: ClientExchange, connection: ClientConnection) -> None:
         """Release the connection of an exchange that has ended."""
         ...
@@ -87,6 +91,9 @@ class ClientExchange(Deadline):
             bounds what comes later.
         together: gathers the writes of a turn of the loop; None where this one is not to wait.
         may_reuse: False where only a new connection will do.
+        is_streaming: True while a body of it is under way at the pace of its client, and it holds
+            no place of those that wait for an answer; from the start where its request's is.
+        client: for whom it is; each has a share of the streams. "" for nobody in particular.
         state: how far it has come.
         connection: what carries it.
         overdue_s: set while it is CONNECTING: from when on a deadline that passes is the callee's
@@ -100,6 +107,8 @@ class ClientExchange(Deadline):
     is_head = False
     is_idempotent = False
     may_reuse = True
+    is_streaming = False
+    client = ""
     together: TurnWrites | None = None
     state = ExchangeState.NEW
     connection: ClientConnection | None = None
@@ -338,6 +347,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange.state is not ExchangeState.RECEIVING:
             exchange.state = ExchangeState.RECEIVING
             exchange.expect_within(None)
+            self._owner.on_streaming(exchange)
             exchange.on_begin(reader.status, reader.pairs, reader.length)
         part = reader.take_body()
         if part and self.exchange is exchange:

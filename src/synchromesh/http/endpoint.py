@@ -2,15 +2,23 @@
 
 All of it happens in callbacks. A request for which a kept connection is idle is written at once;
 only a connection that has to be made takes a task.
+
+    whole request ──▶ place ──▶ whole answer ──▶ idle      the callee's time, `connections_max`
+                        └────▶ answer in parts ──▶ idle    its client's, `streams_max`
+    request in parts ────────▶ stream ──▶ idle             its client's, too
+
+A body that is under way takes as long as its client likes. So it holds no place that others wait
+for, and no client has more than its share of those streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import Protocol
 
-from synchromesh.errors import ConnectFailed, ConnectionLost, Shed
+from synchromesh.errors import CallError, ConnectFailed, ConnectionLost, RateLimited, Shed
 from synchromesh.http.client import ClientConnection, ClientExchange, ExchangeState
 from synchromesh.http.limits import PoolLimits
 from synchromesh.runtime import Network
@@ -18,6 +26,9 @@ from synchromesh.timers import Timers
 
 # Looked up for each exchange: a global is found sooner than a member of its class.
 _SENT, _DONE = ExchangeState.SENT, ExchangeState.DONE
+
+# When to ask again, who was refused a stream.
+_STREAM_RETRY_S = 1.0
 
 
 class EndpointOwner(Protocol):
@@ -54,24 +65,31 @@ class EndpointOwner(Protocol):
 
 
 class PoolEndpoint:
-    """Pools the connections to one host and port, for whole exchanges or for streamed ones.
-
-    `used` counts them: being made, busy and idle. A streamed exchange takes as long as the slowest
-    client: those that are whole must never wait for one.
+    """Pools the connections to one host and port.
 
     Args:
-        key: host, port, and whether exchanges are streamed.
+        key: host and port.
         owner: what all endpoints of one pool share.
+
+    Attributes:
+        used: how many places are taken: by connections that are made, that wait for the head of an
+            answer or for a whole one, and that are idle.
+        streams: whose body is under way, and for which client.
+        shares: how many of those each client has.
+        idle: the connections that carry nothing.
+        waiting: who waits for a place, in turn.
     """
 
-    def __init__(self, key: tuple[str, int, bool], owner: EndpointOwner) -> None:
+    def __init__(self, key: tuple[str, int], owner: EndpointOwner) -> None:
         self.key = key
-        self.host, self.port = key[:2]
+        self.host, self.port = key
         self.name = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
         self.timers = owner.timers
         self._owner = owner
         self._limits = owner.limits
         self.used = 0
+        self.streams: dict[ClientExchange, str] = {}
+        self.shares: dict[str, int] = {}
         self.idle: deque[ClientConnection] = deque()
         # Since when each waits. A dict keeps their order, and lets one in the middle leave.
         self.waiting: dict[ClientExchange, float] = {}
@@ -80,6 +98,15 @@ class PoolEndpoint:
         """Send a request on an idle connection, on a new one, or when one becomes free."""
         if self._owner.is_closed:
             self._fail(exchange, self._closed())
+            return
+        if self.streams:
+            refusal = self._refusal(exchange)
+            if refusal is not None:
+                self._fail(exchange, refusal)
+                return
+        if exchange.is_streaming:
+            self._begin_stream(exchange)
+            self._use(exchange, None)
             return
         connection: ClientConnection | None = None
         if self.idle and exchange.may_reuse:
@@ -92,9 +119,7 @@ class PoolEndpoint:
                 exchange.on_sent(connection.loop)
                 return
         elif self.used < self._limits.connections_max:
-            self.used += 1
-            if self.used == 1:
-                self._owner.on_used(self)
+            self._take()
         elif self.idle:
             connection = self.idle.popleft()
         else:
@@ -118,7 +143,8 @@ class PoolEndpoint:
         return None
 
     def __repr__(self) -> str:
-        return f"<PoolEndpoint {self.name}: {self.used} used, {len(self.waiting)} waiting>"
+        streams = f"{len(self.streams)} streams, " if self.streams else ""
+        return f"<PoolEndpoint {self.name}: {self.used} used, {streams}{len(self.waiting)} waiting>"
 
     # -- what exchanges and connections tell -----------------------------------------------------
 
@@ -130,7 +156,7 @@ class PoolEndpoint:
         self._end(exchange)
         if connection is not None:
             connection.drop()
-            self._give(connection)
+            self._leave(exchange, connection)
         elif connecting is not None:
             connecting.cancel()
 
@@ -149,6 +175,13 @@ class PoolEndpoint:
         self.cancel(exchange)
         exchange.on_error(exchange.lost or error)
 
+    def on_streaming(self, exchange: ClientExchange) -> None:
+        """Take an exchange whose answer has begun out of the places, for the next one."""
+        if not exchange.is_streaming:
+            exchange.is_streaming = True
+            self._begin_stream(exchange)
+            self._give(None)
+
     def on_ended(self, exchange: ClientExchange, connection: ClientConnection) -> None:
         """Release the connection of an exchange that has ended."""
         # `_end` and `_give`, in one frame for what nearly every exchange comes to.
@@ -158,6 +191,9 @@ class PoolEndpoint:
             del slot[exchange]
         exchange.state = _DONE
         exchange.connection = None
+        if exchange.is_streaming:
+            self._end_stream(exchange, connection)
+            return
         if self.waiting or connection.is_spoiled or self._owner.is_closed:
             self._give(connection)
             return
@@ -183,11 +219,11 @@ class PoolEndpoint:
         connection.abort()
         if is_again and isinstance(error, ConnectionLost):
             exchange.lost, exchange.may_reuse, exchange.connection = error, False, None
-            self._give(connection)
+            self._leave(exchange, connection)
             self.send(exchange)
             return
         self._end(exchange)
-        self._give(connection)
+        self._leave(exchange, connection)
         exchange.on_error(error)
 
     # -- its own ---------------------------------------------------------------------------------
@@ -212,7 +248,7 @@ class PoolEndpoint:
         if exchange.slot is None:
             self.timers.add(exchange, loop)
         exchange.connecting = loop.create_task(self._connect(exchange))
-        exchange.connecting.add_done_callback(self._on_connect_end)
+        exchange.connecting.add_done_callback(partial(self._on_connect_end, exchange))
 
     def _wait(self, exchange: ClientExchange) -> None:
         if len(self.waiting) >= self._limits.waiting_max:
@@ -242,29 +278,29 @@ class PoolEndpoint:
             async with asyncio.timeout(self._limits.connect_s):
                 await self._owner.network.connect(factory, self.host, self.port)
         except Exception as error:  # noqa: BLE001 - told to the exchange
-            self._give(None)
+            self._leave(exchange, None)
             self._fail(exchange, self._not_connected(error))
         else:
             self._connected(exchange, made[-1])
         finally:
             del exchange  # it keeps an error that has this frame in its traceback
 
-    def _on_connect_end(self, connecting: asyncio.Task[None]) -> None:
+    def _on_connect_end(self, exchange: ClientExchange, connecting: asyncio.Task[None]) -> None:
         """Give the place of a cancelled attempt back."""
         # Not in `_connect`: a task that is cancelled before its first step runs no line of its own.
         if connecting.cancelled():
-            self._give(None)
+            self._leave(exchange, None)
 
     def _connected(self, exchange: ClientExchange, connection: ClientConnection) -> None:
         self._owner.connections[connection] = None
         exchange.connecting = None
         if self._owner.is_closed:
-            self._give(connection)
+            self._leave(exchange, connection)
             self._fail(exchange, self._closed())
         elif exchange.state is ExchangeState.DONE:
-            self._give(connection)
+            self._leave(exchange, connection)
         elif not connection.is_reusable:
-            self._give(connection)
+            self._leave(exchange, connection)
             self._fail(
                 exchange,
                 ConnectFailed(f"{self.name} closed the connection at once; nothing was sent"),
@@ -273,8 +309,15 @@ class PoolEndpoint:
             exchange.may_reuse = True
             self._use(exchange, connection)
 
+    def _leave(self, exchange: ClientExchange, connection: ClientConnection | None) -> None:
+        """Give back what an exchange has held, and the connection that it was on."""
+        if exchange.is_streaming:
+            self._end_stream(exchange, connection)
+        else:
+            self._give(connection)
+
     def _give(self, connection: ClientConnection | None) -> None:
-        """Hand a connection, or the right to make one, to who waits longest, or make it idle."""
+        """Hand a place with its connection, or to make one, to who waits longest, or free it."""
         if connection is not None and (self._owner.is_closed or not connection.is_reusable):
             connection.abort()
             connection = None
@@ -284,6 +327,10 @@ class PoolEndpoint:
             if exchange.due_s <= now:
                 # Its timer is about to say so: it would take the place for nothing.
                 self._fail(exchange, self._busy())
+                continue
+            refusal = self._refusal(exchange)
+            if refusal is not None:
+                self._fail(exchange, refusal)
                 continue
             del self.waiting[exchange]
             self._use(exchange, connection, now - since_s)
@@ -295,9 +342,67 @@ class PoolEndpoint:
             self.idle.append(connection)
             self._owner.on_idle()
 
+    def _take(self) -> None:
+        self.used += 1
+        if self.used == 1:
+            self._owner.on_used(self)
+
     def _free(self) -> None:
         self.used -= 1
-        if not self.used:
+        if not self.used and not self.streams:
+            self._owner.on_unused(self)
+
+    def _refusal(self, exchange: ClientExchange) -> CallError | None:
+        """Return why an exchange is not sent whose body may come to be under way for long.
+
+        Whole ones are always sent. As many streams are left over as there are places: the answer to
+        each of those may become one.
+        """
+        limits = self._limits
+        # Who a client is has to be found out: not before there may be one who has too many.
+        if not exchange.takes_parts or len(self.streams) < limits.share_max:
+            return None
+        client = exchange.client
+        if client and self.shares.get(client, 0) >= limits.share_max:
+            return RateLimited(
+                f"{limits.share_max} bodies are under way to or from {self.name} for one client, "
+                "which is its share; nothing was sent",
+                retry_after_s=_STREAM_RETRY_S,
+                is_final=True,
+            )
+        if len(self.streams) < limits.streams_max - limits.connections_max:
+            return None
+        refusal = Shed(
+            f"{len(self.streams)} bodies are under way to or from {self.name}, and no more may be; "
+            "nothing was sent",
+            retry_after_s=_STREAM_RETRY_S,
+            is_final=True,
+        )
+        refusal.is_callees = False
+        return refusal
+
+    def _begin_stream(self, exchange: ClientExchange) -> None:
+        if not self.used and not self.streams:
+            self._owner.on_used(self)
+        # Kept: who a client is may not be known any more when it has gone.
+        client = self.streams[exchange] = exchange.client
+        self.shares[client] = self.shares.get(client, 0) + 1
+
+    def _end_stream(self, exchange: ClientExchange, connection: ClientConnection | None) -> None:
+        """Count a stream out, and keep its connection where there is a place for it."""
+        client = self.streams.pop(exchange)
+        left = self.shares[client] - 1
+        if left:
+            self.shares[client] = left
+        else:
+            del self.shares[client]
+        if connection is not None and self.used < self._limits.connections_max:
+            self._take()
+            self._give(connection)
+            return
+        if connection is not None:
+            connection.abort()
+        if not self.used and not self.streams:
             self._owner.on_unused(self)
 
     def _lost(self, connection: ClientConnection) -> None:

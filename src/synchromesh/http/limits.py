@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# How many clients it takes at least to fill all streams.
+SHARES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,9 @@ class PoolLimits:
     """Bounds what one pool holds and accepts.
 
     Attributes:
-        connections_max: connections to one endpoint, idle ones included; as many more for streamed
-            exchanges, which last as long as the slowest client.
+        connections_max: connections to one endpoint that are idle or wait for the head of an
+            answer. Bodies that are under way, at their clients' pace, have places of their own, see
+            `streams_max`.
         waiting_max: calls that wait for a connection to one endpoint; one more is shed.
         idle_s: how long a connection is kept for the next call; less than the server's `idle_s`,
             so that it is seldom the server who closes first.
@@ -77,3 +82,13 @@ class PoolLimits:
     body_bytes_max: int = 8 * 1024 * 1024
     interim_max: int = 8
     stall_s: float = 10.0
+
+    @property
+    def streams_max(self) -> int:
+        """Connections to one endpoint that carry a body under way: 4 x `connections_max`."""
+        return SHARES * self.connections_max
+
+    @property
+    def share_max(self) -> int:
+        """With so many of them, a quarter, the next request of one client is refused."""
+        return self.streams_max // SHARES

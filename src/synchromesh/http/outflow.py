@@ -48,6 +48,12 @@ class Outflow:
 
     async def send(self, data: bytes) -> None:
         """Write, and return once there is room for more, or the connection has ended."""
+        if self._transport.is_closing():
+            # Whoever sends is about to be told. A body that is never waited for would go on to its
+            # end before that: what is written to a transport that closes is dropped, and waits not.
+            self._room = self._loop.create_future()
+            await self._room
+            return
         self._transport.write(data)
         while self.is_paused:
             self._room = self._loop.create_future()
@@ -87,6 +93,22 @@ class Outflow:
         else:
             self._timer = None
             on_stall()
+
+
+def half_close(transport: asyncio.Transport) -> None:
+    """Say that nothing more will be sent, once all that was written has left.
+
+    With something unsent asyncio would do so later, in a callback of its own, and log what follows.
+    """
+    if transport.is_closing():
+        return
+    if not transport.can_write_eof():
+        transport.close()
+        return
+    try:
+        transport.write_eof()
+    except OSError:
+        transport.abort()  # the other end has reset it since, as health checks do
 
 
 def reset(transport: asyncio.Transport) -> None:

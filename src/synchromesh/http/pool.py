@@ -74,7 +74,7 @@ class HttpPool:
         # A dict keeps the order in which they were made, which a simulated close relies on.
         self.connections: dict[ClientConnection, None] = {}
         self.is_closed = False
-        self._endpoints: dict[tuple[str, int, bool], PoolEndpoint] = {}
+        self._endpoints: dict[tuple[str, int], PoolEndpoint] = {}
         self.sweeping: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
 
@@ -84,8 +84,7 @@ class HttpPool:
         Its `wire` is the whole request, framed by its length: nothing is checked here. See
         `request_head` and `HttpPool.request` for what a request may be.
         """
-        # Who takes parts takes as long as the slowest client: whole ones never wait for those.
-        key = (host, port, exchange.takes_parts)
+        key = (host, port)
         endpoint = exchange.owner = self._endpoints.get(key) or PoolEndpoint(key, self)
         endpoint.send(exchange)
 
@@ -166,6 +165,9 @@ class HttpPool:
         done; what is not read then closes the connection. A request with a body always gets a new
         connection: it cannot be sent again if a kept one turns out to be closed.
 
+        A body that is under way, either way, holds none of the places of exchanges that wait for an
+        answer; there are `PoolLimits.streams_max` of its own.
+
         Args:
             body: what is to be sent; it is read once. None where there is none.
             timeout_s: bounds the waiting for a connection, and once more the time from the last
@@ -175,15 +177,49 @@ class HttpPool:
                 body is not sent a second time.
 
         Raises:
-            Exception: as `request` does; `read` of the answer's stream raises ConnectionLost and
-                TimedOut as well.
+            Exception: as `request` does, and Shed where too many bodies are under way; `read` of
+                the answer's stream raises ConnectionLost and TimedOut as well.
+        """
+        # The exchange is not kept here: it keeps an error that has this frame in its traceback.
+        async with self.sent(
+            host,
+            port,
+            self.streamed(
+                host,
+                port,
+                method,
+                target,
+                headers,
+                body,
+                timeout_s=timeout_s,
+                is_idempotent=is_idempotent,
+            ),
+        ) as answer:
+            yield answer
+
+    def streamed(
+        self,
+        host: str,
+        port: int,
+        method: str,
+        target: str,
+        headers: Headers | Pairs,
+        body: Body | None,
+        *,
+        timeout_s: float,
+        is_idempotent: bool,
+    ) -> StreamedExchange:
+        """Return the exchange of `stream`, which is to be `sent`.
+
+        Raises:
+            ValueError, DeadlineExceeded: as `request` does.
         """
         if timeout_s <= 0:
             raise DeadlineExceeded(f"no time was left for the call to {host}:{port}; not sent")
         name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         framing = Framing(length=None if body is None else body.length)
         sent = b"" if body is None else framing
-        exchange = StreamedExchange(
+        return StreamedExchange(
             encode_request(name, method, target, headers, sent),
             body,
             framing,
@@ -193,6 +229,12 @@ class HttpPool:
             is_head=method == "HEAD",
             is_idempotent=is_idempotent and body is None,
         )
+
+    @asynccontextmanager
+    async def sent(
+        self, host: str, port: int, exchange: StreamedExchange
+    ) -> AsyncIterator[HttpResponse]:
+        """Send what `streamed` has made; see `stream`."""
         self.send(host, port, exchange)
         try:
             yield await exchange.answer
@@ -223,8 +265,8 @@ class HttpPool:
 
     def __repr__(self) -> str:
         idle = sum(len(endpoint.idle) for endpoint in self._endpoints.values())
-        endpoints = len({endpoint.name for endpoint in self._endpoints.values()})
-        return f"<HttpPool {endpoints} endpoints, {len(self.connections)} connections, {idle} idle>"
+        endpoints = f"{len(self._endpoints)} endpoints"
+        return f"<HttpPool {endpoints}, {len(self.connections)} connections, {idle} idle>"
 
     # -- what endpoints tell ---------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from synchromesh.http.message import (
     encode_response,
     problem_response,
 )
-from synchromesh.http.outflow import Outflow, reset
+from synchromesh.http.outflow import Outflow, half_close, reset
 from synchromesh.http.read_timer import ReadTimer
 from synchromesh.http.reading import SLICE_BYTES, RequestReader
 from synchromesh.http.serving import FAILED, FULL, Serving
@@ -302,14 +302,11 @@ class ServerConnection(asyncio.Protocol):
     def _end(self) -> None:
         """Close so that the client sees the answer even while it is still sending."""
         self._flush()
+        if self.outflow.is_paused:
+            return  # until the client has taken it: `_turn` then comes back
         self._replying = REPLIES[self._replying][ReplyingEvent.ENDED]
         self.stop_reading()
-        if self.transport.is_closing():
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
+        half_close(self.transport)
 
     # -- refusing --------------------------------------------------------------------------------
 

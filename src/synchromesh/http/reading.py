@@ -392,6 +392,7 @@ class RequestReader:
         if b"transfer-encoding" in self._watched:
             length = None
         self.coming = Body(length=length, on_room=self._sink.on_room)
+        self.coming.awaits_continue = self.owes_continue
         for part in self._body:
             self.coming.feed(part)
         self._hand_over(b"", self.coming)

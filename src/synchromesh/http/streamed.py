@@ -17,6 +17,9 @@ from synchromesh.http.message import Headers, HttpResponse, RawPair
 class StreamedExchange(ClientExchange):
     """An exchange with streamed bodies, with backpressure in both directions.
 
+    It is a stream from the start where its request's body is not there yet: what that takes is the
+    time of whoever sends it.
+
     Args:
         head: as it is framed for the wire.
         body: what is read and sent after it; None where there is none.
@@ -49,6 +52,7 @@ class StreamedExchange(ClientExchange):
         self._framing = framing
         self._answer_s = answer_s
         self._stall_s = stall_s
+        self.is_streaming = body is not None and not body.is_ended
         self._stream = Body(length=None, on_room=self._on_room)
         self._sending: asyncio.Task[None] | None = None
         # A body cannot be sent again if a kept connection turns out to be closed.
@@ -104,6 +108,9 @@ class StreamedExchange(ClientExchange):
 
     def on_error(self, error: Exception) -> None:
         """Fail `answer`, or its body."""
+        if self._body is not None and self._body.is_wanted and isinstance(error, ConnectionLost):
+            # It has had enough of a sender who keeps it waiting, as some servers do early.
+            error.is_callees = False
         if self._sending is not None:
             self._sending.cancel()
         if not self.answer.done():

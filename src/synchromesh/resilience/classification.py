@@ -73,7 +73,8 @@ def classify(error: BaseException | None, *, had_enough_time: bool) -> Classific
     """Classify an outcome as a success or failure of the callee, or neither; None is an answer.
 
     A `TimedOut` is a failure only if the callee `had_enough_time`: the edge's own timeout, or more
-    than its usual answer takes; not where the caller was impatient.
+    than its usual answer takes; not where the caller was impatient. What is not `is_callees` says
+    nothing about it.
 
     Example:
         >>> classify(TimedOut("late"), had_enough_time=False).value
@@ -84,6 +85,8 @@ def classify(error: BaseException | None, *, had_enough_time: bool) -> Classific
     if error is None:
         return Classification.SUCCESS
     if isinstance(error, TimedOut) and not had_enough_time:
+        return Classification.NEUTRAL
+    if isinstance(error, CallError) and not error.is_callees:
         return Classification.NEUTRAL
     return next(CLASSIFICATIONS[cls] for cls in type(error).__mro__ if cls in CLASSIFICATIONS)
 

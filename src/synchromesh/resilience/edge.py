@@ -197,7 +197,7 @@ class Edge:
         tracker, limiter = self.tracker, self.limiter
         if now < tracker.next_sample_s:
             return
-        is_drop = isinstance(outcome, Shed) or (
+        is_drop = (isinstance(outcome, Shed) and outcome.is_callees) or (
             isinstance(outcome, TimedOut)
             and (verdict is Classification.FAILURE or tracker.is_drop(took_s))
         )

@@ -73,7 +73,8 @@ class Limiter:
             limiter.in_flight -= 1
 
     and the methods are for all else. A limit that adapts itself needs the samples: of answers, and
-    of calls that ended in a time-out or an overload answer; not of streams.
+    of calls that ended in a time-out or an overload answer. A call whose answer comes in parts
+    gives its slot back once that begins: the rest is the time of whoever reads it.
 
     Attributes:
         in_flight: how many slots are held; `in_flight_max`: how many there are now.
@@ -99,15 +100,14 @@ class Limiter:
         self._wait_max_s = math.inf
         if isinstance(options, AdaptiveLimitOptions):
             self._adaptive = AdaptiveLimit(options)
-            self._wait_max_s, self._streams_max = options.wait_max_s, options.limit_max
+            self._wait_max_s = options.wait_max_s
             self.in_flight_max = options.initial
         else:
-            self.in_flight_max, self._streams_max = options.in_flight_max, 0
+            self.in_flight_max = options.in_flight_max
         self.in_flight = 0
         self.waiting = 0
         # Of the loop on which somebody waits: who is thrown away has none of his own any more.
         self._clock: Callable[[], float] = float
-        self._streams = 0
         # When the callee last answered, and since when all that came found every slot taken.
         self._answered_s = self._full_s = -math.inf
 
@@ -175,29 +175,10 @@ class Limiter:
             return
         if not is_drop:
             self._answered_s = now
-        calls = self.in_flight - self._streams
-        adaptive.sample(tracker, now, took_s, in_flight=calls, is_drop=is_drop)
-        self.in_flight_max = adaptive.limit + self._streams
+        adaptive.sample(tracker, now, took_s, in_flight=self.in_flight, is_drop=is_drop)
+        self.in_flight_max = adaptive.limit
         if self.waiting:
             self.hand_over()
-
-    def begin_stream(self) -> None:
-        """Tell that the call of one slot has become a stream, which may hold it for minutes.
-
-        Where the limit adapts itself another slot takes its place, for up to `limit_max` streams:
-        what a stream holds says nothing about the callee. A fixed limit bounds streams as calls.
-        """
-        if self._streams < self._streams_max:
-            self._streams += 1
-            self.in_flight_max += 1
-            if self.waiting:
-                self.hand_over()
-
-    def end_stream(self) -> None:
-        """Tell that a stream is over, once for each that was begun; before its slot is released."""
-        if self._streams:
-            self._streams -= 1
-            self.in_flight_max -= 1
 
     async def __aenter__(self) -> None:
         await self.acquire()
@@ -218,7 +199,7 @@ class Limiter:
         """Return how many slots may be taken when a call of this class takes one of them."""
         if priority is Priority.INTERACTIVE:
             return self.in_flight_max
-        return self._streams + math.ceil((self.in_flight_max - self._streams) * SHARES[priority])
+        return math.ceil(self.in_flight_max * SHARES[priority])
 
     def hand_over(self) -> None:
         """Give free slots to those who wait, as long as there is one for whose turn it is."""

@@ -67,7 +67,7 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     app: str
     port: int = 0
     pages_max: int = 0
-    in_flight: int = 256
+    in_flight: int = 1000
     waiting: int = 256
 
 
