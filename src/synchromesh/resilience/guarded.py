@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from asyncio import current_task
 from collections.abc import Awaitable, Callable
-from functools import partial, wraps
+from functools import partial
 from threading import get_ident  # noqa: TID251 - no thread is made, only told from another
 from typing import ParamSpec, TypeVar
 
 from synchromesh.chance import Chance
-from synchromesh.resilience.adaptive_limit import AdaptiveLimitOptions
-from synchromesh.resilience.attempts import Attempt
+from synchromesh.resilience import deadlines
+from synchromesh.resilience.attempts import UNTIMED, Attempt, MayRepeat
+from synchromesh.resilience.deadlines import ambient, call_due_s
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
 from synchromesh.resilience.policy_layers import PolicyLayers
 
@@ -30,24 +31,25 @@ P = ParamSpec("P")
 class _SlowWay:
     """All of a call but a first attempt that succeeds."""
 
-    def __init__(self, policy: PolicyLayers, rng: Chance, *, is_idempotent: bool) -> None:
+    def __init__(self, policy: PolicyLayers, rng: Chance, may_repeat: MayRepeat) -> None:
         self._has_retry = policy.retry is not None
         self._rng = rng
-        self._is_idempotent = is_idempotent
+        self._may_repeat = may_repeat
 
     async def run(
         self,
         here: OnLoop,
         again: Callable[[Attempt], Awaitable[T]],
+        due_s: float | None,
         failed: tuple[Attempt, Exception] | None = None,
     ) -> T:
-        """Make a call, or go on with it after its first attempt."""
+        """Make a call that ends by `due_s`, or go on with it after its first attempt."""
         try:
             return await here.edge.run(
                 again,
-                deadline_s=None,
+                deadline_s=due_s,
                 attempts_left=None,
-                is_retryable_unknown=self._is_idempotent,
+                is_retryable_unknown=self._may_repeat,
                 rng=self._rng,
                 failed=failed,
             )
@@ -62,6 +64,7 @@ class _SlowWay:
         permit: int,
         failed: BaseException | None,
         cut: Cut | None = None,
+        due_s: float | None = None,
     ) -> T:
         """Go on after an attempt that has failed: tell the breaker, and retry or raise."""
         try:
@@ -72,17 +75,22 @@ class _SlowWay:
             here.edge.report(failed, first, permit)
             if not (self._has_retry and isinstance(failed, Exception)):
                 raise failed
-            return await self.run(here, again, (first, failed))
+            return await self.run(here, again, due_s, (first, failed))
         finally:
             del failed, cut  # as in `run`; and a cut keeps the task, which keeps the error
 
     async def queue(
-        self, here: OnLoop, again: Callable[[Attempt], Awaitable[T]], permit: int, began_s: float
+        self,
+        here: OnLoop,
+        again: Callable[[Attempt], Awaitable[T]],
+        permit: int,
+        began_s: float,
+        due_s: float | None = None,
     ) -> T:
         """Make a call that found no slot free; it asks the breaker again when it has one."""
         if here.breaker is not None:
             here.breaker.neutral(permit, began_s)
-        return await self.run(here, again)
+        return await self.run(here, again, due_s)
 
 
 def guard(
@@ -91,7 +99,8 @@ def guard(
     *,
     name: str,
     rng: Chance,
-    is_idempotent: bool,
+    may_repeat: MayRepeat,
+    deadline_s: float | None,
 ) -> Callable[P, Awaitable[T]]:
     """Return an async function that calls `fn` through the layers of a policy.
 
@@ -100,64 +109,86 @@ def guard(
         fn: an async function; its own errors are raised as they are.
         name: of the edge, for messages.
         rng: the source of jitter.
-        is_idempotent: whether it may be run again when the outcome of a run is unknown.
+        may_repeat: whether it may be run again when the outcome of a run is unknown.
+        deadline_s: how long a call may take with all its attempts; None for as long as it wants.
     """
     loops = OnLoops(policy, name=name, rng=rng)
-    slow_way = _SlowWay(policy, rng, is_idempotent=is_idempotent)
-    make = _untimed if policy.timeout_s is None else _timed
-    return wraps(fn)(make(policy, fn, loops, slow_way))
+    slow_way = _SlowWay(policy, rng, may_repeat)
+    guarded = _timed(policy, fn, loops, slow_way, deadline_s)
+    if policy.timeout_s is None and deadline_s is None:
+        guarded = _untimed(policy, fn, loops, slow_way, guarded)
+    return guarded
 
 
 def _untimed(  # noqa: C901 - as `guarded`
-    policy: PolicyLayers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
+    policy: PolicyLayers,
+    fn: Callable[P, Awaitable[T]],
+    loops: OnLoops,
+    slow_way: _SlowWay,
+    timed: Callable[P, Awaitable[T]],
 ) -> Callable[P, Awaitable[T]]:
-    """Return the function for a policy without a timeout: its clock is read once, or not at all."""
-    is_timing = isinstance(policy.limit, AdaptiveLimitOptions) or (
-        policy.breaker is not None and policy.breaker.slow_after_s is not None
-    )
+    """Return the function for a policy without a timeout; within a deadline it is `timed`.
+
+    The limiter learns from some of the calls. To be one of them is decided when a call begins, by
+    one that has ended: by its own end the quick ones would be chosen more often, and all others are
+    spared a look at the clock.
+    """
+    is_timing = policy.breaker is not None and policy.breaker.slow_after_s is not None
     current = OnLoop.nowhere()
 
     async def guarded(  # noqa: C901 - one frame for all layers is the point of it
         *args: P.args, **kwargs: P.kwargs
     ) -> T:
         nonlocal current
+        if deadlines.are_used and ambient.get() is not None:
+            return await timed(*args, **kwargs)
         here = current
         if here.owner._thread_id != get_ident():
             here = current = loops.here()
+        clock = here.clock  # to call a slot as if it were a method takes longer
+        began_s, permit = UNTIMED, 0
+        if here.is_due:
+            began_s = clock()
+            here.is_due = is_timing
         breaker = here.breaker
-        permit, began_s = 0, here.clock() if is_timing else 0.0
         if breaker is not None:
             permit = breaker.closed_permit
             if not permit:
-                began_s = began_s or here.clock()
+                began_s = clock()
                 if began_s < breaker.refuses_until_s:
                     raise breaker.refusal(began_s)
                 permit = breaker.admit(began_s)
-        limiter, budget = here.limiter, here.budget
+        limiter = here.limiter
         if limiter is not None:
             if limiter.in_flight >= limiter.in_flight_max:
                 again = partial(_call, fn, args, kwargs)
                 return await slow_way.queue(here, again, permit, began_s)
             limiter.in_flight += 1
+        budget = here.budget
         if budget is not None:
             budget.calls += 1
         try:
-            answer = await fn(*args, **kwargs)
+            # To hand on an empty dict costs more than to ask whether it is.
+            answer = await (fn(*args, **kwargs) if kwargs else fn(*args))  # type: ignore[call-arg]
         except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
             failed = error
         else:
             if limiter is None and breaker is None:
                 return answer
-            ended_s = here.clock()
+            ended_s = clock()
             if limiter is not None:
                 if ended_s >= here.tracker.next_sample_s:
-                    limiter.sample(here.tracker, ended_s, ended_s - began_s)
+                    if began_s == UNTIMED:
+                        here.is_due = True
+                    else:
+                        limiter.sample(here.tracker, ended_s, ended_s - began_s)
                 if limiter.waiting:
                     limiter.release()
                 else:
                     limiter.in_flight -= 1
             if breaker is not None:
-                if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
+                # The same object nearly always; if not, the method compares.
+                if permit is breaker.closed_permit and ended_s < breaker.slice_ends_s:
                     breaker.successes += 1
                 else:
                     breaker.success(permit, ended_s, ended_s - began_s)
@@ -174,9 +205,13 @@ def _untimed(  # noqa: C901 - as `guarded`
 
 
 def _timed(  # noqa: C901 - as `guarded`
-    policy: PolicyLayers, fn: Callable[P, Awaitable[T]], loops: OnLoops, slow_way: _SlowWay
+    policy: PolicyLayers,
+    fn: Callable[P, Awaitable[T]],
+    loops: OnLoops,
+    slow_way: _SlowWay,
+    within_s: float | None,
 ) -> Callable[P, Awaitable[T]]:
-    """Return the function for a policy with a timeout: what `_untimed` does, and a deadline."""
+    """Return the function that cuts what is late: what `_untimed` does, and a timer."""
     timeout_s = policy.timeout_s or math.inf
     current = OnLoop.nowhere()
 
@@ -187,7 +222,13 @@ def _timed(  # noqa: C901 - as `guarded`
         here = current
         if here.owner._thread_id != get_ident():
             here = current = loops.here()
-        began_s = here.clock()
+        clock = here.clock
+        began_s = clock()
+        cut_s, due_s = began_s + timeout_s, None
+        if within_s is not None or (deadlines.are_used and ambient.get() is not None):
+            due_s = call_due_s(clock, began_s, within_s)
+            if due_s is not None and due_s < cut_s:
+                cut_s = due_s
         breaker, permit = here.breaker, 0
         if breaker is not None:
             permit = breaker.closed_permit
@@ -202,14 +243,14 @@ def _timed(  # noqa: C901 - as `guarded`
         if limiter is not None:
             if limiter.in_flight >= limiter.in_flight_max:
                 again = partial(_call, fn, args, kwargs)
-                return await slow_way.queue(here, again, permit, began_s)
+                return await slow_way.queue(here, again, permit, began_s, due_s)
             limiter.in_flight += 1
         if budget is not None:
             budget.calls += 1
-        cut, timers = Cut(began_s + timeout_s, task), here.timers
+        cut, timers = Cut(cut_s, task), here.timers
         try:
             timers.add(cut, here.loop)  # in here: whatever raises gives the slot and permit back
-            answer = await fn(*args, **kwargs)
+            answer = await (fn(*args, **kwargs) if kwargs else fn(*args))  # type: ignore[call-arg]
         except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
             failed = error
         else:
@@ -218,7 +259,7 @@ def _timed(  # noqa: C901 - as `guarded`
                 cut.is_alone()  # it has taken no notice, and has answered
             if limiter is None and breaker is None:
                 return answer
-            ended_s = here.clock()
+            ended_s = clock()
             if limiter is not None:
                 if ended_s >= here.tracker.next_sample_s:
                     limiter.sample(here.tracker, ended_s, ended_s - began_s)
@@ -227,16 +268,16 @@ def _timed(  # noqa: C901 - as `guarded`
                 else:
                     limiter.in_flight -= 1
             if breaker is not None:
-                if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
+                if permit is breaker.closed_permit and ended_s < breaker.slice_ends_s:
                     breaker.successes += 1
                 else:
                     breaker.success(permit, ended_s, ended_s - began_s)
             return answer
         timers.wheel.drop(cut)
         try:
-            first = Attempt(1, cut.due_s, has_full_timeout=True, began_s=began_s)
+            first = here.edge.first_attempt(cut.due_s, 0, began_s)
             return await slow_way.go_on(
-                here, partial(_call, fn, args, kwargs), first, permit, failed, cut
+                here, partial(_call, fn, args, kwargs), first, permit, failed, cut, due_s
             )
         finally:
             # This frame is in its traceback, and the task keeps the error: each would be a cycle.

@@ -40,6 +40,7 @@ class OnLoop:
         "budget",
         "clock",
         "edge",
+        "is_due",
         "limiter",
         "loop",
         "owner",
@@ -55,6 +56,8 @@ class OnLoop:
         self.edge = edge
         self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
         self.tracker = edge.tracker
+        # Whether the limiter waits for a call that says how long it took.
+        self.is_due = True
         self.timers = Timers()
 
     def ended(
