@@ -71,7 +71,10 @@ def restored(guarded: Callable[P, Awaitable[object]]) -> Callable[P, Awaitable[o
             answer = await guarded(*args, **kwargs)
         except _FailedResult as failed:
             return failed.result
-        return _raise_own(answer)
+        try:
+            return _raise_own(answer)
+        finally:
+            del answer  # an error in it has this frame in its traceback: kept, it would be a cycle
 
     return restore
 
@@ -84,7 +87,10 @@ def restored_sync(guarded: Callable[P, object]) -> Callable[P, object]:
             answer = guarded(*args, **kwargs)
         except _FailedResult as failed:
             return failed.result
-        return _raise_own(answer)
+        try:
+            return _raise_own(answer)
+        finally:
+            del answer  # an error in it has this frame in its traceback: kept, it would be a cycle
 
     return restore
 
@@ -137,4 +143,4 @@ def _raise_own(answer: object) -> object:
     try:
         raise answer.error
     finally:
-        del answer  # this frame is in its traceback: kept, it would be a cycle
+        del answer
