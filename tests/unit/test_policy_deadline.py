@@ -70,6 +70,7 @@ def play(main: Callable[[], Any]) -> Any:
 
 
 def test_a_deadline_outside_any_loop_is_of_the_threads_clock() -> None:
+    """A deadline outside any loop is of the thread's clock."""
     with deadline(1000.0) as held:
         assert 0.0 < held.remaining_s() <= 1000.0
     with deadline(-1.0) as held:
@@ -96,6 +97,7 @@ def test_a_call_is_cut_at_the_deadline_around_it(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", [UNTIMED, TIMED], ids=["untimed", "timed"])
 def test_what_answers_in_time_is_as_without(policy: Policy) -> None:
+    """What answers in time is as without."""
     guarded = policy.wrap(Sleeper(0.4), rng=Fixed())
 
     async def main() -> list[tuple[str, float]]:
@@ -108,6 +110,7 @@ def test_what_answers_in_time_is_as_without(policy: Policy) -> None:
 
 
 def test_the_earlier_of_timeout_and_deadline_cuts() -> None:
+    """The earlier of timeout and deadline cuts."""
     guarded = TIMED.wrap(Sleeper(60.0), rng=Fixed())
 
     async def main() -> tuple[str, float]:
@@ -121,6 +124,7 @@ def test_the_earlier_of_timeout_and_deadline_cuts() -> None:
 def test_nested_the_earlier_one_counts_and_the_outer_one_returns(
     outer_s: float, inner_s: float
 ) -> None:
+    """Nested the earlier one counts and the outer one returns."""
     guarded = UNTIMED.wrap(Sleeper(60.0), rng=Fixed())
 
     async def main() -> tuple[str, float]:
@@ -136,6 +140,7 @@ def test_nested_the_earlier_one_counts_and_the_outer_one_returns(
 
 
 def test_after_the_block_the_deadline_is_gone() -> None:
+    """After the block the deadline is gone."""
     guarded = UNTIMED.wrap(Sleeper(1.0), rng=Fixed())
 
     async def main() -> tuple[str, float]:
@@ -148,6 +153,7 @@ def test_after_the_block_the_deadline_is_gone() -> None:
 
 
 def test_tasks_that_are_made_in_the_block_have_it_too() -> None:
+    """Tasks that are made in the block have it too."""
     guarded = UNTIMED.wrap(Sleeper(60.0), rng=Fixed())
 
     async def main() -> list[tuple[str, float]]:
@@ -179,6 +185,7 @@ def test_retries_end_by_the_deadline_with_what_happened_last() -> None:
 
 
 def test_who_waits_for_a_place_waits_no_longer_than_that() -> None:
+    """Who waits for a place waits no longer than that."""
     limit = LimitOptions(in_flight_max=1, queue_max=10)
     fn = Sleeper(60.0)
     guarded = Policy(timeout_s=None, retry=None, limit=limit).wrap(fn, rng=Fixed())
@@ -239,6 +246,7 @@ def test_a_callee_that_is_much_later_than_usual_is_to_blame(within_s: float, thi
 
 
 def test_a_refused_call_takes_neither_slot_nor_permit_nor_budget() -> None:
+    """A refused call takes neither slot nor permit nor budget."""
     policy = Policy(timeout_s=None, retry=None, limit=LimitOptions(in_flight_max=1), breaker=OPENS)
     guarded = policy.wrap(Sleeper(0.1), rng=Fixed())
 
@@ -253,6 +261,7 @@ def test_a_refused_call_takes_neither_slot_nor_permit_nor_budget() -> None:
 
 
 def test_a_cancellation_from_outside_wins_over_the_deadline() -> None:
+    """A cancellation from outside wins over the deadline."""
     guarded = UNTIMED.wrap(Sleeper(60.0), rng=Fixed())
 
     async def main() -> bool:
@@ -273,6 +282,7 @@ def test_a_cancellation_from_outside_wins_over_the_deadline() -> None:
 
 
 def test_a_function_has_a_deadline_of_its_own_for_all_its_attempts() -> None:
+    """A function has a deadline of its own for all its attempts."""
     fn = Sleeper(0.4)
     policy = Policy(timeout_s=0.3, retry=AGAIN, budget=None, breaker=None)
     guarded = policy.wrap(fn, rng=Fixed(), is_idempotent=True, deadline_s=1.0)
@@ -288,6 +298,7 @@ def test_a_function_has_a_deadline_of_its_own_for_all_its_attempts() -> None:
 
 
 def test_it_holds_without_a_timeout_too() -> None:
+    """It holds without a timeout too."""
     guarded = UNTIMED.wrap(Sleeper(60.0), rng=Fixed(), deadline_s=0.5)
 
     async def main() -> tuple[str, float]:
@@ -297,6 +308,8 @@ def test_it_holds_without_a_timeout_too() -> None:
 
 
 def test_no_keyword_of_the_function_is_taken() -> None:
+    """No keyword of the function is taken."""
+
     @TIMED.wrap(deadline_s=1.0)
     async def fetch(deadline: float, *, timeout_s: float, key: str) -> tuple[float, float, str]:
         return deadline, timeout_s, key
@@ -312,6 +325,7 @@ def test_no_keyword_of_the_function_is_taken() -> None:
 
 @pytest.mark.parametrize("policy", [UNTIMED, TIMED], ids=["untimed", "timed"])
 def test_a_block_ends_by_the_deadline_around_it(policy: Policy) -> None:
+    """A block ends by the deadline around it."""
     guard = policy.guard("x", rng=Fixed())
 
     async def block(seconds: float) -> str:
@@ -382,6 +396,7 @@ def test_a_sync_function_keeps_its_deadline_between_attempts() -> None:
 
 
 def test_a_sync_function_is_not_run_after_the_deadline() -> None:
+    """A sync function is not run after the deadline."""
     runs: list[int] = []
 
     @UNTIMED.wrap
@@ -439,17 +454,20 @@ def test_a_deadline_is_handed_on_to_another_loop() -> None:
 
 @pytest.mark.parametrize("wrong", [math.nan, True, "2s", None])
 def test_what_is_no_number_is_refused(wrong: Any) -> None:
+    """What is no number is refused."""
     with pytest.raises(ConfigError, match="number of seconds"):
         deadline(wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0, math.nan, True, "2s"])
 def test_a_function_needs_time(wrong: Any) -> None:
+    """A function needs time."""
     with pytest.raises(ConfigError, match="deadline_s is"):
         TIMED.wrap(deadline_s=wrong)
 
 
 def test_a_deadline_is_entered_once() -> None:
+    """A deadline is entered once."""
     held = deadline(1.0)
     with held, pytest.raises(RuntimeError, match="entered once"):
         held.__enter__()
@@ -457,6 +475,7 @@ def test_a_deadline_is_entered_once() -> None:
 
 @pytest.mark.parametrize("policy", [UNTIMED, TIMED], ids=["untimed", "timed"])
 def test_calls_that_are_cut_leave_no_reference_cycle(policy: Policy) -> None:
+    """Calls that are cut leave no reference cycle."""
     guarded = policy.wrap(Sleeper(60.0), rng=Fixed())
 
     async def fail(times: int) -> None:

@@ -109,6 +109,7 @@ def test_a_result_may_be_a_failure_and_is_returned_all_the_same(play: Play) -> N
 
 
 def test_a_result_that_is_none_is_an_answer(play: Play) -> None:
+    """A result that is none is an answer."""
     guarded = play.guard(BREAKER, Status(404), is_failure=is_5xx)
     assert kinds(play.ends(guarded, 5)) == ["Status"] * 5
 
@@ -123,12 +124,14 @@ def test_an_exception_may_be_no_failure_and_is_raised_all_the_same(play: Play) -
 
 
 def test_an_exception_that_is_a_failure_opens_the_breaker(play: Play) -> None:
+    """An exception that is a failure opens the breaker."""
     lost = StatementFailed(connection_invalidated=True)
     guarded = play.guard(BREAKER, lost, is_failure=is_lost)
     assert kinds(play.ends(guarded, 3)) == ["StatementFailed"] * 2 + ["CircuitOpen"]
 
 
 def test_failed_results_are_run_again_where_that_does_no_harm(play: Play) -> None:
+    """Failed results are run again where that does no harm."""
     ok = Status(200)
     guarded = play.guard(RETRY, Status(503), Status(500), ok, is_failure=is_5xx, is_idempotent=True)
     assert play.ends(guarded) == [ok]
@@ -136,6 +139,7 @@ def test_failed_results_are_run_again_where_that_does_no_harm(play: Play) -> Non
 
 
 def test_the_last_failed_result_is_returned(play: Play) -> None:
+    """The last failed result is returned."""
     last = Status(502)
     lines = (Status(500), Status(501), last)
     guarded = play.guard(RETRY, *lines, is_failure=is_5xx, is_idempotent=True)
@@ -144,12 +148,14 @@ def test_the_last_failed_result_is_returned(play: Play) -> None:
 
 
 def test_failed_results_are_not_run_again_without_leave(play: Play) -> None:
+    """Failed results are not run again without leave."""
     guarded = play.guard(RETRY, Status(503), is_failure=is_5xx)
     assert kinds(play.ends(guarded)) == ["Status"]
     assert play.runs == 1
 
 
 def test_an_answer_is_never_run_again(play: Play) -> None:
+    """An answer is never run again."""
     own = StatementFailed(connection_invalidated=False)
     guarded = play.guard(RETRY, own, is_failure=is_lost, is_idempotent=True)
     assert play.ends(guarded) == [own]
@@ -172,6 +178,7 @@ def test_retry_if_says_which_failures_are_run_again(play: Play) -> None:
 
 
 def test_retry_if_needs_no_is_failure(play: Play) -> None:
+    """Retry_if needs no is_failure."""
     guarded = play.guard(
         RETRY, ConnectionRefusedError(), ValueError(), retry_if=lambda e: isinstance(e, OSError)
     )
@@ -202,6 +209,8 @@ def test_a_predicate_that_fails_is_heard_of_and_leaks_nothing(play: Play) -> Non
 
 
 def test_a_retry_predicate_that_fails_is_heard_of(play: Play) -> None:
+    """A retry predicate that fails is heard of."""
+
     def wrong(outcome: object) -> bool:
         raise ZeroDivisionError
 
@@ -210,6 +219,7 @@ def test_a_retry_predicate_that_fails_is_heard_of(play: Play) -> None:
 
 
 def test_a_cut_is_a_failure_whatever_the_predicate_says() -> None:
+    """A cut is a failure whatever the predicate says."""
     policy = Policy(timeout_s=0.1, retry=None, breaker=OPENS)
 
     async def hangs() -> None:
@@ -239,6 +249,7 @@ def test_a_block_tells_failures_by_a_predicate_too() -> None:
 
 
 def test_a_block_whose_predicate_fails_gives_its_place_back() -> None:
+    """A block whose predicate fails gives its place back."""
     from synchromesh import LimitOptions
 
     policy = Policy(timeout_s=None, retry=None, breaker=None, limit=LimitOptions(in_flight_max=1))
@@ -256,6 +267,8 @@ def test_a_block_whose_predicate_fails_gives_its_place_back() -> None:
 
 @pytest.mark.parametrize("option", ["is_failure", "retry_if", "key"])
 def test_what_cannot_be_asked_is_refused(option: str) -> None:
+    """What cannot be asked is refused."""
+
     async def asks(outcome: object) -> bool:
         return True
 
@@ -268,12 +281,15 @@ def test_what_cannot_be_asked_is_refused(option: str) -> None:
 
 
 def test_two_words_for_one_thing_are_refused() -> None:
+    """Two words for one thing are refused."""
     with pytest.raises(ConfigError, match="one of them"):
         RETRY.wrap(is_idempotent=True, retry_if=is_5xx)
 
 
 @pytest.mark.parametrize("error", [True, False], ids=["no failure", "failed result"])
 def test_calls_with_predicates_leave_no_reference_cycle(error: bool) -> None:
+    """Calls with predicates leave no reference cycle."""
+
     async def answer() -> Status:
         if error:
             raise StatementFailed(connection_invalidated=False)

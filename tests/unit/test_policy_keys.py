@@ -51,6 +51,7 @@ def ends(fn: Callable[[str], Any], urls: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("fn", [_fetch, _fetch_sync], ids=["async", "sync"])
 def test_a_host_that_is_ill_closes_the_door_of_no_other(fn: Callable[[str], Any]) -> None:
+    """A host that is ill closes the door of no other."""
     guarded = BREAKER.wrap(fn, key=host_of)
     well = "http://well.example/1"
     urls = [f"http://ill.example/{n}" for n in range(3)] + [well, "http://lame.example/", well]
@@ -63,6 +64,7 @@ def test_a_host_that_is_ill_closes_the_door_of_no_other(fn: Callable[[str], Any]
 
 
 def test_the_error_says_which() -> None:
+    """The error says which."""
     guarded = BREAKER.wrap(_fetch, name="fetch", key=host_of)
     ends(guarded, ["http://ill.example/"] * 2)
 
@@ -83,6 +85,7 @@ def test_the_error_says_which() -> None:
 
 
 def test_each_key_has_places_of_its_own() -> None:
+    """Each key has places of its own."""
     policy = Policy(timeout_s=None, retry=None, limit=LimitOptions(in_flight_max=1))
     under_way: list[str] = []
 
@@ -101,6 +104,8 @@ def test_each_key_has_places_of_its_own() -> None:
 
 
 def test_a_method_tells_its_key_by_its_instance() -> None:
+    """A method tells its key by its instance."""
+
     class Client:
         def __init__(self, host: str) -> None:
             self.host = host
@@ -136,6 +141,7 @@ def test_the_number_of_edges_is_bounded_and_the_longest_unused_goes(
 
 
 def test_calls_under_way_outlive_their_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls under way outlive their edge."""
     monkeypatch.setattr(keyed, "KEYS_MAX", 1)
 
     @Policy(timeout_s=None, retry=None).wrap(key=lambda host: host)
@@ -150,6 +156,7 @@ def test_calls_under_way_outlive_their_edge(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_threads_at_once_make_one_edge_for_a_key() -> None:
+    """Threads at once make one edge for a key."""
     made: list[str] = []
     start = threading.Barrier(8)
 
@@ -173,6 +180,7 @@ def test_threads_at_once_make_one_edge_for_a_key() -> None:
 
 
 def test_a_key_that_cannot_be_one_is_refused() -> None:
+    """A key that cannot be one is refused."""
     wrong: Any = lambda url: [url]  # noqa: E731
     guarded = BREAKER.wrap(_fetch, name="fetch", key=wrong)
 
@@ -184,5 +192,6 @@ def test_a_key_that_cannot_be_one_is_refused() -> None:
 
 
 def test_what_cannot_be_guarded_is_refused_at_decoration_with_a_key_too() -> None:
+    """What cannot be guarded is refused at decoration with a key too."""
     with pytest.raises(ConfigError, match="timeout_s=None"):
         Policy().wrap(_fetch_sync, key=host_of)

@@ -123,6 +123,7 @@ def test_a_scope_of_anyio_cancels_what_is_guarded() -> None:
 
 
 def test_a_task_group_of_anyio_has_the_deadline_around_it() -> None:
+    """A task group of anyio has the deadline around it."""
     guarded = Policy(retry=None, breaker=None).wrap(anyio.sleep_forever, name="x")
     seen: list[str] = []
 
@@ -163,6 +164,8 @@ def test_a_sync_function_in_a_worker_thread_has_the_deadline_of_who_sent_it() ->
 
 
 def test_a_sync_function_has_one_edge_for_all_threads() -> None:
+    """A sync function has one edge for all threads."""
+
     @Policy(timeout_s=None, retry=None, breaker=OPENS).wrap
     def fails() -> None:
         raise ConnectionError

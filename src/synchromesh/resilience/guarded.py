@@ -26,12 +26,25 @@ from synchromesh.resilience.policy_layers import PolicyLayers
 
 T = TypeVar("T")
 P = ParamSpec("P")
+Fn = Callable[P, Awaitable[T]]
 
 
 class _SlowWay:
-    """All of a call but a first attempt that succeeds."""
+    """All of a call but a first attempt that succeeds.
 
-    def __init__(self, policy: PolicyLayers, rng: Chance, may_repeat: MayRepeat) -> None:
+    Attributes:
+        loops: the edge of each loop.
+        timeout_s: of an attempt; infinity for none.
+        is_timing: whether each call is timed.
+    """
+
+    def __init__(
+        self, policy: PolicyLayers, loops: OnLoops, rng: Chance, may_repeat: MayRepeat
+    ) -> None:
+        self.loops = loops
+        self.timeout_s = policy.timeout_s or math.inf
+        breaker = policy.breaker
+        self.is_timing = breaker is not None and breaker.slow_after_s is not None
         self._has_retry = policy.retry is not None
         self._rng = rng
         self._may_repeat = may_repeat
@@ -95,13 +108,13 @@ class _SlowWay:
 
 def guard(
     policy: PolicyLayers,
-    fn: Callable[P, Awaitable[T]],
+    fn: Fn[P, T],
     *,
     name: str,
     rng: Chance,
     may_repeat: MayRepeat,
     deadline_s: float | None,
-) -> Callable[P, Awaitable[T]]:
+) -> Fn[P, T]:
     """Return an async function that calls `fn` through the layers of a policy.
 
     Args:
@@ -112,33 +125,23 @@ def guard(
         may_repeat: whether it may be run again when the outcome of a run is unknown.
         deadline_s: how long a call may take with all its attempts; None for as long as it wants.
     """
-    loops = OnLoops(policy, name=name, rng=rng)
-    slow_way = _SlowWay(policy, rng, may_repeat)
-    guarded = _timed(policy, fn, loops, slow_way, deadline_s)
+    way = _SlowWay(policy, OnLoops(policy, name=name, rng=rng), rng, may_repeat)
+    guarded = _timed(fn, way, deadline_s)
     if policy.timeout_s is None and deadline_s is None:
-        guarded = _untimed(policy, fn, loops, slow_way, guarded)
+        return _untimed(fn, way, guarded)
     return guarded
 
 
-def _untimed(  # noqa: C901 - as `guarded`
-    policy: PolicyLayers,
-    fn: Callable[P, Awaitable[T]],
-    loops: OnLoops,
-    slow_way: _SlowWay,
-    timed: Callable[P, Awaitable[T]],
-) -> Callable[P, Awaitable[T]]:
-    """Return the function for a policy without a timeout; within a deadline it is `timed`.
+def _untimed(fn: Fn[P, T], way: _SlowWay, timed: Fn[P, T]) -> Fn[P, T]:  # noqa: C901 - `guarded`
+    """Return the function that cuts nothing; within a deadline it is `timed`.
 
-    The limiter learns from some of the calls. To be one of them is decided when a call begins, by
-    one that has ended: by its own end the quick ones would be chosen more often, and all others are
-    spared a look at the clock.
+    The limiter learns from some of the calls. Which, a call that ends decides for one that begins:
+    if a call's own end did, quick ones would be chosen more often. All others are spared a clock.
     """
-    is_timing = policy.breaker is not None and policy.breaker.slow_after_s is not None
+    loops, is_timing = way.loops, way.is_timing
     current = OnLoop.nowhere()
 
-    async def guarded(  # noqa: C901 - one frame for all layers is the point of it
-        *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:  # noqa: C901 - one frame for all
         nonlocal current
         if deadlines.are_used and ambient.get() is not None:
             return await timed(*args, **kwargs)
@@ -148,8 +151,7 @@ def _untimed(  # noqa: C901 - as `guarded`
         clock = here.clock  # to call a slot as if it were a method takes longer
         began_s, permit = UNTIMED, 0
         if here.is_due:
-            began_s = clock()
-            here.is_due = is_timing
+            began_s, here.is_due = clock(), is_timing
         breaker = here.breaker
         if breaker is not None:
             permit = breaker.closed_permit
@@ -162,7 +164,7 @@ def _untimed(  # noqa: C901 - as `guarded`
         if limiter is not None:
             if limiter.in_flight >= limiter.in_flight_max:
                 again = partial(_call, fn, args, kwargs)
-                return await slow_way.queue(here, again, permit, began_s)
+                return await way.queue(here, again, permit, began_s)
             limiter.in_flight += 1
         budget = here.budget
         if budget is not None:
@@ -194,30 +196,20 @@ def _untimed(  # noqa: C901 - as `guarded`
                     breaker.success(permit, ended_s, ended_s - began_s)
             return answer
         try:
-            first = Attempt(1, began_s=began_s)
-            return await slow_way.go_on(
-                here, partial(_call, fn, args, kwargs), first, permit, failed
-            )
+            again, first = partial(_call, fn, args, kwargs), Attempt(1, began_s=began_s)
+            return await way.go_on(here, again, first, permit, failed)
         finally:
             del failed  # this frame is in its traceback: kept, it would be a cycle
 
     return guarded
 
 
-def _timed(  # noqa: C901 - as `guarded`
-    policy: PolicyLayers,
-    fn: Callable[P, Awaitable[T]],
-    loops: OnLoops,
-    slow_way: _SlowWay,
-    within_s: float | None,
-) -> Callable[P, Awaitable[T]]:
+def _timed(fn: Fn[P, T], way: _SlowWay, within_s: float | None) -> Fn[P, T]:  # noqa: C901
     """Return the function that cuts what is late: what `_untimed` does, and a timer."""
-    timeout_s = policy.timeout_s or math.inf
+    loops, timeout_s = way.loops, way.timeout_s
     current = OnLoop.nowhere()
 
-    async def guarded(  # noqa: C901 - one frame for all layers is the point of it
-        *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:  # noqa: C901 - one frame for all
         nonlocal current
         here = current
         if here.owner._thread_id != get_ident():
@@ -243,7 +235,7 @@ def _timed(  # noqa: C901 - as `guarded`
         if limiter is not None:
             if limiter.in_flight >= limiter.in_flight_max:
                 again = partial(_call, fn, args, kwargs)
-                return await slow_way.queue(here, again, permit, began_s, due_s)
+                return await way.queue(here, again, permit, began_s, due_s)
             limiter.in_flight += 1
         if budget is not None:
             budget.calls += 1
@@ -275,13 +267,11 @@ def _timed(  # noqa: C901 - as `guarded`
             return answer
         timers.wheel.drop(cut)
         try:
+            again = partial(_call, fn, args, kwargs)
             first = here.edge.first_attempt(cut.due_s, 0, began_s)
-            return await slow_way.go_on(
-                here, partial(_call, fn, args, kwargs), first, permit, failed, cut, due_s
-            )
+            return await way.go_on(here, again, first, permit, failed, cut, due_s)
         finally:
-            # This frame is in its traceback, and the task keeps the error: each would be a cycle.
-            del failed, task, cut
+            del failed, task, cut  # the error has this frame, and the task the error: cycles
 
     return guarded
 
