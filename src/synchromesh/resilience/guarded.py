@@ -81,11 +81,15 @@ class _SlowWay:
     ) -> T:
         """Go on after an attempt that has failed: tell the breaker, and retry or raise."""
         try:
-            if here.limiter is not None:
-                here.limiter.release()
+            if cut is not None:
+                here.timers.drop(cut)
             failed = here.ended(failed, first, cut)
             assert failed is not None, "who goes on has failed before"
-            here.edge.report(failed, first, permit)
+            try:
+                here.edge.report(failed, first, permit)
+            finally:
+                if here.limiter is not None:
+                    here.limiter.release()
             if not (self._has_retry and isinstance(failed, Exception)):
                 raise failed
             return await self.run(here, again, due_s, (first, failed))
@@ -246,11 +250,12 @@ def _timed(fn: Fn[P, T], way: _SlowWay, within_s: float | None) -> Fn[P, T]:  # 
         except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
             failed = error
         else:
-            timers.wheel.drop(cut)
+            slot = cut.slot  # what `drop` does, without its frame
+            if slot is not None:
+                cut.slot = None
+                del slot[cut]
             if cut.is_late:
                 cut.is_alone()  # it has taken no notice, and has answered
-            if limiter is None and breaker is None:
-                return answer
             ended_s = clock()
             if limiter is not None:
                 if ended_s >= here.tracker.next_sample_s:
@@ -265,7 +270,6 @@ def _timed(fn: Fn[P, T], way: _SlowWay, within_s: float | None) -> Fn[P, T]:  # 
                 else:
                     breaker.success(permit, ended_s, ended_s - began_s)
             return answer
-        timers.wheel.drop(cut)
         try:
             again = partial(_call, fn, args, kwargs)
             first = here.edge.first_attempt(cut.due_s, 0, began_s)

@@ -117,9 +117,9 @@ class GuardedBlock:
             if ended is not None and self._is_failure and not counts(ended, self._is_failure):
                 outcome = None
         finally:
+            here.edge.report(outcome, self._attempt, self._permit)
             if here.limiter is not None:
                 here.limiter.release()
-            here.edge.report(outcome, self._attempt, self._permit)
             del outcome
         try:
             if ended is not None and ended is not error:
