@@ -16,7 +16,7 @@ from synchromesh.errors import ConfigError, SynchromeshError
 T = TypeVar("T")
 P = ParamSpec("P")
 # Told an exception or a result.
-IsFailure = Callable[[Any], bool]
+Predicate = Callable[[Any], bool]
 
 
 class _FailedResult(Exception):
@@ -33,7 +33,7 @@ class _NoFailure(NamedTuple):
     error: Exception
 
 
-def judged(fn: Callable[P, Awaitable[T]], is_failure: IsFailure) -> Callable[P, Awaitable[object]]:
+def judged(fn: Callable[P, Awaitable[T]], is_failure: Predicate) -> Callable[P, Awaitable[object]]:
     """Return a function for the layers to call: it fails where `fn` fails by `is_failure`."""
 
     async def judge(*args: P.args, **kwargs: P.kwargs) -> object:
@@ -48,7 +48,7 @@ def judged(fn: Callable[P, Awaitable[T]], is_failure: IsFailure) -> Callable[P, 
     return judge
 
 
-def judged_sync(fn: Callable[P, T], is_failure: IsFailure) -> Callable[P, object]:
+def judged_sync(fn: Callable[P, T], is_failure: Predicate) -> Callable[P, object]:
     """Return what `judged` does for a sync function."""
 
     def judge(*args: P.args, **kwargs: P.kwargs) -> object:
@@ -95,7 +95,7 @@ def restored_sync(guarded: Callable[P, object]) -> Callable[P, object]:
     return restore
 
 
-def counts(error: BaseException, is_failure: IsFailure) -> bool:
+def counts(error: BaseException, is_failure: Predicate) -> bool:
     """Say whether an exception goes through the layers as one; ours say themselves what they are.
 
     What is no `Exception`, such as a cancellation, says nothing of the callee.
@@ -131,7 +131,7 @@ def is_async(fn: object) -> bool:
     )
 
 
-def _result(result: object, is_failure: IsFailure) -> object:
+def _result(result: object, is_failure: Predicate) -> object:
     if is_failure(result):
         raise _FailedResult(result)
     return result

@@ -10,7 +10,7 @@ from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError
 from synchromesh.resilience.attempts import Attempt, is_full_timeout
 from synchromesh.resilience.deadlines import call_due_s
-from synchromesh.resilience.failures import IsFailure, counts, refuse_unasked
+from synchromesh.resilience.failures import Predicate, counts, refuse_unasked
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
 from synchromesh.resilience.policy_layers import PolicyLayers
 
@@ -38,7 +38,7 @@ class Guard:
         *,
         name: str,
         rng: Chance,
-        is_failure: IsFailure | None = None,
+        is_failure: Predicate | None = None,
     ) -> None:
         refuse_unasked("is_failure", is_failure)
         if policy.retry is not None and policy.retry.attempts_max > 1:
@@ -65,7 +65,7 @@ class GuardedBlock:
     __slots__ = ("_attempt", "_cut", "_here", "_is_failure", "_loops", "_permit", "_timeout_s")
 
     def __init__(
-        self, loops: OnLoops, timeout_s: float | None, is_failure: IsFailure | None
+        self, loops: OnLoops, timeout_s: float | None, is_failure: Predicate | None
     ) -> None:
         self._loops = loops
         self._timeout_s = timeout_s

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar, overload
 
 from synchromesh.chance import Chance
-from synchromesh.resilience.failures import IsFailure
+from synchromesh.resilience.failures import Predicate
 from synchromesh.resilience.guarded_block import Guard
 from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.resilience.wrapping import Wrapping
@@ -50,8 +50,8 @@ class Policy(PolicyLayers):
         name: str | None = None,
         rng: Chance | None = None,
         is_idempotent: bool = False,
-        retry_if: IsFailure | None = None,
-        is_failure: IsFailure | None = None,
+        retry_if: Predicate | None = None,
+        is_failure: Predicate | None = None,
         deadline_s: float | None = None,
         key: Callable[..., Hashable] | None = None,
     ) -> F: ...
@@ -64,8 +64,8 @@ class Policy(PolicyLayers):
         name: str | None = None,
         rng: Chance | None = None,
         is_idempotent: bool = False,
-        retry_if: IsFailure | None = None,
-        is_failure: IsFailure | None = None,
+        retry_if: Predicate | None = None,
+        is_failure: Predicate | None = None,
         deadline_s: float | None = None,
         key: Callable[..., Hashable] | None = None,
     ) -> Callable[[F], F]: ...
@@ -77,8 +77,8 @@ class Policy(PolicyLayers):
         name: str | None = None,
         rng: Chance | None = None,
         is_idempotent: bool = False,
-        retry_if: IsFailure | None = None,
-        is_failure: IsFailure | None = None,
+        retry_if: Predicate | None = None,
+        is_failure: Predicate | None = None,
         deadline_s: float | None = None,
         key: Callable[..., Hashable] | None = None,
     ) -> F | Callable[[F], F]:
@@ -119,7 +119,7 @@ class Policy(PolicyLayers):
         return wrapping.around if fn is None else wrapping.around(fn)
 
     def guard(
-        self, name: str, *, rng: Chance | None = None, is_failure: IsFailure | None = None
+        self, name: str, *, rng: Chance | None = None, is_failure: Predicate | None = None
     ) -> Guard:
         """Guard blocks of code with this policy: make it once, and enter a block by calling it.
 

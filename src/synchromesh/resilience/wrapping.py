@@ -13,7 +13,7 @@ from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import blocking, failures, guarded
 from synchromesh.resilience.attempts import MayRepeat
-from synchromesh.resilience.failures import IsFailure
+from synchromesh.resilience.failures import Predicate
 from synchromesh.resilience.keyed import Keyed, by_key, by_key_sync
 from synchromesh.resilience.policy_layers import PolicyLayers
 from synchromesh.runtime import RealRuntime
@@ -34,8 +34,8 @@ class Wrapping:
     rng: Chance | None
     name: str | None
     is_idempotent: bool
-    retry_if: IsFailure | None
-    is_failure: IsFailure | None
+    retry_if: Predicate | None
+    is_failure: Predicate | None
     deadline_s: float | None
     key: Callable[..., Hashable] | None
 
