@@ -339,6 +339,33 @@ async def rejected() -> Results:
     return results
 
 
+SPACED_S = 0.0012
+"""At this distance the limiter learns from each call, and nothing is in the processor's caches."""
+
+
+async def _spaced_ns(fn: Fn, calls: int) -> float:
+    spent, clock = 0, time.thread_time_ns
+    for _ in range(calls):
+        await asyncio.sleep(SPACED_S)
+        began = clock()
+        await fn(1)
+        spent += clock() - began
+    return spent / calls
+
+
+async def of_adaptive_limit() -> Results:
+    """Measure what the adaptive limit adds to all other layers: calls at once, and apart."""
+    limited, unlimited = (_ours(policy)(answers) for policy in (Policy(), Policy(limit=None)))
+    results = Results()
+    for turn in range(-1, size(21, 3)):
+        at_once = [await _cost_ns(fn, size(2_000, 500)) for fn in (unlimited, limited)]
+        apart = [await _spaced_ns(fn, size(100, 50)) for fn in (unlimited, limited)]
+        if turn >= 0:
+            added_ns = {"at once": at_once[1] - at_once[0], "apart": apart[1] - apart[0]}
+            results.add("ours", added_ns)
+    return results
+
+
 def tell(report: Report, figure: str, results: Results, goals: Mapping[str, Goal]) -> None:
     """Add a row for each peer."""
     for peer in results.contestants():
@@ -369,6 +396,9 @@ async def main() -> None:
     for leaf, how in ((answers, "callee answers at once"), (suspends, "callee suspends")):
         goals = dict.fromkeys((PYRESILIENCE, HYX), at_most(1 / 8)) if leaf is answers else {}
         tell(report, f"composed, {how}", await added(composed(), leaf), goals)
+    limits = await of_adaptive_limit()
+    report.alone("adaptive limit", "ns", limits.median("ours", "at once"), at_most(1_000))
+    report.alone("adaptive limit, apart", "ns", limits.median("ours", "apart"))
     report.finish()
     print("where the time goes: python -m benchmarks.profiles breaker timeout composed")
 

@@ -41,7 +41,7 @@ FRONT_DOOR = {
     "Sagas": "Saga SagaRun SagaPolicy",
     "Event sourcing": "Decider Decision",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
-    "BreakerOptions",
+    "BreakerOptions deadline",
     "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys Rate Stale Static",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }

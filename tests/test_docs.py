@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
+import standins
 from pages import FENCE, blocks_of
 from synchromesh.errors import SynchromeshError, error_table
 from synchromesh.resilience import TRANSITIONS
@@ -83,6 +84,7 @@ def test_the_code_of_a_page_runs(
 ) -> None:
     """A reader who pastes a page's code, block after block, gets what the page says."""
     monkeypatch.chdir(tmp_path)
+    standins.put_in(monkeypatch)
     module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
     # Annotations are resolved through the module, as for any other one.
     monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from synchromesh.resilience import LimitOptions as LimitOptions
     from synchromesh.resilience import Policy as Policy
     from synchromesh.resilience import RetryOptions as RetryOptions
+    from synchromesh.resilience import deadline as deadline
     from synchromesh.saga import Saga as Saga
     from synchromesh.saga import SagaPolicy as SagaPolicy
     from synchromesh.saga import SagaRun as SagaRun
@@ -55,7 +56,7 @@ _ROOMS = {
     "events": "Decider Decision",
     "gateway": "Aggregate ApiKeys Branch Forward Gateway Rate Route Stale Static",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
-    "RetryOptions",
+    "RetryOptions deadline",
     "saga": "Saga SagaPolicy SagaRun",
     "service": "Context Service Transaction",
     "store": "Migration",

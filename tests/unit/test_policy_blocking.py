@@ -78,7 +78,7 @@ def guard(
     policy: Policy, fn: Callable[[], object], clock: Clock, *, again: bool = False
 ) -> Callable[[], object]:
     return blocking.guard(
-        policy, fn, name="orders -> billing", rng=Fixed(), is_idempotent=again, threads=clock
+        policy, fn, name="orders -> billing", rng=Fixed(), may_repeat=again, threads=clock
     )
 
 
@@ -352,7 +352,7 @@ def test_a_limit_that_adapts_itself_is_cut_by_overload_and_returns() -> None:
     clock = Clock()
     limit = AdaptiveLimitOptions(initial=8, limit_min=1)
     policy = Policy(timeout_s=None, retry=None, breaker=None, limit=limit)
-    edge = blocking._Edge(policy, "charge", random.Random(1), clock, is_idempotent=False)
+    edge = blocking._Edge(policy, "charge", random.Random(1), clock, may_repeat=False)
     for _ in range(40):
         clock.now += 0.01
         attempts = edge.attempts()

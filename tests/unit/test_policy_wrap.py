@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -23,7 +24,7 @@ from synchromesh.errors import (
     Shed,
     TimedOut,
 )
-from synchromesh.resilience import Attempts, BudgetOptions
+from synchromesh.resilience import Attempts, BudgetOptions, LatencyTracker, Limiter
 from synchromesh.testing import SimLoop, SimRuntime, run
 from synchromesh.timers import Timers
 
@@ -642,6 +643,62 @@ def test_no_more_run_at_once_than_the_limit_says(timeout_s: float | None) -> Non
     assert sorted(type(each).__name__ for each in seen) == ["Shed", "float", "float", "float"]
     assert fn.runs == 3
     assert at_s == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1.0])
+@pytest.mark.parametrize("how", ["function", "block"])
+def test_the_limiter_learns_of_overload_while_its_slot_is_held(
+    timeout_s: float | None, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many were under way when the callee refused one is what the limit is cut by."""
+    seen: list[int] = []
+
+    def sample(limiter: Limiter, *_: object, is_drop: bool = False) -> None:
+        if is_drop:
+            seen.append(limiter.in_flight)
+
+    monkeypatch.setattr(Limiter, "sample", sample)
+    policy = Policy(timeout_s=timeout_s, retry=None, breaker=None)
+    guard = policy.guard("x", rng=Fixed())
+    guarded = wrap(policy, Script(Shed("full")))
+
+    async def block() -> None:
+        async with guard():
+            raise Shed("full")
+
+    async def main() -> BaseException:
+        return await error_of(guarded() if how == "function" else block())
+
+    assert isinstance(simulated(main), Shed)
+    assert seen == [1]
+
+
+def test_the_limiter_learns_how_long_calls_take_though_few_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Quick and slow calls are chosen alike, so that what is usual is the mean of all."""
+    took: list[float] = []
+
+    def sample(limiter: Limiter, tracker: LatencyTracker, now: float, took_s: float) -> None:
+        took.append(took_s)
+        tracker.next_sample_s = now + 0.001
+
+    monkeypatch.setattr(Limiter, "sample", sample)
+    guarded = Policy(
+        timeout_s=None, retry=None, breaker=None, limit=LimitOptions(in_flight_max=1000)
+    ).wrap(asyncio.sleep, rng=Fixed())
+
+    async def main() -> None:
+        rng, calls = random.Random(7), []
+        for number in range(6_000):
+            await asyncio.sleep(rng.expovariate(2_000.0))
+            calls.append(asyncio.ensure_future(guarded(0.1 if number % 2 else 0.001)))
+        await asyncio.gather(*calls)
+
+    simulated(main)
+    share = sum(each < 0.05 for each in took) / len(took)
+    assert len(took) > 500
+    assert 0.4 < share < 0.6
 
 
 def test_a_breaker_that_opens_rejects_though_the_limiter_is_full() -> None:

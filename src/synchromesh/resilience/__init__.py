@@ -16,7 +16,13 @@ from synchromesh.resilience.breaker import (
     Trigger,
 )
 from synchromesh.resilience.classification import Classification, classify, may_retry
-from synchromesh.resilience.deadline import DeadlinePassed, is_being_cancelled, within
+from synchromesh.resilience.deadlines import (
+    AmbientDeadline,
+    DeadlinePassed,
+    deadline,
+    is_being_cancelled,
+    within,
+)
 from synchromesh.resilience.edge import Edge
 from synchromesh.resilience.hedging import HedgedCall, HedgeOptions, Hedging
 from synchromesh.resilience.latency import LatencyTracker
@@ -34,6 +40,7 @@ __all__ = [
     "TRANSITIONS",
     "AdaptiveLimit",
     "AdaptiveLimitOptions",
+    "AmbientDeadline",
     "Attempt",
     "Attempts",
     "AttemptsLeft",
@@ -60,6 +67,7 @@ __all__ = [
     "Waiting",
     "WaitingLine",
     "classify",
+    "deadline",
     "is_being_cancelled",
     "may_retry",
     "within",

@@ -161,7 +161,8 @@ class AdaptiveLimit:
             self._dropped_s += took_s
         else:
             usual_s = tracker.usual_s if tracker.is_learned else took_s
-            self._took_s += min(took_s, usual_s * _RATIO_MAX)
+            most_s = usual_s * _RATIO_MAX
+            self._took_s += took_s if took_s < most_s else most_s  # noqa: FURB136
             self._usual_s += usual_s
             tracker.sample(now, took_s, is_pressed=self.is_pressed)
         self._samples += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,12 @@ from synchromesh.resilience.hedging import HedgedCall
 from synchromesh.resilience.retry import AttemptsLeft, RetryBudget, RetryOptions
 
 _ONCE = RetryOptions(attempts_max=1)
+
+# Whether an attempt with an unknown outcome may be repeated, whatever it raised or by what it did.
+MayRepeat = bool | Callable[[Exception], bool]
+
+# When an attempt began for which nobody looked at the clock: it has taken as long as you like.
+UNTIMED = -math.inf
 
 # The share of the edge's timeout that counts as all of it.
 NEARLY_FULL = 0.95
@@ -58,7 +65,8 @@ class Attempt:
             the caller's remainder.
         used: to be set to the extra attempts that the callee reports with an answer, a `Rejection`
             too; those of another `CallError` are in its `attempts_used`. None: all are spent.
-        began_s: when the callee's own time began; to be set where that of others came first.
+        began_s: when the callee's own time began, or `UNTIMED`; to be set where that of others came
+            first.
         away_s: how long the callee says that it waited for others, of the time that it took.
         judge: of the instance that it is made at, where there are several.
         is_hedge: whether it is the second one of two at once.
@@ -87,7 +95,8 @@ class Attempts:
             spend any of the tree's, so that it is given none and takes none.
         timeout_s: the edge's timeout for each attempt; None for none.
         deadline_s: the call's deadline; None for none.
-        is_retryable_unknown: whether an attempt with an unknown outcome may be repeated.
+        is_retryable_unknown: whether an attempt with an unknown outcome may be repeated; or what
+            tells it by the error.
         rng: the source of jitter.
 
     Example:
@@ -107,7 +116,7 @@ class Attempts:
         left: AttemptsLeft | None,
         timeout_s: float | None,
         deadline_s: float | None,
-        is_retryable_unknown: bool,
+        is_retryable_unknown: MayRepeat,
         rng: Chance | None,
     ) -> None:
         self._retry = retry if retry is not None and rng is not None else _ONCE
@@ -132,10 +141,7 @@ class Attempts:
         if self._deadline_s is not None and now >= self._deadline_s:
             if self._last is not None:
                 raise self.final(self._last)
-            raise DeadlineExceeded(
-                f"the deadline passed {now - self._deadline_s:.3f} s before the call, "
-                "nothing was sent; give the whole request more time"
-            )
+            raise deadline_passed(now - self._deadline_s)
         if self._number == 0 and self._budget is not None:
             self._budget.calls += 1
         self._number += 1
@@ -220,7 +226,7 @@ class Attempts:
     def _wait_s(self, error: Exception, now: float, refuses_until_s: float) -> float | None:
         if self._number >= self._retry.attempts_max or self._rng is None:
             return None
-        if not may_retry(error, is_retryable_unknown=self._is_retryable_unknown):
+        if not self._may_retry(error):
             return None
         wait_s = self._retry.backoff_s(self._number, self._rng)
         if isinstance(error, CallError) and error.retry_after_s is not None:
@@ -240,12 +246,29 @@ class Attempts:
         self._spent += 1
         return wait_s
 
+    def _may_retry(self, error: Exception) -> bool:
+        asked = self._is_retryable_unknown
+        if isinstance(asked, bool):
+            return may_retry(error, is_retryable_unknown=asked)
+        if may_retry(error, is_retryable_unknown=False):
+            return True
+        # It is asked only where its answer counts.
+        return may_retry(error, is_retryable_unknown=True) and asked(error)
+
     def _settle(self, attempt: Attempt, used: int | None) -> None:
         if self._left is None or attempt.is_settled:
             return
         attempt.is_settled = True
         self._left.settle(attempt.attempts_left, used)
         self._spent += attempt.attempts_left if used is None else used
+
+
+def deadline_passed(late_s: float) -> DeadlineExceeded:
+    """Return what a call is that was to begin so long after its deadline."""
+    return DeadlineExceeded(
+        f"the deadline passed {late_s:.3f} s before the call, nothing was sent; give the whole "
+        "request more time"
+    )
 
 
 def is_full_timeout(timeout_s: float | None, deadline_s: float | None, now: float) -> bool:

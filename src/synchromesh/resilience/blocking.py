@@ -10,15 +10,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
-from synchromesh.resilience.attempts import Attempt, Attempts
+from synchromesh.resilience.attempts import Attempt, Attempts, MayRepeat
 from synchromesh.resilience.breaker import Breaker
 from synchromesh.resilience.classification import Classification, classify
+from synchromesh.resilience.deadlines import call_due_s
 from synchromesh.resilience.latency import LatencyTracker
 from synchromesh.resilience.limiter import LimitOptions
 from synchromesh.resilience.policy_layers import PolicyLayers
@@ -35,13 +35,14 @@ def guard(
     *,
     name: str,
     rng: Chance,
-    is_idempotent: bool,
+    may_repeat: MayRepeat,
+    deadline_s: float | None = None,
     threads: Threads | None = None,
 ) -> Callable[P, T]:
     """Return a function that calls `fn` through the layers of a policy, in the caller's thread.
 
     Its retries wait in that thread: a function that is called on an event loop's thread blocks it,
-    with a policy as it would without.
+    with a policy as it would without. A deadline is kept between attempts.
 
     Raises:
         ConfigError: the policy has a timeout, or a fixed limit with a queue.
@@ -58,11 +59,10 @@ def guard(
             f"queue_max = {policy.limit.queue_max}: a thread that waits for a place holds one; "
             "make it 0"
         )
-    edge = _Edge(policy, name, rng, threads or RealThreads(), is_idempotent=is_idempotent)
+    edge = _Edge(policy, name, rng, threads or RealThreads(), may_repeat)
 
-    @wraps(fn)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        attempts = edge.attempts()
+        attempts = edge.attempts(deadline_s)
         try:
             while True:
                 attempt, permit = edge.begin(attempts)
@@ -83,13 +83,18 @@ class _Edge:
     """The layers of a guarded function, for all threads."""
 
     def __init__(
-        self, policy: PolicyLayers, name: str, rng: Chance, threads: Threads, *, is_idempotent: bool
+        self,
+        policy: PolicyLayers,
+        name: str,
+        rng: Chance,
+        threads: Threads,
+        may_repeat: MayRepeat,
     ) -> None:
         self._policy = policy
         self._name = name
         self._rng = rng
         self._threads = threads
-        self._is_idempotent = is_idempotent
+        self._may_repeat = may_repeat
         self._lock = threads.lock()
         self._in_flight = 0
         limit = policy.limit
@@ -109,15 +114,20 @@ class _Edge:
         if policy.retry is not None and policy.budget is not None:
             self._budget = RetryBudget(policy.budget, now=now)
 
-    def attempts(self) -> Attempts:
-        """Return the machine of one call."""
+    def attempts(self, within_s: float | None = None) -> Attempts:
+        """Return the machine of one call, which may take so long with all its attempts.
+
+        Raises:
+            DeadlineExceeded: the deadline around it has passed.
+        """
+        clock = self._threads.time
         return Attempts(
             retry=self._policy.retry,
             budget=self._budget,
             left=None,
             timeout_s=None,
-            deadline_s=None,
-            is_retryable_unknown=self._is_idempotent,
+            deadline_s=call_due_s(clock, clock(), within_s),
+            is_retryable_unknown=self._may_repeat,
             rng=self._rng,
         )
 
@@ -158,7 +168,7 @@ class _Edge:
                 if isinstance(error, Shed):
                     self._learn(now, now - attempt.began_s, is_drop=True)
                 self._in_flight -= 1
-                self._report(error, permit, now, now - attempt.began_s)
+                self._report(error, attempt, permit, now)
                 if not isinstance(error, Exception):
                     raise error
                 wait_s = self._wait_s(attempts, attempt, error, now)
@@ -185,10 +195,13 @@ class _Edge:
             adaptive.sample(tracker, now, took_s, in_flight=self._in_flight, is_drop=is_drop)
             self._in_flight_max = adaptive.limit
 
-    def _report(self, error: BaseException, permit: int, now: float, took_s: float) -> None:
+    def _report(self, error: BaseException, attempt: Attempt, permit: int, now: float) -> None:
         if self._breaker is None:
             return
-        verdict = classify(error, had_enough_time=True)
+        took_s = now - attempt.began_s
+        # Without a deadline nobody has hurried it.
+        had_enough = attempt.deadline_s is None or self._tracker.has_had_enough(took_s)
+        verdict = classify(error, had_enough_time=had_enough)
         if verdict is Classification.SUCCESS:
             self._breaker.success(permit, now, took_s)
         elif verdict is Classification.FAILURE:

@@ -19,10 +19,10 @@ from typing import TypeVar
 from synchromesh.chance import Chance
 from synchromesh.errors import Shed, TimedOut
 from synchromesh.priority import Priority
-from synchromesh.resilience.attempts import Attempt, Attempts, is_full_timeout
+from synchromesh.resilience.attempts import Attempt, Attempts, MayRepeat, is_full_timeout
 from synchromesh.resilience.breaker import Breaker, BreakerState, Transition
 from synchromesh.resilience.classification import Classification, classify
-from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.deadlines import DeadlinePassed, within
 from synchromesh.resilience.hedged_run import HedgedRun
 from synchromesh.resilience.hedging import Hedging
 from synchromesh.resilience.latency import LatencyTracker
@@ -95,7 +95,7 @@ class Edge:
         *,
         deadline_s: float | None,
         attempts_left: int | AttemptsLeft | None,
-        is_retryable_unknown: bool,
+        is_retryable_unknown: MayRepeat,
         rng: Chance,
         failed: tuple[Attempt, Exception] | None = None,
         priority: Priority = Priority.INTERACTIVE,
@@ -114,7 +114,7 @@ class Edge:
                 `AttemptsLeft` to all its calls. None: the callee is a plain function, and takes
                 none.
             is_retryable_unknown: whether an attempt with an unknown outcome may be repeated: a
-                query, or a command with a key.
+                query, or a command with a key; or what tells it by the error.
             rng: the source of jitter.
             failed: a first attempt that was made elsewhere, and what it raised; the breaker has
                 been told of it.
@@ -201,9 +201,10 @@ class Edge:
             isinstance(outcome, TimedOut)
             and (verdict is Classification.FAILURE or tracker.is_drop(took_s))
         )
-        if limiter is not None and (is_drop or verdict is Classification.SUCCESS):
+        is_answer = verdict is Classification.SUCCESS and took_s < math.inf  # else it was not timed
+        if limiter is not None and (is_drop or is_answer):
             limiter.sample(tracker, now, took_s, is_drop=is_drop)
-        elif verdict is Classification.SUCCESS:
+        elif is_answer:
             tracker.sample(now, took_s)
 
     def first_attempt(self, due_s: float, given: int, began_s: float) -> Attempt:

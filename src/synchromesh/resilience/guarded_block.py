@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from types import TracebackType
 
 from synchromesh.chance import Chance
 from synchromesh.errors import ConfigError
-from synchromesh.resilience.attempts import Attempt
+from synchromesh.resilience.attempts import Attempt, is_full_timeout
+from synchromesh.resilience.deadlines import call_due_s
+from synchromesh.resilience.failures import Predicate, counts, refuse_unasked
 from synchromesh.resilience.on_loop import Cut, OnLoop, OnLoops, no_task
 from synchromesh.resilience.policy_layers import PolicyLayers, refuse_hedge
 
@@ -29,7 +32,15 @@ class Guard:
         '<Guard billing -> provider closed>'
     """
 
-    def __init__(self, policy: PolicyLayers, *, name: str, rng: Chance) -> None:
+    def __init__(
+        self,
+        policy: PolicyLayers,
+        *,
+        name: str,
+        rng: Chance,
+        is_failure: Predicate | None = None,
+    ) -> None:
+        refuse_unasked("is_failure", is_failure)
         if policy.retry is not None and policy.retry.attempts_max > 1:
             raise ConfigError(
                 f"the block {name!r} is given a policy with retry, and a block cannot be run again;"
@@ -38,11 +49,12 @@ class Guard:
         refuse_hedge(policy, f"the block {name!r}")
         self._name = name
         self._timeout_s = policy.timeout_s
+        self._is_failure = is_failure
         self._loops = OnLoops(policy, name=name, rng=rng)
 
     def __call__(self) -> GuardedBlock:
         """Return one block, to be entered once."""
-        return GuardedBlock(self._loops, self._timeout_s)
+        return GuardedBlock(self._loops, self._timeout_s, self._is_failure)
 
     def __repr__(self) -> str:
         return f"<Guard {self._loops!r}>"
@@ -51,11 +63,14 @@ class Guard:
 class GuardedBlock:
     """Runs one block of a `Guard`; an async context manager."""
 
-    __slots__ = ("_attempt", "_cut", "_here", "_loops", "_permit", "_timeout_s")
+    __slots__ = ("_attempt", "_cut", "_here", "_is_failure", "_loops", "_permit", "_timeout_s")
 
-    def __init__(self, loops: OnLoops, timeout_s: float | None) -> None:
+    def __init__(
+        self, loops: OnLoops, timeout_s: float | None, is_failure: Predicate | None
+    ) -> None:
         self._loops = loops
         self._timeout_s = timeout_s
+        self._is_failure = is_failure
         self._here: OnLoop | None = None
         self._attempt = Attempt(1)
         self._permit = 0
@@ -68,12 +83,16 @@ class GuardedBlock:
         task = asyncio.current_task()
         if task is None:
             raise no_task()
+        due_s = call_due_s(here.clock, here.clock(), None)
         self._here, attempt = here, self._attempt
-        self._permit = await self._admit(here)
-        if self._timeout_s is not None:
-            attempt.deadline_s = attempt.began_s + self._timeout_s
-            attempt.has_full_timeout = True
-            self._cut = Cut(attempt.deadline_s, task)
+        self._permit = await self._admit(here, due_s)
+        if self._timeout_s is not None or due_s is not None:
+            cut_s = attempt.began_s + (self._timeout_s or math.inf)
+            if due_s is not None:
+                cut_s = min(cut_s, due_s)
+            attempt.deadline_s = cut_s
+            attempt.has_full_timeout = is_full_timeout(self._timeout_s, cut_s, attempt.began_s)
+            self._cut = Cut(cut_s, task)
             try:
                 here.timers.add(self._cut, here.loop)
             except BaseException:
@@ -94,17 +113,22 @@ class GuardedBlock:
         assert here is not None
         if self._cut is not None:
             here.timers.drop(self._cut)
-        ended = here.ended(error, self._attempt, self._cut)
-        if here.limiter is not None:
-            here.limiter.release()
-        here.edge.report(ended, self._attempt, self._permit)
+        ended = outcome = here.ended(error, self._attempt, self._cut)
+        try:
+            if ended is not None and self._is_failure and not counts(ended, self._is_failure):
+                outcome = None
+        finally:
+            here.edge.report(outcome, self._attempt, self._permit)
+            if here.limiter is not None:
+                here.limiter.release()
+            del outcome
         try:
             if ended is not None and ended is not error:
                 raise ended from None
         finally:
             del ended, error  # this frame is in their tracebacks: kept, they are cycles
 
-    async def _admit(self, here: OnLoop) -> int:
+    async def _admit(self, here: OnLoop, due_s: float | None) -> int:
         """Pass the breaker and the limiter, and note when; an open breaker rejects at once."""
         breaker, limiter = here.breaker, here.limiter
         now = self._attempt.began_s = here.clock()
@@ -113,7 +137,10 @@ class GuardedBlock:
             return permit
         if breaker is not None:
             breaker.neutral(permit, now)
-        await limiter.acquire(None if self._timeout_s is None else now + self._timeout_s)
+        until_s = now + (self._timeout_s or math.inf)
+        if due_s is not None:
+            until_s = min(until_s, due_s)
+        await limiter.acquire(None if until_s == math.inf else until_s)
         # The time in the queue is not taken from the block's.
         now = self._attempt.began_s = here.clock()
         try:

@@ -17,7 +17,7 @@ from synchromesh.durations import is_count
 from synchromesh.errors import ConfigError, Shed
 from synchromesh.priority import Priority
 from synchromesh.resilience.adaptive_limit import AdaptiveLimit, AdaptiveLimitOptions
-from synchromesh.resilience.deadline import DeadlinePassed, within
+from synchromesh.resilience.deadlines import DeadlinePassed, within
 from synchromesh.resilience.latency import LatencyTracker
 from synchromesh.resilience.waiting_line import STANDING_S, Waiting, WaitingLine
 
@@ -91,6 +91,22 @@ class Limiter:
         >>> asyncio.run(main())
         '<Limiter billing 1/1 in flight, 0/0 waiting>'
     """
+
+    __slots__ = (
+        "_adaptive",
+        "_answered_s",
+        "_clock",
+        "_full_s",
+        "_line",
+        "_name",
+        "_queue_max",
+        "_streams",
+        "_streams_max",
+        "_wait_max_s",
+        "in_flight",
+        "in_flight_max",
+        "waiting",
+    )
 
     def __init__(self, options: LimitOptions | AdaptiveLimitOptions, *, name: str) -> None:
         self._name = name

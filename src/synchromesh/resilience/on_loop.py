@@ -40,6 +40,7 @@ class OnLoop:
         "budget",
         "clock",
         "edge",
+        "is_due",
         "limiter",
         "loop",
         "owner",
@@ -55,6 +56,8 @@ class OnLoop:
         self.edge = edge
         self.breaker, self.budget, self.limiter = edge.breaker, edge.budget, edge.limiter
         self.tracker = edge.tracker
+        # Whether the limiter waits for a call that says how long it took.
+        self.is_due = True
         self.timers = Timers()
 
     def ended(
@@ -88,6 +91,10 @@ class OnLoops:
     def here(self) -> OnLoop:
         """Return that of the running loop."""
         loop = asyncio.get_running_loop()
+        found = self._by_owner.get(loop)  # at once, for uvloop does not say which thread it has
+        return found if found is not None else self._of(loop)
+
+    def _of(self, loop: asyncio.AbstractEventLoop) -> OnLoop:
         # A simulated loop runs several processes, and in the world each has its own of everything.
         owner = loop.owner() if hasattr(loop, "owner") else loop
         found = self._by_owner.get(owner)

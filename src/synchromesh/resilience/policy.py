@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TypeVar, overload
 
 from synchromesh.chance import Chance
+from synchromesh.resilience.failures import Predicate
 from synchromesh.resilience.guarded_block import Guard
 from synchromesh.resilience.policy_layers import PolicyLayers
-from synchromesh.resilience.wrapping import wrap
+from synchromesh.resilience.wrapping import Wrapping
 from synchromesh.runtime import RealRuntime
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -47,9 +48,13 @@ class Policy(PolicyLayers):
         self,
         fn: F,
         *,
-        rng: Chance | None = None,
         name: str | None = None,
+        rng: Chance | None = None,
         is_idempotent: bool = False,
+        retry_if: Predicate | None = None,
+        is_failure: Predicate | None = None,
+        deadline_s: float | None = None,
+        key: Callable[..., Hashable] | None = None,
     ) -> F: ...
 
     @overload
@@ -57,35 +62,50 @@ class Policy(PolicyLayers):
         self,
         fn: None = None,
         *,
-        rng: Chance | None = None,
         name: str | None = None,
+        rng: Chance | None = None,
         is_idempotent: bool = False,
+        retry_if: Predicate | None = None,
+        is_failure: Predicate | None = None,
+        deadline_s: float | None = None,
+        key: Callable[..., Hashable] | None = None,
     ) -> Callable[[F], F]: ...
 
     def wrap(
         self,
         fn: F | None = None,
         *,
-        rng: Chance | None = None,
         name: str | None = None,
+        rng: Chance | None = None,
         is_idempotent: bool = False,
+        retry_if: Predicate | None = None,
+        is_failure: Predicate | None = None,
+        deadline_s: float | None = None,
+        key: Callable[..., Hashable] | None = None,
     ) -> F | Callable[[F], F]:
         """Guard a function or method with this policy; as a decorator or by a call.
 
-        The result has a breaker, a retry budget and a limiter of its own, for all who call it; of
-        an async function, for all who call it on one event loop. Its own errors are raised as they
-        are and are failures, but for those of `synchromesh.errors` that say otherwise.
+        It has a breaker, a retry budget and a limiter of its own, for all who call it; of an async
+        function, for all who call it on one event loop. It ends by the `deadline` around a call.
+        Its own errors are raised as they are; errors of `synchromesh.errors` say what they are.
 
         Args:
             fn: an async function or method. A sync one may be shared by threads; it takes a policy
                 without a timeout, for nothing can cut it.
-            rng: the source of jitter; the process' own by default.
             name: what messages call it; its qualified name by default.
+            rng: the source of jitter; the process' own by default.
             is_idempotent: whether it may be run again when the outcome of a run is unknown. Else
                 only a run that certainly had no effect is retried.
+            retry_if: in place of `is_idempotent`, tells it by what such a run raised or returned.
+            is_failure: tells whether what was raised or returned is a failure of the callee; else
+                it is an answer. Without it exceptions are failures, and results are not.
+            deadline_s: how long a call may take with all its attempts and waits.
+            key: tells by the arguments of a call what it calls: each key has a breaker, a budget
+                and a limiter of its own, as the last 1,000 do that were called.
 
         Raises:
-            ConfigError: the function is of a kind that this policy cannot guard.
+            ConfigError: the function is of a kind that this policy cannot guard; an option is not
+                what it has to be.
 
         Example:
             >>> import asyncio
@@ -96,18 +116,18 @@ class Policy(PolicyLayers):
             >>> asyncio.run(price("SX90"))
             42
         """
+        wrapping = Wrapping(self, rng, name, is_idempotent, retry_if, is_failure, deadline_s, key)
+        return wrapping.around if fn is None else wrapping.around(fn)
 
-        def decorate(fn: F) -> F:
-            return wrap(self, fn, rng=rng, name=name, is_idempotent=is_idempotent)
-
-        return decorate if fn is None else decorate(fn)
-
-    def guard(self, name: str, *, rng: Chance | None = None) -> Guard:
+    def guard(
+        self, name: str, *, rng: Chance | None = None, is_failure: Predicate | None = None
+    ) -> Guard:
         """Guard blocks of code with this policy: make it once, and enter a block by calling it.
 
         Args:
             name: what messages call it.
             rng: the source of jitter; the process' own by default.
+            is_failure: tells whether an exception of a block is a failure of what it calls.
 
         Raises:
             ConfigError: the policy has retry, and a block cannot be run again.
@@ -121,4 +141,5 @@ class Policy(PolicyLayers):
             >>> asyncio.run(charge())
             'charged'
         """
-        return Guard(self, name=name, rng=RealRuntime().rng if rng is None else rng)
+        chance = RealRuntime().rng if rng is None else rng
+        return Guard(self, name=name, rng=chance, is_failure=is_failure)

@@ -3,37 +3,93 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TypeVar, cast
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from synchromesh.chance import Chance
+from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
-from synchromesh.resilience import blocking, guarded
+from synchromesh.resilience import blocking, failures, guarded
+from synchromesh.resilience.attempts import MayRepeat
+from synchromesh.resilience.failures import Predicate
+from synchromesh.resilience.keyed import Keyed, by_key, by_key_sync
 from synchromesh.resilience.policy_layers import PolicyLayers, refuse_hedge
 from synchromesh.runtime import RealRuntime
 
 F = TypeVar("F", bound=Callable[..., object])
+Fn = Callable[..., Any]
 
 
-def wrap(
-    policy: PolicyLayers, fn: F, *, rng: Chance | None, name: str | None, is_idempotent: bool
-) -> F:
-    """Guard a function; see `Policy.wrap`."""
-    named = name or str(getattr(fn, "__qualname__", fn))
-    reason = _unfit(fn)
-    if reason:
-        raise ConfigError(f"{named} {reason}")
-    refuse_hedge(policy, named)
-    guard: Callable[..., object] = guarded.guard if _is_async(fn) else blocking.guard
-    chance = RealRuntime().rng if rng is None else rng
-    return cast("F", guard(policy, fn, name=named, rng=chance, is_idempotent=is_idempotent))
+@dataclass(frozen=True, slots=True)
+class Wrapping:
+    """Holds how functions are guarded; see `Policy.wrap`.
 
+    Raises:
+        ConfigError: a value is not what it has to be.
+    """
 
-def _is_async(fn: Callable[..., object]) -> bool:
-    # An object that is called is as async as its method.
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-        getattr(fn, "__call__", None)  # noqa: B004 - not whether there is one, but of what kind
-    )
+    policy: PolicyLayers
+    rng: Chance | None
+    name: str | None
+    is_idempotent: bool
+    retry_if: Predicate | None
+    is_failure: Predicate | None
+    deadline_s: float | None
+    key: Callable[..., Hashable] | None
+
+    def __post_init__(self) -> None:
+        for option in ("retry_if", "is_failure", "key"):
+            failures.refuse_unasked(option, getattr(self, option))
+        if self.is_idempotent and self.retry_if is not None:
+            raise ConfigError(
+                "is_idempotent and retry_if are both given, and each says what is run again; give "
+                "one of them"
+            )
+        within_s = self.deadline_s
+        if within_s is not None and not (is_number(within_s) and within_s > 0):
+            raise ConfigError(
+                f"deadline_s is {within_s!r}; make it a number of seconds above 0, or None for none"
+            )
+
+    def around(self, fn: F) -> F:
+        """Guard a function.
+
+        Raises:
+            ConfigError: it is of a kind that cannot be guarded.
+        """
+        name = self.name or str(getattr(fn, "__qualname__", fn))
+        reason = _unfit(fn)
+        if reason:
+            raise ConfigError(f"{name} {reason}")
+        refuse_hedge(self.policy, name)
+        is_async = failures.is_async(fn)
+        guard: Fn = guarded.guard if is_async else blocking.guard
+        rng = RealRuntime().rng if self.rng is None else self.rng
+        may_repeat = self._may_repeat()
+        inner: Fn = fn
+        if self.is_failure is not None:
+            judged: Fn = failures.judged if is_async else failures.judged_sync
+            inner = judged(fn, self.is_failure)
+
+        def make(name: str) -> Fn:
+            options = {"rng": rng, "may_repeat": may_repeat, "deadline_s": self.deadline_s}
+            return cast("Fn", guard(self.policy, inner, name=name, **options))
+
+        outer = make(name)  # with a key too: what cannot be guarded is refused here
+        if self.key is not None:
+            keyed = Keyed(make, self.key, name)
+            outer = by_key(keyed) if is_async else by_key_sync(keyed)
+        if self.is_failure is not None:
+            outer = (failures.restored if is_async else failures.restored_sync)(outer)
+        return cast("F", wraps(fn)(outer))
+
+    def _may_repeat(self) -> MayRepeat:
+        retry_if = self.retry_if
+        if retry_if is None:
+            return self.is_idempotent
+        return lambda error: bool(retry_if(failures.outcome_of(error)))
 
 
 def _unfit(fn: object) -> str:
