@@ -259,6 +259,46 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_each_replica_has_a_line_and_who_ejected_it_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Process, state and calls under way of each instance; one that is down; who passes it over."""
+    silent = {"state": "silent", "restarts": 0, "last_error": "it does not answer"}
+    well = {"is_draining": False, "children": {}}
+    place = {"instance": "q#1", "url": "http://q", "is_stale": False}
+    bare: dict[str, Any] = {"sagas": {}, "behind": {}, "parked": 0, "breakers": {}}
+    told = {
+        "system": "s",
+        "pid": 1,
+        "gateway": None,
+        "services": {
+            "q#1": {**bare, "pid": 11, "health": well, "in_flight": 3, "instances": [place]},
+            "q#2": {
+                **bare,
+                "pid": 12,
+                "health": {**well, "children": {"process": silent}},
+                "instances": [],
+            },
+        },
+        "externals": {},
+        "clients": {"gateway": {"breakers": {}, "ejected": {"q": ["q#2"]}}},
+        "children": {},
+        "faults": {"in_force": [], "struck": 0},
+        "spans_dropped": 0,
+        "findings": [],
+    }
+    console().print(screen(whole(told)))
+    assert [" ".join(words) for words in lines_of(capsys.readouterr().out)] == [
+        "s process 1",
+        "nothing needs a person",
+        "service pid health in flight instances sagas behind",
+        "q#1 11 healthy 3 http://q - -",
+        "q#2 12 process down 0 none - -",
+        "ejected instance by",
+        "q#2 gateway",
+    ]
+
+
 def test_a_narrow_screen_keeps_urls_whole(capsys: pytest.CaptureFixture[str]) -> None:
     """On 80 columns what is to be copied is neither cut nor wrapped."""
     url = "http://127.0.0.1:65535"

@@ -111,7 +111,7 @@ class Way:
             priority=self.priority,
         )
 
-    async def suffer(self) -> None:
+    async def suffer(self, endpoint: Endpoint) -> None:
         """Suffer what the faults in force have for this attempt.
 
         A struck attempt fails as one of a broken service does: with `RemoteFailed`, which breakers
@@ -122,7 +122,11 @@ class Way:
             return
         now = asyncio.get_running_loop().time()
         strike = shared.faults.strike(
-            shared.service, self.service.name, now=now, rng=shared.runtime.rng
+            shared.service,
+            self.service.name,
+            now=now,
+            rng=shared.runtime.rng,
+            instance=endpoint.instance,
         )
         if strike is not None:
             await self._suffer(strike)
@@ -253,7 +257,7 @@ class Sending(Way):
         context = self.travelling(self._key, attempt.deadline_s, attempt.attempts_left)
         if plan.is_external:
             attempt.used = 0
-        await self.suffer()
+        await self.suffer(endpoint)
         try:
             reply = await transport.send(
                 endpoint, Request(plan.operation, self._arguments, context, hop.credential, hop)

@@ -15,6 +15,7 @@ FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
 GATEWAY = "gateway"
 CLIENT = "control"
+REPLICAS_MAX = 64
 
 
 class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,11 +46,14 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         app: where its definition is: "module:attribute", from this folder.
         port: its HTTP port; 0 takes any free one.
         pages_max: bounds its database, in pages of 4096 bytes; 0 sets no bound.
+        replicas: how many instances run, 1 to 64; more than one only of a service of queries alone,
+            on any free port each.
     """
 
     app: str
     port: int = 0
     pages_max: int = 0
+    replicas: int = 1
 
 
 class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ import msgspec
 from synchromesh.calls.compatibility import Difference, differences
 from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest
+from synchromesh.system.config.parts import service_of
 from synchromesh.system.control.status import ContractBreak
 
 RECORDS_MAX = 50
@@ -123,12 +124,14 @@ class ContractBook:
     def _differences(self, part: str, own: ContractsOfPart) -> Iterable[Difference]:
         """Return what does not fit between a process and those of other parts, each once."""
         found: dict[Difference, None] = {}
+        ours = service_of(part)
         for other, running in self._running.items():
-            for theirs in running.values() if other != part else ():
+            name = service_of(other)
+            for theirs in running.values() if name != ours else ():
                 found |= dict.fromkeys(
                     (
-                        *differences(theirs.expects, own.offers, of=part, by=other),
-                        *differences(own.expects, theirs.offers, of=other, by=part),
+                        *differences(theirs.expects, own.offers, of=ours, by=name),
+                        *differences(own.expects, theirs.offers, of=name, by=ours),
                     )
                 )
         return found

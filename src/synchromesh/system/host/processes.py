@@ -1,4 +1,4 @@
-"""The parts of a split system: a process for each service, and one for the gateway.
+"""The parts of a split system: a process for each instance of a service, one for the gateway.
 
 A process that ends is started again, up to the restart intensity; beyond that the system ends and
 says which. What runs in the processes is `process`.
@@ -15,6 +15,7 @@ import msgspec
 
 from synchromesh.discovery import MemoryRegistry
 from synchromesh.service import Child, Supervisor
+from synchromesh.system.config.parts import Part, parts_of
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.remote import RemoteProcess
@@ -40,7 +41,7 @@ class Processes:
         forks: the fork server; None where each process is a new interpreter.
 
     Attributes:
-        remotes: the processes, as the control API asks them; the gateway's by its own name.
+        remotes: the processes, as the control API asks them, by the part that each runs.
         book: what each of them offers to others, and expects of them.
     """
 
@@ -78,7 +79,8 @@ class Processes:
             return
         if self._forks is not None:
             self._forks.start()
-        children = {name: self._service(name) for name in names}
+        parts = [part for name in names for part in parts_of(self._host.config, name)]
+        children = {part.name: self._service(part) for part in parts}
         starting = [asyncio.ensure_future(child.start()) for child in children.values()]
         try:
             await asyncio.gather(*starting)
@@ -92,9 +94,10 @@ class Processes:
 
     async def _run_gateway(self) -> None:
         config = self._host.config
+        (part,) = parts_of(config, GATEWAY)
         accepting = self._socket = open_socket(config.system.host, config.gateway.port)
         child = self._add(
-            GATEWAY,
+            part,
             "the gateway",
             spec=lambda _: self._spec(GATEWAY, handle=accepting.fileno()),
             on_exit=lambda pid: self.book.ended(GATEWAY, pid),
@@ -129,24 +132,26 @@ class Processes:
         for remote in self.remotes.values():
             remote.child.kill()
 
-    def _service(self, name: str) -> ChildProcess:
+    def _service(self, part: Part) -> ChildProcess:
         def on_exit(pid: int) -> None:
-            self.book.ended(name, pid)
+            self.book.ended(part.name, pid)
             # Its end was seen: it is not suspected to be dead, it is (R6).
-            self._registry.evict(name, lambda endpoint: ("pid", str(pid)) in endpoint.metadata)
+            self._registry.evict(
+                part.service, lambda endpoint: ("pid", str(pid)) in endpoint.metadata
+            )
 
         return self._add(
-            name,
-            f"service {name!r}",
-            spec=lambda port: self._spec(name, port=port),
+            part,
+            f"service {part.name!r}",
+            spec=lambda port: self._spec(part.name, port=port),
             on_exit=on_exit,
-            on_moved=lambda url: self._on_moved(name, url),
+            on_moved=lambda url: self._on_moved(part.name, url),
             stop_within_s=self._host.budget.services_s,
         )
 
     def _add(
         self,
-        name: str,
+        part: Part,
         title: str,
         *,
         spec: Callable[[int], ProcessSpec],
@@ -158,16 +163,17 @@ class Processes:
             title,
             spec=spec,
             launcher=self._launcher,
-            log=self._host.rundir.telemetry / f"{name}.log",
+            log=self._host.rundir.telemetry / f"{part.name}.log",
             on_exit=on_exit,
             on_moved=on_moved,
             stop_within_s=stop_within_s,
             budget=self._host.budget,
         )
-        self.remotes[name] = RemoteProcess(
-            name,
+        name = GATEWAY if part.name == GATEWAY else f"service/{part.name}"
+        self.remotes[part.name] = RemoteProcess(
+            part,
             child,
-            state=lambda: self._seen(GATEWAY if name == GATEWAY else f"service/{name}"),
+            state=lambda: self._seen(name),
             pool=self._host.pool,
             token=self._token,
         )

@@ -261,7 +261,8 @@ class Acts:
                 await asyncio.wait({restarting}, timeout=PACE_S / self._pace)
         finally:
             restarting.cancel()
-        successor, back_us = (await restarting)["pid"], self._runtime.wall_us()
+        pids = (await restarting)["pids"]
+        successor, back_us = pids["inventory"], self._runtime.wall_us()
         held = await evidence.holds_of(system, "inventory")
         held.subtract(before)
         say(f"process {successor} is inventory now; {held['bridged']} calls waited for it")
