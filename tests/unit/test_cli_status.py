@@ -52,7 +52,7 @@ def whole(told: dict[str, Any]) -> Status:
     }
     for name, client in told["clients"].items():
         breakers = {callee: {**unseen, **each} for callee, each in client["breakers"].items()}
-        told["clients"][name] = {"breakers": breakers, "holds": {}}
+        told["clients"][name] = {**client, "breakers": breakers, "holds": {}}
     return msgspec.convert(told, Status)
 
 
