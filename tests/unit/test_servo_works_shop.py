@@ -15,12 +15,13 @@ from services.fleet import fleet
 from services.inventory import inventory
 from services.orders import orders
 from services.production import production
+from services.quoting import quoting
 
 from synchromesh import Call, Service
 
 R = TypeVar("R")
 
-SERVICES = [orders, inventory, billing, production, configurator, fleet]
+SERVICES = [orders, inventory, billing, production, configurator, quoting, fleet]
 
 
 @pytest.mark.parametrize("service", SERVICES)
