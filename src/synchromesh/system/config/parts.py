@@ -8,7 +8,7 @@ from synchromesh.system.config.schema import GATEWAY, SystemConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SystemPart:
     """What is started, restarted and shown by itself.
 
     Attributes:
@@ -17,7 +17,7 @@ class Part:
         instance: the name that the registry lists it by, such as "quoting#2".
 
     Example:
-        >>> Part("quoting#2", "quoting", "quoting#2").is_named("quoting")
+        >>> SystemPart("quoting#2", "quoting", "quoting#2").is_named("quoting")
         True
     """
 
@@ -40,17 +40,17 @@ def service_of(part: str) -> str:
     return part.partition("#")[0]
 
 
-def parts_of(config: SystemConfig, name: str) -> tuple[Part, ...]:
+def parts_of(config: SystemConfig, name: str) -> tuple[SystemPart, ...]:
     """Return the parts that run a service, or the one of that name; none for another name."""
     if name == GATEWAY:
-        return (Part(GATEWAY, GATEWAY, GATEWAY),)
+        return (SystemPart(GATEWAY, GATEWAY, GATEWAY),)
     service = service_of(name)
     section = config.services.get(service)
     if section is None:
         return ()
     if section.replicas == 1:
-        parts = [Part(service, service, f"{service}#1")]
+        parts = [SystemPart(service, service, f"{service}#1")]
     else:
         names = [f"{service}#{number}" for number in range(1, section.replicas + 1)]
-        parts = [Part(each, service, each) for each in names]
+        parts = [SystemPart(each, service, each) for each in names]
     return tuple(part for part in parts if part.is_named(name))

@@ -19,7 +19,7 @@ from synchromesh.errors import (
     SynchromeshError,
 )
 from synchromesh.http import HttpPool
-from synchromesh.system.config.parts import Part
+from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.status import (
     RUNNING,
@@ -59,7 +59,7 @@ class RemoteProcess:
 
     def __init__(
         self,
-        part: Part,
+        part: SystemPart,
         child: ChildProcess,
         *,
         state: Callable[[], ChildStatus],

@@ -26,7 +26,7 @@ from synchromesh.runtime import DiskRuntime, HandedNetwork
 from synchromesh.service import Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
 from synchromesh.system.config.definitions import policies_of
-from synchromesh.system.config.parts import Part, parts_of
+from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.api import Control
@@ -330,7 +330,7 @@ class Host:
         self.local.clients[GATEWAY] = part.caller
         self.local.gateway_url = self.urls[GATEWAY] = part.url
 
-    def _service(self, part: Part) -> ServicePart:
+    def _service(self, part: SystemPart) -> ServicePart:
         config, succeeds = self.config, self._succeeds
         made = self.services[part.name] = ServicePart(
             part,

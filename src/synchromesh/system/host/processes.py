@@ -15,7 +15,7 @@ import msgspec
 
 from synchromesh.discovery import MemoryRegistry
 from synchromesh.service import Child, Supervisor
-from synchromesh.system.config.parts import Part, parts_of
+from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.remote import RemoteProcess
@@ -132,7 +132,7 @@ class Processes:
         for remote in self.remotes.values():
             remote.child.kill()
 
-    def _service(self, part: Part) -> ChildProcess:
+    def _service(self, part: SystemPart) -> ChildProcess:
         def on_exit(pid: int) -> None:
             self.book.ended(part.name, pid)
             # Its end was seen: it is not suspected to be dead, it is (R6).
@@ -151,7 +151,7 @@ class Processes:
 
     def _add(
         self,
-        part: Part,
+        part: SystemPart,
         title: str,
         *,
         spec: Callable[[int], ProcessSpec],

@@ -16,7 +16,7 @@ from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, St
 from synchromesh.http import HttpServer
 from synchromesh.identity import REGISTRY
 from synchromesh.service import Child, Deps, ServiceInstance, Supervisor, dry_run_migrations
-from synchromesh.system.config.parts import Part
+from synchromesh.system.config.parts import SystemPart
 
 # What the one before may take to drain and let go of the database.
 LOCKED_WITHIN_S = 15.0
@@ -57,7 +57,7 @@ class ServicePart:
 
     def __init__(
         self,
-        part: Part,
+        part: SystemPart,
         deps: Deps,
         registry: Registry,
         *,
