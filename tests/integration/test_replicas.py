@@ -139,12 +139,12 @@ async def test_all_are_restarted_one_after_the_other(tmp_path: Path) -> None:
         before = await pids_of(asking)
         async with clients.asking():
             told = await asking.ask("POST", "/services/quotes/restart", {})
-            assert tuple(told["restarted"]) == INSTANCES
+            assert tuple(told["pids"]) == INSTANCES
             between = await pids_of(asking)
-            assert between == told["restarted"]
+            assert between == told["pids"]
             one = await asking.ask("POST", "/services/quotes%232/restart", {})
             after = await pids_of(asking)
-            assert one == {"restarted": {"quotes#2": after["quotes#2"]}}
+            assert one["pids"] == {"quotes#2": after["quotes#2"]}
         assert not set(before.values()) & set(between.values())
         assert {name for name in INSTANCES if after[name] != between[name]} == {"quotes#2"}
         assert (clients.failed, clients.asked > AT_LEAST) == (0, True)

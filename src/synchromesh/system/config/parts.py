@@ -30,21 +30,11 @@ class SystemPart:
         return name in (self.service, self.instance)
 
 
-def service_of(part: str) -> str:
-    """Return the service that a part runs.
-
-    Example:
-        >>> service_of("quoting#2"), service_of("orders")
-        ('quoting', 'orders')
-    """
-    return part.partition("#")[0]
-
-
 def parts_of(config: SystemConfig, name: str) -> tuple[SystemPart, ...]:
     """Return the parts that run a service, or the one of that name; none for another name."""
     if name == GATEWAY:
         return (SystemPart(GATEWAY, GATEWAY, GATEWAY),)
-    service = service_of(name)
+    service = name.partition("#")[0]
     section = config.services.get(service)
     if section is None:
         return ()

@@ -17,7 +17,6 @@ import msgspec
 from synchromesh.calls.compatibility import Difference, differences
 from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest
-from synchromesh.system.config.parts import service_of
 from synchromesh.system.control.status import ContractBreak
 
 RECORDS_MAX = 50
@@ -124,9 +123,10 @@ class ContractBook:
     def _differences(self, part: str, own: ContractsOfPart) -> Iterable[Difference]:
         """Return what does not fit between a process and those of other parts, each once."""
         found: dict[Difference, None] = {}
-        ours = service_of(part)
+        # Replicas offer and expect what their service does.
+        ours = part.partition("#")[0]
         for other, running in self._running.items():
-            name = service_of(other)
+            name = other.partition("#")[0]
             for theirs in running.values() if name != ours else ():
                 found |= dict.fromkeys(
                     (
