@@ -95,6 +95,10 @@ pages_max = 250_000   # 1 GB
 
 [services.billing]
 app = "services.billing:billing"
+
+[services.quoting]
+app = "services.quoting:quoting"
+replicas = 3            # it has queries only
 """,
     "external": """\
 [external.credit_provider]     # in development: a child process
