@@ -98,6 +98,10 @@ waiting = 64
 
 [services.billing]
 app = "services.billing:billing"
+
+[services.quoting]
+app = "services.quoting:quoting"
+replicas = 3            # it has queries only
 """,
     "external": """\
 [external.credit_provider]     # in development: a child process

@@ -18,6 +18,7 @@ PLACES = {
     "fleet": (1, -0.25),
     "orders": (1, 0.75),
     "configurator": (1, 2.1),
+    "quoting": (1.1, 3.0),
     "production": (2, -0.2),
     "billing": (2, 1.25),
     "inventory": (2, 2.1),
@@ -89,15 +90,15 @@ def draw() -> str:
     arrows = [_arrow(edge) for edge in edges(known)]
     boxes = [_box(name, is_ours=name not in known.external) for name in PLACES]
     legend = [
-        line(24, 352, 64, 352, stroke=GREY, more="marker-end='url(#call)'"),
-        text(74, 356, "calls", fill=GREY),
+        line(24, 450, 64, 450, stroke=GREY, more="marker-end='url(#call)'"),
+        text(74, 454, "calls", fill=GREY),
         line(
-            134, 352, 174, 352, stroke=BLUE, more="marker-end='url(#event)' stroke-dasharray='5 4'"
+            134, 450, 174, 450, stroke=BLUE, more="marker-end='url(#event)' stroke-dasharray='5 4'"
         ),
-        text(184, 356, "public events, from publisher to subscriber", fill=BLUE),
-        text(490, 356, "in grey: somebody else's", fill=GREY),
+        text(184, 454, "public events, from publisher to subscriber", fill=BLUE),
+        text(490, 454, "in grey: somebody else's", fill=GREY),
     ]
-    return picture(806, 376, "The services of servo-works", _HEADS, *arrows, *boxes, *legend)
+    return picture(806, 474, "The services of servo-works", _HEADS, *arrows, *boxes, *legend)
 
 
 _HEAD = (

@@ -13,7 +13,7 @@ from typing import Any
 from contracts.money import Money
 from contracts.orders import Orders, Price
 
-from degradation_world import PORTS, SKU, Site
+from degradation_world import PORTS, SKU, Site, nodes_of
 from synchromesh.errors import CallError, SynchromeshError
 from synchromesh.http import HttpPool, HttpResponse
 from synchromesh.resilience import BreakerState
@@ -38,6 +38,7 @@ TARGETS = {
     "GET /configurations": (
         "/configurations?torque_nm=4&peak_nm=8&speed_rpm=3000&supply=3x400VAC&cable_m=5"
     ),
+    "GET /quotes/{sku}": f"/quotes/{SKU}?qty=1",
     "POST /orders": "/orders",
     "GET /orders/{order_id}": "/orders/SW-1001",
     "GET /invoices/{order_id}": "/invoices/SW-1001",
@@ -135,6 +136,8 @@ class Client:
         if route == "GET /configurations" and body["free"]["source"]["is_fallback"]:
             assert body["free"]["source"]["age_s"] is not None
             return "free pieces as last told"
+        if route == "GET /quotes/{sku}" and body["lead_time"] != "from_shelf":
+            return "built to order" if body["lead_time"] == "when_built" else "lead time unknown"
         self._fresh[route] = (body, began_s)
         return "fresh"
 
@@ -202,7 +205,8 @@ async def measure(site: Site, part: str, way: str) -> Measured:
     await asyncio.sleep(20.0)
     await client.close()
     _check_nothing_is_lost(site, client)
-    epochs[part] += way == "killed"
+    for name in nodes_of(part):
+        epochs[name] += way == "killed"
     assert {name: node.epoch for name, node in site.nodes.items()} == epochs
     assert refusal or await _is_price_told(site)
     became = " or ".join(_statuses_of(site, traffic.ordered)) if was_taken else "not taken"
@@ -266,7 +270,7 @@ def _open_breakers(site: Site) -> set[str]:
         for name, host in site.hosts.items()
     }
     return {
-        f"{name} → {callee}"
+        f"{name.partition('#')[0]} → {callee}"
         for name, caller in callers.items()
         for callee, breaker in caller.edges.items()
         if breaker.state is not BreakerState.CLOSED

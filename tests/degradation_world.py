@@ -1,8 +1,9 @@
 """servo-works as many simulated machines behind its gateway, any of which can be switched off.
 
-Every service, the registry, the gateway and the credit provider is a node of its own; all of them
-speak HTTP over the simulated network. Services and the gateway are the shipped `Process`, as the
-supervisor starts it, under the policies of `synchromesh.toml`; the supervisor's part is the test's.
+Every instance of a service, the registry, the gateway and the credit provider is a node of its own;
+all of them speak HTTP over the simulated network. Services and the gateway are the shipped
+`Process`, as the supervisor starts it, under the policies of `synchromesh.toml`; the part of the
+supervisor is the test's.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 PROVIDER, GATEWAY, REGISTRY = "credit_provider", "gateway", "registry"
-NODES = (REGISTRY, PROVIDER, *SERVICES, GATEWAY)
+REPLICAS = ("quoting#1", "quoting#2", "quoting#3")
+SINGLE = tuple(name for name in SERVICES if name != "quoting")
+NODES = (REGISTRY, PROVIDER, *SINGLE, *REPLICAS, GATEWAY)
 SKU = "SX90"
 RUNDIR = RunDir(FOLDER)
 SCOPES = {scope for route in works_gateway.gateway.routes for scope in route.scopes}
@@ -50,6 +53,11 @@ SCOPES = {scope for route in works_gateway.gateway.routes for scope in route.sco
 OPEN_TO_NAMES = replace(works_gateway.gateway, auth=[Token(desk=SCOPES, other=SCOPES)])
 FAILS = RemoteFailed("this fails on purpose")
 PORTS = {name: 7000 + number for number, name in enumerate(NODES)}
+
+
+def nodes_of(part: str) -> list[str]:
+    """Return the nodes of a part: itself, or each of its replicas."""
+    return [name for name in NODES if part in (name, name.partition("#")[0])]
 
 
 def url_of(name: str) -> str:
@@ -82,14 +90,14 @@ class Site:
 
     def __init__(self, seed: str, *, opened: bool = True) -> None:
         self.world = World(seed, steps_max=20_000_000)
-        ports = [f"services.{name}.port={PORTS[name]}" for name in SERVICES]
+        ports = [f"services.{name}.port={PORTS[name]}" for name in SINGLE]
         gateway = [f"gateway.port={PORTS[GATEWAY]}", "gateway.app=degradation_world:OPEN_TO_NAMES"]
         self.config = load_config(FOLDER, flags=[*ports, *gateway])
         self.gates = {name: Gate() for name in NODES}
         self.hosts: dict[str, Host] = {}
         self.failures: list[str] = []
         self.registry: MemoryRegistry | None = None
-        self._off = ""
+        self._off: list[str] = []
         self._disk = self.world.disk = NotingDisk(random.Random(f"{seed}/disk"))
         mains = {REGISTRY: self._run_registry, PROVIDER: self._run_provider}
         for name in NODES:
@@ -110,31 +118,35 @@ class Site:
 
     def switch_off(self, name: str, way: str) -> None:
         """Take a part away: "killed", "stalled", "failing", or "unwritable" for its disk."""
-        self._off = name
-        if way == "killed":
-            self.nodes[name].crash()
-            self._evict(name)
-        elif way == "unwritable":
-            self._set_writable(name, is_writable=False)
-        elif way == "stalled" and name == REGISTRY:
-            # What waits there is not answered either, and nothing of it goes on.
-            self.nodes[name].pause()
-        else:
-            self.gates[name].way = way
+        self._off = nodes_of(name)
+        for node in self._off:
+            if way == "killed":
+                self.nodes[node].crash()
+                self._evict(node)
+            elif way == "unwritable":
+                self._set_writable(node, is_writable=False)
+            elif way == "stalled" and node == REGISTRY:
+                # What waits there is not answered either, and nothing of it goes on.
+                self.nodes[node].pause()
+            else:
+                self.gates[node].way = way
 
     def switch_on(self, name: str) -> None:
         """Bring it back, and touch nothing else."""
-        self.nodes[name].start()
-        self.nodes[name].resume()
-        self._set_writable(name, is_writable=True)
-        gate = self.gates[name]
-        gate.way = ""
-        gate.opened.set()
-        gate.opened.clear()
+        for node in nodes_of(name):
+            self.nodes[node].start()
+            self.nodes[node].resume()
+            self._set_writable(node, is_writable=True)
+            gate = self.gates[node]
+            gate.way = ""
+            gate.opened.set()
+            gate.opened.clear()
 
     async def call(self, call: Call[R], *, key: str = "", timeout_s: float | None = None) -> R:
         """Call a service as an operator does, past the gateway, at a process that is on."""
-        caller = next(host for name, host in self.hosts.items() if name != self._off).control.caller
+        caller = next(
+            host for name, host in self.hosts.items() if name not in self._off
+        ).control.caller
         context = caller.root(principal="ada", key=key or None)
         return await caller.call(call, context=context, timeout_s=timeout_s)
 
@@ -169,7 +181,7 @@ class Site:
         process = Process(spec, FOLDER, runtime, loaded=lambda: None)
         await process.start()
         self.hosts[name] = process.host
-        if name in SERVICES:
+        if name != GATEWAY:
             dispatcher: Any = process.host.instances[name].dispatcher
             gated = self.gates[name].before(dispatcher.dispatch, Reply.of_error(FAILS))
             dispatcher.dispatch = gated
@@ -184,7 +196,9 @@ class Site:
     def _evict(self, name: str) -> None:
         """See the end of a process, as its supervisor does at once (R6)."""
         if self.registry is not None and self.nodes[REGISTRY].is_up:
-            self.registry.evict(name, lambda _: True)
+            service = name.partition("#")[0]
+            names = (name, f"{name}#1")
+            self.registry.evict(service, lambda endpoint: endpoint.instance in names)
 
     def _set_writable(self, name: str, *, is_writable: bool) -> None:
         for connection in self._disk.noted.get(RUNDIR.database(name), ()):
@@ -233,5 +247,5 @@ def opened_shop() -> dict[str, bytes]:
         await asyncio.sleep(5.0)
 
     site.world.run(main())
-    paths = map(RUNDIR.database, (PROVIDER, *SERVICES))
+    paths = map(RUNDIR.database, (PROVIDER, *SINGLE))
     return {path: site.world.disk.image(path) for path in paths}

@@ -16,6 +16,7 @@ from services.fleet import fleet
 from services.inventory import inventory
 from services.orders import orders
 from services.production import production
+from services.quoting import quoting
 
 from synchromesh.calls import Call, Reply, Request
 from synchromesh.context import to_headers
@@ -33,7 +34,7 @@ KEY = b"k" * 32
 SIGNER = Signer(KEY)
 SERVICES: dict[str, Service] = {
     service.name: service
-    for service in (orders, inventory, billing, production, configurator, fleet)
+    for service in (orders, inventory, billing, production, configurator, quoting, fleet)
 }
 
 

@@ -25,9 +25,10 @@ def port_of(url: str) -> int:
 
 
 @asynccontextmanager
-async def running(folder: Path, text: str) -> AsyncIterator[System]:
+async def running(folder: Path, text: str, *, is_split: bool = True) -> AsyncIterator[System]:
     """Run a system of that configuration in a folder; no process is left at the end."""
-    system = System(load_config(write_config(folder, text)), folder, RealRuntime(), is_split=True)
+    config = load_config(write_config(folder, text))
+    system = System(config, folder, RealRuntime(), is_split=is_split)
     await system.start()
     try:
         yield system

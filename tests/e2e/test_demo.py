@@ -25,7 +25,9 @@ from processes import ends, family_of, is_alive
 
 DEMO = (sys.executable, "-m", "synchromesh.examples.servo_works.demo")
 ORDERS = 60
-SEVEN = {"orders", "inventory", "billing", "production", "configurator", "fleet", "gateway"}
+REPLICAS = {"quoting#1", "quoting#2", "quoting#3"}
+SINGLE = {"orders", "inventory", "billing", "production", "configurator", "fleet", "gateway"}
+PARTS = SINGLE | REPLICAS
 WITHIN_S = 90.0
 
 
@@ -124,11 +126,11 @@ def test_what_it_reports_is_what_was_seen(kept: Kept) -> None:
     """Every part has a process of its own, a killed or replaced one another; no act is missing."""
     seen = accounts.load(kept.folder)
     assert [act.name for act in seen.acts] == [
-        "calm", "stall", "errors", "healed", "kill", "restart", "rest",
+        "calm", "stall", "errors", "healed", "kill", "restart", "replicas", "rest",
     ]  # fmt: skip
     assert all(act.began_us < act.ended_us for act in seen.acts)
-    assert seen.processes.keys() == SEVEN
-    assert len(set(seen.processes.values())) == 7
+    assert seen.processes.keys() == PARTS
+    assert len(set(seen.processes.values())) == len(PARTS)
     assert seen.kills[0].pid == seen.processes["orders"] != seen.kills[-1].successor > 0
     restart = seen.restarts[-1]
     assert seen.restarts[0].pid == seen.processes["inventory"] != restart.successor > 0
@@ -136,6 +138,8 @@ def test_what_it_reports_is_what_was_seen(kept: Kept) -> None:
     assert restart.at_us <= seen.longest_hold.started_us <= restart.back_us
     assert {"POST /orders", "GET /machines/{machine_id}", "GET /stock/{sku}"} <= set(seen.requests)
     assert seen.requests["POST /orders"] >= ORDERS
+    lost = {loss.instance: (loss.how, loss.asked > 0) for loss in seen.losses}
+    assert lost == {"quoting#1": ("SIGKILL", True), "quoting#2": ("SIGSTOP", True)}
     answered_us = [each.at_us for each in seen.failures if each.act == "restart"]
     assert answered_us == []
 
@@ -326,8 +330,8 @@ def test_ctrl_c_stops_everything(tmp_path: Path, signals: list[signal.Signals]) 
     """Stopped in the middle, by one Ctrl-C or two, it exits 130 and no process is left."""
     with running(tmp_path) as (demo, system):
         below = [system, *family_of(system)]
-        # Itself, the fork server, the seven, and the credit provider.
-        assert len(set(below)) == 10
+        # Itself, the fork server, all parts, and the credit provider.
+        assert len(set(below)) == 3 + len(PARTS)
         for number in signals:
             demo.send_signal(number)
         said, _ = demo.communicate(timeout=WITHIN_S)

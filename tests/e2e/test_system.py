@@ -31,6 +31,7 @@ SERVICES = {
     "production": "/quotes/SX90",
     "configurator": "/prices",
     "fleet": "/machines/SX75-20117",
+    **{f"quoting#{number}": "/quotes/SX90?qty=1" for number in (1, 2, 3)},
 }
 EDGE = "billing:credit_provider"
 ENDED = {"completed", "undone"}

@@ -185,7 +185,12 @@ async def test_what_breaks_others_is_refused(asking: ControlSocket, tmp_path: Pa
     edit(tmp_path, "inventory.py", GONE_ANSWER)
     code, told, answers = await while_ordering(asking, tmp_path, "inventory")
     assert code == 1
-    assert told == {"service": "inventory", "pid": before, "is_refused": True, "breaks": [LEFT]}
+    assert told == {
+        "service": "inventory",
+        "pids": {"inventory": before},
+        "is_refused": True,
+        "breaks": [LEFT],
+    }
     assert answers == {before}
     code, said, _ = await synchromesh(tmp_path, "restart", "inventory")
     assert (code, f"process {before} serves on" in said, f"  {LEFT}\n" in said) == (1, True, True)
@@ -211,7 +216,7 @@ async def test_who_breaks_it_on_purpose_is_recorded(
     edit(tmp_path, "inventory.py", GONE_ANSWER)
     code, told = await restart(tmp_path, "inventory", "--break", "--reason", "nobody needs it")
     assert (code, told["is_refused"], told["breaks"]) == (0, False, [LEFT])
-    assert await asking.call("orders.place", sku="SX90") != told["pid"]
+    assert await asking.call("orders.place", sku="SX90") != told["pids"]["inventory"]
     (record,) = (await asking.ask("GET", "/status"))["contract_breaks"]
     assert record["who"]
     assert (record["reason"], record["differences"]) == ("nobody needs it", [LEFT])
@@ -230,7 +235,7 @@ async def test_who_breaks_it_on_purpose_is_recorded(
         0,
         {
             "service": "inventory",
-            "pid": await asking.pid("inventory"),
+            "pids": {"inventory": await asking.pid("inventory")},
             "is_refused": False,
             "breaks": [],
         },
@@ -279,7 +284,7 @@ async def test_a_gateway_is_refused_before_it_takes_a_request(
     edit(tmp_path, "contracts_inventory.py", ('"GET /stock/{sku}"', '"GET /left/{sku}"'))
     before = await asking.pid("gateway")
     code, told = await restart(tmp_path, "gateway")
-    assert (code, told["pid"]) == (1, before)
+    assert (code, told["pids"]) == (1, {"gateway": before})
     assert told["breaks"] == [
         "inventory.stock: is GET /stock/{}, and was GET /left/{} (expected by gateway)"
     ]

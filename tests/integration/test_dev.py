@@ -73,8 +73,8 @@ async def test_a_call_that_comes_before_its_service_is_held(
     text = TOML.replace("[services.notes]", BROKEN + "\n[services.notes]")
     start, asked = ServiceInstance.start, list[asyncio.Task[int]]()
 
-    async def starting(service: Service, deps: Deps) -> ServiceInstance:
-        instance = await start(service, deps)
+    async def starting(service: Service, deps: Deps, *, name: str) -> ServiceInstance:
+        instance = await start(service, deps, name=name)
         if service.name == "broken":
             caller = instance.caller
             context = caller.root(timeout_s=WAIT_S)

@@ -73,7 +73,7 @@ async def test_a_restart_under_load_fails_no_call(asking: ControlSocket) -> None
         pids = {await asking.pid("notes")}
         for _ in range(2):
             answer = await asking.ask("POST", "/services/notes/restart", {})
-            pids.add(answer["pid"])
+            pids.add(answer["pids"]["notes"])
         is_over.set()
     assert len(pids) == 3
     assert sorted(written) == list(range(1, len(written) + 1))

@@ -126,7 +126,7 @@ async def test_a_restart_under_load_loses_no_request(system: System, asking: Con
         long = group.create_task(sent(system, slow(1.0)))
         for _ in range(3):
             told = await asking.ask("POST", "/services/gateway/restart", {})
-            pids.add(told["pid"])
+            pids.add(told["pids"]["gateway"])
         is_over.set()
         await asyncio.gather(*clients)
     assert len(pids) == 4

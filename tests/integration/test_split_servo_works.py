@@ -55,7 +55,7 @@ async def test_a_kill_and_a_restart_in_mid_order_lose_nothing(
         await customers.all_answered()
     assert await system.recovered() >= 1
     answer = await system.ask("POST", "/services/inventory/restart", {})
-    assert answer["pid"] == process_of(system, "inventory")
+    assert answer["pids"]["inventory"] == process_of(system, "inventory")
     await system.set_faults("ok")
     assert await until(system.is_settled, 30.0)
     await customers.settle()

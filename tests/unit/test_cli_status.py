@@ -52,7 +52,7 @@ def whole(told: dict[str, Any]) -> Status:
     }
     for name, client in told["clients"].items():
         breakers = {callee: {**unseen, **each} for callee, each in client["breakers"].items()}
-        told["clients"][name] = {"breakers": breakers, "holds": {}}
+        told["clients"][name] = {**client, "breakers": breakers, "holds": {}}
     return msgspec.convert(told, Status)
 
 
@@ -256,6 +256,46 @@ def test_every_state_has_its_place_on_the_screen(capsys: pytest.CaptureFixture[s
         "breaker state for failures calls",
         "c -> b half_open 1.0 s 1 2",
         "a -> b closed 1.0 s 1 2",
+    ]
+
+
+def test_each_replica_has_a_line_and_who_ejected_it_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Process, state and calls under way of each instance; one that is down; who passes it over."""
+    silent = {"state": "silent", "restarts": 0, "last_error": "it does not answer"}
+    well = {"is_draining": False, "children": {}}
+    place = {"instance": "q#1", "url": "http://q", "is_stale": False}
+    bare: dict[str, Any] = {"sagas": {}, "behind": {}, "parked": 0, "breakers": {}}
+    told = {
+        "system": "s",
+        "pid": 1,
+        "gateway": None,
+        "services": {
+            "q#1": {**bare, "pid": 11, "health": well, "in_flight": 3, "instances": [place]},
+            "q#2": {
+                **bare,
+                "pid": 12,
+                "health": {**well, "children": {"process": silent}},
+                "instances": [],
+            },
+        },
+        "externals": {},
+        "clients": {"gateway": {"breakers": {}, "ejected": {"q": ["q#2"]}}},
+        "children": {},
+        "faults": {"in_force": [], "struck": 0},
+        "spans_dropped": 0,
+        "findings": [],
+    }
+    console().print(screen(whole(told)))
+    assert [" ".join(words) for words in lines_of(capsys.readouterr().out)] == [
+        "s process 1",
+        "nothing needs a person",
+        "service pid health in flight instances sagas behind",
+        "q#1 11 healthy 3 http://q - -",
+        "q#2 12 process down 0 none - -",
+        "ejected instance by",
+        "q#2 gateway",
     ]
 
 

@@ -224,7 +224,7 @@ def test_the_status_says_how_each_service_is(control: Asking) -> None:
     assert status["spans_dropped"] == 0
     assert (status["system"], status["findings"]) == ("notebook", [])
     url = control.info.services["notes"]
-    assert notes["instances"] == [{"instance": "notes-1", "url": url, "is_stale": False}]
+    assert notes["instances"] == [{"instance": "notes#1", "url": url, "is_stale": False}]
     assert status["externals"] == {}
     breaker = status["clients"]["control"]["breakers"]["notes"]
     assert (breaker["name"], breaker["state"]) == ("control -> notes", "closed")

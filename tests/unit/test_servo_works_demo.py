@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from audit import Report
 from contracts.orders import PlaceOrder
-from demo.account import Account, Degraded, Failure, Kill, Restart, Turn
+from demo.account import Account, Degraded, Failure, Kill, ReplicaLoss, Restart, Turn
 from demo.customers import Customers
 from demo.display import Display
 from demo.door import Door, DoorAnswer, Unanswered, degraded_in
@@ -32,9 +32,10 @@ PAGE = "GET /machines/SX75-20117"
 def passing() -> Account:
     """Return the account of a run in which everything was seen, its acts ten seconds each."""
     account = Account(orders=2, told={"A-1": "placed", "A-2": "rejected"})
-    for number, act in enumerate(("calm", "stall", "errors", "healed", "kill", "restart", "rest")):
+    acts = ("calm", "stall", "errors", "healed", "kill", "restart", "rest", "replicas")
+    for number, act in enumerate(acts):
         account.begin(act, number * 10_000_000)
-    account.end(70_000_000)
+    account.end(80_000_000)
     account.turns = [
         Turn(STALLED_AT, EDGE, "closed", "open"),
         Turn(HEALED_AT, EDGE, "half_open", "closed"),
@@ -43,6 +44,11 @@ def passing() -> Account:
     account.kills = [Kill(10, 20, 41_000_000, 42_000_000, tuple("abcde"), 5)]
     account.ended = {"service/orders": 1}
     account.restarts = [Restart(30, 40, 51_000_000, 52_000_000, bridged=1, given_up=0)]
+    account.losses = [
+        ReplicaLoss("quoting#1", 50, "SIGKILL", 71_000_000, asked=60, failed=0),
+        ReplicaLoss("quoting#2", 51, "SIGSTOP", 75_000_000, asked=40, failed=10),
+    ]
+    account.ended |= {"service/quoting#1": 1, "service/quoting#2": 1}
     return account
 
 
@@ -136,10 +142,20 @@ def ended_after_the_kill(account: Account) -> None:
     account.ended = {"service/orders": 2}
 
 
+def never_lost(account: Account) -> None:
+    account.losses.clear()
+    account.ended = {"service/orders": 1}
+
+
+def quotes_failed(account: Account) -> None:
+    account.losses[0] = replace(account.losses[0], failed=1)
+
+
 def noted(account: Account) -> None:
     account.notes.append("the system stopped with exit code 3, expected 0")
 
 
+QUOTES = "90 of 100 quotes succeeded while one of three replicas was lost"
 IN_PEACE = "no request failed while all was well: 1 failed"
 ENDED = "no process ended that was not killed"
 TRIPPED, RECOVERED = f"{EDGE} tripped by the stall: 0", "and recovered after that: 0"
@@ -165,6 +181,8 @@ MET, WENT_ON = "orders was killed with 5 sagas in flight or more", "sagas were r
         (undecided, ["every order has its answer: 1 of 2"]),
         (failed_in_calm, [IN_PEACE]),
         (failed_at_rest, [IN_PEACE]),
+        (never_lost, [f"{QUOTES}: 0 of 0"]),
+        (quotes_failed, [f"{QUOTES}: 89 of 100"]),
         (ended_by_itself, [f"{ENDED}: 3 did"]),
         (ended_after_the_kill, [f"{ENDED}: 1 did"]),
         (noted, ["nothing else went wrong: the system stopped with exit code 3, expected 0"]),

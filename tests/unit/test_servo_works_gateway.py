@@ -75,7 +75,7 @@ def test_the_definition_is_whole() -> None:
 def test_only_what_is_marked_is_public() -> None:
     """Looking round the shop needs no key; every other route needs a scope."""
     public = {entry.route for entry in gateway.routes if entry.public}
-    assert public == {"GET /prices", "GET /configurations"}
+    assert public == {"GET /prices", "GET /configurations", "GET /quotes/{sku}"}
     assert all(entry.scopes for entry in gateway.routes if not entry.public)
 
 

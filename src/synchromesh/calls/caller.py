@@ -216,6 +216,12 @@ class Caller:
             if edge.breaker is not None
         }
 
+    @property
+    def ejected(self) -> dict[str, tuple[str, ...]]:
+        """The instances that get no calls of this caller for now, by the callee's service."""
+        found = {name: each.balancer.ejected for (name, _), each in self._services.items()}
+        return {name: instances for name, instances in found.items() if instances}
+
     def __repr__(self) -> str:
         return f"<Caller {self._service}, {len(self._edges)} edges>"
 

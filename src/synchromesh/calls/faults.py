@@ -1,8 +1,9 @@
 """Faults that people put in force on purpose: which attempts of which calls they strike.
 
-A fault is put on a *target*: a callee service, such as "billing", or one edge to it, such as
-"orders:billing". It strikes at the caller, before anything is sent, so that it works for services
-that are not ours too, and on every transport. An edge's own fault goes before its callee's.
+A fault is put on a *target*: a callee service, such as "billing", one instance of it, such as
+"quoting#2", or one edge to either, such as "orders:billing". It strikes at the caller, before
+anything is sent, so that it works for services that are not ours too, and on every transport. An
+instance's own fault goes before its service's, and for each of them an edge's before its callee's.
 """
 
 from __future__ import annotations
@@ -131,10 +132,16 @@ class FaultTable:
         self._sweep(now)
         return [self.rules[target] for target in sorted(self.rules)]
 
-    def strike(self, caller: str, callee: str, *, now: float, rng: Chance) -> Strike | None:
-        """Say what the next attempt of an edge suffers; None where it is spared."""
+    def strike(
+        self, caller: str, callee: str, *, now: float, rng: Chance, instance: str = ""
+    ) -> Strike | None:
+        """Say what the next attempt of an edge suffers; None where it is spared.
+
+        `instance` is what of the callee it goes to, where that is known.
+        """
         self._sweep(now)
-        rule = self.rules.get(f"{caller}:{callee}") or self.rules.get(callee)
+        targets = (f"{caller}:{instance}", instance, f"{caller}:{callee}", callee)
+        rule = next((self.rules[each] for each in targets if each in self.rules), None)
         if rule is None:
             return None
         fault = rule.fault

@@ -258,7 +258,7 @@ class _Passage(Way):
         try:
             async with AsyncExitStack() as exchange:
                 passing = self._passing(attempt)
-                await self._suffer_in_time(passing.timeout_s)
+                await self._suffer_in_time(endpoint, passing.timeout_s)
                 response = await exchange.enter_async_context(transport.forward(endpoint, passing))
                 attempt.used = 0
                 if self.is_upload:
@@ -275,10 +275,10 @@ class _Passage(Way):
             error.is_final = error.is_final or (body is not None and body.is_touched)
             raise
 
-    async def _suffer_in_time(self, timeout_s: float) -> None:
+    async def _suffer_in_time(self, endpoint: Endpoint, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                await self.suffer()
+                await self.suffer(endpoint)
         except TimeoutError:
             told = f"{self.service.name} did not answer in time, by a fault"
             raise TimedOut(told) from None

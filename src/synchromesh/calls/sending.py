@@ -110,7 +110,7 @@ class Way:
             priority=self.priority(attempt.number),
         )
 
-    async def suffer(self) -> None:
+    async def suffer(self, endpoint: Endpoint) -> None:
         """Suffer what the faults in force have for this attempt.
 
         A struck attempt fails as one of a broken service does: with `RemoteFailed`, which breakers
@@ -121,7 +121,11 @@ class Way:
             return
         now = asyncio.get_running_loop().time()
         strike = shared.faults.strike(
-            shared.service, self.service.name, now=now, rng=shared.runtime.rng
+            shared.service,
+            self.service.name,
+            now=now,
+            rng=shared.runtime.rng,
+            instance=endpoint.instance,
         )
         if strike is not None:
             await self._suffer(strike)
@@ -254,7 +258,7 @@ class Sending(Way):
         context = self.travelling(self._key, attempt.deadline_s, attempt)
         if plan.is_external:
             attempt.used = 0
-        await self.suffer()
+        await self.suffer(endpoint)
         try:
             reply = await transport.send(
                 endpoint, Request(plan.operation, self._arguments, context, hop.credential, hop)

@@ -14,7 +14,7 @@ from synchromesh.system.control.status import FaultStatus
 
 
 @click.command("break")
-@click.argument("target", metavar="SERVICE|CALLER:CALLEE")
+@click.argument("target", metavar="[CALLER:]SERVICE[#N]")
 @click.option("--errors", default="", help='The share of attempts that fail, such as "100%".')
 @click.option("--latency", default="", help='How much later attempts are sent, such as "300ms".')
 @click.option("--stall", is_flag=True, help="Answer nothing: attempts hang until their timeout.")
@@ -30,7 +30,7 @@ def break_on_purpose(
     duration: str,
     is_json: bool,
 ) -> int:
-    """Inject faults into the calls of a service, or of one edge, CALLER:CALLEE.
+    """Inject faults into the calls of a service, of one instance, or of one edge, CALLER:CALLEE.
 
     The fault is at the callers' side, so that services that are not yours can be broken too; those
     who call a service's URL without the system are not struck. A fault on the same target is
@@ -57,7 +57,7 @@ def break_on_purpose(
 
 
 @click.command()
-@click.argument("target", metavar="[SERVICE|CALLER:CALLEE|all]", default="all")
+@click.argument("target", metavar="[[CALLER:]SERVICE[#N]|all]", default="all")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def heal(folder: Path, target: str, is_json: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -13,8 +14,8 @@ from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
-# A new process may take this long to be ready, and the old one as long to let go.
-RESTART_WITHIN_S = 60.0
+# Each new process may take 20 s to be ready, and the old one as long to let go.
+RESTART_WITHIN_S = 300.0
 
 
 @click.command()
@@ -29,9 +30,10 @@ def restart(folder: Path, service: str, is_break: bool, reason: str, is_json: bo
     """Replace the process of SERVICE by a new one, as after a change of its code.
 
     For a system that runs by `synchromesh dev --split`. The old process answers what it has taken;
-    calls that come meanwhile are held by their callers until the new one is ready. SERVICE may be
-    `gateway`: the new one serves beside the old one until that has answered. Where the new one
-    cannot be loaded, the old one stays.
+    calls that come meanwhile go to its replicas, or are held by their callers until the new one is
+    ready. Replicas are replaced one after the other; SERVICE may be one of them, such as
+    `quoting#2`. It may be `gateway`: the new one serves beside the old one until that has answered.
+    Where a new one cannot be loaded, the old one stays.
 
     So it does where contracts would break: the new one no longer offers what others that run expect
     of it, or expects of them what they do not offer. Exits 1 then, with a line for each. With
@@ -49,18 +51,18 @@ def restart(folder: Path, service: str, is_break: bool, reason: str, is_json: bo
     return FINDING if answer["is_refused"] else 0
 
 
-def _print(answer: dict[str, object]) -> None:
-    name, pid, breaks = answer["service"], answer["pid"], answer["breaks"]
-    assert isinstance(breaks, list)
-    if answer["is_refused"]:
-        print_line(f"{name} was not replaced, process {pid} serves on; contracts would break:")
+def _print(answer: dict[str, Any]) -> None:
+    is_refused, breaks = answer["is_refused"], answer["breaks"]
+    *replaced, (last, pid) = answer["pids"].items()
+    for name, successor in [*replaced, *([] if is_refused else [(last, pid)])]:
+        print_line(f"{name} runs anew, in process {successor}")
+    if is_refused:
+        print_line(f"{last} was not replaced, process {pid} serves on; contracts would break:")
     elif breaks:
-        print_line(f"{name} runs anew, in process {pid}; contracts that are broken now:")
-    else:
-        print_line(f"{name} runs anew, in process {pid}")
+        print_line("contracts that are broken now:")
     for each in breaks:
         print_line(f"  {each}")
-    if answer["is_refused"]:
+    if is_refused:
         print_line(
             "change it so that both releases fit, or restart the others first; "
             "to break it all the same: --break --reason TEXT"

@@ -1,4 +1,4 @@
-"""The screen of `synchromesh status`: findings, services, faults, broken contracts, breakers."""
+"""The screen of `synchromesh status`: findings, services, faults, contracts, breakers."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
         parts += [Text(), faults_table(status.faults.in_force)]
     if status.contract_breaks:
         parts += [Text(), _contract_breaks(status.contract_breaks)]
+    if ejected := list(_ejected(status)):
+        table = plain_table("ejected instance", "by")
+        for instance, caller in sorted(ejected):
+            table.add_row(Text(instance, style="yellow"), caller)
+        parts += [Text(), table]
     breakers = sorted(_breakers(status), key=lambda breaker: breaker.state == "closed")
     if breakers:
         parts += [Text(), _breakers_table(breakers)]
@@ -49,10 +54,18 @@ def _services(status: Status) -> Table:
     is_split = any(service.pid != status.pid for service in status.services.values())
     has_parked = any(service.parked for service in status.services.values())
     process, parked = ["pid"] * is_split, ["parked"] * has_parked
-    table = plain_table("service", *process, "health", "instances", "sagas", "behind", *parked)
+    # An idle system has none; who looks at a busy one wants to see who has them.
+    has_calls = any(service.in_flight for service in status.services.values())
+    calls = ["in flight"] * has_calls
+    table = plain_table(
+        "service", *process, "health", *calls, "instances", "sagas", "behind", *parked
+    )
 
-    def add(name: str, pid: int | None, *cells: RenderableType) -> None:
-        table.add_row(name, *([str(pid or "")] if is_split else []), *cells)
+    def add(
+        name: str, pid: int | None, health: Text, *cells: RenderableType, in_flight: str = ""
+    ) -> None:
+        numbers = [str(pid or "")] * is_split
+        table.add_row(name, *numbers, health, *[in_flight] * has_calls, *cells)
 
     for column in table.columns:
         # On a narrow screen words are wrapped; names and URLs are there to be copied, whole.
@@ -66,6 +79,7 @@ def _services(status: Status) -> Table:
             _counts(service.sagas),
             _behind(service.behind),
             *[Text(str(service.parked), style="red" if service.parked else "")] * has_parked,
+            in_flight=str(service.in_flight),
         )
     for name, external in status.externals.items():
         child = status.children.get(f"external/{name}")
@@ -127,6 +141,14 @@ def _contract_breaks(records: list[ContractBreak]) -> Table:
             Text("\n".join(record.differences)),
         )
     return table
+
+
+def _ejected(status: Status) -> Iterator[tuple[str, str]]:
+    """Yield each instance that somebody does not call for now, and who that is."""
+    callers = {name: service.ejected for name, service in status.services.items()}
+    callers |= {name: client.ejected for name, client in status.clients.items()}
+    for name, ejected in callers.items():
+        yield from ((instance, name) for instances in ejected.values() for instance in instances)
 
 
 def _breakers(status: Status) -> Iterator[BreakerStatus]:

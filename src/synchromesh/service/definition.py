@@ -98,6 +98,21 @@ class Service:
         """Whether the service is external: its contract says `external=True`."""
         return any(operation.is_external for operation in self._offered.values())
 
+    @property
+    def state(self) -> tuple[str, ...]:
+        """What needs a database, in words; empty for a service of queries only, which has none."""
+        commands = [each.name for each in self._offered.values() if each.is_command]
+        events = [event.kind.__name__ for event in self.published()]
+        named = {
+            "commands": commands,
+            "subscriptions": self.subscriptions,
+            "sagas": self.sagas,
+            "projections": self.projections,
+            "public events": events,
+            "migrations": [str(each.version) for each in self.migrations],
+        }
+        return tuple(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
+
     def writes(
         self, operation: Command[P, R]
     ) -> Callable[

@@ -1,7 +1,8 @@
 """A running instance of a service: its database, handlers and background loops.
 
 This is the order in which a service comes up: the database is owned and migrated, unfinished sagas
-are recovered, relays and projections start, and only then does the dispatcher take calls.
+are recovered, relays and projections start, and only then does the dispatcher take calls. A service
+of queries only has no database, and nothing of all that.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import ProjectionDefinition, Service
 from synchromesh.service.deps import Deps
 from synchromesh.service.handlers import Operations
+from synchromesh.service.no_store import NoStore
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Schema, Store, StoreFactory, Unit, inbox
@@ -54,12 +56,11 @@ class Health:
 class ServiceInstance:
     """A running service; made by `start`, ended by `stop`."""
 
-    def __init__(self, service: Service, store: Store, deps: Deps) -> None:
+    def __init__(self, service: Service, store: Store, deps: Deps, tracer: Tracer) -> None:
         self.service = service
         self.store = store
         runtime, name = deps.runtime, service.name
         self._clock = Clock(runtime)
-        tracer = deps.tracer(name)
         self.caller = deps.caller(name, tracer)
         self._units = UnitScope(_event_types(service), runtime)
         self.engine = Engine(
@@ -79,7 +80,7 @@ class ServiceInstance:
         places = deps.places(name)
         self.dispatcher = Dispatcher(
             name,
-            {**self.operations.handlers(), DELIVER: self._deliver},
+            self.operations.handlers() | ({DELIVER: self._deliver} if self.has_database else {}),
             signer=deps.signer,
             tracer=tracer,
             runtime=runtime,
@@ -90,29 +91,36 @@ class ServiceInstance:
         self._supervisor = Supervisor(
             name, escalate=lambda child, error: deps.escalate(name, child, error)
         )
-        self._children = self._background(deps, tracer)
+        self._children = self._background(deps, tracer) if self.has_database else []
         self._is_draining = False
 
     @classmethod
-    async def start(cls, service: Service, deps: Deps) -> ServiceInstance:
+    async def start(cls, service: Service, deps: Deps, *, name: str = "") -> ServiceInstance:
         """Open the database, recover sagas and start the background loops.
 
         When this returns, the dispatcher may be given calls.
+
+        Args:
+            name: what its spans call it, where it is one of several replicas.
 
         Raises:
             ContractError: the service does not fit its contract.
             StoreError: its database cannot be used.
         """
         service.check()
-        schemas = (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service))
-        store = await deps.stores.open(service.name, schemas, tracer=deps.tracer(service.name))
+        tracer = deps.tracer(name or service.name)
+        store: Store = NoStore(service.name)
+        if service.state:
+            schemas = (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service))
+            store = await deps.stores.open(service.name, schemas, tracer=tracer)
         try:
-            instance = cls(service, store, deps)
+            instance = cls(service, store, deps, tracer)
         except BaseException:
             await store.close()
             raise
         try:
-            await instance.engine.recover()
+            if instance.has_database:
+                await instance.engine.recover()
         except BaseException:
             await instance.stop()
             raise
@@ -121,10 +129,23 @@ class ServiceInstance:
         return instance
 
     @property
+    def has_database(self) -> bool:
+        """Whether it has a database; one of queries only has none."""
+        return not isinstance(self.store, NoStore)
+
+    @property
     def offered(self) -> list[Operation[..., Any]]:
         """The operations that this instance serves, including the internal delivery of messages."""
         own = [handled.operation for handled in self.service.operations.values()]
-        return [*own, deliver_to(self.service.name)]
+        return [*own, deliver_to(self.service.name)] if self.has_database else own
+
+    async def sagas(self) -> dict[str, int]:
+        """Return how many of its sagas have which status."""
+        return await self.engine.statuses() if self.has_database else {}
+
+    async def parked(self) -> int:
+        """Return how many messages are parked."""
+        return await self.consumer.parked_count() if self.has_database else 0
 
     async def behind(self) -> dict[str, int]:
         """Return the lag of each relay and projection, in events."""
@@ -238,10 +259,13 @@ class ServiceInstance:
 def dry_run_migrations(service: Service, stores: StoreFactory) -> None:
     """Try the migrations on a copy of the schema, while another process owns the database.
 
+    Of a service without migrations there is nothing to try.
+
     Raises:
         ContractError, StoreTooNew, StoreError: a start would fail with them, too.
     """
-    stores.dry_run(service.name, _own_schema(service))
+    if service.migrations:
+        stores.dry_run(service.name, _own_schema(service))
 
 
 def _own_schema(service: Service) -> tuple[Schema, ...]:

@@ -6,6 +6,7 @@ from contracts.fleet import Fleet
 from contracts.inventory import Inventory
 from contracts.orders import Orders
 from contracts.production import Production
+from contracts.quoting import Quoting
 from shop import rates
 
 from synchromesh import Aggregate, ApiKeys, Branch, Gateway, Rate, Route, Stale
@@ -50,6 +51,13 @@ gateway = Gateway(
             fallback=Stale("10m"),
         ),
         Route("GET /configurations", Configurator.configure, public=True, rate=Rate(RATES.window)),
+        Route(
+            "GET /quotes/{sku}",
+            Quoting.quote,
+            public=True,
+            rate=Rate(RATES.window),
+            deadline="2s",
+        ),
         # Customers order. The rate bounds each of them, not all together.
         Route("POST /orders", Orders.place, scopes={"orders:write"}, rate=Rate(RATES.orders)),
         # What became of an order, and whether it is paid, is never an old answer: people act on it.

@@ -72,6 +72,12 @@ def _load(name: str, section: ServiceSection, folder: Path) -> Service:
             f"{where} implements a contract with external=True, calls of which carry no "
             f"credential; name it in [external.{name}], or take external=True off the contract"
         )
+    if section.replicas > 1 and (state := service.state):
+        raise ConfigError(
+            f"{FILE_NAME}: [services.{name}] replicas = {section.replicas}, and {name!r} has "
+            f"{'; '.join(state)}: a writer has one database; replicas of it come with PostgreSQL. "
+            "Leave out replicas, or move its queries to a service of queries only"
+        )
     return service
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.system.config.layers import Layers
-from synchromesh.system.config.schema import FILE_NAME, GATEWAY, SystemConfig
+from synchromesh.system.config.schema import FILE_NAME, GATEWAY, REPLICAS_MAX, SystemConfig
 
 HANG_LEAST_S = 1.0
 # Names become file names, parts of URLs and edges.
@@ -158,6 +158,18 @@ def _check_numbers(config: SystemConfig, layers: Layers) -> None:
             raise ConfigError(
                 f"{layers.where('services', name, key)}: [services.{name}] {key} is "
                 f"{getattr(service, key)}; make it {right}"
+            )
+        place = layers.where("services", name, "replicas")
+        if not 1 <= service.replicas <= REPLICAS_MAX:
+            raise ConfigError(
+                f"{place}: [services.{name}] replicas is {service.replicas}; use 1 to "
+                f"{REPLICAS_MAX}"
+            )
+        if service.replicas > 1 and service.port:
+            raise ConfigError(
+                f"{place}: [services.{name}] has {service.replicas} replicas and one port, "
+                f"{service.port}, on which only one can listen; leave out port, and each takes a "
+                "free one"
             )
     ports = {f"services.{name}.port": service.port for name, service in config.services.items()}
     ports["gateway.port"] = config.gateway.port

@@ -27,7 +27,7 @@ class RunInfo(msgspec.Struct, frozen=True):
     Attributes:
         pid: the process that runs it.
         control: the URL of its control socket.
-        services: the URL of each service, and of each external one.
+        services: the URL of each service, or of each of its replicas, and of each external one.
         gateway: the URL of the way in from outside; "" where there is none.
     """
 

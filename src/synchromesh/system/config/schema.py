@@ -27,6 +27,7 @@ GATEWAY = "gateway"
 CLIENT = "control"
 QUANTILES = ("p90", "p95", "p99")
 BALANCERS = ("peak_ewma", "round_robin")
+REPLICAS_MAX = 64
 
 
 class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +63,8 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pages_max: bounds its database, in pages of 4096 bytes; 0 sets no bound.
         in_flight: how many calls it works on at once; each operation finds its own limit below.
         waiting: how many more may wait for a place, for each operation; further ones are shed.
+        replicas: how many instances run, 1 to 64; more than one only of a service of queries alone,
+            on any free port each.
     """
 
     app: str
@@ -69,6 +72,7 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages_max: int = 0
     in_flight: int = 1000
     waiting: int = 256
+    replicas: int = 1
 
 
 class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -184,13 +184,13 @@ class Control:
                 f"{name!r} has no process of its own to restart; synchromesh dev --split gives "
                 "each service one"
             )
-        process = self._remotes.get(name)
-        if process is None:
+        processes = [each for each in self._remotes.values() if each.part.is_named(name)]
+        if not processes:
             known = ", ".join(self._remotes)
             raise UnknownOperation(f"no process is called {name!r}; there are {known}")
         if act == "contracts":
             return self._report(name, decode(request.body, ContractsReport))
-        return await self._restart(process, decode(request.body, ReplaceRequest))
+        return await self._restart(name, processes, decode(request.body, ReplaceRequest))
 
     def _report(self, name: str, report: ContractsReport) -> list[str]:
         """Take what a process offers and expects; answer what it is refused for."""
@@ -212,20 +212,35 @@ class Control:
             )
         return [str(each) for each in admission.refused]
 
-    async def _restart(self, process: RemoteProcess, request: ReplaceRequest) -> object:
-        with self._book.replacing(process.name, request) as replacement:
-            try:
-                pid = await process.restart()
-            except BadRequest:
-                if not replacement.admission.refused:
-                    raise
-                pid = process.child.pid
-        refused, record = replacement.admission.refused, replacement.admission.record
+    async def _restart(
+        self, name: str, processes: list[RemoteProcess], request: ReplaceRequest
+    ) -> object:
+        """Replace processes, one after the other, until one is refused.
+
+        Each is ready and listed before the next one leaves the list.
+        """
+        pids: dict[str, int | None] = {}
+        breaks: dict[str, None] = {}
+        is_refused = False
+        for process in processes:
+            with self._book.replacing(process.name, request) as replacement:
+                try:
+                    pids[process.name] = await process.restart()
+                except BadRequest:
+                    if not replacement.admission.refused:
+                        raise
+                    pids[process.name] = process.child.pid
+            refused, record = replacement.admission.refused, replacement.admission.record
+            is_refused = bool(refused)
+            said = record.differences if record else [str(each) for each in refused]
+            breaks |= dict.fromkeys(said)
+            if refused:
+                break
         return {
-            "service": process.name,
-            "pid": pid,
-            "is_refused": bool(refused),
-            "breaks": record.differences if record else [str(each) for each in refused],
+            "service": name,
+            "pids": pids,
+            "is_refused": is_refused,
+            "breaks": list(breaks),
         }
 
     async def _call(self, request: HttpRequest, _: str) -> object:

@@ -123,12 +123,15 @@ class ContractBook:
     def _differences(self, part: str, own: ContractsOfPart) -> Iterable[Difference]:
         """Return what does not fit between a process and those of other parts, each once."""
         found: dict[Difference, None] = {}
+        # Replicas offer and expect what their service does.
+        ours = part.partition("#")[0]
         for other, running in self._running.items():
-            for theirs in running.values() if other != part else ():
+            name = other.partition("#")[0]
+            for theirs in running.values() if name != ours else ():
                 found |= dict.fromkeys(
                     (
-                        *differences(theirs.expects, own.offers, of=part, by=other),
-                        *differences(own.expects, theirs.offers, of=other, by=part),
+                        *differences(theirs.expects, own.offers, of=ours, by=name),
+                        *differences(own.expects, theirs.offers, of=name, by=ours),
                     )
                 )
         return found

@@ -13,6 +13,7 @@ import msgspec
 from synchromesh.calls import Fault, FaultTable, Rule
 from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
+from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.status import FaultsStatus, FaultStatus
 from synchromesh.system.supervise.messages import ActiveFault
@@ -27,7 +28,7 @@ class BreakRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /faults`: a fault on a service or an edge, as the command line has it.
 
     Attributes:
-        target: "billing", or one edge to it, "orders:billing".
+        target: "billing", an instance, "quoting#2", or an edge to either, "orders:billing".
         errors: the share of attempts that fail, such as "100%"; "" for none.
         latency: how much later they are sent, such as "300ms"; "" for not at all.
         stall: whether nothing answers.
@@ -53,7 +54,7 @@ class FaultInjector:
     Args:
         table: the faults in force, which the callers of the system look at.
         callers: who calls: the services, and the clients that are part of the system.
-        callees: who is called: the services, and the external ones.
+        callees: who is called: the services, their instances, and the external ones.
     """
 
     def __init__(
@@ -144,8 +145,9 @@ def faults_of(config: SystemConfig, table: FaultTable) -> FaultInjector:
     """Return the fault injector of a configured system."""
     services = tuple(config.services)
     clients = (CLIENT, GATEWAY) if config.gateway.app else (CLIENT,)
+    instances = [part.instance for name in services for part in parts_of(config, name)]
     return FaultInjector(
-        table, callers=(*services, *clients), callees=(*services, *config.external)
+        table, callers=(*services, *clients), callees=(*services, *instances, *config.external)
     )
 
 

@@ -41,7 +41,7 @@ class LocalProcess:
         ring: keeps the spans of this process.
         externals: the names of services that are not ours, where this process tells of them.
         supervisors: keep what belongs to no service.
-        instances: by service.
+        instances: by service, or by instance, such as "quoting#1", where it has replicas.
         clients: callers that are no service, by name.
         gateway_url: where the gateway is reached; "" where it is not served here.
     """
@@ -66,7 +66,7 @@ class LocalProcess:
             services={name: await self._service(name) for name in self.instances},
             externals={n: ExternalStatus(await self._listed(n)) for n in self.externals},
             clients={
-                name: ClientStatus(_breakers(caller), _holds(caller))
+                name: ClientStatus(_breakers(caller), _holds(caller), _ejected(caller))
                 for name, caller in self.clients.items()
             },
             children=msgspec.convert(
@@ -83,20 +83,24 @@ class LocalProcess:
         return ServiceStatus(
             pid=os.getpid(),
             health=msgspec.convert(instance.health(), HealthStatus, from_attributes=True),
-            sagas=await instance.engine.statuses(),
+            in_flight=instance.dispatcher.in_flight,
+            sagas=await instance.sagas(),
             sagas_since_start=dict(instance.engine.counts),
             behind=await instance.behind(),
-            parked=await instance.consumer.parked_count(),
+            parked=await instance.parked(),
             breakers=_breakers(instance.caller),
             holds=_holds(instance.caller),
-            instances=await self._listed(name),
+            ejected=_ejected(instance.caller),
+            instances=await self._listed(instance.service.name, name),
         )
 
-    async def _listed(self, service: str) -> list[ListedInstance]:
+    async def _listed(self, service: str, name: str = "") -> list[ListedInstance]:
+        """Return what is listed of a service; of one of its replicas, itself alone."""
         resolved = await self.deps.resolver.resolve(service)
         return [
             ListedInstance(endpoint.instance, _outside(endpoint), resolved.is_stale)
             for endpoint in resolved.endpoints
+            if name in ("", service, endpoint.instance)
         ]
 
     async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:
@@ -104,12 +108,15 @@ class LocalProcess:
         return [
             _run_summary(service, run)
             for service, instance in self.instances.items()
+            if instance.has_database
             for run in await instance.engine.runs(status or None, limit)
         ]
 
     async def story(self, saga_id: str) -> dict[str, Any] | None:
         """Return the history of a run; None where no service here has it."""
         for service, instance in self.instances.items():
+            if not instance.has_database:
+                continue
             try:
                 story = await instance.engine.show(saga_id)
             except UnknownSaga:
@@ -125,6 +132,10 @@ class LocalProcess:
 
 def _holds(caller: Caller) -> HoldStatus:
     return msgspec.convert(caller.holds, HoldStatus, from_attributes=True)
+
+
+def _ejected(caller: Caller) -> dict[str, list[str]]:
+    return {service: sorted(instances) for service, instances in caller.ejected.items()}
 
 
 def _breakers(caller: Caller) -> dict[str, BreakerStatus]:

@@ -19,6 +19,7 @@ from synchromesh.errors import (
     SynchromeshError,
 )
 from synchromesh.http import HttpPool
+from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.status import (
     RUNNING,
@@ -53,20 +54,21 @@ class RemoteProcess:
     """A client of another process's control API: the remote counterpart of `LocalProcess`.
 
     Args:
-        name: the service, or "gateway".
+        part: which one it runs.
         state: tells how its supervisor sees it.
     """
 
     def __init__(
         self,
-        name: str,
+        part: SystemPart,
         child: ChildProcess,
         *,
         state: Callable[[], ChildStatus],
         pool: HttpPool,
         token: str,
     ) -> None:
-        self.name = name
+        self.part = part
+        self.name = part.name
         self.child = child
         self._state = state
         self._pool = pool
@@ -92,7 +94,7 @@ class RemoteProcess:
         if self.name == GATEWAY:
             gateway = GatewayStatus(pid, self.child.url)
             return Status("", 0, gateway=gateway, children={GATEWAY: seen})
-        health = HealthStatus(self.name, False, False, {"process": seen})
+        health = HealthStatus(self.part.service, False, False, {"process": seen})
         return Status("", 0, services={self.name: ServiceStatus(pid, health)})
 
     async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:

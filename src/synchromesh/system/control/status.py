@@ -63,16 +63,22 @@ class ListedInstance(msgspec.Struct, frozen=True):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
-    """A service, as reported by its process; one that does not answer has only `health`."""
+    """An instance of a service, as reported by its process; a silent one has only `health`.
+
+    `in_flight` is how many calls it runs; `ejected` names the instances that it does not call for
+    now, by their service.
+    """
 
     pid: int | None
     health: HealthStatus
+    in_flight: int = 0
     sagas: dict[str, int] = {}
     sagas_since_start: dict[str, int] = {}
     behind: dict[str, int] = {}
     parked: int = 0
     breakers: dict[str, BreakerStatus] = {}
     holds: HoldStatus = HoldStatus()
+    ejected: dict[str, list[str]] = {}
     instances: list[ListedInstance] = []
 
 
@@ -87,6 +93,7 @@ class ClientStatus(msgspec.Struct, frozen=True):
 
     breakers: dict[str, BreakerStatus]
     holds: HoldStatus
+    ejected: dict[str, list[str]] = {}
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):
@@ -151,6 +158,7 @@ class Status(msgspec.Struct, frozen=True):
     Attributes:
         pid: the process; of a whole system, its supervisor.
         gateway: the way in; None where there is none, or it is another process.
+        services: by name; of a service with replicas each of them, as "quoting#1".
         clients: all callers that are no service, by name.
         children: what runs in the background and belongs to no service, by name.
         contract_breaks: the last processes that were let in although contracts do not fit.

@@ -27,6 +27,7 @@ from synchromesh.runtime import DiskRuntime, HandedNetwork
 from synchromesh.service import Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
 from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.api import Control
@@ -225,7 +226,8 @@ class Host:
         for name in names:
             if name in config.external:
                 await self._run_external(name)
-        parts = [self._service(name) for name in names if name in config.services]
+        wanted = [part for name in names if name != GATEWAY for part in parts_of(config, name)]
+        parts = [self._service(part) for part in wanted]
         for part in parts:
             await part.start()
             self.local.instances[part.name] = part.instance
@@ -276,7 +278,7 @@ class Host:
 
     @property
     def instances(self) -> dict[str, ServiceInstance]:
-        """The instances in this process, by service."""
+        """The instances in this process, by service, or by their own name where it has replicas."""
         return {name: part.instance for name, part in self.services.items()}
 
     def _telemetry(self, what: str, suffix: str) -> Path:
@@ -330,15 +332,15 @@ class Host:
         self.local.clients[GATEWAY] = part.caller
         self.local.gateway_url = self.urls[GATEWAY] = part.url
 
-    def _service(self, name: str) -> ServicePart:
+    def _service(self, part: SystemPart) -> ServicePart:
         config, succeeds = self.config, self._succeeds
-        part = self.services[name] = ServicePart(
-            name,
+        made = self.services[part.name] = ServicePart(
+            part,
             self.deps,
             self._registry,
             listening=Listening(
                 config.system.host,
-                config.services[name].port,
+                config.services[part.service].port,
                 succeeds.port if succeeds else 0,
             ),
             inproc=self._inproc,
@@ -346,8 +348,8 @@ class Host:
             fail=self.fail,
             loaded=succeeds.loaded if succeeds else None,
         )
-        self.exit.push_async_callback(part.stop)
-        return part
+        self.exit.push_async_callback(made.stop)
+        return made
 
     def _places(self, service: str) -> LimitOptions:
         section = self.config.services[service]

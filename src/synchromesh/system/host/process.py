@@ -34,6 +34,7 @@ from synchromesh.service import Child
 from synchromesh.system.config.definitions import load_gateway, load_services
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.host.contracts_report import report_contracts
 from synchromesh.system.host.host import Definitions, Host, Succeeds
@@ -111,6 +112,7 @@ class Process:
     async def _start(self) -> Ready:
         spec, host, runtime = self._spec, self.host, self.host.runtime
         name, config = spec.name, spec.config
+        (part,) = parts_of(config, name)
         signer = Signer(base64.b64decode(spec.key))
         definitions = Definitions(load_services(config, host.folder))
         gateway = load_gateway(config, host.folder) if name == GATEWAY else None
@@ -123,7 +125,9 @@ class Process:
             return RemoteRegistry(
                 spec.control,
                 pool=pool,
-                credential=lambda: signer.token(name, audience=REGISTRY, now_us=runtime.wall_us()),
+                credential=lambda: signer.token(
+                    part.service, audience=REGISTRY, now_us=runtime.wall_us()
+                ),
                 runtime=runtime,
             )
 
@@ -136,7 +140,9 @@ class Process:
         contracts = (
             contracts_of_gateway(definitions.entries)
             if name == GATEWAY
-            else contracts_of_service(host.deps.services[name], config.services[name].app)
+            else contracts_of_service(
+                host.deps.services[part.service], config.services[part.service].app
+            )
         )
         await report_contracts(contracts, spec, host.pool)
         await host.run(name)

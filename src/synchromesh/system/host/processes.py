@@ -1,4 +1,4 @@
-"""The parts of a split system: a process for each service, and one for the gateway.
+"""The parts of a split system: a process for each instance of a service, one for the gateway.
 
 A process that ends is started again, up to the restart intensity; beyond that the system ends and
 says which. What runs in the processes is `process`.
@@ -16,6 +16,7 @@ import msgspec
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.durations import duration
 from synchromesh.service import Child, Supervisor
+from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.remote import RemoteProcess
@@ -42,7 +43,7 @@ class Processes:
         forks: the fork server; None where each process is a new interpreter.
 
     Attributes:
-        remotes: the processes, as the control API asks them; the gateway's by its own name.
+        remotes: the processes, as the control API asks them, by the part that each runs.
         book: what each of them offers to others, and expects of them.
     """
 
@@ -87,7 +88,8 @@ class Processes:
         if self._forks is not None:
             self._forks.start()
         self._watching.start(Child("liveness", self._hangs.run))
-        children = {name: self._service(name) for name in names}
+        parts = [part for name in names for part in parts_of(self._host.config, name)]
+        children = {part.name: self._service(part) for part in parts}
         starting = [asyncio.ensure_future(child.start()) for child in children.values()]
         try:
             await asyncio.gather(*starting)
@@ -101,9 +103,10 @@ class Processes:
 
     async def _run_gateway(self) -> None:
         config = self._host.config
+        (part,) = parts_of(config, GATEWAY)
         accepting = self._socket = open_socket(config.system.host, config.gateway.port)
         child = self._add(
-            GATEWAY,
+            part,
             "the gateway",
             spec=lambda _: self._spec(GATEWAY, handle=accepting.fileno()),
             on_exit=lambda pid: self.book.ended(GATEWAY, pid),
@@ -138,27 +141,29 @@ class Processes:
         for remote in self.remotes.values():
             remote.child.kill()
 
-    def _service(self, name: str) -> ChildProcess:
+    def _service(self, part: SystemPart) -> ChildProcess:
         def on_exit(pid: int) -> None:
-            self.book.ended(name, pid)
+            self.book.ended(part.name, pid)
             # Its end was seen: it is not suspected to be dead, it is (R6).
-            self._registry.evict(name, _runs_in(pid))
+            self._registry.evict(part.service, _runs_in(pid))
 
         return self._add(
-            name,
-            f"service {name!r}",
-            spec=lambda port: self._spec(name, port=port),
+            part,
+            f"service {part.name!r}",
+            spec=lambda port: self._spec(part.name, port=port),
             on_exit=on_exit,
-            on_moved=lambda url: self._on_moved(name, url),
+            on_moved=lambda url: self._on_moved(part.name, url),
             stop_within_s=self._host.budget.services_s,
         )
 
     def _suspect(self, name: str, pid: int, is_suspect: bool) -> None:
-        self._registry.suspect(name, _runs_in(pid), is_suspect=is_suspect)
+        # Of a replica the registry knows the service.
+        service = name.partition("#")[0]
+        self._registry.suspect(service, _runs_in(pid), is_suspect=is_suspect)
 
     def _add(
         self,
-        name: str,
+        part: SystemPart,
         title: str,
         *,
         spec: Callable[[int], ProcessSpec],
@@ -170,16 +175,17 @@ class Processes:
             title,
             spec=spec,
             launcher=self._launcher,
-            log=self._host.rundir.telemetry / f"{name}.log",
+            log=self._host.rundir.telemetry / f"{part.name}.log",
             on_exit=on_exit,
             on_moved=on_moved,
             stop_within_s=stop_within_s,
             budget=self._host.budget,
         )
-        self.remotes[name] = RemoteProcess(
-            name,
+        name = GATEWAY if part.name == GATEWAY else f"service/{part.name}"
+        self.remotes[part.name] = RemoteProcess(
+            part,
             child,
-            state=lambda: self._seen(GATEWAY if name == GATEWAY else f"service/{name}", child),
+            state=lambda: self._seen(name, child),
             pool=self._host.pool,
             token=self._token,
         )

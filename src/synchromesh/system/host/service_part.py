@@ -16,6 +16,7 @@ from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, St
 from synchromesh.http import HttpServer
 from synchromesh.identity import REGISTRY
 from synchromesh.service import Child, Deps, ServiceInstance, Supervisor, dry_run_migrations
+from synchromesh.system.config.parts import SystemPart
 
 # What the one before may take to drain and let go of the database.
 LOCKED_WITHIN_S = 15.0
@@ -39,9 +40,10 @@ class Listening:
 
 
 class ServicePart:
-    """Runs one service; `start`, then `open`, then `leave`, `answer` and `stop`.
+    """Runs one instance of a service; `start`, then `open`, then `leave`, `answer` and `stop`.
 
     Args:
+        part: which instance it is.
         registry: where it is registered under a lease.
         inproc: carries the calls of callers in this process; None where they all use HTTP.
         background: keeps its lease.
@@ -55,7 +57,7 @@ class ServicePart:
 
     def __init__(
         self,
-        name: str,
+        part: SystemPart,
         deps: Deps,
         registry: Registry,
         *,
@@ -65,7 +67,8 @@ class ServicePart:
         fail: Callable[[str, BaseException], None],
         loaded: Callable[[], None] | None = None,
     ) -> None:
-        self.name = name
+        self.name = part.name
+        self._part = part
         self._deps = deps
         self._registry = registry
         self._listening = listening
@@ -91,12 +94,12 @@ class ServicePart:
         """
         if self._loaded is not None:
             # One whose migrations would fail must not take the place of the process before.
-            dry_run_migrations(self._deps.services[self.name], self._deps.stores)
+            dry_run_migrations(self._deps.services[self._part.service], self._deps.stores)
             self._loaded()
         instance = self.instance = await self._own()
         self._exit.push_async_callback(instance.stop)
         if self._inproc is not None:
-            self._inproc.add(f"{self.name}-1", instance.dispatcher)
+            self._inproc.add(self._part.instance, instance.dispatcher)
         edge = HttpEdge(runtime=self._deps.runtime)
         edge.mount(instance.dispatcher, instance.offered)
         self._server = HttpServer(edge, network=self._deps.runtime.network)
@@ -106,15 +109,14 @@ class ServicePart:
     async def open(self) -> None:
         """Register the service and start serving."""
         deps, url = self._deps, self._server.url
+        instance, service = self._part.instance, self._part.service
         if self._inproc is not None:
-            endpoint = Endpoint(
-                f"{self.name}-1", self.name, f"inproc://{self.name}-1", ((HTTP, url),)
-            )
+            endpoint = Endpoint(instance, service, f"inproc://{instance}", ((HTTP, url),))
         else:
             # The number of the process tells the supervisor whose lease to end when it has ended.
             process = ("pid", str(os.getpid()))
-            endpoint = Endpoint(f"{self.name}-1", self.name, url, (process,))
-        token = deps.signer.token(self.name, audience=REGISTRY, now_us=deps.runtime.wall_us())
+            endpoint = Endpoint(instance, service, url, (process,))
+        token = deps.signer.token(service, audience=REGISTRY, now_us=deps.runtime.wall_us())
         registration = await self._registry.register(endpoint, credential=token)
         self._registration = registration
         self._exit.push_async_callback(self._end, registration)
@@ -141,11 +143,11 @@ class ServicePart:
 
     async def _own(self) -> ServiceInstance:
         """Start the instance once the previous process has released its database."""
-        service, now = self._deps.services[self.name], asyncio.get_running_loop().time
+        service, now = self._deps.services[self._part.service], asyncio.get_running_loop().time
         until_s = now() + (0.0 if self._loaded is None else LOCKED_WITHIN_S)
         while True:
             try:
-                return await ServiceInstance.start(service, self._deps)
+                return await ServiceInstance.start(service, self._deps, name=self.name)
             except StoreLocked:
                 if now() >= until_s:
                     raise

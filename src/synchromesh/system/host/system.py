@@ -31,6 +31,7 @@ from synchromesh.system.config.definitions import (
     load_services,
 )
 from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
@@ -56,7 +57,7 @@ class System:
     Args:
         store: the bounds of every database; `pages_max` of a service's section goes first. Of
             services in this process only.
-        is_split: whether each service and the gateway has a process of its own.
+        is_split: whether each instance of a service, and the gateway, has a process of its own.
         forks: forks those processes; without it each is a new interpreter.
         budget: how long the stages of a stop may take.
     """
@@ -96,7 +97,7 @@ class System:
 
     @property
     def instances(self) -> dict[str, ServiceInstance]:
-        """The service instances in this process, by name."""
+        """The service instances in this process, by service, or by name where it has replicas."""
         return self._host.instances
 
     async def start(self) -> None:
@@ -221,12 +222,13 @@ class System:
     def _run_info(self) -> RunInfo:
         host, config = self._host, self._config
         urls = host.urls if self._processes is None else {**self._processes.urls(), **host.urls}
+        parts = [part.name for name in config.services for part in parts_of(config, name)]
         return RunInfo(
             pid=os.getpid(),
             system=config.system.name,
             control=host.control_server.url,
             token=self._token,
-            services={n: urls[n] for n in (*config.services, *config.external) if n in urls},
+            services={n: urls[n] for n in (*parts, *config.external) if n in urls},
             gateway=urls.get(GATEWAY, ""),
         )
 

@@ -25,7 +25,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     """The spec of a child process: what to run, and how to reach its supervisor.
 
     Attributes:
-        name: which service it is, or "gateway".
+        name: which service it is, or which of its replicas, or "gateway".
         config: of the whole system.
         key: signs every hop, in base64.
         control: the URL of the control socket, where the registry is.

@@ -16,8 +16,8 @@ FILE_NAME = "account.json"
 OUT_OF_TIME = frozenset({"deadline_exceeded", "timed_out", "circuit_open", "shed"})
 
 # The acts of the play, in their order.
-CALM, STALL, ERRORS, HEALED, KILL, RESTART, REST = (
-    "calm", "stall", "errors", "healed", "kill", "restart", "rest",
+CALM, STALL, ERRORS, HEALED, KILL, RESTART, REPLICAS, REST = (
+    "calm", "stall", "errors", "healed", "kill", "restart", "replicas", "rest",
 )  # fmt: skip
 
 
@@ -100,6 +100,23 @@ class Restart(Struct, frozen=True):
     given_up: int
 
 
+class ReplicaLoss(Struct, frozen=True):
+    """One of the replicas of quoting was lost while visitors asked for quotes.
+
+    Attributes:
+        how: the signal that it got.
+        asked: the quotes that were asked for meanwhile, but for those that a rate turned away.
+        failed: how many of them failed, whatever for.
+    """
+
+    instance: str
+    pid: int
+    how: str
+    at_us: int
+    asked: int
+    failed: int
+
+
 class Account(Struct):
     """All that the demo saw from outside: as a client of the gateway and of the control socket.
 
@@ -130,6 +147,7 @@ class Account(Struct):
     turns: list[Turn] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
     restarts: list[Restart] = field(default_factory=list)
+    losses: list[ReplicaLoss] = field(default_factory=list)
     longest_hold: SpanRecord | None = None
     spans: list[SpanRecord] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)

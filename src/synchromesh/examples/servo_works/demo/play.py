@@ -1,4 +1,4 @@
-"""The play: a calm start, then a provider that stalls and fails, a kill, a restart, and an end.
+"""The play: a calm start, a provider that stalls and fails, kills, a restart, and an end.
 
 Nothing in it happens by the clock, and nothing depends on how quick the machine is. Each act does
 something to the system and waits until what must come of it was seen. The one bound of those waits
@@ -8,6 +8,7 @@ is for what never comes; the report will miss it then.
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from contracts.orders import PlaceOrder
@@ -19,18 +20,20 @@ from demo.account import (
     ERRORS,
     HEALED,
     KILL,
+    REPLICAS,
     REST,
     RESTART,
     STALL,
     Account,
     Kill,
+    ReplicaLoss,
     Restart,
 )
 from demo.customers import AT_ONCE, Customers
 from demo.display import Display
 from demo.door import Door
 from demo.running import RunningSystem, until
-from demo.visitors import Visitors
+from demo.visitors import QUOTE, Visitors
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 
@@ -42,6 +45,8 @@ IN_FLIGHT_WANTED = 7
 SPANS_KEPT_S = 0.08
 # Orders come one after the other while inventory is restarted, so that they come all the time.
 PACE_S = 0.05
+# So many quotes are asked for while a replica is lost.
+QUOTES_MIN = 40
 # What was not seen the first time may be seen the next.
 TIMES_MAX = 10
 # Many times what the slowest machine needs: who waits that long waits in vain.
@@ -119,6 +124,7 @@ class Acts:
             await self._provider_fails()
             await self._orders_is_killed()
             await self._inventory_is_restarted()
+            await self._replicas_are_lost()
             await self._all_come_to_an_end()
         await self._collect()
         code = await self._system.stop()
@@ -261,11 +267,42 @@ class Acts:
                 await asyncio.wait({restarting}, timeout=PACE_S / self._pace)
         finally:
             restarting.cancel()
-        successor, back_us = (await restarting)["pid"], self._runtime.wall_us()
+        pids = (await restarting)["pids"]
+        successor, back_us = pids["inventory"], self._runtime.wall_us()
         held = await evidence.holds_of(system, "inventory")
         held.subtract(before)
         say(f"process {successor} is inventory now; {held['bridged']} calls waited for it")
         return Restart(pid, successor, at_us, back_us, held["bridged"], held["given_up"])
+
+    async def _replicas_are_lost(self) -> None:
+        self._begin(REPLICAS, "visitors ask for quotes, of which there are three replicas")
+        async with self._visitors.asking_quotes():
+            await self._lose("quoting#1", signal.SIGKILL)
+            await self._lose("quoting#2", signal.SIGSTOP)
+
+    async def _lose(self, instance: str, number: signal.Signals) -> None:
+        """Take one replica away while quotes are asked for, and wait until it is back."""
+        system, say = self._system, self._display.say
+        pid, before = (await system.processes())[instance], self._quotes()
+        say(f"{number.name} to {pid}, which is {instance}")
+        at_us = self._runtime.wall_us()
+        os.kill(pid, number)
+        await until(lambda: self._quotes()[0] - before[0] >= QUOTES_MIN, WITHIN_S)
+        asked, failed = (after - was for after, was in zip(self._quotes(), before, strict=True))
+        say(f"{asked - failed} of {asked} quotes had an answer without it")
+        loss = ReplicaLoss(instance, pid, number.name, at_us, asked, failed)
+        self._account.losses.append(loss)
+        with suppress(ProcessLookupError):
+            # One that hangs may have been found and ended.
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not _is_there(pid), WITHIN_S)
+        await system.processes()
+
+    def _quotes(self) -> tuple[int, int]:
+        """Return how many quotes have been asked for and not turned away, and how many failed."""
+        account = self._account
+        asked = account.requests.get(QUOTE, 0) - account.turned_away.get(QUOTE, 0)
+        return asked, sum(each.route == QUOTE for each in account.failures)
 
     async def _all_come_to_an_end(self) -> None:
         self._begin(REST, "the rest of the orders come in")

@@ -41,6 +41,7 @@ def judge(account: Account, data: Path, out: Console) -> int:
         _degraded(account),
         _kills(account.kills),
         _restarts(account),
+        _losses(account),
     ):
         _print_line(name, text, out)
     _print_pictures(account, out)
@@ -145,6 +146,12 @@ def _restarts(account: Account) -> Iterator[tuple[str, str]]:
         edge = f"{longest.service} -> {longest.name}"
         yield "", f"longest: {held_ms(longest)} ms, {edge}, trace {longest.trace_id}"
     yield "", f"{len(failed_by_restart(account))} requests failed because of it"
+
+
+def _losses(account: Account) -> Iterator[tuple[str, str]]:
+    for loss in account.losses:
+        yield "replica", f"{loss.instance}, process {loss.pid}, {loss.how} at {_clock(loss.at_us)}"
+        yield "", f"without it {loss.asked} quotes were asked for, and {loss.failed} failed"
 
 
 def _restart(restart: Restart) -> str:

@@ -21,6 +21,8 @@ from demo.door import Door, DoorAnswer, ask_until, degraded_in
 
 AT_ONCE = 2
 PAUSE_S = 0.06
+QUOTE = "GET /quotes/{sku}"
+QUOTE_PAUSE_S = 0.1
 STOCK_AT_ONCE = 4
 STOCK_PAUSE_S = 0.02
 # An axis that the configurator has parts for.
@@ -66,6 +68,12 @@ class Visitors:
         async with self._while_it_runs(self._watch_stock, STOCK_AT_ONCE):
             yield
 
+    @asynccontextmanager
+    async def asking_quotes(self) -> AsyncIterator[None]:
+        """Ask what drives cost and when they are there, while the block runs."""
+        async with self._while_it_runs(self._ask_quotes, AT_ONCE):
+            yield
+
     async def look_at_all_machines(self) -> None:
         """Look at the page of every drive at once."""
         await asyncio.gather(*map(self._look_at_machine, self._machines))
@@ -109,6 +117,11 @@ class Visitors:
         for sku in cycle(self._skus[first:] + self._skus[:first]):
             await self._look_at_stock(sku)
             await asyncio.sleep(STOCK_PAUSE_S)
+
+    async def _ask_quotes(self, first: int) -> None:
+        for sku in cycle(self._skus[first:] + self._skus[:first]):
+            await self._look(QUOTE, query={"qty": "1"}, sku=sku)
+            await asyncio.sleep(QUOTE_PAUSE_S)
 
     async def _look_at_machine(self, machine_id: str, told: Told = _if_in_time) -> None:
         await self._look("GET /machines/{machine_id}", told, machine_id=machine_id)

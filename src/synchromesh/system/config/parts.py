@@ -1,0 +1,46 @@
+"""The names of what runs: each service, or each of its replicas, and the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synchromesh.system.config.schema import GATEWAY, SystemConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SystemPart:
+    """What is started, restarted and shown by itself.
+
+    Attributes:
+        name: the service's, or, of one of several replicas, its instance's.
+        service: whose instance it is; "gateway" for the gateway.
+        instance: the name that the registry lists it by, such as "quoting#2".
+
+    Example:
+        >>> SystemPart("quoting#2", "quoting", "quoting#2").is_named("quoting")
+        True
+    """
+
+    name: str
+    service: str
+    instance: str
+
+    def is_named(self, name: str) -> bool:
+        """Return whether a service's name, or an instance's, means this one, too."""
+        return name in (self.service, self.instance)
+
+
+def parts_of(config: SystemConfig, name: str) -> tuple[SystemPart, ...]:
+    """Return the parts that run a service, or the one of that name; none for another name."""
+    if name == GATEWAY:
+        return (SystemPart(GATEWAY, GATEWAY, GATEWAY),)
+    service = name.partition("#")[0]
+    section = config.services.get(service)
+    if section is None:
+        return ()
+    if section.replicas == 1:
+        parts = [SystemPart(service, service, f"{service}#1")]
+    else:
+        names = [f"{service}#{number}" for number in range(1, section.replicas + 1)]
+        parts = [SystemPart(each, service, each) for each in names]
+    return tuple(part for part in parts if part.is_named(name))

@@ -1,0 +1,173 @@
+"""Replicas of a service of queries only: killed, stopped, broken and restarted under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from notes_app import TESTS, write_config
+from processes import ends
+from replicas_app import INSTANCES, TOML, Clients
+from split_world import ControlSocket, running
+from synchromesh.errors import ConfigError
+from synchromesh.http import HttpPool
+from synchromesh.runtime import RealRuntime
+from synchromesh.system import RunDir, System, load_config
+
+pytestmark = pytest.mark.anyio
+
+MANY = 300
+AT_LEAST = 20
+WRITER = """
+[system]
+name = "offers"
+
+[services.prices]
+app = "replicas_app:prices"
+replicas = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def path_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes import what tests do."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+
+
+@asynccontextmanager
+async def served(
+    folder: Path, *, is_split: bool
+) -> AsyncIterator[tuple[System, ControlSocket, Clients]]:
+    """Run the system, in one process or split, with somebody who asks its control socket."""
+    async with (
+        HttpPool(network=RealRuntime().network) as pool,
+        running(folder, TOML, is_split=is_split) as system,
+    ):
+        yield system, ControlSocket(system, pool), Clients(system)
+
+
+async def pids_of(asking: ControlSocket) -> dict[str, int]:
+    """Return the process of each instance."""
+    services = (await asking.ask("GET", "/status"))["services"]
+    return {name: each["pid"] for name, each in services.items()}
+
+
+def check(clients: Clients) -> None:
+    """Check that at least 99 of 100 requests succeeded."""
+    assert clients.failed <= clients.asked // 100, clients.statuses
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+async def test_three_answer_in_turn_and_keep_nothing(tmp_path: Path, is_split: bool) -> None:
+    """Each is listed, shown with its process, and called; no database is opened."""
+    async with served(tmp_path, is_split=is_split) as (system, asking, clients):
+        await clients.ask(MANY)
+        status = await asking.ask("GET", "/status")
+        assert tuple(status["services"]) == INSTANCES
+        assert tuple(system.info.services) == INSTANCES
+        for name, each in status["services"].items():
+            (listed,) = each["instances"]
+            assert (listed["instance"], each["health"]["service"]) == (name, "quotes")
+            assert (each["in_flight"], each["health"]["is_healthy"]) == (0, True)
+        pids = {each["pid"] for each in status["services"].values()}
+        assert len(pids) == (3 if is_split else 1)
+        assert set(clients.pids) == set(map(str, pids))
+        assert list(RunDir(tmp_path).data.iterdir()) == []
+        assert await asking.ask("GET", "/sagas") == {"sagas": []}
+        assert await asking.call("quotes.kept") == "remote_failed"
+    assert clients.failed == 0
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("fault", [{"errors": "100%"}, {"stall": True}, {"latency": "300ms"}])
+async def test_one_that_is_broken_is_passed_over(
+    tmp_path: Path, is_split: bool, fault: dict[str, object]
+) -> None:
+    """Requests succeed elsewhere; the gateway's status says whom it has ejected."""
+    async with served(tmp_path, is_split=is_split) as (_, asking, clients):
+        await clients.ask(MANY)
+        await asking.ask("POST", "/faults", {"target": "quotes#2", **fault})
+        await clients.ask(MANY)
+        status = await asking.ask("GET", "/status")
+        (struck,) = status["faults"]["in_force"]
+        assert (struck["target"], struck["struck"] > 0) == ("quotes#2", True)
+        assert await asking.ask("POST", "/faults/heal", {"target": "quotes#2"})
+        check(clients)
+
+
+async def test_an_ejected_one_is_named_by_who_ejected_it(tmp_path: Path) -> None:
+    """As long as it fails it stays out, but for a probe now and then."""
+    async with served(tmp_path, is_split=True) as (_, asking, clients):
+        await clients.ask(MANY)
+        await asking.ask("POST", "/faults", {"target": "gateway:quotes#3", "errors": "100%"})
+        ejected: dict[str, list[str]] = {}
+        async with clients.asking():
+            while not ejected:
+                ejected = (await asking.ask("GET", "/status"))["clients"]["gateway"]["ejected"]
+        assert ejected == {"quotes": ["quotes#3"]}
+        check(clients)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_one_that_dies_or_hangs_costs_no_request(tmp_path: Path, number: int) -> None:
+    """The others answer meanwhile; the trace of a request names the instance."""
+    async with served(tmp_path, is_split=True) as (_, asking, clients):
+        await clients.ask(MANY)
+        pids = await pids_of(asking)
+        async with clients.asking():
+            before = clients.asked
+            os.kill(pids["quotes#2"], number)
+            while clients.asked < before + MANY:
+                await asking.call("quotes.one", sku="SX90")
+        if number == signal.SIGSTOP:
+            os.kill(pids["quotes#2"], signal.SIGKILL)
+        assert ends(pids["quotes#2"])
+        check(clients)
+        last = await asking.ask("GET", "/traces/last")
+        (handled,) = [each["service"] for each in last["spans"] if each["kind"] == "handle"]
+        assert handled in INSTANCES
+
+
+async def test_all_are_restarted_one_after_the_other(tmp_path: Path) -> None:
+    """No request fails, one of them alone can be restarted too, and a single name is one more."""
+    async with served(tmp_path, is_split=True) as (_, asking, clients):
+        before = await pids_of(asking)
+        async with clients.asking():
+            told = await asking.ask("POST", "/services/quotes/restart", {})
+            assert tuple(told["pids"]) == INSTANCES
+            between = await pids_of(asking)
+            assert between == told["pids"]
+            one = await asking.ask("POST", "/services/quotes%232/restart", {})
+            after = await pids_of(asking)
+            assert one["pids"] == {"quotes#2": after["quotes#2"]}
+        assert not set(before.values()) & set(between.values())
+        assert {name for name in INSTANCES if after[name] != between[name]} == {"quotes#2"}
+        assert (clients.failed, clients.asked > AT_LEAST) == (0, True)
+        status = await asking.ask("GET", "/status")
+        restarts = [status["children"][f"service/{name}"]["restarts"] for name in INSTANCES]
+        assert restarts == [0, 0, 0]
+        code, problem = await asking.said("POST", "/services/quotes%234/restart", {})
+        assert (code, "'quotes#4'" in problem["detail"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (WRITER, "a writer has one database; replicas of it come with PostgreSQL"),
+        (TOML.replace("= 3", "= 0"), "[services.quotes] replicas is 0; use 1 to 64"),
+        (TOML.replace("= 3", "= 65"), "[services.quotes] replicas is 65; use 1 to 64"),
+        (TOML.replace("= 3", '= "three"'), "services.quotes.replicas: expected `int`, got `str`"),
+        (TOML.replace("= 3", "= 3\nport = 8001"), "3 replicas and one port, 8001"),
+    ],
+)
+async def test_what_cannot_have_replicas_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """A writer, none at all, too many, no number, one port for all: one sentence each."""
+    write_config(tmp_path, text)
+    with pytest.raises(ConfigError) as refused:
+        await System(load_config(tmp_path), tmp_path, RealRuntime()).start()
+    assert said in refused.value.message

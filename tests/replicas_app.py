@@ -1,0 +1,136 @@
+"""A service of queries only with three replicas, a gateway before it, and clients that count."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from split_world import port_of
+from synchromesh import Context, Contract, Gateway, Migration, Route, Service, command, query
+from synchromesh.errors import CallError
+from synchromesh.http import HttpPool
+from synchromesh.runtime import RealRuntime
+from synchromesh.system import System
+
+TOML = """
+[system]
+name = "offers"
+
+[services.quotes]
+app = "replicas_app:quotes"
+replicas = 3
+
+[gateway]
+app = "replicas_app:way_in"
+"""
+INSTANCES = ("quotes#1", "quotes#2", "quotes#3")
+AT_ONCE = 6
+ASK_WITHIN_S = 30.0
+
+
+class Quotes(Contract, Protocol, service="quotes", version="1.0"):
+    @query("GET /quotes/{sku}")
+    async def one(self, sku: str) -> int: ...
+    @query("GET /kept")
+    async def kept(self) -> int: ...
+
+
+class Prices(Contract, Protocol, service="prices", version="1.0"):
+    @command("PUT /prices/{sku}")
+    async def put(self, sku: str) -> None: ...
+    @query("GET /prices/{sku}")
+    async def one(self, sku: str) -> int: ...
+
+
+quotes = Service("quotes", implements=Quotes)
+prices = Service("prices", implements=Prices, migrations=[Migration(1, (), 1)])
+
+
+@quotes.handles(Quotes.one)
+async def one(ctx: Context, sku: str) -> int:
+    await asyncio.sleep(0.001)
+    return os.getpid()
+
+
+@quotes.handles(Quotes.kept)
+async def kept(ctx: Context) -> int:
+    return len(await ctx.read("select 1"))
+
+
+@prices.handles(Prices.put)
+async def put(ctx: Context, sku: str) -> None: ...
+
+
+@prices.handles(Prices.one)
+async def price(ctx: Context, sku: str) -> int:
+    return 1
+
+
+way_in = Gateway(routes=[Route("GET /quotes/{sku}", Quotes.one, public=True, deadline="20s")])
+
+
+@dataclass
+class Clients:
+    """Clients of the gateway that ask one after the other, each without a pause.
+
+    Attributes:
+        statuses: how often which status came back; 0 for no answer.
+        pids: how often which process answered.
+    """
+
+    system: System
+    statuses: Counter[int] = field(default_factory=Counter)
+    pids: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def asked(self) -> int:
+        """How many requests have ended."""
+        return self.statuses.total()
+
+    @property
+    def failed(self) -> int:
+        """How many of them did not succeed."""
+        return self.asked - self.statuses[200]
+
+    async def ask(self, times: int) -> None:
+        """Ask so many times more, several at once."""
+        until = self.asked + times
+        async with self._asking(lambda: self.asked >= until):
+            pass
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """Ask while the block runs."""
+        over = asyncio.Event()
+        async with self._asking(over.is_set):
+            try:
+                yield
+            finally:
+                over.set()
+
+    @asynccontextmanager
+    async def _asking(self, is_over: Callable[[], bool]) -> AsyncIterator[None]:
+        network = RealRuntime().network
+        async with HttpPool(network=network) as pool, asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(self._one_after_the_other(pool, is_over))
+            yield
+
+    async def _one_after_the_other(self, pool: HttpPool, is_over: Callable[[], bool]) -> None:
+        port = port_of(self.system.info.gateway)
+        while not is_over():
+            try:
+                answer = await pool.request(
+                    "127.0.0.1", port, "GET", "/quotes/SX90",
+                    timeout_s=ASK_WITHIN_S, is_idempotent=True,
+                )  # fmt: skip
+            except CallError:
+                self.statuses[0] += 1
+                continue
+            self.statuses[answer.status] += 1
+            self.pids[answer.body.decode()] += answer.status == 200
