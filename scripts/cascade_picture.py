@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scripts.svg import AMBER, BLUE, GREEN, GREY, INK, RED, line, picture, rect, text
 
+PAGE = Path(__file__).parents[1] / "docs/slow-part.md"
+BEGIN, END = "<!-- cascade -->", "<!-- /cascade -->"
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/cascade.json"
 # The name of a series is "FAULT with LAYERS".
 FAULTS = {"stall": "c stalls", "25 % capacity": "c does a quarter"}
@@ -82,3 +86,29 @@ def _smooth(shares: list[float | None]) -> list[float | None]:
         ]
         smooth.append(sum(near) / len(near) if near else None)
     return smooth
+
+
+def page(text: str) -> str:
+    """Return the page with its table as the results have it: of each claim the worst scenario."""
+    found = json.loads(RESULTS.read_text())
+    made: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    worst: dict[str, tuple[float, str, str]] = {}
+    for experiment, rows in found["experiments"].items():
+        for row in rows:
+            name, is_most = row["claim"], row["bound"].startswith("<=")
+            made[name] += row["made"]
+            kept[name] += row["kept"]
+            value = math.inf if row["worst"] is None else row["worst"]
+            rank = value if is_most else -value
+            if name not in worst or rank > worst[name][0]:
+                shown = "never" if row["worst"] is None else f"{row['worst']:g}"
+                where = f"{experiment} / {row['worst_in']}" if row["worst_in"] else experiment
+                worst[name] = (rank, f"{shown} ({row['bound']})", where)
+    lines = ["| claim | kept | worst (bound) | in |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {kept[name]} of {made[name]} | {shown} | {where} |"
+        for name, (_, shown, where) in worst.items()
+    ]
+    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    return "\n".join((text[:begin], *lines, text[end:]))

@@ -26,6 +26,8 @@ def main() -> None:
         terminals.record()
     for path, drawn in pictures().items():
         path.write_text(drawn)
+    page = cascade_picture.PAGE
+    page.write_text(cascade_picture.page(page.read_text()))
 
 
 if __name__ == "__main__":

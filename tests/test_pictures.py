@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scripts import cascade_picture
 from scripts.breaker_picture import FAILS_FROM_S, FAILS_UNTIL_S, live
 from scripts.pictures import pictures
 from scripts.system_map import PLACES, Edge, contracts, edges
@@ -18,6 +19,12 @@ DRAWN = pictures()
 def test_a_picture_is_of_today(path: Path) -> None:
     """It is what its script draws now; where this fails, run `make pictures`."""
     assert path.read_text() == DRAWN[path]
+
+
+def test_the_table_of_the_cascade_is_of_the_results() -> None:
+    """It is what its script makes of them now; where this fails, run `make pictures`."""
+    text = cascade_picture.PAGE.read_text()
+    assert cascade_picture.page(text) == text
 
 
 @pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.name)
