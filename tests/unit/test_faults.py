@@ -109,6 +109,26 @@ def test_an_edges_own_fault_goes_first() -> None:
     assert (other.why, other.is_error, other.is_stall) == ("100% errors at billing", True, False)
 
 
+@pytest.mark.parametrize(
+    ("caller", "instance", "why"),
+    [
+        ("orders", "bank#2", "1 s late at orders:bank#2"),
+        ("shop", "bank#2", "2 s late at bank#2"),
+        ("orders", "bank#1", "3 s late at orders:bank"),
+        ("shop", "bank#1", "4 s late at bank"),
+        ("shop", "", "4 s late at bank"),
+    ],
+)
+def test_an_instances_own_fault_goes_first(caller: str, instance: str, why: str) -> None:
+    """Before its service's; and for each of them an edge's before its callee's."""
+    table = FaultTable()
+    for latency_s, target in enumerate(("orders:bank#2", "bank#2", "orders:bank", "bank"), 1):
+        table.put(target, Fault(latency_s=latency_s), now=0.0)
+    struck = table.strike(caller, "bank", now=0.0, rng=Dice(), instance=instance)
+    assert struck is not None
+    assert struck.why == why
+
+
 def test_what_does_not_fail_may_stall() -> None:
     """Errors are drawn first; what they leave hangs."""
     table = FaultTable()
