@@ -106,7 +106,7 @@ def test_what_is_left_out_of_a_policy_is_as_without_one() -> None:
     [
         ({"in_flight": 8}, LimitOptions(8, 0)),
         ({"waiting": 2}, AdaptiveLimitOptions(queue_max=2)),
-        ({"least": 100}, AdaptiveLimitOptions(initial=100, limit_min=100)),
+        ({"least": 200}, AdaptiveLimitOptions(initial=200, limit_min=200)),
         ({"most": 16}, AdaptiveLimitOptions(initial=16, limit_max=16)),
     ],
 )

@@ -353,12 +353,13 @@ def test_a_limit_that_adapts_itself_is_cut_by_overload_and_returns() -> None:
     limit = AdaptiveLimitOptions(initial=8, limit_min=1)
     policy = Policy(timeout_s=None, retry=None, breaker=None, limit=limit)
     edge = blocking._Edge(policy, "charge", random.Random(1), clock, may_repeat=False)
-    for _ in range(40):
-        clock.now += 0.01
-        attempts = edge.attempts()
-        attempt, permit = edge.begin(attempts)
-        with pytest.raises(Shed):
-            edge.failed(attempts, attempt, permit, Shed("full"))
+    for _ in range(8):
+        held = int(edge._in_flight_max)
+        begun = [(each, *edge.begin(each)) for each in (edge.attempts() for _ in range(held))]
+        for attempts, attempt, permit in begun:
+            clock.now += 0.01
+            with pytest.raises(Shed):
+                edge.failed(attempts, attempt, permit, Shed("full"))
     cut = edge._in_flight_max
     assert cut < 8
     for _ in range(200):

@@ -201,8 +201,7 @@ class Dispatcher:
         A caller with a `clock` cancels the task, which is this one's own, in time.
         """
         sent, operation, is_apart = request.context, request.operation, clock is not None
-        if clock is None:
-            clock = asyncio.get_running_loop().time
+        clock = clock or asyncio.get_running_loop().time
         deadline_s, began_s = sent.deadline_s, clock()
         try:
             known = self._known.get(request.credential)
@@ -244,9 +243,10 @@ class Dispatcher:
                     places.in_flight -= 1
             if type(answer) is not bytes or len(answer) > ANSWER_BYTES_MAX:
                 raise _bad_answer(operation, answer)
-            reply = Reply(200, answer, root.used, None, ended_s - began_s, root.away_s)
-        except GeneratorExit:  # who is thrown away has neither its context nor a loop any more
-            raise
+            used = 0 if root.left is None else root.left.used  # `Root.used` without its frame
+            reply = Reply(200, answer, used, None, ended_s - began_s, root.away_s)
+        except GeneratorExit:
+            raise  # who is thrown away has neither its context nor a loop any more
         except BaseException as error:
             ended_s = clock()
             if deadline_s is not None and ended_s >= deadline_s:
