@@ -160,7 +160,7 @@ class AdaptiveLimit:
             self._drops += 1
             self._dropped_s += took_s
         else:
-            usual_s = tracker.usual_s if tracker.is_learned else took_s
+            usual_s = tracker.usual_s or took_s
             most_s = usual_s * _RATIO_MAX
             self._took_s += took_s if took_s < most_s else most_s  # noqa: FURB136
             self._usual_s += usual_s
