@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from synchromesh import errors
+from synchromesh.calls import OperationPolicy
 from synchromesh.errors import (
     CallError,
     CircuitOpen,
@@ -785,6 +787,28 @@ def test_a_timeout_of_nothing_is_refused() -> None:
     """Zero seconds would let nothing through."""
     with pytest.raises(ConfigError, match="timeout_s is 0"):
         Policy(timeout_s=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "right"),
+    [
+        ("retry", 3, "RetryOptions(attempts_max=3)"),
+        ("budget", 0.2, "BudgetOptions(ratio=0.2)"),
+        ("limit", 3, "LimitOptions(in_flight_max=8)"),
+        ("breaker", True, "BreakerOptions()"),
+        ("hedge", "p95", 'HedgeOptions(after="p95")'),
+    ],
+)
+def test_a_layer_of_the_wrong_type_is_refused_where_it_is_written(
+    option: str, value: Any, right: str
+) -> None:
+    """It would else be found at the first failure, as an error of ours."""
+    said = f"policy {option} is {value!r}; write {option}={right}, or {option}=None"
+    kinds = [Policy, OperationPolicy] if option in ("retry", "hedge") else [Policy]
+    for kind in kinds:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            kind(**{option: value})
+        assert getattr(kind(**{option: None}), option) is None
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), True, "1"])

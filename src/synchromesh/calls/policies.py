@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from synchromesh.calls.contract import Operation
@@ -12,6 +12,7 @@ from synchromesh.context import ATTEMPTS_LEFT_MAX
 from synchromesh.discovery import BalancerOptions
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import HedgeOptions, Policy, RetryOptions
+from synchromesh.resilience.policy_layers import refuse_wrong_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,17 @@ class OperationPolicy:
 
     Only a query is hedged. Breaker, retry budget and limiter belong to the edge and cannot be had
     per operation: they are about the callee, and one that is down is down for all of them.
+
+    Raises:
+        ConfigError: a value is outside its range, or of the wrong type.
     """
 
     timeout_s: float | None = 2.0
     retry: RetryOptions | None = field(default_factory=RetryOptions)
     hedge: HedgeOptions | None = None
+
+    def __post_init__(self) -> None:
+        refuse_wrong_layers({each.name: getattr(self, each.name) for each in fields(self)})
 
     def over(self, edge: Policy) -> Policy:
         """Return an edge's policy with this in its place."""

@@ -30,7 +30,7 @@ class Policy(PolicyLayers):
         hedge: when a query is sent a second time, to another instance; of calls between services.
 
     Raises:
-        ConfigError: a value is outside its range.
+        ConfigError: a value is outside its range, or of the wrong type.
 
     Example:
         >>> from synchromesh import LimitOptions

@@ -5,7 +5,9 @@ deadline → retry + budget → limiter → hedge → breaker → attempt with i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import UnionType
 
 from synchromesh.durations import is_number
 from synchromesh.errors import ConfigError
@@ -14,6 +16,15 @@ from synchromesh.resilience.breaker import BreakerOptions
 from synchromesh.resilience.hedging import HedgeOptions
 from synchromesh.resilience.limiter import LimitOptions
 from synchromesh.resilience.retry import BudgetOptions, RetryOptions
+
+# What a layer is described by, and how that is written.
+_LAYERS: dict[str, tuple[type | UnionType, str]] = {
+    "retry": (RetryOptions, "RetryOptions(attempts_max=3)"),
+    "budget": (BudgetOptions, "BudgetOptions(ratio=0.2)"),
+    "limit": (LimitOptions | AdaptiveLimitOptions, "LimitOptions(in_flight_max=8)"),
+    "breaker": (BreakerOptions, "BreakerOptions()"),
+    "hedge": (HedgeOptions, 'HedgeOptions(after="p95")'),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +39,7 @@ class PolicyLayers:
     hedge: HedgeOptions | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout_s is not None and not (is_number(self.timeout_s) and self.timeout_s > 0):
-            raise ConfigError(
-                f"policy timeout_s is {self.timeout_s!r}; make it a number of seconds above 0, or "
-                "None for no timeout"
-            )
+        refuse_wrong_layers({each.name: getattr(self, each.name) for each in fields(self)})
 
     def explain(self) -> str:
         """Describe the layers that are on, outermost first, one a line."""
@@ -50,6 +57,30 @@ class PolicyLayers:
         if self.timeout_s is not None:
             layers.append(("timeout", f"{self.timeout_s:g} s an attempt"))
         return "\n".join(f"{layer:<9} {words}" for layer, words in layers)
+
+
+def refuse_wrong_layers(layers: Mapping[str, object]) -> None:
+    """Refuse what describes no layer, by the names of a policy's options.
+
+    Raises:
+        ConfigError: an option is of the wrong type, or the timeout is not above 0.
+    """
+    for name, value in layers.items():
+        if value is None:
+            continue
+        if name == "timeout_s":
+            if not is_number(value) or not value > 0:  # type: ignore[operator]
+                raise ConfigError(
+                    f"policy timeout_s is {value!r}; make it a number of seconds above 0, or None "
+                    "for no timeout"
+                )
+            continue
+        kind, right = _LAYERS[name]
+        if not isinstance(value, kind):
+            raise ConfigError(
+                f"policy {name} is {value!r}; write {name}={right}, or {name}=None to leave the "
+                "layer out"
+            )
 
 
 def refuse_hedge(policy: PolicyLayers, name: str) -> None:
