@@ -137,13 +137,14 @@ def checked(run: Run, folder: Path, policies: str) -> Ran:
         (
             "[policies.'gateway:kiosk']\ntimeout = '300ms'\nretry = { attempts = 2 }",
             (
-                "2 attempts of 300ms may take 600ms, and GET /window has 500ms for the whole call; "
+                "2 attempts of 300ms may take 600ms without the waits between, and GET /window has "
+                "500ms for the whole call; "
                 'make timeout "250ms" or less, attempt less often, or give the route more time'
             ),
         ),
         (
             "[policies.'gateway:kiosk'.operations.order]\ntimeout = '3s'\nretry = { attempts = 2 }",
-            "2 attempts of 3s may take 6s, and POST /orders has 5s for the whole call",
+            "2 attempts of 3s may take 6s without the waits between, and POST /orders has 5s",
         ),
         (
             "[policies.'gateway:shelf']\ntimeout = '400ms'",
@@ -210,6 +211,33 @@ def test_what_fits_is_right(run: Run, tmp_path: Path, policies: str) -> None:
     """No word about defaults, nor about what is in time."""
     ran = checked(run, tmp_path, policies)
     assert (ran.code, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("operation", "timeout", "attempts", "advised"),
+    [("order", "1.67s", 3, "1.66s"), ("window", "200ms", 3, "166.66ms"), ("order", "2s", 5, "1s")],
+)
+def test_the_timeout_that_is_advised_fits(
+    run: Run, tmp_path: Path, operation: str, timeout: str, attempts: int, advised: str
+) -> None:
+    """It is rounded down, and then nothing more is said."""
+    section = (
+        f"[policies.'gateway:kiosk'.operations.{operation}]\nretry = {{ attempts = {attempts} }}"
+    )
+    assert (
+        f'make timeout "{advised}" or less'
+        in checked(run, tmp_path, f"{section}\ntimeout = '{timeout}'").err
+    )
+    assert checked(run, tmp_path, f"{section}\ntimeout = '{advised}'").code == 0
+
+
+def test_as_many_attempts_as_there_is_time_for_fit(run: Run, tmp_path: Path) -> None:
+    """Three times 0.1 s are 0.3 s, though floats make a little more of it."""
+    module = sys.modules["kiosk_app"]
+    route = Route("GET /window", Kiosk.window, public=True, deadline="300ms")
+    vars(module)["gateway"] = Gateway(routes=[route])
+    policies = "[policies.'gateway:kiosk']\ntimeout = '100ms'\nretry = { attempts = 3 }"
+    assert checked(run, tmp_path, policies).code == 0
 
 
 def test_all_contradictions_are_named_at_once(run: Run, tmp_path: Path) -> None:

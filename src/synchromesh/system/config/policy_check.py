@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,14 +145,18 @@ def _beyond_deadlines(
             continue
         name = f'[policies."{edge}"]'
         timeout, attempts = _written(section, edge, use.operation, is_written)
-        if timeout is None or duration(timeout) * attempts <= use.bound_s:
+        # Three times 0.1 is a hair more than 0.3.
+        if timeout is None or duration(timeout) * attempts <= use.bound_s * (1 + 1e-9):
             continue
-        each = f"{attempts} attempts of {timeout}" if attempts > 1 else f"an attempt of {timeout}"
-        fewer = " attempt less often," if attempts > 1 else ""
+        whole, fewer = _shown(duration(timeout) * attempts), ""
+        takes = f"an attempt of {timeout} may take {whole}"
+        if attempts > 1:
+            takes = f"{attempts} attempts of {timeout} may take {whole} without the waits between"
+            fewer = " attempt less often,"
         yield (
-            f"{name}: {each} may take {_shown(duration(timeout) * attempts)}, and {use.place} has "
-            f"{_shown(use.bound_s)} for the whole call; make timeout "
-            f'"{_shown(use.bound_s / attempts)}" or less,{fewer} or give the route more time'
+            f"{name}: {takes}, and {use.place} has {_shown(use.bound_s)} for the whole call; make "
+            f'timeout "{_at_most(use.bound_s / attempts)}" or less,{fewer} or give the route more '
+            "time"
         )
 
 
@@ -182,6 +187,12 @@ def _never_hedged(config: SystemConfig) -> Iterator[str]:
                     f'"{_shown(hedge.after)}", and an attempt ends after {_shown(timeout_s)}: none '
                     "is ever sent twice; make after shorter than the timeout"
                 )
+
+
+def _at_most(length_s: float) -> str:
+    """Return a length rounded down, so that what is advised fits."""
+    unit, length = ("s", length_s) if length_s >= 1 else ("ms", length_s * 1e3)
+    return f"{math.floor(length * 100 + 1e-9) / 100:.2f}".rstrip("0").rstrip(".") + unit
 
 
 def _shown(length_s: float) -> str:
