@@ -521,6 +521,22 @@ def test_no_internals_are_told(
         behind(main, kind=kind, policies=NO_RETRY)
 
 
+def test_an_answer_of_another_release_is_502(kind: str) -> None:
+    """The service did answer, and what does not fit is said inside only."""
+
+    async def main(plant: Plant) -> None:
+        plant.orders.answers["one"] = {"id": 7, "customer": SECRET}
+        answer = await plant.ask("GET /orders/A-1")
+        problem = json_of(answer)
+        assert (answer.status, problem["status"]) == (502, 502)
+        assert (problem["code"], problem["is_final"]) == ("contract_mismatch", True)
+        assert "the trace id leads to the reason" in problem["detail"]
+        text = answer.body.decode()
+        assert not any(inner in text for inner in (SECRET, "orders", "Expected", "release"))
+
+    behind(main, kind=kind)
+
+
 @pytest.mark.parametrize("cls", error_table().values(), ids=lambda cls: cls.code)
 def test_every_error_has_words_for_the_outside(cls: type[SynchromeshError]) -> None:
     """Whatever class an error has, what is told of it is a problem without its own words."""

@@ -13,6 +13,7 @@ from synchromesh.errors import (
     CallError,
     CircuitOpen,
     ConnectFailed,
+    ContractMismatch,
     DeadlineExceeded,
     DownstreamFailed,
     Forbidden,
@@ -45,6 +46,7 @@ _WORDS: dict[type[SynchromeshError], str] = {
     CallError: _FAILED,
     CircuitOpen: _BUSY,
     ConnectFailed: _BUSY,
+    ContractMismatch: _FAILED,
     DeadlineExceeded: "there was not enough time to answer; nothing was done, try again",
     DownstreamFailed: _FAILED,
     Forbidden: "the service does not allow this",
@@ -97,8 +99,10 @@ def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:
 def _public(cls: type[SynchromeshError], words: str, error: BaseException) -> SynchromeshError:
     public = cls.__new__(cls)
     if isinstance(public, CallError):
-        retry_after_s = error.retry_after_s if isinstance(error, CallError) else None
-        CallError.__init__(public, words, retry_after_s=retry_after_s)
+        told: dict[str, Any] = {}
+        if isinstance(error, CallError):
+            told = {"retry_after_s": error.retry_after_s, "is_final": error.is_final}
+        CallError.__init__(public, words, **told)
         if isinstance(public, DownstreamFailed):
             public.cause_code = "call_failed"
     else:
