@@ -64,9 +64,11 @@ def _print(answer: dict[str, Any]) -> None:
         print_line(f"  {each}")
     if is_refused:
         print_line(
-            "change it so that both releases fit, or restart the others first; "
-            "to break it all the same: --break --reason TEXT"
+            "make it in two steps that each fit what runs: first add the new beside the old (a new "
+            "field with a default), and restart both sides; then take the old away, and restart "
+            "them again"
         )
+        print_line("to break it all the same: --break --reason TEXT")
 
 
 def _user() -> str:
