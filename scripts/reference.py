@@ -14,6 +14,7 @@ import synchromesh.testing
 from scripts.docstrings import entry, markdown_of
 from synchromesh.errors import error_table
 from synchromesh.system import SystemConfig
+from synchromesh.system.config.layers import Secret
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "<!-- Made by scripts/reference.py: edit the docstrings, then run `make reference`. -->"
@@ -287,8 +288,10 @@ def _kind(kind: object) -> str:
         return f"list of {_kind(arguments[0])}s"
     if origin is dict:
         return f"table of {_kind(arguments[1])}s"
-    if origin is typing.Annotated:
+    if kind == Secret:
         return "reference"
+    if origin is typing.Annotated:
+        return _kind(arguments[0])
     if type(None) in arguments:
         return _kind(_held_by(kind))
     return "table"

@@ -131,6 +131,26 @@ def test_what_the_file_lacks_may_come_from_above(tmp_path: Path) -> None:
         ("SYNCHROMESH_EXTERNAL__BANK__COMMAND", "[1]", "expected `str`, got `int`"),
         ("SYNCHROMESH_POLICIES__ORDERS__BANKS__TIMEOUT", "1s", "did you mean 'orders:bank'?"),
         ("SYNCHROMESH_POLICIES__ORDERS__BANK__TIMEOUT", "1", "'1' is not a duration"),
+        (
+            "SYNCHROMESH_SERVICES_ORDERS__REPLICAS",
+            "3",
+            "sets nothing; did you mean SYNCHROMESH_SERVICES__ORDERS__REPLICAS?",
+        ),
+        (
+            "SYNCHROMESH_SERVICES__ORDERS_IN_FLIGHT",
+            "3",
+            "sets nothing; did you mean SYNCHROMESH_SERVICES__ORDERS__IN_FLIGHT?",
+        ),
+        (
+            "SYNCHROMESH_POLICIES__ORDERS_BANK__RETRY_ATTEMPTS",
+            "3",
+            "did you mean SYNCHROMESH_POLICIES__ORDERS__BANK__RETRY__ATTEMPTS?",
+        ),
+        (
+            "SYNCHROMESH_POLICIES__ORDERS__BANK__RETRY__ATTEMPTS",
+            "0",
+            '__ATTEMPTS: [policies."orders:bank"] retry.attempts = 0; make it 1',
+        ),
         ("SYNCHROMESH_SYSTEM_HOST", "h", "sets nothing; did you mean SYNCHROMESH_SYSTEM__HOST?"),
     ],
 )

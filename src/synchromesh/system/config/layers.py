@@ -100,7 +100,7 @@ class Layers:
     def places(self, *name: str) -> str:
         """Return where a section is, and which variables and flags set something in it."""
         above = [origin.place for key, origin in self._above.items() if key[: len(name)] == name]
-        return ", ".join((self.where(*name), *above))
+        return ", ".join(dict.fromkeys((self.where(*name), *above)))
 
     def overlay(
         self,
@@ -117,7 +117,11 @@ class Layers:
         for variable, text in sorted(environment.items()):
             parts = variable.removeprefix(PREFIX).split("__")
             if variable.startswith(PREFIX) and len(parts) > 1:
-                self._put(self._name_of(parts), text, Origin("environment", variable))
+                try:
+                    self._put(self._name_of(parts), text, Origin("environment", variable))
+                except ConfigError:
+                    self._refuse_near(variable)
+                    raise
         for number, flag in enumerate(flags, 1):
             dotted, equals, text = flag.partition("=")
             if not equals or not dotted:
@@ -158,7 +162,7 @@ class Layers:
             for name, _, value in _leaves(config, self._schema, ())
         ]
 
-    def refuse_misspelled(self, environment: Mapping[str, str], config: msgspec.Struct) -> None:
+    def refuse_misspelled(self, environment: Mapping[str, str]) -> None:
         """Raise `ConfigError` for a variable that would be a setting with its parts joined by `__`.
 
         Others that begin alike are somebody else's, and are left alone.
@@ -166,16 +170,30 @@ class Layers:
         Raises:
             ConfigError: there is one; the message has the right name.
         """
-        near = {}
-        for name, _, _ in _leaves(config, self._schema, ()):
-            right = "__".join(name).replace(":", "__").upper()
-            near[re.sub("_+", "_", right)] = right
         for variable in sorted(environment):
-            rest = variable.removeprefix(PREFIX)
-            if variable.startswith(PREFIX) and "__" not in rest and rest.upper() in near:
-                raise ConfigError(
-                    f"{variable} sets nothing; did you mean {PREFIX}{near[rest.upper()]}?"
-                )
+            if variable.startswith(PREFIX) and "__" not in variable:
+                self._refuse_near(variable)
+
+    def _refuse_near(self, variable: str) -> None:
+        """Raise `ConfigError` for a variable that is a setting's but for its underscores."""
+        rest = re.sub("_+", "_", variable.removeprefix(PREFIX)).upper()
+        name = self._setting_of(rest, self._schema, self.data, ())
+        right = PREFIX + "__".join(name).replace(":", "__").upper()
+        if name and right != variable.upper():
+            raise ConfigError(f"{variable} sets nothing; did you mean {right}?")
+
+    def _setting_of(self, rest: str, kind: Any, table: Any, name: Name) -> Name:
+        """Return the setting whose parts, joined by one underscore, are `rest`; () for none."""
+        for key in self._known(kind, table, name) or ():
+            own, below = re.sub("[:_]+", "_", key).upper(), _below(kind, key)
+            if rest == own and not (_is_struct(below) or _is_table(below)):
+                return (*name, key)
+            if rest.startswith(f"{own}_"):
+                inner = table.get(key) if isinstance(table, dict) else None
+                left = rest.removeprefix(f"{own}_")
+                if found := self._setting_of(left, below, inner, (*name, key)):
+                    return found
+        return ()
 
     def _name_of(self, parts: list[str]) -> Name:
         """Return the setting that a variable names; keys of a table of texts keep their case."""
@@ -314,17 +332,50 @@ def _read(text: str, kind: Any, name: str, place: str) -> Any:
         ) from error
 
 
-def _wrong_in(value: Any, kind: Any, name: str) -> str:
-    """Describe the first invalid value in one of that name; "" where all are right."""
+def _wrong_in(value: Any, kind: Any, name: str, example: Any = None) -> str:
+    """Describe the first invalid value in one of that name; "" where all are right.
+
+    `example` is a right value, where one is known.
+    """
     if isinstance(value, dict) and (_is_struct(kind) or _is_table(kind)):
         for key, inner in value.items():
-            if wrong := _wrong_in(inner, _below(kind, key), f"{name}.{key}"):
+            below = _below(kind, key)
+            if wrong := _wrong_in(inner, below, f"{name}.{key}", _example(kind, key)):
                 return wrong
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
+        if _is_struct(kind) and not isinstance(value, dict):
+            return f"{name}: expected {_section_with(value, kind)}"
+        if isinstance(example, str) and example and not isinstance(value, str):
+            return f'{name}: expected a text such as "{example}", got {value!r}'[:200]
         return describe_error(str(error), name)
     return ""
+
+
+def _example(kind: Any, key: str) -> Any:
+    """Return a right value of a key: of its type's examples, or its default."""
+    if not _is_struct(kind):
+        return None
+    own = next((e for e in msgspec.structs.fields(_bare(kind)) if e.name == key), None)
+    if own is None:
+        return None
+    for each in get_args(own.type) if get_origin(own.type) is Annotated else ():
+        if isinstance(each, msgspec.Meta) and each.examples:
+            return each.examples[0]
+    return own.default
+
+
+def _section_with(value: Any, kind: Any) -> str:
+    """Describe how a section is written that a single value was written for."""
+    key, own = next(iter(_fields(kind).items()))
+    try:
+        msgspec.convert(value, own)
+    except msgspec.ValidationError:
+        value = _example(kind, key)
+    if isinstance(value, str | int | float):
+        return f"{{ {key} = {msgspec.json.encode(value).decode()} }}"
+    return f"a section with the keys: {', '.join(_fields(kind))}"
 
 
 def _unknown(place: str, name: str, part: str, known: Iterable[str]) -> ConfigError:

@@ -21,6 +21,7 @@ from synchromesh.system.config.schema import FILE_NAME, GATEWAY, REPLICAS_MAX, S
 HANG_LEAST_S = 1.0
 # Names become file names, parts of URLs and edges.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_BARE_EDGE = re.compile(r"^\s*\[\s*policies\s*\.\s*([\w-]*:[\w-]*)([.\w-]*)\s*\]", re.MULTILINE)
 
 
 def load_config(
@@ -55,15 +56,19 @@ def read_layers(
             f"there is no {FILE_NAME} in {folder}; go to the folder of your system, or make one "
             "with: synchromesh new NAME"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        bare = _BARE_EDGE.search(text)
+        hint = f'; quote the edge: [policies."{bare[1]}"{bare[2]}]' if bare else ""
+        raise ConfigError(f"{path} is not valid TOML: {error}{hint}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     layers = Layers(SystemConfig, path, text, data)
     layers.overlay(environment, flags, {"policies": _edges(data)})
     config: SystemConfig = layers.convert()
     _check(config, layers)
-    layers.refuse_misspelled(environment, config)
+    layers.refuse_misspelled(environment)
     return config, layers
 
 
@@ -129,8 +134,10 @@ def _check_edges(config: SystemConfig, layers: Layers) -> None:
             policy.compile_balancer()
             policy.compile_operations()
         except ConfigError as error:
-            place = layers.places("policies", edge)
-            raise ConfigError(f'{place}: [policies."{edge}"]: {error.message}') from error
+            # The message begins with the key, from this section on.
+            key = error.message.replace(":", " ").split(" ", 1)[0]
+            place = layers.places("policies", edge, *key.split("."))
+            raise ConfigError(f'{place}: [policies."{edge}"] {error.message}') from error
 
 
 def _check_hang(hang: str, place: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal, cast
 
 import msgspec
 
@@ -103,7 +105,9 @@ class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempts: int = 3
 
     def compile(self) -> RetryOptions:
-        """Return the options that the section describes."""
+        """Return the options that the section describes. Raises ConfigError for no attempt."""
+        if self.attempts < 1:
+            raise ConfigError(f"attempts = {self.attempts}; make it 1 (no retry) or more")
         return RetryOptions(attempts_max=self.attempts)
 
 
@@ -119,7 +123,15 @@ class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor: float = 1.0
 
     def compile(self) -> BudgetOptions:
-        """Return the options that the section describes."""
+        """Return the options that the section describes.
+
+        Raises:
+            ConfigError: a number is out of its range.
+        """
+        if not 0 <= self.ratio <= 1:
+            raise ConfigError(f"ratio = {self.ratio:g}; make it a number from 0 to 1")
+        if not self.floor >= 0:
+            raise ConfigError(f"floor = {self.floor:g}; make it 0 or more")
         return BudgetOptions(ratio=self.ratio, floor_per_s=self.floor)
 
 
@@ -148,13 +160,13 @@ class LimitSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ConfigError: a number is out of its range, or the limit is both fixed and not.
         """
         if self.waiting is not None and self.waiting < 0:
-            raise ConfigError(f"limit has waiting = {self.waiting}; make it 0 or more")
+            raise ConfigError(f"waiting = {self.waiting}; make it 0 or more")
         if self.in_flight is not None:
             return self._fixed(self.in_flight)
         if not 1 <= self.least <= self.most:
             raise ConfigError(
-                f"limit has least = {self.least} and most = {self.most}; make least 1 or more, and "
-                "most no less than that"
+                f"least = {self.least}, and most = {self.most}; make least 1 or more, and most no "
+                "less than that"
             )
         found = AdaptiveLimitOptions()
         return AdaptiveLimitOptions(
@@ -167,13 +179,13 @@ class LimitSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _fixed(self, in_flight: int) -> LimitOptions:
         if in_flight < 1:
             raise ConfigError(
-                f"limit has in_flight = {in_flight}, which would send nothing; make it 1 or more, "
-                "or leave it out, and the limit finds itself"
+                f"in_flight = {in_flight}, which would send nothing; make it 1 or more, or leave "
+                "it out, and the limit finds itself"
             )
         if (self.least, self.most) != (LimitSection().least, LimitSection().most):
             raise ConfigError(
-                "limit has in_flight, which fixes it, and least or most, which bound one that "
-                "finds itself; leave out either"
+                f"in_flight = {in_flight} fixes the limit, and least and most bound one that finds "
+                "itself; leave out either"
             )
         return LimitOptions(in_flight, self.waiting or 0)
 
@@ -200,17 +212,41 @@ class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ramp: str = "1s"
 
     def compile(self) -> BreakerOptions:
-        """Return the options that the section describes."""
-        shortest, dots, longest = self.open_for.partition("..")
+        """Return the options that the section describes.
+
+        Raises:
+            ConfigError: a number is out of its range, or a text is no duration.
+        """
+        if not 0 < self.failure_rate <= 1:
+            raise ConfigError(
+                f"failure_rate = {self.failure_rate:g}; make it a number above 0 and at most 1"
+            )
+        for key, count in (("minimum_calls", self.minimum_calls), ("probes", self.probes)):
+            if count < 1:
+                raise ConfigError(f"{key} = {count}; make it 1 or more")
+        open_for_s, open_for_max_s = self._open_for_s()
         return BreakerOptions(
-            window_s=duration(self.window),
+            window_s=_seconds("window", self.window),
             minimum_calls=self.minimum_calls,
             failure_rate=self.failure_rate,
-            open_for_s=duration(shortest),
-            open_for_max_s=duration(longest if dots else shortest),
+            open_for_s=open_for_s,
+            open_for_max_s=open_for_max_s,
             probes_max=self.probes,
-            ramp_s=duration(self.ramp),
+            ramp_s=_seconds("ramp", self.ramp),
         )
+
+    def _open_for_s(self) -> tuple[float, float]:
+        shortest, dots, longest = self.open_for.partition("..")
+        try:
+            bounds_s = duration(shortest), duration(longest if dots else shortest)
+        except ConfigError:
+            bounds_s = 1.0, 0.0
+        if bounds_s[0] > bounds_s[1]:
+            raise ConfigError(
+                f"open_for = {self.open_for[:40]!r}; make it the shortest and the longest time, "
+                'such as "250ms..700ms", or one for both'
+            )
+        return bounds_s
 
 
 class HedgeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -231,14 +267,16 @@ class HedgeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: `after` is neither, or the ratio is out of its range.
         """
+        if not 0 <= self.ratio <= 1:
+            raise ConfigError(f"ratio = {self.ratio:g}; make it a number from 0 to 1")
         if self.after in QUANTILES:
             return HedgeOptions(cast("Literal['p90', 'p95', 'p99']", self.after), self.ratio)
         try:
             after_s = duration(self.after)
         except ConfigError as error:
             raise ConfigError(
-                f'hedge has after = {self.after[:40]!r}; make it "p90", "p95", "p99" or a duration '
-                'such as "50ms"'
+                f'after = {self.after[:40]!r}; make it "p90", "p95", "p99" or a duration such as '
+                '"50ms"'
             ) from error
         return HedgeOptions(after_s, self.ratio)
 
@@ -254,17 +292,26 @@ class OperationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         hedge: when it is sent a second time; of queries alone.
     """
 
-    timeout: str = ""
+    timeout: Annotated[str, msgspec.Meta(examples=["2s"])] = ""
     retry: RetrySection | None = None
     hedge: HedgeSection | None = None
 
     def compile(self, edge: Policy) -> OperationPolicy:
-        """Return the policy that the section describes, on an edge with that one."""
-        return OperationPolicy(
-            timeout_s=duration(self.timeout) if self.timeout else edge.timeout_s,
-            retry=self.retry.compile() if self.retry is not None else edge.retry,
-            hedge=self.hedge.compile() if self.hedge is not None else None,
-        )
+        """Return the policy that the section describes, on an edge with that one.
+
+        Raises:
+            ConfigError: a value is wrong; the message begins with its key.
+        """
+        timeout_s, retry, hedge = edge.timeout_s, edge.retry, None
+        if self.timeout:
+            timeout_s = _seconds("timeout", self.timeout)
+        if self.retry is not None:
+            with _within("retry"):
+                retry = self.retry.compile()
+        if self.hedge is not None:
+            with _within("hedge"):
+                hedge = self.hedge.compile()
+        return OperationPolicy(timeout_s, retry, hedge)
 
 
 class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -292,14 +339,21 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operations: dict[str, OperationSection] = {}
 
     def compile(self) -> Policy:
-        """Return the policy of the edge that the section describes."""
-        return Policy(
-            timeout_s=duration(self.timeout),
-            retry=self.retry.compile(),
-            budget=self.budget.compile(),
-            limit=self.limit.compile(),
-            breaker=self.breaker.compile(),
-        )
+        """Return the policy of the edge that the section describes.
+
+        Raises:
+            ConfigError: a value is wrong; the message begins with its key.
+        """
+        timeout_s = _seconds("timeout", self.timeout)
+        with _within("retry"):
+            retry = self.retry.compile()
+        with _within("budget"):
+            budget = self.budget.compile()
+        with _within("limit"):
+            limit = self.limit.compile()
+        with _within("breaker"):
+            breaker = self.breaker.compile()
+        return Policy(timeout_s, retry, budget, limit, breaker)
 
     def compile_balancer(self) -> BalancerOptions:
         """Return how the instances share the calls. Raises ConfigError for an unknown balancer."""
@@ -313,14 +367,12 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the policies of single operations, by name.
 
         Raises:
-            ConfigError: one has a mistake; the message begins with its section.
+            ConfigError: one has a mistake; the message begins with its key.
         """
         edge, compiled = self.compile(), {}
         for name, section in self.operations.items():
-            try:
+            with _within(f"operations.{name}"):
                 compiled[name] = section.compile(edge)
-            except ConfigError as error:
-                raise ConfigError(f"operations.{name}: {error.message}") from error
         return compiled
 
 
@@ -365,3 +417,20 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policies: dict[str, PolicySection] = {}
     gateway: GatewaySection = GatewaySection()
     dev: DevSection = DevSection()
+
+
+@contextmanager
+def _within(section: str) -> Iterator[None]:
+    """Put a section before the key that a mistake in it begins with."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error.message}") from error
+
+
+def _seconds(key: str, text: str) -> float:
+    """Return the seconds of a duration; the message of a mistake begins with its key."""
+    try:
+        return duration(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error.message}") from error
