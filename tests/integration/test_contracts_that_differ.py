@@ -194,6 +194,7 @@ async def test_what_breaks_others_is_refused(asking: ControlSocket, tmp_path: Pa
     assert answers == {before}
     code, said, _ = await synchromesh(tmp_path, "restart", "inventory")
     assert (code, f"process {before} serves on" in said, f"  {LEFT}\n" in said) == (1, True, True)
+    assert "make it in two steps" in said
     status = await asking.ask("GET", "/status")
     assert (status["contract_breaks"], status["findings"]) == ([], [])
 
@@ -217,9 +218,11 @@ async def test_who_breaks_it_on_purpose_is_recorded(
     code, told = await restart(tmp_path, "inventory", "--break", "--reason", "nobody needs it")
     assert (code, told["is_refused"], told["breaks"]) == (0, False, [LEFT])
     assert await asking.call("orders.place", sku="SX90") != told["pids"]["inventory"]
-    (record,) = (await asking.ask("GET", "/status"))["contract_breaks"]
+    status = await asking.ask("GET", "/status")
+    (record,) = status["contract_breaks"]
     assert record["who"]
     assert (record["reason"], record["differences"]) == ("nobody needs it", [LEFT])
+    assert (record["standing"], len(status["findings"])) == ([LEFT], 1)
     log = tmp_path / ".synchromesh" / "telemetry" / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (logged,) = [line for line in lines if line.get("reason") == "nobody needs it"]
@@ -228,8 +231,8 @@ async def test_who_breaks_it_on_purpose_is_recorded(
     offered = [line["offers"] for line in lines if "offers" in line and "hold=" in line["offers"]]
     assert len(offered) == 2
     assert len({line.partition("hold=")[2][:32] for line in offered}) == 2
-    _, screen, _ = await synchromesh(tmp_path, "status")
-    assert "nobody needs it" in screen
+    code, screen, _ = await synchromesh(tmp_path, "status")
+    assert (code, "nobody needs it" in screen, "broken" in screen) == (1, True, True)
     # The contract does not fit before and after the next restart: that one breaks nothing.
     assert await restart(tmp_path, "inventory") == (
         0,
@@ -240,6 +243,10 @@ async def test_who_breaks_it_on_purpose_is_recorded(
             "breaks": [],
         },
     )
+    # Its caller is replaced, and nothing is broken any more.
+    assert (await restart(tmp_path, "orders"))[0] == 0
+    code, screen, _ = await synchromesh(tmp_path, "status")
+    assert (code, "mended" in screen, "nothing needs a person" in screen) == (0, True, True)
 
 
 async def test_what_is_expected_must_be_there(asking: ControlSocket, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest
 from synchromesh.system.config.expectations import imported_contracts
 from synchromesh.system.control.contract_book import Admission, ContractBook, ReplaceRequest
+from synchromesh.system.control.status import Status
 
 ADA = ReplaceRequest("ada", "it is never called")
 NOBODY = ReplaceRequest()
@@ -121,6 +122,27 @@ def test_both_releases_that_run_count(book: ContractBook) -> None:
     assert [each.expected_by for each in report(book, "inventory", 5, offers(str))] == ["gateway"]
     book.ended("gateway", 3)
     assert report(book, "inventory", 5, offers(str)) == ()
+
+
+def test_a_break_stands_until_both_sides_fit(book: ContractBook) -> None:
+    """It is a finding until then, by whichever side it is mended."""
+    with book.replacing("inventory", ADA):
+        report(book, "inventory", 3, offers(str))
+    book.ended("inventory", 1)
+
+    def findings() -> list[str]:
+        return Status.merge(Status("shop", 1, contract_breaks=book.status())).findings
+
+    (record,) = book.status()
+    assert record.standing == record.differences
+    (finding,) = findings()
+    assert finding.startswith("inventory: differences of contracts that stand: 1; restart it")
+    assert report(book, "orders", 4, expects(str)) == ()
+    # The one before runs still.
+    assert len(findings()) == 1
+    book.ended("orders", 2)
+    (record,) = book.status()
+    assert (record.standing, len(record.differences), findings()) == ((), 1, [])
 
 
 def test_one_that_nobody_precedes_is_let_in(book: ContractBook) -> None:

@@ -130,7 +130,7 @@ def _counts(counts: Mapping[str, int]) -> Text:
 
 def _contract_breaks(records: list[ContractBreak]) -> Table:
     """Render who let in what does not fit, the last one first."""
-    table = plain_table("contracts broken by", "pid", "at", "who", "why", "what")
+    table = plain_table("contracts broken by", "pid", "at", "who", "why", "what", "now")
     for record in reversed(records):
         table.add_row(
             record.part,
@@ -139,6 +139,7 @@ def _contract_breaks(records: list[ContractBreak]) -> Table:
             Text(record.who or "a start"),
             Text(record.reason),
             Text("\n".join(record.differences)),
+            Text("broken", style="red") if record.standing else Text("mended", style="green"),
         )
     return table
 

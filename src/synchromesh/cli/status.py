@@ -25,8 +25,8 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
 
     Services with their instances, sagas, lag and parked messages; the gateway; breakers by edge;
     the faults that are in force on purpose. Exits 1 when something needs a person: a saga that is
-    stuck, a message that is parked, a background child that does not run. An open breaker closes by
-    itself, and is none.
+    stuck, a message that is parked, a background child that does not run, contracts that were
+    broken and do not fit yet. An open breaker closes by itself, and is none.
     """
     if watch and is_json:
         raise click.UsageError("--watch draws a screen; take --json without it, as often as needed")

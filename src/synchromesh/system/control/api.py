@@ -144,8 +144,9 @@ class Control:
 
     async def status(self) -> Status:
         """Return the merged status of all processes."""
-        merged = Status.merge(*await asyncio.gather(*(each.status() for each in self._all())))
-        return msgspec.structs.replace(merged, contract_breaks=list(self._book.breaks))
+        own, *others = await asyncio.gather(*(each.status() for each in self._all()))
+        own = msgspec.structs.replace(own, contract_breaks=self._book.status())
+        return Status.merge(own, *others)
 
     def _all(self) -> list[LocalProcess | RemoteProcess]:
         return [self._local, *self._remotes.values()]

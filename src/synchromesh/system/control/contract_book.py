@@ -116,6 +116,23 @@ class ContractBook:
         self.breaks.append(record)
         return record
 
+    def status(self) -> list[ContractBreak]:
+        """Return the records, each with what of it stands among the processes that run."""
+        if not self.breaks:
+            return []
+        found = {
+            str(each)
+            for part, running in self._running.items()
+            for own in running.values()
+            for each in self._differences(part, own)
+        }
+        return [
+            msgspec.structs.replace(
+                record, standing=tuple(each for each in record.differences if each in found)
+            )
+            for record in self.breaks
+        ]
+
     def ended(self, part: str, pid: int) -> None:
         """Forget a process that has ended."""
         self._running.get(part, {}).pop(pid, None)

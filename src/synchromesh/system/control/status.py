@@ -141,7 +141,8 @@ class ContractBreak(msgspec.Struct, frozen=True):
         part: the service, or "gateway", whose process it is.
         who: answers for it; "" where it was started because none ran.
         reason: why, in their words.
-        differences: what does not fit, a sentence each.
+        differences: what did not fit, a sentence each.
+        standing: those that do not fit now either, among the processes that run.
     """
 
     at_us: int
@@ -150,6 +151,7 @@ class ContractBreak(msgspec.Struct, frozen=True):
     who: str
     reason: str
     differences: tuple[str, ...]
+    standing: tuple[str, ...] = ()
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -161,7 +163,7 @@ class Status(msgspec.Struct, frozen=True):
         services: by name; of a service with replicas each of them, as "quoting#1".
         clients: all callers that are no service, by name.
         children: what runs in the background and belongs to no service, by name.
-        contract_breaks: the last processes that were let in although contracts do not fit.
+        contract_breaks: the last processes that were let in although contracts did not fit.
         spans_dropped: how many spans were lost, for too many came at once.
         findings: what needs a person, in words; an open breaker does not, it closes by itself.
 
@@ -204,7 +206,7 @@ class Status(msgspec.Struct, frozen=True):
             faults=first.faults.with_struck([each.faults for each in others]),
             contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
-            findings=list(_findings(services, children)),
+            findings=[*_findings(services, children), *_broken(first.contract_breaks)],
         )
 
 
@@ -219,6 +221,19 @@ def _findings(
             yield f"{name}: sagas that are stuck: {stuck}; {see}"
         if service.parked:
             yield f"{name}: messages that are parked: {service.parked}"
+
+
+def _broken(records: list[ContractBreak]) -> Iterator[str]:
+    standing: dict[str, set[str]] = {}
+    for record in records:
+        # Replicas offer and expect what their service does.
+        standing.setdefault(record.part.partition("#")[0], set()).update(record.standing)
+    for part, differences in standing.items():
+        if differences:
+            yield (
+                f"{part}: differences of contracts that stand: {len(differences)}; restart it, or "
+                "the other side, with a release that fits"
+            )
 
 
 def _down(children: Mapping[str, ChildStatus], of: str = "") -> Iterator[str]:
