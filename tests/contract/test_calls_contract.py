@@ -65,7 +65,7 @@ from synchromesh.errors import (
     error_table,
 )
 from synchromesh.identity import Signer
-from synchromesh.resilience import BreakerOptions, BreakerState, Policy, RetryOptions
+from synchromesh.resilience import BreakerOptions, BreakerState, LimitOptions, Policy, RetryOptions
 from synchromesh.runtime import RealRuntime
 from synchromesh.store.guard import in_unit
 
@@ -1346,3 +1346,97 @@ async def test_http_runs_on_real_sockets(caplog: pytest.LogCaptureFixture) -> No
         await cancelled.wait()
     finally:
         await system.close()
+
+
+# -- several instances ---------------------------------------------------------------------------
+
+
+def test_an_instance_that_is_well_again_gets_calls_again(kind: str) -> None:
+    """A probe brings it back, on either way, and what is counted of it comes out even."""
+
+    async def main(system: System) -> None:
+        ill = True
+
+        async def work(_: Incoming) -> bytes:
+            await asyncio.sleep(0.01)
+            if ill:
+                raise OSError("it fails")
+            return encode(1)
+
+        async def well(_: Incoming) -> bytes:
+            await asyncio.sleep(0.01)
+            return encode(1)
+
+        await system.serve(Leaf, {"ask": work}, instance="leaf-1")
+        await system.serve(Leaf, {"ask": well}, instance="leaf-2")
+        caller = system.caller()
+        balancer = caller.called("leaf", is_external=False).balancer
+        seen = set()
+        for _ in range(60):
+            calls = (caller.call(Leaf.ask(1), context=caller.root()) for _ in range(20))
+            await asyncio.gather(*calls)
+            seen.add(balancer.ejected)
+        assert ("leaf-1",) in seen
+        ill = False
+        for _ in range(1000):
+            await caller.call(Leaf.ask(1), context=caller.root())
+        assert list(balancer.ejected) == []
+        assert {member.in_flight for member in balancer._outliers.open} == {0}
+        assert caller.edges["leaf"].failures == 0
+
+    play(kind, main)
+
+
+def test_an_open_breaker_does_not_wait_for_a_place(kind: str) -> None:
+    """B2: a rejection never waits, and a full limiter is no reason to."""
+
+    async def main(system: System) -> None:
+        async def hang(_: Incoming) -> bytes:
+            await asyncio.sleep(5.0)
+            return encode(1)
+
+        await system.serve(Leaf, {"ask": hang})
+        policy = Policy(timeout_s=9.0, retry=None, limit=LimitOptions(2, 8))
+        caller = system.caller(policies=Policies(default=policy))
+        calls = [
+            asyncio.create_task(caller.call(Leaf.ask(1), context=caller.root())) for _ in range(2)
+        ]
+        await asyncio.sleep(0.1)
+        breaker = caller.edge("leaf").breaker
+        assert breaker is not None
+        breaker.isolate(now())
+        began_s = now()
+        got = await failure(system, Leaf.ask(1), caller=caller)
+        assert (type(got), now() - began_s) == (CircuitOpen, 0.0)
+        await asyncio.gather(*calls)
+
+    play(kind, main)
+
+
+def test_a_handler_that_waits_for_others_is_not_slow_itself(kind: str) -> None:
+    """Its caller takes off what it waited, for answers and for a business no (`away-ms`)."""
+
+    async def main(system: System) -> None:
+        async def leaf(_: Incoming) -> bytes:
+            await asyncio.sleep(0.2)
+            return encode(1)
+
+        async def reserve(incoming: Incoming) -> bytes:
+            await middle.call(Leaf.ask(1), context=incoming.context)
+            raise OutOfStock("none is left")
+
+        async def stock(incoming: Incoming) -> bytes:
+            await asyncio.sleep(0.01)
+            return encode(await middle.call(Leaf.ask(1), context=incoming.context))
+
+        await system.serve(Leaf, {"ask": leaf})
+        middle = system.caller("shop")
+        await system.serve(Shop, {"reserve": reserve, "stock": stock})
+        caller = system.caller()
+        for _ in range(40):
+            await caller.call(Shop.stock("SX90"), context=caller.root())
+            await failure(system, Shop.reserve(SKU), caller=caller)
+        usual_s = [plan.tracker.usual_s for plan in caller._plans.values()]
+        assert max(usual_s) < 0.02
+
+    play(kind, main)

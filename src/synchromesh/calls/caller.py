@@ -29,7 +29,7 @@ from synchromesh.calls.faults import FaultTable
 from synchromesh.calls.holding import Holds
 from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
-from synchromesh.calls.tree import away, running
+from synchromesh.calls.tree import running
 from synchromesh.calls.wire import Transport
 from synchromesh.context import CallContext, new_trace_id
 from synchromesh.discovery import Resolver
@@ -163,11 +163,10 @@ class Caller:
             ForeignAwait: a unit of work made the call.
         """
         plan = self._plans.get(call.operation) or self._put_together(call.operation)
-        made = fast.call(plan, call.arguments, context, timeout_s, as_json=False)
         root = running.get()
         if root is None or root.limiter is None or root.span_id != context.span_id:
-            return made
-        return away(root, plan.clock, made)
+            return fast.call(plan, call.arguments, context, timeout_s, as_json=False)
+        return fast.call_away(root, plan, call.arguments, context, timeout_s)
 
     def plan(self, operation: Operation[..., Any]) -> Plan:
         """Return the way of an operation's calls, for who makes their first attempts himself."""

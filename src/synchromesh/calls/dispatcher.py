@@ -123,11 +123,20 @@ class _Answerer(msgspec.Struct, frozen=True, eq=False):
     limiter: Limiter
     tracker: LatencyTracker
 
-    def note_late(self, took_s: float, ended_s: float) -> None:
-        """Learn from a call that ended at its deadline, unless its caller was only impatient."""
-        tracker = self.tracker
-        if ended_s >= tracker.next_sample_s and tracker.is_drop(took_s):
-            self.limiter.sample(tracker, ended_s, took_s, is_drop=True)
+    def note_error(
+        self, error: BaseException, took_s: float, ended_s: float, deadline_s: float | None
+    ) -> None:
+        """Learn from a call that ended with an error: a business no is an answer like any other.
+
+        One that ended at its deadline is a drop, unless its caller was only impatient.
+        """
+        if ended_s < self.tracker.next_sample_s:
+            return
+        if deadline_s is not None and ended_s >= deadline_s:
+            if self.tracker.is_drop(took_s):
+                self.limiter.sample(self.tracker, ended_s, took_s, is_drop=True)
+        elif isinstance(error, Rejection):
+            self.limiter.sample(self.tracker, ended_s, took_s)
 
 
 class Dispatcher:
@@ -154,7 +163,7 @@ class Dispatcher:
         tracer: Tracer,
         runtime: Runtime,
         in_flight_max: int = 1000,
-        queue_max: int = 256,
+        queue_max: int = 1000,
         is_external: bool = False,
     ) -> None:
         self.service = service
@@ -232,6 +241,8 @@ class Dispatcher:
                 else:
                     answer = await answerer.handler(incoming)
                 ended_s = clock()
+                # What its calls took that still run is not its own time either.
+                root.away_s += (ended_s - root.since_s) * (root.away > 0)
                 if ended_s >= answerer.tracker.next_sample_s:
                     limiter.sample(answerer.tracker, ended_s, ended_s - ran_s - root.away_s)
             finally:
@@ -249,14 +260,13 @@ class Dispatcher:
             raise  # who is thrown away has neither its context nor a loop any more
         except BaseException as error:
             ended_s = clock()
-            if deadline_s is not None and ended_s >= deadline_s:
-                answerer.note_late(root.own_s(began_s, ended_s), ended_s)
+            answerer.note_error(error, root.own_s(ran_s, ended_s), ended_s, deadline_s)
             if _is_own_end(error):
                 status = _end_of(error, deadline_s, ended_s)
                 record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status)
                 _put_back(spanned, rooted)
                 raise
-            reply, status, noted = self._failed(operation, sent, error, root.used)
+            reply, status, noted = self._failed(operation, sent, error, root)
         record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
         if not is_apart:
             _put_back(spanned, rooted)
@@ -335,14 +345,15 @@ class Dispatcher:
         )
 
     def _failed(
-        self, operation: Operation[..., Any], context: CallContext, error: BaseException, used: int
+        self, operation: Operation[..., Any], context: CallContext, error: BaseException, root: Root
     ) -> tuple[Reply, str, dict[str, str]]:
         """Return the reply that tells of an error, and what the span says of it.
 
         No frame of the call itself keeps the error, which has that frame in its traceback.
         """
         public = self._public_error(operation, context, error)
-        return Reply.of_error(public, attempts_used=used), *outcome_of(public)
+        reply = Reply.of_error(public, attempts_used=root.used, away_s=root.away_s)
+        return reply, *outcome_of(public)
 
     def _public_error(
         self, operation: Operation[..., Any], context: CallContext, error: BaseException
@@ -405,6 +416,9 @@ async def _take_places(
     """Wait for a place of the operation, and then for one of the service. Raises Shed."""
     await limiter.acquire(deadline_s, priority)
     try:
+        if deadline_s is not None:
+            # Half of what is left: a refusal at the deadline itself would come too late (B5).
+            deadline_s = (asyncio.get_running_loop().time() + deadline_s) / 2
         await places.acquire(deadline_s, priority)
     except BaseException:
         limiter.release()

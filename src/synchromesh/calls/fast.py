@@ -18,7 +18,7 @@ from typing import Any
 
 from synchromesh.calls.plan import CalledService, First, Plan
 from synchromesh.calls.sending import Sending
-from synchromesh.calls.tree import attempts_left, running
+from synchromesh.calls.tree import Root, attempts_left, running
 from synchromesh.context import CallContext, check_key
 from synchromesh.discovery import CallEnd, Endpoint, Resolved
 from synchromesh.errors import BadRequest
@@ -93,7 +93,7 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
             else:
                 breaker.success(permit, ended_s, ended_s - now)
         if ended_s >= plan.tracker.next_sample_s:
-            plan.edge.learn(None, SUCCESS, ended_s, ended_s - now - reply.away_s)
+            plan.edge.learn(None, SUCCESS, ended_s, plan.own_s(ended_s - now, reply))
         if target.member is not None:
             service.ended(target.member, ended_s, ended_s - now, CallEnd.ANSWERED)
         if left is not None:
@@ -107,6 +107,17 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
                 limiter.hand_over()
     sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
     return (await sending.go_on(first, deadline_s, left))[0 if as_json else 1]
+
+
+async def call_away(
+    root: Root, plan: Plan, arguments: bytes, context: CallContext, timeout_s: float | None
+) -> Any:
+    """Make a call as `call` does, for a handler, which is away meanwhile."""
+    root.leave(plan.clock())
+    try:
+        return await call(plan, arguments, context, timeout_s, as_json=False)
+    finally:
+        root.come_back(plan.clock())
 
 
 def known_at_once(service: CalledService, now: float) -> tuple[Endpoint, ...]:

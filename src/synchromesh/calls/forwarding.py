@@ -167,6 +167,9 @@ class Forwarder:
     ) -> HttpResponse:
         """Return an answer; `stack` holds what it takes until it has been read."""
         context, is_upload, limiter = passage.context, passage.is_upload, line.limiter
+        is_refusing = line.edge.is_refusing(asyncio.get_running_loop().time())
+        if is_refusing:
+            limiter = None  # it is refused at once, and not after a wait for a place (B2)
         if limiter is not None:
             await limiter.acquire(context.deadline_s, context.priority)
             if is_upload:
@@ -175,7 +178,7 @@ class Forwarder:
         left = attempts_left(context)
         if begun is not None:
             left.give()
-        if line.edge.is_refusing(asyncio.get_running_loop().time()):
+        if is_refusing:
             left = AttemptsLeft(0)
         try:
             edge = line.untimed if is_upload else line.edge
@@ -264,6 +267,8 @@ class _Passage(Way):
                 if self.is_upload:
                     # How long it took to come is not known apart from how long it took to send.
                     attempt.began_s = asyncio.get_running_loop().time()
+                if not self._forwarding.is_external:
+                    attempt.away_s = reply_of(response, b"").away_s
                 if response.status >= 500:
                     raise await self._failure(attempt, response)
                 self.exchange = exchange.pop_all()

@@ -248,7 +248,10 @@ def reply_of(response: HttpResponse, body: bytes) -> Reply:
     """Return what an HTTP answer says to a caller."""
     used = response.headers.get(ATTEMPTS_USED, "").encode("latin-1")
     wait = response.headers.get("retry-after", "").encode("latin-1")
-    return Reply(response.status, body, int(used) if _is_count(used) else 0, _wait_of(wait))
+    away = response.headers.get(AWAY_MS, "").encode("latin-1")
+    away_s = int(away) / 1000 if _is_count(away) else 0.0
+    count = int(used) if _is_count(used) else 0
+    return Reply(response.status, body, count, _wait_of(wait), away_s=away_s)
 
 
 def keep_line(hop: Hop) -> bytes:

@@ -154,7 +154,7 @@ class CalledService:
                 try:
                     member.target = self._target(member.endpoint, member)
                 except ConfigError:
-                    self.ended(member, now, 0.0, CallEnd.LEFT)
+                    self.unsent(member)
                     raise
             return cast("Target", member.target)
         # One instance has every turn.
@@ -171,6 +171,11 @@ class CalledService:
         """Tell the balancer how a call ended that no breaker counts as a failure."""
         if member is not None:
             self.balancer.observe(member, now, took_s, end)
+
+    def unsent(self, member: Member | None) -> None:
+        """Take back the choice of an instance that nothing was sent to."""
+        if member is not None:
+            member.forget()
 
     def judge(self, member: Member | None) -> Judge | None:
         """Return what `Edge.report` asks of an attempt at a member."""
@@ -320,6 +325,10 @@ class Plan:
                 priority=context.priority,
             )
         return Request(self.operation, arguments, sent, hop.credential, hop, due_s)
+
+    def own_s(self, took_s: float, reply: Reply) -> float:
+        """Return how long a callee of ours worked itself; a stranger is not believed."""
+        return took_s if self.is_external else max(0.0, took_s - reply.away_s)
 
     def error_of(self, reply: Reply) -> SynchromeshError:
         """Return what a reply that is no answer tells."""

@@ -226,7 +226,7 @@ class Sending(Way):
             if plan.is_external:
                 attempt.used = 0
             elif reply is not None:
-                attempt.used = reply.attempts_used
+                attempt.used, attempt.away_s = reply.attempts_used, reply.away_s
             if isinstance(failed, DeadlinePassed) and failed.deadline_s == first.due_s:
                 failed = edge.late(attempt)
             elif reply is not None and isinstance(failed, NO_FIT):

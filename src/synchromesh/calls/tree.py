@@ -7,17 +7,14 @@ has a span of its own and so begins a new tree.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
 
 import msgspec
 
 from synchromesh.context import CallContext
 from synchromesh.resilience import AttemptsLeft, Limiter
-
-R = TypeVar("R")
 
 
 class Root(msgspec.Struct, eq=False):
@@ -63,15 +60,6 @@ class Root(msgspec.Struct, eq=False):
         """Return how long it has worked itself since it began."""
         away_s = self.away_s + (now - self.since_s if self.away else 0.0)
         return now - began_s - away_s
-
-
-async def away(root: Root, clock: Callable[[], float], call: Awaitable[R]) -> R:
-    """Await a call that a handler makes; it is away meanwhile."""
-    root.leave(clock())
-    try:
-        return await call
-    finally:
-        root.come_back(clock())
 
 
 running: ContextVar[Root | None] = ContextVar("synchromesh_call_tree", default=None)

@@ -100,14 +100,17 @@ class Reply(msgspec.Struct, frozen=True):
         return 200 <= self.status < 300
 
     @classmethod
-    def of_error(cls, error: SynchromeshError, *, attempts_used: int = 0) -> Reply:
+    def of_error(
+        cls, error: SynchromeshError, *, attempts_used: int = 0, away_s: float = 0.0
+    ) -> Reply:
         """Return the reply that carries an error.
 
         Raises:
             BadRequest: a rejection's details cannot be encoded.
         """
         retry_after_s = error.retry_after_s if isinstance(error, CallError) else None
-        return cls(error.status, encode(to_problem(error)), attempts_used, retry_after_s)
+        problem = encode(to_problem(error))
+        return cls(error.status, problem, attempts_used, retry_after_s, away_s=away_s)
 
     def to_error(
         self, raises: Iterable[type[Rejection]], *, is_external: bool = False

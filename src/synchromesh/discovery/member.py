@@ -88,6 +88,11 @@ class Member:
         self.unanswered += 1
         self.in_flight += 1
 
+    def forget(self) -> None:
+        """Take back a call that was counted and then not sent."""
+        self.in_flight -= 1
+        self.unanswered -= 1
+
     def end(self, now: float, took_s: float, end: CallEnd, decay_s: float) -> None:
         """Count the end of a call that took so long; a peak of latency lasts for `decay_s`."""
         self.in_flight -= 1

@@ -332,9 +332,8 @@ class Outliers:
 
     def _next_term(self, member: Member, now: float) -> Member:
         member.is_over = True
-        made = Member(member.endpoint, now=now)
-        made.target = member.target
-        return made
+        # Its target is made anew: that of the old term names the old member.
+        return Member(member.endpoint, now=now)
 
     def _rest_s(self, count: int, took_s: float) -> float:
         options = self._options

@@ -30,8 +30,8 @@ from synchromesh.calls.http_client import HttpTransport, keep_line
 from synchromesh.calls.routes import NoMatch, Routes
 from synchromesh.calls.tree import tree_of
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
-from synchromesh.discovery import CallEnd, Endpoint, Member
-from synchromesh.errors import BadRequest, CircuitOpen
+from synchromesh.discovery import Endpoint, Member
+from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, Principal
@@ -326,19 +326,19 @@ class FastForward:
         if place is None or (place.endpoint is not endpoint and place.endpoint != endpoint):
             place = self._place(endpoint)
             if place is None:
-                return self._decline(member, now)
+                return self._decline(member)
         line = place.line
         if query or self.has_places:
             try:
                 line = self._line(place, query, places)
             except BadRequest:
-                return self._decline(member, now)
+                return self._decline(member)
         limiter = self.limiter
         if not gate.limiter.take():
-            return self._decline(member, now)
+            return self._decline(member)
         if limiter is not None and not limiter.take(self.priority):
             gate.limiter.release()
-            return self._decline(member, now)
+            return self._decline(member)
         ids = (shared.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
         sent = ForwardExchange(self, exchange, place, who, ids, now)
         if member is not None:
@@ -346,9 +346,9 @@ class FastForward:
         self._pass_on(sent, line, lines, now)
         return True
 
-    def _decline(self, member: Member | None, now: float) -> bool:
+    def _decline(self, member: Member | None) -> bool:
         """Leave a request to the slow way, as if nothing had been done."""
-        self.service.ended(member, now, 0.0, CallEnd.LEFT)
+        self.service.unsent(member)
         return False
 
     def _pass_on(self, sent: ForwardExchange, line: bytes, lines: list[bytes], now: float) -> None:
@@ -426,9 +426,11 @@ class FastForward:
             return None
         if len(self.places) >= _PLACES_MAX:
             self.places.clear()  # instances come and go; a few are looked up again
-        place = self.places[endpoint.instance] = ForwardPlace(
-            endpoint, transport, self.method, self.path
-        )
+        try:
+            place = ForwardPlace(endpoint, transport, self.method, self.path)
+        except ConfigError:
+            return None  # the slow way meets it again, and tells it
+        self.places[endpoint.instance] = place
         return place
 
 

@@ -15,7 +15,7 @@ import asyncio
 from typing import Protocol
 
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
-from synchromesh.calls.http_client import HttpTransport, reply_of_wire
+from synchromesh.calls.http_client import HttpTransport, reply_of_wire, spent
 from synchromesh.calls.plan import CalledService, Shared
 from synchromesh.context import CallContext
 from synchromesh.discovery import CallEnd, Endpoint, Member
@@ -185,7 +185,7 @@ class ForwardExchange(ClientExchange):
             else:
                 breaker.success(permit, now, now - began_s)
         if now >= plan.tracker.next_sample_s:
-            plan.edge.learn(None, Classification.SUCCESS, now, now - began_s)
+            plan.edge.learn(None, Classification.SUCCESS, now, self._own_s(pairs, now))
         if self.member is not None:
             self._tell_member(now, CallEnd.ANSWERED)
         who = {"principal": self.principal} if self.principal else None
@@ -209,7 +209,7 @@ class ForwardExchange(ClientExchange):
             else:
                 self.expect_within(PROBLEM_WITHIN_S)
             return
-        self._succeed()
+        self._succeed(pairs)
         # The rest is the client's time: it holds no slot that others wait for.
         self._give_slots()
         self.framing = Framing(length=length)
@@ -294,7 +294,7 @@ class ForwardExchange(ClientExchange):
         )
         status, noted = outcome_of(error)
         plan.record(self.trace_id, self.span_id, "", self.began_s, plan.loop.time(), status, noted)
-        self._tell_member(self.began_s, CallEnd.LEFT)
+        self._forget_member()
         self._release()
         self._refuse(exchange, error)
 
@@ -307,7 +307,7 @@ class ForwardExchange(ClientExchange):
         if isinstance(error, TimedOut):
             error = plan.edge.late(first)
         if self.permit is None:
-            self._tell_member(self.began_s, CallEnd.LEFT)
+            self._forget_member()
         else:
             first.judge, self.member = plan.service.judge(self.member), None
             plan.edge.report(error, first, self.permit)
@@ -355,15 +355,26 @@ class ForwardExchange(ClientExchange):
         self.cancel()
         self._fail_by(status, pairs, b"")
 
-    def _succeed(self) -> None:
+    def _succeed(self, pairs: list[RawPair]) -> None:
         """Report an answer: the rest is the client's time."""
         plan, permit = self.plan, self.permit
         if permit is None:
             return
         self.permit = None
         first = plan.edge.first_attempt(self.due_s, 0, self.began_s)
+        first.away_s = 0.0 if plan.is_external else spent(pairs)[1]
         first.judge, self.member = plan.service.judge(self.member), None
         plan.edge.report(None, first, permit)
+
+    def _own_s(self, pairs: list[RawPair], now: float) -> float:
+        """Return how long an upstream of ours worked itself, without what it waited for others."""
+        took_s = now - self.began_s
+        return took_s if self.plan.is_external else max(0.0, took_s - spent(pairs)[1])
+
+    def _forget_member(self) -> None:
+        """Take back the choice of an instance that nothing was sent to."""
+        member, self.member = self.member, None
+        self.plan.service.unsent(member)
 
     def _tell_member(self, now: float, end: CallEnd) -> None:
         """Tell the balancer what came of a request that no breaker counts as a failure."""

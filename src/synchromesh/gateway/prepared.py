@@ -15,7 +15,6 @@ from synchromesh.calls.http_client import Place, keep_line
 from synchromesh.calls.plan import Target
 from synchromesh.calls.started import Done, StartedCall
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
-from synchromesh.discovery import CallEnd
 from synchromesh.errors import CircuitOpen, ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.http.together import TurnWrites
@@ -90,13 +89,13 @@ class PreparedCall:
             return None
         target, permit = service.choose(listed, now), 0
         if target is not self._target and not self._aim(target):
-            return self._decline(target, now)
+            return self._decline(target)
         if breaker is not None:
             try:
                 # While it is closed all calls share one permit, and a success is a number to count.
                 permit = breaker.closed_permit or breaker.admit(now)
             except CircuitOpen:
-                return self._decline(target, now)
+                return self._decline(target)
         if plan.budget is not None:
             plan.budget.calls += 1
         # As `AttemptsLeft.give` and `settle`, without their frames.
@@ -118,11 +117,11 @@ class PreparedCall:
     def __repr__(self) -> str:
         return f"<PreparedCall {self._plan.name}>"
 
-    def _decline(self, target: Target, now: float) -> StartedCall | None:
+    def _decline(self, target: Target) -> StartedCall | None:
         """Leave a call to the slow way, as if nothing had been done."""
         if self._plan.limiter is not None:
             self._plan.limiter.release()
-        self._service.ended(target.member, now, 0.0, CallEnd.LEFT)
+        self._service.unsent(target.member)
         return None
 
     def _aim(self, target: Target) -> bool:

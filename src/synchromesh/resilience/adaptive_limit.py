@@ -36,6 +36,8 @@ _SLOW = 1.5
 # Time-outs of a callee that answers all else as quickly as ever are hardly overload.
 _DROPS_SLOW, _DROPS_QUICK, _DROPS_MOST = 0.01, 0.1, 0.5
 _CALMLY, _QUEUE_TIMES = 1.05, 10.0
+# Of so many fewer calls each should take less than this share of the time, were it a queue.
+_FEWER, _STEADY, _UNMOVED, _TAKES = 0.7, 0.85, 8, 3.0
 _ROOM_MIN, _ROOM_S = 4.0, 0.07
 
 
@@ -64,7 +66,7 @@ class AdaptiveLimitOptions:
     limit_min: int = 4
     limit_max: int = 1000
     room_max: int = 32
-    queue_max: int = 256
+    queue_max: int = 1000
     wait_max_s: float = 0.5
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ class AdaptiveLimit:
     Attributes:
         limit: how many calls may be under way now.
         usual_s: how long a call usually takes, as the last window had them; 0 before that.
+        is_slower: whether the callee has become slower, for fewer calls do not make it quicker.
         is_pressed: whether the last window showed a callee that has more to do than it can.
 
     Example:
@@ -116,10 +119,14 @@ class AdaptiveLimit:
         "_options",
         "_peak",
         "_samples",
+        "_slow_by",
+        "_slow_in_flight",
         "_took_s",
+        "_unmoved",
         "_usual_s",
         "_window_ends_s",
         "is_pressed",
+        "is_slower",
         "limit",
         "usual_s",
     )
@@ -130,7 +137,9 @@ class AdaptiveLimit:
         # From here on it rises slowly: at this limit calls were dropped.
         self._calm = math.inf
         self.limit = options.initial
-        self.is_pressed = False
+        self.is_pressed = self.is_slower = False
+        self._slow_in_flight = self._slow_by = 0.0
+        self._unmoved = 0
         self.usual_s = 0.0
         self._window_ends_s = 0.0
         # Of the window: sums, and the most that were under way.
@@ -164,7 +173,7 @@ class AdaptiveLimit:
             most_s = usual_s * _RATIO_MAX
             self._took_s += took_s if took_s < most_s else most_s  # noqa: FURB136
             self._usual_s += usual_s
-            tracker.sample(now, took_s, is_pressed=self.is_pressed)
+            tracker.sample(now, took_s, is_pressed=self.is_pressed, is_slower=self.is_slower)
         self._samples += 1
         self._in_flight += in_flight
         if in_flight > self._peak:
@@ -207,10 +216,31 @@ class AdaptiveLimit:
                 self._calm *= _CALMLY
             elif is_slow:
                 self._exact += (target - self._exact) / 2
+            self._watch(slowness, is_slow=is_slow)
         elif self._exact < options.initial:
             self._exact += (options.initial - self._exact) / 10
         self._exact = min(max(self._exact, options.limit_min), options.limit_max)
         self.limit = round(self._exact)
+
+    def _watch(self, slowness: float, *, is_slow: bool) -> None:
+        """See whether fewer calls make it quicker: if they do not, it is no queue but slower work.
+
+        Then what is usual is learned anew, in a second or so.
+        """
+        in_flight = self._in_flight / self._samples
+        if not is_slow:
+            self._slow_in_flight, self._unmoved, self.is_slower = 0.0, 0, False
+        elif not self._slow_in_flight or slowness < _STEADY * self._slow_by:
+            # It begins, or it has become quicker: go on from here.
+            self._slow_in_flight, self._slow_by = in_flight, slowness
+            self._unmoved, self.is_slower = 0, False
+        elif in_flight <= _FEWER * self._slow_in_flight or self._exact <= self._options.limit_min:
+            # An answer tells of the queue that its call met: it takes some answers' time to see.
+            self._unmoved += 1
+            took_s = self._took_s / (self._samples - self._drops)
+            self.is_slower = self._unmoved >= max(_UNMOVED, _TAKES * took_s / _WINDOW_S)
+        else:
+            self._unmoved = 0
 
     def _room(self, busy: float, usual_s: float) -> float:
         """Return how many may wait at the callee."""

@@ -291,6 +291,10 @@ class Edge:
             return await self._hedged(send, current, attempts, priority)
         if current.number > 1:
             priority = min(priority, Priority.RETRY)
+        breaker = self.breaker
+        if breaker is not None and self.is_refusing(asyncio.get_running_loop().time()):
+            # At once, and not after a wait for a place (B2).
+            breaker.admit(asyncio.get_running_loop().time())
         await self.limiter.acquire(current.deadline_s, priority)
         try:
             # The time in the queue is not taken from the callee's.

@@ -22,7 +22,7 @@ _LEARNED_TIMES = 8.0
 # So many samples that chance alone does not make their mean much smaller than the usual time.
 _CHUNK, _QUICKER = 64, 0.6
 
-_MEMORY_S = 10.0
+_MEMORY_S, _MEMORY_SLOWER_S = 10.0, 1.0
 # While calls wait for the callee's place their times are those of the queue.
 _MEMORY_PRESSED_S = 300.0
 _GAIN_MAX = 1 / _LEARNED
@@ -74,13 +74,16 @@ class LatencyTracker:
         self._began_s = self._last_s = self._sum_s = self._mean_s = 0.0
         self._count = 0
 
-    def sample(self, now: float, took_s: float, *, is_pressed: bool = False) -> None:
+    def sample(
+        self, now: float, took_s: float, *, is_pressed: bool = False, is_slower: bool = False
+    ) -> None:
         """Learn that an answer took so long.
 
         Args:
             now: the time of the loop's clock.
             took_s: the callee's own time, without what its caller waited for a place.
             is_pressed: the callee has more to do than it can: its times are hardly learned from.
+            is_slower: it has not: it has become slower, and that is learned soon.
         """
         passed_s = now - self._last_s
         self._last_s, self.next_sample_s = now, now + SAMPLE_EVERY_S
@@ -93,11 +96,13 @@ class LatencyTracker:
             self.usual_s = self._mean_s  # what was learned under overload is given up at once
         # Written out: `min` and `max` would cost as much as all else, and below a thousand calls a
         # second each of them pays for it.
-        gain = passed_s / (_MEMORY_PRESSED_S if is_pressed else _MEMORY_S)
+        pressed_s = _MEMORY_PRESSED_S if is_pressed else _MEMORY_S
+        memory_s = _MEMORY_SLOWER_S if is_slower else pressed_s
+        gain = passed_s / memory_s
         if gain > 0.0:  # who ended earlier may be told later
             gain = gain if gain < _GAIN_MAX else _GAIN_MAX  # noqa: FURB136
             self.usual_s += (took_s - self.usual_s) * gain
-        if is_pressed:
+        if is_pressed and not is_slower:
             return
         step = _STEP + _STEP_EARLY / self.samples
         if took_s > self.p95_s:

@@ -248,7 +248,7 @@ class Limiter:
             return False
         if self._answered_s >= self._full_s:
             self._full_s = now
-        return now - self._full_s > self._wait_max_s
+        return now - self._full_s > max(self._wait_max_s, 4 * self._adaptive.usual_s)
 
     async def _turn(self, now: float, until_s: float, priority: Priority) -> bool:
         """Wait in the queue; return whether a slot came of it."""

@@ -16,7 +16,7 @@ from synchromesh.telemetry import Sink, Tracer
 
 # How long inboxes remember; longer than any saga may still ask (S6).
 KEEP_S = 7 * 86_400.0
-PLACES = LimitOptions(in_flight_max=256, queue_max=256)
+PLACES = LimitOptions(in_flight_max=1000, queue_max=1000)
 
 
 @dataclass(frozen=True, slots=True)

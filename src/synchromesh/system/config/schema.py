@@ -73,7 +73,7 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 0
     pages_max: int = 0
     in_flight: int = 1000
-    waiting: int = 256
+    waiting: int = 1000
     replicas: int = 1
 
 
@@ -143,7 +143,7 @@ class LimitSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         in_flight: how many calls run at once, fixed by hand.
         waiting: how many more may wait for a place; left out it is 0 for a fixed limit, and else
-            256.
+            1000.
         least: the least that a limit which finds itself may come to.
         most: the most.
     """
