@@ -314,8 +314,8 @@ def test_an_instance_that_fails_a_third_of_its_calls_is_ejected() -> None:
     assert heard[0].why.endswith("% of its last calls failed")
 
 
-def test_what_a_caller_keeps_stays_with_the_instance() -> None:
-    """`target` outlives an ejection and a return, and a list that is equal but not the same."""
+def test_what_a_caller_keeps_is_made_anew_for_each_term() -> None:
+    """`target` outlives a list that is equal but not the same; an ejection begins a new member."""
     balancer = Balancer("billing", rng=random.Random(1), options=TURNS)
     members = [balancer.pick(AB, 0.0) for _ in range(12)]
     for member in members:
@@ -323,9 +323,9 @@ def test_what_a_caller_keeps_stays_with_the_instance() -> None:
     for member in reversed(members):
         balancer.observe(member, 0.1, 0.1, FAILED if member.instance == "a" else ANSWERED)
     probe = balancer.pick(at("ab"), 9.0)
-    assert (probe.instance, probe.target) == ("a", "target of a")
+    assert (probe.instance, probe.target) == ("a", None)
     balancer.observe(probe, 9.0, 0.0, ANSWERED)
-    assert {balancer.pick(at("ab"), 9.1).target for _ in range(4)} == {"target of a", "target of b"}
+    assert {balancer.pick(at("ab"), 9.1).target for _ in range(4)} == {None, "target of b"}
 
 
 def test_one_failing_instance_among_unknown_ones_counts_for_the_edge() -> None:

@@ -283,7 +283,7 @@ def test_a_service_has_the_places_that_it_is_given(run: Run, tmp_path: Path) -> 
         places = {name: repr(each.dispatcher._limiter) for name, each in instances.items()}
     assert places == {
         "kiosk": "<Limiter service kiosk 0/3 in flight, 0/2 waiting>",
-        "shelf": "<Limiter service shelf 0/1000 in flight, 0/256 waiting>",
+        "shelf": "<Limiter service shelf 0/1000 in flight, 0/1000 waiting>",
     }
 
 

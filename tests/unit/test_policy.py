@@ -780,7 +780,7 @@ def test_an_adaptive_limit_outside_its_range_is_named(field: str, value: float) 
 def test_an_adaptive_limit_is_explained() -> None:
     """What it may become is said, and what it does."""
     told = Policy(limit=AdaptiveLimitOptions()).explain()
-    assert "4 to 1000, as many as it can bear, at once, 256 waiting, the rest is shed" in told
+    assert "4 to 1000, as many as it can bear, at once, 1000 waiting, the rest is shed" in told
 
 
 def test_a_timeout_of_nothing_is_refused() -> None:

@@ -241,8 +241,7 @@ class Dispatcher:
                 else:
                     answer = await answerer.handler(incoming)
                 ended_s = clock()
-                # What its calls took that still run is not its own time either.
-                root.away_s += (ended_s - root.since_s) * (root.away > 0)
+                root.away_s += (ended_s - root.since_s) * (root.away > 0)  # by calls that still run
                 if ended_s >= answerer.tracker.next_sample_s:
                     limiter.sample(answerer.tracker, ended_s, ended_s - ran_s - root.away_s)
             finally:
