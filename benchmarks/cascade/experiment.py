@@ -64,7 +64,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """How calls are guarded, and whether a client's deadline travels with its request."""
+    """How calls are guarded; whether a client's deadline travels, and callees limit themselves."""
 
     guard: Callable[[Policy], Policy]
     is_travelling: bool
@@ -163,7 +163,13 @@ class _Run:
         self._plans = Plans(scenario.shape, random.Random(f"{seed}/plans"))
         self._rate_per_s = scenario.rate_per_s
         self._layers = LAYERS[scenario.layers]
-        self._system = System(scenario.shape, self._plans, runtime, self._layers.guard)
+        self._system = System(
+            scenario.shape,
+            self._plans,
+            runtime,
+            self._layers.guard,
+            is_default=self._layers.is_travelling,
+        )
         self._asked: list[Asked] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._visits = self._dependents = 0

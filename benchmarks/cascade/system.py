@@ -28,13 +28,14 @@ from synchromesh.calls import (
 )
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.identity import KEY_BYTES_MIN, Signer
-from synchromesh.resilience import Policy, Transition
+from synchromesh.resilience import AdaptiveLimitOptions, Policy, Transition
 from synchromesh.service import Context, Deps, ServiceInstance
 from synchromesh.store import SqliteStores
 from synchromesh.telemetry import SpanRow
 from synchromesh.testing import SimRuntime
 
 FAILS_AFTER_S = 0.001
+UNLIMITED = AdaptiveLimitOptions(initial=1000, limit_min=1000, limit_max=1000)
 
 
 class Broken(Exception):
@@ -144,8 +145,15 @@ class System:
     """
 
     def __init__(
-        self, shape: Shape, plans: Plans, runtime: SimRuntime, layers: Callable[[Policy], Policy]
+        self,
+        shape: Shape,
+        plans: Plans,
+        runtime: SimRuntime,
+        layers: Callable[[Policy], Policy],
+        *,
+        is_default: bool,
     ) -> None:
+        self._is_default = is_default
         self.shape, self._plans, self._runtime = shape, plans, runtime
         self.transport = CountingTransport()
         self.resources: dict[str, list[Resource]] = {}
@@ -192,6 +200,9 @@ class System:
                 service = self._service(part, resource)
                 deps = replace(self._deps, services={part.name: service}, stores=stores)
                 instance = self._running[name] = await ServiceInstance.start(service, deps)
+                if not self._is_default:
+                    # Without the default layers no callee limits itself either.
+                    instance.dispatcher._limits = UNLIMITED
                 self._watched(instance.caller)
                 self.transport.add(name, instance.dispatcher)
 

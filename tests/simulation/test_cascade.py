@@ -64,9 +64,9 @@ def test_what_is_known_to_fail_does(told: Told) -> None:
 
 
 def test_the_claims_can_fail(told: Told) -> None:
-    """Without any layer a stall takes the caller along, and the claim about that says so."""
-    _, is_kept = told[UNGUARDED]["unrelated"]
-    assert not is_kept
+    """Without any layer what has waited drowns the callee once it is well, and a claim says so."""
+    recovered_s, is_kept = told[UNGUARDED]["recovery s"]
+    assert (recovered_s, is_kept) == (None, False)
 
 
 def test_shares_are_what_is_drawn() -> None:
