@@ -27,7 +27,7 @@ way_in = Gateway(
         Forward("PUT /firmware/{name}", to="store", path="/{name}", body_max="64MiB", public=True),
         Forward("GET /firmware/{name}", to="store", path="/{name}", public=True),
         Forward("GET /how-many", to="notes", path="/count", public=True),
-        Forward("GET /gone/{name}", to="gone", public=True, deadline="500ms"),
+        Forward("GET /gone/{name}", to="gone", public=True, deadline="10s"),
     ]
 )
 """
