@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,28 @@ def test_there_are_mutants_of_every_room_with_state() -> None:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def hunts() -> dict[str, subprocess.CompletedProcess[str]]:
+    """Hunt for every planted bug, two at a time."""
+
+    def hunt(name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(HERE / "mutants.py"), name, "--seeds", str(SEEDS_MAX)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(sorted(MUTANTS), pool.map(hunt, sorted(MUTANTS)), strict=True))
+
+
 @pytest.mark.parametrize("name", sorted(MUTANTS))
-def test_a_planted_bug_is_found(name: str) -> None:
+def test_a_planted_bug_is_found(
+    hunts: dict[str, subprocess.CompletedProcess[str]], name: str
+) -> None:
     """A planted bug breaks something in one of at most 2,000 universes."""
-    hunt = subprocess.run(
-        [sys.executable, str(HERE / "mutants.py"), name, "--seeds", str(SEEDS_MAX)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    hunt = hunts[name]
     assert hunt.returncode == 0, hunt.stdout + hunt.stderr
     seed, broken = json.loads(hunt.stdout)["found"]
     assert seed < SEEDS_MAX
