@@ -8,7 +8,7 @@ SEED ?= 0
 N ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers docs reference pictures sim cascade bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test coverage lint types layers docs reference pictures sim cascade bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,6 +17,10 @@ demo: sync ## Run servo-works as processes, break it on purpose, audit its datab
 	@$(RUN) python -m synchromesh.examples.servo_works.demo
 
 test: lint types layers docs ## Everything: ruff, mypy, layers, docs, then one pytest run
+	@$(RUN) pytest
+
+# Traced line by line the suite takes half as long again, so that it is not part of every run.
+coverage: sync ## The suite with its coverage, of lines and branches
 	@$(RUN) pytest --cov --cov-report=term:skip-covered
 
 lint: sync ## ruff: rules and format
