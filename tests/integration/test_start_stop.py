@@ -273,7 +273,7 @@ def test_an_interrupt_while_it_imports_stops_it(tmp_path: Path, flags: tuple[str
     """Code of the system that blocks at import does not keep Ctrl-C from ending it: exit 130."""
     with said_when_there(tmp_path) as there:
         # Not `signal.pause()`: a signal that comes just before it would be waited for in vain.
-        blocks = f"{HERE}import time\nwhile True:\n    time.sleep(0.05)\n"
+        blocks = f"{HERE}import select\nwhile True:\n    select.select([], [], [], 0.05)\n"
         (tmp_path / "blocks.py").write_text(blocks)
         folder = write_config(tmp_path, TOML.replace("notes_app:notes", "blocks:notes"))
         with dev(folder, *flags) as process:
