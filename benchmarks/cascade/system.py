@@ -265,7 +265,7 @@ def instance_names(part: Part) -> list[str]:
 
 def _contract(name: str) -> type[object]:
     class Made(Contract, Protocol, service=name, version="1.0"):
-        @query("GET /work/{plan}")
+        @query("GET /asks/{plan}")
         async def work(self, plan: int) -> int: ...
 
     return Made
