@@ -26,6 +26,9 @@ TOPIC = "events"
 RELAY_PREFIX = "relay/"
 """The prefix of the names of relays' checkpoints."""
 
+COUNTED_MAX = 100_000
+"""Up to how many public events beyond a checkpoint are counted."""
+
 SCHEMA = Schema(
     owner="synchromesh.events",
     migrations=(
@@ -71,6 +74,13 @@ _READ_PUBLIC = (
     f"select {_COLUMNS} from sm_event where position > ? and is_public = 1 order by position "
     "limit ?"
 )
+_REACHED = "coalesce((select position from sm_checkpoint where name = ?), 0)"
+_PUBLIC_AFTER = (
+    "select count(*) from (select 1 from sm_event where is_public = 1 "
+    f"and position > {_REACHED} limit {COUNTED_MAX})"
+)
+# What was removed is not beyond a checkpoint, so that the positions need not be counted.
+_AFTER = f"select coalesce((select max(position) from sm_event), 0) - {_REACHED}"
 
 
 class _Executes(Protocol):
@@ -323,14 +333,12 @@ async def save_checkpoint(unit: Unit, name: str, checkpoint: Checkpoint) -> None
 
 
 async def count_after_checkpoint(store: Store, name: str, *, is_public: bool) -> int:
-    """Return how many events, or only public ones, come after what is saved under a name."""
-    rows = await store.read(
-        "select count(*) from sm_event where position > coalesce("
-        "(select position from sm_checkpoint where name = ?), 0) and is_public >= ?",
-        name,
-        int(is_public),
-    )
-    return _int(rows[0][0])
+    """Return how many events, or only public ones, come after what is saved under a name.
+
+    It costs the same however long the log is: public ones are counted up to `COUNTED_MAX`.
+    """
+    rows = await store.read(_PUBLIC_AFTER if is_public else _AFTER, name)
+    return max(0, _int(rows[0][0]))
 
 
 def check_log(store: Store, checkpoint: Checkpoint) -> None:

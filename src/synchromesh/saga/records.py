@@ -28,6 +28,7 @@ class SagaStatus(_Word):
 
 
 UNFINISHED = (SagaStatus.RUNNING, SagaStatus.COMPENSATING)
+ENDED = (SagaStatus.COMPLETED, SagaStatus.UNDONE)
 
 
 class RecordKind(_Word):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -9,7 +10,14 @@ import msgspec
 from synchromesh.codec import decode, encode
 from synchromesh.errors import ConstraintFailed, Fenced, SagaConflict, SagaError, SagaLocked
 from synchromesh.events import NewEvent, append_each
-from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
+from synchromesh.saga.records import (
+    ENDED,
+    UNFINISHED,
+    RecordKind,
+    SagaCause,
+    SagaRecord,
+    SagaStatus,
+)
 from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
 
 SCHEMA = Schema(
@@ -28,7 +36,7 @@ SCHEMA = Schema(
                     "ended_us bigint)"
                 ),
                 (
-                    "create index sm_saga_unfinished on sm_saga(started_us) "
+                    "create index sm_saga_unfinished on sm_saga(status, started_us) "
                     "where status in ('running', 'compensating')"
                 ),
                 (
@@ -36,6 +44,13 @@ SCHEMA = Schema(
                     "where status in ('running', 'compensating') and lock_key is not null"
                 ),
                 ("create index sm_saga_stuck on sm_saga(started_us) where status = 'stuck'"),
+                "create index sm_saga_started on sm_saga(started_us)",
+                (
+                    "create index sm_saga_ended on sm_saga(status, ended_us) "
+                    "where ended_us is not null"
+                ),
+                # Of those that have ended there is no end, so that they are counted as they end.
+                "create table sm_saga_count(status text primary key, count bigint not null)",
                 (
                     "create table sm_saga_record(saga text not null, seq integer not null, "
                     "kind text not null, step text not null, attempt integer not null, "
@@ -70,6 +85,21 @@ _RECORD = (
 )
 _TURN = "update sm_saga set status = ?, reason = ? where id = ?"
 _END = "update sm_saga set status = ?, result = ?, ended_us = ? where id = ?"
+_COUNT = (
+    "insert into sm_saga_count(status, count) values (?, ?) "
+    "on conflict(status) do update set count = sm_saga_count.count + excluded.count"
+)
+_COUNTED = (
+    "select status, count from sm_saga_count union all "
+    f"select status, count(*) from sm_saga where {_UNFINISHED} group by status union all "
+    "select 'stuck', count(*) from sm_saga where status = 'stuck'"
+)
+# In the words of an index, which holds the runs of some statuses only.
+_OF_STATUS = {
+    **{each: f"where status = '{each.value}' and ended_us is not null" for each in ENDED},
+    **{each: f"where {_UNFINISHED} and status = '{each.value}'" for each in UNFINISHED},
+    SagaStatus.STUCK: "where status = 'stuck'",
+}
 _STATUS_OF = {RecordKind.TURNED: SagaStatus.COMPENSATING, RecordKind.STUCK: SagaStatus.STUCK}
 
 
@@ -256,6 +286,7 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
     rows: list[tuple[SqlValue, ...]] = []
     turns: list[tuple[SqlValue, ...]] = []
     ends: list[tuple[SqlValue, ...]] = []
+    ended: Counter[str] = Counter()
     milestones: list[tuple[str, NewEvent]] = []
     for part in parts:
         row, seq = part.row, part.seq
@@ -272,12 +303,16 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
                 # A completed run has the JSON of a result; one that is undone has none.
                 status = SagaStatus.COMPLETED if record.body else SagaStatus.UNDONE
                 ends.append((status._value_, record.body or None, record.at_us, row.id))
+                ended[status._value_] += 1
                 milestones.append(_milestone(unit, row, "ended", status))
             elif kind in _STATUS_OF:
                 status, reason = _STATUS_OF[kind], decode(record.body, SagaCause).reason
                 turns.append((status._value_, reason, row.id))
                 milestones.append(_milestone(unit, row, kind._value_, status, reason))
-    for sql, values in ((_START, starts), (_RECORD, rows), (_TURN, turns), (_END, ends)):
+    counts = list(ended.items())
+    for sql, values in (
+        (_START, starts), (_RECORD, rows), (_TURN, turns), (_END, ends), (_COUNT, counts),
+    ):  # fmt: skip
         if values:
             await unit.execute_many(sql, values)
     # Told in the same commit: one story with the events.
@@ -318,18 +353,21 @@ async def unfinished(store: Store) -> list[SagaRow]:
 
 
 async def count_by_status(store: Store) -> dict[str, int]:
-    """Return how many runs there are of each status that one has."""
-    rows = await store.read("select status, count(*) from sm_saga group by 1")
-    return {str(status): _int(count) for status, count in rows}
+    """Return how many runs there are of each status that one has; those that ended cost nothing."""
+    rows = await store.read(_COUNTED)
+    return {str(status): _int(count) for status, count in rows if count}
 
 
 async def latest(store: Store, status: SagaStatus | None, limit: int) -> list[tuple[SagaRow, int]]:
-    """Return runs with the number of their records, the newest first."""
-    where, values = ("", ()) if status is None else ("where status = ? ", (status.value,))
+    """Return runs with the number of their records, the last started first.
+
+    Of a status in which runs end, those that ended last.
+    """
+    where = "" if status is None else _OF_STATUS[status]
+    at = "ended_us" if status in ENDED else "started_us"
     rows = await store.read(
         f"select {_COLUMNS}, (select count(*) from sm_saga_record where saga = sm_saga.id) "
-        f"from sm_saga {where}order by started_us desc, id desc limit ?",
-        *values,
+        f"from sm_saga {where} order by {at} desc, id desc limit ?",
         limit,
     )
     return [(_row(row[:-1]), _int(row[-1])) for row in rows]
