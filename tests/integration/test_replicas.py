@@ -78,7 +78,7 @@ async def test_three_answer_in_turn_and_keep_nothing(tmp_path: Path, is_split: b
         assert len(pids) == (3 if is_split else 1)
         assert set(clients.pids) == set(map(str, pids))
         assert list(RunDir(tmp_path).data.iterdir()) == []
-        assert await asking.ask("GET", "/sagas") == {"sagas": []}
+        assert (await asking.ask("POST", "/actions/saga.list", {}))["answers"] == {}
         assert await asking.call("quotes.kept") == "remote_failed"
     assert clients.failed == 0
 

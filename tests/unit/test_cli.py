@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sqlite3
 import subprocess
@@ -227,9 +228,35 @@ def test_a_stuck_saga_is_a_finding(run: Run, folder: Path) -> None:
     database.close()
 
 
+def test_a_stopped_system_is_read_from_its_databases(run: Run, tmp_path: Path) -> None:
+    """A list, a story and a mistake are told as they were while it ran, also after a kill."""
+    write_config(tmp_path, TOML)
+
+    def told() -> list[object]:
+        listed = run(tmp_path, "saga", "list", "--json")
+        words = (["saga", "show", "last"], ["saga", "show", "nope"])
+        return [json.loads(listed.out), *(run(tmp_path, *each) for each in words)]
+
+    with Running(tmp_path):
+        for name in ("s1", "s2"):
+            assert run(tmp_path, "call", "notes.plan", f"name={name}").code == 0
+        before = told()
+    assert "plan-s2" in str(before)
+    assert told() == before
+    claim(tmp_path, "http://127.0.0.1:1", ended_pid())
+    assert told() == before
+
+
+def ended_pid() -> int:
+    """Return the id of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
 def test_where_nothing_runs_the_start_is_named(run: Run, tmp_path: Path) -> None:
     """Every command that needs a running system says how to start one."""
-    commands = ("call notes.count", "trace last", "saga list", "status", "status --watch", "heal")
+    commands = ("call notes.count", "trace last", "status", "status --watch", "heal")
     for words in (command.split() for command in (*commands, "break notes --stall")):
         ran = run(tmp_path, *words)
         assert (ran.code, ran.out) == (2, "")
@@ -241,23 +268,24 @@ def test_folders_are_named_in_full(
 ) -> None:
     """A message that says "." would not say where."""
     monkeypatch.chdir(tmp_path)
-    assert f"no system runs in {tmp_path};" in run(Path(), "saga", "list").err
+    assert f"no system runs in {tmp_path};" in run(Path(), "status").err
+    assert f"no system has run in {tmp_path} yet;" in run(Path(), "saga", "list").err
     assert f"there is no synchromesh.toml in {tmp_path};" in run(Path(), "dev").err
 
 
-def claim(folder: Path, control: str) -> None:
-    """Leave a `run.json`, as a process that was killed does."""
+def claim(folder: Path, control: str, pid: int) -> None:
+    """Leave a `run.json` of a process."""
     rundir = RunDir(folder)
     rundir.create()
-    rundir.publish(RunInfo(4711, "gone", control, "token", {}))
+    rundir.publish(RunInfo(pid, "gone", control, "token", {}))
 
 
 def test_a_dead_system_is_named_with_its_process(run: Run, tmp_path: Path) -> None:
     """A `run.json` that was left behind leads to a message, not to a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    claim(tmp_path, f"http://127.0.0.1:{port}")
-    ran = run(tmp_path, "saga", "list")
+    claim(tmp_path, f"http://127.0.0.1:{port}", 4711)
+    ran = run(tmp_path, "status")
     assert ran.code == 2
     assert "process 4711 may have died: start it again with: synchromesh dev" in ran.err
 
@@ -285,7 +313,7 @@ def test_whatever_else_answers_there_is_named(
 ) -> None:
     """Another program at that port is exit 2; a system that fails is exit 3."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        claim(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}")
+        claim(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}", os.getpid())
 
         def reply() -> None:
             connection, _ = server.accept()
@@ -307,10 +335,10 @@ def test_a_system_that_hangs_is_named(
     """Exit 3: it was reached, and said nothing in time."""
     monkeypatch.setattr("synchromesh.cli.control.TIMEOUT_S", 0.01)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        claim(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}")
+        claim(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}", os.getpid())
         ran = run(tmp_path, "saga", "list")
     assert ran.code == 3
-    assert "did not answer within 0.01 s; process 4711 hangs" in ran.err
+    assert f"did not answer within 0.01 s; process {os.getpid()} hangs" in ran.err
 
 
 def test_an_answer_is_shown_though_its_trace_is_gone(
@@ -329,7 +357,7 @@ def test_an_answer_is_shown_though_its_trace_is_gone(
 
 def test_a_bug_is_told_as_one(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 3 and how to see more; with SYNCHROMESH_DEBUG the traceback."""
-    monkeypatch.setattr("synchromesh.cli.saga.ControlClient", lambda _: 1 // 0)
+    monkeypatch.setattr("synchromesh.cli.actions.ControlClient", lambda _: 1 // 0)
     ran = run(folder, "saga", "list")
     assert (ran.code, ran.out) == (3, "")
     assert "internal error: ZeroDivisionError" in ran.err
@@ -345,7 +373,7 @@ def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyP
     def interrupted(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("synchromesh.cli.saga.ControlClient", interrupted)
+    monkeypatch.setattr("synchromesh.cli.actions.ControlClient", interrupted)
     ran = run(folder, "saga", "list")
     assert ran.code == 130
 

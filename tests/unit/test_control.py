@@ -70,7 +70,7 @@ def control(folder: Path) -> Iterator[Asking]:
     with Running(folder) as running:
         asking = Asking(running.system.info)
         assert asking.ask("GET", "/traces/last").body["detail"].startswith("no client has made")
-        assert asking.ask("GET", "/sagas/last").body["detail"] == "no saga has run yet"
+        assert asking.ask("POST", "/actions/saga.list", {}).body["answers"] == {"notes": []}
         asking.call("notes.write", id="n1", text="hello")
         asking.call("notes.plan", name="p1")
         yield asking
@@ -160,11 +160,32 @@ def test_a_body_has_a_limit(control: Asking) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("limit", ["0", "1001", "many", "-1", ""])
-def test_a_limit_has_bounds(control: Asking, limit: str) -> None:
-    """A list is never longer than 1,000."""
-    answered = control.ask("GET", f"/sagas?limit={limit}")
-    assert answered.status == (200 if not limit else 400)
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"limit": 0}, "limit is 0; use 1 to 10000"),
+        ({"limit": 10_001}, "limit is 10001; use 1 to 10000"),
+        ({"limit": "many"}, "Expected `int`, got `str`"),
+        ({"status": "lost"}, "no saga status is 'lost'; known: running"),
+        ({"colour": "red"}, "colour"),
+        (["list"], "Expected `object`"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(control: Asking, wanted: object, said: str) -> None:
+    """With what would be right."""
+    answered = control.ask("POST", "/actions/saga.list", wanted)
+    assert answered.status == 400
+    assert said in answered.body["detail"]
+
+
+def test_an_action_that_is_not_known_is_named(control: Asking) -> None:
+    """With those that there are."""
+    answered = control.ask("POST", "/actions/saga.sing", {})
+    assert answered.status == 404
+    assert (
+        "there is no action 'saga.sing'; there are saga.list, saga.show"
+        in (answered.body["detail"])
+    )
 
 
 def test_a_call_is_answered_with_its_key_and_trace(control: Asking) -> None:
@@ -202,13 +223,14 @@ def test_a_refusal_is_an_answer_with_its_problem(control: Asking) -> None:
 
 def test_sagas_are_listed_and_shown(control: Asking) -> None:
     """The list has the newest first; a story has its lines."""
-    listed = control.ask("GET", "/sagas?status=completed").body["sagas"]
+    told = control.ask("POST", "/actions/saga.list", {"status": "completed"}).body
+    assert told["silent"] == []
+    listed = told["answers"]["notes"]
     assert [(run["id"], run["service"]) for run in listed] == [("plan-p1", "notes")]
-    story = control.ask("GET", "/sagas/last").body
-    assert story == control.ask("GET", "/sagas/plan-p1").body
+    story = control.ask("POST", "/actions/saga.show", {"id": "plan-p1"}).body["answers"]["notes"]
     assert story["status"] == "completed"
     assert [line["kind"] for line in story["lines"]] == ["done", "ended"]
-    assert control.ask("GET", "/sagas/none").status == 404
+    assert control.ask("POST", "/actions/saga.show", {"id": "none"}).status == 404
 
 
 def test_the_status_says_how_each_service_is(control: Asking) -> None:

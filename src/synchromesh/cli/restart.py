@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 
+from synchromesh.cli.actions import user
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json, print_line
 
@@ -42,7 +41,7 @@ def restart(folder: Path, service: str, is_break: bool, reason: str, is_json: bo
     if is_break != bool(reason.strip()):
         raise click.UsageError("--break and --reason go together: --break --reason TEXT")
     path = f"/services/{quote(service, safe='')}/restart"
-    request = {"who": _user(), "reason": reason} if is_break else {}
+    request = {"who": user(), "reason": reason} if is_break else {}
     answer = ControlClient(folder).post(path, request, within_s=RESTART_WITHIN_S)
     if is_json:
         print_json(answer)
@@ -69,11 +68,3 @@ def _print(answer: dict[str, Any]) -> None:
             "them again"
         )
         print_line("to break it all the same: --break --reason TEXT")
-
-
-def _user() -> str:
-    """Return the name of who runs this, or their number where they have none."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

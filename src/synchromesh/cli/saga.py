@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from typing import Any
 
 import click
 
-from synchromesh.cli.control import ControlClient
+from synchromesh.cli import actions
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.errors import ConfigError
 
 FINDING = 1
 
@@ -25,8 +26,7 @@ def saga() -> None:
 @click.pass_obj
 def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
     """List the runs of sagas, the newest first. Exits 1 when one is stuck."""
-    query = urlencode({"status": status, "limit": limit})
-    runs = ControlClient(folder).get(f"/sagas?{query}")["sagas"]
+    runs = _newest(folder, status, limit)
     if is_json:
         print_json(runs)
     elif not runs:
@@ -44,7 +44,12 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
 @click.pass_obj
 def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
     """Show one run: each step, attempt and undo, and why. Exits 1 when it is stuck."""
-    story = ControlClient(folder).get(f"/sagas/{quote(saga_id, safe='')}")
+    if saga_id == "last":
+        newest = _newest(folder, "", 1)
+        if not newest:
+            raise ConfigError("no saga has run yet")
+        saga_id = newest[0]["id"]
+    (story,) = actions.read(folder, "saga.show", id=saga_id).values()
     if is_json:
         print_json(story)
     else:
@@ -52,3 +57,9 @@ def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
 
         print_story(console(), story)
     return FINDING if story["status"] == "stuck" else 0
+
+
+def _newest(folder: Path, status: str, limit: int) -> list[dict[str, Any]]:
+    answers = actions.read(folder, "saga.list", status=status, limit=limit)
+    found = [run for runs in answers.values() for run in runs]
+    return sorted(found, key=lambda run: str(run["started_at"]), reverse=True)[:limit]

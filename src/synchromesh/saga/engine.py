@@ -29,7 +29,8 @@ from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import Clock, SagaDeps, UnitRunner
 from synchromesh.saga.execution import Execution
 from synchromesh.saga.handle import Conclusion, SagaRun
-from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of, summarize, tell
+from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of
+from synchromesh.saga.inspection import list_runs, show_run
 from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
 from synchromesh.saga.tables import Part, SagaRow
 from synchromesh.store import Store, Unit, refuse_in_unit
@@ -392,19 +393,9 @@ class Engine:
         if not await execution.cancel(reason):
             raise _gone(id)
 
-    async def runs(self, status: str | None = None, limit: int = 100) -> list[SagaSummary]:
-        """Return the newest runs, of one status or of all.
-
-        Raises:
-            BadRequest: there is no such status.
-        """
-        wanted = {each.value: each for each in SagaStatus}
-        if status is not None and status not in wanted:
-            raise BadRequest(f"no saga status is {status!r}; known: {', '.join(wanted)}")
-        found = await tables.latest(
-            self._store, None if status is None else wanted[status], max(1, min(limit, 10_000))
-        )
-        return [summarize(row, records) for row, records in found]
+    async def runs(self, status: str = "", limit: int = 100) -> list[SagaSummary]:
+        """Return the newest runs, as `list_runs` does."""
+        return await list_runs(self._store, status, limit)
 
     async def statuses(self) -> dict[str, int]:
         """Return how many runs there are of each status that one has."""
@@ -417,14 +408,19 @@ class Engine:
             UnknownSaga: no run has this id.
             SagaError: this code does not know the status of the run.
         """
-        row = await self._find(id)
-        return tell(row, await tables.readable(self._store, id))
+        story = await show_run(self._store, id)
+        if story is None:
+            raise self._unknown(id)
+        return story
 
     async def _find(self, id: str) -> SagaRow:  # noqa: A002
         row = await tables.find(self._store, id)
         if row is None:
-            raise UnknownSaga(f"no saga of {self._service} has the id {id!r}")
+            raise self._unknown(id)
         return row
+
+    def _unknown(self, id: str) -> UnknownSaga:  # noqa: A002
+        return UnknownSaga(f"no saga of {self._service} has the id {id!r}")
 
     def __repr__(self) -> str:
         return f"<Engine {self._service} {len(self._executions)} in flight>"

@@ -18,7 +18,7 @@ from synchromesh.saga.records import (
     SagaRecord,
     SagaStatus,
 )
-from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit
+from synchromesh.store import Migration, Row, Schema, SqlValue, StoreReader, Unit
 
 SCHEMA = Schema(
     owner="synchromesh.saga",
@@ -338,13 +338,13 @@ def _milestone(
 # -- reading -------------------------------------------------------------------------------------
 
 
-async def find(store: Store, id: str) -> SagaRow | None:  # noqa: A002
+async def find(store: StoreReader, id: str) -> SagaRow | None:  # noqa: A002
     """Return what is stored of a run."""
     rows = await store.read(f"select {_COLUMNS} from sm_saga where id = ?", id)
     return _row(rows[0]) if rows else None
 
 
-async def unfinished(store: Store) -> list[SagaRow]:
+async def unfinished(store: StoreReader) -> list[SagaRow]:
     """Return the runs that have to go on, the oldest first."""
     rows = await store.read(
         f"select {_COLUMNS} from sm_saga where {_UNFINISHED} order by started_us, id"
@@ -352,13 +352,15 @@ async def unfinished(store: Store) -> list[SagaRow]:
     return [_row(row) for row in rows]
 
 
-async def count_by_status(store: Store) -> dict[str, int]:
+async def count_by_status(store: StoreReader) -> dict[str, int]:
     """Return how many runs there are of each status that one has; those that ended cost nothing."""
     rows = await store.read(_COUNTED)
     return {str(status): _int(count) for status, count in rows if count}
 
 
-async def latest(store: Store, status: SagaStatus | None, limit: int) -> list[tuple[SagaRow, int]]:
+async def latest(
+    store: StoreReader, status: SagaStatus | None, limit: int
+) -> list[tuple[SagaRow, int]]:
     """Return runs with the number of their records, the last started first.
 
     Of a status in which runs end, those that ended last.
@@ -373,7 +375,7 @@ async def latest(store: Store, status: SagaStatus | None, limit: int) -> list[tu
     return [(_row(row[:-1]), _int(row[-1])) for row in rows]
 
 
-async def records(source: Store, id: str) -> list[StoredRecord]:  # noqa: A002
+async def records(source: StoreReader, id: str) -> list[StoredRecord]:  # noqa: A002
     """Return the records of a run, in order.
 
     Raises:
@@ -393,7 +395,7 @@ async def records(source: Store, id: str) -> list[StoredRecord]:  # noqa: A002
     return stored
 
 
-async def readable(source: Store, id: str) -> list[StoredRecord | UnreadableRecord]:  # noqa: A002
+async def readable(source: StoreReader, id: str) -> list[StoredRecord | UnreadableRecord]:  # noqa: A002
     """Return the records of a run, in order, with what is left of those that cannot be read."""
     return [_record(row) for row in await source.read(_RECORDS, id)]
 

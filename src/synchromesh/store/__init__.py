@@ -13,6 +13,7 @@ from synchromesh.store.unit import (
     Schema,
     SqlValue,
     Store,
+    StoreReader,
     Unit,
     log_id_of,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Store",
     "StoreFactory",
     "StoreOptions",
+    "StoreReader",
     "Unit",
     "in_unit",
     "inbox",

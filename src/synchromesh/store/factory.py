@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from synchromesh.store.unit import Schema, Store
+from synchromesh.store.unit import Schema, Store, StoreReader
 from synchromesh.telemetry import Tracer
 
 
@@ -30,5 +30,13 @@ class StoreFactory(Protocol):
 
         Raises:
             ContractError, StoreError: `open` would fail with them, too.
+        """
+        ...
+
+    async def open_reader(self, service: str) -> StoreReader:
+        """Open the database of a service to read it; another process may own it, or none.
+
+        Raises:
+            StoreError: there is none yet, or it cannot be read.
         """
         ...

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.context import new_span_id
-from synchromesh.errors import StoreBroken, StoreLocked, StoreReadOnly
+from synchromesh.errors import StoreBroken, StoreLocked
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import inbox, writer
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
-from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, translate
-from synchromesh.store.sqlite_unit import CHECKED, check_statement, run_statement
+from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.sqlite_reader import SqliteReader, query
 from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
 from synchromesh.store.writer import Writer
 from synchromesh.telemetry import Record, SpanContext, Tracer, current_span, outcome_of
@@ -231,16 +231,7 @@ class SqliteStore:
             raise StoreBroken(f"{self._path} is closed: nothing was read")
         if self.broken is not None:
             raise StoreBroken(self.broken)
-        try:
-            if sql not in CHECKED:
-                check_statement(sql, "a read", path=self._path)
-            return run_statement(self._reader, sql, values, path=self._path)
-        except SqliteFault as error:
-            if code_of(error) == READONLY:
-                raise StoreReadOnly(
-                    f"{self._path}: a read ran a statement that writes; run it in a unit of work"
-                ) from error
-            raise translate(error, path=self._path, sql=sql) from error
+        return query(self._reader, sql, values, path=self._path)
 
     def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:
         """Subscribe to commits that notify a topic: `listener` runs on the loop; returns `stop`."""
@@ -334,6 +325,10 @@ class SqliteStores:
     def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:
         """Try migrations on empty copies of the tables in a service's file."""
         dry_run_migrations(self._place(service), schemas, self._runtime.disk)
+
+    async def open_reader(self, service: str) -> SqliteReader:
+        """Open the file of a service to read it, as `SqliteReader.open` says."""
+        return SqliteReader.open(self._place(service), service=service, disk=self._runtime.disk)
 
     def __repr__(self) -> str:
         return f"<SqliteStores {self._place('NAME')}>"

@@ -95,8 +95,8 @@ class Once(msgspec.Struct, frozen=True, gc=False):
     keep_s: float = 7 * 86_400.0
 
 
-class Store(Protocol):
-    """The database of one service, owned by this process."""
+class StoreReader(Protocol):
+    """The committed state of a service's database, whichever process owns it, if any."""
 
     @property
     def service(self) -> str:
@@ -107,6 +107,18 @@ class Store(Protocol):
     def log_id(self) -> str:
         """The id of the event log in it; new after a restore."""
         ...
+
+    async def read(self, sql: str, *values: SqlValue) -> list[Row]:
+        """Query the committed state."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the database. Idempotent."""
+        ...
+
+
+class Store(StoreReader, Protocol):
+    """The database of one service, owned by this process."""
 
     async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
         """Run a unit of work and return its result once it is durable (E4).
@@ -132,10 +144,6 @@ class Store(Protocol):
         Raises:
             KeyReused: the key is recorded with another digest (a tombstone has none).
         """
-        ...
-
-    async def read(self, sql: str, *values: SqlValue) -> list[Row]:
-        """Query the committed state."""
         ...
 
     def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:

@@ -153,6 +153,19 @@ class RunDir:
     def _blocked(self, name: str) -> Path:
         return self.telemetry / (f"blocked-{name}.json" if name else "blocked.json")
 
+    def is_running(self) -> bool:
+        """Return whether a process runs the system; one that was killed has left `run.json`."""
+        try:
+            os.kill(self.read().pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        except ConfigError:
+            # One that cannot be read is named by whoever needs what is in it.
+            return self._info.exists()
+        return True
+
     def read(self) -> RunInfo:
         """Read `run.json`.
 

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 import msgspec
 
@@ -22,15 +22,17 @@ from synchromesh.codec import decode, encode
 from synchromesh.context import check_key
 from synchromesh.errors import (
     BadRequest,
+    ConnectFailed,
     SynchromeshError,
     Unauthenticated,
     UnknownOperation,
-    UnknownSaga,
     to_problem,
 )
 from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
 from synchromesh.service import Service
 from synchromesh.system.config.schema import CLIENT
+from synchromesh.system.control.action_table import find_action
+from synchromesh.system.control.actions import OWN, Answers, parse_request
 from synchromesh.system.control.arguments import arguments_from_texts
 from synchromesh.system.control.contract_book import (
     ContractBook,
@@ -106,11 +108,11 @@ class Control:
         self.caller = local.deps.caller(CLIENT, self._tracer)
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
-        self._with_argument = frozenset({"sagas", "traces", "faults", "services"})
+        self._with_argument = frozenset({"actions", "traces", "faults", "services"})
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
             ("POST", "call"): self._call,
-            ("GET", "sagas"): self._sagas,
+            ("POST", "actions"): self._act,
             ("GET", "traces"): self._trace,
             ("POST", "credentials"): self._credential,
             ("GET", "faults"): self._faults,
@@ -269,30 +271,22 @@ class Control:
                 return {**answer, "result": None, "problem": to_problem(error)}
         return {**answer, "result": msgspec.Raw(body), "problem": None}
 
-    async def _sagas(self, request: HttpRequest, saga_id: str) -> object:
-        if not saga_id:
-            query = parse_qs(request.query)
-            status = query.get("status", [""])[0]
-            limit = query.get("limit", ["50"])[0]
-            if not limit.isdecimal() or not 1 <= int(limit) <= LISTED_MAX:
-                raise BadRequest(f"limit is {limit!r}; use 1 to {LISTED_MAX}")
-            return {"sagas": await self._runs(status, int(limit))}
-        if saga_id == "last":
-            newest = await self._runs("", 1)
-            if not newest:
-                raise UnknownSaga("no saga has run yet")
-            saga_id = newest[0]["id"]
-        answers = await asyncio.gather(*(each.story(saga_id) for each in self._all()))
-        story = next((each for each in answers if each is not None), None)
-        if story is None:
-            raise UnknownSaga(f"no saga has the id {saga_id!r}; synchromesh saga list shows them")
-        return story
-
-    async def _runs(self, status: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest runs of all services, the newest first; "" is any status."""
-        answers = await asyncio.gather(*(each.runs(status, limit) for each in self._all()))
-        found = [run for runs in answers for run in runs]
-        return sorted(found, key=lambda run: str(run["started_at"]), reverse=True)[:limit]
+    async def _act(self, request: HttpRequest, name: str) -> Answers:
+        action = find_action(name)
+        wanted = parse_request(action, request.body)
+        if wanted.service:
+            self._known(wanted.service)
+        found = await asyncio.gather(*(each.act(action, wanted) for each in self._all()))
+        answers = {service: own for each in found for service, own in each.answers.items()}
+        silent = [name for each in found for name in each.silent]
+        # What a process that starts or hangs has is not unknown.
+        if not answers and silent and (action.unknown is not None or wanted.service):
+            raise ConnectFailed(
+                f"{', '.join(silent)} did not answer; look at status, and try again"
+            )
+        if not answers and action.unknown is not None and request.query != OWN:
+            raise action.unknown(wanted)
+        return Answers(answers, silent)
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
         ring = self._local.ring

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -13,9 +13,8 @@ import msgspec
 from synchromesh.calls import Caller
 from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint
-from synchromesh.errors import UnknownSaga
-from synchromesh.saga.history import SagaSummary
 from synchromesh.service import Deps, ServiceInstance, Supervisor
+from synchromesh.system.control.actions import Action, Answers, ReadAction
 from synchromesh.system.control.faults import FaultInjector
 from synchromesh.system.control.status import (
     BreakerStatus,
@@ -103,27 +102,16 @@ class LocalProcess:
             if name in ("", service, endpoint.instance)
         ]
 
-    async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest saga runs of one status; "" is any."""
-        return [
-            _run_summary(service, run)
-            for service, instance in self.instances.items()
-            if instance.has_database
-            for run in await instance.engine.runs(status or None, limit)
-        ]
-
-    async def story(self, saga_id: str) -> dict[str, Any] | None:
-        """Return the history of a run; None where no service here has it."""
+    async def act(self, action: Action, wanted: Any) -> Answers:
+        """Run an action for the services here that have a database, as far as they are asked."""
+        answers = {}
         for service, instance in self.instances.items():
-            if not instance.has_database:
-                continue
-            try:
-                story = await instance.engine.show(saga_id)
-            except UnknownSaga:
-                continue
-            summary = _run_summary(service, story.summary)
-            return {**summary, "lines": story.lines, "not_undone": story.not_undone}
-        return None
+            if wanted.service in ("", service) and instance.has_database:
+                run: Any = action.run
+                of = instance.store if isinstance(action, ReadAction) else instance
+                if (answer := await run(of, wanted)) is not None:
+                    answers[service] = answer
+        return Answers(answers)
 
     async def spans(self, trace_id: str) -> list[SpanRecord]:
         """Return the spans of a trace that are kept here, ordered by start."""
@@ -152,7 +140,3 @@ def _breakers(caller: Caller) -> dict[str, BreakerStatus]:
 def _outside(endpoint: Endpoint) -> str:
     """Return where an instance is reached from outside: in this process it has two places."""
     return dict(endpoint.metadata).get(HTTP, endpoint.url)
-
-
-def _run_summary(service: str, run: SagaSummary) -> dict[str, Any]:
-    return {"service": service, **asdict(run)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
@@ -16,11 +16,15 @@ from synchromesh.errors import (
     BadRequest,
     ConfigError,
     ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
     SynchromeshError,
+    TimedOut,
 )
 from synchromesh.http import HttpPool
 from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.control.actions import OWN, Action, Answers
 from synchromesh.system.control.status import (
     RUNNING,
     SILENT,
@@ -36,12 +40,6 @@ from synchromesh.telemetry import SpanRecord
 T = TypeVar("T")
 
 ASK_WITHIN_S = 2.0
-
-
-class Runs(msgspec.Struct, frozen=True):
-    """The answer to `GET /sagas`."""
-
-    sagas: list[dict[str, Any]]
 
 
 class Spans(msgspec.Struct, frozen=True):
@@ -97,26 +95,19 @@ class RemoteProcess:
         health = HealthStatus(self.part.service, False, False, {"process": seen})
         return Status("", 0, services={self.name: ServiceStatus(pid, health)})
 
-    async def runs(self, status: str, limit: int) -> list[dict[str, Any]]:
-        """Return its newest saga runs; none where it does not answer.
+    async def act(self, action: Action, wanted: Any) -> Answers:
+        """Run an action there; a process that does not answer is silent.
 
         Raises:
-            BadRequest: there is no such status.
+            SynchromeshError: what the action raised.
         """
-        query = urlencode({"status": status, "limit": limit})
+        if wanted.service not in ("", self.part.service):
+            return Answers()
+        path, body = f"/actions/{action.name}?{OWN}", msgspec.json.encode(wanted)
         try:
-            return (await self._ask("GET", f"/sagas?{query}", Runs)).sagas
-        except BadRequest:
-            raise
-        except SynchromeshError:
-            return []
-
-    async def story(self, saga_id: str) -> dict[str, Any] | None:
-        """Return the history of a run; None where the process does not answer or has none."""
-        try:
-            return await self._ask("GET", f"/sagas/{quote(saga_id, safe='')}", dict[str, Any])
-        except SynchromeshError:
-            return None
+            return await self._ask("POST", path, Answers, body, within_s=action.within_s)
+        except (ConnectFailed, ConnectionLost, DeadlineExceeded, TimedOut):
+            return Answers(silent=[self.name])
 
     async def spans(self, trace_id: str) -> list[SpanRecord]:
         """Return the spans of a trace that it keeps; none where it does not answer."""
@@ -152,14 +143,16 @@ class RemoteProcess:
             raise BadRequest(error.message) from error
         return self.child.pid
 
-    async def _ask(self, method: str, target: str, kind: type[T], body: bytes = b"") -> T:
+    async def _ask(
+        self, method: str, target: str, kind: type[T], body: bytes = b"", *, within_s: float = 0.0
+    ) -> T:
         port = self.child.admin_port
         if port is None:
             raise ConnectFailed("its process is not ready")
         headers = [("authorization", f"Bearer {self._token}")]
         response = await self._pool.request(
             "127.0.0.1", port, method, target, headers, body,
-            timeout_s=ASK_WITHIN_S, is_idempotent=True,
+            timeout_s=within_s or ASK_WITHIN_S, is_idempotent=True,
         )  # fmt: skip
         reply = Reply(response.status, response.body)
         if not reply.is_answer:

@@ -75,7 +75,9 @@ def held_ms(span: SpanRecord) -> int:
 
 async def tell_of_undone(system: RunningSystem, account: Account) -> None:
     """Note why sagas were undone, and the story of one of them."""
-    undone = (await system.ask("GET", "/sagas?status=undone&limit=1000"))["sagas"]
+    wanted = {"status": "undone", "limit": 1000}
+    found = await system.ask("POST", "/actions/saga.list", wanted)
+    undone = [run for runs in found["answers"].values() for run in runs]
     # Such as "refused: credit_declined: acme has no credit with us".
     reasons = Counter(": ".join(run["reason"].split(": ")[1:2]) for run in undone)
     account.reasons = dict(reasons)
@@ -84,14 +86,20 @@ async def tell_of_undone(system: RunningSystem, account: Account) -> None:
         chosen = min(
             undone, key=lambda run: ("credit_declined" not in run["reason"], run["records"])
         )
-        account.undone = await system.ask("GET", f"/sagas/{chosen['id']}")
+        account.undone = await story_of(system, chosen["id"])
+
+
+async def story_of(system: RunningSystem, saga_id: str) -> Any:
+    """Return the story of a saga, from the service that runs it."""
+    (story,) = (await system.ask("POST", "/actions/saga.show", {"id": saga_id}))["answers"].values()
+    return story
 
 
 async def tell_of_crossing(system: RunningSystem, account: Account) -> None:
     """Note the trace of a saga that the kill met: the shortest with spans before and after it."""
     kill = account.kills[-1]
     for saga_id in kill.in_flight[:TRACES_TRIED_MAX]:
-        story = await system.ask("GET", f"/sagas/{saga_id}")
+        story = await story_of(system, saga_id)
         spans = await trace(system, story["trace_id"])
         if is_across(spans, kill.at_us) and not 0 < len(account.spans) < len(spans):
             account.spans = spans

@@ -1,0 +1,61 @@
+"""Asks for the actions of an operator: of the running system, or of its databases."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from typing import Any
+
+import click
+
+from synchromesh.cli.control import ControlClient
+from synchromesh.system.config.rundir import RunDir
+
+why_option = click.option("--why", default="", help="Why; recorded with your name.")
+
+
+def read(folder: Path, name: str, **request: object) -> dict[str, Any]:
+    """Return the answers of services to an action that reads, by service.
+
+    A system that is stopped is read from its databases.
+    """
+    if RunDir(folder).is_running():
+        return _told(ControlClient(folder).post(f"/actions/{name}", request))
+    import asyncio
+
+    import msgspec
+
+    from synchromesh.system.control.stopped import read_stopped
+
+    found = asyncio.run(read_stopped(folder, name, msgspec.json.encode(request)))
+    return found.answers
+
+
+def repair(
+    folder: Path, name: str, why: str, *, within_s: float = 0.0, **request: object
+) -> dict[str, Any]:
+    """Run an action that changes something in the running system; return its answers, by service.
+
+    Raises:
+        UsageError: nobody says why.
+    """
+    if not why.strip():
+        raise click.UsageError("say why, it is recorded with your name: --why TEXT")
+    asked = {**request, "who": user(), "why": why}
+    return _told(ControlClient(folder).post(f"/actions/{name}", asked, within_s=within_s))
+
+
+def _told(found: dict[str, Any]) -> dict[str, Any]:
+    if found["silent"]:
+        click.echo(f"did not answer: {', '.join(found['silent'])}", err=True)
+    answers: dict[str, Any] = found["answers"]
+    return answers
+
+
+def user() -> str:
+    """Return the name of who runs this, or their number where they have none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

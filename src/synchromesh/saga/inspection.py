@@ -1,0 +1,38 @@
+"""Reads the runs of a service's sagas, of a running service or a stopped one."""
+
+from __future__ import annotations
+
+from synchromesh.errors import BadRequest
+from synchromesh.saga import tables
+from synchromesh.saga.history import SagaHistory, SagaSummary, summarize, tell
+from synchromesh.saga.records import SagaStatus
+from synchromesh.store import StoreReader
+
+LISTED_MAX = 10_000
+
+
+async def list_runs(reader: StoreReader, status: str = "", limit: int = 100) -> list[SagaSummary]:
+    """Return the newest runs, of one status; "" is any.
+
+    Raises:
+        BadRequest: there is no such status, or the limit is not 1 to 10,000.
+    """
+    wanted = {each.value: each for each in SagaStatus}
+    if status and status not in wanted:
+        raise BadRequest(f"no saga status is {status!r}; known: {', '.join(wanted)}")
+    if not 1 <= limit <= LISTED_MAX:
+        raise BadRequest(f"limit is {limit}; use 1 to {LISTED_MAX}")
+    found = await tables.latest(reader, wanted[status] if status else None, limit)
+    return [summarize(row, records) for row, records in found]
+
+
+async def show_run(reader: StoreReader, id: str) -> SagaHistory | None:  # noqa: A002
+    """Return the story of a run; a record that this code cannot read says why in its line.
+
+    None where no run has this id.
+
+    Raises:
+        SagaError: this code does not know the status of the run.
+    """
+    row = await tables.find(reader, id)
+    return None if row is None else tell(row, await tables.readable(reader, id))

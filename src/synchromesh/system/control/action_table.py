@@ -1,0 +1,25 @@
+"""All actions of operators, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synchromesh.errors import UnknownOperation
+from synchromesh.system.control import saga_actions
+from synchromesh.system.control.actions import Action
+
+_ROOMS: Sequence[Sequence[Action]] = (saga_actions.ACTIONS,)
+
+ACTIONS: dict[str, Action] = {action.name: action for room in _ROOMS for action in room}
+
+
+def find_action(name: str) -> Action:
+    """Return an action.
+
+    Raises:
+        UnknownOperation: there is none of this name.
+    """
+    action = ACTIONS.get(name)
+    if action is None:
+        raise UnknownOperation(f"there is no action {name!r}; there are {', '.join(ACTIONS)}")
+    return action

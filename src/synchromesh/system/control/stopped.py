@@ -1,0 +1,56 @@
+"""Reads the databases of a system that is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from synchromesh.errors import ConfigError
+from synchromesh.runtime import RealRuntime
+from synchromesh.store import SqliteStores
+from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.control.action_table import find_action
+from synchromesh.system.control.actions import Answers, ReadAction, parse_request
+
+
+async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
+    """Run an action that reads over the databases in the run directory of a folder.
+
+    Raises:
+        ConfigError: the action needs a running system, or there is no such database.
+        BadRequest: the request does not fit.
+        StoreError: a database cannot be read.
+    """
+    action, rundir = find_action(name), RunDir(folder)
+    if not isinstance(action, ReadAction):
+        raise ConfigError(
+            f"{name} changes something, so it needs the running system; start it with: "
+            "synchromesh dev"
+        )
+    wanted = parse_request(action, body)
+    known = sorted(path.stem for path in rundir.data.glob("*.db"))
+    if not known:
+        raise ConfigError(
+            f"no system has run in {folder} yet; start one there with: synchromesh dev"
+        )
+    if wanted.service and wanted.service not in known:
+        raise ConfigError(
+            f"{wanted.service!r} has no database in {rundir.data}; there are {', '.join(known)}"
+        )
+    stores = SqliteStores(RealRuntime(), rundir.database)
+    answers = {}
+    for service in known:
+        if wanted.service not in ("", service):
+            continue
+        reader = await stores.open_reader(service)
+        try:
+            answer = await action.run(reader, wanted)
+        finally:
+            await reader.close()
+        if answer is not None:
+            # As it would come from the running system.
+            answers[service] = msgspec.json.decode(msgspec.json.encode(answer))
+    if not answers and action.unknown is not None:
+        raise action.unknown(wanted)
+    return Answers(answers)
