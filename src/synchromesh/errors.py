@@ -71,6 +71,10 @@ class SynchromeshError(Exception):
 
     Attributes:
         via: the operation whose call ended with this error; "" where it did not come by a call.
+        is_final: the same call would end the same way again, as after a bug of a handler or once
+            its saga is undone: no retry is made.
+        retry_after_s: how long whoever refused asks the caller to wait, in seconds; None where
+            nobody did.
 
     Example:
         >>> error = Shed("orders is full; ask again later")
@@ -82,6 +86,8 @@ class SynchromeshError(Exception):
     status: ClassVar[int] = 500
     is_retry_safe: ClassVar[bool] = False
     via: str = ""
+    is_final: bool = False
+    retry_after_s: float | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -105,11 +111,7 @@ class CallError(SynchromeshError):
     """Raised when a call failed; the outcome at the callee is unknown unless it is `NotExecuted`.
 
     Attributes:
-        retry_after_s: how long the refuser asks the caller to wait, in seconds; None where it
-            does not say.
         attempts_used: attempts beyond the first that the callee spent below this call (D2).
-        is_final: the callee says that the same call would fail the same way again, as after a bug
-            of its handler: no retry is made.
         is_callees: False where it says nothing about the callee: a client who took his time is the
             reason. No breaker and no limiter learns from it.
 
@@ -123,9 +125,7 @@ class CallError(SynchromeshError):
 
     code = "call_failed"
     status = 502
-    retry_after_s: float | None = None
     attempts_used: int = 0
-    is_final: bool = False
     is_callees: bool = True
 
     def __init__(
@@ -507,11 +507,20 @@ class SagaLocked(SagaError):
     status = 409
     is_retry_safe = True
 
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class SagaUndone(SagaError):
-    """Raised when the saga ended undone for a technical reason, named in the message."""
+    """Raised when the saga ended undone for a technical reason, named in the message.
+
+    That end is final, as the answer under the key: a new attempt needs a new id and a new key.
+    """
 
     code = "saga_undone"
+    status = 409
+    is_final = True
 
 
 class Stuck(SagaError):
@@ -586,13 +595,12 @@ def to_problem(error: SynchromeshError) -> dict[str, Any]:
     }
     if isinstance(error, Rejection):
         problem["details"] = error.details
-    if isinstance(error, CallError):
-        if error.retry_after_s is not None:
-            problem["retry_after_s"] = error.retry_after_s
-        if error.attempts_used:
-            problem["attempts_used"] = error.attempts_used
-        if error.is_final:
-            problem["is_final"] = True
+    if error.retry_after_s is not None:
+        problem["retry_after_s"] = error.retry_after_s
+    if error.is_final:
+        problem["is_final"] = True
+    if isinstance(error, CallError) and error.attempts_used:
+        problem["attempts_used"] = error.attempts_used
     if isinstance(error, DownstreamFailed):
         problem["cause_code"] = error.cause_code
     return problem
@@ -630,9 +638,11 @@ def from_problem(
     if cls is None or cls is Rejection:
         return (BadRequest if 400 <= status < 500 else RemoteFailed)(detail)
     more: dict[str, Any] = {}
-    if issubclass(cls, CallError):
-        retry_after_s, used = problem.get("retry_after_s"), problem.get("attempts_used", 0)
+    if issubclass(cls, CallError | SagaLocked):
+        retry_after_s = problem.get("retry_after_s")
         more["retry_after_s"] = retry_after_s if isinstance(retry_after_s, int | float) else None
+    if issubclass(cls, CallError):
+        used = problem.get("attempts_used", 0)
         more["attempts_used"] = used if isinstance(used, int) and used >= 0 else 0
         more["is_final"] = problem.get("is_final") is True
     if issubclass(cls, DownstreamFailed):

@@ -42,6 +42,7 @@ from synchromesh.errors import (
     KeyReused,
     RateLimited,
     SagaLocked,
+    SagaUndone,
     Shed,
     StoreFull,
     SynchromeshError,
@@ -496,7 +497,8 @@ INNER: dict[str, tuple[BaseException, int, str]] = {
     "a rate": (RateLimited(SECRET, retry_after_s=7), 429, "rate_limited"),
     "an overload": (Shed(SECRET, retry_after_s=7), 503, "shed"),
     "a key": (KeyReused(SECRET), 422, "key_reused"),
-    "a lock": (SagaLocked(SECRET), 409, "saga_locked"),
+    "a lock": (SagaLocked(SECRET, retry_after_s=7), 409, "saga_locked"),
+    "an undone saga": (SagaUndone(SECRET), 409, "saga_undone"),
     "a hop's credential": (Unauthenticated(SECRET), 502, "call_failed"),
 }
 
@@ -514,8 +516,10 @@ def test_no_internals_are_told(
         assert (answer.status, json_of(answer)["code"]) == (status, code)
         assert not any(inner in text for inner in (SECRET, "orders", "10.0.0.7", "Traceback"))
         assert json_of(answer)["trace_id"] == answer.headers.get("synchromesh-trace")
-        if isinstance(error, RateLimited | Shed):
+        if isinstance(error, RateLimited | Shed | SagaLocked):
             assert answer.headers.get("retry-after") == "7"
+        if isinstance(error, SagaUndone):
+            assert json_of(answer)["is_final"] is True
 
     with caplog.at_level(logging.ERROR):
         behind(main, kind=kind, policies=NO_RETRY)

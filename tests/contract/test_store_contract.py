@@ -536,20 +536,60 @@ async def test_a_call_that_has_begun_is_concluded_under_its_key(store: Store) ->
 
 
 async def test_the_inbox_forgets_in_bounded_batches_when_time_is_over(store: Store) -> None:
-    """Only expired records go, at most `rows_max` at once."""
+    """Only what expired while the service ran goes, at most `rows_max` at once."""
 
     async def fill(unit: Unit) -> None:
         for number in range(5):
-            await inbox.write_tombstone(unit, "orders", f"old-{number}", -1.0)
+            await inbox.write_tombstone(unit, "orders", f"old-{number}", -1000.0)
         await inbox.write_tombstone(unit, "orders", "young", 60.0)
 
+    async def sweep(ran_s: float) -> int:
+        return await store.write(
+            lambda unit: inbox.sweep(unit, ran_s=ran_s, keep_s=60.0, rows_max=3), name="sweep"
+        )
+
+    await set_horizon(store, await store.write(_now_us, name="now") - 2_000_000_000)
     await store.write(fill, name="fill")
-    swept = [
-        await store.write(lambda unit: inbox.sweep(unit, rows_max=3), name="sweep")
-        for _ in range(3)
-    ]
-    assert swept == [3, 2, 0]
+    assert await sweep(60.0) == 0, "long over by the wall clock, and nobody saw that go by"
+    assert [await sweep(1000.0) for _ in range(3)] == [3, 2, 0]
     assert await store.read("select key from sm_inbox") == [("young",)]
+
+
+async def test_a_record_that_was_written_under_a_clock_set_back_is_kept_for_its_time(
+    store: Store,
+) -> None:
+    """What lies behind the horizon is not over: it was never seen to expire."""
+    await set_horizon(store, await store.write(_now_us, name="now"))
+
+    async def fill(unit: Unit) -> None:
+        for number in range(5):
+            await inbox.write_tombstone(unit, "orders", f"back-{number}", -3600.0)
+
+    async def sweep(_: int) -> int:
+        return await store.write(
+            lambda unit: inbox.sweep(unit, ran_s=1.0, keep_s=60.0, rows_max=3), name="sweep"
+        )
+
+    await store.write(fill, name="fill")
+    assert [await sweep(n) for n in range(2)] == [3, 0]
+    ((first_us,),) = await store.read("select min(expires_us) from sm_inbox")
+    assert isinstance(first_us, int)
+    assert first_us > await store.write(_now_us, name="now") + 60_000_000
+
+
+async def _now_us(unit: Unit) -> int:
+    return unit.now_us
+
+
+async def set_horizon(store: Store, at_us: int) -> None:
+    async def body(unit: Unit) -> None:
+        await unit.execute(
+            "insert into sm_meta(name, value) values ('inbox_horizon_us', ?) on conflict(name) "
+            "do update set value = excluded.value",
+            str(at_us),
+        )
+
+    await store.write(body, name="set the horizon")
 
 
 async def test_closing_finishes_what_is_queued_and_refuses_the_rest(store: Store) -> None:

@@ -83,7 +83,7 @@ PROMISED = {
     "saga_gone": (503, False),
     "saga_locked": (409, True),
     "saga_stuck": (503, False),
-    "saga_undone": (503, False),
+    "saga_undone": (409, False),
     "shed": (503, True),
     "stale_incarnation": (503, False),
     "store_broken": (500, False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 from unittest.mock import patch
 
@@ -31,6 +32,7 @@ from synchromesh.errors import (
     KeyUndone,
     NoInstance,
     RemoteFailed,
+    SagaUndone,
     Shed,
     StoreFull,
     StoreLocked,
@@ -201,18 +203,17 @@ def test_the_inbox_is_swept_in_the_background() -> None:
     """Records whose time is over go, the others stay."""
 
     async def main(town: Town) -> None:
+        town.deps = dataclasses.replace(town.deps, keep_s=600.0)
+        await town.restart("bank")
         for n in range(1200):
-            values = ("client", f"old{n}", "answer", "", b"", 0)
-            await town.up["bank"].store.write(
-                lambda unit, values=values: unit.execute(  # type: ignore[misc]
-                    "insert into sm_inbox values (?, ?, ?, ?, ?, ?)", *values
-                ),
-                name="fill",
-            )
+            await town.ask(Bank.charge(f"A-{n}", 1), f"old{n}")
+        await asyncio.sleep(300.0)
         await town.ask(Bank.charge("A-1", 1), "k1")
-        await asyncio.sleep(SWEEP_EVERY_S + 1.0)
-        rows = await town.up["bank"].store.read("select key from sm_inbox")
-        assert rows == [("k1",)]
+        await asyncio.sleep(360.0 - SWEEP_EVERY_S)
+        read = town.up["bank"].store.read
+        assert await read("select count(*) from sm_inbox") == [(1201,)]
+        await asyncio.sleep(3 * SWEEP_EVERY_S)
+        assert await read("select key from sm_inbox") == [("k1",)]
 
     in_town(main, "bank")
 
@@ -224,6 +225,10 @@ def test_a_clock_that_jumps_sweeps_no_tombstone() -> None:
         await town.undo(Stock.release, "k1")
         wall_us, week_us = town.runtime.wall_us, 8 * 86_400 * 1_000_000
         with patch.object(town.runtime, "wall_us", lambda: wall_us() + week_us):
+            await asyncio.sleep(2 * SWEEP_EVERY_S)
+            assert await town.record("k1") == "tombstone"
+            # A start under the wrong clock is the same: it has not seen those days go by.
+            await town.restart("stock")
             await asyncio.sleep(2 * SWEEP_EVERY_S)
             assert await town.record("k1") == "tombstone"
         with pytest.raises(KeyUndone):
@@ -395,6 +400,28 @@ def test_a_rejection_that_turned_a_saga_is_the_handlers_answer() -> None:
         with pytest.raises(Declined, match="too much"):
             await town.ask(Stock.order("A-1", 5000), "k1")
         assert await town.record("k1") == "rejection"
+
+    in_town(main)
+
+
+def test_the_end_of_a_technically_undone_saga_is_final_under_its_key() -> None:
+    """It is 409 with the reason, recorded, and no reason to ask again; its undo has nothing to do.
+
+    A saga that is not undone yet is no end: the handler says so, and asks again.
+    """
+
+    async def main(town: Town) -> None:
+        town.hooks.at["charge"] = Fails(lambda: ZeroDivisionError("a bug"), times=99)
+        for _ in range(2):
+            with pytest.raises(SagaUndone, match=r"saga 'A-1' was undone: .*bank\.charge") as no:
+                await town.ask(Stock.order("A-1", 5), "k1")
+            assert (no.value.status, no.value.is_final) == (409, True)
+            assert await town.record("k1") == "rejection"
+        await town.undo(Stock.release, "k1")
+        town.hooks.at.clear()
+        with pytest.raises(SagaUndone):
+            await town.ask(Stock.order("A-1", 5), "k2")
+        assert await town.ask(Stock.order("A-2", 5), "k3") == "receipt saga"
 
     in_town(main)
 

@@ -373,7 +373,7 @@ class Dispatcher:
                 return DownstreamFailed(
                     f"{operation.full_name} failed because {needed} did: {error.code}",
                     cause_code=error.code,
-                    is_final=isinstance(error, CallError) and error.is_final,
+                    is_final=error.is_final,
                 )
             if isinstance(error, NotExecuted | SagaError | VersionConflict):
                 return error

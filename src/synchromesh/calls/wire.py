@@ -108,9 +108,8 @@ class Reply(msgspec.Struct, frozen=True):
         Raises:
             BadRequest: a rejection's details cannot be encoded.
         """
-        retry_after_s = error.retry_after_s if isinstance(error, CallError) else None
         problem = encode(to_problem(error))
-        return cls(error.status, problem, attempts_used, retry_after_s, away_s=away_s)
+        return cls(error.status, problem, attempts_used, error.retry_after_s, away_s=away_s)
 
     def to_error(
         self, raises: Iterable[type[Rejection]], *, is_external: bool = False
@@ -130,7 +129,7 @@ class Reply(msgspec.Struct, frozen=True):
             error = from_problem(problem, status=self.status, raises=raises)
         else:
             error = self._by_status(problem, raises if is_external else ())
-        if isinstance(error, CallError) and error.retry_after_s is None:
+        if error.retry_after_s is None:
             error.retry_after_s = self.retry_after_s
         return error
 

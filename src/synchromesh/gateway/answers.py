@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from synchromesh.codec import encode
-from synchromesh.errors import CallError, SynchromeshError, Unauthenticated
+from synchromesh.errors import SynchromeshError, Unauthenticated
 from synchromesh.gateway.problems import outside, problem_of
 from synchromesh.http import HttpResponse
 
@@ -27,7 +27,7 @@ def refused(
 ) -> HttpResponse:
     """Answer with an error that is worded for the outside, as a problem (RFC 9457)."""
     headers = [_PROBLEM, *fields]
-    if isinstance(error, CallError) and error.retry_after_s is not None:
+    if error.retry_after_s is not None:
         headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
     if isinstance(error, Unauthenticated):
         headers.append(("www-authenticate", "Bearer"))

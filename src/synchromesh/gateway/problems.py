@@ -27,6 +27,7 @@ from synchromesh.errors import (
     SagaConflict,
     SagaError,
     SagaLocked,
+    SagaUndone,
     Shed,
     SynchromeshError,
     TimedOut,
@@ -59,6 +60,9 @@ _WORDS: dict[type[SynchromeshError], str] = {
     SagaConflict: "the id belongs to another request; send a new one",
     SagaError: _FAILED,
     SagaLocked: "another request about the same is under way; try again soon",
+    SagaUndone: "the request was undone for a technical reason: nothing of it is left, and asking "
+    "again under this idempotency key or id changes nothing; send a new one. The trace id leads to "
+    "the reason",
     Shed: _BUSY,
     TimedOut: "no answer came in time and it is not known what was done; ask again under the same "
     "idempotency key",
@@ -99,12 +103,11 @@ def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:
 def _public(cls: type[SynchromeshError], words: str, error: BaseException) -> SynchromeshError:
     public = cls.__new__(cls)
     if isinstance(public, CallError):
-        told: dict[str, Any] = {}
-        if isinstance(error, CallError):
-            told = {"retry_after_s": error.retry_after_s, "is_final": error.is_final}
-        CallError.__init__(public, words, **told)
+        CallError.__init__(public, words)
         if isinstance(public, DownstreamFailed):
             public.cause_code = "call_failed"
     else:
         SynchromeshError.__init__(public, words)
+    if isinstance(error, SynchromeshError):
+        public.retry_after_s, public.is_final = error.retry_after_s, error.is_final
     return public

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from synchromesh.chance import Chance
-from synchromesh.errors import CallError, ConnectionLost, DeadlineExceeded, TimedOut
+from synchromesh.errors import (
+    CallError,
+    ConnectionLost,
+    DeadlineExceeded,
+    SynchromeshError,
+    TimedOut,
+)
 from synchromesh.resilience.classification import (
     Classification,
     is_certainly_not_run,
@@ -229,7 +235,7 @@ class Attempts:
         if not self._may_retry(error):
             return None
         wait_s = self._retry.backoff_s(self._number, self._rng)
-        if isinstance(error, CallError) and error.retry_after_s is not None:
+        if isinstance(error, SynchromeshError) and error.retry_after_s is not None:
             if error.retry_after_s > self._retry.cap_s:
                 return None
             wait_s = max(wait_s, error.retry_after_s)

@@ -101,7 +101,7 @@ def may_retry(error: Exception, *, is_retryable_unknown: bool) -> bool:
     """
     if isinstance(error, Rejection | CircuitOpen):
         return False
-    if isinstance(error, CallError) and error.is_final:
+    if isinstance(error, SynchromeshError) and error.is_final:
         return False
     if isinstance(error, SynchromeshError) and not isinstance(error, UNKNOWN_OUTCOME):
         return error.is_retry_safe

@@ -16,6 +16,7 @@ from synchromesh.errors import (
     KeyUndone,
     NotExecuted,
     Rejection,
+    SagaUndone,
     Shed,
     StoreError,
     SynchromeshError,
@@ -44,7 +45,8 @@ def of_call(error: Exception) -> AttemptOutcome:
         >>> of_call(Shed("full", retry_after_s=2.0)).result
         <AttemptResult.NOT_RUN: 'not run'>
     """
-    if isinstance(error, Rejection):
+    # A saga of the callee that is undone has left nothing, and is as final under the key as a no.
+    if isinstance(error, Rejection | SagaUndone):
         return _outcome(AttemptResult.REJECTED, error)
     if isinstance(error, _HOPELESS):
         return _outcome(AttemptResult.BROKEN, error)

@@ -38,6 +38,7 @@ from synchromesh.errors import (
     KeyReused,
     NotExecuted,
     Rejection,
+    SagaUndone,
 )
 from synchromesh.service.context import Context, HandlerDeps, RunningCommand, recorded_error
 from synchromesh.service.definition import HandlerDefinition, Service
@@ -224,6 +225,11 @@ class Operations:
         except Rejection as rejection:
             _check_declared(rejection, operation)
             refusal = rejection
+        except SagaUndone as undone:
+            if undone.via:
+                raise
+            # Its saga has left nothing, and would be the same one under this key for ever.
+            refusal = _UndoneForGood(undone.message)
         finally:
             ctx.end()
 
@@ -349,6 +355,10 @@ def _check_declared(rejection: Rejection, operation: Operation[..., Any]) -> Non
             f"{operation.full_name} raised {type(rejection).__name__} with details that cannot be "
             f"told: {error.message}"
         ) from rejection
+
+
+class _UndoneForGood(Rejection, code=SagaUndone.code, status=SagaUndone.status):
+    """Records under a key what asking again is told as: `SagaUndone`."""
 
 
 class HandlerFault(Exception):

@@ -26,7 +26,6 @@ from synchromesh.events import (
 from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Relay, deliver_to
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
-from synchromesh.saga.deps import Clock
 from synchromesh.saga.engine import Engine
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
@@ -40,6 +39,7 @@ from synchromesh.store import Schema, Store, StoreFactory, Unit, inbox
 from synchromesh.telemetry import Tracer
 
 SWEEP_EVERY_S = 60.0
+SWEEP_ROWS = 500
 ADOPT_EVERY_S = 30.0
 
 
@@ -60,7 +60,7 @@ class ServiceInstance:
         self.service = service
         self.store = store
         runtime, name = deps.runtime, service.name
-        self._clock = Clock(runtime)
+        self._keep_s = deps.keep_s
         self.caller = deps.caller(name, tracer)
         self._units = UnitScope(_event_types(service), runtime)
         self.engine = Engine(
@@ -244,13 +244,20 @@ class ServiceInstance:
             await self.engine.adopt()
 
     async def _sweep(self) -> None:
+        time = asyncio.get_running_loop().time
+        swept_s = time()
+
         async def body(unit: Unit) -> int:
-            return await inbox.sweep(unit, now_us=self._clock.now_us())
+            return await inbox.sweep(
+                unit, ran_s=now_s - swept_s, keep_s=self._keep_s, rows_max=SWEEP_ROWS
+            )
 
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            while await self.store.write(body, name="sweep the inbox"):
+            now_s = time()
+            while await self.store.write(body, name="sweep the inbox") == SWEEP_ROWS:
                 pass
+            swept_s = now_s
 
     def __repr__(self) -> str:
         return f"<ServiceInstance {self.service.name}{' draining' if self._is_draining else ''}>"

@@ -5,7 +5,11 @@ Its row is written in the commit of the effect itself, so the two cannot disagre
     (none) ── begin ──▶ BEGUN ── conclude ──▶ ANSWER | REJECTION
        └── write_tombstone ──▶ TOMBSTONE
 
-and never back; rows leave only by `sweep`, after the time for which they were to be kept.
+and never back; rows leave only by `sweep`, once this service has been seen running for the time for
+which they were to be kept, and a tenth more. Wall clocks jump, by days after a flat battery, and
+a process that was down cannot tell that from a long absence: time that nobody watched makes no
+record forgotten. So whoever asks under a key within `keep_s` of its first use, by any clock that
+is a tenth right, finds its record.
 
 Source: Helland, "Life beyond Distributed Transactions", 2007; Richardson, *Microservices Patterns*,
 section 3.3.6.
@@ -107,25 +111,89 @@ async def write_tombstone(unit: Unit, caller: str, key: str, keep_s: float) -> N
 async def conclude(unit: Unit, once: Once, kind: InboxState, body: bytes) -> Recorded:
     """Record the answer or rejection of a call, in place of a BEGUN record, and return it."""
     digest = once.digest
-    expires_us = unit.now_us + int(once.keep_s * 1_000_000)
+    expires_us = unit.now_us + kept_us(once.keep_s)
     # `kind.value` would be a Python property of the enum module, once a unit.
     await unit.execute(_PUT, once.caller, once.key, kind._value_, digest, body, expires_us)
     return Recorded(kind, digest, body)
 
 
-async def sweep(unit: Unit, *, now_us: int | None = None, rows_max: int = 500) -> int:
-    """Delete up to `rows_max` expired records and return how many; repeat until 0.
+def kept_us(keep_s: float) -> int:
+    """Return how long a record is kept, a tenth longer than anyone may ask under its key."""
+    return int(keep_s * 1_100_000)
 
-    `now_us` is a clock that does not jump, where there is one: what was to be kept for a week must
-    not go because somebody set the time.
+
+def advance_horizon(
+    horizon_us: int | None, *, ran_us: int, now_us: int, oldest_us: int | None, kept_us: int
+) -> int:
+    """Return up to which expiry records may go: the horizon moves as the service is seen running.
+
+    It is never past the wall clock, nor past what is older than the oldest record, so that it does
+    not lag for ever after an absence. A record is written ahead of it by all the time that it is
+    kept for; hence that much running time goes by before it is reached, whatever the wall clock
+    does meanwhile.
+
+    Args:
+        horizon_us: the last one, None where there was none.
+        ran_us: how long the service was seen running since.
+        now_us: the wall clock.
+        oldest_us: the first expiry of a record that is ahead of it, None where there is none.
+        kept_us: how long records are kept.
+
+    Example:
+        >>> day = 86_400_000_000
+        >>> jumped = 1000 * day  # the clock, all at once
+        >>> advance_horizon(3 * day, ran_us=60, now_us=jumped, oldest_us=5 * day, kept_us=7 * day)
+        259200000060
     """
-    rows = await unit.execute(
-        "delete from sm_inbox where (caller, key) in (select caller, key from sm_inbox "
-        "where expires_us <= ? order by expires_us limit ?) returning 1",
-        unit.now_us if now_us is None else min(now_us, unit.now_us),
+    free_us = now_us if oldest_us is None else oldest_us - kept_us
+    if horizon_us is not None:
+        free_us = max(free_us, horizon_us + ran_us)
+    return min(free_us, now_us)
+
+
+async def sweep(unit: Unit, *, ran_s: float, keep_s: float, rows_max: int = 500) -> int:
+    """Delete up to `rows_max` records whose time is over; repeat while it returns that many.
+
+    `ran_s` is how long the service was seen running since the last sweep that was done: no sweep
+    takes what would expire later than that. A record that lies behind the last horizon was written
+    while the wall clock was set back, and is kept for its time from now on.
+    """
+    kept = kept_us(keep_s)
+    found = await unit.execute("select value from sm_meta where name = 'inbox_horizon_us'")
+    last_us = int(str(found[0][0])) if found else None
+    ((oldest_us,),) = await unit.execute(
+        "select min(expires_us) from sm_inbox where expires_us > ?",
+        -(2**63) if last_us is None else last_us,
+    )
+    horizon_us = advance_horizon(
+        last_us,
+        ran_us=int(ran_s * 1_000_000),
+        now_us=unit.now_us,
+        oldest_us=oldest_us if isinstance(oldest_us, int) else None,
+        kept_us=kept,
+    )
+    behind = await unit.execute(
+        "update sm_inbox set expires_us = ? where (caller, key) in (select caller, key from "
+        "sm_inbox where expires_us <= ? order by expires_us limit ?) returning 1",
+        unit.now_us + kept,
+        -(2**63) if last_us is None else last_us,
         rows_max,
     )
-    return len(rows)
+    if len(behind) == rows_max:
+        return rows_max
+    gone = await unit.execute(
+        "delete from sm_inbox where (caller, key) in (select caller, key from sm_inbox "
+        "where expires_us <= ? order by expires_us limit ?) returning 1",
+        horizon_us,
+        rows_max,
+    )
+    if len(gone) < rows_max:
+        await unit.execute(
+            "insert into sm_meta(name, value) values ('inbox_horizon_us', ?) "
+            "on conflict(name) do update set value = excluded.value",
+            str(horizon_us),
+        )
+    return len(gone)
 
 
 def _recorded(row: Row) -> Recorded:
@@ -141,4 +209,4 @@ def _check_digest(known: Recorded, key: str, digest: str) -> None:
 
 
 def _expiry_us(unit: Unit, keep_s: float) -> int:
-    return unit.now_us + int(keep_s * 1_000_000)
+    return unit.now_us + kept_us(keep_s)
