@@ -1,11 +1,13 @@
-"""The event log against a reference of plain lists: append, conflicts, removal, reading."""
+"""The event log against a reference of plain lists, and decisions against their replay (E6)."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,7 +15,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from store_fakes import HandRuntime, open_store
 from synchromesh.errors import LogGap, VersionConflict
-from synchromesh.events import SCHEMA, Checkpoint, NewEvent, append, load, read, remove
+from synchromesh.events import (
+    SCHEMA,
+    Checkpoint,
+    Decider,
+    Decision,
+    EventTypes,
+    NewEvent,
+    append,
+    decide,
+    load,
+    read,
+    remove,
+    sourcing,
+)
 
 STREAMS = st.sampled_from("abc")
 
@@ -105,3 +120,93 @@ class LogAgainstReference(RuleBasedStateMachine):
 
 TestLogAgainstReference = LogAgainstReference.TestCase
 TestLogAgainstReference.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+class Changed(msgspec.Struct, frozen=True):
+    by: int
+
+
+TYPES = EventTypes("x", Changed)
+
+
+def _change(by: int, state: list[int]) -> Decision[list[int]]:
+    made = tuple(Changed(by + n) for n in range(abs(by) % 4))
+    before = list(state)
+    if state:
+        state.append(99)  # whatever a decider does to its state is not kept
+    return Decision(before, made)
+
+
+def _evolve(state: list[int], event: Changed) -> list[int]:
+    # It depends on the order, and on each event but not on how the fold is divided.
+    return [*state[-3:], (sum(state) * 31 + event.by) % 1009]
+
+
+def decider(version: int, every: int) -> Decider[list[int], int, list[int]]:
+    """Return one release of a decider."""
+    return Decider("s", [], _change, _evolve, (Changed,), version, list[int], every)
+
+
+class SnapshotsAgainstReplay(RuleBasedStateMachine):
+    """What a command is decided on equals the fold of all events, whatever snapshots there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.loop = asyncio.new_event_loop()
+        self.store = self.loop.run_until_complete(
+            open_store(Path(self.folder.name), HandRuntime(), SCHEMA)
+        )
+        self.events: dict[str, list[Changed]] = {}
+        self.patched = pytest.MonkeyPatch()
+        self.patched.setattr(sourcing, "FOLD_MAX", 5)
+
+    def teardown(self) -> None:
+        self.patched.undo()
+        self.loop.run_until_complete(self.store.close())
+        self.loop.close()
+        self.folder.cleanup()
+
+    def write(self, body: Any) -> Any:
+        return self.loop.run_until_complete(self.store.write(body, name="test"))
+
+    @rule(stream=STREAMS, by=st.integers(-9, 9), version=st.integers(1, 3), every=st.integers(0, 4))
+    def decide(self, stream: str, by: int, version: int, every: int) -> None:
+        release = decider(version, every)
+        known = self.events.setdefault(stream, [])
+        found = self.write(lambda unit: decide(unit, release, TYPES, stream, by))
+        assert found == release.fold(known)
+        known.extend(Changed(by + n) for n in range(abs(by) % 4))
+
+    @rule(stream=STREAMS, count=st.integers(1, 12))
+    def append_many(self, stream: str, count: int) -> None:
+        made = [Changed(n) for n in range(count)]
+        new = [TYPES.encode(each) for each in made]
+        self.write(lambda unit: append(unit, f"s/{stream}", new, expected=None))
+        self.events.setdefault(stream, []).extend(made)
+
+    @rule(stream=STREAMS, cut=st.integers(1, 5))
+    def lose_the_end(self, stream: str, cut: int) -> None:
+        """An older file was put back, but for its snapshots: they are of another future."""
+        known = self.events.get(stream, [])[:-cut]
+
+        async def body(unit: Any) -> None:
+            await unit.execute(
+                "delete from sm_event where stream = ? and version > ?", f"s/{stream}", len(known)
+            )
+
+        self.write(body)
+        self.events[stream] = known
+
+    @rule(state=st.sampled_from([b"", b"[1", b'["x"]', b"{}"]))
+    def damage_snapshots(self, state: bytes) -> None:
+        async def body(unit: Any) -> None:
+            await unit.execute("update sm_snapshot set state = ?", state)
+
+        self.write(body)
+
+
+TestSnapshotsAgainstReplay = SnapshotsAgainstReplay.TestCase
+TestSnapshotsAgainstReplay.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None
+)

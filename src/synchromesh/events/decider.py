@@ -36,7 +36,7 @@ class Decision(msgspec.Struct, Generic[R_co], frozen=True):
     events: tuple[object, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Decider(Generic[S, C, R]):
     """Decide on commands for one kind of stream; all of it is pure.
 
@@ -46,6 +46,10 @@ class Decider(Generic[S, C, R]):
         decide: (command, state) to a `Decision`, or raises a `Rejection`.
         evolve: (state, event) to the next state; total over `events`, and never refuses.
         events: the event classes that it makes.
+        version: raised when `evolve` makes another state of the same events by a change that is
+            not in its own code: snapshots that the code before took are then not used.
+        state: the type of the state, for snapshots; by default what `evolve` says it returns.
+        snapshot_every: events of a stream between two snapshots; 0 takes none.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -65,6 +69,9 @@ class Decider(Generic[S, C, R]):
     decide: Callable[[C, S], Decision[R]]
     evolve: Callable[[S, Any], S]
     events: tuple[type, ...]
+    version: int = 1
+    state: Any = None
+    snapshot_every: int = 100
 
     def fold(self, events: Iterable[object]) -> S:
         """Fold events into a state."""

@@ -50,6 +50,12 @@ SCHEMA = Schema(
                     "create table sm_checkpoint(name text primary key, log_id text not null, "
                     "position bigint not null)"
                 ),
+                (
+                    "create table sm_snapshot(stream text not null, digest text not null, "
+                    "version bigint not null, position bigint not null, state {blob} not null, "
+                    "taken_us bigint not null, "
+                    "primary key(stream, digest))"
+                ),
             ),
             readable_by_min=1,
         ),
@@ -68,7 +74,8 @@ _APPEND = _INSERT.format(version="?")
 _APPEND_NEXT = _INSERT.format(
     version="(select coalesce(max(version), 0) + 1 from sm_event where stream = ?)"
 )
-_LOAD = f"select {_COLUMNS} from sm_event where stream = ? and version > ? order by version"
+_LOAD = f"select {_COLUMNS} from sm_event where stream = ? and version > ? order by version limit ?"
+_ALL = 2**62
 _READ = f"select {_COLUMNS} from sm_event where position > ? order by position limit ?"
 _READ_PUBLIC = (
     f"select {_COLUMNS} from sm_event where position > ? and is_public = 1 order by position "
@@ -83,10 +90,12 @@ _PUBLIC_AFTER = (
 _AFTER = f"select coalesce((select max(position) from sm_event), 0) - {_REACHED}"
 
 
-class _Executes(Protocol):
+class Executes(Protocol):
     """Runs a statement, as a unit does; `store.read` is brought to this shape."""
 
-    async def __call__(self, sql: str, *values: SqlValue) -> list[Row]: ...
+    async def __call__(self, sql: str, *values: SqlValue) -> list[Row]:
+        """Run a statement and return its rows."""
+        ...
 
 
 # Structs, and none of the garbage collector's business, since they hold nothing that could refer
@@ -202,13 +211,19 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
         unit.notify(TOPIC)
 
 
-async def load(source: Unit | Store, stream: str, after_version: int = 0) -> list[StoredEvent]:
+async def load(
+    source: Unit | Store, stream: str, after_version: int = 0, *, limit: int | None = None
+) -> list[StoredEvent]:
     """Load the events of a stream after a version, in order; within a unit also the unit's own.
+
+    With a `limit` those are the first so many.
 
     Raises:
         LogGap: some of them were removed, so that what follows cannot be folded.
     """
-    events = _stored(await _executor(source)(_LOAD, stream, after_version))
+    events = _stored(
+        await executor(source)(_LOAD, stream, after_version, _ALL if limit is None else limit)
+    )
     if events and events[-1].version - after_version != len(events):
         raise LogGap(
             f"stream {stream!r} has {len(events)} of the {events[-1].version - after_version} "
@@ -315,9 +330,7 @@ async def load_checkpoint(source: Store, name: str) -> Checkpoint:
 
 async def saved_checkpoint(source: Unit | Store, name: str) -> Checkpoint | None:
     """Load the checkpoint saved under a name, also within a unit; None if there is none."""
-    rows = await _executor(source)(
-        "select log_id, position from sm_checkpoint where name = ?", name
-    )
+    rows = await executor(source)("select log_id, position from sm_checkpoint where name = ?", name)
     return Checkpoint(str(rows[0][0]), _int(rows[0][1])) if rows else None
 
 
@@ -397,8 +410,9 @@ def _covered(ranges: Iterable[tuple[int, int]], first: int, last: int) -> int:
     return total
 
 
-def _executor(source: Unit | Store) -> _Executes:
-    execute: _Executes | None = getattr(source, "execute", None)
+def executor(source: Unit | Store) -> Executes:
+    """Return what runs a statement on a unit or a store."""
+    execute: Executes | None = getattr(source, "execute", None)
     if execute is not None:
         return execute
     return source.read  # type: ignore[union-attr]

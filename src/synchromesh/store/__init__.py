@@ -15,6 +15,7 @@ from synchromesh.store.unit import (
     Store,
     StoreReader,
     Unit,
+    Unprepared,
     log_id_of,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "StoreOptions",
     "StoreReader",
     "Unit",
+    "Unprepared",
     "in_unit",
     "inbox",
     "log_id_of",

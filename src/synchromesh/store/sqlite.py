@@ -21,7 +21,16 @@ from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_reader import SqliteReader, query
-from synchromesh.store.unit import Migration, Once, Recorded, Row, Schema, SqlValue, Unit
+from synchromesh.store.unit import (
+    Migration,
+    Once,
+    Recorded,
+    Row,
+    Schema,
+    SqlValue,
+    Unit,
+    Unprepared,
+)
 from synchromesh.store.writer import Writer
 from synchromesh.telemetry import Record, SpanContext, Tracer, current_span, outcome_of
 
@@ -45,6 +54,8 @@ STORE_SCHEMA = Schema(
 _OWNER_POLL_S = 0.05
 # Units have a few dozen names; whoever makes new ones up makes no leak.
 _RECORDERS_MAX = 1024
+# How often a unit may ask for work before it.
+_PREPARED_MAX = 32
 
 _log = logging.getLogger("synchromesh.store")
 
@@ -115,6 +126,7 @@ class SqliteStore:
         self._time = asyncio.get_running_loop().time
         self._listeners: dict[str, list[Callable[[], None]]] = {}
         self._writer: Writer
+        self._preparing = asyncio.Lock()
         self._is_closed = False
 
     @classmethod
@@ -199,12 +211,18 @@ class SqliteStore:
         if in_unit.get() is not None:
             refuse_in_unit(f"the unit {name!r} within itself")
         around = current_span.get()
-        if self._tracer is None or around is None:
-            # Work that belongs to no trace, such as sweeping.
-            written: T = await self._writer.submit(body, None, name)
-        else:
-            written = await self._traced(self._tracer, around, body, None, name)
-        return written
+        for _ in range(_PREPARED_MAX):
+            try:
+                if self._tracer is None or around is None:
+                    # Work that belongs to no trace, such as sweeping.
+                    written: T = await self._writer.submit(body, None, name)
+                else:
+                    written = await self._traced(self._tracer, around, body, None, name)
+            except Unprepared as needs:
+                await self._prepare(needs)
+            else:
+                return written
+        raise self._never_prepared(name)
 
     async def write_once(
         self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
@@ -218,11 +236,17 @@ class SqliteStore:
         if in_unit.get() is not None:
             refuse_in_unit(f"the unit {name!r} within itself")
         around = current_span.get()
-        if self._tracer is None or around is None:
-            recorded: Recorded = await self._writer.submit(body, once, name)
-        else:
-            recorded = await self._traced(self._tracer, around, body, once, name)
-        return recorded
+        for _ in range(_PREPARED_MAX):
+            try:
+                if self._tracer is None or around is None:
+                    recorded: Recorded = await self._writer.submit(body, once, name)
+                else:
+                    recorded = await self._traced(self._tracer, around, body, once, name)
+            except Unprepared as needs:
+                await self._prepare(needs)
+            else:
+                return recorded
+        raise self._never_prepared(name)
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state; a statement that writes is refused."""
@@ -276,6 +300,17 @@ class SqliteStore:
             record = self._recorders.get(name) or self._recorder(tracer, name)
             span_id = new_span_id(tracer.rng)
             record(around.trace_id, span_id, around.span_id, began_s, self._time(), status, noted)
+
+    async def _prepare(self, needs: Unprepared) -> None:
+        """Do what a unit needs before it; one at a time, so that no two do the same."""
+        async with self._preparing:
+            await needs.prepare(self)
+
+    def _never_prepared(self, name: str) -> StoreBroken:
+        return StoreBroken(
+            f"{self._path}: unit {name!r} asked {_PREPARED_MAX} times for work before it, and was "
+            "not run; let it touch fewer long streams, or ask again"
+        )
 
     def _recorder(self, tracer: Tracer, name: str) -> Record:
         if len(self._recorders) >= _RECORDERS_MAX:

@@ -59,6 +59,27 @@ class Unit(Protocol):
         ...
 
 
+class Unprepared(BaseException):
+    """Raised within a unit that needs work done before it: it is rolled back, and run again.
+
+    The store awaits `prepare` outside of any unit, while others may write, and then runs the body
+    anew. It is no `Exception`, so that what a unit catches does not hold it.
+
+    Args:
+        key: what is prepared, for the store's message where it never ends.
+        prepare: the work; it is given the store, and may be cancelled.
+
+    Example:
+        >>> Unprepared("order/7", lambda store: store.close()).key
+        'order/7'
+    """
+
+    def __init__(self, key: str, prepare: Callable[[Store], Awaitable[None]]) -> None:
+        super().__init__(key)
+        self.key = key
+        self.prepare = prepare
+
+
 class InboxState(Enum):
     """The state of a call under its inbox key."""
 
@@ -123,7 +144,8 @@ class Store(StoreReader, Protocol):
     async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
         """Run a unit of work and return its result once it is durable (E4).
 
-        `name` is what the watchdog calls it. Cancelling the caller does not cancel the unit.
+        `name` is what the watchdog calls it. Cancelling the caller does not cancel the unit. A body
+        that raises `Unprepared` is run again once what it asks for is done.
 
         Raises:
             ForeignAwait: the body awaited something else than the unit.
