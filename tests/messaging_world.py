@@ -85,12 +85,11 @@ async def sell(store: Store, sku: str, n: int, *, which: Any = Shop.sold) -> Non
     await store.write(body, name="sell")
 
 
-def message(
-    n: int = 1, *, sku: str = "SX90", log_id: str = "log", name: str = SOLD, at: int | None = None
-) -> Message:
-    """Make the message of a sale, at position n."""
+def message(n: int = 1, *, sku: str = "SX90", name: str = SOLD, at: int | None = None) -> Message:
+    """Make the message of a sale, at position n; it is `event-n`."""
     position = n if at is None else at
-    return Message(log_id, position, name, 1, sku, msgspec.Raw(encode(Sold(sku, n))), TRACE)
+    payload = msgspec.Raw(encode(Sold(sku, n)))
+    return Message(f"event-{position}", position, name, 1, sku, payload, TRACE)
 
 
 async def take(unit: Unit, message: Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -66,8 +67,24 @@ async def test_an_event_is_stored_as_it_was_given(store: Store) -> None:
         return await append(unit, "order/1", [new], expected=0)
 
     assert await store.write(body, name="append") == 1
-    assert await load(store, "order/1") == [
-        StoredEvent(1, "order/1", 1, "shop.sold", 3, b'{"n":1}', True, "k", "t", times[0])
+    (found,) = await load(store, "order/1")
+    assert found == StoredEvent(
+        1, found.id, "order/1", 1, "shop.sold", 3, b'{"n":1}', True, "k", "t", times[0]
+    )
+
+
+async def test_every_event_has_a_uuid7_of_its_own(store: Store) -> None:
+    """Of one append, of many, and of `append_each`; a reader finds the same one again."""
+    await add(store, "a", 3)
+    await add(store, "b")
+    new = [(stream, event("shop.sold")) for stream in "aab"]
+    await store.write(lambda unit: append_each(unit, new), name="many")
+    found = await read(store, after=Checkpoint(store.log_id), limit=9)
+    assert len({each.id for each in found}) == len(found) == 7
+    assert {UUID(each.id).version for each in found} == {7}
+    ids = {each.position: each.id for each in found}
+    assert [ids[each.position] for each in await load(store, "a")] == [
+        each.id for each in await load(store, "a")
     ]
 
 
@@ -345,8 +362,8 @@ async def test_a_lost_wake_up_only_delays(store: Store) -> None:
 
     async def quietly(unit: Unit) -> None:
         await unit.execute(
-            "insert into sm_event(stream, version, name, type_version, body, is_public, "
-            "ordering_key, trace_id, recorded_us) values ('a', 1, 'x.y', 1, ?, 0, '', '', 0)",
+            "insert into sm_event(id, stream, version, name, type_version, body, is_public, "
+            "ordering_key, trace_id, recorded_us) values ('id', 'a', 1, 'x.y', 1, ?, 0, '', '', 0)",
             b"{}",
         )
 

@@ -145,6 +145,33 @@ def test_poison_waits_with_its_key_and_is_replayed_in_order() -> None:
     run(main)
 
 
+def test_what_is_sold_after_a_restore_is_taken_at_the_positions_of_what_was_lost() -> None:
+    """An older copy of the publisher's file repeats positions and no id: nothing is swallowed."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            for n in range(1, 5):
+                await sell(shop, "SX90", n)
+            await for_a_while(2.0, relay_to(shop, sender, runtime))
+
+            async def restore(unit: Unit) -> None:
+                await unit.execute("delete from sm_event where position > 1")
+                await unit.execute("delete from sale where n > 1")
+                await unit.execute("update sqlite_sequence set seq = 1 where name = 'sm_event'")
+                await unit.execute("update sm_checkpoint set position = 0")
+
+            await shop.write(restore, name="restore")
+            for n in range(5, 8):
+                await sell(shop, "SX90", n)
+            assert await shop.read("select max(position) from sm_event") == [(4,)]
+            await for_a_while(2.0, relay_to(shop, sender, runtime))
+            assert await taken(stock) == [1, 2, 3, 4, 5, 6, 7]
+            assert sender.sent == [1, 2, 3, 4, 1, 2, 3, 4]
+
+    run(main)
+
+
 def test_every_subscriber_is_served_by_a_checkpoint_of_its_own() -> None:
     """One that is down holds up no other (O1)."""
 

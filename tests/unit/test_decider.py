@@ -118,7 +118,7 @@ async def test_a_decider_runs_against_its_stream(tmp_path: Path) -> None:
 
 
 def stored(name: str, body: bytes = b'{"cents":1}', type_version: int = 1) -> StoredEvent:
-    return StoredEvent(4, "account/7", 1, name, type_version, body, False, "", "", 0)
+    return StoredEvent(4, "id", "account/7", 1, name, type_version, body, False, "", "", 0)
 
 
 def test_events_are_stored_under_names_that_outlive_their_classes() -> None:

@@ -96,7 +96,7 @@ def test_a_message_starts_a_call_tree_of_its_own_and_keeps_its_trace() -> None:
                 await asyncio.sleep(1.0)
             context: CallContext = sender.contexts[0]
             assert context.trace_id == TRACE
-            assert context.key == f"{shop.log_id}:1"
+            assert [(context.key,)] == await shop.read("select id from sm_event")
             assert context.deadline_s is None
             span = next(iter(ring))
             assert (span.kind, span.name, span.trace_id, span.status) == (
@@ -375,7 +375,7 @@ def test_a_hole_in_the_log_ends_the_relay_with_its_own_error() -> None:
 
                 async def sell_two_and_edit(unit: Unit) -> None:
                     await unit.execute(
-                        "insert into sm_event select 9, stream, 9, name, type_version, body, "
+                        "insert into sm_event select 9, id, stream, 9, name, type_version, body, "
                         "is_public, ordering_key, trace_id, recorded_us from sm_event limit 1"
                     )
                     unit.notify("events")

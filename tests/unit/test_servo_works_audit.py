@@ -85,10 +85,10 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for version, event in enumerate(STREAM, 1):
             name = f"inventory.{snake_case(type(event).__name__)}"
             database.execute(
-                "insert into sm_event(stream, version, name, type_version, body, is_public, "
+                "insert into sm_event(id, stream, version, name, type_version, body, is_public, "
                 "ordering_key, trace_id, recorded_us) "
-                "values ('stock/SX90', ?, ?, 1, ?, 0, '', '', 0)",
-                (version, name, encode(event)),
+                "values (?, 'stock/SX90', ?, ?, 1, ?, 0, '', '', 0)",
+                (f"stock-{version}", version, name, encode(event)),
             )
     write(
         create(folder, billing),
@@ -110,8 +110,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         create(folder, fleet),
         "insert into machine values ('M-1', 'SX90', 'A-1', 2, 2)",
         "insert into condition values ('M-1', 2, 'running', 0, 40.0, 40.0, 3.0, '')",
-        "insert into sm_event(stream, version, name, type_version, body, is_public, "
-        "ordering_key, trace_id, recorded_us) values ('telemetry/M-1', 1, 'fleet.readings_taken', "
+        "insert into sm_event(id, stream, version, name, type_version, body, is_public, "
+        "ordering_key, trace_id, recorded_us) "
+        "values ('taken', 'telemetry/M-1', 1, 'fleet.readings_taken', "
         """1, '{"machine_id":"M-1","readings":[{},{}]}', 0, '', '', 0)""",
     )
     return folder
@@ -202,7 +203,7 @@ CORRUPTIONS = {
     "a stuck saga": ("orders", saga_row("A-9", "stuck", "why"), "A-9 of orders is stuck: why"),
     "a parked message": (
         "production",
-        "insert into sm_parked values ('billing', 'log', 1, 'invoice_paid/A-1', x'', 'why', 0)",
+        "insert into sm_parked values (1, 'billing', 'id', 'invoice_paid/A-1', x'', 'why', 0)",
         "production has a parked message of billing",
     ),
     "an undecided order": (

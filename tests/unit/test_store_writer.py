@@ -678,7 +678,7 @@ async def test_the_watchdog_stops_a_unit_of_many_short_statements(
 async def test_a_late_unit_is_refused_at_its_next_statement() -> None:
     """Until the watchdog tells it so it runs; from then on every statement says so."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    slow = SqliteUnit(Database(connection, "shop.db", "shop", "life"), 1, "slow", 0)
+    slow = SqliteUnit(Database(connection, "shop.db", "shop", "life", str), 1, "slow", 0)
 
     async def body(unit: Unit) -> list[object]:
         done: list[object] = [await unit.execute("select 1")]

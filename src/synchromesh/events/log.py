@@ -5,7 +5,7 @@ are 1, 2, 3, ... (E1); over the whole log positions ascend in the order of commi
 but those that `remove` recorded, so a reader that saw position n has seen all before it (E3).
 
 A position means something in its own log only: a checkpoint is (log_id, position), and one of
-another log is refused.
+another log is refused. What tells an event from every other, wherever it goes, is its id.
 
 Source: Kleppmann, *Designing Data-Intensive Applications*, chapter 11.
 """
@@ -36,13 +36,14 @@ SCHEMA = Schema(
             version=1,
             statements=(
                 (
-                    "create table sm_event(position {position}, stream text not null, "
-                    "version bigint not null, name text not null, type_version integer not null, "
-                    "body {blob} not null, is_public integer not null, "
-                    "ordering_key text not null, trace_id text not null, "
-                    "recorded_us bigint not null, head text generated always as "
-                    "({json_array}(stream, version, name, type_version, is_public, ordering_key, "
-                    "trace_id, recorded_us)) stored, unique(stream, version))"
+                    "create table sm_event(position {position}, id text not null, "
+                    "stream text not null, version bigint not null, name text not null, "
+                    "type_version integer not null, body {blob} not null, "
+                    "is_public integer not null, ordering_key text not null, "
+                    "trace_id text not null, recorded_us bigint not null, "
+                    "head text generated always as "
+                    "({json_array}(id, stream, version, name, type_version, is_public, "
+                    "ordering_key, trace_id, recorded_us)) stored, unique(stream, version))"
                 ),
                 "create index sm_event_public on sm_event(position) where is_public = 1",
                 "create table sm_removal(first bigint primary key, last bigint not null)",
@@ -67,8 +68,8 @@ SCHEMA = Schema(
 _COLUMNS = "position, head, body"
 _VERSION = "select coalesce(max(version), 0) from sm_event where stream = ?"
 _INSERT = (
-    "insert into sm_event(stream, version, name, type_version, body, is_public, ordering_key, "
-    "trace_id, recorded_us) values (?, {version}, ?, ?, ?, ?, ?, ?, ?)"
+    "insert into sm_event(id, stream, version, name, type_version, body, is_public, ordering_key, "
+    "trace_id, recorded_us) values (?, ?, {version}, ?, ?, ?, ?, ?, ?, ?)"
 )
 _APPEND = _INSERT.format(version="?")
 _APPEND_NEXT = _INSERT.format(
@@ -117,9 +118,16 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """A stored event; it never changes."""
+    """A stored event; it never changes.
+
+    Attributes:
+        position: where it stands in its log: it orders, and means nothing in another log.
+        id: a UUIDv7 of its own, which no other event ever has, also where its position comes again
+            in a log that was restored.
+    """
 
     position: int
+    id: str
     stream: str
     version: int
     name: str
@@ -134,6 +142,7 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
 class _Head(msgspec.Struct, array_like=True, gc=False):
     """The column `head` of an event."""
 
+    id: str
     stream: str
     version: int
     name: str
@@ -178,10 +187,10 @@ async def append(
         raise VersionConflict(stream, expected=expected, actual=version)
     if not events:
         return version
-    now_us = unit.now_us
+    new_id, now_us = unit.new_id, unit.now_us
     rows = [
         (
-            stream, at, event.name, event.type_version, event.body, int(event.is_public),
+            new_id(), stream, at, event.name, event.type_version, event.body, int(event.is_public),
             event.partition_key, event.trace_id, now_us,
         )
         for at, event in enumerate(events, version + 1)
@@ -199,10 +208,11 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
 
     It is one statement for all of them: for what happens often and decides nothing by a version.
     """
+    new_id = unit.new_id
     rows = [
         (
-            stream, stream, event.name, event.type_version, event.body, int(event.is_public),
-            event.partition_key, event.trace_id, unit.now_us,
+            new_id(), stream, stream, event.name, event.type_version, event.body,
+            int(event.is_public), event.partition_key, event.trace_id, unit.now_us,
         )
         for stream, event in events
     ]  # fmt: skip
@@ -424,7 +434,8 @@ def _stored(rows: list[Row]) -> list[StoredEvent]:
     return [
         StoredEvent(
             at,  # type: ignore[arg-type]  # the columns are of these types, here and below
-            (of := _read_head(head)).stream,  # type: ignore[arg-type]
+            (of := _read_head(head)).id,  # type: ignore[arg-type]
+            of.stream,
             of.version,
             of.name,
             of.type_version,

@@ -39,12 +39,11 @@ SCHEMA = Schema(
             1,
             (
                 (
-                    "create table sm_parked(source text not null, log_id text not null, "
-                    "position bigint not null, scope text not null, message {blob} not null, "
-                    "reason text not null, parked_us bigint not null, "
-                    "primary key(source, log_id, position))"
+                    "create table sm_parked(seq {position}, source text not null, "
+                    "message_id text not null, scope text not null, message {blob} not null, "
+                    "reason text not null, parked_us bigint not null, unique(source, message_id))"
                 ),
-                "create index sm_parked_scope on sm_parked(source, scope, position)",
+                "create index sm_parked_scope on sm_parked(source, scope, seq)",
             ),
             readable_by_min=1,
         ),
@@ -124,7 +123,7 @@ class Consumer:
             return Receipt("ignored")
         known = (source, message.id)
         try:
-            receipt = await self._take_once(source, message, known, self._handle)
+            receipt = await self._take_once(source, message, self._handle)
         except _NOT_THE_MESSAGE:
             raise
         except KeyReused:
@@ -139,7 +138,7 @@ class Consumer:
                 return Receipt("failed")
             reason = error.code if isinstance(error, SynchromeshError) else type(error).__name__
             receipt = await self._take_once(
-                source, message, known, lambda unit, s, m: _park(unit, s, m, reason)
+                source, message, lambda unit, s, m: _park(unit, s, m, reason)
             )
         self._failures.pop(known, None)
         return receipt
@@ -148,13 +147,12 @@ class Consumer:
         self,
         source: str,
         message: Message,
-        known: tuple[str, str],
         act: Callable[[Unit, str, Message], Awaitable[Receipt]],
     ) -> Receipt:
         async def body(unit: Unit) -> bytes:
             return msgspec.json.encode(await act(unit, source, message))
 
-        once = Once(known[0], known[1], digest(message.payload), self._keep_s)
+        once = Once(source, inbox_key(message.id), digest(message.payload), self._keep_s)
         recorded = await self._store.write_once(body, once, name=f"on {message.name}")
         return msgspec.json.decode(recorded.body, type=Receipt)
 
@@ -184,7 +182,7 @@ class Consumer:
         """Return the dead letters, oldest first within each partition key."""
         rows = await self._store.read(
             "select source, scope, message, reason, parked_us from sm_parked "
-            "order by source, scope, log_id, position limit ?",
+            "order by source, scope, seq limit ?",
             limit,
         )
         return [
@@ -232,21 +230,17 @@ class Consumer:
         Who did it and why is an event of this service's log, in the same commit.
 
         Raises:
-            BadRequest: it is not a message id, or nobody says who and why.
+            BadRequest: nobody says who and why.
         """
-        log_id, _, position = message_id.rpartition(":")
-        if not (position.isascii() and position.isdigit() and len(position) <= 18):
-            raise BadRequest(f"{message_id[:80]!r} is not a message id; expected log_id:position")
         if not (who.strip() and why.strip()):
             raise BadRequest(f"dropping message {message_id} needs a name and a reason")
 
         async def body(unit: Unit) -> bool:
             rows = await unit.execute(
-                "delete from sm_parked where source = ? and log_id = ? and position = ? "
+                "delete from sm_parked where source = ? and message_id = ? "
                 "returning message, reason",
                 source,
-                log_id,
-                int(position),
+                message_id,
             )
             if not rows:
                 return False
@@ -262,12 +256,16 @@ class Consumer:
 
     async def _first(self, source: str, scope: str) -> Message | None:
         rows = await self._store.read(
-            "select message from sm_parked where source = ? and scope = ? "
-            "order by log_id, position limit 1",
+            "select message from sm_parked where source = ? and scope = ? order by seq limit 1",
             source,
             scope,
         )
         return _message(rows[0][0]) if rows else None
+
+
+def inbox_key(message_id: str) -> str:
+    """Return the inbox key of a message, apart from those of its publisher's calls."""
+    return f"message/{message_id}"
 
 
 class RejectedMessage(Exception):
@@ -284,11 +282,10 @@ async def _is_blocked(unit: Unit, source: str, scope: str) -> bool:
 
 async def _park(unit: Unit, source: str, message: Message, reason: str) -> Receipt:
     await unit.execute(
-        "insert into sm_parked(source, log_id, position, scope, message, reason, parked_us) "
-        "values(?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+        "insert into sm_parked(source, message_id, scope, message, reason, parked_us) "
+        "values(?, ?, ?, ?, ?, ?) on conflict do nothing",
         source,
-        message.log_id,
-        message.position,
+        message.id,
         message.scope,
         msgspec.json.encode(message),
         reason,
@@ -300,10 +297,9 @@ async def _park(unit: Unit, source: str, message: Message, reason: str) -> Recei
 async def _unpark(unit: Unit, source: str, message: Message) -> bool:
     return bool(
         await unit.execute(
-            "delete from sm_parked where source = ? and log_id = ? and position = ? returning 1",
+            "delete from sm_parked where source = ? and message_id = ? returning 1",
             source,
-            message.log_id,
-            message.position,
+            message.id,
         )
     )
 

@@ -20,26 +20,22 @@ PAYLOAD_BYTES_MAX = 256 * 1024
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One public event as it is delivered: `id` is the same in every delivery of it.
+    """One public event as it is delivered.
 
     Attributes:
-        log_id, position: where it stands in its publisher's log.
+        id: that of the event, the same in every delivery of it.
+        position: where it stood in its publisher's log: it orders, and tells nothing apart.
         scope: events of one publisher and scope are delivered one after the other (O3).
         payload: the event's JSON.
     """
 
-    log_id: str
+    id: str
     position: int
     name: str
     type_version: int
     scope: str
     payload: msgspec.Raw
     trace_id: str
-
-    @property
-    def id(self) -> str:
-        """The key of the message in the consumer's inbox."""
-        return f"{self.log_id}:{self.position}"
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -86,10 +82,10 @@ def _is_of(kind: Any, payload: object) -> bool:
     return not isinstance(kind, type) or isinstance(payload, kind)
 
 
-def message_of(stored: StoredEvent, log_id: str) -> Message:
+def message_of(stored: StoredEvent) -> Message:
     """Return the message that carries a stored event."""
     return Message(
-        log_id=log_id,
+        id=stored.id,
         position=stored.position,
         name=stored.name,
         type_version=stored.type_version,

@@ -187,7 +187,7 @@ class Relay:
 
     async def _deliver(self, event: StoredEvent) -> None:
         """Send until the consumer acknowledges: an outage delays messages and loses none."""
-        arguments = encode({"message": message_of(event, self._store.log_id)})
+        arguments = encode({"message": message_of(event)})
         operation = deliver_to(self._subscriber)
         attempt, was_refused = 0, False
         while (error := await self._send(event, operation, arguments)) != _DELIVERED:
@@ -222,7 +222,7 @@ class Relay:
         context = CallContext(
             trace_id=event.trace_id or new_trace_id(self._runtime.rng),
             span_id=new_span_id(self._runtime.rng),
-            key=f"{self._store.log_id}:{event.position}",
+            key=event.id,
             priority=Priority.SAGA,
         )
         span = self._tracer.start("relay", event.name, trace_id=context.trace_id)

@@ -62,7 +62,7 @@ class ServiceInstance:
         runtime, name = deps.runtime, service.name
         self._keep_s = deps.keep_s
         self.caller = deps.caller(name, tracer)
-        self._units = UnitScope(_event_types(service), runtime)
+        self._units = UnitScope(_event_types(service))
         self.engine = Engine(
             store,
             self.caller,

@@ -13,7 +13,6 @@ from synchromesh.context import CallContext
 from synchromesh.errors import ContractError, ForeignAwait
 from synchromesh.events import Decider, EventTypes, append, decide
 from synchromesh.messaging import publish
-from synchromesh.runtime import Runtime
 from synchromesh.store import Row, SqlValue, Unit
 
 R = TypeVar("R")
@@ -91,7 +90,7 @@ class Transaction:
 
     def new_id(self) -> str:
         """Return a new UUIDv7. A unit that is run again gets another one."""
-        return self._scope.runtime.new_id()
+        return self._unit.new_id()
 
     def execute(self, sql: str, *values: SqlValue) -> Coroutine[Any, Any, list[Row]]:
         """Run one statement of SQL, `?` marking the values, and return its rows; await it."""
@@ -156,11 +155,10 @@ class Transaction:
 
 
 class UnitScope:
-    """The event types and the runtime that the transactions of one running service share."""
+    """The event types that the transactions of one running service share."""
 
-    def __init__(self, types: EventTypes, runtime: Runtime) -> None:
+    def __init__(self, types: EventTypes) -> None:
         self.types = types
-        self.runtime = runtime
         self._adopted: set[str] = set()
 
     def adopt(self, decider: Decider[Any, Any, Any]) -> None:

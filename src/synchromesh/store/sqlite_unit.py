@@ -118,12 +118,14 @@ class Database:
 
     Attributes:
         life_id: the first 23 characters of the UUIDs of units; others each time the file is opened.
+        new_id: makes UUIDv7s; it is called in the writer's thread.
     """
 
     connection: sqlite3.Connection
     path: str
     service: str
     life_id: str
+    new_id: Callable[[], str]
 
     def id_of(self, number: int) -> str:
         """Return the id of a unit; ids ascend in the order of submission."""
@@ -169,6 +171,10 @@ class SqliteUnit:
     def service(self) -> str:
         """The service that owns the database."""
         return self._database.service
+
+    def new_id(self) -> str:
+        """Return a new UUIDv7."""
+        return self._database.new_id()
 
     async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
         """Run one statement and return its rows; raises a `StoreError` for what SQLite refuses."""

@@ -43,6 +43,10 @@ class Unit(Protocol):
         """The service that owns the database."""
         ...
 
+    def new_id(self) -> str:
+        """Return a new UUIDv7. A unit that is run again gets another one."""
+        ...
+
     async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
         """Run one statement and return its rows."""
         ...

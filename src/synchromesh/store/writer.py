@@ -115,7 +115,8 @@ class Writer:
         self._wall_us = runtime.wall_us
         # Ids of units are UUIDs whose last 48 bits count on: a random one for each would cost two
         # system calls, and at each the writer's thread would take over in the middle of a turn.
-        self._database = Database(connection, path, service, life_id=runtime.new_id()[:23])
+        life_id = runtime.new_id()[:23]
+        self._database = Database(connection, path, service, life_id, runtime.new_id)
         # Counted on from the last commit, so that what is marked there is never another unit's.
         self._submitted: int = connection.execute(_MARKED).fetchone()[0]
         self._notify = notify

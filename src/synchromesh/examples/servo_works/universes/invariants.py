@@ -77,19 +77,17 @@ def _undelivered(
 ) -> Iterator[str]:
     """O1, O2: what is committed is delivered, and nothing else is."""
     publisher, consumer = databases[service], databases[subscriber]
-    (log_id,) = publisher.execute("select value from sm_meta where name = 'log_id'").fetchone()
     published = {
-        f"{log_id}:{position}"
-        for position, name in publisher.execute(
-            "select position, name from sm_event where is_public = 1"
-        )
+        f"message/{event_id}"
+        for event_id, name in publisher.execute("select id, name from sm_event where is_public = 1")
         if name in names
     }
     taken = {
         key
         for (key,) in consumer.execute(
-            "select key from sm_inbox where caller = ? and key glob ? and kind = 'answer'",
-            (service, f"{log_id}:*"),
+            "select key from sm_inbox where caller = ? and key glob 'message/*' "
+            "and kind = 'answer'",
+            (service,),
         )
     }
     for key in sorted(published - taken):
