@@ -71,6 +71,12 @@ for command in (
     LazyCommand("dev", "dev", "dev", "Run the system of this folder in one process until Ctrl-C."),
     LazyCommand("config", "config", "config", "Explain and check the configuration."),
     LazyCommand(
+        "contract",
+        "contract",
+        "contract",
+        "Freeze contracts, and check what a change breaks for whom.",
+    ),
+    LazyCommand(
         "gateway",
         "gateway",
         "gateway",
