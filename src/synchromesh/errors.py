@@ -31,6 +31,7 @@
     │   ├── StoreReadOnly              the file cannot be written
     │   ├── StoreTooNew                a newer release wrote it and this one may not read it
     │   ├── ConstraintFailed           a statement broke a constraint of the service's own tables
+    │   ├── StatementFailed            a statement, its values or its rows are wrong
     │   ├── StoreBroken                the engine failed in another way
     │   ├── ForeignAwait               a unit awaited something else than its transaction
     │   ├── UnitTooLong                a unit outlived its limit and was rolled back
@@ -412,6 +413,16 @@ class ConstraintFailed(StoreError):
 
     code = "constraint_failed"
     status = 409
+
+
+class StatementFailed(StoreError):
+    """Raised when a statement is wrong: its SQL, its values, or what its rows are read as.
+
+    Nothing is wrong with the database. The message has the engine's words, the statement without
+    its literals, and the line of the service's code that ran it.
+    """
+
+    code = "statement_failed"
 
 
 class ForeignAwait(StoreError):

@@ -28,7 +28,7 @@ from synchromesh.errors import (
     SagaConflict,
     SagaGone,
     SagaLocked,
-    StoreBroken,
+    StatementFailed,
     StoreFull,
     UnitTooLong,
 )
@@ -175,7 +175,7 @@ def test_a_start_that_the_store_cannot_take_fails_alone(sql: str, value: int) ->
                 start(engine, "A-3"),
                 return_exceptions=True,
             )
-            assert [type(each) for each in outcomes] == [SagaRun, StoreBroken, SagaRun]
+            assert [type(each) for each in outcomes] == [SagaRun, StatementFailed, SagaRun]
 
     run(main)
 

@@ -12,13 +12,14 @@ import pytest
 
 from synchromesh.errors import (
     ConstraintFailed,
+    ContractError,
     Fenced,
     ForeignAwait,
     KeyReused,
     KeyUndone,
     Rejection,
+    StatementFailed,
     StoreBroken,
-    StoreReadOnly,
 )
 from synchromesh.store import (
     InboxState,
@@ -135,14 +136,14 @@ async def test_one_statement_runs_for_many_rows(store: Store) -> None:
     await store.write(lambda unit: unit.execute("delete from stock where sku > 'a'"), name="delete")
     refused: list[tuple[Any, type[Exception], str]] = [
         (("a", 1), ConstraintFailed, "stock.sku"),
-        (("d", float("nan")), StoreBroken, "value 2 is NaN"),
-        (("d", 2**63), StoreBroken, "value 2 is a whole number"),
-        (("\ud800", 1), StoreBroken, "value 1 is a text with a lone surrogate"),
+        (("d", float("nan")), StatementFailed, "value 2 is NaN"),
+        (("d", 2**63), StatementFailed, "value 2 is a whole number"),
+        (("\ud800", 1), StatementFailed, "value 1 is a text with a lone surrogate"),
     ]
     for row, error, words in refused:
         with pytest.raises(error, match=words):
             await store.write(partial(insert, row), name="insert")
-    with pytest.raises(StoreBroken, match="steers the engine"):
+    with pytest.raises(StatementFailed, match="steers the engine"):
         await store.write(lambda unit: unit.execute_many("commit", [()]), name="steer")
     assert await store.read("select sku, n from stock") == [("a", 10)]
 
@@ -283,9 +284,9 @@ async def test_what_steers_the_engine_is_refused(store: Store, sql: str) -> None
         await unit.execute("update stock set n = 0")
         await unit.execute(sql)
 
-    with pytest.raises(StoreBroken, match="steers the engine"):
+    with pytest.raises(StatementFailed, match="steers the engine"):
         await store.write(body, name="steer")
-    with pytest.raises(StoreBroken, match="steers the engine"):
+    with pytest.raises(StatementFailed, match="steers the engine"):
         await store.read(sql)
     assert await left(store) == 10
 
@@ -296,12 +297,79 @@ async def test_a_bad_statement_is_named_without_its_values(store: Store) -> None
     async def body(unit: Unit) -> None:
         await unit.execute("insert into nowhere values ('secret', ?)", "hidden")
 
-    with pytest.raises(StoreBroken, match=r"insert into nowhere") as caught:
+    with pytest.raises(StatementFailed, match=r"insert into nowhere") as caught:
         await store.write(body, name="bad")
     assert "secret" not in caught.value.message
     assert "hidden" not in caught.value.message
-    with pytest.raises(StoreBroken, match="select n from nowhere"):
+    with pytest.raises(StatementFailed, match="select n from nowhere"):
         await store.read("select n from nowhere")
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "words"),
+    [
+        ("selct 1", (), "syntax error"),
+        ("select n from stok", (), "no such table: stok"),
+        ("select qty from stock", (), "no such column: qty"),
+        ("insert into stock(sku, m) values ('x', 1)", (), "has no column named m"),
+        ("insert into stock values ('x')", (), "has 2 columns but 1 values"),
+        ("select unknown(1)", (), "no such function: unknown"),
+        ("select ? + ?", (1,), "bindings"),
+        ("select 1", (1,), "bindings"),
+        ("select abs(-9223372036854775807 - 1)", (), "overflow"),
+    ],
+)
+async def test_a_wrong_statement_is_no_fault_of_the_database(
+    store: Store, sql: str, values: tuple[Any, ...], words: str
+) -> None:
+    """The engine's words, the statement and the line that ran it; no advice to restore a backup."""
+
+    async def body(unit: Unit) -> None:
+        await unit.execute("update stock set n = 0")
+        await unit.execute(sql, *values)
+
+    for ask in (lambda: store.write(body, name="wrong"), lambda: store.read(sql, *values)):
+        with pytest.raises(StatementFailed) as caught:
+            await ask()
+        said = caught.value.message
+        assert words in said
+        assert " ".join(sql.split()[:1]) in said
+        assert "test_store_contract.py" in said
+        assert "backup" not in said
+    assert await left(store) == 10
+    assert await store.write(take(1), name="take") == b"9"
+
+
+async def test_what_the_data_breaks_is_told_with_its_place(store: Store) -> None:
+    """Unique, not null, a check, a foreign key and a type each refuse the unit, not the store."""
+    tables = (
+        "create table p(id integer primary key, n integer not null check (n > 0))",
+        "create table c(p integer references p(id))",
+        "create table s(n integer) strict",
+        "insert into p values (1, 1)",
+    )
+
+    async def prepare(unit: Unit) -> None:
+        for each in tables:
+            await unit.execute(each)
+
+    await store.write(prepare, name="prepare")
+    for sql in (
+        "insert into p values (1, 1)",
+        "insert into p values (2, null)",
+        "insert into p values (2, 0)",
+        "insert into p values ('two', 1)",
+        "insert into c values (7)",
+        "insert into s values ('text')",
+    ):
+
+        async def body(unit: Unit, sql: str = sql) -> None:
+            await unit.execute(sql)
+
+        with pytest.raises(ConstraintFailed, match=r"nothing was written") as caught:
+            await store.write(body, name="insert")
+        assert "test_store_contract.py" in caught.value.message
+        assert "'" not in caught.value.message.partition("(in: ")[2]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +391,7 @@ async def test_a_value_that_cannot_be_kept_as_it_is_is_refused(
         await unit.execute("update stock set n = 0")
         await unit.execute("insert into stock(sku, n) values (?, ?)", "b", value)
 
-    with pytest.raises(StoreBroken, match=words) as caught:
+    with pytest.raises(StatementFailed, match=words) as caught:
         await store.write(body, name="insert")
     assert "insert into stock" in caught.value.message
     assert "secret" not in caught.value.message
@@ -335,13 +403,13 @@ async def test_a_value_that_cannot_be_kept_as_it_is_is_refused(
             "insert into stock(sku, n) values (?, ?)", [("c", 1), ("d", value), ("e", 2)]
         )
 
-    with pytest.raises(StoreBroken, match=words) as caught:
+    with pytest.raises(StatementFailed, match=words) as caught:
         await store.write(many, name="insert")
     assert "secret" not in caught.value.message
     assert await store.read("select sku from stock") == [("a",)]
-    with pytest.raises(StoreBroken, match=words):
+    with pytest.raises(StatementFailed, match=words):
         await store.read("select ?, ?", 1, value)
-    with pytest.raises(StoreBroken, match="lone surrogate"):
+    with pytest.raises(StatementFailed, match="lone surrogate"):
         await store.read("select 'secret \ud800'")
 
 
@@ -367,7 +435,7 @@ async def test_a_statement_for_many_rows_writes_all_of_them_in_order(store: Stor
 
     with pytest.raises(ConstraintFailed, match="insert into stock"):
         await store.write(clash, name="clash")
-    with pytest.raises(StoreBroken, match="the store's own"):
+    with pytest.raises(StatementFailed, match="the store's own"):
         await store.write(steer, name="steer")
     assert len(await store.read("select sku from stock")) == 3
 
@@ -384,7 +452,7 @@ async def test_a_body_that_is_not_async_is_named(store: Store) -> None:
     def plain(unit: Unit) -> Any:
         unit.notify("nothing")
 
-    with pytest.raises(StoreBroken, match=r"'guilty' \(.*plain\) returned NoneType.* async def"):
+    with pytest.raises(ContractError, match=r"'guilty' \(.*plain\) returned NoneType.* async def"):
         await store.write(plain, name="guilty")
     assert await store.write(take(1), name="take") == b"9"
 
@@ -395,14 +463,14 @@ async def test_two_statements_in_one_are_refused(store: Store) -> None:
     async def body(unit: Unit) -> None:
         await unit.execute("update stock set n = 0; update stock set n = 1")
 
-    with pytest.raises(StoreBroken, match="one statement"):
+    with pytest.raises(StatementFailed, match="one statement"):
         await store.write(body, name="two")
     assert await left(store) == 10
 
 
 async def test_reads_cannot_write(store: Store) -> None:
     """A read runs on a connection that only reads."""
-    with pytest.raises(StoreReadOnly, match="run it in a unit"):
+    with pytest.raises(StatementFailed, match="run it in a unit"):
         await store.read("update stock set n = 0")
     assert await left(store) == 10
 

@@ -135,9 +135,7 @@ def test_a_call_meets_a_locked_database(folder: Path, capsys: pytest.CaptureFixt
 def test_a_newer_database_is_refused_and_left_as_it_is(folder: Path) -> None:
     """An old release does not touch what a newer one has made."""
     newer = database(folder)
-    newer.execute(
-        "update sm_schema set version = 9, readable_by_min = 8 where owner = 'service.notes'"
-    )
+    newer.execute("insert into sm_migration values ('service.notes', 9, 8, '[]')")
     newer.close()
     before = (folder / ".synchromesh/data/notes.db").read_bytes()
     said = refused(folder)
@@ -168,7 +166,7 @@ def test_a_read_only_database_is_refused(folder: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(RealDisk, "connect", read_only)
     changed = database(folder)
-    changed.execute("delete from sm_schema where owner = 'service.notes'")
+    changed.execute("delete from sm_migration where owner = 'service.notes'")
     changed.execute("drop table note")
     changed.execute("drop table star")
     changed.close()

@@ -23,6 +23,7 @@ from synchromesh.errors import Rejection
 from synchromesh.events import Decider, Decision
 from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun
 from synchromesh.service import Context, Service, Transaction
+from synchromesh.store import Row
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,11 @@ async def reserve(tx: Transaction, request: Reserve) -> Hold:
 
 @inventory.writes(Inventory.release)
 async def release(tx: Transaction, hold: Hold, /) -> None:
-    await tx.execute("delete from hold where id = ?", hold.id)
+    rows = await tx.execute("delete from hold where id = ?", hold.id)
+    assert_type(rows, list[Row])
+    gone = await tx.execute("delete from hold where id = ? returning id", hold.id, as_=Hold)
+    assert_type(gone, list[Hold])
+    assert_type(await tx.execute("select id from hold", as_=str), list[str])
 
 
 async def note(tx: Transaction, sku: str, qty: int) -> Quote:
@@ -131,6 +136,11 @@ async def stock(ctx: Context, sku: str, least: int = 0) -> int:
     """A handler knows the types of calls, units and sagas that it starts."""
     assert_type(await ctx.call(Pricing.quote(sku), timeout_s=0.3), Quote)
     assert_type(await ctx.write(note, sku, 2), Quote)
+    assert_type(await ctx.read("select id from hold where id = ?", sku), list[Row])
+    assert_type(await ctx.read("select id from hold where id = ?", sku, as_=Hold), list[Hold])
+    assert_type(await ctx.read("select cents from quote", as_=Quote), list[Quote])
+    (count,) = await ctx.read("select count(*) from hold", as_=int)
+    assert_type(count, int)
     run = await order.start(ctx, Reserve(sku, 1), id=sku)
     assert_type(run, SagaRun[Hold])
     assert_type(await run.result(within_s=1.0), Hold | None)

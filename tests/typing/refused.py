@@ -162,7 +162,7 @@ async def unit(tx: Transaction) -> None:
     wrong: str = await tx.decide(shelf, "a", Wanted("a", 1))  # refused: arg-type
     tx.publish(Inventory.stock_reserved, Quote(1))  # refused: misc
     await tx.call(Inventory.quote("a"))  # refused: attr-defined
-    await tx.execute("select ?", [wrong])  # refused: arg-type
+    await tx.execute("select ?", [wrong])  # refused: call-overload
 
 
 async def handler(ctx: Context) -> None:
@@ -203,3 +203,12 @@ async def other_input(s: Saga, wanted: Quote) -> None:
 
 Decider("wrong", initial="", decide=holding, evolve=evolve, events=())  # refused: arg-type
 happened: Held = Inventory.stock_reserved  # refused: assignment
+
+
+async def rows(ctx: Context, tx: Transaction) -> None:
+    """Rows that are read as another type than they are used as."""
+    holds = await ctx.read("select id from hold", as_=Hold)
+    holds[0].release()  # refused: attr-defined
+    (count,) = await tx.execute("select count(*) from hold", as_=int)
+    count.upper()  # refused: attr-defined
+    await ctx.read("select id from hold", as_="Hold")  # refused: call-overload

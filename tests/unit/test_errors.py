@@ -58,6 +58,7 @@ PROMISED = {
     "connect_failed": (503, True),
     "connection_lost": (502, False),
     "constraint_failed": (409, False),
+    "statement_failed": (500, False),
     "contract": (500, False),
     "contract_mismatch": (502, False),
     "deadline_exceeded": (504, False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from synchromesh.errors import ContractError, StoreBroken, StoreError, StoreLocked, StoreTooNew
+from synchromesh.errors import ContractError, StatementFailed, StoreError, StoreLocked, StoreTooNew
 from synchromesh.runtime import RealDisk
 from synchromesh.store import Migration, Schema
 from synchromesh.store.migrations import (
@@ -52,15 +53,17 @@ def connection() -> Iterator[MortalConnection]:
 
 def version(connection: sqlite3.Connection, owner: str = "x") -> tuple[int, int]:
     return connection.execute(  # type: ignore[no-any-return]
-        "select version, readable_by_min from sm_schema where owner = ?", (owner,)
+        "select version, readable_by_min from sm_migration where owner = ? order by 1 desc limit 1",
+        (owner,),
     ).fetchone()
 
 
 def stored_version(connection: sqlite3.Connection) -> int:
-    if not connection.execute("select 1 from sqlite_schema where name = 'sm_schema'").fetchone():
+    if not connection.execute("select 1 from sqlite_schema where name = 'sm_migration'").fetchone():
         return 0
-    rows = connection.execute("select version from sm_schema where owner = 'x'").fetchall()
-    return int(rows[0][0]) if rows else 0
+    return int(
+        connection.execute("select coalesce(max(version), 0) from sm_migration").fetchone()[0]
+    )
 
 
 def shape(connection: sqlite3.Connection) -> list[Any]:
@@ -151,10 +154,81 @@ def test_a_schema_out_of_order_is_refused(schemas: list[Schema], words: str) -> 
         check_schemas(schemas)
 
 
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        (
+            Migration(2, ("alter table a add column k integer", SECOND.statements[1]), 1),
+            "statement 1 has 'a add column k integer' where 'a add column m integer' was run",
+        ),
+        (
+            Migration(2, (SECOND.statements[0], "update a set m = n + 2"), 1),
+            "statement 2 has 'set m = n [+] 2' where 'set m = n [+] 1' was run",
+        ),
+        (
+            Migration(2, (f"{SECOND.statements[0]} default 7", SECOND.statements[1]), 1),
+            "statement 1 has .*default 7' where ",
+        ),
+        (Migration(2, SECOND.statements[:1], 1), "it has 1 statements, and 2 were run"),
+        (Migration(2, SECOND.statements, 2), "readable_by_min is 2, and was 1"),
+    ],
+)
+def test_a_migration_that_was_edited_after_it_was_applied_is_refused(
+    connection: MortalConnection, second: Migration, said: str
+) -> None:
+    """It was ignored: the text that is and the one that was run are told, and what to do."""
+    migrate(connection, [Schema("x", (FIRST, SECOND))], path="x.db")
+    before = shape(connection)
+    other = Schema("y", (Migration(1, ("create table y(n integer)",), 1),))
+    refused = r"^x\.db: migration 2 of 'x' was applied and has been edited since: .*new migration$"
+    for edited in ((FIRST, second), (FIRST, second, THIRD)):
+        with pytest.raises(ContractError, match=said) as caught:
+            migrate(connection, [other, Schema("x", edited)], path="x.db")
+        assert re.search(refused, caught.value.message)
+    assert shape(connection) == before
+    migrate(connection, [other, Schema("x", (FIRST, SECOND, THIRD))], path="x.db")
+    assert version(connection) == (3, 3)
+
+
+def test_an_edited_migration_is_refused_by_a_rehearsal_and_by_older_code(tmp_path: Path) -> None:
+    """A restart is refused before the old process ends; code behind the file is compared, too."""
+    path = str(tmp_path / "x.db")
+    owner = RealDisk().connect(path)
+    migrate(owner, [Schema("x", (FIRST, SECOND))], path=path)
+    edited = Migration(1, ("create table a(n text)",), 1)
+    with pytest.raises(ContractError, match="edited since"):
+        dry_run_migrations(path, [Schema("x", (edited, SECOND))], RealDisk())
+    with pytest.raises(ContractError, match="edited since"):
+        migrate(owner, [Schema("x", (edited,))], path=path)
+    owner.close()
+
+
+def test_blanks_between_words_are_no_edit(connection: MortalConnection) -> None:
+    """A statement may be broken over other lines; what is quoted may not change."""
+    first = Migration(1, ("create table a(n  text default 'a  b')",), 1)
+    migrate(connection, [Schema("x", (first,))], path="x.db")
+    again = Migration(1, ("\n  create table a(n text\n  default 'a  b')\n",), 1)
+    migrate(connection, [Schema("x", (again,))], path="x.db")
+    changed = Migration(1, ("create table a(n text default 'a b')",), 1)
+    with pytest.raises(ContractError, match="statement 1 has"):
+        migrate(connection, [Schema("x", (changed,))], path="x.db")
+
+
+def test_another_build_of_our_own_tables_is_told_apart(connection: MortalConnection) -> None:
+    """Nobody is told to put a text of Synchromesh's back."""
+    migrate(connection, [Schema("synchromesh.x", (FIRST,))], path="x.db")
+    with pytest.raises(ContractError, match="another build of Synchromesh made the file"):
+        migrate(
+            connection,
+            [Schema("synchromesh.x", (Migration(1, FIRST.statements[:1], 1),))],
+            path="x.db",
+        )
+
+
 def test_a_statement_that_fails_is_named_and_undone(connection: MortalConnection) -> None:
     """The migration, its owner and the statement's beginning are in the message."""
     bad = Migration(2, ("create table c(n integer)", "alter table nowhere add column n"), 1)
-    with pytest.raises(StoreBroken, match=r"migration 2 of 'x'.*alter table nowhere add"):
+    with pytest.raises(StatementFailed, match=r"migration 2 of 'x'.*alter table nowhere add"):
         migrate(connection, [Schema("x", (FIRST, bad))], path="x.db")
     assert version(connection) == (1, 1)
     assert "c" not in [name for name, _ in shape(connection)]

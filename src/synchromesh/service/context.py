@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple, overload
 
 import msgspec
 from msgspec.structs import replace
@@ -29,10 +29,21 @@ from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
 from synchromesh.service.transaction import Transaction, UnitScope
-from synchromesh.store import InboxState, Once, Recorded, Row, SqlValue, Store, Unit, inbox
+from synchromesh.store import (
+    InboxState,
+    Once,
+    Recorded,
+    Row,
+    SqlValue,
+    Store,
+    Unit,
+    fetch_as,
+    inbox,
+)
 from synchromesh.store.guard import in_unit, refuse_in_unit
 
 R = TypeVar("R")
+T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  the input of a saga
 Ts = TypeVarTuple("Ts")
 
@@ -181,9 +192,23 @@ class Context:
             self.has_begun = True
         return await self._deps.caller.call(call, context=context, timeout_s=timeout_s)
 
-    async def read(self, sql: str, *values: SqlValue) -> list[Row]:
-        """Query this service's database and return the committed rows."""
-        return await self._deps.store.read(sql, *values)
+    @overload
+    def read(self, sql: str, *values: SqlValue) -> Coroutine[Any, Any, list[Row]]: ...
+    @overload
+    def read(self, sql: str, *values: SqlValue, as_: type[T]) -> Coroutine[Any, Any, list[T]]: ...
+    def read(
+        self, sql: str, *values: SqlValue, as_: type[T] | None = None
+    ) -> Coroutine[Any, Any, list[Row]] | Coroutine[Any, Any, list[T]]:
+        """Query this service's database and return the committed rows; await it.
+
+        Args:
+            as_: what each row is returned as, as in `Transaction.execute`.
+
+        Raises:
+            StatementFailed: the statement is wrong, or writes, or its rows are not of that type.
+        """
+        store = self._deps.store
+        return store.read(sql, *values) if as_ is None else fetch_as(store, as_, sql, values)
 
     def write(
         self, unit: Callable[[Transaction, *Ts], Awaitable[R]], *args: *Ts

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
 from synchromesh.errors import ContractError
-from synchromesh.store import Once, Recorded, Row, SqlValue, Unit
+from synchromesh.store import Fetched, Once, Recorded, Row, SqlValue, Unit
 
 T = TypeVar("T")
 
@@ -39,6 +39,10 @@ class NoStore:
         self._refuse(name)
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:  # noqa: ARG002
+        """Raise `ContractError`."""
+        self._refuse("a read")
+
+    async def fetch(self, sql: str, *values: SqlValue) -> Fetched:  # noqa: ARG002
         """Raise `ContractError`."""
         self._refuse("a read")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -13,9 +13,10 @@ from synchromesh.context import CallContext
 from synchromesh.errors import ContractError, ForeignAwait
 from synchromesh.events import Decider, EventTypes, append, decide
 from synchromesh.messaging import publish
-from synchromesh.store import Row, SqlValue, Unit
+from synchromesh.store import Row, SqlValue, Unit, fetch_as
 
 R = TypeVar("R")
+T = TypeVar("T")
 C = TypeVar("C")
 E = TypeVar("E")
 
@@ -45,8 +46,8 @@ class Transaction:
         >>> @notes.writes(Notes.add)
         ... async def add(tx: Transaction, text: str) -> int:
         ...     await tx.execute("insert into note(text) values (?)", text)
-        ...     rows = await tx.execute("select count(*) from note")
-        ...     return int(rows[0][0] or 0)
+        ...     (count,) = await tx.execute("select count(*) from note", as_=int)
+        ...     return count
         >>> async def main(runtime: SimRuntime) -> int:
         ...     async with serving(runtime, notes) as client:
         ...         return await client.call(Notes.add("hello"))
@@ -92,8 +93,27 @@ class Transaction:
         """Return a new UUIDv7. A unit that is run again gets another one."""
         return self._unit.new_id()
 
-    def execute(self, sql: str, *values: SqlValue) -> Coroutine[Any, Any, list[Row]]:
-        """Run one statement of SQL, `?` marking the values, and return its rows; await it."""
+    @overload
+    def execute(self, sql: str, *values: SqlValue) -> Coroutine[Any, Any, list[Row]]: ...
+    @overload
+    def execute(
+        self, sql: str, *values: SqlValue, as_: type[T]
+    ) -> Coroutine[Any, Any, list[T]]: ...
+    def execute(
+        self, sql: str, *values: SqlValue, as_: type[T] | None = None
+    ) -> Coroutine[Any, Any, list[Row]] | Coroutine[Any, Any, list[T]]:
+        """Run one statement of SQL, `?` marking the values, and return its rows; await it.
+
+        Args:
+            as_: what each row is returned as: a struct or dataclass, whose fields are the columns
+                of their names, or the type of the only column. Without it rows are tuples.
+
+        Raises:
+            StatementFailed: the statement is wrong, or its rows are not of that type.
+            ConstraintFailed: it broke a constraint of the tables.
+        """
+        if as_ is not None:
+            return fetch_as(self._unit, as_, sql, values)
         # The unit's own coroutine, not one around it.
         return self._unit.execute(sql, *values)
 

@@ -3,8 +3,10 @@
 from synchromesh.store import inbox
 from synchromesh.store.factory import StoreFactory
 from synchromesh.store.guard import in_unit, refuse_in_unit
+from synchromesh.store.rows import fetch_as
 from synchromesh.store.sqlite import SqliteStore, SqliteStores, StoreOptions
 from synchromesh.store.unit import (
+    Fetched,
     InboxState,
     Migration,
     Once,
@@ -20,6 +22,7 @@ from synchromesh.store.unit import (
 )
 
 __all__ = [
+    "Fetched",
     "InboxState",
     "Migration",
     "Once",
@@ -35,6 +38,7 @@ __all__ = [
     "StoreReader",
     "Unit",
     "Unprepared",
+    "fetch_as",
     "in_unit",
     "inbox",
     "log_id_of",

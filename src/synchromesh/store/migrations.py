@@ -1,8 +1,9 @@
-"""Schema migrations: versioned, ascending, each applied atomically with its version.
+"""Schema migrations: versioned, ascending, each applied atomically with its record.
 
-`sm_schema` says for each owner the version of its tables and the oldest version whose code may
-still use them (`readable_by_min`): a release that is one expand step behind keeps running beside a
-newer one, and one that is too old refuses to start.
+`sm_migration` has each one that was applied, with its text, and the oldest version whose code may
+still use the tables after it (`readable_by_min`): a release that is one expand step behind keeps
+running beside a newer one, and one that is too old refuses to start. So does one whose text of a
+migration is not what was applied: the tables are not those that its code was written for.
 
 Source: Ambler & Sadalage, *Refactoring Databases*, 2006.
 """
@@ -10,14 +11,17 @@ Source: Ambler & Sadalage, *Refactoring Databases*, 2006.
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from synchromesh.errors import ConstraintFailed, ContractError, StoreTooNew
 from synchromesh.runtime import Disk
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_unit import TRANSACTIONAL, leading_word
-from synchromesh.store.unit import Migration, Schema
+from synchromesh.store.unit import OURS, Migration, Schema
 
 SQLITE_TOKENS = {
     "{blob}": "blob",
@@ -32,6 +36,14 @@ _MADE = (
     "select sql from sqlite_master where sql is not null and substr(name, 1, 7) <> 'sqlite_' "
     "order by type <> 'table', rowid"
 )
+
+_APPLIED = "select owner, version, readable_by_min, statements from sm_migration order by 1, 2"
+_INSERT = (
+    "insert into sm_migration(owner, version, readable_by_min, statements) values (?, ?, ?, ?)"
+)
+# What is quoted stays as it is; elsewhere one blank is as good as another.
+_BLANKS = re.compile(r"('(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")|\s+")
+_EXCERPT_CHARS = 48
 
 
 def check_schemas(schemas: Sequence[Schema]) -> None:
@@ -82,27 +94,49 @@ def migrate(connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: 
 
     Raises:
         ContractError: a schema is not in order, or a migration leaves a broken foreign key.
+            One that was applied has been edited since.
         StoreTooNew: a newer release has made tables that this one may not use.
         StoreError: SQLite refused a statement; the file is as it was before that migration.
     """
+    for owner, migration in pending_migrations(connection, schemas, path=path):
+        _apply(connection, owner, migration, path)
+
+
+def pending_migrations(
+    connection: sqlite3.Connection, schemas: Sequence[Schema], *, path: str
+) -> list[tuple[str, Migration]]:
+    """Return the migrations that a file lacks, with their owners, in the order of `migrate`.
+
+    Raises:
+        ContractError, StoreTooNew: as `migrate` does.
+        StoreError: the file cannot be read.
+    """
     check_schemas(schemas)
     try:
-        connection.execute(
-            "create table if not exists sm_schema(owner text primary key, version integer not null,"
-            " readable_by_min integer not null)"
-        )
-        found = {
-            owner: (version, readable_by_min)
-            for owner, version, readable_by_min in _versions(connection)
-        }
+        applied = read_applied(connection)
     except SqliteFault as error:
         raise translate(error, path=path) from error
     for schema in schemas:
-        _check_readable(schema, found.get(schema.owner, (0, 0)), path)
-    for schema in schemas:
-        version, _ = found.get(schema.owner, (0, 0))
-        for migration in schema.migrations[version:]:
-            _apply(connection, schema.owner, migration, path)
+        found = applied.get(schema.owner, ())
+        _check_readable(schema, found, path)
+        for old, new in zip(found, schema.migrations, strict=False):
+            _check_unedited(schema.owner, old, new, path)
+    return [
+        (schema.owner, migration)
+        for schema in schemas
+        for migration in schema.migrations[len(applied.get(schema.owner, ())) :]
+    ]
+
+
+def read_applied(connection: sqlite3.Connection) -> dict[str, tuple[Migration, ...]]:
+    """Return the migrations that were applied to a file, by owner; none of a new one."""
+    made = connection.execute("select 1 from sqlite_master where name = 'sm_migration'").fetchall()
+    applied: dict[str, tuple[Migration, ...]] = {}
+    for owner, version, by_min, texts in connection.execute(_APPLIED) if made else ():
+        statements = msgspec.json.decode(texts, type=tuple[str, ...])
+        migration = Migration(version, statements, by_min)
+        applied[owner] = (*applied.get(owner, ()), migration)
+    return applied
 
 
 def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None:
@@ -117,10 +151,11 @@ def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
         try:
             with contextlib.closing(disk.connect(path, read_only=True)) as connection:
-                made, versions = connection.execute(_MADE).fetchall(), _versions(connection)
+                made = connection.execute(_MADE).fetchall()
+                applied = connection.execute(_APPLIED).fetchall()
             for (statement,) in made:
                 copy.execute(statement)
-            copy.executemany("insert into sm_schema values (?, ?, ?)", versions)
+            copy.executemany(_INSERT, applied)
         except SqliteFault:
             return
         # With the rows that are there a constraint may well hold.
@@ -128,26 +163,68 @@ def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None
             migrate(copy, schemas, path=path)
 
 
-def _versions(connection: sqlite3.Connection) -> list[tuple[str, int, int]]:
-    rows = connection.execute("select owner, version, readable_by_min from sm_schema")
-    return [(str(owner), int(version), int(by_min)) for owner, version, by_min in rows]
-
-
-def _check_readable(schema: Schema, found: tuple[int, int], path: str) -> None:
-    version, readable_by_min = found
+def _check_readable(schema: Schema, found: Sequence[Migration], path: str) -> None:
     ours = schema.migrations[-1].version
-    if readable_by_min > ours:
+    if found and found[-1].readable_by_min > ours:
         raise StoreTooNew(
-            f"{path}: the tables of {schema.owner!r} are at version {version} and need code that "
-            f"knows at least version {readable_by_min}; this release knows {ours}: start the newer "
-            "release, or restore a backup made before it"
+            f"{path}: the tables of {schema.owner!r} are at version {found[-1].version} and need "
+            f"code that knows at least version {found[-1].readable_by_min}; this release knows "
+            f"{ours}: start the newer release, or restore a backup made before it"
         )
+
+
+def _check_unedited(owner: str, old: Migration, new: Migration, path: str) -> None:
+    """Raise `ContractError` where a migration is not what was applied, but for its blanks."""
+    difference = _difference(old, new)
+    if not difference:
+        return
+    where = f"{path}: migration {new.version} of {owner!r} was applied and has been edited since"
+    if owner.startswith(OURS):
+        raise ContractError(
+            f"{where} ({difference}): another build of Synchromesh made the file; use that one, or "
+            "begin with a new file"
+        )
+    raise ContractError(
+        f"{where}: {difference}. The tables are as it was then: put that text back, and write "
+        "what is to change as a new migration"
+    )
+
+
+def _difference(old: Migration, new: Migration) -> str:
+    """Say where two texts of a migration differ first; "" where they do not."""
+    pairs = list(zip(old.statements, new.statements, strict=False))
+    for number, (was, is_) in enumerate(pairs, 1):
+        was, is_ = _plain(was), _plain(is_)
+        if was != is_:
+            at = next((i for i, (a, b) in enumerate(zip(was, is_, strict=False)) if a != b), None)
+            at = min(len(was), len(is_)) if at is None else at
+            return f"statement {number} has {_excerpt(is_, at)} where {_excerpt(was, at)} was run"
+    if len(old.statements) != len(new.statements):
+        return f"it has {len(new.statements)} statements, and {len(old.statements)} were run"
+    if old.readable_by_min != new.readable_by_min:
+        return f"readable_by_min is {new.readable_by_min}, and was {old.readable_by_min}"
+    return ""
+
+
+def _plain(statement: str) -> str:
+    return _BLANKS.sub(lambda found: found[1] or " ", statement.strip())
+
+
+def _excerpt(text: str, at: int) -> str:
+    # From the beginning of a word, so that it can be found.
+    begin = text.rfind(" ", 0, max(0, at - _EXCERPT_CHARS // 4)) + 1
+    return repr(text[begin : begin + _EXCERPT_CHARS])
 
 
 def _apply(connection: sqlite3.Connection, owner: str, migration: Migration, path: str) -> None:
     statement = ""
     try:
         connection.execute("begin immediate")
+        connection.execute(
+            "create table if not exists sm_migration(owner text not null, version integer not "
+            "null, readable_by_min integer not null, statements text not null, "
+            "primary key(owner, version)) without rowid"
+        )
         for raw in migration.statements:
             statement = render(raw, SQLITE_TOKENS)
             connection.execute(statement)
@@ -157,13 +234,9 @@ def _apply(connection: sqlite3.Connection, owner: str, migration: Migration, pat
                 f"{path}: migration {migration.version} of {owner!r} leaves a row of "
                 f"{broken[0][0]!r} that refers to nothing; move or remove such rows in it"
             )
-        statement = "insert into sm_schema"
-        connection.execute(
-            "insert into sm_schema(owner, version, readable_by_min) values (?, ?, ?) "
-            "on conflict(owner) do update set version = excluded.version, "
-            "readable_by_min = excluded.readable_by_min",
-            (owner, migration.version, migration.readable_by_min),
-        )
+        statement = _INSERT
+        texts = msgspec.json.encode(migration.statements).decode()
+        connection.execute(_INSERT, (owner, migration.version, migration.readable_by_min, texts))
         connection.execute("commit")
     except BaseException as error:
         with contextlib.suppress(sqlite3.Error):

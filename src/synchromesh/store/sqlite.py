@@ -22,6 +22,7 @@ from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_reader import SqliteReader, query
 from synchromesh.store.unit import (
+    Fetched,
     Migration,
     Once,
     Recorded,
@@ -250,6 +251,13 @@ class SqliteStore:
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state; a statement that writes is refused."""
+        return self._fetch(sql, values).rows
+
+    async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
+        """Query the committed state, with the names of the columns."""
+        return self._fetch(sql, values)
+
+    def _fetch(self, sql: str, values: tuple[SqlValue, ...]) -> Fetched:
         refuse_in_unit("a read outside of it")
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: nothing was read")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 
-from synchromesh.errors import StoreBroken, StoreReadOnly
+from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Disk
-from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, translate
+from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, refuse, translate
 from synchromesh.store.sqlite_unit import CHECKED, check_statement, run_statement
-from synchromesh.store.unit import Row, SqlValue
+from synchromesh.store.unit import Fetched, Row, SqlValue
 
 BUSY_WAIT_S = 5.0
 
@@ -71,6 +71,10 @@ class SqliteReader:
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state; a statement that writes is refused."""
+        return query(self._connection, sql, values, path=self._path).rows
+
+    async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
+        """Query the committed state, with the names of the columns."""
         return query(self._connection, sql, values, path=self._path)
 
     async def close(self) -> None:
@@ -83,11 +87,11 @@ class SqliteReader:
 
 def query(
     connection: sqlite3.Connection, sql: str, values: tuple[SqlValue, ...], *, path: str
-) -> list[Row]:
+) -> Fetched:
     """Run a statement that reads.
 
     Raises:
-        StoreReadOnly: it writes.
+        StatementFailed: it writes, or is wrong.
         StoreError: the engine refused.
     """
     try:
@@ -96,7 +100,7 @@ def query(
         return run_statement(connection, sql, values, path=path)
     except SqliteFault as error:
         if code_of(error) == READONLY:
-            raise StoreReadOnly(
-                f"{path}: a read ran a statement that writes; run it in a unit of work"
+            raise refuse(
+                "a read ran a statement that writes; run it in a unit of work", sql, path=path
             ) from error
         raise translate(error, path=path, sql=sql) from error

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any, TypeVar
 
-from synchromesh.errors import ForeignAwait, StoreBroken, StoreError, UnitTooLong
+from synchromesh.errors import ContractError, ForeignAwait, StoreError, UnitTooLong
 from synchromesh.store.guard import in_unit
 from synchromesh.store.sqlite_errors import (
     FATAL,
     INTERRUPT,
     SqliteFault,
     code_of,
+    refuse,
     refuse_unstorable,
     translate,
 )
-from synchromesh.store.unit import Row, SqlValue, Unit
+from synchromesh.store.unit import Fetched, Row, SqlValue, Unit
 
 T = TypeVar("T")
 
@@ -59,13 +60,15 @@ def check_statement(sql: str, who: str, *, path: str) -> bool:
     One that is none of the usual is not remembered: False says that what it changes is uncounted.
 
     Raises:
-        StoreBroken: it steers the engine, or is no Unicode text.
+        StatementFailed: it steers the engine, or is no Unicode text.
     """
     word = leading_word(sql)
     if word in _CONTROL:
-        raise StoreBroken(
+        raise refuse(
             f"{who} ran a statement that steers the engine (transaction, attach, pragma); those "
-            "are the store's own: let the unit's return commit it and its error roll it back"
+            "are the store's own: let the unit's return commit it and its error roll it back",
+            sql,
+            path=path,
         )
     refuse_unstorable((), sql, path=path)
     if word not in _COUNTED:
@@ -79,21 +82,23 @@ def check_statement(sql: str, who: str, *, path: str) -> bool:
 
 def run_statement(
     connection: sqlite3.Connection, sql: str, values: tuple[SqlValue, ...], *, path: str
-) -> list[Row]:
+) -> Fetched:
     """Run one checked statement and return its rows; raises the driver's errors as they are.
 
     Raises:
-        StoreBroken: a value cannot be stored as it is.
+        StatementFailed: a value cannot be stored as it is.
     """
     for value in values:
         # The driver refuses whatever else it cannot store; of NaN it makes NULL without a word.
         if isinstance(value, float) and value != value:
             refuse_unstorable(values, sql, path=path)
     try:
-        return connection.execute(sql, values).fetchall()
+        cursor = connection.execute(sql, values)
     except (OverflowError, UnicodeError):
         refuse_unstorable(values, sql, path=path)  # says which value it is, and what to do
         raise
+    columns = tuple(each[0] for each in cursor.description or ())
+    return Fetched(columns, cursor.fetchall())
 
 
 def run_statements(
@@ -195,6 +200,18 @@ class SqliteUnit:
             refuse_unstorable(values, sql, path=database.path)
             raise
 
+    async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
+        """Run one statement and return its rows and columns; raises as `execute` does."""
+        if self._is_stopped:
+            raise self._why_stopped()
+        database = self._database
+        if sql not in CHECKED and not check_statement(sql, self._who(), path=database.path):
+            self.is_uncounted = True
+        try:
+            return run_statement(database.connection, sql, values, path=database.path)
+        except SqliteFault as error:
+            raise self._refused(error, sql) from error
+
     async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
         """Run one statement for each row of values; raises as `execute` does, for any of them."""
         if self._is_stopped:
@@ -271,7 +288,7 @@ def drive(
 
     Raises:
         ForeignAwait: it awaited something else; it has been closed.
-        StoreBroken: it is not an async function.
+        ContractError: it is not an async function.
     """
     return context.run(_drive, body, unit, around)
 
@@ -301,12 +318,12 @@ def _drive(
 
 
 def as_coroutine(made: Awaitable[T], body: object, unit: SqliteUnit) -> Coroutine[Any, Any, T]:
-    """Return the coroutine that a body made; raises StoreBroken if it is not an async function."""
+    """Return the coroutine that a body made; raises ContractError if it is no async function."""
     # A coroutine, as nearly always, is known by its type: its ABC is slow to ask.
     if type(made) is CoroutineType:
         return made
     if not isinstance(made, Awaitable):
-        raise StoreBroken(
+        raise ContractError(
             f"unit {unit.name!r} ({_name_of(body)}) returned {type(made).__name__}, "
             "nothing to await: its body has to be an async function; write async def"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -18,6 +18,16 @@ T = TypeVar("T")
 
 SqlValue: TypeAlias = str | int | float | bytes | None
 Row: TypeAlias = tuple[SqlValue, ...]
+
+OURS = "synchromesh."
+"""How the owners of Synchromesh's own tables begin."""
+
+
+class Fetched(NamedTuple):
+    """Rows with the names of their columns, as the statement gives them."""
+
+    columns: tuple[str, ...]
+    rows: list[Row]
 
 
 class Unit(Protocol):
@@ -49,6 +59,10 @@ class Unit(Protocol):
 
     async def execute(self, sql: str, *values: SqlValue) -> list[Row]:
         """Run one statement and return its rows."""
+        ...
+
+    async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
+        """Run one statement and return its rows with the names of their columns."""
         ...
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
@@ -135,6 +149,10 @@ class StoreReader(Protocol):
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state."""
+        ...
+
+    async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
+        """Query the committed state; the rows come with the names of their columns."""
         ...
 
     async def close(self) -> None:
