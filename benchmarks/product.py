@@ -12,7 +12,7 @@ from synchromesh.calls import Operation
 from synchromesh.context import CallContext
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.runtime import RealRuntime
-from synchromesh.saga import Engine, SagaDefinition
+from synchromesh.saga import Engine, SagaDefinition, SagaVersions
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.store import Schema, SqliteStore, Store, Unit
 from synchromesh.system import System, load_config
@@ -101,7 +101,7 @@ async def saga_engine(
             service="orders",
             tracer=Tracer("orders", runtime, ring),
             runtime=runtime,
-            definitions={saga.name: saga},
+            versions=SagaVersions([saga]),
             run_unit=_as_itself,
         )
         await engine.recover()

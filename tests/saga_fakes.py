@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,15 @@ from synchromesh.calls.contract import Contract, Operation, command, query
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.errors import ConnectionLost, Rejection, TimedOut
-from synchromesh.saga import Engine, Saga, SagaDefinition, SagaPolicy
+from synchromesh.saga import (
+    Engine,
+    EngineOptions,
+    Saga,
+    SagaDefinition,
+    SagaPolicy,
+    SagaVersions,
+)
+from synchromesh.saga.engine import DEFAULTS
 from synchromesh.saga.tables import SCHEMA
 from synchromesh.store import Migration, Schema, SqliteStore, Unit
 from synchromesh.telemetry import MemoryRing, Tracer
@@ -234,21 +242,20 @@ def engine_on(
     store: SqliteStore,
     others: Participants,
     runtime: SimRuntime,
-    definitions: Mapping[str, SagaDefinition[Any, Any]] | None = None,
+    definitions: Iterable[SagaDefinition[Any, Any]] = (PLACE, THREE),
     ring: MemoryRing | None = None,
-    in_flight_max: int = 1024,
+    options: EngineOptions = DEFAULTS,
 ) -> Engine:
     """Return an engine that has not recovered yet."""
-    known = {each.name: each for each in (PLACE, THREE)} if definitions is None else definitions
     return Engine(
         store,
         others,
         service="orders",
         tracer=Tracer("orders", runtime, ring if ring is not None else MemoryRing()),
         runtime=runtime,
-        definitions=known,
+        versions=SagaVersions(definitions),
         run_unit=as_itself,
-        in_flight_max=in_flight_max,
+        options=options,
     )
 
 
@@ -265,15 +272,14 @@ async def at_work(
     others: Participants,
     *definitions: SagaDefinition[Any, Any],
     ring: MemoryRing | None = None,
-    in_flight_max: int = 1024,
+    options: EngineOptions = DEFAULTS,
 ) -> AsyncIterator[Engine]:
     """Open a store and a recovered engine on it; leave memory at the end.
 
     Another one on the same disk afterwards is what a restart is.
     """
     store = await open_store(runtime)
-    known = {each.name: each for each in definitions} if definitions else None
-    engine = engine_on(store, others, runtime, known, ring, in_flight_max)
+    engine = engine_on(store, others, runtime, definitions or (PLACE, THREE), ring, options)
     await engine.recover()
     try:
         yield engine

@@ -226,7 +226,7 @@ def test_a_run_whose_records_clash_leaves_memory_alone() -> None:
     run(main)
 
 
-def test_a_record_that_is_missing_makes_its_run_stuck() -> None:
+def test_a_record_that_is_missing_makes_its_run_wait() -> None:
     """Numbers ascend by one from 1, so that a hole tells of an edited database."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -240,8 +240,8 @@ def test_a_record_that_is_missing_makes_its_run_stuck() -> None:
         )
         await store.close()
         async with at_work(runtime, others) as engine:
-            (stuck,) = await engine.runs("stuck")
-            assert "has 2 records, and the last has number 3" in stuck.reason
+            (left,) = await engine.runs("waiting")
+            assert "has 2 records, and the last has number 3" in left.reason
 
     run(main)
 

@@ -52,7 +52,7 @@ from synchromesh.errors import (
     UnknownSaga,
     VersionConflict,
 )
-from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun
+from synchromesh.saga import Engine, EngineOptions, Saga, SagaDefinition, SagaRun
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing import SimRuntime, run
@@ -197,7 +197,9 @@ def test_a_start_beyond_the_bound_is_shed() -> None:
     """Bounded: so many runs in flight, not one more."""
 
     async def main(runtime: SimRuntime) -> None:
-        async with at_work(runtime, Participants(), THREE, in_flight_max=1) as engine:
+        async with at_work(
+            runtime, Participants(), THREE, options=EngineOptions(in_flight_max=1)
+        ) as engine:
             first = await start(engine, THREE)
             with pytest.raises(Shed, match="1 sagas in flight"):
                 await start(engine, THREE, id="A-2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -35,19 +35,21 @@ from saga_fakes import (
     rows,
 )
 from synchromesh.errors import (
+    ContractError,
     Fenced,
     NoInstance,
     SagaError,
     SagaGone,
+    SagaLocked,
     SagaUndone,
     Shed,
     StoreFull,
     Stuck,
     SynchromeshError,
 )
-from synchromesh.saga import Engine, Saga, SagaDefinition, SagaRun
+from synchromesh.saga import Engine, EngineOptions, Saga, SagaDefinition, SagaRun
 from synchromesh.saga.machine import SagaMachine
-from synchromesh.saga.records import SagaStatus
+from synchromesh.saga.records import SagaCause, SagaStatus
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.testing import SimRuntime, World, run
 
@@ -311,23 +313,15 @@ def test_a_run_that_was_down_past_its_deadlines_waits_for_those_that_it_needs(
 
 async def stuck_run(runtime: SimRuntime) -> SqliteStore:
     """Leave a run that became stuck in its database, and return that."""
-    others = Participants(faults={"stock.reserve": [HANGS, HANGS]})
+    others = Participants(refuses={"plant.book"})
     async with at_work(runtime, others) as engine:
-        await engine.start(THREE, Order("A-1"), id="A-1", context=CONTEXT)
-        await asyncio.sleep(0.1)
-    store = await open_store(runtime)
-
-    async def spoil(unit: Unit) -> None:
-        await unit.execute("update sm_saga_record set kind = 'other' where seq = 1")
-
-    await store.write(spoil, name="spoil")
-    await store.close()
-    async with at_work(runtime, others) as engine:
-        assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
+        handle = await engine.start(PLACE, Order("A-1"), id="A-1", context=CONTEXT)
+        with pytest.raises(Stuck):
+            await handle.result(FOREVER_S)
     return await open_store(runtime)
 
 
-def test_a_record_that_nobody_can_read_strands_its_own_run_alone() -> None:
+def test_a_record_that_nobody_can_read_holds_its_own_run_alone() -> None:
     """A release that was taken back, or an edited file, must not keep the service from starting."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -346,17 +340,23 @@ def test_a_record_that_nobody_can_read_strands_its_own_run_alone() -> None:
         async with at_work(runtime, others) as engine:
             handle = await engine.start(THREE, Order("A-2"), id="A-2", context=CONTEXT)
             assert await handle.result(FOREVER_S) is not None
-            assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
+            assert [each.id for each in await engine.runs("waiting")] == ["A-1"]
             # What can be read is shown, and what cannot says so: a person needs both.
             story = await engine.show("A-1")
-            assert (story.lines[0].kind, story.lines[0].step) == ("paused", "stock.reserve#1")
-            assert "cannot be read: 'paused' is not a valid RecordKind" in story.lines[0].why
-            assert story.lines[-1].kind == "stuck"
-            assert "record 1 of saga 'A-1' cannot be read" in story.lines[-1].why
-            ended = await engine.conclusion("A-1", FOREVER_S)
-            assert ended is not None
-            assert ended.status is SagaStatus.STUCK
-            assert ended.cause.reason == story.summary.reason
+            ((kind, step, why),) = [(each.kind, each.step, each.why) for each in story.lines]
+            assert (kind, step) == ("paused", "stock.reserve#1")
+            assert "cannot be read: 'paused' is not a valid RecordKind" in why
+            assert "record 1 of saga 'A-1' cannot be read" in story.summary.reason
+            assert await engine.conclusion("A-1", FOREVER_S) is None
+        store = await open_store(runtime)
+
+        async def mend(unit: Unit) -> None:
+            await unit.execute("update sm_saga_record set kind = 'begun' where kind = 'paused'")
+
+        await store.write(mend, name="mend")
+        await store.close()
+        async with at_work(runtime, others) as engine:
+            assert await engine.conclusion("A-1", FOREVER_S) is not None
 
     run(main)
 
@@ -422,15 +422,15 @@ def test_a_status_that_nobody_knows_is_an_error_with_a_reason() -> None:
         (ends_early, "stock.reserve#1, which"),
         (raises_early, "stock.reserve#1, which"),
         (pivot_moved, "stock.reserve#1 is now the pivot"),
-        (other_result, "a recorded result no longer fits"),
-        (other_input, "cannot go on: the data does not fit"),
+        (other_result, "a recorded result of create_order#1 does not fit"),
+        (other_input, "v2 does not fit: the data does not fit"),
     ],
 )
 @pytest.mark.parametrize("is_turned", [False, True])
-def test_a_run_that_new_code_does_not_match_is_stuck_and_named(
+def test_a_run_that_new_code_does_not_match_waits_and_is_named(
     code: Callable[[Saga, Any], Coroutine[Any, Any, Any]], why: str, is_turned: bool
 ) -> None:
-    """It is never stranded, forward or backward, and nothing of it is done (S11)."""
+    """Nothing of it is done, and with code that fits it goes on by itself, either way (S11)."""
 
     async def main(runtime: SimRuntime) -> None:
         faults: list[Fault] = [HANGS] * 9
@@ -443,46 +443,83 @@ def test_a_run_that_new_code_does_not_match_is_stuck_and_named(
                 await handle.cancel("enough")
                 await asyncio.sleep(0.1)
         sent = len(others.sent)
-        newer = define(code)
-        async with at_work(runtime, others, newer) as engine:
-            with pytest.raises((Stuck, SagaGone)):
-                await engine_result(engine)
-            reason = (await engine.show("A-1")).summary.reason
-            assert why in reason
-            assert [each.id for each in await engine.runs("stuck")] == ["A-1"]
+        newer = define(code, version=2)
+        for _ in range(2):
+            async with at_work(runtime, others, newer) as engine:
+                assert await engine.conclusion("A-1", FOREVER_S) is None
+                summary = (await engine.show("A-1")).summary
+                assert (summary.status, await engine.statuses()) == ("waiting", {"waiting": 1})
+                assert summary.reason.startswith("code v1: v2 does not fit: ")
+                assert why in summary.reason
+                assert [each.id for each in await engine.runs("waiting")] == ["A-1"]
+                assert await engine.adopt() == 0, "this process has no other code"
         assert len(others.sent) == sent
+        others.faults.clear()
+        async with at_work(runtime, others, older) as engine:
+            ended = await engine.conclusion("A-1", FOREVER_S)
+            assert ended is not None
+            assert ended.status is (SagaStatus.UNDONE if is_turned else SagaStatus.COMPLETED)
+        told = await rows(runtime, "select name from sm_event order by position")
+        names = [name for (name,) in told]
+        assert names.count("orders.saga_waiting") == names.count("orders.saga_resumed") == 1
+        assert dict(+others.live) == ({} if is_turned else {"stock.reserve": 1, "bank.charge": 1})
 
     run(main)
 
 
-async def engine_result(engine: Engine) -> None:
-    ended = await engine.conclusion("A-1", FOREVER_S)
-    assert ended is not None
-    if ended.status.value == "stuck":
-        raise Stuck(ended.cause.reason)
+def test_old_code_stays_for_old_runs_beside_the_new() -> None:
+    """`version=` keeps it: a run ends with the code that started it, new runs have the newest."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS]})
+        old, new = define(first_code), define(other_step, version=2)
+        await left_behind(runtime, others, old)
+        async with at_work(runtime, others, new, old) as engine:
+            with pytest.raises(ContractError, match="there for its old runs; start version 2"):
+                await engine.start(old, Order("A-3"), id="A-3", context=CONTEXT)
+            await engine.start(new, Order("A-2"), id="A-2", context=CONTEXT)
+            for each in ("A-1", "A-2"):
+                ended = await engine.conclusion(each, FOREVER_S)
+                assert ended is not None
+                assert ended.status is SagaStatus.COMPLETED
+        assert others.live == {"stock.reserve": 1, "bank.charge": 1, "plant.book": 1}
+
+    run(main)
+
+
+def test_of_newer_versions_the_next_one_that_fits_continues_a_run() -> None:
+    """Where its own is gone; one that does not fit is passed over."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(faults={"stock.reserve": [HANGS]})
+        await left_behind(runtime, others, define(first_code))
+        codes = [define(other_step, version=2), define(same_steps, version=3)]
+        async with at_work(runtime, others, *codes) as engine:
+            assert await engine.conclusion("A-1", FOREVER_S) is not None
+        assert "plant.book" in others.live, "the step that version 3 has more"
+
+    run(main)
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_a_saga_or_a_version_that_this_code_does_not_know_is_stuck(is_known: bool) -> None:
-    """A rolled back or removed saga is shown, not forgotten."""
+def test_a_saga_or_a_version_that_this_code_does_not_know_waits(is_known: bool) -> None:
+    """A rolled back or removed saga is shown, not forgotten; it may be cancelled all the same."""
 
     async def main(runtime: SimRuntime) -> None:
         others = Participants(faults={"stock.reserve": [HANGS]})
         await left_behind(runtime, others, define(first_code, version=3))
         code = define(first_code, version=2) if is_known else PLACE
         async with at_work(runtime, others, code) as engine:
-            (stuck,) = await engine.runs("stuck")
-            words = "version 3 of saga 'changing'" if is_known else "no saga 'changing'"
-            assert words in stuck.reason
-            with pytest.raises(SagaError, match="stuck"):
-                await engine.cancel("A-1", "please")
+            (left,) = await engine.runs("waiting")
+            words = "version 2 at most" if is_known else "no such saga"
+            assert left.reason == f"code v3: this release has {words}"
         told = await rows(runtime, "select name from sm_event order by position desc limit 1")
-        assert told == [("orders.saga_stuck",)]
+        assert told == [("orders.saga_waiting",)]
 
     run(main)
 
 
-def test_records_that_were_changed_make_a_run_stuck() -> None:
+def test_records_that_were_changed_make_a_run_wait() -> None:
     """A history that cannot be is not continued."""
 
     async def main(runtime: SimRuntime) -> None:
@@ -496,8 +533,8 @@ def test_records_that_were_changed_make_a_run_stuck() -> None:
         await store.write(tamper, name="tamper")
         await store.close()
         async with at_work(runtime, others) as engine:
-            (stuck,) = await engine.runs("stuck")
-            assert "cannot follow" in stuck.reason
+            (left,) = await engine.runs("waiting")
+            assert "cannot follow" in left.reason
 
     run(main)
 
@@ -563,7 +600,9 @@ def test_many_runs_are_recovered_at_once() -> None:
         async with at_work(runtime, others, THREE) as engine:
             for n in range(150):
                 await engine.start(THREE, Order(f"A-{n}"), id=f"A-{n}", context=CONTEXT)
-        async with at_work(runtime, others, THREE, in_flight_max=10) as engine:
+        async with at_work(
+            runtime, others, THREE, options=EngineOptions(in_flight_max=10)
+        ) as engine:
             for n in range(150):
                 assert await engine.conclusion(f"A-{n}", FOREVER_S) is not None
             assert engine.counts["recovered"] == engine.counts["completed"] == 150
@@ -638,12 +677,11 @@ def test_a_write_of_an_engine_that_was_taken_over_has_no_effect() -> None:
 
     async def main(runtime: SimRuntime) -> None:
         others, saga = Participants(latency_s=0.2), define(slow_then_write)
-        known = {saga.name: saga}
         store = await open_store(runtime)
-        old = engine_on(store, others, runtime, known)
+        old = engine_on(store, others, runtime, [saga])
         await old.recover()
         handle = await old.start(saga, Order("A-1"), id="A-1", context=CONTEXT)
-        new = engine_on(store, others, runtime, {})
+        new = engine_on(store, others, runtime, [])
         await new.recover()
         with pytest.raises((SagaGone, Stuck)):
             await handle.result(FOREVER_S)
@@ -740,3 +778,76 @@ def test_an_engine_that_is_closed_leaves_runs_that_others_wait_for() -> None:
 
     for seed in range(20):
         run(main, seed=seed)
+
+
+# -- longer away than others remember --------------------------------------------------------------
+
+WEEK_S = 7 * 86_400.0
+
+
+async def away(
+    runtime: SimRuntime, others: Participants, away_s: float
+) -> tuple[SagaStatus, SagaCause]:
+    """Start a run that is left in the middle, come back after a while, and return its end."""
+    options = EngineOptions(keep_s=WEEK_S)
+    async with at_work(runtime, others, options=options) as engine:
+        await engine.start(PLACE, Order("A-1"), id="A-1", context=CONTEXT)
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(away_s)
+    async with at_work(runtime, others, options=options) as engine:
+        ended = await engine.conclusion("A-1", FOREVER_S)
+        assert ended is not None
+        return ended.status, ended.cause
+
+
+@pytest.mark.parametrize(
+    ("held", "refused", "step", "says"),
+    [
+        ("bank.charge", "", "bank.charge#1", "bank.charge#1 first went out 7.0 days ago"),
+        ("plant.book", "", "plant.book#1", "plant.book#1 first went out 7.0 days ago"),
+        ("stock.release", "bank.charge", "stock.reserve#1", "its undo: stock.reserve#1 first"),
+        ("plant.quote", "", "stock.reserve#1", "its undo: stock.reserve#1 first"),
+    ],
+)
+def test_what_nobody_remembers_is_not_guessed(
+    held: str, refused: str, step: str, says: str
+) -> None:
+    """Longer away than inboxes remember a run is stuck: asked again, a pivot would charge twice.
+
+    Its undo would be told that there is nothing to undo. A query may be asked at any time.
+    """
+
+    async def main(runtime: SimRuntime, away_s: float) -> tuple[SagaStatus, SagaCause]:
+        others = Participants(faults={held: [HANGS]}, refuses={refused})
+        return await away(runtime, others, away_s)
+
+    status, cause = run(lambda r: main(r, WEEK_S), until_s=2 * WEEK_S)
+    assert status is SagaStatus.STUCK
+    assert (cause.step, cause.is_forgotten) == (step, True)
+    assert says in cause.reason
+    assert "remembered for 7.0: nobody can tell any more whether it was done" in cause.reason
+    # A little earlier everybody still remembers.
+    status, _ = run(lambda r: main(r, WEEK_S - 60.0), until_s=2 * WEEK_S)
+    is_undone = held == "plant.quote" or bool(refused)
+    assert status is (SagaStatus.UNDONE if is_undone else SagaStatus.COMPLETED)
+
+
+def test_a_stuck_run_keeps_its_lock() -> None:
+    """What it holds is in doubt: nobody else takes it before a person has seen to it."""
+
+    async def main(runtime: SimRuntime) -> None:
+        saga = replace(PLACE, lock_key=lambda order: f"customer {order.qty}")
+        others = Participants(refuses={"plant.book"})
+        async with at_work(runtime, others, saga) as engine:
+            first = await engine.start(saga, Order("A-1"), id="A-1", context=CONTEXT)
+            with pytest.raises(Stuck):
+                await first.result(FOREVER_S)
+            with pytest.raises(SagaLocked, match=r"'A-1'.* it is stuck and keeps") as refused:
+                await engine.start(saga, Order("A-2"), id="A-2", context=CONTEXT)
+            assert refused.value.retry_after_s == 60.0
+            await engine.start(saga, Order("A-3", qty=2), id="A-3", context=CONTEXT)
+            with pytest.raises(SagaLocked, match="wait for its end") as refused:
+                await engine.start(saga, Order("A-4", qty=2), id="A-4", context=CONTEXT)
+            assert refused.value.retry_after_s == 1.0
+
+    run(main)

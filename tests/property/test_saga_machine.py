@@ -132,9 +132,12 @@ def try_step(history: History, machine: SagaMachine, key: str, ask: Ask) -> bool
 
 def backward(history: History, machine: SagaMachine) -> None:
     while machine.status is SagaStatus.COMPENSATING:
-        undo = machine.next_undo()
+        undo = machine.next_undo(now_us=int(history.now_s * SECOND))
         if undo is None:
             history.take(machine, (machine.ended(),))
+            return
+        if isinstance(undo, NextAction):
+            history.take(machine, undo.records)
             return
         history.take(machine, undo.records)
         while True:

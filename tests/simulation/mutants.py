@@ -30,7 +30,7 @@ from synchromesh.events import Checkpoint, save_checkpoint
 from synchromesh.saga import tables
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import RecordKind as RecordKind
-from synchromesh.saga.records import SagaRecord, StepState, UndoStep
+from synchromesh.saga.records import SagaRecord, StepState
 from synchromesh.store import InboxState, Once, Recorded, Unit
 
 
@@ -133,11 +133,11 @@ def _recovery_forgets_the_turn(init: Any) -> Any:
 
 
 def _next_undo_skips_unknown(next_undo: Any) -> Any:
-    def mutated(self: SagaMachine) -> UndoStep | None:
+    def mutated(self: SagaMachine, **more: Any) -> Any:
         steps = self._steps
         self._steps = {k: s for k, s in steps.items() if s.phase is not StepState.UNKNOWN}
         try:
-            undo: UndoStep | None = next_undo(self)
+            undo = next_undo(self, **more)
         finally:
             self._steps = steps
         return undo
@@ -150,10 +150,10 @@ def _next_undo_is_the_first(next_undo: Any) -> Any:
         for step in self._steps.values():
             step.order = -step.order
 
-    def mutated(self: SagaMachine) -> UndoStep | None:
+    def mutated(self: SagaMachine, **more: Any) -> Any:
         flip(self)
         try:
-            undo: UndoStep | None = next_undo(self)
+            undo = next_undo(self, **more)
         finally:
             flip(self)
         return undo

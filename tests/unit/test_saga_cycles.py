@@ -85,7 +85,7 @@ class House:
         self.store, self.others = store, others
         self.numbers = itertools.count()
         runtime: Any = RealRuntime()
-        self.engine: Engine = engine_on(store, others, runtime, SAGAS)
+        self.engine: Engine = engine_on(store, others, runtime, _ALL)
 
     async def once(self, saga: str, *, is_bad: bool = False, within_s: float = 5.0) -> None:
         """Run a saga to its end, or until it is left."""

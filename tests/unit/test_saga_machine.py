@@ -23,6 +23,7 @@ from synchromesh.saga.records import (
     SagaCause,
     SagaRecord,
     SagaStatus,
+    UndoStep,
 )
 
 SECOND = 1_000_000
@@ -156,9 +157,10 @@ def test_other_arguments_than_recorded_are_a_mismatch() -> None:
     on = machine(SagaRecord(RecordKind.BEGUN, "stock.reserve#1", 1, "other"))
     answer = ask(on, RESERVE)
     assert isinstance(answer, NextAction)
-    assert answer.action is Action.STUCK
-    assert "digest other" in reason(answer)
-    assert "digest r" in reason(answer)
+    assert answer.action is Action.MISFIT
+    assert answer.records == ()
+    assert "digest other" in answer.why
+    assert "digest r" in answer.why
 
 
 def test_another_step_than_recorded_is_a_mismatch_that_names_both() -> None:
@@ -166,9 +168,9 @@ def test_another_step_than_recorded_is_a_mismatch_that_names_both() -> None:
     on = machine(SagaRecord(RecordKind.BEGUN, "stock.reserve#1", 1, "r"))
     answer = ask(on, BOOK)
     assert isinstance(answer, NextAction)
-    assert answer.action is Action.STUCK
-    assert "plant.book#1" in reason(answer)
-    assert "stock.reserve#1" in reason(answer)
+    assert answer.action is Action.MISFIT
+    assert "plant.book#1" in answer.why
+    assert "stock.reserve#1" in answer.why
 
 
 def test_a_step_that_became_or_ceased_to_be_the_pivot_is_a_mismatch() -> None:
@@ -176,18 +178,18 @@ def test_a_step_that_became_or_ceased_to_be_the_pivot_is_a_mismatch() -> None:
     was = machine(SagaRecord(RecordKind.BEGUN, "bank.charge#1", 1, "c", b'"pivot"'))
     answer = ask(was, replace(CHARGE, is_pivot=False))
     assert isinstance(answer, NextAction)
-    assert "no longer the pivot" in reason(answer)
+    assert "no longer the pivot" in answer.why
     now = machine(SagaRecord(RecordKind.BEGUN, "bank.charge#1", 1, "c"))
     answer = ask(now, CHARGE)
     assert isinstance(answer, NextAction)
-    assert "now the pivot" in reason(answer)
+    assert "now the pivot" in answer.why
 
 
 def test_an_end_without_the_recorded_steps_is_a_mismatch() -> None:
-    """Code that returns or raises before what was done has lost it: stuck, not completed."""
+    """Code that returns or raises before what was done has lost it: nothing is decided."""
     record = SagaRecord(RecordKind.DONE, "stock.reserve#1", 1, "r", b"7")
-    assert machine(record).on_return(b"1").action is Action.STUCK
-    assert machine(record).on_raise("bug").action is Action.STUCK
+    assert machine(record).on_return(b"1").action is Action.MISFIT
+    assert machine(record).on_raise("bug").action is Action.MISFIT
 
 
 def test_past_its_deadline_a_run_turns_before_a_further_step() -> None:
@@ -209,7 +211,7 @@ def test_an_unknown_outcome_uses_an_attempt_and_the_last_one_turns() -> None:
     assert again.delay_s == 0.5
     assert outcome(on, key, UNKNOWN).action is Action.TURN
     undo = on.next_undo()
-    assert undo is not None
+    assert isinstance(undo, UndoStep)
     assert undo.step == key
     assert undo.result is None
 
@@ -248,7 +250,7 @@ def test_steps_are_undone_in_reverse_of_being_asked() -> None:
         outcome(on, key, ANSWERED)
     take(on, on.turn("cancelled").records)
     undone = []
-    while (undo := on.next_undo()) is not None:
+    while isinstance(undo := on.next_undo(), UndoStep):
         undone.append(undo.step)
         take(on, undo.records)
         take(on, on.on_undo_outcome(undo.step, ANSWERED, now_us=0, rng=Half()).records)
@@ -338,7 +340,7 @@ def test_an_undo_is_asked_again_until_its_own_deadline_and_then_stuck() -> None:
     outcome(on, key, ANSWERED)
     take(on, on.turn("cancelled").records, at_s=100)
     undo = on.next_undo()
-    assert undo is not None
+    assert isinstance(undo, UndoStep)
     assert undo.result == b"7"
     take(on, undo.records, at_s=100)
     again = on.on_undo_outcome(key, UNKNOWN, now_us=110 * SECOND, rng=Half())
@@ -369,7 +371,7 @@ def test_a_write_commits_with_its_record_and_its_failures_count_in_memory() -> N
     assert outcome(other, "create#1", ANSWERED) == NextAction(Action.RETURN)
     take(other, other.turn("cancelled").records)
     undo = other.next_undo()
-    assert undo is not None
+    assert isinstance(undo, UndoStep)
     assert undo.records == ()
     other.apply(other.undone("create#1"))
     done = other.on_undo_outcome("create#1", ANSWERED, now_us=0, rng=Half())

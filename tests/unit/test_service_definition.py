@@ -190,8 +190,11 @@ def test_sagas_and_projections_have_names_of_their_own() -> None:
 
     definition = service.saga(int, deadline="10m", version=2, owner="ops")(pay)
     assert (definition.deadline_s, definition.version, definition.owner) == (600.0, 2, "ops")
-    with pytest.raises(ContractError, match="two sagas named 'pay'"):
-        service.saga(int, deadline="10m")(pay)
+    with pytest.raises(ContractError, match="two sagas 'pay' of version 2"):
+        service.saga(int, deadline="10m", version=2)(pay)
+    old = service.saga(int, deadline="10m", name="pay")(wait)
+    assert (service.sagas["pay"], service.sagas.fitting("pay", 1)) == (definition, [old, definition])
+    assert repr(service.sagas) == "<SagaVersions pay v1, v2>"
     with pytest.raises(ConfigError):
         service.saga(int, deadline="soon")(wait)
     assert service.saga(int, deadline="1s")(wait).owner == "empty"

@@ -5,17 +5,20 @@ before what it depends on is durable. After a crash the function is run again fr
 """
 
 from synchromesh.saga.definition import SagaDefinition
-from synchromesh.saga.engine import Engine
+from synchromesh.saga.engine import Engine, EngineOptions
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.steps import Saga, Step, Together
+from synchromesh.saga.versions import SagaVersions
 
 __all__ = [
     "Engine",
+    "EngineOptions",
     "Saga",
     "SagaDefinition",
     "SagaPolicy",
     "SagaRun",
+    "SagaVersions",
     "Step",
     "Together",
 ]

@@ -125,7 +125,6 @@ class StepAttempts:
 
     async def of_undo(self, undo: UndoStep, step: Step[Any], span_id: str) -> AttemptOutcome:
         """Try the undo of a step once; raises as `of_step` does."""
-        key = self._key(undo.step)
         if isinstance(step, WriteStep):
             return await self._undo_write(undo, step, span_id)
         if not isinstance(step, CallStep) or step.undo is None:
@@ -133,8 +132,8 @@ class StepAttempts:
         await self._journal.flush()
         context = self._context(
             span_id,
-            key=f"{key}/undo",
-            undoes=key,
+            key=f"{self._row.id}/{self._machine.undo_key_of(undo.step)}",
+            undoes=self._key(undo.step),
             deadline_s=asyncio.get_running_loop().time() + self._policy.step_timeout_s,
         )
         return await self._send(step.undo, step.undo_arguments(undo.result), context)
@@ -210,7 +209,8 @@ class StepAttempts:
     async def _undo_write(
         self, undo: UndoStep, step: WriteStep[Any], span_id: str
     ) -> AttemptOutcome:
-        context = self._context(span_id, key=f"{self._key(undo.step)}/undo")
+        key = f"{self._row.id}/{self._machine.undo_key_of(undo.step)}"
+        context = self._context(span_id, key=key)
 
         async def body(unit: Unit) -> bytes:
             fn, result = step.undo, undo.result
@@ -247,7 +247,7 @@ class StepAttempts:
         return context
 
     def _key(self, step: str) -> str:
-        return f"{self._row.id}/{step}"
+        return f"{self._row.id}/{self._machine.key_of(step)}"
 
     def _log_bug(self, step: str, error: Exception) -> None:
         if not isinstance(error, SynchromeshError):

@@ -36,8 +36,9 @@ class SagaDefinition(Generic[I, R]):
             nothing but steps of `s`, and reads neither clock nor chance: it is run again from its
             records after a restart.
         name: what its runs are stored under; stays the same when the function is renamed.
-        version: ascends with the code. A run of an older version continues where it still matches
-            what was recorded; one of a newer version is stuck (S11).
+        version: ascends with the code. A run goes on with the code of its version where that is
+            still there, else with the next newer one that matches what was recorded; where none
+            does it waits for code that does (S11).
         deadline_s: how long a run may take before its pivot; past it the run is undone.
         lock_key: the semantic lock: at most one unfinished run for each text it returns;
             None takes no lock.

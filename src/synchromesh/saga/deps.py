@@ -55,6 +55,7 @@ class SagaDeps:
 
     Attributes:
         epoch: what gives the right to write; `batches` has it too.
+        keep_s: how long those who are asked under a key remember it.
         chance: seeded by the kernel once, for ids of spans and waits are not secret.
     """
 
@@ -67,4 +68,5 @@ class SagaDeps:
     tracer: Tracer
     run_unit: UnitRunner
     counts: Counter[str]
+    keep_s: float
     timers: Timers = field(default_factory=Timers)

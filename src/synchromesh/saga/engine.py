@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls import Sender
@@ -18,21 +20,21 @@ from synchromesh.errors import (
     SagaError,
     SagaGone,
     Shed,
-    StoreError,
-    SynchromeshError,
     UnknownSaga,
 )
 from synchromesh.runtime import Runtime
-from synchromesh.saga import outcomes, tables
+from synchromesh.saga import tables
 from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import Clock, SagaDeps, UnitRunner
 from synchromesh.saga.execution import Execution
+from synchromesh.saga.fitting import load
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of
 from synchromesh.saga.inspection import list_runs, show_run
-from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
-from synchromesh.saga.tables import Part, SagaRow
+from synchromesh.saga.records import UNFINISHED, SagaStatus
+from synchromesh.saga.tables import SagaRow
+from synchromesh.saga.versions import SagaVersions
 from synchromesh.store import Store, Unit, refuse_in_unit
 from synchromesh.telemetry import Tracer
 
@@ -45,6 +47,23 @@ _BREATH_RUNS = 64
 _log = logging.getLogger("synchromesh.saga")
 
 
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Bounds an engine.
+
+    Attributes:
+        in_flight_max: runs that may be unfinished before a start is refused; those that are
+            recovered are never refused.
+        keep_s: how long those who are asked under a key remember it.
+    """
+
+    in_flight_max: int = 1024
+    keep_s: float = math.inf
+
+
+DEFAULTS = EngineOptions()
+
+
 class Engine:
     """Runs the sagas of one service over its store; a new one continues what the last one left.
 
@@ -55,10 +74,8 @@ class Engine:
     Args:
         store: the service's database, with `tables.SCHEMA` and that of the event log.
         caller: sends the calls of steps and undos.
-        definitions: the sagas of the service, by name.
+        versions: the sagas of the service.
         run_unit: runs the unit of a step within a unit of the store, whole with what it publishes.
-        in_flight_max: runs that may be unfinished before a start is refused; those that are
-            recovered are never refused.
 
     Attributes:
         counts: how often what happened, for tests and status.
@@ -72,20 +89,21 @@ class Engine:
         service: str,
         tracer: Tracer,
         runtime: Runtime,
-        definitions: Mapping[str, SagaDefinition[Any, Any]],
+        versions: SagaVersions,
         run_unit: UnitRunner,
-        in_flight_max: int = 1024,
+        options: EngineOptions = DEFAULTS,
     ) -> None:
         self._store = store
         self._caller = caller
         self._service = service
         self._tracer = tracer
         self._runtime = runtime
-        self._definitions = definitions
+        self._versions = versions
         self._run_unit = run_unit
-        self._in_flight_max = in_flight_max
+        self._options = options
         self._deps: SagaDeps | None = None
         self._executions: dict[str, Execution] = {}
+        self._waiting: set[str] = set()  # for code that is not here: no use trying again
         self._starting: set[Execution] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -133,10 +151,10 @@ class Engine:
                 if begin is not None:
                     await self._store.write(begin, name=f"saga {row.name} begin")
                 return self._run(definition, id)
-        if len(self._executions) >= self._in_flight_max:
+        if len(self._executions) >= (most := self._options.in_flight_max):
             raise Shed(
-                f"{self._service} has {self._in_flight_max} sagas in flight; {id!r} was not "
-                "started: ask again later"
+                f"{self._service} has {most} sagas in flight; {id!r} was not started: ask again "
+                "later"
             )
         await self._begin(Execution(self._open_deps(), definition, row), begin)
         return self._run(definition, id)
@@ -174,9 +192,15 @@ class Engine:
         id: str,  # noqa: A002
         context: CallContext,
     ) -> SagaRow:
-        if self._definitions.get(definition.name) is not definition:
+        newest = self._versions.newest(definition.name)
+        if newest is not definition:
+            is_old = definition in self._versions.fitting(definition.name, definition.version)
             raise ContractError(
-                f"saga {definition.name!r} is none of service {self._service!r}; define it there"
+                f"version {definition.version} of saga {definition.name!r} is there for its old "
+                f"runs; start version {newest.version if newest else 0}"
+                if is_old
+                else f"saga {definition.name!r} is none of service {self._service!r}; define it "
+                "there"
             )
         if not 1 <= len(id) <= _ID_CHARS_MAX or not id.isprintable() or id != id.strip():
             raise BadRequest(
@@ -224,7 +248,7 @@ class Engine:
     async def recover(self) -> None:
         """Take the store over and continue every unfinished run; once, before the first start.
 
-        A run that this code does not know, or no longer matches, becomes stuck and says why.
+        A run whose records no code matches that is here waits for code that does, and says so.
 
         Raises:
             StoreError: the store cannot be written.
@@ -243,6 +267,7 @@ class Engine:
             self._tracer,
             self._run_unit,
             self.counts,
+            self._options.keep_s,
         )
         await self.adopt()
 
@@ -253,57 +278,47 @@ class Engine:
         called now and then, it lets none of them wait for the next start.
         """
         deps, adopted = self._open_deps(), 0
+        marks: list[tuple[SagaRow, SagaStatus, str]] = []
         for row in await tables.unfinished(self._store):
-            if row.id in self._executions:
+            if row.id in self._executions or row.id in self._waiting:
                 continue
-            await self._continue(deps, row)
+            mark = await self._continue(deps, row)
+            if mark[1:] != (row.status, row.reason):
+                marks.append(mark)
             adopted += 1
             if adopted % _BREATH_RUNS == 0:
+                await self._mark(marks)
                 await asyncio.sleep(0)
+        await self._mark(marks)
         return adopted
 
-    async def _continue(self, deps: SagaDeps, row: SagaRow) -> None:
-        definition = self._definitions.get(row.name)
-        try:
-            stored = await tables.records(self._store, row.id)
-            if definition is None:
-                raise SagaError(f"this code has no saga {row.name!r}")
-            if definition.version < row.version:
-                raise SagaError(
-                    f"version {row.version} of saga {row.name!r} started it; this code has "
-                    f"version {definition.version}"
-                )
-            execution = Execution(deps, definition, row, [each.record for each in stored])
-            self.counts["recovered"] += 1
-            if execution.machine.status is SagaStatus.COMPENSATING:
-                self.counts["recovered mid-undo"] += 1
-            execution.advance()
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one broken run must not end the others
-            if not isinstance(error, SynchromeshError):
-                _log.error("saga %r cannot be loaded", row.id, exc_info=error)
-            await self._strand(deps, row, f"cannot go on: {_said(error)}")
-            return
-        self._executions[row.id] = execution
-        execution.durable.set()
-        self._launch(execution)
-
-    async def _strand(self, deps: SagaDeps, row: SagaRow, reason: str) -> None:
-        """Make a run stuck that this code cannot even load."""
-        record = SagaRecord(
-            RecordKind.STUCK, body=encode(SagaCause(reason)), at_us=deps.clock.now_us()
-        )
-
-        async def body(unit: Unit) -> None:
-            await tables.check_owner(unit, row, epoch=deps.epoch)
-            await tables.extend(
-                unit, Part(row, await tables.last_seq(unit, row.id), (record,)), epoch=deps.epoch
+    async def _mark(self, marks: list[tuple[SagaRow, SagaStatus, str]]) -> None:
+        if marks:
+            told, epoch = marks[:], self._open_deps().epoch
+            marks.clear()
+            await self._store.write(
+                lambda unit: tables.mark(unit, told, epoch=epoch), name="saga waiting"
             )
 
-        _log.error("saga %r is stuck: %s", row.id, reason)
-        self.counts["stuck"] += 1
-        await self._store.write(body, name=f"saga {row.name} stuck")
+    async def _continue(self, deps: SagaDeps, row: SagaRow) -> tuple[SagaRow, SagaStatus, str]:
+        """Continue a run, or leave it to wait; return what is to be marked of it."""
+        found = await load(deps, self._versions, row)
+        if isinstance(found, str):
+            self._waiting.add(row.id)
+            if row.status is not SagaStatus.WAITING:
+                _log.error("saga %r waits for other code: %s", row.id, found)
+            return row, SagaStatus.WAITING, found
+        machine = found.machine
+        self.counts["recovered"] += 1
+        if machine.status is SagaStatus.COMPENSATING:
+            self.counts["recovered mid-undo"] += 1
+        self._executions[row.id] = found
+        found.durable.set()
+        self._launch(found)
+        if row.status is not SagaStatus.WAITING:
+            return row, row.status, row.reason
+        status = SagaStatus.COMPENSATING if machine.is_turned else SagaStatus.RUNNING
+        return row, status, machine.cause.reason
 
     async def close(self) -> None:
         """Let every run leave memory without a further effect; the next engine continues them."""
@@ -370,7 +385,9 @@ class Engine:
                 raise _gone(id)
             return execution.conclusion
         row = await self._find(id)
-        if row.status in (SagaStatus.RUNNING, SagaStatus.COMPENSATING):
+        if row.status is SagaStatus.WAITING:
+            return None
+        if row.status in UNFINISHED:
             raise _gone(id)
         cause = cause_of(row, await tables.readable(self._store, id))
         return Conclusion(row.status, row.result or b"", cause)
@@ -424,11 +441,6 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<Engine {self._service} {len(self._executions)} in flight>"
-
-
-def _said(error: Exception) -> str:
-    """Return the words of an error of ours; another's text stays in the log (T3)."""
-    return error.message if isinstance(error, SynchromeshError) else outcomes.why(error)
 
 
 def _gone(id: str) -> SagaGone:  # noqa: A002

@@ -39,6 +39,9 @@ _log = logging.getLogger("synchromesh.saga")
 class Execution:
     """Drives one run, from its first step or from its records, until it has ended.
 
+    Attributes:
+        misfit: in what this code first differs from that of the records; "" where it does not.
+
     Args:
         deps: what it works with.
         definition: its code.
@@ -61,7 +64,12 @@ class Execution:
         self._now_us = deps.clock.now_us
         self.row = row
         now = self._now_us() if records else 0
-        self.machine = SagaMachine(definition.policy, deadline_us=row.deadline_us, recovered_us=now)
+        self.machine = SagaMachine(
+            definition.policy,
+            deadline_us=row.deadline_us,
+            recovered_us=now,
+            keep_s=deps.keep_s,
+        )
         for record in records:
             self.machine.apply(record)
         self.journal = Journal(deps, row, self.machine, seq=len(records))
@@ -75,12 +83,14 @@ class Execution:
         self._results: tuple[object, ...] | None = None
         self._span_id = row.span_id
         self._cancelled_because: str | None = None
+        self._cancelled_by = ""
         self._interruptible: asyncio.Task[Any] | None = None
         self._waiters: list[asyncio.Future[bool]] = []
         self._has_ended = False
         self._turned = asyncio.Event()
         self.context = copy_context()  # that of the starter: its variables are kept
         self.durable = asyncio.Event()
+        self.misfit = ""
         self.conclusion: Conclusion | None = None
 
     # -- the function ----------------------------------------------------------------------------
@@ -119,13 +129,19 @@ class Execution:
             steps, result_of = self._steps, self.machine.result_of
             self._results = tuple([steps[key].load(result_of(key)) for key in self._asked])
         except BadRequest as error:
-            self._decide(self.machine.stick(f"a recorded result no longer fits: {error.message}"))
+            self._decide(
+                self.machine.misfit(
+                    f"a recorded result of {', '.join(self._asked)} does not fit: {error.message}"
+                )
+            )
             return False
         return True
 
     def _conclude_function(self, event: FunctionReturned | FunctionRaised | ForeignAwaited) -> None:
         if self.machine.status is not SagaStatus.RUNNING:
             self._function.close()
+            if unasked := self.machine.unasked():
+                self.misfit = f"the code never asks for {unasked}, which has to be undone"
             return
         if isinstance(event, FunctionReturned):
             try:
@@ -152,6 +168,7 @@ class Execution:
 
     def _decide(self, decision: NextAction) -> None:
         self.journal.add(*decision.records)
+        self.misfit = decision.why
         if decision.action is Action.TURN:
             self._deps.counts["turned"] += 1
         self._function.close()
@@ -182,8 +199,12 @@ class Execution:
         with Trace(self._deps, "saga", row.name, row.trace_id, row.span_id) as trace:
             trace.noted = {"id": row.id}
             self._span_id = trace.span_id
-            while machine.status is SagaStatus.RUNNING:
+            while machine.status is SagaStatus.RUNNING and not self.misfit:
                 await self._forward()
+            if self.misfit:
+                # In one life the code matches its own records, unless it asks for one and then for
+                # the other: it is judged anew, from its records.
+                raise SagaError(f"the code of saga {row.name!r} contradicts itself: {self.misfit}")
             if machine.status is SagaStatus.COMPENSATING:
                 self._turned.set()
                 await self._compensate()
@@ -210,7 +231,7 @@ class Execution:
         because = self._cancelled_because
         has_ended = decision is not None and decision.action is not Action.RETURN
         if not has_ended and because is not None and not self.machine.has_no_way_back:
-            self._decide(self.machine.turn(f"cancelled: {because}"))
+            self._decide(self.machine.turn(f"cancelled: {because}", who=self._cancelled_by))
         elif decision is not None and has_ended:
             self._decide(decision)
         elif self._take_results():
@@ -291,15 +312,13 @@ class Execution:
             await self.journal.flush()
 
     async def _compensate(self) -> None:
-        unasked = self.machine.unasked()
-        if unasked:
-            self._decide(
-                self.machine.stick(f"the code never asks for {unasked}, which has to be undone")
-            )
         while self.machine.status is SagaStatus.COMPENSATING:
-            undo = self.machine.next_undo()
+            undo = self.machine.next_undo(now_us=self._now_us())
             if undo is None:
                 self.journal.add(self.machine.ended())
+                return
+            if isinstance(undo, NextAction):
+                self._decide(undo)
                 return
             if undo.result is None:
                 self._deps.counts["undo of unknown"] += 1
@@ -349,7 +368,7 @@ class Execution:
             if not self._has_ended:
                 self._waiters.remove(waiter)
 
-    async def cancel(self, reason: str) -> bool:
+    async def cancel(self, reason: str, who: str = "") -> bool:
         """Turn the run; return, once that is durable, True. False where it left memory before.
 
         Raises:
@@ -357,7 +376,7 @@ class Execution:
         """
         if self.machine.status is SagaStatus.RUNNING and not self.machine.has_no_way_back:
             if self._cancelled_because is None:
-                self._cancelled_because = reason
+                self._cancelled_because, self._cancelled_by = reason, who
                 if self._interruptible is not None:
                     self._interruptible.cancel()
             await self._turned.wait()

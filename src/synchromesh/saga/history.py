@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,16 @@ from dataclasses import dataclass
 import msgspec
 
 from synchromesh.codec import decode, to_datetime
-from synchromesh.errors import BadRequest
-from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord
+from synchromesh.errors import BadRequest, SagaError
+from synchromesh.saga.records import (
+    RecordKind,
+    Repair,
+    SagaCause,
+    SagaRecord,
+    SagaStatus,
+    StepState,
+)
+from synchromesh.saga.state import RunState
 from synchromesh.saga.tables import SagaRow, StoredRecord, UnreadableRecord
 
 
@@ -75,7 +84,7 @@ def tell(row: SagaRow, records: Sequence[StoredRecord | UnreadableRecord]) -> Sa
     return SagaHistory(
         summarize(row, len(records)),
         tuple(_line(each) for each in records),
-        _not_undone([each.record for each in records if isinstance(each, StoredRecord)]),
+        _not_undone(_state_of(records)),
     )
 
 
@@ -84,14 +93,18 @@ def cause_of(row: SagaRow, records: Sequence[StoredRecord | UnreadableRecord]) -
 
     Of a cause that cannot be read the reason is left, which is kept beside the records too.
     """
-    for each in reversed(records):
-        record = each.record if isinstance(each, StoredRecord) else None
-        if record is not None and record.kind in (RecordKind.TURNED, RecordKind.STUCK):
-            try:
-                return decode(record.body, SagaCause)
-            except BadRequest:
-                break
-    return SagaCause(row.reason)
+    state = _state_of(records)
+    return state.cause if state.status is row.status else SagaCause(row.reason)
+
+
+def _state_of(records: Sequence[StoredRecord | UnreadableRecord]) -> RunState:
+    """Return what can be told of a run's state; what cannot be read or follow is left out."""
+    state = RunState()
+    for each in records:
+        if isinstance(each, StoredRecord):
+            with contextlib.suppress(SagaError, BadRequest, ValueError):
+                state.apply(each.record)
+    return state
 
 
 def _line(stored: StoredRecord | UnreadableRecord) -> HistoryEntry:
@@ -108,24 +121,21 @@ def _line(stored: StoredRecord | UnreadableRecord) -> HistoryEntry:
     )
 
 
-def _not_undone(records: Sequence[SagaRecord]) -> tuple[str, ...]:
-    begun: dict[str, None] = {}
-    is_turned = False
-    for record in records:
-        if record.kind in (RecordKind.BEGUN, RecordKind.DONE):
-            begun[record.step] = None
-        elif record.kind in (RecordKind.REJECTED, RecordKind.UNDONE):
-            begun.pop(record.step, None)
-        elif record.kind is RecordKind.TURNED:
-            is_turned = True
-    ended = bool(records) and records[-1].kind is RecordKind.ENDED
-    return tuple(reversed(begun)) if is_turned and not ended else ()
+def _not_undone(state: RunState) -> tuple[str, ...]:
+    if not state.is_turned or state.status is SagaStatus.UNDONE:
+        return ()
+    owed = (StepState.UNKNOWN, StepState.DONE, StepState.UNDOING)
+    return tuple(reversed([step for step, phase in state.states().items() if phase in owed]))
 
 
 def _why(record: SagaRecord) -> str:
     if record.kind in (RecordKind.TURNED, RecordKind.STUCK):
         cause = decode(record.body, SagaCause)
-        return f"{cause.step}: {cause.reason}" if cause.step else cause.reason
+        reason = f"{cause.step}: {cause.reason}" if cause.step else cause.reason
+        return f"{reason} (by {cause.who})" if cause.who else reason
+    if record.kind is RecordKind.REPAIRED:
+        repair = decode(record.body, Repair)
+        return f"{repair.verb} by {repair.who}: {repair.why}"
     if record.kind is RecordKind.REJECTED:
         problem = msgspec.json.decode(record.body)
         return f"{problem.get('code', '')}: {problem.get('detail', '')}"

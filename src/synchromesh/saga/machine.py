@@ -4,9 +4,18 @@
        │ └───stuck──▶ stuck ◀──stuck──┘
        └──ended──▶ completed
 
+    stuck ──repaired (retry, skip)──▶ whence it came
+    stuck ──repaired (undo)──▶ compensating
+
 A run is its records. `apply` folds them; the other methods ask what to do and change nothing that
 is recorded: the shell appends the records of a `NextAction` and applies them. Once its pivot has
 begun a run does not turn, unless the pivot was certainly not done: refused, or never run.
+
+What was asked is asked again, or undone, for as long as those who were asked remember it. Past that
+nobody can tell what became of it: the run is stuck (S6).
+
+Code that does not ask for what is recorded is not the code of the run: nothing is decided then, and
+no record says so (S11).
 
 Source: Garcia-Molina & Salem, "Sagas", SIGMOD 1987; the pivot is Richardson's, *Microservices
 Patterns*, chapter 4.
@@ -14,18 +23,17 @@ Patterns*, chapter 4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
 from synchromesh.chance import Chance
-from synchromesh.codec import decode, encode
+from synchromesh.codec import encode
 from synchromesh.errors import SagaError, readable
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
     PIVOT_BODY,
-    STATUS_AFTER,
-    STEP_STATE_AFTER,
     Action,
     Ask,
     AttemptOutcome,
@@ -41,6 +49,7 @@ from synchromesh.saga.records import (
     StepState,
     UndoStep,
 )
+from synchromesh.saga.state import RunState, StepFacts
 
 # A process that comes back after a long time may be the first of those that it needs.
 RETURN_GRACE_S = 60.0
@@ -91,28 +100,15 @@ UNDO_RULES: dict[AttemptResult, _Rule] = {
 }
 
 
-class _Step:
-    __slots__ = ("ask", "attempts", "digest", "order", "phase", "result", "tries", "undo_attempts")
-
-    def __init__(self) -> None:
-        self.phase = StepState.NEW
-        self.digest = ""
-        self.attempts = 0
-        self.undo_attempts = 0
-        self.result: bytes | None = None
-        self.tries = 0  # waits of this life: the backoff's exponent
-        self.ask: Ask | None = None
-        self.order = 0
-
-
-class SagaMachine:
-    """Holds the state of one run, rebuilt from its records.
+class SagaMachine(RunState):
+    """Decides what one run does next, from the state that its records make.
 
     Args:
         policy: how patient it is.
         deadline_us: the wall clock at which a run before its pivot turns.
         recovered_us: when the process came back that continues the run, 0 for a new run; for a
             minute from then a step that cannot turn is asked again, however long it was down.
+        keep_s: how long those who are asked under a key remember it.
 
     Example:
         >>> machine = SagaMachine(SagaPolicy(), deadline_us=9)
@@ -124,78 +120,21 @@ class SagaMachine:
         <SagaMachine running stock.reserve#1=done>
     """
 
-    def __init__(self, policy: SagaPolicy, *, deadline_us: int, recovered_us: int = 0) -> None:
+    def __init__(
+        self,
+        policy: SagaPolicy,
+        *,
+        deadline_us: int,
+        recovered_us: int = 0,
+        keep_s: float = math.inf,
+    ) -> None:
+        super().__init__()
         self._policy = policy
+        self._keep_us = keep_s * 1e6
         self._grace_until_us = recovered_us + int(RETURN_GRACE_S * 1e6) if recovered_us else 0
         self._deadline_us = deadline_us
-        self._steps: dict[str, _Step] = {}
         self._ordinals: dict[str, int] = {}
         self._asked = 0
-        self._pivot = ""
-        self._pivot_done_us = 0
-        self._turned_us = 0
-        self.status = SagaStatus.RUNNING
-        self.cause = SagaCause()
-        self.result = b""
-
-    # -- records ---------------------------------------------------------------------------------
-
-    def apply(self, record: SagaRecord) -> None:
-        """Take a record into the state.
-
-        Raises:
-            SagaError: it cannot follow those before it.
-        """
-        kind = record.kind
-        status = STATUS_AFTER.get((self.status, kind))
-        if status is None or (kind is RecordKind.TURNED and self.has_no_way_back):
-            raise self._illegal(record)
-        if kind is RecordKind.TURNED or kind is RecordKind.STUCK:
-            self.cause = decode(record.body, SagaCause)
-            self._turned_us = record.at_us
-        elif record.step:
-            self._apply_to_step(record)
-        elif kind is RecordKind.ENDED:
-            self.result = record.body
-        else:
-            raise self._illegal(record)
-        self.status = status
-
-    def _apply_to_step(self, record: SagaRecord) -> None:
-        kind, step = record.kind, self._step(record.step)
-        phase = STEP_STATE_AFTER.get((step.phase, kind))
-        if phase is None:
-            raise self._illegal(record)
-        step.phase = phase
-        if kind is RecordKind.BEGUN:
-            step.digest, step.attempts = record.digest, record.attempt
-            if record.body == PIVOT_BODY:
-                self._pivot = record.step
-        elif kind is RecordKind.DONE:
-            step.digest, step.result = record.digest, record.body
-            if record.step == self._pivot:
-                self._pivot_done_us = record.at_us
-        elif kind is RecordKind.REJECTED:
-            step.digest = record.digest
-        elif kind is RecordKind.UNDO_BEGUN:
-            step.undo_attempts = record.attempt
-
-    def _step(self, key: str) -> _Step:
-        step = self._steps.get(key)
-        if step is None:
-            step = self._steps[key] = _Step()
-        return step
-
-    def _illegal(self, record: SagaRecord) -> SagaError:
-        return SagaError(
-            f"the record {record.kind.value} {record.step} cannot follow: {self!r}; the records "
-            "were changed, or another engine wrote them"
-        )
-
-    @property
-    def has_no_way_back(self) -> bool:
-        """True from the pivot's first `begun` on, unless it is recorded as certainly not done."""
-        return bool(self._pivot) and self._steps[self._pivot].phase is not StepState.REJECTED
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -208,22 +147,26 @@ class SagaMachine:
     ) -> list[Replay | Begin] | NextAction | Halt:
         """Say what becomes of steps that were registered together.
 
-        A `NextAction` is TURN past the deadline, or STUCK where they are not those recorded (S11).
+        A `NextAction` is MISFIT where they are not those recorded (S11), TURN past the deadline,
+        and either TURN or STUCK where nobody remembers one that may have been done.
         """
         steps = [self._steps[key] for key in keys]
         for key, step in zip(keys, steps, strict=True):
             if step.phase is not StepState.NEW and (changed := self._changed(key, step)):
-                return self.stick(changed, key)
+                return self.misfit(changed)
         # One that was undone meanwhile still leads the function to those that are not.
         if None not in [step.result for step in steps]:
             return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
         unasked = self.unasked()
         if unasked:
-            return self.stick(f"the code asks for {', '.join(keys)} where {unasked} is recorded")
+            return self.misfit(f"the code asks for {', '.join(keys)} where {unasked} is recorded")
         if self.status is not SagaStatus.RUNNING:
             return Halt()
         if not self.has_no_way_back and now_us >= self._deadline_us:
             return self.turn("its deadline passed")
+        for key, step in zip(keys, steps, strict=True):
+            if step.phase is StepState.UNKNOWN and (why := self._forgotten(key, step, now_us)):
+                return self._give_up_forgotten(key, why)
         return [self._start(key, step) for key, step in zip(keys, steps, strict=True)]
 
     def _register(self, ask: Ask) -> str:
@@ -234,7 +177,7 @@ class SagaMachine:
         step.ask, step.order = ask, self._asked
         return key
 
-    def _changed(self, key: str, step: _Step) -> str:
+    def _changed(self, key: str, step: StepFacts) -> str:
         ask = _ask_of(step)
         if step.digest != ask.digest:
             return (
@@ -245,14 +188,14 @@ class SagaMachine:
             return f"step {key} is {'now' if ask.is_pivot else 'no longer'} the pivot"
         return ""
 
-    def _start(self, key: str, step: _Step) -> Replay | Begin:
+    def _start(self, key: str, step: StepFacts) -> Replay | Begin:
         ask = _ask_of(step)
         if step.phase is StepState.DONE:
             return Replay(key, step.result or b"")
         # One that is begun already was in flight when the process died: a further attempt.
         return Begin(key, () if ask.is_write else (self._begun(key, step),))
 
-    def _begun(self, key: str, step: _Step) -> SagaRecord:
+    def _begun(self, key: str, step: StepFacts) -> SagaRecord:
         ask = _ask_of(step)
         body = PIVOT_BODY if ask.is_pivot else b""
         return SagaRecord(RecordKind.BEGUN, key, step.attempts + 1, ask.digest, body)
@@ -281,6 +224,8 @@ class SagaMachine:
             step.attempts += 1
         rule = RULES[zone, outcome.result]
         if rule is _Rule.AGAIN:
+            if why := self._forgotten(key, step, now_us):
+                return self._give_up_forgotten(key, why)
             left_s = self._left_s(zone, step, outcome, now_us)
             if left_s > 0:
                 return self._again(key, step, outcome, left_s, rng)
@@ -296,31 +241,57 @@ class SagaMachine:
             return Zone.BEFORE
         return Zone.PIVOT if key == self._pivot else Zone.AFTER
 
-    def _left_s(self, zone: Zone, step: _Step, outcome: AttemptOutcome, now_us: int) -> float:
+    def _forgotten(self, key: str, step: StepFacts, now_us: int) -> str:
+        """Say that nobody can tell any more what became of a step; "" where somebody can.
+
+        A write is in our own records, and a query has no effect.
+        """
+        if not step.begun_us or _ask_of(step).is_query or now_us - step.begun_us < self._keep_us:
+            return ""
+        return (
+            f"{key} first went out {(now_us - step.begun_us) / 86.4e9:.1f} days ago, and what was "
+            f"done under its key is remembered for {self._keep_us / 86.4e9:.1f}: nobody can tell "
+            "any more whether it was done"
+        )
+
+    def _give_up_forgotten(self, key: str, why: str) -> NextAction:
+        if self._zone(key) is Zone.BEFORE:
+            return self.turn(why, key)
+        return self.stick(why, key, is_forgotten=True)
+
+    def _left_s(self, zone: Zone, step: StepFacts, outcome: AttemptOutcome, now_us: int) -> float:
         if zone is Zone.AFTER:
             limit_us = self._pivot_done_us + int(self._policy.after_pivot_deadline_s * 1e6)
-            return (max(limit_us, self._grace_until_us) - now_us) / 1e6
+            return (max(limit_us, self._anew_until_us) - now_us) / 1e6
         is_spent = step.attempts >= self._policy.attempts_max
         if zone is Zone.BEFORE and outcome.result is AttemptResult.UNKNOWN and is_spent:
             return 0.0
         # A pivot that may have run before cannot turn any more.
         is_doubtful = zone is Zone.PIVOT and step.attempts > 1
-        limit_us = max(self._deadline_us, self._grace_until_us if is_doubtful else 0)
+        limit_us = max(self._deadline_us, self._anew_until_us if is_doubtful else 0)
         return (limit_us - now_us) / 1e6
 
+    @property
+    def _anew_until_us(self) -> int:
+        """Until when that is asked again which cannot turn, after a return or a repair."""
+        if not self._repaired_us:
+            return self._grace_until_us
+        repaired_us = self._repaired_us + int(self._policy.after_pivot_deadline_s * 1e6)
+        return max(self._grace_until_us, repaired_us)
+
     def _again(
-        self, key: str, step: _Step, outcome: AttemptOutcome, left_s: float, rng: Chance
+        self, key: str, step: StepFacts, outcome: AttemptOutcome, left_s: float, rng: Chance
     ) -> NextAction:
         is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
         records = (self._begun(key, step),) if is_counted else ()
         return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
 
-    def _wait_s(self, step: _Step, outcome: AttemptOutcome, rng: Chance) -> float:
+    def _wait_s(self, step: StepFacts, outcome: AttemptOutcome, rng: Chance) -> float:
         step.tries += 1
         return max(self._policy.backoff.backoff_s(step.tries, rng), outcome.retry_after_s or 0.0)
 
     def _fail(
-        self, key: str, step: _Step, zone: Zone, rule: _Rule, outcome: AttemptOutcome
+        self, key: str, step: StepFacts, zone: Zone, rule: _Rule, outcome: AttemptOutcome
     ) -> NextAction:
         # A pivot's first attempt that was not run leaves no doubt; a later one does not speak for
         # those before it.
@@ -330,7 +301,9 @@ class SagaMachine:
         has_way_back = zone is Zone.BEFORE or (zone is Zone.PIVOT and is_certain)
         if rule is _Rule.STUCK or not has_way_back:
             records = (self._refused(key, step, outcome),) if _is_no(outcome) else ()
-            stuck = self.stick(f"{outcome.result.value}: {outcome.why}", key)
+            stuck = self.stick(
+                f"{outcome.result.value}: {outcome.why}", key, is_refused=_is_no(outcome)
+            )
             return NextAction(stuck.action, records + stuck.records)
         turned = self.turn(f"{outcome.result.value}: {outcome.why}", key, outcome.problem)
         if _is_no(outcome) or zone is Zone.PIVOT:
@@ -338,40 +311,51 @@ class SagaMachine:
             return NextAction(turned.action, (refused, *turned.records))
         return turned
 
-    def _refused(self, key: str, step: _Step, outcome: AttemptOutcome) -> SagaRecord:
+    def _refused(self, key: str, step: StepFacts, outcome: AttemptOutcome) -> SagaRecord:
         body = encode(outcome.problem or {})
         return SagaRecord(RecordKind.REJECTED, key, step.attempts, _ask_of(step).digest, body)
 
     def turn(
-        self, reason: str, step: str = "", problem: dict[str, Any] | None = None
+        self, reason: str, step: str = "", problem: dict[str, Any] | None = None, who: str = ""
     ) -> NextAction:
         """Return the decision to undo the run, whatever is thought of its pivot."""
-        body = encode(SagaCause(readable(reason), step, problem))
+        body = encode(SagaCause(readable(reason), step, problem, readable(who)))
         return NextAction(Action.TURN, (SagaRecord(RecordKind.TURNED, body=body),))
 
-    def stick(self, reason: str, step: str = "") -> NextAction:
+    def stick(
+        self, reason: str, step: str = "", *, is_refused: bool = False, is_forgotten: bool = False
+    ) -> NextAction:
         """Return the decision that the run needs a person."""
-        body = encode(SagaCause(readable(reason), step))
-        return NextAction(Action.STUCK, (SagaRecord(RecordKind.STUCK, body=body),))
+        cause = SagaCause(readable(reason), step, is_refused=is_refused, is_forgotten=is_forgotten)
+        return NextAction(Action.STUCK, (SagaRecord(RecordKind.STUCK, body=encode(cause)),))
+
+    def misfit(self, why: str) -> NextAction:
+        """Return that this code is not the run's: nothing is decided."""
+        return NextAction(Action.MISFIT, why=readable(why))
 
     def on_raise(self, reason: str, problem: dict[str, Any] | None = None) -> NextAction:
         """Decide what follows where the function itself ends without a result."""
         unasked = self.unasked()
         if unasked:
-            return self.stick(f"{reason}, and the code never asks for {unasked}, which is recorded")
+            return self.misfit(
+                f"{reason}, and the code never asks for {unasked}, which is recorded"
+            )
         return self.stick(reason) if self.has_no_way_back else self.turn(reason, "", problem)
 
     def on_return(self, result: bytes) -> NextAction:
         """Decide what follows where the function returns."""
         unasked = self.unasked()
         if unasked:
-            return self.stick(f"the code ends without {unasked}, which is recorded")
+            return self.misfit(f"the code ends without {unasked}, which is recorded")
         return NextAction(Action.RETURN, (SagaRecord(RecordKind.ENDED, body=result),))
 
     # -- backward --------------------------------------------------------------------------------
 
-    def next_undo(self) -> UndoStep | None:
-        """Return the undo that is next, the latest asked step first; None where all is undone."""
+    def next_undo(self, *, now_us: int = 0) -> UndoStep | NextAction | None:
+        """Return the undo that is next, the latest asked step first; None where all is undone.
+
+        A `NextAction` is STUCK: nobody remembers what there is to undo.
+        """
         owed = [
             (step.order, key, step, step.ask)
             for key, step in self._steps.items()
@@ -382,10 +366,12 @@ class SagaMachine:
         if not owed:
             return None
         _, key, step, ask = max(owed, key=lambda each: each[0])
+        if why := self._forgotten(key, step, now_us):
+            return self.stick(f"its undo: {why}", key, is_forgotten=True)
         records = () if ask.is_write else (self._undo_begun(key, step),)
         return UndoStep(key, step.result, records)
 
-    def _undo_begun(self, key: str, step: _Step) -> SagaRecord:
+    def _undo_begun(self, key: str, step: StepFacts) -> SagaRecord:
         return SagaRecord(RecordKind.UNDO_BEGUN, key, step.undo_attempts + 1)
 
     def undone(self, key: str) -> SagaRecord:
@@ -400,24 +386,25 @@ class SagaMachine:
         if rule is _Rule.RETURN:
             is_recorded = step.phase is StepState.UNDONE
             return NextAction(Action.UNDONE, () if is_recorded else (self.undone(key),))
-        limit_us = self._turned_us + int(self._policy.undo_deadline_s * 1e6)
+        if rule is _Rule.AGAIN and (why := self._forgotten(key, step, now_us)):
+            return self.stick(f"its undo: {why}", key, is_forgotten=True)
+        since_us = max(self._turned_us, self._repaired_us)
+        limit_us = since_us + int(self._policy.undo_deadline_s * 1e6)
         left_s = (max(limit_us, self._grace_until_us) - now_us) / 1e6
         if rule is _Rule.AGAIN and left_s > 0:
             is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
             records = (self._undo_begun(key, step),) if is_counted else ()
             return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))
-        return self.stick(f"its undo is {outcome.result.value}: {outcome.why}", key)
+        return self.stick(
+            f"its undo is {outcome.result.value}: {outcome.why}", key, is_refused=_is_no(outcome)
+        )
 
     def ended(self) -> SagaRecord:
         """Return the record that all that had to be undone is."""
         return SagaRecord(RecordKind.ENDED)
 
-    def __repr__(self) -> str:
-        steps = "".join(f" {key}={step.phase.value}" for key, step in self._steps.items())
-        return f"<SagaMachine {self.status.value}{steps}>"
 
-
-def _ask_of(step: _Step) -> Ask:
+def _ask_of(step: StepFacts) -> Ask:
     if step.ask is None:
         raise SagaError("a step has an outcome that was never asked for")
     return step.ask

@@ -18,16 +18,21 @@ class _Word(Enum):
 
 
 class SagaStatus(_Word):
-    """Where a run stands."""
+    """Where a run stands.
+
+    WAITING is said of one that would go on, were there code that fits its records: no record says
+    so, and no machine knows it.
+    """
 
     RUNNING = "running"
     COMPENSATING = "compensating"
+    WAITING = "waiting"
     COMPLETED = "completed"
     UNDONE = "undone"
     STUCK = "stuck"
 
 
-UNFINISHED = (SagaStatus.RUNNING, SagaStatus.COMPENSATING)
+UNFINISHED = (SagaStatus.RUNNING, SagaStatus.COMPENSATING, SagaStatus.WAITING)
 ENDED = (SagaStatus.COMPLETED, SagaStatus.UNDONE)
 
 
@@ -41,7 +46,17 @@ class RecordKind(_Word):
     UNDO_BEGUN = "undo_begun"
     UNDONE = "undone"
     STUCK = "stuck"
+    REPAIRED = "repaired"
     ENDED = "ended"
+
+
+class RepairVerb(_Word):
+    """What a person does with a run."""
+
+    RETRY = "retry"  # a stuck one goes on with what it is stuck at, as if it had not been tried
+    SKIP = "skip"  # what a stuck one is stuck at was done by hand
+    UNDO = "undo"  # a stuck one turns
+    CANCEL = "cancel"  # one that goes on turns
 
 
 class StepState(_Word):
@@ -66,6 +81,15 @@ STATUS_AFTER: dict[tuple[SagaStatus, RecordKind], SagaStatus] = {
     (SagaStatus.COMPENSATING, RecordKind.UNDONE): SagaStatus.COMPENSATING,
     (SagaStatus.COMPENSATING, RecordKind.STUCK): SagaStatus.STUCK,
     (SagaStatus.COMPENSATING, RecordKind.ENDED): SagaStatus.UNDONE,
+}
+
+# What becomes of a stuck run, by whether it was being undone. One that turned does not turn back.
+REPAIRED_TO: dict[tuple[bool, RepairVerb], SagaStatus] = {
+    (False, RepairVerb.RETRY): SagaStatus.RUNNING,
+    (False, RepairVerb.SKIP): SagaStatus.RUNNING,
+    (False, RepairVerb.UNDO): SagaStatus.COMPENSATING,
+    (True, RepairVerb.RETRY): SagaStatus.COMPENSATING,
+    (True, RepairVerb.SKIP): SagaStatus.COMPENSATING,
 }
 
 # A write has no `begun` and no `undo_begun`: it commits with its own record.
@@ -95,21 +119,48 @@ class AttemptResult(_Word):
 
 
 class Action(_Word):
-    """The outcome of a decision."""
+    """The outcome of a decision; MISFIT: this code is not that of the run, which is left alone."""
 
     RETURN = "return"
     RETRY = "retry"
     TURN = "turn"
     STUCK = "stuck"
     UNDONE = "undone"
+    MISFIT = "misfit"
 
 
 class SagaCause(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a run turned or is stuck: for people, and the problem that a client is told."""
+    """Why a run turned or is stuck: for people, and the problem that a client is told.
+
+    Attributes:
+        step: at which it turned or is stuck; "" where it is at none.
+        who: the person who turned it; "" where nobody did.
+        is_refused: the step, or its undo, was refused: nothing was done under that key, and asking
+            again under it changes nothing.
+        is_forgotten: nobody remembers whether it was done.
+    """
 
     reason: str = ""
     step: str = ""
     problem: dict[str, Any] | None = None
+    who: str = ""
+    is_refused: bool = False
+    is_forgotten: bool = False
+
+
+class Repair(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a person did with a stuck run: the body of a `repaired` record.
+
+    Attributes:
+        status: what the run is from then on.
+        result: of the step that was done by hand.
+    """
+
+    verb: str
+    who: str
+    why: str
+    status: str
+    result: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class SagaRecord(msgspec.Struct, frozen=True):
@@ -135,6 +186,7 @@ class Ask(msgspec.Struct, frozen=True):
     is_write: bool = False
     is_pivot: bool = False
     has_undo: bool = False
+    is_query: bool = False
 
 
 class AttemptOutcome(msgspec.Struct, frozen=True):
@@ -177,8 +229,12 @@ class UndoStep(msgspec.Struct, frozen=True):
 
 
 class NextAction(msgspec.Struct, frozen=True):
-    """What follows from an outcome: the records to append, and how long to wait before a retry."""
+    """What follows from an outcome: the records to append, and how long to wait before a retry.
+
+    `why` says of a MISFIT what the first difference is.
+    """
 
     action: Action
     records: tuple[SagaRecord, ...] = ()
     delay_s: float = 0.0
+    why: str = ""

@@ -116,7 +116,13 @@ class CallStep(Step[R_co]):
                 f"the step {operation.full_name} was given timeout_s {timeout_s!r}; make it a "
                 "number of seconds above 0, or None for the policy's"
             )
-        ask = Ask(operation.full_name, call.digest, has_undo=undo is not None, is_pivot=is_pivot)
+        ask = Ask(
+            operation.full_name,
+            call.digest,
+            has_undo=undo is not None,
+            is_pivot=is_pivot,
+            is_query=not operation.is_command,
+        )
         super().__init__(saga, ask, operation.shape.result)
         self.call, self.undo, self.timeout_s = call, undo, timeout_s
 

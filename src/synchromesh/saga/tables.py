@@ -14,6 +14,7 @@ from synchromesh.saga.records import (
     ENDED,
     UNFINISHED,
     RecordKind,
+    Repair,
     SagaCause,
     SagaRecord,
     SagaStatus,
@@ -37,11 +38,11 @@ SCHEMA = Schema(
                 ),
                 (
                     "create index sm_saga_unfinished on sm_saga(status, started_us) "
-                    "where status in ('running', 'compensating')"
+                    "where status in ('running', 'compensating', 'waiting')"
                 ),
                 (
-                    "create unique index sm_saga_lock on sm_saga(name, lock_key) "
-                    "where status in ('running', 'compensating') and lock_key is not null"
+                    "create unique index sm_saga_lock on sm_saga(name, lock_key) where status in "
+                    "('running', 'compensating', 'waiting', 'stuck') and lock_key is not null"
                 ),
                 ("create index sm_saga_stuck on sm_saga(started_us) where status = 'stuck'"),
                 "create index sm_saga_started on sm_saga(started_us)",
@@ -64,7 +65,9 @@ SCHEMA = Schema(
     ),
 )
 
-_UNFINISHED = "status in ('running', 'compensating')"
+_UNFINISHED = "status in ('running', 'compensating', 'waiting')"
+# One that is stuck holds its lock, until a person has repaired or ended it.
+_HOLDS = "status in ('running', 'compensating', 'waiting', 'stuck')"
 _COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us"
@@ -100,6 +103,8 @@ _OF_STATUS = {
     **{each: f"where {_UNFINISHED} and status = '{each.value}'" for each in UNFINISHED},
     SagaStatus.STUCK: "where status = 'stuck'",
 }
+# How long whoever meets a lock is asked to wait.
+LOCKED_S, LOCKED_LONG_S = 1.0, 60.0
 _STATUS_OF = {RecordKind.TURNED: SagaStatus.COMPENSATING, RecordKind.STUCK: SagaStatus.STUCK}
 
 
@@ -220,6 +225,28 @@ async def extend(unit: Unit, part: Part, *, epoch: int) -> None:
         raise fenced(part.row.id) from error
 
 
+async def mark(unit: Unit, marks: Sequence[tuple[SagaRow, SagaStatus, str]], *, epoch: int) -> None:
+    """Say of runs that they wait for other code, or that they no longer do; no record says it.
+
+    A run that has changed meanwhile is left as it is.
+
+    Raises:
+        Fenced: another engine has taken over.
+    """
+    for row, status, reason in marks:
+        await check_owner(unit, row, epoch=epoch)
+        changed = await unit.execute(
+            "update sm_saga set status = ?, reason = ? where id = ? and status = ? returning 1",
+            status._value_,
+            reason,
+            row.id,
+            row.status._value_,
+        )
+        if changed and row.status is not status:
+            name = "waiting" if status is SagaStatus.WAITING else "resumed"
+            await append_each(unit, [_milestone(unit, row, name, status, reason)])
+
+
 async def last_seq(unit: Unit, id: str) -> int:  # noqa: A002
     """Return the number of a run's last record, whatever is in it; 0 where there is none."""
     rows = await unit.execute("select coalesce(max(seq), 0) from sm_saga_record where saga = ?", id)
@@ -268,15 +295,23 @@ async def _outcome_of_start(unit: Unit, row: SagaRow) -> bool | SagaError:
     if row.lock_key is None:
         return True
     holder = await unit.execute(
-        f"select id from sm_saga where name = ? and lock_key = ? and {_UNFINISHED}",
+        f"select id, status from sm_saga where name = ? and lock_key = ? and {_HOLDS}",
         row.name,
         row.lock_key,
     )
     if not holder:
         return True
+    ((holder_id, status),) = holder
+    needs_person = status in (SagaStatus.STUCK._value_, SagaStatus.WAITING._value_)
+    told = f"saga {row.name!r} has an unfinished run {str(holder_id)!r}"
+    until = (
+        f"it is {status!s} and keeps the lock until a person has seen to it"
+        if needs_person
+        else "wait for its end, or ask for that one"
+    )
     return SagaLocked(
-        f"saga {row.name!r} has an unfinished run {holder[0][0]!r} for the key "
-        f"{row.lock_key!r}; wait for its end, or ask for that one"
+        f"{told} for the key {row.lock_key!r}; {until}",
+        retry_after_s=LOCKED_LONG_S if needs_person else LOCKED_S,
     )
 
 
@@ -306,9 +341,19 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
                 ended[status._value_] += 1
                 milestones.append(_milestone(unit, row, "ended", status))
             elif kind in _STATUS_OF:
-                status, reason = _STATUS_OF[kind], decode(record.body, SagaCause).reason
-                turns.append((status._value_, reason, row.id))
-                milestones.append(_milestone(unit, row, kind._value_, status, reason))
+                status, cause = _STATUS_OF[kind], decode(record.body, SagaCause)
+                turns.append((status._value_, cause.reason, row.id))
+                told = {"who": cause.who} if cause.who else {}
+                milestones.append(_milestone(unit, row, kind._value_, status, cause.reason, **told))
+            elif kind is RecordKind.REPAIRED:
+                repair = decode(record.body, Repair)
+                status, why = (
+                    SagaStatus(repair.status),
+                    f"{repair.verb} by {repair.who}: {repair.why}",
+                )
+                turns.append((repair.status, why, row.id))
+                told = {"who": repair.who, "verb": repair.verb, "step": record.step}
+                milestones.append(_milestone(unit, row, "repaired", status, repair.why, **told))
     counts = list(ended.items())
     for sql, values in (
         (_START, starts), (_RECORD, rows), (_TURN, turns), (_END, ends), (_COUNT, counts),
@@ -328,9 +373,9 @@ def _values(row: SagaRow, epoch: int) -> tuple[SqlValue, ...]:
 
 
 def _milestone(
-    unit: Unit, row: SagaRow, name: str, status: SagaStatus, reason: str = ""
+    unit: Unit, row: SagaRow, name: str, status: SagaStatus, reason: str = "", **more: str
 ) -> tuple[str, NewEvent]:
-    payload = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_}
+    payload = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_, **more}
     event = NewEvent(f"{unit.service}.saga_{name}", encode(payload), trace_id=row.trace_id)
     return f"saga/{row.id}", event
 

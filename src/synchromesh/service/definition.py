@@ -19,7 +19,7 @@ from synchromesh.durations import duration
 from synchromesh.errors import ContractError
 from synchromesh.messaging import DELIVER
 from synchromesh.saga import Saga as SagaSteps
-from synchromesh.saga import SagaDefinition, SagaPolicy
+from synchromesh.saga import SagaDefinition, SagaPolicy, SagaVersions
 from synchromesh.service.context import Context
 from synchromesh.service.transaction import Transaction
 from synchromesh.store import Migration
@@ -82,7 +82,7 @@ class Service:
         self.subscriptions: dict[
             str, tuple[PublicEvent[Any], Callable[[Transaction, Any], Awaitable[None]]]
         ] = {}
-        self.sagas: dict[str, SagaDefinition[Any, Any]] = {}
+        self.sagas = SagaVersions()
         self.projections: dict[str, ProjectionDefinition] = {}
         offered = {} if implements is None else operations_of(implements)
         wrong = next((op for op in offered.values() if op.service != name), None)
@@ -106,7 +106,7 @@ class Service:
         named = {
             "commands": commands,
             "subscriptions": self.subscriptions,
-            "sagas": self.sagas,
+            "sagas": list(dict.fromkeys(saga.name for saga in self.sagas)),
             "projections": self.projections,
             "public events": events,
             "migrations": [str(each.version) for each in self.migrations],
@@ -178,6 +178,7 @@ class Service:
         self,
         _input: type[I],
         *,
+        name: str = "",
         version: int = 1,
         deadline: str,
         key: Callable[[I], str | None] | None = None,
@@ -188,7 +189,9 @@ class Service:
 
         Args:
             _input: the type of the saga's input.
-            version: raised whenever the steps change (S11).
+            name: what its runs are stored under; the function's name where empty.
+            version: raised whenever the steps change. The function of an older version may stay
+                beside it, under the same `name`: its runs end with it (S11).
             deadline: until its pivot is tried the saga turns past it; such as "10m".
             key: the semantic lock: one unfinished run per key; None takes no lock.
             owner: who is told of a stuck run; the service where empty.
@@ -198,20 +201,18 @@ class Service:
         def register(
             function: Callable[[SagaSteps, I], Coroutine[Any, Any, R]],
         ) -> SagaDefinition[I, R]:
-            name = function.__name__
-            _check_async(function, f"saga {name!r}")
-            if name in self.sagas:
-                raise ContractError(f"{self.name} has two sagas named {name!r}; rename one")
+            stored = name or function.__name__
+            _check_async(function, f"saga {stored!r}")
             definition = SagaDefinition(
                 function,
-                name=name,
+                name=stored,
                 version=version,
                 deadline_s=duration(deadline),
                 lock_key=key,
                 owner=owner or self.name,
                 policy=policy or SagaPolicy(),
             )
-            self.sagas[name] = definition
+            self.sagas.add(definition)
             return definition
 
         return register

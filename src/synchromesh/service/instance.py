@@ -26,7 +26,7 @@ from synchromesh.events import (
 from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Relay, deliver_to
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
-from synchromesh.saga.engine import Engine
+from synchromesh.saga.engine import Engine, EngineOptions
 from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import ProjectionDefinition, Service
@@ -69,8 +69,9 @@ class ServiceInstance:
             service=name,
             tracer=tracer,
             runtime=runtime,
-            definitions=service.sagas,
+            versions=service.sagas,
             run_unit=self._units.run,
+            options=EngineOptions(keep_s=deps.keep_s),
         )
         self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=deps.keep_s)
         handler_deps = HandlerDeps(

@@ -127,7 +127,7 @@ def check_keep(services: list[Service], keep_s: float) -> None:
         ConfigError: a saga outlives them.
     """
     for service in services:
-        for definition in service.sagas.values():
+        for definition in service.sagas:
             longest_s = _longest_s(definition)
             if longest_s >= keep_s:
                 raise ConfigError(

@@ -219,6 +219,9 @@ def _findings(
         if stuck := service.sagas.get("stuck"):
             see = "see: synchromesh saga list --status stuck"
             yield f"{name}: sagas that are stuck: {stuck}; {see}"
+        if waiting := service.sagas.get("waiting"):
+            see = "see: synchromesh saga list --status waiting"
+            yield f"{name}: sagas that wait for other code: {waiting}; {see}"
         if service.parked:
             yield f"{name}: messages that are parked: {service.parked}"
 

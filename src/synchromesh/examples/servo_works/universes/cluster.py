@@ -165,7 +165,8 @@ def services() -> dict[str, Service]:
     found = {service.name: service for service in shipped if service.name in SERVICES}
     impatient = replace(sagas.place_order, policy=POLICY, deadline_s=DEADLINE_S)
     # The handler of Orders.place starts what this name stands for.
-    sagas.place_order = found["orders"].sagas[impatient.name] = impatient
+    sagas.place_order = impatient
+    found["orders"].sagas.replace(impatient)
     return found
 
 

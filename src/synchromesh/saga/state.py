@@ -1,0 +1,224 @@
+"""The state of one run: what its records make of it, whatever any code asks for."""
+
+from __future__ import annotations
+
+from synchromesh.codec import decode
+from synchromesh.errors import SagaError, readable
+from synchromesh.saga.records import (
+    PIVOT_BODY,
+    REPAIRED_TO,
+    STATUS_AFTER,
+    STEP_STATE_AFTER,
+    Ask,
+    RecordKind,
+    Repair,
+    RepairVerb,
+    SagaCause,
+    SagaRecord,
+    SagaStatus,
+    StepState,
+)
+
+
+class StepFacts:
+    """What is known of one step, and what the code asks for under its key."""
+
+    __slots__ = (
+        "ask", "attempts", "begun_us", "digest", "order", "phase", "result", "tries",
+        "undo_attempts",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.phase = StepState.NEW
+        self.digest = ""
+        self.begun_us = 0  # when it first went out
+        self.attempts = 0
+        self.undo_attempts = 0
+        self.result: bytes | None = None
+        self.tries = 0  # waits of this life: the backoff's exponent
+        self.ask: Ask | None = None
+        self.order = 0
+
+
+class RunState:
+    """Holds the state of one run, folded from its records.
+
+    Attributes:
+        cause: why it turned, or is stuck.
+        result: of a run that is completed, JSON.
+
+    Example:
+        >>> state = RunState()
+        >>> state.apply(SagaRecord(RecordKind.BEGUN, "bank.charge#1", 1, "d", PIVOT_BODY))
+        >>> state.has_no_way_back
+        True
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, StepFacts] = {}
+        self._pivot = ""
+        self._pivot_done_us = 0
+        self._turned_us = 0
+        self._repaired_us = 0
+        self._turned_by: SagaCause | None = None
+        # How often a refusal was put aside: what is asked for anew has a key of its own.
+        self._rounds: dict[str, int] = {}
+        self.status = SagaStatus.RUNNING
+        self.cause = SagaCause()
+        self.result = b""
+
+    def apply(self, record: SagaRecord) -> None:
+        """Take a record into the state.
+
+        Raises:
+            SagaError: it cannot follow those before it.
+        """
+        kind = record.kind
+        if kind is RecordKind.REPAIRED:
+            self._apply_repair(record)
+            return
+        status = STATUS_AFTER.get((self.status, kind))
+        if status is None or (kind is RecordKind.TURNED and self.has_no_way_back):
+            raise self._illegal(record)
+        if kind is RecordKind.STUCK:
+            self.cause = decode(record.body, SagaCause)
+        elif kind is RecordKind.TURNED:
+            self.cause = self._turned_by = decode(record.body, SagaCause)
+            self._turned_us = record.at_us
+        elif record.step:
+            self._apply_to_step(record)
+        elif kind is RecordKind.ENDED:
+            self.result = record.body
+        else:
+            raise self._illegal(record)
+        self.status = status
+
+    def _apply_to_step(self, record: SagaRecord) -> None:
+        kind, step = record.kind, self._step(record.step)
+        phase = STEP_STATE_AFTER.get((step.phase, kind))
+        if phase is None:
+            raise self._illegal(record)
+        step.phase = phase
+        if kind is RecordKind.BEGUN:
+            step.digest, step.attempts = record.digest, record.attempt
+            step.begun_us = step.begun_us or record.at_us
+            if record.body == PIVOT_BODY:
+                self._pivot = record.step
+        elif kind is RecordKind.DONE:
+            step.digest, step.result = record.digest, record.body
+            if record.step == self._pivot:
+                self._pivot_done_us = record.at_us
+        elif kind is RecordKind.REJECTED:
+            step.digest = record.digest
+        elif kind is RecordKind.UNDO_BEGUN:
+            step.undo_attempts = record.attempt
+
+    def _apply_repair(self, record: SagaRecord) -> None:
+        repair = decode(record.body, Repair)
+        verb, at_us, stuck_at = RepairVerb(repair.verb), record.at_us, self.cause
+        status = self.repaired_to(verb)
+        if status is None or status.value != repair.status or record.step != stuck_at.step:
+            raise self._illegal(record)
+        if verb is RepairVerb.SKIP:
+            self._settle(record, bytes(repair.result))
+        elif verb is RepairVerb.RETRY:
+            self._renew(stuck_at, at_us)
+        else:
+            if self.has_no_way_back:
+                self._steps[self._pivot].phase = StepState.REJECTED
+            reason = readable(f"undone by {repair.who}: {repair.why}")
+            self._turned_by, self._turned_us = SagaCause(reason, who=repair.who), at_us
+        self._repaired_us = at_us
+        self.cause = self._turned_by or SagaCause()
+        self.status = status
+
+    def repaired_to(self, verb: RepairVerb) -> SagaStatus | None:
+        """Return what a verb makes of the run, None where it has no place (see `repair.judge`)."""
+        if self.status is not SagaStatus.STUCK:
+            return None
+        if verb is RepairVerb.SKIP and not self.cause.step:
+            return None
+        is_done = self.pivot_state is StepState.DONE
+        if verb is RepairVerb.UNDO and is_done:
+            return None
+        return REPAIRED_TO.get((self.is_turned, verb))
+
+    def _settle(self, record: SagaRecord, result: bytes) -> None:
+        """Take the step at which the run is stuck as done, or undone, by hand."""
+        step = self._step(record.step)
+        if self.is_turned:
+            step.phase = StepState.UNDONE
+            return
+        step.phase, step.digest, step.result = StepState.DONE, record.digest, result
+        if record.step == self._pivot:
+            self._pivot_done_us = record.at_us
+
+    def _renew(self, stuck_at: SagaCause, at_us: int) -> None:
+        """Put aside that the step at which the run is stuck was refused, or is forgotten."""
+        key = stuck_at.step
+        step = self._steps.get(key)
+        if step is None:
+            return
+        if stuck_at.is_refused:
+            name = f"{key}/undo" if self.is_turned else key
+            self._rounds[name] = self._rounds.get(name, 0) + 1
+        if step.phase is StepState.REJECTED:
+            del self._steps[key]  # it had no effect
+        elif stuck_at.is_forgotten:
+            step.begun_us = at_us  # somebody has found out that it was not done
+
+    def _step(self, key: str) -> StepFacts:
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = StepFacts()
+        return step
+
+    def _illegal(self, record: SagaRecord) -> SagaError:
+        return SagaError(
+            f"the record {record.kind.value} {record.step} cannot follow: {self!r}; the records "
+            "were changed, or another engine wrote them"
+        )
+
+    @property
+    def has_no_way_back(self) -> bool:
+        """True from the pivot's first `begun` on, unless it is recorded as certainly not done."""
+        return bool(self._pivot) and self._steps[self._pivot].phase is not StepState.REJECTED
+
+    @property
+    def pivot_state(self) -> StepState:
+        """How the pivot stands; NEW where none has begun."""
+        return self._steps[self._pivot].phase if self._pivot else StepState.NEW
+
+    @property
+    def pivot(self) -> str:
+        """The step that is the pivot; "" while none has begun."""
+        return self._pivot
+
+    @property
+    def is_turned(self) -> bool:
+        """True once the run is to be undone, also while it is stuck in that."""
+        return self._turned_by is not None
+
+    def states(self) -> dict[str, StepState]:
+        """Return the state of each step that is recorded or asked for, in that order."""
+        return {key: step.phase for key, step in self._steps.items()}
+
+    def key_of(self, step: str) -> str:
+        """Return the key under which a step, or the undo of one, goes out, within its run.
+
+        Example:
+            >>> RunState().key_of("stock.reserve#1")
+            'stock.reserve#1'
+        """
+        asked_anew = self._rounds.get(step, 0)
+        return f"{step}/{asked_anew + 1}" if asked_anew else step
+
+    def undo_key_of(self, step: str) -> str:
+        """Return the key under which the undo of a step goes out, within its run."""
+        asked_anew = self._rounds.get(f"{step}/undo", 0)
+        key = f"{self.key_of(step)}/undo"
+        return f"{key}/{asked_anew + 1}" if asked_anew else key
+
+    def __repr__(self) -> str:
+        steps = "".join(f" {key}={step.phase.value}" for key, step in self._steps.items())
+        return f"<{type(self).__name__} {self.status.value}{steps}>"

@@ -1,0 +1,80 @@
+"""All versions of a service's sagas: new runs start with the newest, old ones keep their code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from synchromesh.errors import ContractError
+from synchromesh.saga.definition import SagaDefinition
+
+
+class SagaVersions:
+    """Holds the definitions of a service's sagas, several versions of one beside each other.
+
+    Example:
+        >>> from synchromesh.saga.steps import Saga
+        >>> async def pay(s: Saga, cents: int) -> int:
+        ...     return cents
+        >>> versions = SagaVersions([SagaDefinition(pay, "pay"), SagaDefinition(pay, "pay", 2)])
+        >>> [definition.version for definition in versions.fitting("pay", 1)]
+        [1, 2]
+        >>> versions.newest("pay").version
+        2
+    """
+
+    def __init__(self, definitions: Iterable[SagaDefinition[Any, Any]] = ()) -> None:
+        self._by_name: dict[str, dict[int, SagaDefinition[Any, Any]]] = {}
+        for definition in definitions:
+            self.add(definition)
+
+    def add(self, definition: SagaDefinition[Any, Any]) -> None:
+        """Add a definition.
+
+        Raises:
+            ContractError: this version of the saga is defined already.
+        """
+        versions = self._by_name.setdefault(definition.name, {})
+        if definition.version in versions:
+            raise ContractError(
+                f"there are two sagas {definition.name!r} of version {definition.version}; rename "
+                "one, or give the newer one a higher version="
+            )
+        versions[definition.version] = definition
+
+    def replace(self, definition: SagaDefinition[Any, Any]) -> None:
+        """Put a definition in the place of all that have its name."""
+        self._by_name[definition.name] = {definition.version: definition}
+
+    def newest(self, name: str) -> SagaDefinition[Any, Any] | None:
+        """Return the definition that new runs are started with; None where there is none."""
+        versions = self._by_name.get(name)
+        return versions[max(versions)] if versions else None
+
+    def fitting(self, name: str, version: int) -> list[SagaDefinition[Any, Any]]:
+        """Return the definitions that may continue a run of a version: its own, then newer ones."""
+        versions = self._by_name.get(name, {})
+        return [versions[each] for each in sorted(versions) if each >= version]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __getitem__(self, name: str) -> SagaDefinition[Any, Any]:
+        definition = self.newest(name)
+        if definition is None:
+            raise KeyError(name)
+        return definition
+
+    def __iter__(self) -> Iterator[SagaDefinition[Any, Any]]:
+        for versions in self._by_name.values():
+            yield from versions.values()
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __repr__(self) -> str:
+        named = (
+            f"{name} v{', v'.join(map(str, sorted(found)))}"
+            for name, found in self._by_name.items()
+        )
+        return f"<SagaVersions {'; '.join(named)}>"
