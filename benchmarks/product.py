@@ -13,7 +13,7 @@ from synchromesh.context import CallContext
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.runtime import RealRuntime
 from synchromesh.saga import Engine, SagaDefinition, SagaVersions
-from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
+from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.store import Schema, SqliteStore, Store, Unit
 from synchromesh.system import System, load_config
 from synchromesh.telemetry import SqliteRing, Tracer

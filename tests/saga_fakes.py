@@ -25,7 +25,7 @@ from synchromesh.saga import (
     SagaVersions,
 )
 from synchromesh.saga.engine import DEFAULTS
-from synchromesh.saga.tables import SCHEMA
+from synchromesh.saga.schema import SCHEMA
 from synchromesh.store import Migration, Schema, SqliteStore, Unit
 from synchromesh.telemetry import MemoryRing, Tracer
 from synchromesh.testing import SimRuntime

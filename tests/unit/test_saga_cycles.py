@@ -35,7 +35,7 @@ from synchromesh import events
 from synchromesh.errors import CallError, Forbidden
 from synchromesh.runtime import RealRuntime
 from synchromesh.saga import Engine, Saga, SagaDefinition
-from synchromesh.saga.tables import SCHEMA
+from synchromesh.saga.schema import SCHEMA
 from synchromesh.store import SqliteStore, Unit
 from unit.test_reference_cycles import cancelled, garbage_of
 

@@ -193,7 +193,10 @@ def test_sagas_and_projections_have_names_of_their_own() -> None:
     with pytest.raises(ContractError, match="two sagas 'pay' of version 2"):
         service.saga(int, deadline="10m", version=2)(pay)
     old = service.saga(int, deadline="10m", name="pay")(wait)
-    assert (service.sagas["pay"], service.sagas.fitting("pay", 1)) == (definition, [old, definition])
+    assert (service.sagas["pay"], service.sagas.fitting("pay", 1)) == (
+        definition,
+        [old, definition],
+    )
     assert repr(service.sagas) == "<SagaVersions pay v1, v2>"
     with pytest.raises(ConfigError):
         service.saga(int, deadline="soon")(wait)

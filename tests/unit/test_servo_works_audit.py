@@ -20,7 +20,7 @@ from synchromesh.codec import encode
 from synchromesh.events import SCHEMA as EVENTS
 from synchromesh.events import snake_case
 from synchromesh.messaging import SCHEMA as MESSAGING
-from synchromesh.saga.tables import SCHEMA as SAGAS
+from synchromesh.saga.schema import SCHEMA as SAGAS
 from synchromesh.service import Service
 from synchromesh.store import Schema
 from synchromesh.store.migrations import migrate

@@ -12,6 +12,7 @@ from synchromesh.cli.output import print_json, print_line
 from synchromesh.errors import ConfigError
 
 FINDING = 1
+NEED_PERSON = ("stuck", "waiting")
 
 
 @click.group()
@@ -25,7 +26,7 @@ def saga() -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
-    """List the runs of sagas, the newest first. Exits 1 when one is stuck."""
+    """List the runs of sagas, the newest first. Exits 1 when one is stuck, or waits for code."""
     runs = _newest(folder, status, limit)
     if is_json:
         print_json(runs)
@@ -35,7 +36,7 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
         from synchromesh.cli.show import console, sagas_table
 
         console().print(sagas_table(runs))
-    return FINDING if any(run["status"] == "stuck" for run in runs) else 0
+    return FINDING if any(run["status"] in NEED_PERSON for run in runs) else 0
 
 
 @saga.command("show")
@@ -43,7 +44,7 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
-    """Show one run: each step, attempt and undo, and why. Exits 1 when it is stuck."""
+    """Show one run: each step, attempt and undo, and why. Exits 1 when it is stuck, or waits."""
     if saga_id == "last":
         newest = _newest(folder, "", 1)
         if not newest:
@@ -56,7 +57,7 @@ def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
         from synchromesh.cli.show import console, print_story
 
         print_story(console(), story)
-    return FINDING if story["status"] == "stuck" else 0
+    return FINDING if story["status"] in NEED_PERSON else 0
 
 
 def _newest(folder: Path, status: str, limit: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The tables of sagas in the service's database, and every statement on them."""
+"""Every statement on the tables of sagas."""
 
 from __future__ import annotations
 
@@ -19,51 +19,7 @@ from synchromesh.saga.records import (
     SagaRecord,
     SagaStatus,
 )
-from synchromesh.store import Migration, Row, Schema, SqlValue, StoreReader, Unit
-
-SCHEMA = Schema(
-    owner="synchromesh.saga",
-    migrations=(
-        Migration(
-            version=1,
-            statements=(
-                (
-                    "create table sm_saga(id text primary key, name text not null, "
-                    "version integer not null, lock_key text, digest text not null, "
-                    "input {blob} not null, status text not null, reason text not null, "
-                    "owner text not null, trace_id text not null, span_id text not null, "
-                    "caller text not null, principal text not null, deadline_us bigint not null, "
-                    "epoch bigint not null, result {blob}, started_us bigint not null, "
-                    "ended_us bigint)"
-                ),
-                (
-                    "create index sm_saga_unfinished on sm_saga(status, started_us) "
-                    "where status in ('running', 'compensating', 'waiting')"
-                ),
-                (
-                    "create unique index sm_saga_lock on sm_saga(name, lock_key) where status in "
-                    "('running', 'compensating', 'waiting', 'stuck') and lock_key is not null"
-                ),
-                ("create index sm_saga_stuck on sm_saga(started_us) where status = 'stuck'"),
-                "create index sm_saga_started on sm_saga(started_us)",
-                (
-                    "create index sm_saga_ended on sm_saga(status, ended_us) "
-                    "where ended_us is not null"
-                ),
-                # Of those that have ended there is no end, so that they are counted as they end.
-                "create table sm_saga_count(status text primary key, count bigint not null)",
-                (
-                    "create table sm_saga_record(saga text not null, seq integer not null, "
-                    "kind text not null, step text not null, attempt integer not null, "
-                    "digest text not null, body {blob} not null, at_us bigint not null, "
-                    "primary key(saga, seq)) {keyed}"
-                ),
-                "create table sm_saga_epoch(one integer primary key, epoch bigint not null)",
-            ),
-            readable_by_min=1,
-        ),
-    ),
-)
+from synchromesh.store import Row, SqlValue, StoreReader, Unit
 
 _UNFINISHED = "status in ('running', 'compensating', 'waiting')"
 # One that is stuck holds its lock, until a person has repaired or ended it.

@@ -27,7 +27,7 @@ from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Re
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
 from synchromesh.saga.engine import Engine, EngineOptions
-from synchromesh.saga.tables import SCHEMA as SAGA_SCHEMA
+from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import ProjectionDefinition, Service
 from synchromesh.service.deps import Deps
