@@ -71,7 +71,8 @@ MODULES = {
 }
 TESTING = {
     "Services in a test": "run serving InProcess SimRuntime",
-    "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults CALM STORMY",
+    "A system under faults": "survive Survival Books NotSurvived",
+    "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults Proxy CALM STORMY",
     "What a simulation complains about": (
         "SimulationError Deadlock Escape Leaked Livelock Overdue Unhandled"
     ),

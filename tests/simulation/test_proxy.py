@@ -7,11 +7,9 @@ import random
 from dataclasses import replace
 from typing import Protocol
 
-from universes.proxy import Proxy
-
 from synchromesh.calls import Contract, Reply, Request, command
 from synchromesh.context import CallContext
-from synchromesh.testing import CALM, NetworkFaults, SimRuntime, Wire, run
+from synchromesh.testing import CALM, NetworkFaults, Proxy, SimRuntime, Wire, run
 
 GIVES_UP_S = 0.5
 
@@ -45,7 +43,7 @@ class Asked:
         try:
             async with asyncio.timeout(GIVES_UP_S):
                 request = Request(Billing.charge, b'{"cents":1}', context, "")
-                self.answer = (await proxy(request, 0.0)).body
+                self.answer = (await proxy.dispatch(request, 0.0)).body
         except TimeoutError:
             pass
         await asyncio.sleep(12.0)

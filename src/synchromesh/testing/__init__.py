@@ -1,7 +1,8 @@
 """Testing: a whole system in one process, in virtual time, under a seed.
 
 `run` gives a coroutine a simulated loop, disk, network and clock. `World` adds nodes that crash and
-restart, and a network that loses, repeats, delays and parts. `serving` runs services in either.
+restart, and a network that loses, repeats, delays and parts. `serving` runs services in
+either, and `survive` tries them under power cuts and storms.
 """
 
 from synchromesh.testing.disk import SimDisk
@@ -17,8 +18,10 @@ from synchromesh.testing.escapes import (
 from synchromesh.testing.loop import SimLoop
 from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, SimProcess
+from synchromesh.testing.proxy import Proxy
 from synchromesh.testing.serving import InProcess, serving
 from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
+from synchromesh.testing.survival import Books, NotSurvived, Survival, survive
 from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
 from synchromesh.testing.world import Node, World, run
 
@@ -26,6 +29,7 @@ __all__ = [
     "CALM",
     "PROCESS",
     "STORMY",
+    "Books",
     "Deadlock",
     "Escape",
     "InProcess",
@@ -33,7 +37,9 @@ __all__ = [
     "Livelock",
     "NetworkFaults",
     "Node",
+    "NotSurvived",
     "Overdue",
+    "Proxy",
     "SimDisk",
     "SimLoop",
     "SimNetwork",
@@ -41,9 +47,11 @@ __all__ = [
     "SimRuntime",
     "SimWorker",
     "SimulationError",
+    "Survival",
     "Unhandled",
     "Wire",
     "World",
     "run",
     "serving",
+    "survive",
 ]

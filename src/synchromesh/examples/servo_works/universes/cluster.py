@@ -29,8 +29,7 @@ from synchromesh.service import Service, ServiceInstance
 from synchromesh.system import RunDir, SystemConfig, load_config
 from synchromesh.system.config.definitions import load_services
 from synchromesh.system.host.host import Definitions, Host
-from synchromesh.testing import Node, SimProcess, SimRuntime, World
-from universes.proxy import Proxy
+from synchromesh.testing import Node, Proxy, SimProcess, SimRuntime, World
 
 FOLDER = Path(__file__).resolve().parents[1]
 RUNDIR = RunDir(FOLDER)
@@ -131,7 +130,7 @@ class Cluster:
         instance = host.instances[service]
         self._instances.append((runtime.process, instance))
         dispatcher: Any = instance.dispatcher
-        dispatcher.dispatch = Proxy(dispatcher.dispatch, runtime, self.world.wire)
+        dispatcher.dispatch = Proxy(dispatcher.dispatch, runtime, self.world.wire).dispatch
         failure = await host.wait(stop)
         if failure:
             self.broken.append(f"{runtime.name} ended by itself: {failure}")

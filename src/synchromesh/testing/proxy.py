@@ -9,7 +9,8 @@ from msgspec import structs
 
 from synchromesh.calls import Reply, Request
 from synchromesh.context import from_headers, to_headers
-from synchromesh.testing import SimRuntime, Wire
+from synchromesh.testing.sim_runtime import SimRuntime
+from synchromesh.testing.wire import Wire
 
 
 class Proxy:
@@ -17,6 +18,10 @@ class Proxy:
 
     TCP loses nothing and repeats nothing, so the network alone never shows a service a request that
     comes after its caller has given up, nor the same one twice.
+
+    Example:
+        >>> def behind_a_proxy(dispatcher, runtime: SimRuntime, wire: Wire) -> None:
+        ...     dispatcher.dispatch = Proxy(dispatcher.dispatch, runtime, wire).dispatch
     """
 
     def __init__(
@@ -24,7 +29,7 @@ class Proxy:
     ) -> None:
         self._dispatch, self._runtime, self._wire = dispatch, runtime, wire
 
-    async def __call__(self, request: Request, began_s: float | None = None) -> Reply:
+    async def dispatch(self, request: Request, began_s: float | None = None) -> Reply:
         """Deliver a request as often as was drawn, and return the first reply."""
         delays = self._wire.delays("caller", "proxy")
         if len(delays) == 1 and delays[0] <= self._wire.faults.latency_max_s:
