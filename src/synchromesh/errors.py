@@ -36,7 +36,8 @@
     │   ├── ForeignAwait               a unit awaited something else than its transaction
     │   ├── UnitTooLong                a unit outlived its limit and was rolled back
     │   ├── LogReplaced                a checkpoint belongs to another log
-    │   └── LogGap                     positions are missing from the log
+    │   ├── LogGap                     positions are missing from the log
+    │   └── ProjectionBehind           a projection has not come to what the caller waits for
     ├── DiscoveryError
     │   ├── UnknownInstance, StaleIncarnation, WatchLagged
     ├── SagaError
@@ -47,6 +48,7 @@
     │   ├── SagaGone                   this run has left memory
     │   └── UnknownSaga
     ├── ContractError                  a contract or its implementation is wrong
+    │   └── EventTooNew                a newer release wrote the event and this one may not read it
     ├── ConfigError                    the configuration is wrong
     └── MissingExtra                   an optional package is not installed
 
@@ -449,6 +451,14 @@ class LogGap(StoreError):
     code = "log_gap"
 
 
+class ProjectionBehind(StoreError):
+    """Raised when a projection does not come to a receipt in time, or is parked before it."""
+
+    code = "projection_behind"
+    status = 503
+    is_retry_safe = True
+
+
 # -- discovery -----------------------------------------------------------------------------------
 
 
@@ -560,6 +570,12 @@ class ContractError(SynchromeshError):
     """Raised when a contract or its implementation is wrong, at import or at start."""
 
     code = "contract"
+
+
+class EventTooNew(ContractError):
+    """Raised when a newer release wrote a stored event and this one may not read it."""
+
+    code = "event_too_new"
 
 
 class ConfigError(SynchromeshError):

@@ -50,9 +50,9 @@ TYPES = EventTypes("shop", Added)
 # As many of them as are wanted, in one statement.
 SEED = (
     "with recursive n(i) as (select 1 union all select i + 1 from n where i < ?) "
-    "insert into sm_event(stream, version, name, type_version, body, is_public, ordering_key, "
-    "trace_id, recorded_us) select ?, i, 'shop.added', 1, cast('{\"n\":1}' as blob), 0, '', '', 0 "
-    "from n"
+    "insert into sm_event(id, stream, version, name, type_version, body, is_public, ordering_key, "
+    "trace_id, recorded_us) select 'seed-' || i, ?, i, 'shop.added', 1, "
+    "cast('{\"n\":1}' as blob), 0, '', '', 0 from n"
 )
 
 

@@ -232,15 +232,17 @@ def _save_too_early(_: Any) -> Any:
 
 
 def _apply_in_two_commits(_: Any) -> Any:
-    async def mutated(self: Any, after: Checkpoint, batch: Any) -> None:
+    async def mutated(self: Any, generation: Any, batch: Any) -> None:
+        projection = self._versions[generation.version]
+
         async def effect(unit: Unit) -> None:
             for event in batch:
-                await self._projection.apply(unit, event)
+                await projection.apply(projection.tables.bind(unit, generation.number), event)
 
         await self._store.write(effect, name="effect")
+        at = Checkpoint(generation.log_id, batch[-1].position)
         await self._store.write(
-            lambda unit: save_checkpoint(unit, self.checkpoint_name, after.past(batch[-1])),
-            name="checkpoint",
+            lambda unit: save_checkpoint(unit, generation.checkpoint_name, at), name="checkpoint"
         )
 
     return mutated

@@ -1,9 +1,11 @@
 """The event log and event sourcing: append, read, subscribe, deciders, projections."""
 
 from synchromesh.events.decider import Decider, Decision
+from synchromesh.events.generation_tables import GenerationTables
+from synchromesh.events.generations import Generation, Parked, list_generations
 from synchromesh.events.log import (
     RELAY_PREFIX,
-    SCHEMA,
+    AppendReceipt,
     Checkpoint,
     NewEvent,
     StoredEvent,
@@ -13,26 +15,33 @@ from synchromesh.events.log import (
     head,
     load,
     load_checkpoint,
+    position_of,
     read,
     remove,
     save_checkpoint,
     saved_checkpoint,
 )
-from synchromesh.events.projection import Projection, ProjectionOptions, ProjectionRunner
+from synchromesh.events.poison import ProjectionOptions
+from synchromesh.events.projection import Projection, ProjectionRunner
 from synchromesh.events.scenario import Given, When, given
-from synchromesh.events.sourcing import decide
+from synchromesh.events.schema import SCHEMA
+from synchromesh.events.sourcing import decide, decide_at
 from synchromesh.events.subscription import subscribe
 from synchromesh.events.types import EventTypes, snake_case
 
 __all__ = [
     "RELAY_PREFIX",
     "SCHEMA",
+    "AppendReceipt",
     "Checkpoint",
     "Decider",
     "Decision",
     "EventTypes",
+    "Generation",
+    "GenerationTables",
     "Given",
     "NewEvent",
+    "Parked",
     "Projection",
     "ProjectionOptions",
     "ProjectionRunner",
@@ -42,10 +51,13 @@ __all__ = [
     "append_each",
     "count_after_checkpoint",
     "decide",
+    "decide_at",
     "given",
     "head",
+    "list_generations",
     "load",
     "load_checkpoint",
+    "position_of",
     "read",
     "remove",
     "save_checkpoint",

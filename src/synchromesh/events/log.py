@@ -17,8 +17,8 @@ from typing import Protocol
 
 import msgspec
 
-from synchromesh.errors import ContractError, LogGap, LogReplaced, VersionConflict
-from synchromesh.store import Migration, Row, Schema, SqlValue, Store, Unit, log_id_of
+from synchromesh.errors import BadRequest, ContractError, LogGap, LogReplaced, VersionConflict
+from synchromesh.store import Row, SqlValue, Store, StoreReader, Unit, log_id_of
 
 TOPIC = "events"
 """The topic of appends."""
@@ -28,40 +28,6 @@ RELAY_PREFIX = "relay/"
 
 COUNTED_MAX = 100_000
 """Up to how many public events beyond a checkpoint are counted."""
-
-SCHEMA = Schema(
-    owner="synchromesh.events",
-    migrations=(
-        Migration(
-            version=1,
-            statements=(
-                (
-                    "create table sm_event(position {position}, id text not null, "
-                    "stream text not null, version bigint not null, name text not null, "
-                    "type_version integer not null, body {blob} not null, "
-                    "is_public integer not null, ordering_key text not null, "
-                    "trace_id text not null, recorded_us bigint not null, "
-                    "head text generated always as "
-                    "({json_array}(id, stream, version, name, type_version, is_public, "
-                    "ordering_key, trace_id, recorded_us)) stored, unique(stream, version))"
-                ),
-                "create index sm_event_public on sm_event(position) where is_public = 1",
-                "create table sm_removal(first bigint primary key, last bigint not null)",
-                (
-                    "create table sm_checkpoint(name text primary key, log_id text not null, "
-                    "position bigint not null)"
-                ),
-                (
-                    "create table sm_snapshot(stream text not null, digest text not null, "
-                    "version bigint not null, position bigint not null, state {blob} not null, "
-                    "taken_us bigint not null, "
-                    "primary key(stream, digest))"
-                ),
-            ),
-            readable_by_min=1,
-        ),
-    ),
-)
 
 # All but what a reader filters by and what it decodes comes as one column, `head`, which the engine
 # itself keeps of the others: fetching ten columns takes twice as long as three and decoding one.
@@ -165,6 +131,40 @@ class Checkpoint(msgspec.Struct, frozen=True, order=True, gc=False):
     def past(self, event: StoredEvent) -> Checkpoint:
         """Return the checkpoint after an event of this log."""
         return Checkpoint(self.log_id, event.position)
+
+
+class AppendReceipt(msgspec.Struct, frozen=True, gc=False):
+    """The receipt of an append: what a projection is waited for with (`ctx.wait_for`).
+
+    It may be part of an answer, and come back with a query. It holds no position: that is given in
+    the commit.
+
+    Example:
+        >>> AppendReceipt("stock/SX90", 7).version
+        7
+    """
+
+    stream: str
+    version: int
+
+
+async def position_of(source: Unit | StoreReader, receipt: AppendReceipt) -> int:
+    """Return the position from which on a reader has seen what a receipt tells of.
+
+    Raises:
+        BadRequest: there is no such event in this log.
+    """
+    rows = await executor(source)(
+        "select min(position) from sm_event where stream = ? and version >= ?",
+        receipt.stream,
+        receipt.version,
+    )
+    if rows[0][0] is None:
+        raise BadRequest(
+            f"stream {receipt.stream!r} has no event of version {receipt.version}; a receipt is of "
+            "the service that gave it, and of its log: do not keep it across a restore"
+        )
+    return _int(rows[0][0])
 
 
 async def append(
@@ -420,7 +420,12 @@ def _covered(ranges: Iterable[tuple[int, int]], first: int, last: int) -> int:
     return total
 
 
-def executor(source: Unit | Store) -> Executes:
+async def following(source: Unit | StoreReader, position: int, limit: int) -> list[StoredEvent]:
+    """Read the first events after a position, also within a unit; holes are not looked for."""
+    return _stored(await executor(source)(_READ, position, limit))
+
+
+def executor(source: Unit | StoreReader) -> Executes:
     """Return what runs a statement on a unit or a store."""
     execute: Executes | None = getattr(source, "execute", None)
     if execute is not None:

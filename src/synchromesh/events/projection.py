@@ -4,53 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from synchromesh.errors import (
+    BadRequest,
+    ContractError,
+    EventTooNew,
+    LogGap,
+    LogReplaced,
+    ProjectionBehind,
+    Shed,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
+from synchromesh.events import generations
+from synchromesh.events.generation_tables import GenerationTables
+from synchromesh.events.generations import Generation, Parked
 from synchromesh.events.log import (
     TOPIC,
     Checkpoint,
     StoredEvent,
+    following,
     head,
-    load_checkpoint,
     read,
     save_checkpoint,
-    saved_checkpoint,
 )
+from synchromesh.events.poison import EventAttempts, ProjectionOptions
 from synchromesh.events.subscription import Wakeup
 from synchromesh.store import Store, Unit
+
+# Faults of the file: no event is the reason, and they may pass.
+_THE_FILES = (StoreFull, StoreLocked, StoreReadOnly, Shed)
+_ERROR_CHARS_MAX = 500
 
 _log = logging.getLogger("synchromesh.events")
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A read model made from events; `apply` writes through the unit, and may be re-run."""
+    """A read model made from events; `apply` writes through the unit, and may be re-run.
 
-    name: str
-    apply: Callable[[Unit, StoredEvent], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectionOptions:
-    """Settings of a projection: batch size, polling, retries of a failing event.
-
-    Between attempts it waits `backoff_s`, doubled each time up to `backoff_max_s`.
-
-    Example:
-        >>> ProjectionOptions(batch_max=64).attempts_max
-        5
-    """
-
-    batch_max: int = 256
-    poll_s: float = 1.0
-    attempts_max: int = 5
-    backoff_s: float = 0.1
-    backoff_max_s: float = 5.0
-
-
-class ProjectionRunner:
-    """Run one projection over a service's log; each event takes effect once.
+    Attributes:
+        version: raised with its tables; versions of one name are built side by side.
+        tables: its own, by which it can be rebuilt; `apply` names them as they are declared.
 
     Example:
         >>> async def count(unit: Unit, event: StoredEvent) -> None:
@@ -58,110 +57,300 @@ class ProjectionRunner:
         >>> totals = Projection("totals", count)
     """
 
+    name: str
+    apply: Callable[[Unit, StoredEvent], Awaitable[None]]
+    version: int = 1
+    tables: GenerationTables = field(default_factory=lambda: GenerationTables("", ()))
+
+
+class ProjectionRunner:
+    """Run the generations of one projection over a service's log; each event takes effect once.
+
+    Args:
+        versions: the definitions of the projection, of which the newest makes new generations.
+
+    Example:
+        >>> async def count(unit: Unit, event: StoredEvent) -> None:
+        ...     await unit.execute("update total set n = n + 1")
+        >>> def runner(store: Store) -> ProjectionRunner:
+        ...     return ProjectionRunner(store, [Projection("totals", count)])
+    """
+
     def __init__(
         self,
         store: Store,
-        projection: Projection,
-        options: ProjectionOptions = ProjectionOptions(),
+        versions: Sequence[Projection],
+        options: ProjectionOptions | None = None,
     ) -> None:
         self._store = store
-        self._projection = projection
-        self._options = options
+        self.name = versions[0].name
+        self._versions: Mapping[int, Projection] = {each.version: each for each in versions}
+        self._tables = {each.version: each.tables for each in versions}
+        self._options = options or ProjectionOptions()
+        self._attempts: dict[tuple[int, int], EventAttempts] = {}
+        # By generation, how often a person had asked for another try when the last one was made.
+        self._tried: dict[tuple[int, int], int] = {}
+        self._live: Generation | None = None
+        self._moved = asyncio.Event()
         self._lag = 0
-        self._failures = 0
-        self._careful = 0
 
     @property
     def lag(self) -> int:
-        """The number of positions that the projection was behind the log when it last read."""
+        """The number of positions that the live one was behind the log when it last read."""
         return self._lag
 
     @property
     def checkpoint_name(self) -> str:
-        """The name under which its checkpoint is saved."""
-        return f"projection/{self._projection.name}"
+        """The name under which the checkpoint of its first generation is saved."""
+        return generations.checkpoint_of(self.name)
 
-    async def run(self) -> None:
-        """Apply events until cancelled or until one fails for good. A supervised child.
+    async def prepare(self) -> None:
+        """Make the tables of what is new in this release. Idempotent.
 
         Raises:
-            LogReplaced: the log was replaced: `rebuild` it.
-            LogGap: the log has holes.
-            Exception: `apply` failed on an event `attempts_max` times; a note names the event.
-                Nothing is skipped: the next start tries it again.
+            ContractError: its tables have changed, and its version has not.
         """
-        self._failures = self._careful = 0
-        wakeup = Wakeup(self._store, poll_s=self._options.poll_s)
+        await self._store.write(
+            lambda unit: generations.prepare(unit, self.name, self._tables),
+            name=f"prepare projection {self.name}",
+        )
+
+    async def run(self) -> None:
+        """Apply events until cancelled. A supervised child.
+
+        An event that fails `attempts_max` times parks its generation alone, which is tried again
+        when this is run again, and when a person asks for it.
+
+        Raises:
+            StoreError: the database cannot be used.
+        """
+        await self.prepare()
+        self._attempts.clear()
+        self._tried.clear()
+        topics = (TOPIC, generations.TOPIC)
+        wakeup = Wakeup(self._store, poll_s=self._options.poll_s, topics=topics)
         try:
             while True:
                 wakeup.clear()
                 if not await self._turn():
-                    await wakeup.wait()
+                    await wakeup.wait(until_s=self._due_s())
         finally:
             wakeup.close()
 
-    async def rebuild(self, reset: Callable[[Unit], Awaitable[None]]) -> None:
-        """Rebuild the projection: empty its tables by `reset`, replay the log from its beginning.
+    async def wait_for(self, position: int) -> None:
+        """Return once the live generation has passed a position.
 
-        Both are one commit. A runner that runs meanwhile goes on from there; `lag` tells how far it
-        has come.
+        Raises:
+            ProjectionBehind: it is parked before it.
+        """
+        while self._live is None or self._live.position < position:
+            live, moved = self._live, self._moved
+            if live is not None and live.parked is not None:
+                raise ProjectionBehind(
+                    f"projection {self.name!r} is parked at {live.parked.where} and has not come "
+                    f"to position {position}: {live.parked.error}"
+                )
+            await moved.wait()
+
+    async def rebuild(
+        self, *, by: Mapping[str, str], takes_skipped: bool = False, is_lossy: bool = False
+    ) -> Generation:
+        """Make a new standby, which is built beside the live one, as `generations.rebuild` says."""
+        return await self._store.write(
+            lambda unit: generations.rebuild(
+                unit, self.name, self._tables, by=by, takes_skipped=takes_skipped, is_lossy=is_lossy
+            ),
+            name=f"rebuild projection {self.name}",
+        )
+
+    async def switch(self, *, by: Mapping[str, str]) -> Generation:
+        """Make the standby live, in one commit with the last events that it had not taken yet.
+
+        Raises:
+            BadRequest: there is no standby, it is parked, or more than a batch behind.
         """
 
-        async def body(unit: Unit) -> None:
-            await reset(unit)
-            await save_checkpoint(unit, self.checkpoint_name, Checkpoint(self._store.log_id))
-            unit.notify(TOPIC)
+        async def body(unit: Unit) -> Generation:
+            found = await generations.list_generations(unit, self.name)
+            for each in found[1:]:
+                await self._catch_up(unit, each)
+            return await generations.switch(unit, self.name, by=by)
 
-        await self._store.write(body, name=f"rebuild of projection {self._projection.name}")
+        return await self._store.write(body, name=f"switch projection {self.name}")
+
+    async def _catch_up(self, unit: Unit, standby: Generation) -> None:
+        limit = self._options.batch_max
+        batch = await following(unit, standby.position, limit + 1)
+        if not batch or standby.parked is not None:
+            return
+        if standby.version not in self._versions:
+            raise BadRequest(
+                f"generation {standby.number} of projection {self.name!r} waits for code of "
+                f"version {standby.version}, and is behind; it is not made live as it is"
+            )
+        if len(batch) > limit:
+            raise BadRequest(
+                f"generation {standby.number} of projection {self.name!r} is at position "
+                f"{standby.position}, more than {limit} events behind; wait until it has caught up"
+            )
+        try:
+            await self._apply_in(unit, standby, batch)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise BadRequest(
+                f"generation {standby.number} of projection {self.name!r} cannot take the events "
+                f"that it lacks, from position {standby.position + 1} on: {_told(error)}"
+            ) from error
 
     def __repr__(self) -> str:
-        return f"<ProjectionRunner {self._projection.name} lag {self._lag}>"
+        return f"<ProjectionRunner {self.name} lag {self._lag}>"
 
     async def _turn(self) -> bool:
-        """Apply the next batch; False where there is none."""
-        # After a failure one at a time, so that the events before the failing one are done.
-        limit = 1 if self._careful else self._options.batch_max
-        # Read anew each time: a rebuild may have moved it.
-        after = await load_checkpoint(self._store, self.checkpoint_name)
-        batch = await read(self._store, after=after, limit=limit)
-        self._lag = (await head(self._store)).position - after.position
-        if not batch:
-            return False
+        """Let each generation take a batch; False where none had one."""
+        # Read anew each time: a person may have made another one.
+        found = await generations.list_generations(self._store, self.name)
+        keys = {each.key for each in found}
+        self._attempts = {key: each for key, each in self._attempts.items() if key in keys}
+        end = await head(self._store)
+        self._see(found[0], end)
+        is_busy = False
+        now = asyncio.get_running_loop().time()
+        for each in found:
+            if each.is_waiting or now < self._attempts_of(each).due_s:
+                continue
+            if each.parked is not None and self._tried.get(each.key) == each.retries:
+                continue
+            is_busy = await self._advance(each) or is_busy
+        if not is_busy and found[0].is_waiting:
+            await self._replace(found, end)
+        return is_busy
+
+    def _see(self, live: Generation, end: Checkpoint) -> None:
+        self._live = live
+        self._lag = max(0, end.position - live.position)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _replace(self, found: list[Generation], end: Checkpoint) -> None:
+        """Make a standby live that has caught up, where nothing keeps the live one up to date."""
+        for each in found[1:]:
+            if each.position == end.position and each.parked is None and not each.is_waiting:
+                why = f"no code of version {found[0].version} is here, and this one has caught up"
+                try:
+                    await self.switch(by={"who": "synchromesh", "why": why})
+                except BadRequest:
+                    return  # events have come meanwhile, or one that it cannot take: its own turn
+                except ContractError as error:
+                    await self._park(each, None, error)
+
+    async def _advance(self, generation: Generation) -> bool:
+        """Apply the next batch of a generation; False where there is none."""
+        attempts = self._attempts_of(generation)
+        limit = 1 if generation.parked is not None else attempts.limit
+        after = Checkpoint(generation.log_id, generation.position)
         try:
-            await self._apply(after, batch)
+            batch = await read(self._store, after=after, limit=limit)
+        except (LogGap, LogReplaced) as error:
+            await self._park(generation, None, error)
+            return False
+        if not batch:
+            attempts.succeeded()
+            return False
+        now = asyncio.get_running_loop().time
+        try:
+            await self._apply(generation, batch)
+        except _THE_FILES as error:
+            attempts.faulted(now=now())
+            _log.warning("projection %r waits for its database: %s", self.name, error.message)
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises
-            if len(batch) > 1:
-                self._careful = len(batch)
-            else:
-                await self._failed(batch[0], error)
-            return True
-        self._failures = 0
-        self._careful = max(0, self._careful - 1)
-        self._lag -= batch[-1].position - after.position
+            # One that is parked is tried once; a newer release's event needs no second try at all.
+            is_known = generation.parked is not None or isinstance(error, EventTooNew)
+            is_poison = attempts.failed(len(batch), now=now()) or (is_known and len(batch) == 1)
+            if is_poison:
+                await self._park(generation, batch[0], error)
+            elif len(batch) == 1:
+                self._tell(generation, batch[0], error)
+        else:
+            attempts.succeeded()
         return True
 
-    async def _apply(self, after: Checkpoint, batch: Sequence[StoredEvent]) -> None:
-        beginning = Checkpoint(self._store.log_id)
-
+    async def _apply(self, generation: Generation, batch: Sequence[StoredEvent]) -> None:
         async def body(unit: Unit) -> None:
-            saved = await saved_checkpoint(unit, self.checkpoint_name) or beginning
-            if saved != after:
-                return  # a rebuild, or another runner, has moved it meanwhile
-            for event in batch:
-                await self._projection.apply(unit, event)
-            await save_checkpoint(unit, self.checkpoint_name, after.past(batch[-1]))
+            found = await generations.list_generations(unit, self.name)
+            now = next((each for each in found if each.key == generation.key), None)
+            if now is None or now.position != generation.position:
+                return  # it was dropped, or another runner has moved it meanwhile
+            await self._apply_in(unit, now, batch)
 
-        await self._store.write(body, name=f"projection {self._projection.name}")
+        await self._store.write(body, name=f"projection {self.name}")
 
-    async def _failed(self, event: StoredEvent, error: Exception) -> None:
-        self._failures += 1
-        where = (
-            f"projection {self._projection.name!r} failed {self._failures} times at position "
-            f"{event.position} ({event.name} of {event.stream!r}, version {event.version})"
+    async def _apply_in(
+        self, unit: Unit, generation: Generation, batch: Sequence[StoredEvent]
+    ) -> None:
+        projection = self._versions[generation.version]
+        last = batch[-1]
+        skipped = await generations.skipped_of(unit, generation, batch[0].position, last.position)
+        bound = projection.tables.bind(unit, generation.number)
+        for event in batch:
+            if event.position not in skipped:
+                await projection.apply(bound, event)
+        checkpoint = Checkpoint(generation.log_id, last.position)
+        await save_checkpoint(unit, generation.checkpoint_name, checkpoint)
+        if generation.parked is not None:
+            await generations.free(unit, generation)
+
+    async def _park(
+        self, generation: Generation, event: StoredEvent | None, error: Exception
+    ) -> None:
+        """Let a generation stand still, with its reason, until something changes."""
+        said = _told(error)
+
+        def parked(unit: Unit) -> Parked:
+            if event is None:
+                return Parked(0, "", "", said, unit.now_us, is_poison=False)
+            is_poison = not isinstance(error, EventTooNew)
+            return Parked(event.position, event.id, event.name, said, unit.now_us, is_poison)
+
+        await self._store.write(
+            lambda unit: generations.park(unit, generation, parked(unit)),
+            name=f"park projection {self.name}",
         )
-        if self._failures >= self._options.attempts_max:
-            error.add_note(f"{where}; it stands still there: mend `apply`, then start it again")
-            raise error
-        _log.warning("%s: %s; it is tried again", where, type(error).__name__)
-        doubled_s = self._options.backoff_s * 2.0 ** (self._failures - 1)
-        await asyncio.sleep(min(doubled_s, self._options.backoff_max_s))
+        self._attempts.pop(generation.key, None)
+        self._tried[generation.key] = generation.retries
+        _log.error(
+            "%s is parked: %s; the other projections go on",
+            self._where(generation, event),
+            said,
+            exc_info=error,
+        )
+
+    def _tell(self, generation: Generation, event: StoredEvent, error: Exception) -> None:
+        failures = self._attempts_of(generation).failures
+        where = self._where(generation, event)
+        _log.warning(
+            "%s failed %d times: %s; it is tried again", where, failures, type(error).__name__
+        )
+
+    def _where(self, generation: Generation, event: StoredEvent | None) -> str:
+        of = f"projection {self.name!r} (generation {generation.number})"
+        if event is None:
+            return of
+        return (
+            f"{of} at position {event.position} ({event.name} of {event.stream!r}, version "
+            f"{event.version})"
+        )
+
+    def _attempts_of(self, generation: Generation) -> EventAttempts:
+        found = self._attempts.get(generation.key)
+        if found is None:
+            found = self._attempts[generation.key] = EventAttempts(self._options)
+        return found
+
+    def _due_s(self) -> float | None:
+        """When the next attempt is due, in the loop's time; None where none is waited for."""
+        return min((each.due_s for each in self._attempts.values() if each.due_s), default=None)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_ERROR_CHARS_MAX]

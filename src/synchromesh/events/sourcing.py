@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from synchromesh.events.decider import Decider
-from synchromesh.events.log import append, load
+from synchromesh.events.log import AppendReceipt, append, load
 from synchromesh.events.snapshots import FOLD_MAX, codec_of, fold_ahead, newest, save
 from synchromesh.events.types import EventTypes
 from synchromesh.store import Unit, Unprepared
@@ -34,18 +34,32 @@ async def decide(
         Rejection: the decider refused; nothing is appended.
         ContractError: the decider made an event that it does not list, or a stored one is unknown.
     """
+    result, _ = await decide_at(unit, decider, types, stream_id, command, trace_id=trace_id)
+    return result
+
+
+async def decide_at(
+    unit: Unit,
+    decider: Decider[S, C, R],
+    types: EventTypes,
+    stream_id: str,
+    command: C,
+    *,
+    trace_id: str,
+) -> tuple[R, AppendReceipt]:
+    """Decide as `decide` does; return the receipt, too: of the stream as it is then."""
     stream = decider.stream(stream_id)
     version, state = await _fold(unit, decider, types, stream)
     decision = decider.decide(command, state)
     decider.check(decision)
     if decision.events:
-        await append(
+        version = await append(
             unit,
             stream,
             [types.encode(event, trace_id=trace_id) for event in decision.events],
             expected=version,
         )
-    return decision.result
+    return decision.result, AppendReceipt(stream, version)
 
 
 async def _fold(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from synchromesh.events.log import TOPIC, Checkpoint, StoredEvent, read
 from synchromesh.store import Store
@@ -16,24 +16,26 @@ class Wakeup:
     Look at the log after `clear` and before `wait`: what comes in between is then not missed.
     """
 
-    def __init__(self, store: Store, *, poll_s: float) -> None:
+    def __init__(self, store: Store, *, poll_s: float, topics: Sequence[str] = (TOPIC,)) -> None:
         self._poll_s = poll_s
         self._grown = asyncio.Event()
-        self._stop = store.listen(TOPIC, self._grown.set)
+        self._stops = [store.listen(topic, self._grown.set) for topic in topics]
 
     def clear(self) -> None:
         """Reset the wake-ups up to now."""
         self._grown.clear()
 
-    async def wait(self) -> None:
-        """Wait until the log has grown since `clear`, or until it is time to poll."""
+    async def wait(self, *, until_s: float | None = None) -> None:
+        """Wait until the log has grown since `clear`, or it is time to poll, or `until_s`."""
+        poll_at_s = asyncio.get_running_loop().time() + self._poll_s
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._poll_s):
+            async with asyncio.timeout_at(min(poll_at_s, until_s or poll_at_s)):
                 await self._grown.wait()
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._stop()
+        for stop in self._stops:
+            stop()
 
 
 async def subscribe(

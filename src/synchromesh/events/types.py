@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from synchromesh.codec import decode, encode
-from synchromesh.errors import BadRequest, ContractError
+from synchromesh.errors import BadRequest, ContractError, EventTooNew
 from synchromesh.events.log import NewEvent, StoredEvent
 
 T = TypeVar("T")
@@ -120,12 +120,16 @@ class EventTypes:
                 f"{sorted(self._by_name)}: add the event's class to them"
             )
         version = self._by_class[cls][1]
+        if version < stored.type_version:
+            raise EventTooNew(
+                f"{where}, but {cls.__qualname__} is version {version}: run the release that wrote "
+                "it, or a later one"
+            )
         if version != stored.type_version:
             raise ContractError(
                 f"{where}, but {cls.__qualname__} is version {version}: "
-                + ("run the release that wrote it" if version < stored.type_version
-                   else "keep a class that reads the older version")
-            )  # fmt: skip
+                "keep a class that reads the older version"
+            )
         try:
             return decode(stored.body, cls)
         except BadRequest as error:

@@ -25,6 +25,7 @@ from synchromesh.errors import (
     StoreError,
     from_problem,
 )
+from synchromesh.events import AppendReceipt
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
@@ -50,12 +51,17 @@ Ts = TypeVarTuple("Ts")
 
 @dataclass(frozen=True, slots=True)
 class HandlerDeps:
-    """The dependencies of the handlers of one running service."""
+    """The dependencies of the handlers of one running service.
+
+    Attributes:
+        wait_for: waits until a projection has passed a receipt, for at most so many seconds.
+    """
 
     store: Store
     caller: Caller
     engine: Engine
     units: UnitScope
+    wait_for: Callable[[str, AppendReceipt, float], Awaitable[None]]
     runtime: Runtime
     keep_s: float
 
@@ -209,6 +215,22 @@ class Context:
         """
         store = self._deps.store
         return store.read(sql, *values) if as_ is None else fetch_as(store, as_, sql, values)
+
+    async def wait_for(
+        self, projection: str, receipt: AppendReceipt, *, within_s: float = 1.0
+    ) -> None:
+        """Return once a projection has passed what a receipt tells of: read your own write.
+
+        The receipt is that of a transaction (`tx.receipt`), and may have come with the query.
+
+        Raises:
+            ProjectionBehind: it has not within the time, or by this call's deadline; or it is
+                parked.
+            BadRequest: the receipt is of no event of this service.
+        """
+        left_s = self.remaining_s()
+        longest_s = within_s if left_s is None else max(0.0, min(within_s, left_s))
+        await self._deps.wait_for(projection, receipt, longest_s)
 
     def write(
         self, unit: Callable[[Transaction, *Ts], Awaitable[R]], *args: *Ts

@@ -17,6 +17,7 @@ from synchromesh.calls.contract import (
 )
 from synchromesh.durations import duration
 from synchromesh.errors import ContractError
+from synchromesh.events import GenerationTables
 from synchromesh.messaging import DELIVER
 from synchromesh.saga import Saga as SagaSteps
 from synchromesh.saga import SagaDefinition, SagaPolicy, SagaVersions
@@ -41,11 +42,13 @@ class HandlerDefinition:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionDefinition:
-    """A projection: its event classes, and the function that writes its tables."""
+    """One version of a projection: its event classes, its tables, and the function that writes."""
 
     name: str
     events: tuple[type, ...]
     function: Callable[[Transaction, Any], Awaitable[None]]
+    version: int
+    tables: GenerationTables
 
 
 class Service:
@@ -83,7 +86,7 @@ class Service:
             str, tuple[PublicEvent[Any], Callable[[Transaction, Any], Awaitable[None]]]
         ] = {}
         self.sagas = SagaVersions()
-        self.projections: dict[str, ProjectionDefinition] = {}
+        self.projections: dict[str, dict[int, ProjectionDefinition]] = {}
         offered = {} if implements is None else operations_of(implements)
         wrong = next((op for op in offered.values() if op.service != name), None)
         if wrong is not None:
@@ -218,7 +221,7 @@ class Service:
         return register
 
     def projection(
-        self, name: str, *, events: tuple[type, ...]
+        self, name: str, *, events: tuple[type, ...], tables: Sequence[str] = (), version: int = 1
     ) -> Callable[
         [Callable[[Transaction, Any], Awaitable[None]]],
         Callable[[Transaction, Any], Awaitable[None]],
@@ -226,16 +229,34 @@ class Service:
         """Build a read model from this service's own events; each is applied once (E5).
 
         A class that the contract publishes stands for the events that were published, any other for
-        those that were appended or decided.
+        those that were appended or decided. An event that fails again and again parks this
+        projection alone.
+
+        Args:
+            tables: `create table` and `create index` statements of tables that are its own, so that
+                it can be built anew beside the running one. SQL everywhere has their plain names.
+            version: raised when `tables` change. Keep the function of the version before until the
+                new one is live, or it stands still meanwhile.
         """
+        declared = GenerationTables(name, tables)
+        if version < 1 or (version > 1 and not tables):
+            raise ContractError(
+                f"projection {name!r} of {self.name} has version {version} and "
+                f"{'tables' if tables else 'no tables'}; versions are 1, 2, 3, ..., and only one "
+                "with tables= can be built beside another"
+            )
 
         def register(
             function: Callable[[Transaction, Any], Awaitable[None]],
         ) -> Callable[[Transaction, Any], Awaitable[None]]:
-            if name in self.projections:
-                raise ContractError(f"{self.name} has two projections named {name!r}; rename one")
+            versions = self.projections.setdefault(name, {})
+            if version in versions:
+                raise ContractError(
+                    f"{self.name} has two projections named {name!r} of version {version}; rename "
+                    "one, or raise its version="
+                )
             _check_async(function, f"projection {name!r}")
-            self.projections[name] = ProjectionDefinition(name, events, function)
+            versions[version] = ProjectionDefinition(name, events, function, version, declared)
             return function
 
         return register

@@ -15,24 +15,19 @@ from synchromesh.calls import Dispatcher, Incoming
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id
+from synchromesh.events import RELAY_PREFIX, EventTypes, count_after_checkpoint
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
-from synchromesh.events import (
-    EventTypes,
-    Projection,
-    ProjectionRunner,
-    StoredEvent,
-    count_after_checkpoint,
-)
 from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Relay, deliver_to
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
 from synchromesh.saga.engine import Engine, EngineOptions
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
-from synchromesh.service.definition import ProjectionDefinition, Service
+from synchromesh.service.definition import Service
 from synchromesh.service.deps import Deps
 from synchromesh.service.handlers import Operations
 from synchromesh.service.no_store import NoStore
+from synchromesh.service.projections import Projections
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Schema, Store, StoreFactory, Unit, inbox
@@ -74,8 +69,10 @@ class ServiceInstance:
             options=EngineOptions(keep_s=deps.keep_s),
         )
         self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=deps.keep_s)
+        self.projections = Projections(service, store, self._units, runtime)
+        wait_for = self.projections.wait_for
         handler_deps = HandlerDeps(
-            store, self.caller, self.engine, self._units, runtime, deps.keep_s
+            store, self.caller, self.engine, self._units, wait_for, runtime, deps.keep_s
         )
         self.operations = Operations(service, handler_deps)
         places = deps.places(name)
@@ -121,6 +118,7 @@ class ServiceInstance:
             raise
         try:
             if instance.has_database:
+                await instance.projections.prepare()
                 await instance.engine.recover()
         except BaseException:
             await instance.stop()
@@ -150,11 +148,12 @@ class ServiceInstance:
 
     async def behind(self) -> dict[str, int]:
         """Return the lag of each relay and projection, in events."""
-        return {
-            child: await count_after_checkpoint(self.store, child, is_public=kind == "relay")
+        relays = {
+            child: await count_after_checkpoint(self.store, child, is_public=True)
             for child in self._supervisor.states
-            if (kind := child.partition("/")[0]) in ("relay", "projection")
+            if child.startswith(RELAY_PREFIX)
         }
+        return relays | await self.projections.behind()
 
     def health(self) -> Health:
         """Return the health of the instance."""
@@ -191,33 +190,9 @@ class ServiceInstance:
                     runtime=deps.runtime,
                 )
                 children.append(Child(relay.checkpoint_name, relay.run))
-        for projected in self.service.projections.values():
-            runner = ProjectionRunner(self.store, self._projection(projected, deps.runtime))
-            children.append(Child(f"projection/{projected.name}", runner.run))
+        for name, runner in self.projections.runners.items():
+            children.append(Child(f"projection/{name}", runner.run))
         return children
-
-    def _projection(self, projected: ProjectionDefinition, runtime: Runtime) -> Projection:
-        types = self._units.types
-        # A class that the contract publishes is taken as it was published, any other as appended.
-        wanted: dict[tuple[str, bool], type] = {
-            (public.full_name, True): public.kind
-            for public in self.service.published()
-            if public.kind in projected.events
-        }
-        is_published = set(wanted.values())
-        for event in projected.events:
-            if event not in is_published:
-                wanted[(types.name_of(event), False)] = event
-
-        async def apply(unit: Unit, stored: StoredEvent) -> None:
-            kind = wanted.get((stored.name, stored.is_public))
-            if kind is None:
-                return
-            event = decode(stored.body, kind) if stored.is_public else types.decode(stored)
-            context = _context_of(stored.trace_id, runtime)
-            await self._units.run(unit, context, lambda tx: projected.function(tx, event))
-
-        return Projection(projected.name, apply)
 
     def _message_handlers(self, runtime: Runtime) -> dict[str, MessageHandler]:
         def handler_of(name: str) -> MessageHandler:
@@ -284,9 +259,10 @@ def _own_schema(service: Service) -> tuple[Schema, ...]:
 
 def _event_types(service: Service) -> EventTypes:
     types = EventTypes(service.name)
-    for projected in service.projections.values():
-        for event in projected.events:
-            types.add(event)
+    for versions in service.projections.values():
+        for projected in versions.values():
+            for event in projected.events:
+                types.add(event)
     return types
 
 

@@ -11,7 +11,7 @@ import msgspec
 from synchromesh.calls.contract import PublicEvent
 from synchromesh.context import CallContext
 from synchromesh.errors import ContractError, ForeignAwait
-from synchromesh.events import Decider, EventTypes, append, decide
+from synchromesh.events import AppendReceipt, Decider, EventTypes, append, decide_at
 from synchromesh.messaging import publish
 from synchromesh.store import Row, SqlValue, Unit, fetch_as
 
@@ -55,7 +55,7 @@ class Transaction:
         1
     """
 
-    __slots__ = ("_context", "_is_over", "_published", "_scope", "_unit")
+    __slots__ = ("_context", "_is_over", "_published", "_receipt", "_scope", "_unit")
 
     def __init__(self, unit: Unit, scope: UnitScope, context: CallContext) -> None:
         self._unit = unit
@@ -63,6 +63,18 @@ class Transaction:
         self._context = context
         self._published: list[tuple[PublicEvent[Any], object]] = []
         self._is_over = False
+        self._receipt: AppendReceipt | None = None
+
+    @property
+    def receipt(self) -> AppendReceipt:
+        """The receipt of the last event that was appended or decided here, for `ctx.wait_for`.
+
+        Raises:
+            ContractError: nothing was.
+        """
+        if self._receipt is None:
+            raise ContractError("a unit that has appended nothing yet has no receipt")
+        return self._receipt
 
     @property
     def unit_id(self) -> str:
@@ -127,15 +139,12 @@ class Transaction:
         Raises:
             Rejection: the decider refused.
         """
-        self._scope.adopt(decider)
-        return await decide(
-            self._unit,
-            decider,
-            self._scope.types,
-            stream_id,
-            command,
-            trace_id=self._context.trace_id,
+        scope = self._scope
+        scope.adopt(decider)
+        result, self._receipt = await decide_at(
+            self._unit, decider, scope.types, stream_id, command, trace_id=self._context.trace_id
         )
+        return result
 
     async def append(
         self, stream: str, events: Sequence[object], *, expected: int | None = None
@@ -153,7 +162,9 @@ class Transaction:
             if cls not in types and (isinstance(event, msgspec.Struct) or is_dataclass(event)):
                 types.add(cls)
         new = [types.encode(event, trace_id=self._context.trace_id) for event in events]
-        return await append(self._unit, stream, new, expected=expected)
+        version = await append(self._unit, stream, new, expected=expected)
+        self._receipt = AppendReceipt(stream, version)
+        return version
 
     def publish(self, event: PublicEvent[E], payload: E) -> None:
         """Publish a public event of this service: delivered if and only if the unit commits.
@@ -198,3 +209,20 @@ class UnitScope:
             await publish(unit, event, payload, trace_id=context.trace_id)
         tx._is_over = True
         return result
+
+    async def project(
+        self, unit: Unit, context: CallContext, body: Callable[[Transaction], Awaitable[None]]
+    ) -> None:
+        """Run a projection's function, which may be run again for the same event years later.
+
+        Raises:
+            ContractError: it appended, decided or published, which a rebuild would repeat.
+        """
+        tx = Transaction(unit, self, context)
+        await body(tx)
+        tx._is_over = True
+        if tx._receipt is not None or tx._published:
+            raise ContractError(
+                "a projection appended or published an event, which a rebuild would repeat; write "
+                "its tables only, and let a subscription or a saga do the rest"
+            )

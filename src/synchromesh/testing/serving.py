@@ -110,6 +110,15 @@ class InProcess:
             self.transport.remove(f"{name}-1")
             await self.up.pop(name).stop()
 
+    async def parked(self) -> list[str]:
+        """Return which projections are parked, at which event and why."""
+        return [
+            f"{name}/projection/{each.name} is parked at {each.parked.where}: {each.parked.error}"
+            for name, instance in self.up.items()
+            for each in await instance.projections.list()
+            if each.parked is not None
+        ]
+
     async def call(
         self, call: Call[R], *, key: str = "", principal: str = "", timeout_s: float | None = None
     ) -> R:
@@ -140,7 +149,8 @@ async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[InP
     credential, as theirs is.
 
     Raises:
-        Unhandled: in the end, where a background loop of a service failed too often.
+        Unhandled: in the end, where a background loop of a service failed too often, or one of its
+            projections is parked.
         ContractError: a service does not fit its contract.
 
     Example:
@@ -165,8 +175,11 @@ async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[InP
     try:
         await served.start(*served.deps.services)
         yield served
+        parked = await served.parked()
     finally:
         await served.stop(*reversed(list(served.up)))
     if served.failures:
         service, child, error = served.failures[0]
         raise Unhandled(f"{service}/{child} failed too often: {error!r}") from error
+    if parked:
+        raise Unhandled(parked[0])
