@@ -15,13 +15,13 @@ from synchromesh.system.config.rundir import RunDir
 why_option = click.option("--why", default="", help="Why; recorded with your name.")
 
 
-def read(folder: Path, name: str, **request: object) -> dict[str, Any]:
+def read(folder: Path, name: str, *, within_s: float = 0.0, **request: object) -> dict[str, Any]:
     """Return the answers of services to an action that reads, by service.
 
     A system that is stopped is read from its databases.
     """
     if RunDir(folder).is_running():
-        return _told(ControlClient(folder).post(f"/actions/{name}", request))
+        return _told(ControlClient(folder).post(f"/actions/{name}", request, within_s=within_s))
     import asyncio
 
     import msgspec
@@ -40,10 +40,15 @@ def repair(
     Raises:
         UsageError: nobody says why.
     """
+    asked = {**request, "who": say_why(why), "why": why}
+    return _told(ControlClient(folder).post(f"/actions/{name}", asked, within_s=within_s))
+
+
+def say_why(why: str) -> str:
+    """Return who runs this. Raises UsageError where they do not say why."""
     if not why.strip():
         raise click.UsageError("say why, it is recorded with your name: --why TEXT")
-    asked = {**request, "who": user(), "why": why}
-    return _told(ControlClient(folder).post(f"/actions/{name}", asked, within_s=within_s))
+    return user()
 
 
 def _told(found: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,11 @@ TOPIC = "events"
 RELAY_PREFIX = "relay/"
 """The prefix of the names of relays' checkpoints."""
 
+ADOPT = ("update sm_checkpoint set log_id = ? where log_id = ?",)
+"""Carry the checkpoints of a database over to another log of it: given (new, old).
+
+They are of the same moment as the events beside them, so that each reader goes on where it was."""
+
 COUNTED_MAX = 100_000
 """Up to how many public events beyond a checkpoint are counted."""
 
@@ -387,7 +392,7 @@ async def _check_range(store: Store, after: int, last: int) -> None:
     )
     present = next(_int(count) for zero, count in rows if zero == 0)
     ranges = [(_int(first), _int(until)) for first, until in rows if first != 0]
-    removed = _covered(ranges, after + 1, last)
+    removed = covered(ranges, after + 1, last)
     if present + removed < last - after:
         raise LogGap(
             f"{last - after - present - removed} positions between {after} and {last} are missing "
@@ -410,7 +415,7 @@ async def _check_end(store: Store, after: int) -> None:
         )
 
 
-def _covered(ranges: Iterable[tuple[int, int]], first: int, last: int) -> int:
+def covered(ranges: Iterable[tuple[int, int]], first: int, last: int) -> int:
     """Return how many of the positions from first to last are in any of the ranges."""
     total, at = 0, first - 1
     for begin, end in sorted(ranges):

@@ -6,6 +6,7 @@ from synchromesh.service.deps import KEEP_S, Deps
 from synchromesh.service.instance import (
     ServiceInstance,
     dry_run_migrations,
+    schemas_of,
 )
 from synchromesh.service.supervisor import Child, RestartsExhausted, Supervisor
 from synchromesh.service.transaction import Transaction
@@ -21,4 +22,5 @@ __all__ = [
     "Supervisor",
     "Transaction",
     "dry_run_migrations",
+    "schemas_of",
 ]

@@ -109,8 +109,7 @@ class ServiceInstance:
         tracer = deps.tracer(name or service.name)
         store: Store = NoStore(service.name)
         if service.state:
-            schemas = (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service))
-            store = await deps.stores.open(service.name, schemas, tracer=tracer)
+            store = await deps.stores.open(service.name, schemas_of(service), tracer=tracer)
         try:
             instance = cls(service, store, deps, tracer)
         except BaseException:
@@ -249,6 +248,11 @@ def dry_run_migrations(service: Service, stores: StoreFactory) -> None:
     """
     if service.migrations:
         stores.dry_run(service.name, _own_schema(service))
+
+
+def schemas_of(service: Service) -> tuple[Schema, ...]:
+    """Return the tables of all rooms and of the service itself."""
+    return (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service))
 
 
 def _own_schema(service: Service) -> tuple[Schema, ...]:

@@ -20,6 +20,7 @@ class NoStore:
     """
 
     log_id = ""
+    place = ""
 
     def __init__(self, service: str) -> None:
         self.service = service
@@ -45,6 +46,10 @@ class NoStore:
     async def fetch(self, sql: str, *values: SqlValue) -> Fetched:  # noqa: ARG002
         """Raise `ContractError`."""
         self._refuse("a read")
+
+    async def reaches(self, place: str) -> bool:  # noqa: ARG002
+        """Return False: there is no connection."""
+        return False
 
     def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG002
         """Raise `ContractError`."""

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from synchromesh.context import new_span_id
 from synchromesh.errors import StoreBroken, StoreLocked
 from synchromesh.runtime import DiskRuntime, FileLock
-from synchromesh.store import inbox, writer
+from synchromesh.store import health, inbox, writer
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
-from synchromesh.store.sqlite_reader import SqliteReader, query
+from synchromesh.store.sqlite_reader import SqliteReader, attaches, query
 from synchromesh.store.unit import (
     Fetched,
     Migration,
@@ -46,6 +46,7 @@ STORE_SCHEMA = Schema(
                 "create table sm_meta(name text primary key, value text not null)",
                 *inbox.TABLES,
                 *writer.TABLES,
+                *health.TABLES,
             ),
             readable_by_min=1,
         ),
@@ -248,6 +249,15 @@ class SqliteStore:
             else:
                 return recorded
         raise self._never_prepared(name)
+
+    @property
+    def place(self) -> str:
+        """The path of the file."""
+        return self._path
+
+    async def reaches(self, place: str) -> bool:
+        """Try to attach another file, past what is checked of statements."""
+        return attaches(self._reader, place)
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state; a statement that writes is refused."""

@@ -69,6 +69,15 @@ class SqliteReader:
         """The id of the event log in it."""
         return self._log_id
 
+    @property
+    def place(self) -> str:
+        """The path of the file."""
+        return self._path
+
+    async def reaches(self, place: str) -> bool:
+        """Try to attach another file, past what is checked of statements."""
+        return attaches(self._connection, place)
+
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state; a statement that writes is refused."""
         return query(self._connection, sql, values, path=self._path).rows
@@ -83,6 +92,16 @@ class SqliteReader:
 
     def __repr__(self) -> str:
         return f"<SqliteReader {self._path}>"
+
+
+def attaches(connection: sqlite3.Connection, path: str) -> bool:
+    """Return whether a connection can be made to reach another file."""
+    try:
+        connection.execute("attach database ? as sm_other", (path,))
+    except SqliteFault:
+        return False
+    connection.execute("detach database sm_other")
+    return True
 
 
 def query(

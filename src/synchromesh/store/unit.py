@@ -155,6 +155,15 @@ class StoreReader(Protocol):
         """Query the committed state; the rows come with the names of their columns."""
         ...
 
+    @property
+    def place(self) -> str:
+        """Where the database is."""
+        ...
+
+    async def reaches(self, place: str) -> bool:
+        """Try to reach another service's database over this one's connection (P1)."""
+        ...
+
     async def close(self) -> None:
         """Let go of the database. Idempotent."""
         ...

@@ -1,0 +1,161 @@
+"""`synchromesh db`: the databases of services: what is in them, backups, migrations."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+import msgspec
+
+from synchromesh.cli import actions
+from synchromesh.cli.output import print_json, print_line
+
+FINDING = 1
+_LONG_S = 3600.0
+
+json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def db() -> None:
+    """Look into the databases of services; back them up, restore and migrate them."""
+
+
+@db.command()
+@click.argument("service", default="")
+@json_option
+@click.pass_obj
+def status(folder: Path, service: str, is_json: bool) -> int:
+    """Show what is in the database of SERVICE, or of each: sizes, rows, growth, what is forgotten.
+
+    It works on a stopped system, too. Rows are counted beside the service, which serves on.
+    """
+    answers = actions.read(folder, "db.status", within_s=_LONG_S, service=service)
+    if is_json:
+        print_json(list(answers.values()))
+    else:
+        from synchromesh.cli.show_db import print_contents
+
+        for answer in answers.values():
+            print_contents(answer)
+    return 0
+
+
+@db.command()
+@click.argument("service", default="")
+@json_option
+@click.pass_obj
+def verify(folder: Path, service: str, is_json: bool) -> int:
+    """Check the database of SERVICE, or of each. Exits 1 where something is wrong.
+
+    Every page and reference is read; versions and positions of the log must have no holes but those
+    that were removed; checkpoints must be of this log; and the service's connection must not reach
+    another service's database, which is tried.
+    """
+    answers = actions.read(folder, "db.verify", within_s=_LONG_S, service=service)
+    if is_json:
+        print_json(list(answers.values()))
+    else:
+        for name, answer in answers.items():
+            print_line(f"{name}: {'in order' if not answer['faults'] else answer['path']}")
+            for fault in answer["faults"]:
+                print_line(f"  {fault}")
+    return FINDING if any(answer["faults"] for answer in answers.values()) else 0
+
+
+@db.command()
+@click.argument("service", default="")
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".synchromesh/backups"),
+    show_default=True,
+    help="The folder that gets a new folder with the backup of each service.",
+)
+@json_option
+@click.pass_obj
+def backup(folder: Path, service: str, to: Path, is_json: bool) -> int:
+    """Back up the database of SERVICE, or of each, while it serves or is stopped.
+
+    A backup is a folder with the file and a manifest, and is there whole or not at all.
+    """
+    from synchromesh.system.config.reading import load_config
+
+    answers = actions.read(
+        folder,
+        "db.backup",
+        within_s=_LONG_S,
+        service=service,
+        to=str(folder / to),
+        system=load_config(folder).system.name,
+    )
+    if is_json:
+        print_json(list(answers.values()))
+    else:
+        for name, answer in answers.items():
+            print_line(f"{name}: {answer['folder']}, {answer['bytes']} bytes")
+    return 0
+
+
+@db.command()
+@click.argument("service")
+@click.argument("backup", type=click.Path(path_type=Path))
+@actions.why_option
+@json_option
+@click.pass_obj
+def restore(folder: Path, service: str, backup: Path, why: str, is_json: bool) -> int:
+    """Put BACKUP in the place of the database of SERVICE, which must not run.
+
+    The file that is replaced is kept beside it. The log gets another id; relays, projections and
+    unfinished sagas go on from where they were when the backup was made.
+    """
+    from synchromesh.system.control.offline import restore_service
+
+    who = actions.say_why(why)
+    done = asyncio.run(restore_service(folder, service, folder / backup, who=who, why=why))
+    if is_json:
+        print_json(msgspec.to_builtins(done))
+        return 0
+    print_line(f"{service} is restored as it was at {done.unknown_since}, as log {done.log_id}")
+    if done.kept_as:
+        print_line(f"what it was before: {done.kept_as}")
+    unfinished = sum(done.sagas.get(each, 0) for each in ("running", "compensating"))
+    print_line("when it starts:")
+    print_line("  relays and projections go on from their checkpoints of that time")
+    print_line(f"  {unfinished} unfinished sagas go on; their steps are repeated under their keys")
+    print_line(f"what it has lost: all that was done since {done.unknown_since}")
+    print_line("  others keep what it told them since; ask them before you do it again by hand")
+    print_line("  calls under keys of since then are run as new ones")
+    return 0
+
+
+@db.command()
+@click.argument("service", default="")
+@click.option("--dry-run", is_flag=True, help="Show what would run; the system may run meanwhile.")
+@actions.why_option
+@json_option
+@click.pass_obj
+def migrate(folder: Path, service: str, dry_run: bool, why: str, is_json: bool) -> int:
+    """Run the migrations that the code has and the database of SERVICE, or of each, lacks.
+
+    A start does the same by itself; this is for doing it apart from one. With --dry-run, exits 1
+    where there is something to run.
+    """
+    from synchromesh.system.control.offline import migrate_services, plan_migrations
+
+    if dry_run:
+        found = plan_migrations(folder, service)
+    else:
+        found = migrate_services(folder, service, who=actions.say_why(why), why=why)
+    if is_json:
+        print_json(msgspec.to_builtins(found))
+    else:
+        for each in found:
+            verb = "would run" if dry_run else "ran"
+            print_line(f"{each.service}: {verb} {len(each.migrations)} migrations")
+            for migration in each.migrations:
+                print_line(f"  {migration.owner} {migration.version}")
+                for statement in migration.statements:
+                    print_line(f"    {' '.join(statement.split())}")
+    return FINDING if dry_run and any(each.migrations for each in found) else 0

@@ -1,0 +1,213 @@
+"""What a database is made of, whether it is whole, and whether it is the service's alone.
+
+These are questions to a `StoreReader`. Some go through every page, so that they are asked on a
+connection of their own, beside the loop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from synchromesh.errors import StoreError
+from synchromesh.store.rows import fetch_as
+from synchromesh.store.unit import OURS, StoreReader
+
+DAY_US = 86_400_000_000
+FAULTS_MAX = 20
+CHANGES_SHOWN = 5
+
+TABLES = (
+    (
+        "create table sm_change(at_us bigint not null, what text not null, who text not null, "
+        "why text not null)"
+    ),
+    "create table sm_size(at_us bigint primary key, bytes bigint not null)",
+    (
+        "create table sm_retention(what text primary key, keep_s double precision not null, "
+        "cursor bigint not null, removed bigint not null, held_by text not null, "
+        "swept_us bigint not null)"
+    ),
+)
+"""Changes by hand, the sizes that the file had, and what is forgotten after which time."""
+
+_MADE = re.compile(
+    r"create\s+(?:virtual\s+)?table\s+(?:if\s+not\s+exists\s+)?\"?(\w+)", re.IGNORECASE
+)
+_TABLES = (
+    "select name from sqlite_master where type = 'table' and substr(name, 1, 7) <> 'sqlite_' "
+    "order by name"
+)
+_PAGES = (
+    "select page_count * page_size as used, freelist_count * page_size as free "
+    "from pragma_page_count, pragma_page_size, pragma_freelist_count"
+)
+
+
+class TableSize(msgspec.Struct, frozen=True):
+    """A table: who owns it, its rows, its bytes with its indexes; None where nobody counts them."""
+
+    name: str
+    owner: str
+    rows: int
+    bytes: int | None = None
+
+
+class ChangeByHand(msgspec.Struct, frozen=True):
+    """What somebody did to the database by hand, and why."""
+
+    at_us: int
+    what: str
+    who: str
+    why: str
+
+
+class Retained(msgspec.Struct, frozen=True):
+    """What is forgotten after a time: how much of it has gone, and what it waits for, if anything.
+
+    `cursor` is how far the log has been looked through; of what is no log it is 0.
+    """
+
+    what: str
+    keep_s: float
+    cursor: int
+    removed: int
+    held_by: str
+    swept_us: int
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What a database holds.
+
+    Attributes:
+        bytes: of all pages, free ones too; without the write-ahead log.
+        bytes_a_day: how fast it grows, as the last week has it; None before there are two sizes.
+        versions: of the tables, by their owner.
+        changes: the last ones that were made by hand.
+    """
+
+    log_id: str
+    bytes: int
+    free_bytes: int
+    bytes_a_day: int | None
+    versions: dict[str, int]
+    tables: list[TableSize]
+    retention: list[Retained]
+    changes: list[ChangeByHand]
+
+
+class _Pages(msgspec.Struct):
+    used: int
+    free: int
+
+
+class _Applied(msgspec.Struct):
+    owner: str
+    version: int
+    statements: str
+
+
+async def contents_of(reader: StoreReader) -> Contents:
+    """Return what a database holds; it counts all rows, which takes a while where there are many.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    (pages,) = await fetch_as(reader, _Pages, _PAGES, ())
+    applied = await _applied(reader)
+    owners = {
+        table: each.owner
+        for each in applied
+        for statement in msgspec.json.decode(each.statements, type=list[str])
+        for table in _MADE.findall(statement)
+    }
+    sizes = await _bytes_of_tables(reader)
+    tables = []
+    for (name,) in await reader.read(_TABLES):
+        quoted = '"' + str(name).replace('"', '""') + '"'
+        (count,) = await fetch_as(reader, int, f"select count(*) from {quoted}", ())
+        owner = owners.get(str(name), f"{OURS}store")
+        tables.append(TableSize(str(name), owner, count, sizes.get(str(name))))
+    return Contents(
+        log_id=reader.log_id,
+        bytes=pages.used,
+        free_bytes=pages.free,
+        bytes_a_day=await _growth(reader, pages.used),
+        versions={each.owner: each.version for each in applied},
+        tables=tables,
+        retention=await fetch_as(reader, Retained, "select * from sm_retention order by what", ()),
+        changes=await fetch_as(
+            reader,
+            ChangeByHand,
+            "select * from sm_change order by at_us desc limit ?",
+            (CHANGES_SHOWN,),
+        ),
+    )
+
+
+async def faults_of(reader: StoreReader) -> list[str]:
+    """Return what is wrong with a database: pages, references, records of migrations.
+
+    Raises:
+        StoreError: it cannot be read at all.
+    """
+    faults = []
+    for (said,) in await reader.read("select * from pragma_integrity_check(?)", FAULTS_MAX):
+        if said != "ok":
+            faults.append(f"damaged: {said!s}")
+    sql = 'select "table", rowid, parent from pragma_foreign_key_check limit ?'
+    for table, row, parent in await reader.read(sql, FAULTS_MAX):
+        faults.append(f"row {row!s} of {table!s} refers to a row of {parent!s} that is not there")
+    versions: dict[str, list[int]] = {}
+    for each in await _applied(reader):
+        versions.setdefault(each.owner, []).append(each.version)
+    for owner, found in versions.items():
+        if found != list(range(1, len(found) + 1)):
+            faults.append(f"the migrations of {owner} that were applied are {found}; some are lost")
+    return faults
+
+
+async def isolation_faults(reader: StoreReader, others: Iterable[str]) -> list[str]:
+    """Try to reach other services' databases by a service's connection; return what was (P1)."""
+    faults = []
+    for other in others:
+        if await reader.reaches(other):
+            faults.append(f"not isolated: the connection of {reader.service} reaches {other}")
+        try:
+            await reader.read(f"attach database '{other.replace(chr(39), chr(39) * 2)}' as other")
+        except StoreError:
+            continue
+        faults.append(f"not isolated: a statement of {reader.service} reaches {other}")
+    return faults
+
+
+async def _applied(reader: StoreReader) -> list[_Applied]:
+    sql = "select owner, version, statements from sm_migration order by owner, version"
+    return await fetch_as(reader, _Applied, sql, ())
+
+
+async def _bytes_of_tables(reader: StoreReader) -> dict[str, int]:
+    """Return the bytes of each table with its indexes; nothing where SQLite is built without."""
+    try:
+        rows = await reader.read(
+            "select tbl_name, sum(pgsize) from dbstat join sqlite_master using(name) group by 1"
+        )
+    except StoreError:
+        return {}
+    return {str(name): int(size or 0) for name, size in rows}
+
+
+async def _growth(reader: StoreReader, now: int) -> int | None:
+    """Return the bytes a day by which the file has grown since the oldest size of a week."""
+    sizes = await reader.read(
+        "select at_us, bytes from sm_size where at_us >= "
+        "(select max(at_us) from sm_size) - ? order by at_us",
+        7 * DAY_US,
+    )
+    if len(sizes) < 2:
+        return None
+    (began_us, first), (ended_us, _) = sizes[0], sizes[-1]
+    took_us = int(ended_us or 0) - int(began_us or 0)
+    return round((now - int(first or 0)) * DAY_US / took_us) if took_us else None

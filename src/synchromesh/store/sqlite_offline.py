@@ -1,0 +1,95 @@
+"""Migrations of a SQLite file by hand: what would run, and running it where no service does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import msgspec
+
+from synchromesh.runtime import Disk
+from synchromesh.store.migrations import (
+    SQLITE_TOKENS,
+    check_schemas,
+    dry_run_migrations,
+    migrate,
+    pending_migrations,
+    render,
+)
+from synchromesh.store.sqlite_errors import SqliteFault, translate
+from synchromesh.store.unit import Migration, Schema
+
+
+class PlannedMigration(msgspec.Struct, frozen=True):
+    """A migration that a file lacks, with the statements as they run."""
+
+    owner: str
+    version: int
+    readable_by_min: int
+    statements: list[str]
+
+
+def plan_file(path: str, schemas: Sequence[Schema], *, disk: Disk) -> list[PlannedMigration]:
+    """Return what `migrate` would run on a file, after a rehearsal on a copy of its tables.
+
+    Raises:
+        ContractError, StoreError: it would fail with them.
+    """
+    if disk.file_id(path) is None:
+        check_schemas(schemas)
+        return [_planned(each.owner, one) for each in schemas for one in each.migrations]
+    dry_run_migrations(path, schemas, disk)
+    try:
+        with contextlib.closing(disk.connect(path, read_only=True)) as connection:
+            found = pending_migrations(connection, schemas, path=path)
+    except SqliteFault as error:
+        raise translate(error, path=path) from error
+    return [_planned(owner, migration) for owner, migration in found]
+
+
+def migrate_file(
+    path: str,
+    schemas: Sequence[Schema],
+    *,
+    change: tuple[int, str, str],
+    log_id: str,
+    disk: Disk,
+) -> list[PlannedMigration]:
+    """Migrate a file that the caller has locked, record who asked and why; return what ran.
+
+    Args:
+        change: when, who and why.
+        log_id: that of a new file.
+
+    Raises:
+        ContractError, StoreError: as `migrate` does.
+    """
+    try:
+        with contextlib.closing(disk.connect(path)) as connection:
+            connection.execute("pragma journal_mode = wal")
+            connection.execute("pragma synchronous = full")
+            connection.execute("pragma foreign_keys = off")
+            found = pending_migrations(connection, schemas, path=path)
+            if found:
+                migrate(connection, schemas, path=path)
+                ran = ", ".join(f"{owner} {migration.version}" for owner, migration in found)
+                at_us, who, why = change
+                connection.execute("begin immediate")
+                connection.execute(
+                    "insert into sm_meta(name, value) values ('log_id', ?) "
+                    "on conflict(name) do nothing",
+                    (log_id,),
+                )
+                connection.execute(
+                    "insert into sm_change values (?, ?, ?, ?)",
+                    (at_us, f"migrated: {ran}", who, why),
+                )
+                connection.execute("commit")
+    except SqliteFault as error:
+        raise translate(error, path=path) from error
+    return [_planned(owner, migration) for owner, migration in found]
+
+
+def _planned(owner: str, migration: Migration) -> PlannedMigration:
+    statements = [render(each, SQLITE_TOKENS) for each in migration.statements]
+    return PlannedMigration(owner, migration.version, migration.readable_by_min, statements)

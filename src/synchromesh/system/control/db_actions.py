@@ -1,0 +1,109 @@
+"""What an operator reads of the databases themselves, and how one is backed up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msgspec.structs import asdict
+
+from synchromesh.errors import BadRequest
+from synchromesh.events.verification import log_faults
+from synchromesh.runtime import RealRuntime
+from synchromesh.store import StoreReader
+from synchromesh.store.health import contents_of, faults_of, isolation_faults
+from synchromesh.store.sqlite_backup import back_up
+from synchromesh.store.sqlite_reader import SqliteReader
+from synchromesh.system.control.actions import Action, ReadAction, ReadRequest
+
+T = TypeVar("T")
+
+# Each goes through a whole file.
+COUNT_WITHIN_S = 120.0
+VERIFY_WITHIN_S = 1800.0
+BACKUP_WITHIN_S = 3600.0
+
+
+class DbStatus(ReadRequest, frozen=True):
+    """Whose database."""
+
+
+class DbVerify(ReadRequest, frozen=True):
+    """Whose database."""
+
+
+class DbBackup(ReadRequest, frozen=True, kw_only=True):
+    """Whose database, the absolute path of the folder for it, and the name of the system."""
+
+    to: str
+    system: str
+
+
+async def _status(reader: StoreReader, _: DbStatus) -> dict[str, Any]:
+    contents = await _apart(reader, contents_of)
+    return {
+        "service": reader.service,
+        "path": reader.place,
+        "wal_bytes": _size(f"{reader.place}-wal"),
+        **asdict(contents),
+    }
+
+
+async def _verify(reader: StoreReader, _: DbVerify) -> dict[str, Any]:
+    others = [
+        str(path) for path in Path(reader.place).parent.glob("*.db") if str(path) != reader.place
+    ]
+
+    async def ask(own: StoreReader) -> list[str]:
+        faults = await faults_of(own)
+        return [*faults, *await log_faults(own), *await isolation_faults(own, others)]
+
+    # By the connection that serves, too.
+    faults = dict.fromkeys([*await isolation_faults(reader, others), *await _apart(reader, ask)])
+    return {"service": reader.service, "path": reader.place, "faults": list(faults)}
+
+
+async def _backup(reader: StoreReader, wanted: DbBackup) -> dict[str, Any]:
+    folder = Path(wanted.to)
+    if not folder.is_absolute():
+        raise BadRequest(f"the folder {wanted.to!r} of a backup is not absolute; name it from /")
+    runtime = RealRuntime()
+    made, manifest = await asyncio.to_thread(
+        back_up,
+        reader.place,
+        folder,
+        system=wanted.system,
+        service=reader.service,
+        now_us=runtime.wall_us(),
+        disk=runtime.disk,
+    )
+    return {"service": reader.service, "folder": str(made), **asdict(manifest)}
+
+
+async def _apart(reader: StoreReader, ask: Callable[[StoreReader], Awaitable[T]]) -> T:
+    """Ask a database on a connection and in a thread of its own: the loop serves on meanwhile."""
+
+    async def asked() -> T:
+        own = SqliteReader.open(reader.place, service=reader.service, disk=RealRuntime().disk)
+        try:
+            return await ask(own)
+        finally:
+            await own.close()
+
+    return await asyncio.to_thread(lambda: asyncio.run(asked()))
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+ACTIONS: tuple[Action, ...] = (
+    ReadAction("db.status", DbStatus, _status, within_s=COUNT_WITHIN_S),
+    ReadAction("db.verify", DbVerify, _verify, within_s=VERIFY_WITHIN_S),
+    ReadAction("db.backup", DbBackup, _backup, within_s=BACKUP_WITHIN_S),
+)

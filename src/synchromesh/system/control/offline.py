@@ -1,0 +1,168 @@
+"""What is done to a database while nobody runs its service: restored, or migrated by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from synchromesh.errors import ConfigError, StoreLocked
+from synchromesh.events.log import ADOPT
+from synchromesh.runtime import RealRuntime
+from synchromesh.saga.tables import count_by_status
+from synchromesh.service import Service, schemas_of
+from synchromesh.store import Schema
+from synchromesh.store.sqlite import STORE_SCHEMA
+from synchromesh.store.sqlite_backup import read_manifest, restore
+from synchromesh.store.sqlite_offline import PlannedMigration, migrate_file, plan_file
+from synchromesh.store.sqlite_reader import SqliteReader
+from synchromesh.system.config.definitions import load_services
+from synchromesh.system.config.reading import load_config
+from synchromesh.system.config.rundir import RunDir
+from synchromesh.system.config.schema import SystemConfig
+
+
+class RestoredService(msgspec.Struct, frozen=True):
+    """What became of a database that was restored.
+
+    Attributes:
+        before: the id of the log that was backed up; `log_id` is the new one.
+        kept_as: where the file is that was replaced; "" where there was none.
+        unknown_since: what was done after that is not in the backup.
+        sagas: how many of the backup's runs have which status; unfinished ones go on.
+    """
+
+    service: str
+    log_id: str
+    before: str
+    kept_as: str
+    unknown_since: str
+    sagas: dict[str, int]
+
+
+class Migrated(msgspec.Struct, frozen=True):
+    """The migrations of a service's database that were run, or would be."""
+
+    service: str
+    migrations: list[PlannedMigration]
+
+
+async def restore_service(
+    folder: Path, service: str, backup: Path, *, who: str, why: str
+) -> RestoredService:
+    """Put a backup in the place of a service's database, as another log.
+
+    Raises:
+        ConfigError: there is no such service, it has no database, or the backup is of another.
+        StoreLocked: its process runs.
+        StoreError, ContractError: the backup cannot be used; nothing was changed.
+    """
+    config = load_config(folder)
+    definition = _known(config, folder, service)
+    manifest = read_manifest(backup)
+    for what, ours, theirs in (
+        ("system", config.system.name, manifest.system),
+        ("service", service, manifest.service),
+    ):
+        if ours != theirs:
+            raise ConfigError(
+                f"{backup} is a backup of the {what} {theirs!r}, and this is {ours!r}; nothing was "
+                "changed"
+            )
+    runtime, rundir = RealRuntime(), RunDir(folder)
+    rundir.create()
+    path = rundir.database(service)
+    with _owned(path, service, runtime):
+        done = restore(
+            path,
+            backup,
+            schemas=_schemas(definition),
+            adopt=ADOPT,
+            log_id=runtime.new_id(),
+            change=(runtime.wall_us(), who, why),
+            disk=runtime.disk,
+        )
+        reader = SqliteReader.open(path, service=service, disk=runtime.disk)
+        try:
+            sagas = await count_by_status(reader)
+        finally:
+            await reader.close()
+    return RestoredService(
+        service, done.log_id, done.before, done.kept_as, done.unknown_since, sagas
+    )
+
+
+def plan_migrations(folder: Path, service: str) -> list[Migrated]:
+    """Return which migrations the code would run, of one service or of all; a system may run.
+
+    Raises:
+        ConfigError: there is no such service, or it has no database.
+        ContractError, StoreError: a start would fail with it.
+    """
+    runtime, rundir = RealRuntime(), RunDir(folder)
+    return [
+        Migrated(
+            each.name, plan_file(rundir.database(each.name), _schemas(each), disk=runtime.disk)
+        )
+        for each in _wanted(folder, service)
+    ]
+
+
+def migrate_services(folder: Path, service: str, *, who: str, why: str) -> list[Migrated]:
+    """Run the migrations that the code has and a database lacks, of one service or of all.
+
+    Raises:
+        ConfigError, ContractError, StoreError: as `plan_migrations` does.
+        StoreLocked: the process of a service runs.
+    """
+    runtime, rundir = RealRuntime(), RunDir(folder)
+    rundir.create()
+    done = []
+    for each in _wanted(folder, service):
+        path = rundir.database(each.name)
+        with _owned(path, each.name, runtime):
+            ran = migrate_file(
+                path,
+                _schemas(each),
+                change=(runtime.wall_us(), who, why),
+                log_id=runtime.new_id(),
+                disk=runtime.disk,
+            )
+        done.append(Migrated(each.name, ran))
+    return done
+
+
+def _wanted(folder: Path, service: str) -> Sequence[Service]:
+    config = load_config(folder)
+    if service:
+        return [_known(config, folder, service)]
+    return [each for each in load_services(config, folder) if each.state]
+
+
+def _known(config: SystemConfig, folder: Path, service: str) -> Service:
+    found = {each.name: each for each in load_services(config, folder)}
+    if service not in found:
+        raise ConfigError(f"there is no service {service!r}; there are {', '.join(found)}")
+    if not found[service].state:
+        raise ConfigError(f"{service} has queries only, and therefore no database")
+    return found[service]
+
+
+def _schemas(service: Service) -> tuple[Schema, ...]:
+    return (STORE_SCHEMA, *schemas_of(service))
+
+
+@contextlib.contextmanager
+def _owned(path: str, service: str, runtime: RealRuntime) -> Iterator[None]:
+    lock = runtime.disk.try_lock(path)
+    if lock is None:
+        raise StoreLocked(
+            f"{service} runs in {runtime.disk.owner_of(path)}: stop the system, do this, and start "
+            "it again; nothing was changed"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
