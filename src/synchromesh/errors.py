@@ -47,6 +47,7 @@
     │   ├── Stuck                      the saga needs a person
     │   ├── SagaGone                   this run has left memory
     │   └── UnknownSaga
+    ├── ActionRefused                  an operator's action is unsafe, or has no place
     ├── ContractError                  a contract or its implementation is wrong
     │   └── EventTooNew                a newer release wrote the event and this one may not read it
     ├── ConfigError                    the configuration is wrong
@@ -561,6 +562,16 @@ class UnknownSaga(SagaError):
 
     code = "unknown_saga"
     status = 404
+
+
+# -- operating ------------------------------------------------------------------------------------
+
+
+class ActionRefused(SynchromeshError):
+    """Raised when an operator's action would be unsafe, or has no place where things stand."""
+
+    code = "action_refused"
+    status = 409
 
 
 # -- definitions and configuration ---------------------------------------------------------------

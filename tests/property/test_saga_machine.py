@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from synchromesh.codec import decode
+from synchromesh.errors import ActionRefused
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
@@ -16,9 +18,13 @@ from synchromesh.saga.records import (
     Halt,
     NextAction,
     RecordKind,
+    Repair,
+    RepairVerb,
     SagaRecord,
     SagaStatus,
+    StepState,
 )
+from synchromesh.saga.repair import RepairWish, judge
 
 SECOND = 1_000_000
 POLICY = SagaPolicy(
@@ -37,6 +43,8 @@ STEPS = (
 )
 CHOICES = ("answered", "rejected", "not run", "unknown", "broken", "crash", "cancel")
 CHOICES_MAX = 6
+# What a person does with a stuck run, by the choice that is next; any other leaves it stuck.
+VERBS = {"unknown": RepairVerb.RETRY, "rejected": RepairVerb.SKIP, "broken": RepairVerb.UNDO}
 
 
 class One:
@@ -54,7 +62,8 @@ class History:
     records: list[SagaRecord] = field(default_factory=list)
     now_s: float = 0.0
     taken: int = 0
-    is_ended: bool = False
+    sent: list[tuple[str, str]] = field(default_factory=list)  # key, and what came of it
+    repaired: Counter[str] = field(default_factory=Counter)
 
     def choose(self) -> str:
         """Return the next choice; past the last one everything works."""
@@ -88,8 +97,30 @@ def walk(history: History) -> SagaMachine:
             backward(history, machine)
         except Crash:
             continue
+        if machine.status is SagaStatus.STUCK and repaired(history, machine):
+            continue
         return machine
     raise AssertionError(f"no end: {history.choices}")
+
+
+def repaired(history: History, machine: SagaMachine) -> bool:
+    """Let a person have a look at a stuck run."""
+    verb = VERBS.get(history.choose())
+    if verb is None:
+        return False
+    key = machine.cause.step
+    digest = next((ask.digest for ask in STEPS if f"{ask.name}#1" == key), "")
+    is_told = verb is RepairVerb.SKIP and not machine.is_turned
+    wish = RepairWish("ada", "looked", b"7" if is_told else None, not_done=True)
+    # What a person answers for is true: what nobody knew was not done, or is done by hand.
+    try:
+        record = judge(machine, "A-1", verb, wish, digest=digest if is_told else "")
+    except ActionRefused:
+        history.repaired[f"{verb.value} refused"] += 1
+        return False
+    history.take(machine, (record,))
+    history.repaired[f"{verb.value} {'back' if machine.is_turned else 'on'}"] += 1
+    return True
 
 
 def forward(history: History, machine: SagaMachine) -> None:
@@ -112,6 +143,8 @@ def forward(history: History, machine: SagaMachine) -> None:
 def try_step(history: History, machine: SagaMachine, key: str, ask: Ask) -> bool:
     while True:
         choice = history.choose()
+        if not ask.is_write:
+            history.sent.append((machine.key_of(key), choice))
         if choice == "crash":
             raise Crash
         if choice == "cancel":
@@ -142,6 +175,7 @@ def backward(history: History, machine: SagaMachine) -> None:
         history.take(machine, undo.records)
         while True:
             choice = history.choose()
+            history.sent.append((machine.undo_key_of(undo.step), choice))
             if choice == "crash":
                 raise Crash
             came = AttemptOutcome(
@@ -160,36 +194,69 @@ def backward(history: History, machine: SagaMachine) -> None:
 def check(history: History, machine: SagaMachine) -> None:
     """Judge a history by its records alone, with rules that need no machine."""
     kinds = [record.kind for record in history.records]
-    by_step: dict[str, list[RecordKind]] = {}
-    for record in history.records:
-        by_step.setdefault(record.step, []).append(record.kind)
+    by_step: dict[str, list[object]] = {}
+    verbs = [
+        decode(record.body, Repair).verb if record.kind is RecordKind.REPAIRED else ""
+        for record in history.records
+    ]
+    for record, verb in zip(history.records, verbs, strict=True):
+        by_step.setdefault(record.step, []).append(verb or record.kind)
     assert machine.status not in (SagaStatus.RUNNING, SagaStatus.COMPENSATING)
-    assert kinds.count(RecordKind.TURNED) <= 1
+    turns = [n for n, kind in enumerate(kinds) if kind is RecordKind.TURNED or verbs[n] == "undo"]
+    assert len(turns) <= 1
     assert kinds[-1] in (RecordKind.ENDED, RecordKind.STUCK)
     assert "recorded" not in machine.cause.reason, "the same code always matches its records"
     pivot = by_step.get("charge#1", [])
-    if RecordKind.TURNED in kinds:
-        turned_at = kinds.index(RecordKind.TURNED)
+    for turned_at in turns:
         assert RecordKind.BEGUN not in kinds[turned_at:]
-        assert not pivot or RecordKind.REJECTED in pivot, "turned after the pivot was tried"
+        assert RecordKind.DONE not in pivot, "turned after the pivot was done"
+        is_told = "undo" in verbs
+        assert not pivot or RecordKind.REJECTED in pivot or is_told, "turned after it was tried"
+        assert machine.pivot_state in (StepState.NEW, StepState.REJECTED), "nothing is in doubt"
     if machine.status is SagaStatus.UNDONE:
         for step in ("write#1", "reserve#1"):
             done = by_step.get(step, [])
             owed = bool(done) and RecordKind.REJECTED not in done
-            assert done.count(RecordKind.UNDONE) == int(owed), (step, done)
-        undone = [record.step for record in history.records if record.kind is RecordKind.UNDONE]
+            settled = done.count(RecordKind.UNDONE) + done.count("skip")
+            assert settled == int(owed), (step, done)
+        undone = [
+            record.step
+            for record, verb in zip(history.records, verbs, strict=True)
+            if record.kind is RecordKind.UNDONE or verb == "skip"
+        ]
         assert undone == sorted(undone), "reserve goes before write"
     if machine.status is SagaStatus.COMPLETED:
-        assert all(RecordKind.DONE in by_step[f"{ask.name}#1"] for ask in STEPS)
+        for ask in STEPS:
+            assert {RecordKind.DONE, "skip"} & set(by_step[f"{ask.name}#1"])
+    check_keys(history)
     attempts = [
         r.attempt for r in history.records if (r.kind, r.step) == (RecordKind.BEGUN, "reserve#1")
     ]
     assert attempts == list(range(1, len(attempts) + 1))
 
 
+def check_keys(history: History) -> None:
+    """A key that was refused is not asked again, and none beside one that may have had an effect.
+
+    Under two such keys the participant would do it twice.
+    """
+    refused: set[str] = set()
+    open_keys: dict[str, set[str]] = {}
+    for key, came in history.sent:
+        assert key not in refused, (key, history.sent)
+        if came == "rejected":
+            refused.add(key)
+        elif came in ("answered", "unknown", "crash", "cancel"):
+            step, _, rest = key.partition("#1")
+            open_keys.setdefault(step + ("/undo" if "undo" in rest else ""), set()).add(key)
+    for keys in open_keys.values():
+        assert len(keys - refused) <= 1, history.sent
+
+
 def test_every_history_to_a_depth_ends_as_it_may() -> None:
     """A run is completed, undone in reverse, or stuck; it never turns once its pivot was tried."""
     seen: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
     pending: list[tuple[str, ...]] = [()]
     while pending:
         choices = pending.pop()
@@ -197,11 +264,16 @@ def test_every_history_to_a_depth_ends_as_it_may() -> None:
         machine = walk(history)
         check(history, machine)
         seen[machine.status.value] += 1
+        repaired.update(history.repaired)
         # Choices that were never asked for make no other history.
         if len(choices) < CHOICES_MAX and history.taken > len(choices):
             pending += [(*choices, choice) for choice in CHOICES]
     assert set(seen) == {"completed", "undone", "stuck"}
     assert min(seen.values()) >= 100, seen
+    assert set(repaired) == {
+        "retry on", "retry back", "skip on", "skip back", "undo back", "undo refused",
+    }  # fmt: skip
+    assert min(repaired.values()) >= 10, repaired
 
 
 def test_a_reloaded_machine_decides_as_the_one_that_lived() -> None:

@@ -17,6 +17,7 @@ import pytest
 from cli_runs import Run, runner
 from notes_app import SECRET, TOML, Running, write_config
 from synchromesh.cli import main
+from synchromesh.cli.actions import user
 from synchromesh.system import RunDir, RunInfo
 
 
@@ -226,6 +227,73 @@ def test_a_stuck_saga_is_a_finding(run: Run, folder: Path) -> None:
             assert run(folder, "saga", *words).code == wanted
         assert run(folder, "saga", "show", "plan-c7", "--json").code == wanted
     database.close()
+
+
+def stick(folder: Path, saga_id: str) -> None:
+    """Make a run that has ended one that became stuck at its end."""
+    database = sqlite3.connect(folder / ".synchromesh/data/notes.db")
+    cause = b'{"reason":"the saga function raised"}'
+    database.execute(
+        "update sm_saga set status = 'stuck', ended_us = null where id = ?", (saga_id,)
+    )
+    database.execute(
+        "update sm_saga_record set kind = 'stuck', body = ? where saga = ? and kind = 'ended'",
+        (cause, saga_id),
+    )
+    database.commit()
+    database.close()
+
+
+def test_a_stuck_saga_is_repaired_by_a_verb(run: Run, folder: Path) -> None:
+    """What each verb would do is told; retry goes on, and who and why are in its story."""
+    run(folder, "call", "notes.plan", "name=c8")
+    stick(folder, "plan-c8")
+    told = run(folder, "saga", "impact", "plan-c8")
+    assert (told.code, told.out.splitlines()) == (0, [
+        "retry: runs the saga function again from its records",
+        "skip: refused: it is stuck at no step; mend the code, then retry",
+        "undo: goes no further; undoes, where the code names an undo: keep#1",
+        "cancel: refused: it is stuck; undo turns a stuck run",
+    ])  # fmt: skip
+    verbs = json.loads(run(folder, "saga", "impact", "plan-c8", "--json").out)
+    assert [each["is_allowed"] for each in verbs] == [True, False, True, False]
+    done = run(folder, "saga", "retry", "plan-c8", "--why", "mended")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[1] == "follow it with: synchromesh saga show plan-c8"
+    story = json.loads(run(folder, "saga", "show", "plan-c8", "--json").out)
+    assert f"retry by {user()}: mended" in [line["why"] for line in story["lines"]]
+    again = run(folder, "saga", "retry", "plan-c8", "--why", "again", "--json")
+    assert again.code == 2
+    assert "saga 'plan-c8'" in again.err
+    run(folder, "call", "notes.plan", "name=c10")
+    stick(folder, "plan-c10")
+    undone = run(folder, "saga", "undo", "plan-c10", "--why", "not wanted", "--json")
+    assert (undone.code, json.loads(undone.out)["service"]) == (0, "notes")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["retry", "nope", "--why", "x"], "no saga has the id 'nope'; synchromesh saga list"),
+        (["retry", "plan-c11"], "say why, it is recorded with your name: --why TEXT"),
+        (["undo", "plan-c11", "--why", "x"], "undo is refused: it has ended, completed"),
+        (["skip", "plan-c11", "--why", "x"], "skip is refused: it has ended, completed"),
+        (["cancel", "plan-c11", "--why", "x"], "cancel is refused: it has ended, completed"),
+        (["skip", "plan-c11", "--why", "x", "--result", "A-1"], "a text needs quotes"),
+        (["skip", "plan-c11", "--why", "x", "--result", "1"], "skip takes no result"),
+        (["impact", "nope"], "no saga has the id 'nope'"),
+    ],
+)
+def test_a_verb_that_has_no_place_is_refused_with_its_reason(
+    run: Run, folder: Path, words: list[str], said: str
+) -> None:
+    """One clear line, exit 2, and nothing is recorded."""
+    run(folder, "call", "notes.plan", "name=c11")
+    ran = run(folder, "saga", *words)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+    lines = json.loads(run(folder, "saga", "show", "plan-c11", "--json").out)["lines"]
+    assert [line["kind"] for line in lines] == ["done", "ended"]
 
 
 def test_a_stopped_system_is_read_from_its_databases(run: Run, tmp_path: Path) -> None:

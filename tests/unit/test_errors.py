@@ -51,6 +51,7 @@ def made(cls: type[SynchromeshError]) -> SynchromeshError:
 
 # Code: status, and whether the same call may be made again under its key.
 PROMISED = {
+    "action_refused": (409, False),
     "bad_request": (400, False),
     "call_failed": (502, False),
     "circuit_open": (503, True),

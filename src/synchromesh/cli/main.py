@@ -87,7 +87,7 @@ for command in (
         "call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."
     ),
     LazyCommand("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
-    LazyCommand("saga", "saga", "saga", "Show the runs of sagas."),
+    LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
     LazyCommand("db", "db", "db", "Look into databases; back up, restore and migrate them."),
     LazyCommand(
         "break",

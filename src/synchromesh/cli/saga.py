@@ -1,4 +1,4 @@
-"""`synchromesh saga`: the runs of sagas, and the history of one."""
+"""`synchromesh saga`: the runs of sagas, the history of one, and its repair."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from synchromesh.cli import actions
 from synchromesh.cli.output import print_json, print_line
@@ -17,7 +18,7 @@ NEED_PERSON = ("stuck", "waiting")
 
 @click.group()
 def saga() -> None:
-    """Show the runs of sagas."""
+    """Show the runs of sagas, and repair them."""
 
 
 @saga.command("list")
@@ -26,7 +27,10 @@ def saga() -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
-    """List the runs of sagas, the newest first. Exits 1 when one is stuck, or waits for code."""
+    """List the runs of sagas, the newest first.
+
+    Exits 1 when one is stuck, or waits for code.
+    """
     runs = _newest(folder, status, limit)
     if is_json:
         print_json(runs)
@@ -44,7 +48,10 @@ def list_runs(folder: Path, status: str, limit: int, is_json: bool) -> int:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show_run(folder: Path, saga_id: str, is_json: bool) -> int:
-    """Show one run: each step, attempt and undo, and why. Exits 1 when it is stuck, or waits."""
+    """Show one run: each step, attempt and undo, and why.
+
+    Exits 1 when it is stuck, or waits for code.
+    """
     if saga_id == "last":
         newest = _newest(folder, "", 1)
         if not newest:
@@ -64,3 +71,88 @@ def _newest(folder: Path, status: str, limit: int) -> list[dict[str, Any]]:
     answers = actions.read(folder, "saga.list", status=status, limit=limit)
     found = [run for runs in answers.values() for run in runs]
     return sorted(found, key=lambda run: str(run["started_at"]), reverse=True)[:limit]
+
+
+_json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+_id_argument = click.argument("saga_id", metavar="ID")
+_not_done_option = click.option(
+    "--not-done",
+    is_flag=True,
+    help="You have looked: what the run does not know was not done.",
+)
+
+
+@saga.command("impact")
+@_id_argument
+@_json_option
+@click.pass_obj
+def show_impact(folder: Path, saga_id: str, is_json: bool) -> int:
+    """Show what each action would do with a run. Changes nothing."""
+    (impacts,) = actions.read(folder, "saga.impact", id=saga_id).values()
+    if is_json:
+        print_json(impacts)
+        return 0
+    for each in impacts:
+        said = each["effects"] if each["is_allowed"] else [f"refused: {each['refused']}"]
+        print_line(f"{each['verb']}: {'; '.join(said)}")
+    return 0
+
+
+@saga.command("retry")
+@_id_argument
+@_not_done_option
+@actions.why_option
+@_json_option
+@click.pass_obj
+def retry_run(folder: Path, saga_id: str, not_done: bool, why: str, is_json: bool) -> int:
+    """Try again what a stuck run is stuck at."""
+    return _repair(folder, "saga.retry", why, is_json, id=saga_id, not_done=not_done)
+
+
+@saga.command("skip")
+@_id_argument
+@click.option("--result", default="", help="What the step returns, as JSON; null where left out.")
+@actions.why_option
+@_json_option
+@click.pass_obj
+def skip_step(folder: Path, saga_id: str, result: str, why: str, is_json: bool) -> int:
+    """Take the step of a stuck run as done by hand, or as undone."""
+    try:
+        given = msgspec.json.decode(result) if result else None
+    except msgspec.DecodeError as error:
+        raise click.UsageError(
+            f"--result is no JSON: {error}; a text needs quotes: '\"A-1\"'"
+        ) from error
+    more = {"result": given} if result else {}
+    return _repair(folder, "saga.skip", why, is_json, id=saga_id, **more)
+
+
+@saga.command("undo")
+@_id_argument
+@_not_done_option
+@actions.why_option
+@_json_option
+@click.pass_obj
+def undo_run(folder: Path, saga_id: str, not_done: bool, why: str, is_json: bool) -> int:
+    """Undo a stuck run; only before its pivot."""
+    return _repair(folder, "saga.undo", why, is_json, id=saga_id, not_done=not_done)
+
+
+@saga.command("cancel")
+@_id_argument
+@actions.why_option
+@_json_option
+@click.pass_obj
+def cancel_run(folder: Path, saga_id: str, why: str, is_json: bool) -> int:
+    """Undo a run that goes on, or waits; only before its pivot."""
+    return _repair(folder, "saga.cancel", why, is_json, id=saga_id)
+
+
+def _repair(folder: Path, name: str, why: str, is_json: bool, **request: Any) -> int:
+    (story,) = actions.repair(folder, name, why, **request).values()
+    if is_json:
+        print_json(story)
+    else:
+        print_line(f"saga {story['id']} is {story['status']}: {story['reason']}")
+        print_line(f"follow it with: synchromesh saga show {story['id']}")
+    return 0

@@ -15,6 +15,7 @@ from synchromesh.calls import Sender
 from synchromesh.codec import decode, digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import (
+    ActionRefused,
     BadRequest,
     ContractError,
     SagaError,
@@ -32,7 +33,9 @@ from synchromesh.saga.fitting import load
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of
 from synchromesh.saga.inspection import list_runs, show_run
-from synchromesh.saga.records import UNFINISHED, SagaStatus
+from synchromesh.saga.records import UNFINISHED, RepairVerb, SagaStatus
+from synchromesh.saga.repair import RepairWish, judge
+from synchromesh.saga.repairing import repair
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
 from synchromesh.store import Store, Unit, refuse_in_unit
@@ -103,6 +106,7 @@ class Engine:
         self._options = options
         self._deps: SagaDeps | None = None
         self._executions: dict[str, Execution] = {}
+        self._loading: set[str] = set()
         self._waiting: set[str] = set()  # for code that is not here: no use trying again
         self._starting: set[Execution] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -280,7 +284,7 @@ class Engine:
         deps, adopted = self._open_deps(), 0
         marks: list[tuple[SagaRow, SagaStatus, str]] = []
         for row in await tables.unfinished(self._store):
-            if row.id in self._executions or row.id in self._waiting:
+            if any(row.id in ids for ids in (self._executions, self._waiting, self._loading)):
                 continue
             mark = await self._continue(deps, row)
             if mark[1:] != (row.status, row.reason):
@@ -302,7 +306,11 @@ class Engine:
 
     async def _continue(self, deps: SagaDeps, row: SagaRow) -> tuple[SagaRow, SagaStatus, str]:
         """Continue a run, or leave it to wait; return what is to be marked of it."""
-        found = await load(deps, self._versions, row)
+        self._loading.add(row.id)
+        try:
+            found = await load(deps, self._versions, row)
+        finally:
+            self._loading.discard(row.id)
         if isinstance(found, str):
             self._waiting.add(row.id)
             if row.status is not SagaStatus.WAITING:
@@ -319,6 +327,37 @@ class Engine:
             return row, row.status, row.reason
         status = SagaStatus.COMPENSATING if machine.is_turned else SagaStatus.RUNNING
         return row, status, machine.cause.reason
+
+    # -- repairing -------------------------------------------------------------------------------
+
+    async def repair(self, id: str, verb: RepairVerb, wish: RepairWish) -> SagaHistory:  # noqa: A002
+        """Do with a run what a person wishes, and return its story; it then goes on by itself.
+
+        Who and why are in the commit that does it, as record and as event.
+
+        Raises:
+            UnknownSaga: no run has this id.
+            ActionRefused: it would be unsafe, or has no place.
+        """
+        deps, row = self._open_deps(), await self._find(id)
+        execution = self._executions.get(id)
+        if execution is not None and verb is RepairVerb.CANCEL:
+            judge(execution.machine, id, verb, wish)
+            if not await execution.cancel(wish.why, wish.who):
+                raise _gone(id)
+            return await self.show(id)
+        if execution is not None or id in self._loading:
+            raise ActionRefused(f"saga {id!r} is at work; only a stuck run is repaired")
+        if row.status is SagaStatus.WAITING and verb is not RepairVerb.CANCEL:
+            raise ActionRefused(
+                f"saga {id!r} waits for {row.reason}; it goes on by itself once that is started"
+            )
+        row = await repair(deps, self._versions, row, verb, wish)
+        self._waiting.discard(id)
+        mark = await self._continue(deps, row)
+        if mark[1:] != (row.status, row.reason):
+            await self._mark([mark])
+        return await self.show(id)
 
     async def close(self) -> None:
         """Let every run leave memory without a further effect; the next engine continues them."""

@@ -77,7 +77,7 @@ class Execution:
         saga = Saga(row.id, row.trace_id)
         given = decode(row.input, definition.shape.input)
         self._function = Function(saga, lambda: definition.fn(saga, given))
-        self._steps: dict[str, Step[Any]] = {}
+        self.steps: dict[str, Step[Any]] = {}
         self._asked: list[str] = []
         self._begun: list[str] = []
         self._results: tuple[object, ...] | None = None
@@ -107,7 +107,7 @@ class Execution:
                     del event
                 return
             keys = self.machine.register([step.ask for step in event.steps])
-            self._steps.update(zip(keys, event.steps, strict=True))
+            self.steps.update(zip(keys, event.steps, strict=True))
             answer = self.machine.on_ask(keys, now_us=self._now_us())
             if isinstance(answer, Halt):
                 self._function.close()
@@ -126,7 +126,7 @@ class Execution:
 
     def _take_results(self) -> bool:
         try:
-            steps, result_of = self._steps, self.machine.result_of
+            steps, result_of = self.steps, self.machine.result_of
             self._results = tuple([steps[key].load(result_of(key)) for key in self._asked])
         except BadRequest as error:
             self._decide(
@@ -217,7 +217,7 @@ class Execution:
     async def _forward(self) -> None:
         begun = self._begun
         for key in begun:
-            if isinstance(self._steps[key], CallStep):
+            if isinstance(self.steps[key], CallStep):
                 await self.journal.flush()
                 break  # of all of them
         decision = None
@@ -288,7 +288,7 @@ class Execution:
             await self.journal.flush()
 
     async def _perform(self, key: str) -> NextAction:
-        step = self._steps[key]
+        step = self.steps[key]
         with self._trace("step", key) as trace:
             while True:
                 outcome = await self._attempts.of_step(key, step, trace.span_id)
@@ -326,7 +326,7 @@ class Execution:
             await self._undo(undo)
 
     async def _undo(self, undo: UndoStep) -> None:
-        step = self._steps[undo.step]
+        step = self.steps[undo.step]
         with self._trace("undo", undo.step) as trace:
             while True:
                 outcome = await self._attempts.of_undo(undo, step, trace.span_id)

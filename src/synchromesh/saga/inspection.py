@@ -6,6 +6,8 @@ from synchromesh.errors import BadRequest
 from synchromesh.saga import tables
 from synchromesh.saga.history import SagaHistory, SagaSummary, summarize, tell
 from synchromesh.saga.records import SagaStatus
+from synchromesh.saga.repair import RepairImpact, impact
+from synchromesh.saga.state import RunState
 from synchromesh.store import StoreReader
 
 LISTED_MAX = 10_000
@@ -24,6 +26,21 @@ async def list_runs(reader: StoreReader, status: str = "", limit: int = 100) -> 
         raise BadRequest(f"limit is {limit}; use 1 to {LISTED_MAX}")
     found = await tables.latest(reader, wanted[status] if status else None, limit)
     return [summarize(row, records) for row, records in found]
+
+
+async def impact_of(reader: StoreReader, id: str) -> list[RepairImpact] | None:  # noqa: A002
+    """Return what each verb of a person would do with a run; None where no run has this id.
+
+    Raises:
+        SagaError: its records cannot be read.
+    """
+    row = await tables.find(reader, id)
+    if row is None:
+        return None
+    state = RunState()
+    for stored in await tables.records(reader, id):
+        state.apply(stored.record)
+    return impact(state, is_waiting=row.status is SagaStatus.WAITING)
 
 
 async def show_run(reader: StoreReader, id: str) -> SagaHistory | None:  # noqa: A002

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from synchromesh.errors import UnknownSaga
-from synchromesh.saga.inspection import list_runs, show_run
+from synchromesh.saga.history import SagaHistory
+from synchromesh.saga.inspection import impact_of, list_runs, show_run
+from synchromesh.saga.records import RepairVerb
+from synchromesh.saga.repair import RepairImpact, RepairWish
 from synchromesh.store import StoreReader
-from synchromesh.system.control.actions import Action, ReadAction, ReadRequest
+from synchromesh.system.control.actions import (
+    Action,
+    ReadAction,
+    ReadRequest,
+    RepairAction,
+    RepairRequest,
+)
+
+if TYPE_CHECKING:
+    from synchromesh.service import ServiceInstance
 
 
 class ListSagas(ReadRequest, frozen=True):
@@ -31,17 +46,57 @@ async def _list(reader: StoreReader, wanted: ListSagas) -> list[dict[str, Any]]:
 
 async def _show(reader: StoreReader, wanted: ShowSaga) -> dict[str, Any] | None:
     story = await show_run(reader, wanted.id)
-    if story is None:
-        return None
-    summary = {"service": reader.service, **asdict(story.summary)}
+    return None if story is None else _story(reader.service, story)
+
+
+def _story(service: str, story: SagaHistory) -> dict[str, Any]:
+    summary = {"service": service, **asdict(story.summary)}
     return {**summary, "lines": story.lines, "not_undone": story.not_undone}
 
 
-def _unknown(wanted: ShowSaga) -> UnknownSaga:
+async def _impact(reader: StoreReader, wanted: ShowSaga) -> list[RepairImpact] | None:
+    return await impact_of(reader, wanted.id)
+
+
+class RepairSaga(RepairRequest, frozen=True, kw_only=True):
+    """Which run is repaired.
+
+    Attributes:
+        result: JSON, of the step that was done by hand; left out where there is none.
+        not_done: what the run does not know was looked up, and was not done.
+    """
+
+    id: str
+    result: msgspec.Raw = msgspec.Raw()
+    not_done: bool = False
+
+
+def _repair(
+    verb: RepairVerb,
+) -> Callable[[ServiceInstance, RepairSaga], Awaitable[dict[str, Any] | None]]:
+    async def run(instance: ServiceInstance, wanted: RepairSaga) -> dict[str, Any] | None:
+        if not instance.has_database:
+            return None
+        wish = RepairWish(wanted.who, wanted.why, bytes(wanted.result) or None, wanted.not_done)
+        try:
+            story = await instance.engine.repair(wanted.id, verb, wish)
+        except UnknownSaga:
+            return None
+        return _story(instance.service.name, story)
+
+    return run
+
+
+def _unknown(wanted: ShowSaga | RepairSaga) -> UnknownSaga:
     return UnknownSaga(f"no saga has the id {wanted.id!r}; synchromesh saga list shows them")
 
 
 ACTIONS: tuple[Action, ...] = (
     ReadAction("saga.list", ListSagas, _list),
     ReadAction("saga.show", ShowSaga, _show, _unknown),
+    ReadAction("saga.impact", ShowSaga, _impact, _unknown),
+    *(
+        RepairAction(f"saga.{verb.value}", RepairSaga, _repair(verb), _unknown)
+        for verb in RepairVerb
+    ),
 )
