@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +20,16 @@ if str(SERVO_WORKS) not in sys.path:
 # A busy machine is no failure, and a failure is the same one each time.
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+
+# What takes longest comes first where workers share the tests, so that none is left alone with it.
+LONGEST_FIRST = ("simulation", "e2e", "integration", "property")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests of a worker by their folders."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        ranks = {folder: rank for rank, folder in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
 
 
 @pytest.fixture

@@ -6,17 +6,27 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from notes_app import write_config
 from processes import children_of
+from synchromesh.calls import HoldOptions, Policies
 from synchromesh.http import HttpPool
+from synchromesh.resilience import Policy
 from synchromesh.runtime import RealRuntime
-from synchromesh.system import System, load_config
+from synchromesh.system import System, SystemConfig, load_config
+from synchromesh.system.config.definitions import policies_of
 from synchromesh.system.supervise.child_process import ChildProcess
 
 WAIT_S = 30.0
+# On a busy machine a new process may take longer to come up than callers wait in production.
+PATIENT = Policies(
+    default=Policy(timeout_s=WAIT_S),
+    hold=HoldOptions(hold_max_s=WAIT_S, restart_max_s=2 * WAIT_S),
+)
 
 
 def port_of(url: str) -> int:
@@ -29,12 +39,19 @@ async def running(folder: Path, text: str, *, is_split: bool = True) -> AsyncIte
     """Run a system of that configuration in a folder; no process is left at the end."""
     config = load_config(write_config(folder, text))
     system = System(config, folder, RealRuntime(), is_split=is_split)
-    await system.start()
-    try:
-        yield system
-    finally:
-        await system.stop()
+    with mock.patch("synchromesh.system.host.host.policies_of", patient_policies):
+        await system.start()
+        try:
+            yield system
+        finally:
+            await system.stop()
     assert children_of(os.getpid()) == []
+
+
+def patient_policies(config: SystemConfig, caller: str) -> Policies:
+    """Return what is configured, with longer waits where nothing is; for the test's own process."""
+    configured = policies_of(config, caller)
+    return replace(configured, default=PATIENT.default, hold=PATIENT.hold)
 
 
 def processes_of(system: System) -> dict[str, ChildProcess]:
@@ -66,13 +83,13 @@ class ControlSocket:
             path,
             [("authorization", f"Bearer {info.token}")],
             b"" if body is None else json.dumps(body).encode(),
-            timeout_s=WAIT_S,
+            timeout_s=2 * WAIT_S,
         )
         return response.status, json.loads(response.body)
 
     async def call(self, operation: str, **arguments: str) -> Any:
         """Make a call; its result, or the problem's code."""
-        wanted = {"operation": operation, "arguments": arguments}
+        wanted = {"operation": operation, "arguments": arguments, "timeout_s": WAIT_S}
         answer = await self.ask("POST", "/call", wanted)
         return answer["result"] if answer["problem"] is None else answer["problem"]["code"]
 

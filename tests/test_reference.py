@@ -82,7 +82,7 @@ def test_what_users_import_from_packages_has_its_entry() -> None:
             for name in names.split()
         ),
     ],
-    ids=lambda value: getattr(value, "__name__", repr(value)),
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 def test_a_public_class_has_an_example(value: object) -> None:
     """It is in its docstring, where `test_tidy` runs it; errors need none, nor do Protocols."""

@@ -1,16 +1,21 @@
-"""Planted bugs for the simulation: each replaces one named function of the product.
+"""Planted bugs: each replaces one named function of the product.
 
-A simulation that finds nothing proves something only if it finds these. Run as a program it hunts
-one of them, seed by seed, and prints the first seed at which something is broken:
+Tests that find nothing prove something only if they find these. Each is hunted where it is found
+soonest: in universes, seed by seed, or by a test that is about it. Run as a program it hunts those
+that are named, or all, two at a time, and prints a line of JSON for each:
 
-    python tests/simulation/mutants.py "no tombstone" --seeds 2000
+    python tests/simulation/mutants.py "no tombstone"
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import io
 import json
+import multiprocessing
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import pytest
 
 import synchromesh
 
@@ -33,6 +40,8 @@ from synchromesh.saga.records import RecordKind as RecordKind
 from synchromesh.saga.records import SagaRecord, StepState
 from synchromesh.store import InboxState, Once, Recorded, Unit
 
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
@@ -42,22 +51,35 @@ class Mutant:
         name: what is wrong.
         target: the function that is replaced, by its full name.
         make: takes the function and returns what stands in its place.
+        test: the test that finds it, by path and name; "" for universes.
+        seeds: the universes in which it is hunted.
     """
 
     name: str
     target: str
     make: Callable[[Any], Any]
+    test: str = ""
+    seeds: range = range(2000)
 
-    def hunt(self, seeds_max: int) -> tuple[int, list[str]] | None:
-        """Return the first seed that finds it, and what is broken there."""
-        opened_shop()  # in good order, before anything is planted
+    def hunt(self) -> str:
+        """Return what is broken; "" where nothing seems to be."""
         original = pkgutil.resolve_name(self.target)
         with mock.patch(self.target, self.make(original)):
-            for seed in range(seeds_max):
-                broken = Universe(seed).run().broken
-                if broken:
-                    return seed, broken
-        return None
+            return self._test() if self.test else self._simulate()
+
+    def _simulate(self) -> str:
+        for seed in self.seeds:
+            broken = Universe(seed).run().broken
+            if broken:
+                return f"seed {seed}: {broken[0]}"
+        return ""
+
+    def _test(self) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            code = pytest.main([str(ROOT / self.test), "-x", "-p", "no:cacheprovider"])
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(f"{self.test} cannot be run: {said.getvalue()}")
+        return said.getvalue()[-400:] if code else ""
 
 
 # -- the inbox -----------------------------------------------------------------------------------
@@ -292,6 +314,8 @@ MUTANTS = {
             "records are told durable before their batch is",
             f"{_SAGA}.batches.BatchWriter._write",
             _batch_is_told_before_it_is_written,
+            test="tests/contract/test_saga_recovery.py::"
+            "test_a_run_that_new_code_does_not_match_is_stuck_and_named",
         ),
         Mutant(
             "commits are acknowledged before they are synced",
@@ -327,15 +351,28 @@ MUTANTS = {
 }
 
 
+def hunt(name: str) -> tuple[str, str]:
+    """Hunt one of them."""
+    return name, MUTANTS[name].hunt()
+
+
 def main() -> int:
-    """Hunt one mutant and print the seed that finds it; 1 where none does."""
-    parser = argparse.ArgumentParser(description="Hunts a planted bug.")
-    parser.add_argument("name", choices=sorted(MUTANTS))
-    parser.add_argument("--seeds", type=int, default=2000, help="how many seeds are tried")
-    options = parser.parse_args()
-    found = MUTANTS[options.name].hunt(options.seeds)
-    sys.stdout.write(json.dumps({"mutant": options.name, "found": found}) + "\n")
-    return 0 if found else 1
+    """Hunt mutants, and print what found each; 1 where one is not found."""
+    parser = argparse.ArgumentParser(description="Hunts planted bugs.")
+    parser.add_argument("names", nargs="*", help="which; all of them without")
+    names = parser.parse_args().names or sorted(MUTANTS)
+    os.chdir(ROOT)
+    opened_shop()  # in good order, before anything is planted
+    gc.freeze()
+    # Each in a process that begins as this one is, and that nothing is planted in before.
+    fork = multiprocessing.get_context("fork")
+    is_all_found = True
+    with fork.Pool(2, maxtasksperchild=1) as pool:
+        for name, found in pool.imap_unordered(hunt, names):
+            sys.stdout.write(json.dumps({"mutant": name, "found": found}) + "\n")
+            sys.stdout.flush()
+            is_all_found = is_all_found and bool(found)
+    return 0 if is_all_found else 1
 
 
 if __name__ == "__main__":

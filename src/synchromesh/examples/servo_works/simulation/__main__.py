@@ -6,6 +6,7 @@ python -m synchromesh.examples.servo_works.simulation --seed 0 --count 100
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections import Counter
@@ -75,4 +76,7 @@ def _universes(options: argparse.Namespace) -> Iterator[tuple[str, Universe]]:
 
 
 if __name__ == "__main__":
+    # A universe leaves hundreds of thousands of objects, which are better looked through at once.
+    gc.freeze()
+    gc.set_threshold(100_000, 5, 5)
     sys.exit(main())
