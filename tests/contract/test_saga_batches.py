@@ -53,17 +53,19 @@ async def start_all(engine: Engine, count: int) -> list[SagaRun[Any]]:
 
 
 class Watched:
-    """A store that counts the units which it is asked for, and may refuse them for a while."""
+    """A store that counts the units which it is asked for, and may refuse or delay them."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self.units: Counter[str] = Counter()
         self.refuses: list[Exception] = []
+        self.delay_s = 0.0
 
     async def write(self, body: Any, *, name: str) -> Any:
         self.units[name] += 1
         if self.refuses:
             raise self.refuses.pop()
+        await asyncio.sleep(self.delay_s)
         return await self._store.write(body, name=name)
 
     def __getattr__(self, name: str) -> Any:
@@ -263,6 +265,27 @@ def test_records_wait_for_a_store_in_trouble_and_starts_do_not(trouble: Exceptio
         assert None not in [await each.result(FOREVER_S) for each in runs]
         assert watched.refuses == []
         assert await (await start(engine, "A-1")).result(FOREVER_S) is not None
+        await engine.close()
+        await watched.close()
+
+    run(main)
+
+
+def test_nothing_is_sent_before_what_it_builds_on_is_written() -> None:
+    """While records are on their way to the disk, their runs send no further step (S4)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants()
+        watched: Any = Watched(await open_store(runtime))
+        engine = engine_on(watched, others, runtime)
+        await engine.recover()
+        runs = await start_all(engine, 3)
+        watched.delay_s = 10.0
+        await asyncio.sleep(9.0)
+        # That the first is begun was written with the start.
+        assert Counter(name for name, *_ in others.sent) == {"stock.reserve": 3}
+        watched.delay_s = 0.0
+        assert None not in [await each.result(FOREVER_S) for each in runs]
         await engine.close()
         await watched.close()
 

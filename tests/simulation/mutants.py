@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import inspect
 import io
 import json
 import multiprocessing
@@ -41,6 +42,7 @@ from synchromesh.saga.records import SagaRecord, StepState
 from synchromesh.store import InboxState, Once, Recorded, Unit
 
 ROOT = Path(__file__).parents[2]
+_Kind = inspect.Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,17 @@ class Mutant:
     def hunt(self) -> str:
         """Return what is broken; "" where nothing seems to be."""
         original = pkgutil.resolve_name(self.target)
-        with mock.patch(self.target, self.make(original)):
+        planted = self.make(original)
+        self._compare(original, planted)
+        with mock.patch(self.target, planted):
             return self._test() if self.test else self._simulate()
+
+    def _compare(self, original: Any, planted: Any) -> None:
+        """Raise TypeError where what is planted cannot be called as the product's function is."""
+        has, wants = (inspect.signature(f).parameters for f in (planted, original))
+        is_any = {each.kind for each in has.values()} >= {_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD}
+        if not is_any and len(has) != len(wants):
+            raise TypeError(f"{self.target} takes {[*wants]}, what is planted {[*has]}")
 
     def _simulate(self) -> str:
         for seed in self.seeds:
@@ -235,7 +246,7 @@ def _undo_answers_only(_: Any) -> Any:
 
 
 def _take_without_inbox(_: Any) -> Any:
-    async def mutated(self: Any, source: str, message: Any, known: Any, act: Any) -> Any:
+    async def mutated(self: Any, source: str, message: Any, act: Any) -> Any:
         return await self._store.write(lambda unit: act(unit, source, message), name="take")
 
     return mutated
@@ -314,8 +325,8 @@ MUTANTS = {
             "records are told durable before their batch is",
             f"{_SAGA}.batches.BatchWriter._write",
             _batch_is_told_before_it_is_written,
-            test="tests/contract/test_saga_recovery.py::"
-            "test_a_run_that_new_code_does_not_match_is_stuck_and_named",
+            test="tests/contract/test_saga_batches.py::"
+            "test_nothing_is_sent_before_what_it_builds_on_is_written",
         ),
         Mutant(
             "commits are acknowledged before they are synced",
@@ -351,9 +362,12 @@ MUTANTS = {
 }
 
 
-def hunt(name: str) -> tuple[str, str]:
-    """Hunt one of them."""
-    return name, MUTANTS[name].hunt()
+def hunt(name: str) -> dict[str, str]:
+    """Hunt one of them, and return what found it, or what is wrong with it."""
+    try:
+        return {"mutant": name, "found": MUTANTS[name].hunt(), "error": ""}
+    except Exception as error:
+        return {"mutant": name, "found": "", "error": f"{type(error).__name__}: {error}"}
 
 
 def main() -> int:
@@ -368,10 +382,10 @@ def main() -> int:
     fork = multiprocessing.get_context("fork")
     is_all_found = True
     with fork.Pool(2, maxtasksperchild=1) as pool:
-        for name, found in pool.imap_unordered(hunt, names):
-            sys.stdout.write(json.dumps({"mutant": name, "found": found}) + "\n")
+        for told in pool.imap_unordered(hunt, names):
+            sys.stdout.write(json.dumps(told) + "\n")
             sys.stdout.flush()
-            is_all_found = is_all_found and bool(found)
+            is_all_found = is_all_found and bool(told["found"])
     return 0 if is_all_found else 1
 
 

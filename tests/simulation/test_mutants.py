@@ -24,17 +24,17 @@ def test_there_are_mutants_of_every_room_with_state() -> None:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, str]:
-    """Hunt for every planted bug, and return what found each."""
+def told() -> dict[str, dict[str, str]]:
+    """Hunt for every planted bug, and return what is told of each."""
     hunt = subprocess.run(
         [sys.executable, str(HERE / "mutants.py")], capture_output=True, text=True, check=False
     )
     assert hunt.returncode in (0, 1), hunt.stderr
     lines = map(json.loads, hunt.stdout.splitlines())
-    return {line["mutant"]: line["found"] for line in lines}
+    return {line["mutant"]: line for line in lines}
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
-def test_a_planted_bug_is_found(found: dict[str, str], name: str) -> None:
+def test_a_planted_bug_is_found(told: dict[str, dict[str, str]], name: str) -> None:
     """A planted bug breaks a universe, or fails the test that is about it."""
-    assert found[name]
+    assert told[name]["found"], told[name]["error"]
