@@ -230,6 +230,37 @@ async def faults_of_the_process(system: System, pool: HttpPool) -> Any:
     return json.loads(response.body)["in_force"]
 
 
+async def test_an_isolated_edge_outlives_a_process(
+    system: System, asking: ControlSocket, pool: HttpPool
+) -> None:
+    """The next process of a caller begins with it, and is released with the others."""
+    by = {"target": "notes", "who": "ann", "why": "to try"}
+    await asking.ask("POST", "/breakers", by)
+    before = await isolations_of_the_process(system, pool)
+    (child,) = processes_of(system).values()
+    port = child.admin_port
+    os.kill(await asking.pid("notes"), signal.SIGKILL)
+    while child.admin_port in (None, port):
+        await asyncio.sleep(0.02)
+    assert [each["why"] for each in before] == ["to try"]
+    assert len(await isolations_of_the_process(system, pool)) == 1
+    released = await asking.ask("POST", "/breakers/release", by)
+    assert [each["target"] for each in released["released"]] == ["notes"]
+    assert await isolations_of_the_process(system, pool) == []
+    assert await asking.call("notes.tag", names='["a"]') == 1
+
+
+async def isolations_of_the_process(system: System, pool: HttpPool) -> Any:
+    """Return the isolations as the one process of a system itself has them."""
+    (child,) = processes_of(system).values()
+    assert child.admin_port is not None
+    token = [("authorization", f"Bearer {system.info.token}")]
+    response = await pool.request(
+        "127.0.0.1", child.admin_port, "GET", "/status", token, timeout_s=WAIT_S
+    )
+    return json.loads(response.body)["isolations"]
+
+
 async def test_a_fault_reaches_a_process_that_starts(
     system: System, asking: ControlSocket, pool: HttpPool
 ) -> None:

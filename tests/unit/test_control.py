@@ -134,6 +134,14 @@ def test_an_unknown_path_is_404(control: Asking, method: str, path: str) -> None
         ("/faults", {"target": "notes", "error": "100%"}),
         ("/faults", {"target": "notes", "stall": "yes"}),
         ("/faults/heal", {"target": 1}),
+        ("/breakers", b""),
+        ("/breakers", {"target": "notes", "who": "ann"}),
+        ("/breakers", {"target": "notes", "who": "ann", "why": " "}),
+        ("/breakers", {"target": "notes", "who": "", "why": "to try"}),
+        ("/breakers", {"target": "notse", "who": "ann", "why": "to try"}),
+        ("/breakers", {"target": "notes#1", "who": "ann", "why": "to try"}),
+        ("/breakers", {"target": "x:notes", "who": "ann", "why": "to try"}),
+        ("/breakers/release", {"target": "notse", "who": "ann", "why": "to try"}),
     ],
 )
 def test_a_wrong_body_is_400(control: Asking, path: str, body: object) -> None:
@@ -279,6 +287,32 @@ def test_a_service_is_broken_and_healed(control: Asking, target: str) -> None:
         == []
     )
     assert control.call("notes.count").body["problem"] is None
+
+
+@pytest.mark.parametrize("target", ["notes", "control:notes"])
+def test_an_edge_is_isolated_and_released(control: Asking, folder: Path, target: str) -> None:
+    """Nothing is sent until it is released, however long that takes; status and log say who."""
+    by = {"target": target, "who": "ann", "why": "notes is moved"}
+    told = control.ask("POST", "/breakers", by)
+    assert (told.status, told.body) == (200, {"isolated": [target], "released": []})
+    problem = control.call("notes.count").body["problem"]
+    assert (problem["code"], problem.get("retry_after_s")) == ("circuit_open", None)
+    status = control.ask("GET", "/status").body
+    (isolated,) = status["isolations"]
+    assert (isolated["target"], isolated["who"], isolated["why"]) == (target, "ann", by["why"])
+    assert status["clients"]["control"]["breakers"]["notes"]["state"] == "isolated"
+    log = (folder / ".synchromesh/telemetry/log.jsonl").read_text()
+    assert f"{target} is isolated by hand" in log
+    assert by["why"] in log
+    other = control.ask("POST", "/breakers/release", {**by, "target": "control:notes"})
+    if target == "notes":
+        assert other.status == 400
+        assert "isolated for all its callers; release it: synchromesh break" in str(other.body)
+        other = control.ask("POST", "/breakers/release", by)
+    assert [each["target"] for each in other.body["released"]] == [target]
+    assert other.body["isolated"] == control.ask("GET", "/status").body["isolations"] == []
+    assert control.call("notes.count").body["problem"] is None
+    assert control.ask("POST", "/breakers/release", by).body["released"] == []
 
 
 def test_a_fault_has_all_its_words(control: Asking) -> None:

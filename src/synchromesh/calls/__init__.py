@@ -21,6 +21,7 @@ from synchromesh.calls.holding import HoldOptions, Holds
 from synchromesh.calls.http_client import HttpTransport
 from synchromesh.calls.http_server import HttpEdge
 from synchromesh.calls.inproc import InProcessTransport
+from synchromesh.calls.isolations import Isolation, Isolations
 from synchromesh.calls.policies import OperationPolicy, Policies
 from synchromesh.calls.wire import (
     Receiver,
@@ -47,6 +48,8 @@ __all__ = [
     "HttpTransport",
     "InProcessTransport",
     "Incoming",
+    "Isolation",
+    "Isolations",
     "Operation",
     "OperationPolicy",
     "Policies",

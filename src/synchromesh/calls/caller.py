@@ -27,6 +27,7 @@ from synchromesh.calls.choice import Finder
 from synchromesh.calls.contract import Call, Operation
 from synchromesh.calls.faults import FaultTable
 from synchromesh.calls.holding import Holds
+from synchromesh.calls.isolations import Isolations
 from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
 from synchromesh.calls.tree import running
@@ -36,7 +37,7 @@ from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
 from synchromesh.identity import Signer
-from synchromesh.resilience import BreakerSnapshot, Edge, Transition
+from synchromesh.resilience import BreakerSnapshot, BreakerState, Edge, Transition
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -61,6 +62,8 @@ class Caller:
     Attributes:
         holds: how many calls are held, and how many restarts were bridged.
         on_transition: told when a breaker changes state; must not raise.
+        isolations: the edges that people have isolated by hand; whoever shares some with other
+            callers has this one follow them.
 
     Example:
         >>> async def ask(caller: Caller, call: Call[R]) -> R:
@@ -82,6 +85,7 @@ class Caller:
         self._service = service
         self.holds = Holds(policies.hold)
         self.on_transition: Callable[[Transition], None] | None = None
+        self.isolations = Isolations()
         self._shared = Shared(
             service,
             resolver=resolver,
@@ -193,7 +197,7 @@ class Caller:
         return body
 
     def edge(self, service: str) -> Edge:
-        """Return this caller's edge to a service, for instance to isolate it by hand."""
+        """Return this caller's edge to a service."""
         edge = self._edges.get(service)
         if edge is None:
             edge = self._edges[service] = Edge(
@@ -203,7 +207,20 @@ class Caller:
                 rng=self._runtime.rng,
                 on_transition=self._on_transition,
             )
+            self.follow_isolations()
         return edge
+
+    def follow_isolations(self) -> None:
+        """Isolate the breakers of edges that are isolated by hand, and close those no longer."""
+        now = asyncio.get_running_loop().time() if self._edges else 0.0
+        for service, edge in self._edges.items():
+            breaker, is_isolated = edge.breaker, self.isolations.covers(self._service, service)
+            if breaker is None or (breaker.state is BreakerState.ISOLATED) is is_isolated:
+                continue
+            if is_isolated:
+                breaker.isolate(now)
+            else:
+                breaker.close(now)
 
     @property
     def edges(self) -> dict[str, BreakerSnapshot]:

@@ -88,6 +88,7 @@ for command in (
     ),
     LazyCommand("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
     LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
+    LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),
     LazyCommand("db", "db", "db", "Look into databases; back up, restore and migrate them."),
     LazyCommand(
         "break",

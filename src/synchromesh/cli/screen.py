@@ -36,6 +36,12 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
     parts += [Text(), _services(status)]
     if status.faults.in_force:
         parts += [Text(), faults_table(status.faults.in_force)]
+    if status.isolations:
+        table = plain_table("isolated by hand", "at", "who", "why")
+        for each in status.isolations:
+            at = time_of_day(to_datetime(each.at_us).isoformat())
+            table.add_row(Text(each.target, style="yellow"), at, Text(each.who), Text(each.why))
+        parts += [Text(), table]
     if status.contract_breaks:
         parts += [Text(), _contract_breaks(status.contract_breaks)]
     if ejected := list(_ejected(status)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from synchromesh.calls import Caller, FaultTable, Policies, Transport
+from synchromesh.calls import Caller, FaultTable, Isolations, Policies, Transport
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
 from synchromesh.resilience import LimitOptions
@@ -35,6 +35,7 @@ class Deps:
         places: how many calls a service works on at once, and how many wait, by its name.
         faults: those in force on purpose; None where nothing is ever broken.
         keep_s: how long inboxes remember; longer than any saga may still ask.
+        isolations: the edges that people have isolated by hand.
     """
 
     runtime: Runtime
@@ -49,6 +50,7 @@ class Deps:
     places: Callable[[str], LimitOptions] = lambda _: PLACES
     faults: FaultTable | None = None
     keep_s: float = KEEP_S
+    isolations: Isolations = field(default_factory=Isolations)
 
     @property
     def subscribers(self) -> dict[str, frozenset[str]]:
@@ -61,7 +63,7 @@ class Deps:
 
     def caller(self, name: str, tracer: Tracer | None = None) -> Caller:
         """Return the caller of a service or a client: its calls are guarded, signed and traced."""
-        return Caller(
+        made = Caller(
             name,
             resolver=self.resolver,
             transports=self.transports,
@@ -71,3 +73,6 @@ class Deps:
             policies=self.policies(name),
             faults=self.faults,
         )
+        made.isolations = self.isolations
+        self.isolations.follow(made)
+        return made

@@ -93,10 +93,15 @@ def parse_request(action: Action, body: bytes) -> Any:
     """
     wanted = decode(body or b"{}", action.request)
     if isinstance(wanted, RepairRequest):
-        for name, text, longest in (("who", wanted.who, WHO_MAX), ("why", wanted.why, WHY_MAX)):
-            if not text.strip() or len(text) > longest:
-                raise BadRequest(
-                    f"{action.name} records who asks for it and why; {name!r} needs 1 to {longest} "
-                    f"characters, not {len(text)}"
-                )
+        check_by_whom(action.name, wanted.who, wanted.why)
     return wanted
+
+
+def check_by_whom(what: str, who: str, why: str) -> None:
+    """Raise `BadRequest` where nobody says who asks for something, or why."""
+    for name, text, longest in (("who", who, WHO_MAX), ("why", why, WHY_MAX)):
+        if not text.strip() or len(text) > longest:
+            raise BadRequest(
+                f"{what} records who asks for it and why; {name!r} needs 1 to {longest} "
+                f"characters, not {len(text)}"
+            )

@@ -40,6 +40,7 @@ from synchromesh.system.control.contract_book import (
     ReplaceRequest,
 )
 from synchromesh.system.control.faults import BreakRequest, HealRequest
+from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import FaultsStatus, Status
@@ -108,7 +109,7 @@ class Control:
         self.caller = local.deps.caller(CLIENT, self._tracer)
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
-        self._with_argument = frozenset({"actions", "traces", "faults", "services"})
+        self._with_argument = frozenset({"actions", "breakers", "traces", "faults", "services"})
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
             ("POST", "call"): self._call,
@@ -117,6 +118,7 @@ class Control:
             ("POST", "credentials"): self._credential,
             ("GET", "faults"): self._faults,
             ("POST", "faults"): self._break_or_heal,
+            ("POST", "breakers"): self._isolate_or_release,
             ("POST", "services"): self._of_process,
         }
 
@@ -175,6 +177,16 @@ class Control:
             answer = {"healed": healed, **msgspec.structs.asdict(faults.status())}
         else:
             answer = faults.break_on_purpose(decode(request.body, BreakRequest))
+        await asyncio.gather(*(each.forward(request.path, request.body) for each in others))
+        return answer
+
+    async def _isolate_or_release(self, request: HttpRequest, rest: str) -> object:
+        if rest not in ("", "release"):
+            raise _unknown(request)
+        others = list(self._remotes.values())
+        await asyncio.gather(*(each.child.settle(SETTLED_WITHIN_S) for each in others))
+        wanted = decode(request.body, IsolateRequest)
+        answer = isolate_or_release(self._local, wanted, is_release=bool(rest))
         await asyncio.gather(*(each.forward(request.path, request.body) for each in others))
         return answer
 

@@ -75,7 +75,7 @@ class FaultInjector:
         Raises:
             BadRequest: there is no such service or edge, a value is wrong, or there are too many.
         """
-        self._check(wanted.target)
+        self.check(wanted.target)
         now = asyncio.get_running_loop().time()
         try:
             latency_s = duration(wanted.latency) if wanted.latency else 0.0
@@ -95,7 +95,7 @@ class FaultInjector:
             BadRequest: there is no such service or edge.
         """
         if wanted.target != ALL:
-            self._check(wanted.target)
+            self.check(wanted.target)
         now = asyncio.get_running_loop().time()
         healed = self._table.heal(None if wanted.target == ALL else wanted.target, now=now)
         for rule in healed:
@@ -132,7 +132,8 @@ class FaultInjector:
             until_s = None if left_us is None else now + left_us / 1e6
             self._table.put(each.target, fault, now=now, until_s=until_s)
 
-    def _check(self, target: str) -> None:
+    def check(self, target: str) -> None:
+        """Raise `BadRequest` where there is no such service or edge."""
         caller, colon, callee = target.partition(":")
         if colon:
             _check_name(caller, self._callers, "caller", target)

@@ -24,6 +24,7 @@ from synchromesh.system.control.status import (
     GatewayStatus,
     HealthStatus,
     HoldStatus,
+    IsolationStatus,
     ListedInstance,
     ServiceStatus,
     Status,
@@ -74,6 +75,9 @@ class LocalProcess:
                 from_attributes=True,
             ),
             faults=self.faults.status(),
+            isolations=msgspec.convert(
+                self.deps.isolations.standing, list[IsolationStatus], from_attributes=True
+            ),
             spans_dropped=self.ring.dropped,
         )
 

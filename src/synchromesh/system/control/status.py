@@ -154,6 +154,15 @@ class ContractBreak(msgspec.Struct, frozen=True):
     standing: tuple[str, ...] = ()
 
 
+class IsolationStatus(msgspec.Struct, frozen=True):
+    """An edge, or a callee for all its callers, that somebody isolated; `at_us` is wall clock."""
+
+    target: str
+    who: str
+    why: str
+    at_us: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """The status of a process, or of the system as a whole.
 
@@ -163,6 +172,7 @@ class Status(msgspec.Struct, frozen=True):
         services: by name; of a service with replicas each of them, as "quoting#1".
         clients: all callers that are no service, by name.
         children: what runs in the background and belongs to no service, by name.
+        isolations: the edges that are isolated by hand.
         contract_breaks: the last processes that were let in although contracts did not fit.
         spans_dropped: how many spans were lost, for too many came at once.
         findings: what needs a person, in words; an open breaker does not, it closes by itself.
@@ -182,13 +192,14 @@ class Status(msgspec.Struct, frozen=True):
     clients: dict[str, ClientStatus] = {}
     children: dict[str, ChildStatus] = {}
     faults: FaultsStatus = FaultsStatus()
+    isolations: list[IsolationStatus] = []
     contract_breaks: list[ContractBreak] = []
     spans_dropped: int = 0
     findings: list[str] = []
 
     @classmethod
     def merge(cls, first: Status, *others: Status) -> Status:
-        """Merge statuses; system name, process id and faults are those of the first.
+        """Merge statuses; system name, process id, faults and isolations are those of the first.
 
         What two of them tell is taken as the later one tells it.
         """
@@ -204,6 +215,7 @@ class Status(msgspec.Struct, frozen=True):
             clients={name: own for each in every for name, own in each.clients.items()},
             children=children,
             faults=first.faults.with_struck([each.faults for each in others]),
+            isolations=first.isolations,
             contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
             findings=[*_findings(services, children), *_broken(first.contract_breaks)],

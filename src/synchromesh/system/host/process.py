@@ -136,6 +136,7 @@ class Process:
             await registry.refresh()
         host.background.start(Child(f"registry/{name}", registry.run))
         host.local.faults.resume(spec.faults, wall_us=runtime.wall_us())
+        host.deps.isolations.resume(spec.isolations)
         await host.serve_control(spec.token, {})
         contracts = (
             contracts_of_gateway(definitions.entries)

@@ -214,6 +214,7 @@ class Processes:
             port=port,
             handle=handle,
             faults=host.local.faults.standing(wall_us=host.runtime.wall_us()),
+            isolations=host.deps.isolations.standing,
         )
 
     def __repr__(self) -> str:

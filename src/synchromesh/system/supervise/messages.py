@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from synchromesh.calls import Isolation
 from synchromesh.system.config.schema import SystemConfig
 
 # The exit code of a process in which something failed too often; its last line says what.
@@ -33,6 +34,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
         port: where a service listens, if that is free; the configured port goes first.
         handle: the listening socket that the gateway is handed.
         faults: those in force when it was started.
+        isolations: the edges that are isolated by hand then.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ProcessSpec(msgspec.Struct, frozen=True):
     port: int = 0
     handle: int = -1
     faults: tuple[ActiveFault, ...] = ()
+    isolations: tuple[Isolation, ...] = ()
 
     def __repr__(self) -> str:
         return f"<ProcessSpec {self.name} by {self.control}>"  # neither the key nor the token

@@ -97,6 +97,25 @@ def test_a_backup_of_a_running_system_is_restored_and_goes_on_by_itself(
     assert change["who"]
 
 
+def test_an_edge_is_isolated_and_released_by_hand(folder: Path, run: Run) -> None:
+    """Its calls are refused until somebody releases it; each says why, and status shows it."""
+    with Running(folder):
+        sell(run, folder, "a")
+        assert run(folder, "breaker", "isolate", "control:shop").code == 2
+        why = ("--why", "the till is moved")
+        told = run(folder, "breaker", "isolate", "control:shop", *why)
+        assert told.out.startswith("isolated: control:shop\nrelease it with: synchromesh breaker ")
+        refused = run(folder, "call", "shop.sold_cents", "--json")
+        assert json.loads(refused.out)["problem"]["code"] == "circuit_open"
+        assert "the till is moved" in run(folder, "status").out
+        free = run(folder, "breaker", "release", "books", *why)
+        assert free.out == "released: nothing was isolated there\nstill isolated: control:shop\n"
+        assert run(folder, "breaker", "release", "shop", *why).out == "released: control:shop\n"
+        assert asked(run, folder, "shop.sold_cents") == 7
+        wrong = run(folder, "breaker", "isolate", "shp", *why)
+        assert (wrong.code, "did you mean 'shop'?" in wrong.err) == (2, True)
+
+
 def test_what_may_not_be_restored_is_refused_and_nothing_changed(folder: Path, run: Run) -> None:
     """Another system's, another service's, a future schema, a damaged file, no backup at all."""
     with Running(folder):
