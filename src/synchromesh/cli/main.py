@@ -90,6 +90,7 @@ for command in (
     LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
     LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),
     LazyCommand("db", "db", "db", "Look into databases; back up, restore and migrate them."),
+    LazyCommand("schedule", "schedule", "schedule", "Show when schedules are due."),
     LazyCommand(
         "break",
         "faults",

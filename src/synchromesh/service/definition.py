@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from synchromesh.calls.contract import (
+    Call,
     Command,
     Operation,
     PublicEvent,
@@ -22,6 +24,7 @@ from synchromesh.messaging import DELIVER
 from synchromesh.saga import Saga as SagaSteps
 from synchromesh.saga import SagaDefinition, SagaPolicy, SagaVersions
 from synchromesh.service.context import Context
+from synchromesh.service.schedule import Missed, Schedule, ScheduleDefinition
 from synchromesh.service.transaction import Transaction
 from synchromesh.store import Migration
 
@@ -87,6 +90,7 @@ class Service:
         ] = {}
         self.sagas = SagaVersions()
         self.projections: dict[str, dict[int, ProjectionDefinition]] = {}
+        self.schedules: dict[str, ScheduleDefinition] = {}
         offered = {} if implements is None else operations_of(implements)
         wrong = next((op for op in offered.values() if op.service != name), None)
         if wrong is not None:
@@ -111,6 +115,7 @@ class Service:
             "subscriptions": self.subscriptions,
             "sagas": list(dict.fromkeys(saga.name for saga in self.sagas)),
             "projections": self.projections,
+            "schedules": self.schedules,
             "public events": events,
             "migrations": [str(each.version) for each in self.migrations],
         }
@@ -257,6 +262,44 @@ class Service:
                 )
             _check_async(function, f"projection {name!r}")
             versions[version] = ProjectionDefinition(name, events, function, version, declared)
+            return function
+
+        return register
+
+    def schedule(
+        self, expression: str, *, zone: str = "UTC", missed: str = "last"
+    ) -> Callable[[Callable[[dt.datetime], Call[R]]], Callable[[dt.datetime], Call[R]]]:
+        """Send a command at the times of a cron expression; each time has one effect.
+
+        The function is given the time and returns the call, which is sent under a key made of the
+        function's name and the time, until it is answered or the next time is due.
+
+        Args:
+            expression: minute, hour, day of the month, month, day of the week, as cron(8) reads
+                them: a time that spring leaves out is due when it is over, one that autumn repeats
+                is due once.
+            zone: an IANA time zone.
+            missed: what is done with times that passed while the service was off: the "last" of
+                them is run, "all" are, or "skip".
+
+        Raises:
+            ContractError: one of these is wrong, or it is never due.
+        """
+        if missed not in [each.value for each in Missed]:
+            raise ContractError(f"missed={missed!r}; use 'last', 'all' or 'skip'")
+        schedule = Schedule(expression, zone)
+
+        def register(
+            function: Callable[[dt.datetime], Call[R]],
+        ) -> Callable[[dt.datetime], Call[R]]:
+            name = function.__name__
+            if name in self.schedules:
+                raise ContractError(f"{self.name} has two schedules named {name!r}; rename one")
+            if inspect.iscoroutinefunction(function):
+                raise ContractError(
+                    f"schedule {name!r} is async; it only returns the call to send: write def"
+                )
+            self.schedules[name] = ScheduleDefinition(name, schedule, Missed(missed), function)
             return function
 
         return register

@@ -28,6 +28,8 @@ from synchromesh.service.deps import Deps
 from synchromesh.service.handlers import Operations
 from synchromesh.service.no_store import NoStore
 from synchromesh.service.projections import Projections
+from synchromesh.service.scheduler import SCHEMA as SCHEDULE_SCHEMA
+from synchromesh.service.scheduler import Scheduler, list_schedules
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Schema, Store, StoreFactory, Unit, inbox
@@ -145,6 +147,17 @@ class ServiceInstance:
         """Return how many messages are parked."""
         return await self.consumer.parked_count() if self.has_database else 0
 
+    async def schedules_failed(self) -> dict[str, str]:
+        """Return how each of its schedules failed last, as far as one did."""
+        if not self.service.schedules:
+            return {}
+        found = await list_schedules(self.store)
+        return {
+            each.name: each.failed
+            for each in found
+            if each.failed and each.name in self.service.schedules
+        }
+
     async def behind(self) -> dict[str, int]:
         """Return the lag of each relay and projection, in events."""
         relays = {
@@ -189,6 +202,11 @@ class ServiceInstance:
                     runtime=deps.runtime,
                 )
                 children.append(Child(relay.checkpoint_name, relay.run))
+        for scheduled in self.service.schedules.values():
+            scheduler = Scheduler(
+                scheduled, self.store, self.caller, runtime=deps.runtime, keep_s=deps.keep_s
+            )
+            children.append(Child(f"schedule/{scheduled.name}", scheduler.run))
         for name, runner in self.projections.runners.items():
             children.append(Child(f"projection/{name}", runner.run))
         return children
@@ -252,7 +270,8 @@ def dry_run_migrations(service: Service, stores: StoreFactory) -> None:
 
 def schemas_of(service: Service) -> tuple[Schema, ...]:
     """Return the tables of all rooms and of the service itself."""
-    return (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, *_own_schema(service))
+    rooms = (EVENTS_SCHEMA, MESSAGING_SCHEMA, SAGA_SCHEMA, SCHEDULE_SCHEMA)
+    return (*rooms, *_own_schema(service))
 
 
 def _own_schema(service: Service) -> tuple[Schema, ...]:

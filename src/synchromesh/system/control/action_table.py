@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synchromesh.errors import UnknownOperation
-from synchromesh.system.control import db_actions, saga_actions
+from synchromesh.system.control import db_actions, saga_actions, schedule_actions
 from synchromesh.system.control.actions import Action
 
-_ROOMS: Sequence[Sequence[Action]] = (saga_actions.ACTIONS, db_actions.ACTIONS)
+_ROOMS: Sequence[Sequence[Action]] = (
+    saga_actions.ACTIONS,
+    db_actions.ACTIONS,
+    schedule_actions.ACTIONS,
+)
 
 ACTIONS: dict[str, Action] = {action.name: action for room in _ROOMS for action in room}
 

@@ -91,6 +91,7 @@ class LocalProcess:
             sagas_since_start=dict(instance.engine.counts),
             behind=await instance.behind(),
             parked=await instance.parked(),
+            schedules_failed=await instance.schedules_failed(),
             breakers=_breakers(instance.caller),
             holds=_holds(instance.caller),
             ejected=_ejected(instance.caller),

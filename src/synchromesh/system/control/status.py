@@ -76,6 +76,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     sagas_since_start: dict[str, int] = {}
     behind: dict[str, int] = {}
     parked: int = 0
+    schedules_failed: dict[str, str] = {}
     breakers: dict[str, BreakerStatus] = {}
     holds: HoldStatus = HoldStatus()
     ejected: dict[str, list[str]] = {}
@@ -236,6 +237,8 @@ def _findings(
             yield f"{name}: sagas that wait for other code: {waiting}; {see}"
         if service.parked:
             yield f"{name}: messages that are parked: {service.parked}"
+        for schedule, failed in service.schedules_failed.items():
+            yield f"{name}: schedule {schedule} failed: {failed}; see: synchromesh schedule list"
 
 
 def _broken(records: list[ContractBreak]) -> Iterator[str]:
