@@ -55,7 +55,7 @@ MODULES = {
         "Endpoint MemoryRegistry Balancer BalancerOptions OutlierOptions CallEnd Ejection "
         "RoundRobin LeaseOptions"
     ),
-    "events": "given Given When subscribe ProjectionRunner ProjectionOptions",
+    "events": "given Given When subscribe AppendReceipt ProjectionRunner ProjectionOptions",
     "gateway": "GatewayEngine check outline make_key parse_keys Auth Authenticator Principal",
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Body Limits PoolLimits "

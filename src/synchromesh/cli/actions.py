@@ -15,7 +15,7 @@ from synchromesh.system.config.rundir import RunDir
 why_option = click.option("--why", default="", help="Why; recorded with your name.")
 
 
-def read(folder: Path, name: str, *, within_s: float = 0.0, **request: object) -> dict[str, Any]:
+def read(folder: Path, name: str, /, *, within_s: float = 0.0, **request: object) -> dict[str, Any]:
     """Return the answers of services to an action that reads, by service.
 
     A system that is stopped is read from its databases.
@@ -33,7 +33,7 @@ def read(folder: Path, name: str, *, within_s: float = 0.0, **request: object) -
 
 
 def repair(
-    folder: Path, name: str, why: str, *, within_s: float = 0.0, **request: object
+    folder: Path, name: str, why: str, /, *, within_s: float = 0.0, **request: object
 ) -> dict[str, Any]:
     """Run an action that changes something in the running system; return its answers, by service.
 

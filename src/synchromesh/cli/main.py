@@ -91,6 +91,13 @@ for command in (
     LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),
     LazyCommand("db", "db", "db", "Look into databases; back up, restore and migrate them."),
     LazyCommand("schedule", "schedule", "schedule", "Show when schedules are due."),
+    LazyCommand("events", "events", "events", "Read the events of services."),
+    LazyCommand(
+        "projection",
+        "projection",
+        "projection",
+        "List, repair and rebuild the projections of services.",
+    ),
     LazyCommand(
         "break",
         "faults",

@@ -15,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from synchromesh.cli.output import OutputClosed
+from synchromesh.codec import to_datetime
 from synchromesh.system.control.status import FaultStatus
 from synchromesh.telemetry import SpanRecord
 
 BAR_COLUMNS = 32
 BAR_COLUMNS_MIN = 8
 PLAIN_COLUMNS = 160
+BODY_CHARS = 80
 
 # Any other status is red.
 _COLOURS = {
@@ -104,6 +106,46 @@ def sagas_table(runs: list[dict[str, Any]]) -> Table:
             time_of_day(run["ended_at"]),
             Text(run["owner"]),
             Text(run["reason"]),
+        )
+    return table
+
+
+def projections_table(found: list[dict[str, Any]]) -> Table:
+    """Render projections, a generation a row."""
+    table = plain_table("projection", "generation", "is", "at", "behind", "skipped", "parked")
+    for each in found:
+        state = Text(each["state"], style="green" if each["state"] == "live" else "")
+        if each["is_waiting"]:
+            state = Text(f"{each['state']}, waits for code of v{each['version']}", style="yellow")
+        parked = each["parked"]
+        why = Text("-")
+        if parked:
+            where = f"{parked['position']} ({parked['name']})" if parked["position"] else "the log"
+            since = time_of_day(to_datetime(parked["since_us"]).isoformat())
+            why = Text(f"at {where} since {since}: {parked['error']}", style="red")
+        table.add_row(
+            Text(f"{each['service']}.{each['name']}"),
+            f"{each['generation']} (v{each['version']})",
+            state,
+            str(each["position"]),
+            str(each["behind"]),
+            str(each["skipped"]),
+            why,
+        )
+    return table
+
+
+def events_table(found: list[dict[str, Any]]) -> Table:
+    """Render events, one a row, with the beginning of their bodies."""
+    table = plain_table("at", "event", "name", "stream", "body")
+    for each in found:
+        body = msgspec.json.encode(each["body"]).decode()
+        table.add_row(
+            time_of_day(each["recorded_at"]),
+            Text(f"{each['service']}:{each['position']}"),
+            Text(each["name"]),
+            Text(f"{each['stream']}#{each['version']}"),
+            Text(body if len(body) <= BODY_CHARS else f"{body[:BODY_CHARS]}..."),
         )
     return table
 

@@ -12,7 +12,7 @@ Source: Kleppmann, *Designing Data-Intensive Applications*, chapter 11.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -268,7 +268,7 @@ async def read(
     return events
 
 
-async def head(store: Store) -> Checkpoint:
+async def head(store: StoreReader) -> Checkpoint:
     """Return the checkpoint at the end of the log."""
     rows = await store.read("select coalesce(max(position), 0) from sm_event")
     return Checkpoint(store.log_id, _int(rows[0][0]))
@@ -428,6 +428,21 @@ def covered(ranges: Iterable[tuple[int, int]], first: int, last: int) -> int:
 async def following(source: Unit | StoreReader, position: int, limit: int) -> list[StoredEvent]:
     """Read the first events after a position, also within a unit; holes are not looked for."""
     return _stored(await executor(source)(_READ, position, limit))
+
+
+async def select_events(
+    reader: StoreReader, after: int, last: int, where: Mapping[str, str], *, limit: int
+) -> list[StoredEvent]:
+    """Select events of a range of positions by columns; a negative limit is of the last ones.
+
+    They come in the order in which they are counted: from either end.
+    """
+    filtered = " and ".join(["position > ?", "position <= ?", *(f"{each} = ?" for each in where)])
+    # Within a stream versions ascend as positions do, and have an index.
+    order = "version" if "stream" in where else "position"
+    order += " desc" if limit < 0 else ""
+    sql = f"select {_COLUMNS} from sm_event where {filtered} order by {order} limit ?"
+    return _stored(await reader.read(sql, after, last, *where.values(), abs(limit)))
 
 
 def executor(source: Unit | StoreReader) -> Executes:

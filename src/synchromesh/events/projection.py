@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from synchromesh.store import Store, Unit
 # Faults of the file: no event is the reason, and they may pass.
 _THE_FILES = (StoreFull, StoreLocked, StoreReadOnly, Shed)
 _ERROR_CHARS_MAX = 500
+_RETRY_WITHIN_S = 5.0
 
 _log = logging.getLogger("synchromesh.events")
 
@@ -161,6 +163,43 @@ class ProjectionRunner:
                 unit, self.name, self._tables, by=by, takes_skipped=takes_skipped, is_lossy=is_lossy
             ),
             name=f"rebuild projection {self.name}",
+        )
+
+    async def retry(self, *, by: Mapping[str, str], number: int = 0) -> Parked | None:
+        """Have a parked event tried once more; return what it is parked at then, None for nothing.
+
+        Raises:
+            BadRequest: no generation is parked.
+        """
+        await self._store.write(
+            lambda unit: generations.retry(unit, self.name, number=number, by=by),
+            name=f"retry projection {self.name}",
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RETRY_WITHIN_S):
+                while await self._is_to_try():
+                    await self._moved.wait()
+        found = await generations.list_generations(self._store, self.name)
+        return next((each.parked for each in found if each.parked is not None), None)
+
+    async def _is_to_try(self) -> bool:
+        found = await generations.list_generations(self._store, self.name)
+        return any(
+            each.parked is not None and self._tried.get(each.key) != each.retries for each in found
+        )
+
+    async def skip(self, *, by: Mapping[str, str], number: int = 0, at: int = 0) -> Parked:
+        """Leave out the event that a generation is parked at, as `generations.skip` says."""
+        return await self._store.write(
+            lambda unit: generations.skip(unit, self.name, number=number, at=at, by=by),
+            name=f"skip in projection {self.name}",
+        )
+
+    async def drop(self, *, by: Mapping[str, str]) -> Generation:
+        """Drop the standby, as `generations.drop` says."""
+        return await self._store.write(
+            lambda unit: generations.drop(unit, self.name, by=by),
+            name=f"drop a standby of projection {self.name}",
         )
 
     async def switch(self, *, by: Mapping[str, str]) -> Generation:

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synchromesh.errors import UnknownOperation
-from synchromesh.system.control import db_actions, saga_actions, schedule_actions
+from synchromesh.system.control import (
+    db_actions,
+    event_actions,
+    projection_actions,
+    saga_actions,
+    schedule_actions,
+)
 from synchromesh.system.control.actions import Action
 
 _ROOMS: Sequence[Sequence[Action]] = (
-    saga_actions.ACTIONS,
     db_actions.ACTIONS,
+    event_actions.ACTIONS,
+    projection_actions.ACTIONS,
+    saga_actions.ACTIONS,
     schedule_actions.ACTIONS,
 )
 

@@ -13,6 +13,7 @@ import msgspec
 from synchromesh.calls import Caller
 from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint
+from synchromesh.events.inspection import list_projections
 from synchromesh.service import Deps, ServiceInstance, Supervisor
 from synchromesh.system.control.actions import Action, Answers, ReadAction
 from synchromesh.system.control.faults import FaultInjector
@@ -26,6 +27,7 @@ from synchromesh.system.control.status import (
     HoldStatus,
     IsolationStatus,
     ListedInstance,
+    ProjectionStatus,
     ServiceStatus,
     Status,
 )
@@ -92,6 +94,7 @@ class LocalProcess:
             behind=await instance.behind(),
             parked=await instance.parked(),
             schedules_failed=await instance.schedules_failed(),
+            projections=await _projections(instance),
             breakers=_breakers(instance.caller),
             holds=_holds(instance.caller),
             ejected=_ejected(instance.caller),
@@ -121,6 +124,13 @@ class LocalProcess:
     async def spans(self, trace_id: str) -> list[SpanRecord]:
         """Return the spans of a trace that are kept here, ordered by start."""
         return await self.ring.trace(trace_id)
+
+
+async def _projections(instance: ServiceInstance) -> list[ProjectionStatus]:
+    if not instance.has_database:
+        return []
+    found = await list_projections(instance.store)
+    return msgspec.convert(found, list[ProjectionStatus], from_attributes=True)
 
 
 def _holds(caller: Caller) -> HoldStatus:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from synchromesh.codec import to_datetime
+
 RUNNING, SILENT = "running", "silent"
 
 
@@ -62,6 +64,34 @@ class ListedInstance(msgspec.Struct, frozen=True):
     is_stale: bool
 
 
+class ParkedStatus(msgspec.Struct, frozen=True):
+    """What a projection is parked at, why and since when; position 0 is the log itself."""
+
+    position: int
+    event_id: str
+    name: str
+    error: str
+    since_us: int
+    is_poison: bool
+
+
+class ProjectionStatus(msgspec.Struct, frozen=True):
+    """A generation of a projection: "live" or "standby", and how many positions it is behind.
+
+    `is_waiting`: this release has no code of its version.
+    """
+
+    name: str
+    generation: int
+    version: int
+    state: str
+    position: int
+    behind: int
+    skipped: int
+    is_waiting: bool
+    parked: ParkedStatus | None = None
+
+
 class ServiceStatus(msgspec.Struct, frozen=True):
     """An instance of a service, as reported by its process; a silent one has only `health`.
 
@@ -77,6 +107,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     behind: dict[str, int] = {}
     parked: int = 0
     schedules_failed: dict[str, str] = {}
+    projections: list[ProjectionStatus] = []
     breakers: dict[str, BreakerStatus] = {}
     holds: HoldStatus = HoldStatus()
     ejected: dict[str, list[str]] = {}
@@ -235,10 +266,27 @@ def _findings(
         if waiting := service.sagas.get("waiting"):
             see = "see: synchromesh saga list --status waiting"
             yield f"{name}: sagas that wait for other code: {waiting}; {see}"
+        yield from _parked(name, service.projections)
         if service.parked:
             yield f"{name}: messages that are parked: {service.parked}"
         for schedule, failed in service.schedules_failed.items():
             yield f"{name}: schedule {schedule} failed: {failed}; see: synchromesh schedule list"
+
+
+def _parked(service: str, projections: list[ProjectionStatus]) -> Iterator[str]:
+    for each in projections:
+        parked = each.parked
+        if parked is None:
+            continue
+        where = f"event {parked.position} ({parked.name})" if parked.position else "the log"
+        since = to_datetime(parked.since_us).strftime("%Y-%m-%d %H:%M:%S")
+        todo = "mend it, and restart the service or: synchromesh projection retry"
+        if parked.is_poison:
+            todo = f"{todo}|skip"
+        yield (
+            f"{service}: projection {each.name} ({each.state}) is parked at {where} since {since} "
+            f"UTC: {parked.error}; {todo} {each.name} --why TEXT"
+        )
 
 
 def _broken(records: list[ContractBreak]) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from synchromesh.errors import ConfigError
+from synchromesh.events.inspection import export_events
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import SqliteStores
 from synchromesh.system.config.rundir import RunDir
@@ -54,3 +56,36 @@ async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
     if not answers and action.unknown is not None:
         raise action.unknown(wanted)
     return Answers(answers)
+
+
+async def export_to(
+    folder: Path,
+    service: str,
+    write: Callable[[bytes], object],
+    *,
+    stream: str,
+    name: str,
+    after: int,
+) -> int:
+    """Write all events of a service as lines of JSON; return how many.
+
+    They are read from its database, whether or not it runs, so that it has no work of it.
+
+    Raises:
+        ConfigError: there is no such database.
+        StoreError: it cannot be read.
+    """
+    rundir = RunDir(folder)
+    known = sorted(path.stem for path in rundir.data.glob("*.db"))
+    if service not in known:
+        there = ", ".join(known) or "none"
+        raise ConfigError(f"{service!r} has no database in {rundir.data}; there are {there}")
+    reader = await SqliteStores(RealRuntime(), rundir.database).open_reader(service)
+    count = 0
+    try:
+        async for lines in export_events(reader, stream=stream, name=name, after=after):
+            write(lines)
+            count += lines.count(b"\n")
+    finally:
+        await reader.close()
+    return count
