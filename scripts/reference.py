@@ -88,6 +88,7 @@ host = "127.0.0.1"
 control_port = 9100
 loop = "auto"
 hang = "30s"
+on_failure = "continue"
 key = "env:SERVO_WORKS_KEY"
 """,
     "services": """\

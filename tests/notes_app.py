@@ -36,6 +36,8 @@ name = "notebook"
 [services.notes]
 app = "notes_app:notes"
 """
+# What fails too often ends all of it.
+STOPS = TOML.replace("\n[services", 'on_failure = "stop"\n\n[services', 1)
 WITH_GATEWAY = TOML + '\n[gateway]\napp = "notes_app:way_in"\n'
 # An external service: a program that says that it is ready, and what it does after that.
 READY = "import json, os, signal, sys; print(json.dumps({'port': 1}), flush=True); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -98,3 +99,14 @@ class ControlSocket:
         status = await self.ask("GET", "/status")
         pid: int = (status["gateway"] if name == "gateway" else status["services"][name])["pid"]
         return pid
+
+
+async def what_failed(asking: ControlSocket) -> str:
+    """Wait until something is given up, and return what the status says of it."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            findings: list[str] = (await asking.ask("GET", "/status"))["findings"]
+            if failed := [each for each in findings if "is failed" in each]:
+                (finding,) = failed
+                return finding
+            await asyncio.sleep(0.02)

@@ -181,7 +181,7 @@ class System:
             resolver=self,
             transports={"inproc": self.transport},
             policies=self._policies,
-            escalate=_escalate,
+            gave_up=_gave_up,
         )
         self.gateway = self._watched(self._deps.caller("gateway"))
 
@@ -292,5 +292,5 @@ async def _all(ctx: Context, calls: list[Call[int]]) -> list[int]:
     return [answer for answer in answers if isinstance(answer, int)]
 
 
-def _escalate(service: str, child: str, error: BaseException) -> None:
+def _gave_up(service: str, child: str, error: BaseException) -> None:
     raise AssertionError(f"{service}/{child} failed too often") from error

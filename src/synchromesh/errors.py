@@ -33,6 +33,7 @@
     │   ├── ConstraintFailed           a statement broke a constraint of the service's own tables
     │   ├── StatementFailed            a statement, its values or its rows are wrong
     │   ├── StoreBroken                the engine failed in another way
+    │   ├── StoreUnavailable           the file fails, and is opened again by itself
     │   ├── ForeignAwait               a unit awaited something else than its transaction
     │   ├── UnitTooLong                a unit outlived its limit and was rolled back
     │   ├── LogReplaced                a checkpoint belongs to another log
@@ -409,6 +410,14 @@ class StoreBroken(StoreError):
     """Raised when the database engine fails for another reason; the message has its error."""
 
     code = "store_broken"
+
+
+class StoreUnavailable(StoreError):
+    """Raised when the file of a database fails; it is opened again by itself, nothing was run."""
+
+    code = "store_unavailable"
+    status = 503
+    is_retry_safe = True
 
 
 class ConstraintFailed(StoreError):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from asyncio.subprocess import PIPE, create_subprocess_exec
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from notes_app import TESTS, TOML, write_config
-from processes import COMMAND, is_alive
+from notes_app import STAYS, TESTS, TOML, write_config
+from processes import COMMAND, children_of, is_alive
 from split_world import ControlSocket, running
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
@@ -101,15 +104,70 @@ async def test_a_name_that_nobody_has_is_refused(split: System, folder: Path) ->
     """Exit 2, and the names that there are."""
     del split
     code, _, said = await synchromesh(folder, "restart", "nobody")
-    assert (code, "no process is called 'nobody'" in said, "notes" in said) == (2, True, True)
+    assert (code, "is called 'nobody'" in said, "notes" in said) == (2, True, True)
 
 
-async def test_one_process_has_nothing_to_replace(folder: Path) -> None:
-    """Exit 2, and which way of running has."""
+async def test_a_service_of_a_single_process_is_started_anew(folder: Path, pool: HttpPool) -> None:
+    """At its URL, with its data; calls that come meanwhile are held, and none fails."""
+    write_config(folder, APP + STAYS)
     system = System(load_config(folder), folder, RealRuntime())
     await system.start()
     try:
-        code, _, said = await synchromesh(folder, "restart", "notes")
+        asking = ControlSocket(system, pool)
+        url, before = system.info.services["notes"], system.instances["notes"]
+        is_over, written = asyncio.Event(), list[Any]()
+
+        async def write(customer: int) -> None:
+            number = 0
+            while not is_over.is_set():
+                number += 1
+                note = f'{{"id":"{customer}-{number}","text":"x"}}'
+                written.append(await asking.call("notes.write", note=note))
+
+        writers = [asyncio.ensure_future(write(n)) for n in range(3)]
+        assert await synchromesh(folder, "restart", "notes") == (
+            0,
+            f"notes runs anew, in process {os.getpid()}\n",
+            "",
+        )
+        is_over.set()
+        await asyncio.gather(*writers)
+        assert sorted(written) == list(range(1, len(written) + 1))
+        assert system.instances["notes"] is not before
+        assert system.info.services["notes"] == url
+        (provider,) = children_of(os.getpid())
+        for name in ("notes/projection/stars", "registry", "provider"):
+            assert (await synchromesh(folder, "restart", name))[0] == 0
+        assert children_of(os.getpid()) not in ([], [provider])
+        status = await asking.ask("GET", "/status")
+        assert status["findings"] == []
+        assert status["services"]["notes"]["instances"][0]["url"] == url
     finally:
         await system.stop()
-    assert (code, "--split" in said) == (2, True)
+
+
+async def test_a_service_that_cannot_be_started_anew_is_tried_again_by_itself(
+    folder: Path, pool: HttpPool
+) -> None:
+    """Exit 2 and why; the others go on, and it is there once what it lacked is."""
+    write_config(folder, APP + '\n[services.broken]\napp = "notes_app:broken"\n')
+    system = System(load_config(folder), folder, RealRuntime())
+    await system.start()
+    try:
+        asking = ControlSocket(system, pool)
+        data = folder / ".synchromesh/data"
+        data.rename(folder / "elsewhere")
+        code, _, said = await synchromesh(folder, "restart", "notes")
+        assert code == 2
+        assert "'notes' could not be started: " in said
+        assert said.endswith("it is tried again by itself\n")
+        status = await asking.ask("GET", "/status")
+        assert any("service/notes is " in finding for finding in status["findings"])
+        (folder / "elsewhere").rename(data)
+        async with asyncio.timeout(30.0):
+            while (await asking.ask("GET", "/status"))["findings"]:
+                await asyncio.sleep(0.02)
+        assert await asking.call("notes.count") == 0
+        assert await asking.call("broken.now") is None
+    finally:
+        await system.stop()

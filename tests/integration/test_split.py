@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from notes_app import TESTS, TOML, write_config
+from notes_app import STOPS, TESTS, TOML, write_config
 from processes import children_of, is_alive
-from split_world import WAIT_S, ControlSocket, processes_of, running
+from split_world import WAIT_S, ControlSocket, processes_of, running, what_failed
 from synchromesh.discovery import LeaseOptions, Resolved
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
@@ -84,25 +84,65 @@ async def test_a_restart_under_load_fails_no_call(asking: ControlSocket) -> None
     assert (holds["held"], holds["given_up"], holds["refused"]) == (0, 0, 0)
 
 
-async def test_what_dies_too_often_ends_the_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_dies_too_often_is_given_up_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
 ) -> None:
-    """Past the restart intensity `wait` returns which service ended, and how."""
+    """`status` says which, how it ended and the verb, by which a mended one is there at once."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setattr(
         "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
     )
-    async with running(tmp_path, TOML) as system:
-        (child,) = children_of(os.getpid())
-        os.kill(child, signal.SIGKILL)
-        failure = await system.wait(asyncio.Event())
-    assert "service/notes failed too often: ChildEnded: service 'notes' ended by SIGKILL" in failure
+    (tmp_path / "moody.py").write_text("from notes_app import broken\n")
+    async with running(tmp_path, TWO.replace("notes_app:broken", "moody:broken")) as system:
+        asking = ControlSocket(system, pool)
+        (tmp_path / "moody.py").write_text("raise LookupError\n")
+        before = await asking.pid("broken")
+        os.kill(before, signal.SIGKILL)
+        finding = await what_failed(asking)
+        assert finding.startswith("broken/process is failed: service 'broken' ended by SIGKILL; ")
+        assert finding.endswith(" s, and at once by: synchromesh restart broken")
+        assert await asking.call("notes.write", note='{"id":"a","text":"x"}') == 1
+        code, told = await asking.said("POST", "/services/broken/restart", {})
+        assert (code, "LookupError" in told["detail"]) == (400, True)
+        (tmp_path / "moody.py").write_text("from notes_app import broken\n")
+        answer = await asking.ask("POST", "/services/broken/restart", {})
+        assert answer["pids"]["broken"] not in (None, before)
+        assert await asking.call("broken.now") is None
+
+
+async def test_a_child_within_a_process_is_restarted_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
+) -> None:
+    """One projection that can never be made is given up; all else of its service goes on."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    (tmp_path / "given_up.py").write_text(
+        "import synchromesh.service.supervisor as supervisor\n"
+        "from synchromesh.service.restarts import RestartOptions\n"
+        "supervisor.RestartOptions = lambda: RestartOptions(restarts_max=0)\n"
+        "from notes_app import broken\n"
+    )
+    async with running(tmp_path, TWO.replace("notes_app:broken", "given_up:broken")) as system:
+        asking = ControlSocket(system, pool)
+        before = await asking.pid("broken")
+        await asking.call("broken.now")
+        finding = await what_failed(asking)
+        name = "broken/projection/never"
+        assert finding.startswith(f"{name} is failed: RuntimeError; it is tried again in ")
+        assert finding.endswith(f"synchromesh restart {name}")
+        answer = await asking.ask("POST", "/services/broken%2Fprojection%2Fnever/restart", {})
+        assert answer["is_refused"] is False
+        assert await asking.call("broken.now") is None
+        assert await asking.pid("broken") == before
+        never = (await asking.ask("GET", "/status"))["services"]["broken"]["health"]["children"]
+        assert never["projection/never"]["restarts"] == 1
+        code, told = await asking.said("POST", "/services/broken%2Fnobody/restart", {})
+        assert (code, "is called 'broken/nobody'" in told["detail"]) == (404, True)
 
 
 async def test_what_gave_up_ends_the_system(
     tmp_path: Path, pool: HttpPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that ends with 3 has restarted what fails in it; it is not, and its word told."""
+    """Where that is asked for: a process that ends with 3 is not restarted, and its word told."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     (tmp_path / "gives_up.py").write_text(
         "import os, sys\nfrom notes_app import Broken, Service\n"
@@ -112,7 +152,7 @@ async def test_what_gave_up_ends_the_system(
         "    sys.stderr.write('synchromesh: broken: projection/x failed too often: Lookup\\n')\n"
         "    sys.stderr.flush()\n    os._exit(3)\n"
     )
-    text = TOML + '[services.broken]\napp = "gives_up:broken"\n'
+    text = STOPS + '[services.broken]\napp = "gives_up:broken"\n'
     async with running(tmp_path, text) as system:
         asking = asyncio.ensure_future(ControlSocket(system, pool).call("broken.now"))
         failure = await system.wait(asyncio.Event())

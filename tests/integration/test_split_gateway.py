@@ -15,7 +15,7 @@ import pytest
 import notes_app
 from notes_app import TESTS, TOML, WITH_GATEWAY, write_config
 from processes import announced, children_of, dev, ends, family_of, is_alive
-from split_world import WAIT_S, ControlSocket, port_of, processes_of, running
+from split_world import WAIT_S, ControlSocket, port_of, processes_of, running, what_failed
 from synchromesh.errors import ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
@@ -135,20 +135,27 @@ async def test_a_restart_under_load_loses_no_request(system: System, asking: Con
     assert (await asking.ask("GET", "/status"))["children"]["gateway"]["restarts"] == 0
 
 
-async def test_one_that_dies_too_often_ends_the_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_one_that_dies_too_often_is_given_up_until_it_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
 ) -> None:
-    """Past the restart intensity `wait` returns that it was the gateway, and how it ended."""
+    """The services go on; clients wait in the socket, and are answered once it is there again."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setattr(
         "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
     )
     async with running(tmp_path, WITH_GATEWAY) as system:
+        asking = ControlSocket(system, pool)
         pid = processes_of(system)["gateway"].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        failure = await system.wait(asyncio.Event())
-    assert "gateway failed too often: ChildEnded: the gateway ended by SIGKILL" in failure
+        finding = await what_failed(asking)
+        assert finding.startswith("gateway is failed: the gateway ended by SIGKILL; see ")
+        assert finding.endswith(" s, and at once by: synchromesh restart gateway")
+        assert await asking.call("notes.count") == 0
+        client = asyncio.ensure_future(get(system, "/count"))
+        answer = await asking.ask("POST", "/services/gateway/restart", {})
+        assert answer["pids"]["gateway"] != pid
+        assert await client == 200
 
 
 async def test_a_restart_takes_up_changed_routes(

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from cli_runs import Run, runner
-from notes_app import PROVIDER, READY, STAYS, TESTS, TOML, WITH_GATEWAY, write_config
+from notes_app import PROVIDER, READY, STAYS, STOPS, TESTS, TOML, WITH_GATEWAY, write_config
 from processes import COMMAND, announced, children_of, dev, ends, family_of, is_alive, until
 from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import RunDir
@@ -176,11 +176,11 @@ def test_a_second_system_in_the_folder_is_refused(tmp_path: Path, flags: tuple[s
 def test_what_fails_too_often_ends_it(
     tmp_path: Path, run: Run, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit 3, and which child of what ended why; all else is stopped as ever."""
+    """Where that is asked for: exit 3, which child ended why, and all else is stopped as ever."""
     monkeypatch.setattr(
         "synchromesh.service.supervisor.RestartOptions", lambda: RestartOptions(restarts_max=0)
     )
-    folder = write_config(tmp_path, TOML + PROVIDER % (READY + "sys.exit(7)"))
+    folder = write_config(tmp_path, STOPS + PROVIDER % (READY + "sys.exit(7)"))
     ran = run(folder, "dev", *flags)
     assert ran.code == 3, ran.err
     assert "notebook runs in process" in ran.out

@@ -96,6 +96,7 @@ PROMISED = {
     "store_locked": (500, False),
     "store_read_only": (500, False),
     "store_too_new": (500, False),
+    "store_unavailable": (503, True),
     "synchromesh": (500, False),
     "timed_out": (504, False),
     "unauthenticated": (401, False),

@@ -318,7 +318,7 @@ def test_a_child_that_is_restarted_leaves_none() -> None:
             raise ConnectionError("down")
 
         async def once() -> None:
-            supervisor = Supervisor("loops", escalate=lambda name, error: None)
+            supervisor = Supervisor("loops", rng=random.Random(1), gave_up=lambda name, error: None)
             supervisor.start(Child("loop", loop))
             await asyncio.sleep(0.01)
             assert supervisor.states["loop"].state == "restarting"

@@ -36,6 +36,8 @@ from synchromesh.errors import (
     Shed,
     StoreFull,
     StoreLocked,
+    StoreUnavailable,
+    TimedOut,
     UnknownOperation,
     VersionConflict,
 )
@@ -176,8 +178,11 @@ def test_an_operation_that_nobody_handles_is_named() -> None:
     in_town(main)
 
 
-def test_a_child_that_is_beyond_restarting_is_escalated_with_its_service() -> None:
-    """A relay whose checkpoint is of another log is shown as failed, and somebody is told."""
+def test_a_child_that_fails_too_often_is_given_up_and_its_service_goes_on() -> None:
+    """A relay whose checkpoint is of another log is shown as failed, and somebody is told.
+
+    It is tried again by itself, and comes back once the reason has gone.
+    """
 
     async def main(town: Town) -> None:
         await town.up["stock"].store.write(
@@ -188,13 +193,70 @@ def test_a_child_that_is_beyond_restarting_is_escalated_with_its_service() -> No
             name="restore",
         )
         stock = await town.restart("stock")
-        await asyncio.sleep(30.0)
+        await asyncio.sleep(5.0)
         assert [(service, child) for service, child, _ in town.failures] == [
             ("stock", "relay/books")
         ]
         assert not stock.health().is_healthy
-        assert stock.health().children["relay/books"].last_error == "log_replaced"
+        relay = stock.health().children["relay/books"]
+        assert (relay.state, relay.last_error[:12]) == ("failed", "log_replaced")
         assert await town.ask(Stock.level("bolt")) == 10
+        await asyncio.sleep(60.0)
+        assert 2 < len(town.failures) < 6
+        await stock.store.write(
+            lambda unit: unit.execute("delete from sm_checkpoint where name = 'relay/books'"),
+            name="repair",
+        )
+        await asyncio.sleep(90.0)
+        assert (relay.state, stock.health().is_healthy) == ("running", True)
+
+    in_town(main)
+
+
+def test_a_child_can_be_started_anew_at_once() -> None:
+    """Whoever has mended the reason need not wait; the name is that of `health`."""
+
+    async def main(town: Town) -> None:
+        stock = town.up["stock"]
+        relay = stock.health().children["relay/books"]
+        await stock.restart_child("relay/books")
+        assert (relay.state, relay.restarts) == ("running", 1)
+        with pytest.raises(KeyError):
+            await stock.restart_child("relay/nobody")
+
+    in_town(main)
+
+
+def test_a_database_that_fails_makes_its_instance_not_ready_until_it_is_back() -> None:
+    """Queries that need it answer an error that may be tried again; loops wait, and go on."""
+
+    async def main(town: Town) -> None:
+        stock = town.up["stock"]
+        runtime = town.runtime
+        assert isinstance(runtime, SimRuntime)
+        await town.ask(Stock.reserve("A-1", "bolt", 1), "k1")
+        runtime.disk.fail("/stock.db")
+        under_way = asyncio.ensure_future(town.ask(Stock.reserve("A-2", "bolt", 1), "k2"))
+        await asyncio.sleep(0.5)
+        assert not stock.readiness.is_ready
+        assert "disk I/O error" in stock.health().not_ready
+        assert not stock.health().is_healthy
+        with pytest.raises(StoreUnavailable) as refused:
+            await town.ask(Stock.level("bolt"))
+        assert refused.value.is_retry_safe
+        # Nobody is told of the file, or of what the engine said.
+        assert "/stock.db" not in refused.value.message
+        await asyncio.sleep(60.0)
+        runtime.disk.mend("/stock.db")
+        await stock.readiness.usable()
+        await asyncio.sleep(10.0)
+        assert stock.health().is_healthy
+        assert {child.state for child in stock.health().children.values()} == {"running"}
+        assert town.failures == []
+        (outcome,) = await asyncio.gather(under_way, return_exceptions=True)
+        assert isinstance(outcome, Hold | StoreUnavailable | TimedOut)
+        await town.ask(Stock.reserve("A-2", "bolt", 1), "k2")
+        assert await town.ask(Stock.level("bolt")) == 8
 
     in_town(main)
 

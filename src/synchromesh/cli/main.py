@@ -109,7 +109,7 @@ for command in (
         "restart",
         "restart",
         "restart",
-        "Replace the process of a service by a new one; no call fails.",
+        "Restart a part, or one that was given up; no call fails.",
     ),
 ):
     synchromesh.add_command(command)

@@ -1,4 +1,4 @@
-"""`synchromesh restart`: restarts a process without losing a call."""
+"""`synchromesh restart`: restarts a part of a system without losing a call."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ RESTART_WITHIN_S = 300.0
 
 
 @click.command()
-@click.argument("service")
+@click.argument("name")
 @click.option(
     "--break", "is_break", is_flag=True, help="Go on where contracts break; needs --reason."
 )
 @click.option("--reason", default="", help="Why a contract is broken; recorded with your name.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def restart(folder: Path, service: str, is_break: bool, reason: str, is_json: bool) -> int:
-    """Replace the process of SERVICE by a new one, as after a change of its code.
+def restart(folder: Path, name: str, is_break: bool, reason: str, is_json: bool) -> int:
+    """Restart a part, as after a change of its code, or one that was given up.
 
-    For a system that runs by `synchromesh dev --split`. The old process answers what it has taken;
-    calls that come meanwhile go to its replicas, or are held by their callers until the new one is
-    ready. Replicas are replaced one after the other; SERVICE may be one of them, such as
-    `quoting#2`. It may be `gateway`: the new one serves beside the old one until that has answered.
+    NAME is a service, an external one, the gateway, or a background child as `status` names it,
+    such as `orders/projection/open`. What was given up is tried at once, and its failures are over.
+
+    With `synchromesh dev --split` a service has a process, which is replaced. The old one answers
+    what it has taken; calls that come meanwhile go to its replicas, or are held by their callers
+    until the new one is ready. Replicas are replaced one after the other; NAME may be one of them,
+    such as `quoting#2`. Of `gateway` the new one serves beside the old one until that has answered.
     Where a new one cannot be loaded, the old one stays.
+
+    In a system of one process a service is stopped and started anew on the same code, and calls
+    are held meanwhile; changed code is taken up by --split, by --reload, or by a new `dev`.
 
     So it does where contracts would break: the new one no longer offers what others that run expect
     of it, or expects of them what they do not offer. Exits 1 then, with a line for each. With
@@ -40,7 +46,7 @@ def restart(folder: Path, service: str, is_break: bool, reason: str, is_json: bo
     """
     if is_break != bool(reason.strip()):
         raise click.UsageError("--break and --reason go together: --break --reason TEXT")
-    path = f"/services/{quote(service, safe='')}/restart"
+    path = f"/services/{quote(name, safe='')}/restart"
     request = {"who": user(), "reason": reason} if is_break else {}
     answer = ControlClient(folder).post(path, request, within_s=RESTART_WITHIN_S)
     if is_json:

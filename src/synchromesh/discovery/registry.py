@@ -80,7 +80,8 @@ class LeaseBackend(Protocol):
 class Registration:
     """An instance's entry in a registry: renewed by `run`, left by `drain` and then `end`.
 
-    An instance drains for good: one whose lease was lost meanwhile registers as draining again.
+    An instance that drains, or is not ready, is so until `resume`: one whose lease was lost
+    meanwhile registers as draining again.
     """
 
     def __init__(
@@ -141,6 +142,16 @@ class Registration:
         except UnknownInstance:
             # It is not listed, which is what was asked for; `renew` keeps it so.
             return
+
+    async def resume(self) -> None:
+        """Be listed again after `drain`, as one that was not ready is; by a new lease.
+
+        Raises:
+            DiscoveryError: it has ended here, or the registry cannot be asked.
+        """
+        self._check_open()
+        self._incarnation = await self._leasing.grant(self._endpoint, self._credential)
+        self._is_draining = False
 
     async def end(self) -> None:
         """Deregister; may be repeated, and an expired or replaced lease is no error.

@@ -8,14 +8,22 @@ from synchromesh.service.instance import (
     dry_run_migrations,
     schemas_of,
 )
-from synchromesh.service.supervisor import Child, RestartsExhausted, Supervisor
+from synchromesh.service.supervisor import (
+    Child,
+    ChildState,
+    PartEnded,
+    RestartsExhausted,
+    Supervisor,
+)
 from synchromesh.service.transaction import Transaction
 
 __all__ = [
     "KEEP_S",
     "Child",
+    "ChildState",
     "Context",
     "Deps",
+    "PartEnded",
     "RestartsExhausted",
     "Service",
     "ServiceInstance",

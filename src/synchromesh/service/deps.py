@@ -31,7 +31,8 @@ class Deps:
         resolver: finds the instances of a service.
         transports: reach them, by the scheme of their URL.
         policies: how the calls of a caller are guarded, by its name.
-        escalate: told service, child and error where a background child is beyond restarting.
+        gave_up: told service, child and error each time a background child is given up, as one
+            that has failed too often; it is tried again by itself.
         places: how many calls a service works on at once, and how many wait, by its name.
         faults: those in force on purpose; None where nothing is ever broken.
         keep_s: how long inboxes remember; longer than any saga may still ask.
@@ -46,7 +47,7 @@ class Deps:
     resolver: Resolver
     transports: Mapping[str, Transport]
     policies: Callable[[str], Policies]
-    escalate: Callable[[str, str, BaseException], None]
+    gave_up: Callable[[str, str, BaseException], None]
     places: Callable[[str], LimitOptions] = lambda _: PLACES
     faults: FaultTable | None = None
     keep_s: float = KEEP_S

@@ -28,6 +28,7 @@ from synchromesh.service.deps import Deps
 from synchromesh.service.handlers import Operations
 from synchromesh.service.no_store import NoStore
 from synchromesh.service.projections import Projections
+from synchromesh.service.readiness import Readiness
 from synchromesh.service.scheduler import SCHEMA as SCHEDULE_SCHEMA
 from synchromesh.service.scheduler import Scheduler, list_schedules
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
@@ -42,12 +43,13 @@ ADOPT_EVERY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The health of an instance."""
+    """The health of an instance; `not_ready` says why its database cannot be used, "" if it can."""
 
     service: str
     is_healthy: bool
     is_draining: bool
     children: dict[str, ChildState]
+    not_ready: str = ""
 
 
 class ServiceInstance:
@@ -88,8 +90,12 @@ class ServiceInstance:
             queue_max=places.queue_max,
             is_external=service.is_external,
         )
+        self.readiness = Readiness(store)
         self._supervisor = Supervisor(
-            name, escalate=lambda child, error: deps.escalate(name, child, error)
+            name,
+            rng=runtime.rng,
+            gave_up=lambda child, error: deps.gave_up(name, child, error),
+            gate=self.readiness.usable,
         )
         self._children = self._background(deps, tracer) if self.has_database else []
         self._is_draining = False
@@ -171,10 +177,15 @@ class ServiceInstance:
         """Return the health of the instance."""
         return Health(
             self.service.name,
-            self._supervisor.is_healthy,
+            self._supervisor.is_healthy and self.readiness.is_ready,
             self._is_draining,
             dict(self._supervisor.states),
+            self.readiness.why_not,
         )
+
+    async def restart_child(self, name: str) -> None:
+        """Start a background loop anew. Raises KeyError where there is no such child."""
+        await self._supervisor.restart(name)
 
     async def drain(self, within_s: float) -> None:
         """Accept no more calls, and let running ones finish within the given time."""

@@ -21,6 +21,7 @@ class NoStore:
 
     log_id = ""
     place = ""
+    broken = None
 
     def __init__(self, service: str) -> None:
         self.service = service

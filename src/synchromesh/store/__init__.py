@@ -3,6 +3,7 @@
 from synchromesh.store import inbox
 from synchromesh.store.factory import StoreFactory
 from synchromesh.store.guard import in_unit, refuse_in_unit
+from synchromesh.store.outage import OUTAGE
 from synchromesh.store.rows import fetch_as
 from synchromesh.store.sqlite import SqliteStore, SqliteStores, StoreOptions
 from synchromesh.store.unit import (
@@ -22,6 +23,7 @@ from synchromesh.store.unit import (
 )
 
 __all__ = [
+    "OUTAGE",
     "Fetched",
     "InboxState",
     "Migration",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.context import new_span_id
-from synchromesh.errors import StoreBroken, StoreLocked
+from synchromesh.errors import StoreBroken, StoreLocked, StoreUnavailable
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import health, inbox, writer
 from synchromesh.store.guard import in_unit, refuse_in_unit
@@ -156,15 +156,23 @@ class SqliteStore:
         """
         lock = await _own(path, runtime, options.owner_wait_s)
         opened: list[sqlite3.Connection] = []
+
+        def connect() -> sqlite3.Connection:
+            return _connect(path, runtime, options)
+
         try:
-            connection = _connect(path, runtime, options, opened)
-            log_id = _prepare(connection, (STORE_SCHEMA, *schemas), runtime, path)
-            reader = _connect(path, runtime, options, opened, read_only=True)
+            opened.append(connect())
+            log_id = _prepare(opened[0], (STORE_SCHEMA, *schemas), runtime, path)
+            opened.append(reader := _connect(path, runtime, options, read_only=True))
+            # From its first read on it keeps the log and the log's index, whatever becomes of the
+            # writer's connection: no commit that failed is found in the log by who opens it anew.
+            reader.execute("select count(*) from sm_meta").fetchone()
             store = cls(
                 path=path, service=service, log_id=log_id, lock=lock, reader=reader, tracer=tracer
             )
             store._writer = Writer(
-                connection,
+                opened[0],
+                connect,
                 path=path,
                 service=service,
                 runtime=runtime,
@@ -198,8 +206,11 @@ class SqliteStore:
 
     @property
     def broken(self) -> str | None:
-        """The reason why the store closed itself after repeated faults of the file, or None."""
-        return self._writer.broken
+        """Why the store is closed for now, after faults of the file; None while it is open.
+
+        It is opened again by itself; the topic `OUTAGE` is notified of both.
+        """
+        return self._writer.outage.reason
 
     async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
         """Run a unit of work and return its result once it is durable.
@@ -272,8 +283,13 @@ class SqliteStore:
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: nothing was read")
         if self.broken is not None:
-            raise StoreBroken(self.broken)
-        return query(self._reader, sql, values, path=self._path)
+            raise self._writer.outage.error("a read")
+        try:
+            return query(self._reader, sql, values, path=self._path)
+        except StoreUnavailable:
+            # Whether it was one page, or the whole disk, is found by writing.
+            self._writer.doubt()
+            raise
 
     def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:
         """Subscribe to commits that notify a topic: `listener` runs on the loop; returns `stop`."""
@@ -412,21 +428,23 @@ def _connect(
     path: str,
     runtime: DiskRuntime,
     options: StoreOptions,
-    opened: list[sqlite3.Connection],
     *,
     read_only: bool = False,
 ) -> sqlite3.Connection:
     connection = runtime.disk.connect(path, read_only=read_only)
-    opened.append(connection)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-    connection.execute(f"pragma busy_timeout = {int(options.busy_wait_s * 1000)}")
-    if read_only:
-        connection.execute("pragma query_only = on")
-        return connection
-    connection.execute("pragma journal_mode = wal")
-    connection.execute("pragma synchronous = full")
-    if options.pages_max:
-        connection.execute(f"pragma max_page_count = {int(options.pages_max)}")
+    try:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        connection.execute(f"pragma busy_timeout = {int(options.busy_wait_s * 1000)}")
+        if read_only:
+            connection.execute("pragma query_only = on")
+            return connection
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        if options.pages_max:
+            connection.execute(f"pragma max_page_count = {int(options.pages_max)}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 
-from synchromesh.errors import StoreBroken
+from synchromesh.errors import StoreBroken, StoreUnavailable
 from synchromesh.runtime import Disk
-from synchromesh.store.sqlite_errors import READONLY, SqliteFault, code_of, refuse, translate
+from synchromesh.store.sqlite_errors import (
+    IOERR,
+    READONLY,
+    SqliteFault,
+    code_of,
+    refuse,
+    translate,
+)
 from synchromesh.store.sqlite_unit import CHECKED, check_statement, run_statement
 from synchromesh.store.unit import Fetched, Row, SqlValue
 
@@ -111,6 +118,7 @@ def query(
 
     Raises:
         StatementFailed: it writes, or is wrong.
+        StoreUnavailable: the disk failed.
         StoreError: the engine refused.
     """
     try:
@@ -121,5 +129,9 @@ def query(
         if code_of(error) == READONLY:
             raise refuse(
                 "a read ran a statement that writes; run it in a unit of work", sql, path=path
+            ) from error
+        if code_of(error) == IOERR:
+            raise StoreUnavailable(
+                f"{path}: a read failed: {error}; look at the disk, and ask again"
             ) from error
         raise translate(error, path=path, sql=sql) from error

@@ -117,7 +117,7 @@ def run_statements(
         raise
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Database:
     """The connection of a writer, as its units share it.
 

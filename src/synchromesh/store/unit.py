@@ -148,7 +148,11 @@ class StoreReader(Protocol):
         ...
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
-        """Query the committed state."""
+        """Query the committed state.
+
+        Raises:
+            StoreUnavailable: the file fails; it is opened again by itself.
+        """
         ...
 
     async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
@@ -172,6 +176,11 @@ class StoreReader(Protocol):
 class Store(StoreReader, Protocol):
     """The database of one service, owned by this process."""
 
+    @property
+    def broken(self) -> str | None:
+        """Why it cannot be used for now; None where it can. The topic `OUTAGE` tells of both."""
+        ...
+
     async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
         """Run a unit of work and return its result once it is durable (E4).
 
@@ -181,6 +190,7 @@ class Store(StoreReader, Protocol):
         Raises:
             ForeignAwait: the body awaited something else than the unit.
             UnitTooLong: it outlived the limit.
+            StoreUnavailable: the file fails; it is opened again by itself.
             StoreError: the engine refused; nothing of the unit was written.
         """
         ...

@@ -12,17 +12,20 @@ error of a commit does not say that nothing was committed. And before anything i
 disk is asked whether the file is still where it was opened: SQLite goes on writing to one that was
 deleted or replaced, and whoever opens the path next finds nothing of it (E4).
 
+A file that fails twice in a row is closed and opened again by itself (`outage`). What was under way
+is held, and answered once it is known whether it is in the file; what comes then is refused.
+
 Source: Gray & Reuter, *Transaction Processing*, section 9.4.3 (group commit).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
-from contextvars import Context, copy_context
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 from synchromesh.codec import encode
@@ -30,7 +33,9 @@ from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
 from synchromesh.runtime import DiskRuntime, Worker
 from synchromesh.store import inbox
 from synchromesh.store.group import BEGIN, Group, NeedsSavepoint
-from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, SqliteFault, code_of, translate
+from synchromesh.store.jobs import HeldUnits, Queued, refuse
+from synchromesh.store.outage import CLOSED_IN_DOUBT, FAILS_AGAIN, OUTAGE, REPLACED, Outage
+from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, IOERR, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import Database, SqliteUnit, as_coroutine, drive
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 
@@ -50,42 +55,7 @@ _INTERRUPTIONS_MAX = 3
 # How many groups have savepoints after one was of use.
 _CAREFUL_GROUPS = 32
 _FATALS_MAX = 2
-
 _log = logging.getLogger("synchromesh.store")
-
-
-class _Job:
-    """A queued unit; the worker fills in its outcome."""
-
-    __slots__ = (
-        "body", "context", "error", "future", "has_written", "must_rerun", "name", "number", "once",
-        "result", "topics",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        body: Callable[[Unit], Awaitable[object]],
-        once: Once | None,
-        name: str,
-        number: int,
-        context: Context,
-        future: asyncio.Future[Any],
-    ) -> None:
-        self.body = body
-        self.once = once
-        self.name = name
-        self.number = number
-        self.context = context
-        self.future = future
-        self.result: object = None
-        self.error: BaseException | None = None
-        self.topics: set[str] | None = None
-        self.has_written = self.must_rerun = False
-
-    def reset(self) -> None:
-        """Reset for a rerun: what an earlier run saw was never committed."""
-        self.result = self.error = self.topics = None
-        self.has_written = self.must_rerun = False
 
 
 class Writer:
@@ -93,14 +63,20 @@ class Writer:
 
     Args:
         connection: in autocommit mode, with `TABLES` in its file; the writer closes it.
-        notify: is called on the loop with each topic that a durable unit notified.
+        connect: makes another one, where the file has failed.
+        notify: is called on the loop with each topic that a durable unit notified, and with
+            `OUTAGE` where the file is closed, or opened again.
         limit_s: past it a unit is named in the log, interrupted and rolled back.
         backlog_max: units that may wait; one more is shed.
+
+    Attributes:
+        outage: whether the file can be used.
     """
 
     def __init__(
         self,
         connection: sqlite3.Connection,
+        connect: Callable[[], sqlite3.Connection],
         *,
         path: str,
         service: str,
@@ -109,6 +85,7 @@ class Writer:
         limit_s: float,
         backlog_max: int,
     ) -> None:
+        self._connect = connect
         self._connection = connection
         self._path = path
         self._service = service
@@ -124,6 +101,7 @@ class Writer:
         self._tick_s = limit_s / _TICKS
         self._backlog_max = backlog_max
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         self._pending = 0
         self._timer: asyncio.TimerHandle | None = None
         self._running: SqliteUnit | None = None
@@ -136,11 +114,21 @@ class Writer:
         self._file_paths = [f"{path}{suffix}" for suffix in ("", "-wal", ".lock")]
         self._file_ids = [self._file_id(each) for each in self._file_paths]
         self._is_closed = False
-        self.broken: str | None = None
+        self.outage = Outage(path)
+        self._was_broken = False
+        self._reopening: asyncio.TimerHandle | None = None
+        self._is_trying = False
+        self._held = HeldUnits()
         self.commits = 0
-        self._worker: Worker[_Job] = runtime.worker(f"synchromesh-store-{service}", self._work)
+        name = f"synchromesh-store-{service}"
+        self._worker: Worker[Queued | None] = runtime.worker(name, self._work)
 
     # -- on the loop -----------------------------------------------------------------------------
+
+    def doubt(self) -> None:
+        """Try whether the file can be written, for a read of it has failed."""
+        if self._reopening is None and not (self._is_trying or self._is_closed):
+            self._try_again()
 
     def submit(
         self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
@@ -148,11 +136,14 @@ class Writer:
         """Queue a unit; the future gets its result once it is durable: a `Recorded` with `once`.
 
         Raises:
-            StoreBroken: the store is closed.
+            StoreBroken: the store is closed, or the file needs a person.
+            StoreUnavailable: the file fails; it is opened again by itself.
             Shed: `backlog_max` units wait already.
         """
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: unit {name!r} was not run")
+        if self.outage.reason is not None:
+            raise self.outage.error(f"unit {name!r}")
         if self._pending >= self._backlog_max:
             raise Shed(
                 f"{self._pending} units wait for {self._path}, its bound is {self._backlog_max}; "
@@ -161,7 +152,7 @@ class Writer:
         self._pending += 1
         self._submitted = number = self._submitted + 1
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._worker.put(_Job(body, once, name, number, copy_context(), future))
+        self._worker.put(Queued(body, once, name, number, copy_context(), future))
         if self._timer is None:
             self._timer = self._loop.call_later(self._tick_s, self._watch)
         return future
@@ -169,10 +160,16 @@ class Writer:
     async def close(self) -> None:
         """Run queued units, then close the connection. Idempotent."""
         self._is_closed = True
+        if self._reopening is not None:
+            self._reopening.cancel()
         await self._worker.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        held, _ = self._held.release(0)
+        for job in held:
+            job.error = StoreBroken(f"{self._path}: unit {job.name!r} {CLOSED_IN_DOUBT}")
+        self._conclude(held)
         self._connection.close()
 
     def _watch(self) -> None:
@@ -193,11 +190,14 @@ class Writer:
                 unit.name, self._limit_s, self._service,
             )  # fmt: skip
             # It may hit the next unit instead, if this one ends right now: that one is run again.
-            self._connection.interrupt()
+            with suppress(sqlite3.ProgrammingError):  # it was just closed
+                self._connection.interrupt()
         if self._pending:
             self._timer = self._loop.call_later(self._tick_s, self._watch)
 
-    def _conclude(self, jobs: list[_Job]) -> None:
+    def _conclude(self, jobs: list[Queued], *, has_tried: bool = False) -> None:
+        if has_tried:
+            self._is_trying = False
         self._pending -= len(jobs)
         topics: dict[str, None] = {}
         for job in jobs:
@@ -216,25 +216,81 @@ class Writer:
                 future.set_exception(error)
         for topic in topics:
             self._notify(topic)
+        if self._was_broken or self.outage.reason is not None:
+            self._note_outage()
+
+    def _note_outage(self) -> None:
+        """Tell that the file was closed or opened again, and have it tried again later."""
+        is_broken = self.outage.reason is not None
+        if is_broken and self._reopening is None and not (self._is_trying or self._is_closed):
+            pause_s = self.outage.pause_s(now=self._now())
+            self._reopening = self._loop.call_later(pause_s, self._try_again)
+        if is_broken is not self._was_broken:
+            self._was_broken = is_broken
+            self._notify(OUTAGE)
+
+    def _try_again(self) -> None:
+        self._reopening, self._is_trying = None, True
+        self._worker.put(None)
 
     # -- in the worker ---------------------------------------------------------------------------
 
-    def _work(self, jobs: list[_Job]) -> Callable[[], None]:
+    def _work(self, asked: Sequence[Queued | None]) -> Callable[[], None]:
+        jobs = new = [job for job in asked if job is not None]
         # There is one only in simulation, where the worker's turn is one of the loop's.
         loop = asyncio._get_running_loop()
         asyncio._set_running_loop(None)
         try:
-            for job in jobs if self.broken else self._attempt(jobs):
+            if len(new) < len(asked):
+                jobs = [*self._reopen(), *new]
+            for job in refuse(new, self.outage) if self.outage.reason else self._attempt(new):
                 job.reset()
                 self._run_alone(job)
         finally:
             asyncio._set_running_loop(loop)
-        return lambda: self._conclude(jobs)
+        done, has_tried = self._held.without(jobs), len(new) < len(asked)
+        return lambda: self._conclude(done, has_tried=has_tried)
 
-    def _run_alone(self, job: _Job) -> None:
+    def _reopen(self) -> list[Queued]:
+        """Open the file again, and try to write; return the units that were held, if that works.
+
+        Those that are not in the file have been run by then. What failed to be committed is not:
+        the reader keeps the index of the log, which ends before it, and the try is written there.
+        """
+        if self._is_replaced():
+            return []
+        connection = self._connection
+        try:
+            if self.outage.reason:
+                with suppress(*SqliteFault):
+                    connection.close()
+                connection = self._connection = self._database.connection = self._connect()
+            connection.execute(BEGIN)
+            ((mark,),) = connection.execute(_MARKED).fetchall()
+            connection.execute(_MARK, (mark,))
+            connection.execute("commit")
+            # What is in the log, and was perhaps never flushed, goes to the file and is flushed.
+            connection.execute("pragma wal_checkpoint(passive)").fetchall()
+        except SqliteFault as error:
+            with suppress(*SqliteFault):
+                connection.execute("rollback")
+            self._break(f"it cannot be written ({error}): look at the disk")
+            return []
+        if self.outage.reason:
+            _log.warning("the store of %r is open again", self._service)
+        self._fatals = 0
+        self.outage.end(now=self._now())
+        held, missing = self._held.release(mark)
+        for job in missing:
+            job.reset()
+            self._run_alone(job)
+        return held
+
+    def _run_alone(self, job: Queued) -> None:
         for _ in range(_INTERRUPTIONS_MAX):
-            if self.broken:
-                job.error = StoreBroken(self.broken)
+            if self.outage.reason:
+                if not self._held.add(job):
+                    job.error = StoreBroken(f"{self._path}: unit {job.name!r} {FAILS_AGAIN}")
                 return
             if not self._attempt([job]):
                 return
@@ -244,7 +300,7 @@ class Writer:
             "nothing of it was written"
         )
 
-    def _attempt(self, jobs: list[_Job]) -> list[_Job]:
+    def _attempt(self, jobs: list[Queued]) -> list[Queued]:
         """Run units in one transaction; return those that have to run again, alone."""
         group = Group(self._connection, has_savepoints=self._careful > 0 and len(jobs) > 1)
         try:
@@ -273,7 +329,7 @@ class Writer:
             job.reset()
         return self._attempt(jobs)
 
-    def _begin(self, group: Group, jobs: list[_Job]) -> bool:
+    def _begin(self, group: Group, jobs: list[Queued]) -> bool:
         """Begin the next unit; False if no transaction can begin, which all are told."""
         try:
             group.begin()
@@ -283,10 +339,11 @@ class Writer:
             self._doubt_code(error)
             for job in jobs:
                 job.error = translate(error, path=self._path, sql=BEGIN)
+                job.must_rerun = code_of(error) == IOERR
             return False
         return True
 
-    def _run(self, job: _Job, group: Group) -> None:
+    def _run(self, job: Queued, group: Group) -> None:
         """Run one unit and keep its outcome; roll it back if that is not a result."""
         unit = SqliteUnit(self._database, job.number, job.name, self._wall_us())
         self._running = unit
@@ -313,12 +370,16 @@ class Writer:
             group.undo(unit)
         group.end()
 
-    def _judge(self, job: _Job, unit: SqliteUnit) -> None:
+    def _judge(self, job: Queued, unit: SqliteUnit) -> None:
         """Fail a unit that went on as if nothing were amiss after it was late or rolled back."""
         if unit.fault in FATAL:
             self._doubt(f"unit {job.name!r} met code {unit.fault}")
         has_outcome = job.error is None or isinstance(job.error, Rejection)
-        if unit.is_late and unit.fault == INTERRUPT and has_outcome:
+        if unit.fault == IOERR:
+            # Nothing of it is written: it may be run again, at the latest once the file is back.
+            job.must_rerun = True
+            job.error = StoreBroken(f"{self._path}: unit {job.name!r} met a fault of the file")
+        elif unit.is_late and unit.fault == INTERRUPT and has_outcome:
             job.error = unit.too_long()
         elif unit.fault == INTERRUPT and not unit.is_late:
             job.must_rerun = True
@@ -326,7 +387,7 @@ class Writer:
         elif unit.spoiled_by is not None and has_outcome:
             job.error = unit.spoiled_by
 
-    async def _once(self, job: _Job, once: Once, group: Group, unit: SqliteUnit) -> Recorded:
+    async def _once(self, job: Queued, once: Once, group: Group, unit: SqliteUnit) -> Recorded:
         """Look up the inbox, run the body and record its conclusion."""
         known = await inbox.recall(unit, once)
         if known is not None:
@@ -355,7 +416,7 @@ class Writer:
             raise translate(error, path=self._path) from error
         unit.topics = None
 
-    def _commit(self, jobs: list[_Job], *, has_written: bool) -> list[_Job]:
+    def _commit(self, jobs: list[Queued], *, has_written: bool) -> list[Queued]:
         again = [job for job in jobs if job.must_rerun]
         if not has_written:
             if self._connection.in_transaction:
@@ -368,21 +429,14 @@ class Writer:
             self._connection.execute("commit")
         except SqliteFault as error:
             if not self._is_durable(jobs, mark, error):
-                return [] if self.broken else self._abandon(jobs, error)
-        if [self._file_id(each) for each in self._file_paths] != self._file_ids:
-            self._break(
-                f"{self._path} is no longer the file that was opened: it, its -wal or its .lock "
-                "was deleted, moved or replaced. Nothing is acknowledged any more, for it would be "
-                "lost, or somebody else may write. Stop the service, put the database and its "
-                "-wal back or restore a backup, start it again, and ask again under the same key"
-            )
-            self._fail(jobs)
-            return []
+                return [] if self.outage.reason else self._abandon(jobs, error)
+        if self._is_replaced():
+            return refuse(jobs, self.outage)
         self.commits += 1
         self._fatals = 0
         return again
 
-    def _is_durable(self, jobs: list[_Job], mark: int, error: Exception) -> bool:
+    def _is_durable(self, jobs: list[Queued], mark: int, error: Exception) -> bool:
         """Look up whether the group was committed, after a commit that ended in an error (I3)."""
         try:
             if self._connection.in_transaction:
@@ -390,25 +444,30 @@ class Writer:
             rows = self._connection.execute(_MARKED).fetchall()
         except SqliteFault as second:
             self._break(
-                f"{self._path}: a commit failed ({error}) and the file cannot be asked whether it "
-                f"took effect ({second}); it is known when the store is opened again: ask again "
-                "under the same key"
+                f"a commit failed ({error}) and the file cannot be asked whether it took effect "
+                f"({second})"
             )
-            self._fail(jobs)
+            self._held.doubt(mark, jobs)
             return False
         return rows == [(mark,)]
 
-    def _fail(self, jobs: list[_Job]) -> None:
-        for job in jobs:
-            job.error = StoreBroken(str(self.broken))
+    def _is_replaced(self) -> bool:
+        """Look whether the file is still the one that was opened; close the store where it is not.
 
-    def _abandon(self, jobs: list[_Job], error: Exception) -> list[_Job]:
+        That needs a person; once the same file is back, it is opened again.
+        """
+        if [self._file_id(each) for each in self._file_paths] == self._file_ids:
+            return False
+        self._break(self._path + REPLACED, needs_person=True)
+        return True
+
+    def _abandon(self, jobs: list[Queued], error: Exception) -> list[Queued]:
         """Roll back a transaction that failed as a whole; return the units to be run alone."""
-        with contextlib.suppress(*SqliteFault):
+        with suppress(*SqliteFault):
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
         self._doubt_code(error)
-        if len(jobs) > 1 or code_of(error) == INTERRUPT:
+        if len(jobs) > 1 or code_of(error) in (INTERRUPT, IOERR):
             return jobs
         if jobs[0].error is None or isinstance(jobs[0].error, Rejection):
             jobs[0].error = translate(error, path=self._path, sql="commit")
@@ -423,11 +482,12 @@ class Writer:
         self._fatals += 1
         if self._fatals >= _FATALS_MAX:
             self._break(
-                f"{self._path} is closed because the file failed {self._fatals} times in a row "
-                f"({what}): look at the disk, then open the store again"
+                f"the file failed {self._fatals} times in a row ({what}): look at the disk and the "
+                "kernel's log"
             )
 
-    def _break(self, reason: str) -> None:
-        if self.broken is None:
-            self.broken = reason
-            _log.critical("the store of %r is closed: %s", self._service, reason)
+    def _break(self, reason: str, *, needs_person: bool = False) -> None:
+        was_open = self.outage.reason is None
+        self.outage.begin(reason, needs_person=needs_person)
+        if was_open:
+            _log.critical("the store of %r, %s, is closed: %s", self._service, self._path, reason)

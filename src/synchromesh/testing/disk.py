@@ -9,6 +9,9 @@ A power cut rolls back what was not committed. A commit survives it if `PRAGMA s
 (SQLite's default); where it was NORMAL or OFF, the cut leaves the database as it was after any of
 the commits since the last full one, drawn from the seed. Watching commits costs only those who
 lowered `synchronous`: a connection whose first statement (past PRAGMAs) finds FULL is not watched.
+
+A disk that fails answers commits with an I/O error, and may have done them all the same; reads, as
+far as they are not answered from memory.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ _universes = itertools.count(1)
 _SYNCHRONOUS_FULL = 2
 # How many unsynced commits a power cut may choose from, the latest ones.
 _SNAPSHOTS_MAX = 32
+# What a statement outside of a transaction begins with that a disk which fails does not matter to.
+_IN_MEMORY = ("begin", "rollback", "select", "pragma")
 
 
 class SimDisk:
@@ -91,6 +96,19 @@ class SimDisk:
         file = self._files.pop(_normal(path), None)
         if file is not None:
             self._files[f"{_normal(path)}.damaged"] = file
+
+    def fail(self, path: str) -> None:
+        """Fail the commits of a database by I/O errors, and some of its reads, until `mend`.
+
+        A commit may take effect all the same: chance decides.
+
+        Raises FileNotFoundError where there is no such file.
+        """
+        self._file(path).fail(self._rng)
+
+    def mend(self, path: str) -> None:
+        """End what `fail` began. Raises FileNotFoundError where there is no such file."""
+        self._file(path).mend()
 
     def try_lock(self, path: str) -> SimLock | None:
         """Lock `path` for the current process, or return None while a live process holds it."""
@@ -158,6 +176,12 @@ class SimDisk:
             for file in (*self._files.values(), *self._unlinked):
                 file.close()
 
+    def _file(self, path: str) -> _File:
+        file = self._files.get(_normal(path))
+        if file is None:
+            raise FileNotFoundError(path)
+        return file
+
     def _create(self, path: str) -> _File:
         self._made += 1
         file = self._files[path] = _File(f"{self._prefix}/{self._made}{path}", self._made)
@@ -188,8 +212,12 @@ class _File:
         self._image: bytes | None = None
         # The states a power cut may leave, oldest first; empty while every commit is synced.
         self._snapshots: list[bytes] = []
+        # Chance, while the disk fails below it.
+        self.failing: random.Random | None = None
 
     def open(self, process: SimProcess | None, *, read_only: bool) -> sqlite3.Connection:
+        if self.failing is not None:
+            raise io_error()
         connection = sqlite3.connect(
             self._uri,
             uri=True,
@@ -233,6 +261,16 @@ class _File:
             survivor = self._snapshots[int(rng.random() * len(self._snapshots))]
             self._snapshots.clear()
             self.restore(survivor)
+
+    def fail(self, rng: random.Random) -> None:
+        self.failing = rng
+        for _, connection in self._open:
+            connection.__class__ = _FailingConnection
+
+    def mend(self) -> None:
+        self.failing = None
+        for _, connection in self._open:
+            connection.__class__ = SimConnection
 
     def image(self) -> bytes:
         return _image_of(self._keeper) if self._image is None else self._image
@@ -326,6 +364,31 @@ class _UnwatchedConnection(SimConnection):
     executescript = sqlite3.Connection.executescript
 
 
+class _FailingConnection(SimConnection):
+    """A connection to a database whose disk fails; what needs no disk goes on."""
+
+    cursor = sqlite3.Connection.cursor
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        """Run a statement, where that needs no disk."""
+        words, rng = sql.lstrip()[:60].lower(), self.file.failing
+        assert rng is not None
+        is_commit = words.startswith("commit") and self.in_transaction
+        if is_commit and rng.random() < 0.5:
+            sqlite3.Connection.execute(self, sql, parameters)
+        if is_commit or (words.startswith("select") and rng.random() < 0.5):
+            raise io_error()
+        if not (self.in_transaction or words.startswith(_IN_MEMORY)):
+            raise io_error()
+        return sqlite3.Connection.execute(self, sql, parameters)
+
+    def executemany(self, sql: str, parameters: Any, /) -> Any:  # noqa: ARG002
+        raise io_error()
+
+    def executescript(self, sql_script: str, /) -> Any:  # noqa: ARG002
+        raise io_error()
+
+
 class _WatchedCursor(sqlite3.Cursor):
     """A cursor of a watched connection."""
 
@@ -347,6 +410,13 @@ class _WatchedCursor(sqlite3.Cursor):
         if "synchronous" in sql_script.lower():
             self.connection.ran("PRAGMA synchronous")
         return self
+
+
+def io_error() -> sqlite3.OperationalError:
+    """Return the error by which the engine tells of a disk that fails."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    return error
 
 
 def _normal(path: str) -> str:

@@ -78,7 +78,7 @@ class InProcess:
             resolver=self,
             transports={"inproc": self.transport},
             policies=policies,
-            escalate=lambda *failure: self.failures.append(failure),
+            gave_up=lambda *failure: self.failures.append(failure),
         )
         self.client = self.deps.caller(CLIENT)
 

@@ -46,6 +46,9 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             bytes as hex or base64. "" has one made in the run directory.
         hang: with `--split`, for how long the event loop of a process may answer nothing until the
             process is replaced; 1 s or more.
+        on_failure: what a part does that fails too often while the system runs: with "continue" it
+            is given up and tried again after growing pauses, and the others go on; with "stop" it
+            ends the system, with exit code 3.
     """
 
     name: str
@@ -54,6 +57,7 @@ class SystemSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     key: Secret = ""
     hang: str = "30s"
+    on_failure: Literal["continue", "stop"] = "continue"
 
 
 class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -191,21 +192,35 @@ class Control:
         return answer
 
     async def _of_process(self, request: HttpRequest, rest: str) -> object:
-        name, _, act = rest.partition("/")
+        name, _, act = rest.rpartition("/")
         if act not in ("restart", "contracts"):
             raise _unknown(request)
-        if not self._remotes:
-            raise BadRequest(
-                f"{name!r} has no process of its own to restart; synchromesh dev --split gives "
-                "each service one"
-            )
         processes = [each for each in self._remotes.values() if each.part.is_named(name)]
-        if not processes:
-            known = ", ".join(self._remotes)
-            raise UnknownOperation(f"no process is called {name!r}; there are {known}")
-        if act == "contracts":
+        if act == "contracts" and processes:
             return self._report(name, decode(request.body, ContractsReport))
-        return await self._restart(name, processes, decode(request.body, ReplaceRequest))
+        if processes:
+            return await self._restart(name, processes, decode(request.body, ReplaceRequest))
+        if act == "restart" and await self._restart_within(name):
+            return {"service": name, "pids": {name: os.getpid()}, "is_refused": False, "breaks": []}
+        known = ", ".join([*self._remotes, *self._services, *self._local.externals])
+        raise UnknownOperation(
+            f"no part and no background child is called {name!r}; there are {known}, and the "
+            "children that synchromesh status --json names"
+        )
+
+    async def _restart_within(self, name: str) -> bool:
+        """Restart what is no process of its own: a part of this one, or a background child."""
+        try:
+            if await self._local.restart(name):
+                return True
+        except SynchromeshError as error:
+            raise BadRequest(
+                f"{name!r} could not be started: {error.message}; it is tried again by itself"
+            ) from error
+        for process in self._remotes.values():
+            if process.name in name.split("/") and await process.restart_child(name):
+                return True
+        return False
 
     def _report(self, name: str, report: ContractsReport) -> list[str]:
         """Take what a process offers and expects; answer what it is refused for."""

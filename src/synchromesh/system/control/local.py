@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ import msgspec
 from synchromesh.calls import Caller
 from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint
+from synchromesh.errors import StoreError
 from synchromesh.events.inspection import list_projections
-from synchromesh.service import Deps, ServiceInstance, Supervisor
+from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
 from synchromesh.system.control.actions import Action, Answers, ReadAction
 from synchromesh.system.control.faults import FaultInjector
 from synchromesh.system.control.status import (
@@ -46,12 +47,14 @@ class LocalProcess:
         instances: by service, or by instance, such as "quoting#1", where it has replicas.
         clients: callers that are no service, by name.
         gateway_url: where the gateway is reached; "" where it is not served here.
+        restart: restarts a part or background child that runs here; False where there is none.
     """
 
     system: str
     deps: Deps
     ring: SqliteRing
     faults: FaultInjector
+    restart: Callable[[str], Awaitable[bool]]
     externals: Sequence[str] = ()
     supervisors: Sequence[Supervisor] = ()
     instances: dict[str, ServiceInstance] = field(default_factory=dict)
@@ -71,11 +74,11 @@ class LocalProcess:
                 name: ClientStatus(_breakers(caller), _holds(caller), _ejected(caller))
                 for name, caller in self.clients.items()
             },
-            children=msgspec.convert(
-                {name: child for each in self.supervisors for name, child in each.states.items()},
-                dict[str, ChildStatus],
-                from_attributes=True,
-            ),
+            children={
+                name: child_status(child)
+                for each in self.supervisors
+                for name, child in each.states.items()
+            },
             faults=self.faults.status(),
             isolations=msgspec.convert(
                 self.deps.isolations.standing, list[IsolationStatus], from_attributes=True
@@ -85,21 +88,33 @@ class LocalProcess:
 
     async def _service(self, name: str) -> ServiceStatus:
         instance = self.instances[name]
-        return ServiceStatus(
+        own = instance.health()
+        children = {child: child_status(state) for child, state in own.children.items()}
+        health = HealthStatus(own.service, own.is_healthy, own.is_draining, children, own.not_ready)
+        status = ServiceStatus(
             pid=os.getpid(),
-            health=msgspec.convert(instance.health(), HealthStatus, from_attributes=True),
+            health=health,
             in_flight=instance.dispatcher.in_flight,
-            sagas=await instance.sagas(),
             sagas_since_start=dict(instance.engine.counts),
-            behind=await instance.behind(),
-            parked=await instance.parked(),
-            schedules_failed=await instance.schedules_failed(),
-            projections=await _projections(instance),
             breakers=_breakers(instance.caller),
             holds=_holds(instance.caller),
             ejected=_ejected(instance.caller),
             instances=await self._listed(instance.service.name, name),
         )
+        try:
+            return msgspec.structs.replace(
+                status,
+                sagas=await instance.sagas(),
+                behind=await instance.behind(),
+                parked=await instance.parked(),
+                schedules_failed=await instance.schedules_failed(),
+                projections=await _projections(instance),
+            )
+        except StoreError as error:
+            # What it has to tell is in its database; all else is told.
+            why = health.not_ready or error.message
+            health = msgspec.structs.replace(health, is_healthy=False, not_ready=why)
+            return msgspec.structs.replace(status, health=health)
 
     async def _listed(self, service: str, name: str = "") -> list[ListedInstance]:
         """Return what is listed of a service; of one of its replicas, itself alone."""
@@ -131,6 +146,12 @@ async def _projections(instance: ServiceInstance) -> list[ProjectionStatus]:
         return []
     found = await list_projections(instance.store)
     return msgspec.convert(found, list[ProjectionStatus], from_attributes=True)
+
+
+def child_status(state: ChildState) -> ChildStatus:
+    """Return the state of a child as it is shown."""
+    next_in_s = state.next_s - asyncio.get_running_loop().time() if state.next_s else 0.0
+    return ChildStatus(state.state, state.restarts, state.last_error, round(max(0.0, next_in_s), 1))
 
 
 def _holds(caller: Caller) -> HoldStatus:

@@ -5,7 +5,7 @@ A process that does not answer is shown as one that is down; the others' answers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -20,12 +20,14 @@ from synchromesh.errors import (
     DeadlineExceeded,
     SynchromeshError,
     TimedOut,
+    UnknownOperation,
 )
 from synchromesh.http import HttpPool
 from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.actions import OWN, Action, Answers
 from synchromesh.system.control.status import (
+    PROCESS,
     RUNNING,
     SILENT,
     ChildStatus,
@@ -54,6 +56,7 @@ class RemoteProcess:
     Args:
         part: which one it runs.
         state: tells how its supervisor sees it.
+        revive: starts one that has ended, without waiting for its next try.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class RemoteProcess:
         child: ChildProcess,
         *,
         state: Callable[[], ChildStatus],
+        revive: Callable[[], Awaitable[None]],
         pool: HttpPool,
         token: str,
     ) -> None:
@@ -69,6 +73,7 @@ class RemoteProcess:
         self.name = part.name
         self.child = child
         self._state = state
+        self._revive = revive
         self._pool = pool
         self._token = token
 
@@ -92,7 +97,7 @@ class RemoteProcess:
         if self.name == GATEWAY:
             gateway = GatewayStatus(pid, self.child.url)
             return Status("", 0, gateway=gateway, children={GATEWAY: seen})
-        health = HealthStatus(self.part.service, False, False, {"process": seen})
+        health = HealthStatus(self.part.service, False, False, {PROCESS: seen})
         return Status("", 0, services={self.name: ServiceStatus(pid, health)})
 
     async def act(self, action: Action, wanted: Any) -> Answers:
@@ -133,15 +138,31 @@ class RemoteProcess:
     async def restart(self) -> int | None:
         """Restart the process without losing a call, and return the new process id.
 
+        One that has ended is started at once, however long it is to be left alone.
+
         Raises:
-            BadRequest: it is not running, is being restarted, or the new one could not be started.
+            BadRequest: it is being restarted, or the new one could not be started.
         """
         try:
-            await self.child.restart()
+            await (self.child.restart() if self.child.is_running else self._revive())
         except ConfigError as error:
             # Whoever asked has the mistake to mend: it is not a failure of the system.
             raise BadRequest(error.message) from error
         return self.child.pid
+
+    async def restart_child(self, name: str) -> bool:
+        """Restart a background child of the process; False where it has none of that name.
+
+        Raises:
+            BadRequest: it was not reached.
+        """
+        try:
+            await self._ask("POST", f"/services/{quote(name, safe='')}/restart", msgspec.Raw, b"{}")
+        except UnknownOperation:
+            return False
+        except SynchromeshError as error:
+            raise BadRequest(f"{name!r} was not restarted: {error.message}") from error
+        return True
 
     async def _ask(
         self, method: str, target: str, kind: type[T], body: bytes = b"", *, within_s: float = 0.0

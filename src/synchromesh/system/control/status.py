@@ -11,24 +11,31 @@ import msgspec
 
 from synchromesh.codec import to_datetime
 
-RUNNING, SILENT = "running", "silent"
+RUNNING, FAILED, SILENT = "running", "failed", "silent"
+# The child by which a service shows its process, where that does not answer.
+PROCESS = "process"
 
 
 class ChildStatus(msgspec.Struct, frozen=True):
-    """A supervised loop or process: "running", "restarting", "failed"; or "starting", "silent"."""
+    """A supervised loop or process: "running", "restarting", "failed"; or "starting", "silent".
+
+    `next_in_s` is when one that has failed is tried again.
+    """
 
     state: str
     restarts: int = 0
     last_error: str = ""
+    next_in_s: float = 0.0
 
 
 class HealthStatus(msgspec.Struct, frozen=True):
-    """The health check of a service's instance."""
+    """The health check of a service's instance; `not_ready` says why its database fails."""
 
     service: str
     is_healthy: bool
     is_draining: bool
     children: dict[str, ChildStatus]
+    not_ready: str = ""
 
 
 class BreakerStatus(msgspec.Struct, frozen=True):
@@ -210,10 +217,10 @@ class Status(msgspec.Struct, frozen=True):
         findings: what needs a person, in words; an open breaker does not, it closes by itself.
 
     Example:
-        >>> down = ChildStatus("failed", last_error="OSError")
+        >>> down = ChildStatus("restarting", last_error="OSError")
         >>> one, two = Status("shop", 1, children={"registry": down}), Status("shop", 2)
         >>> Status.merge(one, two).findings
-        ['registry is failed: OSError']
+        ['registry is restarting: OSError']
     """
 
     system: str
@@ -257,8 +264,12 @@ class Status(msgspec.Struct, frozen=True):
 def _findings(
     services: Mapping[str, ServiceStatus], children: Mapping[str, ChildStatus]
 ) -> Iterator[str]:
-    yield from _down(children)
+    # A process is told of by its service.
+    told = {f"service/{name}" for name, each in services.items() if PROCESS in each.health.children}
+    yield from _down({name: child for name, child in children.items() if name not in told})
     for name, service in services.items():
+        if service.health.not_ready:
+            yield f"{name} is not ready: {service.health.not_ready}"
         yield from _down(service.health.children, f"{name}/")
         if stuck := service.sagas.get("stuck"):
             see = "see: synchromesh saga list --status stuck"
@@ -304,5 +315,12 @@ def _broken(records: list[ContractBreak]) -> Iterator[str]:
 
 def _down(children: Mapping[str, ChildStatus], of: str = "") -> Iterator[str]:
     for name, child in children.items():
-        if child.state != RUNNING:
-            yield f"{of}{name} is {child.state}: {child.last_error}"
+        if child.state == RUNNING:
+            continue
+        finding = f"{of}{name} is {child.state}: {child.last_error}"
+        if child.state == FAILED:
+            # Parts are restarted by their own name.
+            part = f"{of}{name}".removesuffix(f"/{PROCESS}").removeprefix("service/")
+            when = f"it is tried again in {child.next_in_s:.0f} s"
+            finding = f"{finding}; {when}, and at once by: synchromesh restart {part}"
+        yield finding

@@ -37,7 +37,7 @@ from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.logs import log_to
-from synchromesh.system.host.service_part import Listening, ServicePart
+from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
 from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
 from synchromesh.system.supervise.external import ExternalProcess
@@ -160,7 +160,7 @@ class Host:
         enter.push_async_callback(lambda: all_of(each.stop() for each in self._externals))
         made = self._registry = registry(pool)
         # Closed before what it watches is stopped, or it would start that again.
-        self.background = Supervisor(self.name or "system", escalate=self.fail)
+        self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
         if self._inproc is not None:
@@ -176,7 +176,9 @@ class Host:
             transports=transports,
             policies=lambda caller: policies_of(config, caller),
             places=self._places,
-            escalate=self._escalate,
+            gave_up=lambda service, child, error: self.gave_up(
+                child if self.name else f"{service}/{child}", error
+            ),
             faults=table,
         )
         self.local = LocalProcess(
@@ -186,6 +188,7 @@ class Host:
             faults_of(config, table),
             externals=() if self.name else tuple(config.external),
             supervisors=[self.background],
+            restart=self.restart,
         )
         return made
 
@@ -230,8 +233,6 @@ class Host:
         parts = [self._service(part) for part in wanted]
         for part in parts:
             await part.start()
-            self.local.instances[part.name] = part.instance
-            self.urls[part.name] = part.url
         for part in parts:
             await part.open()
         if GATEWAY in names:
@@ -266,15 +267,59 @@ class Host:
         self._externals.clear()
 
     async def wait(self, stop: asyncio.Event) -> str:
-        """Wait for `stop` or for an escalated failure; return its reason, "" for none."""
+        """Wait for `stop`, or for a failure that ends all; return its reason, "" for none."""
         await first_of(stop, self._failed)
         return self._failure
 
-    def fail(self, child: str, error: BaseException) -> None:
-        """End `wait`, because a background child escalated."""
-        if not self._failure:
-            self._failure = f"{child} failed too often: {type(error).__name__}: {error}"
-        self._failed.set()
+    def gave_up(self, child: str, error: BaseException) -> None:
+        """Note that a part is given up; the others go on, or `wait` ends, as is configured.
+
+        A process that another one has replaced ends in any case.
+        """
+        if self.config.system.on_failure == "stop" or (self.name and isinstance(error, Superseded)):
+            if not self._failure:
+                self._failure = f"{child} failed too often: {type(error).__name__}: {error}"
+            self._failed.set()
+
+    async def restart(self, name: str) -> bool:
+        """Restart a part or a background child of this process; False where there is none of it.
+
+        Calls of a service are held meanwhile. One that cannot be started is tried again by itself.
+
+        Raises:
+            SynchromeshError: it could not be started.
+        """
+        if name in self.services:
+            await self._restart_service(self.services[name])
+            return True
+        external = next((each for each in self._externals if each.name == name), None)
+        if external is not None:
+            await self.background.restart(f"external/{name}", external.restart)
+            return True
+        part, _, child = name.partition("/")
+        if part in self.services and child in self.instances[part].health().children:
+            await self.instances[part].restart_child(child)
+            return True
+        if name in self.background.states:
+            await self.background.restart(name)
+            return True
+        return False
+
+    async def _restart_service(self, part: ServicePart) -> None:
+        budget, kept = self.budget, f"service/{part.name}"
+        await self.background.stop(kept)
+        try:
+            await part.leave(0.0)
+            await part.answer(budget.answer_s)
+            await part.instance.drain(budget.drain_s)
+            await part.stop()
+            await part.start()
+            await part.open()
+        except BaseException:
+            await part.stop()
+            raise
+        finally:
+            self.background.start(Child(kept, part.run))
 
     @property
     def instances(self) -> dict[str, ServiceInstance]:
@@ -284,9 +329,6 @@ class Host:
     def _telemetry(self, what: str, suffix: str) -> Path:
         name = f"{what}-{self.name}" if self.name else what
         return self.rundir.telemetry / f"{name}.{suffix}"
-
-    def _escalate(self, service: str, child: str, error: BaseException) -> None:
-        self.fail(child if self.name else f"{service}/{child}", error)
 
     async def _run_external(self, name: str) -> None:
         """Start an external service as a child process, or list its URL."""
@@ -345,11 +387,15 @@ class Host:
             ),
             inproc=self._inproc,
             background=self.background,
-            fail=self.fail,
+            up=lambda instance: self._note_up(part.name, instance),
             loaded=succeeds.loaded if succeeds else None,
         )
         self.exit.push_async_callback(made.stop)
         return made
+
+    def _note_up(self, name: str, instance: ServiceInstance) -> None:
+        self.local.instances[name] = instance
+        self.urls[name] = self.services[name].url
 
     def _places(self, service: str) -> LimitOptions:
         section = self.config.services[service]

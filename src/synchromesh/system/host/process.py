@@ -93,7 +93,7 @@ class Process:
             raise
 
     async def wait(self, stop: asyncio.Event) -> str:
-        """Wait for `stop` or for an escalated failure; return its reason, "" for none."""
+        """Wait for `stop`, or for a failure that ends it; return its reason, "" for none."""
         return await self.host.wait(stop)
 
     async def stop(self, hurry: asyncio.Event) -> None:

@@ -1,7 +1,7 @@
 """The parts of a split system: a process for each instance of a service, one for the gateway.
 
-A process that ends is started again, up to the restart intensity; beyond that the system ends and
-says which. What runs in the processes is `process`.
+A process that ends is started again, up to the restart intensity; beyond that it is given up for a
+while, and the others go on. What runs in the processes is `process`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import base64
 from collections.abc import Callable
 from socket import socket
 
-import msgspec
-
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.durations import duration
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.contract_book import ContractBook
+from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import SILENT, ChildStatus
 from synchromesh.system.host.gateway_part import open_socket
@@ -62,7 +61,7 @@ class Processes:
         self._key = key
         self._token = token
         self._on_moved = on_moved
-        self._watching = Supervisor("processes", escalate=host.fail)
+        self._watching = Supervisor("processes", rng=host.runtime.rng, gave_up=host.gave_up)
         self._forks = forks
         self._launcher = Launcher(host.folder, forks)
         self._socket: socket | None = None
@@ -186,6 +185,7 @@ class Processes:
             part,
             child,
             state=lambda: self._seen(name, child),
+            revive=lambda: self._watching.restart(name, child.start),
             pool=self._host.pool,
             token=self._token,
         )
@@ -193,8 +193,8 @@ class Processes:
 
     def _seen(self, name: str, child: ChildProcess) -> ChildStatus:
         """Return the supervisor's state of a process; "starting" before it was ready once."""
-        state = self._watching.states.get(name, ChildStatus("starting"))
-        seen = msgspec.convert(state, ChildStatus, from_attributes=True)
+        state = self._watching.states.get(name)
+        seen = ChildStatus("starting") if state is None else child_status(state)
         process = child.answering
         if process is None or not (silence := self._hangs.silence(process)):
             return seen

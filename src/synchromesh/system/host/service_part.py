@@ -1,4 +1,7 @@
-"""The service part of a process: its instance, its HTTP server, and its registration."""
+"""The service part of a process: its instance, its HTTP server, and its registration.
+
+It is listed while it is ready: not before it serves, and not while its database fails.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from synchromesh.calls import HttpEdge, InProcessTransport
 from synchromesh.calls.forwarding import HTTP
@@ -15,14 +18,26 @@ from synchromesh.discovery import Endpoint, Registration, Registry
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, StoreLocked
 from synchromesh.http import HttpServer
 from synchromesh.identity import REGISTRY
-from synchromesh.service import Child, Deps, ServiceInstance, Supervisor, dry_run_migrations
+from synchromesh.service import (
+    Child,
+    Deps,
+    RestartsExhausted,
+    ServiceInstance,
+    Supervisor,
+    dry_run_migrations,
+)
 from synchromesh.system.config.parts import SystemPart
 
 # What the one before may take to drain and let go of the database.
 LOCKED_WITHIN_S = 15.0
 LOCK_EVERY_S = 0.02
+REGISTRY_EVERY_S = 0.5
 
 _log = logging.getLogger("synchromesh.system")
+
+
+class Superseded(RestartsExhausted):
+    """Raised where a later process has taken the place of this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +57,14 @@ class Listening:
 class ServicePart:
     """Runs one instance of a service; `start`, then `open`, then `leave`, `answer` and `stop`.
 
+    After `stop` it may be started again.
+
     Args:
         part: which instance it is.
         registry: where it is registered under a lease.
         inproc: carries the calls of callers in this process; None where they all use HTTP.
-        background: keeps its lease.
-        fail: told where another process has taken its place.
+        background: keeps its lease, and its readiness.
+        up: told each time another instance has been started.
         loaded: called when only the database of the process before is still waited for; None where
             there is none before.
     """
@@ -64,7 +81,7 @@ class ServicePart:
         listening: Listening,
         inproc: InProcessTransport | None,
         background: Supervisor,
-        fail: Callable[[str, BaseException], None],
+        up: Callable[[ServiceInstance], None],
         loaded: Callable[[], None] | None = None,
     ) -> None:
         self.name = part.name
@@ -74,9 +91,10 @@ class ServicePart:
         self._listening = listening
         self._inproc = inproc
         self._background = background
-        self._fail = fail
+        self._up = up
         self._loaded = loaded
         self._registration: Registration | None = None
+        self._is_leaving = False
         self._exit = AsyncExitStack()
 
     @property
@@ -85,7 +103,7 @@ class ServicePart:
         return self._server.url
 
     async def start(self) -> None:
-        """Start the instance and listen, without registering it.
+        """Start an instance and listen, without registering it.
 
         Raises:
             ConfigError: it cannot listen there.
@@ -96,6 +114,7 @@ class ServicePart:
             # One whose migrations would fail must not take the place of the process before.
             dry_run_migrations(self._deps.services[self._part.service], self._deps.stores)
             self._loaded()
+        self._is_leaving = False
         instance = self.instance = await self._own()
         self._exit.push_async_callback(instance.stop)
         if self._inproc is not None:
@@ -105,6 +124,9 @@ class ServicePart:
         self._server = HttpServer(edge, network=self._deps.runtime.network)
         await self._listen(self._server)
         self._exit.push_async_callback(self._server.close)
+        # Whoever uses its address is not to be told another one.
+        self._listening = replace(self._listening, before=self._server.port)
+        self._up(instance)
 
     async def open(self) -> None:
         """Register the service and start serving."""
@@ -120,10 +142,16 @@ class ServicePart:
         registration = await self._registry.register(endpoint, credential=token)
         self._registration = registration
         self._exit.push_async_callback(self._end, registration)
-        self._background.start(Child(f"lease/{self.name}", lambda: self._renew(registration)))
+        loops = [Child(f"lease/{self.name}", lambda: self._renew(registration))]
+        if self.instance.has_database:
+            loops.append(Child(f"readiness/{self.name}", lambda: self._follow(registration)))
+        for loop in loops:
+            self._background.start(loop)
+            self._exit.push_async_callback(self._background.stop, loop.name)
 
     async def leave(self, heard_s: float) -> None:
         """Deregister, and wait until callers have seen it."""
+        self._is_leaving = True
         if self._registration is None:
             return
         try:
@@ -140,6 +168,18 @@ class ServicePart:
     async def stop(self) -> None:
         """End the lease and stop the server and the instance, as far as they were started."""
         await self._exit.aclose()
+        self._registration = None
+
+    async def run(self) -> None:
+        """Start it again where it does not run; a supervised loop."""
+        if self._registration is None:
+            try:
+                await self.start()
+                await self.open()
+            except BaseException:
+                await self.stop()
+                raise
+        await asyncio.Event().wait()
 
     async def _own(self) -> ServiceInstance:
         """Start the instance once the previous process has released its database."""
@@ -167,7 +207,21 @@ class ServicePart:
         try:
             await registration.run()
         except StaleIncarnation as error:
-            self._fail("lease", error)
+            raise Superseded(str(error)) from error
+        await asyncio.Event().wait()
+
+    async def _follow(self, registration: Registration) -> None:
+        """List the instance while its database can be used; a supervised loop."""
+        readiness = self.instance.readiness
+        while not self._is_leaving:
+            if readiness.is_ready is not registration.is_draining:
+                await readiness.changed()
+                continue
+            try:
+                await (registration.resume() if readiness.is_ready else registration.drain())
+            except DiscoveryError as error:
+                _log.warning("the registry was not told of %s: %s", self.name, error)
+                await asyncio.sleep(REGISTRY_EVERY_S)
         await asyncio.Event().wait()
 
     async def _end(self, registration: Registration) -> None:

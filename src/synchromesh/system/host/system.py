@@ -52,7 +52,8 @@ _log = logging.getLogger("synchromesh.system")
 class System:
     """Runs the system of a folder; `start`, then `wait`, then `stop`.
 
-    Every background failure that is beyond restarting ends `wait` with its reason.
+    A part that fails too often is given up for a while, and the others go on; with
+    `on_failure = "stop"` it ends `wait` with its reason.
 
     Args:
         store: the bounds of every database; `pages_max` of a service's section goes first. Of
@@ -131,7 +132,7 @@ class System:
             raise
 
     async def wait(self, stop: asyncio.Event) -> str:
-        """Wait for `stop` or for an escalated failure; return its reason, "" for none."""
+        """Wait for `stop`, or for a failure that ends all; return its reason, "" for none."""
         failure = await self._host.wait(stop)
         return f"{failure}; see {self._log_path}" if failure else ""
 

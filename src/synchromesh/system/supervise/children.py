@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from synchromesh.errors import ConfigError
+from synchromesh.service import PartEnded
 
 _PR_SET_PDEATHSIG = 1
 # Only where the kernel holds it, or a fork server that would tell does not answer.
@@ -20,7 +21,7 @@ KILLED_WITHIN_S = 1.0
 _log = logging.getLogger("synchromesh.system")
 
 
-class ChildEnded(Exception):
+class ChildEnded(PartEnded):
     """Raised when a child process has ended by itself."""
 
 

@@ -1,7 +1,6 @@
 """External services that the system runs as child processes.
 
-A child dies with its parent, however that dies, is started again when it ends, and escalates when
-it ends too often.
+A child dies with its parent, however that dies, and is started again when it ends.
 """
 
 from __future__ import annotations
@@ -30,12 +29,14 @@ class ExternalProcess:
     """One external service as a child process; `run` is a supervised loop.
 
     Args:
-        name: the external service.
         command, env: what is run; `env` is added to this process's environment.
         log: the file that takes what the child writes to standard error.
         moved: called with the URL after each start: a child may come back at another port.
         ready_within_s: how long a child may take until it says its port.
         stop_within_s: how long it may take to end after SIGTERM.
+
+    Attributes:
+        name: the external service.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class ExternalProcess:
         ready_within_s: float = READY_WITHIN_S,
         stop_within_s: float = 2.0,
     ) -> None:
-        self._name = name
+        self.name = name
         self._title = f"external service {name!r}"
         self._command = command
         self._env = {**os.environ, **env}
@@ -124,6 +125,11 @@ class ExternalProcess:
         code = await process.wait()
         raise ChildEnded(f"{self._title} ended {how_it_ended(code)}; see {self._log_path}")
 
+    async def restart(self) -> None:
+        """Stop the child, and start another. Raises as `start` does."""
+        await self.stop()
+        await self.start()
+
     async def stop(self) -> None:
         """Stop the child: by SIGTERM, then by SIGKILL at the deadline. May be repeated."""
         process = self._process
@@ -137,4 +143,4 @@ class ExternalProcess:
         return self._process.stdout
 
     def __repr__(self) -> str:
-        return f"<ExternalProcess {self._name} pid {self.pid}>"
+        return f"<ExternalProcess {self.name} pid {self.pid}>"

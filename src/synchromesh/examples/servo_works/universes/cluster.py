@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from credit_provider import CreditProviderServer, Ledger, ProviderFaults
 from services.orders import sagas
 
@@ -177,5 +178,8 @@ def subscribers() -> dict[str, frozenset[str]]:
 
 @functools.cache
 def config() -> SystemConfig:
-    """Return the shipped configuration."""
-    return load_config(FOLDER)
+    """Return the shipped configuration; what fails too often is no weather, and ends a node."""
+    shipped = load_config(FOLDER)
+    return msgspec.structs.replace(
+        shipped, system=msgspec.structs.replace(shipped.system, on_failure="stop")
+    )
