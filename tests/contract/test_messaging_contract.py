@@ -29,7 +29,7 @@ from synchromesh.calls.contract import Operation
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.errors import SynchromeshError, TimedOut
-from synchromesh.messaging import Consumer, Relay, publish
+from synchromesh.messaging import Consumer, Relay, list_messages, publish
 from synchromesh.store import StoreOptions, Unit
 from synchromesh.testing import STORMY, SimRuntime, World, run
 
@@ -52,9 +52,9 @@ async def regret(shop: Any, sku: str, n: int) -> None:
         await shop.write(body, name="regret")
 
 
-async def for_a_while(seconds: float, *relays: Relay) -> None:
-    """Run relays for some seconds, then stop them as a killed process would not."""
-    tasks = [asyncio.get_running_loop().create_task(relay.run()) for relay in relays]
+async def for_a_while(seconds: float, *loops: Relay | Consumer) -> None:
+    """Run relays and consumers for some seconds, then stop them as a killed process would not."""
+    tasks = [asyncio.get_running_loop().create_task(each.run()) for each in loops]
     await asyncio.sleep(seconds)
     for task in tasks:
         task.cancel()
@@ -133,13 +133,16 @@ def test_poison_waits_with_its_key_and_is_replayed_in_order() -> None:
             key = KEYS[4 % 3]
             others = [n for n in range(1, 16) if n % 3 != 4 % 3]
             assert sorted(await taken(stock)) == sorted([1, *others])
-            assert [p.message.position for p in await consumer.parked()] == [4, 7, 10, 13]
+            aside = await list_messages(stock)
+            assert [(each.position, each.state) for each in aside] == [
+                (4, "parked"), (7, "waiting"), (10, "waiting"), (13, "waiting"),
+            ]  # fmt: skip
             # It is parked at the consumer: the publisher's checkpoint has passed it.
             assert (await shop.read("select position from sm_checkpoint")) == [(15,)]
             poison.bad.clear()
-            assert await consumer.replay("shop", key) == 4
+            assert await consumer.replay(1, who="ada", why="mended")
             await sell(shop, key, 16)
-            await for_a_while(2.0, relay)
+            await for_a_while(2.0, relay, consumer)
             assert await taken(stock, key) == [1, 4, 7, 10, 13, 16]
 
     run(main)
@@ -213,7 +216,7 @@ def test_a_full_disk_at_the_subscriber_parks_nothing_and_loses_nothing() -> None
         await for_a_while(60.0, relay)
         before = await taken(stock)
         assert 1 < len(before) < 100
-        assert await consumer.parked() == []
+        assert await list_messages(stock) == []
         await stock.close()
         stock = await open_store(runtime, "stock")
         consumer = Consumer(stock, {SOLD: take}, attempts_max=2)

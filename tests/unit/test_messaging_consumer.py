@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ from synchromesh.codec import decode, encode
 from synchromesh.errors import (
     BadRequest,
     ContractError,
+    ContractMismatch,
     Forbidden,
     Rejection,
     Shed,
@@ -21,7 +24,20 @@ from synchromesh.errors import (
     StoreLocked,
     StoreReadOnly,
 )
-from synchromesh.messaging import Consumer, Dropped, Message, deliver_to, publish
+from synchromesh.messaging import (
+    Consumer,
+    Dropped,
+    Message,
+    Replayed,
+    deliver_to,
+    drop_letter,
+    find_letter,
+    list_messages,
+    publish,
+    summarize,
+)
+from synchromesh.messaging.dead_letters import COLUMNS, letters_of
+from synchromesh.store import Store
 from synchromesh.testing import SimRuntime, run
 
 RETURNED = Shop.returned.full_name
@@ -35,11 +51,29 @@ async def outcomes(consumer: Consumer, *messages: Message) -> list[str]:
     return [(await consumer.take("shop", each)).outcome for each in messages]
 
 
-async def parked(consumer: Consumer) -> list[tuple[str, str, int, str]]:
+async def aside(store: Store) -> list[tuple[str, str, int, str]]:
+    """Return what is set aside: its state and why, in the order of each key."""
+    rows = await store.read(f"select {COLUMNS} from sm_parked order by source, scope, number")
     return [
-        (each.source, each.scope, each.message.position, each.reason)
-        for each in await consumer.parked()
+        (each.state.value, each.lane.scope, each.message.position, each.error)
+        for each in letters_of(rows)
     ]
+
+
+@asynccontextmanager
+async def running(consumer: Consumer) -> AsyncIterator[None]:
+    """Run what handles messages that need no person, and give it a while."""
+    task = asyncio.get_running_loop().create_task(consumer.run())
+    await asyncio.sleep(5.0)
+    yield
+    await asyncio.sleep(5.0)
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def replay(consumer: Consumer, number: int) -> Any:
+    return consumer.replay(number, who="ada", why="mended")
 
 
 def test_a_message_takes_effect_once_however_often_it_comes() -> None:
@@ -76,14 +110,15 @@ def test_a_cancelled_delivery_may_have_taken_effect_and_does_so_once() -> None:
     run(main)
 
 
-def test_an_event_that_nobody_handles_is_ignored_and_leaves_nothing() -> None:
+def test_an_event_that_is_declared_as_ignored_leaves_nothing() -> None:
     """It is acknowledged, without a record."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
-            consumer = Consumer(stock, {SOLD: take})
+            consumer = Consumer(stock, {SOLD: take}, ignored=frozenset({RETURNED}))
             assert await outcomes(consumer, message(1, name=RETURNED)) == ["ignored"]
             assert await stock.read("select count(*) from sm_inbox") == [(0,)]
+            assert await aside(stock) == []
 
     run(main)
 
@@ -119,29 +154,67 @@ def test_poison_is_parked_after_its_attempts_with_those_behind_it() -> None:
             # Delivered again they stay as they are.
             assert await outcomes(consumer, bad, *behind) == ["parked"] * 3
             assert await taken(stock) == [4]
-            assert await parked(consumer) == [
-                ("shop", "SX90", 1, "ValueError"),
-                ("shop", "SX90", 2, "behind a parked message"),
-                ("shop", "SX90", 3, "behind a parked message"),
+            assert await aside(stock) == [
+                ("parked", "SX90", 1, "ValueError"),
+                ("waiting", "SX90", 2, ""),
+                ("waiting", "SX90", 3, ""),
             ]
 
     run(main)
 
 
-def test_a_parked_message_is_kept_whole() -> None:
-    """The list shows the message as it was delivered, and since when it waits."""
+def test_a_parked_message_says_why_how_often_and_since_when() -> None:
+    """The message as it was delivered, the error's type and text, first and last attempt."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
-            consumer = Consumer(stock, {SOLD: Poison({1})}, attempts_max=1)
+            consumer = Consumer(stock, {SOLD: Poison({1})}, attempts_max=2)
             before_us = runtime.wall_us()
             await outcomes(consumer, message(1))
-            (only,) = await consumer.parked()
-            assert (only.message, before_us <= only.parked_us <= runtime.wall_us()) == (
-                message(1),
-                True,
-            )
-            assert await consumer.parked(limit=0) == []
+            between_us = runtime.wall_us()
+            await asyncio.sleep(3.0)
+            after_us = runtime.wall_us()
+            await outcomes(consumer, message(1))
+            letter = await find_letter(stock, 1)
+            assert letter is not None
+            assert (letter.message, letter.error, letter.text, letter.attempts) == (
+                message(1), "ValueError", "cannot be taken", 2,
+            )  # fmt: skip
+            assert before_us <= letter.first_us <= between_us
+            assert after_us <= letter.last_us <= runtime.wall_us()
+            (listed,) = await list_messages(stock)
+            assert (listed.ref, listed.key, listed.event) == ("stock:1", "SX90", SOLD)
+            assert listed.payload == '{"sku":"SX90","n":1}'
+            assert await find_letter(stock, 2) is None
+
+    run(main)
+
+
+class Unspeakable(Exception):
+    """Is raised by a handler, and cannot be told."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (lambda: ValueError("x" * 5000), "x" * 1000),
+        (lambda: ValueError("half \ud800"), "half ?"),
+        (Unspeakable, "(its text cannot be told)"),
+    ],
+)
+def test_whatever_the_text_of_an_error_is_the_message_is_parked(error: Any, text: str) -> None:
+    """It is cut, and made such that it can be stored."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            consumer = Consumer(stock, {SOLD: Poison({1}, error=error)}, attempts_max=1)
+            assert await outcomes(consumer, message(1)) == ["parked"]
+            letter = await find_letter(stock, 1)
+            assert letter is not None
+            assert letter.text == text
 
     run(main)
 
@@ -154,22 +227,22 @@ def test_a_rejection_parks_as_any_failure_does_and_is_not_recorded_as_an_answer(
             poison = Poison({1}, error=NotToday)
             consumer = Consumer(stock, {SOLD: poison}, attempts_max=2)
             assert await outcomes(consumer, message(1), message(1)) == ["failed", "parked"]
-            assert await parked(consumer) == [("shop", "SX90", 1, "RejectedMessage")]
+            assert await aside(stock) == [("parked", "SX90", 1, "RejectedMessage")]
             kinds = await stock.read("select kind from sm_inbox")
             assert kinds == [("answer",)]
 
     run(main)
 
 
-def test_a_payload_that_does_not_fit_is_poison_too() -> None:
-    """A message that cannot be read is parked under the error's code."""
+def test_a_payload_that_a_handler_refuses_is_poison_too() -> None:
+    """What it raises parks the message, whatever it is."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
             consumer = Consumer(stock, {SOLD: take}, attempts_max=1)
             broken = msgspec.structs.replace(message(1), payload=msgspec.Raw(b'{"sku":7}'))
             assert await outcomes(consumer, broken) == ["parked"]
-            assert await parked(consumer) == [("shop", "SX90", 1, "bad_request")]
+            assert await aside(stock) == [("parked", "SX90", 1, "BadRequest")]
 
     run(main)
 
@@ -226,7 +299,7 @@ def test_a_fault_of_the_database_never_parks(error: type[Exception]) -> None:
                     await consumer.take("shop", message(1))
             stock.write_once = write_once
             assert await outcomes(consumer, message(1)) == ["handled"]
-            assert await parked(consumer) == []
+            assert await aside(stock) == []
 
     run(main)
 
@@ -241,14 +314,14 @@ def test_an_id_that_comes_with_another_payload_is_parked_for_a_person() -> None:
             assert await outcomes(consumer, message(1), other, other) == [
                 "handled", "parked", "parked",
             ]  # fmt: skip
-            assert await parked(consumer) == [("shop", "SX90", 1, "key_reused")]
+            assert await aside(stock) == [("parked", "SX90", 1, "KeyReused")]
             assert await taken(stock) == [1]
 
     run(main)
 
 
-def test_a_replay_handles_in_order_and_lets_the_scope_flow_again() -> None:
-    """Afterwards new messages of the scope are handled at once."""
+def test_a_replay_lets_those_behind_it_follow_and_the_key_flow_again() -> None:
+    """In order, by themselves; afterwards new messages of the key are handled at once (O3)."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
@@ -257,29 +330,81 @@ def test_a_replay_handles_in_order_and_lets_the_scope_flow_again() -> None:
             messages = [message(n) for n in (2, 3, 10, 11)]
             await outcomes(consumer, *messages, message(4, sku="PX12"))
             poison.bad.clear()
-            assert await consumer.replay("shop", "SX90") == 4
+            async with running(consumer):
+                assert await taken(stock) == [4]  # what is parked waits for a person
+                told = await replay(consumer, 1)
+                assert told is not None
+                assert told.outcome == "handled"
             assert await taken(stock) == [4, 2, 3, 10, 11]
             assert await outcomes(consumer, *messages, message(12)) == ["parked"] * 4 + ["handled"]
             assert await taken(stock) == [4, 2, 3, 10, 11, 12]
-            assert await consumer.replay("shop", "SX90") == 0
+            assert await replay(consumer, 1) is None
 
     run(main)
 
 
-def test_a_replay_stops_at_the_first_that_fails_again() -> None:
-    """Those before it are done, it and those behind it stay, and its error is raised."""
+def test_a_replay_that_fails_again_stays_with_those_behind_it() -> None:
+    """The attempt is counted, and the record says what came of it, who asked and why."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            consumer = Consumer(stock, {SOLD: Poison({1})}, attempts_max=1)
+            await outcomes(consumer, message(1), message(2))
+            async with running(consumer):
+                told = await replay(consumer, 1)
+            assert told == Replayed(
+                "shop", "", "event-1", SOLD, "SX90", "ValueError", "ada", "mended", "parked"
+            )
+            letter = await find_letter(stock, 1)
+            assert letter is not None
+            assert letter.attempts == 2
+            assert await taken(stock) == []
+            assert await outcomes(consumer, message(3)) == ["parked"]
+            ((name, body),) = await stock.read("select name, body from sm_event")
+            assert name == "stock.message_replayed"
+            assert isinstance(body, bytes)
+            assert decode(body, Replayed) == told
+
+    run(main)
+
+
+def test_one_behind_that_fails_is_parked_after_its_attempts() -> None:
+    """It never had any: those come first, with pauses; then a person is asked about it."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
             poison = Poison({1, 3})
-            consumer = Consumer(stock, {SOLD: poison}, attempts_max=1)
-            await outcomes(consumer, *(message(n) for n in (1, 2, 3, 4)))
+            consumer = Consumer(stock, {SOLD: poison}, attempts_max=3)
+            for _ in range(3):
+                await outcomes(consumer, message(1))
+            await outcomes(consumer, *(message(n) for n in (2, 3, 4)))
             poison.bad.remove(1)
-            with pytest.raises(ValueError, match="cannot be taken"):
-                await consumer.replay("shop", "SX90")
+            calls = poison.calls
+            async with running(consumer):
+                await replay(consumer, 1)
             assert await taken(stock) == [1, 2]
-            assert [position for _, _, position, _ in await parked(consumer)] == [3, 4]
-            assert await outcomes(consumer, message(5)) == ["parked"]
+            assert poison.calls == calls + 5
+            assert await aside(stock) == [
+                ("parked", "SX90", 3, "ValueError"),
+                ("waiting", "SX90", 4, ""),
+            ]
+            letter = await find_letter(stock, 3)
+            assert letter is not None
+            assert letter.attempts == 3
+
+    run(main)
+
+
+def test_a_message_waits_for_the_one_before_it_also_when_a_person_asks() -> None:
+    """The error says which one it is, and nothing is out of order (O3)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            consumer = Consumer(stock, {SOLD: Poison({1})}, attempts_max=1)
+            await outcomes(consumer, message(1), message(2))
+            with pytest.raises(BadRequest, match="waits behind message 1 of its key, which is par"):
+                await replay(consumer, 2)
+            assert await taken(stock) == []
 
     run(main)
 
@@ -293,15 +418,16 @@ def test_two_replays_at_once_have_each_effect_once() -> None:
             consumer = Consumer(stock, {SOLD: poison}, attempts_max=1)
             await outcomes(consumer, *(message(n) for n in range(1, 9)))
             poison.bad.clear()
-            done = await asyncio.gather(*(consumer.replay("shop", "SX90") for _ in range(3)))
-            assert sum(done) == 8
+            async with running(consumer), running(Consumer(stock, {SOLD: poison})):
+                done = await asyncio.gather(*(replay(consumer, 1) for _ in range(3)))
+                assert sum(told is not None for told in done) == 1
             assert await taken(stock) == list(range(1, 9))
 
     run(main)
 
 
 def test_a_message_that_arrives_during_a_replay_waits_behind_it() -> None:
-    """Order is kept while the parked ones are taken one by one (O3, O5)."""
+    """Order is kept while those that were set aside are taken one by one (O3, O5)."""
 
     async def main(runtime: SimRuntime) -> list[str]:
         async with stores(runtime, "stock") as (stock,):
@@ -309,14 +435,14 @@ def test_a_message_that_arrives_during_a_replay_waits_behind_it() -> None:
             consumer = Consumer(stock, {SOLD: poison}, attempts_max=1)
             await outcomes(consumer, *(message(n) for n in range(1, 7)))
             poison.bad.clear()
-            replay = asyncio.get_running_loop().create_task(consumer.replay("shop", "SX90"))
-            later = []
-            for n in range(7, 13):
-                later += await outcomes(consumer, message(n))
-                await asyncio.sleep(runtime.rng.uniform(0.0, 0.01))
-            await replay
-            assert await consumer.replay("shop", "SX90") == 0
-            assert await taken(stock) == list(range(1, 13))
+            async with running(consumer):
+                begun = asyncio.get_running_loop().create_task(replay(consumer, 1))
+                later = []
+                for n in range(7, 30):
+                    later += await outcomes(consumer, message(n))
+                    await asyncio.sleep(runtime.rng.uniform(0.0, 0.01))
+                await begun
+            assert await taken(stock) == list(range(1, 30))
             return later
 
     seen = {outcome for seed in range(10) for outcome in run(main, seed=seed)}
@@ -324,54 +450,183 @@ def test_a_message_that_arrives_during_a_replay_waits_behind_it() -> None:
 
 
 def test_a_replay_of_an_event_that_is_handled_no_longer_is_refused() -> None:
-    """The message stays parked, and the error says what can be done."""
+    """The message stays, and the error says what can be done."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
             await outcomes(Consumer(stock, {SOLD: Poison({1})}, attempts_max=1), message(1))
-            consumer = Consumer(stock, {})
-            with pytest.raises(ContractError, match="drop message event-1"):
-                await consumer.replay("shop", "SX90")
-            assert len(await parked(consumer)) == 1
+            with pytest.raises(ContractError, match=r"does not handle shop.sold.* drop message 1"):
+                await replay(Consumer(stock, {}), 1)
+            assert await aside(stock) == [("parked", "SX90", 1, "ValueError")]
 
     run(main)
 
 
-def test_dropping_frees_the_scope_and_records_who_and_why() -> None:
+def test_dropping_frees_the_key_and_records_who_and_why() -> None:
     """The record is an event of the consumer's own log, in the commit that drops."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
             consumer = Consumer(stock, {SOLD: Poison({1})}, attempts_max=1)
-            await outcomes(consumer, message(1), message(2))
-            assert await consumer.drop("shop", "event-1", who="ada", why="a test order")
-            assert await stock.read("select stream, name, is_public, trace_id from sm_event") == [
+            await outcomes(consumer, message(1), message(2), message(3))
+            async with running(consumer):
+                # One in the middle is gone; the first still says what the others wait for.
+                assert await drop_letter(stock, 2, who="ada", why="counted twice")
+                assert [each[:3] for each in await aside(stock)] == [
+                    ("parked", "SX90", 1), ("waiting", "SX90", 3),
+                ]  # fmt: skip
+                assert await drop_letter(stock, 1, who="ada", why="a test order")
+            assert await taken(stock) == [3]
+            told = await stock.read("select stream, name, is_public, trace_id, body from sm_event")
+            assert [each[:4] for each in told] == [
                 ("parked/shop/SX90", "stock.message_dropped", 0, TRACE)
-            ]
-            ((body,),) = await stock.read("select body from sm_event")
+            ] * 2
+            body = told[1][4]
             assert isinstance(body, bytes)
             assert decode(body, Dropped) == Dropped(
-                "shop", "event-1", SOLD, "SX90", "ValueError", "ada", "a test order"
+                "shop", "", "event-1", SOLD, "SX90", "ValueError", "ada", "a test order"
             )
-            assert not await consumer.drop("shop", "event-1", who="ada", why="again")
-            assert await consumer.replay("shop", "SX90") == 1
-            assert await outcomes(consumer, message(3)) == ["handled"]
-            assert await taken(stock) == [2, 3]
+            assert await drop_letter(stock, 1, who="ada", why="again") is None
+            assert await outcomes(consumer, message(4)) == ["handled"]
 
     run(main)
 
 
-@pytest.mark.parametrize(("who", "why"), [(" ", "why"), ("ada", "")])
-def test_dropping_asks_for_a_name_and_a_reason(who: str, why: str) -> None:
-    """What is missing is named, and nothing is dropped."""
+# -- what this release does not take: held until one does ------------------------------------------
+
+
+def test_an_event_that_this_release_does_not_know_is_held_with_those_behind_it() -> None:
+    """It is acknowledged and kept; other keys flow (O5)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            consumer = Consumer(stock, {SOLD: take})
+            async with running(consumer):
+                assert await outcomes(
+                    consumer, message(1, name=RETURNED), message(2), message(3, sku="PX12")
+                ) == ["held", "parked", "handled"]
+            assert await taken(stock) == [3]
+            assert await aside(stock) == [
+                ("held", "SX90", 1, "UnknownEvent"), ("waiting", "SX90", 2, ""),
+            ]  # fmt: skip
+            (group,) = (await summarize(stock, now_us=runtime.wall_us() + 60_000_000)).groups
+            assert (group.state, group.source, group.event, group.count) == (
+                "held", "shop", RETURNED, 1,
+            )  # fmt: skip
+            assert group.oldest_s > 60.0
+
+    run(main)
+
+
+def test_the_next_release_handles_what_was_held_in_order_and_once() -> None:
+    """Without a person, when it starts; a delivery that comes again has no effect (O3, O4)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            held = [message(1, name=RETURNED), message(2), message(3, name=RETURNED)]
+            await outcomes(Consumer(stock, {SOLD: take}), *held)
+            async with running(Consumer(stock, {SOLD: take})):
+                assert await taken(stock) == []  # the same release again
+            consumer = Consumer(stock, {SOLD: take, RETURNED: take})
+            async with running(consumer):
+                assert await taken(stock) == [1, 2, 3]
+                assert await outcomes(consumer, *held, message(4)) == [
+                    "held", "parked", "parked", "handled",
+                ]  # fmt: skip
+            assert await taken(stock) == [1, 2, 3, 4]
+            assert await aside(stock) == []
+
+    run(main)
+
+
+def test_what_was_held_is_let_go_where_the_event_is_declared_as_ignored() -> None:
+    """Those behind it are handled."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            await outcomes(Consumer(stock, {SOLD: take}), message(1, name=RETURNED), message(2))
+            ignoring = Consumer(stock, {SOLD: take}, ignored=frozenset({RETURNED}))
+            async with running(ignoring):
+                pass
+            assert await taken(stock) == [2]
+            assert await aside(stock) == []
+
+    run(main)
+
+
+def test_a_message_that_does_not_fit_is_held_until_a_release_can_read_it() -> None:
+    """It is no failure of the handler, and is not tried again before."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            old = Poison({1}, error=lambda: ContractMismatch("no field 'n'"))
+            assert await outcomes(Consumer(stock, {SOLD: old}), message(1), message(2)) == [
+                "held", "parked",
+            ]  # fmt: skip
+            assert old.calls == 1
+            async with running(Consumer(stock, {SOLD: old})):
+                pass
+            assert old.calls == 2  # a release is asked once, when it starts
+            assert await aside(stock) == [
+                ("held", "SX90", 1, "ContractMismatch"), ("waiting", "SX90", 2, ""),
+            ]  # fmt: skip
+            async with running(Consumer(stock, {SOLD: take})):
+                pass
+            assert await taken(stock) == [1, 2]
+
+    run(main)
+
+
+def test_one_behind_that_nothing_handles_is_held_when_its_turn_comes() -> None:
+    """The first of its key is then the one that says why the others wait."""
 
     async def main(runtime: SimRuntime) -> None:
         async with stores(runtime, "stock") as (stock,):
             consumer = Consumer(stock, {SOLD: Poison({1})}, attempts_max=1)
-            await outcomes(consumer, message(1))
-            with pytest.raises(BadRequest, match="message"):
-                await consumer.drop("shop", "event-1", who=who, why=why)
-            assert len(await parked(consumer)) == 1
+            await outcomes(consumer, message(1), message(2, name=RETURNED), message(3))
+            async with running(consumer):
+                await drop_letter(stock, 1, who="ada", why="a test order")
+            assert await aside(stock) == [
+                ("held", "SX90", 2, "UnknownEvent"), ("waiting", "SX90", 3, ""),
+            ]  # fmt: skip
+
+    run(main)
+
+
+def test_more_than_the_bound_is_left_with_its_publisher() -> None:
+    """What would be set aside is not acknowledged; what can be handled still is."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            consumer = Consumer(stock, {SOLD: take}, letters_max=3)
+            unknown = [message(n, sku=f"sku{n}", name=RETURNED) for n in range(1, 5)]
+            assert await outcomes(consumer, *unknown[:3]) == ["held"] * 3
+            for _ in range(2):
+                with pytest.raises(Shed, match=r"3 messages are set aside.* messages list"):
+                    await consumer.take("shop", unknown[3])
+            assert await outcomes(consumer, message(5)) == ["handled"]
+            await drop_letter(stock, 2, who="ada", why="not needed")
+            assert await outcomes(consumer, unknown[3]) == ["held"]
+
+    run(main)
+
+
+def test_a_database_that_is_full_delays_what_was_held_and_parks_nothing() -> None:
+    """It is handled once there is room; that is no fault of the message."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            await outcomes(Consumer(stock, {}), message(1))
+            write = stock.write
+
+            async def failing(*args: Any, **more: Any) -> Any:
+                raise StoreFull("the disk is full")
+
+            stock.write = failing
+            async with running(Consumer(stock, {SOLD: take}, attempts_max=1)):
+                assert await taken(stock) == []
+                stock.write = write
+            assert await taken(stock) == [1]
 
     run(main)
 

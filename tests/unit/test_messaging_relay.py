@@ -36,7 +36,15 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.events import Checkpoint, load_checkpoint, remove, save_checkpoint
-from synchromesh.messaging import Consumer, Message, Relay
+from synchromesh.messaging import (
+    Consumer,
+    Message,
+    Relay,
+    drop_letter,
+    find_letter,
+    list_messages,
+    summarize,
+)
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing import SimRuntime, run
@@ -261,6 +269,22 @@ def test_a_checkpoint_of_another_log_is_refused() -> None:
     run(main)
 
 
+def refusing(which: set[int], error: Exception | None = None) -> Any:
+    """Refuse the messages at these positions for good, as a subscriber of another release does."""
+
+    async def refuse(message: Message) -> None:
+        if message.position in which:
+            raise error or BadRequest("bad")
+
+    return refuse
+
+
+async def aside(store: SqliteStore) -> list[tuple[str, str, int]]:
+    """Return what the publisher has set aside: state, subscriber and position."""
+    found = await list_messages(store)
+    return [(each.state, each.subscriber, each.position) for each in found]
+
+
 @pytest.mark.parametrize("error", [BadRequest("bad"), UnknownOperation("no"), Forbidden("not you")])
 def test_a_message_that_is_refused_for_good_is_told_once_and_holds_its_scope_only(
     error: Exception, caplog: pytest.LogCaptureFixture
@@ -271,12 +295,7 @@ def test_a_message_that_is_refused_for_good_is_told_once_and_holds_its_scope_onl
         async with stores(runtime, "shop", "stock") as (shop, stock):
             sender = Direct(stock=Consumer(stock, {SOLD: take}))
             refused = {1}
-
-            async def refuse(message: Message) -> None:
-                if message.position in refused:
-                    raise error
-
-            sender.on_sent = refuse
+            sender.on_sent = refusing(refused, error)
             async with running(relay_to(shop, sender, runtime, backoff_cap_s=60.0)):
                 for n, sku in enumerate("aabc", 1):
                     await sell(shop, sku, n)
@@ -318,6 +337,249 @@ def test_after_a_refusal_it_asks_at_the_longest_pause_at_once(error: Exception) 
     assert len(refused) >= 9
     assert all(30.0 <= pause_s <= 60.5 for pause_s in refused)
     assert all(pause_s <= 0.1 * 2**n + 0.5 for n, pause_s in enumerate(down[:8], 1))
+
+
+def test_a_refused_message_stops_no_other_key_however_many_come_after_it() -> None:
+    """It is set aside in the publisher's database with those of its key, and the window goes on."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            refused = {1}
+            sender.on_sent = refusing(refused)
+            async with running(relay_to(shop, sender, runtime, held_max=16, backoff_cap_s=60.0)):
+                for n in range(1, 81):
+                    await sell(shop, "a" if n % 4 == 1 else f"key{n % 4}", n)
+                await asyncio.sleep(30.0)
+                others = [n for n in range(1, 81) if n % 4 != 1]
+                assert sorted(await taken(stock)) == others
+                assert await saved(shop) == 80
+                assert (await aside(shop))[:2] == [("refused", "stock", 1), ("waiting", "stock", 5)]
+                (group,) = (await summarize(shop, now_us=runtime.wall_us())).groups
+                assert (group.state, group.subscriber, group.error) == (
+                    "refused", "stock", "BadRequest",
+                )  # fmt: skip
+                # What was set aside is a copy: the log may forget the event.
+                await shop.write(lambda unit: remove(unit, 1, 40), name="remove")
+                refused.clear()
+                await asyncio.sleep(90.0)
+            assert await taken(stock, "a") == list(range(1, 81, 4))
+            assert await aside(shop) == []
+            assert sender.scope_max == 1
+
+    run(main)
+
+
+def test_what_was_refused_is_asked_for_at_once_when_the_relay_starts_again() -> None:
+    """Then it may be another release; in order, with what came meanwhile (O3)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.on_sent = refusing({1})
+            async with running(relay_to(shop, sender, runtime, backoff_cap_s=60.0)):
+                for n in range(1, 4):
+                    await sell(shop, "a", n)
+                await asyncio.sleep(5.0)
+            await sell(shop, "a", 4)
+            sender.on_sent = None
+            async with running(relay_to(shop, sender, runtime, backoff_cap_s=60.0)):
+                await asyncio.sleep(1.0)
+                assert await taken(stock) == [1, 2, 3, 4]
+                await sell(shop, "a", 5)
+                await asyncio.sleep(1.0)
+            assert await taken(stock) == [1, 2, 3, 4, 5]
+            assert len(sender.sent) == 6
+
+    run(main)
+
+
+def test_a_subscriber_that_refuses_all_of_them_fills_no_more_than_the_bound() -> None:
+    """The others wait in the log, and all arrive in the order of their keys (O1, O3)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            every = set(range(1, 100))
+            sender.on_sent = refusing(every)
+            async with running(relay_to(shop, sender, runtime, refused_max=10, held_max=20)):
+                for n in range(1, 61):
+                    await sell(shop, f"key{n % 7}", n)
+                await asyncio.sleep(60.0)
+                assert len(await aside(shop)) == 10
+                assert await saved(shop) <= 40
+                every.clear()
+                await asyncio.sleep(60.0)
+            for key in range(7):
+                assert await taken(stock, f"key{key}") == [n for n in range(1, 61) if n % 7 == key]
+            assert await aside(shop) == []
+
+    run(main)
+
+
+def test_a_full_database_of_the_publisher_sets_nothing_aside_and_loses_nothing() -> None:
+    """What is refused then waits in the window, as what cannot be delivered does."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            refused = {1}
+            sender.on_sent = refusing(refused)
+            for n, sku in enumerate("aab", 1):
+                await sell(shop, sku, n)
+            write = shop.write
+
+            async def failing(*args: Any, **more: Any) -> Any:
+                raise StoreFull("the disk is full")
+
+            async with running(relay_to(shop, sender, runtime)):
+                shop.write = failing
+                await asyncio.sleep(20.0)
+                assert await taken(stock) == [3]
+                refused.clear()
+                await asyncio.sleep(20.0)
+                shop.write = write
+            assert await taken(stock) == [3, 1, 2]
+
+    run(main)
+
+
+def test_a_person_who_replays_what_was_refused_is_told_what_came_of_it() -> None:
+    """Each time it is an event of the publisher's log; one that waits behind another is refused."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.on_sent = refusing({1})
+            relay = relay_to(shop, sender, runtime, backoff_cap_s=3600.0)
+            async with running(relay):
+                await sell(shop, "a", 1)
+                await sell(shop, "a", 2)
+                await asyncio.sleep(1.0)
+                first, second = await find_letter(shop, 1), await find_letter(shop, 2)
+                assert first is not None
+                assert second is not None
+                with pytest.raises(BadRequest, match="waits behind message 1"):
+                    await relay.replay(second, who="ada", why="now")
+                told = await relay.replay(first, who="ada", why="now")
+                assert told is not None
+                assert (told.outcome, told.reason, told.subscriber) == (
+                    "refused", "BadRequest", "stock",
+                )  # fmt: skip
+                sender.fault = lambda message: "refuse"
+                sender.on_sent = None
+                with pytest.raises(ConnectFailed):
+                    await relay.replay(first, who="ada", why="now")
+                sender.fault = lambda message: ""
+                told = await relay.replay(first, who="ada", why="mended")
+                assert told is not None
+                assert told.outcome == "delivered"
+                assert await relay.replay(first, who="ada", why="again") is None
+                await asyncio.sleep(1.0)
+                assert await taken(stock) == [1, 2]
+            names = await shop.read("select name from sm_event where is_public = 0")
+            assert names == [("shop.message_replayed",)] * 2
+
+    run(main)
+
+
+def test_what_was_refused_can_be_dropped_and_the_next_one_follows() -> None:
+    """The key flows again without it."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take}))
+            sender.on_sent = refusing({1})
+            async with running(relay_to(shop, sender, runtime)):
+                for n in range(1, 4):
+                    await sell(shop, "a", n)
+                await asyncio.sleep(1.0)
+                assert await drop_letter(shop, 1, who="ada", why="never valid")
+                await asyncio.sleep(10.0)
+                assert await taken(stock) == [2, 3]
+                assert await aside(shop) == []
+
+    run(main)
+
+
+# -- subscriptions that change with releases -------------------------------------------------------
+
+RETURNED = Shop.returned.full_name
+
+
+def test_a_subscription_that_is_new_gets_what_was_published_before_it() -> None:
+    """Also what its publisher's relay had passed over, for it was of an older release (O1)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take, RETURNED: take}))
+            async with running(relay_to(shop, sender, runtime)):
+                for n in range(1, 5):
+                    await sell(shop, "a", n, which=Shop.sold if n % 2 else Shop.returned)
+                await asyncio.sleep(1.0)
+            assert (sender.sent, await saved(shop)) == ([1, 3], 4)
+            both = frozenset({SOLD, RETURNED})
+            async with running(relay_to(shop, sender, runtime, names=both)):
+                await sell(shop, "a", 5)
+                await asyncio.sleep(1.0)
+            assert sender.sent == [1, 3, 2, 4, 5]
+            async with running(relay_to(shop, sender, runtime, names=both)):
+                await asyncio.sleep(1.0)
+            assert sender.sent == [1, 3, 2, 4, 5]
+
+    run(main)
+
+
+def test_a_release_that_is_taken_back_and_comes_again_loses_and_repeats_nothing() -> None:
+    """What was published meanwhile is delivered when the event is subscribed to again."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take, RETURNED: take}))
+            for n, names in enumerate(
+                ({SOLD, RETURNED}, {SOLD}, {SOLD}, {RETURNED}, {SOLD, RETURNED}), 0
+            ):
+                async with running(relay_to(shop, sender, runtime, names=frozenset(names))):
+                    await sell(shop, "a", 2 * n + 1)
+                    await sell(shop, "b", 2 * n + 2, which=Shop.returned)
+                    await asyncio.sleep(1.0)
+            assert await taken(stock, "a") == [1, 3, 5, 7, 9]
+            assert await taken(stock, "b") == [2, 4, 6, 8, 10]
+            assert sorted(sender.sent) == list(range(1, 11))
+
+    run(main)
+
+
+def test_a_start_that_cannot_be_saved_delivers_and_is_saved_later() -> None:
+    """The new subscription is not forgotten with the checkpoint that could not be written."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop", "stock") as (shop, stock):
+            sender = Direct(stock=Consumer(stock, {SOLD: take, RETURNED: take}))
+            async with running(relay_to(shop, sender, runtime)):
+                await sell(shop, "a", 1)
+                await sell(shop, "a", 2, which=Shop.returned)
+                await asyncio.sleep(1.0)
+            write, both = shop.write, frozenset({SOLD, RETURNED})
+
+            async def failing(*args: Any, **more: Any) -> Any:
+                raise StoreFull("the disk is full")
+
+            shop.write = failing
+            async with running(relay_to(shop, sender, runtime, names=both)):
+                await asyncio.sleep(1.0)
+                assert sender.sent == [1, 2]
+                shop.write = write
+                await sell(shop, "a", 3)
+                await asyncio.sleep(1.0)
+            assert await shop.read("select name, is_wanted from sm_subscription order by 1") == [
+                (RETURNED, 1), (SOLD, 1),
+            ]  # fmt: skip
+            async with running(relay_to(shop, sender, runtime, names=both)):
+                await asyncio.sleep(1.0)
+            assert sender.sent == [1, 2, 3]
+
+    run(main)
 
 
 def test_what_a_subscriber_has_not_got_cannot_be_removed() -> None:

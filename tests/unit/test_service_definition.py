@@ -153,6 +153,9 @@ def test_events_are_checked() -> None:
         Service("odd", implements=Odd).check()
     books = Service("books")
     books.on(Stock.reserved)(listen)
+    assert Service("books", ignored=[Stock.reserved]).state == ("ignored events: stock.reserved",)
+    with pytest.raises(ContractError, match=r"takes stock.reserved and has it in ignored="):
+        Service("books", ignored=[Stock.reserved]).on(Stock.reserved)(listen)
     with pytest.raises(ContractError, match=r"takes stock.reserved twice"):
         books.on(Stock.reserved)(listen)
 

@@ -11,6 +11,7 @@ import pytest
 
 from service_world import (
     SIGNER,
+    TABLES,
     Bank,
     Counted,
     Declined,
@@ -43,7 +44,7 @@ from synchromesh.errors import (
 )
 from synchromesh.events import Decider, Decision
 from synchromesh.messaging import deliver_to
-from synchromesh.service import Transaction
+from synchromesh.service import Service, ServiceInstance, Transaction
 from synchromesh.service.instance import SWEEP_EVERY_S
 from synchromesh.testing import SimRuntime, run
 
@@ -81,6 +82,7 @@ def test_an_instance_says_what_it_offers_and_how_it_is() -> None:
         assert (health.service, health.is_healthy, health.is_draining) == ("stock", True, False)
         assert sorted(health.children) == [
             "inbox sweep",
+            "message replay",
             "projection/totals",
             "relay/books",
             "saga recovery",
@@ -349,13 +351,54 @@ def test_a_message_that_cannot_be_taken_is_parked_and_replayed() -> None:
         await town.ask(Stock.reserve("A-2", "bolt", 2), "k2")
         await town.ask(Stock.reserve("A-3", "nut", 3), "k3")
         await asyncio.sleep(2.0)
-        consumer = town.up["books"].consumer
-        assert [parked.reason for parked in await consumer.parked()] == [
-            "RejectedMessage", "behind a parked message",
-        ]  # fmt: skip
+        books = town.up["books"]
+        aside = await books.set_aside(town.runtime.wall_us())
+        assert [(each.state, each.error, each.count) for each in aside.groups] == [
+            ("parked", "RejectedMessage", 1)
+        ]
+        assert aside.count == 2
         assert await town.notes("books") == ["book nut 3"]
-        assert await consumer.replay("stock", "bolt") == 2
+        await books.consumer.replay(1, who="ada", why="open again")
+        await asyncio.sleep(1.0)
         assert await town.notes("books") == ["book nut 3", "book bolt 1", "book bolt 2"]
+
+    in_town(main)
+
+
+def test_an_older_release_of_a_subscriber_holds_what_the_next_one_handles() -> None:
+    """Its publisher is newer than it; and what a release declares as ignored is let go of."""
+
+    async def main(town: Town) -> None:
+        services: Any = town.services
+        new = services["books"]
+        older = Service("books", migrations=TABLES)
+        ignoring = Service("books", migrations=TABLES, ignored=[Stock.reserved])
+
+        async def release(service: Service) -> ServiceInstance:
+            # The stock goes on with what it knew when it started.
+            services["books"] = service
+            return await town.restart("books")
+
+        books = await release(older)
+        await town.ask(Stock.reserve("A-1", "bolt", 1), "k1")
+        await town.ask(Stock.reserve("A-2", "bolt", 2), "k2")
+        await asyncio.sleep(90.0)
+        (group,) = (await books.set_aside(town.runtime.wall_us())).groups
+        assert (group.state, group.error, group.count) == ("held", "UnknownEvent", 1)
+        assert group.oldest_s > 60.0
+        books = await release(new)
+        await asyncio.sleep(1.0)
+        assert await town.notes("books") == ["book bolt 1", "book bolt 2"]
+        await release(older)
+        await town.ask(Stock.reserve("A-3", "bolt", 3), "k3")
+        await asyncio.sleep(1.0)
+        books = await release(ignoring)
+        await town.ask(Stock.reserve("A-4", "bolt", 4), "k4")
+        await asyncio.sleep(1.0)
+        assert (await books.set_aside(0)).count == 0
+        await release(new)
+        await asyncio.sleep(1.0)
+        assert await town.notes("books") == ["book bolt 1", "book bolt 2"]
 
     in_town(main)
 
@@ -376,7 +419,7 @@ def test_a_message_is_taken_from_its_publisher_only() -> None:
             assert reply.status == status
         # Its payload does not fit: an answer all the same, so that no breaker opens.
         assert reply is not None
-        assert reply.body == b'{"outcome":"failed"}'
+        assert reply.body == b'{"outcome":"held"}'
 
     in_town(main, "books")
 

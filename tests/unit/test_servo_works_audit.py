@@ -203,7 +203,10 @@ CORRUPTIONS = {
     "a stuck saga": ("orders", saga_row("A-9", "stuck", "why"), "A-9 of orders is stuck: why"),
     "a parked message": (
         "production",
-        "insert into sm_parked values (1, 'billing', 'id', 'invoice_paid/A-1', x'', 'why', 0)",
+        (
+            "insert into sm_parked values (1, 'parked', '', 'billing', 'invoice_paid/A-1', 'id', "
+            "'billing.invoice_paid', x'', 'ValueError', 'why', 5, 0, 0)"
+        ),
         "production has a parked message of billing",
     ),
     "an undecided order": (

@@ -13,6 +13,7 @@ from synchromesh.system.control.status import (
     HealthStatus,
     HoldStatus,
     ServiceStatus,
+    SetAsideStatus,
     Status,
 )
 
@@ -76,8 +77,17 @@ def test_a_status_finds_what_needs_a_person() -> None:
     """Stuck sagas, parked messages, and children that do not run; all else is no finding."""
     running = ChildStatus("running", 3, "Shed")
     well = msgspec.structs.replace(service("a", 1), sagas={"completed": 1, "undone": 2})
+    aside = [
+        SetAsideStatus("parked", "a", "", "a.told", "ValueError", 3, 0.0),
+        SetAsideStatus("held", "a", "", "a.asked", "UnknownEvent", 2, 61.0),
+        SetAsideStatus("held", "a", "", "a.new", "UnknownEvent", 1, 59.0),
+        SetAsideStatus("refused", "b", "c", "b.sold", "BadRequest", 7, 60.0),
+    ]
     ill = msgspec.structs.replace(
-        service("b", 1, **{"relay/b": running, "sweep": DOWN}), sagas={"stuck": 2}, parked=3
+        service("b", 1, **{"relay/b": running, "sweep": DOWN}),
+        sagas={"stuck": 2},
+        parked=13,
+        set_aside=aside,
     )
     assert Status.merge(Status("shop", 1, services={"a": well})).findings == []
     found = Status("shop", 1, services={"a": well, "b": ill}, children={"registry": DOWN})
@@ -85,5 +95,16 @@ def test_a_status_finds_what_needs_a_person() -> None:
         "registry is restarting: OSError",
         "b/sweep is restarting: OSError",
         "b: sagas that are stuck: 2; see: synchromesh saga list --status stuck",
-        "b: messages that are parked: 3",
+        (
+            "b: messages of a that are parked: 3 (a.told: ValueError); see: synchromesh messages "
+            "list --service b"
+        ),
+        (
+            "b: messages of a that are held, for no release here takes them: 2 (a.asked: "
+            "UnknownEvent); see: synchromesh messages list --service b"
+        ),
+        (
+            "b: messages that c refuses: 7 (b.sold: BadRequest); see: synchromesh messages list "
+            "--service b"
+        ),
     ]

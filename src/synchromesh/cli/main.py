@@ -99,6 +99,9 @@ for command in (
         "List, repair and rebuild the projections of services.",
     ),
     LazyCommand(
+        "messages", "messages", "messages", "Show, replay and drop messages that were set aside."
+    ),
+    LazyCommand(
         "break",
         "faults",
         "break_on_purpose",

@@ -23,10 +23,11 @@ WATCH_EVERY_S = 1.0
 def status(folder: Path, watch: bool, is_json: bool) -> int:
     """Show the health of the whole system on one screen.
 
-    Services with their instances, sagas, lag and parked messages; the gateway; breakers by edge;
+    Services with their instances, sagas, lag and messages set aside; the gateway; breakers by edge;
     the faults that are in force on purpose. Exits 1 when something needs a person: a saga that is
-    stuck, a message that is parked, a background child that does not run, contracts that were
-    broken and do not fit yet. An open breaker closes by itself, and is none.
+    stuck, a message that is parked, or that has waited for a release for more than a minute, a
+    background child that does not run, contracts that were broken and do not fit yet. An open
+    breaker closes by itself, and is none.
     """
     if watch and is_json:
         raise click.UsageError("--watch draws a screen; take --json without it, as often as needed")

@@ -1,15 +1,27 @@
 """Messaging: public events between services, by a relay over the log and an inbox (outbox pattern).
 
 `publish` appends in the unit, the `Relay` delivers to each subscriber, the `Consumer` takes each
-message once and parks what cannot be taken.
+message once. What cannot be taken is set aside, in order, until a release or a person frees it.
 """
 
-from synchromesh.messaging.consumer import (
+from synchromesh.messaging.consumer import Consumer, MessageHandler
+from synchromesh.messaging.dead_letters import (
     SCHEMA,
-    Consumer,
     DeadLetter,
     Dropped,
-    MessageHandler,
+    LetterState,
+    Replayed,
+    drop_letter,
+    find_letter,
+    parked_letters,
+)
+from synchromesh.messaging.inspection import (
+    ListedMessage,
+    MessageGroup,
+    SetAside,
+    list_messages,
+    show_message,
+    summarize,
 )
 from synchromesh.messaging.message import (
     DELIVER,
@@ -26,11 +38,22 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "Dropped",
+    "LetterState",
+    "ListedMessage",
     "Message",
+    "MessageGroup",
     "MessageHandler",
     "Relay",
     "RelayOptions",
+    "Replayed",
+    "SetAside",
     "Window",
     "deliver_to",
+    "drop_letter",
+    "find_letter",
+    "list_messages",
+    "parked_letters",
     "publish",
+    "show_message",
+    "summarize",
 ]

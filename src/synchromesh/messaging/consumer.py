@@ -1,22 +1,23 @@
 """The consumer: handles delivered messages, each exactly once, in this service's own units.
 
-A message that a handler cannot take is parked in the consumer's own database and acknowledged, and
-so are the later ones of its scope, in order, until a person replays or drops it; other scopes flow
-(O5).
+A message that a handler fails on is parked in the consumer's own database and acknowledged, and so
+are the later ones of its partition key, in order, until a person replays or drops it; other keys
+flow (O5). One that this release does not know, or that does not fit its type, is held the same way:
+its publisher is of a newer release, and the next one of this service handles it when it starts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 import msgspec
 
-from synchromesh.codec import digest, encode
+from synchromesh.codec import digest
 from synchromesh.errors import (
-    BadRequest,
     ContractError,
+    ContractMismatch,
     Forbidden,
     KeyReused,
     Rejection,
@@ -24,33 +25,27 @@ from synchromesh.errors import (
     StoreFull,
     StoreLocked,
     StoreReadOnly,
-    SynchromeshError,
 )
-from synchromesh.events import NewEvent, append
+from synchromesh.messaging import dead_letters
+from synchromesh.messaging.dead_letters import (
+    Cause,
+    DeadLetter,
+    Lane,
+    LetterState,
+    Replayed,
+    Room,
+    story_of,
+)
 from synchromesh.messaging.message import Message, Receipt
-from synchromesh.store import Migration, Once, Schema, SqlValue, Store, Unit
+from synchromesh.store import Once, Store, Unit
 
 MessageHandler = Callable[[Unit, Message], Awaitable[None]]
 
-SCHEMA = Schema(
-    "messaging",
-    (
-        Migration(
-            1,
-            (
-                (
-                    "create table sm_parked(seq {position}, source text not null, "
-                    "message_id text not null, scope text not null, message {blob} not null, "
-                    "reason text not null, parked_us bigint not null, unique(source, message_id))"
-                ),
-                "create index sm_parked_scope on sm_parked(source, scope, seq)",
-            ),
-            readable_by_min=1,
-        ),
-    ),
-)
-
 FAILURES_MAX = 10_000
+LETTERS_MAX = 100_000
+# How many messages that need no person are handled at once, and the pauses between attempts.
+FREED_AT_ONCE = 32
+PAUSE_BASE_S, PAUSE_CAP_S = 0.1, 5.0
 
 # The database is at fault, not the message: it is delivered again, however often that takes.
 _NOT_THE_MESSAGE = (StoreFull, StoreLocked, StoreReadOnly, Shed)
@@ -58,41 +53,21 @@ _NOT_THE_MESSAGE = (StoreFull, StoreLocked, StoreReadOnly, Shed)
 _log = logging.getLogger("synchromesh.messaging")
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A parked message: it failed, or waits behind one of its partition key that did."""
-
-    source: str
-    scope: str
-    message: Message
-    reason: str
-    parked_us: int
-
-
-class Dropped(msgspec.Struct, frozen=True):
-    """The event that records a dead letter dropped by an operator."""
-
-    source: str
-    message_id: str
-    name: str
-    scope: str
-    reason: str
-    who: str
-    why: str
-
-
 class Consumer:
     """Delivers messages to a service's handlers, each in one unit with its inbox record.
 
     Args:
         store: the service's database.
-        handlers: by stored event name; each runs inside a unit and may await nothing else.
+        handlers: by stored event name; each runs inside a unit and may await nothing else. What it
+            cannot read it tells by `ContractMismatch`.
+        ignored: stored names of events that are acknowledged and not handled.
         attempts_max: how often a handler may fail on a message before it is parked.
         keep_s: how long a message's id is remembered.
+        letters_max: how many messages may be set aside; beyond it their publishers keep them.
 
     Example:
-        >>> async def waiting(consumer: Consumer) -> list[str]:
-        ...     return [letter.message.id for letter in await consumer.parked()]
+        >>> async def loop(consumer: Consumer) -> None:
+        ...     await consumer.run()  # handles what an older release held, while it runs
     """
 
     def __init__(
@@ -100,167 +75,256 @@ class Consumer:
         store: Store,
         handlers: Mapping[str, MessageHandler],
         *,
+        ignored: frozenset[str] = frozenset(),
         attempts_max: int = 5,
         keep_s: float = 7 * 86_400.0,
+        letters_max: int = LETTERS_MAX,
     ) -> None:
         self._store = store
         self._handlers = handlers
+        self._ignored = ignored
         self._attempts_max = attempts_max
         self._keep_s = keep_s
-        # How often each message has failed here; bounded by one in flight a scope.
-        self._failures: dict[tuple[str, str], int] = {}
+        self._room = Room("", letters_max)
+        # How often each message has failed here, and since when; bounded by one in flight a key.
+        self._failures: dict[tuple[str, str], tuple[int, int]] = {}
 
     async def take(self, source: str, message: Message) -> Receipt:
         """Handle a message and return its receipt, once the outcome is durable.
 
         Raises:
-            StoreFull, StoreLocked, StoreReadOnly, Shed: the database is at fault, not the message.
+            StoreFull, StoreLocked, StoreReadOnly, Shed: the database is at fault, not the message;
+                or too many are set aside.
             Forbidden: the source delivers an event that is another service's.
         """
         if message.name.partition(".")[0] != source:
             raise Forbidden(f"{source!r} delivered {message.name!r}; a service delivers its own")
-        if message.name not in self._handlers:
+        if message.name in self._ignored:
             return Receipt("ignored")
-        known = (source, message.id)
+        known, began_us = (source, message.id), 0
+
+        async def handle(unit: Unit) -> Receipt:
+            nonlocal began_us
+            began_us = unit.now_us
+            return await self._handle(unit, source, message)
+
         try:
-            receipt = await self._take_once(source, message, self._handle)
+            receipt = await self._take_once(source, message, handle)
         except _NOT_THE_MESSAGE:
             raise
-        except KeyReused:
-            return await self._park_unknown(source, message)
+        except KeyReused as error:
+            return await self._park_unknown(source, message, error)
+        except ContractMismatch as error:
+            _log.warning("message %s of %s is held: %s", message.id, source, error.message)
+            cause = Cause.of(error)
+            receipt = await self._set_aside(source, message, LetterState.HELD, cause)
         except Exception as error:  # noqa: BLE001  what a handler raises is the message's failure
             _log.exception("message %s of %s could not be taken", message.id, source)
-            failures = self._failures.get(known, 0) + 1
+            failures, first_us = self._failures.get(known, (0, began_us))
+            failures += 1
             if failures < self._attempts_max:
                 if len(self._failures) >= FAILURES_MAX:
                     self._failures.clear()  # counting anew only delays the parking
-                self._failures[known] = failures
+                self._failures[known] = failures, first_us
                 return Receipt("failed")
-            reason = error.code if isinstance(error, SynchromeshError) else type(error).__name__
-            receipt = await self._take_once(
-                source, message, lambda unit, s, m: _park(unit, s, m, reason)
-            )
+            cause = Cause.of(error, failures, first_us)
+            receipt = await self._set_aside(source, message, LetterState.PARKED, cause)
         self._failures.pop(known, None)
         return receipt
 
     async def _take_once(
-        self,
-        source: str,
-        message: Message,
-        act: Callable[[Unit, str, Message], Awaitable[Receipt]],
+        self, source: str, message: Message, act: Callable[[Unit], Awaitable[Receipt]]
     ) -> Receipt:
         async def body(unit: Unit) -> bytes:
-            return msgspec.json.encode(await act(unit, source, message))
+            return msgspec.json.encode(await act(unit))
 
         once = Once(source, inbox_key(message.id), digest(message.payload), self._keep_s)
         recorded = await self._store.write_once(body, once, name=f"on {message.name}")
         return msgspec.json.decode(recorded.body, type=Receipt)
 
-    async def _park_unknown(self, source: str, message: Message) -> Receipt:
+    async def _set_aside(
+        self, source: str, message: Message, state: LetterState, cause: Cause
+    ) -> Receipt:
+        return await self._take_once(
+            source, message, lambda unit: self._put(unit, source, message, state, cause)
+        )
+
+    async def _park_unknown(self, source: str, message: Message, error: KeyReused) -> Receipt:
         """Park a message that has the id of another one: its publisher's log is not what it was."""
         _log.error(
-            "message %s of %s was taken before with another payload: was its log restored or "
-            "edited? It is parked",
+            "message %s of %s was taken before with another payload: was its log edited? It is "
+            "parked",
             message.id,
             source,
         )
+        cause = Cause.of(error)
         return await self._store.write(
-            lambda unit: _park(unit, source, message, KeyReused.code), name=f"park {message.name}"
+            lambda unit: self._put(unit, source, message, LetterState.PARKED, cause),
+            name=f"park {message.name}",
         )
 
     async def _handle(self, unit: Unit, source: str, message: Message) -> Receipt:
-        if await _is_blocked(unit, source, message.scope):
-            return await _park(unit, source, message, "behind a parked message")
-        try:
-            await self._handlers[message.name](unit, message)
-        except Rejection as error:
-            # A consumer has nobody to refuse to, and a refusal must not be recorded as an answer.
-            raise RejectedMessage(f"{message.name} was rejected: {error.code}") from error
+        handler = self._handlers.get(message.name)
+        is_blocked = await dead_letters.is_blocked(unit, Lane("", source, message.scope))
+        if handler is None or is_blocked:
+            cause = self._unhandled(message) if handler is None else Cause()
+            return await self._put(unit, source, message, LetterState.HELD, cause)
+        await _handle(handler, unit, message)
         return Receipt("handled")
 
-    async def parked(self, *, limit: int = 100) -> list[DeadLetter]:
-        """Return the dead letters, oldest first within each partition key."""
-        rows = await self._store.read(
-            "select source, scope, message, reason, parked_us from sm_parked "
-            "order by source, scope, seq limit ?",
-            limit,
+    async def _put(
+        self, unit: Unit, source: str, message: Message, state: LetterState, cause: Cause
+    ) -> Receipt:
+        await self._room.take(unit)
+        lane = Lane("", source, message.scope)
+        state = await dead_letters.put(unit, lane, message, state, cause)
+        return Receipt("held" if state is LetterState.HELD else "parked")
+
+    def _unhandled(self, message: Message) -> Cause:
+        return Cause(
+            "UnknownEvent",
+            f"this release of {self._store.service} does not handle {message.name}; start one that "
+            "does, or that declares it in ignored=",
+            attempts=1,
         )
-        return [
-            DeadLetter(str(source), str(scope), _message(message), str(reason), int(parked_us or 0))
-            for source, scope, message, reason, parked_us in rows
-        ]
 
-    async def parked_count(self) -> int:
-        """Return the number of dead letters."""
-        return int((await self._store.read("select count(*) from sm_parked"))[0][0] or 0)
+    # -- what was set aside ----------------------------------------------------------------------
 
-    async def replay(self, source: str, scope: str) -> int:
-        """Handle the parked messages of a scope in order; returns how many this call handled.
+    async def run(self) -> None:
+        """Handle what needs no person, until cancelled. A supervised child.
 
-        It stops at the first that fails again, which stays parked with those behind it, and raises
-        what its handler raised. Each is handled in the commit that takes it off the list, so a
-        replay that is repeated or killed has each effect once.
+        At its start that is what an earlier release held and this one can take; later, what waits
+        behind a message that was replayed or dropped. All of it in order, each once.
+        """
+        changed = asyncio.Event()
+        stop = self._store.listen(dead_letters.TOPIC, changed.set)
+        try:
+            await self._free_held()
+            while True:
+                changed.clear()
+                while await self._free(LetterState.READY):
+                    pass
+                await changed.wait()
+        finally:
+            stop()
+
+    async def _free_held(self) -> None:
+        after = 0
+        while (found := await self._heads(LetterState.HELD, after)) and found[-1].number > after:
+            after = found[-1].number
+            await self._free_each([each for each in found if self._is_takeable(each)])
+
+    async def _free(self, state: LetterState) -> bool:
+        found = await self._heads(state)
+        await self._free_each(found)
+        return bool(found)
+
+    async def _heads(self, state: LetterState, after: int = 0) -> list[DeadLetter]:
+        return await dead_letters.heads(self._store, "", state, after=after, limit=FREED_AT_ONCE)
+
+    async def _free_each(self, letters: list[DeadLetter]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for letter in letters:
+                    group.create_task(self._free_one(letter))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the supervisor shows its code, not the group's
+
+    def _is_takeable(self, letter: DeadLetter) -> bool:
+        return letter.message.name in self._ignored or letter.message.name in self._handlers
+
+    async def _free_one(self, letter: DeadLetter) -> None:
+        """Handle a letter, or note what it waits for now."""
+        failed = await self._settle(letter)
+        if failed is None:
+            return
+
+        async def body(unit: Unit) -> None:
+            await dead_letters.note_failure(unit, letter, *failed)
+
+        while True:
+            try:
+                await self._store.write(body, name=f"note why {letter.message.name} waits")
+                return
+            except _NOT_THE_MESSAGE as error:
+                _log.warning("message %s waits: %s", letter.message.id, error.message)
+            await asyncio.sleep(PAUSE_CAP_S)
+
+    async def _settle(self, letter: DeadLetter) -> tuple[LetterState, Cause] | None:
+        """Handle a letter in the commit that takes it off the list; return why it cannot be."""
+        message, attempts, pause_s = letter.message, 0, PAUSE_BASE_S
+        handler = self._handlers.get(message.name)
+        if not self._is_takeable(letter):
+            return LetterState.HELD, self._unhandled(message)
+
+        async def body(unit: Unit) -> None:
+            if await dead_letters.remove(unit, letter) and handler is not None:
+                await _handle(handler, unit, message)
+
+        while True:
+            try:
+                await self._store.write(body, name=f"free {message.name}")
+            except _NOT_THE_MESSAGE as error:
+                _log.warning("message %s waits: %s", message.id, error.message)
+            except ContractMismatch as error:
+                return LetterState.HELD, Cause.of(error)
+            except Exception as error:  # noqa: BLE001  as in `take`
+                _log.exception("message %s could not be taken", message.id)
+                attempts += 1
+                if attempts >= self._attempts_max:
+                    return LetterState.PARKED, Cause.of(error, attempts)
+            else:
+                did = "handled" if handler else "ignored, as is declared"
+                _log.info("message %s was set aside, and is %s", message.id, did)
+                return None
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_CAP_S)
+
+    async def replay(self, number: int, *, who: str, why: str) -> Replayed | None:
+        """Handle a letter again, and return what came of it; None where there is none.
+
+        Those behind it follow by themselves once it is handled. Who did it and why is an event of
+        this service's log, in the commit that takes the letter off the list, or notes that it has
+        failed again.
 
         Raises:
-            ContractError: the service handles the event no longer.
+            BadRequest: it waits behind another one, which has to be replayed or dropped first.
+            ContractError: this release does not handle the event.
+            StoreFull, StoreLocked, StoreReadOnly, Shed: the database is at fault.
         """
-        done = 0
-        while (first := await self._first(source, scope)) is not None:
-            handler = self._handlers.get(first.name)
-            if handler is None:
-                raise ContractError(
-                    f"nothing here handles {first.name!r} any more; drop message {first.id}, or "
-                    "handle its event again"
-                )
-
-            async def body(
-                unit: Unit, message: Message = first, handle: MessageHandler = handler
-            ) -> bool:
-                if not await _unpark(unit, source, message):
-                    return False
-                await handle(unit, message)
-                return True
-
-            done += await self._store.write(body, name=f"replay {first.name}")
-        return done
-
-    async def drop(self, source: str, message_id: str, *, who: str, why: str) -> bool:
-        """Discard one parked message unhandled; False where it is not parked.
-
-        Who did it and why is an event of this service's log, in the same commit.
-
-        Raises:
-            BadRequest: nobody says who and why.
-        """
-        if not (who.strip() and why.strip()):
-            raise BadRequest(f"dropping message {message_id} needs a name and a reason")
+        letter = await dead_letters.find_letter(self._store, number)
+        if letter is None or not letter.is_incoming:
+            return None
+        await dead_letters.check_is_first(self._store, letter)
+        handler = self._handlers.get(letter.message.name)
+        if handler is None:
+            raise ContractError(
+                f"{self._unhandled(letter.message).text}. Until then drop message {number}, or "
+                "leave it"
+            )
+        told = Replayed(*story_of(letter), who, why, "handled")
 
         async def body(unit: Unit) -> bool:
-            rows = await unit.execute(
-                "delete from sm_parked where source = ? and message_id = ? "
-                "returning message, reason",
-                source,
-                message_id,
-            )
-            if not rows:
+            if not await dead_letters.remove(unit, letter):
                 return False
-            message, reason = _message(rows[0][0]), str(rows[0][1])
-            dropped = Dropped(source, message_id, message.name, message.scope, reason, who, why)
-            event = NewEvent(
-                f"{unit.service}.message_dropped", encode(dropped), trace_id=message.trace_id
-            )
-            await append(unit, f"parked/{source}/{message.scope}", [event], expected=None)
+            await dead_letters.record(unit, letter, told, "message_replayed")
+            await _handle(handler, unit, letter.message)
             return True
 
-        return await self._store.write(body, name="drop a parked message")
+        try:
+            is_mine = await self._store.write(body, name=f"replay {letter.message.name}")
+        except _NOT_THE_MESSAGE:
+            raise
+        except Exception as error:  # noqa: BLE001  as in `take`
+            _log.exception("message %s failed again", letter.message.id)
+            is_held = isinstance(error, ContractMismatch)
+            state = LetterState.HELD if is_held else LetterState.PARKED
+            return await dead_letters.note_replay(self._store, letter, state, Cause.of(error), told)
+        return told if is_mine else None
 
-    async def _first(self, source: str, scope: str) -> Message | None:
-        rows = await self._store.read(
-            "select message from sm_parked where source = ? and scope = ? order by seq limit 1",
-            source,
-            scope,
-        )
-        return _message(rows[0][0]) if rows else None
+
+class RejectedMessage(Exception):
+    """Raised when a message handler raised a `Rejection`: no caller could receive it."""
 
 
 def inbox_key(message_id: str) -> str:
@@ -268,41 +332,9 @@ def inbox_key(message_id: str) -> str:
     return f"message/{message_id}"
 
 
-class RejectedMessage(Exception):
-    """Raised when a message handler raised a `Rejection`: no caller could receive it."""
-
-
-async def _is_blocked(unit: Unit, source: str, scope: str) -> bool:
-    return bool(
-        await unit.execute(
-            "select 1 from sm_parked where source = ? and scope = ? limit 1", source, scope
-        )
-    )
-
-
-async def _park(unit: Unit, source: str, message: Message, reason: str) -> Receipt:
-    await unit.execute(
-        "insert into sm_parked(source, message_id, scope, message, reason, parked_us) "
-        "values(?, ?, ?, ?, ?, ?) on conflict do nothing",
-        source,
-        message.id,
-        message.scope,
-        msgspec.json.encode(message),
-        reason,
-        unit.now_us,
-    )
-    return Receipt("parked")
-
-
-async def _unpark(unit: Unit, source: str, message: Message) -> bool:
-    return bool(
-        await unit.execute(
-            "delete from sm_parked where source = ? and message_id = ? returning 1",
-            source,
-            message.id,
-        )
-    )
-
-
-def _message(stored: SqlValue) -> Message:
-    return msgspec.json.decode(stored if isinstance(stored, bytes) else b"", type=Message)
+async def _handle(handler: MessageHandler, unit: Unit, message: Message) -> None:
+    try:
+        await handler(unit, message)
+    except Rejection as error:
+        # A consumer has nobody to refuse to, and a refusal must not be recorded as an answer.
+        raise RejectedMessage(f"{message.name} was rejected: {error.code}") from error

@@ -62,6 +62,8 @@ class Service:
             edges.
         implements: the contract, every operation of which needs a handler when the service starts.
         migrations: the service's own tables, ascending from version 1.
+        ignored: public events of others that it does not take and lets pass: what an earlier
+            release held of them is let go of, and a release that no longer subscribes says so here.
 
     Example:
         >>> inventory = Service("inventory")
@@ -75,6 +77,7 @@ class Service:
         *,
         implements: type[object] | None = None,
         migrations: Sequence[Migration] = (),
+        ignored: Sequence[PublicEvent[Any]] = (),
     ) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ContractError(
@@ -84,6 +87,7 @@ class Service:
         self.name = name
         self.contract = implements
         self.migrations = tuple(migrations)
+        self.ignored = {event.full_name: event for event in ignored}
         self.operations: dict[str, HandlerDefinition] = {}
         self.subscriptions: dict[
             str, tuple[PublicEvent[Any], Callable[[Transaction, Any], Awaitable[None]]]
@@ -113,6 +117,7 @@ class Service:
         named = {
             "commands": commands,
             "subscriptions": self.subscriptions,
+            "ignored events": self.ignored,
             "sagas": list(dict.fromkeys(saga.name for saga in self.sagas)),
             "projections": self.projections,
             "schedules": self.schedules,
@@ -168,7 +173,8 @@ class Service:
     ]:
         """Subscribe to a public event of another service; each is handled once, in a transaction.
 
-        A failure is retried; after five the message is parked as a dead letter (O5).
+        A failure is retried; after five the message is parked (O5). One that does not fit the
+        event's type is held until a release of this service can read it.
         """
 
         def register(
@@ -176,6 +182,10 @@ class Service:
         ) -> Callable[[Transaction, E], Awaitable[None]]:
             if event.full_name in self.subscriptions:
                 raise ContractError(f"{self.name} takes {event.full_name} twice; join the two")
+            if event.full_name in self.ignored:
+                raise ContractError(
+                    f"{self.name} takes {event.full_name} and has it in ignored=; remove one"
+                )
             _check_async(function, f"the handler of {event.full_name}")
             self.subscriptions[event.full_name] = (event, function)
             return function

@@ -15,9 +15,19 @@ from synchromesh.calls import Dispatcher, Incoming
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id
+from synchromesh.errors import BadRequest, ContractMismatch
 from synchromesh.events import RELAY_PREFIX, EventTypes, count_after_checkpoint
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
-from synchromesh.messaging import DELIVER, Consumer, Message, MessageHandler, Relay, deliver_to
+from synchromesh.messaging import (
+    DELIVER,
+    Consumer,
+    Message,
+    MessageHandler,
+    Relay,
+    SetAside,
+    deliver_to,
+    summarize,
+)
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
 from synchromesh.saga.engine import Engine, EngineOptions
@@ -72,7 +82,13 @@ class ServiceInstance:
             run_unit=self._units.run,
             options=EngineOptions(keep_s=deps.keep_s),
         )
-        self.consumer = Consumer(store, self._message_handlers(runtime), keep_s=deps.keep_s)
+        self.consumer = Consumer(
+            store,
+            self._message_handlers(runtime),
+            ignored=frozenset(service.ignored),
+            keep_s=deps.keep_s,
+        )
+        self.relays: dict[str, Relay] = {}
         self.projections = Projections(service, store, self._units, runtime)
         wait_for = self.projections.wait_for
         handler_deps = HandlerDeps(
@@ -149,9 +165,11 @@ class ServiceInstance:
         """Return how many of its sagas have which status."""
         return await self.engine.statuses() if self.has_database else {}
 
-    async def parked(self) -> int:
-        """Return how many messages are parked."""
-        return await self.consumer.parked_count() if self.has_database else 0
+    async def set_aside(self, now_us: int) -> SetAside:
+        """Return the messages that were set aside, as far as they need a person or a release."""
+        if not self.has_database:
+            return SetAside()
+        return await summarize(self.store, now_us=now_us)
 
     async def schedules_failed(self) -> dict[str, str]:
         """Return how each of its schedules failed last, as far as one did."""
@@ -200,11 +218,15 @@ class ServiceInstance:
         await self.store.close()
 
     def _background(self, deps: Deps, tracer: Tracer) -> list[Child]:
-        children = [Child("inbox sweep", self._sweep), Child("saga recovery", self._adopt)]
+        children = [
+            Child("inbox sweep", self._sweep),
+            Child("saga recovery", self._adopt),
+            Child("message replay", self.consumer.run),
+        ]
         own = frozenset(event.full_name for event in self.service.published())
         for subscriber, wanted in sorted(deps.subscribers.items()):
             if names := wanted & own:
-                relay = Relay(
+                relay = self.relays[subscriber] = Relay(
                     self.store,
                     self.caller,
                     subscriber=subscriber,
@@ -227,7 +249,13 @@ class ServiceInstance:
             event, function = self.service.subscriptions[name]
 
             async def handle(unit: Unit, message: Message) -> None:
-                payload = decode(bytes(message.payload), event.kind)
+                try:
+                    payload = decode(bytes(message.payload), event.kind)
+                except BadRequest as error:
+                    raise ContractMismatch(
+                        f"{message.name} does not fit this release's {event.kind.__name__}: "
+                        f"{error.message}"
+                    ) from error
 
                 async def body(tx: Transaction) -> None:
                     await function(tx, payload)

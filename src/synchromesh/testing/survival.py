@@ -296,8 +296,11 @@ class _Universe:
             for service, child, error in self._served.failures
         ]
         for name, instance in self._served.up.items():
-            if parked := await instance.parked():
-                found.append(f"{name}: messages that are parked: {parked}")
+            aside = await instance.set_aside(0)
+            found += [
+                f"{name}: messages that are {each.state}: {each.count} ({each.event}: {each.error})"
+                for each in aside.groups
+            ]
             if instance.has_database:
                 found += [
                     f"saga {run.id} of {name} is stuck: {run.reason}"

@@ -8,6 +8,7 @@ from synchromesh.errors import UnknownOperation
 from synchromesh.system.control import (
     db_actions,
     event_actions,
+    message_actions,
     projection_actions,
     saga_actions,
     schedule_actions,
@@ -20,6 +21,7 @@ _ROOMS: Sequence[Sequence[Action]] = (
     projection_actions.ACTIONS,
     saga_actions.ACTIONS,
     schedule_actions.ACTIONS,
+    message_actions.ACTIONS,
 )
 
 ACTIONS: dict[str, Action] = {action.name: action for room in _ROOMS for action in room}

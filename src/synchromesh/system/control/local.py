@@ -30,6 +30,7 @@ from synchromesh.system.control.status import (
     ListedInstance,
     ProjectionStatus,
     ServiceStatus,
+    SetAsideStatus,
     Status,
 )
 from synchromesh.telemetry import SpanRecord, SqliteRing
@@ -102,11 +103,13 @@ class LocalProcess:
             instances=await self._listed(instance.service.name, name),
         )
         try:
+            aside = await instance.set_aside(self.deps.runtime.wall_us())
             return msgspec.structs.replace(
                 status,
                 sagas=await instance.sagas(),
                 behind=await instance.behind(),
-                parked=await instance.parked(),
+                parked=aside.count,
+                set_aside=msgspec.convert(aside.groups, list[SetAsideStatus], from_attributes=True),
                 schedules_failed=await instance.schedules_failed(),
                 projections=await _projections(instance),
             )

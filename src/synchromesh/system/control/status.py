@@ -14,6 +14,8 @@ from synchromesh.codec import to_datetime
 RUNNING, FAILED, SILENT = "running", "failed", "silent"
 # The child by which a service shows its process, where that does not answer.
 PROCESS = "process"
+# How long a message may wait for a release before that is a finding.
+HELD_S = 60.0
 
 
 class ChildStatus(msgspec.Struct, frozen=True):
@@ -99,11 +101,30 @@ class ProjectionStatus(msgspec.Struct, frozen=True):
     parked: ParkedStatus | None = None
 
 
+class SetAsideStatus(msgspec.Struct, frozen=True):
+    """How many messages were set aside for one reason: "parked", "held" or "refused".
+
+    Attributes:
+        subscriber: who refuses them; "" where the service itself cannot take them.
+        error: the type of the error; its text is told by `synchromesh messages show`.
+        oldest_s: how long the oldest one waits.
+    """
+
+    state: str
+    source: str
+    subscriber: str
+    event: str
+    error: str
+    count: int
+    oldest_s: float
+
+
 class ServiceStatus(msgspec.Struct, frozen=True):
     """An instance of a service, as reported by its process; a silent one has only `health`.
 
     `in_flight` is how many calls it runs; `ejected` names the instances that it does not call for
-    now, by their service.
+    now, by their service. `parked` is how many messages were set aside, with those that wait behind
+    others; `set_aside` is what they wait for.
     """
 
     pid: int | None
@@ -115,6 +136,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     parked: int = 0
     schedules_failed: dict[str, str] = {}
     projections: list[ProjectionStatus] = []
+    set_aside: list[SetAsideStatus] = []
     breakers: dict[str, BreakerStatus] = {}
     holds: HoldStatus = HoldStatus()
     ejected: dict[str, list[str]] = {}
@@ -278,8 +300,7 @@ def _findings(
             see = "see: synchromesh saga list --status waiting"
             yield f"{name}: sagas that wait for other code: {waiting}; {see}"
         yield from _parked(name, service.projections)
-        if service.parked:
-            yield f"{name}: messages that are parked: {service.parked}"
+        yield from _set_aside(name, service.set_aside)
         for schedule, failed in service.schedules_failed.items():
             yield f"{name}: schedule {schedule} failed: {failed}; see: synchromesh schedule list"
 
@@ -297,6 +318,22 @@ def _parked(service: str, projections: list[ProjectionStatus]) -> Iterator[str]:
         yield (
             f"{service}: projection {each.name} ({each.state}) is parked at {where} since {since} "
             f"UTC: {parked.error}; {todo} {each.name} --why TEXT"
+        )
+
+
+def _set_aside(service: str, groups: list[SetAsideStatus]) -> Iterator[str]:
+    for group in groups:
+        if group.state == "parked":
+            of = f"messages of {group.source} that are parked"
+        elif group.oldest_s < HELD_S:
+            continue  # while releases change one after the other, that is as it should be
+        elif group.state == "held":
+            of = f"messages of {group.source} that are held, for no release here takes them"
+        else:
+            of = f"messages that {group.subscriber} refuses"
+        yield (
+            f"{service}: {of}: {group.count} ({group.event}: {group.error}); see: synchromesh "
+            f"messages list --service {service}"
         )
 
 

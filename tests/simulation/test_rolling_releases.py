@@ -1,0 +1,163 @@
+"""Two releases of a publisher and of a subscriber, replaced in every order, with power cuts.
+
+The old publisher sells; the new one also takes back, and writes a note on some of what it sells.
+The old subscriber knows neither; each publisher believes that the subscriber is of its own release,
+as a process does that has loaded the code of the whole system when it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from messaging_world import SOLD, Shop, open_store, relay_to, sell, take
+from synchromesh.calls.contract import Operation
+from synchromesh.codec import encode
+from synchromesh.context import CallContext
+from synchromesh.errors import ConnectFailed, ContractMismatch, TimedOut, UnknownOperation
+from synchromesh.messaging import Consumer, Message
+from synchromesh.store import Unit
+from synchromesh.testing import SimRuntime, World
+
+RETURNED = Shop.returned.full_name
+KEYS = ("SX90", "PX12", "bolt")
+SOLD_IN_ALL = 60
+OLD, NEW = "old", "new"
+
+
+class Wire:
+    """Carries messages from the shop to whichever release of the stock runs."""
+
+    def __init__(self) -> None:
+        self.take: Callable[[Message], Awaitable[Any]] | None = None
+        self.count: Counter[str] = Counter()
+
+    async def send(
+        self,
+        operation: Operation[..., Any],
+        arguments: bytes,
+        *,
+        context: CallContext,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Deliver one message."""
+        if self.take is None:
+            raise ConnectFailed("the stock is down")
+        try:
+            # Of a subscriber that a power cut ends meanwhile there is no answer.
+            async with asyncio.timeout(1.0):
+                receipt = await self.take(operation.parse(arguments)["message"])
+        except TimeoutError:
+            raise TimedOut("no answer") from None
+        self.count[receipt.outcome] += 1
+        return encode(receipt)
+
+
+class Releases:
+    """The world: which release of each side runs next, and what it does."""
+
+    def __init__(self, seed: int, *, has_no_database: bool) -> None:
+        self.world = World(seed)
+        self.wire = Wire()
+        self.release = {"shop": OLD, "stock": OLD}
+        # The old stock has no subscriptions at all, so that it has no database either.
+        self.has_no_database = has_no_database
+        self.world.node("shop", self.shop).start()
+        self.world.node("stock", self.stock).start()
+
+    async def shop(self, runtime: SimRuntime) -> None:
+        is_new = self.release["shop"] == NEW
+        shop = await open_store(runtime, "shop")
+        subscribed = {SOLD, RETURNED} if is_new else {SOLD}
+        if self.has_no_database and not is_new:
+            subscribed = set()
+        relay = relay_to(
+            shop,
+            self.wire,  # type: ignore[arg-type]
+            runtime,
+            names=frozenset(subscribed),
+            backoff_cap_s=0.5,
+        )
+        if subscribed:
+            task = asyncio.get_running_loop().create_task(relay.run())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        rows = await shop.read("select coalesce(max(n), 0) from sale")
+        for n in range(int(rows[0][0] or 0) + 1, SOLD_IN_ALL + 1):
+            is_return = is_new and n % 4 == 0
+            await sell(shop, KEYS[n % 3], n, which=Shop.returned if is_return else Shop.sold)
+            await asyncio.sleep(runtime.rng.uniform(0.0, 0.1))
+        await asyncio.sleep(10_000.0)
+
+    async def stock(self, runtime: SimRuntime) -> None:
+        self.wire.take = None
+        is_new = self.release["stock"] == NEW
+        if self.has_no_database and not is_new:
+            self.wire.take = self.refuse
+            await asyncio.sleep(10_000.0)
+        stock = await open_store(runtime, "stock")
+        handlers = {SOLD: take, RETURNED: take} if is_new else {SOLD: self.take_as_before}
+        consumer = Consumer(stock, handlers, attempts_max=1)
+        self.wire.take = lambda message: consumer.take("shop", message)
+        await consumer.run()
+
+    async def refuse(self, message: Message) -> Any:
+        self.wire.count["refused"] += 1
+        raise UnknownOperation("stock has no operation deliver_message")
+
+    async def take_as_before(self, unit: Unit, message: Message) -> None:
+        """Handle what is sold, as long as it is without a note."""
+        if message.position % 7 == 0 and self.release["shop"] == NEW:
+            raise ContractMismatch("there is a note, which this release does not know")
+        await take(unit, message)
+
+    async def replace(self, side: str) -> None:
+        """Replace a process by one of the other release; a power cut may come at any time."""
+        self.release[side] = NEW if self.release[side] == OLD else OLD
+        self.world.nodes[side].crash(self.world.rng.uniform(0.0, 0.3))
+        await asyncio.sleep(self.world.rng.uniform(0.2, 1.2))
+        if self.world.rng.random() < 0.5:
+            cut = self.world.rng.choice(["shop", "stock"])
+            self.world.nodes[cut].crash(self.world.rng.uniform(0.0, 0.5))
+
+    async def roll(self, order: tuple[str, ...]) -> None:
+        await asyncio.sleep(self.world.rng.uniform(0.1, 0.6))
+        for side in order:
+            await self.replace(side)
+        for side in ("shop", "stock"):
+            if self.release[side] == OLD:
+                await self.replace(side)
+        self.world.heal()
+        await asyncio.sleep(60.0)
+
+
+ORDERS = [
+    order for length in range(4) for order in itertools.product(("shop", "stock"), repeat=length)
+]
+
+
+@pytest.mark.parametrize("has_no_database", [False, True])
+def test_rolling_releases_in_every_order_lose_repeat_and_reorder_nothing(
+    has_no_database: bool,
+) -> None:
+    """Forward and back, whichever side is first: all is taken, once, in the order of its key."""
+    count: Counter[str] = Counter()
+    for seed, order in enumerate(ORDERS):
+        releases = Releases(seed, has_no_database=has_no_database)
+        releases.world.run(releases.roll(order))
+        rows = releases.world.disk.rows
+        sold = rows("/shop.db", "select sku, n from sale order by n")
+        taken = rows("/stock.db", "select sku, n from taken order by id")
+        assert len(sold) == SOLD_IN_ALL
+        for key in KEYS:
+            mine = [n for sku, n in sold if sku == key]
+            assert [n for sku, n in taken if sku == key] == mine, (seed, order, key)
+        assert rows("/stock.db", "select count(*) from sm_parked") == [(0,)]
+        assert rows("/shop.db", "select count(*) from sm_parked") == [(0,)]
+        count.update(releases.wire.count + releases.world.count)
+    rare = ("crash", "refused") if has_no_database else ("crash", "held", "parked")
+    assert all(count[each] > 10 for each in rare), count
