@@ -55,7 +55,9 @@ MODULES = {
         "Endpoint MemoryRegistry Balancer BalancerOptions OutlierOptions CallEnd Ejection "
         "RoundRobin LeaseOptions"
     ),
-    "events": "given Given When subscribe AppendReceipt ProjectionRunner ProjectionOptions",
+    "events": (
+        "given Given When read_event subscribe AppendReceipt ProjectionRunner ProjectionOptions"
+    ),
     "gateway": "GatewayEngine check outline make_key parse_keys Auth Authenticator Principal",
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Body Limits PoolLimits "

@@ -69,7 +69,7 @@ async def test_an_event_is_stored_as_it_was_given(store: Store) -> None:
     assert await store.write(body, name="append") == 1
     (found,) = await load(store, "order/1")
     assert found == StoredEvent(
-        1, found.id, "order/1", 1, "shop.sold", 3, b'{"n":1}', True, "k", "t", times[0]
+        1, found.id, "order/1", 1, "shop.sold", 3, b'{"n":1}', True, "k", "t", times[0], 3
     )
 
 

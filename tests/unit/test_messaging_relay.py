@@ -638,7 +638,7 @@ def test_a_hole_in_the_log_ends_the_relay_with_its_own_error() -> None:
                 async def sell_two_and_edit(unit: Unit) -> None:
                     await unit.execute(
                         "insert into sm_event select 9, id, stream, 9, name, type_version, body, "
-                        "is_public, ordering_key, trace_id, recorded_us from sm_event limit 1"
+                        "is_public, ordering_key, trace_id, recorded_us, 1 from sm_event limit 1"
                     )
                     unit.notify("events")
 

@@ -28,6 +28,7 @@ from synchromesh.events.schema import SCHEMA
 from synchromesh.events.sourcing import decide, decide_at
 from synchromesh.events.subscription import subscribe
 from synchromesh.events.types import EventTypes, snake_case
+from synchromesh.events.versions import EventVersions, Upcaster, read_event
 
 __all__ = [
     "RELAY_PREFIX",
@@ -37,6 +38,7 @@ __all__ = [
     "Decider",
     "Decision",
     "EventTypes",
+    "EventVersions",
     "Generation",
     "GenerationTables",
     "Given",
@@ -46,6 +48,7 @@ __all__ = [
     "ProjectionOptions",
     "ProjectionRunner",
     "StoredEvent",
+    "Upcaster",
     "When",
     "append",
     "append_each",
@@ -59,6 +62,7 @@ __all__ = [
     "load_checkpoint",
     "position_of",
     "read",
+    "read_event",
     "remove",
     "save_checkpoint",
     "saved_checkpoint",

@@ -40,7 +40,7 @@ _COLUMNS = "position, head, body"
 _VERSION = "select coalesce(max(version), 0) from sm_event where stream = ?"
 _INSERT = (
     "insert into sm_event(id, stream, version, name, type_version, body, is_public, ordering_key, "
-    "trace_id, recorded_us) values (?, ?, {version}, ?, ?, ?, ?, ?, ?, ?)"
+    "trace_id, recorded_us, readable_by_min) values (?, ?, {version}, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _APPEND = _INSERT.format(version="?")
 _APPEND_NEXT = _INSERT.format(
@@ -77,7 +77,8 @@ class Executes(Protocol):
 class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """A new event; `body` is JSON, `name` as in `inventory.stock_reserved`.
 
-    A public one is delivered to other services, in order among those of its `partition_key`.
+    A public one is delivered to other services, in order among those of its `partition_key`. Code
+    that knows the type from version `readable_by_min` on may read it; 0 is its own version.
     """
 
     name: str
@@ -86,6 +87,7 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False):
     is_public: bool = False
     partition_key: str = ""
     trace_id: str = ""
+    readable_by_min: int = 0
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
@@ -95,6 +97,7 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
         position: where it stands in its log: it orders, and means nothing in another log.
         id: a UUIDv7 of its own, which no other event ever has, also where its position comes again
             in a log that was restored.
+        readable_by_min: the oldest version of the type whose code may read it.
     """
 
     position: int
@@ -108,6 +111,7 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     partition_key: str
     trace_id: str
     recorded_us: int
+    readable_by_min: int
 
 
 class _Head(msgspec.Struct, array_like=True, gc=False):
@@ -122,6 +126,7 @@ class _Head(msgspec.Struct, array_like=True, gc=False):
     partition_key: str
     trace_id: str
     recorded_us: int
+    readable_by_min: int
 
 
 _read_head = msgspec.json.Decoder(_Head).decode
@@ -197,6 +202,7 @@ async def append(
         (
             new_id(), stream, at, event.name, event.type_version, event.body, int(event.is_public),
             event.partition_key, event.trace_id, now_us,
+            event.readable_by_min or event.type_version,
         )
         for at, event in enumerate(events, version + 1)
     ]  # fmt: skip
@@ -218,6 +224,7 @@ async def append_each(unit: Unit, events: Sequence[tuple[str, NewEvent]]) -> Non
         (
             new_id(), stream, stream, event.name, event.type_version, event.body,
             int(event.is_public), event.partition_key, event.trace_id, unit.now_us,
+            event.readable_by_min or event.type_version,
         )
         for stream, event in events
     ]  # fmt: skip
@@ -469,6 +476,7 @@ def _stored(rows: list[Row]) -> list[StoredEvent]:
             of.partition_key,
             of.trace_id,
             of.recorded_us,
+            of.readable_by_min,
         )
         for at, head, body in rows
     ]

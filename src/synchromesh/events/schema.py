@@ -16,9 +16,11 @@ SCHEMA = Schema(
                     "type_version integer not null, body {blob} not null, "
                     "is_public integer not null, ordering_key text not null, "
                     "trace_id text not null, recorded_us bigint not null, "
+                    "readable_by_min integer not null default 1, "
                     "head text generated always as "
                     "({json_array}(id, stream, version, name, type_version, is_public, "
-                    "ordering_key, trace_id, recorded_us)) stored, unique(stream, version))"
+                    "ordering_key, trace_id, recorded_us, readable_by_min)) stored, "
+                    "unique(stream, version))"
                 ),
                 "create index sm_event_public on sm_event(position) where is_public = 1",
                 "create table sm_removal(first bigint primary key, last bigint not null)",

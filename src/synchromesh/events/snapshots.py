@@ -26,6 +26,7 @@ from synchromesh.errors import BadRequest
 from synchromesh.events.decider import Decider
 from synchromesh.events.log import StoredEvent, executor, load
 from synchromesh.events.types import EventTypes
+from synchromesh.events.versions import EventVersions
 from synchromesh.store import SqlValue, Store, Unit
 
 S = TypeVar("S")
@@ -139,9 +140,19 @@ def _state_type(decider: Decider[Any, Any, Any]) -> Any:
 
 
 def _digest(decider: Decider[Any, Any, Any], schema: dict[str, Any]) -> str:
-    events = sorted((cls.__name__, getattr(cls, "event_version", 1)) for cls in decider.events)
-    code = getattr(decider.evolve, "__code__", None)
-    return digest(encode([schema, decider.version, events, _shape(code)]))
+    events = [
+        [
+            cls.__name__,
+            (of := EventVersions.of(cls)).version,
+            [[version, _code(upcast)] for version, upcast in sorted(of.upcasters.items())],
+        ]
+        for cls in sorted(decider.events, key=lambda cls: cls.__name__)
+    ]
+    return digest(encode([schema, decider.version, events, _code(decider.evolve)]))
+
+
+def _code(function: Callable[..., Any]) -> object:
+    return _shape(getattr(function, "__code__", None))
 
 
 def _shape(const: object) -> object:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from synchromesh.codec import decode, encode
-from synchromesh.errors import BadRequest, ContractError, EventTooNew
+from synchromesh.codec import NO_FIT, encode
+from synchromesh.errors import ContractError
 from synchromesh.events.log import NewEvent, StoredEvent
+from synchromesh.events.versions import EventVersions
 
 T = TypeVar("T")
 
@@ -32,8 +33,9 @@ def snake_case(name: str) -> str:
 class EventTypes:
     """Map event classes of a service to stored names and type versions, and events to JSON.
 
-    An event class is a msgspec struct or a dataclass; its type version is the class attribute
-    `event_version`, 1 where there is none.
+    An event class is a msgspec struct or a dataclass. Class attributes say its version and how
+    others are read, as `EventVersions` has them; `event_name` is its stored name where that is not
+    its class's, as after a class was renamed.
 
     Example:
         >>> import msgspec
@@ -47,7 +49,7 @@ class EventTypes:
     def __init__(self, service: str, *classes: type) -> None:
         self._service = service
         self._by_name: dict[str, type] = {}
-        self._by_class: dict[type, tuple[str, int]] = {}
+        self._by_class: dict[type, tuple[str, EventVersions]] = {}
         # The type version and the decoder of each name: all that an event takes that is in order.
         self._readers: dict[str, tuple[int, Callable[[bytes], Any]]] = {}
         for cls in classes:
@@ -57,22 +59,19 @@ class EventTypes:
         """Register a class and return it. Idempotent.
 
         Raises:
-            ContractError: another class has its stored name, or its version is not 1 or more.
+            ContractError: another class has its stored name, or what it says of its versions is
+                wrong.
         """
-        name = f"{self._service}.{snake_case(cls.__name__)}"
+        name = f"{self._service}.{getattr(cls, 'event_name', snake_case(cls.__name__))}"
         known = self._by_name.setdefault(name, cls)
         if known is not cls:
             raise ContractError(
                 f"{cls.__module__}.{cls.__qualname__} and {known.__module__}.{known.__qualname__} "
                 f"are both stored as {name!r}; rename one"
             )
-        version = getattr(cls, "event_version", 1)
-        if not isinstance(version, int) or version < 1:
-            raise ContractError(
-                f"{cls.__qualname__}.event_version is {version!r}; it must be 1, 2, 3, ..."
-            )
-        self._by_class[cls] = (name, version)
-        self._readers[name] = (version, msgspec.json.Decoder(cls).decode)
+        versions = EventVersions.of(cls)
+        self._by_class[cls] = (name, versions)
+        self._readers[name] = (versions.version, msgspec.json.Decoder(cls).decode)
         return cls
 
     def __contains__(self, cls: type) -> bool:
@@ -91,25 +90,28 @@ class EventTypes:
         trace_id: str = "",
     ) -> NewEvent:
         """Encode an event. Raises ContractError for a class that is not registered."""
-        name, version = self._by_class.get(type(event)) or self._entry(type(event))
-        return NewEvent(name, encode(event), version, is_public, partition_key, trace_id)
+        name, of = self._by_class.get(type(event)) or self._entry(type(event))
+        return NewEvent(
+            name, encode(event), of.version, is_public, partition_key, trace_id, of.readable_by_min
+        )
 
     def decode(self, stored: StoredEvent) -> object:
-        """Decode a stored event.
+        """Decode a stored event of any version as today's class.
 
         Raises:
-            ContractError: its name or type version is not known, or it does not fit the class.
+            EventTooNew: a newer release wrote it, and this one may not read it.
+            ContractError: its name is not known, it does not fit the class, or an upcaster failed.
         """
         version, read = self._readers.get(stored.name, _UNKNOWN)
         if version == stored.type_version:
             try:
                 return read(stored.body)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except NO_FIT:
                 pass  # told below, in words of the log's
-        return self._refused(stored)
+        return self._read(stored)
 
-    def _refused(self, stored: StoredEvent) -> object:
-        """Raise `ContractError` for an event that cannot be decoded, and say why."""
+    def _read(self, stored: StoredEvent) -> object:
+        """Read an event of another version; or say what is wrong with it, and where it is."""
         cls = self._by_name.get(stored.name)
         where = f"position {stored.position} holds {stored.name!r} version {stored.type_version}"
         if cls is None:
@@ -119,26 +121,13 @@ class EventTypes:
                 f"{where}, which has no class here{hint}; the classes known are those of "
                 f"{sorted(self._by_name)}: add the event's class to them"
             )
-        version = self._by_class[cls][1]
-        if version < stored.type_version:
-            raise EventTooNew(
-                f"{where}, but {cls.__qualname__} is version {version}: run the release that wrote "
-                "it, or a later one"
-            )
-        if version != stored.type_version:
-            raise ContractError(
-                f"{where}, but {cls.__qualname__} is version {version}: "
-                "keep a class that reads the older version"
-            )
+        versions = self._by_class[cls][1]
         try:
-            return decode(stored.body, cls)
-        except BadRequest as error:
-            raise ContractError(
-                f"{where}, which does not fit {cls.__qualname__}: {error.message}; a class that "
-                "changes incompatibly needs a new event_version"
-            ) from error
+            return versions.read(stored.body, stored.type_version, stored.readable_by_min)
+        except ContractError as error:
+            raise type(error)(f"{where}: {error.message}") from error
 
-    def _entry(self, cls: type) -> tuple[str, int]:
+    def _entry(self, cls: type) -> tuple[str, EventVersions]:
         entry = self._by_class.get(cls)
         if entry is None:
             raise ContractError(
