@@ -247,7 +247,7 @@ def _undo_answers_only(_: Any) -> Any:
 
 def _take_without_inbox(_: Any) -> Any:
     async def mutated(self: Any, source: str, message: Any, act: Any) -> Any:
-        return await self._store.write(lambda unit: act(unit, source, message), name="take")
+        return await self._store.write(act, name="take")
 
     return mutated
 
