@@ -281,9 +281,12 @@ async def at_work(
     store = await open_store(runtime)
     engine = engine_on(store, others, runtime, definitions or (PLACE, THREE), ring, options)
     await engine.recover()
+    timers = asyncio.create_task(engine.keep_time())
     try:
         yield engine
     finally:
+        timers.cancel()
+        await asyncio.wait([timers])
         await engine.close()
         await store.close()
 

@@ -538,7 +538,8 @@ def test_cancel_means_compensate_and_is_durable_when_it_returns() -> None:
             handle = await start(engine, THREE)
             await asyncio.sleep(0.5)
             impatient = asyncio.ensure_future(handle.cancel("the customer left"))
-            await asyncio.sleep(0)
+            while engine._executions["A-1"]._cancelled_because is None:
+                await asyncio.sleep(0)
             impatient.cancel()
             await handle.cancel("again")
             assert "turned" in await kinds_of(engine)

@@ -86,6 +86,7 @@ def test_an_instance_says_what_it_offers_and_how_it_is() -> None:
             "projection/totals",
             "relay/books",
             "saga recovery",
+            "saga timers",
         ]
         assert {child.state for child in health.children.values()} == {"running"}
         assert repr(stock) == "<ServiceInstance stock>"

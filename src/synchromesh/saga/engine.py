@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 from collections import Counter
@@ -29,13 +28,13 @@ from synchromesh.saga.batches import BatchWriter
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import Clock, SagaDeps, UnitRunner
 from synchromesh.saga.execution import Execution
-from synchromesh.saga.fitting import load
 from synchromesh.saga.handle import Conclusion, SagaRun
 from synchromesh.saga.history import SagaHistory, SagaSummary, cause_of
 from synchromesh.saga.inspection import list_runs, show_run
 from synchromesh.saga.records import UNFINISHED, RepairVerb, SagaStatus
 from synchromesh.saga.repair import RepairWish, judge
 from synchromesh.saga.repairing import repair
+from synchromesh.saga.revival import Revival
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
 from synchromesh.store import Store, Unit, refuse_in_unit
@@ -45,9 +44,7 @@ I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 
 _ID_CHARS_MAX = 200
-_BREATH_RUNS = 64
-
-_log = logging.getLogger("synchromesh.saga")
+_FALLS_ASLEEP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +103,7 @@ class Engine:
         self._options = options
         self._deps: SagaDeps | None = None
         self._executions: dict[str, Execution] = {}
-        self._loading: set[str] = set()
-        self._waiting: set[str] = set()  # for code that is not here: no use trying again
+        self._revival: Revival | None = None
         self._starting: set[Execution] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -273,6 +269,13 @@ class Engine:
             self.counts,
             self._options.keep_s,
         )
+        self._revival = Revival(
+            self._deps,
+            self._versions,
+            self._executions,
+            self._take_over,
+            self._options.in_flight_max,
+        )
         await self.adopt()
 
     async def adopt(self) -> int:
@@ -281,52 +284,13 @@ class Engine:
         After `recover` there are such runs only where one left memory by a fault of this process;
         called now and then, it lets none of them wait for the next start.
         """
-        deps, adopted = self._open_deps(), 0
-        marks: list[tuple[SagaRow, SagaStatus, str]] = []
-        for row in await tables.unfinished(self._store):
-            if any(row.id in ids for ids in (self._executions, self._waiting, self._loading)):
-                continue
-            mark = await self._continue(deps, row)
-            if mark[1:] != (row.status, row.reason):
-                marks.append(mark)
-            adopted += 1
-            if adopted % _BREATH_RUNS == 0:
-                await self._mark(marks)
-                await asyncio.sleep(0)
-        await self._mark(marks)
-        return adopted
+        self._open_deps()
+        return await self._back.adopt()
 
-    async def _mark(self, marks: list[tuple[SagaRow, SagaStatus, str]]) -> None:
-        if marks:
-            told, epoch = marks[:], self._open_deps().epoch
-            marks.clear()
-            await self._store.write(
-                lambda unit: tables.mark(unit, told, epoch=epoch), name="saga waiting"
-            )
-
-    async def _continue(self, deps: SagaDeps, row: SagaRow) -> tuple[SagaRow, SagaStatus, str]:
-        """Continue a run, or leave it to wait; return what is to be marked of it."""
-        self._loading.add(row.id)
-        try:
-            found = await load(deps, self._versions, row)
-        finally:
-            self._loading.discard(row.id)
-        if isinstance(found, str):
-            self._waiting.add(row.id)
-            if row.status is not SagaStatus.WAITING:
-                _log.error("saga %r waits for other code: %s", row.id, found)
-            return row, SagaStatus.WAITING, found
-        machine = found.machine
-        self.counts["recovered"] += 1
-        if machine.status is SagaStatus.COMPENSATING:
-            self.counts["recovered mid-undo"] += 1
-        self._executions[row.id] = found
-        found.durable.set()
-        self._launch(found)
-        if row.status is not SagaStatus.WAITING:
-            return row, row.status, row.reason
-        status = SagaStatus.COMPENSATING if machine.is_turned else SagaStatus.RUNNING
-        return row, status, machine.cause.reason
+    async def keep_time(self) -> None:
+        """Wake the runs that sleep when they are due; only cancellation ends it."""
+        self._open_deps()
+        await self._back.keep_time()
 
     # -- repairing -------------------------------------------------------------------------------
 
@@ -339,25 +303,35 @@ class Engine:
             UnknownSaga: no run has this id.
             ActionRefused: it would be unsafe, or has no place.
         """
-        deps, row = self._open_deps(), await self._find(id)
-        execution = self._executions.get(id)
+        deps, execution = self._open_deps(), await self._at_work(id)
         if execution is not None and verb is RepairVerb.CANCEL:
             judge(execution.machine, id, verb, wish)
-            if not await execution.cancel(wish.why, wish.who):
-                raise _gone(id)
-            return await self.show(id)
-        if execution is not None or id in self._loading:
+            if await execution.cancel(wish.why, wish.who):
+                return await self.show(id)
+            execution = await self._at_work(id)
+        row = await self._find(id)
+        if execution is not None or self._back.is_loading(id):
             raise ActionRefused(f"saga {id!r} is at work; only a stuck run is repaired")
         if row.status is SagaStatus.WAITING and verb is not RepairVerb.CANCEL:
             raise ActionRefused(
                 f"saga {id!r} waits for {row.reason}; it goes on by itself once that is started"
             )
-        row = await repair(deps, self._versions, row, verb, wish)
-        self._waiting.discard(id)
-        mark = await self._continue(deps, row)
-        if mark[1:] != (row.status, row.reason):
-            await self._mark([mark])
+        await self._back.revive(await repair(deps, self._versions, row, verb, wish))
         return await self.show(id)
+
+    async def _at_work(self, id: str) -> Execution | None:  # noqa: A002
+        """Return a run in memory; one that is about to leave it to sleep is waited for."""
+        execution = self._executions.get(id)
+        if execution is not None and execution.asleep_until_us:
+            await execution.wait(_FALLS_ASLEEP_S)
+            execution = self._executions.get(id)
+        return execution
+
+    @property
+    def _back(self) -> Revival:
+        if self._revival is None:
+            raise Shed(f"the sagas of {self._service} are closing; ask again at another instance")
+        return self._revival
 
     async def close(self) -> None:
         """Let every run leave memory without a further effect; the next engine continues them."""
@@ -374,6 +348,7 @@ class Engine:
             self._give_up(execution)
         if self._deps is not None:
             await self._deps.batches.close()
+        self._revival = None  # it would keep this
 
     def _give_up(self, execution: Execution) -> None:
         self._forget(execution)
@@ -389,12 +364,20 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _take_over(self, execution: Execution) -> None:
+        """Drive a run that was loaded."""
+        self._executions[execution.row.id] = execution
+        execution.durable.set()
+        self._launch(execution)
+
     async def _drive(self, execution: Execution) -> None:
         try:
             await execution.run()
         finally:
             self._forget(execution)
             execution.end()
+        if execution.asleep_until_us and self._revival is not None:
+            self._revival.on_asleep(execution.asleep_until_us)
 
     def _forget(self, execution: Execution) -> None:
         if self._executions.get(execution.row.id) is execution:
@@ -416,14 +399,23 @@ class Engine:
             UnknownSaga: no run has this id.
             SagaGone: it has not ended, and this engine does not run it.
         """
-        execution = self._executions.get(id)
-        if execution is not None:
-            if not await execution.wait(within_s):
+        time = asyncio.get_running_loop().time
+        until_s = time() + within_s
+        while True:
+            execution = self._executions.get(id)
+            if execution is not None:
+                if not await execution.wait(until_s - time()):
+                    return None
+                if execution.conclusion is not None:
+                    return execution.conclusion
+                if not execution.asleep_until_us:
+                    raise _gone(id)
+            row = await self._find(id)
+            if row.status is not SagaStatus.SLEEPING:
+                break
+            if time() >= until_s:
                 return None
-            if execution.conclusion is None:
-                raise _gone(id)
-            return execution.conclusion
-        row = await self._find(id)
+            await self._back.awake(id, until_s - time())
         if row.status is SagaStatus.WAITING:
             return None
         if row.status in UNFINISHED:
@@ -438,16 +430,18 @@ class Engine:
             SagaError: there is no way back.
             UnknownSaga, SagaGone: as `conclusion` does.
         """
-        execution = self._executions.get(id)
-        if execution is None:
-            row = await self._find(id)
-            if row.status in (SagaStatus.COMPLETED, SagaStatus.STUCK):
-                raise SagaError(f"saga {id!r} cannot be cancelled: it is {row.status.value}")
-            if row.status is SagaStatus.UNDONE:
-                return
+        execution = await self._at_work(id)
+        if execution is not None and await execution.cancel(reason):
+            return
+        await self._at_work(id)
+        row = await self._find(id)
+        if row.status in (SagaStatus.COMPLETED, SagaStatus.STUCK):
+            raise SagaError(f"saga {id!r} cannot be cancelled: it is {row.status.value}")
+        if row.status is SagaStatus.UNDONE:
+            return
+        if row.status is not SagaStatus.SLEEPING:
             raise _gone(id)
-        if not await execution.cancel(reason):
-            raise _gone(id)
+        await self.repair(id, RepairVerb.CANCEL, RepairWish("", reason))
 
     async def runs(self, status: str = "", limit: int = 100) -> list[SagaSummary]:
         """Return the newest runs, as `list_runs` does."""

@@ -24,12 +24,13 @@ from synchromesh.saga.records import (
     AttemptResult,
     Begin,
     Halt,
+    Nap,
     NextAction,
     SagaRecord,
     SagaStatus,
     UndoStep,
 )
-from synchromesh.saga.steps import CallStep, Saga, Step, StepRequest
+from synchromesh.saga.steps import CallStep, NapStep, Saga, Step, StepRequest
 from synchromesh.saga.tables import SagaRow
 from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
@@ -41,6 +42,7 @@ class Execution:
 
     Attributes:
         misfit: in what this code first differs from that of the records; "" where it does not.
+        asleep_until_us: when it wakes, where it has left memory to sleep; else 0.
 
     Args:
         deps: what it works with.
@@ -91,6 +93,7 @@ class Execution:
         self.context = copy_context()  # that of the starter: its variables are kept
         self.durable = asyncio.Event()
         self.misfit = ""
+        self.asleep_until_us = 0
         self.conclusion: Conclusion | None = None
 
     # -- the function ----------------------------------------------------------------------------
@@ -201,6 +204,9 @@ class Execution:
             self._span_id = trace.span_id
             while machine.status is SagaStatus.RUNNING and not self.misfit:
                 await self._forward()
+                if self.asleep_until_us:
+                    self._function.close()
+                    return
             if self.misfit:
                 # In one life the code matches its own records, unless it asks for one and then for
                 # the other: it is judged anew, from its records.
@@ -216,6 +222,9 @@ class Execution:
 
     async def _forward(self) -> None:
         begun = self._begun
+        if isinstance(self.steps[begun[0]], NapStep):
+            await self._nap(begun[0])
+            return
         for key in begun:
             if isinstance(self.steps[key], CallStep):
                 await self.journal.flush()
@@ -235,6 +244,33 @@ class Execution:
         elif decision is not None and has_ended:
             self._decide(decision)
         elif self._take_results():
+            self.advance()
+
+    def nap(self) -> Nap | None:
+        """Return what a run that was loaded sleeps for, where it is not due; None where it is."""
+        if self.machine.status is not SagaStatus.RUNNING or not self._begun:
+            return None
+        key = self._begun[0]
+        if not isinstance(self.steps[key], NapStep):
+            return None
+        decision = self.machine.on_wake(key, now_us=self._now_us())
+        return self.machine.nap_of(key) if decision.action is Action.SLEEP else None
+
+    async def _nap(self, key: str) -> None:
+        """Go on where the run is due; else let it leave memory, once that is durable."""
+        decision = self.machine.on_wake(key, now_us=self._now_us())
+        if decision.action is Action.SLEEP:
+            await self.journal.flush()
+            if self._cancelled_because is None:
+                self.asleep_until_us = self.machine.nap_of(key).wake_us
+                return
+            because = f"cancelled: {self._cancelled_because}"
+            decision = self.machine.turn(because, who=self._cancelled_by)
+        if decision.action is not Action.RETURN:
+            self._decide(decision)
+            return
+        self.journal.add(*decision.records)
+        if self._take_results():
             self.advance()
 
     async def _interrupted_by_cancel(self, work: Awaitable[NextAction]) -> NextAction | None:

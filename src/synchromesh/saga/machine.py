@@ -40,6 +40,8 @@ from synchromesh.saga.records import (
     AttemptResult,
     Begin,
     Halt,
+    Nap,
+    NapAsk,
     NextAction,
     RecordKind,
     Replay,
@@ -167,7 +169,7 @@ class SagaMachine(RunState):
         for key, step in zip(keys, steps, strict=True):
             if step.phase is StepState.UNKNOWN and (why := self._forgotten(key, step, now_us)):
                 return self._give_up_forgotten(key, why)
-        return [self._start(key, step) for key, step in zip(keys, steps, strict=True)]
+        return [self._start(key, step, now_us) for key, step in zip(keys, steps, strict=True)]
 
     def _register(self, ask: Ask) -> str:
         ordinal = self._ordinals[ask.name] = self._ordinals.get(ask.name, 0) + 1
@@ -188,12 +190,40 @@ class SagaMachine(RunState):
             return f"step {key} is {'now' if ask.is_pivot else 'no longer'} the pivot"
         return ""
 
-    def _start(self, key: str, step: StepFacts) -> Replay | Begin:
+    def _start(self, key: str, step: StepFacts, now_us: int) -> Replay | Begin:
         ask = _ask_of(step)
         if step.phase is StepState.DONE:
             return Replay(key, step.result or b"")
+        if ask.nap is not None:
+            nap = () if step.phase is StepState.ASLEEP else (self._asleep(key, ask.nap, now_us),)
+            return Begin(key, nap)
         # One that is begun already was in flight when the process died: a further attempt.
         return Begin(key, () if ask.is_write else (self._begun(key, step),))
+
+    def _asleep(self, key: str, nap: NapAsk, now_us: int) -> SagaRecord:
+        due_us = nap.at_us or now_us + int(nap.for_s * 1e6)
+        wake_us = due_us if self.has_no_way_back else min(due_us, self._deadline_us)
+        body = encode(Nap(due_us, wake_us))
+        return SagaRecord(
+            RecordKind.ASLEEP, key, digest=_ask_of(self._steps[key]).digest, body=body
+        )
+
+    def nap_of(self, key: str) -> Nap:
+        """Return when a step that sleeps is due."""
+        nap = self._steps[key].nap
+        if nap is None:
+            raise SagaError(f"step {key} does not sleep")
+        return nap
+
+    def on_wake(self, key: str, *, now_us: int) -> NextAction:
+        """Decide what follows for a run at a step that sleeps; SLEEP where it is not due yet."""
+        if now_us >= self.nap_of(key).due_us:
+            digest = _ask_of(self._steps[key]).digest
+            woken = SagaRecord(RecordKind.WOKEN, key, digest=digest, body=b"null")
+            return NextAction(Action.RETURN, (woken,))
+        if not self.has_no_way_back and now_us >= self._deadline_us:
+            return self.turn("its deadline passed")
+        return NextAction(Action.SLEEP)
 
     def _begun(self, key: str, step: StepFacts) -> SagaRecord:
         ask = _ask_of(step)

@@ -21,12 +21,13 @@ class SagaStatus(_Word):
     """Where a run stands.
 
     WAITING is said of one that would go on, were there code that fits its records: no record says
-    so, and no machine knows it.
+    so. SLEEPING is one that runs, and has left memory until it is due. No machine knows either.
     """
 
     RUNNING = "running"
     COMPENSATING = "compensating"
     WAITING = "waiting"
+    SLEEPING = "sleeping"
     COMPLETED = "completed"
     UNDONE = "undone"
     STUCK = "stuck"
@@ -42,6 +43,8 @@ class RecordKind(_Word):
     BEGUN = "begun"
     DONE = "done"
     REJECTED = "rejected"
+    ASLEEP = "asleep"
+    WOKEN = "woken"
     TURNED = "turned"
     UNDO_BEGUN = "undo_begun"
     UNDONE = "undone"
@@ -63,6 +66,7 @@ class StepState(_Word):
     """The state of a step; UNKNOWN has begun, and may or may not have taken effect."""
 
     NEW = "new"
+    ASLEEP = "asleep"
     UNKNOWN = "unknown"
     DONE = "done"
     REJECTED = "rejected"
@@ -74,6 +78,8 @@ STATUS_AFTER: dict[tuple[SagaStatus, RecordKind], SagaStatus] = {
     (SagaStatus.RUNNING, RecordKind.BEGUN): SagaStatus.RUNNING,
     (SagaStatus.RUNNING, RecordKind.DONE): SagaStatus.RUNNING,
     (SagaStatus.RUNNING, RecordKind.REJECTED): SagaStatus.RUNNING,
+    (SagaStatus.RUNNING, RecordKind.ASLEEP): SagaStatus.RUNNING,
+    (SagaStatus.RUNNING, RecordKind.WOKEN): SagaStatus.RUNNING,
     (SagaStatus.RUNNING, RecordKind.TURNED): SagaStatus.COMPENSATING,
     (SagaStatus.RUNNING, RecordKind.STUCK): SagaStatus.STUCK,
     (SagaStatus.RUNNING, RecordKind.ENDED): SagaStatus.COMPLETED,
@@ -97,6 +103,8 @@ STEP_STATE_AFTER: dict[tuple[StepState, RecordKind], StepState] = {
     (StepState.NEW, RecordKind.BEGUN): StepState.UNKNOWN,
     (StepState.NEW, RecordKind.DONE): StepState.DONE,
     (StepState.NEW, RecordKind.REJECTED): StepState.REJECTED,
+    (StepState.NEW, RecordKind.ASLEEP): StepState.ASLEEP,
+    (StepState.ASLEEP, RecordKind.WOKEN): StepState.DONE,
     (StepState.UNKNOWN, RecordKind.BEGUN): StepState.UNKNOWN,
     (StepState.UNKNOWN, RecordKind.DONE): StepState.DONE,
     (StepState.UNKNOWN, RecordKind.REJECTED): StepState.REJECTED,
@@ -126,6 +134,7 @@ class Action(_Word):
     TURN = "turn"
     STUCK = "stuck"
     UNDONE = "undone"
+    SLEEP = "sleep"
     MISFIT = "misfit"
 
 
@@ -178,6 +187,20 @@ class SagaRecord(msgspec.Struct, frozen=True):
         return SagaRecord(self.kind, self.step, self.attempt, self.digest, self.body, at_us)
 
 
+class NapAsk(msgspec.Struct, frozen=True):
+    """How long a run wants to sleep: so many seconds, or until `at_us` where that is not 0."""
+
+    for_s: float = 0.0
+    at_us: int = 0
+
+
+class Nap(msgspec.Struct, frozen=True):
+    """When a run that sleeps is due, and when it wakes: at its deadline, where that is sooner."""
+
+    due_us: int
+    wake_us: int
+
+
 class Ask(msgspec.Struct, frozen=True):
     """What a step is, as far as the machine cares: its name and what tells its input."""
 
@@ -187,6 +210,7 @@ class Ask(msgspec.Struct, frozen=True):
     is_pivot: bool = False
     has_undo: bool = False
     is_query: bool = False
+    nap: NapAsk | None = None
 
 
 class AttemptOutcome(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ SCHEMA = Schema(
                     "owner text not null, trace_id text not null, span_id text not null, "
                     "caller text not null, principal text not null, deadline_us bigint not null, "
                     "epoch bigint not null, result {blob}, started_us bigint not null, "
-                    "ended_us bigint)"
+                    "ended_us bigint, wake_us bigint)"
                 ),
                 (
                     "create index sm_saga_unfinished on sm_saga(status, started_us) "
@@ -25,9 +25,11 @@ SCHEMA = Schema(
                 ),
                 (
                     "create unique index sm_saga_lock on sm_saga(name, lock_key) where status in "
-                    "('running', 'compensating', 'waiting', 'stuck') and lock_key is not null"
+                    "('running', 'compensating', 'waiting', 'sleeping', 'stuck') and lock_key is "
+                    "not null"
                 ),
                 ("create index sm_saga_stuck on sm_saga(started_us) where status = 'stuck'"),
+                "create index sm_saga_wake on sm_saga(wake_us) where wake_us is not null",
                 "create index sm_saga_started on sm_saga(started_us)",
                 (
                     "create index sm_saga_ended on sm_saga(status, ended_us) "

@@ -10,6 +10,7 @@ from synchromesh.saga.records import (
     STATUS_AFTER,
     STEP_STATE_AFTER,
     Ask,
+    Nap,
     RecordKind,
     Repair,
     RepairVerb,
@@ -24,7 +25,7 @@ class StepFacts:
     """What is known of one step, and what the code asks for under its key."""
 
     __slots__ = (
-        "ask", "attempts", "begun_us", "digest", "order", "phase", "result", "tries",
+        "ask", "attempts", "begun_us", "digest", "nap", "order", "phase", "result", "tries",
         "undo_attempts",
     )  # fmt: skip
 
@@ -32,6 +33,7 @@ class StepFacts:
         self.phase = StepState.NEW
         self.digest = ""
         self.begun_us = 0  # when it first went out
+        self.nap: Nap | None = None
         self.attempts = 0
         self.undo_attempts = 0
         self.result: bytes | None = None
@@ -104,9 +106,12 @@ class RunState:
             step.begun_us = step.begun_us or record.at_us
             if record.body == PIVOT_BODY:
                 self._pivot = record.step
-        elif kind is RecordKind.DONE:
+        elif kind is RecordKind.ASLEEP:
+            step.digest, step.nap = record.digest, decode(record.body, Nap)
+        elif kind in (RecordKind.DONE, RecordKind.WOKEN):
             step.digest, step.result = record.digest, record.body
-            if record.step == self._pivot:
+            # What a run has slept behind its pivot is no time that its steps took.
+            if record.step == self._pivot or kind is RecordKind.WOKEN:
                 self._pivot_done_us = record.at_us
         elif kind is RecordKind.REJECTED:
             step.digest = record.digest

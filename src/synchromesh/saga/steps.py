@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import inspect
 import typing
@@ -11,9 +12,10 @@ from typing import Any, Generic, TypeVar, TypeVarTuple, overload
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import decode, digest, encode
+from synchromesh.durations import duration as seconds_of
 from synchromesh.durations import is_number
 from synchromesh.errors import ContractError, SagaGone
-from synchromesh.saga.records import Ask
+from synchromesh.saga.records import Ask, NapAsk
 
 TX = TypeVar("TX")
 R = TypeVar("R")
@@ -25,6 +27,7 @@ T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 
 STEPS_TOGETHER_MAX = 64
+_EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
 
 
 class StepRequest:
@@ -137,6 +140,12 @@ class CallStep(Step[R_co]):
         return b"{%s:%s}" % (encode(names[0]), result) if names else b"{}"
 
 
+class NapStep(Step[R_co]):
+    """A time that the run sleeps; it needs no memory meanwhile."""
+
+    __slots__ = ()
+
+
 class Together(Generic[R_co]):
     """Steps that run side by side; awaiting gives the tuple of their results."""
 
@@ -232,6 +241,35 @@ class Saga:
         self.check()
         return CallStep(self, call, undo, pivot, timeout_s)
 
+    def sleep(self, duration: str) -> Step[None]:
+        """Describe a sleep of a while, such as "10m"; the run leaves memory, and survives restarts.
+
+        Before the pivot the saga's deadline counts on, and ends the sleep.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ConfigError: it is no duration.
+        """
+        self.check()
+        for_s = seconds_of(duration)
+        return NapStep(self, _nap("sleep", NapAsk(for_s=for_s)), type(None))
+
+    def until(self, moment: dt.datetime) -> Step[None]:
+        """Describe a sleep until a moment; one that has passed wakes at once. Else as `sleep`.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ContractError: the moment has no time zone.
+        """
+        self.check()
+        if moment.tzinfo is None:
+            raise ContractError(
+                f"s.until was given {moment.isoformat()}, which has no time zone: 10 o'clock is "
+                "many moments; use dt.datetime(..., tzinfo=dt.timezone.utc)"
+            )
+        at_us = max(1, (moment - _EPOCH) // dt.timedelta(microseconds=1))
+        return NapStep(self, _nap("until", NapAsk(at_us=at_us)), type(None))
+
     # The type system has no map over a TypeVarTuple: a tuple of mixed types needs a signature for
     # each length. Steps of one type, however many, need the last one alone.
     @overload
@@ -249,7 +287,7 @@ class Saga:
 
         Raises:
             SagaGone: the run has left memory.
-            ContractError: there is no step, there are too many, or one is a pivot.
+            ContractError: there is no step, there are too many, or one is a pivot or sleeps.
         """
         self.check()
         if not 1 <= len(steps) <= STEPS_TOGETHER_MAX:
@@ -257,9 +295,10 @@ class Saga:
                 f"s.all was given {len(steps)} steps; expected 1 to {STEPS_TOGETHER_MAX}"
             )
         for step in steps:
-            if step.ask.is_pivot:
+            if step.ask.is_pivot or step.ask.nap is not None:
+                what = "is a pivot" if step.ask.is_pivot else "sleeps"
                 raise ContractError(
-                    f"step {step.ask.name!r} is a pivot; await it by itself, not in s.all"
+                    f"step {step.ask.name!r} {what}; await it by itself, not in s.all"
                 )
         return Together(steps)
 
@@ -277,6 +316,10 @@ class Saga:
 
     def __repr__(self) -> str:
         return f"<Saga {self.id}{' gone' if self.is_gone else ''}>"
+
+
+def _nap(name: str, nap: NapAsk) -> Ask:
+    return Ask(name, digest(encode(nap)), nap=nap)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from synchromesh.codec import decode, encode
+from synchromesh.codec import decode, encode, to_datetime
 from synchromesh.errors import ConstraintFailed, Fenced, SagaConflict, SagaError, SagaLocked
 from synchromesh.events import NewEvent, append_each
 from synchromesh.saga.records import (
     ENDED,
     UNFINISHED,
+    Nap,
     RecordKind,
     Repair,
     SagaCause,
@@ -23,7 +24,7 @@ from synchromesh.store import Row, SqlValue, StoreReader, Unit
 
 _UNFINISHED = "status in ('running', 'compensating', 'waiting')"
 # One that is stuck holds its lock, until a person has repaired or ended it.
-_HOLDS = "status in ('running', 'compensating', 'waiting', 'stuck')"
+_HOLDS = "status in ('running', 'compensating', 'waiting', 'sleeping', 'stuck')"
 _COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us"
@@ -42,8 +43,8 @@ _RECORD = (
     "insert into sm_saga_record(saga, seq, kind, step, attempt, digest, body, at_us) "
     "values (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_TURN = "update sm_saga set status = ?, reason = ? where id = ?"
-_END = "update sm_saga set status = ?, result = ?, ended_us = ? where id = ?"
+_TURN = "update sm_saga set status = ?, reason = ?, wake_us = ? where id = ?"
+_END = "update sm_saga set status = ?, result = ?, ended_us = ?, wake_us = null where id = ?"
 _COUNT = (
     "insert into sm_saga_count(status, count) values (?, ?) "
     "on conflict(status) do update set count = sm_saga_count.count + excluded.count"
@@ -51,13 +52,15 @@ _COUNT = (
 _COUNTED = (
     "select status, count from sm_saga_count union all "
     f"select status, count(*) from sm_saga where {_UNFINISHED} group by status union all "
-    "select 'stuck', count(*) from sm_saga where status = 'stuck'"
+    "select 'stuck', count(*) from sm_saga where status = 'stuck' union all "
+    "select 'sleeping', count(*) from sm_saga where wake_us is not null"
 )
 # In the words of an index, which holds the runs of some statuses only.
 _OF_STATUS = {
     **{each: f"where status = '{each.value}' and ended_us is not null" for each in ENDED},
     **{each: f"where {_UNFINISHED} and status = '{each.value}'" for each in UNFINISHED},
     SagaStatus.STUCK: "where status = 'stuck'",
+    SagaStatus.SLEEPING: "where wake_us is not null",
 }
 # How long whoever meets a lock is asked to wait.
 LOCKED_S, LOCKED_LONG_S = 1.0, 60.0
@@ -181,7 +184,21 @@ async def extend(unit: Unit, part: Part, *, epoch: int) -> None:
         raise fenced(part.row.id) from error
 
 
-async def mark(unit: Unit, marks: Sequence[tuple[SagaRow, SagaStatus, str]], *, epoch: int) -> None:
+class SagaMark(msgspec.Struct, frozen=True):
+    """What is said of a run beside its records: that it waits for other code, or no longer does."""
+
+    row: SagaRow
+    status: SagaStatus
+    reason: str
+    wake_us: int | None = None
+
+
+def until(nap: Nap) -> str:
+    """Say until when a run sleeps."""
+    return f"until {to_datetime(nap.due_us).isoformat(timespec='seconds')}"
+
+
+async def mark(unit: Unit, marks: Sequence[SagaMark], *, epoch: int) -> None:
     """Say of runs that they wait for other code, or that they no longer do; no record says it.
 
     A run that has changed meanwhile is left as it is.
@@ -189,24 +206,21 @@ async def mark(unit: Unit, marks: Sequence[tuple[SagaRow, SagaStatus, str]], *, 
     Raises:
         Fenced: another engine has taken over.
     """
-    for row, status, reason in marks:
+    for each in marks:
+        row, status, reason = each.row, each.status, each.reason
         await check_owner(unit, row, epoch=epoch)
         changed = await unit.execute(
-            "update sm_saga set status = ?, reason = ? where id = ? and status = ? returning 1",
+            "update sm_saga set status = ?, reason = ?, wake_us = ? where id = ? and status = ? "
+            "returning 1",
             status._value_,
             reason,
+            each.wake_us,
             row.id,
             row.status._value_,
         )
         if changed and row.status is not status:
             name = "waiting" if status is SagaStatus.WAITING else "resumed"
             await append_each(unit, [_milestone(unit, row, name, status, reason)])
-
-
-async def last_seq(unit: Unit, id: str) -> int:  # noqa: A002
-    """Return the number of a run's last record, whatever is in it; 0 where there is none."""
-    rows = await unit.execute("select coalesce(max(seq), 0) from sm_saga_record where saga = ?", id)
-    return _int(rows[0][0])
 
 
 def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
@@ -260,13 +274,13 @@ async def _outcome_of_start(unit: Unit, row: SagaRow) -> bool | SagaError:
     ((holder_id, status),) = holder
     needs_person = status in (SagaStatus.STUCK._value_, SagaStatus.WAITING._value_)
     told = f"saga {row.name!r} has an unfinished run {str(holder_id)!r}"
-    until = (
+    words = (
         f"it is {status!s} and keeps the lock until a person has seen to it"
         if needs_person
         else "wait for its end, or ask for that one"
     )
     return SagaLocked(
-        f"{told} for the key {row.lock_key!r}; {until}",
+        f"{told} for the key {row.lock_key!r}; {words}",
         retry_after_s=LOCKED_LONG_S if needs_person else LOCKED_S,
     )
 
@@ -298,7 +312,7 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
                 milestones.append(_milestone(unit, row, "ended", status))
             elif kind in _STATUS_OF:
                 status, cause = _STATUS_OF[kind], decode(record.body, SagaCause)
-                turns.append((status._value_, cause.reason, row.id))
+                turns.append((status._value_, cause.reason, None, row.id))
                 told = {"who": cause.who} if cause.who else {}
                 milestones.append(_milestone(unit, row, kind._value_, status, cause.reason, **told))
             elif kind is RecordKind.REPAIRED:
@@ -307,9 +321,14 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
                     SagaStatus(repair.status),
                     f"{repair.verb} by {repair.who}: {repair.why}",
                 )
-                turns.append((repair.status, why, row.id))
+                turns.append((repair.status, why, None, row.id))
                 told = {"who": repair.who, "verb": repair.verb, "step": record.step}
                 milestones.append(_milestone(unit, row, "repaired", status, repair.why, **told))
+            elif kind is RecordKind.ASLEEP:
+                nap = decode(record.body, Nap)
+                turns.append((SagaStatus.SLEEPING._value_, until(nap), nap.wake_us, row.id))
+            elif kind is RecordKind.WOKEN:
+                turns.append((SagaStatus.RUNNING._value_, "", None, row.id))
     counts = list(ended.items())
     for sql, values in (
         (_START, starts), (_RECORD, rows), (_TURN, turns), (_END, ends), (_COUNT, counts),
@@ -353,6 +372,20 @@ async def unfinished(store: StoreReader) -> list[SagaRow]:
     return [_row(row) for row in rows]
 
 
+async def due(store: StoreReader, now_us: int, limit: int) -> list[SagaRow]:
+    """Return the runs that sleep and are due, the longest due first."""
+    rows = await store.read(
+        f"select {_COLUMNS} from sm_saga where wake_us <= ? order by wake_us limit ?", now_us, limit
+    )
+    return [_row(row) for row in rows]
+
+
+async def next_due(store: StoreReader) -> int | None:
+    """Return when the next run wakes; None where none sleeps."""
+    ((wake_us,),) = await store.read("select min(wake_us) from sm_saga where wake_us is not null")
+    return None if wake_us is None else _int(wake_us)
+
+
 async def count_by_status(store: StoreReader) -> dict[str, int]:
     """Return how many runs there are of each status that one has; those that ended cost nothing."""
     rows = await store.read(_COUNTED)
@@ -368,6 +401,7 @@ async def latest(
     """
     where = "" if status is None else _OF_STATUS[status]
     at = "ended_us" if status in ENDED else "started_us"
+    at = "wake_us" if status is SagaStatus.SLEEPING else at
     rows = await store.read(
         f"select {_COLUMNS}, (select count(*) from sm_saga_record where saga = sm_saga.id) "
         f"from sm_saga {where} order by {at} desc, id desc limit ?",

@@ -222,6 +222,7 @@ class ServiceInstance:
             Child("inbox sweep", self._sweep),
             Child("saga recovery", self._adopt),
             Child("message replay", self.consumer.run),
+            Child("saga timers", self.engine.keep_time),
         ]
         own = frozenset(event.full_name for event in self.service.published())
         for subscriber, wanted in sorted(deps.subscribers.items()):
