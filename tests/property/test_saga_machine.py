@@ -248,8 +248,8 @@ def check(history: History, machine: SagaMachine) -> None:
         assert undone == sorted(undone), "reserve goes before write"
     if machine.status is SagaStatus.COMPLETED:
         for ask in history.steps:
-            done = {RecordKind.DONE, RecordKind.WOKEN, "skip"}
-            assert done & set(by_step[f"{ask.name}#1"])
+            ends = {RecordKind.DONE, RecordKind.WOKEN, "skip"}
+            assert ends & set(by_step[f"{ask.name}#1"])
     check_keys(history)
     attempts = [
         r.attempt for r in history.records if (r.kind, r.step) == (RecordKind.BEGUN, "reserve#1")
