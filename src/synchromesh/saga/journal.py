@@ -137,7 +137,9 @@ class Journal:
         """Stop asking the store; what it already has may still commit."""
         self._is_gone = True
         if self._entry is not None:
+            # Nobody settles one that is dropped before its batch, and it leads back here.
             self._entry.drop(self._gone())
+            self._entry = None
         for task in self._commits:
             task.cancel()
         await self.settle()
