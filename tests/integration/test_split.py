@@ -210,6 +210,9 @@ async def test_the_control_socket_answers_for_all(asking: ControlSocket) -> None
     shown = await asking.ask("POST", "/actions/saga.show", {"id": saga["id"]})
     story = shown["answers"]["notes"]
     assert (story["id"], story["service"]) == (saga["id"], "notes")
+    repair = {"id": "none", "who": "ada", "why": "a test"}
+    status, problem = await asking.said("POST", "/actions/saga.retry", repair)
+    assert (status, problem["code"]) == (404, "unknown_saga")
     trace = await asking.ask("GET", "/traces/last")
     assert {span["service"] for span in trace["spans"]} == {"control", "notes"}
     for method, path, body in (

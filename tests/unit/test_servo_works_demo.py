@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from audit import Report
 from contracts.orders import PlaceOrder
-from demo.account import Account, Degraded, Failure, Kill, ReplicaLoss, Restart, Turn
+from demo.account import Account, Degraded, Failure, Kill, RepairByHand, ReplicaLoss, Restart, Turn
 from demo.customers import Customers
 from demo.display import Display
 from demo.door import Door, DoorAnswer, Unanswered, degraded_in
@@ -49,6 +49,13 @@ def passing() -> Account:
         ReplicaLoss("quoting#2", 51, "SIGSTOP", 75_000_000, asked=40, failed=10),
     ]
     account.ended |= {"service/quoting#1": 1, "service/quoting#2": 1}
+    account.repair = RepairByHand(
+        stuck=("A-3", "A-4"),
+        parked=("production:1",),
+        retried=("A-3", "A-4"),
+        replayed=("production:1",),
+        findings=("orders: sagas that are stuck: 2", "production: messages that are parked: 1"),
+    )
     return account
 
 
@@ -151,6 +158,23 @@ def quotes_failed(account: Account) -> None:
     account.losses[0] = replace(account.losses[0], failed=1)
 
 
+def nothing_was_repaired(account: Account) -> None:
+    account.repair = None
+
+
+def not_named(account: Account) -> None:
+    account.repair = replace(repaired(account), findings=())
+
+
+def not_all_repaired(account: Account) -> None:
+    account.repair = replace(repaired(account), retried=(), replayed=("production:1",))
+
+
+def repaired(account: Account) -> RepairByHand:
+    assert account.repair is not None
+    return account.repair
+
+
 def noted(account: Account) -> None:
     account.notes.append("the system stopped with exit code 3, expected 0")
 
@@ -159,6 +183,8 @@ QUOTES = "90 of 100 quotes succeeded while one of three replicas was lost"
 IN_PEACE = "no request failed while all was well: 1 failed"
 ENDED = "no process ended that was not killed"
 TRIPPED, RECOVERED = f"{EDGE} tripped by the stall: 0", "and recovered after that: 0"
+STUCK = "sagas were stuck by a bug, and status said so"
+PARKED = "messages were parked by it, and status said so"
 MET, WENT_ON = "orders was killed with 5 sagas in flight or more", "sagas were recovered after it"
 
 
@@ -183,6 +209,9 @@ MET, WENT_ON = "orders was killed with 5 sagas in flight or more", "sagas were r
         (failed_at_rest, [IN_PEACE]),
         (never_lost, [f"{QUOTES}: 0 of 0"]),
         (quotes_failed, [f"{QUOTES}: 89 of 100"]),
+        (nothing_was_repaired, [f"{STUCK}: 0", f"{PARKED}: 0"]),
+        (not_named, [f"{STUCK}: 0", f"{PARKED}: 0"]),
+        (not_all_repaired, ["all of them were repaired by hand: 2 were not"]),
         (ended_by_itself, [f"{ENDED}: 3 did"]),
         (ended_after_the_kill, [f"{ENDED}: 1 did"]),
         (noted, ["nothing else went wrong: the system stopped with exit code 3, expected 0"]),

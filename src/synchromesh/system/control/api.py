@@ -303,7 +303,9 @@ class Control:
         wanted = parse_request(action, request.body)
         if wanted.service:
             self._known(wanted.service)
-        found = await asyncio.gather(*(each.act(action, wanted) for each in self._all()))
+        found = await asyncio.gather(
+            *(each.act(action, wanted, request.body) for each in self._all())
+        )
         answers = {service: own for each in found for service, own in each.answers.items()}
         silent = [name for each in found for name in each.silent]
         # What a process that starts or hangs has is not unknown.

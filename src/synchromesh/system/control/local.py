@@ -128,7 +128,7 @@ class LocalProcess:
             if name in ("", service, endpoint.instance)
         ]
 
-    async def act(self, action: Action, wanted: Any) -> Answers:
+    async def act(self, action: Action, wanted: Any, _: bytes) -> Answers:
         """Run an action for the services here that have a database, as far as they are asked."""
         answers = {}
         for service, instance in self.instances.items():

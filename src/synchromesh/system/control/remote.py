@@ -100,7 +100,7 @@ class RemoteProcess:
         health = HealthStatus(self.part.service, False, False, {PROCESS: seen})
         return Status("", 0, services={self.name: ServiceStatus(pid, health)})
 
-    async def act(self, action: Action, wanted: Any) -> Answers:
+    async def act(self, action: Action, wanted: Any, body: bytes) -> Answers:
         """Run an action there; a process that does not answer is silent.
 
         Raises:
@@ -108,7 +108,7 @@ class RemoteProcess:
         """
         if wanted.service not in ("", self.part.service):
             return Answers()
-        path, body = f"/actions/{action.name}?{OWN}", msgspec.json.encode(wanted)
+        path = f"/actions/{action.name}?{OWN}"
         try:
             return await self._ask("POST", path, Answers, body, within_s=action.within_s)
         except (ConnectFailed, ConnectionLost, DeadlineExceeded, TimedOut):

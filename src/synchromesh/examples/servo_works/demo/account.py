@@ -16,8 +16,8 @@ FILE_NAME = "account.json"
 OUT_OF_TIME = frozenset({"deadline_exceeded", "timed_out", "circuit_open", "shed"})
 
 # The acts of the play, in their order.
-CALM, STALL, ERRORS, HEALED, KILL, RESTART, REPLICAS, REST = (
-    "calm", "stall", "errors", "healed", "kill", "restart", "replicas", "rest",
+CALM, STALL, ERRORS, HEALED, KILL, RESTART, REPLICAS, BUG, REST = (
+    "calm", "stall", "errors", "healed", "kill", "restart", "replicas", "bug", "rest",
 )  # fmt: skip
 
 
@@ -117,6 +117,23 @@ class ReplicaLoss(Struct, frozen=True):
     failed: int
 
 
+class RepairByHand(Struct, frozen=True):
+    """What two bugs left behind, and what was repaired once the code was mended.
+
+    Attributes:
+        stuck: the sagas that were stuck.
+        parked: the messages that were parked, as `synchromesh messages list` names them.
+        retried, replayed: those of them of which the command line said so.
+        findings: what `synchromesh status` said that needs a person, before the repair.
+    """
+
+    stuck: tuple[str, ...]
+    parked: tuple[str, ...]
+    retried: tuple[str, ...]
+    replayed: tuple[str, ...]
+    findings: tuple[str, ...]
+
+
 class Account(Struct):
     """All that the demo saw from outside: as a client of the gateway and of the control socket.
 
@@ -126,6 +143,7 @@ class Account(Struct):
         accepted: how many orders were first only accepted.
         requests: how many requests were sent, by route.
         turned_away: how many of them a rate turned away, by route; they are no failures.
+        repair: what was repaired by hand; None where nothing was.
         longest_hold: the span of the call that was held longest over the restart.
         spans: of one trace, of a saga that the kill met.
         reasons: why sagas were undone.
@@ -148,6 +166,7 @@ class Account(Struct):
     kills: list[Kill] = field(default_factory=list)
     restarts: list[Restart] = field(default_factory=list)
     losses: list[ReplicaLoss] = field(default_factory=list)
+    repair: RepairByHand | None = None
     longest_hold: SpanRecord | None = None
     spans: list[SpanRecord] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)

@@ -14,8 +14,9 @@ from pathlib import Path
 from contracts.orders import PlaceOrder
 from rich.console import Console
 
-from demo import evidence
+from demo import evidence, release
 from demo.account import (
+    BUG,
     CALM,
     ERRORS,
     HEALED,
@@ -26,6 +27,7 @@ from demo.account import (
     STALL,
     Account,
     Kill,
+    RepairByHand,
     ReplicaLoss,
     Restart,
 )
@@ -125,6 +127,7 @@ class Acts:
             await self._orders_is_killed()
             await self._inventory_is_restarted()
             await self._replicas_are_lost()
+            await self._bug_is_repaired()
             await self._all_come_to_an_end()
         await self._collect()
         code = await self._system.stop()
@@ -297,6 +300,70 @@ class Acts:
             os.kill(pid, signal.SIGKILL)
         await until(lambda: not _is_there(pid), WITHIN_S)
         await system.processes()
+
+    async def _bug_is_repaired(self) -> None:
+        """Let a bug strand sagas and park messages, mend the code, and repair both by hand."""
+        system, say = self._system, self._display.say
+        self._begin(BUG, "releases with bugs: of orders in its saga, of production in a handler")
+        release.write_bugs(system.folder)
+        await self._restart_parts()
+        if not await until(self._is_stranded, WITHIN_S):
+            self._account.notes.append("the bugs left nothing to be repaired")
+        findings = (await system.status())["findings"]
+        for finding in findings:
+            say(f"synchromesh status: {finding}")
+        release.write_mends(system.folder)
+        await self._restart_parts()
+        say("the code is mended, and both run anew; what needs a person is repaired")
+        self._account.repair = await self._repair(findings)
+        await self._customers.all_answered()
+        await self._customers.settle()
+        await until(self._are_breakers_closed, WITHIN_S)
+
+    async def _restart_parts(self) -> None:
+        for part in release.PARTS:
+            await self._system.run("restart", part)
+
+    async def _is_stranded(self) -> bool:
+        """Return whether a saga is stuck and a message parked; where not, hand in an order more."""
+        found = [await self._stuck(), await self._parked()]
+        if all(found):
+            return True
+        if not self._customers.unanswered and len(self._orders) > self._share // 2:
+            self._hand_in(1)
+        return False
+
+    async def _stuck(self) -> list[str]:
+        runs = await self._system.run("saga", "list", "--status", "stuck", "--limit", "1000")
+        return [run["id"] for run in runs]
+
+    async def _parked(self) -> list[str]:
+        found = await self._system.run("messages", "list", "--state", "parked")
+        return [each["ref"] for each in found]
+
+    async def _repair(self, findings: list[str]) -> RepairByHand:
+        """Retry what is stuck and replay what is parked, until nothing is."""
+        why = ("--why", "the code is mended")
+        stuck, parked = dict[str, bool](), dict[str, bool]()
+
+        async def is_repaired() -> bool:
+            runs, messages = await self._stuck(), await self._parked()
+            for saga_id in runs:
+                story = await self._system.run("saga", "retry", saga_id, *why)
+                stuck[saga_id] = story["status"] != "stuck"
+            for ref in messages:
+                (told,) = await self._system.run("messages", "replay", ref, *why)
+                parked[ref] = told["outcome"] == "handled"
+            return not runs and not messages
+
+        await until(is_repaired, WITHIN_S)
+        return RepairByHand(
+            stuck=tuple(stuck),
+            parked=tuple(parked),
+            retried=tuple(each for each, is_done in stuck.items() if is_done),
+            replayed=tuple(each for each, is_done in parked.items() if is_done),
+            findings=tuple(findings),
+        )
 
     def _quotes(self) -> tuple[int, int]:
         """Return how many quotes have been asked for and not turned away, and how many failed."""

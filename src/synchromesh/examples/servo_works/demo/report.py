@@ -42,6 +42,7 @@ def judge(account: Account, data: Path, out: Console) -> int:
         _kills(account.kills),
         _restarts(account),
         _losses(account),
+        _repair(account),
     ):
         _print_line(name, text, out)
     _print_pictures(account, out)
@@ -152,6 +153,17 @@ def _losses(account: Account) -> Iterator[tuple[str, str]]:
     for loss in account.losses:
         yield "replica", f"{loss.instance}, process {loss.pid}, {loss.how} at {_clock(loss.at_us)}"
         yield "", f"without it {loss.asked} quotes were asked for, and {loss.failed} failed"
+
+
+def _repair(account: Account) -> Iterator[tuple[str, str]]:
+    repair = account.repair
+    if repair is not None:
+        stuck, parked = len(repair.stuck), len(repair.parked)
+        yield (
+            "bug",
+            f"releases with bugs left {stuck} sagas stuck, {parked} messages parked",
+        )
+        yield "", f"{len(repair.retried)} were retried, {len(repair.replayed)} were replayed"
 
 
 def _restart(restart: Restart) -> str:

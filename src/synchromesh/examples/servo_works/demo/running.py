@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sqlite3
 import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -30,7 +30,7 @@ START_WITHIN_S = 60.0
 STOP_WITHIN_S = 20.0
 ASK_WITHIN_S = 10.0
 POLL_S = 0.02
-USER_MISTAKE = 2
+FINDING, USER_MISTAKE = 1, 2
 SERVICES = ("orders", "inventory", "billing", "production")
 UNFINISHED = "select id from sm_saga where status in ('running', 'compensating') order by id"
 
@@ -143,6 +143,21 @@ class RunningSystem:
         assert self._info is not None
         headers = {"authorization": f"Bearer {self._info.token}"}
         return await self._request(self._info.control, method, path, body, headers, within_s)
+
+    async def run(self, *words: str) -> Any:
+        """Run `synchromesh WORDS --json` in the folder, as a person would, and return its answer.
+
+        Raises:
+            ConfigError: it is no success and no finding, or said nothing.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, *words, "--json", cwd=self.folder, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+        )
+        said, error = await process.communicate()
+        if process.returncode not in (0, FINDING) or not said:
+            told = error.decode(errors="replace").strip()
+            raise ConfigError(f"synchromesh {' '.join(words)} ended {process.returncode}: {told}")
+        return msgspec.json.decode(said)
 
     async def status(self) -> Any:
         """Return the system's status, once every service and the gateway answer for themselves.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from audit import Report
 
-from demo.account import CALM, REST, RESTART, STALL, Account, Failure, Turn
+from demo.account import CALM, REST, RESTART, STALL, Account, Failure, RepairByHand, Turn
 from demo.play import EDGE, IN_FLIGHT_MIN
 
 # The routes on which inventory is asked, by the gateway or by a service behind it.
@@ -64,10 +64,21 @@ def conditions(account: Account, audited: Report) -> Iterator[VerdictCondition]:
         f"{asked - failed} of {asked}",
         asked > 0 and 100 * (asked - failed) >= QUOTES_WELL * asked,
     )
+    repair = account.repair or RepairByHand((), (), (), (), ())
+    yield _one_or_more("sagas were stuck by a bug, and status said so", _named(repair, "stuck"))
+    yield _one_or_more("messages were parked by it, and status said so", _named(repair, "parked"))
+    left = len(repair.stuck) - len(repair.retried) + len(repair.parked) - len(repair.replayed)
+    yield VerdictCondition("all of them were repaired by hand", f"{left} were not", not left)
     ended = unasked_ends(account)
     yield VerdictCondition("no process ended that was not killed", f"{ended} did", not ended)
     for note in account.notes:
         yield VerdictCondition("nothing else went wrong", note, is_met=False)
+
+
+def _named(repair: RepairByHand, what: str) -> int:
+    """Return how many were left behind, as far as `synchromesh status` named the kind."""
+    is_told = any(what in finding for finding in repair.findings)
+    return len(getattr(repair, what)) if is_told else 0
 
 
 def trips(account: Account) -> list[Turn]:
