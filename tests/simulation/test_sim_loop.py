@@ -435,6 +435,43 @@ def test_a_power_cut_within_a_context_manager_is_no_warning() -> None:
     assert told == []
 
 
+def test_what_a_power_cut_left_is_closed_to_its_innermost_await() -> None:
+    """None of it is left to the collector, which would close it in the middle of anything else.
+
+    In the middle of a parse that made pytest end with an internal error, in place of a report.
+    """
+    told: list[object] = []
+
+    async def leaf() -> None:
+        try:
+            await asyncio.sleep(100.0)
+        finally:
+            try:
+                await asyncio.sleep(1.0)
+            finally:
+                await asyncio.sleep(1.0)
+
+    async def main(runtime: SimRuntime) -> None:
+        # Only the collector would find it, once its task is closed.
+        cycle: list[object] = [waited := leaf()]
+        cycle.append(cycle)
+        await waited
+
+    hook, sys.unraisablehook = sys.unraisablehook, told.append
+    try:
+        world = World(seed=1)
+        node = world.node("n", main)
+        node.start()
+        world.later(1.0, node.crash, 1.0)
+        world.run(asyncio.sleep(5.0))
+        gc.collect()
+        del world, node
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert told == []
+
+
 def test_finally_after_the_end_reaches_nothing() -> None:
     """Cleaning up when the world is over can neither write nor schedule, and warns of nothing."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -11,9 +12,10 @@ from notes_app import Broken, Note, Notes, Taken, broken, notes
 from service_world import Hooks, make_stock
 from service_world import Stock as StockContract
 from synchromesh.calls import Contract, command
-from synchromesh.errors import ContractError, DownstreamFailed, Rejection
+from synchromesh.errors import ContractError, DownstreamFailed, Rejection, Shed, TimedOut
 from synchromesh.service import Context, Service
-from synchromesh.testing import SimRuntime, Unhandled, run, serving
+from synchromesh.system import load_config
+from synchromesh.testing import SimRuntime, Unhandled, run, serving, stand_in
 
 
 class Declined(Rejection, code="declined", status=402):
@@ -86,6 +88,98 @@ def test_a_fake_stands_for_somebody_elses_service() -> None:
     assert seen[0][:2] == ("", "")
     assert "k/" in seen[0][2]
     assert len(seen) == 2
+
+
+class TheirBank(Contract, Protocol, service="bank", version="2.3"):
+    """Their contract as they have it: to them it is not external."""
+
+    @command("POST /charges", raises=(Declined,))
+    async def charge(self, cents: int) -> str: ...
+
+
+shop = Service("shop", implements=Shop)
+
+
+@shop.handles(Shop.buy)
+async def buy_and_charge(ctx: Context, cents: int) -> str:
+    return await ctx.call(Bank.charge(cents))
+
+
+def test_a_service_of_their_own_contract_stands_for_an_external_one() -> None:
+    """No credential is asked for, whatever it says; among services of one system it is."""
+    theirs = Service("bank", implements=TheirBank)
+
+    @theirs.handles(TheirBank.charge)
+    async def charge(ctx: Context, cents: int) -> str:
+        assert (ctx.caller, ctx.principal) == ("", "")
+        return f"receipt for {cents}"
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, shop, externals=[theirs]) as client:
+            assert await client.call(Shop.buy(5), principal="ada") == "receipt for 5"
+        async with serving(runtime, shop, theirs) as client:
+            with pytest.raises(DownstreamFailed, match="bad_request"):
+                await client.call(Shop.buy(6))
+
+    run(main)
+
+
+def test_a_stand_in_answers_what_it_was_told() -> None:
+    """A recorded answer, a refusal, a function; what it was told nothing of is named."""
+
+    async def charge(cents: int) -> str:
+        await asyncio.sleep(0.1)
+        return f"receipt for {cents}"
+
+    async def main(runtime: SimRuntime) -> None:
+        for answer, told in ((charge, "receipt for 5"), ("recorded", "recorded")):
+            bank = stand_in(Bank, charge=answer)
+            async with serving(runtime, shop, externals=[bank]) as client:
+                assert await client.call(Shop.buy(5)) == told
+        declines = stand_in(Bank, charge=Declined("too much"))
+        async with serving(runtime, shop, externals=[declines]) as client:
+            with pytest.raises(Declined):
+                await client.call(Shop.buy(5))
+        async with serving(runtime, shop, externals=[stand_in(Bank)]) as client:
+            with pytest.raises(DownstreamFailed, match=r"bank\.charge"):
+                await client.call(Shop.buy(5))
+
+    run(main)
+    with pytest.raises(ValueError, match="no operation 'charges'; did you mean 'charge'"):
+        stand_in(Bank, charges="x")
+
+
+def test_configured_policies_and_bounds_are_in_force(tmp_path: Path) -> None:
+    """A time-out of the edge, and the number of calls that a service works on, as in the file."""
+    (tmp_path / "synchromesh.toml").write_text(
+        '[system]\nname = "shop"\n'
+        '[services.shop]\napp = "shop:shop"\nin_flight = 1\nwaiting = 0\n'
+        '[external.bank]\nurl = "http://127.0.0.1:1"\n'
+        '[policies."shop:bank"]\ntimeout = "300ms"\nretry = { attempts = 1 }\n'
+    )
+    config = load_config(tmp_path)
+
+    async def charge(cents: int) -> str:
+        await asyncio.sleep(1.0)
+        return "late"
+
+    async def main(runtime: SimRuntime) -> None:
+        loop, bank = asyncio.get_running_loop(), stand_in(Bank, charge=charge)
+        async with serving(runtime, shop, externals=[bank]) as client:
+            assert await client.call(Shop.buy(5)) == "late"
+        async with serving(runtime, shop, externals=[bank], config=config) as client:
+            began_s, caller = loop.time(), client.up["shop"].caller
+            with pytest.raises(TimedOut):
+                await caller.call(Bank.charge(6), context=caller.root(key="k"))
+            assert 0.3 <= loop.time() - began_s < 0.4
+            first = asyncio.ensure_future(client.call(Shop.buy(6)))
+            await asyncio.sleep(0.01)
+            with pytest.raises(Shed):
+                await client.call(Shop.buy(7), timeout_s=0.05)
+            with pytest.raises(DownstreamFailed, match="timed_out"):
+                await first
+
+    run(main)
 
 
 def test_a_background_failure_is_not_lost() -> None:

@@ -51,6 +51,7 @@ class Deps:
     places: Callable[[str], LimitOptions] = lambda _: PLACES
     faults: FaultTable | None = None
     keep_s: float = KEEP_S
+    externals: frozenset[str] = frozenset()
     isolations: Isolations = field(default_factory=Isolations)
 
     @property

@@ -104,7 +104,7 @@ class ServiceInstance:
             runtime=runtime,
             in_flight_max=places.in_flight_max,
             queue_max=places.queue_max,
-            is_external=service.is_external,
+            is_external=service.is_external or name in deps.externals,
         )
         self.readiness = Readiness(store)
         self._supervisor = Supervisor(

@@ -21,6 +21,7 @@ from synchromesh.testing.process import PROCESS, SimProcess
 from synchromesh.testing.proxy import Proxy
 from synchromesh.testing.serving import InProcess, serving
 from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
+from synchromesh.testing.standing_in import stand_in
 from synchromesh.testing.survival import Books, NotSurvived, Survival, survive
 from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
 from synchromesh.testing.world import Node, World, run
@@ -53,5 +54,6 @@ __all__ = [
     "World",
     "run",
     "serving",
+    "stand_in",
     "survive",
 ]

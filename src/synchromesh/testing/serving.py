@@ -18,9 +18,13 @@ from synchromesh.calls import Call, InProcessTransport, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import NoInstance
 from synchromesh.identity import KEY_BYTES_MIN, Signer
+from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Deps, Service, ServiceInstance
+from synchromesh.service.deps import PLACES
 from synchromesh.store import SqliteStores
+from synchromesh.system.config.definitions import places_of, policies_of
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing.escapes import Unhandled
 
@@ -38,7 +42,10 @@ class InProcess:
     Args:
         services: the definitions, of which a test starts those that it needs.
         policies: how the calls of a caller are guarded, by its name.
+        places: how many calls a service works on at once, by its name.
         others: services of somebody else, which a test adds to `transport`.
+        externals: those of the services that stand for somebody else's: they are called without a
+            credential.
         signer: signs hops; one with a key of its own where it is None.
         folder: where databases are; "" is the root of a simulated disk.
 
@@ -59,7 +66,9 @@ class InProcess:
         services: Iterable[Service],
         *,
         policies: Callable[[str], Policies] = lambda _: Policies(),
+        places: Callable[[str], LimitOptions] = lambda _: PLACES,
         others: Collection[str] = (),
+        externals: Collection[str] = (),
         signer: Signer | None = None,
         folder: str = "",
     ) -> None:
@@ -78,6 +87,8 @@ class InProcess:
             resolver=self,
             transports={"inproc": self.transport},
             policies=policies,
+            places=places,
+            externals=frozenset(externals),
             gave_up=lambda *failure: self.failures.append(failure),
         )
         self.client = self.deps.caller(CLIENT)
@@ -141,12 +152,22 @@ class InProcess:
 
 
 @asynccontextmanager
-async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[InProcess]:
+async def serving(
+    runtime: DiskRuntime,
+    *services: Service,
+    externals: Iterable[Service] = (),
+    config: SystemConfig | None = None,
+) -> AsyncIterator[InProcess]:
     """Start services for a test, yield a client that calls them, and stop them at the end.
 
-    Services that call one another, or take each other's events, are handed in together. A service
-    of a contract with `external=True` is a fake of somebody else's: it is called without a
-    credential, as theirs is.
+    Services that call one another, or take each other's events, are handed in together.
+
+    Args:
+        externals: services that stand for somebody else's, such as `stand_in` makes: they are
+            called without a credential, as theirs are, whatever their contract says. So is a
+            service of a contract with `external=True`.
+        config: a system's configuration, as `load_config` reads it: its policies and bounds of
+            calls are in force. Without it they are the defaults.
 
     Raises:
         Unhandled: in the end, where a background loop of a service failed too often, or one of its
@@ -171,7 +192,14 @@ async def serving(runtime: DiskRuntime, *services: Service) -> AsyncIterator[InP
         >>> run(main)
         'Hello, Ada!'
     """
-    served = InProcess(runtime, services)
+    theirs = list(externals)
+    served = InProcess(
+        runtime,
+        [*services, *theirs],
+        externals=[each.name for each in theirs],
+        policies=lambda caller: Policies() if config is None else policies_of(config, caller),
+        places=lambda name: PLACES if config is None else places_of(config, name),
+    )
     try:
         await served.start(*served.deps.services)
         yield served

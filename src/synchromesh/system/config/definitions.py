@@ -13,6 +13,7 @@ from typing import Any
 from synchromesh.calls import Policies
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway import Gateway
+from synchromesh.resilience import LimitOptions
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import Service
 from synchromesh.system.config.schema import FILE_NAME, ServiceSection, SystemConfig
@@ -118,6 +119,12 @@ def policies_of(config: SystemConfig, service: str) -> Policies:
             for name, policy in section.compile_operations().items():
                 operations[f"{callee}.{name}"] = policy
     return Policies(edges=edges, operations=operations, balancers=balancers)
+
+
+def places_of(config: SystemConfig, service: str) -> LimitOptions:
+    """Return how many calls a service works on at once, and how many wait, as configured."""
+    section = config.services.get(service) or ServiceSection("")
+    return LimitOptions(section.in_flight, section.waiting)
 
 
 def check_keep(services: list[Service], keep_s: float) -> None:

@@ -22,11 +22,10 @@ from synchromesh.gateway import Gateway
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
 from synchromesh.identity import Signer
-from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import DiskRuntime, HandedNetwork
 from synchromesh.service import Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
-from synchromesh.system.config.definitions import policies_of
+from synchromesh.system.config.definitions import places_of, policies_of
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
@@ -175,7 +174,7 @@ class Host:
             resolver=made,
             transports=transports,
             policies=lambda caller: policies_of(config, caller),
-            places=self._places,
+            places=lambda service: places_of(config, service),
             gave_up=lambda service, child, error: self.gave_up(
                 child if self.name else f"{service}/{child}", error
             ),
@@ -396,10 +395,6 @@ class Host:
     def _note_up(self, name: str, instance: ServiceInstance) -> None:
         self.local.instances[name] = instance
         self.urls[name] = self.services[name].url
-
-    def _places(self, service: str) -> LimitOptions:
-        section = self.config.services[service]
-        return LimitOptions(section.in_flight, section.waiting)
 
     def _store_options(self, service: str) -> StoreOptions:
         pages_max = self.config.services[service].pages_max or self._store.pages_max
