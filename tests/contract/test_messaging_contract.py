@@ -18,6 +18,7 @@ from messaging_world import (
     Poison,
     Shop,
     Sold,
+    message,
     open_store,
     relay_to,
     sell,
@@ -388,3 +389,41 @@ def test_a_crash_at_every_step_of_the_subscriber_repeats_no_effect() -> None:
     assert steps > 8
     for crash_at in range(1, steps + 1):
         assert universe(crash_at)[0] == [(1,), (2,)], f"crash at step {crash_at}"
+
+
+def test_a_crash_at_every_step_while_held_messages_are_handled_repeats_no_effect() -> None:
+    """A release that starts handles what the one before held, in order, whenever power is cut."""
+
+    def universe(crash_at: int | None) -> tuple[list[Any], int]:
+        world = World(1)
+        held_by: list[int] = []  # the steps until all were held
+
+        async def stock_main(runtime: SimRuntime) -> None:
+            stock = await open_store(runtime, "stock")
+            if not held_by:
+                older = Consumer(stock, {})
+                for n in range(1, 4):
+                    await older.take("shop", message(n))
+                held_by.append(node.steps)
+            await Consumer(stock, {SOLD: take}).run()
+
+        node = world.node("stock", stock_main)
+        node.start()
+        if crash_at is not None:
+
+            def cut(stepping: Any) -> None:
+                if stepping is node and held_by and node.steps == held_by[0] + crash_at:
+                    node.crash(0.2)
+
+            world.on_step = cut
+        world.run(asyncio.sleep(30.0))
+        assert world.disk.rows("/stock.db", "select count(*) from sm_parked") == [(0,)]
+        return world.disk.rows(
+            "/stock.db", "select n from taken order by id"
+        ), node.steps - held_by[0]
+
+    effects, steps = universe(None)
+    assert effects == [(1,), (2,), (3,)]
+    assert steps > 8
+    for crash_at in range(1, steps + 1):
+        assert universe(crash_at)[0] == effects, f"crash at step {crash_at}"

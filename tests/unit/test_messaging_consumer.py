@@ -20,9 +20,11 @@ from synchromesh.errors import (
     Forbidden,
     Rejection,
     Shed,
+    StoreBroken,
     StoreFull,
     StoreLocked,
     StoreReadOnly,
+    StoreUnavailable,
 )
 from synchromesh.messaging import (
     Consumer,
@@ -34,6 +36,7 @@ from synchromesh.messaging import (
     find_letter,
     list_messages,
     publish,
+    show_message,
     summarize,
 )
 from synchromesh.messaging.dead_letters import COLUMNS, letters_of
@@ -184,7 +187,9 @@ def test_a_parked_message_says_why_how_often_and_since_when() -> None:
             assert after_us <= letter.last_us <= runtime.wall_us()
             (listed,) = await list_messages(stock)
             assert (listed.ref, listed.key, listed.event) == ("stock:1", "SX90", SOLD)
-            assert listed.payload == '{"sku":"SX90","n":1}'
+            assert listed.payload == "null"
+            (shown,) = await show_message(stock, number=1)
+            assert shown.payload == '{"sku":"SX90","n":1}'
             assert await find_letter(stock, 2) is None
 
     run(main)
@@ -281,7 +286,9 @@ def test_the_count_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     run(main)
 
 
-@pytest.mark.parametrize("error", [StoreFull, StoreLocked, StoreReadOnly, Shed])
+@pytest.mark.parametrize(
+    "error", [StoreFull, StoreLocked, StoreReadOnly, StoreUnavailable, StoreBroken, Shed]
+)
 def test_a_fault_of_the_database_never_parks(error: type[Exception]) -> None:
     """It is raised however often it happens; the message is handled once the fault is gone."""
 
@@ -631,6 +638,50 @@ def test_a_database_that_is_full_delays_what_was_held_and_parks_nothing() -> Non
     run(main)
 
 
+@pytest.mark.parametrize("error", [StoreUnavailable, StoreBroken])
+def test_a_file_that_fails_ends_the_loop_and_parks_nothing(error: type[Exception]) -> None:
+    """Its supervisor runs it again once the file is open; then the message is handled."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            await outcomes(Consumer(stock, {}), message(1))
+            write = stock.write
+
+            async def failing(*args: Any, **more: Any) -> Any:
+                raise error("the file fails")
+
+            stock.write = failing
+            consumer = Consumer(stock, {SOLD: take}, attempts_max=1)
+            with pytest.raises(error):
+                await consumer.run()
+            with pytest.raises(error):
+                await replay(consumer, 1)
+            stock.write = write
+            assert await aside(stock) == [("held", "SX90", 1, "UnknownEvent")]
+            async with running(consumer):
+                pass
+            assert await taken(stock) == [1]
+
+    run(main)
+
+
+def test_a_person_lets_go_of_a_parked_message_whose_event_is_ignored_now() -> None:
+    """A release that ignores it does not discard what failed; whoever replays it does."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            await outcomes(Consumer(stock, {SOLD: Poison({1})}, attempts_max=1), message(1))
+            consumer = Consumer(stock, {}, ignored=frozenset({SOLD}))
+            async with running(consumer):
+                assert await aside(stock) == [("parked", "SX90", 1, "ValueError")]
+                told = await replay(consumer, 1)
+                assert told is not None
+                assert told.outcome == "ignored"
+            assert await aside(stock) == []
+
+    run(main)
+
+
 def test_the_log_says_that_a_message_failed(caplog: pytest.LogCaptureFixture) -> None:
     """The traceback stays here, at the consumer."""
 
@@ -642,6 +693,7 @@ def test_the_log_says_that_a_message_failed(caplog: pytest.LogCaptureFixture) ->
         run(main)
     (record,) = caplog.records
     assert "event-1 of shop could not be taken" in record.getMessage()
+    assert record.__dict__["trace_id"] == TRACE
     assert record.exc_info is not None
 
 

@@ -205,7 +205,7 @@ CORRUPTIONS = {
         "production",
         (
             "insert into sm_parked values (1, 'parked', '', 'billing', 'invoice_paid/A-1', 'id', "
-            "'billing.invoice_paid', x'', 'ValueError', 'why', 5, 0, 0)"
+            "'billing.invoice_paid', x'', x'', 'ValueError', 'why', 5, 0, 0)"
         ),
         "production has a parked message of billing",
     ),

@@ -103,7 +103,11 @@ def replay_message(
     else:
         for each in found:
             print_line(f"{each['ref']}: {each['outcome']}{_why(each)}")
-    return 0 if all(each["outcome"] in ("handled", "delivered") for each in found) else FINDING
+    return (
+        0
+        if all(each["outcome"] in ("handled", "delivered", "ignored") for each in found)
+        else FINDING
+    )
 
 
 @messages.command("drop")

@@ -13,7 +13,7 @@ from synchromesh.messaging.dead_letters import (
     Replayed,
     drop_letter,
     find_letter,
-    parked_letters,
+    parked_numbers,
 )
 from synchromesh.messaging.inspection import (
     ListedMessage,
@@ -52,7 +52,7 @@ __all__ = [
     "drop_letter",
     "find_letter",
     "list_messages",
-    "parked_letters",
+    "parked_numbers",
     "publish",
     "show_message",
     "summarize",

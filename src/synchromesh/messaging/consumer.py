@@ -22,9 +22,11 @@ from synchromesh.errors import (
     KeyReused,
     Rejection,
     Shed,
+    StoreBroken,
     StoreFull,
     StoreLocked,
     StoreReadOnly,
+    StoreUnavailable,
 )
 from synchromesh.messaging import dead_letters
 from synchromesh.messaging.dead_letters import (
@@ -49,6 +51,7 @@ PAUSE_BASE_S, PAUSE_CAP_S = 0.1, 5.0
 
 # The database is at fault, not the message: it is delivered again, however often that takes.
 _NOT_THE_MESSAGE = (StoreFull, StoreLocked, StoreReadOnly, Shed)
+_FILE_FAULTS = (StoreBroken, StoreUnavailable)
 
 _log = logging.getLogger("synchromesh.messaging")
 
@@ -93,8 +96,9 @@ class Consumer:
         """Handle a message and return its receipt, once the outcome is durable.
 
         Raises:
-            StoreFull, StoreLocked, StoreReadOnly, Shed: the database is at fault, not the message;
-                or too many are set aside.
+            StoreFull, StoreLocked, StoreReadOnly, StoreUnavailable, StoreBroken: the database is at
+                fault, not the message.
+            Shed: its queue is full, or too many messages are set aside.
             Forbidden: the source delivers an event that is another service's.
         """
         if message.name.partition(".")[0] != source:
@@ -110,16 +114,27 @@ class Consumer:
 
         try:
             receipt = await self._take_once(source, message, handle)
-        except _NOT_THE_MESSAGE:
+        except (*_NOT_THE_MESSAGE, *_FILE_FAULTS):
             raise
         except KeyReused as error:
             return await self._park_unknown(source, message, error)
         except ContractMismatch as error:
-            _log.warning("message %s of %s is held: %s", message.id, source, error.message)
+            _log.warning(
+                "message %s of %s is held: %s",
+                message.id,
+                source,
+                error.message,
+                extra={"trace_id": message.trace_id},
+            )
             cause = Cause.of(error)
             receipt = await self._set_aside(source, message, LetterState.HELD, cause)
         except Exception as error:  # noqa: BLE001  what a handler raises is the message's failure
-            _log.exception("message %s of %s could not be taken", message.id, source)
+            _log.exception(
+                "message %s of %s could not be taken",
+                message.id,
+                source,
+                extra={"trace_id": message.trace_id},
+            )
             failures, first_us = self._failures.get(known, (0, began_us))
             failures += 1
             if failures < self._attempts_max:
@@ -266,10 +281,16 @@ class Consumer:
                 await self._store.write(body, name=f"free {message.name}")
             except _NOT_THE_MESSAGE as error:
                 _log.warning("message %s waits: %s", message.id, error.message)
+            except _FILE_FAULTS:
+                raise  # this loop begins again once the file is open
             except ContractMismatch as error:
                 return LetterState.HELD, Cause.of(error)
             except Exception as error:  # noqa: BLE001  as in `take`
-                _log.exception("message %s could not be taken", message.id)
+                _log.exception(
+                    "message %s could not be taken",
+                    message.id,
+                    extra={"trace_id": message.trace_id},
+                )
                 attempts += 1
                 if attempts >= self._attempts_max:
                     return LetterState.PARKED, Cause.of(error, attempts)
@@ -290,33 +311,38 @@ class Consumer:
         Raises:
             BadRequest: it waits behind another one, which has to be replayed or dropped first.
             ContractError: this release does not handle the event.
-            StoreFull, StoreLocked, StoreReadOnly, Shed: the database is at fault.
+            StoreError, Shed: the database is at fault.
         """
         letter = await dead_letters.find_letter(self._store, number)
         if letter is None or not letter.is_incoming:
             return None
         await dead_letters.check_is_first(self._store, letter)
         handler = self._handlers.get(letter.message.name)
-        if handler is None:
+        if not self._is_takeable(letter):
             raise ContractError(
                 f"{self._unhandled(letter.message).text}. Until then drop message {number}, or "
                 "leave it"
             )
-        told = Replayed(*story_of(letter), who, why, "handled")
+        told = Replayed(*story_of(letter), who, why, "handled" if handler else "ignored")
 
         async def body(unit: Unit) -> bool:
             if not await dead_letters.remove(unit, letter):
                 return False
             await dead_letters.record(unit, letter, told, "message_replayed")
-            await _handle(handler, unit, letter.message)
+            if handler is not None:
+                await _handle(handler, unit, letter.message)
             return True
 
         try:
             is_mine = await self._store.write(body, name=f"replay {letter.message.name}")
-        except _NOT_THE_MESSAGE:
+        except (*_NOT_THE_MESSAGE, *_FILE_FAULTS):
             raise
         except Exception as error:  # noqa: BLE001  as in `take`
-            _log.exception("message %s failed again", letter.message.id)
+            _log.exception(
+                "message %s failed again",
+                letter.message.id,
+                extra={"trace_id": letter.message.trace_id},
+            )
             is_held = isinstance(error, ContractMismatch)
             state = LetterState.HELD if is_held else LetterState.PARKED
             return await dead_letters.note_replay(self._store, letter, state, Cause.of(error), told)

@@ -39,7 +39,8 @@ SCHEMA = Schema(
                     "create table sm_parked(number {position}, state text not null, "
                     "subscriber text not null, source text not null, scope text not null, "
                     "message_id text not null, name text not null, message {blob} not null, "
-                    "error text not null, text text not null, attempts integer not null, "
+                    "payload {blob} not null, error text not null, text text not null, "
+                    "attempts integer not null, "
                     "first_us bigint not null, last_us bigint not null, "
                     "unique(subscriber, source, message_id))"
                 ),
@@ -57,17 +58,23 @@ SCHEMA = Schema(
 )
 
 TEXT_MAX = 1000
+_NO_PAYLOAD = msgspec.Raw(b"null")
 # How many letters are put before they are counted anew.
 _UNCOUNTED_MAX = 1000
 
-COLUMNS = (
-    "number, state, subscriber, source, scope, message, error, text, attempts, first_us, last_us"
+# Lists do without the payloads, which may be large.
+_COLUMNS = (
+    "number, state, subscriber, source, scope, message, {payload}, error, text, attempts, "
+    "first_us, last_us"
 )
+COLUMNS = _COLUMNS.format(payload="payload")
+COLUMNS_WITHOUT_PAYLOAD = _COLUMNS.format(payload="'null'")
 _OF_LANE = "subscriber = ? and source = ? and scope = ?"
 _IS_BLOCKED = f"select 1 from sm_parked where {_OF_LANE} limit 1"
 _PUT = (
-    "insert into sm_parked(state, subscriber, source, scope, message_id, name, message, error, "
-    "text, attempts, first_us, last_us) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "insert into sm_parked(state, subscriber, source, scope, message_id, name, message, "
+    "payload, error, text, attempts, first_us, last_us) "
+    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
     "on conflict do nothing"
 )
 _NEXT_IS_READY = (
@@ -224,7 +231,8 @@ async def put(
         *lane,
         message.id,
         message.name,
-        msgspec.json.encode(message),
+        msgspec.json.encode(msgspec.structs.replace(message, payload=_NO_PAYLOAD)),
+        bytes(message.payload),
         cause.error,
         cause.text,
         cause.attempts,
@@ -266,15 +274,18 @@ async def heads(
     return letters_of(await reader.read(_HEADS, subscriber, state.value, after, limit))
 
 
-async def parked_letters(
+async def parked_numbers(
     reader: StoreReader, *, source: str = "", key: str = "", limit: int = 1000
-) -> list[DeadLetter]:
-    """Return the letters that need a person, oldest first: of a publisher and a key; "" is any."""
-    sql = (
-        f"select {COLUMNS} from sm_parked where state = 'parked' and ? in ('', source) "
-        "and ? in ('', scope) order by number limit ?"
+) -> list[int]:
+    """Return which letters need a person, oldest first: of a publisher and a key; "" is any."""
+    rows = await reader.read(
+        "select number from sm_parked where state = 'parked' and ? in ('', source) "
+        "and ? in ('', scope) order by number limit ?",
+        source,
+        key,
+        limit,
     )
-    return letters_of(await reader.read(sql, source, key, limit))
+    return [_int(number) for (number,) in rows]
 
 
 async def find_letter(reader: StoreReader, number: int) -> DeadLetter | None:
@@ -358,7 +369,7 @@ def letters_of(rows: Sequence[Row]) -> list[DeadLetter]:
             _int(number),
             LetterState(state),
             Lane(str(subscriber), str(source), str(scope)),
-            msgspec.json.decode(message if isinstance(message, bytes) else b"", type=Message),
+            _message(message, payload),
             str(error),
             str(text),
             _int(attempts),
@@ -366,10 +377,16 @@ def letters_of(rows: Sequence[Row]) -> list[DeadLetter]:
             _int(last_us),
         )
         for (
-            number, state, subscriber, source, scope, message, error, text, attempts, first_us,
-            last_us,
+            number, state, subscriber, source, scope, message, payload, error, text, attempts,
+            first_us, last_us,
         ) in rows
     ]  # fmt: skip
+
+
+def _message(message: SqlValue, payload: SqlValue) -> Message:
+    head = msgspec.json.decode(message if isinstance(message, bytes) else b"", type=Message)
+    whole = payload if isinstance(payload, bytes) else str(payload).encode()
+    return msgspec.structs.replace(head, payload=msgspec.Raw(whole))
 
 
 def _int(value: SqlValue) -> int:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from synchromesh.codec import to_datetime
 from synchromesh.errors import BadRequest
-from synchromesh.messaging.dead_letters import COLUMNS, DeadLetter, LetterState, letters_of
+from synchromesh.messaging.dead_letters import (
+    COLUMNS,
+    COLUMNS_WITHOUT_PAYLOAD,
+    DeadLetter,
+    LetterState,
+    letters_of,
+)
 from synchromesh.store import Row, SqlValue, StoreReader
 
 LISTED_MAX = 10_000
@@ -52,7 +58,10 @@ class ListedMessage:
 
 @dataclass(frozen=True, slots=True)
 class MessageGroup:
-    """How many messages wait for the same thing, and for how long the oldest does."""
+    """How many messages wait for the same thing, and for how long the oldest does.
+
+    Of each state 1,000 are looked at.
+    """
 
     state: str
     source: str
@@ -76,6 +85,8 @@ async def list_messages(
 ) -> list[ListedMessage]:
     """Return messages that were set aside, oldest first: of a publisher, a key, a state.
 
+    Their payloads are left out, as null.
+
     Raises:
         BadRequest: there is no such state, or the limit is not 1 to 10,000.
     """
@@ -87,7 +98,7 @@ async def list_messages(
     wanted = {"source": source, "scope": key, "state": state}
     given = {column: value for column, value in wanted.items() if value}
     where = " and ".join(f"{column} = ?" for column in given) or "1 = 1"
-    sql = f"select {COLUMNS} from sm_parked where {where} order by number limit ?"
+    sql = f"select {COLUMNS_WITHOUT_PAYLOAD} from sm_parked where {where} order by number limit ?"
     return _shown(reader, await reader.read(sql, *given.values(), limit))
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 from synchromesh.errors import BadRequest, SynchromeshError
 from synchromesh.messaging import (
-    DeadLetter,
     LetterState,
     Replayed,
     drop_letter,
     find_letter,
     list_messages,
-    parked_letters,
+    parked_numbers,
     show_message,
 )
 from synchromesh.service import ServiceInstance
@@ -74,18 +73,18 @@ async def _show(reader: StoreReader, wanted: ShowMessage) -> list[dict[str, Any]
 
 
 async def _replay(instance: ServiceInstance, wanted: ReplayMessage) -> list[dict[str, Any]] | None:
-    if wanted.number:
-        letter = await find_letter(instance.store, wanted.number)
-        letters = [] if letter is None else [letter]
-    else:
-        letters = await parked_letters(
+    numbers = (
+        [wanted.number]
+        if wanted.number
+        else await parked_numbers(
             instance.store, source=wanted.source, key=wanted.key, limit=REPLAYED_AT_ONCE
         )
+    )
     done = []
-    for letter in letters:
-        ref = f"{instance.service.name}:{letter.number}"
+    for number in numbers:
+        ref = f"{instance.service.name}:{number}"
         try:
-            told = await _replay_one(instance, letter, wanted)
+            told = await _replay_one(instance, number, wanted)
         except SynchromeshError as error:
             if wanted.number:
                 raise
@@ -98,8 +97,11 @@ async def _replay(instance: ServiceInstance, wanted: ReplayMessage) -> list[dict
 
 
 async def _replay_one(
-    instance: ServiceInstance, letter: DeadLetter, wanted: ReplayMessage
+    instance: ServiceInstance, number: int, wanted: ReplayMessage
 ) -> Replayed | None:
+    letter = await find_letter(instance.store, number)
+    if letter is None:
+        return None
     if letter.is_incoming:
         return await instance.consumer.replay(letter.number, who=wanted.who, why=wanted.why)
     subscriber = letter.lane.subscriber

@@ -16,6 +16,8 @@ RUNNING, FAILED, SILENT = "running", "failed", "silent"
 PROCESS = "process"
 # How long a message may wait for a release before that is a finding.
 HELD_S = 60.0
+# So many messages are looked at to say what they wait for.
+COUNTED_MAX = 1000
 
 
 class ChildStatus(msgspec.Struct, frozen=True):
@@ -331,8 +333,9 @@ def _set_aside(service: str, groups: list[SetAsideStatus]) -> Iterator[str]:
             of = f"messages of {group.source} that are held, for no release here takes them"
         else:
             of = f"messages that {group.subscriber} refuses"
+        count = f"{group.count}{' or more' if group.count >= COUNTED_MAX else ''}"
         yield (
-            f"{service}: {of}: {group.count} ({group.event}: {group.error}); see: synchromesh "
+            f"{service}: {of}: {count} ({group.event}: {group.error}); see: synchromesh "
             f"messages list --service {service}"
         )
 
