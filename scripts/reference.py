@@ -108,6 +108,13 @@ app = "services.billing:billing"
 app = "services.quoting:quoting"
 replicas = 3            # it has queries only
 """,
+    "retention": """\
+[retention]
+sagas = "90d"
+events = { "orders.order_placed" = "90d" }   # all others are kept for ever
+logs = "14d"
+archive = true
+""",
     "external": """\
 [external.credit_provider]     # in development: a child process
 command = ["{python}", "-m", "credit_provider"]

@@ -36,6 +36,10 @@ class Sold(Struct, frozen=True):
     cents: int
 
 
+class Told(Struct, frozen=True):
+    text: str
+
+
 class Shop(Contract, Protocol, service="shop", version="1.0"):
     @command("POST /sales")
     async def sell(self, id: str, cents: int) -> int: ...  # noqa: A002
@@ -45,6 +49,7 @@ class Shop(Contract, Protocol, service="shop", version="1.0"):
     async def sold_cents(self) -> int: ...
 
     sold: PublicEvent[Sold] = event(Sold, key="id")
+    told: PublicEvent[Told] = event(Told)
 
 
 class Books(Contract, Protocol, service="books", version="1.0"):

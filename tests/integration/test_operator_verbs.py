@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -230,6 +232,45 @@ def test_status_says_what_a_database_is_made_of(folder: Path, run: Run) -> None:
         )
     assert running["wal_bytes"] > 0
     assert stopped["bytes"] == (folder / SHOP).stat().st_size
+
+
+def test_what_is_forgotten_is_archived_and_shown(folder: Path, run: Run) -> None:
+    """A run of long ago goes to a file of the month and then from the database; status says so."""
+    write_config(folder, f"{TOML}\n[retention]\narchive = true\n")
+    with Running(folder):
+        ok(run(folder, "call", "shop.order", "id=z", "--json"))
+    with closing(sqlite3.connect(folder / SHOP)) as aged:
+        aged.execute("update sm_saga set ended_us = 1")
+        aged.commit()
+    old = folder / ".synchromesh/telemetry/gone.log"
+    old.write_text("")
+    os.utime(old, (1, 1))
+    with Running(folder) as running:
+        assert not old.exists()
+        until(lambda: asked(run, folder, "books.entries") == ["z"])
+        instance = running.system.instances["shop"]
+        until(lambda: asked(run, folder, "shop.sold_cents") == 5)
+        until(
+            lambda: (
+                not any(
+                    asyncio.run_coroutine_threadsafe(instance.behind(), running.loop)
+                    .result(60.0)
+                    .values()
+                )
+            )
+        )
+        sweep = asyncio.run_coroutine_threadsafe(instance.forgetting.sweep(), running.loop)
+        sweep.result(60.0)
+        (status,) = ok(run(folder, "db", "status", "shop", "--json"))
+        assert [each["what"] for each in status["retention"]] == ["sagas"]
+        assert status["retention"][0]["removed"] == 1
+        assert "30 d" in run(folder, "db", "status", "shop").out
+    (file,) = (folder / ".synchromesh/archive/shop").glob("sagas-*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert lines[0]["saga"]["id"] == "order-z"
+    assert {line["name"] for line in lines[1:]} == {"shop.saga_started", "shop.saga_ended"}
+    assert rows(folder, "select count(*) from sm_saga") == [(0,)]
+    assert ok(run(folder, "db", "verify", "shop", "--json"))[0]["faults"] == []
 
 
 def test_migrations_are_shown_and_run_by_hand(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import db_app
 import notes_app
 from synchromesh.calls import OperationPolicy
 from synchromesh.discovery import BalancerOptions
@@ -30,6 +31,7 @@ from synchromesh.system.config.definitions import (
     load_opening,
     load_services,
     policies_of,
+    retention_of,
 )
 from synchromesh.system.config.schema import (
     BreakerSection,
@@ -176,6 +178,14 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
             "[system] hang is '900ms'; make it 1s",
         ),
         (SYSTEM + "hang = '1'\n[services.a]\napp='a:a'", "[system] hang: '1' is not a duration"),
+        (
+            SYSTEM + "[services.a]\napp='a:a'\n[retention]\nsagas = 'long'",
+            "synchromesh.toml:6: [retention] sagas: 'long' is not a duration",
+        ),
+        (
+            SYSTEM + '[services.a]\napp=\'a:a\'\n[retention]\nevents = {"a.b" = "1"}',
+            "[retention] events.\"a.b\": '1' is not a duration",
+        ),
         (ONE + "pages_max = -5", "[services.a] pages_max is -5; use 0 for no bound"),
         (ONE + "[external.b]", "[external.b] needs either url or command"),
         (
@@ -371,6 +381,39 @@ def test_a_saga_may_not_outlive_the_inboxes() -> None:
     check_keep([notes_app.notes], 7 * 86_400.0)
     with pytest.raises(ConfigError, match=r"saga notes\.planned may take .*shorten its deadlines"):
         check_keep([notes_app.notes], 60.0)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ('sagas = "6d"', "callers may repeat the start of one for 604800 s; make it no shorter"),
+        ('events = {"shop.sould" = "90d"}', "publishes 'shop.sould'; did you mean 'shop.sold'"),
+        ('events = {"x" = "90d"}', "no service publishes 'x'; there are shop.sold"),
+        ('events = {"shop.sold" = "90d"}', "'shop.sold' makes projection 'total', which could not"),
+    ],
+)
+def test_what_may_not_be_forgotten_is_refused(tmp_path: Path, section: str, said: str) -> None:
+    """A run whose start may be repeated, an unknown event, and one that a projection is made of."""
+    config = config_of(tmp_path, f"{db_app.TOML}\n[retention]\n{section}\n")
+    with pytest.raises(ConfigError) as caught:
+        retention_of(config, [db_app.shop, db_app.books], 7 * 86_400.0)
+    assert said in caught.value.message
+
+
+def test_what_is_forgotten_is_configured(tmp_path: Path) -> None:
+    """Sagas after a month by default, events never, unless they are named; "" is never, too."""
+    month = retention_of(config_of(tmp_path, db_app.TOML), [db_app.shop], 7 * 86_400.0)
+    assert (month.sagas_s, month.events_s) == (30 * 86_400.0, {})
+    never = config_of(tmp_path, f'{db_app.TOML}\n[retention]\nsagas = ""\nlogs = ""\n')
+    assert retention_of(never, [db_app.shop], 7 * 86_400.0).sagas_s is None
+    assert never.retention.compile().logs_s is None
+    told = retention_of(
+        config_of(tmp_path, f'{db_app.TOML}\n[retention]\nevents = {{"shop.told" = "90d"}}\n'),
+        [db_app.shop],
+        7 * 86_400.0,
+    )
+    assert told.of(["shop.told"]).events_s == {"shop.told": 90 * 86_400.0}
+    assert told.of(["books.told"]).events_s == {}
 
 
 def test_the_loop_is_asyncios_own_by_default() -> None:

@@ -81,6 +81,7 @@ def test_an_instance_says_what_it_offers_and_how_it_is() -> None:
         health = stock.health()
         assert (health.service, health.is_healthy, health.is_draining) == ("stock", True, False)
         assert sorted(health.children) == [
+            "forgetting",
             "inbox sweep",
             "message replay",
             "projection/totals",

@@ -126,6 +126,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
         load_gateway,
         load_opening,
         load_services,
+        retention_of,
     )
     from synchromesh.system.config.gateway_check import check_gateway
     from synchromesh.system.config.policy_check import check_policies, contradictions, refusal_of
@@ -140,6 +141,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     for service in services:
         service.check()
     check_keep(services, KEEP_S)
+    retention_of(values, services, KEEP_S)
     check_policies(values, services)
     if gateway is not None:
         asyncio.run(check_gateway(gateway, values, RunDir(folder), RealRuntime()))

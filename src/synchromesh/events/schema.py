@@ -24,6 +24,7 @@ SCHEMA = Schema(
                 ),
                 "create index sm_event_public on sm_event(position) where is_public = 1",
                 "create table sm_removal(first bigint primary key, last bigint not null)",
+                "create index sm_removal_last on sm_removal(last)",
                 (
                     "create table sm_checkpoint(name text primary key, log_id text not null, "
                     "position bigint not null)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -353,6 +353,11 @@ def _milestone(
     payload = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_, **more}
     event = NewEvent(f"{unit.service}.saga_{name}", encode(payload), trace_id=row.trace_id)
     return f"saga/{row.id}", event
+
+
+async def count_ended(unit: Unit, counts: Mapping[str, int]) -> None:
+    """Add to the counts of runs that have ended."""
+    await unit.execute_many(_COUNT, list(counts.items()))
 
 
 # -- reading -------------------------------------------------------------------------------------

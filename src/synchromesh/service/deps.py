@@ -11,7 +11,9 @@ from synchromesh.identity import Signer
 from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import Runtime
 from synchromesh.service.definition import Service
+from synchromesh.service.forgetting import Retention
 from synchromesh.store import StoreFactory
+from synchromesh.store.archive import Archive
 from synchromesh.telemetry import Sink, Tracer
 
 # How long inboxes remember; longer than any saga may still ask (S6).
@@ -37,6 +39,8 @@ class Deps:
         faults: those in force on purpose; None where nothing is ever broken.
         keep_s: how long inboxes remember; longer than any saga may still ask.
         isolations: the edges that people have isolated by hand.
+        retention: after which time services forget what they keep.
+        archive: opens what keeps in files what a service forgets; None where nothing is kept.
     """
 
     runtime: Runtime
@@ -53,6 +57,8 @@ class Deps:
     keep_s: float = KEEP_S
     externals: frozenset[str] = frozenset()
     isolations: Isolations = field(default_factory=Isolations)
+    retention: Retention = field(default_factory=Retention)
+    archive: Callable[[str], Archive | None] = lambda _: None
 
     @property
     def subscribers(self) -> dict[str, frozenset[str]]:

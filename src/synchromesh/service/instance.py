@@ -30,11 +30,13 @@ from synchromesh.messaging import (
 )
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
 from synchromesh.runtime import Runtime
+from synchromesh.saga.deps import Clock
 from synchromesh.saga.engine import Engine, EngineOptions
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import Service
 from synchromesh.service.deps import Deps
+from synchromesh.service.forgetting import Forgetting
 from synchromesh.service.handlers import Operations
 from synchromesh.service.no_store import NoStore
 from synchromesh.service.projections import Projections
@@ -44,6 +46,7 @@ from synchromesh.service.scheduler import Scheduler, list_schedules
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Schema, Store, StoreFactory, Unit, inbox
+from synchromesh.store.archive import Archive
 from synchromesh.telemetry import Tracer
 
 SWEEP_EVERY_S = 60.0
@@ -63,7 +66,13 @@ class Health:
 
 
 class ServiceInstance:
-    """A running service; made by `start`, ended by `stop`."""
+    """A running service; made by `start`, ended by `stop`.
+
+    Attributes:
+        forgetting: forgets what is kept long enough; there where it has a database.
+    """
+
+    forgetting: Forgetting
 
     def __init__(self, service: Service, store: Store, deps: Deps, tracer: Tracer) -> None:
         self.service = service
@@ -113,6 +122,7 @@ class ServiceInstance:
             gave_up=lambda child, error: deps.gave_up(name, child, error),
             gate=self.readiness.usable,
         )
+        self._archive: Archive | None = None
         self._children = self._background(deps, tracer) if self.has_database else []
         self._is_draining = False
 
@@ -215,16 +225,23 @@ class ServiceInstance:
         await self.drain(0.0)
         await self._supervisor.close()
         await self.engine.close()
+        if self._archive is not None:
+            await self._archive.close()
         await self.store.close()
 
     def _background(self, deps: Deps, tracer: Tracer) -> list[Child]:
+        self._archive = deps.archive(self.service.name)
+        own = frozenset(event.full_name for event in self.service.published())
+        self.forgetting = Forgetting(
+            self.store, deps.retention.of(own), Clock(deps.runtime), self._archive
+        )
         children = [
             Child("inbox sweep", self._sweep),
             Child("saga recovery", self._adopt),
             Child("message replay", self.consumer.run),
             Child("saga timers", self.engine.keep_time),
+            Child("forgetting", self.forgetting.run),
         ]
-        own = frozenset(event.full_name for event in self.service.published())
         for subscriber, wanted in sorted(deps.subscribers.items()):
             if names := wanted & own:
                 relay = self.relays[subscriber] = Relay(

@@ -13,7 +13,7 @@ import msgspec
 
 from synchromesh.errors import StoreError
 from synchromesh.store.rows import fetch_as
-from synchromesh.store.unit import OURS, StoreReader
+from synchromesh.store.unit import OURS, StoreReader, Unit
 
 DAY_US = 86_400_000_000
 FAULTS_MAX = 20
@@ -40,6 +40,7 @@ _TABLES = (
     "select name from sqlite_master where type = 'table' and substr(name, 1, 7) <> 'sqlite_' "
     "order by name"
 )
+_UNWATCHED = "select value from sm_meta where name = 'unwatched_us'"
 _PAGES = (
     "select page_count * page_size as used, freelist_count * page_size as free "
     "from pragma_page_count, pragma_page_size, pragma_freelist_count"
@@ -211,3 +212,57 @@ async def _growth(reader: StoreReader, now: int) -> int | None:
     (began_us, first), (ended_us, _) = sizes[0], sizes[-1]
     took_us = int(ended_us or 0) - int(began_us or 0)
     return round((now - int(first or 0)) * DAY_US / took_us) if took_us else None
+
+
+async def retained(reader: StoreReader, what: str) -> Retained | None:
+    """Return what is noted of something that is forgotten after a time."""
+    found = await fetch_as(reader, Retained, "select * from sm_retention where what = ?", (what,))
+    return found[0] if found else None
+
+
+async def note_retention(
+    unit: Unit, what: str, *, keep_s: float, cursor: int, removed: int, held_by: str, now_us: int
+) -> None:
+    """Note in a unit what it has forgotten, and how far it has looked."""
+    await unit.execute(
+        "insert into sm_retention(what, keep_s, cursor, removed, held_by, swept_us) "
+        "values (?, ?, ?, ?, ?, ?) on conflict(what) do update set keep_s = excluded.keep_s, "
+        "cursor = excluded.cursor, removed = sm_retention.removed + excluded.removed, "
+        "held_by = excluded.held_by, swept_us = excluded.swept_us",
+        what,
+        keep_s,
+        cursor,
+        removed,
+        held_by,
+        now_us,
+    )
+
+
+async def note_size(unit: Unit, now_us: int) -> None:
+    """Note the size of the file, and forget what it was a month ago."""
+    (pages,) = await fetch_as(unit, _Pages, _PAGES, ())
+    await unit.execute(
+        "insert into sm_size(at_us, bytes) values (?, ?) on conflict(at_us) do nothing",
+        now_us,
+        pages.used,
+    )
+    await unit.execute("delete from sm_size where at_us < ?", now_us - 30 * DAY_US)
+
+
+async def unwatched_us(unit: Unit, now_us: int, *, longest_us: int) -> int:
+    """Return how much of the time by the wall clock nobody has watched, in all.
+
+    Between two sizes that are further apart than `longest_us` the service was down, or somebody
+    set the clock; the two cannot be told apart.
+    """
+    (last_us,) = await fetch_as(unit, int, "select coalesce(max(at_us), 0) from sm_size", ())
+    found = await fetch_as(unit, str, _UNWATCHED, ())
+    total_us = int(found[0]) if found else 0
+    if last_us and now_us - last_us > longest_us:
+        total_us += now_us - last_us
+        await unit.execute(
+            "insert into sm_meta(name, value) values ('unwatched_us', ?) "
+            "on conflict(name) do update set value = excluded.value",
+            str(total_us),
+        )
+    return total_us

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from synchromesh.gateway import Gateway
 from synchromesh.resilience import LimitOptions
 from synchromesh.saga import SagaDefinition
 from synchromesh.service import Service
+from synchromesh.service.forgetting import Retention
 from synchromesh.system.config.schema import FILE_NAME, ServiceSection, SystemConfig
 
 
@@ -141,6 +143,39 @@ def check_keep(services: list[Service], keep_s: float) -> None:
                     f"saga {service.name}.{definition.name} may take {longest_s:g} s, but inboxes "
                     f"forget after {keep_s:g} s; shorten its deadlines"
                 )
+
+
+def retention_of(config: SystemConfig, services: Iterable[Service], keep_s: float) -> Retention:
+    """Return after which time services forget, as configured.
+
+    Raises:
+        ConfigError: an event is none that is published, or a projection is made of it; or a saga is
+            forgotten while its start may still be repeated.
+    """
+    times = config.retention.compile()
+    if times.sagas_s is not None and times.sagas_s < keep_s:
+        raise ConfigError(
+            f"{FILE_NAME}: [retention] sagas = {config.retention.sagas!r}, and callers may repeat "
+            f"the start of one for {keep_s:g} s; make it no shorter, or it would run twice"
+        )
+    published = {event.full_name: (each, event.kind) for each in services
+                 for event in each.published()}  # fmt: skip
+    for name in times.events_s:
+        if name not in published:
+            near = difflib.get_close_matches(name, published, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(published)}"
+            raise ConfigError(
+                f"{FILE_NAME}: [retention] events: no service publishes {name!r}; {hint}"
+            )
+        service, kind = published[name]
+        versions = [each for of in service.projections.values() for each in of.values()]
+        of = [each.name for each in versions if kind in each.events]
+        if of:
+            raise ConfigError(
+                f"{FILE_NAME}: [retention] events: {name!r} makes projection {of[0]!r}, which "
+                "could not be rebuilt without it; leave it out, or make the projection of others"
+            )
+    return Retention(sagas_s=times.sagas_s, events_s=times.events_s)
 
 
 def _longest_s(definition: SagaDefinition[Any, Any]) -> float:

@@ -99,6 +99,11 @@ def _check(config: SystemConfig, layers: Layers) -> None:
         )
     _check_numbers(config, layers)
     _check_hang(config.system.hang, where("system", "hang"))
+    try:
+        config.retention.compile()
+    except ConfigError as error:
+        key = error.message.partition(":")[0].partition(".")[0]
+        raise ConfigError(f"{where('retention', key)}: [retention] {error.message}") from error
     for name, external in config.external.items():
         if bool(external.url) == bool(external.command):
             place = where("external", name)

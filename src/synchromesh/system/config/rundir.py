@@ -6,6 +6,7 @@ right to command the system.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import secrets
 import stat
@@ -120,6 +121,18 @@ class RunDir:
     def database(self, service: str) -> str:
         """Return the path of a service's database."""
         return str(self.data / f"{service}.db")
+
+    def archive(self, service: str, what: str, at_us: int) -> str:
+        """Return the file of a month for what a service forgets."""
+        at = dt.datetime.fromtimestamp(at_us / 1e6, dt.UTC)
+        return str(self.path / "archive" / service / f"{what}-{at:%Y-%m}.jsonl")
+
+    def forget_logs(self, before_us: int) -> None:
+        """Remove the files of telemetry that nobody has written since a time."""
+        with suppress(OSError):
+            for path in self.telemetry.iterdir():
+                if path.is_file() and path.stat().st_mtime * 1e6 < before_us:
+                    path.unlink()
 
     def publish(self, info: RunInfo) -> None:
         """Write `run.json` atomically."""

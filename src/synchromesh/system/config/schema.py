@@ -392,6 +392,44 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 0
 
 
+class RetentionTimes(msgspec.Struct, frozen=True):
+    """The seconds of `[retention]`; None is for ever."""
+
+    sagas_s: float | None
+    events_s: dict[str, float]
+    logs_s: float | None
+
+
+class RetentionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[retention]`: after which time services forget what they keep.
+
+    Attributes:
+        sagas: runs that ended, with their records; "" keeps them for ever. Those that are stuck, or
+            wait, are never forgotten.
+        events: public events by name, such as "orders.order_placed" = "90d", once all relays and
+            projections have passed them; those that are not named are kept for ever.
+        logs: logs of parts that are no more, and of runs long ago; "" keeps them for ever.
+        archive: whether what is forgotten is kept in files of JSON lines, in the run directory.
+    """
+
+    sagas: str = "30d"
+    events: dict[str, str] = {}
+    logs: str = "30d"
+    archive: bool = False
+
+    def compile(self) -> RetentionTimes:
+        """Return what the section describes.
+
+        Raises:
+            ConfigError: a text is no duration; the message begins with its key.
+        """
+        return RetentionTimes(
+            _seconds("sagas", self.sagas) if self.sagas else None,
+            {name: _seconds(f'events."{name}"', text) for name, text in self.events.items()},
+            _seconds("logs", self.logs) if self.logs else None,
+        )
+
+
 class DevSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[dev]`: what `synchromesh dev` does besides.
 
@@ -412,6 +450,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         external: services of others, by name.
         policies: how edges differ from the default policy, by caller and callee.
         gateway: the API gateway.
+        retention: after which time services forget what they keep.
         dev: what `synchromesh dev` does besides.
     """
 
@@ -420,6 +459,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     external: dict[str, ExternalSection] = {}
     policies: dict[str, PolicySection] = {}
     gateway: GatewaySection = GatewaySection()
+    retention: RetentionSection = RetentionSection()
     dev: DevSection = DevSection()
 
 

@@ -23,9 +23,10 @@ from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.runtime import DiskRuntime, HandedNetwork
-from synchromesh.service import Child, Deps, Service, ServiceInstance, Supervisor
+from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
-from synchromesh.system.config.definitions import places_of, policies_of
+from synchromesh.store.archive import Archive
+from synchromesh.system.config.definitions import places_of, policies_of, retention_of
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
@@ -132,7 +133,13 @@ class Host:
         self._failure = ""
 
     def begin_log(self) -> None:
-        """Start the log in the run directory, and the watchdog of the event loop."""
+        """Start the log in the run directory, and the watchdog of the event loop.
+
+        Logs that nobody has written for long, such as those of parts that are no more, are removed.
+        """
+        logs_s = self.config.retention.compile().logs_s
+        if not self.name and logs_s is not None:
+            self.rundir.forget_logs(self.runtime.wall_us() - int(logs_s * 1e6))
         self.exit.callback(log_to(self._telemetry("log", "jsonl")))
         self.exit.callback(watch_loop(lambda by: self.rundir.note_blocked(self.name, by)))
 
@@ -179,6 +186,8 @@ class Host:
                 child if self.name else f"{service}/{child}", error
             ),
             faults=table,
+            retention=retention_of(config, definitions.services, KEEP_S),
+            archive=self._archive,
         )
         self.local = LocalProcess(
             config.system.name,
@@ -395,6 +404,11 @@ class Host:
     def _note_up(self, name: str, instance: ServiceInstance) -> None:
         self.local.instances[name] = instance
         self.urls[name] = self.services[name].url
+
+    def _archive(self, service: str) -> Archive | None:
+        if not self.config.retention.archive:
+            return None
+        return Archive(self.runtime, lambda what, at_us: self.rundir.archive(service, what, at_us))
 
     def _store_options(self, service: str) -> StoreOptions:
         pages_max = self.config.services[service].pages_max or self._store.pages_max

@@ -29,6 +29,7 @@ from synchromesh.system.config.definitions import (
     load_gateway,
     load_opening,
     load_services,
+    retention_of,
 )
 from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.parts import parts_of
@@ -119,6 +120,7 @@ class System:
         for service in services:
             service.check()
         check_keep(services, KEEP_S)
+        retention_of(self._config, services, KEEP_S)
         gateway = load_gateway(self._config, host.folder)
         check_policies(self._config, services)
         definitions = Definitions(services, gateway)

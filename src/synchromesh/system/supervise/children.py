@@ -65,6 +65,10 @@ class RunningProcess(Protocol):
         ...
 
 
+# A child that has written more begins a new file at its next start, and the one before is kept.
+LOG_BYTES_MAX = 10_000_000
+
+
 def open_log(log: Path, title: str) -> BinaryIO:
     """Open what takes the output of a child.
 
@@ -72,6 +76,8 @@ def open_log(log: Path, title: str) -> BinaryIO:
         ConfigError: it cannot be written.
     """
     try:
+        if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+            log.replace(log.with_name(f"{log.name}.1"))
         return log.open("ab")
     except OSError as error:
         raise ConfigError(
