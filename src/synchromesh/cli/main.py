@@ -82,6 +82,7 @@ for command in (
         "gateway",
         "Check and explain the gateway; manage its API keys.",
     ),
+    LazyCommand("test", "test", "test", "Run the tests, or the opening under faults."),
     LazyCommand("status", "status", "status", "Show the health of the whole system on one screen."),
     LazyCommand(
         "call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."

@@ -89,6 +89,7 @@ def survive(
     check: Callable[[Books], None],
     cuts_max: int = 100,
     storms: int = 20,
+    seed: int = 0,
     settle_s: float = 600.0,
     only: str = "",
 ) -> Survival:
@@ -103,7 +104,7 @@ def survive(
 
     Args:
         cuts_max: how many steps are tried, spread evenly over those of the calm universe.
-        storms: how many seeds are tried.
+        storms: how many seeds are tried, from `seed` on.
         settle_s: the virtual time in which all must come to rest after the last fault.
         only: the one universe to run, such as "cut 17" or "storm 3", as a failure names it.
 
@@ -142,8 +143,8 @@ def survive(
         return Survival(trial.cuts, int(kind == "storm"), trial.count)
     for step in _spread(steps, cuts_max):
         trial.run("cut", step)
-    for seed in range(storms):
-        trial.run("storm", seed)
+    for storm in range(seed, seed + storms):
+        trial.run("storm", storm)
     missing = [what for what in RARE if storms and not trial.count[what]]
     if missing:
         raise NotSurvived(
