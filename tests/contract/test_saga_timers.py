@@ -7,6 +7,7 @@ import datetime as dt
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from saga_fakes import (
@@ -25,12 +26,19 @@ from saga_fakes import (
     reject_order,
     rows,
 )
-from synchromesh.errors import ConfigError, ContractError, SagaLocked, SagaUndone
-from synchromesh.saga import EngineOptions, Saga, SagaDefinition
+from synchromesh.errors import (
+    ConfigError,
+    ContractError,
+    SagaLocked,
+    SagaUndone,
+    Stuck,
+    UnknownSaga,
+)
+from synchromesh.saga import Engine, EngineOptions, Saga, SagaDefinition
 from synchromesh.saga.records import RepairVerb, SagaStatus
 from synchromesh.saga.repair import RepairWish
 from synchromesh.store import Unit
-from synchromesh.testing import SimRuntime, run
+from synchromesh.testing import SimRuntime, World, run
 
 FOREVER_S = 10_000.0
 
@@ -275,3 +283,153 @@ def test_a_hundred_thousand_sleep_in_no_memory_and_wake_a_few_at_a_time() -> Non
         assert 20 < most <= 66
 
     run(main, until_s=1e5)
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+class Approved(msgspec.Struct, frozen=True):
+    by: str
+
+
+async def approval(s: Saga, order: Order) -> str:
+    """A hold that a person approves within ten minutes, twice, or that is let go."""
+    await s.call(Stock.reserve(order.id, 1), undo=Stock.release)
+    first = await s.event(Approved, within="10m")
+    if first is None:
+        return "nobody"
+    second = await s.event(Approved, within="10m", otherwise="one")
+    return f"{first.by} and {second if isinstance(second, str) else second.by}"
+
+
+APPROVAL = SagaDefinition(approval, "approval", deadline_s=7200.0, policy=PATIENT)
+
+
+async def tell(engine: Engine, event: object, id: str = "A-1") -> bool:  # noqa: A002
+    return await engine._store.write(lambda unit: APPROVAL.tell(unit, id, event), name="tell")
+
+
+@pytest.mark.parametrize("early", [0, 1, 2])
+def test_a_run_is_told_an_event_early_or_while_it_sleeps(early: int) -> None:
+    """What came before it asked is kept; what comes while it sleeps wakes it at once."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants(latency_s=0.3)
+        async with at_work(runtime, others, APPROVAL) as engine:
+            handle = await engine.start(APPROVAL, Order("A-1"), id="A-1", context=CONTEXT)
+            names = ["ada", "bob"]
+            for name in names[:early]:
+                assert await tell(engine, Approved(name))
+            await asyncio.sleep(5.0)
+            for name in names[early:]:
+                assert await handle.result(0.0) is None
+                assert await tell(engine, Approved(name))
+                await asyncio.sleep(1.0)
+            assert await handle.result(1.0) == "ada and bob"
+            assert not await tell(engine, Approved("eve")), "it has ended"
+            with pytest.raises(UnknownSaga, match="nobody was told"):
+                await tell(engine, Approved("eve"), "A-2")
+        assert await rows(runtime, "select * from sm_saga_signal") == []
+
+    run(main)
+
+
+@pytest.mark.parametrize(("told", "ends"), [([], "nobody"), (["ada"], "ada and one")])
+def test_an_event_that_does_not_come_is_what_stands_for_it(told: list[str], ends: str) -> None:
+    """Each wait has its time, over restarts; the result is the same in every re-run."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants()
+        async with at_work(runtime, others, APPROVAL) as engine:
+            await engine.start(APPROVAL, Order("A-1"), id="A-1", context=CONTEXT)
+            await asyncio.sleep(1.0)
+        async with at_work(runtime, others, APPROVAL) as engine:
+            for name in told:
+                await tell(engine, Approved(name))
+            handle = await engine.start(APPROVAL, Order("A-1"), id="A-1", context=CONTEXT)
+            assert await handle.result(590.0) is None
+            await asyncio.sleep(20.0)
+        async with at_work(runtime, others, APPROVAL) as engine:
+            handle = await engine.start(APPROVAL, Order("A-1"), id="A-1", context=CONTEXT)
+            assert await handle.result(700.0) == ends
+
+    run(main)
+
+
+def test_an_event_that_is_told_at_any_moment_wakes_the_run_once() -> None:
+    """Before, while and after it falls asleep; it never sleeps through one."""
+
+    async def main(runtime: SimRuntime, at_s: float) -> str:
+        async with at_work(runtime, Participants(), APPROVAL) as engine:
+            handle = await engine.start(APPROVAL, Order("A-1"), id="A-1", context=CONTEXT)
+            await asyncio.sleep(at_s)
+            status = (await engine.runs())[0].status
+            await asyncio.gather(tell(engine, Approved("ada")), tell(engine, Approved("bob")))
+            assert await handle.result(5.0) in ("ada and bob", "bob and ada")
+            return status
+
+    seen = {run(lambda r, n=n: main(r, n * 0.0005)) for n in range(20)}  # type: ignore[misc]
+    assert seen == {"running", "sleeping"}
+
+
+def test_a_crash_at_any_step_loses_no_event_and_takes_none_twice() -> None:
+    """The event goes with the record that took it."""
+    seen: set[int] = set()
+    step = 1
+    while True:
+        world = World(seed=1)
+        told: list[str] = []
+
+        async def main(runtime: SimRuntime, told: list[str] = told) -> None:
+            async with at_work(runtime, Participants(), APPROVAL) as engine:
+                handle = await engine.start(APPROVAL, Order("A-1"), id="A-1", context=CONTEXT)
+                ((sent,),) = await engine._store.read(
+                    "select (select count(*) from sm_saga_signal) + (select count(*) from "
+                    "sm_saga_record where kind = 'woken') from (select 1)"
+                )
+                assert isinstance(sent, int)
+                for name in ("ada", "bob")[sent:]:
+                    await tell(engine, Approved(name))
+                told.append(str(await handle.result(60.0)))
+
+        async def watch(told: list[str] = told) -> None:
+            for _ in range(400):
+                await asyncio.sleep(0.05)
+                if told:
+                    return
+
+        def crash(node: Any, at: int = step) -> None:
+            if node.steps == at and not seen.intersection({at}):
+                seen.add(at)
+                node.crash(0.05)
+
+        node = world.node("orders", main)
+        world.on_step = crash
+        node.start()
+        world.run(watch())
+        assert told == ["ada and bob"], step
+        if step not in seen:
+            break
+        step += 3
+    assert step > 30
+
+
+def test_what_a_run_was_told_and_cannot_read_is_for_a_person() -> None:
+    """An event of another form sticks the run that asks for it, with the reason."""
+
+    class Other(msgspec.Struct, frozen=True):
+        count: int
+
+    Other.__name__ = "Approved"
+
+    async def main(runtime: SimRuntime) -> None:
+        async with at_work(runtime, Participants(), APPROVAL) as engine:
+            handle = await engine.start(APPROVAL, Order("A-1"), id="A-1", context=CONTEXT)
+            await tell(engine, Other(1))
+            with pytest.raises(Stuck, match="what it was told is no Approved: "):
+                await handle.result(5.0)
+            await engine.repair("A-1", RepairVerb.UNDO, RepairWish("ada", "no"))
+            with pytest.raises(SagaUndone):
+                await handle.result(5.0)
+
+    run(main)

@@ -15,6 +15,8 @@ from synchromesh.errors import ConfigError, ContractError
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.steps import Saga
+from synchromesh.saga.timetable import tell
+from synchromesh.store import Unit
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
@@ -72,6 +74,17 @@ class SagaDefinition(Generic[I, R]):
             ContractError: an annotation is missing or cannot be resolved.
         """
         return _shape_of(self.fn, self.name)
+
+    async def tell(self, tx: Unit, id: str, event: object) -> bool:  # noqa: A002
+        """Tell a run something, within a unit of its service; return False where it has ended.
+
+        It is kept until the run asks for it by `s.event`, and wakes a run that sleeps for it.
+
+        Raises:
+            UnknownSaga: no run of this saga has this id.
+            BadRequest: the event cannot be stored.
+        """
+        return await tell(tx, self.name, id, event)
 
     async def start(self, ctx: Starter, input: I, *, id: str) -> SagaRun[R]:  # noqa: A002
         """Start a run and return once it is durable; the same id and input is the same run (S1).

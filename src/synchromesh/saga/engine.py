@@ -322,7 +322,7 @@ class Engine:
     async def _at_work(self, id: str) -> Execution | None:  # noqa: A002
         """Return a run in memory; one that is about to leave it to sleep is waited for."""
         execution = self._executions.get(id)
-        if execution is not None and execution.asleep_until_us:
+        if execution is not None and execution.asleep is not None:
             await execution.wait(_FALLS_ASLEEP_S)
             execution = self._executions.get(id)
         return execution
@@ -376,8 +376,8 @@ class Engine:
         finally:
             self._forget(execution)
             execution.end()
-        if execution.asleep_until_us and self._revival is not None:
-            self._revival.on_asleep(execution.asleep_until_us)
+        if execution.asleep is not None and self._revival is not None:
+            self._revival.on_asleep(execution.asleep)
 
     def _forget(self, execution: Execution) -> None:
         if self._executions.get(execution.row.id) is execution:
@@ -408,7 +408,7 @@ class Engine:
                     return None
                 if execution.conclusion is not None:
                     return execution.conclusion
-                if not execution.asleep_until_us:
+                if execution.asleep is None:
                     raise _gone(id)
             row = await self._find(id)
             if row.status is not SagaStatus.SLEEPING:

@@ -32,6 +32,7 @@ from synchromesh.saga.records import (
 )
 from synchromesh.saga.steps import CallStep, NapStep, Saga, Step, StepRequest
 from synchromesh.saga.tables import SagaRow
+from synchromesh.saga.timetable import next_signal
 from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
 _log = logging.getLogger("synchromesh.saga")
@@ -42,7 +43,7 @@ class Execution:
 
     Attributes:
         misfit: in what this code first differs from that of the records; "" where it does not.
-        asleep_until_us: when it wakes, where it has left memory to sleep; else 0.
+        asleep: for what it has left memory to sleep; None where it has not.
 
     Args:
         deps: what it works with.
@@ -93,7 +94,7 @@ class Execution:
         self.context = copy_context()  # that of the starter: its variables are kept
         self.durable = asyncio.Event()
         self.misfit = ""
-        self.asleep_until_us = 0
+        self.asleep: Nap | None = None
         self.conclusion: Conclusion | None = None
 
     # -- the function ----------------------------------------------------------------------------
@@ -204,7 +205,7 @@ class Execution:
             self._span_id = trace.span_id
             while machine.status is SagaStatus.RUNNING and not self.misfit:
                 await self._forward()
-                if self.asleep_until_us:
+                if self.asleep is not None:
                     self._function.close()
                     return
             if self.misfit:
@@ -258,14 +259,22 @@ class Execution:
 
     async def _nap(self, key: str) -> None:
         """Go on where the run is due; else let it leave memory, once that is durable."""
-        decision = self.machine.on_wake(key, now_us=self._now_us())
+        awaits, told = self.machine.nap_of(key).awaits, None
+        if awaits:
+            # What was taken may not be gone yet: its record is not durable.
+            after = self.machine.taken(awaits)
+            signal = await next_signal(self._deps.store, self.row.id, awaits, after)
+            told = None if signal is None else (signal.seq, signal.body)
+        decision = self.machine.on_wake(key, now_us=self._now_us(), told=told)
         if decision.action is Action.SLEEP:
             await self.journal.flush()
             if self._cancelled_because is None:
-                self.asleep_until_us = self.machine.nap_of(key).wake_us
+                self.asleep = self.machine.nap_of(key)
                 return
             because = f"cancelled: {self._cancelled_because}"
             decision = self.machine.turn(because, who=self._cancelled_by)
+        elif told is not None and (why := _misread(self.steps[key], decision.records[0].body)):
+            decision = self.machine.stick(f"what it was told is no {awaits}: {why}", key)
         if decision.action is not Action.RETURN:
             self._decide(decision)
             return
@@ -439,6 +448,15 @@ class Execution:
         self.durable.set()
         self._turned.set()
         self.end()
+
+
+def _misread(step: Step[Any], result: bytes) -> str:
+    """Return why a step cannot read its result; "" where it can."""
+    try:
+        step.load(result)
+    except BadRequest as error:
+        return error.message
+    return ""
 
 
 def _settle(waiter: asyncio.Future[bool], has_ended: bool) -> None:

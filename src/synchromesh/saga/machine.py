@@ -203,7 +203,7 @@ class SagaMachine(RunState):
     def _asleep(self, key: str, nap: NapAsk, now_us: int) -> SagaRecord:
         due_us = nap.at_us or now_us + int(nap.for_s * 1e6)
         wake_us = due_us if self.has_no_way_back else min(due_us, self._deadline_us)
-        body = encode(Nap(due_us, wake_us))
+        body = encode(Nap(due_us, wake_us, nap.awaits))
         return SagaRecord(
             RecordKind.ASLEEP, key, digest=_ask_of(self._steps[key]).digest, body=body
         )
@@ -215,10 +215,19 @@ class SagaMachine(RunState):
             raise SagaError(f"step {key} does not sleep")
         return nap
 
-    def on_wake(self, key: str, *, now_us: int) -> NextAction:
-        """Decide what follows for a run at a step that sleeps; SLEEP where it is not due yet."""
-        if now_us >= self.nap_of(key).due_us:
-            digest = _ask_of(self._steps[key]).digest
+    def on_wake(
+        self, key: str, *, now_us: int, told: tuple[int, bytes] | None = None
+    ) -> NextAction:
+        """Decide what follows for a run at a step that sleeps; SLEEP where it is not due yet.
+
+        `told` is what it sleeps for, with its number: what came in time counts, however late it is.
+        """
+        nap, digest = self.nap_of(key), _ask_of(self._steps[key]).digest
+        if told is not None:
+            seq, event = told
+            woken = SagaRecord(RecordKind.WOKEN, key, seq, digest, b"[%s]" % event)
+            return NextAction(Action.RETURN, (woken,))
+        if now_us >= nap.due_us:
             woken = SagaRecord(RecordKind.WOKEN, key, digest=digest, body=b"null")
             return NextAction(Action.RETURN, (woken,))
         if not self.has_no_way_back and now_us >= self._deadline_us:

@@ -188,10 +188,14 @@ class SagaRecord(msgspec.Struct, frozen=True):
 
 
 class NapAsk(msgspec.Struct, frozen=True):
-    """How long a run wants to sleep: so many seconds, or until `at_us` where that is not 0."""
+    """How long a run wants to sleep: so many seconds, or until `at_us` where that is not 0.
+
+    `awaits` is the class of events that wake it sooner; "" where none does.
+    """
 
     for_s: float = 0.0
     at_us: int = 0
+    awaits: str = ""
 
 
 class Nap(msgspec.Struct, frozen=True):
@@ -199,6 +203,7 @@ class Nap(msgspec.Struct, frozen=True):
 
     due_us: int
     wake_us: int
+    awaits: str = ""
 
 
 class Ask(msgspec.Struct, frozen=True):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
-from synchromesh.saga import tables
+from synchromesh.saga import tables, timetable
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.execution import Execution
 from synchromesh.saga.fitting import load
-from synchromesh.saga.records import SagaStatus
-from synchromesh.saga.tables import SagaMark, SagaRow
+from synchromesh.saga.records import Nap, SagaStatus
+from synchromesh.saga.tables import SagaRow
+from synchromesh.saga.timetable import SagaMark
 from synchromesh.saga.versions import SagaVersions
 
 _BREATH_RUNS = 64
@@ -81,34 +83,39 @@ class Revival:
 
     async def keep_time(self) -> None:
         """Wake the runs that sleep when they are due, in their order; only cancellation ends it."""
-        while True:
-            self._sooner.clear()
-            room = max(_WAKE_MIN, self._in_flight_max - len(self._executions))
-            due = await tables.due(self._deps.store, self._deps.clock.now_us(), room)
-            marks: list[SagaMark] = []
-            for row in due:
-                if not self._is_known(row.id):
-                    await self._continue(row, marks)
-            await self._mark(marks)
-            if len(due) == room:
-                await asyncio.sleep(_FULL_WAIT_S)
-                continue
-            self._wake_us = await tables.next_due(self._deps.store)
-            wait_s = _WAIT_MAX_S
-            if self._wake_us is not None:
-                wait_s = (self._wake_us - self._deps.clock.now_us()) / 1e6
-            # One that is due already is in memory still, and about to leave it.
-            wait_s = min(max(wait_s, _FULL_WAIT_S), _WAIT_MAX_S)
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._sooner.wait()
-            except TimeoutError:
-                continue
+        stop = self._deps.store.listen(timetable.TOPIC, self._sooner.set)
+        try:
+            while True:
+                await self._wake_those_due()
+        finally:
+            stop()
 
-    def on_asleep(self, wake_us: int) -> None:
-        """Note that a run has gone to sleep."""
-        if self._wake_us is None or wake_us < self._wake_us:
-            self._wake_us = wake_us
+    async def _wake_those_due(self) -> None:
+        """Wake what there is room for, and return when there may be more."""
+        self._sooner.clear()
+        room = max(_WAKE_MIN, self._in_flight_max - len(self._executions))
+        due = await timetable.due(self._deps.store, self._deps.clock.now_us(), room)
+        marks: list[SagaMark] = []
+        for row in due:
+            if not self._is_known(row.id):
+                await self._continue(row, marks)
+        await self._mark(marks)
+        if len(due) == room:
+            await asyncio.sleep(_FULL_WAIT_S)
+            return
+        self._wake_us = await timetable.next_due(self._deps.store)
+        wait_s = _WAIT_MAX_S
+        if self._wake_us is not None:
+            wait_s = (self._wake_us - self._deps.clock.now_us()) / 1e6
+        # One that is due already is in memory still, and about to leave it.
+        wait_s = min(max(wait_s, _FULL_WAIT_S), _WAIT_MAX_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._sooner.wait()
+
+    def on_asleep(self, nap: Nap) -> None:
+        """Note that a run has gone to sleep; what it waits for may have come meanwhile."""
+        if nap.awaits or self._wake_us is None or nap.wake_us < self._wake_us:
             self._sooner.set()
 
     async def awake(self, id: str, within_s: float) -> None:  # noqa: A002
@@ -116,6 +123,10 @@ class Revival:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleepers.setdefault(id, []).append(future)
         try:
+            # It may have waked, and ended, since whoever asks has looked.
+            row = await tables.find(self._deps.store, id)
+            if row is None or row.status is not SagaStatus.SLEEPING or id in self._executions:
+                return
             await asyncio.wait([future], timeout=within_s)
         finally:
             left = self._sleepers.get(id, [])
@@ -144,8 +155,7 @@ class Revival:
         nap = found.nap() if row.status is SagaStatus.WAITING else None
         if nap is not None:
             found.drop()
-            marks.append(SagaMark(row, SagaStatus.SLEEPING, tables.until(nap), nap.wake_us))
-            self.on_asleep(nap.wake_us)
+            marks.append(SagaMark(row, SagaStatus.SLEEPING, tables.until(nap), nap))
             return
         machine, counts = found.machine, self._deps.counts
         counts["woken" if row.status is SagaStatus.SLEEPING else "recovered"] += 1
@@ -164,8 +174,10 @@ class Revival:
             told = marks[:]
             marks.clear()
             await self._deps.store.write(
-                lambda unit: tables.mark(unit, told, epoch=self._deps.epoch), name="saga marks"
+                lambda unit: timetable.mark(unit, told, epoch=self._deps.epoch), name="saga marks"
             )
+            for nap in [each.nap for each in told if each.nap is not None]:
+                self.on_asleep(nap)
 
     def __repr__(self) -> str:
         return f"<Revival {len(self._waiting)} wait for code>"

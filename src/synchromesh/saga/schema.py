@@ -17,7 +17,7 @@ SCHEMA = Schema(
                     "owner text not null, trace_id text not null, span_id text not null, "
                     "caller text not null, principal text not null, deadline_us bigint not null, "
                     "epoch bigint not null, result {blob}, started_us bigint not null, "
-                    "ended_us bigint, wake_us bigint)"
+                    "ended_us bigint, wake_us bigint, awaits text not null default '')"
                 ),
                 (
                     "create index sm_saga_unfinished on sm_saga(status, started_us) "
@@ -43,6 +43,11 @@ SCHEMA = Schema(
                     "digest text not null, body {blob} not null, at_us bigint not null, "
                     "primary key(saga, seq)) {keyed}"
                 ),
+                (
+                    "create table sm_saga_signal(seq {position}, saga text not null, "
+                    "name text not null, body {blob} not null, at_us bigint not null)"
+                ),
+                "create index sm_saga_signal_of on sm_saga_signal(saga, name, seq)",
                 "create table sm_saga_epoch(one integer primary key, epoch bigint not null)",
             ),
             readable_by_min=1,

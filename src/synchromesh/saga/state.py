@@ -65,6 +65,7 @@ class RunState:
         self._turned_by: SagaCause | None = None
         # How often a refusal was put aside: what is asked for anew has a key of its own.
         self._rounds: dict[str, int] = {}
+        self._taken: dict[str, int] = {}
         self.status = SagaStatus.RUNNING
         self.cause = SagaCause()
         self.result = b""
@@ -113,6 +114,8 @@ class RunState:
             # What a run has slept behind its pivot is no time that its steps took.
             if record.step == self._pivot or kind is RecordKind.WOKEN:
                 self._pivot_done_us = record.at_us
+            if kind is RecordKind.WOKEN and record.attempt and step.nap is not None:
+                self._taken[step.nap.awaits] = record.attempt
         elif kind is RecordKind.REJECTED:
             step.digest = record.digest
         elif kind is RecordKind.UNDO_BEGUN:
@@ -203,6 +206,10 @@ class RunState:
     def is_turned(self) -> bool:
         """True once the run is to be undone, also while it is stuck in that."""
         return self._turned_by is not None
+
+    def taken(self, awaits: str) -> int:
+        """Return the number of the last event of a class that the run has taken; 0 for none."""
+        return self._taken.get(awaits, 0)
 
     def states(self) -> dict[str, StepState]:
         """Return the state of each step that is recorded or asked for, in that order."""

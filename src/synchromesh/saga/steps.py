@@ -20,6 +20,8 @@ from synchromesh.saga.records import Ask, NapAsk
 TX = TypeVar("TX")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+E = TypeVar("E")
+O = TypeVar("O")  # noqa: E741
 Ts = TypeVarTuple("Ts")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
@@ -146,6 +148,22 @@ class NapStep(Step[R_co]):
     __slots__ = ()
 
 
+class EventStep(NapStep[R_co]):
+    """An event that the run waits for; it gives it, or what stands for its absence."""
+
+    __slots__ = ("otherwise",)
+
+    def __init__(self, saga: Saga, ask: Ask, kind: Any, otherwise: Any) -> None:
+        super().__init__(saga, ask, list[kind] | None)
+        self.otherwise = otherwise
+
+    def load(self, result: bytes) -> R_co:
+        """Return the event that is recorded; without one, what was to be given otherwise."""
+        told: Any = decode(result, self.result_type)
+        value: R_co = self.otherwise if told is None else told[0]
+        return value
+
+
 class Together(Generic[R_co]):
     """Steps that run side by side; awaiting gives the tuple of their results."""
 
@@ -269,6 +287,28 @@ class Saga:
             )
         at_us = max(1, (moment - _EPOCH) // dt.timedelta(microseconds=1))
         return NapStep(self, _nap("until", NapAsk(at_us=at_us)), type(None))
+
+    @overload
+    def event(self, kind: type[E], *, within: str) -> Step[E | None]: ...
+    @overload
+    def event(self, kind: type[E], *, within: str, otherwise: O) -> Step[E | O]: ...
+    def event(self, kind: type[E], *, within: str, otherwise: Any = None) -> Step[Any]:
+        """Describe a wait for an event that the run is told, by `definition.tell(tx, id, event)`.
+
+        What it was told before it asked counts, the oldest first. It sleeps meanwhile, as `sleep`.
+
+        Args:
+            kind: the class of the event; its name is what tells it from others.
+            within: how long it is waited for, such as "2d".
+            otherwise: what the step gives where none came in time.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ConfigError: `within` is no duration.
+        """
+        self.check()
+        nap = NapAsk(for_s=seconds_of(within), awaits=kind.__name__)
+        return EventStep(self, _nap(kind.__name__, nap), kind, otherwise)
 
     # The type system has no map over a TypeVarTuple: a tuple of mixed types needs a signature for
     # each length. Steps of one type, however many, need the last one alone.

@@ -25,7 +25,7 @@ from synchromesh.store import Row, SqlValue, StoreReader, Unit
 _UNFINISHED = "status in ('running', 'compensating', 'waiting')"
 # One that is stuck holds its lock, until a person has repaired or ended it.
 _HOLDS = "status in ('running', 'compensating', 'waiting', 'sleeping', 'stuck')"
-_COLUMNS = (
+COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us"
 )
@@ -35,7 +35,7 @@ _RECORDS = (
     "where saga = ? order by seq"
 )
 _START = (
-    f"insert into sm_saga({_COLUMNS}, epoch) "
+    f"insert into sm_saga({COLUMNS}, epoch) "
     "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 # The primary key is the fence of a run: what another engine wrote after `seq` is in the way.
@@ -45,6 +45,14 @@ _RECORD = (
 )
 _TURN = "update sm_saga set status = ?, reason = ?, wake_us = ? where id = ?"
 _END = "update sm_saga set status = ?, result = ?, ended_us = ?, wake_us = null where id = ?"
+# What was told before is what the run wakes for at once.
+SLEEP = (
+    "update sm_saga set status = 'sleeping', reason = ?, awaits = ?, wake_us = case when exists("
+    "select 1 from sm_saga_signal s where s.saga = sm_saga.id and s.name = ?) then 0 else ? end "
+    "where id = ?"
+)
+_TAKE = "delete from sm_saga_signal where seq = ?"
+_FORGET = "delete from sm_saga_signal where saga = ?"
 _COUNT = (
     "insert into sm_saga_count(status, count) values (?, ?) "
     "on conflict(status) do update set count = sm_saga_count.count + excluded.count"
@@ -184,43 +192,9 @@ async def extend(unit: Unit, part: Part, *, epoch: int) -> None:
         raise fenced(part.row.id) from error
 
 
-class SagaMark(msgspec.Struct, frozen=True):
-    """What is said of a run beside its records: that it waits for other code, or no longer does."""
-
-    row: SagaRow
-    status: SagaStatus
-    reason: str
-    wake_us: int | None = None
-
-
 def until(nap: Nap) -> str:
     """Say until when a run sleeps."""
     return f"until {to_datetime(nap.due_us).isoformat(timespec='seconds')}"
-
-
-async def mark(unit: Unit, marks: Sequence[SagaMark], *, epoch: int) -> None:
-    """Say of runs that they wait for other code, or that they no longer do; no record says it.
-
-    A run that has changed meanwhile is left as it is.
-
-    Raises:
-        Fenced: another engine has taken over.
-    """
-    for each in marks:
-        row, status, reason = each.row, each.status, each.reason
-        await check_owner(unit, row, epoch=epoch)
-        changed = await unit.execute(
-            "update sm_saga set status = ?, reason = ?, wake_us = ? where id = ? and status = ? "
-            "returning 1",
-            status._value_,
-            reason,
-            each.wake_us,
-            row.id,
-            row.status._value_,
-        )
-        if changed and row.status is not status:
-            name = "waiting" if status is SagaStatus.WAITING else "resumed"
-            await append_each(unit, [_milestone(unit, row, name, status, reason)])
 
 
 def conflict(id: str, name: str, wanted: str) -> SagaConflict:  # noqa: A002
@@ -289,7 +263,10 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
     """Write all rows of these parts, one statement a table and change."""
     starts: list[tuple[SqlValue, ...]] = []
     rows: list[tuple[SqlValue, ...]] = []
-    turns: list[tuple[SqlValue, ...]] = []
+    # What is said last of a run holds.
+    sleeps: dict[str, tuple[SqlValue, ...]] = {}
+    turns: dict[str, tuple[SqlValue, ...]] = {}
+    taken: list[tuple[SqlValue, ...]] = []
     ends: list[tuple[SqlValue, ...]] = []
     ended: Counter[str] = Counter()
     milestones: list[tuple[str, NewEvent]] = []
@@ -297,7 +274,7 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
         row, seq = part.row, part.seq
         if part.is_start:
             starts.append(_values(row, epoch))
-            milestones.append(_milestone(unit, row, "started", SagaStatus.RUNNING))
+            milestones.append(milestone(unit, row, "started", SagaStatus.RUNNING))
         for record in part.records:
             kind, seq = record.kind, seq + 1
             rows.append((
@@ -309,29 +286,34 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
                 status = SagaStatus.COMPLETED if record.body else SagaStatus.UNDONE
                 ends.append((status._value_, record.body or None, record.at_us, row.id))
                 ended[status._value_] += 1
-                milestones.append(_milestone(unit, row, "ended", status))
+                milestones.append(milestone(unit, row, "ended", status))
             elif kind in _STATUS_OF:
                 status, cause = _STATUS_OF[kind], decode(record.body, SagaCause)
-                turns.append((status._value_, cause.reason, None, row.id))
+                turns[row.id] = (status._value_, cause.reason, None, row.id)
                 told = {"who": cause.who} if cause.who else {}
-                milestones.append(_milestone(unit, row, kind._value_, status, cause.reason, **told))
+                milestones.append(milestone(unit, row, kind._value_, status, cause.reason, **told))
             elif kind is RecordKind.REPAIRED:
                 repair = decode(record.body, Repair)
                 status, why = (
                     SagaStatus(repair.status),
                     f"{repair.verb} by {repair.who}: {repair.why}",
                 )
-                turns.append((repair.status, why, None, row.id))
+                turns[row.id] = (repair.status, why, None, row.id)
                 told = {"who": repair.who, "verb": repair.verb, "step": record.step}
-                milestones.append(_milestone(unit, row, "repaired", status, repair.why, **told))
+                milestones.append(milestone(unit, row, "repaired", status, repair.why, **told))
             elif kind is RecordKind.ASLEEP:
                 nap = decode(record.body, Nap)
-                turns.append((SagaStatus.SLEEPING._value_, until(nap), nap.wake_us, row.id))
+                sleeps[row.id] = (until(nap), nap.awaits, nap.awaits, nap.wake_us, row.id)
+                turns.pop(row.id, None)
             elif kind is RecordKind.WOKEN:
-                turns.append((SagaStatus.RUNNING._value_, "", None, row.id))
+                turns[row.id] = (SagaStatus.RUNNING._value_, "", None, row.id)
+                # Its number is that of what it was told.
+                taken += [(record.attempt,)] if record.attempt else []
     counts = list(ended.items())
     for sql, values in (
-        (_START, starts), (_RECORD, rows), (_TURN, turns), (_END, ends), (_COUNT, counts),
+        (_START, starts), (_RECORD, rows), (_TAKE, taken), (SLEEP, list(sleeps.values())),
+        (_TURN, list(turns.values())), (_END, ends), (_FORGET, [(end[-1],) for end in ends]),
+        (_COUNT, counts),
     ):  # fmt: skip
         if values:
             await unit.execute_many(sql, values)
@@ -347,9 +329,10 @@ def _values(row: SagaRow, epoch: int) -> tuple[SqlValue, ...]:
     )  # fmt: skip
 
 
-def _milestone(
+def milestone(
     unit: Unit, row: SagaRow, name: str, status: SagaStatus, reason: str = "", **more: str
 ) -> tuple[str, NewEvent]:
+    """Return the event that tells of a milestone of a run, with its stream."""
     payload = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_, **more}
     event = NewEvent(f"{unit.service}.saga_{name}", encode(payload), trace_id=row.trace_id)
     return f"saga/{row.id}", event
@@ -365,30 +348,16 @@ async def count_ended(unit: Unit, counts: Mapping[str, int]) -> None:
 
 async def find(store: StoreReader, id: str) -> SagaRow | None:  # noqa: A002
     """Return what is stored of a run."""
-    rows = await store.read(f"select {_COLUMNS} from sm_saga where id = ?", id)
-    return _row(rows[0]) if rows else None
+    rows = await store.read(f"select {COLUMNS} from sm_saga where id = ?", id)
+    return row_of(rows[0]) if rows else None
 
 
 async def unfinished(store: StoreReader) -> list[SagaRow]:
     """Return the runs that have to go on, the oldest first."""
     rows = await store.read(
-        f"select {_COLUMNS} from sm_saga where {_UNFINISHED} order by started_us, id"
+        f"select {COLUMNS} from sm_saga where {_UNFINISHED} order by started_us, id"
     )
-    return [_row(row) for row in rows]
-
-
-async def due(store: StoreReader, now_us: int, limit: int) -> list[SagaRow]:
-    """Return the runs that sleep and are due, the longest due first."""
-    rows = await store.read(
-        f"select {_COLUMNS} from sm_saga where wake_us <= ? order by wake_us limit ?", now_us, limit
-    )
-    return [_row(row) for row in rows]
-
-
-async def next_due(store: StoreReader) -> int | None:
-    """Return when the next run wakes; None where none sleeps."""
-    ((wake_us,),) = await store.read("select min(wake_us) from sm_saga where wake_us is not null")
-    return None if wake_us is None else _int(wake_us)
+    return [row_of(row) for row in rows]
 
 
 async def count_by_status(store: StoreReader) -> dict[str, int]:
@@ -408,11 +377,11 @@ async def latest(
     at = "ended_us" if status in ENDED else "started_us"
     at = "wake_us" if status is SagaStatus.SLEEPING else at
     rows = await store.read(
-        f"select {_COLUMNS}, (select count(*) from sm_saga_record where saga = sm_saga.id) "
+        f"select {COLUMNS}, (select count(*) from sm_saga_record where saga = sm_saga.id) "
         f"from sm_saga {where} order by {at} desc, id desc limit ?",
         limit,
     )
-    return [(_row(row[:-1]), _int(row[-1])) for row in rows]
+    return [(row_of(row[:-1]), _int(row[-1])) for row in rows]
 
 
 async def records(source: StoreReader, id: str) -> list[StoredRecord]:  # noqa: A002
@@ -459,7 +428,12 @@ def _record(row: Row) -> StoredRecord | UnreadableRecord:
         return UnreadableRecord(_int(seq), str(kind), str(step), tried, at, why)
 
 
-def _row(row: Row) -> SagaRow:
+def row_of(row: Row) -> SagaRow:
+    """Return a run from its columns.
+
+    Raises:
+        SagaError: this code does not know its status.
+    """
     if row[6] not in _STATUSES:
         raise SagaError(
             f"saga {row[0]!r} has the status {row[6]!r}, which this code does not know; a newer "

@@ -1,0 +1,123 @@
+"""When runs wake, what wakes them sooner, and what is said of runs beside their records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from synchromesh.codec import encode
+from synchromesh.errors import UnknownSaga
+from synchromesh.events import append_each
+from synchromesh.saga import tables
+from synchromesh.saga.records import ENDED, Nap, SagaStatus
+from synchromesh.saga.tables import SagaRow
+from synchromesh.store import StoreReader, Unit
+
+TOPIC = "saga signals"
+"""What the engine listens to: a run that sleeps has been told something."""
+
+
+class SagaMark(msgspec.Struct, frozen=True):
+    """What is said of a run beside its records: that it waits for other code, or no longer does."""
+
+    row: SagaRow
+    status: SagaStatus
+    reason: str
+    nap: Nap | None = None
+
+
+async def mark(unit: Unit, marks: Sequence[SagaMark], *, epoch: int) -> None:
+    """Say of runs that they wait for other code, or that they no longer do; no record says it.
+
+    A run that has changed meanwhile is left as it is.
+
+    Raises:
+        Fenced: another engine has taken over.
+    """
+    for each in marks:
+        row, status, reason = each.row, each.status, each.reason
+        await tables.check_owner(unit, row, epoch=epoch)
+        changed = await unit.execute(
+            "update sm_saga set status = ?, reason = ?, wake_us = null where id = ? and status = ? "
+            "returning 1",
+            status._value_,
+            reason,
+            row.id,
+            row.status._value_,
+        )
+        if changed and (nap := each.nap) is not None:
+            values = (reason, nap.awaits, nap.awaits, nap.wake_us, row.id)
+            await unit.execute(tables.SLEEP, *values)
+        if changed and row.status is not status:
+            name = "waiting" if status is SagaStatus.WAITING else "resumed"
+            await append_each(unit, [tables.milestone(unit, row, name, status, reason)])
+
+
+async def due(store: StoreReader, now_us: int, limit: int) -> list[SagaRow]:
+    """Return the runs that sleep and are due, the longest due first."""
+    rows = await store.read(
+        f"select {tables.COLUMNS} from sm_saga where wake_us <= ? order by wake_us limit ?",
+        now_us,
+        limit,
+    )
+    return [tables.row_of(row) for row in rows]
+
+
+async def next_due(store: StoreReader) -> int | None:
+    """Return when the next run wakes; None where none sleeps."""
+    ((wake_us,),) = await store.read("select min(wake_us) from sm_saga where wake_us is not null")
+    return wake_us if isinstance(wake_us, int) else None
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """What a run was told and has not taken yet; `seq` is its number."""
+
+    seq: int
+    body: bytes
+
+
+async def tell(unit: Unit, saga: str, id: str, event: object) -> bool:  # noqa: A002
+    """Tell a run of a saga something, within a unit; return False where it has ended.
+
+    It is kept until the run asks for an event of this class, and wakes it if it sleeps for one.
+
+    Raises:
+        UnknownSaga: no run of this saga has this id.
+        BadRequest: the event cannot be stored.
+    """
+    found = await unit.execute("select status from sm_saga where id = ? and name = ?", id, saga)
+    if not found:
+        raise UnknownSaga(f"no run of saga {saga!r} has the id {id!r}: nobody was told")
+    if found[0][0] in [status.value for status in ENDED]:
+        return False
+    name = type(event).__name__
+    await unit.execute(
+        "insert into sm_saga_signal(saga, name, body, at_us) values (?, ?, ?, ?)",
+        id, name, encode(event), unit.now_us,
+    )  # fmt: skip
+    await unit.execute(
+        "update sm_saga set wake_us = 0 where id = ? and status = 'sleeping' and awaits = ?",
+        id, name,
+    )  # fmt: skip
+    unit.notify(TOPIC)
+    return True
+
+
+async def next_signal(
+    store: StoreReader,
+    id: str,  # noqa: A002
+    name: str,
+    after: int,
+) -> Signal | None:
+    """Return the first thing of a class that a run was told after what it has taken."""
+    rows = await store.read(
+        "select seq, body from sm_saga_signal where saga = ? and name = ? and seq > ? "
+        "order by seq limit 1",
+        id, name, after,
+    )  # fmt: skip
+    if not rows:
+        return None
+    ((seq, body),) = rows
+    assert isinstance(seq, int)
+    return Signal(seq, body if isinstance(body, bytes) else str(body).encode())
