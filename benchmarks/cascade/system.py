@@ -10,9 +10,9 @@ import asyncio
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from benchmarks.cascade.shape import Part, Plans, Shape
 from synchromesh import Contract, Service, query
@@ -122,7 +122,7 @@ class CountingTransport(InProcessTransport):
         super().__init__()
         self.attempts: Counter[str] = Counter()
 
-    def send(self, endpoint: Endpoint, request: Request) -> Coroutine[Any, Any, Reply]:
+    def send(self, endpoint: Endpoint, request: Request) -> Awaitable[Reply]:
         """Send a request and return its reply."""
         self.attempts[endpoint.instance] += 1
         return super().send(endpoint, request)

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from synchromesh.errors import BadRequest
 
@@ -29,6 +30,15 @@ _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 # What a decoder raises where data is not well formed or does not fit its type.
 NO_FIT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# What an encoder or a decoder raises.
+NO_JSON = (
+    BadRequest,
+    TypeError,
+    ValueError,
+    RecursionError,
+    OverflowError,
+    msgspec.MsgspecError,
+)
 
 
 def encode(value: object) -> bytes:
@@ -43,7 +53,7 @@ def encode(value: object) -> bytes:
     """
     try:
         data = _ENCODER.encode(value)
-    except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
+    except NO_JSON as error:
         raise BadRequest(
             f"a {type(value).__name__} cannot be sent: {error}; use msgspec structs, dataclasses "
             "and plain values"
@@ -56,6 +66,64 @@ def encode(value: object) -> bytes:
             "no number for; send None or leave it out"
         )
     return data
+
+
+def encoder_of(kind: Any) -> Callable[[object], bytes]:
+    """Return what encodes values that are decoded as a type at once, to see whether they fit it.
+
+    It is `encode`, without its frame where JSON's null has no place in the type: then the decoder
+    refuses what comes of NaN. It raises one of `NO_JSON`; `unfit` tells what the matter was.
+
+    Example:
+        >>> encoder_of(list[int])([1])
+        b'[1]'
+    """
+    return encode if _takes_null(inspect.type_info(kind), set()) else _ENCODER.encode
+
+
+def _takes_null(kind: inspect.Type, seen: set[type]) -> bool:
+    """Return whether JSON's null may fit somewhere in a type, as far as that is known."""
+    if isinstance(kind, inspect.StructType | inspect.DataclassType | inspect.NamedTupleType):
+        if kind.cls in seen:
+            return False
+        seen.add(kind.cls)
+        return any(_takes_null(field.type, seen) for field in kind.fields)
+    if isinstance(
+        kind, inspect.ListType | inspect.SetType | inspect.FrozenSetType | inspect.VarTupleType
+    ):
+        return _takes_null(kind.item_type, seen)
+    if isinstance(kind, inspect.TupleType):
+        return any(_takes_null(each, seen) for each in kind.item_types)
+    if isinstance(kind, inspect.DictType):
+        return _takes_null(kind.value_type, seen)
+    if isinstance(kind, inspect.Metadata):
+        return _takes_null(kind.type, seen)
+    if isinstance(kind, inspect.UnionType):
+        return any(_takes_null(each, seen) for each in kind.types)
+    return not isinstance(kind, _NEVER_NULL)
+
+
+_NEVER_NULL = (
+    inspect.BoolType,
+    inspect.IntType,
+    inspect.FloatType,
+    inspect.StrType,
+    inspect.BytesType,
+    inspect.DateTimeType,
+    inspect.DateType,
+    inspect.UUIDType,
+    inspect.DecimalType,
+    inspect.EnumType,
+)
+
+
+def unfit(value: object, error: Exception) -> Exception:
+    """Return what is wrong with a value that `encoder_of` or the decoder behind it refused."""
+    try:
+        encode(value)
+    except BadRequest as unsendable:
+        return unsendable
+    return error
 
 
 def _has_unbounded(value: object) -> bool:

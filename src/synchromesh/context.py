@@ -8,7 +8,9 @@ way (D1).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -52,9 +54,11 @@ _KEY_SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 _TRACEPARENT_CHARS = 55
 _HEX = b"0123456789abcdef"
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+# So many ids of spans are drawn at once.
+_DRAWN = 32
 
 
-class CallContext(msgspec.Struct, frozen=True, kw_only=True):
+class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one call carries; `msgspec.structs.replace` makes another one of it.
 
     Attributes:
@@ -92,6 +96,22 @@ def new_trace_id(rng: random.Random) -> str:
 def new_span_id(rng: random.Random) -> str:
     """Return 16 hex digits that are not all zero."""
     return (rng.getrandbits(64) or 1).to_bytes(8).hex()
+
+
+def span_ids(rng: random.Random) -> Callable[[], str]:
+    """Return what does as `new_span_id`, at a third of its price: ids are drawn some at a time.
+
+    Example:
+        >>> len(span_ids(random.Random(1))())
+        16
+    """
+
+    def drawn() -> Iterator[list[str]]:
+        while True:
+            ids = rng.getrandbits(64 * _DRAWN).to_bytes(8 * _DRAWN).hex(" ", 8).split()
+            yield ids if _NO_SPAN not in ids else [each for each in ids if each != _NO_SPAN]
+
+    return partial(next, chain.from_iterable(drawn()))
 
 
 def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, str]:

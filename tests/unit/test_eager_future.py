@@ -72,6 +72,66 @@ def test_a_result_within_a_task_resumes_another_one_later() -> None:
     assert on_loop(main) == ["told", 7]
 
 
+def test_a_task_hands_a_result_over_within_its_own_step() -> None:
+    """The other task takes its step at once, as the current one, and the giver goes on then."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[object]:
+        seen: list[object] = []
+        future = EagerFuture[int](loop)
+
+        async def wait() -> None:
+            seen.append(await future)
+            seen.append(asyncio.current_task() is task)
+            await asyncio.sleep(0)
+            seen.append("later")
+
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        giver = asyncio.current_task()
+        future.hand_over(7)
+        seen.append(asyncio.current_task() is giver)
+        await task
+        return seen
+
+    assert on_loop(main) == [7, True, True, "later"]
+
+
+def test_what_is_handed_over_to_a_task_that_was_cancelled_is_dropped() -> None:
+    """Its cancellation was first, and a result must not take its place."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[object]:
+        seen: list[object] = []
+        future = EagerFuture[int](loop)
+        task = asyncio.ensure_future(waiting(future, seen))
+        await asyncio.sleep(0)
+        task.cancel()
+        assert future.done()
+        await asyncio.wait([task])
+        return seen
+
+    assert on_loop(main) == [asyncio.CancelledError]
+
+
+def test_a_long_row_of_tasks_that_hand_over_does_not_fill_the_stack() -> None:
+    """Each ends by handing over to the one before it; a thousand of them take some turns."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> int:
+        row = [EagerFuture[int](loop) for _ in range(1000)]
+
+        async def link(at: int) -> int:
+            value = await row[at]
+            if at:
+                row[at - 1].hand_over(value + 1)
+            return value
+
+        tasks = [asyncio.ensure_future(link(at)) for at in range(len(row))]
+        await asyncio.sleep(0)
+        row[-1].hand_over(0)
+        return (await asyncio.gather(*tasks))[0]
+
+    assert on_loop(main) == 999
+
+
 def test_a_result_or_an_error_that_is_there_needs_no_wait() -> None:
     """The task goes on without a turn of the loop."""
 

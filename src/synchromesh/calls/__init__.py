@@ -14,7 +14,7 @@ from synchromesh.calls.contract import (
     operations_of,
     query,
 )
-from synchromesh.calls.dispatcher import Dispatcher, Handler, Incoming
+from synchromesh.calls.dispatcher import Dispatcher, Handler
 from synchromesh.calls.faults import Fault, FaultTable, Rule
 from synchromesh.calls.forwarding import Forwarder, Forwarding
 from synchromesh.calls.holding import HoldOptions, Holds
@@ -23,6 +23,7 @@ from synchromesh.calls.http_server import HttpEdge
 from synchromesh.calls.inproc import InProcessTransport
 from synchromesh.calls.isolations import Isolation, Isolations
 from synchromesh.calls.policies import OperationPolicy, Policies
+from synchromesh.calls.tree import Incoming
 from synchromesh.calls.wire import (
     Receiver,
     Reply,

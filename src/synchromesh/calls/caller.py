@@ -30,9 +30,8 @@ from synchromesh.calls.holding import Holds
 from synchromesh.calls.isolations import Isolations
 from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
-from synchromesh.calls.tree import running
 from synchromesh.calls.wire import Transport
-from synchromesh.context import CallContext, new_trace_id
+from synchromesh.context import CallContext, new_trace_id, span_ids
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
@@ -96,7 +95,7 @@ class Caller:
             signer=signer,
             tracer=tracer,
             runtime=runtime,
-            draw=runtime.rng.getrandbits,
+            new_span_id=span_ids(runtime.rng),
             faults=faults if faults is not None else FaultTable(),
         )
         self._runtime = runtime
@@ -167,10 +166,7 @@ class Caller:
             ForeignAwait: a unit of work made the call.
         """
         plan = self._plans.get(call.operation) or self._put_together(call.operation)
-        root = running.get()
-        if root is None or root.limiter is None or root.span_id != context.span_id:
-            return fast.call(plan, call.arguments, context, timeout_s, as_json=False)
-        return fast.call_away(root, plan, call.arguments, context, timeout_s)
+        return fast.call(plan, call.arguments, context, timeout_s, as_json=False)
 
     def plan(self, operation: Operation[..., Any]) -> Plan:
         """Return the way of an operation's calls, for who makes their first attempts himself."""

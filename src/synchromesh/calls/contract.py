@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 
 from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature
 from synchromesh.calls.texts import from_text, to_text
-from synchromesh.codec import NO_FIT, decode, digest, encode, to_json
+from synchromesh.codec import NO_FIT, NO_JSON, decode, digest, encode, to_json, unfit
 from synchromesh.errors import BadRequest, ContractError, Rejection
 
 P = ParamSpec("P")
@@ -137,8 +137,11 @@ class Operation(Generic[P, R_co]):
         except TypeError:
             raise BadRequest(f"{self.full_name}: {misfit(shape, args, kwargs)}") from None
         try:
-            checked = shape.decode(encode(struct))
-        except NO_FIT as error:
+            checked = shape.decode(shape.encode(struct))
+        except NO_JSON as error:
+            unsendable = unfit(struct, error)
+            if isinstance(unsendable, BadRequest):
+                raise unsendable from error
             raise BadRequest(f"{self.full_name}: the data does not fit: {error}") from error
         return Call(self, to_json(checked))
 

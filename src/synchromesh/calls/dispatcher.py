@@ -15,7 +15,7 @@ import logging
 import math
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar, Token
+from contextvars import Token
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,10 +23,10 @@ import msgspec
 from msgspec.structs import replace
 
 from synchromesh.calls.contract import Operation
-from synchromesh.calls.tree import Root, running
+from synchromesh.calls.tree import Incoming, Root, running
 from synchromesh.calls.wire import Reply, Request
 from synchromesh.codec import encode
-from synchromesh.context import CallContext
+from synchromesh.context import CallContext, span_ids
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -66,13 +66,6 @@ from synchromesh.telemetry import (
 
 _log = logging.getLogger("synchromesh.calls")
 
-# In the context of a call that goes on after its first step: the id of its task (the task itself
-# would be a cycle), and what releases its caller. Set from without; what runs in a copy of the
-# context finds it as well.
-released: ContextVar[tuple[int, asyncio.Future[None]] | None] = ContextVar(
-    "synchromesh_released", default=None
-)
-
 # What every transport carries: one that runs in this process must not carry more than the others.
 ANSWER_BYTES_MAX = PoolLimits().body_bytes_max
 
@@ -91,20 +84,6 @@ INTERACTIVE = Priority.INTERACTIVE
 
 # Whoever calls a service that stands for somebody else's is nobody of ours.
 _STRANGER = Credential("", "", "", 0)
-
-
-class Incoming(msgspec.Struct, frozen=True):
-    """A call as its handler gets it.
-
-    Attributes:
-        operation: what is called.
-        arguments: in canonical form; `operation.parse` checks and decodes them.
-        context: caller and principal are verified; `span_id` is the span that handles the call.
-    """
-
-    operation: Operation[..., Any]
-    arguments: bytes
-    context: CallContext
 
 
 class Handler(Protocol):
@@ -175,7 +154,7 @@ class Dispatcher:
         self._is_external = is_external
         self._is_draining = False
         self._drained: asyncio.Event | None = None
-        self._draw = runtime.rng.getrandbits
+        self._new_span_id = span_ids(runtime.rng)
         # By token, who calls and until when nobody need look.
         self._known: dict[str, tuple[Credential, float]] = {}
         self._limits = limits_of_operation(in_flight_max, queue_max, of=len(handlers))
@@ -210,8 +189,8 @@ class Dispatcher:
         A caller with a `clock` cancels the task, which is this one's own, in time.
         """
         sent, operation, is_apart = request.context, request.operation, clock is not None
-        clock = clock or asyncio.get_running_loop().time
-        deadline_s, began_s = sent.deadline_s, clock()
+        deadline_s, clock = sent.deadline_s, clock or asyncio.get_running_loop().time
+        began_s = clock()
         try:
             known = self._known.get(request.credential)
             if known is None or began_s >= known[1]:
@@ -219,10 +198,12 @@ class Dispatcher:
             answerer = self._answering.get(operation) or self._answerer(operation)
         except NotExecuted as refused:
             return Reply.of_error(refused)
-        span_id = (self._draw(64) or 1).to_bytes(8).hex()
+        span_id, ran_s, status, noted = self._new_span_id(), began_s, "ok", None
         context = _below(sent, span_id, known[0], began_s)
-        limiter, places, ran_s, record = answerer.limiter, self._limiter, began_s, answerer.record
-        status, noted, root = "ok", None, Root(span_id, None, limiter)
+        arguments, limiter, places = request.arguments, answerer.limiter, self._limiter
+        root = Incoming(
+            span_id, None, limiter, operation=operation, arguments=arguments, context=context
+        )
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
@@ -232,14 +213,12 @@ class Dispatcher:
                 limiter.in_flight += 1
                 places.in_flight += 1
             else:
-                await _take_places(limiter, places, deadline_s, context.priority)
-                ran_s = clock()
+                ran_s = await _take_places(limiter, places, deadline_s, context.priority)
             try:
-                incoming = Incoming(operation, request.arguments, context)
                 if not is_apart and deadline_s is not None:
-                    answer = await within(partial(answerer.handler, incoming), deadline_s)
+                    answer = await within(partial(answerer.handler, root), deadline_s)
                 else:
-                    answer = await answerer.handler(incoming)
+                    answer = await answerer.handler(root)
                 ended_s = clock()
                 root.away_s += (ended_s - root.since_s) * (root.away > 0)  # by calls that still run
                 if ended_s >= answerer.tracker.next_sample_s:
@@ -262,15 +241,15 @@ class Dispatcher:
             answerer.note_error(error, root.own_s(ran_s, ended_s), ended_s, deadline_s)
             if _is_own_end(error):
                 status = _end_of(error, deadline_s, ended_s)
-                record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status)
+                answerer.record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status)
                 _put_back(spanned, rooted)
                 raise
             reply, status, noted = self._failed(operation, sent, error, root)
-        record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
+        answerer.record(sent.trace_id, span_id, sent.span_id, began_s, ended_s, status, noted)
         if not is_apart:
             _put_back(spanned, rooted)
-        elif (waiting := released.get()) is not None:
-            _release(*waiting)
+        elif root.released is not None:
+            root.released(reply)
         return reply
 
     async def drain(self, within_s: float | None = None) -> int:
@@ -411,17 +390,22 @@ def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> Adapt
 
 async def _take_places(
     limiter: Limiter, places: Limiter, deadline_s: float | None, priority: Priority
-) -> None:
-    """Wait for a place of the operation, and then for one of the service. Raises Shed."""
+) -> float:
+    """Wait for a place of the operation, and then for one of the service; return when it had both.
+
+    Raises Shed.
+    """
+    clock = asyncio.get_running_loop().time
     await limiter.acquire(deadline_s, priority)
     try:
         if deadline_s is not None:
             # Half of what is left: a refusal at the deadline itself would come too late (B5).
-            deadline_s = (asyncio.get_running_loop().time() + deadline_s) / 2
+            deadline_s = (clock() + deadline_s) / 2
         await places.acquire(deadline_s, priority)
     except BaseException:
         limiter.release()
         raise
+    return clock()
 
 
 def _below(sent: CallContext, span_id: str, who: Credential, began_s: float) -> CallContext:
@@ -459,12 +443,6 @@ def _end_of(error: BaseException, deadline_s: float | None, ended_s: float) -> s
     """Return the span's status of a call that its own end has ended."""
     is_late = deadline_s is not None and ended_s >= deadline_s
     return "timed_out" if is_late else status_of(error)
-
-
-def _release(task_id: int, caller: asyncio.Future[None]) -> None:
-    """Release who waits for this task, which ends in this step; its callbacks come a turn later."""
-    if task_id == id(asyncio.current_task()) and not caller.done():
-        caller.set_result(None)
 
 
 def _bad_answer(operation: Operation[..., Any], answer: object) -> Exception:

@@ -18,13 +18,13 @@ from typing import Any
 
 from synchromesh.calls.plan import CalledService, First, Plan
 from synchromesh.calls.sending import Sending
-from synchromesh.calls.tree import Root, attempts_left, running
+from synchromesh.calls.tree import attempts_left, away, running
+from synchromesh.calls.wire import Reply
 from synchromesh.context import CallContext, check_key
-from synchromesh.discovery import CallEnd, Endpoint, Resolved
+from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import BadRequest
 from synchromesh.http import Limits
 from synchromesh.priority import Priority
-from synchromesh.resilience import Classification
 from synchromesh.store.guard import in_unit, refuse_in_unit
 
 # What every transport carries: one that runs in this process must not carry more than the others.
@@ -32,7 +32,8 @@ REQUEST_BYTES_MAX = Limits().body_bytes_max
 # The target shares the head of a request with what travels with every call.
 TARGET_BYTES_MAX = Limits().head_bytes_max * 3 // 4
 # A global is read faster than a member of a class.
-SUCCESS, INTERACTIVE = Classification.SUCCESS, Priority.INTERACTIVE
+INTERACTIVE = Priority.INTERACTIVE
+NOBODY: tuple[Endpoint, ...] = ()
 # What is shorter fits both, however it is written.
 SURELY_FITS = TARGET_BYTES_MAX // 3
 
@@ -44,15 +45,18 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
     if in_unit.get() is not None:
         refuse_in_unit(f"the call {plan.name}")
     shared, service, breaker, limiter = plan.shared, plan.service, plan.breaker, plan.limiter
-    now = plan.clock()
+    now, root = plan.clock(), running.get()
+    if root is not None and root.span_id != context.span_id:
+        root = None  # this call begins a tree
     key = check_key(context.key) if plan.is_command else ""
     if len(arguments) > SURELY_FITS and not plan.is_external:
         _check_size(plan, arguments)
     deadline_s = context.deadline_s if timeout_s is None else _sooner(plan, context, now, timeout_s)
-    span_id = (shared.draw(64) or 1).to_bytes(8).hex()  # `new_span_id` without its frame
+    span_id, listed = shared.new_span_id(), NOBODY
     is_late = deadline_s is not None and now >= deadline_s
-    is_slow = is_late or plan.is_hedged or shared.is_slow or shared.faults.rules
-    listed = () if is_slow else known_at_once(service, now)
+    if not (is_late or plan.is_hedged or shared.is_slow or shared.faults.rules):
+        sure = shared.lists.get(service.name)  # as `known_at_once`, without its frame
+        listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
     if listed and limiter is not None:
         if limiter.in_flight < limiter.in_flight_max and context.priority is INTERACTIVE:
             limiter.in_flight += 1
@@ -60,11 +64,11 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
             listed = ()
     if not listed:
         sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
-        return (await sending.run(deadline_s, attempts_left(context)))[0 if as_json else 1]
-
+        sent = away(root, sending.run(deadline_s, attempts_left(context)), plan.clock)
+        return (await sent)[0 if as_json else 1]
     # At the root of a tree what counts the extra attempts is made only if they are needed.
-    left, given, root = None, context.attempts_left // 2, running.get()
-    if root is not None and root.span_id == context.span_id:
+    left, given = None, context.attempts_left // 2
+    if root is not None:
         left = root.left or attempts_left(context)
         given = left.left // 2
         left.left -= given
@@ -77,28 +81,24 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
         if breaker is not None:
             # While it is closed all calls share one permit, and a success is a number to count.
             permit = breaker.closed_permit or breaker.admit(now)
-        target = service.choose(listed, now)
+        is_sole = listed is service.sole_of and not shared.absences
+        target = service.sole if is_sole else service.choose(listed, now)
         request = plan.request(arguments, context, key, span_id, given, due_s, now)
-        reply = await target.send(target.endpoint, request)
+        answer = target.send(target.endpoint, request)
+        # In one process it is the reply itself where the callee had not to wait.
+        reply = answer if isinstance(answer, Reply) else await away(root, answer, plan.clock)
         if not 200 <= reply.status < 300:
             raise plan.error_of(reply)
         value = plan.decode(reply.body or b"null")
     except BaseException as error:  # noqa: BLE001 - it is raised, or another attempt is made
         first = First(due_s, given, permit, target, reply, error)
     else:
-        ended_s = plan.clock()
-        if breaker is not None:
-            if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
-                breaker.successes += 1
-            else:
-                breaker.success(permit, ended_s, ended_s - now)
-        if ended_s >= plan.tracker.next_sample_s:
-            plan.edge.learn(None, SUCCESS, ended_s, plan.own_s(ended_s - now, reply))
-        if target.member is not None:
-            service.ended(target.member, ended_s, ended_s - now, CallEnd.ANSWERED)
+        plan.answered(context, span_id, permit, target, now, reply.away_s)
         if left is not None:
-            left.settle(given, 0 if plan.is_external else reply.attempts_used)
-        plan.record(context.trace_id, span_id, context.span_id, now, ended_s, "ok", target.noted)
+            # As `AttemptsLeft.settle`, without its frame.
+            left.left += given
+            if reply.attempts_used and not plan.is_external:
+                left.spend(reply.attempts_used)
         return reply.body or b"null" if as_json else value
     finally:
         if limiter is not None:
@@ -106,18 +106,8 @@ async def call(  # noqa: C901 - one frame for all layers is the point of it
             if limiter.waiting:
                 limiter.hand_over()
     sending = Sending(plan, arguments, context, key=key, span_id=span_id, began_s=now)
-    return (await sending.go_on(first, deadline_s, left))[0 if as_json else 1]
-
-
-async def call_away(
-    root: Root, plan: Plan, arguments: bytes, context: CallContext, timeout_s: float | None
-) -> Any:
-    """Make a call as `call` does, for a handler, which is away meanwhile."""
-    root.leave(plan.clock())
-    try:
-        return await call(plan, arguments, context, timeout_s, as_json=False)
-    finally:
-        root.come_back(plan.clock())
+    went = away(root, sending.go_on(first, deadline_s, left), plan.clock)
+    return (await went)[0 if as_json else 1]
 
 
 def known_at_once(service: CalledService, now: float) -> tuple[Endpoint, ...]:

@@ -8,14 +8,15 @@ call takes the loop's turn and the caller's stack, and both are bounded: `FAIR_S
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any
 
-from synchromesh.calls.dispatcher import Dispatcher, released
+from synchromesh.calls.dispatcher import Dispatcher
+from synchromesh.calls.tree import Root, running
 from synchromesh.calls.wire import Receiver, Reply, Request
 from synchromesh.discovery import Endpoint
-from synchromesh.eager import TaskStarter, starter
+from synchromesh.eager import EagerFuture, TaskStarter, starter
 from synchromesh.errors import ConnectFailed, ConnectionLost
 from synchromesh.resilience import DeadlinePassed
 from synchromesh.runtime import loop_clock
@@ -47,7 +48,8 @@ class InProcessTransport:
     keeps_time = True
 
     def __init__(self) -> None:
-        self._receivers: dict[str, tuple[Dispatch, Context]] = {}
+        # Whether one releases its callers by itself, too.
+        self._receivers: dict[str, tuple[Dispatch, Context, bool]] = {}
         self._timers = Timers()
         # Callees whose caller has gone. The loop keeps weak references alone: a task that nobody
         # awaits could vanish.
@@ -60,18 +62,17 @@ class InProcessTransport:
 
     def add(self, instance: str, receiver: Receiver) -> None:
         """Make an instance reachable; one of the same name is replaced."""
-        dispatch = _timeless(receiver)
-        if isinstance(receiver, Dispatcher):
-            # It is cancelled from here, and needs no timer of its own.
-            dispatch = receiver.dispatch
-        self._receivers[instance] = (dispatch, copy_context())
+        is_apart = isinstance(receiver, Dispatcher)
+        # It is cancelled from here, and needs no timer of its own.
+        dispatch = receiver.dispatch if isinstance(receiver, Dispatcher) else _timeless(receiver)
+        self._receivers[instance] = (dispatch, copy_context(), is_apart)
 
     def remove(self, instance: str) -> None:
         """Make an instance unreachable; calls that run go on. May be repeated."""
         self._receivers.pop(instance, None)
 
-    async def send(self, endpoint: Endpoint, request: Request) -> Reply:
-        """Run a request at an instance and return its reply.
+    def send(self, endpoint: Endpoint, request: Request) -> Awaitable[Reply]:
+        """Run a request at an instance; return its reply, or what to await for it.
 
         Raises:
             ConnectFailed: this process has no such instance; nothing was run.
@@ -85,59 +86,64 @@ class InProcessTransport:
                 "process (any more); nothing was sent"
             )
         if self._inline_s > FAIR_S:
-            # Before anything is run: who is cancelled here has sent nothing. Without it, a handler
-            # that only makes calls that never wait would keep the loop for ever.
-            self._inline_s = 0.0
-            await asyncio.sleep(0)
-        dispatch, home = found
+            return self._send_later(endpoint, request)
+        dispatch, home, is_apart = found
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._clock, self._start = loop, loop_clock(loop), starter(loop)
-        clock, context = self._clock, home.copy()
+        clock, context, name = self._clock, home.copy(), request.operation.name
         began_s = clock()
         if self._depth < DEPTH_MAX:
             self._depth += 1
             try:
-                task = self._start(dispatch(request, clock), context=context)
+                task = self._start(dispatch(request, clock), context=context, name=name)
             finally:
                 self._depth -= 1
         else:
-            task = loop.create_task(dispatch(request, clock), context=context)
-        has_waited = not task.done()
-        if has_waited:
-            await self._rest(loop, task, request.due_s, context)
+            task = loop.create_task(dispatch(request, clock), context=context, name=name)
+        if not task.done():
+            # What it runs under is its own where it is a dispatcher: none waits before that is set.
+            callee = context.run(running.get) if is_apart else None
+            return self._rest(endpoint, request.due_s, task, callee)
         took_s = 0.0
         try:
             reply = task.result()
             took_s = reply.took_s
         except asyncio.CancelledError:
-            # Nobody cancelled the caller: raised as it is, it would seem that somebody had.
-            raise ConnectionLost(
-                f"instance {endpoint.instance!r} was stopped before it answered; what it did is "
-                "unknown"
-            ) from None
+            raise _stopped(endpoint) from None
         finally:
             # However it ended. An answer brings its time along, which spares a look at the clock.
-            if not has_waited:
-                self._inline_s += took_s or clock() - began_s
+            self._inline_s += took_s or clock() - began_s
         return reply
+
+    async def _send_later(self, endpoint: Endpoint, request: Request) -> Reply:
+        """Give the loop a turn first: who is cancelled here has sent nothing.
+
+        Without it, a handler that only makes calls that never wait would keep the loop for ever.
+        """
+        self._inline_s = 0.0
+        await asyncio.sleep(0)
+        return await self.send(endpoint, request)
 
     async def _rest(
         self,
-        loop: asyncio.AbstractEventLoop,
-        task: asyncio.Task[Reply],
+        endpoint: Endpoint,
         due_s: float,
-        context: Context,
-    ) -> None:
+        task: asyncio.Task[Reply],
+        callee: Root | None,
+    ) -> Reply:
         """Wait until a callee has ended, or until it is due."""
+        loop = asyncio.get_running_loop()
         # Not for the task itself: a callee that ignores its cancellation must not hold the caller.
-        waiting = _Waiting(due_s, task, loop.create_future())
-        # An answer releases the caller by itself, any other end of the task a turn later.
-        context.run(released.set, (id(task), waiting.released))
+        waiting = _Waiting(due_s, task, EagerFuture(loop))
+        # A reply resumes the caller in the step that has made it, any other end a turn later.
+        if callee is not None:
+            callee.released = waiting.answer
         task.add_done_callback(waiting.end)
         self._timers.add(waiting, loop)
+        reply = None
         try:
-            await waiting.released
+            reply = await waiting.reply
         except (asyncio.CancelledError, GeneratorExit):
             # A coroutine that is thrown away may have outlived its loop.
             if not loop.is_closed():
@@ -146,11 +152,17 @@ class InProcessTransport:
         finally:
             self._inline_s = 0.0  # the loop has had its turn
             self._timers.wheel.drop(waiting)
-            if not task.done():
+            if callee is not None:
+                callee.released = None  # its context, which its task has, would lead to the task
+            if reply is None and not task.done():
                 self._left_behind.add(task)
                 task.add_done_callback(self._forget)
-        if waiting.is_late:
-            raise DeadlinePassed(due_s)
+        if reply is not None:
+            return reply
+        try:
+            return task.result()
+        except asyncio.CancelledError:
+            raise _stopped(endpoint) from None
 
     def _forget(self, task: asyncio.Task[Reply]) -> None:
         self._left_behind.discard(task)
@@ -161,33 +173,43 @@ class InProcessTransport:
         return f"<InProcessTransport {len(self._receivers)} instances>"
 
 
+def _stopped(endpoint: Endpoint) -> ConnectionLost:
+    # Nobody cancelled the caller: raised as it is, a cancellation would say that somebody had.
+    return ConnectionLost(
+        f"instance {endpoint.instance!r} was stopped before it answered; what it did is unknown"
+    )
+
+
 def _timeless(receiver: Receiver) -> Dispatch:
     """Return what runs a receiver that measures no time; it is taken to answer in none."""
     return lambda request, _: receiver.dispatch(request)
 
 
 class _Waiting(Deadline):
-    """A callee that goes on after its first step, and what releases its caller."""
+    """A callee that goes on after its first step, and its reply, for which the caller waits."""
 
-    __slots__ = ("is_late", "released", "task")
+    __slots__ = ("reply", "task")
 
     def __init__(
-        self, due_s: float, task: asyncio.Task[Reply], released: asyncio.Future[None]
+        self, due_s: float, task: asyncio.Task[Reply], reply: EagerFuture[Reply | None]
     ) -> None:
         # As the base does, without its frame.
         self.due_s = due_s
         self.slot = None
         self.task = task
-        self.released = released
-        self.is_late = False
+        self.reply = reply
+
+    def answer(self, reply: Reply) -> None:
+        if not self.reply.done():
+            self.task.remove_done_callback(self.end)
+            self.reply.hand_over(reply)
 
     def end(self, _: object) -> None:
-        if not self.released.done():
-            self.released.set_result(None)
+        if not self.reply.done():
+            self.reply.set_result(None)
 
     def expire(self) -> None:
         # One that ended in this very turn of the loop is in time.
-        if not self.task.done():
-            self.is_late = True
+        if not self.task.done() and not self.reply.done():
             self.task.cancel()
-            self.end(None)
+            self.reply.set_exception(DeadlinePassed(self.due_s))

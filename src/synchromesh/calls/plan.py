@@ -49,6 +49,8 @@ _log = logging.getLogger("synchromesh.calls")
 # How long a credential is used without a look at the wall clock, which may be set.
 LOOK_S = 1.0
 HOPS_MAX = 4096
+# A global is read faster than a member of a class.
+SUCCESS, ANSWERED = Classification.SUCCESS, CallEnd.ANSWERED
 TARGETS_MAX = 1024
 
 
@@ -93,10 +95,13 @@ class CalledService:
     Attributes:
         hops: by priority and principal, with the credential of each.
         targets: by instance.
+        sole: the target of a service of one instance, where `sole_of` is what lists it.
         balancer: whose turn it is.
     """
 
-    __slots__ = ("balancer", "hops", "is_external", "name", "shared", "targets")
+    __slots__ = ("balancer", "hops", "is_external", "name", "shared", "sole", "sole_of", "targets")
+
+    sole: Target
 
     def __init__(
         self, name: str, shared: Shared, balancing: BalancerOptions, *, is_external: bool
@@ -109,6 +114,7 @@ class CalledService:
         )
         self.hops: tuple[dict[str, Hop], ...] = tuple({} for _ in Priority)
         self.targets: dict[str, Target] = {}
+        self.sole_of: tuple[Endpoint, ...] = ()
 
     def hop(self, principal: str, priority: Priority, now: float) -> Hop:
         """Return the hop for a principal, with a credential that is still good for a while.
@@ -160,22 +166,23 @@ class CalledService:
         # One instance has every turn.
         endpoint = listed[0]
         target = self.targets.get(endpoint.instance)
-        if target is not None and target.endpoint is endpoint:
-            return target
-        if len(self.targets) >= TARGETS_MAX:
-            self.targets.clear()  # instances come and go; a few are looked up again
-        target = self.targets[endpoint.instance] = self._target(endpoint)
+        if target is None or target.endpoint is not endpoint:
+            if len(self.targets) >= TARGETS_MAX:
+                self.targets.clear()  # instances come and go; a few are looked up again
+            target = self.targets[endpoint.instance] = self._target(endpoint)
+        # A tuple does not change: the same one, which is kept alive here, lists the same.
+        self.sole, self.sole_of = target, listed
         return target
-
-    def ended(self, member: Member | None, now: float, took_s: float, end: CallEnd) -> None:
-        """Tell the balancer how a call ended that no breaker counts as a failure."""
-        if member is not None:
-            self.balancer.observe(member, now, took_s, end)
 
     def unsent(self, member: Member | None) -> None:
         """Take back the choice of an instance that nothing was sent to."""
         if member is not None:
             member.forget()
+
+    def ended(self, member: Member | None, now: float, took_s: float, end: CallEnd) -> None:
+        """Tell the balancer how a call ended that no breaker counts as a failure."""
+        if member is not None:
+            self.balancer.observe(member, now, took_s, end)
 
     def judge(self, member: Member | None) -> Judge | None:
         """Return what `Edge.report` asks of an attempt at a member."""
@@ -228,7 +235,7 @@ class Shared:
         finder: finds instances, and holds calls while there are none.
         lists: what the resolver is sure of, as `MemoryRegistry.lists`; empty for one that asks.
         absences: the services that have no instance; empty while each has one.
-        draw: draws so many random bits.
+        new_span_id: as in `context`.
         faults: those in force on purpose.
         is_slow: whether every call takes the slow way, as tests want it.
     """
@@ -242,7 +249,7 @@ class Shared:
     signer: Signer
     tracer: Tracer
     runtime: Runtime
-    draw: Callable[[int], int]
+    new_span_id: Callable[[], str]
     faults: FaultTable
     is_slow: bool = False
 
@@ -326,9 +333,41 @@ class Plan:
             )
         return Request(self.operation, arguments, sent, hop.credential, hop, due_s)
 
-    def own_s(self, took_s: float, reply: Reply) -> float:
-        """Return how long a callee of ours worked itself; a stranger is not believed."""
-        return took_s if self.is_external else max(0.0, took_s - reply.away_s)
+    def answered(
+        self,
+        context: CallContext,
+        span_id: str,
+        permit: int,
+        target: Target,
+        began_s: float,
+        away_s: float,
+    ) -> None:
+        """Learn that a first attempt was answered, and record the span of its call.
+
+        Args:
+            context: of whoever made the call; `span_id` is the call's.
+            permit: what the breaker gave for it; 0 without one.
+            target: who answered.
+            began_s: when the call began, on the loop's clock.
+            away_s: how long the callee says that it waited for others.
+        """
+        ended_s, breaker = self.clock(), self.breaker
+        took_s = ended_s - began_s
+        if breaker is not None:
+            # The first lines of `Breaker.success`, without its frame.
+            if permit == breaker.closed_permit and ended_s < breaker.slice_ends_s:
+                breaker.successes += 1
+            else:
+                breaker.success(permit, ended_s, took_s)
+        if ended_s >= self.tracker.next_sample_s:
+            # A stranger is not believed.
+            own_s = took_s if self.is_external else max(0.0, took_s - away_s)
+            self.edge.learn(None, SUCCESS, ended_s, own_s)
+        if target.member is not None:
+            self.service.balancer.observe(target.member, ended_s, took_s, ANSWERED)
+        self.record(
+            context.trace_id, span_id, context.span_id, began_s, ended_s, "ok", target.noted
+        )
 
     def error_of(self, reply: Reply) -> SynchromeshError:
         """Return what a reply that is no answer tells."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from synchromesh.codec import decoder_of, to_json
+from synchromesh.codec import decoder_of, encoder_of, to_json
 from synchromesh.errors import ContractError
 
 BODILESS = frozenset({"GET", "DELETE"})
@@ -24,7 +24,8 @@ class Signature:
         arguments: a struct with a field a parameter; its constructor takes them as the function
             does.
         canonical: the same with the fields in order of their names: its JSON is the canonical form.
-        decode: reads that as a `canonical`; raises one of `NO_FIT`.
+        encode: writes arguments for `decode` to check.
+        decode: reads them as a `canonical`; raises one of `NO_FIT`.
         hints: the type of each parameter.
         omitted: the parameters that HTTP leaves out where they are null: that is their default.
         body: the parameter that is the HTTP body by itself, "" where the body is an object.
@@ -37,6 +38,7 @@ class Signature:
     signature: inspect.Signature
     arguments: type[msgspec.Struct]
     canonical: type[msgspec.Struct]
+    encode: Callable[[object], bytes]
     decode: Callable[[bytes], msgspec.Struct]
     hints: Mapping[str, Any]
     omitted: frozenset[str]
@@ -88,6 +90,7 @@ def read_signature(
         signature=whole.replace(parameters=parameters),
         arguments=_struct_of(f"call of {service}.{name}", parameters, hints),
         canonical=canonical,
+        encode=encoder_of(canonical),
         decode=decoder_of(canonical),
         hints={p.name: hints[p.name] for p in parameters},
         omitted=frozenset(p.name for p in parameters if p.default is None),

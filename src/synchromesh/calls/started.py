@@ -17,12 +17,11 @@ from synchromesh.calls.sending import Sending
 from synchromesh.calls.wire import Reply
 from synchromesh.codec import NO_FIT
 from synchromesh.context import CallContext
-from synchromesh.discovery import CallEnd
 from synchromesh.errors import ConnectionLost, TimedOut
 from synchromesh.http import ClientExchange, ExchangeState, RawPair
 from synchromesh.http.client import ClientConnection, ExchangeOwner
 from synchromesh.http.together import TurnWrites
-from synchromesh.resilience import AttemptsLeft, Classification, DeadlinePassed
+from synchromesh.resilience import AttemptsLeft, DeadlinePassed
 
 # Told of the value of the answer, or of the error.
 Done: TypeAlias = Callable[[Any, BaseException | None], None]
@@ -84,31 +83,12 @@ class StartedCall(ClientExchange):
             self._reply = reply_of_wire(status, pairs, body)
             self.go_on(error)
             return
-        ended_s, began_s = plan.clock(), self.began_s
-        breaker, given = plan.breaker, self.given
-        if breaker is not None:
-            breaker.success(self.permit, ended_s, ended_s - began_s)
         used, away_s = (0, 0.0) if plan.is_external else spent(pairs)
-        if ended_s >= plan.tracker.next_sample_s:
-            own_s = max(0.0, ended_s - began_s - away_s)
-            plan.edge.learn(None, Classification.SUCCESS, ended_s, own_s)
-        member = self._target.member
-        if member is not None:
-            plan.service.ended(member, ended_s, ended_s - began_s, CallEnd.ANSWERED)
-        if given:
-            self._left.left += given
-            if used:
-                self._left.spend(used)
-        context = self._context
-        plan.record(
-            context.trace_id,
-            self.span_id,
-            context.span_id,
-            began_s,
-            ended_s,
-            "ok",
-            self._target.noted,
-        )
+        plan.answered(self._context, self.span_id, self.permit, self._target, self.began_s, away_s)
+        # As `AttemptsLeft.settle`, without its frame.
+        self._left.left += self.given
+        if used:
+            self._left.spend(used)
         if plan.limiter is not None:
             plan.limiter.release()
         done, self._done = self._done, None

@@ -7,27 +7,33 @@ has a span of its own and so begins a new tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from synchromesh.calls.contract import Operation
 from synchromesh.context import CallContext
 from synchromesh.resilience import AttemptsLeft, Limiter
+
+T = TypeVar("T")
 
 
 class Root(msgspec.Struct, eq=False):
     """The handler that runs in a context, by its span, and the extra attempts of its calls.
 
     While it waits for calls of its own it holds no slot of its operation's limiter: what it waits
-    for says nothing about this service, and must not keep others out (see `away`).
+    for says nothing about this service, and must not keep others out (see `away`). A callee in this
+    process that answers without a wait keeps nobody out either: for that nobody is away.
 
     Attributes:
         left: made by its first call: most handlers make none.
         limiter: of its operation; None once it has ended: it holds its slot if it is not away.
         away: how many of its calls are under way; `away_s`: how long there was one, in all.
         since_s: when it went away.
+        released: what to give its reply to, where its caller waits for it in this process.
     """
 
     span_id: str
@@ -36,6 +42,7 @@ class Root(msgspec.Struct, eq=False):
     away: int = 0
     away_s: float = 0.0
     since_s: float = 0.0
+    released: Callable[[Any], None] | None = None
 
     @property
     def used(self) -> int:
@@ -62,6 +69,20 @@ class Root(msgspec.Struct, eq=False):
         return now - began_s - away_s
 
 
+class Incoming(Root, kw_only=True, eq=False):
+    """A call as its handler gets it.
+
+    Attributes:
+        operation: what is called.
+        arguments: in canonical form; `operation.parse` checks and decodes them.
+        context: caller and principal are verified; `span_id` is the span that handles the call.
+    """
+
+    operation: Operation[..., Any]
+    arguments: bytes
+    context: CallContext
+
+
 running: ContextVar[Root | None] = ContextVar("synchromesh_call_tree", default=None)
 
 
@@ -74,6 +95,17 @@ def tree_of(context: CallContext) -> Iterator[AttemptsLeft]:
         yield left
     finally:
         running.reset(token)
+
+
+async def away(root: Root | None, called: Awaitable[T], clock: Callable[[], float]) -> T:
+    """Wait for a call that a handler makes, which is away meanwhile; None: it begins a tree."""
+    if root is None:
+        return await called
+    root.leave(clock())
+    try:
+        return await called
+    finally:
+        root.come_back(clock())
 
 
 def attempts_left(context: CallContext) -> AttemptsLeft:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Awaitable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeGuard
 
@@ -50,7 +50,7 @@ class Hop(msgspec.Struct, eq=False):
     kept: dict[str, bytes] = {}
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """A call under way: canonical arguments, what travels with it, and the hop's credential.
 
     Towards a service that is not ours the credential is "" and the context carries a trace and a
@@ -70,8 +70,10 @@ class Request(msgspec.Struct, frozen=True):
     due_s: float = math.inf
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """An answer under way: 2xx with the result's JSON, or another status with a problem's.
+
+    One that is there already can be awaited too, and is itself what comes of it.
 
     Attributes:
         attempts_used: the extra attempts that the callee spent below this call (D2).
@@ -93,6 +95,10 @@ class Reply(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
     took_s: float = 0.0
     away_s: float = 0.0
+
+    def __await__(self) -> Generator[None, None, Reply]:
+        yield from ()
+        return self
 
     @property
     def is_answer(self) -> bool:
@@ -176,8 +182,11 @@ class Transport(Protocol):
     requests are due by itself. For any other the caller does it, at the price of a timer a call.
     """
 
-    async def send(self, endpoint: Endpoint, request: Request) -> Reply:
+    def send(self, endpoint: Endpoint, request: Request) -> Awaitable[Reply]:
         """Send a request and return its reply, whatever its status; the caller may cancel.
+
+        It is an `async def`, or gives the reply itself where that is there at once, as a callee in
+        this process may have it.
 
         Raises:
             ConnectFailed: nothing was sent.

@@ -242,10 +242,11 @@ class FastForward:
     """
 
     __slots__ = (
-        "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "edge", "entry", "gate",
-        "has_places", "hops", "is_external", "is_idempotent", "is_public", "limiter", "loop",
-        "method", "name", "passed", "path", "places", "priority", "record", "record_call",
-        "scopes", "service", "shared", "states_length", "timeout_s", "together", "tracker",
+        "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "draw", "edge", "entry",
+        "gate", "has_places", "hops", "is_external", "is_idempotent", "is_public", "limiter",
+        "loop", "method", "name", "passed", "path", "places", "priority", "record",
+        "record_call", "scopes", "service", "shared", "states_length", "timeout_s", "together",
+        "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -273,6 +274,7 @@ class FastForward:
         self.priority, self.tracker = entry.priority, line.edge.tracker
         self.hops = line.service.hops[entry.priority]
         self.shared = line.service.shared
+        self.draw = self.shared.runtime.rng.getrandbits
         self.breaker, self.budget = line.edge.breaker, line.edge.budget
         timeout_s = line.edge.policy.timeout_s
         self.timeout_s = min(entry.deadline_s, math.inf if timeout_s is None else timeout_s)
@@ -339,7 +341,7 @@ class FastForward:
         if limiter is not None and not limiter.take(self.priority):
             gate.limiter.release()
             return self._decline(member)
-        ids = (shared.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
+        ids = (self.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
         sent = ForwardExchange(self, exchange, place, who, ids, now)
         if member is not None:
             sent.member = member

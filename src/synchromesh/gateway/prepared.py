@@ -105,7 +105,7 @@ class PreparedCall:
         call.given, call.permit = given, permit
         call.began_s, call.due_s, call.deadline_s = now, due_s, deadline_s
         call.together = together
-        call.span_id = (shared.draw(64) or 1).to_bytes(8).hex()
+        call.span_id = shared.new_span_id()
         call.is_idempotent = True
         try:
             call.wire = self._wire(arguments, call, context, now)

@@ -27,7 +27,16 @@ from msgspec.structs import asdict, replace
 
 from synchromesh.calls import Incoming
 from synchromesh.calls.contract import Operation
-from synchromesh.codec import NO_FIT, decode, decoder_of, digest, encode
+from synchromesh.codec import (
+    NO_FIT,
+    NO_JSON,
+    decode,
+    decoder_of,
+    digest,
+    encode,
+    encoder_of,
+    unfit,
+)
 from synchromesh.context import CallContext
 from synchromesh.errors import (
     BadRequest,
@@ -89,7 +98,8 @@ class Operations:
         """Return the handler of a query: decode, run, encode, in one frame."""
         deps, operation, function = self._deps, handled.operation, handled.function
         decode_arguments = operation.shape.decode
-        decode_result = decoder_of(operation.shape.result)
+        result_type = operation.shape.result
+        encode_result, decode_result = encoder_of(result_type), decoder_of(result_type)
 
         async def query(incoming: Incoming) -> bytes:
             try:
@@ -99,10 +109,10 @@ class Operations:
                 raise
             result = await function(Context(deps, incoming.context, None), **arguments)
             try:
-                answer = encode(result)
+                answer = encode_result(result)
                 decode_result(answer)
-            except (BadRequest, *NO_FIT) as error:
-                raise _no_answer(operation, error) from error
+            except NO_JSON as error:
+                raise _no_answer(operation, unfit(result, error)) from error
             return answer
 
         return query
@@ -306,7 +316,12 @@ class Operations:
             principal=begun.principal,
             trace_id=begun.trace_id,
         )
-        incoming = Incoming(handled.operation, bytes(begun.arguments), context)
+        incoming = Incoming(
+            context.span_id,
+            operation=handled.operation,
+            arguments=bytes(begun.arguments),
+            context=context,
+        )
         # A release may have made a unit of what another one began as a handler.
         await (self._unit if handled.is_unit else self._keyed)(handled, incoming)
 

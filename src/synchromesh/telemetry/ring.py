@@ -120,7 +120,10 @@ class SqliteRing:
         self._pending_max = pending_max
         self._chunk_max = min(CHUNK_SPANS, pending_max)
         self._block_max = min(BLOCK_SPANS, pending_max)
-        self._chunk: list[SpanRow] = []
+        # For a `Tracer`, see `BufferedSink`; it is the same list all the time.
+        self.rows: list[SpanRow] = []
+        # The first span of a block has its timer started, and a full chunk is encoded.
+        self.full_at = 1
         self._block = _Block()
         self._pending = 0
         self._loop = asyncio.get_running_loop()
@@ -132,11 +135,16 @@ class SqliteRing:
 
     def add(self, span: SpanRow, /) -> None:
         """Buffer a finished span; its block is dropped where too many wait."""
-        chunk = self._chunk
-        chunk.append(span)
+        self.rows.append(span)
+        if len(self.rows) >= self.full_at:
+            self.on_full()
+
+    def on_full(self) -> None:
+        """Have the block's timer run, and encode what was buffered if that is a chunk."""
         if self._timer is None:
             self._timer = self._loop.call_later(self._flush_s, self._flush_block)
-        if len(chunk) >= self._chunk_max:
+            self.full_at = self._chunk_max
+        if len(self.rows) >= self._chunk_max:
             self._encode_chunk()
             if self._block.count >= self._block_max:
                 self._flush_block()
@@ -184,7 +192,7 @@ class SqliteRing:
         return query.found
 
     def _encode_chunk(self) -> None:
-        chunk, block = self._chunk, self._block
+        chunk, block = self.rows, self._block
         try:
             block.add(chunk)
         except _UNSTORABLE:
@@ -200,7 +208,8 @@ class SqliteRing:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._chunk:
+        self.full_at = 1
+        if self.rows:
             self._encode_chunk()
         block = self._block
         if not block.count:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias
+from typing import Protocol, Self, TypeAlias, TypeGuard
 
 import msgspec
 
@@ -85,6 +85,35 @@ class Sink(Protocol):
     def add(self, span: SpanRow, /) -> None:
         """Take a finished span, or drop it."""
         ...
+
+
+class BufferedSink(Sink, Protocol):
+    """Is a `Sink` that a `Tracer` need not call for each span: it appends to `rows` instead.
+
+    Attributes:
+        rows: the same object all the time.
+        full_at: how many rows are to be there for `on_full` to be called.
+    """
+
+    rows: list[SpanRow]
+    full_at: int
+
+    def on_full(self) -> None:
+        """Take note of the rows."""
+        ...
+
+
+class _Unbuffered:
+    """Hands the spans on to a sink that wants to be called for each."""
+
+    full_at = 1
+
+    def __init__(self, sink: Sink) -> None:
+        self.rows: list[SpanRow] = []
+        self.add = sink.add
+
+    def on_full(self) -> None:
+        self.add(self.rows.pop())
 
 
 class Record(Protocol):
@@ -239,6 +268,10 @@ def outcome_of(error: BaseException) -> tuple[str, dict[str, str]]:
     return status_of(error), {}
 
 
+def _is_buffered(sink: Sink) -> TypeGuard[BufferedSink]:
+    return hasattr(sink, "rows")
+
+
 class Tracer:
     """Create the spans of one service.
 
@@ -287,7 +320,9 @@ class Tracer:
             [('bank.charge', 250000, 'ok')]
         """
         # Locals of a closure: what is the same for all of them is found without a look-up.
-        service, add = self.service, self.sink.add
+        service = self.service
+        sink = self.sink if _is_buffered(self.sink) else _Unbuffered(self.sink)
+        rows, append = sink.rows, sink.rows.append
 
         def record(
             trace_id: str,
@@ -303,7 +338,7 @@ class Tracer:
                 self._read_clocks()
             started_us = began_s * 1e6 + self._ahead_us
             took_us = (ended_s - began_s) * 1e6
-            add(
+            append(
                 (
                     trace_id,
                     span_id,
@@ -317,6 +352,8 @@ class Tracer:
                     attributes,
                 )
             )
+            if len(rows) >= sink.full_at:
+                sink.on_full()
 
         return record
 
