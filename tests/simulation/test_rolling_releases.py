@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from messaging_world import SOLD, Shop, open_store, relay_to, sell, take
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
-from synchromesh.errors import ConnectFailed, ContractMismatch, TimedOut, UnknownOperation
+from synchromesh.errors import ContractMismatch, TimedOut, UnknownOperation
 from synchromesh.messaging import Consumer, Message
 from synchromesh.store import Unit
 from synchromesh.testing import SimRuntime, World
@@ -33,7 +34,8 @@ OLD, NEW = "old", "new"
 class Wire:
     """Carries messages from the shop to whichever release of the stock runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
+        self._world = world
         self.take: Callable[[Message], Awaitable[Any]] | None = None
         self.count: Counter[str] = Counter()
 
@@ -45,17 +47,41 @@ class Wire:
         context: CallContext,
         timeout_s: float | None = None,
     ) -> bytes:
-        """Deliver one message."""
-        if self.take is None:
-            raise ConnectFailed("the stock is down")
+        """Deliver one message to the stock's machine, and wait for what comes back."""
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        message = operation.parse(arguments)["message"]
+
+        async def serve() -> None:
+            if self.take is None:
+                return
+            try:
+                receipt = await self.take(message)
+            except UnknownOperation as error:
+                self._world.deliver("stock", "shop", partial(answer, error))
+                return
+            self.count[receipt.outcome] += 1
+            self._world.deliver("stock", "shop", partial(answer, encode(receipt)))
+
+        def answer(told: bytes | UnknownOperation) -> None:
+            if answered.done():
+                return
+            if isinstance(told, UnknownOperation):
+                answered.set_exception(told)
+            else:
+                answered.set_result(told)
+
+        self._world.deliver("shop", "stock", lambda: begin(serve()))
         try:
-            # Of a subscriber that a power cut ends meanwhile there is no answer.
             async with asyncio.timeout(1.0):
-                receipt = await self.take(operation.parse(arguments)["message"])
+                return await answered
         except TimeoutError:
             raise TimedOut("no answer") from None
-        self.count[receipt.outcome] += 1
-        return encode(receipt)
+
+
+def begin(work: Coroutine[Any, Any, None]) -> None:
+    """Start a task in the process that is being run."""
+    task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 class Releases:
@@ -63,7 +89,7 @@ class Releases:
 
     def __init__(self, seed: int, *, has_no_database: bool) -> None:
         self.world = World(seed)
-        self.wire = Wire()
+        self.wire = Wire(self.world)
         self.release = {"shop": OLD, "stock": OLD}
         # The old stock has no subscriptions at all, so that it has no database either.
         self.has_no_database = has_no_database
@@ -84,8 +110,7 @@ class Releases:
             backoff_cap_s=0.5,
         )
         if subscribed:
-            task = asyncio.get_running_loop().create_task(relay.run())
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            begin(relay.run())
         rows = await shop.read("select coalesce(max(n), 0) from sale")
         for n in range(int(rows[0][0] or 0) + 1, SOLD_IN_ALL + 1):
             is_return = is_new and n % 4 == 0

@@ -25,6 +25,7 @@ from synchromesh.errors import (
     StoreLocked,
     StoreReadOnly,
     StoreUnavailable,
+    UnitTooLong,
 )
 from synchromesh.messaging import (
     Consumer,
@@ -307,6 +308,43 @@ def test_a_fault_of_the_database_never_parks(error: type[Exception]) -> None:
             stock.write_once = write_once
             assert await outcomes(consumer, message(1)) == ["handled"]
             assert await aside(stock) == []
+
+    run(main)
+
+
+def test_a_handler_that_outlives_each_delivery_parks_its_message() -> None:
+    """It fails after its caller has gone; that counts, and its key alone waits (O5)."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            consumer = Consumer(stock, {SOLD: take}, attempts_max=3)
+            write_once, calls = stock.write_once, 0
+
+            async def too_slow(body: Any, once: Any, *, name: str) -> Any:
+                nonlocal calls
+                calls += 1
+                await asyncio.sleep(7.0)
+                if calls <= 3:
+                    raise UnitTooLong("it outlived its limit")
+                return await write_once(body, once, name=name)
+
+            stock.write_once = too_slow
+            ends = []
+            for _ in range(6):
+                try:
+                    async with asyncio.timeout(5.0):
+                        ends.append((await consumer.take("shop", message(1))).outcome)
+                except TimeoutError:
+                    ends.append("late")
+            # Each second delivery waits for what the one before has begun.
+            assert ends == ["late", "failed", "late", "failed", "late", "late"]
+            assert calls == 4
+            await asyncio.sleep(10.0)
+            stock.write_once = write_once
+            assert await aside(stock) == [("parked", "SX90", 1, "UnitTooLong")]
+            assert await outcomes(consumer, message(1), message(2, sku="PX12")) == [
+                "parked", "handled",
+            ]  # fmt: skip
 
     run(main)
 

@@ -91,9 +91,14 @@ class Consumer:
         self._room = Room("", letters_max)
         # How often each message has failed here, and since when; bounded by one in flight a key.
         self._failures: dict[tuple[str, str], tuple[int, int]] = {}
+        # Those that are being taken: a delivery that comes again waits for the one before.
+        self._taking: dict[tuple[str, str], tuple[Message, asyncio.Task[Receipt]]] = {}
 
     async def take(self, source: str, message: Message) -> Receipt:
         """Handle a message and return its receipt, once the outcome is durable.
+
+        It is taken to its end also where the caller is cancelled, as by its deadline: a handler
+        that is too slow each time is one that fails.
 
         Raises:
             StoreFull, StoreLocked, StoreReadOnly, StoreUnavailable, StoreBroken: the database is at
@@ -105,6 +110,21 @@ class Consumer:
             raise Forbidden(f"{source!r} delivered {message.name!r}; a service delivers its own")
         if message.name in self._ignored:
             return Receipt("ignored")
+        known = (source, message.id)
+        taking = self._taking.get(known)
+        if taking is None or taking[0] != message:
+            task = asyncio.get_running_loop().create_task(self._take(source, message))
+            taking = self._taking[known] = message, task
+            task.add_done_callback(lambda done: self._taken(known, done))
+        return await asyncio.shield(taking[1])
+
+    def _taken(self, known: tuple[str, str], done: asyncio.Task[Receipt]) -> None:
+        if self._taking[known][1] is done:
+            del self._taking[known]
+        # What it raised is for whoever still waits; the log has it.
+        _ = done.cancelled() or done.exception()
+
+    async def _take(self, source: str, message: Message) -> Receipt:
         known, began_us = (source, message.id), 0
 
         async def handle(unit: Unit) -> Receipt:
@@ -202,6 +222,11 @@ class Consumer:
             "does, or that declares it in ignored=",
             attempts=1,
         )
+
+    async def close(self) -> None:
+        """Wait until what is being taken has ended; its database is closed already."""
+        tasks = [task for _, task in self._taking.values()]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- what was set aside ----------------------------------------------------------------------
 

@@ -228,6 +228,7 @@ class ServiceInstance:
         if self._archive is not None:
             await self._archive.close()
         await self.store.close()
+        await self.consumer.close()
 
     def _background(self, deps: Deps, tracer: Tracer) -> list[Child]:
         self._archive = deps.archive(self.service.name)
