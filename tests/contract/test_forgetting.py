@@ -123,7 +123,7 @@ def test_an_hour_of_work_leaves_no_more_than_is_kept() -> None:
             assert await log_faults(store) == []
             everything = await read(store, after=Checkpoint(store.log_id), limit=1000)
             assert len(everything) == 60 + told + 2 * len(runs)
-            contents = await contents_of(store)
+            contents = await contents_of(store, now_us=runtime.wall_us())
             removed = {each.what: each.removed for each in contents.retention}
             assert removed == {"sagas": 60 - len(runs), f"events/{TOLD}": 60 - told}
             assert {each.held_by for each in contents.retention} == {""}
@@ -156,7 +156,10 @@ def test_what_a_reader_has_yet_to_pass_stays(name: str, runs: list[str]) -> None
                 await asyncio.sleep(3600.0)
                 assert [each.id for each in await engine.runs("", 9)] == runs
                 assert await one(store, "select count(*) from sm_event where name = ?", TOLD) == 2
-                held = {each.what: each.held_by for each in (await contents_of(store)).retention}
+                held = {
+                    each.what: each.held_by
+                    for each in (await contents_of(store, now_us=runtime.wall_us())).retention
+                }
                 assert held == {"sagas": name if runs else "", f"events/{TOLD}": name}
                 await pass_all(store, name)
                 await asyncio.sleep(120.0)

@@ -225,7 +225,9 @@ def test_status_says_what_a_database_is_made_of(folder: Path, run: Run) -> None:
             "synchromesh.events",
             6,
         )
-        assert tables["sm_saga"]["rows"] == 1
+        assert tables["sm_saga"]["rows"] == tables["sm_saga"]["rows_a_day"] == 1
+        assert tables["sm_event"]["rows_a_day"] == 6
+        assert tables["sale"]["rows_a_day"] is None
         assert found["versions"]["service.shop"] == 2
         assert (
             found["bytes"] == sum(each["bytes"] or 0 for each in found["tables"]) or found["bytes"]
@@ -271,6 +273,19 @@ def test_what_is_forgotten_is_archived_and_shown(folder: Path, run: Run) -> None
     assert {line["name"] for line in lines[1:]} == {"shop.saga_started", "shop.saga_ended"}
     assert rows(folder, "select count(*) from sm_saga") == [(0,)]
     assert ok(run(folder, "db", "verify", "shop", "--json"))[0]["faults"] == []
+
+
+def test_a_strangers_file_beside_the_databases_is_none_of_them(folder: Path, run: Run) -> None:
+    """An external service may keep its own there; a service's that is damaged is named."""
+    with Running(folder):
+        sell(run, folder, "a")
+    with closing(sqlite3.connect(folder / ".synchromesh/data/provider.db")) as stranger:
+        stranger.execute("create table charge(id)")
+    for words in (("db", "status"), ("db", "verify"), ("db", "backup"), ("saga", "list")):
+        assert run(folder, *words).code == 0
+    (folder / SHOP).write_bytes(b"dear diary, " * 1000)
+    damaged = run(folder, "db", "status")
+    assert (damaged.code, "shop.db: file is not a database" in damaged.err) == (2, True)
 
 
 def test_migrations_are_shown_and_run_by_hand(

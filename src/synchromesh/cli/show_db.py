@@ -27,10 +27,11 @@ def print_contents(contents: Mapping[str, Any]) -> None:
     out.print(f"log {contents['log_id']}", markup=False)
     versions = ", ".join(f"{owner} {version}" for owner, version in contents["versions"].items())
     out.print(f"versions: {versions}", markup=False)
-    table = plain_table("table", "of", "rows", "size")
+    table = plain_table("table", "of", "rows", "a day", "size")
     for each in sorted(contents["tables"], key=lambda each: -(each["bytes"] or each["rows"])):
         size = "" if each["bytes"] is None else bytes_text(each["bytes"])
-        table.add_row(each["name"], each["owner"], f"{each['rows']:,}", size)
+        a_day = "" if each["rows_a_day"] is None else f"{each['rows_a_day']:,}"
+        table.add_row(each["name"], each["owner"], f"{each['rows']:,}", a_day, size)
     out.print(table)
     if contents["retention"]:
         table = plain_table("forgets", "after", "has forgotten", "last looked", "held by")

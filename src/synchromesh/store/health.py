@@ -40,6 +40,8 @@ _TABLES = (
     "select name from sqlite_master where type = 'table' and substr(name, 1, 7) <> 'sqlite_' "
     "order by name"
 )
+# The columns that say when a row came, in our tables and in those of services that name them so.
+_TIMES = ("recorded_us", "started_us", "parked_us", "held_us", "taken_us", "at_us", "created_us")
 _UNWATCHED = "select value from sm_meta where name = 'unwatched_us'"
 _PAGES = (
     "select page_count * page_size as used, freelist_count * page_size as free "
@@ -48,11 +50,15 @@ _PAGES = (
 
 
 class TableSize(msgspec.Struct, frozen=True):
-    """A table: who owns it, its rows, its bytes with its indexes; None where nobody counts them."""
+    """A table: who owns it, its rows, its bytes with its indexes; None where nobody counts them.
+
+    `rows_a_day` is how many of its rows are of the last day, where they have a time.
+    """
 
     name: str
     owner: str
     rows: int
+    rows_a_day: int | None = None
     bytes: int | None = None
 
 
@@ -110,7 +116,7 @@ class _Applied(msgspec.Struct):
     statements: str
 
 
-async def contents_of(reader: StoreReader) -> Contents:
+async def contents_of(reader: StoreReader, *, now_us: int) -> Contents:
     """Return what a database holds; it counts all rows, which takes a while where there are many.
 
     Raises:
@@ -130,7 +136,8 @@ async def contents_of(reader: StoreReader) -> Contents:
         quoted = '"' + str(name).replace('"', '""') + '"'
         (count,) = await fetch_as(reader, int, f"select count(*) from {quoted}", ())
         owner = owners.get(str(name), f"{OURS}store")
-        tables.append(TableSize(str(name), owner, count, sizes.get(str(name))))
+        a_day = await _rows_since(reader, str(name), quoted, now_us - DAY_US)
+        tables.append(TableSize(str(name), owner, count, a_day, sizes.get(str(name))))
     return Contents(
         log_id=reader.log_id,
         bytes=pages.used,
@@ -187,6 +194,16 @@ async def isolation_faults(reader: StoreReader, others: Iterable[str]) -> list[s
 async def _applied(reader: StoreReader) -> list[_Applied]:
     sql = "select owner, version, statements from sm_migration order by owner, version"
     return await fetch_as(reader, _Applied, sql, ())
+
+
+async def _rows_since(reader: StoreReader, table: str, quoted: str, since_us: int) -> int | None:
+    columns = await fetch_as(reader, str, "select name from pragma_table_info(?)", (table,))
+    timed = next((each for each in _TIMES if each in columns), None)
+    if timed is None:
+        return None
+    sql = f"select count(*) from {quoted} where {timed} >= ?"
+    (count,) = await fetch_as(reader, int, sql, (since_us,))
+    return count
 
 
 async def _bytes_of_tables(reader: StoreReader) -> dict[str, int]:

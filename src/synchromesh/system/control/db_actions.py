@@ -42,7 +42,8 @@ class DbBackup(ReadRequest, frozen=True, kw_only=True):
 
 
 async def _status(reader: StoreReader, _: DbStatus) -> dict[str, Any]:
-    contents = await _apart(reader, contents_of)
+    now_us = RealRuntime().wall_us()
+    contents = await _apart(reader, lambda own: contents_of(own, now_us=now_us))
     return {
         "service": reader.service,
         "path": reader.place,

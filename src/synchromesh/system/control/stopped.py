@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,23 @@ from synchromesh.errors import ConfigError
 from synchromesh.events.inspection import export_events
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import SqliteStores
+from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import Answers, ReadAction, parse_request
+
+
+def databases_of(folder: Path) -> list[str]:
+    """Return the services whose databases are in the run directory of a folder.
+
+    An external service may keep a file of its own beside them. Where the configuration cannot be
+    read, all files count.
+    """
+    found = sorted(path.stem for path in RunDir(folder).data.glob("*.db"))
+    with contextlib.suppress(ConfigError):
+        services = load_config(folder).services
+        found = [name for name in found if name in services]
+    return found
 
 
 async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
@@ -31,7 +46,7 @@ async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
             "synchromesh dev"
         )
     wanted = parse_request(action, body)
-    known = sorted(path.stem for path in rundir.data.glob("*.db"))
+    known = databases_of(folder)
     if not known:
         raise ConfigError(
             f"no system has run in {folder} yet; start one there with: synchromesh dev"
@@ -76,7 +91,7 @@ async def export_to(
         StoreError: it cannot be read.
     """
     rundir = RunDir(folder)
-    known = sorted(path.stem for path in rundir.data.glob("*.db"))
+    known = databases_of(folder)
     if service not in known:
         there = ", ".join(known) or "none"
         raise ConfigError(f"{service!r} has no database in {rundir.data}; there are {there}")
