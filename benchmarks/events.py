@@ -6,7 +6,7 @@ Both write WAL with `synchronous=FULL`, one durable event before the next, in st
 version that is taken; both encode the same payload as JSON, decode it to objects and fold those to
 a state, which is compared. Snapshots and caches are off on both sides. Concurrent writers are tasks
 here and threads there, each writer with a stream of its own; `eventsourcing` is given 8 threads for
-64 writers: more are no faster.
+64 writers: more are no faster. How cost grows with the log is measured by `benchmarks.growth`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate, event
 
-from benchmarks import durability, product
+from benchmarks import durability, growth, product
 from benchmarks.harness import (
     Measures,
     Report,
@@ -393,6 +393,7 @@ async def main() -> None:
             )
             report.against("catch-up, events", "/s", results, "rate", peer=PEER, goal=at_least(5))
         theirs.close()
+        await growth.rows(report, folder)
     report.finish()
     print("where the time goes: python -m benchmarks.profiles append load catch-up")
 

@@ -19,6 +19,7 @@ from services.production import production
 from synchromesh.codec import encode
 from synchromesh.events import SCHEMA as EVENTS
 from synchromesh.events import snake_case
+from synchromesh.events.generation_tables import table_of
 from synchromesh.messaging import SCHEMA as MESSAGING
 from synchromesh.saga.schema import SCHEMA as SAGAS
 from synchromesh.service import Service
@@ -44,6 +45,12 @@ def create(folder: Path, service: Service) -> Path:
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         tables = Schema(service.name, service.migrations)
         migrate(database, [EVENTS, MESSAGING, SAGAS, tables], path=str(path))
+        for versions in service.projections.values():
+            own = versions[1].tables
+            for statement in own.create(1):
+                database.execute(statement)
+            for name in own.names:
+                database.execute(f"create view {name} as select * from {table_of(name, 1)}")
     return path
 
 
@@ -79,7 +86,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         create(folder, inventory),
         "insert into hold values ('h1', 'A-1', 'SX90', 2, 'active')",
         "insert into hold values ('h2', 'A-2', 'SX90', 3, 'released')",
-        "insert into stock_level values ('SX90', 10, 8, 2)",
+        "insert into stock_level__1 values ('SX90', 10, 8, 2)",
     )
     with closing(sqlite3.connect(folder / "inventory.db", isolation_level=None)) as database:
         for version, event in enumerate(STREAM, 1):
@@ -109,7 +116,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(
         create(folder, fleet),
         "insert into machine values ('M-1', 'SX90', 'A-1', 2, 2)",
-        "insert into condition values ('M-1', 2, 'running', 0, 40.0, 40.0, 3.0, '')",
+        "insert into condition__1 values ('M-1', 2, 'running', 0, 40.0, 40.0, 3.0, '')",
         "insert into sm_event(id, stream, version, name, type_version, body, is_public, "
         "ordering_key, trace_id, recorded_us) "
         "values ('taken', 'telemetry/M-1', 1, 'fleet.readings_taken', "
@@ -181,12 +188,12 @@ CORRUPTIONS = {
     ),
     "a reading that was not worked out": (
         "fleet",
-        "update condition set readings = 1",
+        "update condition__1 set readings = 1",
         "M-1: 2 readings were taken, 2 are kept as events, 1 are worked out",
     ),
     "a reading that was worked out twice": (
         "fleet",
-        "update condition set readings = 3",
+        "update condition__1 set readings = 3",
         "M-1: 2 readings were taken, 2 are kept as events, 3 are worked out",
     ),
     "a reading that was lost": (
@@ -246,7 +253,7 @@ CORRUPTIONS = {
     ),
     "a stock level that drifted": (
         "inventory",
-        "update stock_level set on_hand = 7",
+        "update stock_level__1 set on_hand = 7",
         "SX90: its events add up to (received, on hand, held) (10, 8, 2), its stock level says",
     ),
     "a lost event": (

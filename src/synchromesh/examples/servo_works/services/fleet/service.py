@@ -30,15 +30,16 @@ TABLES = (
         last_number bigint not null, taken bigint not null
     )
     """,
-    """
+)
+# Worked out from readings, and worked out anew at any time.
+CONDITIONS = """
     create table condition(
         machine_id text primary key, readings bigint not null, state text not null,
         at_s bigint not null, temperature_c double precision not null,
         hottest_c double precision not null, current_a double precision not null,
         last_fault text not null
     )
-    """,
-)
+"""
 
 # The columns of a condition, in the order of its fields.
 CONDITION = tuple[int, MachineState, int, float, float, float, str]
@@ -99,7 +100,7 @@ async def known(tx: Transaction, plate: Nameplate) -> tuple[int, int]:
     return last, waiting
 
 
-@fleet.projection("condition", events=(ReadingsTaken,))
+@fleet.projection("condition", events=(ReadingsTaken,), tables=[CONDITIONS])
 async def work_out(tx: Transaction, taken: ReadingsTaken) -> None:
     """Bring the condition of a drive up to its latest reading, which makes room for more."""
     rows = await tx.execute(

@@ -31,17 +31,18 @@ TABLES = (
     )
     """,
     """
-    create table stock_level(
-        sku text primary key, received bigint not null, on_hand bigint not null,
-        held bigint not null
-    )
-    """,
-    """
     create table lost_demand(
         sku text primary key, orders bigint not null, pieces bigint not null
     )
     """,
 )
+# Made from events, and made anew from them at any time.
+LEVELS = """
+    create table stock_level(
+        sku text primary key, received bigint not null, on_hand bigint not null,
+        held bigint not null
+    )
+"""
 
 inventory = Service(
     "inventory", implements=Inventory, migrations=[Migration(1, TABLES, readable_by_min=1)]
@@ -92,7 +93,9 @@ async def stock(ctx: Context, sku: str) -> Stock:
     return Stock(*convert(rows[0], tuple[str, int, int]))
 
 
-@inventory.projection("stock_level", events=(PiecesReceived, PiecesHeld, PiecesReleased))
+@inventory.projection(
+    "stock_level", events=(PiecesReceived, PiecesHeld, PiecesReleased), tables=[LEVELS]
+)
 async def stock_level(tx: Transaction, event: StockEvent) -> None:
     """Keep one row for each drive: what was received, what is free, what is held."""
     match event:
