@@ -191,6 +191,30 @@ def test_what_fails_too_often_ends_it(
     assert leaves_nothing(folder)
 
 
+def test_what_a_handler_raises_is_shown_where_the_system_runs(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """With its trace and the user's own frames; `logs` finds it by the trace, also afterwards."""
+    (tmp_path / "crashing.py").write_text((TESTS / "notes_app.py").read_text())
+    folder = write_config(tmp_path, TOML.replace("notes_app:notes", "crashing:notes"))
+    with dev(folder, *flags) as process:
+        announced(process)
+        words = ("--folder", str(folder), "call", "notes.crash", "name=x", "--json")
+        asked = subprocess.run([*COMMAND, *words], stdout=-1, check=False)
+        trace = json.loads(asked.stdout)["trace_id"]
+        assert process.stderr is not None
+        said = [process.stderr.readline() for _ in range(4)]
+        assert said[0].endswith(f"notes.crash failed in trace {trace}\n")
+        assert f'  File "{folder}/crashing.py", line ' in said[1]
+        assert said[2].startswith("    raise RuntimeError(")
+        assert said[3] == "  RuntimeError: the password hunter2 was refused\n"
+        process.terminate()
+        assert process.wait(WAIT_S) == 0
+    wanted = ("--folder", str(folder), "logs", "--trace", trace[:12], "--level", "error")
+    found = subprocess.run([*COMMAND, *wanted], stdout=-1, text=True, check=True).stdout
+    assert found.splitlines()[0].endswith(f"notes.crash failed in trace {trace}")
+
+
 # -- how it ends -----------------------------------------------------------------------------------
 
 

@@ -31,7 +31,10 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
 
     Every service has a SQLite file in .synchromesh/data, and a URL. With --split it has a process
     too, which is started again when it ends. Ctrl-C shuts down gracefully, a second one at once.
-    Exits 3 when something of it failed too often.
+
+    What raises is shown here, with its trace and your own frames; `synchromesh logs` has all of it.
+    A part that fails too often is given up alone, see `synchromesh status`; with
+    on_failure = "stop" it ends the system, and this exits 3.
     """
     import asyncio
 
@@ -54,12 +57,14 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
         click.echo(f"synchromesh: warning: {each}", err=True)
     system = System(config, folder, RealRuntime(), is_split=is_split, forks=forks)
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
-        return runner.run(_run(system, is_split, is_json))
+        return runner.run(_run(system, folder, is_split, is_json))
 
 
-async def _run(system: System, is_split: bool, is_json: bool) -> int:
+async def _run(system: System, folder: Path, is_split: bool, is_json: bool) -> int:
     import asyncio
     import signal
+
+    from synchromesh.cli.terminal import show_failures
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -76,10 +81,12 @@ async def _run(system: System, is_split: bool, is_json: bool) -> int:
     if not await _start(system, stop):
         click.echo("synchromesh: stopped before the system was up", err=True)
         return 0
+    showing = asyncio.ensure_future(show_failures(folder))
     try:
         _announce(system, is_split, is_json)
         failure = await system.wait(stop)
     finally:
+        showing.cancel()
         await system.stop()
     if failure:
         click.echo(f"synchromesh: {failure}", err=True)

@@ -87,6 +87,9 @@ for command in (
     LazyCommand(
         "call", "call", "call", "Call OPERATION (service.name) with ARGUMENTS (name=value)."
     ),
+    LazyCommand(
+        "logs", "logs", "logs", "Show what all processes of the system logged, the oldest first."
+    ),
     LazyCommand("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
     LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
     LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),

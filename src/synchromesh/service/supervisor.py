@@ -153,6 +153,7 @@ class Supervisor:
                 state.next_s = 0.0
                 await self._gate()
                 state.restarts += 1
+                _log.warning("%s: child %s is started again", self._name, child.name)
                 if not decided.is_given_up:
                     state.state = "running"
                     continue
