@@ -30,6 +30,7 @@ from synchromesh.errors import (
     Forbidden,
     LogGap,
     LogReplaced,
+    RemoteFailed,
     Shed,
     StoreBroken,
     StoreFull,
@@ -48,6 +49,13 @@ from synchromesh.messaging import (
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing import SimRuntime, run
+
+FINAL = (
+    BadRequest("bad"),
+    UnknownOperation("no"),
+    Forbidden("not you"),
+    RemoteFailed("a bug", is_final=True),
+)
 
 
 @asynccontextmanager
@@ -285,7 +293,7 @@ async def aside(store: SqliteStore) -> list[tuple[str, str, int]]:
     return [(each.state, each.subscriber, each.position) for each in found]
 
 
-@pytest.mark.parametrize("error", [BadRequest("bad"), UnknownOperation("no"), Forbidden("not you")])
+@pytest.mark.parametrize("error", FINAL)
 def test_a_message_that_is_refused_for_good_is_told_once_and_holds_its_scope_only(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -313,7 +321,7 @@ def test_a_message_that_is_refused_for_good_is_told_once_and_holds_its_scope_onl
     assert "later ones of 'a' wait" in told[0]
 
 
-@pytest.mark.parametrize("error", [BadRequest("bad"), UnknownOperation("no"), Forbidden("not you")])
+@pytest.mark.parametrize("error", FINAL)
 def test_after_a_refusal_it_asks_at_the_longest_pause_at_once(error: Exception) -> None:
     """What only a release mends is not asked in short pauses first; what may pass is."""
 

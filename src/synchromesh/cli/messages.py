@@ -36,7 +36,10 @@ def messages() -> None:
 def list_messages(
     folder: Path, service: str, source: str, key: str, state: str, limit: int, is_json: bool
 ) -> int:
-    """List the messages that were set aside, oldest first. Exits 1 when there are any."""
+    """List the messages that were set aside, oldest first. Exits 1 when one needs something.
+
+    One that waits behind another, or is about to be handled, does not.
+    """
     answers = actions.read(
         folder, "messages.list", service=service, source=source, key=key, state=state, limit=limit
     )
@@ -51,7 +54,7 @@ def list_messages(
         from synchromesh.cli.show_messages import messages_table
 
         console().print(messages_table(found))
-    return FINDING if found else 0
+    return FINDING if any(each["state"] not in ("ready", "waiting") for each in found) else 0
 
 
 @messages.command("show")

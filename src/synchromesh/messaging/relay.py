@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import msgspec
 
@@ -25,6 +26,7 @@ from synchromesh.codec import decode, encode
 from synchromesh.context import CallContext, new_span_id, new_trace_id
 from synchromesh.errors import (
     BadRequest,
+    CallError,
     ConnectFailed,
     Forbidden,
     Shed,
@@ -66,8 +68,8 @@ from synchromesh.runtime import Runtime
 from synchromesh.store import Store, Unit
 from synchromesh.telemetry import Tracer
 
-# The subscriber is well and says no: it will do so until one of the two is mended.
-_PERMANENT = (BadRequest, UnknownOperation, Forbidden)
+# The subscriber is well and says no.
+_REFUSALS = (BadRequest, UnknownOperation, Forbidden)
 # The database is at fault: what would be written there is kept in memory meanwhile.
 _NOT_NOW = (StoreFull, StoreLocked, StoreReadOnly, Shed)
 _LONGEST = 16
@@ -253,7 +255,7 @@ class Relay:
         if self._has_letters and await dead_letters.has_letters(self._store, self._lane(message)):
             return await self._set_aside(message, LetterState.READY, Cause())
         error = await self._send(message)
-        if not isinstance(error, _PERMANENT):
+        if not _is_refused(error):
             return error == _DELIVERED
         self._tell_refused(message, error)
         if await self._set_aside(message, LetterState.REFUSED, Cause.of(error)):
@@ -326,7 +328,7 @@ class Relay:
                 error = failed
             if error == _DELIVERED:
                 attempt, ask_at_s = 0, now()
-            elif isinstance(error, _PERMANENT):
+            elif _is_refused(error):
                 ask_at_s = now() + self._wait_s(_LONGEST)
             else:
                 attempt += 1
@@ -349,7 +351,7 @@ class Relay:
                 lambda unit: dead_letters.remove(unit, letter),
                 name=f"{self._subscriber} took what it refused",
             )
-        elif isinstance(error, _PERMANENT):
+        elif _is_refused(error):
             state, cause = LetterState.REFUSED, Cause.of(error)
             await self._store.write(
                 lambda unit: dead_letters.note_failure(unit, letter, state, cause),
@@ -370,7 +372,7 @@ class Relay:
         await dead_letters.check_is_first(self._store, letter)
         told = Replayed(*story_of(letter), who, why, "delivered")
         error = await self._send(letter.message)
-        if isinstance(error, _PERMANENT):
+        if _is_refused(error):
             cause = Cause.of(error)
             return await dead_letters.note_replay(
                 self._store, letter, LetterState.REFUSED, cause, told
@@ -437,3 +439,8 @@ class Relay:
 
     def __repr__(self) -> str:
         return f"<Relay to {self._subscriber} {self._window!r}>"
+
+
+def _is_refused(error: SynchromeshError | str) -> TypeGuard[SynchromeshError]:
+    """Return whether the answer will be the same until one of the two services is mended."""
+    return isinstance(error, _REFUSALS) or (isinstance(error, CallError) and error.is_final)
