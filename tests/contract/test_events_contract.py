@@ -269,6 +269,15 @@ async def test_a_recorded_removal_is_no_hole(store: Store) -> None:
         await positions(store)
 
 
+@pytest.mark.parametrize("first", [1, 2])
+async def test_a_removal_that_is_repeated_never_shrinks(store: Store, first: int) -> None:
+    """Whoever removes a part of what is gone already takes nothing off its record (E3)."""
+    await add(store, "a", 6)
+    for last in (4, first, 3, 4):
+        await store.write(lambda unit, to=last: remove(unit, first, to), name="remove")  # type: ignore[misc]
+        assert await positions(store) == [*range(1, first), 5, 6]
+
+
 async def test_a_removed_end_is_no_lost_end_and_is_not_given_again(store: Store) -> None:
     """A reader that saw the removed ones waits in peace; the next event has a new position."""
     await add(store, "a", 3)

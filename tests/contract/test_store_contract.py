@@ -645,6 +645,27 @@ async def test_a_record_that_was_written_under_a_clock_set_back_is_kept_for_its_
     assert first_us > await store.write(_now_us, name="now") + 60_000_000
 
 
+async def test_a_record_is_kept_for_its_time_and_a_tenth_more(store: Store) -> None:
+    """Whether it is an answer, a refusal, or what its undo left: who asks in time finds it (S6)."""
+    day_s, kept_us = 86_400.0, 95_040_000_000
+    began_us = await store.write(_now_us, name="now")
+
+    async def refuse(unit: Unit) -> bytes:
+        raise OutOfStock("none left")
+
+    for key, body in (("taken", take(1)), ("refused", refuse)):
+        await store.write_once(body, Once("orders", key, "d", day_s), name=key)
+    await store.write(
+        lambda unit: inbox.write_tombstone(unit, "orders", "undone", day_s), name="undo"
+    )
+    ended_us = await store.write(_now_us, name="now")
+    rows = await store.read("select key, expires_us from sm_inbox order by key")
+    assert [key for key, _ in rows] == ["refused", "taken", "undone"]
+    for _, expires_us in rows:
+        assert isinstance(expires_us, int)
+        assert began_us + kept_us <= expires_us <= ended_us + kept_us
+
+
 async def _now_us(unit: Unit) -> int:
     return unit.now_us
 

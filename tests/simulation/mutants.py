@@ -12,86 +12,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import inspect
-import io
 import json
 import multiprocessing
 import os
-import pkgutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
-
-import pytest
 
 import synchromesh
 
 # This file is also a program, which has to find the modules of the example by itself.
 sys.path.append(str(Path(synchromesh.__file__).parent / "examples/servo_works"))
 
-from universes.universe import Universe, opened_shop
+# As whoever runs this file as a program has it on the path; pytest has, too.
+sys.path.append(str(Path(__file__).parents[1]))
 
+from universes.universe import opened_shop
+
+from simulation.mutant import ROOT, Mutant
+from simulation.mutants_of_tests import MUTANTS_OF_TESTS
 from synchromesh.events import Checkpoint, save_checkpoint
 from synchromesh.saga import tables
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import RecordKind as RecordKind
 from synchromesh.saga.records import SagaRecord, StepState
 from synchromesh.store import InboxState, Once, Recorded, Unit
-
-ROOT = Path(__file__).parents[2]
-_Kind = inspect.Parameter
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One planted bug.
-
-    Attributes:
-        name: what is wrong.
-        target: the function that is replaced, by its full name.
-        make: takes the function and returns what stands in its place.
-        test: the test that finds it, by path and name; "" for universes.
-        seeds: the universes in which it is hunted.
-    """
-
-    name: str
-    target: str
-    make: Callable[[Any], Any]
-    test: str = ""
-    seeds: range = range(2000)
-
-    def hunt(self) -> str:
-        """Return what is broken; "" where nothing seems to be."""
-        original = pkgutil.resolve_name(self.target)
-        planted = self.make(original)
-        self._compare(original, planted)
-        with mock.patch(self.target, planted):
-            return self._test() if self.test else self._simulate()
-
-    def _compare(self, original: Any, planted: Any) -> None:
-        """Raise TypeError where what is planted cannot be called as the product's function is."""
-        has, wants = (inspect.signature(f).parameters for f in (planted, original))
-        is_any = {each.kind for each in has.values()} >= {_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD}
-        if not is_any and len(has) != len(wants):
-            raise TypeError(f"{self.target} takes {[*wants]}, what is planted {[*has]}")
-
-    def _simulate(self) -> str:
-        for seed in self.seeds:
-            broken = Universe(seed).run().broken
-            if broken:
-                return f"seed {seed}: {broken[0]}"
-        return ""
-
-    def _test(self) -> str:
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            code = pytest.main([str(ROOT / self.test), "-x", "-p", "no:cacheprovider"])
-        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            raise RuntimeError(f"{self.test} cannot be run: {said.getvalue()}")
-        return said.getvalue()[-400:] if code else ""
-
 
 # -- the inbox -----------------------------------------------------------------------------------
 
@@ -290,7 +236,12 @@ MUTANTS = {
             f"{_STORE}.inbox.recall",
             _recall_forgets_answers,
         ),
-        Mutant("no tombstone", f"{_STORE}.inbox.write_tombstone", _write_tombstone_does_nothing),
+        Mutant(
+            "no tombstone",
+            f"{_STORE}.inbox.write_tombstone",
+            _write_tombstone_does_nothing,
+            test="tests/contract/test_store_contract.py::test_an_undone_key_never_runs",
+        ),
         Mutant(
             "a refusal is not recorded",
             f"{_STORE}.inbox.conclude",
@@ -357,7 +308,9 @@ MUTANTS = {
             "a projection's checkpoint has a commit of its own",
             "synchromesh.events.projection.ProjectionRunner._apply",
             _apply_in_two_commits,
+            test="tests/simulation/test_projection_crash.py",
         ),
+        *MUTANTS_OF_TESTS,
     )
 }
 

@@ -279,6 +279,17 @@ def test_an_unknown_pivot_is_asked_past_its_attempts_until_the_deadline() -> Non
     assert outcome(on, key, UNKNOWN, at_s=10).action is Action.STUCK
 
 
+@pytest.mark.parametrize("late_s", [10, 11, 1_000])
+def test_a_pivot_unknown_at_once_and_past_the_deadline_is_stuck(late_s: int) -> None:
+    """That it was tried but once makes it no more certain that it was not done (S8)."""
+    on = machine()
+    (key,) = begin(on, CHARGE)
+    answer = outcome(on, key, UNKNOWN, at_s=late_s)
+    assert answer.action is Action.STUCK
+    assert kinds(answer) == [RecordKind.STUCK]
+    assert on.has_no_way_back
+
+
 def test_a_pivot_in_flight_at_a_restart_is_asked_again_past_the_deadline() -> None:
     """What is recorded under its key is fetched, however late."""
     on = machine(SagaRecord(RecordKind.BEGUN, "bank.charge#1", 1, "c", b'"pivot"'))

@@ -1,0 +1,74 @@
+"""A planted bug: what it replaces, and where it is hunted."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from universes.universe import Universe
+
+ROOT = Path(__file__).parents[2]
+SEEDS_MAX = 2000
+# What comes of a planted function that has fallen behind the product is no finding.
+_MISTAKE = re.compile(r"\b(Type|Attribute|Name|UnboundLocal)Error\b")
+_ANYTHING = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One planted bug.
+
+    Attributes:
+        name: what is wrong.
+        target: the function that is replaced, by its full name.
+        make: takes the function and returns what stands in its place.
+        test: the test that finds it, by path and name; "" for universes.
+    """
+
+    name: str
+    target: str
+    make: Callable[[Any], Any]
+    test: str = ""
+
+    def hunt(self) -> str:
+        """Return what is broken; "" where nothing seems to be."""
+        original = pkgutil.resolve_name(self.target)
+        planted = self.make(original)
+        self._compare(original, planted)
+        with mock.patch(self.target, planted):
+            found = self._test() if self.test else self._simulate()
+        if _MISTAKE.search(found):
+            raise TypeError(f"what is planted is not what it should be: {found}")
+        return found
+
+    def _compare(self, original: Any, planted: Any) -> None:
+        """Raise TypeError where what is planted cannot be called as the product's function is."""
+        if isinstance(planted, property):
+            return
+        has, wants = (inspect.signature(f).parameters for f in (planted, original))
+        is_any = {each.kind for each in has.values()} >= _ANYTHING
+        if not is_any and len(has) != len(wants):
+            raise TypeError(f"{self.target} takes {[*wants]}, what is planted {[*has]}")
+
+    def _simulate(self) -> str:
+        for seed in range(SEEDS_MAX):
+            broken = Universe(seed).run().broken
+            if broken:
+                return f"seed {seed}: {broken[0]}"
+        return ""
+
+    def _test(self) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            code = pytest.main([str(ROOT / self.test), "-x", "-p", "no:cacheprovider"])
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(f"{self.test} cannot be run: {said.getvalue()}")
+        return said.getvalue()[-400:] if code else ""
