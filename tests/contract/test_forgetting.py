@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from saga_fakes import CONTEXT, THREE, Order, Participants, at_work, open_store
-from synchromesh.errors import LogGap
+from synchromesh.errors import LogGap, StoreFull
 from synchromesh.events import Checkpoint, NewEvent, append, read, save_checkpoint
 from synchromesh.events.removal import remove_each
 from synchromesh.events.verification import log_faults
@@ -228,6 +228,45 @@ def test_what_cannot_be_archived_is_not_deleted() -> None:
                 await asyncio.sleep(120.0)
                 assert await engine.runs("", 9) == []
             assert files.lines("/sagas.jsonl")[0]["saga"]["id"] == "A-1"
+            await archive.close()
+
+    run(main, until_s=1e8)
+
+
+class Refusing:
+    """A store that refuses the first unit that forgets, as on a crash right before it."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.has_refused = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def write(self, body: Callable[[Unit], Any], *, name: str) -> Any:
+        if name.startswith("forget") and not self.has_refused:
+            self.has_refused = True
+            raise StoreFull("no room")
+        return await self._store.write(body, name=name)
+
+
+def test_what_was_archived_and_not_deleted_is_archived_again() -> None:
+    """A line twice is better than none; nothing is half deleted."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with at_work(runtime, Participants()) as engine:
+            store, files = store_of(engine), Files()
+            archive = archive_of(runtime, files)
+            await place(engine, "A-1")
+            await asyncio.sleep(3600.0)
+            refusing: Any = Refusing(store)
+            async with forgetting(refusing, runtime, archive=archive):
+                await asyncio.sleep(3600.0)
+            assert refusing.has_refused
+            assert await engine.runs("", 9) == []
+            assert await one(store, "select count(*) from sm_saga_record") == 0
+            ids = [line["saga"]["id"] for line in files.lines("/sagas.jsonl") if "saga" in line]
+            assert ids == ["A-1", "A-1"]
             await archive.close()
 
     run(main, until_s=1e8)

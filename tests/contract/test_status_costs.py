@@ -10,6 +10,7 @@ import pytest
 from saga_fakes import CONTEXT, PLACE, THREE, Declined, Order, Participants, at_work
 from synchromesh.events import count_after_checkpoint
 from synchromesh.saga import Engine, SagaDefinition, SagaRun
+from synchromesh.saga.records import SagaStatus
 from synchromesh.store import SqliteStore, Unit
 from synchromesh.testing import SimRuntime, run
 
@@ -29,9 +30,10 @@ async def seed(store: SqliteStore, count: int) -> None:
             count,
         )
         await unit.execute(
-            f"{NUMBERS} sm_event(stream, version, name, type_version, body, is_public, "
+            f"{NUMBERS} sm_event(id, stream, version, name, type_version, body, is_public, "
             "ordering_key, trace_id, recorded_us) "
-            "select 'saga/' || i, 1, 'orders.saga_ended', 1, x'7b7d', 0, '', '', i from n",
+            "select 'e' || i, 'saga/' || i, 1, 'orders.saga_ended', 1, x'7b7d', 0, '', '', i "
+            "from n",
             count,
         )
 
@@ -64,7 +66,7 @@ async def steps_of(store: SqliteStore, ask: Callable[[], Awaitable[object]]) -> 
 def questions(engine: Engine, store: SqliteStore) -> dict[str, Callable[[], Awaitable[object]]]:
     asked: dict[str, Callable[[], Awaitable[object]]] = {
         f"runs {status}": lambda status=status: engine.runs(status, 5)  # type: ignore[misc]
-        for status in (None, "running", "compensating", "completed", "undone", "stuck")
+        for status in ("", *(each.value for each in SagaStatus))
     }
     return asked | {
         "statuses": engine.statuses,

@@ -119,7 +119,7 @@ class Forgetting:
         return now_us - self._unwatched_us
 
     async def _forget_sagas(self, now_us: int, keep_s: float) -> None:
-        limit = self._retention.rows_max
+        limit, archived = self._retention.rows_max, set[str]()
         while True:
             run_ids = await ended_runs(
                 self._store, before_us=now_us - int(keep_s * 1e6), limit=RUNS_A_UNIT
@@ -127,10 +127,10 @@ class Forgetting:
             if not run_ids and not self._is_due(SAGAS, now_us):
                 return
             if self._archive is not None and run_ids:
-                lines = [
-                    line for each in run_ids for line in await archive_lines(self._store, each)
-                ]
+                fresh = [each for each in run_ids if each not in archived]
+                lines = [line for each in fresh for line in await archive_lines(self._store, each)]
                 await self._archive.write(SAGAS, now_us, lines)
+                archived.update(fresh)
 
             async def body(unit: Unit, ids: list[str] = run_ids) -> ForgottenRuns:
                 reached = await reached_by_all(unit, is_public=False)

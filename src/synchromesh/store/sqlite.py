@@ -272,20 +272,24 @@ class SqliteStore:
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state; a statement that writes is refused."""
-        return self._fetch(sql, values).rows
+        return self._query(sql, values)
 
     async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
         """Query the committed state, with the names of the columns."""
-        return self._fetch(sql, values)
+        names: list[str] = []
+        rows = self._query(sql, values, names)
+        return Fetched(tuple(names), rows)
 
-    def _fetch(self, sql: str, values: tuple[SqlValue, ...]) -> Fetched:
+    def _query(
+        self, sql: str, values: tuple[SqlValue, ...], names: list[str] | None = None
+    ) -> list[Row]:
         refuse_in_unit("a read outside of it")
         if self._is_closed:
             raise StoreBroken(f"{self._path} is closed: nothing was read")
         if self.broken is not None:
             raise self._writer.outage.error("a read")
         try:
-            return query(self._reader, sql, values, path=self._path)
+            return query(self._reader, sql, values, path=self._path, names=names)
         except StoreUnavailable:
             # Whether it was one page, or the whole disk, is found by writing.
             self._writer.doubt()

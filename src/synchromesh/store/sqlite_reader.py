@@ -87,11 +87,13 @@ class SqliteReader:
 
     async def read(self, sql: str, *values: SqlValue) -> list[Row]:
         """Query the committed state; a statement that writes is refused."""
-        return query(self._connection, sql, values, path=self._path).rows
+        return query(self._connection, sql, values, path=self._path)
 
     async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
         """Query the committed state, with the names of the columns."""
-        return query(self._connection, sql, values, path=self._path)
+        names: list[str] = []
+        rows = query(self._connection, sql, values, path=self._path, names=names)
+        return Fetched(tuple(names), rows)
 
     async def close(self) -> None:
         """Close the file. Idempotent."""
@@ -112,9 +114,14 @@ def attaches(connection: sqlite3.Connection, path: str) -> bool:
 
 
 def query(
-    connection: sqlite3.Connection, sql: str, values: tuple[SqlValue, ...], *, path: str
-) -> Fetched:
-    """Run a statement that reads.
+    connection: sqlite3.Connection,
+    sql: str,
+    values: tuple[SqlValue, ...],
+    *,
+    path: str,
+    names: list[str] | None = None,
+) -> list[Row]:
+    """Run a statement that reads; `names` gets those of the columns.
 
     Raises:
         StatementFailed: it writes, or is wrong.
@@ -124,7 +131,7 @@ def query(
     try:
         if sql not in CHECKED:
             check_statement(sql, "a read", path=path)
-        return run_statement(connection, sql, values, path=path)
+        return run_statement(connection, sql, values, path=path, names=names)
     except SqliteFault as error:
         if code_of(error) == READONLY:
             raise refuse(

@@ -81,9 +81,16 @@ def check_statement(sql: str, who: str, *, path: str) -> bool:
 
 
 def run_statement(
-    connection: sqlite3.Connection, sql: str, values: tuple[SqlValue, ...], *, path: str
-) -> Fetched:
+    connection: sqlite3.Connection,
+    sql: str,
+    values: tuple[SqlValue, ...],
+    *,
+    path: str,
+    names: list[str] | None = None,
+) -> list[Row]:
     """Run one checked statement and return its rows; raises the driver's errors as they are.
+
+    `names` gets those of the columns: few ask for them, and they are a frame for each column.
 
     Raises:
         StatementFailed: a value cannot be stored as it is.
@@ -97,8 +104,9 @@ def run_statement(
     except (OverflowError, UnicodeError):
         refuse_unstorable(values, sql, path=path)  # says which value it is, and what to do
         raise
-    columns = tuple(each[0] for each in cursor.description or ())
-    return Fetched(columns, cursor.fetchall())
+    if names is not None:
+        names += [each[0] for each in cursor.description or ()]
+    return cursor.fetchall()
 
 
 def run_statements(
@@ -208,7 +216,9 @@ class SqliteUnit:
         if sql not in CHECKED and not check_statement(sql, self._who(), path=database.path):
             self.is_uncounted = True
         try:
-            return run_statement(database.connection, sql, values, path=database.path)
+            names: list[str] = []
+            rows = run_statement(database.connection, sql, values, path=database.path, names=names)
+            return Fetched(tuple(names), rows)
         except SqliteFault as error:
             raise self._refused(error, sql) from error
 
