@@ -13,7 +13,14 @@ import msgspec
 import pytest
 
 from store_fakes import Fault, HandRuntime, open_store, sqlite_error
-from synchromesh.errors import BadRequest, ContractError, EventTooNew, ProjectionBehind
+from synchromesh.errors import (
+    BadRequest,
+    ContractError,
+    EventTooNew,
+    ProjectionBehind,
+    StoreBroken,
+    StoreUnavailable,
+)
 from synchromesh.events import (
     SCHEMA,
     Checkpoint,
@@ -86,12 +93,12 @@ def building(
 
 
 @asynccontextmanager
-async def running(runner: ProjectionRunner) -> AsyncIterator[None]:
+async def running(runner: ProjectionRunner) -> AsyncIterator[asyncio.Future[None]]:
     """Run it meanwhile; what ends it is raised."""
     await runner.prepare()
     task = asyncio.ensure_future(runner.run())
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -110,8 +117,12 @@ async def eventually(holds: Callable[[], Awaitable[object]]) -> None:
 
 async def until(store: SqliteStore, runner: ProjectionRunner) -> None:
     """Run until all is applied, then stop."""
-    async with running(runner):
-        await eventually(lambda: is_even(store, runner))
+    async with running(runner) as task:
+        await eventually(lambda: is_over(store, runner, task))
+
+
+async def is_over(store: SqliteStore, runner: ProjectionRunner, task: asyncio.Future[None]) -> bool:
+    return task.done() or await is_even(store, runner)
 
 
 async def is_even(store: SqliteStore, runner: ProjectionRunner) -> bool:
@@ -362,6 +373,19 @@ async def test_a_full_disk_parks_nobody(tmp_path: Path) -> None:
     assert await seen(store) == [1, 2, 3]
     assert runtime.faulty.faults[0].times == 0
     await store.close()
+
+
+async def test_a_file_that_fails_parks_nobody(store: SqliteStore) -> None:
+    """It is waited for; where the store is closed for it, whoever starts the runner waits."""
+    await add(store, 3)
+    await until(store, runner_of(store, failing(2, 9, StoreBroken), QUIET))
+    assert await seen(store) == [1, 2, 3]
+    await add(store, 1)
+    with pytest.raises(StoreUnavailable):
+        await until(store, runner_of(store, failing(4, 9, StoreUnavailable), QUIET))
+    assert not await is_parked(store)
+    await until(store, runner_of(store))
+    assert await seen(store) == [1, 2, 3, 4]
 
 
 # -- generations ---------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ from synchromesh.errors import (
     LogReplaced,
     ProjectionBehind,
     Shed,
-    StoreError,
+    StoreBroken,
     StoreFull,
     StoreLocked,
     StoreReadOnly,
+    StoreUnavailable,
 )
 from synchromesh.events import generations
 from synchromesh.events.generation_tables import GenerationTables
@@ -38,7 +39,7 @@ from synchromesh.events.subscription import Wakeup
 from synchromesh.store import Store, Unit
 
 # Faults of the file: no event is the reason, and they may pass.
-_THE_FILES = (StoreFull, StoreLocked, StoreReadOnly, Shed)
+_THE_FILES = (StoreFull, StoreLocked, StoreReadOnly, StoreBroken, Shed)
 _ERROR_CHARS_MAX = 500
 _RETRY_WITHIN_S = 5.0
 
@@ -234,7 +235,7 @@ class ProjectionRunner:
             )
         try:
             await self._apply_in(unit, standby, batch)
-        except StoreError:
+        except (StoreUnavailable, *_THE_FILES):
             raise
         except Exception as error:
             raise BadRequest(
@@ -299,6 +300,8 @@ class ProjectionRunner:
         now = asyncio.get_running_loop().time
         try:
             await self._apply(generation, batch)
+        except StoreUnavailable:
+            raise  # no event is the reason, and it is run again once the file is open
         except _THE_FILES as error:
             attempts.faulted(now=now())
             _log.warning("projection %r waits for its database: %s", self.name, error.message)
