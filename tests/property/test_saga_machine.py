@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from synchromesh.codec import decode
 from synchromesh.errors import ActionRefused
@@ -42,6 +43,13 @@ STEPS = (
     Ask("write", "w", is_write=True, has_undo=True),
     Ask("reserve", "r", has_undo=True),
     Ask("charge", "c", is_pivot=True),
+    Ask("book", "b"),
+)
+# A refusal is an answer, and a pivot that was refused has another one behind it.
+TRYING = (
+    replace(STEPS[1], takes=("no",)),
+    Ask("charge", "c", is_pivot=True, takes=("no",)),
+    Ask("card", "d", is_pivot=True),
     Ask("book", "b"),
 )
 SLEEPING = (*STEPS[:2], Ask("sleep", "s", nap=NapAsk(for_s=0.5)), *STEPS[2:])
@@ -129,6 +137,8 @@ def repaired(history: History, machine: SagaMachine) -> bool:
 
 def forward(history: History, machine: SagaMachine) -> None:
     for ask in history.steps:
+        if ask.name == "card" and machine.states()["charge#1"] is not StepState.REJECTED:
+            continue
         keys = machine.register([ask])
         answer = machine.on_ask(keys, now_us=int(history.now_s * SECOND))
         if isinstance(answer, Halt):
@@ -170,7 +180,9 @@ def try_step(history: History, machine: SagaMachine, key: str, ask: Ask) -> bool
                 continue
             history.take(machine, machine.turn("cancelled").records)
             return False
-        came = AttemptOutcome(AttemptResult(choice), b"7", problem={})
+        came = AttemptOutcome(
+            AttemptResult(choice), b"7", problem={"code": "no"}, is_declared=choice == "rejected"
+        )
         if ask.is_write and came.result is AttemptResult.ANSWERED:
             history.take(machine, (machine.done(key, b"7"),))
         decision = machine.on_outcome(key, came, now_us=int(history.now_s * SECOND), rng=One())
@@ -224,16 +236,16 @@ def check(history: History, machine: SagaMachine) -> None:
     assert len(turns) <= 1
     assert kinds[-1] in (RecordKind.ENDED, RecordKind.STUCK)
     assert "recorded" not in machine.cause.reason, "the same code always matches its records"
-    pivot = by_step.get("charge#1", [])
     for turned_at in turns:
         assert RecordKind.BEGUN not in kinds[turned_at:]
-        assert RecordKind.DONE not in pivot, "turned after the pivot was done"
-        is_told = "undo" in verbs
-        assert not pivot or RecordKind.REJECTED in pivot or is_told, "turned after it was tried"
         assert machine.pivot_state in (StepState.NEW, StepState.REJECTED), "nothing is in doubt"
-        came = [each for key, each in history.sent if key == "charge#1"]
-        in_doubt = {"unknown", "crash"} & set(came) and "rejected" not in came
-        assert not in_doubt or is_told, "turned without knowing of the pivot"
+        for key in ("charge#1", "card#1"):
+            pivot, is_told = by_step.get(key, []), "undo" in verbs
+            assert RecordKind.DONE not in pivot, "turned after the pivot was done"
+            assert not pivot or RecordKind.REJECTED in pivot or is_told, "turned after it was tried"
+            came = [each for sent, each in history.sent if sent == key]
+            in_doubt = {"unknown", "crash"} & set(came) and "rejected" not in came
+            assert not in_doubt or is_told, "turned without knowing of the pivot"
     if machine.status is SagaStatus.UNDONE:
         for step in ("write#1", "reserve#1"):
             done = by_step.get(step, [])
@@ -247,9 +259,13 @@ def check(history: History, machine: SagaMachine) -> None:
         ]
         assert undone == sorted(undone), "reserve goes before write"
     if machine.status is SagaStatus.COMPLETED:
+        ends = {RecordKind.DONE, RecordKind.WOKEN, "skip"}
         for ask in history.steps:
-            ends = {RecordKind.DONE, RecordKind.WOKEN, "skip"}
-            assert ends & set(by_step[f"{ask.name}#1"])
+            came_to = set(by_step.get(f"{ask.name}#1", []))
+            is_taken = ask.takes and RecordKind.REJECTED in came_to
+            assert ends & came_to or is_taken or ask.name == "card", ask
+        charged = set(by_step.get("charge#1", [])) | set(by_step.get("card#1", []))
+        assert ends & charged, "completed means charged"
     check_keys(history)
     attempts = [
         r.attempt for r in history.records if (r.kind, r.step) == (RecordKind.BEGUN, "reserve#1")
@@ -275,7 +291,7 @@ def check_keys(history: History) -> None:
         assert len(keys - refused) <= 1, history.sent
 
 
-@pytest.mark.parametrize(("steps", "depth"), [(STEPS, 6), (SLEEPING, 4)])
+@pytest.mark.parametrize(("steps", "depth"), [(STEPS, 6), (SLEEPING, 4), (TRYING, 4)])
 def test_every_history_to_a_depth_ends_as_it_may(steps: tuple[Ask, ...], depth: int) -> None:
     """A run is completed, undone in reverse, or stuck; it never turns once its pivot was tried."""
     seen: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from synchromesh.saga.journal import Journal
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import AttemptOutcome, AttemptResult, UndoStep
-from synchromesh.saga.steps import CallStep, Step, WriteStep
+from synchromesh.saga.steps import CallStep, SideStep, Step, WriteStep
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Unit
 from synchromesh.telemetry import current_span, outcome_of
@@ -121,6 +121,8 @@ class StepAttempts:
             return await self._call(key, step, span_id)
         if isinstance(step, WriteStep):
             return await self._write(key, step, span_id)
+        if isinstance(step, SideStep):
+            return self._side(key, step)
         raise SagaError(f"{step!r} is not a step of this engine")
 
     async def of_undo(self, undo: UndoStep, step: Step[Any], span_id: str) -> AttemptOutcome:
@@ -185,6 +187,15 @@ class StepAttempts:
         finally:
             timers.drop(time_out)
         time_out.takes_back()
+        return AttemptOutcome(AttemptResult.ANSWERED, answer)
+
+    def _side(self, key: str, step: SideStep[Any]) -> AttemptOutcome:
+        try:
+            answer = encode(step.fn())
+            step.load(answer)
+        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
+            self._log_bug(key, error)
+            return outcomes.of_write(error)
         return AttemptOutcome(AttemptResult.ANSWERED, answer)
 
     async def _write(self, key: str, step: WriteStep[Any], span_id: str) -> AttemptOutcome:

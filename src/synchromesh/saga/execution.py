@@ -130,8 +130,7 @@ class Execution:
 
     def _take_results(self) -> bool:
         try:
-            steps, result_of = self.steps, self.machine.result_of
-            self._results = tuple([steps[key].load(result_of(key)) for key in self._asked])
+            self._results = tuple([self._result(key) for key in self._asked])
         except BadRequest as error:
             self._decide(
                 self.machine.misfit(
@@ -140,6 +139,12 @@ class Execution:
             )
             return False
         return True
+
+    def _result(self, key: str) -> object:
+        step, refusal = self.steps[key], self.machine.refusal_of(key)
+        if refusal and isinstance(step, CallStep):
+            return step.load_refusal(refusal)
+        return step.load(self.machine.result_of(key))
 
     def _conclude_function(self, event: FunctionReturned | FunctionRaised | ForeignAwaited) -> None:
         if self.machine.status is not SagaStatus.RUNNING:

@@ -29,7 +29,7 @@ from enum import Enum
 from typing import Any
 
 from synchromesh.chance import Chance
-from synchromesh.codec import encode
+from synchromesh.codec import decode, encode
 from synchromesh.errors import SagaError, readable
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
@@ -157,7 +157,7 @@ class SagaMachine(RunState):
             if step.phase is not StepState.NEW and (changed := self._changed(key, step)):
                 return self.misfit(changed)
         # One that was undone meanwhile still leads the function to those that are not.
-        if None not in [step.result for step in steps]:
+        if all(step.result is not None or _is_taken(step) for step in steps):
             return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
         unasked = self.unasked()
         if unasked:
@@ -179,6 +179,11 @@ class SagaMachine(RunState):
         step.ask, step.order = ask, self._asked
         return key
 
+    @property
+    def _is_over(self) -> bool:
+        """True where a refusal may stand that nobody took: the run turned, or is stuck, at it."""
+        return self.status is not SagaStatus.RUNNING
+
     def _changed(self, key: str, step: StepFacts) -> str:
         ask = _ask_of(step)
         if step.digest != ask.digest:
@@ -186,13 +191,17 @@ class SagaMachine(RunState):
                 f"step {key} is recorded with other arguments (digest {step.digest}) than the "
                 f"code gives (digest {ask.digest})"
             )
-        if ask.is_pivot != (key == self._pivot) and not ask.is_write:
-            return f"step {key} is {'now' if ask.is_pivot else 'no longer'} the pivot"
+        if step.phase is StepState.REJECTED and not _is_taken(step) and not self._is_over:
+            return f"step {key} is recorded as refused, which the code does not take for an answer"
+        if key in self._pivots and not ask.is_pivot:
+            return f"step {key} is no longer the pivot"
+        if ask.is_pivot and not self._pivots and not ask.is_write:
+            return f"step {key} is now the pivot"
         return ""
 
     def _start(self, key: str, step: StepFacts, now_us: int) -> Replay | Begin:
         ask = _ask_of(step)
-        if step.phase is StepState.DONE:
+        if step.phase is StepState.DONE or _is_taken(step):
             return Replay(key, step.result or b"")
         if ask.nap is not None:
             nap = () if step.phase is StepState.ASLEEP else (self._asleep(key, ask.nap, now_us),)
@@ -236,7 +245,9 @@ class SagaMachine(RunState):
 
     def _begun(self, key: str, step: StepFacts) -> SagaRecord:
         ask = _ask_of(step)
-        body = PIVOT_BODY if ask.is_pivot else b""
+        # Behind a pivot that may have been done another one is a step like others.
+        is_pivot = ask.is_pivot and (key in self._pivots or not self.has_no_way_back)
+        body = PIVOT_BODY if is_pivot else b""
         return SagaRecord(RecordKind.BEGUN, key, step.attempts + 1, ask.digest, body)
 
     def unasked(self) -> str:
@@ -248,6 +259,11 @@ class SagaMachine(RunState):
     def result_of(self, key: str) -> bytes:
         """Return the recorded result of a step that is done."""
         return self._steps[key].result or b""
+
+    def refusal_of(self, key: str) -> bytes:
+        """Return the problem of a refusal that the function takes for an answer; b"" for none."""
+        step = self._steps[key]
+        return step.refusal if _is_taken(step) else b""
 
     def done(self, key: str, result: bytes) -> SagaRecord:
         """Return the record that a step was answered."""
@@ -261,6 +277,8 @@ class SagaMachine(RunState):
         step, zone = self._steps[key], self._zone(key)
         if outcome.result is AttemptResult.UNKNOWN and _ask_of(step).is_write:
             step.attempts += 1
+        if outcome.is_declared and _code_of(outcome.problem) in _ask_of(step).takes:
+            return NextAction(Action.RETURN, (self._refused(key, step, outcome),))
         rule = RULES[zone, outcome.result]
         if rule is _Rule.AGAIN:
             if why := self._forgotten(key, step, now_us):
@@ -276,9 +294,9 @@ class SagaMachine(RunState):
         return self._fail(key, step, zone, rule, outcome)
 
     def _zone(self, key: str) -> Zone:
-        if not self._pivot:
-            return Zone.BEFORE
-        return Zone.PIVOT if key == self._pivot else Zone.AFTER
+        if key == self._pivot:
+            return Zone.PIVOT
+        return Zone.AFTER if self.has_no_way_back else Zone.BEFORE
 
     def _forgotten(self, key: str, step: StepFacts, now_us: int) -> str:
         """Say that nobody can tell any more what became of a step; "" where somebody can.
@@ -447,6 +465,18 @@ def _ask_of(step: StepFacts) -> Ask:
     if step.ask is None:
         raise SagaError("a step has an outcome that was never asked for")
     return step.ask
+
+
+def _is_taken(step: StepFacts) -> bool:
+    """Say whether a step was refused, and the function takes that for an answer."""
+    takes = _ask_of(step).takes
+    if step.phase is not StepState.REJECTED or not takes or not step.refusal:
+        return False
+    return _code_of(decode(step.refusal, dict[str, Any])) in takes
+
+
+def _code_of(problem: dict[str, Any] | None) -> str:
+    return str((problem or {}).get("code", ""))
 
 
 def _is_no(outcome: AttemptOutcome) -> bool:

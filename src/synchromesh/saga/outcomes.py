@@ -95,4 +95,10 @@ def problem_of(error: SynchromeshError) -> dict[str, Any]:
 def _outcome(result: AttemptResult, error: Exception) -> AttemptOutcome:
     retry_after_s = getattr(error, "retry_after_s", None)
     problem = problem_of(error) if isinstance(error, SynchromeshError) else None
-    return AttemptOutcome(result, why=why(error), problem=problem, retry_after_s=retry_after_s)
+    return AttemptOutcome(
+        result,
+        why=why(error),
+        problem=problem,
+        retry_after_s=retry_after_s,
+        is_declared=isinstance(error, Rejection),
+    )

@@ -215,13 +215,15 @@ class Ask(msgspec.Struct, frozen=True):
     is_pivot: bool = False
     has_undo: bool = False
     is_query: bool = False
+    takes: tuple[str, ...] = ()  # codes of refusals that the function takes for answers
     nap: NapAsk | None = None
 
 
 class AttemptOutcome(msgspec.Struct, frozen=True):
     """What one attempt of a step or an undo came to.
 
-    `body` is the answer's JSON, `problem` what a client would be told of a failure.
+    `body` is the answer's JSON, `problem` what a client would be told of a failure; a refusal
+    `is_declared` where the contract of the operation names it.
     """
 
     result: AttemptResult
@@ -229,6 +231,7 @@ class AttemptOutcome(msgspec.Struct, frozen=True):
     why: str = ""
     problem: dict[str, Any] | None = None
     retry_after_s: float | None = None
+    is_declared: bool = False
 
 
 class Replay(msgspec.Struct, frozen=True):

@@ -25,7 +25,16 @@ class StepFacts:
     """What is known of one step, and what the code asks for under its key."""
 
     __slots__ = (
-        "ask", "attempts", "begun_us", "digest", "nap", "order", "phase", "result", "tries",
+        "ask",
+        "attempts",
+        "begun_us",
+        "digest",
+        "nap",
+        "order",
+        "phase",
+        "refusal",
+        "result",
+        "tries",
         "undo_attempts",
     )  # fmt: skip
 
@@ -37,6 +46,7 @@ class StepFacts:
         self.attempts = 0
         self.undo_attempts = 0
         self.result: bytes | None = None
+        self.refusal = b""
         self.tries = 0  # waits of this life: the backoff's exponent
         self.ask: Ask | None = None
         self.order = 0
@@ -59,6 +69,7 @@ class RunState:
     def __init__(self) -> None:
         self._steps: dict[str, StepFacts] = {}
         self._pivot = ""
+        self._pivots: set[str] = set()  # one whose refusal was taken has another behind it
         self._pivot_done_us = 0
         self._turned_us = 0
         self._repaired_us = 0
@@ -107,6 +118,7 @@ class RunState:
             step.begun_us = step.begun_us or record.at_us
             if record.body == PIVOT_BODY:
                 self._pivot = record.step
+                self._pivots.add(record.step)
         elif kind is RecordKind.ASLEEP:
             step.digest, step.nap = record.digest, decode(record.body, Nap)
         elif kind in (RecordKind.DONE, RecordKind.WOKEN):
@@ -117,7 +129,7 @@ class RunState:
             if kind is RecordKind.WOKEN and record.attempt and step.nap is not None:
                 self._taken[step.nap.awaits] = record.attempt
         elif kind is RecordKind.REJECTED:
-            step.digest = record.digest
+            step.digest, step.refusal = record.digest, record.body
         elif kind is RecordKind.UNDO_BEGUN:
             step.undo_attempts = record.attempt
 

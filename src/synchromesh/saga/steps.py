@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
-import inspect
-import typing
 from collections.abc import Awaitable, Callable, Generator
-from types import FunctionType
 from typing import Any, Generic, TypeVar, TypeVarTuple, overload
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import decode, digest, encode
 from synchromesh.durations import duration as seconds_of
 from synchromesh.durations import is_number
-from synchromesh.errors import ContractError, SagaGone
+from synchromesh.errors import BadRequest, ContractError, Rejection, SagaGone, from_problem
 from synchromesh.saga.records import Ask, NapAsk
+from synchromesh.saga.step_checks import check_taken, check_undo, signature_of, taken_by
 
 TX = TypeVar("TX")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 E = TypeVar("E")
 O = TypeVar("O")  # noqa: E741
+N = TypeVar("N", bound=Rejection)
 Ts = TypeVarTuple("Ts")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
@@ -93,9 +91,9 @@ class WriteStep(Step[R_co]):
         args: tuple[object, ...],
         undo: Callable[[Any, Any], Awaitable[object]] | None,
     ) -> None:
-        name, result_type = _signature_of(fn)
+        name, result_type = signature_of(fn)
         if undo is not None:
-            _check_taken(name, result_type, getattr(undo, "__name__", ""), _taken_by(undo))
+            check_taken(name, result_type, getattr(undo, "__name__", ""), taken_by(undo))
         ask = Ask(name, digest(encode(args)), is_write=True, has_undo=undo is not None)
         super().__init__(saga, ask, result_type)
         self.fn, self.args, self.undo = fn, args, undo
@@ -113,9 +111,10 @@ class CallStep(Step[R_co]):
         undo: Command[..., Any] | None,
         is_pivot: bool,
         timeout_s: float | None,
+        takes: tuple[str, ...] = (),
     ) -> None:
         operation = call.operation
-        _check_undo(call, undo, is_pivot)
+        check_undo(call, undo, is_pivot)
         if timeout_s is not None and not (is_number(timeout_s) and timeout_s > 0):
             raise ContractError(
                 f"the step {operation.full_name} was given timeout_s {timeout_s!r}; make it a "
@@ -127,9 +126,26 @@ class CallStep(Step[R_co]):
             has_undo=undo is not None,
             is_pivot=is_pivot,
             is_query=not operation.is_command,
+            takes=takes,
         )
         super().__init__(saga, ask, operation.shape.result)
         self.call, self.undo, self.timeout_s = call, undo, timeout_s
+
+    def load_refusal(self, problem: bytes) -> Exception:
+        """Return the rejection that is recorded.
+
+        Raises:
+            BadRequest: it is none that the operation declares.
+        """
+        told = decode(problem, dict[str, Any])
+        raises = self.call.operation.raises
+        error = from_problem(told, status=int(told.get("status", 409)), raises=raises)
+        if not isinstance(error, Rejection):
+            raise BadRequest(
+                f"{self.ask.name} is recorded as refused with {told.get('code')!r}, which its "
+                "contract does not declare"
+            )
+        return error
 
     def undo_arguments(self, result: bytes | None) -> bytes:
         """Return the undo's canonical arguments: the result by the name of its first parameter.
@@ -140,6 +156,16 @@ class CallStep(Step[R_co]):
             return b"{}"
         names = self.undo.shape.arguments.__struct_fields__
         return b"{%s:%s}" % (encode(names[0]), result) if names else b"{}"
+
+
+class SideStep(Step[R_co]):
+    """A value that the function may not make itself, for a re-run would make another."""
+
+    __slots__ = ("fn",)
+
+    def __init__(self, saga: Saga, ask: Ask, result_type: Any, fn: Callable[[], R_co]) -> None:
+        super().__init__(saga, ask, result_type)
+        self.fn = fn
 
 
 class NapStep(Step[R_co]):
@@ -259,6 +285,51 @@ class Saga:
         self.check()
         return CallStep(self, call, undo, pivot, timeout_s)
 
+    def try_call(
+        self,
+        call: Call[R],
+        taken: type[N],
+        *,
+        undo: Command[[R], Any] | None = None,
+        pivot: bool = False,
+        timeout_s: float | None = None,
+    ) -> Step[R | N]:
+        """Describe a call of which a declared rejection is an answer: the step gives it as a value.
+
+        The function goes on with it, and the run does not turn; whatever else goes wrong is as with
+        `call`. A pivot that was refused so is none: another may come.
+
+        Args:
+            taken: the class of the rejection; all that the operation declares, for `Rejection`.
+
+        Raises:
+            SagaGone, ContractError: as `call` does, or the operation declares no such rejection.
+        """
+        self.check()
+        declared = call.operation.raises
+        codes = tuple(each.code for each in declared if issubclass(each, taken))
+        if not codes:
+            raise ContractError(
+                f"{call.operation.full_name} does not declare {taken.__name__} in raises=; it "
+                f"declares {', '.join(each.__name__ for each in declared) or 'nothing'}"
+            )
+        step: Step[Any] = CallStep(self, call, undo, pivot, timeout_s, codes)
+        return step
+
+    def side(self, fn: Callable[[], R]) -> Step[R]:
+        """Describe a value that is no effect, such as the time, a number drawn or a new id.
+
+        The function is called once and what it returns is recorded: a re-run is given the same. It
+        may be called again where the process died before any later step had an effect.
+
+        Raises:
+            SagaGone: the run has left memory.
+            ContractError: its result's type is not annotated.
+        """
+        self.check()
+        name, result_type = signature_of(fn)
+        return SideStep(self, Ask(name, digest(b""), is_write=True), result_type, fn)
+
     def sleep(self, duration: str) -> Step[None]:
         """Describe a sleep of a while, such as "10m"; the run leaves memory, and survives restarts.
 
@@ -360,92 +431,3 @@ class Saga:
 
 def _nap(name: str, nap: NapAsk) -> Ask:
     return Ask(name, digest(encode(nap)), nap=nap)
-
-
-@functools.lru_cache(maxsize=4096)
-def _signature_of(fn: Callable[..., Any]) -> tuple[str, Any]:
-    name = str(getattr(fn, "__name__", ""))
-    try:
-        hints = typing.get_type_hints(fn)
-    except (NameError, TypeError) as error:
-        raise ContractError(
-            f"saga step {name or fn!r}: {error}; its annotations must be importable"
-        ) from error
-    if not name or name == "<lambda>" or "return" not in hints:
-        raise ContractError(
-            f"saga step {name or fn!r} must be an async function with a return annotation, "
-            "which tells how its recorded result is read"
-        )
-    return name, hints["return"]
-
-
-def _check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool) -> None:
-    operation = call.operation
-    if undo is None:
-        return
-    if not operation.is_command:
-        raise ContractError(f"query {operation.full_name} changes nothing; it takes no undo")
-    if is_pivot:
-        raise ContractError(f"pivot {operation.full_name} is never undone; it takes no undo")
-    if operation.is_external or undo.places:
-        what = (
-            "somebody else's service" if operation.is_external else "a route with {…} in its path"
-        )
-        raise ContractError(
-            f"{undo.full_name} cannot undo {operation.full_name}: an undo names the key of the "
-            f"call it undoes, which does not work for {what}; call it in a command of your own"
-        )
-    if undo.service != operation.service:
-        raise ContractError(
-            f"{undo.full_name} cannot undo {operation.full_name}: the undo of a step finds it by "
-            "its key, in the inbox of the same service"
-        )
-    shape = undo.shape
-    names = shape.arguments.__struct_fields__
-    taken = (names[0], shape.hints[names[0]]) if names else None
-    _check_taken(operation.full_name, operation.shape.result, undo.full_name, taken)
-
-
-@functools.lru_cache(maxsize=4096)
-def _taken_by(undo: Callable[..., Any]) -> tuple[str, Any] | None:
-    """Return the name and the type of the parameter for the result, where both are known."""
-    if not isinstance(undo, FunctionType) or hasattr(undo, "__wrapped__"):
-        return None
-    code = undo.__code__
-    name = code.co_varnames[1] if code.co_argcount > 1 else ""
-    try:
-        hints = typing.get_type_hints(undo)
-    except (NameError, TypeError):
-        return None
-    return (name, hints[name]) if name in hints else None
-
-
-def _check_taken(step: str, result_type: Any, undo: str, taken: tuple[str, Any] | None) -> None:
-    """Refuse an undo that would be found wrong when it is needed, and leave its run stuck."""
-    if taken is None or _may_take(taken[1], result_type):
-        return
-    name, type_ = taken
-    raise ContractError(
-        f"{undo} cannot undo {step}: its parameter {name!r} is of type {type_.__name__}, and "
-        f"{step} returns {result_type.__name__}; an undo takes the result of its step"
-    )
-
-
-def _may_take(type_: Any, result_type: Any) -> bool:
-    """Say whether a parameter may take a result; what is not a plain class cannot be judged."""
-    for each in (type_, result_type):
-        if not _is_plain(each):
-            return True
-    return issubclass(result_type, type_) or (type_ is float and issubclass(result_type, int))
-
-
-def _is_plain(type_: Any) -> bool:
-    # `Any` and `list[int]` are instances of `type` in some releases; neither a protocol nor a
-    # typed dictionary can be asked for its subclasses.
-    return (
-        inspect.isclass(type_)
-        and type_ is not Any
-        and typing.get_origin(type_) is None
-        and not typing.is_typeddict(type_)
-        and not getattr(type_, "_is_protocol", False)
-    )

@@ -1,0 +1,108 @@
+"""What a step is checked for when it is described, so that no run finds out later."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from synchromesh.calls.contract import Call, Command
+from synchromesh.errors import ContractError
+
+
+@functools.lru_cache(maxsize=4096)
+def signature_of(fn: Callable[..., Any]) -> tuple[str, Any]:
+    """Return the name of a step's function, and the type of its result.
+
+    Raises:
+        ContractError: it has none.
+    """
+    name = str(getattr(fn, "__name__", ""))
+    try:
+        hints = typing.get_type_hints(fn)
+    except (NameError, TypeError) as error:
+        raise ContractError(
+            f"saga step {name or fn!r}: {error}; its annotations must be importable"
+        ) from error
+    if not name or name == "<lambda>" or "return" not in hints:
+        raise ContractError(
+            f"saga step {name or fn!r} must be a function of a name with a return annotation, "
+            "which tells how its recorded result is read"
+        )
+    return name, hints["return"]
+
+
+def check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool) -> None:
+    """Refuse an undo that cannot undo the call. Raises ContractError."""
+    operation = call.operation
+    if undo is None:
+        return
+    if not operation.is_command:
+        raise ContractError(f"query {operation.full_name} changes nothing; it takes no undo")
+    if is_pivot:
+        raise ContractError(f"pivot {operation.full_name} is never undone; it takes no undo")
+    if operation.is_external or undo.places:
+        what = (
+            "somebody else's service" if operation.is_external else "a route with {…} in its path"
+        )
+        raise ContractError(
+            f"{undo.full_name} cannot undo {operation.full_name}: an undo names the key of the "
+            f"call it undoes, which does not work for {what}; call it in a command of your own"
+        )
+    if undo.service != operation.service:
+        raise ContractError(
+            f"{undo.full_name} cannot undo {operation.full_name}: the undo of a step finds it by "
+            "its key, in the inbox of the same service"
+        )
+    shape = undo.shape
+    names = shape.arguments.__struct_fields__
+    taken = (names[0], shape.hints[names[0]]) if names else None
+    check_taken(operation.full_name, operation.shape.result, undo.full_name, taken)
+
+
+@functools.lru_cache(maxsize=4096)
+def taken_by(undo: Callable[..., Any]) -> tuple[str, Any] | None:
+    """Return the name and the type of the parameter for the result, where both are known."""
+    if not isinstance(undo, FunctionType) or hasattr(undo, "__wrapped__"):
+        return None
+    code = undo.__code__
+    name = code.co_varnames[1] if code.co_argcount > 1 else ""
+    try:
+        hints = typing.get_type_hints(undo)
+    except (NameError, TypeError):
+        return None
+    return (name, hints[name]) if name in hints else None
+
+
+def check_taken(step: str, result_type: Any, undo: str, taken: tuple[str, Any] | None) -> None:
+    """Refuse an undo that would be found wrong when it is needed, and leave its run stuck."""
+    if taken is None or _may_take(taken[1], result_type):
+        return
+    name, type_ = taken
+    raise ContractError(
+        f"{undo} cannot undo {step}: its parameter {name!r} is of type {type_.__name__}, and "
+        f"{step} returns {result_type.__name__}; an undo takes the result of its step"
+    )
+
+
+def _may_take(type_: Any, result_type: Any) -> bool:
+    """Say whether a parameter may take a result; what is not a plain class cannot be judged."""
+    for each in (type_, result_type):
+        if not _is_plain(each):
+            return True
+    return issubclass(result_type, type_) or (type_ is float and issubclass(result_type, int))
+
+
+def _is_plain(type_: Any) -> bool:
+    # `Any` and `list[int]` are instances of `type` in some releases; neither a protocol nor a
+    # typed dictionary can be asked for its subclasses.
+    return (
+        inspect.isclass(type_)
+        and type_ is not Any
+        and typing.get_origin(type_) is None
+        and not typing.is_typeddict(type_)
+        and not getattr(type_, "_is_protocol", False)
+    )
