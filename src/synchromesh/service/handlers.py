@@ -17,13 +17,14 @@ A command comes in one of three ways, told apart by its service's definition and
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict, astuple, replace
 
 from synchromesh.calls import Incoming
 from synchromesh.calls.contract import Operation
@@ -100,14 +101,19 @@ class Operations:
         decode_arguments = operation.shape.decode
         result_type = operation.shape.result
         encode_result, decode_result = encoder_of(result_type), decoder_of(result_type)
+        are_in_order = _takes_in_order(function, operation.shape.canonical.__struct_fields__)
 
         async def query(incoming: Incoming) -> bytes:
             try:
-                arguments = asdict(decode_arguments(incoming.arguments))
+                arguments = decode_arguments(incoming.arguments)
             except NO_FIT:
                 operation.parse(incoming.arguments)  # says what does not fit, and where
                 raise
-            result = await function(Context(deps, incoming.context, None), **arguments)
+            ctx = Context(deps, incoming.context, None)
+            if are_in_order:  # half the price of names
+                result = await function(ctx, *astuple(arguments))
+            else:
+                result = await function(ctx, **asdict(arguments))
             try:
                 answer = encode_result(result)
                 decode_result(answer)
@@ -330,6 +336,13 @@ class Operations:
         # An undo is told by what it undoes: its arguments are the participant's own record.
         wanted = digest(b"undo\0" + context.undoes.encode()) if context.undoes else ""
         return Once(context.caller, context.key, wanted or _digest(incoming), self._deps.keep_s)
+
+
+def _takes_in_order(function: Callable[..., object], names: tuple[str, ...]) -> bool:
+    """Say whether a handler takes its arguments, behind the context, by position in that order."""
+    taken = list(inspect.signature(function).parameters.values())[1:]
+    are_named = tuple(each.name for each in taken) == names
+    return are_named and all(each.kind is each.POSITIONAL_OR_KEYWORD for each in taken)
 
 
 def _digest(incoming: Incoming) -> str:
