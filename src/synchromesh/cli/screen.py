@@ -59,7 +59,7 @@ def _services(status: Status) -> Table:
     # Where all run in one process, the head of the screen names it.
     is_split = any(service.pid != status.pid for service in status.services.values())
     has_parked = any(service.parked for service in status.services.values())
-    process, parked = ["pid"] * is_split, ["set aside"] * has_parked
+    process, parked = ["pid"] * is_split, ["parked"] * has_parked
     # An idle system has none; who looks at a busy one wants to see who has them.
     has_calls = any(service.in_flight for service in status.services.values())
     calls = ["in flight"] * has_calls
