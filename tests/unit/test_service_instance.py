@@ -280,6 +280,8 @@ def test_the_inbox_is_swept_in_the_background() -> None:
         assert await read("select count(*) from sm_inbox") == [(1201,)]
         await asyncio.sleep(3 * SWEEP_EVERY_S)
         assert await read("select key from sm_inbox") == [("k1",)]
+        told = "select removed, keep_s from sm_retention where what = 'inbox'"
+        assert await read(told) == [(1200, 600.0)]
 
     in_town(main, "bank")
 

@@ -13,6 +13,8 @@ from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
 _LONG_S = 3600.0
+# What a saga is that does not go on by itself.
+_AT_REST = ("completed", "undone", "stuck")
 
 json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
@@ -120,7 +122,7 @@ def restore(folder: Path, service: str, backup: Path, why: str, is_json: bool) -
     print_line(f"{service} is restored as it was at {done.unknown_since}, as log {done.log_id}")
     if done.kept_as:
         print_line(f"what it was before: {done.kept_as}")
-    unfinished = sum(done.sagas.get(each, 0) for each in ("running", "compensating"))
+    unfinished = sum(n for each, n in done.sagas.items() if each not in _AT_REST)
     print_line("when it starts:")
     print_line("  relays and projections go on from their checkpoints of that time")
     print_line(f"  {unfinished} unfinished sagas go on; their steps are repeated under their keys")

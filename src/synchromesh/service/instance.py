@@ -47,6 +47,7 @@ from synchromesh.service.supervisor import Child, ChildState, Supervisor
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import Schema, Store, StoreFactory, Unit, inbox
 from synchromesh.store.archive import Archive
+from synchromesh.store.health import note_retention
 from synchromesh.telemetry import Tracer
 
 SWEEP_EVERY_S = 60.0
@@ -299,9 +300,15 @@ class ServiceInstance:
         swept_s = time()
 
         async def body(unit: Unit) -> int:
-            return await inbox.sweep(
+            gone = await inbox.sweep(
                 unit, ran_s=now_s - swept_s, keep_s=self._keep_s, rows_max=SWEEP_ROWS
             )
+            if gone:
+                await note_retention(
+                    unit, "inbox", keep_s=self._keep_s, cursor=0, removed=gone, held_by="",
+                    now_us=unit.now_us,
+                )  # fmt: skip
+            return gone
 
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
