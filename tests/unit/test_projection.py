@@ -39,7 +39,7 @@ from synchromesh.events import (
     remove,
     save_checkpoint,
 )
-from synchromesh.events.generations import retry, skip
+from synchromesh.events.generations import drop_unknown, mark_unknown, retry, skip
 from synchromesh.store import Migration, Schema, SqliteStore, Unit
 
 pytestmark = pytest.mark.anyio
@@ -587,6 +587,22 @@ async def test_a_table_of_somebody_else_is_not_taken(store: SqliteStore) -> None
         await building(store, (1, note, taken)).prepare()
     assert await list_generations(store) == []
     assert await store.read("select name from sqlite_master where name = 'seen__1'") == []
+
+
+async def test_a_projection_that_no_code_names_is_dropped_whole(store: SqliteStore) -> None:
+    """It waits, is said to, and goes with all of its tables; what is named stays."""
+    runner = building(store)
+    async with running(runner):
+        await runner.rebuild(by=BY)
+    await store.write(lambda unit: mark_unknown(unit, ["own"]), name="mark")
+    assert not (await of(store, "own")).is_waiting
+    await store.write(lambda unit: mark_unknown(unit, ["other"]), name="mark")
+    assert [each.is_waiting for each in await list_generations(store, "own")] == [True, True]
+    await store.write(lambda unit: drop_unknown(unit, "own", by=BY), name="drop")
+    assert await list_generations(store) == []
+    assert await store.read("select name from sqlite_master where name like 'own%'") == []
+    assert await store.read("select name from sm_checkpoint") == []
+    assert (await events_of(store, "own"))[-1][0] == "shop.projection_dropped"
 
 
 async def test_only_its_projection_writes_its_tables(store: SqliteStore) -> None:

@@ -153,6 +153,14 @@ async def prepare(unit: Unit, name: str, versions: Mapping[int, GenerationTables
     unit.notify(TOPIC)
 
 
+async def mark_unknown(unit: Unit, names: Iterable[str]) -> None:
+    """Mark the generations of projections that this release has not, as they stand still."""
+    known = set(names)
+    for each in await list_generations(unit):
+        if each.name not in known and not each.is_waiting:
+            await unit.execute("update sm_projection set is_waiting = 1 where name = ?", each.name)
+
+
 async def rebuild(
     unit: Unit,
     name: str,
@@ -242,6 +250,21 @@ async def drop(unit: Unit, name: str, *, by: Mapping[str, str]) -> Generation:
     await _remove(unit, others[0])
     await _record(unit, "dropped", name, by, generation=others[0].number)
     return others[0]
+
+
+async def drop_unknown(unit: Unit, name: str, *, by: Mapping[str, str]) -> Generation:
+    """Drop a projection that this release has not, with all of its tables; return what was live.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    live, *others = await _known(unit, name)
+    for table in live.tables:
+        await unit.execute(f"drop view {table}")
+    for each in (live, *others):
+        await _remove(unit, each)
+    await _record(unit, "dropped", name, by, generation=live.number)
+    return live
 
 
 async def skip(unit: Unit, name: str, *, number: int, at: int, by: Mapping[str, str]) -> Parked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from synchromesh.codec import decode
 from synchromesh.context import CallContext, new_span_id
@@ -17,6 +18,7 @@ from synchromesh.events import (
     list_generations,
     position_of,
 )
+from synchromesh.events.generations import drop_unknown, mark_unknown
 from synchromesh.runtime import Runtime
 from synchromesh.service.definition import ProjectionDefinition, Service
 from synchromesh.service.transaction import UnitScope
@@ -44,6 +46,10 @@ class Projections:
         """
         for runner in self.runners.values():
             await runner.prepare()
+        if any(each.name not in self.runners for each in await list_generations(self._store)):
+            await self._store.write(
+                lambda unit: mark_unknown(unit, self.runners), name="mark unknown projections"
+            )
 
     async def list(self) -> list[Generation]:
         """Return the generations of all projections, the live one of each first."""
@@ -67,6 +73,20 @@ class Projections:
         if runner is None:
             raise BadRequest(self._unknown(name))
         return runner
+
+    async def drop(self, name: str, *, by: Mapping[str, str]) -> Generation | None:
+        """Drop the standby of a projection, or all of one that no code names; None for neither.
+
+        Raises:
+            BadRequest: there is no standby.
+        """
+        if name in self.runners:
+            return await self.runners[name].drop(by=by)
+        if not await list_generations(self._store, name):
+            return None
+        return await self._store.write(
+            lambda unit: drop_unknown(unit, name, by=by), name=f"drop projection {name}"
+        )
 
     async def wait_for(self, name: str, receipt: AppendReceipt, within_s: float) -> None:
         """Return once a projection has passed what a receipt tells of.

@@ -81,11 +81,8 @@ async def _switch(instance: ServiceInstance, wanted: ProjectionRequest) -> dict[
 
 
 async def _drop(instance: ServiceInstance, wanted: ProjectionRequest) -> dict[str, Any] | None:
-    runner = instance.projections.runners.get(wanted.name)
-    if runner is None:
-        return None
-    dropped = await runner.drop(by=_by(wanted))
-    return {"name": wanted.name, "generation": dropped.number}
+    dropped = await instance.projections.drop(wanted.name, by=_by(wanted))
+    return None if dropped is None else {"name": wanted.name, "generation": dropped.number}
 
 
 def _by(wanted: RepairRequest) -> dict[str, str]:
