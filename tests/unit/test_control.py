@@ -256,7 +256,7 @@ def test_the_status_says_how_each_service_is(control: Asking) -> None:
     breaker = status["clients"]["control"]["breakers"]["notes"]
     assert (breaker["name"], breaker["state"]) == ("control -> notes", "closed")
     assert breaker["in_state_s"] >= 0
-    assert sorted(status["children"]) == ["lease/notes", "readiness/notes", "registry"]
+    assert sorted(status["children"]) == ["code", "lease/notes", "readiness/notes", "registry"]
     assert status["faults"] == control.ask("GET", "/faults").body
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from synchromesh.cli.output import print_json, print_line
 if TYPE_CHECKING:
     import asyncio
 
+    from synchromesh.cli.reload import Reloader
     from synchromesh.system import System
 
 FAILED = 3
@@ -24,9 +26,12 @@ CUT = 130
 @click.command()
 @settings_option
 @click.option("--split", "is_split", is_flag=True, help="Run a process for each service.")
+@click.option("--reload", "is_reload", is_flag=True, help="Take up code that changes.")
 @click.option("--json", "is_json", is_flag=True, help="Print the URLs as one JSON object.")
 @click.pass_obj
-def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) -> int:
+def dev(
+    folder: Path, settings: tuple[str, ...], is_split: bool, is_reload: bool, is_json: bool
+) -> int:
     """Run the system of this folder in one process until Ctrl-C.
 
     Every service has a SQLite file in .synchromesh/data, and a URL. With --split it has a process
@@ -35,7 +40,38 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     What raises is shown here, with its trace and your own frames; `synchromesh logs` has all of it.
     A part that fails too often is given up alone, see `synchromesh status`; with
     on_failure = "stop" it ends the system, and this exits 3.
+
+    With --reload (extra `reload`) changed code is taken up once nothing has changed for 0.3 s: with
+    --split by new processes of those services whose code it is, else by a new start of all. What
+    is broken replaces nothing, and is shown.
     """
+    from synchromesh.errors import SynchromeshError
+
+    is_program = click.get_current_context().meta[IS_PROGRAM]
+    if is_reload and not is_program:
+        raise click.UsageError("--reload starts its program anew; run it as one of its own")
+    try:
+        return _dev(folder, settings, Ways(is_split, is_reload, is_json), is_program)
+    except SynchromeshError as error:
+        if not is_reload:
+            raise
+        from synchromesh.cli import reload
+
+        if reload.AGAIN not in os.environ:
+            raise
+        reload.try_again(folder, error)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How a system is run."""
+
+    is_split: bool
+    is_reload: bool
+    is_json: bool
+
+
+def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) -> int:
     import asyncio
 
     from synchromesh.runtime import RealRuntime
@@ -45,8 +81,8 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     from synchromesh.system.config.reading import read_layers
 
     config, layers = read_layers(folder, environment=os.environ, flags=settings)
-    forks = None
-    if is_split and click.get_current_context().meta[IS_PROGRAM]:
+    forks, reloader = None, None
+    if ways.is_split and is_program:
         from synchromesh.system.host.fork_server import start_fork_server
 
         # Before anything of the system's own is imported: its processes import it for themselves.
@@ -55,12 +91,19 @@ def dev(folder: Path, settings: tuple[str, ...], is_split: bool, is_json: bool) 
     load_services(config, folder)
     for each in contradictions(config, load_gateway(config, folder), layers.is_written):
         click.echo(f"synchromesh: warning: {each}", err=True)
-    system = System(config, folder, RealRuntime(), is_split=is_split, forks=forks)
+    system = System(config, folder, RealRuntime(), is_split=ways.is_split, forks=forks)
+    if ways.is_reload:
+        from synchromesh.cli.reload import Reloader
+
+        reloader = Reloader(system, config, folder, settings, is_split=ways.is_split)
     with asyncio.Runner(loop_factory=loop_factory(config.system.loop)) as runner:
-        return runner.run(_run(system, folder, is_split, is_json))
+        code = runner.run(_run(system, folder, ways, reloader))
+    if reloader is not None and reloader.is_over:
+        reloader.start_anew()
+    return code
 
 
-async def _run(system: System, folder: Path, is_split: bool, is_json: bool) -> int:
+async def _run(system: System, folder: Path, ways: Ways, reloader: Reloader | None) -> int:
     import asyncio
     import signal
 
@@ -81,12 +124,16 @@ async def _run(system: System, folder: Path, is_split: bool, is_json: bool) -> i
     if not await _start(system, stop):
         click.echo("synchromesh: stopped before the system was up", err=True)
         return 0
-    showing = asyncio.ensure_future(show_failures(folder))
+    beside = [asyncio.ensure_future(show_failures(folder))]
+    if reloader is not None:
+        beside.append(asyncio.ensure_future(reloader.run(stop)))
     try:
-        _announce(system, is_split, is_json)
+        _announce(system, ways.is_split, ways.is_json)
         failure = await system.wait(stop)
     finally:
-        showing.cancel()
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await system.stop()
     if failure:
         click.echo(f"synchromesh: {failure}", err=True)

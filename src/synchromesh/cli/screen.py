@@ -33,6 +33,9 @@ def screen(status: Status, unreachable: str = "") -> RenderableType:
     parts += [Text(finding, style="red") for finding in status.findings]
     if not status.findings:
         parts.append(Text("nothing needs a person", style="green"))
+    if status.code_changed:
+        files = sorted({file for files in status.code_changed.values() for file in files})
+        parts.append(Text(f"code has changed since the start: {', '.join(files)}", style="yellow"))
     parts += [Text(), _services(status)]
     if status.faults.in_force:
         parts += [Text(), faults_table(status.faults.in_force)]

@@ -153,6 +153,17 @@ class Control:
         own = msgspec.structs.replace(own, contract_breaks=self._book.status())
         return Status.merge(own, *others)
 
+    async def replace(self, name: str, reason: str) -> list[str]:
+        """Replace the processes of a part; return why they were refused, a line for each.
+
+        Raises:
+            BadRequest: a new one could not be started.
+        """
+        processes = [each for each in self._remotes.values() if each.part.is_named(name)]
+        request = ReplaceRequest("dev --reload", reason) if reason else ReplaceRequest()
+        answer = await self._restart(name, processes, request)
+        return list(answer["breaks"]) if answer["is_refused"] else []
+
     def _all(self) -> list[LocalProcess | RemoteProcess]:
         return [self._local, *self._remotes.values()]
 
@@ -244,7 +255,7 @@ class Control:
 
     async def _restart(
         self, name: str, processes: list[RemoteProcess], request: ReplaceRequest
-    ) -> object:
+    ) -> dict[str, Any]:
         """Replace processes, one after the other, until one is refused.
 
         Each is ready and listed before the next one leaves the list.

@@ -48,6 +48,7 @@ class LocalProcess:
         instances: by service, or by instance, such as "quoting#1", where it has replicas.
         clients: callers that are no service, by name.
         gateway_url: where the gateway is reached; "" where it is not served here.
+        code_changed: files that have changed since their part started, by part.
         restart: restarts a part or background child that runs here; False where there is none.
     """
 
@@ -61,6 +62,7 @@ class LocalProcess:
     instances: dict[str, ServiceInstance] = field(default_factory=dict)
     clients: dict[str, Caller] = field(default_factory=dict)
     gateway_url: str = ""
+    code_changed: dict[str, list[str]] = field(default_factory=dict)
 
     async def status(self) -> Status:
         """Return the status of this process."""
@@ -85,6 +87,7 @@ class LocalProcess:
                 self.deps.isolations.standing, list[IsolationStatus], from_attributes=True
             ),
             spans_dropped=self.ring.dropped,
+            code_changed=self.code_changed,
         )
 
     async def _service(self, name: str) -> ServiceStatus:

@@ -238,6 +238,7 @@ class Status(msgspec.Struct, frozen=True):
         isolations: the edges that are isolated by hand.
         contract_breaks: the last processes that were let in although contracts did not fit.
         spans_dropped: how many spans were lost, for too many came at once.
+        code_changed: the files that have changed since their part started, by service or "gateway".
         findings: what needs a person, in words; an open breaker does not, it closes by itself.
 
     Example:
@@ -258,6 +259,7 @@ class Status(msgspec.Struct, frozen=True):
     isolations: list[IsolationStatus] = []
     contract_breaks: list[ContractBreak] = []
     spans_dropped: int = 0
+    code_changed: dict[str, list[str]] = {}
     findings: list[str] = []
 
     @classmethod
@@ -281,6 +283,7 @@ class Status(msgspec.Struct, frozen=True):
             isolations=first.isolations,
             contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
+            code_changed=first.code_changed,
             findings=[*_findings(services, children), *_broken(first.contract_breaks)],
         )
 

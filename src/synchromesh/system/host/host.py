@@ -31,6 +31,7 @@ from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.api import Control
+from synchromesh.system.control.code_files import CodeFiles
 from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.local import LocalProcess
@@ -91,6 +92,7 @@ class Host:
         exit: closes what is entered here when the process ends.
         background: keeps the loops that belong to no service.
         urls: where the parts are reached that run here, by name.
+        code: which files each part runs; None in a process of one part.
     """
 
     deps: Deps
@@ -121,6 +123,7 @@ class Host:
         self.rundir = RunDir(folder)
         self.budget = budget or StopBudget()
         self.exit = AsyncExitStack()
+        self.code: CodeFiles | None = None
         self.gateway: GatewayPart | None = None
         self.services: dict[str, ServicePart] = {}
         self.urls: dict[str, str] = {}

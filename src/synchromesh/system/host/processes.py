@@ -205,6 +205,9 @@ class Processes:
 
     def _spec(self, name: str, *, port: int = 0, handle: int = -1) -> ProcessSpec:
         host = self._host
+        if host.code is not None:
+            # Of a replica the service.
+            host.code.started(name.partition("#")[0])
         return ProcessSpec(
             name=name,
             config=host.config,

@@ -37,11 +37,15 @@ from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
+from synchromesh.system.control.code_files import CodeFiles
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.processes import Processes
 from synchromesh.system.leases_api.server import PATH, RegistryServer
 from synchromesh.system.supervise.forks import ForkServer
 from synchromesh.system.supervise.stop_budget import StopBudget
+
+# How often it is looked whether code has changed.
+CODE_EVERY_S = 1.0
 
 R = TypeVar("R")
 
@@ -84,6 +88,10 @@ class System:
         self._stopping = asyncio.Lock()
         self._token = ""
         self._processes: Processes | None = None
+        apps = {name: [section.app] for name, section in config.services.items()}
+        if config.gateway.app:
+            apps[GATEWAY] = [config.gateway.app]
+        self._code = self._host.code = CodeFiles(self._host.folder, apps)
         self._info: RunInfo | None = None
 
     @property
@@ -115,6 +123,9 @@ class System:
         if self._info is not None:
             raise ConfigError(f"{self!r} runs already; stop it first")
         host = self._host
+        if not self._is_split:
+            for name in (*self._config.services, GATEWAY):
+                self._code.started(name)
         services = load_services(self._config, host.folder)
         opening = load_opening(self._config, host.folder)
         for service in services:
@@ -137,6 +148,37 @@ class System:
         """Wait for `stop`, or for a failure that ends all; return its reason, "" for none."""
         failure = await self._host.wait(stop)
         return f"{failure}; see {self._log_path}" if failure else ""
+
+    @property
+    def code_changed(self) -> dict[str, list[str]]:
+        """The files that have changed since their part started, by service, or "gateway"."""
+        return self._code.changed()
+
+    async def replace(self, name: str, reason: str = "") -> list[str]:
+        """Replace the processes of a service, or the gateway's; return why not, a line for each.
+
+        Args:
+            reason: why contracts may break for a moment; "" where they must not.
+
+        Raises:
+            BadRequest: the new one could not be started; the old one serves on.
+        """
+        return await self._host.control.replace(name, reason)
+
+    async def _watch_code(self) -> None:
+        """Say once of each change that what runs is not what is on disk; a supervised loop."""
+        told: dict[str, list[str]] = {}
+        while True:
+            await asyncio.sleep(CODE_EVERY_S)
+            changed = self._host.local.code_changed = self._code.changed()
+            if changed and changed != told:
+                files = sorted({file for files in changed.values() for file in files})
+                _log.warning(
+                    "code has changed since it was started: %s; to take it up: synchromesh restart "
+                    "NAME (with --split), synchromesh dev --reload, or a new start",
+                    ", ".join(files),
+                )
+            told = changed
 
     async def stop(self) -> None:
         """Drain and stop everything, within 10 seconds. May be repeated."""
@@ -171,6 +213,7 @@ class System:
         registry = self._registry = MemoryRegistry(verify=verify)
         await host.open(definitions, signer, lambda _: registry, moved=self._external_moved)
         host.background.start(Child("registry", registry.run))
+        host.background.start(Child("code", self._watch_code))
         if self._is_split:
             leases = RegistryServer(registry, verify=verify, started_us=host.runtime.wall_us())
             self._processes = Processes(
