@@ -256,6 +256,8 @@ MUTANTS = {
             "the turn of a saga is forgotten in a crash",
             f"{_SAGA}.execution.Execution.__init__",
             _recovery_forgets_the_turn,
+            test="tests/contract/test_saga_recovery.py::"
+            "test_a_run_that_was_being_undone_goes_on_undoing",
         ),
         Mutant(
             "a step whose outcome is unknown is not undone",

@@ -43,6 +43,8 @@ FLOORS = {
     "crash": 4000,
     "crash after send": 800,
     "opened in the storm": 100,
+    "clock jump": 400,
+    "short deadline": 2000,
 }
 
 

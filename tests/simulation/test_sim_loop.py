@@ -623,3 +623,32 @@ def test_sim_runtime_is_a_runtime() -> None:
         return real.new_id()
 
     assert run(main)[14] == "7"
+
+
+def test_wall_clocks_jump_together_and_the_loop_does_not() -> None:
+    """Of all nodes, those that start later too; ids ascend all the same, and it is counted."""
+    world = World(0)
+    told: dict[str, int] = {}
+    ids: dict[str, list[str]] = {"early": [], "late": []}
+
+    async def look(runtime: SimRuntime) -> None:
+        told[runtime.name] = runtime.wall_us() - int(asyncio.get_running_loop().time() * 1e6)
+        for _ in range(3):
+            ids[runtime.name].append(runtime.new_id())
+            await asyncio.sleep(1.0)
+
+    async def main() -> None:
+        world.nodes["early"].start()
+        await asyncio.sleep(1.5)
+        world.jump_clocks(-3600.0)
+        world.nodes["late"].start()
+        await asyncio.sleep(5.0)
+        assert asyncio.get_running_loop().time() == 6.5
+
+    for name in ("early", "late"):
+        world.node(name, look)
+    world.run(main())
+    assert told["late"] - told["early"] == -3_600_000_000
+    assert [len(each) for each in ids.values()] == [3, 3]
+    assert all(each == sorted(each) for each in ids.values())
+    assert world.count["clock jump"] == 1

@@ -86,8 +86,8 @@ class SimRuntime:
         return self._network
 
     def wall_us(self) -> int:
-        """Return virtual time as a wall clock, with this node's skew."""
-        return self._wall_base_us + int(self._clock() * 1e6)
+        """Return virtual time as a wall clock, with this node's skew and what clocks jumped by."""
+        return self._wall_base_us + self._wire.jumped_us + int(self._clock() * 1e6)
 
     def new_id(self) -> str:
         """Return a new UUIDv7; ids ascend although virtual time often stands still."""

@@ -59,6 +59,8 @@ class Wire:
     def __init__(self, rng: random.Random, faults: NetworkFaults) -> None:
         self.rng, self.faults = rng, faults
         self.count: Counter[str] = Counter()
+        # By how much all wall clocks were set forward since the beginning.
+        self.jumped_us = 0
         self._partitions: Counter[frozenset[str]] = Counter()
 
     def latency_s(self) -> float:

@@ -122,6 +122,11 @@ class World:
         if heal_after_s is not None:
             self.later(heal_after_s, self.wire.heal, a, b)
 
+    def jump_clocks(self, by_s: float) -> None:
+        """Set the wall clocks of all nodes forward, or back where it is negative, all at once."""
+        self.wire.jumped_us += int(by_s * 1e6)
+        self.count["clock jump"] += 1
+
     def calm(self) -> None:
         """End all faults of the network and all pauses; late messages still arrive."""
         self.wire.faults = replace(self.wire.faults, loss=0.0, duplication=0.0, tail=0.0)

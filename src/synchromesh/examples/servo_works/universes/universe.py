@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import math
+import random
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ from universes.invariants import broken_in, is_quiet
 R = TypeVar("R")
 
 STORM_S, SETTLE_S = 8.0, 120.0
+JUMP_MAX_S = 86_400.0
+# What clients wait for who wait for hardly more than an answer takes in good weather.
+HASTE_S = (0.05, 0.8)
 # There are few of these and fewer places on the bench, so that orders fight for them.
 SCARCE = ("LX40", "LX20", "SX300")
 WITHOUT_CREDIT = ("brassworks", "pallas-pumps", "orbital-cnc")
@@ -83,6 +87,11 @@ class Universe:
         self._rng, self._is_stormy = self.world.rng, is_stormy
         self._orders = self._choose()
         self._is_sold = False
+        # Each has chance of its own, so that all else is as in a universe without it.
+        self._has_jumps, self._is_hasty = (
+            is_stormy and random.Random(f"{seed}/{what}").random() < 0.2  # noqa: S311
+            for what in ("jumps", "haste")
+        )
         # Most universes find a shop that has opened before; some open it in the storm.
         self._is_new = is_stormy and self._rng.random() < 0.1
         self._last_sends: dict[str, int] = {}
@@ -157,7 +166,11 @@ class Universe:
             await asyncio.sleep(self._rng.uniform(0.1, 1.0))
 
     async def _ask(self, caller: Caller, order: PlaceOrder) -> str:
-        context = caller.root(key=f"order/{order.order_id}", timeout_s=3.0)
+        patience_s = 3.0
+        if self._is_hasty:
+            self.count["short deadline"] += 1
+            patience_s = self._rng.uniform(*HASTE_S)
+        context = caller.root(key=f"order/{order.order_id}", timeout_s=patience_s)
         try:
             answer = await caller.call(Orders.place(order), context=context)
         except (Rejection, SagaUndone):
@@ -201,6 +214,7 @@ class Universe:
             self._confuse_provider: 0.10,
             self._pause: 0.05,
             self._cancel: 0.10,
+            **({self._jump: 0.20} if self._has_jumps else {}),
         }
         while loop.time() < STORM_S:
             await asyncio.sleep(rng.expovariate(self._weather.faults_per_s))
@@ -235,6 +249,10 @@ class Universe:
 
     def _cancel(self) -> None:
         self.cluster.cancel(self._rng.choice(self._orders).order_id)
+
+    def _jump(self) -> None:
+        """Set all wall clocks forward or back, as after a flat battery."""
+        self.world.jump_clocks(self._rng.uniform(-JUMP_MAX_S, JUMP_MAX_S))
 
     def _part(self) -> None:
         names = [PROVIDER, CLIENTS, *(self.cluster.pair(name)[0].name for name in SERVICES)]
