@@ -39,7 +39,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """The outcome of a delivery: "handled", "parked", "ignored" (not subscribed), or "failed".
+    """The outcome of a delivery: "handled", "parked", "held", "ignored" (declared so), or "failed".
 
     All but "failed" acknowledge; a failed message is delivered again. It is an answer and no error,
     so that one poison message does not open the breaker for all others.
