@@ -10,7 +10,6 @@ from contracts.inventory import (
     UnknownSku,
 )
 from contracts.orders import OrderRejected, Orders
-from msgspec import convert
 
 from services.inventory.stock import (
     PiecesHeld,
@@ -87,10 +86,12 @@ async def release(tx: Transaction, hold: Hold) -> None:
 @inventory.handles(Inventory.stock)
 async def stock(ctx: Context, sku: str) -> Stock:
     """Answer from the stock levels, which follow the events within moments."""
-    rows = await ctx.read("select sku, on_hand, held from stock_level where sku = ?", sku)
-    if not rows:
+    found = await ctx.read(
+        "select sku, on_hand, held from stock_level where sku = ?", sku, as_=Stock
+    )
+    if not found:
         raise UnknownSku(f"inventory has never received {sku}; see the catalogue")
-    return Stock(*convert(rows[0], tuple[str, int, int]))
+    return found[0]
 
 
 @inventory.projection(

@@ -2,7 +2,6 @@
 
 from contracts.billing import Billing, InvoicePaid
 from contracts.production import Book, FullyBooked, OpenSlots, Production, Quote, Slot
-from msgspec import convert
 
 from synchromesh import Context, Migration, Service, Transaction
 
@@ -53,11 +52,10 @@ async def open_slots(tx: Transaction, slots: OpenSlots) -> None:
 @production.handles(Production.quote)
 async def quote(ctx: Context, sku: str) -> Quote:
     """Name the first week with room; nothing is held by it."""
-    rows = await ctx.read(FIRST_FREE, sku, 0)
-    if not rows:
+    weeks = await ctx.read(FIRST_FREE, sku, 0, as_=int)
+    if not weeks:
         raise FullyBooked(f"no open week has room for {sku}", sku=sku)
-    (week,) = convert(rows[0], tuple[int])
-    return Quote(sku, week)
+    return Quote(sku, weeks[0])
 
 
 @production.writes(Production.book)
@@ -68,8 +66,8 @@ async def book(tx: Transaction, request: Book) -> Slot:
     the quoted one after all: somebody works overtime.
     """
     sku, quoted = request.quote.sku, request.quote.week
-    rows = await tx.execute(FIRST_FREE, sku, quoted)
-    (week,) = convert(rows[0], tuple[int]) if rows else (quoted,)
+    weeks = await tx.execute(FIRST_FREE, sku, quoted, as_=int)
+    week = weeks[0] if weeks else quoted
     slot = Slot(tx.new_id(), request.order_id, sku, week)
     await tx.execute(
         "insert into slot(id, order_id, sku, week) values (?, ?, ?, ?)",
