@@ -17,13 +17,21 @@ from synchromesh.testing import run
 
 @dataclass
 class Work:
-    """What one operation costs: `mean_s` of a place, exponential or log-normal."""
+    """What one operation costs: `mean_s` of a place, exponential or log-normal.
+
+    Attributes:
+        rare_s: how long the `rare` ones take that miss a cache, say; None where all are alike.
+    """
 
     mean_s: float
     sigma: float | None = None
     share: float = 1.0
+    rare_s: float | None = None
+    rare: float = 0.2
 
     def draw(self, rng: random.Random) -> float:
+        if self.rare_s is not None:
+            return self.rare_s if rng.random() < self.rare else self.mean_s
         if self.sigma is None:
             return rng.expovariate(1 / self.mean_s)
         return self.mean_s * rng.lognormvariate(-self.sigma * self.sigma / 2, self.sigma)
@@ -94,6 +102,7 @@ class World:
 
     Attributes:
         places: of the callee; `changes` says when there are how many instead.
+        slower: when its work takes how many times as long.
         is_cut: whether the callee stops what its caller has given up, as with a limiter at the
             callee; else it goes on with it in vain, as a foreign one does.
     """
@@ -104,6 +113,7 @@ class World:
     seed: int
     limiter: AdaptiveLimitOptions | None = field(default_factory=AdaptiveLimitOptions)
     changes: tuple[tuple[float, int], ...] = ()
+    slower: tuple[tuple[float, float], ...] = ()
     deadline_s: float | None = 1.0
     is_cut: bool = True
     told: list[Told] = field(default_factory=list)
@@ -142,7 +152,9 @@ class World:
             if loop.time() - self._began_s >= load.until_s:
                 return
             operation = rng.choices(range(len(self.works)), [each.share for each in self.works])[0]
-            work_s = self.works[operation].draw(rng)
+            now_s = loop.time() - self._began_s
+            times = [factor for at_s, factor in self.slower if now_s >= at_s] or [1.0]
+            work_s = self.works[operation].draw(rng) * times[-1]
             task = loop.create_task(self._call(operation, work_s, load.priority))
             pending.add(task)
             task.add_done_callback(pending.discard)

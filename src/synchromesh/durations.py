@@ -1,11 +1,17 @@
-"""Durations as people write them: `"300ms"`, `"1.5s"`, `"10m"`, `"2h"`, `"7d"`."""
+"""Durations as people write them, `"300ms"`, `"1.5s"`, `"10m"`; and numbers that options have."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Container, Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from synchromesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _UNITS_MS = {"ms": 1.0, "s": 1e3, "m": 6e4, "h": 3.6e6, "d": 8.64e7}
 _FORM = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
@@ -36,6 +42,40 @@ def is_count(value: object) -> bool:
         [True, False, False, False]
     """
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def refuse_no_numbers(
+    what: str,
+    options: DataclassInstance,
+    *,
+    counts: Container[str],
+    maybe_none: Container[str] = (),
+) -> None:
+    """Refuse options whose values are no numbers; of those in `counts`, no whole ones.
+
+    Raises:
+        ConfigError: one is of the wrong type; the text names it: `what` is "breaker option".
+    """
+    for name in (each.name for each in fields(options)):
+        value, is_whole = getattr(options, name), name in counts
+        if value is None and name in maybe_none:
+            continue
+        if not (is_count(value) if is_whole else is_number(value)):
+            kind = "whole number" if is_whole else "number"
+            raise ConfigError(f"{what} {name} is {value!r}; make it a {kind}")
+
+
+def refuse_out_of_range(
+    what: str, options: DataclassInstance, checks: Iterable[tuple[str, bool, str]]
+) -> None:
+    """Refuse options outside their range: the name of each, whether it is right, and what would be.
+
+    Raises:
+        ConfigError: one is outside its range.
+    """
+    for name, is_right, expected in checks:
+        if not is_right:
+            raise ConfigError(f"{what} {name} is {getattr(options, name)!r}; make it {expected}")
 
 
 def duration(text: str) -> float:

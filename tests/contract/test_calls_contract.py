@@ -33,7 +33,7 @@ from calls_fakes import (
     play,
     raising,
 )
-from synchromesh.calls import Call, Incoming, Policies, Reply
+from synchromesh.calls import Call, Caller, Incoming, Policies, Reply
 from synchromesh.codec import encode
 from synchromesh.context import CREDENTIAL, DEADLINE_MS
 from synchromesh.errors import (
@@ -542,6 +542,68 @@ def test_beyond_the_bound_calls_wait_in_turn_and_then_are_shed(kind: str) -> Non
         assert now() - began_s < 0.02
         assert await asyncio.gather(*calls) == [1, 1, 1]
         assert len(began) == 3
+
+    play(kind, main)
+
+
+@pytest.mark.parametrize("is_direct", [True, False], ids=["itself", "by another"])
+def test_a_service_of_one_place_may_be_called_by_those_it_calls(
+    kind: str, *, is_direct: bool
+) -> None:
+    """Who waits for a call holds no place of its service: a ring of calls is no deadlock."""
+    callers: dict[str, Caller] = {}
+
+    async def stock(incoming: Incoming) -> bytes:
+        if incoming.context.caller == "client":
+            inner: Call[int] = Shop.stock("b") if is_direct else Leaf.ask(1)
+            await callers["shop"].call(inner, context=incoming.context)
+        return b"7"
+
+    async def ask(incoming: Incoming) -> bytes:
+        await callers["leaf"].call(Shop.stock("c"), context=incoming.context)
+        return b"1"
+
+    async def main(system: System) -> None:
+        dispatcher = await system.serve(Shop, {"stock": stock}, in_flight_max=1, queue_max=1)
+        await system.serve(Leaf, {"ask": ask}, in_flight_max=1)
+        for name in ("shop", "leaf"):
+            callers[name] = system.caller(name, policies=ONCE)
+        caller = system.caller(policies=ONCE)
+        began_s = now()
+        call = caller.call(Shop.stock("a"), context=caller.root(), timeout_s=1.0)
+        assert await call == 7
+        assert now() - began_s < 0.5
+        assert dispatcher.in_flight == 0
+        assert await dispatcher.drain(0.0) == 0
+
+    play(kind, main)
+
+
+def test_who_waits_for_a_call_still_keeps_its_service_from_being_drained(kind: str) -> None:
+    """It holds no place, and it runs."""
+    leave = asyncio.Event()
+    callers: list[Caller] = []
+
+    async def stock(incoming: Incoming) -> bytes:
+        await callers[0].call(Leaf.ask(1), context=incoming.context)
+        return b"7"
+
+    async def ask(_: Incoming) -> bytes:
+        await leave.wait()
+        return b"1"
+
+    async def main(system: System) -> None:
+        dispatcher = await system.serve(Shop, {"stock": stock}, in_flight_max=1)
+        await system.serve(Leaf, {"ask": ask})
+        callers.append(system.caller("shop", policies=ONCE))
+        caller = system.caller(policies=ONCE)
+        call = asyncio.create_task(caller.call(Shop.stock("a"), context=caller.root()))
+        await asyncio.sleep(0.1)
+        assert dispatcher.in_flight == 1
+        assert await dispatcher.drain(0.01) == 1
+        leave.set()
+        assert await dispatcher.drain(1.0) == 0
+        assert await call == 7
 
     play(kind, main)
 

@@ -35,7 +35,7 @@ from synchromesh.errors import ConnectionLost, DownstreamFailed, to_problem
 from synchromesh.gateway import Forward, Gateway
 from synchromesh.http import Headers, HttpRequest, HttpResponse
 from synchromesh.identity import Signer
-from synchromesh.resilience import BreakerOptions, Policy
+from synchromesh.resilience import BreakerOptions, LimitOptions, Policy
 
 pytestmark = pytest.mark.usefixtures("http_way")
 
@@ -728,6 +728,22 @@ def test_only_what_may_be_sent_again_is(
         assert len(way.store.seen) == times
 
     through(main)
+
+
+@pytest.mark.parametrize(("held", "times"), [(2, 3), (3, 1)])
+def test_under_pressure_retries_give_way(held: int, times: int) -> None:
+    """A further attempt takes a slot of its own, and of the four that there are not the last."""
+
+    async def main(way: Way) -> None:
+        limiter = way.caller.edge(STORE).limiter
+        assert limiter is not None
+        limiter.in_flight += held
+        way.store.answer = answering(500)
+        assert (await way.ask("GET /firmware/a")).status == 500
+        assert len(way.store.seen) == times
+        assert limiter.in_flight == held
+
+    through(main, policies=Policies(default=Policy(limit=LimitOptions(4))))
 
 
 def test_a_body_is_sent_to_another_instance_while_none_of_it_has_gone() -> None:

@@ -125,3 +125,62 @@ def test_a_callee_that_has_stalled_is_not_waited_for() -> None:
     assert len(at_once) >= 0.8 * len(stalled)
     assert sum(each.outcome == "late" for each in stalled) < 0.1 * len(stalled)
     assert world.count("ok", 4.5) >= 0.99 * sum(each.at_s >= 4.5 for each in world.told)
+
+
+# Limits as an edge has them, and as an operation of a service does.
+LIMITS = [AdaptiveLimitOptions(), AdaptiveLimitOptions(initial=48)]
+AT = pytest.mark.parametrize("limits", LIMITS, ids=["edge", "operation"])
+
+
+@AT
+@pytest.mark.parametrize("rate", [50, 400])
+@pytest.mark.parametrize("rare", [0.2, 0.5])
+def test_an_operation_some_of_whose_calls_take_long_is_no_queue(
+    rare: float, rate: int, limits: AdaptiveLimitOptions
+) -> None:
+    """Of 10 ms, and 2 s for what misses a cache: the mean is 40 times 10 ms, and no overload."""
+    works = (Work(0.01, rare_s=2.0, rare=rare),)
+    world = World(2_000, works, (Load(rate, 0.0, 8.0),), 1, limits, deadline_s=10.0).play()
+    assert world.share("shed") <= SHED_MAX
+    assert world.share("late") == 0
+
+
+@pytest.mark.parametrize("sigma", [None, 0.5], ids=["exponential", "log-normal"])
+@pytest.mark.parametrize("rate", [100, 400])
+def test_a_callee_that_becomes_ten_times_slower_is_not_shed(rate: int, sigma: float | None) -> None:
+    """There are places for all: the calls take longer, within their time, and that is all."""
+    loads = (Load(rate, 0.0, 6.0),)
+    world = World(
+        1_000, (Work(0.02, sigma),), loads, 1, slower=((2.0, 10.0),), deadline_s=5.0
+    ).play()
+    assert world.share("shed") <= SHED_MAX
+
+
+@pytest.mark.parametrize("sigma", [None, 0.5], ids=["exponential", "log-normal"])
+@AT
+def test_slower_work_is_told_from_a_queue_in_a_second_or_two(
+    limits: AdaptiveLimitOptions, sigma: float | None
+) -> None:
+    """Where the limit is reached fewer are let in, to see; they take as long, and all come in.
+
+    Fewer for as long as some answers take, which have become ten times as slow; a few in a hundred
+    do not come in time.
+    """
+    world = World(
+        1_000, (Work(0.02, sigma),), (Load(800, 0.0, 8.0),), 1, limits, slower=((2.0, 10.0),)
+    ).play()
+    assert world.count("shed", 0.0, 2.0) == 0
+    assert world.count("shed", 4.0) == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("deadline_s", [0.3, 5.0])
+def test_a_cold_start_under_overload_is_known_for_one(deadline_s: float, seed: int) -> None:
+    """Twice what the callee can from the first moment on: what the first calls took is usual."""
+    capacity = 8 / 0.05
+    world = World(
+        8, (Work(0.05, 0.5),), (Load(2 * capacity, 0.0, 4.0),), seed, LIMITS[1],
+        deadline_s=deadline_s,
+    ).play()  # fmt: skip
+    assert world.count("ok", 1.0, 4.0) >= 0.9 * capacity * 3.0
+    assert max(limit for at_s, limit in world.limits if at_s > 1.0) < 100

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ from synchromesh import Contract, command, query
 from synchromesh.context import CREDENTIAL
 from synchromesh.errors import BadRequest
 from synchromesh.system import RunInfo
+from synchromesh.system.control.api import Control
 from synchromesh.system.control.arguments import arguments_from_texts
 
 
@@ -69,7 +72,7 @@ def control(folder: Path) -> Iterator[Asking]:
     """A system that runs, with one note and one saga in it."""
     with Running(folder) as running:
         asking = Asking(running.system.info)
-        assert asking.ask("GET", "/traces/last").body["detail"].startswith("no client has made")
+        assert asking.ask("GET", "/traces/last").body["detail"].startswith("nobody has asked")
         assert asking.ask("POST", "/actions/saga.list", {}).body["answers"] == {"notes": []}
         asking.call("notes.write", id="n1", text="hello")
         asking.call("notes.plan", name="p1")
@@ -476,3 +479,39 @@ def test_services_listen_beside_the_control_socket(control: Asking, tmp_path: Pa
         info = running.system.info
     assert info.control.startswith("http://127.0.0.1:")
     assert info.services["notes"].startswith("http://0.0.0.0:")
+
+
+def test_of_one_service_one_request_restarts_at_a_time() -> None:
+    """A second one, for one of its instances, is refused before anything has left the list."""
+    began: list[str] = []
+
+    class Process:
+        def __init__(self, name: str, leave: asyncio.Event) -> None:
+            self.name, self.part, self._leave = name, self, leave
+
+        def is_named(self, name: str) -> bool:
+            return name in (self.name, self.name.partition("#")[0])
+
+        async def restart(self) -> int:
+            began.append(self.name)
+            await self._leave.wait()
+            return 7
+
+    async def main() -> None:
+        leave = asyncio.Event()
+        deps = SimpleNamespace(services={}, tracer=lambda _: None, caller=lambda *_: None)
+        remotes = {name: Process(name, leave) for name in ("quoting#1", "quoting#2")}
+        made = cast("Any", Control)(
+            SimpleNamespace(deps=deps), token="t", authority=lambda: "h", remotes=remotes
+        )
+        request = SimpleNamespace(body=b"{}")
+        first = asyncio.create_task(made._of_process(request, "quoting/restart"))
+        await asyncio.sleep(0)
+        with pytest.raises(BadRequest, match="'quoting' is being restarted for another request"):
+            await made._of_process(request, "quoting#2/restart")
+        assert began == ["quoting#1"]
+        leave.set()
+        assert (await first)["pids"] == {"quoting#1": 7, "quoting#2": 7}
+        assert (await made._of_process(request, "quoting#2/restart"))["pids"] == {"quoting#2": 7}
+
+    asyncio.run(main())

@@ -874,14 +874,13 @@ def test_an_edge_tells_whether_it_would_refuse_and_changes_nothing() -> None:
     assert not guarded.is_refusing(100.0)
 
 
-def test_an_edge_without_its_limiter_shares_all_else() -> None:
-    """Breaker, budget and limiter are the same; who calls takes its slots by itself."""
+def test_an_untimed_edge_shares_all_else() -> None:
+    """Breaker, budget and limiter are the same; who calls holds no slot and bounds it himself."""
     whole = edge(Policy(timeout_s=2.0, limit=LimitOptions(1)))
-    timed, untimed = whole.without_limiter(is_timed=True), whole.without_limiter(is_timed=False)
-    for other in (timed, untimed):
-        assert (other.breaker, other.budget) == (whole.breaker, whole.budget)
-        assert other.breaker is not None
-        assert other.limiter is whole.limiter  # which learns from what it does
-    assert (timed.policy.timeout_s, untimed.policy.timeout_s) == (2.0, None)
+    untimed = whole.untimed()
+    assert (untimed.breaker, untimed.budget) == (whole.breaker, whole.budget)
+    assert untimed.breaker is not None
+    assert untimed.limiter is whole.limiter  # which learns from what it does
+    assert untimed.policy.timeout_s is None
     assert whole.limiter is not None
     assert whole.policy.timeout_s == 2.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from synchromesh.cli.output import OutputClosed, print_json
@@ -45,6 +46,20 @@ def test_spans_stand_below_their_parents_on_one_scale() -> None:
     assert [line.count("█") for line in lines] == [32, 1, 16]
     assert lines[2].endswith(" " * 16 + "█" * 16)
     assert "32.0 ms" in lines[0]
+
+
+def test_what_a_call_took_stands_behind_its_bar() -> None:
+    """Attempts, a hedge and the instance of several; a call that went straight through is plain."""
+
+    def told(status: str = "ok", **attributes: str) -> str:
+        made = structs.replace(span("x", "", 0, 10, status), attributes=attributes)
+        return drawn(made)[0].rpartition("█")[2]
+
+    assert told(attempts="1", instance="quoting") == ""
+    assert told(attempts="1", instance="quoting#2") == "  answered by quoting#2"
+    hedged = told(attempts="2", hedge="quoting#3", instance="quoting#3")
+    assert hedged == "  2 attempts, hedged to quoting#3, answered by quoting#3"
+    assert told("timed_out", attempts="3", instance="stock") == "  3 attempts, last stock"
 
 
 def test_a_span_without_its_parent_stands_at_the_root() -> None:

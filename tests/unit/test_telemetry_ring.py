@@ -58,6 +58,8 @@ def test_whoever_reads_sees_what_was_added_before() -> None:
             ring.add(row(9, "unit", trace_of(number)))
             assert len(await ring.trace(trace_of(number))) == 2
         assert await ring.last_trace_id() == trace_of(2)
+        ring.add(row(9, "gateway", trace_of(7)))
+        assert await ring.last_trace_id() == trace_of(7)
         await ring.close()
 
     run(main)

@@ -251,7 +251,9 @@ class Caller:
         service = operation.service
         edge, policy = self.edge(service), self._policies.of_operation(operation)
         called = self.called(service, is_external=operation.is_external)
-        plan = self._plans[operation] = Plan(operation, edge.of_operation(policy), called)
+        plan = self._plans[operation] = Plan(
+            operation, edge.of_operation(policy, is_read=not operation.is_command), called
+        )
         return plan
 
     def _on_transition(self, transition: Transition) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from synchromesh.calls.contract import Operation
-from synchromesh.calls.tree import Incoming, Root, running
+from synchromesh.calls.tree import Incoming, Places, Root, running
 from synchromesh.calls.wire import Reply, Request
 from synchromesh.codec import encode
 from synchromesh.context import CallContext, span_ids
@@ -127,7 +127,8 @@ class Dispatcher:
         signer: verifies the hop's credential.
         tracer: takes one span of kind "handle" a call.
         runtime: the wall clock.
-        in_flight_max: how many handlers run at once (C3). Each operation finds a limit of its own
+        in_flight_max: how many handlers run at once (C3); those that wait for calls of their own do
+            not count, up to `AWAY_MAX`. Each operation finds a limit of its own
             below that, by how long its answers take: one alone gets three quarters at most.
         queue_max: how many calls wait for a place, for each operation; further ones are `Shed`.
         is_external: it stands for somebody else's service: credentials are not asked for.
@@ -150,7 +151,7 @@ class Dispatcher:
         self._signer = signer
         self._tracer = tracer
         self._runtime = runtime
-        self._limiter = Limiter(LimitOptions(in_flight_max, queue_max), name=f"service {service}")
+        self._limiter = Places(LimitOptions(in_flight_max, queue_max), name=f"service {service}")
         self._is_external = is_external
         self._is_draining = False
         self._drained: asyncio.Event | None = None
@@ -167,8 +168,8 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """How many handlers run."""
-        return self._limiter.in_flight
+        """How many handlers have begun and not ended."""
+        return self._limiter.in_flight + self._limiter.away
 
     def authenticate(self, credential: str, now: float) -> Credential:
         """Return who calls; `now` is the loop's clock.
@@ -202,8 +203,9 @@ class Dispatcher:
         context = _below(sent, span_id, known[0], began_s)
         arguments, limiter, places = request.arguments, answerer.limiter, self._limiter
         root = Incoming(
-            span_id, None, limiter, operation=operation, arguments=arguments, context=context
-        )
+            span_id, None, limiter, places,
+            operation=operation, arguments=arguments, context=context,
+        )  # fmt: skip
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
@@ -267,11 +269,11 @@ class Dispatcher:
                 await self._drained.wait()
         except TimeoutError:
             _log.warning("%r still runs after %g s of draining", self, within_s)
-        return self._limiter.in_flight
+        return self.in_flight
 
     def __repr__(self) -> str:
         draining = ", draining" if self._is_draining else ""
-        return f"<Dispatcher {self.service}: {self._limiter.in_flight} in flight{draining}>"
+        return f"<Dispatcher {self.service}: {self.in_flight} in flight{draining}>"
 
     def _verified(self, credential: str, now: float) -> tuple[Credential, float]:
         """Return the caller's credential, and until when it is valid, on the loop's clock."""
@@ -304,14 +306,17 @@ class Dispatcher:
         """Release both places of a call, to those who wait."""
         if not root.away:
             limiter.release()
-        self._limiter.release()
+        if root.is_out:
+            self._limiter.away -= 1
+        else:
+            self._limiter.release()
         if self._drained is not None and self._is_idle():
             self._drained.set()
 
     def _is_idle(self) -> bool:
         """Say whether no call runs or waits for a place."""
         limiters = [answerer.limiter for answerer in self._answering.values()]
-        return not self._limiter.in_flight and not any(
+        return not self.in_flight and not any(
             limiter.in_flight or limiter.waiting for limiter in limiters
         )
 
@@ -368,7 +373,7 @@ class Dispatcher:
 
 
 # An operation begins with fewer places than an edge: what it waits for holds none of them.
-INITIAL = 48
+INITIAL = 32
 
 
 def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> AdaptiveLimitOptions:

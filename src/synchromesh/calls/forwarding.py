@@ -91,7 +91,7 @@ class FailedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The way to one upstream: its edge, with and without a time for each attempt."""
+    """The way to one upstream: its edge, and one for uploads, with no slot and no time for each."""
 
     edge: Edge
     untimed: Edge
@@ -167,14 +167,11 @@ class Forwarder:
     ) -> HttpResponse:
         """Return an answer; `stack` holds what it takes until it has been read."""
         context, is_upload, limiter = passage.context, passage.is_upload, line.limiter
+        # It is refused at once, and not after a wait for a place (B2).
         is_refusing = line.edge.is_refusing(asyncio.get_running_loop().time())
-        if is_refusing:
-            limiter = None  # it is refused at once, and not after a wait for a place (B2)
-        if limiter is not None:
+        if is_upload and limiter is not None and not is_refusing:
             await limiter.acquire(context.deadline_s, context.priority)
-            if is_upload:
-                limiter.release()
-                limiter = None
+            limiter.release()
         left = attempts_left(context)
         if begun is not None:
             left.give()
@@ -189,14 +186,13 @@ class Forwarder:
                 is_retryable_unknown=passage.is_idempotent,
                 rng=self._tracer.rng,
                 failed=None if begun is None else (begun.attempt, begun.error),
+                priority=context.priority,
             )
         except SynchromeshError as error:
             error.via = line.service.name
             raise
         finally:
             begun = None
-            if limiter is not None:
-                limiter.release()
         stack.push_async_exit(passage.exchange)
         return response
 
@@ -214,8 +210,8 @@ class Forwarder:
             shared = self._caller.edge(upstream)
             edge = shared.of_operation(shared.policy)
             line = self._lines[upstream, name, is_external] = Line(
-                edge.without_limiter(is_timed=True),
-                edge.without_limiter(is_timed=False),
+                edge,
+                edge.untimed(),
                 edge.limiter,
                 self._caller.called(upstream, is_external=is_external),
             )

@@ -10,6 +10,7 @@ from synchromesh.calls.contract import Operation
 from synchromesh.calls.holding import HoldOptions
 from synchromesh.context import ATTEMPTS_LEFT_MAX
 from synchromesh.discovery import BalancerOptions
+from synchromesh.durations import is_count
 from synchromesh.errors import ConfigError
 from synchromesh.resilience import HedgeOptions, Policy, RetryOptions
 from synchromesh.resilience.policy_layers import refuse_wrong_layers
@@ -67,10 +68,21 @@ class Policies:
     balancers: Mapping[str, BalancerOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.attempts_per_tree <= ATTEMPTS_LEFT_MAX:
+        attempts = self.attempts_per_tree
+        if not is_count(attempts) or not 0 <= attempts <= ATTEMPTS_LEFT_MAX:
             raise ConfigError(
-                f"attempts_per_tree is {self.attempts_per_tree}; make it 0 to {ATTEMPTS_LEFT_MAX}"
+                f"attempts_per_tree is {attempts!r}; make it a whole number, 0 to "
+                f"{ATTEMPTS_LEFT_MAX}"
             )
+        for name, value, kind in (
+            ("default", self.default, Policy),
+            ("hold", self.hold, HoldOptions),
+        ):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name} is {value!r}; make it {kind.__name__}(...)")
+        _refuse_wrong_entries("edges", self.edges, Policy)
+        _refuse_wrong_entries("operations", self.operations, OperationPolicy)
+        _refuse_wrong_entries("balancers", self.balancers, BalancerOptions)
         for name in self.edges:
             if "." in name:
                 raise ConfigError(
@@ -109,3 +121,13 @@ class Policies:
         if edge.hedge is not None and operation.is_command:
             return replace(edge, hedge=None)
         return edge
+
+
+def _refuse_wrong_entries(what: str, entries: object, kind: type) -> None:
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"{what} is {entries!r}; make it a dict from names to {kind.__name__}")
+    for name, value in entries.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{what} has the key {name!r}; name them by texts")
+        if not isinstance(value, kind):
+            raise ConfigError(f"{what}[{name!r}] is {value!r}; make it {kind.__name__}(...)")

@@ -16,7 +16,25 @@ import msgspec
 
 from synchromesh.calls.contract import Operation
 from synchromesh.context import CallContext
-from synchromesh.resilience import AttemptsLeft, Limiter
+from synchromesh.resilience import AttemptsLeft, Limiter, LimitOptions
+
+# So many handlers of a service may wait for their calls beyond those that run; they take memory.
+AWAY_MAX = 1000
+
+
+class Places(Limiter):
+    """Bounds how many handlers of a service run at once.
+
+    Attributes:
+        away: how many wait for calls of their own, and hold no place meanwhile.
+    """
+
+    __slots__ = ("away",)
+
+    def __init__(self, options: LimitOptions, *, name: str) -> None:
+        super().__init__(options, name=name)
+        self.away = 0
+
 
 T = TypeVar("T")
 
@@ -24,13 +42,15 @@ T = TypeVar("T")
 class Root(msgspec.Struct, eq=False):
     """The handler that runs in a context, by its span, and the extra attempts of its calls.
 
-    While it waits for calls of its own it holds no slot of its operation's limiter: what it waits
-    for says nothing about this service, and must not keep others out (see `away`). A callee in this
+    While it waits for calls of its own it holds no slot of its operation's limiter and no place of
+    its service: what it waits for says nothing about this service, must not keep others out (see
+    `away`), and may be this service, called by itself or by those that it calls. A callee in this
     process that answers without a wait keeps nobody out either: for that nobody is away.
 
     Attributes:
         left: made by its first call: most handlers make none.
         limiter: of its operation; None once it has ended: it holds its slot if it is not away.
+        places: of its service; `is_out`: it holds none of them now.
         away: how many of its calls are under way; `away_s`: how long there was one, in all.
         since_s: when it went away.
         released: what to give its reply to, where its caller waits for it in this process.
@@ -39,6 +59,8 @@ class Root(msgspec.Struct, eq=False):
     span_id: str
     left: AttemptsLeft | None = None
     limiter: Limiter | None = None
+    places: Places | None = None
+    is_out: bool = False
     away: int = 0
     away_s: float = 0.0
     since_s: float = 0.0
@@ -55,6 +77,11 @@ class Root(msgspec.Struct, eq=False):
         if self.away == 1 and self.limiter is not None:
             self.since_s = now
             self.limiter.release()
+            places = self.places
+            if places is not None and places.away < AWAY_MAX:
+                self.is_out = True
+                places.away += 1
+                places.release()
 
     def come_back(self, now: float) -> None:
         """End a call; the slot is taken whether there is one or not, for the work has begun."""
@@ -62,6 +89,10 @@ class Root(msgspec.Struct, eq=False):
         if not self.away and self.limiter is not None:
             self.away_s += now - self.since_s
             self.limiter.in_flight += 1
+            if self.is_out and self.places is not None:
+                self.is_out = False
+                self.places.away -= 1
+                self.places.in_flight += 1
 
     def own_s(self, began_s: float, now: float) -> float:
         """Return how long it has worked itself since it began."""

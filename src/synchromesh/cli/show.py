@@ -202,9 +202,25 @@ def waterfall(spans: list[SpanRecord], columns: int) -> Table:
             span.service,
             styled(span.status),
             _took(span),
-            Text(" " * left + "█" * width, style=styled(span.status).style),
+            Text(" " * left + "█" * width, style=styled(span.status).style).append(
+                _notes(span), style="dim"
+            ),
         )
     return table
+
+
+def _notes(span: SpanRecord) -> str:
+    """Return what is out of the ordinary: attempts, a hedge, and which of several instances."""
+    attributes = span.attributes
+    attempts, instance = attributes.get("attempts", "1"), attributes.get("instance", "")
+    notes = []
+    if attempts not in {"0", "1"}:
+        notes.append(f"{attempts} attempts")
+    if "hedge" in attributes:
+        notes.append(f"hedged to {attributes['hedge']}")
+    if instance and (notes or "#" in instance):
+        notes.append(f"answered by {instance}" if span.status == "ok" else f"last {instance}")
+    return f"  {', '.join(notes)}" if notes else ""
 
 
 def _bar_columns(tree: list[tuple[Text, SpanRecord]], columns: int) -> int:

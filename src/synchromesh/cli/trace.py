@@ -16,7 +16,7 @@ from synchromesh.cli.output import print_json
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def trace(folder: Path, trace_id: str, is_json: bool) -> int:
-    """Show the spans of a trace by its id; `last` is the last call that a client made."""
+    """Show the spans of a trace by its id; `last` is the last call or request from outside."""
     answer = ControlClient(folder).get(f"/traces/{quote(trace_id, safe='')}")
     if is_json:
         print_json(answer)

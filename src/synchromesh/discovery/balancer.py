@@ -21,7 +21,7 @@ from synchromesh.chance import Chance
 from synchromesh.discovery.endpoint import Endpoint
 from synchromesh.discovery.member import CallEnd, Member
 from synchromesh.discovery.outliers import UNANSWERED_MIN, Ejection, OutlierOptions, Outliers
-from synchromesh.durations import is_count, is_number
+from synchromesh.durations import is_count, is_number, refuse_out_of_range
 from synchromesh.errors import ConfigError, NoInstance
 
 # An instance that has never answered, and the first one at all, cost this much.
@@ -83,20 +83,21 @@ class BalancerOptions:
             raise ConfigError(
                 f'balancer option by is {self.by!r}; make it "peak_ewma" or "round_robin"'
             )
-        if not is_number(self.decay_s) or self.decay_s <= 0:
+        if not isinstance(self.outliers, OutlierOptions | None):
             raise ConfigError(
-                f"balancer option decay_s is {self.decay_s!r}; make it a number of seconds above 0"
+                f"balancer option outliers is {self.outliers!r}; make it OutlierOptions, or None"
             )
-        if not is_number(self.warm_up_s) or self.warm_up_s < 0:
-            raise ConfigError(
-                f"balancer option warm_up_s is {self.warm_up_s!r}; make it a number of seconds, 0 "
-                "or more"
-            )
-        if not is_count(self.warm_up_answers) or self.warm_up_answers < 1:
-            raise ConfigError(
-                f"balancer option warm_up_answers is {self.warm_up_answers!r}; make it a whole "
-                "number, 1 or more"
-            )
+        decay_s, warm_up_s, answers = self.decay_s, self.warm_up_s, self.warm_up_answers
+        numbers = (
+            ("decay_s", is_number(decay_s) and decay_s > 0, "a number of seconds above 0"),
+            (
+                "warm_up_s",
+                is_number(warm_up_s) and warm_up_s >= 0,
+                "a number of seconds, 0 or more",
+            ),
+            ("warm_up_answers", is_count(answers) and answers >= 1, "a whole number, 1 or more"),
+        )
+        refuse_out_of_range("balancer option", self, numbers)
 
 
 class Balancer:

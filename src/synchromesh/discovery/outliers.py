@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from synchromesh.discovery.endpoint import Endpoint
 from synchromesh.discovery.member import CallEnd, Member
-from synchromesh.durations import is_count, is_number
-from synchromesh.errors import ConfigError
+from synchromesh.durations import refuse_no_numbers, refuse_out_of_range
 
 # A success as old as this still shows that an instance is well, whatever the rate of calls.
 _FRESH_S = 1.0
@@ -71,12 +70,8 @@ class OutlierOptions:
     ejected_max: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, value in ((each.name, getattr(self, each.name)) for each in fields(self)):
-            is_right, kind = is_number(value), "number"
-            if name in ("failures_in_row", "minimum_answers"):
-                is_right, kind = is_count(value), "whole number"
-            if not is_right:
-                raise ConfigError(f"outlier option {name} is {value!r}; make it a {kind}")
+        counts = {"failures_in_row", "minimum_answers"}
+        refuse_no_numbers("outlier option", self, counts=counts)
         checks = (
             ("failures_in_row", self.failures_in_row >= 1, "1 or more"),
             ("failure_rate", 0 < self.failure_rate <= 1, "above 0 and at most 1"),
@@ -86,10 +81,7 @@ class OutlierOptions:
             ("eject_for_max_s", self.eject_for_max_s >= self.eject_for_s, "at least eject_for_s"),
             ("ejected_max", 0 <= self.ejected_max <= 1, "at least 0 and at most 1"),
         )
-        for name, is_right, expected in checks:
-            if not is_right:
-                value = getattr(self, name)
-                raise ConfigError(f"outlier option {name} is {value!r}; make it {expected}")
+        refuse_out_of_range("outlier option", self, checks)
 
 
 @dataclass(frozen=True, slots=True)

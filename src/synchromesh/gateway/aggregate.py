@@ -323,7 +323,7 @@ def _mark(outcome: BranchOutcome) -> dict[str, object]:
     if outcome.age_s is not None:
         mark["age_s"] = round(outcome.age_s, 3)
     if outcome.error is not None:
-        told = outside(outcome.error)
+        told = outside(outcome.error, is_read=True)
         mark["code"] = told.code
         if isinstance(told, Rejection):
             mark["detail"], mark["details"] = told.message, told.details

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from synchromesh.codec import encode
 from synchromesh.errors import SynchromeshError, Unauthenticated
@@ -22,6 +22,20 @@ _PROBLEM: Final = ("content-type", "application/problem+json")
 _log = logging.getLogger("synchromesh.gateway")
 
 
+class AskedRoute(Protocol):
+    """Is what an answer says of the route that was asked: its name, and if it changes nothing."""
+
+    @property
+    def name(self) -> str:
+        """Method and path, as it was written."""
+        ...
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing."""
+        ...
+
+
 def refused(
     error: SynchromeshError, fields: Iterable[tuple[str, str]] = ALWAYS, *, trace_id: str = ""
 ) -> HttpResponse:
@@ -34,13 +48,13 @@ def refused(
     return HttpResponse(error.status, headers, encode(problem_of(error, trace_id=trace_id)))
 
 
-def told_of(error: Exception, name: str, trace_id: str) -> SynchromeshError:
+def told_of(error: Exception, route: AskedRoute, trace_id: str) -> SynchromeshError:
     """Log what failed within, and return what the outside may know of it (G6)."""
     if not isinstance(error, SynchromeshError):
-        _log.error("%s failed in trace %s", name, trace_id, exc_info=error)
+        _log.error("%s failed in trace %s", route.name, trace_id, exc_info=error)
     elif error.status >= 500:
-        _log.warning("%s failed in trace %s: %s", name, trace_id, error)
-    return outside(error)
+        _log.warning("%s failed in trace %s: %s", route.name, trace_id, error)
+    return outside(error, is_read=route.is_read)
 
 
 def client_of(peer: str) -> str:

@@ -63,6 +63,13 @@ class CompiledRoute:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"{self.template.method} {self.template.path}")
 
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing."""
+        if self.operation is not None:
+            return not self.operation.is_command
+        return self.template.method in {"GET", "HEAD"}
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

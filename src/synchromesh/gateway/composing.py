@@ -133,11 +133,11 @@ class AggregateExchange:
 
     def on_end(self) -> None:
         """Answer: every branch has ended, or one that is required has failed."""
-        name, trace_id = self._plan.entry.name, self._context.trace_id
+        trace_id = self._context.trace_id
         try:
             composed = self.run.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            self.refuse(told_of(error, name, trace_id), error)
+            self.refuse(told_of(error, self._plan.entry, trace_id), error)
             error.__traceback__ = None  # it leads to frames that hold the error
             return
         marks, noted = "", {}
@@ -145,7 +145,12 @@ class AggregateExchange:
             names = ", ".join(composed.partial)
             marks, noted = f"{PARTIAL}: {names}\r\n", {"partial": names}
             for branch in composed.partial:
-                _log.info("%s: %s is %s", name, branch, self.run.outcomes[branch].status.value)
+                _log.info(
+                    "%s: %s is %s",
+                    self._plan.entry.name,
+                    branch,
+                    self.run.outcomes[branch].status.value,
+                )
         body = composed.body
         self._close("ok", noted)
         own = f"{TRACE}: {trace_id}\r\n{marks}content-length: {len(body)}\r\n"

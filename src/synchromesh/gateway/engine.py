@@ -261,7 +261,7 @@ class GatewayEngine:
             told = refusal.error
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             span.fail(error)
-            told = told_of(error, entry.name, context.trace_id)
+            told = told_of(error, entry, context.trace_id)
             if isinstance(error, SynchromeshError):
                 # It was an outcome before: its traceback leads to frames that hold that.
                 error.__traceback__ = None

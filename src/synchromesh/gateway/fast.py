@@ -189,7 +189,7 @@ class Gate:
                             )
                         answer = answer_of(response, headers)
                     except Exception as error:  # noqa: BLE001 - the client gets an answer
-                        told = told_of(error, entry.name, context.trace_id)
+                        told = told_of(error, entry, context.trace_id)
                         status, more = outcome_of(error)
                         noted |= more
                         answer = refused(told, headers, trace_id=context.trace_id)

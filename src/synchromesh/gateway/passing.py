@@ -321,7 +321,7 @@ class ForwardExchange(ClientExchange):
         )
         if not may_be_tried:
             self._close(*self._outcome(error))
-            self._refuse(exchange, told_of(error, plan.entry.name, self.trace_id))
+            self._refuse(exchange, told_of(error, plan.entry, self.trace_id))
             return
         self._release()
         context = CallContext(

@@ -70,9 +70,12 @@ _WORDS: dict[type[SynchromeshError], str] = {
     VersionConflict: "what this is about was changed meanwhile; look at it again and ask anew",
 }
 
+# What changes nothing needs no key, and nothing is left to be found out.
+_LATE_READ = "no answer came in time; nothing is changed by asking, try again"
 
-def outside(error: BaseException) -> SynchromeshError:
-    """Return the public form of an internal error.
+
+def outside(error: BaseException, *, is_read: bool = False) -> SynchromeshError:
+    """Return the public form of an internal error, of a request that changes nothing or of another.
 
     Example:
         >>> outside(CircuitOpen("edge gateway -> billing, instance 10.0.0.7")).message
@@ -83,7 +86,7 @@ def outside(error: BaseException) -> SynchromeshError:
     if isinstance(error, Rejection):
         return error
     for cls in type(error).__mro__:
-        words = _WORDS.get(cls)
+        words = _LATE_READ if is_read and cls is TimedOut else _WORDS.get(cls)
         if words is not None and issubclass(cls, SynchromeshError):
             return _public(cls, words, error)
     if isinstance(error, SynchromeshError) and error.status < 500:

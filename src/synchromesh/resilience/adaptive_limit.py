@@ -11,34 +11,52 @@ where the room is for chance: a queue of `room_max` calls, or of 70 ms of work i
 callee that loses three quarters of its places gets a quarter of the calls, one that gains some gets
 more, and one that has enough is left in peace: a limit that is not half used is not cut.
 
+A queue delays all who wait in it. Where the mean has risen and most answers are as quick as ever
+there is none: some calls take longer by nature, as those that miss a cache do. And a call takes as
+long in a queue as there were calls before it: where it takes as long among many as among few it is
+the work that has become slower (`_Slowdown`), and that is learned, not limited.
+
 Answers are not all: where many calls end in a time-out or an overload answer, the limit is cut by
-half their share (as DCTCP does with marks), at most by half in a window.
+half their share (as DCTCP does with marks), at most by half, and not again for calls that began
+before the cut.
 
 Sources: Netflix concurrency-limits (Gradient2, Vegas), Envoy's adaptive concurrency filter;
-Alizadeh et al., "Data Center TCP" (2010) for the cut. Neither re-measures a baseline by keeping
-callers out, as Envoy does: what is usual is known per operation, see `LatencyTracker`.
+Cardwell et al., "BBR" (2016) for the product of rate and usual time; Alizadeh et al., "Data Center
+TCP" (2010) for the cut. Neither re-measures a baseline by keeping callers out, as Envoy does: what
+is usual is known per operation, see `LatencyTracker`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections import deque
+from dataclasses import dataclass
 
-from synchromesh.durations import is_count, is_number
-from synchromesh.errors import ConfigError
+from synchromesh.durations import refuse_no_numbers, refuse_out_of_range
 from synchromesh.resilience.latency import SAMPLE_EVERY_S, LatencyTracker
 
 _WINDOW_S = 0.1
 _SAMPLES_MIN = 16
 # One answer that took a thousand times as long says no more than one that took this much longer.
-_RATIO_MAX = 16.0
-_SLOW = 1.5
+_RATIO_MAX = 32.0
+# So much longer is slow, of the mean; and of the answers fewer than the share are quicker.
+_SLOW, _QUICK_SHARE = 1.5, 1 / 3
 # Time-outs of a callee that answers all else as quickly as ever are hardly overload.
 _DROPS_SLOW, _DROPS_QUICK, _DROPS_MOST = 0.01, 0.1, 0.5
 _CALMLY, _QUEUE_TIMES = 1.05, 10.0
-# Of so many fewer calls each should take less than this share of the time, were it a queue.
-_FEWER, _STEADY, _UNMOVED, _TAKES = 0.7, 0.85, 8, 3.0
 _ROOM_MIN, _ROOM_S = 4.0, 0.07
+# How many calls were under way is remembered for the longest that an answer takes, nearly.
+_POINTS, _POINT_S = 64, 0.025
+# Other numbers of calls tell a queue from slower work: so many times as many, or as few.
+_MORE, _FEWER, _TRIED, _AS_MANY = 2.0, 0.5, 0.4, 0.75
+# In a queue a call takes so many times as long as there are times as many, in the work as long as
+# ever: between the two is this power. What is so much quicker or worse is so for another reason.
+_STEADY, _QUICKER, _WORSE = 1 / 3, 0.7, 1.5
+# In so many windows; the limit is held for the first of them. Of the least it takes longer: an
+# answer tells of the queue that its call met.
+_ENOUGH, _ENOUGH_LEAST, _TAKES, _HELD = 3, 8, 3.0, 2
+# A limit that is not reached so far harms nobody.
+_REACHED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +88,8 @@ class AdaptiveLimitOptions:
     wait_max_s: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, value in ((each.name, getattr(self, each.name)) for each in fields(self)):
-            is_time = name == "wait_max_s"
-            if not (is_number(value) if is_time else is_count(value)):
-                kind = "number of seconds" if is_time else "whole number"
-                raise ConfigError(f"adaptive limit option {name} is {value!r}; make it a {kind}")
+        counts = {"initial", "limit_min", "limit_max", "room_max", "queue_max"}
+        refuse_no_numbers("adaptive limit option", self, counts=counts)
         checks = (
             ("limit_min", self.limit_min >= 1, "1 or more"),
             ("limit_max", self.limit_max >= self.limit_min, "at least limit_min"),
@@ -83,10 +98,79 @@ class AdaptiveLimitOptions:
             ("queue_max", self.queue_max >= 0, "0 or more"),
             ("wait_max_s", self.wait_max_s > 0, "more than 0"),
         )
-        for name, is_right, expected in checks:
-            if not is_right:
-                value = getattr(self, name)
-                raise ConfigError(f"adaptive limit option {name} is {value!r}; make it {expected}")
+        refuse_out_of_range("adaptive limit option", self, checks)
+
+
+class _Slowdown:
+    """Tells a queue from work that has become slower, by what other numbers of calls do to it.
+
+    Attributes:
+        is_work: fewer calls have not made it quicker, or more not slower: it is no queue.
+        windows: how many have been slow in a row.
+    """
+
+    __slots__ = (
+        "_by", "_fewer", "_in_flight", "_is_tried", "_leasts", "_more", "_sum", "is_work",
+        "windows",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._in_flight = self._by = self._sum = 0.0
+        self.windows = self._fewer = self._more = self._leasts = 0
+        self.is_work = self._is_tried = False
+
+    def end(self) -> None:
+        """Take note that answers are as quick as usual."""
+        if self.windows:
+            self.windows = 0
+            self._begin(0.0, 0.0)
+
+    def see(self, in_flight: float, by: float, took_s: float, *, is_least: bool) -> None:
+        """Take a slow window into account.
+
+        Args:
+            in_flight: how many calls were under way when its calls began.
+            by: its slowness.
+            took_s: how long its answers took.
+            is_least: no fewer calls can be let in.
+        """
+        self.windows += 1
+        if self.is_work and by <= _WORSE * self._by:
+            self._by = min(self._by, by)  # as it is learned
+            return
+        grown, slowed = in_flight / (self._in_flight or in_flight), by / (self._by or by)
+        if self.windows == 1 or self.is_work or (slowed < _QUICKER and _FEWER < grown < _MORE):
+            self._begin(in_flight, by)
+        elif grown <= _FEWER:
+            self._fewer += 1
+            self._sum += slowed / grown**_STEADY
+            self.is_work = self._fewer >= _ENOUGH and self._sum >= self._fewer
+        elif grown >= _MORE:
+            self._more = self._more + 1 if slowed <= math.sqrt(grown) else 0
+            self.is_work = self._more >= _ENOUGH
+        else:
+            self._refine(in_flight, by, grown)
+            self._leasts = self._leasts + 1 if is_least else 0
+            self.is_work = self._leasts >= max(_ENOUGH_LEAST, _TAKES * took_s / _WINDOW_S)
+
+    def lowered(self, limit: float, target: float) -> float:
+        """Return what to lower the limit to: at first to what tells a queue from slower work."""
+        self._is_tried = True
+        tried = self._in_flight * _TRIED
+        return (limit + target) / 2 if self._fewer >= _HELD else max(target, tried)
+
+    def _refine(self, in_flight: float, by: float, grown: float) -> None:
+        """Learn how slow it is with that many calls: one window is a matter of chance."""
+        if not self._is_tried:
+            self._in_flight += (in_flight - self._in_flight) / 2
+        if grown >= _AS_MANY:
+            self._by += (by - self._by) / 2
+
+    def _begin(self, in_flight: float, by: float) -> None:
+        self._in_flight, self._by = in_flight, by
+        self._fewer = self._more = self._leasts = 0
+        self._sum = 0.0
+        self.is_work = self._is_tried = False
 
 
 class AdaptiveLimit:
@@ -111,25 +195,10 @@ class AdaptiveLimit:
     """
 
     __slots__ = (
-        "_calm",
-        "_dropped_s",
-        "_drops",
-        "_exact",
-        "_in_flight",
-        "_options",
-        "_peak",
-        "_samples",
-        "_slow_by",
-        "_slow_in_flight",
-        "_took_s",
-        "_unmoved",
-        "_usual_s",
-        "_window_ends_s",
-        "is_pressed",
-        "is_slower",
-        "limit",
-        "usual_s",
-    )
+        "_calm", "_cut_s", "_dropped_s", "_drops", "_exact", "_in_flight", "_is_slow", "_options",
+        "_peak", "_points", "_quick", "_samples", "_slowdown", "_took_s", "_usual_s",
+        "_window_ends_s", "is_pressed", "is_slower", "limit", "usual_s",
+    )  # fmt: skip
 
     def __init__(self, options: AdaptiveLimitOptions) -> None:
         self._options = options
@@ -137,13 +206,16 @@ class AdaptiveLimit:
         # From here on it rises slowly: at this limit calls were dropped.
         self._calm = math.inf
         self.limit = options.initial
-        self.is_pressed = self.is_slower = False
-        self._slow_in_flight = self._slow_by = 0.0
-        self._unmoved = 0
+        self.is_pressed = self.is_slower = self._is_slow = False
+        self._slowdown = _Slowdown()
         self.usual_s = 0.0
         self._window_ends_s = 0.0
+        # When calls that were dropped have cut it last.
+        self._cut_s = -math.inf
+        # How many were under way, and when.
+        self._points: deque[tuple[float, int]] = deque(maxlen=_POINTS)
         # Of the window: sums, and the most that were under way.
-        self._samples = self._drops = self._in_flight = self._peak = 0
+        self._samples = self._drops = self._quick = self._in_flight = self._peak = 0
         self._took_s = self._usual_s = self._dropped_s = 0.0
 
     def sample(
@@ -164,8 +236,13 @@ class AdaptiveLimit:
             in_flight: how many calls were under way, this one too.
             is_drop: it ended in a time-out or an overload answer.
         """
+        points = self._points
+        if not points or now - points[-1][0] >= _POINT_S:
+            points.append((now, in_flight))
         if is_drop:
             tracker.next_sample_s = now + SAMPLE_EVERY_S
+            if now - took_s < self._cut_s:
+                return  # it met the queue that has been cut since
             self._drops += 1
             self._dropped_s += took_s
         else:
@@ -173,7 +250,9 @@ class AdaptiveLimit:
             most_s = usual_s * _RATIO_MAX
             self._took_s += took_s if took_s < most_s else most_s  # noqa: FURB136
             self._usual_s += usual_s
-            tracker.sample(now, took_s, is_pressed=self.is_pressed, is_slower=self.is_slower)
+            self._quick += took_s <= usual_s * _SLOW
+            is_pressed = self.is_pressed or (self._is_slow and not tracker.is_learned)
+            tracker.sample(now, took_s, is_pressed=is_pressed, is_slower=self.is_slower)
         self._samples += 1
         self._in_flight += in_flight
         if in_flight > self._peak:
@@ -182,72 +261,99 @@ class AdaptiveLimit:
         if self._samples >= min(_SAMPLES_MIN, 2 * self.limit) and (
             now >= self._window_ends_s or in_flight >= self.limit
         ):
-            self._judge()
+            self._judge(now)
             self._begin(now)
 
     def _begin(self, now: float) -> None:
         self._window_ends_s = now + _WINDOW_S
-        self._samples = self._drops = self._in_flight = self._peak = 0
+        self._samples = self._drops = self._quick = self._in_flight = self._peak = 0
         self._took_s = self._usual_s = self._dropped_s = 0.0
 
-    def _judge(self) -> None:
+    def _judge(self, now: float) -> None:
         """Move the limit by what the window has shown."""
         options, answers = self._options, self._samples - self._drops
         if answers:
             self.usual_s = self._usual_s / answers
         slowness = max(1.0, self._took_s / self._usual_s) if self._usual_s > 0 else 1.0
         drops = self._drops / self._samples
-        is_used, is_slow = 2 * self._peak >= self.limit, slowness > _SLOW
+        is_used = 2 * self._peak >= self.limit
+        is_slow = self._is_slow = slowness > _SLOW and self._quick < answers * _QUICK_SHARE
         self.is_pressed = is_used and is_slow
-        if is_used and drops >= (_DROPS_SLOW if is_slow else _DROPS_QUICK):
-            self.is_pressed = True
-            self._exact *= 1 - drops / 2
-            # In a queue calls are dropped soon, and the limit was about right. A callee that stood
-            # still may be well at once, and the limit then rises as fast as ever.
-            is_queue = self._dropped_s < _QUEUE_TIMES * self.usual_s * self._drops
-            self._calm = self._exact if is_queue and drops < _DROPS_MOST else math.inf
-        elif is_used:
-            busy = self._in_flight / self._samples / slowness
-            target = 2 * busy + self._room(busy, self._usual_s / answers)
-            if target > self._exact:
-                self._exact = min(
-                    target, self._exact * (_CALMLY if self._exact >= self._calm else 2)
-                )
-                self._calm *= _CALMLY
-            elif is_slow:
-                self._exact += (target - self._exact) / 2
-            self._watch(slowness, is_slow=is_slow)
+        if is_used:
+            is_queue = is_slow and not self.is_slower
+            is_dropping = drops >= (_DROPS_SLOW if is_queue else _DROPS_QUICK)
+            if is_dropping:
+                self.is_pressed = True
+                self._cut(now, drops)
+            if answers and (is_slow or not is_dropping):
+                self._follow(now, slowness, is_slow=is_slow, is_dropping=is_dropping)
         elif self._exact < options.initial:
             self._exact += (options.initial - self._exact) / 10
         self._exact = min(max(self._exact, options.limit_min), options.limit_max)
         self.limit = round(self._exact)
 
-    def _watch(self, slowness: float, *, is_slow: bool) -> None:
-        """See whether fewer calls make it quicker: if they do not, it is no queue but slower work.
+    def _cut(self, now: float, drops: float) -> None:
+        """Cut the limit for the share of the calls that were dropped."""
+        self._exact *= 1 - drops / 2
+        self._cut_s = now
+        # In a queue calls are dropped soon, and the limit was about right. A callee that stood
+        # still may be well at once, and the limit then rises as fast as ever.
+        is_queue = self._dropped_s < _QUEUE_TIMES * self.usual_s * self._drops
+        self._calm = self._exact if is_queue and drops < _DROPS_MOST else math.inf
 
-        Then what is usual is learned anew, in a second or so.
-        """
-        in_flight = self._in_flight / self._samples
-        if not is_slow:
-            self._slow_in_flight, self._unmoved, self.is_slower = 0.0, 0, False
-        elif not self._slow_in_flight or slowness < _STEADY * self._slow_by:
-            # It begins, or it has become quicker: go on from here.
-            self._slow_in_flight, self._slow_by = in_flight, slowness
-            self._unmoved, self.is_slower = 0, False
-        elif in_flight <= _FEWER * self._slow_in_flight or self._exact <= self._options.limit_min:
-            # An answer tells of the queue that its call met: it takes some answers' time to see.
-            self._unmoved += 1
-            took_s = self._took_s / (self._samples - self._drops)
-            self.is_slower = self._unmoved >= max(_UNMOVED, _TAKES * took_s / _WINDOW_S)
+    def _follow(self, now: float, slowness: float, *, is_slow: bool, is_dropping: bool) -> None:
+        """Move the limit to what the callee works on, and no further down than it may be yet."""
+        slowdown, answers = self._slowdown, self._samples - self._drops
+        if is_slow:
+            took_s = self._took_s / answers
+            is_least = self._exact <= self._options.limit_min
+            slowdown.see(self._began(now), slowness, took_s, is_least=is_least)
         else:
-            self._unmoved = 0
+            slowdown.end()
+        self.is_slower = slowdown.is_work
+        if is_slow and not self.is_slower:
+            target = self._target(now, slowness)
+        else:
+            busy = self._in_flight / self._samples / (1.0 if is_slow else min(slowness, _SLOW))
+            target = 2 * busy + self._room(busy)
+        if is_dropping:
+            self._exact = min(self._exact, target)  # it is too much already
+        elif target > self._exact:
+            self._exact = min(target, self._exact * (_CALMLY if self._exact >= self._calm else 2))
+            self._calm *= _CALMLY
+        elif slowdown.windows > 1 and self._peak >= _REACHED * self.limit:
+            self._exact = min(self._exact, slowdown.lowered(self._exact, target))
 
-    def _room(self, busy: float, usual_s: float) -> float:
+    def _target(self, now: float, slowness: float) -> float:
+        """Return the limit for a callee whose calls wait, by Little's law."""
+        busy = self._began(now) / slowness
+        return 2 * busy + self._room(busy)
+
+    def _began(self, now: float) -> float:
+        """Return how many calls were under way when those of the window began.
+
+        An answer tells of the queue that its call met.
+        """
+        took_s = self._took_s / (self._samples - self._drops)
+        return self._at(now - took_s) or self._in_flight / self._samples
+
+    def _at(self, when_s: float) -> float:
+        """Return how many calls were under way at a time that has passed."""
+        after_s, after = math.inf, 0
+        for at_s, in_flight in reversed(self._points):
+            if at_s <= when_s:
+                if after_s == math.inf:
+                    return in_flight
+                return in_flight + (after - in_flight) * (when_s - at_s) / (after_s - at_s)
+            after_s, after = at_s, in_flight
+        return after
+
+    def _room(self, busy: float) -> float:
         """Return how many may wait at the callee."""
         options = self._options
-        if usual_s <= 0:
+        if self.usual_s <= 0:
             return float(options.room_max)
-        in_time = busy * _ROOM_S / usual_s
+        in_time = busy * _ROOM_S / self.usual_s
         return min(max(in_time, _ROOM_MIN), options.room_max)
 
     def __repr__(self) -> str:

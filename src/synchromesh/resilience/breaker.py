@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 
 from synchromesh.chance import Chance
-from synchromesh.durations import is_count, is_number
-from synchromesh.errors import CircuitOpen, ConfigError
+from synchromesh.durations import refuse_no_numbers, refuse_out_of_range
+from synchromesh.errors import CircuitOpen
 from synchromesh.resilience.breaker_window import OutcomeWindow
 
 
@@ -121,12 +121,8 @@ class BreakerOptions:
     probe_lease_s: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, value in ((each.name, getattr(self, each.name)) for each in fields(self)):
-            is_right, kind = is_number(value), "number"
-            if name in ("minimum_calls", "probes_max"):
-                is_right, kind = is_count(value), "whole number"
-            if not is_right and (name, value) != ("slow_after_s", None):
-                raise ConfigError(f"breaker option {name} is {value!r}; make it a {kind}")
+        counts = {"minimum_calls", "probes_max"}
+        refuse_no_numbers("breaker option", self, counts=counts, maybe_none={"slow_after_s"})
         checks = (
             ("window_s", self.window_s > 0, "more than 0"),
             ("minimum_calls", self.minimum_calls >= 1, "1 or more"),
@@ -140,10 +136,7 @@ class BreakerOptions:
             ("ramp_s", self.ramp_s >= 0, "0 or more"),
             ("probe_lease_s", self.probe_lease_s > 0, "more than 0"),
         )
-        for name, is_right, expected in checks:
-            if not is_right:
-                value = getattr(self, name)
-                raise ConfigError(f"breaker option {name} is {value!r}; make it {expected}")
+        refuse_out_of_range("breaker option", self, checks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ class Edge:
         self.tracker = LatencyTracker()
         # Of an operation: what is late for one is early for another.
         self.hedging: Hedging | None = None
+        self.is_read = False
         self._takes_slots = True
         self._began_s = now
 
@@ -216,36 +217,35 @@ class Edge:
     def late(self, attempt: Attempt) -> TimedOut:
         """Return what an attempt is that was cancelled at its deadline."""
         whose = "its timeout" if attempt.has_full_timeout else "the caller's deadline"
+        advice = (
+            "it changes nothing: ask again, or give it more time"
+            if self.is_read
+            else "it may have run; ask for the outcome under the same key, or give it more time"
+        )
         return TimedOut(
-            f"{self.name} did not answer within {whose}, attempt {attempt.number}: it may have "
-            "run; ask for the outcome under the same key, or give it more time"
+            f"{self.name} did not answer within {whose}, attempt {attempt.number}: {advice}"
         )
 
-    def of_operation(self, policy: PolicyLayers) -> Edge:
+    def of_operation(self, policy: PolicyLayers, *, is_read: bool = False) -> Edge:
         """Return an edge for one operation: its own time, retries, hedges, and what is usual.
+
+        `is_read`: it changes nothing, which is said where it does not answer in time.
 
         Breaker, limiter and, where it has one, the budget are shared.
         """
         edge = copy(self)
-        edge.policy, edge.tracker = policy, LatencyTracker()
+        edge.policy, edge.tracker, edge.is_read = policy, LatencyTracker(), is_read
         if edge.budget is None and policy.retry is not None and policy.budget is not None:
             edge.budget = RetryBudget(policy.budget, now=self._began_s)
         if policy.hedge is not None:
             edge.hedging = Hedging(policy.hedge, now=self._began_s)
         return edge
 
-    def without_limiter(self, *, is_timed: bool) -> Edge:
-        """Return an edge that shares all, for who takes the limiter's slots by itself.
-
-        A slot may then last longer than an attempt does.
-
-        Args:
-            is_timed: whether an attempt has the policy's timeout; else whoever attempts bounds it.
-        """
+    def untimed(self) -> Edge:
+        """Return one that shares all, for attempts that hold no slot and are bounded elsewhere."""
         edge = copy(self)
         edge._takes_slots = False
-        if not is_timed:
-            edge.policy = replace(self.policy, timeout_s=None)
+        edge.policy = replace(self.policy, timeout_s=None)
         return edge
 
     def is_refusing(self, now: float) -> bool:

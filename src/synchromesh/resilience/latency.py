@@ -11,6 +11,8 @@ concurrency-limits (Gradient2), which are long averages too.
 
 from __future__ import annotations
 
+from bisect import insort
+
 # A thousand samples a second tell as much as all calls, and cost next to nothing.
 SAMPLE_EVERY_S = 0.001
 
@@ -20,9 +22,11 @@ _LEARNED = 30
 _LEARNED_TIMES = 8.0
 
 # So many samples that chance alone does not make their mean much smaller than the usual time.
-_CHUNK, _QUICKER = 64, 0.6
+_CHUNK, _CHUNK_SLOWER, _QUICKER = 64, 16, 0.6
+# Until enough is known, so many that began first are what is usual.
+_FIRST = 4
 
-_MEMORY_S, _MEMORY_SLOWER_S = 10.0, 1.0
+_MEMORY_S = 10.0
 # While calls wait for the callee's place their times are those of the queue.
 _MEMORY_PRESSED_S = 300.0
 _GAIN_MAX = 1 / _LEARNED
@@ -55,6 +59,9 @@ class LatencyTracker:
     __slots__ = (
         "_began_s",
         "_count",
+        "_first",
+        "_known",
+        "_known_s",
         "_last_s",
         "_mean_s",
         "_sum_s",
@@ -73,6 +80,10 @@ class LatencyTracker:
         self.is_learned = False
         self._began_s = self._last_s = self._sum_s = self._mean_s = 0.0
         self._count = 0
+        # When they began, and how long they took, with a minus: of those that began together the
+        # slower ones are kept. And the sum of all that no queue was known to delay.
+        self._first: list[tuple[float, float]] = []
+        self._known, self._known_s = 0, 0.0
 
     def sample(
         self, now: float, took_s: float, *, is_pressed: bool = False, is_slower: bool = False
@@ -89,16 +100,15 @@ class LatencyTracker:
         self._last_s, self.next_sample_s = now, now + SAMPLE_EVERY_S
         self.samples += 1
         if not self.is_learned:
-            self._begin(now, took_s)
+            self._begin(now, took_s, is_pressed=is_pressed)
             return
-        self._note(took_s)
-        if not self._count and self._mean_s < self.usual_s * _QUICKER:
+        self._note(took_s, _CHUNK_SLOWER if is_slower else _CHUNK)
+        is_quicker = self._mean_s < self.usual_s * _QUICKER
+        if not self._count and (is_quicker or (is_slower and self._mean_s > self.usual_s)):
             self.usual_s = self._mean_s  # what was learned under overload is given up at once
         # Written out: `min` and `max` would cost as much as all else, and below a thousand calls a
         # second each of them pays for it.
-        pressed_s = _MEMORY_PRESSED_S if is_pressed else _MEMORY_S
-        memory_s = _MEMORY_SLOWER_S if is_slower else pressed_s
-        gain = passed_s / memory_s
+        gain = passed_s / (_MEMORY_PRESSED_S if is_pressed else _MEMORY_S)
         if gain > 0.0:  # who ended earlier may be told later
             gain = gain if gain < _GAIN_MAX else _GAIN_MAX  # noqa: FURB136
             self.usual_s += (took_s - self.usual_s) * gain
@@ -114,20 +124,35 @@ class LatencyTracker:
         else:
             self.p99_s *= 1 - step * 0.01
 
-    def _begin(self, now: float, took_s: float) -> None:
+    def _begin(self, now: float, took_s: float, *, is_pressed: bool) -> None:
+        """Learn from one of the first, of which a queue may have delayed all but the very first.
+
+        Those that began first, not those that ended first: these are the quick ones.
+        """
         if self.samples == 1:
             self._began_s = now
-        self.usual_s += (took_s - self.usual_s) / self.samples
+        if not is_pressed:
+            self._known += 1
+            self._known_s += took_s
+        first = self._first
+        insort(first, (now - took_s, -took_s))
+        del first[_FIRST:]
+        self.usual_s = -sum(minus_s for _, minus_s in first) / len(first)
         if took_s > self.p99_s:
             self.p95_s = self.p99_s = took_s
-        took_so_long = now - self._began_s >= self.usual_s * _LEARNED_TIMES
-        self.is_learned = self.samples >= _LEARNED and took_so_long
+        mean_s = self._known_s / self._known if self._known else self.usual_s
+        took_so_long = now - self._began_s >= mean_s * _LEARNED_TIMES
+        if self.samples >= _LEARNED and took_so_long:
+            self.is_learned = True
+            first.clear()
+            if not is_pressed:
+                self.usual_s = mean_s
 
-    def _note(self, took_s: float) -> None:
+    def _note(self, took_s: float, chunk: int) -> None:
         """Gather chunks of samples; `_mean_s` is that of the last one where `_count` is 0."""
         self._sum_s += took_s
         self._count += 1
-        if self._count == _CHUNK:
+        if self._count >= chunk:
             self._mean_s = self._sum_s / self._count
             self._sum_s, self._count = 0.0, 0
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from synchromesh.durations import is_number
-from synchromesh.errors import ConfigError
+from synchromesh.durations import is_number, refuse_out_of_range
 from synchromesh.priority import priority_of
 from synchromesh.resilience.retry import RetryOptions
 
@@ -42,12 +41,12 @@ class SagaPolicy:
     priority: str = "saga"
 
     def __post_init__(self) -> None:
-        for name in ("step_timeout_s", "undo_deadline_s", "after_pivot_deadline_s"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 < value < math.inf:
-                raise ConfigError(
-                    f"saga policy {name} is {value!r}; make it a number of seconds above 0"
-                )
+        times = ("step_timeout_s", "undo_deadline_s", "after_pivot_deadline_s")
+        checks = (
+            (name, is_number(value) and 0 < value < math.inf, "a number of seconds above 0")
+            for name, value in ((name, getattr(self, name)) for name in times)
+        )
+        refuse_out_of_range("saga policy", self, checks)
         priority_of(self.priority)
         RetryOptions(self.attempts_max, self.backoff_base_s, self.backoff_cap_s)
 

@@ -5,7 +5,7 @@ line reads. Dropping a span never fails a request (T2).
 """
 
 from synchromesh.telemetry.log import JsonFormatter
-from synchromesh.telemetry.ring import SqliteRing
+from synchromesh.telemetry.ring import ASKING, SqliteRing
 from synchromesh.telemetry.span import (
     MemoryRing,
     Record,
@@ -22,6 +22,7 @@ from synchromesh.telemetry.span import (
 )
 
 __all__ = [
+    "ASKING",
     "JsonFormatter",
     "MemoryRing",
     "Record",

@@ -32,6 +32,9 @@ _LAST_CLIENT_TRACE = (
     "select client_trace from span_block where client_trace <> '' order by last desc limit 1"
 )
 
+# The kinds of spans that a request from outside begins with.
+ASKING = frozenset({"client", "gateway"})
+
 # Spans in one row.
 BLOCK_SPANS = 2_048
 # Spans that are encoded at once, on the loop, in some 10 µs: while the processor's cache still has
@@ -61,7 +64,7 @@ class _Block:
 
     def __init__(self) -> None:
         self.count = 0
-        self.client_trace = ""  # of the newest span of a client
+        self.client_trace = ""  # of the newest span of who asks
         self.traces: list[bytes] = []
         self.chunks: list[msgspec.Raw] = []
 
@@ -73,7 +76,7 @@ class _Block:
         self.chunks.append(msgspec.Raw(encoded))
         self.count += len(spans)
         for span in spans:
-            if span[4] == "client":
+            if span[4] in ASKING:
                 self.client_trace = span[0]
 
     def to_row(self) -> tuple[int, str, bytes, bytes]:
@@ -168,7 +171,7 @@ class SqliteRing:
         return await self._query(find, [])
 
     async def last_trace_id(self) -> str | None:
-        """Flush, and return the trace id of the newest "client" span; None without one."""
+        """Flush, and return the trace id of the newest span of `ASKING`; None without one."""
 
         def find(connection: sqlite3.Connection) -> str | None:
             row = connection.execute(_LAST_CLIENT_TRACE).fetchone()

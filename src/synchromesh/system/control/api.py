@@ -42,9 +42,10 @@ from synchromesh.system.control.contract_book import (
 )
 from synchromesh.system.control.faults import BreakRequest, HealRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
-from synchromesh.system.control.local import LocalProcess
+from synchromesh.system.control.local import LAST, LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import FaultsStatus, Status
+from synchromesh.telemetry import ASKING
 
 LISTED_MAX = 1000
 TIMEOUT_MAX_S = 300.0
@@ -105,6 +106,8 @@ class Control:
         self._authority = authority
         self._remotes = remotes
         self._registry = registry
+        # The services of which a process is being replaced.
+        self._restarting: set[str] = set()
         self._services = local.deps.services
         self._tracer = local.deps.tracer(CLIENT)
         self.caller = local.deps.caller(CLIENT, self._tracer)
@@ -258,8 +261,24 @@ class Control:
     ) -> dict[str, Any]:
         """Replace processes, one after the other, until one is refused.
 
-        Each is ready and listed before the next one leaves the list.
+        Each is ready and listed before the next one leaves the list. For one service one request
+        does so at a time: `restart NAME` and `restart NAME#2` would take two off the list.
         """
+        service = name.partition("#")[0]
+        if service in self._restarting:
+            raise BadRequest(
+                f"{service!r} is being restarted for another request, and nothing was done for "
+                "this one; wait until that has ended"
+            )
+        self._restarting.add(service)
+        try:
+            return await self._replaced(name, processes, request)
+        finally:
+            self._restarting.discard(service)
+
+    async def _replaced(
+        self, name: str, processes: list[RemoteProcess], request: ReplaceRequest
+    ) -> object:
         pids: dict[str, int | None] = {}
         breaks: dict[str, None] = {}
         is_refused = False
@@ -329,12 +348,13 @@ class Control:
         return Answers(answers, silent)
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
-        ring = self._local.ring
-        if trace_id == "last":
-            newest = await ring.last_trace_id()
-            if newest is None:
-                raise BadRequest("no client has made a call yet; make one with: synchromesh call")
-            trace_id = newest
+        if trace_id == LAST:
+            # The gateway may be a process of its own.
+            newest = await asyncio.gather(*(each.spans(LAST) for each in self._all()))
+            asked = [span for each in newest for span in each if span.kind in ASKING]
+            if not asked:
+                raise BadRequest("nobody has asked for anything yet; try: synchromesh call")
+            trace_id = max(asked, key=lambda span: span.started_us).trace_id
         answers = await asyncio.gather(*(each.spans(trace_id) for each in self._all()))
         spans = sorted((s for each in answers for s in each), key=lambda span: span.started_us)
         if not spans:

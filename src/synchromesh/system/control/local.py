@@ -35,6 +35,9 @@ from synchromesh.system.control.status import (
 )
 from synchromesh.telemetry import SpanRecord, SqliteRing
 
+# Instead of the id of a trace: the newest that was asked for from outside.
+LAST = "last"
+
 
 @dataclass(slots=True)
 class LocalProcess:
@@ -143,7 +146,12 @@ class LocalProcess:
         return Answers(answers)
 
     async def spans(self, trace_id: str) -> list[SpanRecord]:
-        """Return the spans of a trace that are kept here, ordered by start."""
+        """Return the spans of a trace that are kept here, or of the `LAST`, ordered by start."""
+        if trace_id == LAST:
+            newest = await self.ring.last_trace_id()
+            if newest is None:
+                return []
+            trace_id = newest
         return await self.ring.trace(trace_id)
 
 

@@ -157,7 +157,8 @@ class ServicePart:
         try:
             await self._registration.drain()
         except DiscoveryError as error:
-            _log.warning("the registry was not notified of the drain: %s", error)
+            # So it is whenever the whole system ends; at any other time the lease runs out.
+            _log.info("the registry was not notified of the drain: %s", error)
         else:
             await asyncio.sleep(heard_s)
 
