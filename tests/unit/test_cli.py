@@ -455,7 +455,7 @@ def test_an_interrupt_is_130(run: Run, folder: Path, monkeypatch: pytest.MonkeyP
         (["config", "check"], "Exits 2 with what is wrong"),
         (["dev"], "Run the system of this folder in one process until Ctrl-C"),
         (["call"], "OPERATION (service.name) with ARGUMENTS (name=value)"),
-        (["trace"], "`last` is the last call that a client made"),
+        (["trace"], "`last` is the last call or request from outside"),
         (["status"], "Exits 1 when something needs a person"),
         (["break"], "Inject faults into the calls of a service, of one instance, or of one edge"),
         (["heal"], "Remove injected faults: of a service, an edge, or all"),

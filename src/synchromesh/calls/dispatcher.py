@@ -201,11 +201,10 @@ class Dispatcher:
             return Reply.of_error(refused)
         span_id, ran_s, status, noted = self._new_span_id(), began_s, "ok", None
         context = _below(sent, span_id, known[0], began_s)
-        arguments, limiter, places = request.arguments, answerer.limiter, self._limiter
+        args, limiter, places = request.arguments, answerer.limiter, self._limiter
         root = Incoming(
-            span_id, None, limiter, places,
-            operation=operation, arguments=arguments, context=context,
-        )  # fmt: skip
+            span_id, None, limiter, places, operation=operation, arguments=args, context=context
+        )
         spanned, rooted = current_span.set(context), running.set(root)
         try:
             if self._is_draining or (deadline_s is not None and began_s >= deadline_s):
