@@ -188,10 +188,11 @@ class AdaptiveLimit:
         ...     adaptive.sample(tracker, number * 0.01, 0.05, in_flight=64)
         >>> adaptive.limit
         160
-        >>> for number in range(100, 200):  # eight times as slow: it is a queue that they wait in
-        ...     adaptive.sample(tracker, number * 0.01, 0.4, in_flight=adaptive.limit)
+        >>> for number in range(100, 200):  # there are 20 places now, and the others wait for one
+        ...     took_s = 0.05 * adaptive.limit / 20
+        ...     adaptive.sample(tracker, number * 0.01, took_s, in_flight=adaptive.limit)
         >>> adaptive.limit, adaptive.is_pressed
-        (23, True)
+        (76, True)
     """
 
     __slots__ = (
