@@ -278,7 +278,7 @@ class Control:
 
     async def _replaced(
         self, name: str, processes: list[RemoteProcess], request: ReplaceRequest
-    ) -> object:
+    ) -> dict[str, Any]:
         pids: dict[str, int | None] = {}
         breaks: dict[str, None] = {}
         is_refused = False
