@@ -108,3 +108,25 @@ def test_a_status_finds_what_needs_a_person() -> None:
             "--service b"
         ),
     ]
+
+
+def test_what_is_given_up_is_found_with_its_verb() -> None:
+    """Once, by the name that `restart` takes; and a database that fails, with why."""
+    failed = ChildStatus("failed", 6, "KeyError", 37.6)
+    silent = ChildStatus("failed", 6, "service 'b' ended by SIGKILL", 9.0)
+    ill = service("a", 1, **{"projection/open": failed})
+    not_ready = msgspec.structs.replace(ill.health, children={}, not_ready="disk I/O error")
+    c = msgspec.structs.replace(service("c", 3), health=not_ready)
+    found = Status(
+        "shop",
+        1,
+        services={"a": ill, "b": service("b", 2, process=silent), "c": c},
+        children={"service/b": silent, "external/bank": failed},
+    )
+    again = "it is tried again in {} s, and at once by: synchromesh restart {}"
+    assert Status.merge(found).findings == [
+        f"external/bank is failed: KeyError; {again.format(38, 'external/bank')}",
+        f"a/projection/open is failed: KeyError; {again.format(38, 'a/projection/open')}",
+        f"b/process is failed: service 'b' ended by SIGKILL; {again.format(9, 'b')}",
+        "c is not ready: disk I/O error",
+    ]
