@@ -113,28 +113,36 @@ async def test_what_dies_too_often_is_given_up_and_the_others_go_on(
 async def test_a_child_within_a_process_is_restarted_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
 ) -> None:
-    """One projection that can never be made is given up; all else of its service goes on."""
+    """One loop that fails each time is given up; all else of its service goes on."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     (tmp_path / "given_up.py").write_text(
         "import synchromesh.service.supervisor as supervisor\n"
         "from synchromesh.service.restarts import RestartOptions\n"
         "supervisor.RestartOptions = lambda: RestartOptions(restarts_max=0)\n"
+        "from synchromesh.saga.engine import Engine\n"
+        "from synchromesh.service import instance\n"
+        "instance.ADOPT_EVERY_S = 0.2\n"
+        "recover = Engine.recover\n"
+        "async def fails(): raise RuntimeError('secret')\n"
+        "async def recovers(engine):\n"
+        "    await recover(engine)\n"
+        "    if engine._service == 'broken': engine.adopt = fails\n"
+        "Engine.recover = recovers\n"
         "from notes_app import broken\n"
     )
     async with running(tmp_path, TWO.replace("notes_app:broken", "given_up:broken")) as system:
         asking = ControlSocket(system, pool)
         before = await asking.pid("broken")
-        await asking.call("broken.now")
         finding = await what_failed(asking)
-        name = "broken/projection/never"
+        name = "broken/saga recovery"
         assert finding.startswith(f"{name} is failed: RuntimeError; it is tried again in ")
         assert finding.endswith(f"synchromesh restart {name}")
-        answer = await asking.ask("POST", "/services/broken%2Fprojection%2Fnever/restart", {})
+        answer = await asking.ask("POST", "/services/broken%2Fsaga%20recovery/restart", {})
         assert answer["is_refused"] is False
         assert await asking.call("broken.now") is None
         assert await asking.pid("broken") == before
-        never = (await asking.ask("GET", "/status"))["services"]["broken"]["health"]["children"]
-        assert never["projection/never"]["restarts"] == 1
+        loops = (await asking.ask("GET", "/status"))["services"]["broken"]["health"]["children"]
+        assert loops["saga recovery"]["restarts"] == 1
         code, told = await asking.said("POST", "/services/broken%2Fnobody/restart", {})
         assert (code, "is called 'broken/nobody'" in told["detail"]) == (404, True)
 
