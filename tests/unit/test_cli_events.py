@@ -71,6 +71,8 @@ def test_a_parked_projection_is_named_and_skipped(run: Run, folder: Path) -> Non
         status = json.loads(run(folder, "status", "--json").out)
         (finding,) = status["findings"]
         assert finding.startswith("shop: projection demand (live) is parked at event 2 (shop.sold)")
+        assert "UTC: ValueError; mend it" in finding
+        assert "thirteen" not in json.dumps(status)
         assert "synchromesh projection retry|skip demand --why TEXT" in finding
         assert run(folder, "projection", "skip", "demand").code == 2
         wrong = run(folder, "projection", "skip", "demand", "--position", "3", "--why", "x")

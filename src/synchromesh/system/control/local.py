@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from synchromesh.calls import Caller
 from synchromesh.calls.forwarding import HTTP
@@ -159,7 +160,17 @@ async def _projections(instance: ServiceInstance) -> list[ProjectionStatus]:
     if not instance.has_database:
         return []
     found = await list_projections(instance.store)
-    return msgspec.convert(found, list[ProjectionStatus], from_attributes=True)
+    told = msgspec.convert(found, list[ProjectionStatus], from_attributes=True)
+    return [_without_text(each) for each in told]
+
+
+def _without_text(projection: ProjectionStatus) -> ProjectionStatus:
+    """Return what may leave the service: the class of an error, whose text may be a customer's."""
+    parked = projection.parked
+    if parked is None:
+        return projection
+    kind = parked.error.partition(":")[0]
+    return replace(projection, parked=replace(parked, error=kind))
 
 
 def child_status(state: ChildState) -> ChildStatus:
