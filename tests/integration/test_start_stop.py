@@ -254,7 +254,10 @@ def test_a_killed_one_is_told_and_starts_again(tmp_path: Path, flags: tuple[str,
     assert all(map(ends, below))
     assert RunDir(folder).read().control == first["control"]
     asked = subprocess.run(
-        [*COMMAND, "--folder", str(folder), "saga", "list"], stderr=-1, text=True, check=False
+        [*COMMAND, "--folder", str(folder), "call", "notes.count"],
+        stderr=-1,
+        text=True,
+        check=False,
     )
     assert asked.returncode == 2
     assert f"process {process.pid} may have died: start it again with: synchromesh dev" in (
