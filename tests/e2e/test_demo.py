@@ -208,7 +208,7 @@ def test_what_was_kept_can_be_judged_again(kept: Kept, capsys: pytest.CaptureFix
         (
             "inventory",
             (
-                "update stock_level set held = held - 1 where sku = "
+                "update stock_level__1 set held = held - 1 where sku = "
                 "(select sku from hold where status = 'active' limit 1)"
             ),
             "its events add up to",
@@ -236,7 +236,7 @@ def test_what_was_kept_can_be_judged_again(kept: Kept, capsys: pytest.CaptureFix
         ),
         (
             "fleet",
-            "update condition set readings = 3 where machine_id = 'SX40-05511'",
+            "update condition__1 set readings = 3 where machine_id = 'SX40-05511'",
             "SX40-05511: 2 readings were taken, 2 are kept as events, 3 are worked out",
         ),
         (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,16 @@ def check_answer(cell: str, told: Told, *, is_first: bool) -> None:
     assert not is_first or bound_s < 1.0 or told.took_s > bound_s / 5, told
 
 
-def check_route(cell: str, route: str, measured: Measured) -> None:
+def check_route(cell: str, route: str, measured: Measured, *, is_replica: bool) -> None:
     """Check the first answer and the usual one of a route; "as always" is fresh, and at once."""
     if cell == "as always":
         cell = AS_ALWAYS[route]
     first, _, then = cell.partition(" → ")
-    check_answer(first, measured.first[route], is_first=True)
+    told = measured.first[route]
+    if is_replica:
+        # Whether the first of all waits for it is up to the balancer: one of the first does.
+        told = replace(told, took_s=measured.longest_s[route])
+    check_answer(first, told, is_first=True)
     check_answer(then or first, measured.then[route], is_first=False)
 
 
@@ -87,7 +92,8 @@ def test_it_degrades_as_the_table_says(
     measured = site.world.run(measure(site, part, way), until_s=600.0)
     cells = TABLES[part][way]
     for route in gateway.routes:
-        check_route(cells.get(route.route) or cells[REST], route.route, measured)
+        cell = cells.get(route.route) or cells[REST]
+        check_route(cell, route.route, measured, is_replica="#" in part)
         assert measured.longest_s[route.route] <= duration(route.deadline) + 0.1
     assert set(measured.words[ORDER].split(" or ")) <= set(cells[ORDER].split(" or "))
     assert measured.words[PRICE] == cells[PRICE]

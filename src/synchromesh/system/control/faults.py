@@ -85,7 +85,7 @@ class FaultInjector:
         fault = Fault(_share(wanted.errors) if wanted.errors else 0.0, latency_s, wanted.stall)
         until_s = None if for_s is None else now + for_s
         rule = self._table.put(wanted.target, fault, now=now, until_s=until_s)
-        _log.warning("broken on purpose: %s at %s", fault, rule.target)
+        _log.info("broken on purpose: %s at %s", fault, rule.target)
         return _fault_status(rule, now)
 
     def heal(self, wanted: HealRequest) -> list[FaultStatus]:

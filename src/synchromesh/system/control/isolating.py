@@ -44,7 +44,7 @@ def isolate_or_release(
     by_whom = {"who": wanted.who, "reason": wanted.why, "edge": target}
     if not is_release:
         isolations.put(Isolation(target, wanted.who, wanted.why, local.deps.runtime.wall_us()))
-        _log.warning("%s is isolated by hand", target, extra=by_whom)
+        _log.info("%s is isolated by hand", target, extra=by_whom)
         return {"isolated": [each.target for each in isolations.standing], "released": []}
     callee = target.partition(":")[2]
     if callee and any(each.target == callee for each in isolations.standing):
@@ -54,7 +54,7 @@ def isolate_or_release(
         )
     released = isolations.drop(target)
     for each in released:
-        _log.warning("%s is released by hand", each.target, extra=by_whom)
+        _log.info("%s is released by hand", each.target, extra=by_whom)
     return {
         "isolated": [each.target for each in isolations.standing],
         "released": [asdict(each) for each in released],
