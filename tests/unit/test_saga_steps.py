@@ -44,6 +44,7 @@ from synchromesh.errors import (
     Shed,
     StoreFull,
     TimedOut,
+    Unauthenticated,
     UnknownOperation,
 )
 from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun, Step, Together
@@ -338,6 +339,8 @@ def test_closing_outlives_whatever_the_function_does_then(saga: Saga) -> None:
     [
         (OutOfStock("no"), AttemptResult.REJECTED),
         (Shed("full"), AttemptResult.NOT_RUN),
+        # The next attempt has a credential of its own.
+        (Unauthenticated("expired"), AttemptResult.NOT_RUN),
         (RateLimited("slow down"), AttemptResult.NOT_RUN),
         (NoInstance("none"), AttemptResult.NOT_RUN),
         (DeadlineExceeded("late"), AttemptResult.NOT_RUN),

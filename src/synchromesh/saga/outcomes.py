@@ -20,17 +20,16 @@ from synchromesh.errors import (
     Shed,
     StoreError,
     SynchromeshError,
-    Unauthenticated,
     UnknownOperation,
     readable,
     to_problem,
 )
 from synchromesh.saga.records import AttemptOutcome, AttemptResult
 
+# Not a credential that has expired, as where the wall clock jumps: the next attempt has another.
 _HOPELESS = (
     BadRequest,
     UnknownOperation,
-    Unauthenticated,
     Forbidden,
     KeyReused,
     KeyUndone,

@@ -22,7 +22,6 @@ from synchromesh.errors import (
     KeyUndone,
     Rejection,
     SynchromeshError,
-    Unauthenticated,
     UnknownOperation,
 )
 from synchromesh.runtime import Runtime
@@ -53,7 +52,7 @@ LATE_US = 60_000_000
 BACKOFF_BASE_S, BACKOFF_CAP_S = 1.0, 60.0
 
 # Asking again under the same key would be answered the same.
-_FINAL = (BadRequest, Forbidden, KeyReused, KeyUndone, Unauthenticated, UnknownOperation)
+_FINAL = (BadRequest, Forbidden, KeyReused, KeyUndone, UnknownOperation)
 
 _log = logging.getLogger("synchromesh.service")
 
