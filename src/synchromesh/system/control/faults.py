@@ -99,7 +99,7 @@ class FaultInjector:
         now = asyncio.get_running_loop().time()
         healed = self._table.heal(None if wanted.target == ALL else wanted.target, now=now)
         for rule in healed:
-            _log.warning("healed: %s at %s", rule.fault, rule.target)
+            _log.info("healed: %s at %s", rule.fault, rule.target)
         return [_fault_status(rule, now) for rule in healed]
 
     def status(self) -> FaultsStatus:
