@@ -140,7 +140,7 @@ def test_a_command_is_completed_without_importing_any(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["plain,saga", "plain,status"]
+    assert done.stdout.split() == ["plain,saga", "plain,schedule", "plain,status"]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "synchromesh.cli.output" in imported
     assert imported.isdisjoint({"synchromesh.cli.saga", "synchromesh.cli.status", *HEAVY})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -112,6 +111,8 @@ def restore(folder: Path, service: str, backup: Path, why: str, is_json: bool) -
     The file that is replaced is kept beside it. The log gets another id; relays, projections and
     unfinished sagas go on from where they were when the backup was made.
     """
+    import asyncio
+
     from synchromesh.system.control.offline import restore_service
 
     who = actions.say_why(why)
