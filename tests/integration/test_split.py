@@ -182,7 +182,9 @@ async def test_a_killed_process_is_off_the_list_at_once(
         assert len((await system._registry.resolve("notes")).endpoints) == 1
         (child,) = children_of(os.getpid())
         os.kill(child, signal.SIGKILL)
-        await system.wait(asyncio.Event())
+        async with asyncio.timeout(WAIT_S):
+            while (await system._registry.resolve("notes")).endpoints:
+                await system._registry.changed()
         assert await system._registry.resolve("notes") == Resolved(())
 
 
