@@ -124,7 +124,8 @@ def test_a_process_that_does_not_come_up_is_named(
         monkeypatch.setattr(child_process, "READY_WITHIN_S", 1.0)
     name = f"unready_{hangs[:3].strip('.')}"
     (tmp_path / f"{name}.py").write_text(
-        f"import os, signal\nfrom notes_app import notes\nif os.getpid() != {os.getpid()}: {hangs}\n"
+        "import os, signal\nfrom notes_app import notes\n"
+        f"if os.getpid() != {os.getpid()}: {hangs}\n"
     )
     folder = write_config(tmp_path, TOML.replace("notes_app:notes", f"{name}:notes") + STAYS)
     ran = run(folder, "dev", "--split")
