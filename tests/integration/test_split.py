@@ -115,19 +115,22 @@ async def test_a_child_within_a_process_is_restarted_by_its_name(
 ) -> None:
     """One loop that fails each time is given up; all else of its service goes on."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    # The test's own process imports the module too, to check it: only the child's loops fail.
     (tmp_path / "given_up.py").write_text(
+        "import os\n"
         "import synchromesh.service.supervisor as supervisor\n"
         "from synchromesh.service.restarts import RestartOptions\n"
-        "supervisor.RestartOptions = lambda: RestartOptions(restarts_max=0)\n"
         "from synchromesh.saga.engine import Engine\n"
         "from synchromesh.service import instance\n"
-        "instance.ADOPT_EVERY_S = 0.2\n"
         "recover = Engine.recover\n"
         "async def fails(): raise RuntimeError('secret')\n"
         "async def recovers(engine):\n"
         "    await recover(engine)\n"
         "    if engine._service == 'broken': engine.adopt = fails\n"
-        "Engine.recover = recovers\n"
+        f"if os.getpid() != {os.getpid()}:\n"
+        "    supervisor.RestartOptions = lambda: RestartOptions(restarts_max=0)\n"
+        "    instance.ADOPT_EVERY_S = 0.2\n"
+        "    Engine.recover = recovers\n"
         "from notes_app import broken\n"
     )
     async with running(tmp_path, TWO.replace("notes_app:broken", "given_up:broken")) as system:

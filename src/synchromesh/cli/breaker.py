@@ -13,7 +13,7 @@ from synchromesh.cli.output import print_json, print_line
 
 @click.group()
 def breaker() -> None:
-    """Isolate an edge, so that nothing is sent over it, and release it."""
+    """Isolate an edge by hand, and release it."""
 
 
 @breaker.command()

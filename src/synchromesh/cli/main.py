@@ -92,12 +92,7 @@ for command in (
     ),
     LazyCommand("trace", "trace", "trace", "Show the spans of a trace, or of the last call."),
     LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
-    LazyCommand(
-        "breaker",
-        "breaker",
-        "breaker",
-        "Isolate an edge, so that nothing is sent over it, and release it.",
-    ),
+    LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),
     LazyCommand("db", "db", "db", "Look into databases; back up, restore and migrate them."),
     LazyCommand("schedule", "schedule", "schedule", "Show the schedules of services."),
     LazyCommand("events", "events", "events", "Read the events of services."),
