@@ -1,19 +1,18 @@
 """API keys, and the file of their hashes.
 
     {"keys": [{"id": "k3v9...", "principal": "shop", "scopes": ["orders:write"],
-               "hash": "scrypt:16384:8:1:<salt>:<hash>", "expires": "2027-01-01T00:00:00Z"}]}
+               "hash": "sha256:<64 hex digits>", "expires": "2027-01-01T00:00:00Z"}]}
 
 A key is `sm_<id>_<secret>`: the id finds its entry, the secret is 256 random bits and is in no
-file. Source: RFC 7914 (scrypt).
+file. What is hashed is the whole of it, so that a hash is of no use under another id. The hash is a
+fast one: there is nothing to guess (docs/adr/0030).
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime as dt
 import hashlib
-import hmac
 import random
 import re
 from collections.abc import Iterable
@@ -23,13 +22,9 @@ import msgspec
 from synchromesh.errors import ConfigError
 
 PREFIX = "sm_"
-# As RFC 7914 suggests for interactive use; 16 MiB and some 40 ms.
-COST = 16_384
-_BLOCK, _PARALLEL = 8, 1
-_COST_RANGE = (1024, 131_072)
-_KEY = re.compile(r"sm_([a-z0-9]{4,32})_([A-Za-z0-9_-]{43})")
 _ID = re.compile(r"[a-z0-9]{4,32}")
 _SCOPE = re.compile(r"[a-z][a-z0-9_.-]*(:[a-z0-9_.*-]+)*")
+_HASH = re.compile(r"sha256:([0-9a-f]{64})")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -40,7 +35,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         id: the part of the key that is no secret.
         principal: who the key stands for; several keys may stand for one.
         scopes: what they may do.
-        hash: `scrypt:<cost>:<block>:<parallel>:<salt>:<hash>`, both in base64url.
+        hash: `sha256:` and the SHA-256 of the key's whole text, in hex.
         expires: when it ends, with a time zone; None for never.
     """
 
@@ -75,7 +70,6 @@ def make_key(
     *,
     rng: random.Random,
     expires: dt.datetime | None = None,
-    cost: int = COST,
 ) -> tuple[str, ApiKey]:
     """Generate a key; return its text, to be shown once and not stored, and its entry.
 
@@ -84,32 +78,30 @@ def make_key(
         scopes: what they may do.
         rng: the source of the secret; `RealRuntime().secret_rng` in the real world.
         expires: when it ends.
-        cost: of the hash, a power of two.
 
     Example:
-        >>> text, key = make_key("shop", ["orders:write"], rng=random.Random(1), cost=1024)
-        >>> text.startswith(f"sm_{key.id}_"), is_key(text[-43:], key), key.principal
-        (True, True, 'shop')
+        >>> text, key = make_key("shop", ["orders:write"], rng=random.Random(1))
+        >>> text.startswith(f"sm_{key.id}_"), key.principal
+        (True, 'shop')
     """
     key_id = "".join(rng.choice(_ALPHABET) for _ in range(12))
-    secret = _text(rng.randbytes(32))
-    salt = rng.randbytes(16)
-    hashed = _scrypt(secret, salt, (cost, _BLOCK, _PARALLEL))
-    stored = f"scrypt:{cost}:{_BLOCK}:{_PARALLEL}:{_text(salt)}:{_text(hashed)}"
-    entry = ApiKey(key_id, principal, stored, tuple(sorted(scopes)), expires)
-    return f"{PREFIX}{key_id}_{secret}", entry
+    secret = base64.urlsafe_b64encode(rng.randbytes(32)).rstrip(b"=").decode()
+    text = f"{PREFIX}{key_id}_{secret}"
+    stored = f"sha256:{hash_of(text.encode()).hex()}"
+    return text, ApiKey(key_id, principal, stored, tuple(sorted(scopes)), expires)
 
 
-def split_key(text: str) -> tuple[str, str] | None:
-    """Return id and secret of a key's text; None where it is no such text."""
-    matched = _KEY.fullmatch(text)
-    return None if matched is None else (matched[1], matched[2])
+def hash_of(text: bytes) -> bytes:
+    """Return what stands for the whole text of a key: 32 bytes."""
+    return hashlib.sha256(text).digest()
 
 
-def is_key(secret: str, key: ApiKey) -> bool:
-    """Verify a secret against an entry; slow on purpose."""
-    cost, salt, expected = _parse_hash(key.hash)
-    return hmac.compare_digest(_scrypt(secret, salt, cost), expected)
+def stored_hash(key: ApiKey) -> bytes:
+    """Return the hash of an entry. Raises ValueError."""
+    matched = _HASH.fullmatch(key.hash)
+    if matched is None:
+        raise ValueError("64 hex digits behind sha256: are expected")
+    return bytes.fromhex(matched[1])
 
 
 def parse_keys(data: bytes, where: str) -> dict[str, ApiKey]:
@@ -138,42 +130,13 @@ def parse_keys(data: bytes, where: str) -> dict[str, ApiKey]:
         if key.expires is not None and key.expires.tzinfo is None:
             mistakes.append(f'{at}: expires has no time zone; write it such as "...T00:00:00Z"')
         try:
-            _parse_hash(key.hash)
+            stored_hash(key)
         except ValueError:
-            mistakes.append(f"{at}: the hash is no scrypt:cost:block:parallel:salt:hash")
+            mistakes.append(
+                f"{at}: the hash is no sha256:<64 hex digits>; make the key anew with "
+                "`synchromesh gateway key add`"
+            )
         found[key.id] = key
     if mistakes:
         raise ConfigError(f"the API keys in {where} are wrong: {'; '.join(mistakes)}")
     return found
-
-
-def _parse_hash(stored: str) -> tuple[tuple[int, int, int], bytes, bytes]:
-    """Return cost, salt and hash. Raises ValueError."""
-    kind, cost, block, parallel, salt, hashed = stored.split(":")
-    n, r, p = int(cost), int(block), int(parallel)
-    low, high = _COST_RANGE
-    # Bounded, so that no file can make one verification take the machine's memory.
-    if kind != "scrypt" or not low <= n <= high or n & (n - 1) or not (1 <= r <= 8 and 1 <= p <= 4):
-        raise ValueError("unknown or out of bounds")
-    found = _bytes(salt), _bytes(hashed)
-    if len(found[0]) < 16 or len(found[1]) != 32:
-        raise ValueError("a salt of 16 bytes or more and a hash of 32 are expected")
-    return (n, r, p), *found
-
-
-def _scrypt(secret: str, salt: bytes, cost: tuple[int, int, int]) -> bytes:
-    n, r, p = cost
-    return hashlib.scrypt(
-        secret.encode(), salt=salt, n=n, r=r, p=p, maxmem=256 * r * (n + p + 2), dklen=32
-    )
-
-
-def _text(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError("no base64url") from error

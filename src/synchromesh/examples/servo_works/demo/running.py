@@ -201,7 +201,6 @@ class RunningSystem:
         for principal in sorted(principals):
             keys[principal], made = make_key(principal, scopes, rng=runtime.secret_rng)
             file.add(made)
-            await asyncio.sleep(0)  # a hash takes its time, and somebody may press Ctrl-C
         return keys
 
     async def set_faults(self, mode: str, delay_s: float | None = None) -> None:
