@@ -8,9 +8,11 @@ way (D1).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from typing import Final
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -23,6 +25,7 @@ SKEW_S = 5.0
 KEY_CHARS_MAX = 512
 
 TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
 IDEMPOTENCY_KEY = "idempotency-key"
 DEADLINE_MS = "deadline-ms"
 SENT_AT = "sent-at"
@@ -38,6 +41,7 @@ _OWN = {
     name.encode(): name
     for name in (
         TRACEPARENT,
+        TRACESTATE,
         IDEMPOTENCY_KEY,
         DEADLINE_MS,
         SENT_AT,
@@ -50,12 +54,43 @@ _OWN = {
 _KEY_SAFE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 
 
-# The one form that nearly every trace context has: version 00, and nothing behind it.
-_TRACEPARENT_CHARS = 55
-_HEX = b"0123456789abcdef"
-_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+# Source: W3C Trace Context, level 2. Version 00 ends with its flags, a later one may say more.
+_TRACEPARENT: Final = re.compile(
+    r"(?:(00)|(?!00|ff)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})"
+    r"-([0-9a-f]{2})(?(1)|(?:-.*)?)"
+)
+_SAMPLED, _RANDOM = 1, 2
+_STATE_MEMBER: Final = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+_STATE_MEMBERS_MAX, _STATE_CHARS_MAX, _MEMBER_CHARS_MAX = 32, 512, 128
+_NO_SPAN = "0" * 16
 # So many ids of spans are drawn at once.
 _DRAWN = 32
+
+
+class TraceMarks(msgspec.Struct, frozen=True, gc=False):
+    """What travels with a trace besides its ids.
+
+    Attributes:
+        flags: 1 where it is sampled, 2 where the last 56 bits of its id are random, or both.
+        state: what others have noted of it (`tracestate`), at most 512 characters; "" for nothing.
+    """
+
+    flags: int = _SAMPLED
+    state: str = ""
+
+
+# Of a trace whose id alone was kept, and of one that begins here.
+KEPT_TRACE: Final = TraceMarks()
+NEW_TRACE: Final = TraceMarks(_SAMPLED | _RANDOM)
+_MARKS: Final = {f"{flags:x}": TraceMarks(flags & NEW_TRACE.flags) for flags in range(16)}
+
+
+class TraceParent(msgspec.Struct, frozen=True, gc=False):
+    """Is a trace as a request continues it: its id, the span of the sender, and its marks."""
+
+    trace_id: str
+    span_id: str
+    marks: TraceMarks
 
 
 class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -71,6 +106,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         attempts_left: retries that the whole tree below may still spend (D2).
         undoes: the key of the call that this one undoes, "" for none (S6).
         priority: what is shed first; it travels in the credential alone.
+        marks: of the trace: its flags and its `tracestate`.
     """
 
     trace_id: str
@@ -82,6 +118,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempts_left: int = 0
     undoes: str = ""
     priority: Priority = Priority.INTERACTIVE
+    marks: TraceMarks = KEPT_TRACE
 
     def remaining_s(self, now: float) -> float | None:
         """Return the seconds left until the deadline, never below 0; None without one."""
@@ -122,7 +159,10 @@ def to_headers(context: CallContext, *, now: float, wall_us: int) -> dict[str, s
         now: the loop's clock.
         wall_us: the wall clock, for `Sent-At`.
     """
-    headers = {TRACEPARENT: f"00-{context.trace_id}-{context.span_id}-01"}
+    marks = context.marks
+    headers = {TRACEPARENT: f"00-{context.trace_id}-{context.span_id}-0{marks.flags}"}
+    if marks.state:
+        headers[TRACESTATE] = marks.state
     if context.deadline_s is not None:
         # Rounded down: a child's deadline is never later than its parent's.
         left_ms = (context.deadline_s - now) * 1000
@@ -152,7 +192,10 @@ def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> by
     trace_id, span_id = context.trace_id, context.span_id
     if not (trace_id.isalnum() and span_id.isalnum()):
         raise ValueError(f"trace {trace_id[:40]!r}, span {span_id[:40]!r} cannot stand in a header")
-    text = f"traceparent: 00-{trace_id}-{span_id}-01\r\n"
+    marks = context.marks
+    text = f"traceparent: 00-{trace_id}-{span_id}-0{marks.flags}\r\n"
+    if marks.state:
+        text += state_line(marks.state)
     if context.deadline_s is not None:
         left_ms = (context.deadline_s - now) * 1000
         left = int(left_ms) if 0.0 < left_ms < DEADLINE_MS_MAX else _within_ms(left_ms)
@@ -168,6 +211,13 @@ def header_lines(context: CallContext, *, now: float, wall_us: int | None) -> by
     return text.encode("ascii")
 
 
+def state_line(state: str) -> str:
+    """Return the line of a `tracestate`. Raises ValueError where it could end its line."""
+    if not state.isprintable():
+        raise ValueError(f"the tracestate {state[:40]!r} cannot stand in a header")
+    return f"tracestate: {state}\r\n"
+
+
 def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the fields of a request that carry a call's context; names are in lower case.
 
@@ -180,6 +230,9 @@ def own_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         name = known(raw)
         if name is not None:
             if name in own:
+                if name == TRACESTATE:  # which is a list, and may be told in parts
+                    own[name] += f",{value.decode('latin-1')}"
+                    continue
                 raise BadRequest(f"header {name} is given twice; which of them counts is unclear")
             own[name] = value.decode("latin-1")
     return own
@@ -196,7 +249,10 @@ def from_headers(
     Raises:
         BadRequest: a header is malformed; the message names it.
     """
-    trace_id, span_id = _trace(headers.get(TRACEPARENT, ""), rng)
+    states = (headers[TRACESTATE],) if TRACESTATE in headers else ()
+    trace = read_trace((headers.get(TRACEPARENT, ""),), states)
+    if trace is None:
+        trace = TraceParent(new_trace_id(rng), new_span_id(rng), NEW_TRACE)
     # Most headers are absent in most calls: only those that are there cost a frame.
     left = _count(headers[ATTEMPTS_LEFT], ATTEMPTS_LEFT) if ATTEMPTS_LEFT in headers else 0
     deadline_s = None
@@ -209,13 +265,42 @@ def from_headers(
                 left_s -= lost_s
         deadline_s = now + left_s if left_s > 0.0 else now
     return CallContext(
-        trace_id=trace_id,
-        span_id=span_id,
+        trace_id=trace.trace_id,
+        span_id=trace.span_id,
         deadline_s=deadline_s,
         key=_key(headers, IDEMPOTENCY_KEY) if IDEMPOTENCY_KEY in headers else "",
         attempts_left=min(left, ATTEMPTS_LEFT_MAX),
         undoes=_key(headers, UNDOES) if UNDOES in headers else "",
+        marks=trace.marks,
     )
+
+
+def read_trace(parents: Sequence[str], states: Sequence[str] = ()) -> TraceParent | None:
+    """Return the trace that a request continues; None where it begins a new one.
+
+    What is malformed, or there twice, begins a new one, as W3C Trace Context asks; a `tracestate`
+    that is malformed is dropped whole, and what exceeds 512 characters by its members.
+
+    Args:
+        parents: the values of `traceparent`.
+        states: the values of `tracestate`, in their order.
+
+    Example:
+        >>> trace = read_trace([f"00-{'a' * 32}-{'b' * 16}-01"], ["k=v"])
+        >>> trace.span_id, trace.marks
+        ('bbbbbbbbbbbbbbbb', TraceMarks(flags=1, state='k=v'))
+        >>> read_trace([f"00-{'+' * 32}-{'_' * 16}-01"]) is None
+        True
+    """
+    matched = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    if matched is None:
+        return None
+    _, trace_id, span_id, flags = matched.groups()
+    # What another flag means is not known here, and it is not passed on (section 3.2.2.5).
+    marks = _MARKS[flags[1]]
+    if states:
+        marks = TraceMarks(marks.flags, _read_state(states))
+    return TraceParent(trace_id, span_id, marks)
 
 
 def check_key(key: str, where: str = "idempotency key") -> str:
@@ -236,24 +321,20 @@ def check_key(key: str, where: str = "idempotency key") -> str:
     return key
 
 
-def _trace(traceparent: str, rng: random.Random) -> tuple[str, str]:
-    if (
-        len(traceparent) == _TRACEPARENT_CHARS
-        and traceparent[:3] == "00-"
-        and traceparent.encode("latin-1", "replace").translate(None, _HEX) == b"---"
-        and traceparent[35] == traceparent[52] == "-"
-        and traceparent[3:35] != _NO_TRACE
-        and traceparent[36:52] != _NO_SPAN
-    ):
-        return traceparent[3:35], traceparent[36:52]
-    parts = traceparent.split("-")
-    if len(parts) >= 4 and len(parts[1]) == 32 and len(parts[2]) == 16 and parts[0] != "ff":
-        try:
-            if int(parts[1], 16) and int(parts[2], 16) and traceparent == traceparent.lower():
-                return parts[1], parts[2]
-        except ValueError:
-            pass  # not hexadecimal: restart the trace, as the specification asks
-    return new_trace_id(rng), new_span_id(rng)
+def _read_state(states: Sequence[str]) -> str:
+    """Return a `tracestate` as it is passed on, "" where it is malformed."""
+    parts = (part.strip(" \t") for part in ",".join(states).split(","))
+    members = [part for part in parts if part]
+    keys = {member.partition("=")[0] for member in members}
+    if len(members) > _STATE_MEMBERS_MAX or len(keys) < len(members):
+        return ""
+    if not all(map(_STATE_MEMBER.fullmatch, members)):
+        return ""
+    while sum(map(len, members)) + len(members) - 1 > _STATE_CHARS_MAX:
+        # Long ones first, and the oldest, which are at the end (section 3.3.1.5).
+        long = [member for member in members if len(member) > _MEMBER_CHARS_MAX]
+        members.remove((long or members)[-1])
+    return ",".join(members)
 
 
 def _within_ms(left_ms: float) -> int:

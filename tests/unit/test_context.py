@@ -9,11 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synchromesh.context import (
+    NEW_TRACE,
     CallContext,
+    TraceMarks,
     check_key,
     from_headers,
+    header_lines,
     new_span_id,
     new_trace_id,
+    own_headers,
+    read_trace,
     to_headers,
 )
 from synchromesh.errors import BadRequest
@@ -81,6 +86,11 @@ def test_remaining_time_is_never_negative() -> None:
     [
         "", "00", f"ff-{TRACE}-{SPAN}-01", f"00-{'0' * 32}-{SPAN}-01", f"00-{TRACE}-{'0' * 16}-01",
         f"00-{TRACE.upper()}-{SPAN}-01", f"00-{'x' * 32}-{SPAN}-01", f"00-{TRACE}-{SPAN}",
+        f"00-+{TRACE[1:]}-{SPAN}-01", f"00-{TRACE}-{SPAN[:7]}_{SPAN[8:]}-01",
+        f" 0-{TRACE}-{SPAN}-01",
+        f"00- {TRACE[1:]}-{SPAN}-01", f"00-{TRACE}-{SPAN}-0", f"00-{TRACE}-{SPAN}-0g",
+        f"00-{TRACE}-{SPAN}-01-", f"00-{TRACE}-{SPAN}-01-more", f"00-{TRACE}-{SPAN}-01\n",
+        f"01-{TRACE}-{SPAN}-01more", f"+1-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-\u0660\u0661",
     ],
 )  # fmt: skip
 def test_a_malformed_trace_is_begun_anew(traceparent: str) -> None:
@@ -88,7 +98,76 @@ def test_a_malformed_trace_is_begun_anew(traceparent: str) -> None:
     got = back({"traceparent": traceparent})
     assert got.trace_id not in (TRACE, "0" * 32)
     assert (len(got.trace_id), len(got.span_id)) == (32, 16)
+    assert got.marks == NEW_TRACE
     assert back({"traceparent": f"01-{TRACE}-{SPAN}-01-more"}).trace_id == TRACE
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"), [("00", 0), ("01", 1), ("02", 2), ("03", 3), ("ff", 3), ("fc", 0), ("a9", 1)]
+)
+def test_the_flags_of_a_trace_go_on(told: str, kept: int) -> None:
+    """What is sampled, or not, stays so, and what is random; what nobody knows is left out."""
+    got = back({"traceparent": f"00-{TRACE}-{SPAN}-{told}"})
+    assert got.marks == TraceMarks(kept)
+    assert to_headers(got, now=0.0, wall_us=0)["traceparent"] == f"00-{TRACE}-{SPAN}-0{kept}"
+    line = header_lines(got, now=0.0, wall_us=0).decode()
+    assert line == f"traceparent: 00-{TRACE}-{SPAN}-0{kept}\r\n"
+
+
+STATES = {
+    "one": (("a=1",), "a=1"),
+    "blanks and empty members": ((" a=1 ,, \tb=2,",), "a=1,b=2"),
+    "two fields": (("a=1", "b=2"), "a=1,b=2"),
+    "a tenant": (("1t@vendor=x y",), "1t@vendor=x y"),
+    "33 members": ((",".join(f"k{n}=1" for n in range(33)),), ""),
+    "32 members": ((",".join(f"k{n}=1" for n in range(32)),),
+                   ",".join(f"k{n}=1" for n in range(32))),
+    "a key twice": (("a=1", "a=2"), ""),
+    "no value": (("a=1,b",), ""),
+    "an empty value": (("a=",), ""),
+    "a key in capitals": (("A=1",), ""),
+    "two signs": (("a=1=2",), ""),
+    "no ASCII": (("a=caf\xe9",), ""),
+    "a line more": (("a=1\nb",), ""),
+    "a long key": ((f"{'k' * 257}=1",), ""),
+    "long in all": ((f"a={'1' * 256},b={'2' * 256},c=3",), f"a={'1' * 256},c=3"),
+    "many": ((",".join(f"k{n:02}={'v' * 20}" for n in range(30)),), ",".join(
+        f"k{n:02}={'v' * 20}" for n in range(20)
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "kept"), STATES.values(), ids=STATES.keys())
+def test_what_others_note_of_a_trace_goes_on_within_its_limits(
+    told: tuple[str, ...], kept: str
+) -> None:
+    """A malformed `tracestate` is dropped whole, the trace is kept; a long one loses members."""
+    trace = read_trace([f"00-{TRACE}-{SPAN}-01"], told)
+    assert trace is not None
+    assert (trace.trace_id, trace.marks) == (TRACE, TraceMarks(1, kept))
+    assert len(trace.marks.state) <= 512
+    sent = CallContext(trace_id=TRACE, span_id=SPAN, marks=trace.marks)
+    lines = header_lines(sent, now=0.0, wall_us=0).decode().split("\r\n")
+    assert lines[1:-1] == ([f"tracestate: {kept}"] if kept else [])
+    pairs = [(n.encode(), v.encode()) for n, v in to_headers(sent, now=0.0, wall_us=0).items()]
+    assert back(own_headers(pairs)).marks == trace.marks
+
+
+def test_a_state_of_two_fields_is_one_and_two_parents_are_refused() -> None:
+    """A list may come in parts; of two traces it is unclear which one counts."""
+    parent = (b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())
+    own = own_headers([parent, (b"tracestate", b"a=1"), (b"tracestate", b"b=2")])
+    assert back(own).marks.state == "a=1,b=2"
+    with pytest.raises(BadRequest, match="traceparent is given twice"):
+        own_headers([parent, parent])
+    assert read_trace([parent[1].decode()] * 2) is None
+
+
+def test_no_line_is_forged_by_a_state() -> None:
+    """What could end its line is not sent."""
+    sent = CallContext(trace_id=TRACE, span_id=SPAN, marks=TraceMarks(1, "a=1\r\nx: y"))
+    with pytest.raises(ValueError, match="tracestate"):
+        header_lines(sent, now=0.0, wall_us=0)
 
 
 @pytest.mark.parametrize("name", ["deadline-ms", "attempts-left", "sent-at"])

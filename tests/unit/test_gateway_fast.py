@@ -135,11 +135,30 @@ def test_a_plain_request_takes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> 
     said = taken(monkeypatch)
 
     async def main(way: Way) -> None:
-        for headers in ({}, {"idempotency-key": "k"}, {"x-forwarded-for": "10.0.0.1"}):
+        for headers in (
+            {},
+            {"idempotency-key": "k"},
+            {"x-forwarded-for": "10.0.0.1"},
+            {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "x-request-id": "r-1"},
+        ):
             assert (await way.ask("GET /firmware/a", headers=headers)).status == 201
 
     through(main)
-    assert said == [True, False, True]
+    assert said == [True, False, True, True]
+
+
+def test_the_last_56_bits_of_a_trace_are_random() -> None:
+    """As the flag of its traceparent says: samplers decide by them (W3C Trace Context, level 2)."""
+    traces: list[int] = []
+
+    async def main(way: Way) -> None:
+        for _ in range(60):
+            answer = await way.ask("GET /firmware/a")
+            traces.append(int(answer.headers.get("synchromesh-trace", ""), 16))
+
+    through(main)
+    for bit in range(56):
+        assert {trace >> bit & 1 for trace in traces} == {0, 1}
 
 
 def test_a_failed_attempt_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from synchromesh.calls.isolations import Isolations
 from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
 from synchromesh.calls.wire import Transport
-from synchromesh.context import CallContext, new_trace_id, span_ids
+from synchromesh.context import KEPT_TRACE, NEW_TRACE, CallContext, new_trace_id, span_ids
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
@@ -148,6 +148,7 @@ class Caller:
             deadline_s=None if timeout_s is None else now + timeout_s,
             key=self._runtime.new_id() if key is None else key,
             attempts_left=self._policies.attempts_per_tree,
+            marks=KEPT_TRACE if trace_id else NEW_TRACE,
         )
 
     def call(

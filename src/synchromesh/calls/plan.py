@@ -318,7 +318,9 @@ class Plan:
             hop = self.service.hop(context.principal, context.priority, now)
         if self.is_external:
             # It is not told who we are, and it can spend none of our attempts.
-            sent = CallContext(trace_id=context.trace_id, span_id=span_id, key=key)
+            sent = CallContext(
+                trace_id=context.trace_id, span_id=span_id, key=key, marks=context.marks
+            )
         else:
             sent = CallContext(
                 trace_id=context.trace_id,
@@ -330,6 +332,7 @@ class Plan:
                 attempts_left=given if given < ATTEMPTS_LEFT_MAX else ATTEMPTS_LEFT_MAX,  # noqa: FURB136
                 undoes=context.undoes,
                 priority=context.priority,
+                marks=context.marks,
             )
         return Request(self.operation, arguments, sent, hop.credential, hop, due_s)
 

@@ -98,7 +98,9 @@ class Way:
         context = self.context
         if self.service.is_external:
             # It is not told who we are, and it can spend none of our attempts.
-            return CallContext(trace_id=context.trace_id, span_id=self.span_id, key=key)
+            return CallContext(
+                trace_id=context.trace_id, span_id=self.span_id, key=key, marks=context.marks
+            )
         return CallContext(
             trace_id=context.trace_id,
             span_id=self.span_id,
@@ -108,6 +110,7 @@ class Way:
             attempts_left=min(attempt.attempts_left, ATTEMPTS_LEFT_MAX),
             undoes=context.undoes,
             priority=self.priority(attempt.number),
+            marks=context.marks,
         )
 
     async def suffer(self, endpoint: Endpoint) -> None:

@@ -240,11 +240,14 @@ _WRONG = "the API key is not valid; check that it was copied whole and is still 
 
 def _presented(headers: Headers) -> str | None:
     """Return the API key of a request; two credentials would leave unclear which one counts."""
-    credentials = [*headers.get_all(AUTHORIZATION), *headers.get_all(API_KEY)]
+    credentials = [pair for pair in headers if pair[0] in (AUTHORIZATION, API_KEY)]
     if len(credentials) > 1:
         raise Unauthenticated("the request carries several credentials; send one")
-    if API_KEY in headers:
-        return credentials[0]
-    scheme, _, token = headers.get(AUTHORIZATION, "").partition(" ")
+    if not credentials:
+        return None
+    name, value = credentials[0]
+    if name == API_KEY:
+        return value
+    scheme, _, token = value.partition(" ")
     token = token.strip(" ")
     return token if scheme.lower() == "bearer" and token.startswith(PREFIX) else None

@@ -11,15 +11,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from synchromesh.context import CallContext
+from synchromesh.context import NEW_TRACE, CallContext
 from synchromesh.errors import BadRequest, RateLimited, SynchromeshError
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
+from synchromesh.gateway.arrival import FIELDS, NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Principal
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.limits import TokenBuckets
-from synchromesh.http import HttpExchange, RawPair, ready_answer
+from synchromesh.http import Headers, HttpExchange, RawPair, ready_answer
 from synchromesh.http.together import together_on
 from synchromesh.resilience import AttemptsLeft, Limiter
 from synchromesh.telemetry import Tracer, outcome_of
@@ -27,7 +28,7 @@ from synchromesh.telemetry import Tracer, outcome_of
 _log = logging.getLogger("synchromesh.gateway")
 
 _ID_BITS: Final = 192
-_NO_ZERO: Final = 1 << 64 | 1  # a bit of each id: none of them may be zero
+_NO_ZERO: Final = 1 << 191 | 1  # a bit of each id, as in `fast`: none of them may be zero
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
     b"x-content-type-options: nosniff\r\n"
@@ -81,16 +82,24 @@ class FastAggregate:
             return False
         now = self.loop.time()
         ids = (gate.tracer.rng.getrandbits(_ID_BITS) | _NO_ZERO).to_bytes(24).hex()
+        arrived, trace_id, marks = NOTHING, ids[:32], NEW_TRACE
+        for name, _ in exchange.pairs:
+            if name in FIELDS:
+                arrived = arrival_of(Headers.from_wire(exchange.pairs))
+                break
+        if arrived.trace is not None:
+            trace_id, marks = arrived.trace.trace_id, arrived.trace.marks
         context = CallContext(
-            trace_id=ids[:32],
+            trace_id=trace_id,
             span_id=ids[32:],
             caller=gate.tracer.service,
             principal=who,
             deadline_s=now + entry.deadline_s,
             attempts_left=gate.attempts_left,
             priority=entry.priority,
+            marks=marks,
         )
-        asked = AggregateExchange(self, exchange, context, now)
+        asked = AggregateExchange(self, exchange, context, now, arrived)
         if self.buckets is not None:
             wait_s = self.buckets.take(who or client_of(exchange.peer), now)
             if wait_s:
@@ -119,17 +128,23 @@ class FastAggregate:
 class AggregateExchange:
     """Is one request for an aggregate under way."""
 
-    __slots__ = ("_began_s", "_context", "_exchange", "_plan", "run")
+    __slots__ = ("_arrived", "_began_s", "_context", "_exchange", "_plan", "run")
 
     run: AggregateRun
 
     def __init__(
-        self, plan: FastAggregate, exchange: HttpExchange, context: CallContext, began_s: float
+        self,
+        plan: FastAggregate,
+        exchange: HttpExchange,
+        context: CallContext,
+        began_s: float,
+        arrived: Arrival,
     ) -> None:
         self._plan = plan
         self._exchange = exchange
         self._context = context
         self._began_s = began_s
+        self._arrived = arrived
 
     def on_end(self) -> None:
         """Answer: every branch has ended, or one that is required has failed."""
@@ -154,7 +169,8 @@ class AggregateExchange:
         body = composed.body
         self._close("ok", noted)
         own = f"{TRACE}: {trace_id}\r\n{marks}content-length: {len(body)}\r\n"
-        self._exchange.answer(_HEAD + own.encode(), body)
+        head = _HEAD + own.encode()
+        self._exchange.answer(head if self._arrived is NOTHING else head + self._arrived.line, body)
 
     def on_lost(self) -> None:
         """Give up: the client has gone."""
@@ -167,16 +183,21 @@ class AggregateExchange:
     def refuse(self, told: SynchromeshError, error: Exception | None = None) -> None:
         """Answer with an error that is worded for the outside."""
         self._close(*outcome_of(error or told))
-        fields = (*ALWAYS, (TRACE, self._context.trace_id))
+        fields = (*ALWAYS, (TRACE, self._context.trace_id), *self._arrived.fields)
         answer = refused(told, fields, trace_id=self._context.trace_id)
         self._exchange.answer(*ready_answer(answer))
 
     def _close(self, status: str, noted: dict[str, str]) -> None:
-        plan, context = self._plan, self._context
+        plan, context, arrived = self._plan, self._context, self._arrived
+        parent_id = ""
         if context.principal:
             noted = {"principal": context.principal, **noted}
+        if arrived is not NOTHING:
+            parent_id = arrived.parent_id
+            if arrived.request_id:
+                noted = {"request_id": arrived.request_id, **noted}
         now = plan.loop.time()
-        plan.record(context.trace_id, context.span_id, "", self._began_s, now, status, noted)
+        plan.record(context.trace_id, context.span_id, parent_id, self._began_s, now, status, noted)
         plan.gate.limiter.release()
         # The two must not keep each other: that is a cycle.
         self._exchange.listener = None

@@ -43,6 +43,7 @@ from synchromesh.errors import (
 )
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
+from synchromesh.gateway.arrival import arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
 from synchromesh.gateway.check import CompiledRoute, compiled, read, refusal_of
@@ -189,7 +190,7 @@ class GatewayEngine:
         try:
             found = find(self._routes, request.method, request.path)
         except BadRequest as error:
-            return refused(error)
+            return refused(error, [*ALWAYS, *arrival_of(request.headers).fields])
         if isinstance(found, NoMatch):
             return _unrouted(request, found)
         with self._begun(found, request) as (asked, context):
@@ -237,13 +238,26 @@ class GatewayEngine:
         self, found: Match[CompiledRoute], request: HttpRequest
     ) -> Iterator[tuple[_Asked, CallContext]]:
         """Begin the span and the call tree of a request; they end with its answer."""
-        entry = found.target
-        context = self._caller.root(timeout_s=entry.deadline_s)
-        with self._tracer.start("gateway", entry.name, trace_id=context.trace_id) as span:
+        entry, arrived = found.target, arrival_of(request.headers)
+        context, parent_id = self._caller.root(timeout_s=entry.deadline_s), ""
+        trace_id, marks = context.trace_id, context.marks
+        if arrived.trace is not None:
+            trace_id, marks = arrived.trace.trace_id, arrived.trace.marks
+            parent_id = arrived.trace.span_id
+        with self._tracer.start(
+            "gateway", entry.name, trace_id=trace_id, parent_id=parent_id
+        ) as span:
             context = msgspec.structs.replace(
-                context, span_id=span.span_id, priority=entry.priority
+                context,
+                trace_id=trace_id,
+                span_id=span.span_id,
+                priority=entry.priority,
+                marks=marks,
             )
-            headers = [*ALWAYS, (TRACE, context.trace_id)]
+            headers = [*ALWAYS, (TRACE, trace_id)]
+            if arrived.request_id:
+                headers += arrived.fields
+                span.note("request_id", arrived.request_id)
             with tree_of(context):
                 yield _Asked(entry, found.places, request, span, headers), context
 
@@ -459,12 +473,13 @@ def _is_json(content_type: str) -> bool:
 
 
 def _unrouted(request: HttpRequest, found: NoMatch) -> HttpResponse:
+    fields = [*ALWAYS, *arrival_of(request.headers).fields]
     if not found.allowed:
-        return refused(UnknownOperation("there is nothing under this path"))
+        return refused(UnknownOperation("there is nothing under this path"), fields)
     allowed = ", ".join(found.allowed)
     return problem_response(
         MethodNotAllowed.status,
         f"this path takes {allowed}, not {request.method}",
         code=MethodNotAllowed.code,
-        headers=[*ALWAYS, ("allow", allowed)],
+        headers=[*fields, ("allow", allowed)],
     )

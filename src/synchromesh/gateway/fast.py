@@ -29,10 +29,16 @@ from synchromesh.calls.forwarding import IDEMPOTENT, FailedAttempt, Forwarder, b
 from synchromesh.calls.http_client import HttpTransport, keep_line
 from synchromesh.calls.routes import NoMatch, Routes
 from synchromesh.calls.tree import tree_of
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
+from synchromesh.context import (
+    ATTEMPTS_LEFT_MAX,
+    CallContext,
+    header_lines,
+    state_line,
+)
 from synchromesh.discovery import Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
+from synchromesh.gateway.arrival import FIELDS, NOTHING, arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.auth import Authenticator, Principal
 from synchromesh.gateway.check import CompiledRoute
@@ -41,16 +47,17 @@ from synchromesh.gateway.forward import ODD, answer_of, is_odd
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.passing import ForwardExchange, ForwardPlace
 from synchromesh.gateway.router import find
-from synchromesh.http import Body, HttpExchange, HttpRequest, HttpResponse, RawPair
+from synchromesh.http import Body, Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.together import together_on
 from synchromesh.resilience import Limiter
 from synchromesh.telemetry import Tracer, outcome_of
 
 _WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 _IDEMPOTENT: Final = frozenset(method.encode() for method in IDEMPOTENT)
-# One draw makes all ids of a request; a bit of each is set, for none of them may be zero.
+# One draw makes all ids of a request; a bit of each is set, for none of them may be zero. That of
+# the trace is its first one: its last 56 are said to be random.
 _ID_BITS: Final = 256
-_NO_ZERO: Final = 1 << 128 | 1 << 64 | 1
+_NO_ZERO: Final = 1 << 255 | 1 << 64 | 1
 _PLACES_MAX: Final = 256
 
 
@@ -167,11 +174,14 @@ class Gate:
     ) -> AsyncIterator[HttpResponse]:
         entry, passage = plan.entry, plan.entry.passage
         assert passage is not None
-        headers = [*ALWAYS, (TRACE, context.trace_id)]
+        arrived = arrival_of(request.headers)
+        headers = [*ALWAYS, (TRACE, context.trace_id), *arrived.fields]
         found = self._find(request.method.encode(), request.path.encode("latin-1"))
         assert found is not None, "it was found before"
         began_s = begun.began_s
         status, noted = "ok", {"principal": context.principal} if context.principal else {}
+        if arrived.request_id:
+            noted["request_id"] = arrived.request_id
         try:
             with self.tracer.under(context), tree_of(context):
                 async with AsyncExitStack() as stack:
@@ -203,7 +213,7 @@ class Gate:
             plan.record(
                 context.trace_id,
                 context.span_id,
-                "",
+                arrived.parent_id,
                 began_s,
                 asyncio.get_running_loop().time(),
                 status,
@@ -300,13 +310,17 @@ class FastForward:
         if shared.faults.rules or shared.is_slow or len(body) > self.body_bytes_max:
             return False
         passed = self.passed
-        lines = [b""]  # the request line's place
+        lines, arrived = [b""], NOTHING  # the request line's place
         for name, value in exchange.pairs:
             if name in passed:
                 # Judged by the parser, and as they were: no line can be forged by them.
                 lines += (name, b": ", value, b"\r\n")
-            elif name in ODD and is_odd(name, value):
-                return False
+            elif name in ODD:
+                if name in FIELDS:
+                    if arrived is NOTHING:
+                        arrived = arrival_of(Headers.from_wire(exchange.pairs))
+                elif is_odd(name, value):
+                    return False
         who = ""
         if not self.is_public:
             principal = gate.known(exchange.pairs)
@@ -343,6 +357,9 @@ class FastForward:
             return self._decline(member)
         ids = (self.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
         sent = ForwardExchange(self, exchange, place, who, ids, now)
+        if arrived is not NOTHING:
+            sent.arrive(arrived)
+            lines.append(sent.echo)
         if member is not None:
             sent.member = member
         self._pass_on(sent, line, lines, now)
@@ -378,7 +395,11 @@ class FastForward:
             shared.finder.note_found(service.name)
         trace_id, span_id = sent.trace_id, sent.call_span_id
         if self.is_external:
-            lines.append(f"traceparent: 00-{trace_id}-{span_id}-01\r\n".encode())
+            marks = sent.marks
+            text = f"traceparent: 00-{trace_id}-{span_id}-0{marks.flags}\r\n"
+            if marks.state:
+                text += state_line(marks.state)
+            lines.append(text.encode())
         else:
             hop = self.hops.get(who)
             if hop is None or now >= hop.fresh_until_s:
@@ -390,6 +411,7 @@ class FastForward:
                 deadline_s=sent.due_s,
                 attempts_left=min(gate.attempts_left // 2, ATTEMPTS_LEFT_MAX),
                 priority=self.priority,
+                marks=sent.marks,
             )
             lines += (
                 hop.kept.get("http") or keep_line(hop),

@@ -24,11 +24,13 @@ from synchromesh.context import (
     IDEMPOTENCY_KEY,
     SENT_AT,
     TRACEPARENT,
+    TRACESTATE,
     UNDOES,
     CallContext,
 )
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.gateway.answers import client_of
+from synchromesh.gateway.arrival import FIELDS, REQUEST_ID, arrival_of
 from synchromesh.gateway.fallbacks import Note
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
@@ -49,7 +51,7 @@ _HOP: Final = frozenset({
 })  # fmt: skip
 _OURS: Final = frozenset({
     ATTEMPTS_LEFT, CREDENTIAL, DEADLINE_MS, IDEMPOTENCY_KEY, SENT_AT, TRACEPARENT, UNDOES,
-    "attempts-used", "away-ms", "tracestate",
+    "attempts-used", "away-ms", TRACESTATE,
 })  # fmt: skip
 # Headers that no route may let in: they say who asks, from where, how the message is framed, or
 # that another method or path is meant than the one that was checked.
@@ -116,7 +118,11 @@ class CompiledForward:
             name=name,
             method=request.method,
             target=f"{target}?{request.query}" if request.query else target,
-            headers=(*_passing(request.headers, self.passed), _VIA),
+            headers=(
+                *_passing(request.headers, self.passed),
+                *arrival_of(request.headers).fields,
+                _VIA,
+            ),
             body=None if body is None or body.length == 0 else body,
             context=context,
             is_external=is_external,
@@ -129,7 +135,10 @@ def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpRe
 
     What the upstream says of caching goes before ours: it knows its answer.
     """
+    ours = tuple(ours)
     dropped = _DROPPED | _named(response.headers)
+    if any(name == REQUEST_ID for name, _ in ours):
+        dropped |= {REQUEST_ID}  # it is the client's to say
     kept = [
         (name, value)
         for name, value in response.headers
@@ -146,13 +155,14 @@ def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpRe
 _OPTIONS: Final = frozenset({b"keep-alive", b"close"})
 # What is done with a field of an answer, by its name; unlike a request's they are the upstream's
 # own words, few and always the same. Others than these are judged once and kept.
-_DROP, _PASS, _CACHE, _CONNECTION = range(4)
+_DROP, _PASS, _CACHE, _CONNECTION, _NAME = range(5)
 _RULES: dict[bytes, int] = {}
 _RULES_MAX: Final = 1024
 _FIXED_RULES: Final = {
     **{name.encode(): _DROP for name in (*_DROPPED, "content-length")},
     b"cache-control": _CACHE,
     b"connection": _CONNECTION,
+    REQUEST_ID.encode(): _NAME,
 }
 _RULES.update(_FIXED_RULES)
 _NO_STORE: Final = b"cache-control: no-store\r\n"
@@ -163,20 +173,23 @@ _NO_BODY: Final = frozenset({204, 304})
 
 
 # Fields of a request that do not pass, and may need a closer look all the same.
-ODD: Final = frozenset({b"connection", b"idempotency-key"})
+ODD: Final = frozenset({b"connection", b"idempotency-key"}) | FIELDS
 
 
 def is_odd(name: bytes, value: bytes) -> bool:
     """Tell whether one of those needs it: a key, or a `Connection` that names other fields."""
-    return name != b"connection" or value.lower() not in _OPTIONS
+    return name == b"idempotency-key" or value.lower() not in _OPTIONS
 
 
-def answer_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int) -> bytes:
+def answer_head(
+    status: int, pairs: Sequence[RawPair], trace_id: str, size: int, echo: bytes = b""
+) -> bytes:
     """Return the head of an upstream's answer as the client gets it, as `answer_of` makes it.
 
     Args:
         pairs: its fields, as a strict parser has judged them, names in lower case.
         size: of its body; below 0 where that comes in chunks.
+        echo: the line that repeats what the client has named its request.
     """
     lines = [_STATUS_LINES[status]]
     caching, rules = _NO_STORE, _RULES
@@ -188,24 +201,29 @@ def answer_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int)
             if rule == _CACHE:
                 # What the upstream says of caching goes before ours: it knows its answer.
                 caching = b""
+            elif rule == _NAME:
+                if echo:
+                    continue  # it is the client's to say
             elif rule == _CONNECTION:
                 if value not in _OPTIONS and value.lower() not in _OPTIONS:
-                    return _named_head(status, pairs, trace_id, size)
+                    return _named_head(status, pairs, trace_id, size, echo)
                 continue
             lines += (name, b": ", value, b"\r\n")
     if size < 0:
         framing = _CHUNKED
     else:
         framing = b"" if status in _NO_BODY else b"content-length: %d\r\n" % size
-    lines += (framing, caching, _OUR_LINES, trace_id.encode(), b"\r\n")
+    lines += (framing, caching, echo, _OUR_LINES, trace_id.encode(), b"\r\n")
     return b"".join(lines)
 
 
-def _named_head(status: int, pairs: Sequence[RawPair], trace_id: str, size: int) -> bytes:
+def _named_head(
+    status: int, pairs: Sequence[RawPair], trace_id: str, size: int, echo: bytes
+) -> bytes:
     """Return the head of an answer whose `Connection` names fields of its own hop."""
     named = {name.encode("latin-1") for name in _named(Headers.from_wire(list(pairs)))}
     kept = [pair for pair in pairs if pair[0] not in named and pair[0] != b"connection"]
-    return answer_head(status, kept, trace_id, size)
+    return answer_head(status, kept, trace_id, size, echo)
 
 
 def _judge(name: bytes) -> int:
@@ -234,7 +252,9 @@ def read_forward(route: Forward, template: Template, note: Note) -> CompiledForw
             note(f'{name[:40]!r} is no header in lower case; write one such as "x-checksum"')
         elif name in _NEVER or name.startswith(_NEVER_BEGINS):
             note(f"{name!r} never passes: it says who asks, from where, or how; drop it")
-    return CompiledForward(str(route.to), path, PASSED | frozenset(route.headers), body_bytes_max)
+    # A well-formed one passes anyway.
+    passed = frozenset(route.headers) - {REQUEST_ID}
+    return CompiledForward(str(route.to), path, PASSED | passed, body_bytes_max)
 
 
 def size_of(text: str) -> int:

@@ -17,10 +17,11 @@ from typing import Protocol
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
 from synchromesh.calls.http_client import HttpTransport, reply_of_wire, spent
 from synchromesh.calls.plan import CalledService, Shared
-from synchromesh.context import CallContext
+from synchromesh.context import NEW_TRACE, CallContext
 from synchromesh.discovery import CallEnd, Endpoint, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
 from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
+from synchromesh.gateway.arrival import Arrival
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.forward import answer_head
 from synchromesh.http import (
@@ -139,6 +140,11 @@ class ForwardExchange(ClientExchange):
     # What an answer of 5xx has said so far; None for any other.
     problem: tuple[int, list[RawPair], list[bytes]] | None = None
     takes_parts = True
+    # What the client has said of its request, where it has said anything.
+    marks = NEW_TRACE
+    parent_id = ""
+    echo = b""
+    noted: dict[str, str] | None = None
 
     def __init__(
         self,
@@ -162,6 +168,17 @@ class ForwardExchange(ClientExchange):
         self.span_id = ids[32:48]
         self.call_span_id = ids[48:]
         self.began_s = began_s
+        if principal:
+            self.noted = {"principal": principal}
+
+    def arrive(self, arrived: Arrival) -> None:
+        """Continue the client's trace, and keep the name that it has given its request."""
+        if arrived.trace is not None:
+            trace = arrived.trace
+            self.trace_id, self.parent_id, self.marks = trace.trace_id, trace.span_id, trace.marks
+        if arrived.request_id:
+            self.echo = arrived.line
+            self.noted = {**(self.noted or {}), "request_id": arrived.request_id}
 
     @property
     def client(self) -> str:  # type: ignore[override]
@@ -188,16 +205,15 @@ class ForwardExchange(ClientExchange):
             plan.edge.learn(None, Classification.SUCCESS, now, self._own_s(pairs, now))
         if self.member is not None:
             self._tell_member(now, CallEnd.ANSWERED)
-        who = {"principal": self.principal} if self.principal else None
         plan.record_call(
             trace_id, self.call_span_id, self.span_id, began_s, now, "ok", self.place.noted
         )
-        plan.record(trace_id, self.span_id, "", began_s, now, "ok", who)
+        plan.record(trace_id, self.span_id, self.parent_id, began_s, now, "ok", self.noted)
         if plan.limiter is not None:
             plan.limiter.release()
         plan.gate.limiter.release()
         exchange.listener = None
-        exchange.answer(answer_head(status, pairs, trace_id, len(body)), body)
+        exchange.answer(answer_head(status, pairs, trace_id, len(body), self.echo), body)
 
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
         """Answer with a head, and go on as the body comes."""
@@ -214,7 +230,7 @@ class ForwardExchange(ClientExchange):
         self._give_slots()
         self.framing = Framing(length=length)
         size = length if length is not None else -1
-        self.exchange.begin(answer_head(status, pairs, self.trace_id, size))
+        self.exchange.begin(answer_head(status, pairs, self.trace_id, size, self.echo))
         if self.connection is not None:
             self.expect_within(self.place.pool.limits.stall_s)
 
@@ -292,8 +308,7 @@ class ForwardExchange(ClientExchange):
             f"too many requests for {plan.entry.name}; try again in {wait_s:.3f} s",
             retry_after_s=wait_s,
         )
-        status, noted = outcome_of(error)
-        plan.record(self.trace_id, self.span_id, "", self.began_s, plan.loop.time(), status, noted)
+        self._record(*self._outcome(error))
         self._forget_member()
         self._release()
         self._refuse(exchange, error)
@@ -332,6 +347,7 @@ class ForwardExchange(ClientExchange):
             deadline_s=self.began_s + plan.deadline_s,
             attempts_left=plan.gate.attempts_left,
             priority=plan.entry.priority,
+            marks=self.marks,
         )
         begun = FailedAttempt(
             first, error, by_http(self.place.endpoint), self.call_span_id, self.began_s
@@ -398,17 +414,17 @@ class ForwardExchange(ClientExchange):
             status,
             noted if told is None else {**noted, **told},
         )
-        who = {"principal": self.principal} if self.principal else None
-        plan.record(
-            self.trace_id,
-            self.span_id,
-            "",
-            self.began_s,
-            ended_s,
-            status,
-            who if told is None else {**(who or {}), **told},
-        )
+        self._record(status, ended_s, told)
         self._release()
+
+    def _record(self, status: str, ended_s: float, told: dict[str, str] | None) -> None:
+        """Record the gateway's span."""
+        noted = self.noted
+        if told is not None:
+            noted = {**(noted or {}), **told}
+        self.plan.record(
+            self.trace_id, self.span_id, self.parent_id, self.began_s, ended_s, status, noted
+        )
 
     def _release(self) -> None:
         """Give back what it holds; the two exchanges must not keep each other: that is a cycle."""
@@ -423,5 +439,7 @@ class ForwardExchange(ClientExchange):
         self.plan.gate.limiter.release()
 
     def _refuse(self, exchange: HttpExchange, error: SynchromeshError) -> None:
-        fields = (*ALWAYS, (TRACE, self.trace_id))
-        exchange.answer(*ready_answer(refused(error, fields, trace_id=self.trace_id)))
+        head, body = ready_answer(
+            refused(error, (*ALWAYS, (TRACE, self.trace_id)), trace_id=self.trace_id)
+        )
+        exchange.answer(head + self.echo, body)

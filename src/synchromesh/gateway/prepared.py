@@ -14,7 +14,7 @@ from synchromesh.calls.fast import SURELY_FITS, known_at_once
 from synchromesh.calls.http_client import Place, keep_line
 from synchromesh.calls.plan import Target
 from synchromesh.calls.started import Done, StartedCall
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines, state_line
 from synchromesh.errors import CircuitOpen, ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.http.together import TurnWrites
@@ -148,7 +148,10 @@ class PreparedCall:
         line = place.lines.get((operation, target)) or place.line(operation, target)
         if plan.is_external:
             # A stranger is not told who we are, and can spend none of our attempts.
-            trace = f"traceparent: 00-{context.trace_id}-{call.span_id}-01\r\n"
+            marks = context.marks
+            trace = f"traceparent: 00-{context.trace_id}-{call.span_id}-0{marks.flags}\r\n"
+            if marks.state:
+                trace += state_line(marks.state)
             if not (body or self._states_length):
                 return line + f"{trace}\r\n".encode()
             signed, travelling = b"", trace.encode()
@@ -178,6 +181,7 @@ class PreparedCall:
             deadline_s=call.due_s,
             attempts_left=min(ATTEMPTS_LEFT_MAX, call.given),
             priority=context.priority,
+            marks=context.marks,
         )
         lines = header_lines(sent, now=now, wall_us=self._shared.runtime.wall_us())
         return hop.kept.get("http") or keep_line(hop), lines

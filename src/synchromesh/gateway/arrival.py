@@ -1,0 +1,68 @@
+"""What a request from outside says of itself: the trace it continues, and the name it has there.
+
+None of it is trusted with more than that: a trace is a label, and a name is repeated.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from synchromesh.context import TRACEPARENT, TRACESTATE, TraceParent, read_trace
+from synchromesh.http import Headers
+
+REQUEST_ID: Final = "x-request-id"
+# The fields that say it: a request without any of them has arrived with nothing.
+FIELDS: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode(), REQUEST_ID.encode()})
+
+_PARENT, _STATE = TRACEPARENT, TRACESTATE
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """What a request from outside says of itself.
+
+    Attributes:
+        trace: which it continues; None where it begins one.
+        request_id: its name there, at most 128 letters, digits and `._~:/+=@-`; "" for none, and
+            for one that is anything else.
+    """
+
+    trace: TraceParent | None = None
+    request_id: str = ""
+
+    @property
+    def parent_id(self) -> str:
+        """Return the span of the sender, "" where there is none."""
+        return "" if self.trace is None else self.trace.span_id
+
+    @property
+    def fields(self) -> tuple[tuple[str, str], ...]:
+        """Return what its answer repeats."""
+        return ((REQUEST_ID, self.request_id),) if self.request_id else ()
+
+    @property
+    def line(self) -> bytes:
+        """Return the same as it stands on the wire."""
+        return f"{REQUEST_ID}: {self.request_id}\r\n".encode() if self.request_id else b""
+
+
+NOTHING: Final = Arrival()
+
+
+def arrival_of(headers: Headers) -> Arrival:
+    """Return what the fields of a request say of it."""
+    parents, states, names = [], [], []
+    for name, value in headers:
+        if name == _PARENT:
+            parents.append(value)
+        elif name == _STATE:
+            states.append(value)
+        elif name == REQUEST_ID:
+            names.append(value)
+    if not (parents or names):
+        return NOTHING
+    is_named = len(names) == 1 and _REQUEST_ID.fullmatch(names[0])
+    return Arrival(read_trace(parents, states), names[0] if is_named else "")
