@@ -43,7 +43,7 @@ FRONT_DOOR = {
     "Event sourcing": "Decider Decision",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
     "BreakerOptions deadline",
-    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys Rate Stale Static",
+    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys JWT Rate Stale Static",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
 # What else users import, by package: the documentation's code and servo-works do.
@@ -58,9 +58,11 @@ MODULES = {
     "events": (
         "given Given When read_event subscribe AppendReceipt ProjectionRunner ProjectionOptions"
     ),
-    "gateway": "GatewayEngine check outline make_key parse_keys Auth Authenticator Principal",
+    "gateway": (
+        "GatewayEngine check outline make_key parse_keys Auth Authenticator Folders Principal"
+    ),
     "http": (
-        "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Body Limits PoolLimits "
+        "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Headers Body Limits PoolLimits "
         "AsgiHandler"
     ),
     "identity": "Signer",

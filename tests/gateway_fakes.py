@@ -96,7 +96,7 @@ class Token(Auth):
     def __init__(self, **scopes: set[str]) -> None:
         self.scopes = scopes
 
-    def open(self, folder: object, runtime: object) -> Token:
+    def open(self, folders: object, runtime: object) -> Token:
         return self
 
     async def authenticate(self, headers: Headers) -> Principal | None:
@@ -106,6 +106,9 @@ class Token(Auth):
     def known(self, fields: Sequence[RawPair]) -> Principal | None:
         names = [value.decode() for name, value in fields if name == b"authorization"]
         return Principal(names[0], frozenset(self.scopes.get(names[0], ()))) if names else None
+
+    def refresh(self) -> None:
+        return None
 
     async def close(self) -> None:
         return None

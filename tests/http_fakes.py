@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from collections.abc import Callable
+from typing import Self
 
 
 class FakeTransport(asyncio.Transport):
@@ -136,6 +138,9 @@ class FakeNetwork:
         protocol = factory()
         self.made.append(FakeTransport(protocol))
         return protocol
+
+    def secured(self, tls: ssl.SSLContext) -> Self:
+        return self
 
     def client(self) -> FakeTransport:
         """Let a client connect to what listens."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from synchromesh.errors import TimedOut as TimedOut
     from synchromesh.events import Decider as Decider
     from synchromesh.events import Decision as Decision
+    from synchromesh.gateway import JWT as JWT
     from synchromesh.gateway import Aggregate as Aggregate
     from synchromesh.gateway import ApiKeys as ApiKeys
     from synchromesh.gateway import Branch as Branch
@@ -54,7 +55,7 @@ _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
-    "gateway": "Aggregate ApiKeys Branch Forward Gateway Rate Route Stale Static",
+    "gateway": "Aggregate ApiKeys Branch Forward Gateway JWT Rate Route Stale Static",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
     "RetryOptions deadline",
     "saga": "Saga SagaPolicy SagaRun",

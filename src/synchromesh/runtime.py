@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from synchromesh.network import Network, RealNetwork
+
 if TYPE_CHECKING:
     import asyncio
     import sqlite3
@@ -71,44 +73,6 @@ class FileLock(Protocol):
 
     def release(self) -> None:
         """Release the lock. May be repeated."""
-        ...
-
-
-class Listener(Protocol):
-    """A listening socket."""
-
-    @property
-    def host(self) -> str:
-        """The address it listens on."""
-        ...
-
-    @property
-    def port(self) -> int:
-        """The port, also where port 0 was requested."""
-        ...
-
-    def pause(self) -> None:
-        """Accept no more connections; new ones wait in the backlog until it is closed."""
-        ...
-
-    def close(self) -> None:
-        """Stop listening; open connections stay."""
-        ...
-
-
-class Network(Protocol):
-    """Byte streams between processes, as asyncio protocols see them."""
-
-    async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
-    ) -> Listener:
-        """Accept connections. Raises OSError, for instance where the port is taken."""
-        ...
-
-    async def connect(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
-    ) -> asyncio.Protocol:
-        """Connect, and return the protocol that `factory` made. Raises OSError."""
         ...
 
 
@@ -406,85 +370,3 @@ class _RealLock:
             os.close(self._handle)
             self._handle = None
             self._forget()
-
-
-# Connections that may wait to be accepted.
-BACKLOG = 1024
-
-
-class RealNetwork:
-    """TCP by asyncio; Nagle's algorithm is off, as asyncio does by itself."""
-
-    async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
-    ) -> Listener:
-        """Listen on TCP."""
-        import asyncio
-
-        server = await asyncio.get_running_loop().create_server(
-            factory, host, port, backlog=BACKLOG, reuse_address=True
-        )
-        return _RealListener(server)
-
-    async def connect(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
-    ) -> asyncio.Protocol:
-        """Connect by TCP."""
-        import asyncio
-
-        _, protocol = await asyncio.get_running_loop().create_connection(factory, host, port)
-        return protocol
-
-
-class HandedNetwork(RealNetwork):
-    """TCP by asyncio that listens on a socket inherited from another process.
-
-    Connections wait in it while nobody accepts them, so that those who do may change.
-
-    Args:
-        handle: the file descriptor of the socket.
-    """
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    async def listen(
-        self, factory: Callable[[], asyncio.Protocol], host: str, port: int
-    ) -> Listener:
-        """Listen on the inherited socket, wherever it is bound."""
-        import asyncio
-        import socket
-
-        del host, port  # it is bound already
-        handed = socket.socket(fileno=self._handle)
-        # Or what is started from here would keep it open.
-        handed.set_inheritable(False)
-        server = await asyncio.get_running_loop().create_server(
-            factory, sock=handed, backlog=BACKLOG
-        )
-        return _RealListener(server)
-
-
-class _RealListener:
-    def __init__(self, server: asyncio.Server) -> None:
-        self._server = server
-        address = server.sockets[0].getsockname()
-        self._host, self._port = str(address[0]), int(address[1])
-
-    @property
-    def host(self) -> str:
-        return self._host
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    def pause(self) -> None:
-        import asyncio
-
-        # Closed at once, asyncio would drop what it has accepted and not yet made a connection of.
-        for each in self._server.sockets:
-            asyncio.get_running_loop().remove_reader(each.fileno())
-
-    def close(self) -> None:
-        self._server.close()

@@ -53,6 +53,7 @@ from synchromesh.errors import (
 )
 from synchromesh.gateway import (
     ApiKeys,
+    Folders,
     Gateway,
     GatewayEngine,
     Rate,
@@ -577,7 +578,11 @@ async def test_a_gateway_opens_with_every_mistake_named(tmp_path: Path) -> None:
     tracer = Tracer("gateway", runtime, system.spans)
     with pytest.raises(ConfigError) as refused:
         await GatewayEngine.open(
-            bad, caller=system.caller(), tracer=tracer, runtime=runtime, folder=tmp_path
+            bad,
+            caller=system.caller(),
+            tracer=tracer,
+            runtime=runtime,
+            folders=Folders(tmp_path, tmp_path),
         )
     assert "mistakes: 2" in refused.value.message
     assert "'GET x' is not a route" in refused.value.message
@@ -611,7 +616,7 @@ async def test_a_gateway_serves_real_clients(tmp_path: Path) -> None:
         caller=system.caller("gateway"),
         tracer=Tracer("gateway", runtime, system.spans),
         runtime=runtime,
-        folder=tmp_path,
+        folders=Folders(tmp_path, tmp_path),
     )
     server = HttpServer(engine, network=runtime.network)
     await server.start()

@@ -28,7 +28,7 @@ ORDERS = 60
 REPLICAS = {"quoting#1", "quoting#2", "quoting#3"}
 SINGLE = {"orders", "inventory", "billing", "production", "configurator", "fleet", "gateway"}
 PARTS = SINGLE | REPLICAS
-WITHIN_S = 90.0
+WITHIN_S = 300.0
 
 
 @dataclass(frozen=True)

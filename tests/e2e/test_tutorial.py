@@ -22,7 +22,7 @@ from processes import announced
 ROOT = Path(__file__).parents[2]
 SYNCHROMESH = str(Path(sys.executable).with_name("synchromesh"))
 STOP_S = 10.0
-COMMAND_S = 30.0
+COMMAND_S = 90.0
 # The tutorial says of these that they are refused.
 REFUSED = ("qty=3", "customer=brassworks")
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 # What a server may take to end handlers that it has cancelled.
 CANCEL_S = 1.0
-WAIT_S = 30.0
+WAIT_S = 90.0
 BROKEN = '[services.broken]\napp = "notes_app:broken"\n'
 
 

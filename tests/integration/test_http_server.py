@@ -22,7 +22,8 @@ from synchromesh.http import (
     HttpServer,
     Limits,
 )
-from synchromesh.runtime import HandedNetwork, RealRuntime
+from synchromesh.network import HandedNetwork
+from synchromesh.runtime import RealRuntime
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_way")]
 

@@ -37,7 +37,7 @@ async def keep(tx: Transaction, word: str) -> int:
     await tx.execute("insert into word values (?)", word)
     return int(str((await tx.execute("select count(*) from word"))[0][0]))
 """
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 
 @pytest.fixture

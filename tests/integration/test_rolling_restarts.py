@@ -18,7 +18,7 @@ from synchromesh.http import HttpPool
 
 pytestmark = pytest.mark.anyio
 
-ANSWER_S = 30.0
+ANSWER_S = 90.0
 CUSTOMERS = 3
 
 

@@ -27,7 +27,7 @@ from synchromesh.service.restarts import RestartOptions
 from synchromesh.system import RunDir
 from synchromesh.system.supervise import child_process
 
-WAIT_S = 30.0
+WAIT_S = 90.0
 HERE = "import pathlib; pathlib.Path(__file__).with_name('here').write_text('!')\n"
 HANGS = PROVIDER % "import signal; open('here', 'w').write('!'); signal.pause()"
 

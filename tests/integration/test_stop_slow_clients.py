@@ -16,7 +16,7 @@ from processes import COMMAND, family_of, is_alive
 
 pytestmark = pytest.mark.anyio
 
-START_S = 30.0
+START_S = 90.0
 STOP_S = 10.0
 COUNT = b"GET /count HTTP/1.1\r\nhost: x\r\n\r\n"
 PAGE = b"GET /page?size=500000 HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -20,10 +20,11 @@ from bodies import everything
 from forward_fakes import MiB, Way, answering, through
 from synchromesh.calls import Policies
 from synchromesh.errors import Unauthenticated
-from synchromesh.gateway import ApiKey, KeyRing, KeysFile, Principal, make_key
+from synchromesh.gateway import ApiKey, KeyRing, KeysFile, Principal, make_key, parse_keys
 from synchromesh.gateway.answers import ALWAYS, TRACE
 from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.forward import answer_head, answer_of
+from synchromesh.gateway.watched import WatchedFile
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.message import encode_response
 from synchromesh.http.together import TurnWrites
@@ -90,14 +91,18 @@ def test_only_a_valid_key_that_is_alone_is_known_at_once() -> None:
 def test_a_verdict_ends_with_its_key(tmp_path: Path) -> None:
     """A key that has gone from the file is not known from the next look on."""
     path = tmp_path / "keys.json"
-    path.write_bytes(msgspec.json.encode(KeysFile(())))
+    path.write_bytes(msgspec.json.encode(KeysFile((KEY,))))
+
+    def read(path: Path) -> dict[str, ApiKey]:
+        return parse_keys(path.read_bytes(), "the file")
 
     async def main(ring: KeyRing) -> None:
         assert ring.known(field("x-api-key", TEXT)) is not None
-        assert ring.reread()
+        path.write_bytes(msgspec.json.encode(KeysFile(())))
+        ring.refresh()
         assert ring.known(field("x-api-key", TEXT)) is None
 
-    with_ring(main, path=path)
+    with_ring(main, file=WatchedFile(path, "the keys", read))
 
 
 def test_a_verdict_ends_when_its_key_expires() -> None:

@@ -15,7 +15,15 @@ import msgspec
 import pytest
 
 from synchromesh.errors import ConfigError, Unauthenticated
-from synchromesh.gateway import ApiKey, ApiKeys, KeyRing, Principal, make_key, parse_keys
+from synchromesh.gateway import (
+    ApiKey,
+    ApiKeys,
+    Folders,
+    KeyRing,
+    Principal,
+    make_key,
+    parse_keys,
+)
 from synchromesh.http import Headers
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
@@ -263,9 +271,9 @@ def test_keys_are_opened_from_a_folder(tmp_path: Path) -> None:
 
     async def simulated(runtime: Runtime) -> None:
         with pytest.raises(ConfigError, match="api-keys"):
-            ApiKeys().open(tmp_path, runtime)
+            ApiKeys().open(Folders(tmp_path, tmp_path), runtime)
         (tmp_path / "api-keys.json").write_bytes(file_of(KEY))
-        ring = ApiKeys().open(tmp_path, runtime)
+        ring = ApiKeys().open(Folders(tmp_path, tmp_path), runtime)
         assert await ring.authenticate(bearer(TEXT)) is not None
         await ring.close()
         await ring.close()
@@ -289,17 +297,15 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     keys_in(path, KEY)
 
     async def simulated(runtime: Runtime) -> None:
-        ring = ApiKeys().open(tmp_path, runtime)
-        assert not ring.reread()
+        ring = ApiKeys().open(Folders(tmp_path, tmp_path), runtime)
         assert await ring.authenticate(bearer(TEXT)) is not None
         with pytest.raises(Unauthenticated):
             await ring.authenticate(bearer(OTHER_TEXT))
         keys_in(path, OTHER)
-        assert ring.reread()
+        ring.refresh()
         assert await ring.authenticate(bearer(OTHER_TEXT)) is not None
         with pytest.raises(Unauthenticated):
             await ring.authenticate(bearer(TEXT))
-        assert not ring.reread()
         await ring.close()
 
     run(simulated)
@@ -314,9 +320,10 @@ def test_a_damaged_file_changes_no_key(
     keys_in(path, KEY)
 
     async def simulated(runtime: Runtime) -> None:
-        ring = ApiKeys().open(tmp_path, runtime)
+        ring = ApiKeys().open(Folders(tmp_path, tmp_path), runtime)
         path.unlink() if damage is None else path.write_text(damage)
-        assert (ring.reread(), ring.reread()) == (False, False)
+        ring.refresh()
+        ring.refresh()
         assert await ring.authenticate(bearer(TEXT)) is not None
         await ring.close()
 

@@ -1,11 +1,13 @@
 """The API gateway: routes, authentication, rate limits, and response aggregation."""
 
-from synchromesh.gateway.auth import ApiKeys, Auth, Authenticator, KeyRing, Principal
+from synchromesh.gateway.api_keys import ApiKeys, KeyRing
 from synchromesh.gateway.check import check
 from synchromesh.gateway.engine import GatewayEngine
+from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.outline import outline
+from synchromesh.gateway.principal import Auth, Authenticator, Folders, Principal
 from synchromesh.gateway.routes import (
     Aggregate,
     Branch,
@@ -18,12 +20,14 @@ from synchromesh.gateway.routes import (
 )
 
 __all__ = [
+    "JWT",
     "Aggregate",
     "ApiKey",
     "ApiKeys",
     "Auth",
     "Authenticator",
     "Branch",
+    "Folders",
     "Forward",
     "Gateway",
     "GatewayEngine",

@@ -17,9 +17,9 @@ from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
 from synchromesh.gateway.arrival import FIELDS, NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.auth import Principal
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.principal import Principal
 from synchromesh.http import Headers, HttpExchange, RawPair, ready_answer
 from synchromesh.http.together import together_on
 from synchromesh.resilience import AttemptsLeft, Limiter

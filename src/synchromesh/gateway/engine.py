@@ -20,7 +20,6 @@ from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -45,13 +44,13 @@ from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
 from synchromesh.gateway.arrival import arrival_of
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.auth import Authenticator, KeyRing, Principal
 from synchromesh.gateway.check import CompiledRoute, compiled, read, refusal_of
 from synchromesh.gateway.composition import BranchOutcome
 from synchromesh.gateway.fast import Gate, Routing
 from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.principal import Authenticator, Folders, Principal
 from synchromesh.gateway.problems import outside
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routes import Gateway
@@ -137,11 +136,11 @@ class GatewayEngine:
         caller: Caller,
         tracer: Tracer,
         runtime: Runtime,
-        folder: Path,
+        folders: Folders,
         externals: AbstractSet[str] = frozenset(),
         entries: Sequence[CompiledRoute] | None = None,
     ) -> GatewayEngine:
-        """Check the gateway, read its keys from `folder`, and return it at work; `close` it.
+        """Check the gateway, read its keys, and return it at work; `close` it.
 
         With `entries`, what `compiled` has made of it already, the gateway is not checked again.
 
@@ -156,7 +155,7 @@ class GatewayEngine:
         authenticators: list[Authenticator] = []
         for auth in gateway.auth:
             try:
-                authenticators.append(auth.open(folder, runtime))
+                authenticators.append(auth.open(folders, runtime))
             except ConfigError as error:
                 mistakes.append(error.message)
         if mistakes:
@@ -173,12 +172,11 @@ class GatewayEngine:
         )
 
     async def run(self) -> None:
-        """Keep the API keys as their files are, looked at every second; a supervised loop."""
+        """Keep what credentials are verified by as it is, looked at every second; supervised."""
         while True:
-            await asyncio.sleep(REREAD_EVERY_S)
             for authenticator in self._authenticators:
-                if isinstance(authenticator, KeyRing):
-                    authenticator.reread()
+                authenticator.refresh()
+            await asyncio.sleep(REREAD_EVERY_S)
 
     async def close(self) -> None:
         """End what verifies credentials. May be repeated."""

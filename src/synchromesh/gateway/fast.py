@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import msgspec
 
@@ -40,14 +40,14 @@ from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
 from synchromesh.gateway.arrival import FIELDS, NOTHING, arrival_of
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.auth import Authenticator, Principal
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
 from synchromesh.gateway.forward import ODD, answer_of, is_odd
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.passing import ForwardExchange, ForwardPlace
+from synchromesh.gateway.principal import Authenticator, known_by
 from synchromesh.gateway.router import find
-from synchromesh.http import Body, Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
+from synchromesh.http import Body, Headers, HttpExchange, HttpRequest, HttpResponse
 from synchromesh.http.together import together_on
 from synchromesh.resilience import Limiter
 from synchromesh.telemetry import Tracer, outcome_of
@@ -59,15 +59,6 @@ _IDEMPOTENT: Final = frozenset(method.encode() for method in IDEMPOTENT)
 _ID_BITS: Final = 256
 _NO_ZERO: Final = 1 << 255 | 1 << 64 | 1
 _PLACES_MAX: Final = 256
-
-
-@runtime_checkable
-class QuickAuthenticator(Authenticator, Protocol):
-    """Is an `Authenticator` that knows some principals without waiting."""
-
-    def known(self, fields: Sequence[RawPair]) -> Principal | None:
-        """Return who asks where that is sure at once; None has `authenticate` asked."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +117,7 @@ class Gate:
         self.forwarder = forwarder
         self.tracer = tracer
         self.limiter = limiter
-        # The first that knows somebody decides: others are asked only by the slow way.
-        first = authenticators[0] if authenticators else None
-        self.known: Callable[[Sequence[RawPair]], Principal | None] = (
-            first.known if isinstance(first, QuickAuthenticator) else _nobody
-        )
+        self.known = known_by(authenticators)
         self.attempts_left = attempts_left
 
     def begin(self, exchange: HttpExchange) -> bool:
@@ -456,10 +443,6 @@ class FastForward:
             return None  # the slow way meets it again, and tells it
         self.places[endpoint.instance] = place
         return place
-
-
-def _nobody(_: Sequence[RawPair]) -> Principal | None:
-    return None
 
 
 def _nothing() -> None:

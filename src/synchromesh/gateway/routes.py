@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from synchromesh.calls.contract import Operation
-from synchromesh.gateway.auth import Auth
+from synchromesh.gateway.principal import Auth
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Protocol
 from synchromesh.errors import CallError, ConnectFailed, ConnectionLost, RateLimited, Shed
 from synchromesh.http.client import ClientConnection, ClientExchange, ExchangeState
 from synchromesh.http.limits import PoolLimits
-from synchromesh.runtime import Network
+from synchromesh.network import Network
 from synchromesh.timers import Timers
 
 # Looked up for each exchange: a global is found sooner than a member of its class.

@@ -15,7 +15,7 @@ from synchromesh.http.endpoint import PoolEndpoint
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import Headers, HttpResponse, Pairs, RawPair, encode_request
 from synchromesh.http.streamed import StreamedExchange
-from synchromesh.runtime import Network
+from synchromesh.network import Network
 from synchromesh.timers import Timers
 
 

@@ -12,7 +12,7 @@ from synchromesh.http.protocol import ServerConnection
 from synchromesh.http.reading import Streaming
 from synchromesh.http.serving import Connection, Handler, Serving
 from synchromesh.http.together import together_on
-from synchromesh.runtime import Listener, Network
+from synchromesh.network import Listener, Network
 
 _logger = logging.getLogger("synchromesh.http")
 

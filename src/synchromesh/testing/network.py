@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import ssl
 from collections.abc import Callable
 from contextvars import Context, copy_context
 
@@ -54,6 +55,10 @@ class SimNetwork:
         self._listeners[host, port] = listener
         self._homes[host, port] = listener.process
         return listener
+
+    def secured(self, tls: ssl.SSLContext) -> SimNetwork:  # noqa: ARG002
+        """Return itself: nobody listens in on simulated connections, or pretends to be another."""
+        return self
 
     async def connect(
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int

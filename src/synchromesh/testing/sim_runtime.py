@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
-from synchromesh.runtime import Network, Worker, uuid7
+from synchromesh.network import Network
+from synchromesh.runtime import Worker, uuid7
 from synchromesh.testing.disk import SimDisk
 from synchromesh.testing.process import SimProcess
 from synchromesh.testing.wire import Wire

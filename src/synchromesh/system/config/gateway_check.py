@@ -9,7 +9,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import Aggregate, Forward, Gateway, Route
 from synchromesh.gateway.check import CompiledRoute, Reading, read, refusal_of
 from synchromesh.runtime import Runtime
-from synchromesh.system.config.gateway_keys import own_keys_path
+from synchromesh.system.config.gateway_keys import folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir, refuse_shared
 from synchromesh.system.config.schema import SystemConfig
 
@@ -48,7 +48,7 @@ async def read_gateway(
                 if not path.exists():
                     continue
                 refuse_shared(path)
-            await auth.open(rundir.path, runtime).close()
+            await auth.open(folders_of(rundir), runtime).close()
         except ConfigError as error:
             mistakes.append(error.message)
     return Reading(reading.entries, tuple(mistakes))

@@ -13,10 +13,15 @@ import msgspec
 
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import ApiKey, ApiKeys, Gateway, KeysFile
-from synchromesh.gateway.auth import Auth
 from synchromesh.gateway.keys import parse_keys
+from synchromesh.gateway.principal import Auth, Folders
 from synchromesh.runtime import Disk
 from synchromesh.system.config.rundir import RunDir, refuse_shared, write_private
+
+
+def folders_of(rundir: RunDir) -> Folders:
+    """Return where the files of credentials are."""
+    return Folders(system=rundir.folder, run=rundir.path)
 
 
 def own_keys_path(auth: Auth, rundir: RunDir) -> Path | None:

@@ -54,6 +54,7 @@ class RunDir:
     """The files of one system's runs below its folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.path = folder / DIR_NAME
         self.data = self.path / "data"
         self.telemetry = self.path / "telemetry"

@@ -14,9 +14,10 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import HttpServer
-from synchromesh.runtime import BACKLOG, Disk, Network
+from synchromesh.network import BACKLOG, Network
+from synchromesh.runtime import Disk
 from synchromesh.service import Deps
-from synchromesh.system.config.gateway_keys import ApiKeysFile, own_keys_path
+from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY
 
@@ -74,7 +75,7 @@ class GatewayPart:
             caller=self.caller,
             tracer=self._tracer,
             runtime=self._deps.runtime,
-            folder=self._rundir.path,
+            folders=folders_of(self._rundir),
             externals=self._externals,
             entries=entries,
         )

@@ -22,7 +22,8 @@ from synchromesh.gateway import Gateway
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
 from synchromesh.identity import Signer
-from synchromesh.runtime import DiskRuntime, HandedNetwork
+from synchromesh.network import HandedNetwork
+from synchromesh.runtime import DiskRuntime
 from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
 from synchromesh.store.archive import Archive

@@ -1,0 +1,137 @@
+"""Who asks, and the Protocols that every kind of credential implements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from synchromesh.errors import Unauthenticated
+from synchromesh.http import Headers, RawPair
+from synchromesh.runtime import Runtime
+
+AUTHORIZATION = "authorization"
+API_KEY = "x-api-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Says who asks, and what they may do.
+
+    Example:
+        >>> Principal("shop", frozenset({"orders:write"})).name
+        'shop'
+    """
+
+    name: str
+    scopes: frozenset[str]
+
+
+class Authenticator(Protocol):
+    """Tells who asks, at work."""
+
+    async def authenticate(self, headers: Headers) -> Principal | None:
+        """Return who asks, or None where the headers carry no credential of this kind.
+
+        Raises:
+            Unauthenticated: there is one, and it is not valid.
+            Shed: it cannot be verified now.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Look whether what it verifies by has changed; called once a second."""
+        ...
+
+    async def close(self) -> None:
+        """End what it runs. May be repeated."""
+        ...
+
+
+# Says who asks by the raw fields of a request, at once; None has `authenticate` asked.
+Known: TypeAlias = Callable[[Sequence[RawPair]], Principal | None]
+
+
+@runtime_checkable
+class QuickAuthenticator(Protocol):
+    """Is an `Authenticator` that knows some principals without waiting."""
+
+    def known(self, fields: Sequence[RawPair]) -> Principal | None:
+        """Return who asks where that is sure at once; None has `authenticate` asked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where files with relative paths are.
+
+    Attributes:
+        system: the folder of `synchromesh.toml`, for files that people write.
+        run: the run directory, for files that commands write.
+
+    Example:
+        >>> Folders(system=Path("shop"), run=Path("shop/.synchromesh")).system / "keys.json"
+        PosixPath('shop/keys.json')
+    """
+
+    system: Path
+    run: Path
+
+
+class Auth(Protocol):
+    """Describes a way to tell who asks; a value in a gateway's definition."""
+
+    def open(self, folders: Folders, runtime: Runtime) -> Authenticator:
+        """Read what it needs and go to work.
+
+        Raises:
+            ConfigError: what it needs is missing or wrong; the message names every mistake.
+        """
+        ...
+
+
+def credential_of(headers: Headers) -> tuple[str, str] | None:
+    """Return the field of a request that carries its credential, if any: its name and value.
+
+    Raises:
+        Unauthenticated: the request carries several: which one counts is unclear.
+    """
+    credentials = [pair for pair in headers if pair[0] in (AUTHORIZATION, API_KEY)]
+    if len(credentials) > 1:
+        raise Unauthenticated("the request carries several credentials; send one")
+    return credentials[0] if credentials else None
+
+
+def bearer_of(value: str) -> str | None:
+    """Return the token in an Authorization field (RFC 6750); None for another scheme.
+
+    Example:
+        >>> bearer_of("Bearer abc"), bearer_of("Basic abc")
+        ('abc', None)
+    """
+    scheme, _, token = value.partition(" ")
+    return token.strip(" ") if scheme.lower() == "bearer" else None
+
+
+def known_by(authenticators: Sequence[Authenticator]) -> Known:
+    """Return what knows principals at once: the first that is sure decides.
+
+    One that cannot tell at once leaves those behind it to `authenticate`, which keeps the order.
+    """
+    quick: list[Known] = []
+    for each in authenticators:
+        if not isinstance(each, QuickAuthenticator):
+            break
+        quick.append(each.known)
+    if len(quick) == 1:
+        return quick[0]
+
+    def known(fields: Sequence[RawPair]) -> Principal | None:
+        for ask in quick:
+            found = ask(fields)
+            if found is not None:
+                return found
+        return None
+
+    return known

@@ -1,0 +1,708 @@
+"""Tokens: what is valid, what is not, the keys of issuers, and verdicts that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import json
+import logging
+import random
+import warnings
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
+from joserfc.jws import JWSRegistry
+
+from synchromesh.errors import ConfigError, Forbidden, RemoteFailed, Shed, Unauthenticated
+from synchromesh.gateway import JWT, ApiKeys, Folders, KeysFile, Principal, make_key
+from synchromesh.gateway.jwks import UrlKeys
+from synchromesh.gateway.jwt import TokenVerifier
+from synchromesh.gateway.principal import Authenticator, QuickAuthenticator, known_by
+from synchromesh.gateway.tokens import Claims, TokenRules, UnknownKey, judge, read_keys
+from synchromesh.http import Headers
+from synchromesh.runtime import Runtime
+from synchromesh.testing import run
+
+ISSUER, NOW_S = "https://id.servo.works", 1_800_000_000.0
+RULES = TokenRules(
+    issuer=ISSUER,
+    audiences=frozenset({"api", "shop"}),
+    algorithms=frozenset({"RS256", "PS384", "ES256", "ES512", "EdDSA", "Ed25519"}),
+    principal_claim="sub",
+    scopes_claims=("scope", "realm_access.roles"),
+    prefix="jwt:",
+    required=(),
+    typ="",
+    leeway_s=30.0,
+)
+RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
+OTHER_RSA = RSAKey.generate_key(2048, {"kid": "other"})
+P256 = ECKey.generate_key("P-256", {"kid": "p256"})
+P521 = ECKey.generate_key("P-521", {"kid": "p521"})
+ED25519 = OKPKey.generate_key("Ed25519", {"kid": "ed"})
+CLAIMS = {"iss": ISSUER, "aud": "api", "sub": "ada", "exp": NOW_S + 60, "scope": "orders:write"}
+GONE = object()
+
+
+def jwks(*keys: Key, **more: Any) -> bytes:
+    return json.dumps({"keys": [{**key.as_dict(private=False), **more} for key in keys]}).encode()
+
+
+KEYS = read_keys(jwks(RSA, P256, P521, ED25519), "keys.json")
+
+
+def text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def token(
+    claims: object = CLAIMS,
+    *,
+    key: Key = RSA,
+    alg: str = "RS256",
+    signed_as: str = "",
+    head: dict[str, Any] | None = None,
+) -> str:
+    """Sign a token; `head` changes its header, or with GONE removes a field."""
+    header = {"alg": alg, "kid": key.kid, "typ": "JWT", **(head or {})}
+    header = {name: value for name, value in header.items() if value is not GONE}
+    body = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
+    signed = f"{text(json.dumps(header).encode())}.{text(body)}"
+    model = JWSRegistry.algorithms[signed_as or alg]
+    return f"{signed}.{text(model.sign(signed.encode(), key))}"
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    made = {**CLAIMS, **changes}
+    return {name: value for name, value in made.items() if value is not GONE}
+
+
+def judged(text: str, **changes: Any) -> Principal:
+    rules = TokenRules(**{**{name: getattr(RULES, name) for name in RULES.__slots__}, **changes})
+    return judge(text, rules, KEYS, now_s=NOW_S).principal
+
+
+VALID = {
+    "RS256": token(),
+    "PS384": token(alg="PS384"),
+    "ES256": token(key=P256, alg="ES256"),
+    "ES512": token(key=P521, alg="ES512"),
+    "EdDSA": token(key=ED25519, alg="EdDSA"),
+    "Ed25519": token(key=ED25519, alg="Ed25519"),
+    "no typ": token(head={"typ": GONE}),
+    "an access token": token(head={"typ": "at+jwt"}),
+    "a typ in full": token(head={"typ": "application/AT+JWT"}),
+    "fields that are not known": token(head={"x5t": "abc", "nonce": "n", "iss": "?"}),
+    "no kid, one key for it": token(key=P256, alg="ES256", head={"kid": GONE}),
+    "several audiences": token(claims(aud=["other", "shop"])),
+    "expired within the leeway": token(claims(exp=NOW_S - 29.9)),
+    "early within the leeway": token(claims(nbf=NOW_S + 29.9, iat=NOW_S + 29.9)),
+    "a whole number of seconds": token(claims(exp=int(NOW_S) + 60)),
+    "a list of scopes": token(claims(scope=["orders:write"])),
+}
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_a_valid_token_says_who_asks(name: str) -> None:
+    """By any algorithm that is allowed, and whatever else is in it."""
+    assert judged(VALID[name]) == Principal("jwt:ada", frozenset({"orders:write"}))
+
+
+def test_scopes_come_from_all_claims_that_are_named() -> None:
+    """Also from those within others; a claim that is not there gives none."""
+    found = judged(token(claims(scope="a b", realm_access={"roles": ["buyer", "a"]})))
+    assert found.scopes == {"a", "b", "buyer"}
+    assert judged(token(claims(scope=GONE))).scopes == frozenset()
+    named = claims(**{"https://servo.works/roles": ["admin"]})
+    changed = judged(token(named), scopes_claims=("https://servo.works/roles",))
+    assert changed.scopes == {"admin"}
+
+
+def unsigned(header: object, body: object = CLAIMS, signature: str = "") -> str:
+    return f"{text(json.dumps(header).encode())}.{text(json.dumps(body).encode())}.{signature}"
+
+
+def spoiled(made: str, place: int, by: Callable[[str], str]) -> str:
+    parts = made.split(".")
+    parts[place] = by(parts[place])
+    return ".".join(parts)
+
+
+def hmac_by_public_key() -> str:
+    """The public key as the secret of an HMAC: where `alg` decides, it verifies."""
+    signed = unsigned({"alg": "HS256", "kid": "rsa"}).rstrip(".")
+    by_key = hmac.digest(RSA.as_pem(private=False), signed.encode(), "sha256")
+    return f"{signed}.{text(by_key)}"
+
+
+def other_last(part: str) -> str:
+    """Return a last character that differs only in bits that are not read."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    return alphabet[alphabet.index(part[-1]) + 1]
+
+
+DEEP = b'{"a":' * 1500 + b"1" + b"}" * 1500
+INVALID = {
+    "nothing": ("", "three parts"),
+    "two parts": ("a.b", "three parts"),
+    "four parts": (token() + ".a", "three parts"),
+    "five parts, as of an encrypted one": ("a.b.c.d.e", "three parts"),
+    "blanks": (f" {token()}", "three parts"),
+    "padding": (token() + "=", "three parts"),
+    "the other alphabet": ("a+b/.a.a", "three parts"),
+    "too long": (token(claims(more="x" * 20_000)), "16 KiB"),
+    "a header that is no base64": (spoiled(token(), 0, lambda part: part[:-1]), "header"),
+    "a header that is no JSON": (spoiled(token(), 0, lambda _: text(b"{")), "header"),
+    "a header that is no object": (unsigned(["RS256"], signature="aa"), "header"),
+    "a header with a name twice": (
+        text(b'{"alg":"none","alg":"RS256"}') + ".e30.aa",
+        "header",
+    ),
+    "alg none": (unsigned({"alg": "none"}, signature="aa"), "algorithm"),
+    "alg None in other letters": (unsigned({"alg": "nOnE"}, signature="aa"), "algorithm"),
+    "no alg": (unsigned({"kid": "rsa"}, signature="aa"), "algorithm"),
+    "an alg that is no text": (unsigned({"alg": ["RS256"]}, signature="aa"), "algorithm"),
+    "an alg that is not allowed": (token(alg="RS512"), "algorithm"),
+    "an HMAC by the public key": (hmac_by_public_key(), "algorithm"),
+    "a jwk of its own": (
+        token(key=OTHER_RSA, head={"kid": "rsa", "jwk": OTHER_RSA.as_dict(private=False)}),
+        "brings a key along .jwk",
+    ),
+    "a jku": (token(head={"jku": "https://else.where/keys"}), "brings a key along .jku"),
+    "an x5u": (token(head={"x5u": "https://else.where/cert"}), "brings a key along .x5u"),
+    "an x5c": (token(head={"x5c": ["MIIB"]}), "brings a key along .x5c"),
+    "a crit that is not known": (token(head={"crit": ["exp"], "exp": 1}), "extension"),
+    "an empty crit": (token(head={"crit": []}), "extension"),
+    "an unencoded payload": (token(head={"b64": False, "crit": ["b64"]}), "extension"),
+    "b64 without crit": (token(head={"b64": False}), "extension"),
+    "a kid that is no text": (token(head={"kid": 7}), "id of its key"),
+    "an empty kid": (token(head={"kid": ""}), "id of its key"),
+    "a long kid": (token(head={"kid": "k" * 600}), "id of its key"),
+    "a kid that leads elsewhere": (token(head={"kid": "../../dev/null"}), "no key for it"),
+    "a kid that is not known": (token(key=OTHER_RSA), "no key for it"),
+    "another's key under a known kid": (token(key=OTHER_RSA, head={"kid": "rsa"}), "signature"),
+    "a kid of another kind of key": (token(head={"kid": "p256"}), "no key for it"),
+    "a curve that is not the algorithm's": (
+        token(key=P521, alg="ES256", signed_as="ES512"),
+        "no key for it",
+    ),
+    "a typ of another use": (token(head={"typ": "dpop+jwt"}), "typ"),
+    "a typ of a logout": (token(head={"typ": "logout+jwt"}), "typ"),
+    "a typ that is no text": (token(head={"typ": 1}), "typ"),
+    "an empty signature": (spoiled(token(), 2, lambda _: ""), "three parts"),
+    "half a signature": (spoiled(token(), 2, lambda part: part[: len(part) // 2]), "signature"),
+    "a signature of zeros": (spoiled(token(), 2, lambda _: text(bytes(256))), "signature"),
+    "a signature of zeros, EC": (
+        spoiled(token(key=P256, alg="ES256"), 2, lambda _: text(bytes(64))),
+        "signature",
+    ),
+    "an EC signature in DER": (
+        spoiled(token(key=P256, alg="ES256"), 2, lambda _: text(b"0\x06\x02\x01\x01\x02\x01\x01")),
+        "signature",
+    ),
+    "a signature with bits too many": (
+        spoiled(token(key=P256, alg="ES256"), 2, lambda part: part[:-1] + other_last(part)),
+        "signature cannot be read",
+    ),
+    "other claims under a signature": (
+        spoiled(token(), 1, lambda _: text(json.dumps(claims(sub="root")).encode())),
+        "signature",
+    ),
+    "claims that are a list": (token([CLAIMS]), "claims cannot"),
+    "claims that are no JSON": (token(b"{'iss': 1}"), "claims cannot"),
+    "a claim that is there twice": (
+        token(json.dumps(CLAIMS).encode()[:-1] + b',"sub":"root"}'),
+        "claims cannot",
+    ),
+    "NaN": (token(json.dumps(claims(exp=float("nan"))).encode()), "claims cannot"),
+    "infinity": (token(json.dumps(claims(exp=float("inf"))).encode()), "claims cannot"),
+    "claims that are deep": (token(DEEP), "claims cannot|issuer|exp"),
+    "no exp": (token(claims(exp=GONE)), "lacks the claim exp"),
+    "an exp of null": (token(claims(exp=None)), "exp is no number"),
+    "an exp in text": (token(claims(exp=str(NOW_S + 60))), "exp is no number"),
+    "an exp of true": (token(claims(exp=True)), "exp is no number"),
+    "an exp beyond all bounds": (token(claims(exp=10**400)), "exp is out of bounds"),
+    "expired": (token(claims(exp=NOW_S - 31)), "expired"),
+    "expired just now": (token(claims(exp=NOW_S - 30)), "expired"),
+    "not yet valid": (token(claims(nbf=NOW_S + 31)), "nbf"),
+    "an nbf in text": (token(claims(nbf="soon")), "nbf is no number"),
+    "made in the future": (token(claims(iat=NOW_S + 31)), "iat"),
+    "no iss": (token(claims(iss=GONE)), "another issuer"),
+    "another iss": (token(claims(iss=ISSUER + "/")), "another issuer"),
+    "an iss in a list": (token(claims(iss=[ISSUER])), "another issuer"),
+    "no aud": (token(claims(aud=GONE)), "aud"),
+    "another aud": (token(claims(aud="apis")), "another audience"),
+    "an empty list of aud": (token(claims(aud=[])), "another audience"),
+    "an aud of numbers": (token(claims(aud=[1, "api"])), "aud"),
+    "an aud that is an object": (token(claims(aud={"api": True})), "aud"),
+    "no sub": (token(claims(sub=GONE)), "sub is no name"),
+    "an empty sub": (token(claims(sub="")), "sub is no name"),
+    "a sub that is a number": (token(claims(sub=7)), "sub is no name"),
+    "a sub of two lines": (token(claims(sub="ada\nroot")), "sub is no name"),
+    "a long sub": (token(claims(sub="a" * 129)), "sub is no name"),
+    "scopes that are a number": (token(claims(scope=1)), "scope is neither"),
+    "scopes that are objects": (token(claims(scope=[{"a": 1}])), "scope is neither"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_token_is_refused(name: str) -> None:
+    """It says what is wrong, and nothing of what is in it."""
+    made, why = INVALID[name]
+    with pytest.raises(Unauthenticated, match=why) as refused:
+        judged(made)
+    told = refused.value.message
+    assert not any(secret in told for secret in ("ada", "root", "else.where", "orders:write"))
+
+
+def test_the_table_is_long_enough() -> None:
+    """Whoever shortens it, notices."""
+    assert len(INVALID) + len(VALID) >= 80
+
+
+def test_what_a_rule_asks_for_has_to_be_there() -> None:
+    """A typ, more claims, and another claim for the name."""
+    with pytest.raises(Unauthenticated, match=r"typ is not at\+jwt"):
+        judged(token(), typ="at+jwt")
+    assert judged(token(head={"typ": "at+jwt"}), typ="at+jwt").name == "jwt:ada"
+    with pytest.raises(Unauthenticated, match="lacks the claim jti"):
+        judged(token(), required=("jti",))
+    assert judged(token(claims(client_id="erp")), principal_claim="client_id").name == "jwt:erp"
+
+
+def test_a_token_without_kid_needs_a_key_that_is_alone() -> None:
+    """With several that fit, trying them all would make a token valid by the weakest of them."""
+    keys = read_keys(jwks(RSA, OTHER_RSA), "keys.json")
+    with pytest.raises(UnknownKey):
+        judge(token(head={"kid": GONE}), RULES, keys, now_s=NOW_S)
+    assert judge(token(), RULES, keys, now_s=NOW_S).principal.name == "jwt:ada"
+
+
+# -- the keys of an issuer -------------------------------------------------------------------------
+
+with warnings.catch_warnings(action="ignore"):
+    SMALL = RSAKey.generate_key(1024, {"kid": "small"})
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("no object", "no object"),
+        ({"kty": "oct", "k": "c2VjcmV0"}, "it is secret"),
+        (RSA.as_dict(private=True), "it is secret"),
+        ({**RSA.as_dict(private=False), "use": "enc"}, "not for signatures"),
+        ({**RSA.as_dict(private=False), "key_ops": ["encrypt"]}, "not for signatures"),
+        ({**RSA.as_dict(private=False), "key_ops": 1}, "not for signatures"),
+        ({**RSA.as_dict(private=False), "alg": "RSA-OAEP"}, "not known here"),
+        ({**RSA.as_dict(private=False), "kid": 1}, "kid is no text"),
+        ({**RSA.as_dict(private=False), "n": 1}, "cannot be read"),
+        ({"kty": "RSA"}, "cannot be read"),
+        ({"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}, "cannot be read"),
+        ({"kty": "EC", "crv": "brainpoolP256r1", "x": "AA", "y": "AA"}, "not known here"),
+        ({"kty": "new"}, "not known here"),
+        ({}, "not known here"),
+        (SMALL.as_dict(private=False), "about 1026 bits"),
+    ],
+)
+def test_a_key_that_is_of_no_use_takes_no_other_with_it(entry: object, why: str) -> None:
+    """What is new or broken in a set is left out, with its reason."""
+    good = P256.as_dict(private=False)
+    keys = read_keys(json.dumps({"keys": [entry, good]}).encode(), "keys.json")
+    assert [key.kid for key in keys.keys] == ["p256"]
+    (reason,) = keys.unused
+    assert why in reason
+    with pytest.raises(ConfigError, match="holds no key that could verify"):
+        read_keys(json.dumps({"keys": [entry]}).encode(), "keys.json")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"keys": {}}', b'{"keys": 1}', b"{" * 100_000, b'{"k":[]}', b"\xff"]
+)
+def test_what_is_no_set_of_keys_is_a_mistake(data: bytes) -> None:
+    """It is told with its place."""
+    with pytest.raises(ConfigError, match=r"keys\.json is no JWK Set"):
+        read_keys(data, "keys.json")
+
+
+def test_a_set_is_bounded() -> None:
+    """Neither many keys nor much text takes the machine's time."""
+    many = json.dumps({"keys": [P256.as_dict(private=False)] * 257}).encode()
+    for data in (many, b" " * (512 * 1024) + jwks(RSA)):
+        with pytest.raises(ConfigError, match="at most 256 keys and 512 KiB"):
+            read_keys(data, "keys.json")
+
+
+# -- at work ---------------------------------------------------------------------------------------
+
+
+def bearer(made: str) -> Headers:
+    return Headers([("authorization", f"Bearer {made}")])
+
+
+def fields(made: str) -> list[tuple[bytes, bytes]]:
+    return [(b"authorization", f"Bearer {made}".encode())]
+
+
+def fresh(runtime: Runtime, key: Key = RSA, *, for_s: float = 60.0, **changes: Any) -> str:
+    return token(claims(exp=runtime.wall_us() / 1e6 + for_s, **changes), key=key)
+
+
+def at_work(
+    tmp_path: Path, main: Callable[[Runtime, TokenVerifier], Awaitable[None]], **options: Any
+) -> None:
+    """Run a test with a verifier of the keys in a file, in virtual time."""
+    (tmp_path / "keys.json").write_bytes(jwks(RSA))
+
+    async def simulated(runtime: Runtime) -> None:
+        rules = JWT(issuer=ISSUER, audience="api", jwks="keys.json", **options)
+        verifier = rules.open(Folders(tmp_path, tmp_path / "run"), runtime)
+        await main(runtime, verifier)
+        await verifier.close()
+
+    run(simulated)
+
+
+def test_a_verdict_is_kept_until_its_token_expires(tmp_path: Path) -> None:
+    """What is known is known at once, and not a moment longer."""
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        made = fresh(runtime, for_s=60)
+        assert verifier.known(fields(made)) is None
+        assert await verifier.authenticate(bearer(made)) == verifier.known(fields(made))
+        assert verifier.known([*fields(made), (b"x-api-key", b"")]) is None
+        assert verifier.known([*fields(made), *fields(made)]) is None
+        assert verifier.known(fields(made + "x")) is None
+        assert verifier.known([(b"host", b"x")]) is None
+        await asyncio.sleep(89)
+        assert verifier.known(fields(made)) is not None
+        await asyncio.sleep(2)
+        assert verifier.known(fields(made)) is None
+        with pytest.raises(Unauthenticated, match="expired"):
+            await verifier.authenticate(bearer(made))
+
+    at_work(tmp_path, main)
+
+
+def test_verdicts_are_bounded(tmp_path: Path) -> None:
+    """The oldest go; what has expired goes first."""
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        made = [fresh(runtime, sub=f"n{number}") for number in range(4)]
+        for each in made:
+            await verifier.authenticate(bearer(each))
+        assert [verifier.known(fields(each)) is not None for each in made] == [
+            False, False, True, True,
+        ]  # fmt: skip
+        await asyncio.sleep(100)
+        last = fresh(runtime)
+        await verifier.authenticate(bearer(last))
+        assert repr(verifier) == f"<TokenVerifier of {ISSUER}, 1 verified>"
+
+    at_work(tmp_path, main, kept_max=2)
+
+
+def test_a_key_that_has_gone_ends_its_verdicts(tmp_path: Path) -> None:
+    """The file is read again within a second; a broken one changes nothing."""
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        made = fresh(runtime)
+        await verifier.authenticate(bearer(made))
+        (tmp_path / "keys.json").write_bytes(b"{")
+        verifier.refresh()
+        assert verifier.known(fields(made)) is not None
+        (tmp_path / "keys.json").write_bytes(jwks(OTHER_RSA))
+        verifier.refresh()
+        assert verifier.known(fields(made)) is None
+        with pytest.raises(UnknownKey):
+            await verifier.authenticate(bearer(made))
+        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+
+    at_work(tmp_path, main)
+
+
+def test_a_token_by_a_new_key_has_the_file_read_at_once(tmp_path: Path) -> None:
+    """An issuer may sign by a key in the moment in which it publishes it."""
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        (tmp_path / "keys.json").write_bytes(jwks(RSA, OTHER_RSA))
+        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+
+    at_work(tmp_path, main)
+
+
+def test_other_credentials_are_left_to_others(tmp_path: Path) -> None:
+    """Keys, other schemes and tokens of other issuers; two at once are refused."""
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        for headers in (
+            Headers([]),
+            Headers([("x-api-key", "sm_abc")]),
+            Headers([("authorization", "Basic YTpi")]),
+            bearer("sm_abcd_xyz"),
+            bearer("opaque"),
+            bearer(fresh(runtime, iss="https://other.works")),
+        ):
+            assert await verifier.authenticate(headers) is None
+        with pytest.raises(Unauthenticated, match="several credentials"):
+            await verifier.authenticate(
+                Headers([("authorization", f"Bearer {fresh(runtime)}"), ("x-api-key", "a")])
+            )
+
+    at_work(tmp_path, main)
+
+
+def test_a_callable_grants_scopes_by_claims_or_refuses(tmp_path: Path) -> None:
+    """What it raises on purpose is the answer; what it raises by mistake is 500 and logged."""
+
+    def grants(said: Claims) -> Iterable[str]:
+        if said["sub"] == "mallory":
+            raise Forbidden("mallory has been banned")
+        return {"buyer": ["orders:write"], "clerk": ["orders:read"]}[said["role"]]
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        found = await verifier.authenticate(bearer(fresh(runtime, role="clerk")))
+        assert found == Principal("jwt:ada", frozenset({"orders:write", "orders:read"}))
+        with pytest.raises(Forbidden, match="banned"):
+            await verifier.authenticate(bearer(fresh(runtime, sub="mallory")))
+        made = fresh(runtime, role="unknown")
+        with pytest.raises(RemoteFailed):
+            await verifier.authenticate(bearer(made))
+        assert verifier.known(fields(made)) is None
+
+    at_work(tmp_path, main, grants=grants)
+
+
+def test_authenticators_stand_beside_each_other(tmp_path: Path) -> None:
+    """Keys and tokens of two issuers: each is known, at once too, by who it is for."""
+    text_of_key, key = make_key("shop", ["orders:write"], rng=random.Random(1))
+    (tmp_path / "api-keys.json").write_bytes(msgspec.json.encode(KeysFile((key,))))
+    (tmp_path / "a.json").write_bytes(jwks(RSA))
+    (tmp_path / "b.json").write_bytes(jwks(P256))
+
+    async def simulated(runtime: Runtime) -> None:
+        folders = Folders(tmp_path, tmp_path)
+        all_of_them: list[Authenticator] = [
+            auth.open(folders, runtime)
+            for auth in (
+                ApiKeys(),
+                JWT(issuer="https://a", audience="api", jwks="a.json", prefix="a:"),
+                JWT(issuer="https://b", audience="api", jwks="b.json", prefix="b:"),
+            )
+        ]
+        until = runtime.wall_us() / 1e6 + 60
+        credentials = {
+            "shop": text_of_key,
+            "a:ada": token(claims(iss="https://a", exp=until)),
+            "b:ada": token(claims(iss="https://b", exp=until), key=P256, alg="ES256"),
+        }
+        known = known_by(all_of_them)
+        for name, credential in credentials.items():
+            found = [await each.authenticate(bearer(credential)) for each in all_of_them]
+            assert [each.name for each in found if each is not None] == [name]
+            at_once = known(fields(credential))
+            assert at_once is not None
+            assert at_once.name == name
+        assert known(fields("sm_nobody")) is None
+        assert all(isinstance(each, QuickAuthenticator) for each in all_of_them)
+
+    run(simulated)
+
+
+def test_who_cannot_tell_at_once_keeps_those_behind_it_waiting() -> None:
+    """The order of authenticators is the order of their say."""
+
+    class Slow:
+        async def authenticate(self, headers: Headers) -> Principal | None:
+            return None
+
+        def refresh(self) -> None: ...
+
+        async def close(self) -> None: ...
+
+    class Quick(Slow):
+        def known(self, given: object) -> Principal | None:
+            return Principal("quick", frozenset())
+
+    assert known_by([Slow(), Quick()])([]) is None
+    assert known_by([Quick(), Slow()])([]) == Principal("quick", frozenset())
+    assert known_by([])([]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"issuer": ""}, "issuer is empty"),
+        ({"audience": ""}, "audience is empty"),
+        ({"audience": []}, "audience is empty"),
+        ({"algorithms": ["HS256"]}, "'HS256' is not known"),
+        ({"algorithms": ["none"]}, "'none' is not known"),
+        ({"algorithms": []}, "none is not known"),
+        ({"leeway_s": -1}, "leeway_s is -1"),
+        ({"leeway_s": float("nan")}, "leeway_s is nan"),
+        ({"leeway_s": 3600}, "leeway_s is 3600"),
+        ({"kept_max": 0}, "kept_max"),
+        ({"jwks": "http://id.servo.works/keys"}, "jwks is no https:// URL"),
+        ({"jwks": "ftp://localhost/keys"}, "jwks is no https:// URL"),
+        ({"jwks": "https://"}, "jwks is no URL"),
+        ({"jwks": "https://ada:secret@id/keys"}, "jwks is no URL of a host, without a user"),
+        ({"jwks": "", "issuer": "servo"}, "issuer, without jwks, is no URL"),
+        ({"jwks": "nowhere.json"}, "cannot be read from .*nowhere.json: No such file"),
+    ],
+)
+def test_a_mistake_in_the_rules_is_told_before_anything_listens(
+    changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    """With its name, and without what may be secret in it."""
+    options: dict[str, Any] = {"issuer": ISSUER, "audience": "api", "jwks": "keys.json", **changes}
+
+    async def simulated(runtime: Runtime) -> None:
+        with pytest.raises(ConfigError, match=why) as told:
+            JWT(**options).open(Folders(tmp_path, tmp_path), runtime)
+        assert "secret" not in told.value.message
+
+    run(simulated)
+
+
+# -- keys from a URL -------------------------------------------------------------------------------
+
+
+class Issuer:
+    """Publishes keys at a URL; an answer that is an error is raised."""
+
+    def __init__(self, *answers: bytes | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[float, str]] = []
+
+    async def get(self, url: str) -> bytes:
+        self.asked.append((asyncio.get_running_loop().time(), url))
+        await asyncio.sleep(0.5)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def published(
+    issuer: Issuer,
+    main: Callable[[Runtime, TokenVerifier], Awaitable[None]],
+    url: str = "https://k",
+) -> None:
+    """Run a test with a verifier of keys from a URL, looked after once a second."""
+
+    async def simulated(runtime: Runtime) -> None:
+        verifier = TokenVerifier(RULES, UrlKeys(url, ISSUER, issuer.get), runtime)
+
+        async def keep() -> None:
+            while True:
+                verifier.refresh()
+                await asyncio.sleep(1)
+
+        kept = asyncio.get_running_loop().create_task(keep())
+        await main(runtime, verifier)
+        kept.cancel()
+        await verifier.close()
+
+    run(simulated, until_s=100_000)
+
+
+def test_keys_are_fetched_every_ten_minutes_and_a_token_waits_for_the_first() -> None:
+    """One fetch at a time, however many wait for it."""
+    issuer = Issuer(jwks(RSA))
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        found = await asyncio.gather(
+            *(verifier.authenticate(bearer(fresh(runtime, sub=f"n{n}"))) for n in range(20))
+        )
+        assert [each.name for each in found if each] == [f"jwt:n{n}" for n in range(20)]
+        await asyncio.sleep(1900)
+        assert len(issuer.asked) == 4
+
+    published(issuer, main)
+
+
+def test_an_unknown_key_has_them_fetched_once_more_and_not_for_each_token() -> None:
+    """Made-up key ids make no traffic: one fetch in ten seconds, however many tokens come."""
+    issuer = Issuer(jwks(RSA), jwks(RSA, OTHER_RSA))
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        await verifier.authenticate(bearer(fresh(runtime)))
+        await asyncio.sleep(20)
+        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+        for _ in range(100):
+            with pytest.raises(UnknownKey):
+                await verifier.authenticate(bearer(fresh(runtime, SMALL)))
+            await asyncio.sleep(1)
+        assert len(issuer.asked) <= 13
+        assert min(b[0] - a[0] for a, b in zip(issuer.asked, issuer.asked[1:], strict=False)) >= 10
+
+    published(issuer, main)
+
+
+def test_without_an_answer_the_last_keys_stay_and_are_asked_for_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The pause grows to a minute; before the first answer tokens get 503 and nothing else does."""
+    down = ConfigError("https://k answered 500, and 200 is expected")
+    issuer = Issuer(down, down, jwks(RSA), *[down] * 20, jwks(OTHER_RSA))
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        with pytest.raises(Shed, match="not here yet"):
+            await verifier.authenticate(bearer(fresh(runtime)))
+        assert await verifier.authenticate(bearer("opaque")) is None
+        await asyncio.sleep(30)
+        assert await verifier.authenticate(bearer(fresh(runtime))) is not None
+        await asyncio.sleep(1000)
+        assert await verifier.authenticate(bearer(fresh(runtime))) is not None
+        await asyncio.sleep(1500)
+        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+
+    with caplog.at_level(logging.ERROR):
+        published(issuer, main)
+    told = [record.message for record in caplog.records]
+    assert "none came yet" in told[0]
+    assert "the last ones stay" in told[-1]
+    pauses = [b[0] - a[0] for a, b in zip(issuer.asked, issuer.asked[1:], strict=False)]
+    assert max(pauses[3:15]) <= 62
+
+
+def test_an_issuer_is_asked_where_its_keys_are() -> None:
+    """By OpenID Connect Discovery; what names another issuer, or a bare URL, is not followed."""
+    where = json.dumps({"issuer": ISSUER, "jwks_uri": "https://k/keys", "more": 1}).encode()
+    issuer = Issuer(where, jwks(RSA))
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        assert await verifier.authenticate(bearer(fresh(runtime))) is not None
+        assert [url for _, url in issuer.asked] == [
+            f"{ISSUER}/.well-known/openid-configuration",
+            "https://k/keys",
+        ]
+
+    published(issuer, main, url="")
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"issuer": "https://other", "jwks_uri": "https://k"}, "another issuer"),
+        ({"issuer": ISSUER, "jwks_uri": "http://k"}, "no https:// URL"),
+        ({"issuer": ISSUER}, "names no jwks_uri"),
+        ([], "names no jwks_uri"),
+    ],
+)
+def test_a_discovery_that_leads_elsewhere_is_not_followed(
+    said: object, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and tokens get 503."""
+    issuer = Issuer(json.dumps(said).encode())
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        with pytest.raises(Shed):
+            await verifier.authenticate(bearer(fresh(runtime)))
+
+    published(issuer, main, url="")
+    assert why in caplog.text
