@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from synchromesh.saga import Saga as Saga
     from synchromesh.saga import SagaPolicy as SagaPolicy
     from synchromesh.saga import SagaRun as SagaRun
+    from synchromesh.saga import Unknown as Unknown
     from synchromesh.service import Context as Context
     from synchromesh.service import Service as Service
     from synchromesh.service import Transaction as Transaction
@@ -58,7 +59,7 @@ _ROOMS = {
     "gateway": "Aggregate ApiKeys Branch Forward Gateway JWT Rate Route Stale Static",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
     "RetryOptions deadline",
-    "saga": "Saga SagaPolicy SagaRun",
+    "saga": "Saga SagaPolicy SagaRun Unknown",
     "service": "Context Service Transaction",
     "store": "Migration",
 }

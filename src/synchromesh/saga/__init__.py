@@ -8,7 +8,8 @@ from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.engine import Engine, EngineOptions
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
-from synchromesh.saga.steps import Saga, Step, Together
+from synchromesh.saga.saga import Saga
+from synchromesh.saga.steps import Step, Together, Unknown
 from synchromesh.saga.versions import SagaVersions
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "SagaVersions",
     "Step",
     "Together",
+    "Unknown",
 ]

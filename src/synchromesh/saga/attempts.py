@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,13 +13,15 @@ from synchromesh.codec import encode
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
 from synchromesh.priority import priority_of
+from synchromesh.resilience import DeadlinePassed, deadline, within
+from synchromesh.resilience.deadlines import ambient
 from synchromesh.saga import outcomes
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.journal import Journal
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import AttemptOutcome, AttemptResult, UndoStep
-from synchromesh.saga.steps import CallStep, SideStep, Step, WriteStep
+from synchromesh.saga.steps import CallStep, FunctionStep, SideStep, Step, Unknown, WriteStep
 from synchromesh.saga.tables import SagaRow
 from synchromesh.store import Unit
 from synchromesh.telemetry import current_span, outcome_of
@@ -123,12 +126,16 @@ class StepAttempts:
             return await self._write(key, step, span_id)
         if isinstance(step, SideStep):
             return self._side(key, step)
+        if isinstance(step, FunctionStep):
+            return await self._function(key, step, span_id)
         raise SagaError(f"{step!r} is not a step of this engine")
 
     async def of_undo(self, undo: UndoStep, step: Step[Any], span_id: str) -> AttemptOutcome:
         """Try the undo of a step once; raises as `of_step` does."""
         if isinstance(step, WriteStep):
             return await self._undo_write(undo, step, span_id)
+        if isinstance(step, FunctionStep):
+            return await self._undo_function(undo, step, span_id)
         if not isinstance(step, CallStep) or step.undo is None:
             raise SagaError(f"{step!r} has no undo")
         await self._journal.flush()
@@ -197,6 +204,63 @@ class StepAttempts:
             self._log_bug(key, error)
             return outcomes.of_write(error)
         return AttemptOutcome(AttemptResult.ANSWERED, answer)
+
+    async def _function(self, key: str, step: FunctionStep[Any], span_id: str) -> AttemptOutcome:
+        out_key, for_s = self._key(key), step.timeout_s or self._policy.step_timeout_s
+        if not self._machine.has_no_way_back:
+            limit_s = self._deps.clock.to_loop_s(self._row.deadline_us)
+            for_s = min(for_s, limit_s - asyncio.get_running_loop().time())
+        self._context(span_id, key=out_key)
+        try:
+            answer = encode(await self._run(key, lambda: step.fn(out_key, *step.args), for_s))
+            step.load(answer)
+        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
+            self._log_bug(key, error)
+            return outcomes.of_function(error, is_pivot=step.ask.is_pivot)
+        return AttemptOutcome(AttemptResult.ANSWERED, answer)
+
+    async def _undo_function(
+        self, undo: UndoStep, step: FunctionStep[Any], span_id: str
+    ) -> AttemptOutcome:
+        fn = step.undo
+        if fn is None:
+            raise SagaError(f"{step!r} has no undo")
+        await self._journal.flush()
+        key = f"{self._row.id}/{self._machine.undo_key_of(undo.step)}"
+        self._context(span_id, key=key, undoes=self._key(undo.step))
+        try:
+            done = (
+                Unknown(self._key(undo.step), step.args)
+                if undo.result is None
+                else step.load(undo.result)
+            )
+            for_s = step.timeout_s or self._policy.step_timeout_s
+            await self._run(f"the undo of {undo.step}", lambda: fn(key, done), for_s)
+        except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
+            self._log_bug(f"the undo of {undo.step}", error)
+            return outcomes.of_function(error)
+        return AttemptOutcome(AttemptResult.ANSWERED)
+
+    async def _run(self, what: str, body: Callable[[], Awaitable[object]], for_s: float) -> object:
+        """Await a function of the user for so long.
+
+        Raises:
+            TimedOut: it was cancelled, at its time or by itself.
+            Exception: what it raises.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        before = task.cancelling()
+        ambient.set(None)  # the deadline of whoever started the run is none of the step's (D1)
+        try:
+            with deadline(for_s):
+                return await within(body, loop.time() + for_s)
+        except DeadlinePassed as error:
+            raise TimedOut(f"{what} did not end within {max(0.0, for_s):.3g} s") from error
+        except asyncio.CancelledError as error:
+            if task.cancelling() > before:
+                raise  # the run is cancelled, or the engine closes
+            raise TimedOut(f"{what} was cancelled by what it awaits") from error
 
     async def _write(self, key: str, step: WriteStep[Any], span_id: str) -> AttemptOutcome:
         context = self._context(span_id, key=self._key(key))

@@ -14,7 +14,7 @@ from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError, ContractError
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
-from synchromesh.saga.steps import Saga
+from synchromesh.saga.saga import Saga
 from synchromesh.saga.timetable import tell
 from synchromesh.store import Unit
 

@@ -30,12 +30,17 @@ from synchromesh.saga.records import (
     SagaStatus,
     UndoStep,
 )
-from synchromesh.saga.steps import CallStep, NapStep, Saga, Step, StepRequest
+from synchromesh.saga.saga import Saga
+from synchromesh.saga.side_by_side import side_by_side
+from synchromesh.saga.steps import CallStep, FunctionStep, NapStep, Step, StepRequest
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.timetable import next_signal
 from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
 _log = logging.getLogger("synchromesh.saga")
+
+# Steps with an effect elsewhere: that they began is durable before.
+_SENT = (CallStep, FunctionStep)
 
 
 class Execution:
@@ -82,7 +87,8 @@ class Execution:
         self._function = Function(saga, lambda: definition.fn(saga, given))
         self.steps: dict[str, Step[Any]] = {}
         self._asked: list[str] = []
-        self._begun: list[str] = []
+        self._begun: list[Begin] = []
+        self._cap = 1
         self._results: tuple[object, ...] | None = None
         self._span_id = row.span_id
         self._cancelled_because: str | None = None
@@ -119,12 +125,11 @@ class Execution:
             if isinstance(answer, NextAction):
                 self._decide(answer)
                 return
-            self._asked, self._begun = keys, []
-            for each in answer:
-                if isinstance(each, Begin):
-                    self._begun.append(each.step)
-                    if each.records:
-                        self.journal.add(*each.records)
+            self._asked, self._cap = keys, event.cap
+            self._begun = [each for each in answer if isinstance(each, Begin)]
+            for each in self._begun[: event.cap]:
+                if each.records:
+                    self.journal.add(*each.records)
             if self._begun or not self._take_results():
                 return
 
@@ -228,18 +233,20 @@ class Execution:
 
     async def _forward(self) -> None:
         begun = self._begun
-        if isinstance(self.steps[begun[0]], NapStep):
-            await self._nap(begun[0])
+        if isinstance(self.steps[begun[0].step], NapStep):
+            await self._nap(begun[0].step)
             return
-        for key in begun:
-            if isinstance(self.steps[key], CallStep):
+        for each in begun[: self._cap]:
+            if isinstance(self.steps[each.step], _SENT):
                 await self.journal.flush()
                 break  # of all of them
         decision = None
         if self._cancelled_because is None:
             # A single step, the usual case, is tried in this task: it needs none of its own.
             decision = await self._interrupted_by_cancel(
-                self._perform(begun[0]) if len(begun) == 1 else self._perform_all(begun)
+                self._perform(begun[0].step)
+                if len(begun) == 1
+                else side_by_side(self._perform, begun, self._cap, self.journal, self.row.id)
             )
         if self.journal.has_units:
             await self.journal.settle()
@@ -256,7 +263,7 @@ class Execution:
         """Return what a run that was loaded sleeps for, where it is not due; None where it is."""
         if self.machine.status is not SagaStatus.RUNNING or not self._begun:
             return None
-        key = self._begun[0]
+        key = self._begun[0].step
         if not isinstance(self.steps[key], NapStep):
             return None
         decision = self.machine.on_wake(key, now_us=self._now_us())
@@ -306,36 +313,6 @@ class Execution:
         finally:
             self._interruptible = None
         return decision
-
-    async def _perform_all(self, keys: Sequence[str]) -> NextAction:
-        """Do steps side by side and return the first decision that ends the way forward.
-
-        The others are then cancelled: what they did is recorded, or undone as unknown.
-        """
-        loop = asyncio.get_running_loop()
-        under_way = {
-            loop.create_task(self._perform(key), name=f"saga {self.row.id} {key}") for key in keys
-        }
-        try:
-            decision = await self._await_first_no(under_way)
-        except (Exception, asyncio.CancelledError):
-            await _stop(under_way)
-            raise
-        await _stop(under_way)
-        return decision
-
-    async def _await_first_no(self, under_way: set[asyncio.Task[NextAction]]) -> NextAction:
-        while True:
-            ended, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            under_way -= ended
-            # Popped: a task that raised here would be kept by the frame of its own error.
-            decisions = [ended.pop().result() for _ in range(len(ended))]
-            for decision in decisions:
-                if decision.action is not Action.RETURN:
-                    return decision
-            if not under_way:
-                return decisions[-1]
-            await self.journal.flush()
 
     async def _perform(self, key: str) -> NextAction:
         step = self.steps[key]
@@ -467,9 +444,3 @@ def _misread(step: Step[Any], result: bytes) -> str:
 def _settle(waiter: asyncio.Future[bool], has_ended: bool) -> None:
     if not waiter.done():
         waiter.set_result(has_ended)
-
-
-async def _stop(tasks: set[asyncio.Task[NextAction]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

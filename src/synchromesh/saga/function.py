@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from synchromesh.errors import ContractError
-from synchromesh.saga.steps import Saga, Step, StepRequest
+from synchromesh.saga.saga import Saga
+from synchromesh.saga.steps import Step, StepRequest
 
 
 class FunctionReturned(msgspec.Struct, frozen=True):

@@ -137,6 +137,7 @@ class SagaMachine(RunState):
         self._deadline_us = deadline_us
         self._ordinals: dict[str, int] = {}
         self._asked = 0
+        self._owed: list[str] | None = None  # what is to be undone, the next one last
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -320,7 +321,7 @@ class SagaMachine(RunState):
         if zone is Zone.AFTER:
             limit_us = self._pivot_done_us + int(self._policy.after_pivot_deadline_s * 1e6)
             return (max(limit_us, self._anew_until_us) - now_us) / 1e6
-        is_spent = step.attempts >= self._policy.attempts_max
+        is_spent = step.attempts >= (_ask_of(step).attempts_max or self._policy.attempts_max)
         if zone is Zone.BEFORE and outcome.result is AttemptResult.UNKNOWN and is_spent:
             return 0.0
         # A pivot that may have run before cannot turn any more.
@@ -413,16 +414,25 @@ class SagaMachine(RunState):
 
         A `NextAction` is STUCK: nobody remembers what there is to undo.
         """
-        owed = [
-            (step.order, key, step, step.ask)
-            for key, step in self._steps.items()
-            if step.phase in (StepState.UNKNOWN, StepState.DONE, StepState.UNDOING)
-            and step.ask is not None
-            and step.ask.has_undo
-        ]
-        if not owed:
+        if self._owed is None:
+            self._owed = sorted(
+                (
+                    key
+                    for key, step in self._steps.items()
+                    if step.phase in (StepState.UNKNOWN, StepState.DONE, StepState.UNDOING)
+                    and step.ask is not None
+                    and step.ask.has_undo
+                ),
+                key=lambda key: self._steps[key].order,
+            )
+        # No other step is done or begun from the turn on: none joins them.
+        while self._owed and self._steps[self._owed[-1]].phase is StepState.UNDONE:
+            self._owed.pop()
+        if not self._owed:
             return None
-        _, key, step, ask = max(owed, key=lambda each: each[0])
+        key = self._owed[-1]
+        step = self._steps[key]
+        ask = _ask_of(step)
         if why := self._forgotten(key, step, now_us):
             return self.stick(f"its undo: {why}", key, is_forgotten=True)
         records = () if ask.is_write else (self._undo_begun(key, step),)

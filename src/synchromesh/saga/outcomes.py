@@ -55,6 +55,23 @@ def of_call(error: Exception) -> AttemptOutcome:
     return _outcome(AttemptResult.UNKNOWN, error)
 
 
+def of_function(error: Exception, *, is_pivot: bool = False) -> AttemptOutcome:
+    """Return what a function of the user that raised came to: only a refusal says what it did.
+
+    What was certainly not sent is tried again without using up attempts. Of a pivot that is not
+    believed: something may have been sent before, and what is undone then stays undone.
+
+    Example:
+        >>> of_function(ValueError("no such bucket")).result
+        <AttemptResult.UNKNOWN: 'unknown'>
+    """
+    if isinstance(error, Rejection):
+        return _outcome(AttemptResult.REJECTED, error)
+    is_unsent = isinstance(error, NotExecuted | ConnectFailed) and not isinstance(error, InProgress)
+    is_certain = is_unsent and not is_pivot
+    return _outcome(AttemptResult.NOT_RUN if is_certain else AttemptResult.UNKNOWN, error)
+
+
 def of_write(error: Exception) -> AttemptOutcome:
     """Return what a unit of work that raised came to: it was rolled back, whatever it was."""
     if isinstance(error, Rejection):

@@ -207,7 +207,10 @@ class Nap(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """What a step is, as far as the machine cares: its name and what tells its input."""
+    """What a step is, as far as the machine cares: its name and what tells its input.
+
+    `attempts_max` is its own, before the pivot; None is the policy's.
+    """
 
     name: str
     digest: str
@@ -217,6 +220,7 @@ class Ask(msgspec.Struct, frozen=True):
     is_query: bool = False
     takes: tuple[str, ...] = ()  # codes of refusals that the function takes for answers
     nap: NapAsk | None = None
+    attempts_max: int | None = None
 
 
 class AttemptOutcome(msgspec.Struct, frozen=True):

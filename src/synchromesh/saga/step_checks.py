@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, UnionType
 from typing import Any
 
 from synchromesh.calls.contract import Call, Command
+from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ContractError
 
 
@@ -86,6 +88,61 @@ def check_taken(step: str, result_type: Any, undo: str, taken: tuple[str, Any] |
         f"{undo} cannot undo {step}: its parameter {name!r} is of type {type_.__name__}, and "
         f"{step} returns {result_type.__name__}; an undo takes the result of its step"
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def check_async(name: str, fn: Callable[..., Any]) -> None:
+    """Refuse a function that has had its effect before anything is awaited. Raises ContractError.
+
+    One that is wrapped is judged by what is within.
+    """
+    if not inspect.iscoroutinefunction(inspect.unwrap(fn)):
+        raise ContractError(
+            f"{name} is given to s.step and is not `async def`: it would stop the whole process "
+            "while it works; call it by `await asyncio.to_thread(...)` in one that is"
+        )
+
+
+def check_undo_of_unknown(
+    step: str, result_type: Any, undo: Callable[..., Any], unknown: type, is_pivot: bool
+) -> None:
+    """Refuse an undo of `s.step` that does not take both a result and what stands for none."""
+    if is_pivot:
+        raise ContractError(f"pivot {step} is never undone; it takes no undo")
+    taken = taken_by(undo)
+    if taken is None:
+        return
+    name, type_ = taken
+    is_union = typing.get_origin(type_) in (typing.Union, UnionType)
+    members = typing.get_args(type_) if is_union else (type_,)
+    for wanted in (unknown, result_type):
+        if not any(_may_take(each, wanted) for each in members):
+            raise ContractError(
+                f"{undo.__name__} cannot undo {step}: its parameter {name!r} does not take "
+                f"{wanted.__name__}; annotate it {result_type.__name__} | Unknown, for whether "
+                f"{step} took effect may be unknown when it is undone"
+            )
+
+
+def check_patience(step: str, timeout_s: object, attempts_max: object, is_pivot: bool) -> None:
+    """Refuse what is no time or no count, and attempts of what is asked until it is known."""
+    if timeout_s is not None and not (is_number(timeout_s) and 0 < timeout_s < math.inf):  # type: ignore[operator]
+        raise ContractError(
+            f"the step {step} was given timeout_s {timeout_s!r}; make it a number of seconds above "
+            "0, or None for the policy's"
+        )
+    if attempts_max is None:
+        return
+    if not is_count(attempts_max) or attempts_max < 1:  # type: ignore[operator]
+        raise ContractError(
+            f"the step {step} was given attempts_max {attempts_max!r}; make it 1 (no further "
+            "attempt) or more, or None for the policy's"
+        )
+    if is_pivot:
+        raise ContractError(
+            f"the pivot {step} was given attempts_max {attempts_max}; an unknown pivot is asked "
+            "again until it is known, and the saga's deadline bounds it"
+        )
 
 
 def _may_take(type_: Any, result_type: Any) -> bool:

@@ -2,41 +2,88 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Generic, TypeVar, TypeVarTuple, overload
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import decode, digest, encode
-from synchromesh.durations import duration as seconds_of
-from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest, ContractError, Rejection, SagaGone, from_problem
-from synchromesh.saga.records import Ask, NapAsk
-from synchromesh.saga.step_checks import check_taken, check_undo, signature_of, taken_by
+from synchromesh.saga.records import Ask
+from synchromesh.saga.step_checks import (
+    check_async,
+    check_patience,
+    check_taken,
+    check_undo,
+    check_undo_of_unknown,
+    signature_of,
+    taken_by,
+)
 
-TX = TypeVar("TX")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-E = TypeVar("E")
-O = TypeVar("O")  # noqa: E741
-N = TypeVar("N", bound=Rejection)
-Ts = TypeVarTuple("Ts")
-T1 = TypeVar("T1")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
-T4 = TypeVar("T4")
-
-STEPS_TOGETHER_MAX = 64
-_EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
 
 
 class StepRequest:
-    """What a saga function yields to its engine: steps, of which all results are wanted."""
+    """What a saga function yields to its engine: steps, of which all results are wanted.
 
-    __slots__ = ("steps",)
+    Attributes:
+        cap: how many may be under way at once.
+    """
 
-    def __init__(self, steps: tuple[Step[Any], ...]) -> None:
+    __slots__ = ("cap", "steps")
+
+    def __init__(self, steps: Sequence[Step[Any]], cap: int = 1) -> None:
         self.steps = steps
+        self.cap = cap
+
+
+class StepBook:
+    """The steps that the function of one run has described, and whether it may describe others.
+
+    Attributes:
+        id: the run's.
+        is_gone: the run has left memory, or was turned: every further step raises.
+        unawaited: the steps that were made and are not awaited yet, oldest first.
+    """
+
+    __slots__ = ("id", "is_gone", "unawaited")
+
+    def __init__(self, id: str) -> None:  # noqa: A002
+        self.id = id
+        self.is_gone = False
+        self.unawaited: dict[Step[Any], None] = {}
+
+    def check(self) -> None:
+        """Raise `SagaGone` where the run has left memory or was turned (S11)."""
+        if self.is_gone:
+            raise SagaGone(
+                f"saga {self.id!r} no longer runs this code: it was turned, or it continues "
+                "elsewhere; a step asked for now has no effect"
+            )
+
+    def leave(self) -> None:
+        """Refuse every further step: what a `finally:` of the function asks for has no effect."""
+        self.is_gone = True
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """Stands for the result of an `s.step` of which nobody knows whether it took effect.
+
+    Its undo is given it: it may have run, may run still, or never.
+
+    Attributes:
+        key: under which it was tried.
+        args: what it was given beside the key.
+
+    Example:
+        >>> Unknown("A-1/upload#1", ("invoice",))
+        Unknown(key='A-1/upload#1', args=('invoice',))
+    """
+
+    key: str
+    args: tuple[Any, ...]
 
 
 class Step(Generic[R_co]):
@@ -44,7 +91,7 @@ class Step(Generic[R_co]):
 
     __slots__ = ("_saga", "ask", "result_type")
 
-    def __init__(self, saga: Saga, ask: Ask, result_type: Any) -> None:
+    def __init__(self, saga: StepBook, ask: Ask, result_type: Any) -> None:
         self._saga = saga
         saga.unawaited[self] = None
         self.ask = ask
@@ -86,7 +133,7 @@ class WriteStep(Step[R_co]):
 
     def __init__(
         self,
-        saga: Saga,
+        saga: StepBook,
         fn: Callable[..., Awaitable[R_co]],
         args: tuple[object, ...],
         undo: Callable[[Any, Any], Awaitable[object]] | None,
@@ -106,20 +153,18 @@ class CallStep(Step[R_co]):
 
     def __init__(
         self,
-        saga: Saga,
+        saga: StepBook,
         call: Call[R_co],
         undo: Command[..., Any] | None,
         is_pivot: bool,
         timeout_s: float | None,
+        attempts_max: int | None,
         takes: tuple[str, ...] = (),
     ) -> None:
         operation = call.operation
         check_undo(call, undo, is_pivot)
-        if timeout_s is not None and not (is_number(timeout_s) and timeout_s > 0):
-            raise ContractError(
-                f"the step {operation.full_name} was given timeout_s {timeout_s!r}; make it a "
-                "number of seconds above 0, or None for the policy's"
-            )
+        if timeout_s is not None or attempts_max is not None:
+            check_patience(operation.full_name, timeout_s, attempts_max, is_pivot)
         ask = Ask(
             operation.full_name,
             call.digest,
@@ -127,6 +172,7 @@ class CallStep(Step[R_co]):
             is_pivot=is_pivot,
             is_query=not operation.is_command,
             takes=takes,
+            attempts_max=attempts_max,
         )
         super().__init__(saga, ask, operation.shape.result)
         self.call, self.undo, self.timeout_s = call, undo, timeout_s
@@ -158,12 +204,44 @@ class CallStep(Step[R_co]):
         return b"{%s:%s}" % (encode(names[0]), result) if names else b"{}"
 
 
+class FunctionStep(Step[R_co]):
+    """An async function that is no operation of a contract, such as a call of a provider's SDK."""
+
+    __slots__ = ("args", "fn", "timeout_s", "undo")
+
+    def __init__(
+        self,
+        saga: StepBook,
+        fn: Callable[..., Awaitable[R_co]],
+        args: tuple[object, ...],
+        undo: Callable[[str, Any], Awaitable[object]] | None,
+        is_pivot: bool,
+        timeout_s: float | None,
+        attempts_max: int | None,
+    ) -> None:
+        name, result_type = signature_of(fn)
+        check_async(name, fn)
+        if undo is not None:
+            check_async(getattr(undo, "__name__", repr(undo)), undo)
+            check_undo_of_unknown(name, result_type, undo, Unknown, is_pivot)
+        check_patience(name, timeout_s, attempts_max, is_pivot)
+        ask = Ask(
+            name,
+            digest(encode(args)),
+            has_undo=undo is not None,
+            is_pivot=is_pivot,
+            attempts_max=attempts_max,
+        )
+        super().__init__(saga, ask, result_type)
+        self.fn, self.args, self.undo, self.timeout_s = fn, args, undo, timeout_s
+
+
 class SideStep(Step[R_co]):
     """A value that the function may not make itself, for a re-run would make another."""
 
     __slots__ = ("fn",)
 
-    def __init__(self, saga: Saga, ask: Ask, result_type: Any, fn: Callable[[], R_co]) -> None:
+    def __init__(self, saga: StepBook, ask: Ask, result_type: Any, fn: Callable[[], R_co]) -> None:
         super().__init__(saga, ask, result_type)
         self.fn = fn
 
@@ -179,7 +257,7 @@ class EventStep(NapStep[R_co]):
 
     __slots__ = ("otherwise",)
 
-    def __init__(self, saga: Saga, ask: Ask, kind: Any, otherwise: Any) -> None:
+    def __init__(self, saga: StepBook, ask: Ask, kind: Any, otherwise: Any) -> None:
         super().__init__(saga, ask, list[kind] | None)
         self.otherwise = otherwise
 
@@ -193,241 +271,14 @@ class EventStep(NapStep[R_co]):
 class Together(Generic[R_co]):
     """Steps that run side by side; awaiting gives the tuple of their results."""
 
-    __slots__ = ("_steps",)
+    __slots__ = ("_cap", "_steps")
 
-    def __init__(self, steps: tuple[Step[Any], ...]) -> None:
+    def __init__(self, steps: Sequence[Step[Any]], cap: int) -> None:
         self._steps = steps
+        self._cap = cap
 
     def __await__(self) -> Generator[StepRequest, Any, R_co]:
         for step in self._steps:
             step.claim()
-        results: R_co = yield StepRequest(self._steps)
+        results: R_co = yield StepRequest(self._steps, self._cap)
         return results
-
-
-class Saga:
-    """Gives a saga function its steps: transactions, calls with their compensation, the pivot.
-
-    The function awaits nothing else. It never sees a step fail: a refusal, or a failure that
-    outlasts its attempts, ends the function and undoes what was done, in reverse.
-
-    Attributes:
-        id: the run's id, which the keys of its steps begin with.
-        trace_id: the trace of the request that started it.
-        is_gone: the run has left memory, or was turned: every further step raises.
-        unawaited: the steps that were made and are not awaited yet, oldest first.
-
-    Example:
-        >>> from typing import Protocol
-        >>> from synchromesh.calls import Contract, command
-        >>> class Bank(Contract, Protocol, service="bank", version="1.0"):
-        ...     @command("POST /holds")
-        ...     async def hold(self, cents: int) -> str: ...
-        ...     @command("POST /releases")
-        ...     async def release(self, hold_id: str) -> None: ...
-        ...     @command("POST /charges")
-        ...     async def charge(self, hold_id: str) -> str: ...
-        >>> async def pay(s: Saga, cents: int) -> str:
-        ...     hold_id = await s.call(Bank.hold(cents), undo=Bank.release)
-        ...     return await s.call(Bank.charge(hold_id), pivot=True)
-    """
-
-    __slots__ = ("id", "is_gone", "trace_id", "unawaited")
-
-    def __init__(self, id: str, trace_id: str) -> None:  # noqa: A002
-        self.id = id
-        self.trace_id = trace_id
-        self.is_gone = False
-        self.unawaited: dict[Step[Any], None] = {}
-
-    def write(
-        self,
-        fn: Callable[[TX, *Ts], Awaitable[R]],
-        /,
-        *args: *Ts,
-        undo: Callable[[TX, R], Awaitable[object]] | None = None,
-    ) -> Step[R]:
-        """Describe a unit of work: `fn(tx, *args)` commits with the run's record of it (S3).
-
-        Args:
-            fn: the unit; awaits nothing but `tx`. A `Rejection` it raises undoes the saga.
-            args: what JSON can carry; they tell a re-run that it is the same step.
-            undo: a unit too, given the result of `fn`.
-
-        Raises:
-            SagaGone: the run has left memory.
-            ContractError: the result's type is not annotated, or is none that the undo takes.
-        """
-        self.check()
-        return WriteStep(self, fn, args, undo)
-
-    def call(
-        self,
-        call: Call[R],
-        *,
-        undo: Command[[R], Any] | None = None,
-        pivot: bool = False,
-        timeout_s: float | None = None,
-    ) -> Step[R]:
-        """Describe a call to another service, made under a key of its own until it is known.
-
-        Args:
-            call: made by an operation of a contract.
-            undo: the command of the same service that takes the call's result and undoes it.
-            pivot: the point of no return: from its first attempt on the saga only goes forward.
-            timeout_s: how long one attempt waits; the policy's by default.
-
-        Raises:
-            SagaGone: the run has left memory.
-            ContractError: a query or a pivot has an undo, the undo is another service's or does not
-                take the call's result, or the timeout is not a number above 0.
-        """
-        self.check()
-        return CallStep(self, call, undo, pivot, timeout_s)
-
-    def try_call(
-        self,
-        call: Call[R],
-        taken: type[N],
-        *,
-        undo: Command[[R], Any] | None = None,
-        pivot: bool = False,
-        timeout_s: float | None = None,
-    ) -> Step[R | N]:
-        """Describe a call of which a declared rejection is an answer: the step gives it as a value.
-
-        The function goes on with it, and the run does not turn; whatever else goes wrong is as with
-        `call`. A pivot that was refused so is none: another may come.
-
-        Args:
-            taken: the class of the rejection; all that the operation declares, for `Rejection`.
-
-        Raises:
-            SagaGone, ContractError: as `call` does, or the operation declares no such rejection.
-        """
-        self.check()
-        declared = call.operation.raises
-        codes = tuple(each.code for each in declared if issubclass(each, taken))
-        if not codes:
-            raise ContractError(
-                f"{call.operation.full_name} does not declare {taken.__name__} in raises=; it "
-                f"declares {', '.join(each.__name__ for each in declared) or 'nothing'}"
-            )
-        step: Step[Any] = CallStep(self, call, undo, pivot, timeout_s, codes)
-        return step
-
-    def side(self, fn: Callable[[], R]) -> Step[R]:
-        """Describe a value that is no effect, such as the time, a number drawn or a new id.
-
-        The function is called once and what it returns is recorded: a re-run is given the same. It
-        may be called again where the process died before any later step had an effect.
-
-        Raises:
-            SagaGone: the run has left memory.
-            ContractError: its result's type is not annotated.
-        """
-        self.check()
-        name, result_type = signature_of(fn)
-        return SideStep(self, Ask(name, digest(b""), is_write=True), result_type, fn)
-
-    def sleep(self, duration: str) -> Step[None]:
-        """Describe a sleep of a while, such as "10m"; the run leaves memory, and survives restarts.
-
-        Before the pivot the saga's deadline counts on, and ends the sleep.
-
-        Raises:
-            SagaGone: the run has left memory.
-            ConfigError: it is no duration.
-        """
-        self.check()
-        for_s = seconds_of(duration)
-        return NapStep(self, _nap("sleep", NapAsk(for_s=for_s)), type(None))
-
-    def until(self, moment: dt.datetime) -> Step[None]:
-        """Describe a sleep until a moment; one that has passed wakes at once. Else as `sleep`.
-
-        Raises:
-            SagaGone: the run has left memory.
-            ContractError: the moment has no time zone.
-        """
-        self.check()
-        if moment.tzinfo is None:
-            raise ContractError(
-                f"s.until was given {moment.isoformat()}, which has no time zone: 10 o'clock is "
-                "many moments; use dt.datetime(..., tzinfo=dt.timezone.utc)"
-            )
-        at_us = max(1, (moment - _EPOCH) // dt.timedelta(microseconds=1))
-        return NapStep(self, _nap("until", NapAsk(at_us=at_us)), type(None))
-
-    @overload
-    def event(self, kind: type[E], *, within: str) -> Step[E | None]: ...
-    @overload
-    def event(self, kind: type[E], *, within: str, otherwise: O) -> Step[E | O]: ...
-    def event(self, kind: type[E], *, within: str, otherwise: Any = None) -> Step[Any]:
-        """Describe a wait for an event that the run is told, by `definition.tell(tx, id, event)`.
-
-        What it was told before it asked counts, the oldest first. It sleeps meanwhile, as `sleep`.
-
-        Args:
-            kind: the class of the event; its name is what tells it from others.
-            within: how long it is waited for, such as "2d".
-            otherwise: what the step gives where none came in time.
-
-        Raises:
-            SagaGone: the run has left memory.
-            ConfigError: `within` is no duration.
-        """
-        self.check()
-        nap = NapAsk(for_s=seconds_of(within), awaits=kind.__name__)
-        return EventStep(self, _nap(kind.__name__, nap), kind, otherwise)
-
-    # The type system has no map over a TypeVarTuple: a tuple of mixed types needs a signature for
-    # each length. Steps of one type, however many, need the last one alone.
-    @overload
-    def all(self, a: Step[T1], b: Step[T2], /) -> Together[tuple[T1, T2]]: ...
-    @overload
-    def all(self, a: Step[T1], b: Step[T2], c: Step[T3], /) -> Together[tuple[T1, T2, T3]]: ...
-    @overload
-    def all(
-        self, a: Step[T1], b: Step[T2], c: Step[T3], d: Step[T4], /
-    ) -> Together[tuple[T1, T2, T3, T4]]: ...
-    @overload
-    def all(self, *steps: Step[R]) -> Together[tuple[R, ...]]: ...
-    def all(self, *steps: Step[Any]) -> Together[Any]:
-        """Run steps side by side; where one turns the saga, the others are cancelled and undone.
-
-        Raises:
-            SagaGone: the run has left memory.
-            ContractError: there is no step, there are too many, or one is a pivot or sleeps.
-        """
-        self.check()
-        if not 1 <= len(steps) <= STEPS_TOGETHER_MAX:
-            raise ContractError(
-                f"s.all was given {len(steps)} steps; expected 1 to {STEPS_TOGETHER_MAX}"
-            )
-        for step in steps:
-            if step.ask.is_pivot or step.ask.nap is not None:
-                what = "is a pivot" if step.ask.is_pivot else "sleeps"
-                raise ContractError(
-                    f"step {step.ask.name!r} {what}; await it by itself, not in s.all"
-                )
-        return Together(steps)
-
-    def check(self) -> None:
-        """Raise `SagaGone` where the run has left memory or was turned (S11)."""
-        if self.is_gone:
-            raise SagaGone(
-                f"saga {self.id!r} no longer runs this code: it was turned, or it continues "
-                "elsewhere; a step asked for now has no effect"
-            )
-
-    def leave(self) -> None:
-        """Refuse every further step: what a `finally:` of the function asks for has no effect."""
-        self.is_gone = True
-
-    def __repr__(self) -> str:
-        return f"<Saga {self.id}{' gone' if self.is_gone else ''}>"
-
-
-def _nap(name: str, nap: NapAsk) -> Ask:
-    return Ask(name, digest(encode(nap)), nap=nap)

@@ -13,7 +13,7 @@ class SagaVersions:
     """Holds the definitions of a service's sagas, several versions of one beside each other.
 
     Example:
-        >>> from synchromesh.saga.steps import Saga
+        >>> from synchromesh.saga.saga import Saga
         >>> async def pay(s: Saga, cents: int) -> int:
         ...     return cents
         >>> versions = SagaVersions([SagaDefinition(pay, "pay"), SagaDefinition(pay, "pay", 2)])
