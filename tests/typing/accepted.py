@@ -21,7 +21,7 @@ from synchromesh.calls import (
 from synchromesh.context import CallContext
 from synchromesh.errors import Rejection
 from synchromesh.events import Decider, Decision
-from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun
+from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun, Unknown
 from synchromesh.service import Context, Service, Transaction
 from synchromesh.store import Row
 
@@ -182,8 +182,29 @@ async def order(s: Saga, wanted: Reserve) -> Hold:
     assert_type(three, tuple[Quote, int, Quote])
     many = await s.all(*[s.call(Pricing.quote(sku)) for sku in ("a", "b")])
     assert_type(many, tuple[Quote, ...])
+    assert_type(await s.step(upload, "a", 1, undo=remove, attempts_max=2), Quote)
+    each = await s.each(
+        [wanted], lambda item: s.call(Inventory.reserve(item), undo=Inventory.release), cap=8
+    )
+    assert_type(each, tuple[Hold, ...])
+    assert_type(
+        await s.each(("a", "b"), lambda name: s.step(upload, name, 1), cap=2), tuple[Quote, ...]
+    )
     await s.call(Inventory.reserve(wanted), pivot=True, timeout_s=1.0)
     return hold
+
+
+async def upload(key: str, name: str, size: int) -> Quote:
+    """A step of any function is given its key, and what the saga gives it."""
+    return Quote(len(key) + len(name) + size)
+
+
+async def remove(key: str, done: Quote | Unknown) -> None:
+    """Its undo may be given that nobody knows."""
+    if isinstance(done, Unknown):
+        assert_type(done.args, tuple[Any, ...])
+    else:
+        assert_type(done, Quote)
 
 
 assert_type(order, SagaDefinition[Reserve, Hold])

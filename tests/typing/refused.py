@@ -181,6 +181,15 @@ async def handler(ctx: Context) -> None:
     await ctx.write(unnote, held)  # refused: arg-type
 
 
+async def upload(key: str, name: str) -> Quote:
+    """A step."""
+    return Quote(len(key + name))
+
+
+async def remove_certain(key: str, done: Quote) -> None:
+    """Takes no `Unknown`."""
+
+
 async def saga(s: Saga) -> None:
     """What a saga refuses."""
     await s.call(Inventory.quote("a"), undo=Inventory.release)  # refused: arg-type
@@ -190,6 +199,11 @@ async def saga(s: Saga) -> None:
     await s.write(note, "a", "two")  # refused: arg-type
     await s.write(note, "a", 2, 3)  # refused: arg-type
     await s.write(note, "a", 2, undo=note)  # refused: arg-type
+    await s.step(upload, "a", "two")  # refused: arg-type
+    await s.step(upload)  # refused: arg-type
+    await s.step(upload, "a", undo=remove_certain)  # refused: arg-type
+    await s.each([1], lambda item: s.call(Inventory.stock(item)), cap=2)  # refused: arg-type
+    await s.each({"a"}, lambda sku: s.call(Inventory.stock(sku)), cap=2)  # refused: arg-type
     two = await s.all(s.call(Inventory.quote("a")), s.call(Inventory.stock("b")))
     swapped: tuple[int, Quote] = two  # refused: assignment
     await s.write(unnote, swapped[0])  # refused: arg-type

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, assert_type
 
 import pytest
@@ -47,7 +48,7 @@ from synchromesh.errors import (
     Unauthenticated,
     UnknownOperation,
 )
-from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun, Step, Together
+from synchromesh.saga import Saga, SagaDefinition, SagaPolicy, SagaRun, Step, Together, Unknown
 from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
 from synchromesh.saga.outcomes import of_call, of_write, of_write_undo, why
 from synchromesh.saga.records import AttemptResult
@@ -210,12 +211,106 @@ def test_an_undo_that_cannot_take_the_steps_result_is_refused(saga: Saga) -> Non
     saga.call(Stock.reserve("A", 1), undo=Renamed.forget)
 
 
-@pytest.mark.parametrize("wrong", [math.nan, 0.0, -1.0, True, "1"])
+async def _upload(key: str, name: str) -> Hold:
+    return Hold(name)
+
+
+async def _remove(key: str, done: Hold | Unknown) -> None: ...
+
+
+async def _remove_certain(key: str, done: Hold) -> None: ...
+
+
+async def _remove_unknown(key: str, done: Unknown) -> None: ...
+
+
+async def _remove_other(key: str, done: Quote | Unknown) -> None: ...
+
+
+async def _remove_any(key: str, done: object) -> None: ...
+
+
+def _upload_sync(key: str, name: str) -> Hold:
+    return Hold(name)
+
+
+@functools.wraps(_upload)
+def _upload_wrapped(*args: Any) -> Coroutine[Any, Any, Hold]:
+    return _upload(*args)
+
+
+def asking(saga: Saga, **options: Any) -> list[Callable[[], object]]:
+    """Return what describes a step of each kind that has patience of its own."""
+    call = Stock.reserve("A", 1)
+    return [
+        lambda: saga.call(call, **options),
+        lambda: saga.try_call(call, OutOfStock, **options),
+        lambda: saga.step(_upload, "A", **options),
+    ]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 0.0, -1.0, True, "1", 10**400])
 def test_a_timeout_that_is_no_time_is_refused(saga: Saga, wrong: Any) -> None:
     """It is found where the step is made, and the run is undone, not lost from memory."""
-    with pytest.raises(ContractError, match=r"stock\.reserve was given timeout_s"):
-        saga.call(Stock.reserve("A", 1), timeout_s=wrong)
+    for ask in asking(saga, timeout_s=wrong):
+        with pytest.raises(ContractError, match=r"reserve|_upload was given timeout_s .* above 0"):
+            ask()
     assert not saga.unawaited
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.0, True, "3", math.inf])
+def test_attempts_that_are_no_count_are_refused(saga: Saga, wrong: Any) -> None:
+    """A step has at least one."""
+    for ask in asking(saga, attempts_max=wrong):
+        with pytest.raises(ContractError, match=r"was given attempts_max .* make it 1 "):
+            ask()
+    assert not saga.unawaited
+
+
+def test_a_pivot_has_no_attempts_of_its_own(saga: Saga) -> None:
+    """An unknown one is asked until it is known; how long one attempt waits is its own."""
+    for ask in asking(saga, attempts_max=3, pivot=True):
+        with pytest.raises(ContractError, match=r"the pivot .* asked again until it is known"):
+            ask()
+    for ask in asking(saga, timeout_s=3, pivot=True):
+        ask()
+
+
+def test_a_function_has_to_be_async_and_typed(saga: Saga) -> None:
+    """One that is not would stop the process, or leave a result that nothing can read."""
+    sync: Any = _upload_sync
+    anonymous: Any = lambda key: None  # noqa: E731
+    untyped: Any = _untyped
+    partial: Any = functools.partial(_upload, name="A")
+    with pytest.raises(ContractError, match=r"_upload_sync is given to s\.step .*to_thread"):
+        saga.step(sync, "A")
+    with pytest.raises(ContractError, match=r"_upload_sync is given to s\.step .*to_thread"):
+        saga.step(_upload, "A", undo=sync)
+    for fn in (anonymous, partial):
+        with pytest.raises(ContractError, match="a function of a name with a return annotation"):
+            saga.step(fn)
+    with pytest.raises(ContractError, match="_untyped"):
+        saga.step(untyped, 1)
+    with pytest.raises(BadRequest):
+        saga.step(_upload, object())  # type: ignore[arg-type]
+    assert not saga.unawaited
+    saga.step(_upload_wrapped, "A")
+
+
+def test_the_undo_of_a_function_takes_what_is_unknown(saga: Saga) -> None:
+    """One that does not would fail where it is needed most; one that is not annotated may."""
+    certain: Any = _remove_certain
+    with pytest.raises(ContractError, match=r"'done' does not take Unknown; .* Hold \| Unknown"):
+        saga.step(_upload, "A", undo=certain)
+    wrong: list[Any] = [_remove_unknown, _remove_other]
+    for undo in wrong:
+        with pytest.raises(ContractError, match="'done' does not take Hold"):
+            saga.step(_upload, "A", undo=undo)
+    with pytest.raises(ContractError, match="pivot _upload is never undone"):
+        saga.step(_upload, "A", undo=_remove, pivot=True)
+    assert not saga.unawaited
+    saga.step(_upload, "A", undo=_remove)
+    saga.step(_upload, "A", undo=_remove_any)
 
 
 def test_undo_arguments_carry_the_result_by_the_undos_own_name(saga: Saga) -> None:
@@ -272,7 +367,9 @@ def test_a_saga_that_has_left_memory_makes_no_steps(saga: Saga) -> None:
     for attempt in (
         lambda: saga.write(create_order, Order("A-1")),
         lambda: saga.call(Plant.quote("A")),
+        lambda: saga.step(_upload, "A"),
         lambda: saga.all(made),
+        lambda: saga.each([1], lambda _: made, cap=1),
         lambda: made.claim(),
     ):
         with pytest.raises(SagaGone, match="no effect"):

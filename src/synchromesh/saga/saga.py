@@ -295,7 +295,7 @@ class Saga(StepBook):
 
         Args:
             items: 0 to 10,000, in an order that a re-run repeats. All stay in memory until the run
-                has ended, with what undoes them: some 3 KB each.
+                has ended, with what undoes them: some 2 KB each.
             step: makes the step of an item: `lambda line: s.call(Stock.reserve(line), undo=...)`.
             cap: 1 to 64.
 

@@ -24,10 +24,10 @@ def signature_of(fn: Callable[..., Any]) -> tuple[str, Any]:
     """
     name = str(getattr(fn, "__name__", ""))
     try:
-        hints = typing.get_type_hints(fn)
+        hints = typing.get_type_hints(fn) if name else {}
     except (NameError, TypeError) as error:
         raise ContractError(
-            f"saga step {name or fn!r}: {error}; its annotations must be importable"
+            f"saga step {name!r}: {error}; its annotations must be importable"
         ) from error
     if not name or name == "<lambda>" or "return" not in hints:
         raise ContractError(
