@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -48,11 +48,13 @@ class Picky(Participants):
 
     Attributes:
         no: the items that are refused.
+        slow: the items whose answers are late.
         most: how many were under way at once.
         asked: the items, in the order in which they were asked for.
     """
 
     no: frozenset[str] = frozenset()
+    slow: frozenset[str] = frozenset()
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
@@ -74,6 +76,8 @@ class Picky(Participants):
         try:
             await asyncio.sleep(0.1 / len(self.asked))
             answer = await super().send(operation, arguments, **more)
+            if item in self.slow:
+                await asyncio.sleep(0.3)
         finally:
             self._now -= 1
         self.answered.append(item)
@@ -453,20 +457,21 @@ def test_undoing_many_looks_at_each_a_few_times() -> None:
 
 # -- a power cut at every step -------------------------------------------------------------------
 
-STORIES: dict[str, tuple[str, Sequence[Fault], frozenset[str]]] = {
-    "completes": ("completed", (), frozenset()),
-    "an answer lost": ("completed", (DUMB,), frozenset()),
-    "one refused": ("undone", (), frozenset({"item 2"})),
+STORIES: dict[str, tuple[str, list[Fault], str]] = {
+    "completes": ("completed", [], ""),
+    "an answer lost": ("completed", [DUMB], ""),
+    "one refused": ("undone", [], "item 3"),
 }
 
 
 class Warehouse:
-    """One node whose saga holds four items, two at a time."""
+    """One node whose saga holds four items, two at a time; the answer for the third is slow."""
 
     def __init__(self, story: str, cut_at: int = 0) -> None:
         self.ends, faults, no = STORIES[story]
-        self.others = Picky(faults={"stock.reserve": list(faults)})
-        self.others.no = no
+        self.others = Picky(faults={"stock.reserve": faults[:]})
+        self.others.no = frozenset({no})
+        self.others.slow = frozenset({"item 2"})
         self.world = World(seed=1)
         self.node = self.world.node("orders", self.main)
         self.cut_at = cut_at

@@ -11,7 +11,7 @@ from msgspec import structs
 from simulation.mutant import Mutant
 from synchromesh.discovery.leases import Lease
 from synchromesh.saga.machine import SagaMachine
-from synchromesh.saga.records import AttemptResult, StepState
+from synchromesh.saga.records import AttemptOutcome, AttemptResult, Begin, StepState
 from synchromesh.store import Once, Recorded, Unit
 
 # -- store ---------------------------------------------------------------------------------------
@@ -104,6 +104,46 @@ def _unknown_is_certain(fail: Any) -> Any:
         if outcome.result is AttemptResult.UNKNOWN and step.attempts <= 1:
             outcome = structs.replace(outcome, result=AttemptResult.NOT_RUN)
         return fail(self, key, step, zone, rule, outcome)
+
+    return mutated
+
+
+def _unknown_functions_are_not_undone(undo: Any) -> Any:
+    async def mutated(self: Any, undone: Any, step: Any, span_id: str) -> Any:
+        if undone.result is None:
+            return AttemptOutcome(AttemptResult.ANSWERED)
+        return await undo(self, undone, step, span_id)
+
+    return mutated
+
+
+def _functions_have_new_keys(function: Any) -> Any:
+    async def mutated(self: Any, key: str, step: Any, span_id: str) -> Any:
+        original, attempt = step.fn, self._machine._steps[key].attempts
+        mark = f"/{attempt}" if attempt > 1 else ""
+        step.fn = lambda key, *args: original(key + mark, *args)
+        try:
+            return await function(self, key, step, span_id)
+        finally:
+            step.fn = original
+
+    return mutated
+
+
+def _lists_begin_unrecorded(side_by_side: Any) -> Any:
+    async def mutated(
+        perform: Any, begun: Sequence[Begin], cap: int, journal: Any, run_id: str
+    ) -> Any:
+        late = [structs.replace(each, records=()) for each in begun]
+        return await side_by_side(perform, late, cap, journal, run_id)
+
+    return mutated
+
+
+def _crashes_are_no_attempts(begun: Any) -> Any:
+    def mutated(self: SagaMachine, key: str, step: Any) -> Any:
+        record = begun(self, key, step)
+        return structs.replace(record, attempt=step.tries + 1)
 
     return mutated
 
@@ -254,6 +294,30 @@ MUTANTS_OF_TESTS: Sequence[Mutant] = (
         f"{_SAGA}.machine.SagaMachine.has_no_way_back",
         _way_back_is_open_again,
         test="tests/unit/test_saga_machine.py",
+    ),
+    Mutant(
+        "a function whose outcome is unknown is not undone",
+        f"{_SAGA}.attempts.StepAttempts._undo_function",
+        _unknown_functions_are_not_undone,
+        test="tests/simulation/test_survival_of_steps.py",
+    ),
+    Mutant(
+        "each attempt of a function has a key of its own",
+        f"{_SAGA}.attempts.StepAttempts._function",
+        _functions_have_new_keys,
+        test="tests/contract/test_saga_functions.py",
+    ),
+    Mutant(
+        "a step of a list is begun before that is recorded",
+        f"{_SAGA}.execution.side_by_side",
+        _lists_begin_unrecorded,
+        test="tests/contract/test_saga_each.py::test_a_power_cut_at_any_step_leaves_all_or_nothing",
+    ),
+    Mutant(
+        "a crash in the middle of a step is no attempt",
+        f"{_SAGA}.machine.SagaMachine._begun",
+        _crashes_are_no_attempts,
+        test="tests/contract/test_saga_patience.py",
     ),
     Mutant(
         "a renewed lease keeps its place in the order of expiry",
