@@ -39,7 +39,7 @@ Durations are texts such as `"300ms"`, `"2s"`, `"10m"`."""
 FRONT_DOOR = {
     "Contracts": "Contract command query event PublicEvent Call",
     "Services": "Service Context Transaction Migration",
-    "Sagas": "Saga SagaRun SagaPolicy",
+    "Sagas": "Saga SagaRun SagaPolicy Unknown",
     "Event sourcing": "Decider Decision",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
     "BreakerOptions deadline",

@@ -34,7 +34,7 @@ from saga_fakes import (
 from synchromesh import events
 from synchromesh.errors import CallError, Forbidden
 from synchromesh.runtime import RealRuntime
-from synchromesh.saga import Engine, Saga, SagaDefinition
+from synchromesh.saga import Engine, Saga, SagaDefinition, Step, Unknown
 from synchromesh.saga.schema import SCHEMA
 from synchromesh.store import SqliteStore, Unit
 from unit.test_reference_cycles import cancelled, garbage_of
@@ -69,11 +69,42 @@ async def side_by_side(s: Saga, order: Order) -> None:
     )
 
 
+async def late(key: str, order: str) -> str:
+    await asyncio.Event().wait()
+    return order
+
+
+async def wrong(key: str, order: str) -> str:
+    raise KeyError(order)
+
+
+async def cut_within(key: str, order: str) -> str:
+    raise asyncio.CancelledError
+
+
+async def look(key: str, done: str | Unknown) -> None:
+    if key.endswith("2"):
+        raise KeyError(key)
+
+
+async def functions(s: Saga, order: Order) -> None:
+    def step(fn: Callable[[str, str], Awaitable[str]]) -> Step[str]:
+        return s.step(fn, order.id, undo=look, timeout_s=0.01, attempts_max=1)
+
+    await s.each([late, cut_within, wrong], step, cap=3)
+
+
+async def in_a_list(s: Saga, order: Order) -> None:
+    await s.each(
+        [order.id] * 4, lambda id_: s.call(Stock.reserve(id_, 1), undo=Stock.release), cap=2
+    )
+
+
 def define(fn: Callable[[Saga, Order], Coroutine[Any, Any, Any]]) -> SagaDefinition[Any, Any]:
     return SagaDefinition(fn, fn.__name__, deadline_s=60.0, policy=PATIENT)
 
 
-_FUNCTIONS = (raising, writing, not_undone, side_by_side)
+_FUNCTIONS = (raising, writing, not_undone, side_by_side, functions, in_a_list)
 _ALL: list[SagaDefinition[Any, Any]] = [PLACE, THREE, *map(define, _FUNCTIONS)]
 SAGAS = {each.name: each for each in _ALL}
 
@@ -136,6 +167,10 @@ def play(tmp_path: Path, main: Callable[[House], Awaitable[object]], **more: Any
         ("raising", {}),
         ("writing", {}),
         ("not_undone", {"refuses": {"bank.charge"}, "faults": {}}),
+        ("functions", {}),
+        ("in_a_list", {}),
+        ("in_a_list", {"refuses": {"stock.reserve"}}),
+        ("in_a_list", {"faults": {"stock.reserve": [KeyError("bug")] * 99}}),
         ("side_by_side", {"refuses": {"plant.book"}}),
         ("side_by_side", {"faults": {"plant.book": [CallError("no")] * 99}}),
     ],

@@ -13,7 +13,7 @@ from synchromesh.codec import encode
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
 from synchromesh.priority import priority_of
-from synchromesh.resilience import DeadlinePassed, deadline, within
+from synchromesh.resilience import DeadlinePassed, deadline, is_being_cancelled, within
 from synchromesh.resilience.deadlines import ambient
 from synchromesh.saga import outcomes
 from synchromesh.saga.deps import SagaDeps
@@ -248,19 +248,18 @@ class StepAttempts:
             TimedOut: it was cancelled, at its time or by itself.
             Exception: what it raises.
         """
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        before = task.cancelling()
+        due_s = asyncio.get_running_loop().time() + for_s
         ambient.set(None)  # the deadline of whoever started the run is none of the step's (D1)
         try:
             with deadline(for_s):
-                return await within(body, loop.time() + for_s)
-        except DeadlinePassed as error:
-            raise TimedOut(f"{what} did not end within {max(0.0, for_s):.3g} s") from error
-        except asyncio.CancelledError as error:
-            if task.cancelling() > before:
+                return await within(body, due_s)
+        except DeadlinePassed:
+            why = f"{what} did not end within {max(0.0, for_s):.3g} s"
+        except asyncio.CancelledError:
+            if is_being_cancelled():
                 raise  # the run is cancelled, or the engine closes
-            raise TimedOut(f"{what} was cancelled by what it awaits") from error
+            why = f"{what} was cancelled by what it awaits"
+        raise TimedOut(why)
 
     async def _write(self, key: str, step: WriteStep[Any], span_id: str) -> AttemptOutcome:
         context = self._context(span_id, key=self._key(key))
