@@ -59,7 +59,8 @@ MODULES = {
         "given Given When read_event subscribe AppendReceipt ProjectionRunner ProjectionOptions"
     ),
     "gateway": (
-        "GatewayEngine check outline make_key parse_keys Auth Authenticator Folders Principal"
+        "GatewayEngine check outline make_key parse_keys Auth Authenticator Folders Principal "
+        "Origins read_proxies"
     ),
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Headers Body Limits PoolLimits "
@@ -146,6 +147,7 @@ hedge = { after = "p95", ratio = 0.05 }
     "gateway": """\
 [gateway]
 app = "gateway:gateway"
+trusted_proxies = ["10.0.0.7", "10.1.0.0/16"]
 port = 8000
 """,
     "dev": """\

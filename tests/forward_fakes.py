@@ -14,6 +14,7 @@ from gateway_fakes import SHOP
 from synchromesh.calls import Caller, Policies
 from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway, GatewayEngine, Rate
+from synchromesh.gateway.origin import Origins
 from synchromesh.http import (
     Body,
     Headers,
@@ -115,7 +116,13 @@ class Announced(Known):
 class Way:
     """A client, the gateway, and an upstream, each with its server on one network."""
 
-    def __init__(self, system: System, gateway: Gateway, policies: Policies | None) -> None:
+    def __init__(
+        self,
+        system: System,
+        gateway: Gateway,
+        policies: Policies | None,
+        origins: Origins | None = None,
+    ) -> None:
         self.system = system
         self.servers: dict[str, HttpServer] = {}
         self.store, self.partner = Upstream(), Upstream()
@@ -126,6 +133,7 @@ class Way:
             tracer=Tracer("gateway", system.runtime, system.spans),
             authenticators=[auth.open(None, None) for auth in gateway.auth],  # type: ignore[arg-type]
             externals={PARTNER},
+            origins=origins,
         )
         network = system.runtime.network
         self.server = HttpServer(self.engine, network=network, streaming=self.engine)
@@ -215,13 +223,18 @@ class Raw(asyncio.Protocol):
 
 
 def through(
-    main: Any, *, gateway: Gateway = GATEWAY, policies: Policies | None = None, kind: str = "http"
+    main: Any,
+    *,
+    gateway: Gateway = GATEWAY,
+    policies: Policies | None = None,
+    origins: Origins | None = None,
+    kind: str = "http",
 ) -> Any:
     """Run a test in virtual time, with upstreams behind a gateway."""
 
     async def system_main(system: System) -> Any:
         system.known = Announced()
-        way = Way(system, gateway, policies)
+        way = Way(system, gateway, policies, origins)
         await way.start()
         return await main(way)
 

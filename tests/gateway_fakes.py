@@ -25,6 +25,7 @@ from synchromesh.gateway import (
     Stale,
     Static,
 )
+from synchromesh.gateway.origin import Origins
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, HttpServer, RawPair
 from synchromesh.resilience import Policy
 from synchromesh.telemetry import Tracer
@@ -171,7 +172,13 @@ def is_fast() -> bool:
 class Plant:
     """Three services behind one gateway."""
 
-    def __init__(self, system: System, gateway: Gateway, policies: Policies | None) -> None:
+    def __init__(
+        self,
+        system: System,
+        gateway: Gateway,
+        policies: Policies | None,
+        origins: Origins | None = None,
+    ) -> None:
         self.system = system
         self.gateway = gateway
         self.begin: Callable[[HttpExchange], bool] | None = None
@@ -182,6 +189,7 @@ class Plant:
             caller=self.caller,
             tracer=Tracer("gateway", system.runtime, system.spans),
             authenticators=[auth.open(None, None) for auth in gateway.auth],  # type: ignore[arg-type]
+            origins=origins,
         )
 
     async def start(self) -> None:
@@ -281,12 +289,17 @@ def json_of(response: HttpResponse) -> Any:
 
 
 def behind(
-    main: Any, *, gateway: Gateway = GATEWAY, kind: str = "inproc", policies: Policies | None = None
+    main: Any,
+    *,
+    gateway: Gateway = GATEWAY,
+    kind: str = "inproc",
+    policies: Policies | None = None,
+    origins: Origins | None = None,
 ) -> Any:
     """Run a test in virtual time, with three services behind a gateway."""
 
     async def system_main(system: System) -> Any:
-        site = Plant(system, gateway, policies)
+        site = Plant(system, gateway, policies, origins)
         await site.start()
         site.fleet.answers |= {"machine": lambda i: Machine("M-1", "A-1", 7), "scrap": None}
         site.orders.answers |= {"one": Order("A-1", "ada"), "place": Order("A-2", "ada")}

@@ -44,6 +44,7 @@ PUT = "PUT /firmware/sx90?lot=7%20a"
 HELD_BYTES_MAX = 1024 * 1024
 OURS = {
     "host", "traceparent", "deadline-ms", "attempts-left", "synchromesh-credential", "via",
+    "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
 }  # fmt: skip
 ONCE = Policies(default=Policy(retry=None))
 

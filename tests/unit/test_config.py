@@ -469,6 +469,18 @@ def test_nothing_else_is_named_as_the_gateway(tmp_path: Path, section: str) -> N
     assert "is the name of the gateway itself" in message
 
 
+def test_a_wrong_proxy_is_named_with_its_place(tmp_path: Path) -> None:
+    """Before anything listens; a right one is kept as it was written."""
+    section = '[gateway]\napp = "gateway:gateway"\ntrusted_proxies = '
+    message = refused(tmp_path, f'{ONE}{section}["10.0.0.7", "10.0.0.1/8", "0.0.0.0/0"]\n')
+    assert "[gateway] trusted_proxies: '10.0.0.1/8' is no address" in message
+    assert "trusts everybody" in message
+    assert "synchromesh.toml" in message
+    assert "trusted_proxies" in refused(tmp_path, f'{ONE}{section}"10.0.0.7"\n')
+    config = load_config(notes_app.write_config(tmp_path, f'{ONE}{section}["10.0.0.7"]\n'))
+    assert config.gateway.trusted_proxies == ("10.0.0.7",)
+
+
 def test_the_port_of_the_gateway_is_its_own(tmp_path: Path) -> None:
     """Two servers at one port are refused before one of them cannot listen."""
     message = refused(tmp_path, ONE + "port = 8080\n[gateway]\nport = 8080\n")

@@ -6,6 +6,7 @@ from synchromesh.gateway.engine import GatewayEngine
 from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.gateway.outline import outline
 from synchromesh.gateway.principal import Auth, Authenticator, Folders, Principal
 from synchromesh.gateway.routes import (
@@ -33,6 +34,7 @@ __all__ = [
     "GatewayEngine",
     "KeyRing",
     "KeysFile",
+    "Origins",
     "Principal",
     "Rate",
     "Route",
@@ -43,4 +45,5 @@ __all__ = [
     "make_key",
     "outline",
     "parse_keys",
+    "read_proxies",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 from collections.abc import Iterable
@@ -55,14 +54,3 @@ def told_of(error: Exception, route: AskedRoute, trace_id: str) -> SynchromeshEr
     elif error.status >= 500:
         _log.warning("%s failed in trace %s: %s", route.name, trace_id, error)
     return outside(error, is_read=route.is_read)
-
-
-def client_of(peer: str) -> str:
-    """Return the address that a client cannot change at will: of IPv6 that is the network."""
-    host = peer.rpartition(":")[0]
-    if ":" not in host:
-        return host
-    try:
-        return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
-    except ValueError:
-        return host

@@ -14,11 +14,12 @@ from typing import Final, Protocol
 from synchromesh.context import NEW_TRACE, CallContext
 from synchromesh.errors import BadRequest, RateLimited, SynchromeshError
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
-from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
+from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
 from synchromesh.gateway.arrival import FIELDS, NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.principal import Principal
 from synchromesh.http import Headers, HttpExchange, RawPair, ready_answer
 from synchromesh.http.together import together_on
@@ -42,6 +43,7 @@ class AggregateGate(Protocol):
     attempts_left: int
     known: Callable[[Sequence[RawPair]], Principal | None]
     limiter: Limiter
+    origins: Origins
     tracer: Tracer
 
 
@@ -101,7 +103,10 @@ class FastAggregate:
         )
         asked = AggregateExchange(self, exchange, context, now, arrived)
         if self.buckets is not None:
-            wait_s = self.buckets.take(who or client_of(exchange.peer), now)
+            if not who:
+                headers = Headers.from_wire(exchange.pairs)
+                who = gate.origins.of_request(exchange.peer, headers).client
+            wait_s = self.buckets.take(who, now)
             if wait_s:
                 asked.refuse(
                     RateLimited(

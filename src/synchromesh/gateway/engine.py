@@ -41,7 +41,7 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
-from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, client_of, refused, told_of
+from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
 from synchromesh.gateway.arrival import arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.check import CompiledRoute, compiled, read, refusal_of
@@ -50,6 +50,7 @@ from synchromesh.gateway.fast import Gate, Routing
 from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.principal import Authenticator, Folders, Principal
 from synchromesh.gateway.problems import outside
 from synchromesh.gateway.router import find
@@ -80,6 +81,7 @@ class GatewayEngine:
         tracer: takes one span of kind "gateway" a request that has a route.
         authenticators: what `gateway.auth` became at work; `open` makes them.
         externals: the upstreams that are not ours, and are not told who asks.
+        origins: tells whom a request comes from, where that is not the peer of its connection.
         entries: what `compiled` has made of the gateway already; it is read here where None.
 
     Raises:
@@ -100,12 +102,14 @@ class GatewayEngine:
         tracer: Tracer,
         authenticators: Sequence[Authenticator] = (),
         externals: AbstractSet[str] = frozenset(),
+        origins: Origins | None = None,
         entries: Sequence[CompiledRoute] | None = None,
     ) -> None:
         if entries is None:
             entries = compiled(gateway)
         self._forwarder = Forwarder(caller, tracer)
         self._externals = externals
+        self._origins = Origins() if origins is None else origins
         self._has_forwards = any(entry.passage is not None for entry in entries)
         self._caller = caller
         self._tracer = tracer
@@ -138,6 +142,7 @@ class GatewayEngine:
         runtime: Runtime,
         folders: Folders,
         externals: AbstractSet[str] = frozenset(),
+        origins: Origins | None = None,
         entries: Sequence[CompiledRoute] | None = None,
     ) -> GatewayEngine:
         """Check the gateway, read its keys, and return it at work; `close` it.
@@ -168,6 +173,7 @@ class GatewayEngine:
             tracer=tracer,
             authenticators=authenticators,
             externals=externals,
+            origins=origins,
             entries=entries,
         )
 
@@ -198,7 +204,7 @@ class GatewayEngine:
     def begin_exchange(self) -> Callable[[HttpExchange], bool]:
         """What answers requests on the fast way; False leaves one to the slow way."""
         return Gate(
-            Routing(self._entries, self._routes, self._buckets, self._externals),
+            Routing(self._entries, self._routes, self._buckets, self._externals, self._origins),
             forwarder=self._forwarder,
             tracer=self._tracer,
             limiter=self._limiter,
@@ -297,7 +303,7 @@ class GatewayEngine:
         """Return the context of who asks, once they may (G1). Raises _Refusal."""
         entry, request = asked.entry, asked.request
         if entry.is_public:
-            principal, who = _NOBODY, client_of(request.peer)
+            principal, who = _NOBODY, ""
         else:
             principal = await self._principal(request)
             who = principal.name
@@ -308,6 +314,7 @@ class GatewayEngine:
                 )
         buckets = self._buckets.get(entry.name)
         if buckets is not None:
+            who = who or self._origins.of_request(request.peer, request.headers).client
             wait_s = buckets.take(who, asyncio.get_running_loop().time())
             if wait_s:
                 raise _Refusal(
@@ -414,6 +421,7 @@ class GatewayEngine:
                 asked.places,
                 name=f"{entry.passage.to} {entry.template.method} {entry.passage.path}",
                 context=context,
+                origin=self._origins.of_request(request.peer, request.headers),
                 is_external=entry.passage.to in self._externals,
             )
         except BadRequest as error:

@@ -37,17 +37,18 @@ from synchromesh.context import (
 )
 from synchromesh.discovery import Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
-from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
-from synchromesh.gateway.arrival import FIELDS, NOTHING, arrival_of
+from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
+from synchromesh.gateway.arrival import NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
-from synchromesh.gateway.forward import ODD, answer_of, is_odd
+from synchromesh.gateway.forward import ODD, answer_of, look
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.passing import ForwardExchange, ForwardPlace
 from synchromesh.gateway.principal import Authenticator, known_by
 from synchromesh.gateway.router import find
-from synchromesh.http import Body, Headers, HttpExchange, HttpRequest, HttpResponse
+from synchromesh.http import Body, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.together import together_on
 from synchromesh.resilience import Limiter
 from synchromesh.telemetry import Tracer, outcome_of
@@ -59,6 +60,7 @@ _IDEMPOTENT: Final = frozenset(method.encode() for method in IDEMPOTENT)
 _ID_BITS: Final = 256
 _NO_ZERO: Final = 1 << 255 | 1 << 64 | 1
 _PLACES_MAX: Final = 256
+_UNREMARKABLE: Final[tuple[Arrival, tuple[RawPair, ...]]] = (NOTHING, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,14 @@ class Routing:
         routes: finds those whose paths have places.
         buckets: the rates, by route.
         externals: the upstreams that are not ours.
+        origins: tells whom a request comes from.
     """
 
     entries: Sequence[CompiledRoute]
     routes: Routes[CompiledRoute]
     buckets: Mapping[str, TokenBuckets]
     externals: AbstractSet[str]
+    origins: Origins
 
 
 class Gate:
@@ -113,6 +117,7 @@ class Gate:
         self._ready: dict[tuple[bytes, bytes], FastForward | FastAggregate] = {}
         self._buckets = routing.buckets
         self._externals = routing.externals
+        self.origins = routing.origins
         self.asker = asker
         self.forwarder = forwarder
         self.tracer = tracer
@@ -178,6 +183,7 @@ class Gate:
                             found[1],
                             name=plan.name,
                             context=context,
+                            origin=self.origins.of_request(request.peer, request.headers),
                             is_external=plan.is_external,
                         )
                         async with self.limiter:
@@ -241,9 +247,9 @@ class FastForward:
     __slots__ = (
         "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "draw", "edge", "entry",
         "gate", "has_places", "hops", "is_external", "is_idempotent", "is_public", "limiter",
-        "loop", "method", "name", "passed", "path", "places", "priority", "record",
-        "record_call", "scopes", "service", "shared", "states_length", "timeout_s", "together",
-        "tracker",
+        "loop", "method", "name", "needs_origin", "odd", "passed", "path", "places", "priority",
+        "record", "record_call", "scopes", "service", "shared", "states_length", "tells_origin",
+        "timeout_s", "together", "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -260,6 +266,9 @@ class FastForward:
         self.buckets = buckets
         self.is_external = is_external
         self.is_public = entry.is_public
+        self.tells_origin = passage.tells_origin(is_external=is_external)
+        self.needs_origin = entry.is_public or self.tells_origin
+        self.odd = ODD | gate.origins.told_by
         self.scopes = entry.scopes
         self.method = entry.template.method.encode()
         self.path = passage.path.encode()
@@ -286,34 +295,39 @@ class FastForward:
     ) -> bool:
         """Pass a request on; False declines it, and nothing was done then.
 
-        Args:
-            exchange: the request, whose path is that of the route.
-            query: of its target.
-            places: what the places of the route's path hold, percent-encoded.
+        Its path is that of the route; `places` are what that has of places, percent-encoded.
         """
         gate, shared, service = self.gate, self.shared, self.service
-        body = exchange.body
         # What strikes calls is a dict that is empty while nothing does.
-        if shared.faults.rules or shared.is_slow or len(body) > self.body_bytes_max:
+        if shared.faults.rules or shared.is_slow or len(exchange.body) > self.body_bytes_max:
             return False
-        passed = self.passed
-        lines, arrived = [b""], NOTHING  # the request line's place
+        host, passed, odd = b"", self.passed, self.odd
+        lines: list[bytes] = [b""]  # the request line's place
+        closer: list[RawPair] = []
         for name, value in exchange.pairs:
             if name in passed:
                 # Judged by the parser, and as they were: no line can be forged by them.
                 lines += (name, b": ", value, b"\r\n")
-            elif name in ODD:
-                if name in FIELDS:
-                    if arrived is NOTHING:
-                        arrived = arrival_of(Headers.from_wire(exchange.pairs))
-                elif is_odd(name, value):
-                    return False
+            elif name == b"host":
+                host = value
+            elif name in odd:
+                closer.append((name, value))
+        looked = look(closer, gate.origins.told_by) if closer else _UNREMARKABLE
+        if looked is None:
+            return False
+        arrived, told = looked
         who = ""
         if not self.is_public:
             principal = gate.known(exchange.pairs)
             if principal is None or not self.scopes <= principal.scopes:
                 return False
             who = principal.name
+        origin = None
+        if self.needs_origin:
+            # What was found before, without the frames of `Origins.of`.
+            kept = gate.origins.kept.get((exchange.peer.rpartition(":")[0], host, told))
+            origin = kept or gate.origins.of(exchange.peer, host, told)
+            lines.append(origin.lines if self.tells_origin else b"")
         # The wheel's and the breaker's clock is the loop's.
         now = self.loop.time()
         # The first lines of `known_at_once`, without its frame.
@@ -330,20 +344,15 @@ class FastForward:
             place = self._place(endpoint)
             if place is None:
                 return self._decline(member)
-        line = place.line
-        if query or self.has_places:
-            try:
-                line = self._line(place, query, places)
-            except BadRequest:
-                return self._decline(member)
-        limiter = self.limiter
-        if not gate.limiter.take():
+        has_line = not (query or self.has_places)
+        line, limiter = place.line if has_line else self._line(place, query, places), self.limiter
+        if line is None or not gate.limiter.take():
             return self._decline(member)
         if limiter is not None and not limiter.take(self.priority):
             gate.limiter.release()
             return self._decline(member)
         ids = (self.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
-        sent = ForwardExchange(self, exchange, place, who, ids, now)
+        sent = ForwardExchange(self, exchange, place, who, ids, now, origin)
         if arrived is not NOTHING:
             sent.arrive(arrived)
             lines.append(sent.echo)
@@ -363,7 +372,7 @@ class FastForward:
         exchange, who = sent.exchange, sent.principal
         body = exchange.body
         if self.buckets is not None:
-            wait_s = self.buckets.take(who or client_of(exchange.peer), now)
+            wait_s = self.buckets.take(who or sent.client, now)
             if wait_s:
                 sent.turn_away(wait_s)
                 return
@@ -420,12 +429,17 @@ class FastForward:
     def __repr__(self) -> str:
         return f"<FastForward {self.entry.name}>"
 
-    def _line(self, place: ForwardPlace, query: bytes, held: Mapping[str, str] | None) -> bytes:
-        """Return the request line and what is behind it. Raises BadRequest."""
+    def _line(
+        self, place: ForwardPlace, query: bytes, held: Mapping[str, str] | None
+    ) -> bytes | None:
+        """Return the request line and what is behind it; None where a place leads elsewhere."""
         path = self.path
         if self.has_places:
             assert self.entry.passage is not None
-            path = self.entry.passage.target(held or {}).encode("ascii")
+            try:
+                path = self.entry.passage.target(held or {}).encode("ascii")
+            except BadRequest:
+                return None
         mark = b"?" if query else b""
         parts = (self.method, b" ", place.prefix, path, mark, query, place.lines_end)
         return b"".join(parts)

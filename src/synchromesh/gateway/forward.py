@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -29,9 +30,9 @@ from synchromesh.context import (
     CallContext,
 )
 from synchromesh.errors import BadRequest, ConfigError
-from synchromesh.gateway.answers import client_of
-from synchromesh.gateway.arrival import FIELDS, REQUEST_ID, arrival_of
+from synchromesh.gateway.arrival import FIELDS, NOTHING, REQUEST_ID, Arrival, arrival_of
 from synchromesh.gateway.fallbacks import Note
+from synchromesh.gateway.origin import ClientOrigin
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
 from synchromesh.gateway.shapes import is_a
@@ -82,12 +83,18 @@ class CompiledForward:
         path: where the upstream has it, with places.
         passed: the headers of a request that pass.
         body_bytes_max: how long its body may be.
+        forwarded: whether it is told whom a request comes from; None where it is ours.
     """
 
     to: str
     path: str
     passed: frozenset[str]
     body_bytes_max: int
+    forwarded: bool | None = None
+
+    def tells_origin(self, *, is_external: bool) -> bool:
+        """Tell whether the upstream is told whom a request comes from."""
+        return not is_external if self.forwarded is None else self.forwarded
 
     def target(self, places: Mapping[str, str]) -> str:
         """Return the path at the upstream; `places` are percent-encoded, as they came.
@@ -104,6 +111,7 @@ class CompiledForward:
         *,
         name: str,
         context: CallContext,
+        origin: ClientOrigin,
         is_external: bool,
     ) -> Forwarding:
         """Return what is sent to the upstream; `places` are percent-encoded, as they came.
@@ -121,12 +129,13 @@ class CompiledForward:
             headers=(
                 *_passing(request.headers, self.passed),
                 *arrival_of(request.headers).fields,
+                *(origin.fields if self.tells_origin(is_external=is_external) else ()),
                 _VIA,
             ),
             body=None if body is None or body.length == 0 else body,
             context=context,
             is_external=is_external,
-            client=context.principal or client_of(request.peer),
+            client=context.principal or origin.client,
         )
 
 
@@ -176,9 +185,24 @@ _NO_BODY: Final = frozenset({204, 304})
 ODD: Final = frozenset({b"connection", b"idempotency-key"}) | FIELDS
 
 
-def is_odd(name: bytes, value: bytes) -> bool:
-    """Tell whether one of those needs it: a key, or a `Connection` that names other fields."""
-    return name == b"idempotency-key" or value.lower() not in _OPTIONS
+def look(
+    closer: Sequence[RawPair], told_by: AbstractSet[bytes]
+) -> tuple[Arrival, tuple[RawPair, ...]] | None:
+    """Return what such fields say of a request, and those of them that are in `told_by`.
+
+    None where one of them needs the slow way: a key, or a `Connection` that names other fields.
+    """
+    arrived = NOTHING
+    told: tuple[RawPair, ...] = ()
+    for name, value in closer:
+        if name in told_by:
+            told = (*told, (name, value))
+        elif name in FIELDS:
+            if arrived is NOTHING:
+                arrived = arrival_of(Headers.from_wire(closer))
+        elif name != b"connection" or value.lower() not in _OPTIONS:
+            return None
+    return arrived, told
 
 
 def answer_head(
@@ -244,6 +268,8 @@ def read_forward(route: Forward, template: Template, note: Note) -> CompiledForw
         body_bytes_max = size_of(route.body_max)
     except (ConfigError, TypeError) as error:
         note(f"its body_max: {error}")
+    if not (route.forwarded is None or is_a(route.forwarded, bool)):
+        note(f"forwarded is {str(route.forwarded)[:40]!r}; write True, False or None")
     if is_a(route.headers, str):
         note(f'headers is a text; write a set of texts, such as {{"{route.headers}"}}')
         return CompiledForward(str(route.to), path, PASSED, body_bytes_max)
@@ -254,7 +280,7 @@ def read_forward(route: Forward, template: Template, note: Note) -> CompiledForw
             note(f"{name!r} never passes: it says who asks, from where, or how; drop it")
     # A well-formed one passes anyway.
     passed = frozenset(route.headers) - {REQUEST_ID}
-    return CompiledForward(str(route.to), path, PASSED | passed, body_bytes_max)
+    return CompiledForward(str(route.to), path, PASSED | passed, body_bytes_max, route.forwarded)
 
 
 def size_of(text: str) -> int:

@@ -20,10 +20,11 @@ from synchromesh.calls.plan import CalledService, Shared
 from synchromesh.context import NEW_TRACE, CallContext
 from synchromesh.discovery import CallEnd, Endpoint, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
-from synchromesh.gateway.answers import ALWAYS, TRACE, client_of, refused, told_of
+from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import Arrival
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.forward import answer_head
+from synchromesh.gateway.origin import ClientOrigin
 from synchromesh.http import (
     ClientExchange,
     ExchangeState,
@@ -119,6 +120,7 @@ class ForwardExchange(ClientExchange):
         principal: who asks, "" for anybody.
         trace_id, span_id: of the gateway's span; the call's own is below it.
         began_s: when it came.
+        origin: whom it comes from, where nobody knows who asks or the upstream is told.
         permit: the breaker's, 0 without one; None where it let nothing be sent, or what came of it
             has been reported.
         member: what the balancer is told of, once; None where the upstream has one instance.
@@ -154,6 +156,7 @@ class ForwardExchange(ClientExchange):
         principal: str,
         ids: str,
         began_s: float,
+        origin: ClientOrigin | None,
     ) -> None:
         self.due_s = began_s + plan.timeout_s
         # A body that was sent on a kept connection that turns out to be closed may have been read.
@@ -168,6 +171,7 @@ class ForwardExchange(ClientExchange):
         self.span_id = ids[32:48]
         self.call_span_id = ids[48:]
         self.began_s = began_s
+        self.origin = origin
         if principal:
             self.noted = {"principal": principal}
 
@@ -183,7 +187,9 @@ class ForwardExchange(ClientExchange):
     @property
     def client(self) -> str:  # type: ignore[override]
         """Who asks, or from where: each has a share of the answers that are under way."""
-        return self.principal or client_of(self.exchange.peer)
+        if self.principal or self.origin is None:
+            return self.principal
+        return self.origin.client
 
     # -- what the upstream's connection tells ----------------------------------------------------
 

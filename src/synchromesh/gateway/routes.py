@@ -88,6 +88,9 @@ class Forward:
         path: where the upstream has it, with the same places, such as "/images/{name}"; "" where it
             is the same path.
         headers: what else passes, such as {"x-checksum"}.
+        forwarded: whether the upstream is told whom the request comes from, by `X-Forwarded-For`,
+            `-Proto`, `-Host` and `Forwarded`; None for a service of the system, and not for an
+            external one.
         body_max: how long a request's body may be; an answer's may have any length.
         scopes, rate, public, priority: as for a `Route`.
         deadline: when the answer has to begin. Where a body is sent that is counted from its end.
@@ -102,6 +105,7 @@ class Forward:
     to: str
     path: str = ""
     headers: AbstractSet[str] = frozenset()
+    forwarded: bool | None = None
     body_max: str = "1MiB"
     scopes: AbstractSet[str] = frozenset()
     rate: Rate | None = None

@@ -67,6 +67,7 @@ class HttpExchange:
             length or no body, nothing expected. Only such requests are offered to a `FastHandler`.
         stream: the body while it comes, in place of `body`; None where it has come.
         listener: who is told when the client leaves; set it when the answer comes later.
+        peer: `host:port` of the client's end; empty where the transport does not know it.
 
     Example:
         >>> def begin_exchange(exchange: HttpExchange) -> bool:
@@ -83,6 +84,7 @@ class HttpExchange:
         "listener",
         "method",
         "pairs",
+        "peer",
         "stream",
         "target",
     )  # fmt: skip
@@ -98,6 +100,8 @@ class HttpExchange:
         stream: Body | None = None,
     ) -> None:
         self._writer: ResponseWriter | None = writer
+        # An attribute: it is read with every request that is passed on.
+        self.peer = writer.peer
         self.method = method
         self.target = target
         self.pairs = pairs
@@ -151,11 +155,6 @@ class HttpExchange:
         """Detach from the client, which has disconnected; later answers are ignored."""
         self._writer = None
         return None if self.listener is None else self.listener.on_lost()
-
-    @property
-    def peer(self) -> str:
-        """`host:port` of the client's end; empty once it has gone, or where that is not known."""
-        return "" if self._writer is None else self._writer.peer
 
     @property
     def is_lost(self) -> bool:

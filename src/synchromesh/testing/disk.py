@@ -21,9 +21,7 @@ import posixpath
 import random
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
 from typing import Any
-from urllib.parse import quote
 
 from synchromesh.testing.escapes import SimulationError
 from synchromesh.testing.process import PROCESS, SimProcess
@@ -208,12 +206,10 @@ class _File:
 
     def __init__(self, name: str, number: int) -> None:
         self.number = number
-        # Whatever is in it: "#" ends the path of a URI, and what follows would be no option.
-        self._uri = f"file:{quote(name)}?vfs=memdb"
-        self._keeper = sqlite3.connect(
-            self._uri, uri=True, isolation_level=None, timeout=0.0, check_same_thread=False
-        )
+        self._uri = f"file:{name.replace('%', '%25').replace('?', '%3f')}?vfs=memdb"
+        self._keeper = sqlite3.connect(self._uri, uri=True, isolation_level=None, timeout=0.0)
         self._open: list[tuple[SimProcess | None, SimConnection]] = []
+        self._image: bytes | None = None
         # The states a power cut may leave, oldest first; empty while every commit is synced.
         self._snapshots: list[bytes] = []
         # Chance, while the disk fails below it.
@@ -240,7 +236,13 @@ class _File:
         return connection
 
     def rows(self, sql: str, values: Iterable[Any]) -> list[Any]:
-        return self._keeper.execute(sql, tuple(values)).fetchall()
+        if self._image is None:
+            return self._keeper.execute(sql, tuple(values)).fetchall()
+        connection = _loaded(self._image)
+        try:
+            return connection.execute(sql, tuple(values)).fetchall()
+        finally:
+            connection.close()
 
     def keep_state(self) -> None:
         """Record the state before and after each commit that a power cut may lose."""
@@ -271,20 +273,19 @@ class _File:
             connection.__class__ = SimConnection
 
     def image(self) -> bytes:
-        return _image_of(self._keeper)
+        return _image_of(self._keeper) if self._image is None else self._image
 
     def restore(self, image: bytes) -> None:
-        with closing(sqlite3.connect(":memory:", isolation_level=None)) as source:
-            if image:
-                source.deserialize(image)
+        source = _loaded(image)
+        try:
             source.backup(self._keeper)
+        finally:
+            source.close()
 
     def close(self) -> None:
         for _, connection in self._open:
             connection.close()
-
-    def __del__(self) -> None:
-        # What was committed is read for as long as somebody has the disk.
+        self._image = _image_of(self._keeper)
         self._keeper.close()
 
 
@@ -420,6 +421,13 @@ def io_error() -> sqlite3.OperationalError:
 
 def _normal(path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def _loaded(image: bytes) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    if image:
+        connection.deserialize(image)
+    return connection
 
 
 def _image_of(connection: sqlite3.Connection) -> bytes:

@@ -114,6 +114,15 @@ def _check(config: SystemConfig, layers: Layers) -> None:
                 "use http://..."
             )
     _check_edges(config, layers)
+    if config.gateway.trusted_proxies:
+        # The gateway is loaded for who asks for one.
+        from synchromesh.gateway.origin import read_proxies
+
+        try:
+            read_proxies(config.gateway.trusted_proxies)
+        except ConfigError as error:
+            place = where("gateway", "trusted_proxies")
+            raise ConfigError(f"{place}: [gateway] trusted_proxies: {error.message}") from error
 
 
 def _check_edges(config: SystemConfig, layers: Layers) -> None:

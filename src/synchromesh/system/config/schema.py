@@ -373,8 +373,6 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: one has a mistake; the message begins with its key.
         """
-        if not self.operations:
-            return {}
         edge, compiled = self.compile(), {}
         for name, section in self.operations.items():
             with _within(f"operations.{name}"):
@@ -388,10 +386,13 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         app: where its definition is: "module:attribute", from this folder; "" for no gateway.
         port: its HTTP port; 0 takes any free one.
+        trusted_proxies: the addresses, or networks such as "10.0.0.0/8", of proxies before it:
+            whom a request comes from is read from what they have written, and from nobody else.
     """
 
     app: str = ""
     port: int = 0
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class RetentionTimes(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from socket import AF_INET, AF_INET6, create_server, socket
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
 from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.http import HttpServer
 from synchromesh.network import BACKLOG, Network
 from synchromesh.runtime import Disk
@@ -28,6 +29,7 @@ class GatewayPart:
     Args:
         rundir: where its keys are.
         externals: the services that are not ours; they are not told who asks.
+        trusted_proxies: whose word is taken for whom a request comes from.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class GatewayPart:
         disk: Disk,
         *,
         externals: Iterable[str],
+        trusted_proxies: Iterable[str] = (),
     ) -> None:
         self._definition = definition
         self._deps = deps
         self._rundir = rundir
         self._disk = disk
         self._externals = frozenset(externals)
+        self._origins = Origins(read_proxies(trusted_proxies))
         self._tracer = deps.tracer(GATEWAY)
         self.caller = deps.caller(GATEWAY, self._tracer)
         self._engine: GatewayEngine | None = None
@@ -77,6 +81,7 @@ class GatewayPart:
             runtime=self._deps.runtime,
             folders=folders_of(self._rundir),
             externals=self._externals,
+            origins=self._origins,
             entries=entries,
         )
         server = self._server = HttpServer(engine, network=network, streaming=engine)

@@ -378,7 +378,7 @@ class Host:
             network = HandedNetwork(self._succeeds.handle)
         part = self.gateway = GatewayPart(
             definitions.gateway, self.deps, self.rundir, self.runtime.disk,
-            externals=config.external,
+            externals=config.external, trusted_proxies=config.gateway.trusted_proxies,
         )  # fmt: skip
         self.exit.push_async_callback(part.close)
         await part.start(network, config.system.host, config.gateway.port, definitions.entries)
