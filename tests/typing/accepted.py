@@ -207,4 +207,9 @@ async def remove(key: str, done: Quote | Unknown) -> None:
         assert_type(done, Quote)
 
 
+async def told(tx: Transaction, order_id: str) -> bool:
+    """A unit tells a run something."""
+    return await order.tell(tx, order_id, Quote(1))
+
+
 assert_type(order, SagaDefinition[Reserve, Hold])

@@ -15,8 +15,7 @@ from synchromesh.errors import ConfigError, ContractError
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.saga import Saga
-from synchromesh.saga.timetable import tell
-from synchromesh.store import Unit
+from synchromesh.saga.timetable import TellingUnit, tell
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
@@ -75,7 +74,7 @@ class SagaDefinition(Generic[I, R]):
         """
         return _shape_of(self.fn, self.name)
 
-    async def tell(self, tx: Unit, id: str, event: object) -> bool:  # noqa: A002
+    async def tell(self, tx: TellingUnit, id: str, event: object) -> bool:  # noqa: A002
         """Tell a run something, within a unit of its service; return False where it has ended.
 
         It is kept until the run asks for it by `s.event`, and wakes a run that sleeps for it.

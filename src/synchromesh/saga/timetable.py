@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -12,7 +13,7 @@ from synchromesh.events import append_each
 from synchromesh.saga import tables
 from synchromesh.saga.records import ENDED, Nap, SagaStatus
 from synchromesh.saga.tables import SagaRow
-from synchromesh.store import StoreReader, Unit
+from synchromesh.store import Row, SqlValue, StoreReader, Unit
 
 TOPIC = "saga signals"
 """What the engine listens to: a run that sleeps has been told something."""
@@ -77,7 +78,24 @@ class Signal(msgspec.Struct, frozen=True):
     body: bytes
 
 
-async def tell(unit: Unit, saga: str, id: str, event: object) -> bool:  # noqa: A002
+class TellingUnit(Protocol):
+    """What telling a run takes of a unit; the `Transaction` that users see has it, too."""
+
+    @property
+    def now_us(self) -> int:
+        """When the unit began."""
+        ...
+
+    def execute(self, sql: str, *values: SqlValue) -> Awaitable[list[Row]]:
+        """Run one statement."""
+        ...
+
+    def notify(self, topic: str) -> None:
+        """Wake those who listen to a topic, once the unit is committed."""
+        ...
+
+
+async def tell(unit: TellingUnit, saga: str, id: str, event: object) -> bool:  # noqa: A002
     """Tell a run of a saga something, within a unit; return False where it has ended.
 
     It is kept until the run asks for an event of this class, and wakes it if it sleeps for one.
