@@ -125,6 +125,10 @@ env = { CREDIT_DB = "{data}/credit_provider.db" }
 
 [external.parcels]             # a URL
 url = "http://127.0.0.1:9000"
+
+[external.warehouse]           # by TLS, with an authority and a certificate of our own
+url = "https://10.0.0.7:8443"
+tls = { ca = "tls/own-ca.pem", certificate = "tls/us.pem", key = "tls/us.key" }
 """,
     "policies": """\
 [policies."billing:credit_provider"]
@@ -149,6 +153,11 @@ hedge = { after = "p95", ratio = 0.05 }
 app = "gateway:gateway"
 trusted_proxies = ["10.0.0.7", "10.1.0.0/16"]
 port = 8000
+
+[gateway.tls]
+certificate = "tls/fullchain.pem"
+key = "tls/privkey.pem"
+client_ca = "tls/partners.pem"
 """,
     "dev": """\
 [dev]

@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Callable
 from typing import Self
 
+from synchromesh.network import ClientTls
+
 
 class FakeTransport(asyncio.Transport):
     """Keeps what is written. A client that `takes` nothing leaves it in the buffer."""
@@ -106,6 +108,8 @@ class FakeTransport(asyncio.Transport):
 class FakeListener:
     """A listener that only knows its address."""
 
+    is_secured = False
+
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port, self.is_closed = host, port, False
 
@@ -139,7 +143,9 @@ class FakeNetwork:
         self.made.append(FakeTransport(protocol))
         return protocol
 
-    def secured(self, tls: ssl.SSLContext) -> Self:
+    def secured(
+        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+    ) -> Self:
         return self
 
     def client(self) -> FakeTransport:

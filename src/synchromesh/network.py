@@ -7,11 +7,18 @@ cheap.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 if TYPE_CHECKING:
     import asyncio
     import ssl
+
+# What a client secures a connection to a host and port by.
+ClientTls: TypeAlias = "Callable[[str, int], ssl.SSLContext]"
+
+# Who takes longer to shake hands is cut, and so is who comes while so many others do.
+HANDSHAKE_S = 5.0
+HANDSHAKES_MAX = 512
 
 # Connections that may wait to be accepted.
 BACKLOG = 1024
@@ -28,6 +35,11 @@ class Listener(Protocol):
     @property
     def port(self) -> int:
         """The port, also where port 0 was requested."""
+        ...
+
+    @property
+    def is_secured(self) -> bool:
+        """True where clients connect by TLS."""
         ...
 
     def pause(self) -> None:
@@ -54,20 +66,25 @@ class Network(Protocol):
         """Connect, and return the protocol that `factory` made. Raises OSError."""
         ...
 
-    def secured(self, tls: ssl.SSLContext) -> Network:
-        """Return the same network, whose connections are made by TLS, as a client."""
+    def secured(
+        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+    ) -> Network:
+        """Return the same network with TLS: where it connects, or where it listens."""
         ...
 
 
 class RealNetwork:
-    """TCP by asyncio; Nagle's algorithm is off, as asyncio does by itself.
+    """TCP by asyncio, and TLS over it; Nagle's algorithm is off, as asyncio does by itself.
 
     Args:
-        tls: what connections are secured by; None for plain ones.
+        client: what connections are secured by; None for plain ones.
+        server: what listeners are secured by; None for plain ones.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self._tls = tls
+    def __init__(
+        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+    ) -> None:
+        self._client, self._server = client, server
 
     async def listen(
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int
@@ -76,9 +93,9 @@ class RealNetwork:
         import asyncio
 
         server = await asyncio.get_running_loop().create_server(
-            factory, host, port, backlog=BACKLOG, reuse_address=True
+            self._terminating(factory), host, port, backlog=BACKLOG, reuse_address=True
         )
-        return _RealListener(server)
+        return _RealListener(server, is_secured=self._server is not None)
 
     async def connect(
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int
@@ -86,14 +103,54 @@ class RealNetwork:
         """Connect by TCP; with TLS, to whom the certificate proves to be that host."""
         import asyncio
 
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            factory, host, port, ssl=self._tls
-        )
-        return protocol
+        loop = asyncio.get_running_loop()
+        if self._client is None:
+            _, protocol = await loop.create_connection(factory, host, port)
+            return protocol
+        from synchromesh.tls_stream import TlsStream
 
-    def secured(self, tls: ssl.SSLContext) -> RealNetwork:
-        """Return a network of TLS connections."""
-        return RealNetwork(tls)
+        context, opened = self._client(host, port), loop.create_future()
+
+        def told(error: BaseException | None) -> None:
+            if opened.done():
+                return
+            if error is None:
+                opened.set_result(None)
+            else:
+                opened.set_exception(error)
+
+        def secured() -> TlsStream:
+            return TlsStream(
+                factory,
+                lambda come, leave: context.wrap_bio(come, leave, server_hostname=host),
+                handshake_s=HANDSHAKE_S,
+                opened=told,
+            )
+
+        transport, stream = await loop.create_connection(secured, host, port)
+        try:
+            await opened
+        except BaseException:
+            transport.abort()
+            raise
+        return cast("asyncio.Protocol", stream.get_protocol())
+
+    def secured(
+        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+    ) -> RealNetwork:
+        """Return the same network with TLS: where it connects, or where it listens."""
+        return RealNetwork(client=client or self._client, server=server or self._server)
+
+    def _terminating(
+        self, factory: Callable[[], asyncio.Protocol]
+    ) -> Callable[[], asyncio.Protocol]:
+        """Return what makes the protocol of a connection that was accepted."""
+        context = self._server
+        if context is None:
+            return factory
+        from synchromesh.tls_stream import Handshakes
+
+        return Handshakes(factory, context, handshake_s=HANDSHAKE_S, most=HANDSHAKES_MAX)
 
 
 class HandedNetwork(RealNetwork):
@@ -105,8 +162,14 @@ class HandedNetwork(RealNetwork):
         handle: the file descriptor of the socket.
     """
 
-    def __init__(self, handle: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        handle: int,
+        *,
+        client: ClientTls | None = None,
+        server: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(client=client, server=server)
         self._handle = handle
 
     async def listen(
@@ -121,14 +184,23 @@ class HandedNetwork(RealNetwork):
         # Or what is started from here would keep it open.
         handed.set_inheritable(False)
         server = await asyncio.get_running_loop().create_server(
-            factory, sock=handed, backlog=BACKLOG
+            self._terminating(factory), sock=handed, backlog=BACKLOG
         )
-        return _RealListener(server)
+        return _RealListener(server, is_secured=self._server is not None)
+
+    def secured(
+        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+    ) -> HandedNetwork:
+        """Return the same network with TLS: where it connects, or where it listens."""
+        return HandedNetwork(
+            self._handle, client=client or self._client, server=server or self._server
+        )
 
 
 class _RealListener:
-    def __init__(self, server: asyncio.Server) -> None:
+    def __init__(self, server: asyncio.Server, *, is_secured: bool) -> None:
         self._server = server
+        self._is_secured = is_secured
         address = server.sockets[0].getsockname()
         self._host, self._port = str(address[0]), int(address[1])
 
@@ -139,6 +211,10 @@ class _RealListener:
     @property
     def port(self) -> int:
         return self._port
+
+    @property
+    def is_secured(self) -> bool:
+        return self._is_secured
 
     def pause(self) -> None:
         import asyncio

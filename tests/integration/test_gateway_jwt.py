@@ -64,11 +64,11 @@ async def test_a_token_opens_what_its_scopes_say(
 ) -> None:
     """From the folder's file of keys, on the fast way too, and not a second after its key went."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    (tmp_path / "doors.py").write_text(APP)
+    (tmp_path / "token_doors.py").write_text(APP)
     monkeypatch.syspath_prepend(tmp_path)
     one, other = key_of("one"), key_of("other")
     publish(tmp_path, one)
-    text = TOML + '\n[gateway]\napp = "doors:way_in"\n'
+    text = TOML + '\n[gateway]\napp = "token_doors:way_in"\n'
     async with running(tmp_path, text, is_split=is_split) as system:
 
         async def asked(credential: str | None) -> int:

@@ -17,6 +17,8 @@ from synchromesh.http import ClientExchange, Headers, HttpPool, HttpResponse, Ra
 from synchromesh.resilience import DeadlinePassed
 from synchromesh.runtime import Runtime
 
+# The ports that a Host leaves out, by scheme (RFC 9110, section 4.2).
+_PORTS = {"http": 80, "https": 443}
 _RETRY_AFTER_MAX_S = 3600.0
 _PLACES_MAX = 1024
 _ATTEMPTS_USED = ATTEMPTS_USED.encode()
@@ -156,12 +158,13 @@ class HttpTransport:
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
-        if not host or parts.scheme != "http" or parts.query or parts.fragment:
+        if not host or parts.scheme not in _PORTS or parts.query or parts.fragment:
             raise ConfigError(
                 f"instance {endpoint.instance!r} has the url {endpoint.url!r}; expected "
                 '"http://host:port", with a prefix of the path at most'
             )
-        place = Place(host, port or 80, parts.path.rstrip("/"))
+        default = _PORTS[parts.scheme]
+        place = Place(host, port or default, parts.path.rstrip("/"), default)
         if len(self._places) >= _PLACES_MAX:
             self._places.clear()  # instances come and go; a few of them are parsed again
         self._places[endpoint.url] = place
@@ -172,7 +175,7 @@ class Place:
     """Where an instance is, and the request lines of the operations that are called there.
 
     Attributes:
-        name: `host:port`, as a Host.
+        name: `host:port`, or `host` alone at the default port, as a Host.
         prefix: of each path there.
         lines: the request lines that are kept.
         bare: the operations that have neither arguments nor a body.
@@ -180,11 +183,12 @@ class Place:
 
     __slots__ = ("bare", "host", "lines", "name", "port", "prefix")
 
-    def __init__(self, host: str, port: int, prefix: str) -> None:
+    def __init__(self, host: str, port: int, prefix: str, default: int) -> None:
         self.host = host
         self.port = port
         self.prefix = prefix
-        self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        shown = f"[{host}]" if ":" in host else host
+        self.name = shown if port == default else f"{shown}:{port}"
         self.bare: set[Operation[..., Any]] = set()
         self.lines: dict[tuple[Operation[..., Any], str], bytes] = {}
 

@@ -180,9 +180,13 @@ class GatewayEngine:
     async def run(self) -> None:
         """Keep what credentials are verified by as it is, looked at every second; supervised."""
         while True:
-            for authenticator in self._authenticators:
-                authenticator.refresh()
+            self.refresh()
             await asyncio.sleep(REREAD_EVERY_S)
+
+    def refresh(self) -> None:
+        """Look once whether what credentials are verified by has changed."""
+        for authenticator in self._authenticators:
+            authenticator.refresh()
 
     async def close(self) -> None:
         """End what verifies credentials. May be repeated."""

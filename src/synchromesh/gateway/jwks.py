@@ -22,6 +22,7 @@ from synchromesh.gateway.tokens import PublishedKeys, read_keys
 from synchromesh.gateway.watched import WatchedFile
 from synchromesh.http import HttpPool, PoolLimits
 from synchromesh.network import Network
+from synchromesh.tls import ClientContexts
 
 EVERY_S = 600.0
 FAILED_S = 5.0
@@ -237,16 +238,15 @@ class Fetcher:
 
     def __init__(self, network: Network) -> None:
         self._network = network
+        self._contexts = ClientContexts()
 
     async def __call__(self, url: str) -> bytes:
         """Return the body of the answer."""
-        import ssl
-
         parts = urlsplit(url)
         is_secured = parts.scheme == "https"
         network = self._network
         if is_secured:
-            network = network.secured(ssl.create_default_context())
+            network = network.secured(client=self._contexts)
         port = parts.port or (443 if is_secured else 80)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         host = parts.hostname or ""

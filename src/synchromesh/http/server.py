@@ -120,9 +120,10 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """`http://host:port`, with no slash at its end."""
+        """`http://host:port`, or with https, with no slash at its end."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        scheme = "https" if self._listening().is_secured else "http"
+        return f"{scheme}://{host}:{self.port}"
 
     async def drain(self, within_s: float) -> int:
         """Stop accepting, answer what was accepted, and cut what is left after `within_s`.

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable
 from contextvars import Context, copy_context
 
+from synchromesh.network import ClientTls
 from synchromesh.testing.process import PROCESS, SimProcess
 from synchromesh.testing.stream import GIVE_UP_AFTER_S, SimStream, node_name, os_error
 from synchromesh.testing.wire import Wire
@@ -56,7 +57,12 @@ class SimNetwork:
         self._homes[host, port] = listener.process
         return listener
 
-    def secured(self, tls: ssl.SSLContext) -> SimNetwork:  # noqa: ARG002
+    def secured(
+        self,
+        *,
+        client: ClientTls | None = None,  # noqa: ARG002
+        server: ssl.SSLContext | None = None,  # noqa: ARG002
+    ) -> SimNetwork:
         """Return itself: nobody listens in on simulated connections, or pretends to be another."""
         return self
 
@@ -169,6 +175,11 @@ class SimListener:
     def port(self) -> int:
         """The port."""
         return self._address[1]
+
+    @property
+    def is_secured(self) -> bool:
+        """False: TLS is not simulated."""
+        return False
 
     def accept(self, stream: SimStream) -> None:
         """Hand a new connection to a protocol; runs as a step of the owner."""

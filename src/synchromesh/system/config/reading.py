@@ -17,6 +17,7 @@ from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.system.config.layers import Layers
 from synchromesh.system.config.schema import FILE_NAME, GATEWAY, REPLICAS_MAX, SystemConfig
+from synchromesh.system.config.tls_sections import ClientTlsSection
 
 HANG_LEAST_S = 1.0
 # Names become file names, parts of URLs and edges.
@@ -104,16 +105,35 @@ def _check(config: SystemConfig, layers: Layers) -> None:
     except ConfigError as error:
         key = error.message.partition(":")[0].partition(".")[0]
         raise ConfigError(f"{where('retention', key)}: [retention] {error.message}") from error
+    _check_externals(config, layers)
+    _check_gateway(config, layers)
+    _check_edges(config, layers)
+
+
+def _check_externals(config: SystemConfig, layers: Layers) -> None:
+    where = layers.where
     for name, external in config.external.items():
         if bool(external.url) == bool(external.command):
             place = where("external", name)
             raise ConfigError(f"{place}: [external.{name}] needs either url or command")
-        if external.url and not external.url.startswith("http://"):
+        if external.url and not external.url.startswith(("http://", "https://")):
             raise ConfigError(
                 f"{where('external', name, 'url')}: [external.{name}] url = {external.url!r}; "
-                "use http://..."
+                "use http://... or https://..."
             )
-    _check_edges(config, layers)
+        if external.tls != ClientTlsSection() and not external.url.startswith("https://"):
+            raise ConfigError(
+                f"{where('external', name, 'tls')}: [external.{name}] has tls, which is of use at "
+                "an https:// url alone"
+            )
+
+
+def _check_gateway(config: SystemConfig, layers: Layers) -> None:
+    where, tls = layers.where, config.gateway.tls
+    if bool(tls.certificate) != bool(tls.key) or (tls.client_ca and not tls.certificate):
+        raise ConfigError(
+            f"{where('gateway', 'tls')}: [gateway] tls needs certificate and key, both of them"
+        )
     if config.gateway.trusted_proxies:
         # The gateway is loaded for who asks for one.
         from synchromesh.gateway.origin import read_proxies

@@ -22,6 +22,7 @@ from synchromesh.resilience import (
     RetryOptions,
 )
 from synchromesh.system.config.layers import Secret
+from synchromesh.system.config.tls_sections import ClientTlsSection, ServerTlsSection
 
 FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
@@ -88,13 +89,15 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ready, such as `{"port": 8080}`, and ends on SIGTERM.
 
     Attributes:
-        url: where it is: "http://HOST:PORT".
+        url: where it is: "http://HOST:PORT", or "https://HOST", which has to prove to be that host.
+        tls: whom we believe at an https:// URL, and what we show there.
         command: the program of a child process and its arguments; `{python}` stands for this
             interpreter and `{data}` for the folder of the databases.
         env: variables of the child, besides this process's own; `{python}` and `{data}` as above.
     """
 
     url: str = ""
+    tls: ClientTlsSection = ClientTlsSection()
     command: list[str] = []
     env: dict[str, str] = {}
 
@@ -388,11 +391,13 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         port: its HTTP port; 0 takes any free one.
         trusted_proxies: the addresses, or networks such as "10.0.0.0/8", of proxies before it:
             whom a request comes from is read from what they have written, and from nobody else.
+        tls: what it proves itself by; without it, it serves plain HTTP.
     """
 
     app: str = ""
     port: int = 0
     trusted_proxies: tuple[str, ...] = ()
+    tls: ServerTlsSection = ServerTlsSection()
 
 
 class RetentionTimes(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ class LocalProcess:
         instances: by service, or by instance, such as "quoting#1", where it has replicas.
         clients: callers that are no service, by name.
         gateway_url: where the gateway is reached; "" where it is not served here.
+        gateway_warnings: returns what a person should know of it.
         code_changed: files that have changed since their part started, by part.
         restart: restarts a part or background child that runs here; False where there is none.
     """
@@ -66,6 +67,7 @@ class LocalProcess:
     instances: dict[str, ServiceInstance] = field(default_factory=dict)
     clients: dict[str, Caller] = field(default_factory=dict)
     gateway_url: str = ""
+    gateway_warnings: Callable[[], list[str]] = list
     code_changed: dict[str, list[str]] = field(default_factory=dict)
 
     async def status(self) -> Status:
@@ -74,7 +76,11 @@ class LocalProcess:
         return Status(
             system=self.system,
             pid=pid,
-            gateway=GatewayStatus(pid, self.gateway_url) if self.gateway_url else None,
+            gateway=(
+                GatewayStatus(pid, self.gateway_url, self.gateway_warnings())
+                if self.gateway_url
+                else None
+            ),
             services={name: await self._service(name) for name in self.instances},
             externals={n: ExternalStatus(await self._listed(n)) for n in self.externals},
             clients={

@@ -160,10 +160,11 @@ class ClientStatus(msgspec.Struct, frozen=True):
 
 
 class GatewayStatus(msgspec.Struct, frozen=True):
-    """The gateway, and the process that serves it."""
+    """The gateway, the process that serves it, and what a person should know, in words."""
 
     pid: int | None
     url: str
+    warnings: list[str] = []
 
 
 class FaultStatus(msgspec.Struct, frozen=True):
@@ -269,12 +270,13 @@ class Status(msgspec.Struct, frozen=True):
         What two of them tell is taken as the later one tells it.
         """
         every = (first, *others)
+        gateway = next((each.gateway for each in every if each.gateway is not None), None)
         services = {name: own for each in every for name, own in each.services.items()}
         children = {name: own for each in every for name, own in each.children.items()}
         return cls(
             system=first.system,
             pid=first.pid,
-            gateway=next((each.gateway for each in every if each.gateway is not None), None),
+            gateway=gateway,
             services=services,
             externals={name: own for each in every for name, own in each.externals.items()},
             clients={name: own for each in every for name, own in each.clients.items()},
@@ -284,7 +286,11 @@ class Status(msgspec.Struct, frozen=True):
             contract_breaks=first.contract_breaks,
             spans_dropped=sum(each.spans_dropped for each in every),
             code_changed=first.code_changed,
-            findings=[*_findings(services, children), *_broken(first.contract_breaks)],
+            findings=[
+                *_findings(services, children),
+                *_broken(first.contract_breaks),
+                *(gateway.warnings if gateway is not None else ()),
+            ],
         )
 
 

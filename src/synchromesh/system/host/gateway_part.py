@@ -7,12 +7,15 @@ refused.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from socket import AF_INET, AF_INET6, create_server, socket
+from typing import TYPE_CHECKING
 
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
 from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.engine import REREAD_EVERY_S
 from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.http import HttpServer
 from synchromesh.network import BACKLOG, Network
@@ -22,6 +25,9 @@ from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY
 
+if TYPE_CHECKING:
+    from synchromesh.tls import ServerTls
+
 
 class GatewayPart:
     """Serves the gateway of a system; `start`, then `drain`, then `close`.
@@ -30,6 +36,7 @@ class GatewayPart:
         rundir: where its keys are.
         externals: the services that are not ours; they are not told who asks.
         trusted_proxies: whose word is taken for whom a request comes from.
+        tls: what the network it listens on proves itself by; None for plain HTTP.
     """
 
     def __init__(
@@ -41,13 +48,16 @@ class GatewayPart:
         *,
         externals: Iterable[str],
         trusted_proxies: Iterable[str] = (),
+        tls: ServerTls | None = None,
     ) -> None:
+        self._tls = tls
         self._definition = definition
         self._deps = deps
         self._rundir = rundir
         self._disk = disk
         self._externals = frozenset(externals)
-        self._origins = Origins(read_proxies(trusted_proxies))
+        scheme = "http" if tls is None else "https"
+        self._origins = Origins(read_proxies(trusted_proxies), scheme=scheme)
         self._tracer = deps.tracer(GATEWAY)
         self.caller = deps.caller(GATEWAY, self._tracer)
         self._engine: GatewayEngine | None = None
@@ -89,9 +99,20 @@ class GatewayPart:
         self._url = server.url
 
     async def run(self) -> None:
-        """Reload the keys when their files change; a supervised loop."""
+        """Read keys and certificates again when their files change; a supervised loop."""
         assert self._engine is not None
-        await self._engine.run()
+        while True:
+            self._engine.refresh()
+            if self._tls is not None:
+                self._tls.refresh(now_s=self._deps.runtime.wall_us() / 1e6)
+            await asyncio.sleep(REREAD_EVERY_S)
+
+    def warnings(self) -> list[str]:
+        """Return what a person should know of it, in words."""
+        if self._tls is None:
+            return []
+        warning = self._tls.warning(now_s=self._deps.runtime.wall_us() / 1e6)
+        return [f"gateway: {warning}"] if warning else []
 
     async def drain(self, within_s: float) -> None:
         """Accept no more requests, finish accepted ones, and cut what is left at the deadline."""

@@ -39,6 +39,7 @@ from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.logs import log_to
+from synchromesh.system.host.securing import secured_network, terminated
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
 from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
@@ -173,6 +174,11 @@ class Host:
         self.background = Supervisor(self.name or "system", rng=runtime.rng, gave_up=self.gave_up)
         enter.push_async_callback(self.background.close)
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
+        secured = secured_network(config, self.folder, runtime.network)
+        if secured is not None:
+            by_tls = HttpPool(network=secured)
+            enter.push_async_callback(by_tls.close)
+            transports["https"] = HttpTransport(by_tls, runtime=runtime)
         if self._inproc is not None:
             transports["inproc"] = self._inproc
         table = FaultTable()
@@ -376,15 +382,19 @@ class Host:
         network = self.runtime.network
         if self._succeeds is not None and self._succeeds.handle >= 0:
             network = HandedNetwork(self._succeeds.handle)
+        tls = terminated(config, self.folder, self.runtime.wall_us() / 1e6)
+        if tls is not None:
+            network = network.secured(server=tls.context)
         part = self.gateway = GatewayPart(
             definitions.gateway, self.deps, self.rundir, self.runtime.disk,
-            externals=config.external, trusted_proxies=config.gateway.trusted_proxies,
+            externals=config.external, trusted_proxies=config.gateway.trusted_proxies, tls=tls,
         )  # fmt: skip
         self.exit.push_async_callback(part.close)
         await part.start(network, config.system.host, config.gateway.port, definitions.entries)
         self.background.start(Child("gateway/keys", part.run))
         self.local.clients[GATEWAY] = part.caller
         self.local.gateway_url = self.urls[GATEWAY] = part.url
+        self.local.gateway_warnings = part.warnings
 
     def _service(self, part: SystemPart) -> ServicePart:
         config, succeeds = self.config, self._succeeds

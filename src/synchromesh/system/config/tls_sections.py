@@ -1,0 +1,60 @@
+"""The sections of `synchromesh.toml` that name certificates.
+
+TLS itself is imported where files are named: most systems name none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from synchromesh.tls import ClientFiles, ServerFiles
+
+
+class ClientTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`tls = {...}` of `[external.NAME]`: files in PEM, relative to this folder.
+
+    Attributes:
+        ca: the authorities that are believed; "" for those of the system.
+        certificate: what is shown to a server that asks for it; "" for nothing.
+        key: the private key of that certificate.
+    """
+
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    def files(self, folder: Path) -> ClientFiles:
+        """Return the files that are named."""
+        from synchromesh.tls import ClientFiles
+
+        return ClientFiles(
+            *(folder / name if name else None for name in (self.ca, self.certificate, self.key))
+        )
+
+
+class ServerTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`tls = {...}` of `[gateway]`: files in PEM, relative to this folder; read when they change.
+
+    Attributes:
+        certificate: the gateway's certificate, and those of the authorities between; "" serves
+            plain HTTP.
+        key: its private key, without a password.
+        client_ca: the authorities whose certificates clients have to show; "" asks for none.
+    """
+
+    certificate: str = ""
+    key: str = ""
+    client_ca: str = ""
+
+    def files(self, folder: Path) -> ServerFiles | None:
+        """Return the files that are named; None where plain HTTP is served."""
+        if not self.certificate:
+            return None
+        from synchromesh.tls import ServerFiles
+
+        client_ca = folder / self.client_ca if self.client_ca else None
+        return ServerFiles(folder / self.certificate, folder / self.key, client_ca)
