@@ -14,16 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 from synchromesh.errors import ConfigError
+from synchromesh.watched import Stamp, stamp_of
 
 DAY_S = 86_400
 SOON_S = 14 * DAY_S
 _FLIGHTS = 8
-
-# The inode, the size and the time of change of each file.
-_Stamps: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 _log = logging.getLogger("synchromesh.tls")
 
@@ -123,9 +121,9 @@ class ServerTls:
         del name, of
         connection.context = self._current
 
-    def _stamps(self) -> _Stamps:
+    def _stamps(self) -> tuple[Stamp | None, ...]:
         files = (self._files.certificate, self._files.key, self._files.client_ca)
-        return tuple(_stamp(path) for path in files if path is not None)
+        return tuple(stamp_of(path) for path in files if path is not None)
 
 
 def client_context(files: ClientFiles = ClientFiles()) -> ssl.SSLContext:
@@ -243,11 +241,3 @@ def _tried(server: ssl.SSLContext, certificate: Path) -> Certificate:
     said: dict[str, Any] = theirs.getpeercert() or {}
     names = tuple(str(name) for _, name in said.get("subjectAltName", ()))
     return Certificate(names, float(ssl.cert_time_to_seconds(said["notAfter"])))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

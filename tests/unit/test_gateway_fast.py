@@ -24,13 +24,13 @@ from synchromesh.gateway import ApiKey, KeyRing, KeysFile, Principal, make_key, 
 from synchromesh.gateway.answers import ALWAYS, TRACE
 from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.forward import answer_head, answer_of
-from synchromesh.gateway.watched import WatchedFile
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.message import encode_response
 from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import Policy, RetryOptions
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
+from synchromesh.watched import WatchedFile
 
 RNG = random.Random(1)
 TEXT, KEY = make_key("shop", ["orders:write"], rng=RNG)

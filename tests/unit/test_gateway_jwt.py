@@ -10,6 +10,7 @@ import logging
 import random
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from synchromesh.errors import ConfigError, Forbidden, RemoteFailed, Shed, Unauthenticated
-from synchromesh.gateway import JWT, ApiKeys, Folders, KeysFile, Principal, make_key
+from synchromesh.gateway import (
+    JWT,
+    ApiKeys,
+    Folders,
+    Forward,
+    Gateway,
+    KeysFile,
+    Principal,
+    check,
+    make_key,
+)
 from synchromesh.gateway.jwks import UrlKeys
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.gateway.principal import Authenticator, QuickAuthenticator, known_by
@@ -511,6 +522,21 @@ def test_authenticators_stand_beside_each_other(tmp_path: Path) -> None:
         assert all(isinstance(each, QuickAuthenticator) for each in all_of_them)
 
     run(simulated)
+
+
+def test_issuers_do_not_share_names() -> None:
+    """Else one could make a token for a principal of another, or of an API key."""
+
+    def mistakes(*auth: ApiKeys | JWT) -> tuple[str, ...]:
+        return check(Gateway(routes=[Forward("GET /x", to="x")], auth=auth))
+
+    one = JWT(issuer="https://a", audience="api")
+    other = JWT(issuer="https://b", audience="api")
+    assert mistakes(ApiKeys(), one) == ()
+    assert mistakes(ApiKeys(), one, replace(other, prefix="b:")) == ()
+    for auth in ((one, other), (ApiKeys(), replace(one, prefix=""))):
+        (mistake,) = mistakes(*auth)
+        assert "give principals the same names; give each its own prefix" in mistake
 
 
 def test_who_cannot_tell_at_once_keeps_those_behind_it_waiting() -> None:

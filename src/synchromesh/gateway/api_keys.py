@@ -25,9 +25,9 @@ from synchromesh.gateway.principal import (
     bearer_of,
     credential_of,
 )
-from synchromesh.gateway.watched import WatchedFile
 from synchromesh.http import Headers, RawPair
 from synchromesh.runtime import Runtime
+from synchromesh.watched import WatchedFile
 
 # What a field looks like that carries a key; the groups are the whole key and its id.
 _KEY = rb"(sm_([a-z0-9]{4,32})_[A-Za-z0-9_-]{43})"

@@ -6,18 +6,21 @@ the engine runs on, or raises with every mistake.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from synchromesh.calls.contract import Operation
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
+from synchromesh.gateway.api_keys import ApiKeys
 from synchromesh.gateway.branches import CompiledBranch, read_branches
 from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
 from synchromesh.gateway.forward import CompiledForward, read_forward
+from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.limits import burst_of, interval_of
+from synchromesh.gateway.principal import Auth
 from synchromesh.gateway.router import Template, clashes
 from synchromesh.gateway.routes import (
     Aggregate,
@@ -140,7 +143,22 @@ def read(gateway: Gateway) -> Reading:
         same = one.template.segments == other.template.segments
         why = "have the same path" if same else f"both match {path}, and neither is the closer"
         mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
+    mistakes += _shared_names(gateway.auth)
     return Reading(tuple(entries), tuple(mistakes))
+
+
+def _shared_names(auth: Sequence[Auth]) -> Iterator[str]:
+    """Find issuers that could make tokens for each other's principals, or for those of keys."""
+    taken = {"": "API keys"} if any(isinstance(each, ApiKeys) for each in auth) else {}
+    for each in auth:
+        if not isinstance(each, JWT):
+            continue
+        other = taken.setdefault(each.prefix, each.issuer)
+        if other != each.issuer:
+            yield (
+                f"JWT of {each.issuer} and {other} give principals the same names; give each its "
+                "own prefix"
+            )
 
 
 class _Reader:

@@ -19,10 +19,10 @@ import msgspec
 
 from synchromesh.errors import CallError, ConfigError
 from synchromesh.gateway.tokens import PublishedKeys, read_keys
-from synchromesh.gateway.watched import WatchedFile
 from synchromesh.http import HttpPool, PoolLimits
 from synchromesh.network import Network
 from synchromesh.tls import ClientContexts
+from synchromesh.watched import WatchedFile
 
 EVERY_S = 600.0
 FAILED_S = 5.0

@@ -14,7 +14,7 @@ T = TypeVar("T")
 # The inode, the size and the time of change of a file.
 Stamp: TypeAlias = tuple[int, int, int]
 
-_log = logging.getLogger("synchromesh.gateway")
+_log = logging.getLogger("synchromesh.files")
 
 
 class WatchedFile(Generic[T]):
@@ -43,12 +43,12 @@ class WatchedFile(Generic[T]):
     def __init__(self, path: Path, what: str, read: Callable[[Path], T]) -> None:
         self._path, self._what, self._read = path, what, read
         # Before it is read: a change meanwhile is then seen as one.
-        self._seen = _stamp(path)
+        self._seen = stamp_of(path)
         self.value = read(path)
 
     def reread(self) -> bool:
         """Read the file again where it has changed; return whether it says something else now."""
-        now = _stamp(self._path)
+        now = stamp_of(self._path)
         if now == self._seen:
             return False
         self._seen = now
@@ -64,8 +64,11 @@ class WatchedFile(Generic[T]):
         return True
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """Return what tells one state of a file from another; None where there is no file."""
+def stamp_of(path: Path) -> Stamp | None:
+    """Return what tells one state of a file from another; None where there is no file.
+
+    Whatever is in it: a file that is replaced is another one, and one that is written is newer.
+    """
     try:
         found = path.stat()
     except OSError:
