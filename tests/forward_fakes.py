@@ -137,7 +137,7 @@ class Way:
         )
         network = system.runtime.network
         self.server = HttpServer(self.engine, network=network, streaming=self.engine)
-        self.pool = HttpPool(network=network, limits=PoolLimits(stall_s=600.0))
+        self.pool = HttpPool(network=network, limits=PoolLimits(stall_s=600.0, quiet_s=600.0))
         system.stack.push_async_callback(self.pool.close)
         system.stack.push_async_callback(self.server.close)
 

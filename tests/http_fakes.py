@@ -148,6 +148,10 @@ class FakeNetwork:
     ) -> Self:
         return self
 
+    def taken(self, transport: asyncio.WriteTransport) -> int:
+        assert isinstance(transport, FakeTransport)
+        return len(transport.sent) - transport.unsent
+
     def client(self) -> FakeTransport:
         """Let a client connect to what listens."""
         assert self.factory is not None

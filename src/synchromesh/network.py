@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from synchromesh.kernel import taken_by_peer
+
 if TYPE_CHECKING:
     import asyncio
     import ssl
@@ -70,6 +72,14 @@ class Network(Protocol):
         self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
     ) -> Network:
         """Return the same network with TLS: where it connects, or where it listens."""
+        ...
+
+    def taken(self, transport: asyncio.WriteTransport) -> int:
+        """Return a count that grows by each byte of a transport that the other end has taken.
+
+        It is below 0 where only what is left is known. What has been taken may wait, unread, in a
+        buffer of the other end.
+        """
         ...
 
 
@@ -151,6 +161,10 @@ class RealNetwork:
         from synchromesh.tls_stream import Handshakes
 
         return Handshakes(factory, context, handshake_s=HANDSHAKE_S, most=HANDSHAKES_MAX)
+
+    def taken(self, transport: asyncio.WriteTransport) -> int:
+        """Ask the kernel."""
+        return taken_by_peer(transport)
 
 
 class HandedNetwork(RealNetwork):

@@ -397,7 +397,7 @@ def _after(read: Any) -> Answering:
 # -- how long ----------------------------------------------------------------------------------
 
 
-def test_stalls_are_cut_within_ten_seconds() -> None:
+def test_stalls_are_cut_in_their_time() -> None:
     """Client or upstream, sending or taking: who stands still ends the exchange, and all know."""
 
     async def main(way: Way) -> None:
@@ -407,14 +407,15 @@ def test_stalls_are_cut_within_ten_seconds() -> None:
         began_s = now()
         answer = await way.ask(PUT, long_body(64 * MiB))
         assert answer.status == 504
-        assert now() - began_s <= 10.5
-        # An upstream that stops in its answer.
+        assert now() - began_s <= 13.0
+        # An upstream that stops in its answer, whose length it has said, or not.
         way.store.reads = True
-        way.store.answer = answering(200, lambda: open_body(b"half"))
-        began_s = now()
-        with pytest.raises(ConnectionLost):
-            await way.ask("GET /firmware/a")
-        assert now() - began_s <= 10.5
+        for length_s, headers in ((10.5, (("content-length", "9"),)), (60.5, ())):
+            way.store.answer = answering(200, lambda: open_body(b"half"), headers=headers)
+            began_s = now()
+            with pytest.raises(ConnectionLost):
+                await way.ask("GET /firmware/a")
+            assert length_s - 1.0 <= now() - began_s <= length_s
         # A client that stops in its body.
         way.store.answer = answering(200)
         began_s = now()
@@ -426,7 +427,7 @@ def test_stalls_are_cut_within_ten_seconds() -> None:
         way.store.ends.clear()
         way.store.answer = answering(200, lambda: long_body(64 * MiB))
         async with way.asking("GET /firmware/a") as answer:
-            await asyncio.sleep(10.5)
+            await asyncio.sleep(13.5)
             assert way.store.ends == ["CancelledError"]
             with pytest.raises(ConnectionLost):
                 await everything(answer.stream)

@@ -27,6 +27,21 @@ ANSWERED = {
     + b"Content-Length: 3\r\n\r\nabc",
     "coding in capitals": POST + b"Transfer-Encoding: CHUNKED\r\n\r\n" + ONE_CHUNK,
     "blanks around a length": POST + b"Content-Length:   3 \t\r\n\r\nabc",
+    # RFC 9110, section 7.8: an Upgrade that is not taken is ignored. Java's client offers h2c.
+    "h2c of an ordinary client": POST
+    + b"Connection: Upgrade, HTTP2-Settings\r\nContent-Length: 3\r\n"
+    + b"HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAA\r\nUpgrade: h2c\r\n\r\nabc",
+    "upgrade to TLS": POST
+    + b"Upgrade: TLS/1.2\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\nabc",
+    "upgrade in chunks": POST
+    + b"Upgrade: h2c\r\nConnection: upgrade\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + ONE_CHUNK,
+    "upgrade to a list": POST
+    + b"Connection: upgrade\r\nUpgrade: HTTP/2.0, SHTTP/1.3, IRC/6.9, RTA/x11\r\n"
+    + b"Content-Length: 3\r\n\r\nabc",
+    "two upgrades": POST
+    + b"Connection: upgrade\r\nUpgrade: a\r\nUpgrade: b\r\nContent-Length: 3\r\n\r\nabc",
+    "upgrade without its option": POST + b"Upgrade: websocket\r\nContent-Length: 3\r\n\r\nabc",
 }
 
 REFUSED = {
@@ -80,8 +95,6 @@ REFUSED = {
     "asterisk without OPTIONS": b"GET * HTTP/1.1\r\n" + HOST + b"\r\n",
     "unknown method": b"FOO /e HTTP/1.1\r\n" + HOST + b"\r\n",
     "empty header name": b"GET /e HTTP/1.1\r\n" + HOST + b": a\r\n\r\n",
-    "upgrade": b"GET /e HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n",
-    "upgrade without its option": b"GET /e HTTP/1.1\r\n" + HOST + b"Upgrade: websocket\r\n\r\n",
     "CONNECT": b"CONNECT x:1 HTTP/1.1\r\n" + HOST + b"\r\n",
     "a TLS greeting": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 }
@@ -154,7 +167,9 @@ async def test_a_refusal_waits_for_the_answers_before_it(raw: bytes) -> None:
     assert seen == [("/first", b"")]
 
 
-@pytest.mark.parametrize("raw", [ANSWERED["plain chunked"], *REFUSED.values()])
+@pytest.mark.parametrize(
+    "raw", [ANSWERED["plain chunked"], ANSWERED["upgrade in chunks"], *REFUSED.values()]
+)
 async def test_bytes_may_come_one_at_a_time(raw: bytes) -> None:
     """How TCP cuts the bytes changes nothing about what is accepted."""
     handler = Recorder()
@@ -171,9 +186,20 @@ async def test_bytes_may_come_one_at_a_time(raw: bytes) -> None:
         writer.close()
     finally:
         await server.close()
-    is_legal = raw == ANSWERED["plain chunked"]
+    is_legal = raw in ANSWERED.values()
     assert statuses(answer) in ([[200, 200]] if is_legal else [[400], [501]])
     assert [body for _, body in handler.seen] == ([b"abc", b""] if is_legal else [])
+
+
+async def test_many_upgrades_in_one_piece_are_each_gone_on_behind() -> None:
+    """A pipeline of them is a pipeline, and what is odd among them is refused all the same."""
+    offer = b"GET /e HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    answer, seen = await run(offer * 300 + FOLLOWER)
+    assert statuses(answer) == [200] * 301
+    assert len(seen) == 301
+    answer, seen = await run(offer * 3 + REFUSED["two Hosts"] + FOLLOWER)
+    assert statuses(answer) == [200, 200, 200, 400]
+    assert len(seen) == 3
 
 
 async def test_other_versions_are_refused() -> None:

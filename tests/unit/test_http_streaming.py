@@ -180,7 +180,7 @@ def test_a_client_that_stops_reading_stops_the_handler_of_64_mib() -> None:
 
 
 def test_a_client_that_stops_reading_for_long_is_cut() -> None:
-    """A stalled reader of an answer is cut within 10 s, and the handler is cancelled."""
+    """A reader that has stopped is cut, and the handler is cancelled."""
 
     async def answers(request: HttpRequest) -> AsyncIterator[HttpResponse]:
         yield HttpResponse(200, (), stream=long_body(64 * MiB))
@@ -192,7 +192,9 @@ def test_a_client_that_stops_reading_for_long_is_cut() -> None:
             pair(runtime, streams) as (server, pool),
             pool.stream(server.host, server.port, "GET", "/s", timeout_s=5.0) as answer,
         ):
-            await asyncio.sleep(10.1)
+            await asyncio.sleep(9.9)
+            assert streams.ended == []
+            await asyncio.sleep(3.1)
             assert streams.ended == ["CancelledError"]
             with pytest.raises(ConnectionLost):
                 await everything(answer.stream)
@@ -320,14 +322,15 @@ def test_a_sender_that_breaks_off_never_looks_whole() -> None:
 
 
 def test_what_stands_still_is_timed_out() -> None:
-    """No head in timeout_s, no part in stall_s, nothing taken in stall_s: each is a time-out."""
+    """Each time has its own bound: head, part, part of what has no length, and what is taken."""
 
     async def hangs(request: HttpRequest) -> AsyncIterator[HttpResponse]:
         if request.query == "head":
             await asyncio.sleep(3600)
         if request.query == "take":
             await asyncio.sleep(3600)
-        yield HttpResponse(200, (), stream=Body(length=None, on_room=lambda: None))
+        length = [("content-length", "9")] if request.query == "part" else ()
+        yield HttpResponse(200, length, stream=Body(length=None, on_room=lambda: None))
 
     async def main(runtime: Runtime) -> None:
         loop = asyncio.get_running_loop()
@@ -336,6 +339,7 @@ def test_what_stands_still_is_timed_out() -> None:
                 ("head", None, 2.0),
                 ("head", body_of(b"x"), 2.0),
                 ("part", None, 10.0),
+                ("event", None, 60.0),
                 ("take", long_body(64 * MiB), 10.0),
             ):
                 began_s = loop.time()
@@ -344,7 +348,7 @@ def test_what_stands_still_is_timed_out() -> None:
                         server.host, server.port, "POST", f"/s?{query}", (), body, timeout_s=2.0
                     ) as answer:
                         await answer.stream.read()  # type: ignore[union-attr]
-                assert least_s <= loop.time() - began_s < least_s + 0.5
+                assert least_s <= loop.time() - began_s < least_s + 3.0
 
     run(main)
 

@@ -139,6 +139,8 @@ class ForwardExchange(ClientExchange):
     member: Member | None = None
     has_slots = True
     framing: Framing | None = None
+    # How long the next part of a body may take.
+    part_s = 0.0
     # What an answer of 5xx has said so far; None for any other.
     problem: tuple[int, list[RawPair], list[bytes]] | None = None
     takes_parts = True
@@ -237,8 +239,9 @@ class ForwardExchange(ClientExchange):
         self.framing = Framing(length=length)
         size = length if length is not None else -1
         self.exchange.begin(answer_head(status, pairs, self.trace_id, size, self.echo))
+        self.part_s = self.place.pool.limits.part_s(length)
         if self.connection is not None:
-            self.expect_within(self.place.pool.limits.stall_s)
+            self.expect_within(self.part_s)
 
     def on_part(self, data: bytes) -> None:
         """Pass a part of the body on; a client that does not take it holds the upstream up."""
@@ -253,7 +256,7 @@ class ForwardExchange(ClientExchange):
         has_room = self.exchange.part(self.framing.part(data))
         if self.connection is not None:
             if has_room:
-                self.expect_within(self.place.pool.limits.stall_s)
+                self.expect_within(self.part_s)
             else:
                 self.connection.pause()
                 self.expect_within(None)
@@ -303,7 +306,7 @@ class ForwardExchange(ClientExchange):
         """Go on: the client has taken what there was."""
         if self.connection is not None and self.framing is not None:
             self.connection.resume()
-            self.expect_within(self.place.pool.limits.stall_s)
+            self.expect_within(self.part_s)
 
     # -- its own ---------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 from synchromesh.errors import ConnectionLost, TimedOut
 from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import RawPair
-from synchromesh.http.outflow import Outflow, reset
+from synchromesh.http.outflow import Outflow, Taken, reset
 from synchromesh.http.responses import ResponseReader, ResponseState
 from synchromesh.http.together import TurnWrites
 from synchromesh.timers import Timers
@@ -48,6 +48,11 @@ class ExchangeOwner(Protocol):
     """Owns the connections to one endpoint; decides what an exchange may do next."""
 
     timers: Timers
+
+    @property
+    def taken(self) -> Taken:
+        """What counts the bytes that a server has taken."""
+        ...
 
     def cancel(self, exchange: ClientExchange) -> None:
         """Cancel an exchange: its callbacks are not called from now on."""
@@ -199,7 +204,8 @@ class ClientConnection(asyncio.Protocol):
         on_lost: Callable[[ClientConnection], None],
     ) -> None:
         self._name = name
-        self._stall_s = limits.stall_s
+        self._taken = owner.taken
+        self._patience = limits.patience
         self._owner = owner
         self._on_lost = on_lost
         self._reader = ResponseReader(limits)
@@ -271,7 +277,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self.transport = cast("asyncio.Transport", transport)
-        self.outflow = Outflow(self.transport, stall_s=self._stall_s, bytes_min=1)
+        self.outflow = Outflow(self.transport, taken=self._taken, patience=self._patience)
 
     def pause_writing(self) -> None:
         """Let who sends a body wait until the server takes more."""
@@ -314,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchange that runs: whether the request was run is unknown."""
         self.is_spoiled = True
-        self.outflow.resume()
+        self.outflow.end()
         why = f": {exc}" if exc is not None else ""
         self._fail(ConnectionLost(f"{self._name} closed the connection before its answer{why}"))
         self._reader.end()

@@ -21,6 +21,7 @@ from typing import Protocol
 from synchromesh.errors import CallError, ConnectFailed, ConnectionLost, RateLimited, Shed
 from synchromesh.http.client import ClientConnection, ClientExchange, ExchangeState
 from synchromesh.http.limits import PoolLimits
+from synchromesh.http.outflow import Taken
 from synchromesh.network import Network
 from synchromesh.timers import Timers
 
@@ -93,6 +94,11 @@ class PoolEndpoint:
         self.idle: deque[ClientConnection] = deque()
         # Since when each waits. A dict keeps their order, and lets one in the middle leave.
         self.waiting: dict[ClientExchange, float] = {}
+
+    @property
+    def taken(self) -> Taken:
+        """What counts the bytes that a server has taken."""
+        return self._owner.network.taken
 
     def send(self, exchange: ClientExchange) -> None:
         """Send a request on an idle connection, on a new one, or when one becomes free."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from synchromesh.http.pace import Patience
+
 # How many clients it takes at least to fill all streams.
 SHARES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds what one server accepts; the defaults cut every slow client within 10 s.
+    """Bounds what one server accepts; the defaults cut who sends slowly within 10 s.
 
     Attributes:
         head_bytes_max: request line and header fields together; beyond it 431.
@@ -22,8 +24,11 @@ class Limits:
         body_bytes_min: what has to come of a streamed body in each `body_s` that it is waited for;
             less is 408.
         idle_s: how long a connection may stay open without a request.
-        write_s: how long a client may not take what was written before it is cut.
-        write_bytes_min: what it has to take in each `write_s` so as not to count as stalled.
+        write_s: how long a client may take less than `write_bytes_min` of what was written before
+            it is cut; a second more for each 100 kB that it had taken, since a kernel with a large
+            buffer tells seldom of what is read from it.
+        write_most_s: how long that may become.
+        write_bytes_min: what it has to take in each `write_s`.
         linger_s: how long the rest of a refused request is read and dropped, so that the client
             sees the answer and not a reset (RFC 9112, section 9.6).
         pipeline_max: requests of one connection that wait for their turn; then reading pauses. As
@@ -42,11 +47,17 @@ class Limits:
     body_s: float = 10.0
     body_bytes_min: int = 4096
     idle_s: float = 10.0
-    write_s: float = 5.0
-    write_bytes_min: int = 4096
+    write_s: float = 10.0
+    write_most_s: float = 120.0
+    write_bytes_min: int = 8192
     linger_s: float = 1.0
     pipeline_max: int = 16
     connections_max: int = 1024
+
+    @property
+    def patience(self) -> Patience:
+        """How slowly a client may take what was written."""
+        return Patience(self.write_s, self.write_most_s, self.write_bytes_min)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,9 @@ class PoolLimits:
         body_bytes_max: the body of an answer, decoded from its chunks.
         interim_max: answers of status 1xx before the one that counts.
         stall_s: how long a streamed exchange may stand still: nothing is taken of the request, or
-            nothing comes of an answer that is waited for.
+            nothing comes of an answer that is waited for and has said its length.
+        quiet_s: how long nothing may come of an answer without a length, as events are that a
+            server sends: those that say nothing for long send a comment every 15 to 30 s.
 
     Example:
         >>> PoolLimits().connections_max
@@ -82,6 +95,16 @@ class PoolLimits:
     body_bytes_max: int = 8 * 1024 * 1024
     interim_max: int = 8
     stall_s: float = 10.0
+    quiet_s: float = 60.0
+
+    @property
+    def patience(self) -> Patience:
+        """How slowly a server may take what is sent to it."""
+        return Patience(self.stall_s, self.quiet_s, 1)
+
+    def part_s(self, length: int | None) -> float:
+        """Return how long the next part may take of a body with such a length, None for none."""
+        return self.quiet_s if length is None else self.stall_s
 
     @property
     def streams_max(self) -> int:

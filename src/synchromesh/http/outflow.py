@@ -7,42 +7,47 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
+
+from synchromesh.http.pace import Pace, Patience
 
 # On, and for no time at all (SO_LINGER): the connection ends by a reset.
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
-# How often it is looked at in the time that makes a stall; the last look may be a tick early.
-_LOOKS: Final = 4
-_NEARLY: Final = 0.99
+# How often it is looked at in the time that makes a stall.
+_LOOKS: Final = 10
+# The last look may be so early.
+_TICK_S: Final = 0.02
+
+Taken: TypeAlias = Callable[[asyncio.WriteTransport], int]
 
 
 class Outflow:
     """Watches what is written and not yet taken, and lets a sender wait for that.
 
-    A connection hands it `pause_writing` and `resume_writing`. Whoever takes less than `bytes_min`
-    in `stall_s` has stalled.
+    A connection hands it `pause_writing` and `resume_writing`. The kernel is asked what the other
+    end has taken: it tells a transport of room only once a third of its own buffer is free, which
+    at 20 kB/s takes more than a minute.
 
     Args:
         transport: what is written to.
-        stall_s: how long the other end may take nothing.
-        bytes_min: what it has to take in that time.
+        taken: counts what the other end of it has taken; see `Network.taken`.
+        patience: how slowly that may be.
     """
 
     __slots__ = (
-        "_bytes_min", "_loop", "_room", "_since_s", "_stall_s", "_timer", "_transport", "_unsent",
+        "_loop", "_pace", "_patience", "_room", "_taken", "_timer", "_transport",
         "is_paused",
     )  # fmt: skip
 
     def __init__(
-        self, transport: asyncio.WriteTransport, *, stall_s: float, bytes_min: int
+        self, transport: asyncio.WriteTransport, *, taken: Taken, patience: Patience
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
-        self._stall_s = stall_s
-        self._bytes_min = bytes_min
+        self._taken = taken
+        self._patience = patience
         self._timer: asyncio.TimerHandle | None = None
-        self._unsent = 0
-        self._since_s = 0.0
+        self._pace: Pace | None = None
         self._room: asyncio.Future[None] | None = None
         self.is_paused = False
 
@@ -66,32 +71,39 @@ class Outflow:
         the timer holds it: kept here, it and its connection would hold each other.
         """
         self.is_paused = True
-        self._watch(on_stall)
+        self._pace = Pace(self._patience, now=self._loop.time(), taken=self._taken(self._transport))
+        # A timer that runs is let run: a fast reader pauses thousands of times a second.
+        if self._timer is None:
+            self._look_within(self._patience.stall_s, on_stall)
 
     def resume(self) -> None:
-        """Go on: it has taken enough. Also what ends a connection calls this."""
+        """Go on: it has taken enough."""
         self.is_paused = False
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def end(self) -> None:
+        """Stop watching for good, and let a sender go: the connection has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self.resume()
 
     def __repr__(self) -> str:
         return f"<Outflow {'paused' if self.is_paused else 'open'}>"
 
-    def _watch(self, on_stall: Callable[[], None]) -> None:
-        self._unsent = self._transport.get_write_buffer_size()
-        self._since_s = self._loop.time()
-        self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look, on_stall)
+    def _look_within(self, left_s: float, on_stall: Callable[[], None]) -> None:
+        every_s = min(left_s, self._patience.stall_s / _LOOKS)
+        self._timer = self._loop.call_later(every_s, self._look, on_stall)
 
     def _look(self, on_stall: Callable[[], None]) -> None:
-        if self._unsent - self._transport.get_write_buffer_size() >= self._bytes_min:
-            self._watch(on_stall)
-        elif self._loop.time() - self._since_s < self._stall_s * _NEARLY:
-            self._timer = self._loop.call_later(self._stall_s / _LOOKS, self._look, on_stall)
+        self._timer = None
+        if not self.is_paused or self._pace is None:
+            return
+        left_s = self._pace.left_s(self._loop.time(), self._taken(self._transport))
+        if left_s > _TICK_S:
+            self._look_within(left_s, on_stall)
         else:
-            self._timer = None
             on_stall()
 
 

@@ -172,7 +172,8 @@ class HttpPool:
             body: what is to be sent; it is read once. None where there is none.
             timeout_s: bounds the waiting for a connection, and once more the time from the last
                 byte of the request to the head of the answer. In between and after that,
-                `PoolLimits.stall_s` bounds each time in which nothing moves.
+                `PoolLimits.stall_s` bounds each time in which nothing moves, and `quiet_s` where
+                the answer has not said its length.
             host, port, method, target, headers, is_idempotent: as for `request`; a request with a
                 body is not sent a second time.
 
@@ -225,7 +226,7 @@ class HttpPool:
             framing,
             due_s=asyncio.get_running_loop().time() + timeout_s,
             answer_s=timeout_s,
-            stall_s=self.limits.stall_s,
+            limits=self.limits,
             is_head=method == "HEAD",
             is_idempotent=is_idempotent and body is None,
         )

@@ -99,11 +99,11 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for the first request; its head may take `head_s` from now."""
-        self.transport, limits = cast("asyncio.Transport", transport), self._serving.limits
+        self.transport = cast("asyncio.Transport", transport)
         # Any unsent byte counts: a client is slow from the moment it does not take what it is sent.
         self.transport.set_write_buffer_limits(high=0)
         self.outflow = Outflow(
-            self.transport, stall_s=limits.write_s, bytes_min=limits.write_bytes_min
+            self.transport, taken=self._serving.taken, patience=self._serving.patience
         )
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:
@@ -152,7 +152,7 @@ class ServerConnection(asyncio.Protocol):
         self._replying = REPLIES[self._replying][ReplyingEvent.LOST]
         self.stop_reading()
         self._read_timer.end()
-        self.outflow.resume()
+        self.outflow.end()
         self.reader.end()
         self.current = None
         self._out.clear()

@@ -129,6 +129,9 @@ class RequestReader:
         self._body: list[bytes] = []
         self.state = ReadingState.FRESH
         self.ready: deque[HttpExchange] = deque()
+        # The head that llhttp is told again, for the body behind an Upgrade.
+        self._framing = b""
+        self._is_framing = False
         self.begun = 0
         self.coming: Body | None = None
         self.body_bytes = 0
@@ -144,8 +147,16 @@ class RequestReader:
         self._piece_bytes = size = len(piece)
         self._quiet_bytes += size
         try:
-            self._parser.feed_data(piece)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            while piece:
+                try:
+                    self._parser.feed_data(piece)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    # An offer of another protocol, which is not taken: this one goes on behind it.
+                    piece = piece[upgrade.args[0] :]
+                    if self._framing:
+                        self._read_body_behind_upgrade()
+        except httptools.HttpParserError:
             # Once closed, what follows the last request is not looked at, right or wrong.
             return None if self.state is _CLOSED else self._refused or _MALFORMED
         if self._quiet_bytes > self._limits.head_bytes_max + SLICE_BYTES:
@@ -239,6 +250,8 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         """Take the first byte of a request."""
+        if self._is_framing:
+            return
         if self.state is _CLOSED:
             raise _Stopped
         self._target = b""
@@ -273,6 +286,8 @@ class RequestReader:
 
     def on_headers_complete(self) -> None:
         """Judge the head before a byte of the body is taken."""
+        if self._is_framing:
+            return
         pairs, limits = self._pairs, self._limits
         if len(pairs) > limits.headers_max:
             self._stop(Refusal(431, f"more than {limits.headers_max} header fields"))
@@ -311,6 +326,8 @@ class RequestReader:
                 if refusal is not None:
                     self._stop(refusal)
         self.state = READS[self.state][_JUDGED]
+        if parser.should_upgrade():
+            self._framing = self._frame()
 
     def on_body(self, part: bytes) -> None:
         """Take a part of the body."""
@@ -326,6 +343,8 @@ class RequestReader:
 
     def on_message_complete(self) -> None:
         """Hand the request over; the last one of a connection closes the reader."""
+        if self._framing:
+            return  # llhttp takes what follows an Upgrade for another protocol, and not for a body
         if self.coming is None:
             parts = self._body
             body = (parts[0] if len(parts) == 1 else b"".join(parts)) if parts else b""
@@ -347,6 +366,24 @@ class RequestReader:
             self.state = READS[self.state][_COMPLETE]
 
     # -- its own ---------------------------------------------------------------------------------
+
+    def _frame(self) -> bytes:
+        """Return a head that frames the same body; nothing where there is none."""
+        length = int(self._watched.get(b"content-length", b"0"))
+        if b"transfer-encoding" in self._watched:
+            framing = b"transfer-encoding: chunked"
+        elif length:
+            framing = b"content-length: %d" % length
+        else:
+            return b""
+        end = b"" if self._parser.should_keep_alive() else b"connection: close\r\n"
+        return b"POST / HTTP/1.1\r\nhost: x\r\n%b\r\n%b\r\n" % (framing, end)
+
+    def _read_body_behind_upgrade(self) -> None:
+        """Have llhttp read the body of a request whose Upgrade is not taken."""
+        framing, target, self._framing, self._is_framing = self._framing, self._target, b"", True
+        self._parser.feed_data(framing)
+        self._target, self._is_framing = target, False
 
     def _hand_over(self, body: bytes, stream: Body | None) -> None:
         self.ready.append(

@@ -95,6 +95,8 @@ class HttpServer:
             self._limits,
             self,
             starter(loop),
+            self._network.taken,
+            self._limits.patience,
             together_on(loop) if self._is_fast else None,
             self._is_fast,
         )

@@ -12,6 +12,8 @@ from synchromesh.errors import RemoteFailed, Shed
 from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, error_response
+from synchromesh.http.outflow import Taken
+from synchromesh.http.pace import Patience
 from synchromesh.http.reading import Streaming
 from synchromesh.http.together import TurnWrites
 
@@ -51,6 +53,8 @@ class Serving:
         begin: answers those that it can without a task (see `FastHandler`); None where none can.
         streaming: answers the requests that it wants to have as streams.
         start: makes the tasks of handlers, and runs their first steps.
+        taken: counts what a client has taken of what it was sent.
+        patience: how slowly it may.
         together: gathers the writes of a turn; None on loops that do so by themselves.
         is_fast: False takes the slow way everywhere, for tests that compare the two.
     """
@@ -61,6 +65,8 @@ class Serving:
     limits: Limits
     owner: ConnectionOwner
     start: TaskStarter
+    taken: Taken
+    patience: Patience
     together: TurnWrites | None
     is_fast: bool
 

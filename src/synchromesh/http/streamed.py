@@ -11,6 +11,7 @@ import asyncio
 from synchromesh.errors import ConnectionLost
 from synchromesh.http.body import Body, Framing
 from synchromesh.http.client import ClientExchange, ExchangeState
+from synchromesh.http.limits import PoolLimits
 from synchromesh.http.message import Headers, HttpResponse, RawPair
 
 
@@ -26,7 +27,7 @@ class StreamedExchange(ClientExchange):
         framing: of that body.
         due_s: until when there has to be a connection.
         answer_s: how long the head of the answer may take, from the last byte of the request on.
-        stall_s: how long the answer's body may stand still while it is read.
+        limits: how long the answer's body may stand still while it is read.
 
     Attributes:
         answer: the answer, once its head is there; its body is its `stream`.
@@ -42,7 +43,7 @@ class StreamedExchange(ClientExchange):
         *,
         due_s: float,
         answer_s: float,
-        stall_s: float,
+        limits: PoolLimits,
         is_head: bool,
         is_idempotent: bool,
     ) -> None:
@@ -51,7 +52,7 @@ class StreamedExchange(ClientExchange):
         self._body = body
         self._framing = framing
         self._answer_s = answer_s
-        self._stall_s = stall_s
+        self._limits = limits
         self.is_streaming = body is not None and not body.is_ended
         self._stream = Body(length=None, on_room=self._on_room)
         self._sending: asyncio.Task[None] | None = None
@@ -150,4 +151,5 @@ class StreamedExchange(ClientExchange):
             self._expect_part()
 
     def _expect_part(self) -> None:
-        self.expect_within(self._stall_s if self._stream.is_wanted else None)
+        stream = self._stream
+        self.expect_within(self._limits.part_s(stream.length) if stream.is_wanted else None)

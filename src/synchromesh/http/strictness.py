@@ -2,7 +2,7 @@
 
 llhttp refuses CL+TE, two lengths, bare LF and CR, NUL, obs-fold and bad chunks. It lets through no
 Host, two Hosts, a target that names another host, transfer codings on HTTP/1.0 or beside `chunked`,
-and upgrades. Two parties that disagree about any of these can be played against each other
+and tunnels. Two parties that disagree about any of these can be played against each other
 (request smuggling, host confusion), so that each row below ends the connection.
 
 Source: RFC 9112, sections 2.3, 3.2, 3.3, 6.1; RFC 9110, sections 7.8, 10.1.1.
@@ -28,7 +28,7 @@ _BAD_ESCAPE_BYTES = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 # The only fields whose repetition or absence matters before a request is accepted.
 WATCHED: Final = frozenset(
-    {b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"},
+    {b"content-length", b"expect", b"host", b"transfer-encoding"},
 )
 _WATCHED: Final = frozenset(name.decode() for name in WATCHED)
 
@@ -113,9 +113,9 @@ def has_bad_host(head: Head) -> bool:
     return any(not _HOST.fullmatch(value) for value in head.values("host"))
 
 
-def wants_upgrade(head: Head) -> bool:
-    """Tell whether it asks for another protocol."""
-    return head.method == "CONNECT" or bool(head.values("upgrade"))
+def wants_tunnel(head: Head) -> bool:
+    """Tell whether it asks for a tunnel; an Upgrade is an offer, and one may go on without it."""
+    return head.method == "CONNECT"
 
 
 def has_coding_on_old_version(head: Head) -> bool:
@@ -167,7 +167,7 @@ RULES: Final[tuple[tuple[Callable[[Head], bool], int, str], ...]] = (
     (has_odd_version, 505, "the version is neither HTTP/1.0, nor HTTP/1.1"),
     (has_wrong_host_count, 400, "a request has exactly one Host header"),
     (has_bad_host, 400, "the Host header is no host with an optional port"),
-    (wants_upgrade, 501, "upgrades and tunnels are not supported; send plain HTTP/1.1"),
+    (wants_tunnel, 501, "tunnels are not supported; send plain HTTP/1.1"),
     (has_coding_on_old_version, 400, "transfer codings came with HTTP/1.1; send Content-Length"),
     (has_coding_but_chunked, 501, "the only transfer coding understood is one 'chunked'"),
     (has_two_framings, 400, "the length of the body is stated twice"),

@@ -25,6 +25,10 @@ class SimNetwork:
     All nodes share one space of addresses. What listens or connects belongs to the process in whose
     context it does, and vanishes with it.
 
+    Attributes:
+        kernel_bytes: how much each end of a new connection can have under way besides what its
+            transport holds; a real one has up to some megabytes.
+
     Example:
         >>> from synchromesh.testing import SimRuntime, run
         >>> async def main(runtime: SimRuntime) -> bool:
@@ -35,6 +39,7 @@ class SimNetwork:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wire: Wire) -> None:
         self._loop, self._wire = loop, wire
+        self.kernel_bytes = 0
         self._listeners: dict[tuple[str, int], SimListener] = {}
         # Who listened on an address last: a partition hides even that nobody listens any more.
         self._homes: dict[tuple[str, int], SimProcess | None] = {}
@@ -101,6 +106,11 @@ class SimNetwork:
         ours.attach(protocol)
         return protocol
 
+    def taken(self, transport: asyncio.WriteTransport) -> int:
+        """Count the bytes that have arrived at the other end."""
+        assert isinstance(transport, SimStream)
+        return transport.arrived_bytes
+
     def crash(self, process: SimProcess) -> None:
         """Drop a process's listeners and connections, as a power cut would."""
         for listener in list(self._listeners.values()):
@@ -126,6 +136,7 @@ class SimNetwork:
             (process, copy_context()),
             addresses=(client, server),
             forget=self._drop,
+            kernel_bytes=self.kernel_bytes,
         )
         theirs = SimStream(
             self._loop,
@@ -133,6 +144,7 @@ class SimNetwork:
             (listener.process, listener.context.copy()),
             addresses=(server, client),
             forget=self._drop,
+            kernel_bytes=self.kernel_bytes,
         )
         ours.peer, theirs.peer = theirs, ours
         self._streams[ours] = self._streams[theirs] = None

@@ -1,9 +1,11 @@
 """A simulated byte stream: two transports with TCP's behaviour between them.
 
 Bytes arrive in order or not at all, in pieces that need not be those that were written. A receiver
-that does not read stops the sender: one piece waits at the receiver, the rest in the sender's
-buffer, which pauses its protocol above the high-water mark. A partition delays bytes until they are
-sent again; after two minutes without an answer the stream is lost.
+that does not read stops the sender: one piece waits at the receiver, the rest at the sender, in a
+kernel's buffer, if there is one, and in that of its transport, which pauses its protocol above the
+high-water mark. A kernel takes more once a third of its buffer is free, as Linux's does. A
+partition delays bytes until they are sent again; after two minutes without an answer the stream is
+lost.
 """
 
 from __future__ import annotations
@@ -59,12 +61,16 @@ class SimStream(asyncio.Transport):
         *,
         addresses: tuple[tuple[str, int], tuple[str, int]],
         forget: Callable[[SimStream], None],
+        kernel_bytes: int,
     ) -> None:
         super().__init__({"sockname": addresses[0], "peername": addresses[1]})
         self.process, self._context = owner
         self._loop, self._wire, self._forget = loop, wire, forget
         self._protocol: asyncio.Protocol | None = None
         self._out = bytearray()
+        # How much of that the kernel holds, and may hold; the rest is the transport's to hold.
+        self._in_kernel, self._kernel_bytes = 0, kernel_bytes
+        self.arrived_bytes = 0
         self._is_flying = self._is_eof_written = self._is_eof_sent = False
         self._is_writing_paused = False
         self._high, self._low = _HIGH_WATER_BYTES, _HIGH_WATER_BYTES // 4
@@ -127,8 +133,9 @@ class SimStream(asyncio.Transport):
         if self.process is not None:
             self.process.sends += 1
         self._out += data
+        self._fill_kernel()
         self._fly()
-        if len(self._out) > self._high and not self._is_writing_paused:
+        if self.get_write_buffer_size() > self._high and not self._is_writing_paused:
             self._is_writing_paused = True
             self.get_protocol().pause_writing()
 
@@ -143,8 +150,8 @@ class SimStream(asyncio.Transport):
             self._fly()
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes have not arrived."""
-        return len(self._out)
+        """Return how many bytes wait that the kernel has not taken."""
+        return len(self._out) - self._in_kernel
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         """Return the low- and the high-water mark in bytes."""
@@ -210,16 +217,25 @@ class SimStream(asyncio.Transport):
             size = 1 + int((size - 1) * self._wire.rng.random())
         data = bytes(self._out[:size])
         del self._out[:size]
+        self.arrived_bytes += size
+        self._in_kernel = max(0, self._in_kernel - size)
+        self._fill_kernel()
         self._is_eof_sent = self._is_eof_written and not self._out
         peer._receive(data, is_eof=self._is_eof_sent)
-        if self._is_writing_paused and len(self._out) <= self._low:
+        if self._is_writing_paused and self.get_write_buffer_size() <= self._low:
             self._loop.call_soon(self._resume_writing, context=self._context)
         if self._is_closing and not self._out:
             self._lose(None)
         self._fly()
 
+    def _fill_kernel(self) -> None:
+        free = self._kernel_bytes - self._in_kernel
+        if 3 * free >= self._kernel_bytes:
+            self._in_kernel += min(free, len(self._out) - self._in_kernel)
+
     def _resume_writing(self) -> None:
-        if self._is_writing_paused and not self._is_lost and len(self._out) <= self._low:
+        is_low = self.get_write_buffer_size() <= self._low
+        if self._is_writing_paused and not self._is_lost and is_low:
             self._is_writing_paused = False
             self._tell("resume_writing", self.get_protocol().resume_writing)
 
@@ -296,6 +312,7 @@ class SimStream(asyncio.Transport):
     def _discard(self) -> None:
         """Discard unsent bytes; not even EOF is sent."""
         self._out.clear()
+        self._in_kernel = 0
         self._is_flying = False
         self._is_eof_sent = True
 

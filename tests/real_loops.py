@@ -1,0 +1,41 @@
+"""Real event loops and servers of long answers, for tests with sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+from bodies import long_body
+from synchromesh.http import HttpRequest, HttpResponse
+
+LOOPS = ["asyncio"]
+if importlib.util.find_spec("uvloop") is not None:
+    LOOPS.append("uvloop")
+
+MiB = 1024 * 1024
+# More than all kernels on the way hold.
+LONG = 32 * MiB
+
+
+def on(kind: str, main: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Run a test on a loop of a kind."""
+    factory = importlib.import_module(kind).new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+class LongAnswers:
+    """Answers /whole and /parts with 32 MiB, and all else with a word."""
+
+    async def __call__(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, (), bytes(LONG) if request.path == "/whole" else b"quick")
+
+    def body_max(self, method: str, path: str) -> int | None:
+        return 0 if path == "/parts" else None
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest) -> AsyncIterator[HttpResponse]:
+        yield HttpResponse(200, (), stream=long_body(LONG))
