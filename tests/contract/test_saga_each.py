@@ -349,8 +349,8 @@ def test_what_is_no_step_of_its_own_is_refused() -> None:
     async def awaited(item: int) -> None: ...
 
     wrong: list[tuple[Callable[[int], Any], str]] = [
-        (awaited, "given a coroutine for an item"),
-        (lambda item: item, "given a int for an item"),
+        (awaited, "given a coroutine for a step"),
+        (lambda item: item, "given a int for a step"),
         (lambda item: s.call(Bank.charge("x"), pivot=True), "is a pivot; .*not in s.each"),
         (lambda item: s.sleep("1s"), "sleeps; await it by itself, not in s.each"),
     ]

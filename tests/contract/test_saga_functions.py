@@ -286,6 +286,28 @@ def test_a_result_that_cannot_be_stored_is_unknown() -> None:
     run(main)
 
 
+def test_a_function_takes_no_steps_of_its_own() -> None:
+    """It is no saga: what it asks for is nobody's, and the run is undone."""
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Participants()
+
+        async def nests(s: Saga, order: Order) -> str:
+            async def pay(key: str) -> str:
+                return (await s.call(Bank.charge(key))).id
+
+            return await s.step(pay, undo=look)
+
+        async def look(key: str, done: str | Unknown) -> None:
+            assert isinstance(done, Unknown)
+
+        ended = await told(runtime, others, SagaDefinition(nests, "nests", policy=PATIENT))
+        assert isinstance(ended, SagaUndone)
+        assert others.sent == []
+
+    run(main)
+
+
 def test_a_function_that_is_cancelled_within_ends_no_run() -> None:
     """As where an SDK cancels what it awaits: the outcome is unknown."""
 

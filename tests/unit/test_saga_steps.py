@@ -342,6 +342,10 @@ def test_steps_side_by_side_are_bounded_and_hold_no_pivot(saga: Saga) -> None:
         saga.all(*(saga.call(quote) for _ in range(65)))
     with pytest.raises(ContractError, match="given 0 steps"):
         saga.all()
+    no_steps: list[Any] = [quote, saga.each([1], lambda _: saga.call(quote), cap=1)]
+    for wrong in no_steps:
+        with pytest.raises(ContractError, match=r"s\.all was given a (Call|Together) for a step"):
+            saga.all(saga.call(quote), wrong)
 
 
 def test_a_step_is_awaited_once(saga: Saga) -> None:

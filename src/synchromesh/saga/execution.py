@@ -32,6 +32,7 @@ from synchromesh.saga.records import (
 )
 from synchromesh.saga.saga import Saga
 from synchromesh.saga.side_by_side import side_by_side
+from synchromesh.saga.state import named
 from synchromesh.saga.steps import CallStep, FunctionStep, NapStep, Step, StepRequest
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.timetable import next_signal
@@ -139,7 +140,7 @@ class Execution:
         except BadRequest as error:
             self._decide(
                 self.machine.misfit(
-                    f"a recorded result of {', '.join(self._asked)} does not fit: {error.message}"
+                    f"a recorded result of {named(self._asked)} does not fit: {error.message}"
                 )
             )
             return False

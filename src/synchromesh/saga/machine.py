@@ -51,7 +51,7 @@ from synchromesh.saga.records import (
     StepState,
     UndoStep,
 )
-from synchromesh.saga.state import RunState, StepFacts
+from synchromesh.saga.state import RunState, StepFacts, named
 
 # A process that comes back after a long time may be the first of those that it needs.
 RETURN_GRACE_S = 60.0
@@ -162,7 +162,7 @@ class SagaMachine(RunState):
             return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
         unasked = self.unasked()
         if unasked:
-            return self.misfit(f"the code asks for {', '.join(keys)} where {unasked} is recorded")
+            return self.misfit(f"the code asks for {named(keys)} where {unasked} is recorded")
         if self.status is not SagaStatus.RUNNING:
             return Halt()
         if not self.has_no_way_back and now_us >= self._deadline_us:
@@ -255,7 +255,7 @@ class SagaMachine(RunState):
         """Name the recorded steps that the function has not asked for; "" where there is none."""
         if self._asked == len(self._steps):
             return ""  # each has a key of its own
-        return ", ".join(key for key, step in self._steps.items() if step.ask is None)
+        return named(key for key, step in self._steps.items() if step.ask is None)
 
     def result_of(self, key: str) -> bytes:
         """Return the recorded result of a step that is done."""

@@ -267,12 +267,12 @@ class Saga(StepBook):
     ) -> Together[tuple[T1, T2, T3, T4]]: ...
     @overload
     def all(self, *steps: Step[R]) -> Together[tuple[R, ...]]: ...
-    def all(self, *steps: Step[Any]) -> Together[Any]:
+    def all(self, *steps: Any) -> Together[Any]:
         """Run steps side by side; where one turns the saga, the others are cancelled and undone.
 
         Raises:
             SagaGone: the run has left memory.
-            ContractError: there is no step, there are too many, or one is a pivot or sleeps.
+            ContractError: there are none, too many, or one is no step, is a pivot, or sleeps.
         """
         self.check()
         if not 1 <= len(steps) <= STEPS_TOGETHER_MAX:
@@ -280,8 +280,8 @@ class Saga(StepBook):
                 f"s.all was given {len(steps)} steps; expected 1 to {STEPS_TOGETHER_MAX}"
             )
         for step in steps:
-            if step.ask.is_pivot or step.ask.nap is not None:
-                raise _alone(step, "s.all")
+            if not isinstance(step, Step) or step.ask.is_pivot or step.ask.nap is not None:
+                raise _unfit(step, "s.all")
         return Together(steps, len(steps))
 
     def each(
@@ -332,23 +332,24 @@ def _check_list(items: object, cap: object) -> None:
 
 
 def _checked(step: object) -> Step[Any]:
-    """Return what `s.each` was given for an item, where it is a step that may stand beside others.
+    """Return what `s.each` was given for an item.
 
     Raises:
-        ContractError: it is not.
+        ContractError: it is no step that may stand beside others.
     """
-    if not isinstance(step, Step):
-        if inspect.iscoroutine(step):
-            step.close()
-        raise ContractError(
-            f"s.each was given a {type(step).__name__} for an item; the function has to return "
-            "s.call(...), s.write(...) or another step, without awaiting it"
-        )
-    if step.ask.is_pivot or step.ask.nap is not None:
-        raise _alone(step, "s.each")
+    if not isinstance(step, Step) or step.ask.is_pivot or step.ask.nap is not None:
+        raise _unfit(step, "s.each")
     return step
 
 
-def _alone(step: Step[Any], where: str) -> ContractError:
-    what = "is a pivot" if step.ask.is_pivot else "sleeps"
-    return ContractError(f"step {step.ask.name!r} {what}; await it by itself, not in {where}")
+def _unfit(step: object, where: str) -> ContractError:
+    """Say why something may not stand beside other steps."""
+    if isinstance(step, Step):
+        what = "is a pivot" if step.ask.is_pivot else "sleeps"
+        return ContractError(f"step {step.ask.name!r} {what}; await it by itself, not in {where}")
+    if inspect.iscoroutine(step):
+        step.close()
+    return ContractError(
+        f"{where} was given a {type(step).__name__} for a step; give it s.call(...), s.write(...) "
+        "or another single step, without awaiting it"
+    )

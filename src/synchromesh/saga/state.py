@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from synchromesh.codec import decode
 from synchromesh.errors import SagaError, readable
 from synchromesh.saga.records import (
@@ -19,6 +21,20 @@ from synchromesh.saga.records import (
     SagaStatus,
     StepState,
 )
+
+_NAMED_MAX = 8
+
+
+def named(steps: Iterable[str]) -> str:
+    """Name steps in a message; of many the first ones, and how many there are beside.
+
+    Example:
+        >>> named(["stock.reserve#1", "bank.charge#1"]), named(map(str, range(100)))
+        ('stock.reserve#1, bank.charge#1', '0, 1, 2, 3, 4, 5, 6, 7 and 92 more')
+    """
+    names = list(steps)
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return ", ".join(names[:_NAMED_MAX]) + more
 
 
 class StepFacts:
@@ -244,5 +260,5 @@ class RunState:
         return f"{key}/{asked_anew + 1}" if asked_anew else key
 
     def __repr__(self) -> str:
-        steps = "".join(f" {key}={step.phase.value}" for key, step in self._steps.items())
-        return f"<{type(self).__name__} {self.status.value}{steps}>"
+        steps = named(f"{key}={step.phase.value}" for key, step in self._steps.items())
+        return f"<{type(self).__name__} {self.status.value}{' ' if steps else ''}{steps}>"
