@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections import Counter
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -104,6 +107,37 @@ def test_the_timeout_holds_in_each_life(timeout_s: float | None, took_s: float) 
             assert took_s <= time() - began_s < took_s + 0.15
 
     run(main)
+
+
+def test_a_step_passes_few_calls() -> None:
+    """What a step may have costs the plain one nothing: Python calls of ours, journal included."""
+
+    async def holds(s: Saga, order: Order) -> int:
+        for number in range(order.qty):
+            await s.call(Stock.reserve(order.id, number), undo=Stock.release)
+        return order.qty
+
+    saga = SagaDefinition(holds, "holds", policy=PATIENT)
+
+    async def passed(runtime: SimRuntime, steps: int) -> int:
+        entered = Counter[bool]()
+
+        def watch(frame: FrameType, event: str, _: object) -> None:
+            name = frame.f_code.co_filename
+            is_ours = "/synchromesh/" in name and "/synchromesh/testing/" not in name
+            entered[event == "call" and is_ours] += 1
+
+        async with at_work(runtime, Participants(), saga) as engine:
+            sys.setprofile(watch)
+            try:
+                handle = await engine.start(saga, Order("A-1", steps), id="A-1", context=CONTEXT)
+                await handle.result(FOREVER_S)
+            finally:
+                sys.setprofile(None)
+        return entered[True]
+
+    few, many = (run(lambda runtime, n=n: passed(runtime, n)) for n in (10, 60))  # type: ignore[misc]
+    assert (many - few) / 50 < 195
 
 
 def test_patience_may_change_while_runs_are_under_way() -> None:

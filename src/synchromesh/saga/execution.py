@@ -126,11 +126,12 @@ class Execution:
             if isinstance(answer, NextAction):
                 self._decide(answer)
                 return
-            self._asked, self._cap = keys, event.cap
-            self._begun = [each for each in answer if isinstance(each, Begin)]
-            for each in self._begun[: event.cap]:
-                if each.records:
-                    self.journal.add(*each.records)
+            self._asked, self._begun, self._cap = keys, [], event.cap
+            for each in answer:
+                if isinstance(each, Begin):
+                    self._begun.append(each)
+                    if each.records and len(self._begun) <= event.cap:
+                        self.journal.add(*each.records)
             if self._begun or not self._take_results():
                 return
 

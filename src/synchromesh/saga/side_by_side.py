@@ -29,16 +29,13 @@ async def side_by_side(
     """
     loop = asyncio.get_running_loop()
     under_way: list[asyncio.Task[NextAction]] = []
-
-    def launch(steps: Sequence[Begin]) -> None:
-        for each in steps:
-            name = f"saga {run_id} {each.step}"
-            under_way.append(loop.create_task(perform(each.step), name=name))
-
-    launch(begun[:cap])
-    next_one = len(under_way)
+    following = begun[:cap]
+    next_one = len(following)
     try:
         while True:
+            for each in following:
+                task_name = f"saga {run_id} {each.step}"
+                under_way.append(loop.create_task(perform(each.step), name=task_name))
             decision = await _first_no(under_way)
             if decision.action is not Action.RETURN:
                 break
@@ -49,7 +46,6 @@ async def side_by_side(
             if not under_way and not following:
                 break
             await journal.flush()
-            launch(following)
     except (Exception, asyncio.CancelledError):
         await _stop(under_way)
         raise
@@ -62,11 +58,16 @@ async def _first_no(under_way: list[asyncio.Task[NextAction]]) -> NextAction:
     await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
     # In their order, not in that of a set. Popped: a task that raised here would be kept by the
     # frame of its own error.
-    ended = [task for task in under_way if task.done()]
-    under_way[:] = [task for task in under_way if not task.done()]
-    ended.reverse()
-    decisions = [ended.pop().result() for _ in range(len(ended))]
-    return next((each for each in decisions if each.action is not Action.RETURN), decisions[-1])
+    ended: list[asyncio.Task[NextAction]] = []
+    for place in range(len(under_way) - 1, -1, -1):
+        if under_way[place].done():
+            ended.append(under_way.pop(place))  # noqa: PERF401 - a comprehension is a frame more
+    decision = ended.pop().result()
+    while ended:
+        further = ended.pop().result()
+        if decision.action is Action.RETURN:
+            decision = further
+    return decision
 
 
 async def _stop(tasks: list[asyncio.Task[NextAction]]) -> None:
