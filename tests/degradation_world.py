@@ -229,8 +229,10 @@ class NotingDisk(SimDisk):
         super().__init__(rng)
         self.noted: dict[str, list[sqlite3.Connection]] = {}
 
-    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
-        connection = super().connect(path, read_only=read_only)
+    def connect(
+        self, path: str, *, read_only: bool = False, is_private: bool = False
+    ) -> sqlite3.Connection:
+        connection = super().connect(path, read_only=read_only, is_private=is_private)
         if not read_only:
             self.noted.setdefault(path, []).append(connection)
         return connection

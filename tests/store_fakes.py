@@ -68,8 +68,11 @@ class FaultyDisk(RealDisk):
         self.faults: list[Fault] = []
         self.mode = mode
 
-    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+    def connect(
+        self, path: str, *, read_only: bool = False, is_private: bool = False
+    ) -> sqlite3.Connection:
         """Open a file."""
+        del is_private
         mode = "ro" if read_only else self.mode
         connection = sqlite3.connect(
             f"{Path(path).as_uri()}?mode={mode}",

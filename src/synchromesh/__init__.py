@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from synchromesh.gateway import Route as Route
     from synchromesh.gateway import Stale as Stale
     from synchromesh.gateway import Static as Static
+    from synchromesh.personal import Erased as Erased
+    from synchromesh.personal import Personal as Personal
+    from synchromesh.personal import Subject as Subject
     from synchromesh.resilience import AdaptiveLimitOptions as AdaptiveLimitOptions
     from synchromesh.resilience import BreakerOptions as BreakerOptions
     from synchromesh.resilience import BudgetOptions as BudgetOptions
@@ -57,6 +60,7 @@ _ROOMS = {
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
     "gateway": "Aggregate ApiKeys Branch Forward Gateway JWT Rate Route Stale Static",
+    "personal": "Erased Personal Subject",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
     "RetryOptions deadline",
     "saga": "Saga SagaPolicy SagaRun Unknown",

@@ -38,7 +38,8 @@
     │   ├── UnitTooLong                a unit outlived its limit and was rolled back
     │   ├── LogReplaced                a checkpoint belongs to another log
     │   ├── LogGap                     positions are missing from the log
-    │   └── ProjectionBehind           a projection has not come to what the caller waits for
+    │   ├── ProjectionBehind           a projection has not come to what the caller waits for
+    │   └── PersonalUnreadable         a personal value, or the key to it, is not what it was
     ├── DiscoveryError
     │   ├── UnknownInstance, StaleIncarnation, WatchLagged
     ├── SagaError
@@ -467,6 +468,12 @@ class ProjectionBehind(StoreError):
     code = "projection_behind"
     status = 503
     is_retry_safe = True
+
+
+class PersonalUnreadable(StoreError):
+    """Raised when a personal value cannot be opened: its key is lost, or it is not in its place."""
+
+    code = "personal_unreadable"
 
 
 # -- discovery -----------------------------------------------------------------------------------

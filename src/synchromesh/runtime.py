@@ -10,6 +10,7 @@ stays cheap.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -44,10 +45,13 @@ class Worker(Protocol[J_contra]):
 class Disk(Protocol):
     """Opens databases, and locks each for one process."""
 
-    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+    def connect(
+        self, path: str, *, read_only: bool = False, is_private: bool = False
+    ) -> sqlite3.Connection:
         """Open a SQLite file in autocommit mode; the connection may be used from any one thread.
 
-        Raises what `sqlite3.connect` raises; creates the file unless `read_only`.
+        The file is created unless `read_only`; one that `is_private` for its owner alone. Raises
+        what `sqlite3.connect` raises.
         """
         ...
 
@@ -306,9 +310,16 @@ class RealDisk:
     # Of the process, not of one instance: a second lock would be granted, and its release end both.
     _held: ClassVar[set[str]] = set()
 
-    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+    def connect(
+        self, path: str, *, read_only: bool = False, is_private: bool = False
+    ) -> sqlite3.Connection:
         """Open a file in autocommit mode."""
         import sqlite3
+
+        if is_private:
+            # SQLite gives the files beside it the rights that it has.
+            with contextlib.suppress(OSError):  # told by what follows
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
         mode = "ro" if read_only else "rwc"
         uri = f"{Path(path).absolute().as_uri()}?mode={mode}"

@@ -113,7 +113,7 @@ async def _unresolved(s: Saga, order: Nowhere) -> None:  # type: ignore[name-def
 
 def test_a_definition_reads_its_types_from_its_function() -> None:
     """Input and result are stored by their annotations, so these must be there."""
-    assert THREE.shape == (Order, str)
+    assert THREE.shape[:2] == (Order, str)
     with pytest.raises(ContractError, match="-> Result"):
         SagaDefinition(_untyped, "untyped").shape  # noqa: B018
     with pytest.raises(ContractError, match="importable"):

@@ -95,8 +95,10 @@ def test_a_backup_ends_beside_a_writer_and_has_one_state(tmp_path: Path) -> None
 class SmallDisk(RealDisk):
     """A disk on which no new file may have more than a few pages."""
 
-    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
-        connection = super().connect(path, read_only=read_only)
+    def connect(
+        self, path: str, *, read_only: bool = False, is_private: bool = False
+    ) -> sqlite3.Connection:
+        connection = super().connect(path, read_only=read_only, is_private=is_private)
         if not read_only:
             connection.execute("pragma max_page_count = 4")
         return connection

@@ -37,6 +37,7 @@ from synchromesh.store import (
     Unit,
 )
 from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive
+from synchromesh.store.vault import SqliteVault
 
 pytestmark = pytest.mark.anyio
 
@@ -643,7 +644,8 @@ async def test_the_watchdog_stops_a_unit_of_many_short_statements(
 async def test_a_late_unit_is_refused_at_its_next_statement() -> None:
     """Until the watchdog tells it so it runs; from then on every statement says so."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    slow = SqliteUnit(Database(connection, "shop.db", "shop", "life", str), 1, "slow", 0)
+    vault = SqliteVault("shop.keys", service="shop", runtime=RealRuntime())
+    slow = SqliteUnit(Database(connection, "shop.db", "shop", "life", str, vault), 1, "slow", 0)
 
     async def body(unit: Unit) -> list[object]:
         done: list[object] = [await unit.execute("select 1")]

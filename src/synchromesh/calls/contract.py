@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -19,6 +20,7 @@ from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signat
 from synchromesh.calls.texts import from_text, to_text
 from synchromesh.codec import NO_FIT, NO_JSON, decode, digest, encode, to_json, unfit
 from synchromesh.errors import BadRequest, ContractError, Rejection
+from synchromesh.sealing import PersonalFields, personal_fields
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,7 +51,7 @@ class Call(msgspec.Struct, Generic[R_co], frozen=True, eq=False):
     @property
     def digest(self) -> str:
         """Distinguishes this input from another under the same idempotency key."""
-        return digest(self.operation.full_name.encode() + b"\0" + self.arguments)
+        return self.operation.digest(self.arguments)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -122,7 +124,23 @@ class Operation(Generic[P, R_co]):
             self._shape = read_signature(
                 self._stub, service=self.service, method=self.method, places=self.places
             )
+            self._check_personal(self._shape)
         return self._shape
+
+    def _check_personal(self, shape: Signature) -> None:
+        """Refuse what could not be stored, or would be where it is not sealed."""
+        for personal in (shape.personal, shape.personal_result):
+            if personal is not None and self.is_command:
+                personal.check_subject(self.full_name)
+        if shape.personal is None:
+            return
+        is_bodiless = self.method in BODILESS
+        for name in shape.hints:
+            if shape.personal.has(name) and (is_bodiless or name in self.places):
+                raise ContractError(
+                    f"{self.full_name} takes {name!r}, which is Personal, in its URL, and URLs are "
+                    "logged; make it part of a body, as of a POST"
+                )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
         """Describe a call; nothing is sent.
@@ -144,6 +162,12 @@ class Operation(Generic[P, R_co]):
                 raise unsendable from error
             raise BadRequest(f"{self.full_name}: the data does not fit: {error}") from error
         return Call(self, to_json(checked))
+
+    def digest(self, arguments: bytes) -> str:
+        """Return what tells canonical arguments from others, without what is personal in them."""
+        personal = (self._shape or self.shape).personal
+        told = arguments if personal is None else personal.mask(arguments)
+        return digest(self.full_name.encode() + b"\0" + told)
 
     def parse(self, arguments: bytes) -> dict[str, Any]:
         """Return the arguments of the canonical form as values of the contract's types.
@@ -297,6 +321,23 @@ class PublicEvent(Generic[E]):
     def full_name(self) -> str:
         """The stored name, such as `inventory.stock_reserved`."""
         return f"{self.service}.{self.name}"
+
+    @cached_property
+    def personal(self) -> PersonalFields | None:
+        """The personal fields of its payload.
+
+        Raises:
+            ContractError: they belong to nobody, or one of them orders the events.
+        """
+        personal = personal_fields(self.kind)
+        if personal is not None:
+            personal.check_subject(self.full_name)
+            if self.key_of is not None and personal.has(self.key_of):
+                raise ContractError(
+                    f"{self!r} has the key {self.key_of!r}, which is Personal: keys are stored as "
+                    "they are; take the subject, or another id"
+                )
+        return personal
 
     def partition_key(self, payload: object) -> str:
         """Return the key within which payloads keep their order."""

@@ -12,6 +12,7 @@ import msgspec
 
 from synchromesh.codec import decoder_of, encoder_of, to_json
 from synchromesh.errors import ContractError
+from synchromesh.sealing import PersonalFields, personal_fields
 
 BODILESS = frozenset({"GET", "DELETE"})
 
@@ -33,6 +34,8 @@ class Signature:
             path or the query.
         before_body: what stands before the body in the canonical form, and `}` behind it.
         result: the type of the answer.
+        personal, personal_result: the personal fields of the arguments, and of the answer; None
+            where there are none.
     """
 
     signature: inspect.Signature
@@ -46,6 +49,8 @@ class Signature:
     decode_body: Callable[[bytes], object] | None
     before_body: bytes
     result: Any
+    personal: PersonalFields | None
+    personal_result: PersonalFields | None
 
 
 def read_signature(
@@ -98,6 +103,8 @@ def read_signature(
         decode_body=decoder_of(hints[body] if body else canonical) if is_all_body else None,
         before_body=b"{%b:" % to_json(body) if body and is_all_body else b"",
         result=hints["return"],
+        personal=personal_fields(canonical),
+        personal_result=personal_fields(hints["return"]),
     )
 
 

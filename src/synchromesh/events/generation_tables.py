@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from synchromesh.codec import digest, encode
 from synchromesh.errors import ContractError
+from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, Unit
 from synchromesh.store.unit import Fetched
 
@@ -154,6 +155,10 @@ class _GenerationUnit:
     @property
     def service(self) -> str:
         return self._unit.service
+
+    @property
+    def vault(self) -> Vault:
+        return self._unit.vault
 
     def new_id(self) -> str:
         return self._unit.new_id()

@@ -27,6 +27,7 @@ from synchromesh.events.decider import Decider
 from synchromesh.events.log import StoredEvent, executor, load
 from synchromesh.events.types import EventTypes
 from synchromesh.events.versions import EventVersions
+from synchromesh.sealing import Vault, open_sealed, personal_fields
 from synchromesh.store import SqlValue, Store, Unit
 
 S = TypeVar("S")
@@ -74,6 +75,9 @@ class StateCodec(Generic[S]):
     def __init__(self, name: str, kind: Any, digest: str) -> None:
         self._name = name
         self._decode: Callable[[bytes], S] = decoder_of(kind)
+        self._personal = personal_fields(kind)
+        if self._personal is not None:
+            self._personal.check_subject(f"the state of decider {name!r}")
         self.digest = digest
         self.is_usable = True
 
@@ -90,8 +94,16 @@ class StateCodec(Generic[S]):
         _log.warning(_UNUSABLE, self._name, reason)
         return None
 
-    def decode(self, written: bytes) -> S | None:
-        """Decode a state; None where it does not fit."""
+    def seal(self, written: bytes, vault: Vault) -> bytes:
+        """Return an encoded state as it is stored, its personal fields sealed."""
+        if self._personal is None:
+            return written
+        return self._personal.seal(written, f"state/{self._name}", vault)
+
+    def decode(self, written: bytes, vault: Vault) -> S | None:
+        """Decode a stored state; None where it does not fit."""
+        if self._personal is not None:
+            written = open_sealed(written, f"state/{self._name}", vault)
         try:
             return self._decode(written)
         except NO_FIT:
@@ -171,14 +183,14 @@ async def newest(source: Unit | Store, stream: str, codec: StateCodec[S]) -> tup
     rows = await executor(source)(_NEWEST, stream, codec.digest)
     if not rows:
         return None
-    state = codec.decode(_bytes(rows[0][1]))
+    state = codec.decode(_bytes(rows[0][1]), source.vault)
     return None if state is None else (int(rows[0][0] or 0), state)
 
 
 async def save(unit: Unit, last: StoredEvent, codec: StateCodec[Any], state: bytes) -> None:
     """Save the state after an event within a unit; of other releases only the latest is kept."""
-    stream = last.stream
-    await unit.execute(_SAVE, stream, codec.digest, last.version, last.position, state, unit.now_us)
+    stream, kept = last.stream, codec.seal(state, unit.vault)
+    await unit.execute(_SAVE, stream, codec.digest, last.version, last.position, kept, unit.now_us)
     await unit.execute(_FORGET, stream, codec.digest, stream, codec.digest)
 
 

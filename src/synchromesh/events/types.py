@@ -13,6 +13,13 @@ from synchromesh.codec import NO_FIT, encode
 from synchromesh.errors import ContractError
 from synchromesh.events.log import NewEvent, StoredEvent
 from synchromesh.events.versions import EventVersions
+from synchromesh.sealing import (
+    PersonalFields,
+    Vault,
+    open_if_ours,
+    open_sealed,
+    personal_fields,
+)
 
 T = TypeVar("T")
 
@@ -30,12 +37,19 @@ def snake_case(name: str) -> str:
     return "_".join(word.lower() for word in _WORDS.findall(name))
 
 
+def event_place(name: str) -> str:
+    """Return what personal values in an event are sealed for, by its stored name."""
+    return f"event/{name}"
+
+
 class EventTypes:
     """Map event classes of a service to stored names and type versions, and events to JSON.
 
     An event class is a msgspec struct or a dataclass. Class attributes say its version and how
     others are read, as `EventVersions` has them; `event_name` is its stored name where that is not
     its class's, as after a class was renamed.
+
+    Personal fields are sealed with the keys of a `vault`, and opened again.
 
     Example:
         >>> import msgspec
@@ -46,8 +60,11 @@ class EventTypes:
         'inventory.stock_reserved'
     """
 
-    def __init__(self, service: str, *classes: type) -> None:
+    def __init__(self, service: str, *classes: type, vault: Vault | None = None) -> None:
         self._service = service
+        self._vault = vault
+        # Of those classes alone that have any.
+        self._personal: dict[type, PersonalFields] = {}
         self._by_name: dict[str, type] = {}
         self._by_class: dict[type, tuple[str, EventVersions]] = {}
         # The type version and the decoder of each name: all that an event takes that is in order.
@@ -70,9 +87,27 @@ class EventTypes:
                 f"are both stored as {name!r}; rename one"
             )
         versions = EventVersions.of(cls)
+        read: Callable[[bytes], T] = msgspec.json.Decoder(cls).decode
+        personal = personal_fields(cls)
+        if personal is not None:
+            personal.check_subject(name)
+            self._personal[cls] = personal
+            read = self._opens(name, read)
         self._by_class[cls] = (name, versions)
-        self._readers[name] = (versions.version, msgspec.json.Decoder(cls).decode)
+        self._readers[name] = (
+            versions.version,
+            read if personal is None else self._opens(name, read),
+        )
         return cls
+
+    def _opens(self, name: str, read: Callable[[bytes], T]) -> Callable[[bytes], T]:
+        where = event_place(name)
+        return lambda body: read(open_sealed(body, where, self._keys(name)))
+
+    def _keys(self, name: str) -> Vault:
+        if self._vault is None:
+            raise ContractError(f"{name} has personal fields, and these event types have no vault")
+        return self._vault
 
     def __contains__(self, cls: type) -> bool:
         return cls in self._by_class
@@ -91,8 +126,11 @@ class EventTypes:
     ) -> NewEvent:
         """Encode an event. Raises ContractError for a class that is not registered."""
         name, of = self._by_class.get(type(event)) or self._entry(type(event))
+        body = encode(event)
+        if self._personal and (personal := self._personal.get(type(event))) is not None:
+            body = personal.seal(body, event_place(name), self._keys(name))
         return NewEvent(
-            name, encode(event), of.version, is_public, partition_key, trace_id, of.readable_by_min
+            name, body, of.version, is_public, partition_key, trace_id, of.readable_by_min
         )
 
     def decode(self, stored: StoredEvent) -> object:
@@ -121,9 +159,12 @@ class EventTypes:
                 f"{where}, which has no class here{hint}; the classes known are those of "
                 f"{sorted(self._by_name)}: add the event's class to them"
             )
-        versions = self._by_class[cls][1]
+        versions, body = self._by_class[cls][1], stored.body
+        if cls in self._personal:
+            # Of another version, which had its personal fields elsewhere.
+            body = open_if_ours(body, event_place(stored.name), self._keys(stored.name))
         try:
-            return versions.read(stored.body, stored.type_version, stored.readable_by_min)
+            return versions.read(body, stored.type_version, stored.readable_by_min)
         except ContractError as error:
             raise type(error)(f"{where}: {error.message}") from error
 

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from synchromesh.codec import digest
 from synchromesh.errors import (
     ContractError,
     ContractMismatch,
@@ -173,7 +172,7 @@ class Consumer:
         async def body(unit: Unit) -> bytes:
             return msgspec.json.encode(await act(unit))
 
-        once = Once(source, inbox_key(message.id), digest(message.payload), self._keep_s)
+        once = Once(source, inbox_key(message.id), message.digest(), self._keep_s)
         recorded = await self._store.write_once(body, once, name=f"on {message.name}")
         return msgspec.json.decode(recorded.body, type=Receipt)
 
@@ -204,7 +203,7 @@ class Consumer:
         if handler is None or is_blocked:
             cause = self._unhandled(message) if handler is None else Cause()
             return await self._put(unit, source, message, LetterState.HELD, cause)
-        await _handle(handler, unit, message)
+        await _handle(handler, unit, dead_letters.admitted(message, unit.vault))
         return Receipt("handled")
 
     async def _put(
@@ -299,7 +298,7 @@ class Consumer:
 
         async def body(unit: Unit) -> None:
             if await dead_letters.remove(unit, letter) and handler is not None:
-                await _handle(handler, unit, message)
+                await _handle(handler, unit, dead_letters.opened(letter, unit.vault))
 
         while True:
             try:
@@ -355,7 +354,7 @@ class Consumer:
                 return False
             await dead_letters.record(unit, letter, told, "message_replayed")
             if handler is not None:
-                await _handle(handler, unit, letter.message)
+                await _handle(handler, unit, dead_letters.opened(letter, unit.vault))
             return True
 
         try:

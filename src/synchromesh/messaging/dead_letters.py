@@ -24,6 +24,7 @@ from synchromesh.codec import encode
 from synchromesh.errors import BadRequest, Shed, SynchromeshError
 from synchromesh.events import NewEvent, append
 from synchromesh.messaging.message import Message
+from synchromesh.sealing import Vault, erase_at, open_at, seal_at
 from synchromesh.store import Migration, Row, Schema, SqlValue, Store, StoreReader, Unit
 
 TOPIC = "dead letters"
@@ -224,7 +225,9 @@ async def put(
     """
     if await is_blocked(unit, lane):
         state, cause = LetterState.WAITING, Cause()
-    now_us = unit.now_us
+    now_us, payload = unit.now_us, bytes(message.payload)
+    if message.personal:
+        payload = seal_at(payload, message.personal, _place(message), unit.vault)
     await unit.execute(
         _PUT,
         state.value,
@@ -232,7 +235,7 @@ async def put(
         message.id,
         message.name,
         msgspec.json.encode(msgspec.structs.replace(message, payload=_NO_PAYLOAD)),
-        bytes(message.payload),
+        payload,
         cause.error,
         cause.text,
         cause.attempts,
@@ -241,6 +244,31 @@ async def put(
     )
     unit.notify(TOPIC)
     return state
+
+
+def opened(letter: DeadLetter, vault: Vault) -> Message:
+    """Return the message of a letter as it came: what is sealed of it is opened.
+
+    Raises:
+        PersonalUnreadable: the keys are not there.
+    """
+    message = letter.message
+    if not message.personal:
+        return message
+    payload, places = open_at(bytes(message.payload), _place(message), vault)
+    return msgspec.structs.replace(message, payload=msgspec.Raw(payload), personal=places)
+
+
+def admitted(message: Message, vault: Vault) -> Message:
+    """Return a message without the values of those who are erased here, if not at its publisher."""
+    if not message.personal:
+        return message
+    payload = erase_at(bytes(message.payload), message.personal, vault)
+    return msgspec.structs.replace(message, payload=msgspec.Raw(payload))
+
+
+def _place(message: Message) -> str:
+    return f"message/{message.name}/{message.id}"
 
 
 async def remove(unit: Unit, letter: DeadLetter) -> bool:

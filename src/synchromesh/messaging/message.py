@@ -8,9 +8,11 @@ from typing import Any, TypeAlias
 import msgspec
 
 from synchromesh.calls.contract import Command, PublicEvent
-from synchromesh.codec import encode
+from synchromesh.codec import digest, encode
 from synchromesh.errors import BadRequest, ContractError
 from synchromesh.events import NewEvent, StoredEvent, append
+from synchromesh.events.types import event_place
+from synchromesh.sealing import NO_PLACES, PersonalPlace, Vault, mask_at, open_at
 from synchromesh.store import Unit
 
 DELIVER = "deliver_message"
@@ -27,6 +29,8 @@ class Message(msgspec.Struct, frozen=True):
         position: where it stood in its publisher's log: it orders, and tells nothing apart.
         scope: events of one publisher and scope are delivered one after the other (O3).
         payload: the event's JSON.
+        personal: where personal values are in the payload, and whose; it travels in the plain, and
+            whoever keeps it seals them, also where the event is of a type that is not known there.
     """
 
     id: str
@@ -36,6 +40,11 @@ class Message(msgspec.Struct, frozen=True):
     scope: str
     payload: msgspec.Raw
     trace_id: str
+    personal: tuple[PersonalPlace, ...] = ()
+
+    def digest(self) -> str:
+        """Return what tells the payload from another one, without what is personal in it."""
+        return digest(mask_at(self.payload, self.personal) if self.personal else self.payload)
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -72,6 +81,8 @@ async def publish(unit: Unit, event: PublicEvent[Any], payload: object, *, trace
             f"the payload of {event!r} has {len(body)} bytes, at most {PAYLOAD_BYTES_MAX} can be "
             "delivered; publish where it is to be found instead"
         )
+    if (personal := event.personal) is not None:
+        body = personal.seal(body, event_place(event.full_name), unit.vault)
     key = event.partition_key(payload)
     new = NewEvent(event.full_name, body, is_public=True, partition_key=key, trace_id=trace_id)
     await append(unit, f"{event.full_name}/{key}", [new], expected=None)
@@ -82,16 +93,24 @@ def _is_of(kind: Any, payload: object) -> bool:
     return not isinstance(kind, type) or isinstance(payload, kind)
 
 
-def message_of(stored: StoredEvent) -> Message:
-    """Return the message that carries a stored event."""
+def message_of(stored: StoredEvent, vault: Vault | None = None) -> Message:
+    """Return the message that carries a stored event; with a vault its personal values are opened.
+
+    Raises:
+        PersonalUnreadable: their keys are not there.
+    """
+    body, places = stored.body, NO_PLACES
+    if vault is not None:
+        body, places = open_at(body, event_place(stored.name), vault)
     return Message(
         id=stored.id,
         position=stored.position,
         name=stored.name,
         type_version=stored.type_version,
         scope=partition_key_of(stored),
-        payload=msgspec.Raw(stored.body),
+        payload=msgspec.Raw(body),
         trace_id=stored.trace_id,
+        personal=places,
     )
 
 

@@ -30,6 +30,7 @@ from synchromesh.errors import (
     ConnectFailed,
     Forbidden,
     Shed,
+    StoreError,
     StoreFull,
     StoreLocked,
     StoreReadOnly,
@@ -101,7 +102,10 @@ class RelayOptions:
 
 
 class Relay:
-    """Delivers the events of one log to one subscriber; `run` is a supervised child."""
+    """Delivers the events of one log to one subscriber; `run` is a supervised child.
+
+    Of the names those that are `personal` have personal values, which travel in the plain.
+    """
 
     def __init__(
         self,
@@ -113,11 +117,13 @@ class Relay:
         tracer: Tracer,
         runtime: Runtime,
         options: RelayOptions | None = None,
+        personal: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
         self._sender = sender
         self._subscriber = subscriber
         self._names = names
+        self._personal = personal
         self._tracer = tracer
         self._runtime = runtime
         self._options = options or RelayOptions()
@@ -240,8 +246,9 @@ class Relay:
 
     async def _deliver(self, event: StoredEvent) -> None:
         """Send until the consumer acknowledges: an outage delays messages and loses none."""
-        message, attempt = message_of(event), 0
-        while not await self._settle(message):
+        attempt = 0
+        # Opened anew for each attempt: whose data it has may be erased meanwhile.
+        while not await self._settle(await self._message_of(event)):
             attempt += 1
             if attempt == 3:
                 _log.warning("%s at %d waits for %s", event.name, event.position, self._subscriber)
@@ -249,6 +256,15 @@ class Relay:
         del self._events[event.position]
         self._window.acknowledge(event.position)
         self._changed.set()
+
+    async def _message_of(self, event: StoredEvent) -> Message:
+        vault = self._store.vault if event.name in self._personal else None
+        while True:
+            try:
+                return message_of(event, vault)
+            except StoreError as error:
+                _log.error("%s at %d cannot be sent: %s", event.name, event.position, error.message)
+            await asyncio.sleep(self._wait_s(_LONGEST))
 
     async def _settle(self, message: Message) -> bool:
         """Deliver a message, or set it aside; False where it is to be sent again."""
@@ -345,7 +361,7 @@ class Relay:
         return None
 
     async def _send_again(self, letter: DeadLetter) -> SynchromeshError | str:
-        error = await self._send(letter.message)
+        error = await self._send_letter(letter)
         if error == _DELIVERED:
             await self._store.write(
                 lambda unit: dead_letters.remove(unit, letter),
@@ -371,7 +387,7 @@ class Relay:
         """
         await dead_letters.check_is_first(self._store, letter)
         told = Replayed(*story_of(letter), who, why, "delivered")
-        error = await self._send(letter.message)
+        error = await self._send_letter(letter)
         if _is_refused(error):
             cause = Cause.of(error)
             return await dead_letters.note_replay(
@@ -393,6 +409,13 @@ class Relay:
 
     def _lane(self, message: Message) -> Lane:
         return Lane(self._subscriber, self._store.service, message.scope)
+
+    async def _send_letter(self, letter: DeadLetter) -> SynchromeshError | str:
+        try:
+            message = dead_letters.opened(letter, self._store.vault)
+        except StoreError as error:
+            return error
+        return await self._send(message)
 
     async def _send(self, message: Message) -> SynchromeshError | str:
         """Return `_DELIVERED`, or why it was not: "failed" at the handler, or an error."""

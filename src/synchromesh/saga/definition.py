@@ -16,16 +16,19 @@ from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.saga import Saga
 from synchromesh.saga.timetable import TellingUnit, tell
+from synchromesh.sealing import PersonalFields, personal_fields
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 
 
 class SagaSignature(NamedTuple):
-    """The types of a saga's input and result, as its function's annotations say."""
+    """The types of a saga's input and result, and their personal fields where they have any."""
 
     input: Any
     result: Any
+    personal: PersonalFields | None
+    personal_result: PersonalFields | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class SagaDefinition(Generic[I, R]):
 @functools.lru_cache(maxsize=1024)
 def _shape_of(fn: Callable[..., Any], saga: str) -> SagaSignature:
     try:
-        hints = typing.get_type_hints(fn)
+        hints = typing.get_type_hints(fn, include_extras=True)
     except NameError as error:
         raise ContractError(
             f"saga {saga!r}: {error}; its annotations must be importable"
@@ -110,7 +113,12 @@ def _shape_of(fn: Callable[..., Any], saga: str) -> SagaSignature:
             f"saga {saga!r}: expected async def {fn.__name__}(s: Saga, input: Input) -> Result, "
             "with these annotations"
         )
-    return SagaSignature(hints[names[1]], hints["return"])
+    taken, given = hints[names[1]], hints["return"]
+    personal = personal_fields(taken), personal_fields(given)
+    for each in personal:
+        if each is not None:
+            each.check_subject(f"saga {saga!r}")
+    return SagaSignature(taken, given, *personal)
 
 
 class Starter(Protocol):

@@ -35,8 +35,10 @@ from synchromesh.saga.records import UNFINISHED, RepairVerb, SagaStatus
 from synchromesh.saga.repair import RepairWish, judge
 from synchromesh.saga.repairing import repair
 from synchromesh.saga.revival import Revival
+from synchromesh.saga.seals import result_place
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
+from synchromesh.sealing import open_sealed
 from synchromesh.store import Store, Unit, refuse_in_unit
 from synchromesh.telemetry import Tracer
 
@@ -214,12 +216,14 @@ class Engine:
                 "str is expected, or None for a run that takes no lock"
             )
         data, now_us = encode(input), self._open_deps().clock.now_us()
+        personal = definition.shape.personal
+        told = data if personal is None else personal.mask(data)
         return SagaRow(
             id=id,
             name=definition.name,
             version=definition.version,
             lock_key=lock_key,
-            digest=digest(definition.name.encode() + b"\0" + data),
+            digest=digest(definition.name.encode() + b"\0" + told),
             input=data,
             status=SagaStatus.RUNNING,
             reason="",
@@ -235,9 +239,12 @@ class Engine:
         )
 
     def _run(self, definition: SagaDefinition[Any, R], id: str) -> SagaRun[R]:  # noqa: A002
-        result_type = definition.shape.result
+        shape = definition.shape
+        result_type = shape.result
 
         def load(result: bytes) -> R:
+            if shape.personal_result is not None:
+                result = open_sealed(result, result_place(id), self._store.vault)
             loaded: R = decode(result, result_type)
             return loaded
 

@@ -31,11 +31,13 @@ from synchromesh.saga.records import (
     UndoStep,
 )
 from synchromesh.saga.saga import Saga
+from synchromesh.saga.seals import RunSeal, opened
 from synchromesh.saga.side_by_side import side_by_side
 from synchromesh.saga.state import named
 from synchromesh.saga.steps import CallStep, FunctionStep, NapStep, Step, StepRequest
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.timetable import next_signal
+from synchromesh.sealing import PersonalFields
 from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
 _log = logging.getLogger("synchromesh.saga")
@@ -71,6 +73,8 @@ class Execution:
     ) -> None:
         self._deps = deps
         self._now_us = deps.clock.now_us
+        if records:
+            row, records = opened(row, records, deps.store.vault)
         self.row = row
         now = self._now_us() if records else 0
         self.machine = SagaMachine(
@@ -82,9 +86,12 @@ class Execution:
         for record in records:
             self.machine.apply(record)
         self.journal = Journal(deps, row, self.machine, seq=len(records))
+        shape = definition.shape
+        if shape.personal is not None or shape.personal_result is not None:
+            self.journal.seal = RunSeal(shape.personal, shape.personal_result)
         self._attempts = StepAttempts(deps, row, definition.policy, self.machine, self.journal)
         saga = Saga(row.id, row.trace_id)
-        given = decode(row.input, definition.shape.input)
+        given = decode(row.input, shape.input)
         self._function = Function(saga, lambda: definition.fn(saga, given))
         self.steps: dict[str, Step[Any]] = {}
         self._asked: list[str] = []
@@ -119,6 +126,9 @@ class Execution:
                 return
             keys = self.machine.register([step.ask for step in event.steps])
             self.steps.update(zip(keys, event.steps, strict=True))
+            for key, step in zip(keys, event.steps, strict=True):
+                if step.personal is not None:
+                    self._seal_step(key, step.personal)
             answer = self.machine.on_ask(keys, now_us=self._now_us())
             if isinstance(answer, Halt):
                 self._function.close()
@@ -134,6 +144,11 @@ class Execution:
                         self.journal.add(*each.records)
             if self._begun or not self._take_results():
                 return
+
+    def _seal_step(self, key: str, personal: PersonalFields) -> None:
+        if self.journal.seal is None:
+            self.journal.seal = RunSeal(None, None)
+        self.journal.seal.steps[key] = personal
 
     def _take_results(self) -> bool:
         try:

@@ -12,6 +12,7 @@ from synchromesh.saga.batches import Entry
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import SagaRecord
+from synchromesh.saga.seals import RunSeal
 from synchromesh.saga.tables import Part, SagaRow
 from synchromesh.store import Unit
 
@@ -25,11 +26,15 @@ class Journal:
     Output commit: a step's result is given to user code at once; only the next effect waits for the
     disk, so that the record of one step and the beginning of the next share a commit.
 
+    Attributes:
+        seal: seals what is personal in what it writes; None as long as nothing is.
+
     Source: Strom & Yemini, "Optimistic Recovery in Distributed Systems", TOCS 1985.
     """
 
     __slots__ = (
         "_commits", "_deps", "_entry", "_is_gone", "_lock", "_machine", "_pending", "_row", "_seq",
+        "seal",
     )  # fmt: skip
 
     def __init__(self, deps: SagaDeps, row: SagaRow, machine: SagaMachine, *, seq: int) -> None:
@@ -40,6 +45,7 @@ class Journal:
         self._pending: list[SagaRecord] = []
         self._entry: Entry | None = None
         self._is_gone = False
+        self.seal: RunSeal | None = None
         self._lock = asyncio.Lock()  # held by a unit: numbers are given in the order of commits
         self._commits: set[asyncio.Task[bytes | Exception]] = set()
 
@@ -149,6 +155,7 @@ class Journal:
 
     def _put(self, entry: Entry) -> None:
         self._entry = entry
+        entry.seal = self.seal
         self._deps.batches.put(entry)
 
     def _on_written(self, outcome: bool | Exception) -> None:
@@ -178,7 +185,9 @@ class Journal:
             await tables.check_owner(unit, row, epoch=deps.epoch)
             answer = await body(unit)
             record = kept(answer).at(at_us)
-            await tables.extend(unit, Part(row, seq, (*batch, record)), epoch=deps.epoch)
+            part = Part(row, seq, (*batch, record))
+            part.seal = self.seal
+            await tables.extend(unit, part, epoch=deps.epoch)
             return answer, record
 
         answer, record = await deps.store.write(unit_body, name=f"saga {row.name}")

@@ -11,6 +11,7 @@ from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.fitting import fit
 from synchromesh.saga.records import RepairVerb, SagaRecord
 from synchromesh.saga.repair import RepairWish, judge
+from synchromesh.saga.seals import RunSeal
 from synchromesh.saga.state import RunState
 from synchromesh.saga.steps import Step
 from synchromesh.saga.tables import Part, SagaRow
@@ -28,10 +29,13 @@ async def repair(
         Fenced: another engine has taken over.
     """
     state, records = await _load(deps, row)
-    digest = ""
+    digest, seal = "", None
     if verb is RepairVerb.SKIP and state.cause.step and not state.is_turned:
         step = _step_of(deps, versions, row, records, state.cause.step)
         digest, wish = step.ask.digest, replace(wish, result=_fitting(step, row.id, wish))
+        if step.personal is not None:
+            seal = RunSeal(None, None)
+            seal.steps[state.cause.step] = step.personal
     elif wish.result is not None:
         raise ActionRefused(
             f"saga {row.id!r}: {verb.value} takes no result; only a step that is skipped has one"
@@ -42,6 +46,7 @@ async def repair(
     async def body(unit: Unit) -> None:
         await tables.check_owner(unit, row, epoch=deps.epoch)
         part = Part(row, len(records), (record,))
+        part.seal = seal
         try:
             await tables.extend(unit, part, epoch=deps.epoch)
         except Fenced as error:

@@ -201,8 +201,7 @@ class Saga(StepBook):
             ContractError: its result's type is not annotated.
         """
         self.check()
-        name, result_type = signature_of(fn)
-        return SideStep(self, Ask(name, digest(b""), is_write=True), result_type, fn)
+        return SideStep(self, fn)
 
     def sleep(self, duration: str) -> Step[None]:
         """Describe a sleep of a while, such as "10m"; the run leaves memory, and survives restarts.

@@ -8,15 +8,30 @@ import math
 import typing
 from collections.abc import Callable
 from types import FunctionType, UnionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ContractError
+from synchromesh.sealing import PersonalFields, mask_arguments, personal_fields
+
+
+class StepSignature(NamedTuple):
+    """What a step's function says of itself.
+
+    Attributes:
+        personal: the personal fields of its result; None where it has none.
+        mask: masks what is personal in its arguments; None where nothing is.
+    """
+
+    name: str
+    result: Any
+    personal: PersonalFields | None
+    mask: Callable[[bytes], bytes] | None
 
 
 @functools.lru_cache(maxsize=4096)
-def signature_of(fn: Callable[..., Any]) -> tuple[str, Any]:
+def signature_of(fn: Callable[..., Any]) -> StepSignature:
     """Return the name of a step's function, and the type of its result.
 
     Raises:
@@ -24,7 +39,7 @@ def signature_of(fn: Callable[..., Any]) -> tuple[str, Any]:
     """
     name = str(getattr(fn, "__name__", ""))
     try:
-        hints = typing.get_type_hints(fn) if name else {}
+        hints = typing.get_type_hints(fn, include_extras=True) if name else {}
     except (NameError, TypeError) as error:
         raise ContractError(
             f"saga step {name!r}: {error}; its annotations must be importable"
@@ -34,7 +49,10 @@ def signature_of(fn: Callable[..., Any]) -> tuple[str, Any]:
             f"saga step {name or fn!r} must be a function of a name with a return annotation, "
             "which tells how its recorded result is read"
         )
-    return name, hints["return"]
+    personal = personal_fields(hints["return"])
+    if personal is not None:
+        personal.check_subject(f"saga step {name!r}")
+    return StepSignature(name, hints["return"], personal, mask_arguments(fn))
 
 
 def check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool) -> None:

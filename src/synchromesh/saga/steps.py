@@ -20,6 +20,7 @@ from synchromesh.saga.step_checks import (
     signature_of,
     taken_by,
 )
+from synchromesh.sealing import PersonalFields, personal_fields
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -89,10 +90,13 @@ class Unknown(msgspec.Struct, frozen=True):
 class Step(Generic[R_co]):
     """One step of a saga, described and not done. Await it, once, in the saga function."""
 
-    __slots__ = ("_saga", "ask", "result_type")
+    __slots__ = ("_saga", "ask", "personal", "result_type")
 
-    def __init__(self, saga: StepBook, ask: Ask, result_type: Any) -> None:
+    def __init__(
+        self, saga: StepBook, ask: Ask, result_type: Any, personal: PersonalFields | None = None
+    ) -> None:
         self._saga = saga
+        self.personal = personal
         saga.unawaited[self] = None
         self.ask = ask
         self.result_type = result_type
@@ -138,11 +142,11 @@ class WriteStep(Step[R_co]):
         args: tuple[object, ...],
         undo: Callable[[Any, Any], Awaitable[object]] | None,
     ) -> None:
-        name, result_type = signature_of(fn)
+        name, result_type, personal, mask = signature_of(fn)
         if undo is not None:
             check_taken(name, result_type, getattr(undo, "__name__", ""), taken_by(undo))
-        ask = Ask(name, digest(encode(args)), is_write=True, has_undo=undo is not None)
-        super().__init__(saga, ask, result_type)
+        ask = Ask(name, _digest_of(args, mask), is_write=True, has_undo=undo is not None)
+        super().__init__(saga, ask, result_type, personal)
         self.fn, self.args, self.undo = fn, args, undo
 
 
@@ -174,7 +178,8 @@ class CallStep(Step[R_co]):
             takes=takes,
             attempts_max=attempts_max,
         )
-        super().__init__(saga, ask, operation.shape.result)
+        shape = operation.shape
+        super().__init__(saga, ask, shape.result, shape.personal_result)
         self.call, self.undo, self.timeout_s = call, undo, timeout_s
 
     def load_refusal(self, problem: bytes) -> Exception:
@@ -219,7 +224,7 @@ class FunctionStep(Step[R_co]):
         timeout_s: float | None,
         attempts_max: int | None,
     ) -> None:
-        name, result_type = signature_of(fn)
+        name, result_type, personal, mask = signature_of(fn)
         check_async(name, fn)
         if undo is not None:
             check_async(getattr(undo, "__name__", repr(undo)), undo)
@@ -227,12 +232,12 @@ class FunctionStep(Step[R_co]):
         check_patience(name, timeout_s, attempts_max, is_pivot)
         ask = Ask(
             name,
-            digest(encode(args)),
+            _digest_of(args, mask),
             has_undo=undo is not None,
             is_pivot=is_pivot,
             attempts_max=attempts_max,
         )
-        super().__init__(saga, ask, result_type)
+        super().__init__(saga, ask, result_type, personal)
         self.fn, self.args, self.undo, self.timeout_s = fn, args, undo, timeout_s
 
 
@@ -241,8 +246,9 @@ class SideStep(Step[R_co]):
 
     __slots__ = ("fn",)
 
-    def __init__(self, saga: StepBook, ask: Ask, result_type: Any, fn: Callable[[], R_co]) -> None:
-        super().__init__(saga, ask, result_type)
+    def __init__(self, saga: StepBook, fn: Callable[[], R_co]) -> None:
+        name, result_type, personal, _ = signature_of(fn)
+        super().__init__(saga, Ask(name, digest(b""), is_write=True), result_type, personal)
         self.fn = fn
 
 
@@ -258,7 +264,7 @@ class EventStep(NapStep[R_co]):
     __slots__ = ("otherwise",)
 
     def __init__(self, saga: StepBook, ask: Ask, kind: Any, otherwise: Any) -> None:
-        super().__init__(saga, ask, list[kind] | None)
+        super().__init__(saga, ask, list[kind] | None, personal_fields(list[kind]))
         self.otherwise = otherwise
 
     def load(self, result: bytes) -> R_co:
@@ -282,3 +288,9 @@ class Together(Generic[R_co]):
             step.claim()
         results: R_co = yield StepRequest(self._steps, self._cap)
         return results
+
+
+def _digest_of(args: tuple[object, ...], mask: Callable[[bytes], bytes] | None) -> str:
+    """Return what tells arguments from others, without what is personal in them."""
+    told = encode(args)
+    return digest(told if mask is None else mask(told))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -20,6 +21,7 @@ from synchromesh.saga.records import (
     SagaRecord,
     SagaStatus,
 )
+from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, StoreReader, Unit
 
 _UNFINISHED = "status in ('running', 'compensating', 'waiting')"
@@ -118,13 +120,31 @@ class UnreadableRecord(msgspec.Struct, frozen=True):
 # -- writing -------------------------------------------------------------------------------------
 
 
+class Seals(Protocol):
+    """Seals what is personal in what one run writes; `RunSeal` does."""
+
+    def row(self, row: SagaRow, vault: Vault) -> SagaRow:
+        """Return a row as it is stored."""
+        ...
+
+    def records(
+        self,
+        id: str,  # noqa: A002
+        records: Sequence[SagaRecord],
+        vault: Vault,
+    ) -> list[SagaRecord]:
+        """Return the records of a run as they are stored."""
+        ...
+
+
 class Part:
     """What one run adds to a batch: its start or not, and the records after number `seq`.
 
-    `begin` is what else is to be true in the commit of a start: see `Engine.start`.
+    `begin` is what else is to be true in the commit of a start: see `Engine.start`; `seal` seals
+    what is personal in it, where anything is.
     """
 
-    __slots__ = ("begin", "is_start", "records", "row", "seq")
+    __slots__ = ("begin", "is_start", "records", "row", "seal", "seq")
 
     def __init__(
         self,
@@ -140,6 +160,7 @@ class Part:
         self.records = records
         self.is_start = is_start
         self.begin = begin
+        self.seal: Seals | None = None
 
 
 async def take_over(unit: Unit) -> int:
@@ -271,11 +292,14 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
     ended: Counter[str] = Counter()
     milestones: list[tuple[str, NewEvent]] = []
     for part in parts:
-        row, seq = part.row, part.seq
+        row, seq, records = part.row, part.seq, part.records
+        if part.seal is not None:
+            records = part.seal.records(row.id, records, unit.vault)
         if part.is_start:
-            starts.append(_values(row, epoch))
+            stored = row if part.seal is None else part.seal.row(row, unit.vault)
+            starts.append(_values(stored, epoch))
             milestones.append(milestone(unit, row, "started", SagaStatus.RUNNING))
-        for record in part.records:
+        for record in records:
             kind, seq = record.kind, seq + 1
             rows.append((
                 row.id, seq, kind._value_, record.step, record.attempt, record.digest,

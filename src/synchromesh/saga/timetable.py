@@ -12,8 +12,10 @@ from synchromesh.errors import UnknownSaga
 from synchromesh.events import append_each
 from synchromesh.saga import tables
 from synchromesh.saga.records import ENDED, Nap, SagaStatus
+from synchromesh.saga.seals import signal_place
 from synchromesh.saga.tables import SagaRow
-from synchromesh.store import Row, SqlValue, StoreReader, Unit
+from synchromesh.sealing import open_if_ours, personal_fields
+from synchromesh.store import Row, SqlValue, Store, StoreReader, Unit
 
 TOPIC = "saga signals"
 """What the engine listens to: a run that sleeps has been told something."""
@@ -109,10 +111,12 @@ async def tell(unit: TellingUnit, saga: str, id: str, event: object) -> bool:  #
         raise UnknownSaga(f"no run of saga {saga!r} has the id {id!r}: nobody was told")
     if found[0][0] in [status.value for status in ENDED]:
         return False
-    name = type(event).__name__
+    name, body = type(event).__name__, encode(event)
+    if (personal := personal_fields(type(event))) is not None:
+        body = personal.seal(body, signal_place(id, name), unit.vault)
     await unit.execute(
         "insert into sm_saga_signal(saga, name, body, at_us) values (?, ?, ?, ?)",
-        id, name, encode(event), unit.now_us,
+        id, name, body, unit.now_us,
     )  # fmt: skip
     await unit.execute(
         "update sm_saga set wake_us = 0 where id = ? and status = 'sleeping' and awaits = ?",
@@ -123,7 +127,7 @@ async def tell(unit: TellingUnit, saga: str, id: str, event: object) -> bool:  #
 
 
 async def next_signal(
-    store: StoreReader,
+    store: Store,
     id: str,  # noqa: A002
     name: str,
     after: int,
@@ -138,4 +142,5 @@ async def next_signal(
         return None
     ((seq, body),) = rows
     assert isinstance(seq, int)
-    return Signal(seq, body if isinstance(body, bytes) else str(body).encode())
+    told = body if isinstance(body, bytes) else str(body).encode()
+    return Signal(seq, open_if_ours(told, signal_place(id, name), store.vault))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, TypeVar, TypeVarTuple, overload
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple, overload
 
 import msgspec
 from msgspec.structs import replace
@@ -29,6 +29,7 @@ from synchromesh.events import AppendReceipt
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
+from synchromesh.sealing import PersonalFields, mask_arguments, open_sealed, personal_fields
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import (
     InboxState,
@@ -68,13 +69,18 @@ class HandlerDeps:
 
 @dataclass(frozen=True, slots=True)
 class RunningCommand:
-    """The keyed command that a handler runs for, as recorded before its first effect."""
+    """The keyed command that a handler runs for, as recorded before its first effect.
+
+    Attributes:
+        personal: the personal fields of the arguments in the request.
+    """
 
     caller: str
     key: str
     digest: str
     request: bytes
     raises: tuple[type[Rejection], ...]
+    personal: PersonalFields | None = None
 
 
 class Context:
@@ -248,7 +254,7 @@ class Context:
         """
         running = self._writing("ctx.write")
         name = getattr(unit, "__name__", "unit")
-        wanted = digest(_recordable([name, args], f"the arguments of unit {name!r}"))
+        wanted = digest(_told(name, args, _shape_of(unit).mask))
         once = Once(running.caller, self._nested(name), wanted, self._deps.keep_s)
         return self._write(running, once, name, unit, args)
 
@@ -260,7 +266,7 @@ class Context:
         unit: Callable[[Transaction, *Ts], Awaitable[R]],
         args: tuple[*Ts],
     ) -> R:
-        result_type = _result_type(unit)
+        result_type, personal, _ = _shape_of(unit)
         self._check_over("ctx.write")
         rejections: list[Rejection] = []
 
@@ -273,13 +279,19 @@ class Context:
                 raise
             answer = _recordable(result, f"the result of unit {name!r}")
             _load(answer, result_type, name)
-            return answer
+            if personal is None:
+                return answer
+            return personal.seal(answer, answer_place(once.caller, once.key), bare.vault)
 
         with self._doubting():
             recorded = await self._deps.store.write_once(body, once, name=name)
         if recorded.kind is InboxState.ANSWER:
             self.has_begun = True
-            return typing.cast("R", _load(recorded.body, result_type, name))
+            answer = recorded.body
+            if personal is not None:
+                where = answer_place(once.caller, once.key)
+                answer = open_sealed(answer, where, self._deps.store.vault)
+            return typing.cast("R", _load(answer, result_type, name))
         # A unit that refused has left no trace but its refusal: the command has yet to begin.
         try:
             raise (
@@ -355,21 +367,58 @@ async def begin(unit: Unit, running: RunningCommand, keep_s: float) -> None:
     Raises:
         KeyUndone: it was undone before; nothing of the unit may be written.
     """
-    await inbox.begin(unit, running.caller, running.key, running.digest, running.request, keep_s)
+    request = running.request
+    if running.personal is not None:
+        parts = msgspec.json.decode(request, type=dict[str, msgspec.Raw])
+        where = request_place(running.caller, running.key)
+        sealed = running.personal.seal(bytes(parts["arguments"]), where, unit.vault)
+        request = encode({**parts, "arguments": msgspec.Raw(sealed)})
+    await inbox.begin(unit, running.caller, running.key, running.digest, request, keep_s)
+
+
+def request_place(caller: str, key: str) -> str:
+    """Return what personal values in the recorded request of a command are sealed for."""
+    return f"request/{caller}/{key}"
+
+
+def answer_place(caller: str, key: str) -> str:
+    """Return what personal values in an answer that is recorded under a key are sealed for."""
+    return f"answer/{caller}/{key}"
+
+
+class _UnitShape(NamedTuple):
+    """The result type of a unit, its personal fields, and what masks those of its arguments."""
+
+    result: Any
+    personal: PersonalFields | None
+    mask: Callable[[bytes], bytes] | None
 
 
 @lru_cache(maxsize=1024)
-def _result_type(function: Callable[..., Any]) -> Any:
-    """Return the annotated result type of a function; `Any` where there is none."""
+def _shape_of(function: Callable[..., Any]) -> _UnitShape:
+    """Return the annotated types of a function; its result is `Any` where there is none."""
+    name = getattr(function, "__qualname__", function)
     try:
-        return typing.get_type_hints(function).get("return", Any)
+        result = typing.get_type_hints(function, include_extras=True).get("return", Any)
     except NameError as error:
         raise ContractError(
-            f"unit {getattr(function, '__qualname__', function)!r}: {error}; its annotations must "
-            "be importable, since its recorded result is read by them"
+            f"unit {name!r}: {error}; its annotations must be importable, since its recorded "
+            "result is read by them"
         ) from error
     except TypeError:
-        return Any  # a callable object or a partial, which has no annotations
+        return _UnitShape(Any, None, None)  # a callable object or a partial without annotations
+    personal = personal_fields(result)
+    if personal is not None:
+        personal.check_subject(f"the result of unit {name!r}")
+    return _UnitShape(result, personal, mask_arguments(function))
+
+
+def _told(name: str, args: tuple[object, ...], mask: Callable[[bytes], bytes] | None) -> bytes:
+    """Return what tells a unit and its arguments from others, without what is personal in them."""
+    what = f"the arguments of unit {name!r}"
+    if mask is None:
+        return _recordable([name, args], what)
+    return encode([name, msgspec.Raw(mask(_recordable(args, what)))])
 
 
 def _recordable(value: object, what: str) -> bytes:

@@ -23,6 +23,7 @@ from synchromesh.events import GenerationTables
 from synchromesh.messaging import DELIVER
 from synchromesh.saga import Saga as SagaSteps
 from synchromesh.saga import SagaDefinition, SagaPolicy, SagaVersions
+from synchromesh.sealing import personal_fields
 from synchromesh.service.context import Context
 from synchromesh.service.schedule import Missed, Schedule, ScheduleDefinition
 from synchromesh.service.transaction import Transaction
@@ -318,6 +319,21 @@ class Service:
         """Return the public events that this service's contract declares."""
         return [] if self.contract is None else list(events_of(self.contract).values())
 
+    @property
+    def is_personal(self) -> bool:
+        """Whether anything that it is declared to store has personal fields."""
+        shapes = [each.operation.shape for each in self.operations.values()]
+        kinds = [
+            *(event.kind for event in self.published()),
+            *(event.kind for event, _ in self.subscriptions.values()),
+            *(e for each in self.projections.values() for one in each.values() for e in one.events),
+        ]
+        return (
+            any(each.personal or each.personal_result for each in shapes)
+            or any(each.shape.personal or each.shape.personal_result for each in self.sagas)
+            or any(personal_fields(kind) for kind in kinds)
+        )
+
     def check(self) -> None:
         """Check that every operation of the contract has a handler; called before it starts.
 
@@ -338,6 +354,7 @@ class Service:
         for handled in self.operations.values():
             _check_parameters(handled)
         for event in self.published():
+            event.personal  # noqa: B018 - it says what is wrong with them
             if event.key_of is not None and event.key_of not in _fields(event.kind):
                 raise ContractError(
                     f"{event!r} is ordered by {event.key_of!r}, which {event.kind.__name__} lacks"

@@ -50,7 +50,15 @@ from synchromesh.errors import (
     Rejection,
     SagaUndone,
 )
-from synchromesh.service.context import Context, HandlerDeps, RunningCommand, recorded_error
+from synchromesh.sealing import open_sealed
+from synchromesh.service.context import (
+    Context,
+    HandlerDeps,
+    RunningCommand,
+    answer_place,
+    recorded_error,
+    request_place,
+)
 from synchromesh.service.definition import HandlerDefinition, Service
 from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
 
@@ -137,7 +145,13 @@ class Operations:
             recorded = await self._keyed(handled, incoming)
         if recorded.kind is not InboxState.ANSWER:
             raise recorded_error(recorded, handled.operation.raises)
-        return recorded.body
+        if handled.operation.shape.personal_result is None:
+            return recorded.body
+        context = incoming.context
+        return self._opened(recorded.body, answer_place(context.caller, context.key))
+
+    def _opened(self, body: bytes, where: str) -> bytes:
+        return open_sealed(body, where, self._deps.store.vault)
 
     async def _unit(self, handled: HandlerDefinition, incoming: Incoming) -> Recorded:
         arguments = handled.operation.parse(incoming.arguments)
@@ -157,7 +171,11 @@ class Operations:
         # A partial is called without a frame of its own, which a closure would have.
         body = partial(handled.function, **arguments)
         try:
-            return _answer(handled.operation, await self._deps.units.run(unit, context, body))
+            answer = _answer(handled.operation, await self._deps.units.run(unit, context, body))
+            personal = handled.operation.shape.personal_result
+            if personal is None:
+                return answer
+            return personal.seal(answer, answer_place(context.caller, context.key), unit.vault)
         except Rejection as rejection:
             _check_declared(rejection, handled.operation)
             raise
@@ -206,8 +224,9 @@ class Operations:
             operation.name, msgspec.Raw(incoming.arguments), context.principal, context.trace_id
         )
         running = RunningCommand(
-            once.caller, once.key, once.digest, encode(begun), operation.raises
-        )
+            once.caller, once.key, once.digest, encode(begun), operation.raises,
+            operation.shape.personal,
+        )  # fmt: skip
         ctx = Context(self._deps, context, running)
         ctx.has_begun = has_begun
         try:
@@ -249,10 +268,13 @@ class Operations:
         finally:
             ctx.end()
 
-        async def conclusion(_: Unit) -> bytes:
+        async def conclusion(unit: Unit) -> bytes:
             if refusal is not None:
                 raise refusal
-            return answer
+            personal = operation.shape.personal_result
+            if personal is None:
+                return answer
+            return personal.seal(answer, answer_place(ctx.caller, ctx.key), unit.vault)
 
         return conclusion
 
@@ -289,15 +311,25 @@ class Operations:
         )
         if known is None:
             return await self._deps.store.write_once(_nothing, once, name="undo of nothing")
-        undone = replace(incoming, arguments=_argument(handled.operation, known))
+        answer = self._answer_to_undo(handled, known, place)
+        undone = replace(incoming, arguments=_argument(handled.operation, answer))
         return await self._keyed(handled, replace(undone, context=replace(context, undoes="")))
 
     async def _undo_in(self, unit: Unit, handled: HandlerDefinition, context: CallContext) -> bytes:
-        known = await _resolve(unit, (context.caller, context.undoes), self._deps.keep_s)
+        place = (context.caller, context.undoes)
+        known = await _resolve(unit, place, self._deps.keep_s)
         if known is None:
             return b"null"
-        arguments = handled.operation.parse(_argument(handled.operation, known))
+        answer = self._answer_to_undo(handled, known, place)
+        arguments = handled.operation.parse(_argument(handled.operation, answer))
         return await self._run_unit(unit, handled, context, arguments)
+
+    def _answer_to_undo(
+        self, handled: HandlerDefinition, known: Recorded, place: tuple[str, str]
+    ) -> bytes:
+        # The undo takes what the call answered, so that its type says what is sealed of it.
+        is_personal = handled.operation.shape.personal is not None
+        return self._opened(known.body, answer_place(*place)) if is_personal else known.body
 
     async def _begun(self, place: tuple[str, str]) -> Begun | None:
         while (run := self._runs.get(place)) is not None:
@@ -325,11 +357,19 @@ class Operations:
         incoming = Incoming(
             context.span_id,
             operation=handled.operation,
-            arguments=bytes(begun.arguments),
+            arguments=self._begun_arguments(handled, begun, context),
             context=context,
         )
         # A release may have made a unit of what another one began as a handler.
         await (self._unit if handled.is_unit else self._keyed)(handled, incoming)
+
+    def _begun_arguments(
+        self, handled: HandlerDefinition, begun: Begun, context: CallContext
+    ) -> bytes:
+        arguments = bytes(begun.arguments)
+        if handled.operation.shape.personal is None:
+            return arguments
+        return self._opened(arguments, request_place(context.caller, context.key))
 
     def _once(self, incoming: Incoming) -> Once:
         context = incoming.context
@@ -346,7 +386,7 @@ def _takes_in_order(function: Callable[..., object], names: tuple[str, ...]) -> 
 
 
 def _digest(incoming: Incoming) -> str:
-    return digest(incoming.operation.full_name.encode() + b"\0" + incoming.arguments)
+    return incoming.operation.digest(incoming.arguments)
 
 
 def _reused(key: str) -> KeyReused:
@@ -404,10 +444,10 @@ async def _resolve(unit: Unit, place: tuple[str, str], keep_s: float) -> Recorde
     return known if known.kind is InboxState.ANSWER else None
 
 
-def _argument(operation: Operation[..., Any], known: Recorded) -> bytes:
+def _argument(operation: Operation[..., Any], answer: bytes) -> bytes:
     """Return the arguments of an undo: its one parameter is the recorded answer."""
     names = operation.shape.arguments.__struct_fields__
-    return encode({names[0]: msgspec.Raw(known.body)} if names else {})
+    return encode({names[0]: msgspec.Raw(answer)} if names else {})
 
 
 async def _nothing(_: Unit) -> bytes:

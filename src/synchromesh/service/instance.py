@@ -36,6 +36,7 @@ from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import Service
 from synchromesh.service.deps import Deps
+from synchromesh.service.erasure import adopt_keys
 from synchromesh.service.forgetting import Forgetting
 from synchromesh.service.handlers import Operations
 from synchromesh.service.no_store import NoStore
@@ -81,7 +82,7 @@ class ServiceInstance:
         runtime, name = deps.runtime, service.name
         self._keep_s = deps.keep_s
         self.caller = deps.caller(name, tracer)
-        self._units = UnitScope(_event_types(service))
+        self._units = UnitScope(_event_types(service, store))
         self.engine = Engine(
             store,
             self.caller,
@@ -152,6 +153,7 @@ class ServiceInstance:
             raise
         try:
             if instance.has_database:
+                await adopt_keys(store, is_wanted=service.is_personal)
                 await instance.projections.prepare()
                 await instance.engine.recover()
         except BaseException:
@@ -234,6 +236,9 @@ class ServiceInstance:
     def _background(self, deps: Deps, tracer: Tracer) -> list[Child]:
         self._archive = deps.archive(self.service.name)
         own = frozenset(event.full_name for event in self.service.published())
+        personal = frozenset(
+            event.full_name for event in self.service.published() if event.personal is not None
+        )
         self.forgetting = Forgetting(
             self.store, deps.retention.of(own), Clock(deps.runtime), self._archive
         )
@@ -253,6 +258,7 @@ class ServiceInstance:
                     names=names,
                     tracer=tracer,
                     runtime=deps.runtime,
+                    personal=personal,
                 )
                 children.append(Child(relay.checkpoint_name, relay.run))
         for scheduled in self.service.schedules.values():
@@ -345,8 +351,9 @@ def _own_schema(service: Service) -> tuple[Schema, ...]:
     return (own,) if own.migrations else ()
 
 
-def _event_types(service: Service) -> EventTypes:
-    types = EventTypes(service.name)
+def _event_types(service: Service, store: Store) -> EventTypes:
+    vault = None if isinstance(store, NoStore) else store.vault
+    types = EventTypes(service.name, vault=vault)
     for versions in service.projections.values():
         for projected in versions.values():
             for event in projected.events:

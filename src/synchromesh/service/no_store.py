@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
 from synchromesh.errors import ContractError
+from synchromesh.sealing import SubjectKeys
 from synchromesh.store import Fetched, Once, Recorded, Row, SqlValue, Unit
 
 T = TypeVar("T")
@@ -55,6 +56,11 @@ class NoStore:
     def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG002
         """Raise `ContractError`."""
         self._refuse(f"listening to {topic}")
+
+    @property
+    def vault(self) -> SubjectKeys:
+        """Raise `ContractError`."""
+        self._refuse("a personal value")
 
     async def close(self) -> None:
         """Do nothing: nothing is open."""

@@ -19,7 +19,9 @@ from synchromesh.events import (
     position_of,
 )
 from synchromesh.events.generations import drop_unknown, mark_unknown
+from synchromesh.events.types import event_place
 from synchromesh.runtime import Runtime
+from synchromesh.sealing import open_sealed, personal_fields
 from synchromesh.service.definition import ProjectionDefinition, Service
 from synchromesh.service.transaction import UnitScope
 from synchromesh.store import Store, Unit
@@ -122,6 +124,7 @@ class Projections:
             if public.kind in projected.events
         }
         is_published = set(wanted.values())
+        are_personal = {kind for kind in is_published if personal_fields(kind) is not None}
         for event in projected.events:
             if event not in is_published:
                 wanted[(types.name_of(event), False)] = event
@@ -130,7 +133,13 @@ class Projections:
             kind = wanted.get((stored.name, stored.is_public))
             if kind is None:
                 return
-            event = decode(stored.body, kind) if stored.is_public else types.decode(stored)
+            if stored.is_public:
+                body = stored.body
+                if kind in are_personal:
+                    body = open_sealed(body, event_place(stored.name), self._store.vault)
+                event: object = decode(body, kind)
+            else:
+                event = types.decode(stored)
             # In the background: with a trace, without a deadline.
             context = CallContext(trace_id=stored.trace_id, span_id=new_span_id(self._runtime.rng))
             await self._units.project(unit, context, lambda tx: projected.function(tx, event))

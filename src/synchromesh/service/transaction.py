@@ -13,6 +13,7 @@ from synchromesh.context import CallContext
 from synchromesh.errors import ContractError, ForeignAwait
 from synchromesh.events import AppendReceipt, Decider, EventTypes, append, decide_at
 from synchromesh.messaging import publish
+from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, Unit, fetch_as
 
 R = TypeVar("R")
@@ -100,6 +101,11 @@ class Transaction:
     def principal(self) -> str:
         """The principal on whose behalf the unit runs, "" for the service itself."""
         return self._context.principal
+
+    @property
+    def vault(self) -> Vault:
+        """The keys of the service's subjects."""
+        return self._unit.vault
 
     def new_id(self) -> str:
         """Return a new UUIDv7. A unit that is run again gets another one."""

@@ -21,6 +21,7 @@ from synchromesh.store.unit import (
     Unprepared,
     log_id_of,
 )
+from synchromesh.store.vault import SqliteVault
 
 __all__ = [
     "OUTAGE",
@@ -34,6 +35,7 @@ __all__ = [
     "SqlValue",
     "SqliteStore",
     "SqliteStores",
+    "SqliteVault",
     "Store",
     "StoreFactory",
     "StoreOptions",

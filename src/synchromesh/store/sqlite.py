@@ -32,6 +32,7 @@ from synchromesh.store.unit import (
     Unit,
     Unprepared,
 )
+from synchromesh.store.vault import SqliteVault
 from synchromesh.store.writer import Writer
 from synchromesh.telemetry import Record, SpanContext, Tracer, current_span, outcome_of
 
@@ -195,6 +196,12 @@ class SqliteStore:
         return self._service
 
     @property
+    def vault(self) -> SqliteVault:
+        """The keys of the service's subjects."""
+        vault: SqliteVault = self._writer.vault
+        return vault
+
+    @property
     def log_id(self) -> str:
         """The id of the event log in it, made with the file."""
         return self._log_id
@@ -312,6 +319,7 @@ class SqliteStore:
         # The one that closes last empties the write-ahead log into the file: it must be the writer.
         self._reader.close()
         await self._writer.close()
+        self.vault.close()
         self._lock.release()
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from types import CoroutineType
 from typing import Any, TypeVar
 
 from synchromesh.errors import ContractError, ForeignAwait, StoreError, UnitTooLong
+from synchromesh.sealing import Vault
 from synchromesh.store.guard import in_unit
 from synchromesh.store.sqlite_errors import (
     FATAL,
@@ -139,6 +140,7 @@ class Database:
     service: str
     life_id: str
     new_id: Callable[[], str]
+    vault: Vault
 
     def id_of(self, number: int) -> str:
         """Return the id of a unit; ids ascend in the order of submission."""
@@ -184,6 +186,11 @@ class SqliteUnit:
     def service(self) -> str:
         """The service that owns the database."""
         return self._database.service
+
+    @property
+    def vault(self) -> Vault:
+        """The keys of the service's subjects."""
+        return self._database.vault
 
     def new_id(self) -> str:
         """Return a new UUIDv7."""

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from synchromesh.sealing import SubjectKeys, Vault
+
 T = TypeVar("T")
 
 SqlValue: TypeAlias = str | int | float | bytes | None
@@ -51,6 +53,11 @@ class Unit(Protocol):
     @property
     def service(self) -> str:
         """The service that owns the database."""
+        ...
+
+    @property
+    def vault(self) -> Vault:
+        """The keys of the service's subjects."""
         ...
 
     def new_id(self) -> str:
@@ -175,6 +182,11 @@ class StoreReader(Protocol):
 
 class Store(StoreReader, Protocol):
     """The database of one service, owned by this process."""
+
+    @property
+    def vault(self) -> SubjectKeys:
+        """The keys of the service's subjects."""
+        ...
 
     @property
     def broken(self) -> str | None:

@@ -38,6 +38,7 @@ from synchromesh.store.outage import CLOSED_IN_DOUBT, FAILS_AGAIN, OUTAGE, REPLA
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, IOERR, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import Database, SqliteUnit, as_coroutine, drive
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+from synchromesh.store.vault import SqliteVault, vault_path
 
 # The number of the first unit that the last commit carries is kept beside the last position of the
 # event log, in the engine's own table of such numbers: a page of its own would be one more to flush
@@ -93,7 +94,8 @@ class Writer:
         # Ids of units are UUIDs whose last 48 bits count on: a random one for each would cost two
         # system calls, and at each the writer's thread would take over in the middle of a turn.
         life_id = runtime.new_id()[:23]
-        self._database = Database(connection, path, service, life_id, runtime.new_id)
+        self.vault = SqliteVault(vault_path(path), service=service, runtime=runtime)
+        self._database = Database(connection, path, service, life_id, runtime.new_id, self.vault)
         # Counted on from the last commit, so that what is marked there is never another unit's.
         self._submitted: int = connection.execute(_MARKED).fetchone()[0]
         self._notify = notify

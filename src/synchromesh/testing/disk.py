@@ -63,7 +63,13 @@ class SimDisk:
         self._locks: dict[str, SimLock] = {}
         self._is_closed = False
 
-    def connect(self, path: str, *, read_only: bool = False) -> sqlite3.Connection:
+    def connect(
+        self,
+        path: str,
+        *,
+        read_only: bool = False,
+        is_private: bool = False,  # noqa: ARG002 - nobody else is on this machine
+    ) -> sqlite3.Connection:
         """Open a database in autocommit mode, for the current process.
 
         Raises sqlite3.OperationalError where `read_only` is asked for and there is no such file.

@@ -1,0 +1,535 @@
+"""Personal fields: which fields of a type are, and their JSON as it is stored.
+
+In memory and between services a personal field is its plain value. Where JSON is stored each one is
+*sealed*: in its place stands an object that names the subject and holds the value encrypted under
+the subject's key. Once that key is gone the value is `Erased`, wherever a copy of it is.
+
+    {"customer_id": "c-17", "email": {"$personal": "c-17", "sealed": "AbCd..."}}
+
+A machine: a `Vault`, which is handed in, has the keys. Which fields are personal is read from a
+type once; of one that has none nothing is asked when its values are stored.
+
+Source: Verraes, "Eventsourcing Patterns: Crypto-Shredding", 2019.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+from msgspec import inspect
+
+from synchromesh.codec import to_json
+from synchromesh.errors import BadRequest, ContractError, PersonalUnreadable
+
+# By these a field is known; they are in the JSON schemas of contracts, too.
+PERSONAL = "Personal data of the subject that is named beside it; erased once they are erased."
+SUBJECT = "The subject to whom personal data beside it belongs: an id that names nobody by itself."
+
+MARK = "$personal"
+"""The key that tells a sealed value."""
+
+_MARKED = b'"$personal"'
+_SEALED = "sealed"
+_SUBJECT_CHARS_MAX = 200
+_ERASED = ["erased"]
+
+Path: TypeAlias = tuple[str | int, ...]
+_Act: TypeAlias = Callable[[Any, Path, str], Any]
+
+
+class Erased(NamedTuple):
+    """What stands in the place of a personal value whose subject was erased.
+
+    Example:
+        >>> f"Dear {Erased()}"
+        'Dear (erased)'
+    """
+
+    why: Literal["erased"] = "erased"
+
+    def __str__(self) -> str:
+        return "(erased)"
+
+    # A NamedTuple formats as the tuple that it is, else.
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+
+class Vault(Protocol):
+    """The keys of a service's subjects."""
+
+    def seal(self, subject: str, place: str, data: bytes) -> str | None:
+        """Encrypt what belongs to a place under the subject's key; None for one who is erased."""
+        ...
+
+    def open(self, subject: str, place: str, sealed: str) -> bytes | None:
+        """Decrypt what was sealed for this place; None for a subject who is erased.
+
+        Raises:
+            PersonalUnreadable: the key is not there, or it was sealed for another place.
+        """
+        ...
+
+    def is_erased(self, subject: str) -> bool:
+        """Return whether a subject was erased."""
+        ...
+
+
+class SubjectRecord(msgspec.Struct, frozen=True):
+    """What is known of a subject: since when it has a key, or when, by whom and why it was erased.
+
+    Attributes:
+        name: "" once it is erased.
+    """
+
+    name: str
+    made_us: int
+    erased_us: int | None = None
+    who: str = ""
+    why: str = ""
+
+
+class SubjectKeys(Vault, Protocol):
+    """A vault as whoever owns the database sees it.
+
+    Attributes:
+        expected: the id of the keys that the database was used with; "" where there were none yet.
+    """
+
+    expected: str
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there are any keys."""
+        ...
+
+    @property
+    def lost(self) -> str:
+        """The id of the keys that are lost; "" where none are."""
+        ...
+
+    def prepare(self) -> str:
+        """Open the keys, or begin them where there never were any, and return their id.
+
+        Raises:
+            PersonalUnreadable: they are lost.
+            StoreError: they cannot be used.
+        """
+        ...
+
+    def erase(self, subject: str, *, now_us: int, who: str, why: str) -> SubjectRecord | None:
+        """Delete the key of a subject for good; return what was known of it, None for nothing.
+
+        One who was erased before keeps the first record.
+
+        Raises:
+            PersonalUnreadable: the keys are lost.
+            StoreError: it cannot be written; the key is still there.
+        """
+        ...
+
+    def find(self, subject: str) -> SubjectRecord | None:
+        """Return what is known of a subject; None for nothing."""
+        ...
+
+    def give_up(self, *, now_us: int, who: str, why: str) -> str:
+        """Take all that was sealed with lost keys as erased, begin others, and return their id."""
+        ...
+
+
+class PersonalPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Where a personal value is in a JSON document, and whose it is."""
+
+    path: Path
+    subject: str
+
+
+NO_PLACES: tuple[PersonalPlace, ...] = ()
+
+
+class PersonalFields:
+    """The personal fields of one type.
+
+    Attributes:
+        homeless: the first one to which no field names the subject; "" where there is none. Values
+            of such a type can be sent, and not be stored.
+    """
+
+    def __init__(self, node: _Node, homeless: str) -> None:
+        self._node = node
+        self.homeless = homeless
+
+    def check_subject(self, where: str) -> None:
+        """Raise `ContractError` where a personal field belongs to nobody."""
+        if self.homeless:
+            raise ContractError(
+                f"{where}: {self.homeless} is Personal, and no field beside or above it says whose "
+                "it is; declare one, such as customer_id: Subject"
+            )
+
+    def has(self, name: str) -> bool:
+        """Return whether a field of the type itself is, or holds, a personal one."""
+        return isinstance(self._node, _Fields) and name in self._node.fields
+
+    def seal(self, data: bytes, where: str, vault: Vault) -> bytes:
+        """Seal the personal values of a document of this type.
+
+        Args:
+            where: what the document is, such as "event/shop.sold": they open nowhere else.
+
+        Raises:
+            BadRequest: a subject is empty or too long, or the document holds what only a sealed
+                value may.
+        """
+        if _MARKED in data:
+            raise BadRequest(f"{where} has a key {MARK!r}, which only a sealed value may have")
+        self.check_subject(where)
+
+        def act(value: Any, path: Path, subject: str) -> Any:
+            return _sealed(value, path, subject, where, vault)
+
+        return _walked(self._node, data, act)
+
+    def mask(self, data: bytes) -> bytes:
+        """Return a document as if all its subjects were erased: what a digest is made of.
+
+        A digest of personal values would outlive them, and tell them to whoever can guess.
+        """
+        return _walked(self._node, data, lambda *_: _ERASED)
+
+    def __repr__(self) -> str:
+        return f"<PersonalFields {self._node!r}>"
+
+
+def seal_at(data: bytes, places: tuple[PersonalPlace, ...], where: str, vault: Vault) -> bytes:
+    """Seal a document of a type that is not known here, at the places that came with it.
+
+    Raises:
+        BadRequest: there is nothing at one of them, or a subject is empty or too long.
+    """
+
+    def act(value: Any, place: PersonalPlace) -> Any:
+        return _sealed(value, place.path, place.subject, where, vault)
+
+    return _changed_at(data, places, act)
+
+
+def mask_at(data: bytes, places: tuple[PersonalPlace, ...]) -> bytes:
+    """Return a document as if the subjects of these places were erased."""
+    return _changed_at(data, places, lambda *_: _ERASED)
+
+
+def erase_at(data: bytes, places: tuple[PersonalPlace, ...], vault: Vault) -> bytes:
+    """Return a document without the values of those whom a vault knows to be erased."""
+
+    def act(value: Any, place: PersonalPlace) -> Any:
+        return _ERASED if vault.is_erased(place.subject) else value
+
+    return _changed_at(data, places, act)
+
+
+def open_sealed(data: bytes, where: str, vault: Vault) -> bytes:
+    """Return a document with its sealed values opened, of whatever release it is.
+
+    Raises:
+        PersonalUnreadable: a key is not there, or a value was sealed for another place.
+    """
+    return open_at(data, where, vault)[0]
+
+
+def open_at(data: bytes, where: str, vault: Vault) -> tuple[bytes, tuple[PersonalPlace, ...]]:
+    """Return a document with its sealed values opened, and where they were."""
+    if _MARKED not in data:
+        return data, ()
+    places: list[PersonalPlace] = []
+
+    def opened(value: Any, path: Path) -> Any:
+        if isinstance(value, list):
+            return [opened(each, (*path, n)) for n, each in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        if value.keys() != {MARK, _SEALED}:
+            return {name: opened(each, (*path, name)) for name, each in value.items()}
+        subject, sealed = str(value[MARK]), str(value[_SEALED])
+        plain = vault.open(subject, _place(where, path), sealed)
+        if plain is None:
+            return _ERASED
+        places.append(PersonalPlace(path, subject))
+        return msgspec.json.decode(plain)
+
+    plain = opened(msgspec.json.decode(data), ())
+    return to_json(plain), tuple(places)
+
+
+def open_if_ours(data: bytes, where: str, vault: Vault) -> bytes:
+    """Open a document of which it is not known whether anything in it is sealed.
+
+    What cannot be opened is left as it is: it may be a user's own.
+    """
+    try:
+        return open_sealed(data, where, vault)
+    except (PersonalUnreadable, msgspec.DecodeError):
+        return data
+
+
+def _sealed(value: Any, path: Path, subject: str, where: str, vault: Vault) -> Any:
+    if value is None or value == _ERASED:
+        return value
+    if not 1 <= len(subject) <= _SUBJECT_CHARS_MAX or not subject.isprintable():
+        raise BadRequest(
+            f"{where} has a personal {_shown(path)} of a subject of {len(subject)} characters; a "
+            f"subject is named by 1 to {_SUBJECT_CHARS_MAX} printable ones"
+        )
+    sealed = vault.seal(subject, _place(where, path), to_json(value))
+    return _ERASED if sealed is None else {MARK: subject, _SEALED: sealed}
+
+
+def _place(where: str, path: Path) -> str:
+    return f"{where}\0{_shown(path)}"
+
+
+def _shown(path: Path) -> str:
+    return "/".join(str(each).replace("~", "~0").replace("/", "~1") for each in path)
+
+
+def _walked(node: _Node, data: bytes, act: _Act) -> bytes:
+    return to_json(node.walk(msgspec.json.decode(data), (), "", act))
+
+
+def _changed_at(
+    data: bytes, places: tuple[PersonalPlace, ...], act: Callable[[Any, PersonalPlace], Any]
+) -> bytes:
+    whole = {"": msgspec.json.decode(data)}
+    for place in places:
+        at: Any = whole
+        key: str | int = ""
+        try:
+            for step in place.path:
+                at, key = at[key], step
+            at[key] = act(at[key], place)
+        except (KeyError, IndexError, TypeError):
+            raise BadRequest(
+                f"a personal value is said to be at {_shown(place.path)}, and there is none"
+            ) from None
+    return to_json(whole[""])
+
+
+# -- types -----------------------------------------------------------------------------------------
+
+
+class _Node:
+    """A type on the way to a personal field: walks through a value of it, as JSON has it."""
+
+    def walk(self, value: Any, path: Path, subject: str, act: _Act) -> Any:
+        raise NotImplementedError
+
+
+class _Leaf(_Node):
+    def walk(self, value: Any, path: Path, subject: str, act: _Act) -> Any:
+        return None if value is None else act(value, path, subject)
+
+
+class _Items(_Node):
+    """A list or set, a tuple, or the values of a map."""
+
+    def __init__(self, item: _Node | None, items: tuple[_Node | None, ...] = ()) -> None:
+        self.item = item
+        self.items = items
+
+    def walk(self, value: Any, path: Path, subject: str, act: _Act) -> Any:
+        if isinstance(value, list):
+            nodes = (*self.items, *[self.item] * (len(value) - len(self.items)))
+            return [
+                each if node is None else node.walk(each, (*path, n), subject, act)
+                for n, (each, node) in enumerate(zip(value, nodes, strict=False))
+            ]
+        node = self.item
+        if isinstance(value, dict) and node is not None:
+            return {
+                name: node.walk(each, (*path, name), subject, act) for name, each in value.items()
+            }
+        return value
+
+
+class _Fields(_Node):
+    """A struct, dataclass or named tuple; `fields` by name, or by place where it is an array."""
+
+    def __init__(self, tag: tuple[str, Any] | None) -> None:
+        self.tag = tag
+        self.fields: dict[str | int, _Node] = {}
+        self.subject: str | int | None = None
+
+    def walk(self, value: Any, path: Path, subject: str, act: _Act) -> Any:
+        if isinstance(value, list):
+            changed: Any = list(value)
+            names = [each for each in self.fields if isinstance(each, int) and each < len(value)]
+        elif isinstance(value, dict):
+            changed = dict(value)
+            names = [each for each in self.fields if each in value]  # type: ignore[misc]
+        else:
+            return value
+        if self.subject is not None:
+            subject = str(value[self.subject])
+        for name in names:
+            changed[name] = self.fields[name].walk(value[name], (*path, name), subject, act)
+        return changed
+
+    def is_of(self, value: Any) -> bool:
+        if self.tag is None:
+            return isinstance(value, dict) == all(isinstance(n, str) for n in self.fields)
+        if isinstance(value, dict):
+            return bool(value.get(self.tag[0]) == self.tag[1])
+        return isinstance(value, list) and value[:1] == [self.tag[1]]
+
+
+class _OneOf(_Node):
+    def __init__(self, members: tuple[_Node, ...]) -> None:
+        self.members = members
+
+    def walk(self, value: Any, path: Path, subject: str, act: _Act) -> Any:
+        for each in self.members:
+            if not isinstance(each, _Fields) or each.is_of(value):
+                return each.walk(value, path, subject, act)
+        return value
+
+
+def personal_fields(kind: Any) -> PersonalFields | None:
+    """Return the personal fields of a type; None where it has none.
+
+    Raises:
+        ContractError: a field is declared so that it cannot be sealed.
+
+    Example:
+        >>> print(personal_fields(list[int]))
+        None
+    """
+    return _fields_of(kind)
+
+
+@lru_cache(maxsize=4096)
+def _fields_of(kind: Any) -> PersonalFields | None:
+    try:
+        info = inspect.type_info(kind)
+    except TypeError as error:
+        if Erased.__name__ not in str(error):
+            return None  # whatever else is wrong with it is told where it is used
+        raise ContractError(
+            f"{getattr(kind, '__qualname__', kind)} has a Personal field of a list, a tuple or a "
+            "union: make it of one type that is a text, a number, a map or a struct; a list fits "
+            "into a struct of its own"
+        ) from error
+    reader = _Reader()
+    node = reader.read(info, "", has_subject=False)
+    return None if node is None else PersonalFields(node, reader.homeless)
+
+
+def mask_arguments(function: Callable[..., Any]) -> Callable[[bytes], bytes] | None:
+    """Return what masks the arguments of a function, behind its first, as a JSON list.
+
+    None where none of them is personal.
+    """
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+        names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    except (NameError, TypeError, AttributeError):
+        return None
+    items = [personal_fields(hints[name]) if name in hints else None for name in names]
+    if not any(items):
+        return None
+    node = _Items(None, tuple([None if each is None else each._node for each in items]))
+    return PersonalFields(node, "").mask
+
+
+class _Reader:
+    """Reads a type; one that refers to itself is read once."""
+
+    def __init__(self) -> None:
+        self.homeless = ""
+        self._known: dict[tuple[type, bool], _Fields] = {}
+
+    def read(self, kind: inspect.Type, name: str, *, has_subject: bool) -> _Node | None:
+        if isinstance(kind, inspect.Metadata):
+            if (kind.extra_json_schema or {}).get("description") != PERSONAL:
+                return self.read(kind.type, name, has_subject=has_subject)
+            self._check_leaf(kind.type, name)
+            if not has_subject:
+                self.homeless = self.homeless or name or "the value itself"
+            return _Leaf()
+        if isinstance(kind, inspect.StructType | inspect.DataclassType | inspect.NamedTupleType):
+            return self._read_fields(kind, has_subject=has_subject)
+        if isinstance(kind, inspect.TypedDictType):
+            return self._read_fields(kind, has_subject=has_subject)
+        if isinstance(kind, inspect.UnionType):
+            each = [self.read(one, name, has_subject=has_subject) for one in kind.types]
+            members = tuple([node for node in each if node is not None])
+            return _OneOf(members) if members else None
+        if isinstance(kind, inspect.TupleType):
+            items = tuple(
+                [self.read(one, name, has_subject=has_subject) for one in kind.item_types]
+            )
+            return _Items(None, items) if any(items) else None
+        item = getattr(kind, "item_type", None) or getattr(kind, "value_type", None)
+        node = None if item is None else self.read(item, name, has_subject=has_subject)
+        return None if node is None else _Items(node)
+
+    def _read_fields(
+        self,
+        kind: inspect.StructType
+        | inspect.DataclassType
+        | inspect.NamedTupleType
+        | inspect.TypedDictType,
+        *,
+        has_subject: bool,
+    ) -> _Node | None:
+        known = self._known.get((kind.cls, has_subject))
+        if known is not None:
+            return known
+        tag = (
+            (str(kind.tag_field), kind.tag)
+            if isinstance(kind, inspect.StructType) and kind.tag_field is not None
+            else None
+        )
+        made = self._known[kind.cls, has_subject] = _Fields(tag)
+        is_array = isinstance(kind, inspect.NamedTupleType) or getattr(kind, "array_like", False)
+        keys: list[str | int] = [
+            n + (tag is not None) if is_array else field.encode_name
+            for n, field in enumerate(kind.fields)
+        ]
+        subjects = [key for key, f in zip(keys, kind.fields, strict=True) if _is_subject(f.type)]
+        if len(subjects) > 1:
+            raise ContractError(
+                f"{kind.cls.__qualname__} has {len(subjects)} fields of type Subject; personal "
+                "data beside them belongs to one: put that of each into a struct of its own"
+            )
+        made.subject = subjects[0] if subjects else None
+        for key, field in zip(keys, kind.fields, strict=True):
+            node = self.read(
+                field.type,
+                f"{kind.cls.__qualname__}.{field.name}",
+                has_subject=has_subject or bool(subjects),
+            )
+            if node is not None:
+                made.fields[key] = node
+        return made if made.fields else None
+
+    def _check_leaf(self, kind: inspect.Type, name: str) -> None:
+        inner = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+        if any(isinstance(each, inspect.AnyType) for each in inner):
+            raise ContractError(
+                f"{name} is Personal[Any], which cannot be told from Erased; name its type"
+            )
+        if self.read(kind, name, has_subject=True) is not None:
+            raise ContractError(f"{name} is Personal, and has Personal fields in it: one is enough")
+        if any(_is_subject(each) for each in inner):
+            raise ContractError(
+                f"{name} is Personal and Subject at once: a subject is named by an id that stays"
+            )
+
+
+def _is_subject(kind: inspect.Type) -> bool:
+    said = isinstance(kind, inspect.Metadata) and kind.extra_json_schema
+    return bool(said) and said.get("description") == SUBJECT  # type: ignore[union-attr]
