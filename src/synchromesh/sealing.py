@@ -453,7 +453,7 @@ class _Reader:
 
     def read(self, kind: inspect.Type, name: str, *, has_subject: bool) -> _Node | None:
         if isinstance(kind, inspect.Metadata):
-            if (kind.extra_json_schema or {}).get("description") != PERSONAL:
+            if not _is_said(kind, PERSONAL):
                 return self.read(kind.type, name, has_subject=has_subject)
             self._check_leaf(kind.type, name)
             if not has_subject:
@@ -488,6 +488,8 @@ class _Reader:
         known = self._known.get((kind.cls, has_subject))
         if known is not None:
             return known
+        if not _has_leaf(kind, set()):
+            return None
         tag = (
             (str(kind.tag_field), kind.tag)
             if isinstance(kind, inspect.StructType) and kind.tag_field is not None
@@ -514,7 +516,7 @@ class _Reader:
             )
             if node is not None:
                 made.fields[key] = node
-        return made if made.fields else None
+        return made
 
     def _check_leaf(self, kind: inspect.Type, name: str) -> None:
         inner = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
@@ -522,7 +524,7 @@ class _Reader:
             raise ContractError(
                 f"{name} is Personal[Any], which cannot be told from Erased; name its type"
             )
-        if self.read(kind, name, has_subject=True) is not None:
+        if _has_leaf(kind, set()):
             raise ContractError(f"{name} is Personal, and has Personal fields in it: one is enough")
         if any(_is_subject(each) for each in inner):
             raise ContractError(
@@ -530,6 +532,28 @@ class _Reader:
             )
 
 
+def _has_leaf(kind: inspect.Type, seen: set[type]) -> bool:
+    """Return whether a personal value may be anywhere in a type."""
+    if isinstance(kind, inspect.Metadata):
+        return _is_said(kind, PERSONAL) or _has_leaf(kind.type, seen)
+    cls = getattr(kind, "cls", None)
+    if cls in seen:
+        return False
+    if cls is not None:
+        seen.add(cls)
+    parts = [
+        *(field.type for field in getattr(kind, "fields", ())),
+        *getattr(kind, "types", ()),
+        *getattr(kind, "item_types", ()),
+        *(getattr(kind, each, None) for each in ("item_type", "value_type")),
+    ]
+    return any(_has_leaf(each, seen) for each in parts if each is not None)
+
+
+def _is_said(kind: inspect.Type, what: str) -> bool:
+    said = kind.extra_json_schema if isinstance(kind, inspect.Metadata) else None
+    return said is not None and said.get("description") == what
+
+
 def _is_subject(kind: inspect.Type) -> bool:
-    said = isinstance(kind, inspect.Metadata) and kind.extra_json_schema
-    return bool(said) and said.get("description") == SUBJECT  # type: ignore[union-attr]
+    return _is_said(kind, SUBJECT)

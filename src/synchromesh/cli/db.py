@@ -79,7 +79,8 @@ def verify(folder: Path, service: str, is_json: bool) -> int:
 def backup(folder: Path, service: str, to: Path, is_json: bool) -> int:
     """Back up the database of SERVICE, or of each, while it serves or is stopped.
 
-    A backup is a folder with the file and a manifest, and is there whole or not at all.
+    A backup is a folder with the file and a manifest, and is there whole or not at all. The keys of
+    personal data are not in it, or a restore would give back what was erased.
     """
     from synchromesh.system.config.reading import load_config
 
@@ -96,6 +97,8 @@ def backup(folder: Path, service: str, to: Path, is_json: bool) -> int:
     else:
         for name, answer in answers.items():
             print_line(f"{name}: {answer['folder']}, {answer['bytes']} bytes")
+            if answer["keys"]:
+                print_line(f"  without the keys of personal data: {answer['keys']}")
     return 0
 
 

@@ -94,6 +94,12 @@ for command in (
     LazyCommand("saga", "saga", "saga", "Show the runs of sagas, and repair them."),
     LazyCommand("breaker", "breaker", "breaker", "Isolate an edge by hand, and release it."),
     LazyCommand("db", "db", "db", "Look into databases; back up, restore and migrate them."),
+    LazyCommand(
+        "personal",
+        "personal",
+        "personal",
+        "Show whose personal data services keep; erase a person's.",
+    ),
     LazyCommand("schedule", "schedule", "schedule", "Show the schedules of services."),
     LazyCommand("events", "events", "events", "Read the events of services."),
     LazyCommand(

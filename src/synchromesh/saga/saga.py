@@ -12,7 +12,6 @@ from synchromesh.codec import digest, encode
 from synchromesh.durations import duration as seconds_of
 from synchromesh.errors import ContractError, Rejection
 from synchromesh.saga.records import Ask, NapAsk
-from synchromesh.saga.step_checks import signature_of
 from synchromesh.saga.steps import (
     CallStep,
     EventStep,

@@ -14,7 +14,7 @@ from synchromesh.saga import tables
 from synchromesh.saga.records import ENDED, Nap, SagaStatus
 from synchromesh.saga.seals import signal_place
 from synchromesh.saga.tables import SagaRow
-from synchromesh.sealing import open_if_ours, personal_fields
+from synchromesh.sealing import Vault, open_if_ours, personal_fields
 from synchromesh.store import Row, SqlValue, Store, StoreReader, Unit
 
 TOPIC = "saga signals"
@@ -86,6 +86,11 @@ class TellingUnit(Protocol):
     @property
     def now_us(self) -> int:
         """When the unit began."""
+        ...
+
+    @property
+    def vault(self) -> Vault:
+        """The keys of the service's subjects."""
         ...
 
     def execute(self, sql: str, *values: SqlValue) -> Awaitable[list[Row]]:

@@ -8,7 +8,7 @@ import msgspec
 
 from synchromesh.codec import to_datetime
 from synchromesh.errors import ActionRefused, PersonalUnreadable
-from synchromesh.store import Store, Unit
+from synchromesh.store import Store, StoreReader, Unit
 
 _KNOWN = "select value from sm_meta where name = 'keys_id'"
 _NOTE = (
@@ -43,8 +43,7 @@ async def adopt_keys(store: Store, *, is_wanted: bool) -> None:
         StoreError: they cannot be used for another reason.
     """
     keys = store.vault
-    rows = await store.read(_KNOWN)
-    keys.expected = str(rows[0][0]) if rows else ""
+    keys.expected = await keys_in_use(store)
     if not (keys.expected or keys.is_there or is_wanted):
         return
     try:
@@ -54,6 +53,12 @@ async def adopt_keys(store: Store, *, is_wanted: bool) -> None:
         return
     if found != keys.expected:
         await _note(store, found)
+
+
+async def keys_in_use(reader: StoreReader) -> str:
+    """Return the id of the keys that a database was used with; "" where there were none."""
+    rows = await reader.read(_KNOWN)
+    return str(rows[0][0]) if rows else ""
 
 
 async def _note(store: Store, keys_id: str) -> None:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import sqlite3
 from base64 import b64decode, b64encode
 from hashlib import blake2b
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from synchromesh.errors import MissingExtra, PersonalUnreadable
+from synchromesh.errors import MissingExtra, PersonalUnreadable, StoreError
 from synchromesh.runtime import Disk, DiskRuntime, RealThreads
 from synchromesh.sealing import SubjectRecord
 from synchromesh.store.sqlite_errors import SqliteFault, translate
@@ -290,11 +291,7 @@ class SqliteVault:
         return f"{self._service}\0{subject}\0{place}".encode()
 
     def _lost(self, lost: str) -> PersonalUnreadable:
-        return PersonalUnreadable(
-            f"the keys {lost} of {self._service}'s personal values are not in {self.path}: put "
-            "that file back, with its -wal, and restart the service. If it is lost for good, take "
-            f"them as erased: synchromesh personal give-up {self._service} --why TEXT"
-        )
+        return PersonalUnreadable(lost_keys(lost, self.path))
 
     def __repr__(self) -> str:
         return f"<SqliteVault {self.path}>"
@@ -308,6 +305,15 @@ def vault_path(database: str) -> str:
         '/data/orders.keys'
     """
     return f"{database.removesuffix('.db')}.keys"
+
+
+def lost_keys(lost: str, path: str) -> str:
+    """Say that keys are not where they should be, and what to do."""
+    return (
+        f"the keys {lost} of personal values are not in {path}: put that file back, with its -wal, "
+        "and restart the service. If it is lost for good, take what was sealed with them as "
+        f"erased: synchromesh personal give-up {PurePath(path).stem} --why TEXT"
+    )
 
 
 class VaultReader:
@@ -343,10 +349,16 @@ class VaultReader:
                 return _record_of(row)
         return None
 
-    def id(self) -> str:
-        """Return the id of the file; "" where there is none."""
-        rows = self._ask("select id from vault")
-        return str(rows[0][0]) if rows else ""
+    def faults(self, expected: str) -> list[str]:
+        """Return what is wrong with the file, of which the database knows the id."""
+        try:
+            ids = [str(each) for (each,) in self._ask("select id from vault")]
+            given_up = [str(each) for (each,) in self._ask("select id from given_up")]
+        except StoreError as error:
+            return [f"the keys of its personal values cannot be read: {error.message}"]
+        if expected and expected not in (*ids, *given_up):
+            return [lost_keys(expected, self.path)]
+        return []
 
     def _ask(self, sql: str, *values: object) -> list[Any]:
         if self._disk.file_id(self.path) is None:

@@ -9,6 +9,7 @@ from synchromesh.system.control import (
     db_actions,
     event_actions,
     message_actions,
+    personal_actions,
     projection_actions,
     saga_actions,
     schedule_actions,
@@ -22,6 +23,7 @@ _ROOMS: Sequence[Sequence[Action]] = (
     saga_actions.ACTIONS,
     schedule_actions.ACTIONS,
     message_actions.ACTIONS,
+    personal_actions.ACTIONS,
 )
 
 ACTIONS: dict[str, Action] = {action.name: action for room in _ROOMS for action in room}

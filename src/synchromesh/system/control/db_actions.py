@@ -16,7 +16,9 @@ from synchromesh.store import StoreReader
 from synchromesh.store.health import contents_of, faults_of, isolation_faults
 from synchromesh.store.sqlite_backup import back_up
 from synchromesh.store.sqlite_reader import SqliteReader
+from synchromesh.store.vault import vault_path
 from synchromesh.system.control.actions import Action, ReadAction, ReadRequest
+from synchromesh.system.control.personal_actions import keys_faults
 
 T = TypeVar("T")
 
@@ -59,7 +61,12 @@ async def _verify(reader: StoreReader, _: DbVerify) -> dict[str, Any]:
 
     async def ask(own: StoreReader) -> list[str]:
         faults = await faults_of(own)
-        return [*faults, *await log_faults(own), *await isolation_faults(own, others)]
+        return [
+            *faults,
+            *await log_faults(own),
+            *await keys_faults(own),
+            *await isolation_faults(own, others),
+        ]
 
     # By the connection that serves, too.
     faults = dict.fromkeys([*await isolation_faults(reader, others), *await _apart(reader, ask)])
@@ -80,7 +87,13 @@ async def _backup(reader: StoreReader, wanted: DbBackup) -> dict[str, Any]:
         now_us=runtime.wall_us(),
         disk=runtime.disk,
     )
-    return {"service": reader.service, "folder": str(made), **asdict(manifest)}
+    keys = vault_path(reader.place)
+    return {
+        "service": reader.service,
+        "folder": str(made),
+        **asdict(manifest),
+        "keys": keys if _size(keys) else "",
+    }
 
 
 async def _apart(reader: StoreReader, ask: Callable[[StoreReader], Awaitable[T]]) -> T:

@@ -1,0 +1,138 @@
+"""`synchromesh personal`: whose personal data services keep, and erasing a person's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from synchromesh.cli import actions
+from synchromesh.cli.output import print_json, print_line
+
+FINDING = 1
+
+json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def personal() -> None:
+    """Show whose personal data services keep, and erase a person's.
+
+    Never shows the data itself.
+    """
+
+
+@personal.command("list")
+@click.option("--service", default="", help="Only those of this service.")
+@click.option("--erased", "is_erased", is_flag=True, help="Those that were erased, in its place.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@json_option
+@click.pass_obj
+def list_subjects(folder: Path, service: str, is_erased: bool, limit: int, is_json: bool) -> int:
+    """List the subjects that services have keys for, the last one first.
+
+    Of one that was erased no name is left, only when it was, by whom and why.
+    """
+    answers = actions.read(
+        folder, "personal.list", service=service, is_erased=is_erased, limit=limit
+    )
+    found = [{"service": name, **each} for name, own in answers.items() for each in own]
+    if is_json:
+        print_json(found)
+    elif not found:
+        print_line("nobody was erased" if is_erased else "no service has personal data")
+    else:
+        _print_table(found, is_erased=is_erased)
+    return 0
+
+
+@personal.command("show")
+@click.argument("subject")
+@json_option
+@click.pass_obj
+def show_subject(folder: Path, subject: str, is_json: bool) -> int:
+    """Show which services have a key for SUBJECT, or when it was erased there, by whom and why."""
+    answers = actions.read(folder, "personal.show", subject=subject)
+    if is_json:
+        print_json(answers)
+        return 0
+    for service, own in answers.items():
+        if own["erased_at"] is None:
+            print_line(f"{service}: has a key since {own['since']}")
+        else:
+            print_line(f"{service}: erased at {own['erased_at']} by {own['who']}: {own['why']}")
+    return 0
+
+
+@personal.command("erase")
+@click.argument("subject")
+@click.option(
+    "--even-unknown", is_flag=True, help="Also where no service knows it: nothing will be kept."
+)
+@actions.why_option
+@json_option
+@click.pass_obj
+def erase_subject(folder: Path, subject: str, even_unknown: bool, why: str, is_json: bool) -> int:
+    """Erase SUBJECT in every service, for good: what is sealed of it cannot be read any more.
+
+    That holds for each copy, as in backups. It may be repeated; exits 1 where a service did not do
+    it, such as one that does not run.
+    """
+    who = actions.say_why(why)
+    if not even_unknown:
+        actions.read(folder, "personal.show", subject=subject)
+    from synchromesh.cli.control import ControlClient
+    from synchromesh.system.control.stopped import databases_of
+
+    request = {"subject": subject, "who": who, "why": why}
+    found = ControlClient(folder).post("/actions/personal.erase", request)
+    answers: dict[str, Any] = found["answers"]
+    missing = sorted({*databases_of(folder), *found["silent"]} - answers.keys())
+    if is_json:
+        print_json({"erased": list(answers.values()), "missing": missing})
+        return FINDING if missing else 0
+    for service, own in answers.items():
+        print_line(f"{service}: {_said(own)}")
+    if missing:
+        print_line(f"NOT erased in {', '.join(missing)}: did not answer; repeat this once it runs")
+    return FINDING if missing else 0
+
+
+@personal.command("give-up")
+@click.argument("service")
+@actions.why_option
+@json_option
+@click.pass_obj
+def give_up(folder: Path, service: str, why: str, is_json: bool) -> int:
+    """Take all personal data of SERVICE as erased whose keys are lost, and begin with new keys.
+
+    Put the file of the keys back, if there is any copy of it: after this it is of no use.
+    """
+    (answer,) = actions.repair(folder, "personal.give-up", why, service=service).values()
+    if is_json:
+        print_json(answer)
+    else:
+        print_line(f"{service}: what was sealed with the keys {answer['lost']} is erased")
+    return 0
+
+
+def _said(own: dict[str, Any]) -> str:
+    if own["was"] == "erased":
+        return f"was erased before, at {own['erased_at']} by {own['who']}: {own['why']}"
+    if own["was"] == "unknown":
+        return "had nothing of it, and will keep nothing"
+    return "erased"
+
+
+def _print_table(found: list[dict[str, Any]], *, is_erased: bool) -> None:
+    from rich.text import Text
+
+    from synchromesh.cli.show import console, plain_table
+
+    names = ("erased at", "by", "why") if is_erased else ("subject", "since")
+    keys = ("erased_at", "who", "why") if is_erased else ("subject", "since")
+    table = plain_table("service", *names)
+    for each in found:
+        table.add_row(each["service"], *(Text(str(each[key])) for key in keys))
+    console().print(table)

@@ -1,0 +1,125 @@
+"""What an operator does with personal data: look up whose there is, and erase them.
+
+What is shown of a subject is never the data, but since when a service has a key for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synchromesh.codec import to_datetime
+from synchromesh.errors import BadRequest
+from synchromesh.runtime import RealRuntime
+from synchromesh.sealing import SubjectRecord
+from synchromesh.service import ServiceInstance
+from synchromesh.service.erasure import Erasure, erase, give_up_keys, keys_in_use
+from synchromesh.store import StoreReader
+from synchromesh.store.vault import VaultReader
+from synchromesh.system.control.actions import (
+    Action,
+    ReadAction,
+    ReadRequest,
+    RepairAction,
+    RepairRequest,
+)
+
+SUBJECT_MAX = 200
+LISTED_MAX = 10_000
+
+
+class ListSubjects(ReadRequest, frozen=True):
+    """Which subjects: those that have keys, or those that were erased; the last come first."""
+
+    is_erased: bool = False
+    limit: int = 50
+
+
+class ShowSubject(ReadRequest, frozen=True, kw_only=True):
+    """Which subject."""
+
+    subject: str
+
+
+class EraseSubject(RepairRequest, frozen=True, kw_only=True):
+    """Which subject; in every service, also in those that know nothing of it."""
+
+    subject: str
+
+
+class GiveUpKeys(RepairRequest, frozen=True, kw_only=True):
+    """Whose lost keys."""
+
+
+async def _list(reader: StoreReader, wanted: ListSubjects) -> list[dict[str, Any]]:
+    if not 1 <= wanted.limit <= LISTED_MAX:
+        raise BadRequest(f"limit is {wanted.limit}; use 1 to {LISTED_MAX}")
+    found = _keys(reader).subjects(is_erased=wanted.is_erased, limit=wanted.limit)
+    return [_told(each) for each in found]
+
+
+async def _show(reader: StoreReader, wanted: ShowSubject) -> dict[str, Any] | None:
+    found = _keys(reader).find(_checked(wanted.subject))
+    return None if found is None else _told(found)
+
+
+async def _erase(instance: ServiceInstance, wanted: EraseSubject) -> Erasure:
+    now_us = RealRuntime().wall_us()
+    subject = _checked(wanted.subject)
+    return erase(instance.store, subject, now_us=now_us, who=wanted.who, why=wanted.why)
+
+
+async def _give_up(instance: ServiceInstance, wanted: GiveUpKeys) -> dict[str, str] | None:
+    if wanted.service != instance.service.name:
+        return None
+    now_us = RealRuntime().wall_us()
+    lost = await give_up_keys(instance.store, now_us=now_us, who=wanted.who, why=wanted.why)
+    return {"service": wanted.service, "lost": lost}
+
+
+async def keys_faults(reader: StoreReader) -> list[str]:
+    """Return what is wrong with the keys of a service's personal data."""
+    expected, keys = await keys_in_use(reader), _keys(reader)
+    return keys.faults(expected)
+
+
+def _keys(reader: StoreReader) -> VaultReader:
+    return VaultReader(reader.place, RealRuntime().disk)
+
+
+def _checked(subject: str) -> str:
+    if not 1 <= len(subject) <= SUBJECT_MAX:
+        raise BadRequest(
+            f"the subject has {len(subject)} characters; expected 1 to {SUBJECT_MAX}, as the "
+            "field of type Subject has them"
+        )
+    return subject
+
+
+def _told(record: SubjectRecord) -> dict[str, Any]:
+    erased_us = record.erased_us
+    return {
+        "subject": record.name,
+        "since": to_datetime(record.made_us).isoformat(),
+        "erased_at": None if erased_us is None else to_datetime(erased_us).isoformat(),
+        "who": record.who,
+        "why": record.why,
+    }
+
+
+def _unknown(wanted: ShowSubject | EraseSubject) -> BadRequest:
+    return BadRequest(
+        f"no service has personal data of a subject {wanted.subject[:SUBJECT_MAX]!r}; synchromesh "
+        "personal list shows whose there is"
+    )
+
+
+def _has_none(wanted: GiveUpKeys) -> BadRequest:
+    return BadRequest(f"{wanted.service or 'no service'} does not run here, or has no database")
+
+
+ACTIONS: tuple[Action, ...] = (
+    ReadAction("personal.list", ListSubjects, _list),
+    ReadAction("personal.show", ShowSubject, _show, _unknown),
+    RepairAction("personal.erase", EraseSubject, _erase, _unknown),
+    RepairAction("personal.give-up", GiveUpKeys, _give_up, _has_none),
+)

@@ -1,0 +1,188 @@
+"""Erasing a person by the command line: in files of every kind, copies and logs (T3)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import persons_app
+from cli_runs import Ran, Run, runner
+from notes_app import Running, write_config
+from persons_app import TOML
+from synchromesh.store.vault import VaultReader
+
+CANARY = "canary@example.org"
+DATA = ".synchromesh/data"
+WHY = ("--why", "she asked us to, ticket 7")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return runner(capsys)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    persons_app.failing.clear()
+    return write_config(tmp_path / "system", TOML)
+
+
+def ok(ran: Ran) -> Any:
+    assert (ran.code, ran.err) == (0, ""), ran
+    return json.loads(ran.out)
+
+
+def call(run: Run, folder: Path, operation: str, *arguments: str) -> Any:
+    answer = ok(run(folder, "call", operation, *arguments, "--json"))
+    assert answer["problem"] is None
+    return answer["result"]
+
+
+def found_in(folder: Path, what: bytes) -> list[str]:
+    """Return the files below a folder that hold something, as they are on the disk."""
+    files = [each for each in folder.rglob("*") if each.is_file()]
+    return sorted(str(each.relative_to(folder)) for each in files if what in each.read_bytes())
+
+
+def key_of(folder: Path, service: str) -> bytes:
+    with closing(sqlite3.connect(folder / DATA / f"{service}.keys")) as connection:
+        ((key,),) = connection.execute("select key from subject where name = 'c-17'")
+    assert isinstance(key, bytes)
+    return key
+
+
+def register(run: Run, folder: Path, customer: str = "c-17") -> None:
+    request = json.dumps({"customer_id": customer, "email": CANARY})
+    call(run, folder, "customers.register", f"request={request}")
+
+
+def test_no_file_of_a_system_holds_what_was_erased(run: Run, folder: Path) -> None:
+    """Databases, their logs, backups, what was restored, spans, log lines: before and after."""
+    persons_app.failing.add("c-17")
+    with Running(folder) as running:
+        register(run, folder)
+        request = json.dumps({"customer_id": "c-17", "email": CANARY})
+        call(run, folder, "customers.welcome", f"request={request}")
+        for _ in range(4):
+            call(run, folder, "customers.visit", "customer_id=c-17")
+        for _ in range(1000):
+            if run(folder, "messages", "list", "--state", "parked").code == 1:
+                break
+        keys = key_of(folder, "customers")
+        backup = ok(run(folder, "db", "backup", "customers", "--json"))[0]
+        assert backup["keys"].endswith("customers.keys")
+        assert keys not in Path(backup["folder"], "customers.db").read_bytes()
+        told = run(folder, "db", "backup", "post", "--to", "elsewhere")
+        assert "without the keys of personal data" in told.out
+        shown = [
+            run(folder, "events", "list", "--service", "customers", "--json").out,
+            run(folder, "events", "export", "customers").out,
+            run(folder, "messages", "list", "--json").out,
+            run(folder, "messages", "show", "post:1", "--payload").out,
+            run(folder, "messages", "show", "post:1", "--json").out,
+            run(folder, "saga", "show", "welcome-c-17").out,
+            run(folder, "personal", "list", "--json").out,
+            run(folder, "status", "--json").out,
+        ]
+        assert all(shown)
+        assert "$personal" in shown[0]
+        assert "$personal" in shown[4]
+        assert [each for each in shown if CANARY in each] == []
+        assert found_in(folder, CANARY.encode()) == []
+        listed = ok(run(folder, "personal", "list", "--json"))
+        assert [(each["service"], each["subject"]) for each in listed] == [
+            ("customers", "c-17"),
+            ("post", "c-17"),
+        ]
+        erased = ok(run(folder, "personal", "erase", "c-17", *WHY, "--json"))
+        assert erased["missing"] == []
+        assert [each["was"] for each in erased["erased"]] == ["known", "known"]
+        assert found_in(folder, keys) == []
+        again = run(folder, "personal", "erase", "c-17", "--why", "again")
+        assert again.code == 0
+        assert "was erased before" in again.out
+        assert "ticket 7" in again.out
+        answer = call(run, folder, "customers.visit", "customer_id=c-17")
+        assert answer["email"] == ["erased"]
+        log = json.dumps(running.log)
+        assert "the post is on strike" in log
+        assert CANARY not in log
+    assert found_in(folder, CANARY.encode()) == []
+    restored = run(folder, "db", "restore", "customers", backup["folder"], "--why", "a drill")
+    assert restored.code == 0
+    with Running(folder):
+        answer = call(run, folder, "customers.visit", "customer_id=c-17")
+        assert answer["email"] == ["erased"]
+        assert ok(run(folder, "db", "verify", "customers", "--json"))[0]["faults"] == []
+    assert found_in(folder, CANARY.encode()) == []
+    assert found_in(folder, keys) == []
+
+
+def test_what_is_said_of_a_subject(run: Run, folder: Path) -> None:
+    """Who is known, since when, and who was erased by whom: of the running system and a stopped."""
+    with Running(folder):
+        register(run, folder)
+        register(run, folder, "c-18")
+        assert "has a key since" in run(folder, "personal", "show", "c-17").out
+        unknown = run(folder, "personal", "show", "nobody")
+        assert (unknown.code, "personal list shows" in unknown.err) == (2, True)
+        for words in (("erase", "nobody", *WHY), ("erase", "", *WHY), ("erase", "x" * 300, *WHY)):
+            assert run(folder, "personal", *words).code == 2
+        silent = run(folder, "personal", "erase", "c-17")
+        assert (silent.code, "--why" in silent.err) == (2, True)
+        assert run(folder, "personal", "erase", "c-17", *WHY).code == 0
+        unseen = run(folder, "personal", "erase", "c-99", "--even-unknown", *WHY)
+        assert (unseen.code, "will keep nothing" in unseen.out) == (0, True)
+        given_up = run(folder, "personal", "give-up", "post", *WHY)
+        assert (given_up.code, "no keys of post are lost" in given_up.err) == (2, True)
+    refused = run(folder, "personal", "erase", "c-18", *WHY)
+    assert (refused.code, refused.err != "") == (2, True)
+    assert "erased at" in run(folder, "personal", "show", "c-17").out
+    left = ok(run(folder, "personal", "list", "--service", "customers", "--json"))
+    assert [each["subject"] for each in left] == ["c-18"]
+    table = run(folder, "personal", "list", "--erased").out
+    assert "ticket 7" in table
+    assert "c-17" not in table  # who it was is told to whoever asks for the name alone
+    assert found_in(folder / DATA, b"ticket 7")
+
+
+def test_an_erasure_that_a_service_missed_is_no_success(run: Run, folder: Path) -> None:
+    """A service that does not run is named, and the verb ends with 1."""
+    with Running(folder) as running:
+        register(run, folder)
+        instance = running.system._host.local.instances.pop("post")
+        missed = run(folder, "personal", "erase", "c-17", *WHY)
+        running.system._host.local.instances["post"] = instance
+        assert (missed.code, "NOT erased in post" in missed.out) == (1, True)
+        again = run(folder, "personal", "erase", "c-17", *WHY)
+        assert (again.code, "post: " in again.out) == (0, True)
+
+
+def test_lost_keys_are_found(run: Run, folder: Path) -> None:
+    """`db verify` says which file is missing; giving it up by hand is recorded."""
+    with Running(folder):
+        register(run, folder)
+    keys = folder / DATA / "customers.keys"
+    assert keys.stat().st_mode & 0o777 == 0o600
+    keys.unlink()
+    found = run(folder, "db", "verify", "customers")
+    assert (found.code, "put that file back" in found.out) == (1, True)
+    with Running(folder):
+        failed = run(folder, "call", "customers.visit", "customer_id=c-17", "--json")
+        assert json.loads(failed.out)["problem"]["code"] == "personal_unreadable"
+        assert run(folder, "personal", "give-up", "customers", *WHY).code == 0
+        answer = call(run, folder, "customers.visit", "customer_id=c-17")
+        assert answer["email"] == ["erased"]
+        assert run(folder, "db", "verify", "customers").code == 0
+    assert VaultReader(str(folder / DATA / "customers.db"), _disk()).find("c-17") is None
+
+
+def _disk() -> Any:
+    from synchromesh.runtime import RealDisk
+
+    return RealDisk()
