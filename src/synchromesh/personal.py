@@ -17,7 +17,8 @@ from typing import Annotated, TypeAlias, TypeVar
 import msgspec
 
 from synchromesh.errors import MissingExtra
-from synchromesh.sealing import PERSONAL, SUBJECT, Erased
+from synchromesh.personal_types import PERSONAL, SUBJECT
+from synchromesh.sealing import Erased
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signat
 from synchromesh.calls.texts import from_text, to_text
 from synchromesh.codec import NO_FIT, NO_JSON, decode, digest, encode, to_json, unfit
 from synchromesh.errors import BadRequest, ContractError, Rejection
-from synchromesh.sealing import PersonalFields, personal_fields
+from synchromesh.personal_types import PersonalFields, personal_fields
 
 P = ParamSpec("P")
 R = TypeVar("R")

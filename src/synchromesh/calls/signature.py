@@ -12,7 +12,7 @@ import msgspec
 
 from synchromesh.codec import decoder_of, encoder_of, to_json
 from synchromesh.errors import ContractError
-from synchromesh.sealing import PersonalFields, personal_fields
+from synchromesh.personal_types import PersonalFields, personal_fields
 
 BODILESS = frozenset({"GET", "DELETE"})
 

@@ -27,7 +27,8 @@ from synchromesh.events.decider import Decider
 from synchromesh.events.log import StoredEvent, executor, load
 from synchromesh.events.types import EventTypes
 from synchromesh.events.versions import EventVersions
-from synchromesh.sealing import Vault, open_sealed, personal_fields
+from synchromesh.personal_types import personal_fields
+from synchromesh.sealing import Vault, open_sealed
 from synchromesh.store import SqlValue, Store, Unit
 
 S = TypeVar("S")

@@ -13,13 +13,8 @@ from synchromesh.codec import NO_FIT, encode
 from synchromesh.errors import ContractError
 from synchromesh.events.log import NewEvent, StoredEvent
 from synchromesh.events.versions import EventVersions
-from synchromesh.sealing import (
-    PersonalFields,
-    Vault,
-    open_if_ours,
-    open_sealed,
-    personal_fields,
-)
+from synchromesh.personal_types import PersonalFields, personal_fields
+from synchromesh.sealing import Vault, open_if_ours, open_sealed
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError, ContractError
+from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.saga import Saga
 from synchromesh.saga.timetable import TellingUnit, tell
-from synchromesh.sealing import PersonalFields, personal_fields
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")

@@ -10,6 +10,7 @@ from typing import Any
 
 from synchromesh.codec import decode, encode
 from synchromesh.errors import BadRequest, Fenced, Rejection, SagaError
+from synchromesh.personal_types import PersonalFields
 from synchromesh.saga import outcomes
 from synchromesh.saga.attempts import StepAttempts, Trace
 from synchromesh.saga.definition import SagaDefinition
@@ -37,7 +38,6 @@ from synchromesh.saga.state import named
 from synchromesh.saga.steps import CallStep, FunctionStep, NapStep, Step, StepRequest
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.timetable import next_signal
-from synchromesh.sealing import PersonalFields
 from synchromesh.telemetry.span import TEXT_CHARS_MAX
 
 _log = logging.getLogger("synchromesh.saga")

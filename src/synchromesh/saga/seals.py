@@ -12,9 +12,10 @@ import msgspec
 from msgspec.structs import replace
 
 from synchromesh.codec import decode, encode
+from synchromesh.personal_types import PersonalFields
 from synchromesh.saga.records import RecordKind, Repair, SagaRecord
 from synchromesh.saga.tables import SagaRow
-from synchromesh.sealing import PersonalFields, Vault, open_if_ours
+from synchromesh.sealing import Vault, open_if_ours
 
 # Their bodies are what a step gave.
 _ANSWERS = (RecordKind.DONE, RecordKind.WOKEN)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from synchromesh.calls.contract import Call, Command
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ContractError
-from synchromesh.sealing import PersonalFields, mask_arguments, personal_fields
+from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
 
 
 class StepSignature(NamedTuple):

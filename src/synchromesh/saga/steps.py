@@ -10,6 +10,7 @@ import msgspec
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import decode, digest, encode
 from synchromesh.errors import BadRequest, ContractError, Rejection, SagaGone, from_problem
+from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.records import Ask
 from synchromesh.saga.step_checks import (
     check_async,
@@ -20,7 +21,6 @@ from synchromesh.saga.step_checks import (
     signature_of,
     taken_by,
 )
-from synchromesh.sealing import PersonalFields, personal_fields
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

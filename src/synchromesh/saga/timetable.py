@@ -10,11 +10,12 @@ import msgspec
 from synchromesh.codec import encode
 from synchromesh.errors import UnknownSaga
 from synchromesh.events import append_each
+from synchromesh.personal_types import personal_fields
 from synchromesh.saga import tables
 from synchromesh.saga.records import ENDED, Nap, SagaStatus
 from synchromesh.saga.seals import signal_place
 from synchromesh.saga.tables import SagaRow
-from synchromesh.sealing import Vault, open_if_ours, personal_fields
+from synchromesh.sealing import Vault, open_if_ours
 from synchromesh.store import Row, SqlValue, Store, StoreReader, Unit
 
 TOPIC = "saga signals"

@@ -26,10 +26,11 @@ from synchromesh.errors import (
     from_problem,
 )
 from synchromesh.events import AppendReceipt
+from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
 from synchromesh.saga.engine import Engine
-from synchromesh.sealing import PersonalFields, mask_arguments, open_sealed, personal_fields
+from synchromesh.sealing import open_sealed
 from synchromesh.service.transaction import Transaction, UnitScope
 from synchromesh.store import (
     InboxState,

@@ -21,9 +21,9 @@ from synchromesh.durations import duration
 from synchromesh.errors import ContractError
 from synchromesh.events import GenerationTables
 from synchromesh.messaging import DELIVER
+from synchromesh.personal_types import personal_fields
 from synchromesh.saga import Saga as SagaSteps
 from synchromesh.saga import SagaDefinition, SagaPolicy, SagaVersions
-from synchromesh.sealing import personal_fields
 from synchromesh.service.context import Context
 from synchromesh.service.schedule import Missed, Schedule, ScheduleDefinition
 from synchromesh.service.transaction import Transaction

@@ -20,8 +20,9 @@ from synchromesh.events import (
 )
 from synchromesh.events.generations import drop_unknown, mark_unknown
 from synchromesh.events.types import event_place
+from synchromesh.personal_types import personal_fields
 from synchromesh.runtime import Runtime
-from synchromesh.sealing import open_sealed, personal_fields
+from synchromesh.sealing import open_sealed
 from synchromesh.service.definition import ProjectionDefinition, Service
 from synchromesh.service.transaction import UnitScope
 from synchromesh.store import Store, Unit
