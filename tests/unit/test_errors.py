@@ -73,6 +73,7 @@ PROMISED = {
     "key_reused": (422, False),
     "key_undone": (409, False),
     "log_gap": (500, False),
+    "personal_unreadable": (500, False),
     "projection_behind": (503, True),
     "log_replaced": (500, False),
     "method_not_allowed": (405, False),

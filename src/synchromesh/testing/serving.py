@@ -22,6 +22,7 @@ from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Deps, Service, ServiceInstance
 from synchromesh.service.deps import PLACES
+from synchromesh.service.erasure import erase
 from synchromesh.store import SqliteStores
 from synchromesh.system.config.definitions import places_of, policies_of
 from synchromesh.system.config.schema import SystemConfig
@@ -146,6 +147,13 @@ class InProcess:
         """
         context = self.client.root(principal=principal, key=key or None)
         return await self.client.call(call, context=context, timeout_s=timeout_s)
+
+    def erase(self, subject: str) -> None:
+        """Erase a subject in each service that runs, as `synchromesh personal erase` does."""
+        for instance in self.up.values():
+            if instance.has_database:
+                now_us = self.runtime.wall_us()
+                erase(instance.store, subject, now_us=now_us, who="a test", why="a test")
 
     def __repr__(self) -> str:
         return f"<InProcess {', '.join(self.up) or 'nothing runs'}>"

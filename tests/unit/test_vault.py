@@ -1,0 +1,243 @@
+"""The file of a service's keys: durable before it is used, and gone with its subject."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from base64 import b64decode, b64encode
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from store_fakes import FaultyDisk
+from synchromesh.errors import PersonalUnreadable, StoreBroken, StoreError, StoreFull
+from synchromesh.runtime import RealDisk, RealRuntime
+from synchromesh.store import SqliteVault
+from synchromesh.store.vault import VaultReader, vault_path
+from synchromesh.testing import SimRuntime, run
+
+PLACE = "event/shop.sold\0email"
+
+
+def vault(folder: Path, service: str = "shop", expected: str = "") -> SqliteVault:
+    made = SqliteVault(str(folder / f"{service}.keys"), service=service, runtime=RealRuntime())
+    made.expected = expected
+    return made
+
+
+def sealed(of: SqliteVault, subject: str = "c-1", data: bytes = b'"anna"') -> str:
+    made = of.seal(subject, PLACE, data)
+    assert made is not None
+    return made
+
+
+def files(folder: Path) -> bytes:
+    return b"".join(each.read_bytes() for each in folder.iterdir())
+
+
+def test_a_value_opens_in_its_place_alone(tmp_path: Path) -> None:
+    """Service, subject, kind and field are bound to it; so is each byte."""
+    own, other = vault(tmp_path), vault(tmp_path, "other")
+    value = sealed(own)
+    assert sealed(own) != value  # a nonce of its own
+    assert own.open("c-1", PLACE, value) == b'"anna"'
+    for subject, place in (("c-2", PLACE), ("c-1", "event/shop.sold\0name"), ("c-1", "x")):
+        own.seal(subject, PLACE, b"1")
+        with pytest.raises(PersonalUnreadable) as refused:
+            own.open(subject, place, value)
+        assert "anna" not in refused.value.message
+    raw = bytearray(b64decode(value))
+    raw[-1] ^= 1
+    for broken in (b64encode(raw).decode(), "", "AQ==", "no base64", value[:20]):
+        with pytest.raises(PersonalUnreadable):
+            own.open("c-1", PLACE, broken)
+    other.seal("c-1", PLACE, b"1")
+    with pytest.raises(PersonalUnreadable, match="put that file back"):
+        other.open("c-1", PLACE, value)
+    own.close()
+    own.close()
+    assert own.open("c-1", PLACE, value) == b'"anna"'  # opened again where it is needed
+    own.close()
+    other.close()
+
+
+def test_the_key_is_on_the_disk_before_the_value(tmp_path: Path) -> None:
+    """Whoever opens the file while the first one is still used finds the key; nobody else may."""
+    first = vault(tmp_path)
+    value = sealed(first)
+    second = vault(tmp_path)
+    assert second.open("c-1", PLACE, value) == b'"anna"'
+    assert {each.stat().st_mode & 0o777 for each in tmp_path.iterdir()} == {0o600}
+    first.close()
+    second.close()
+
+
+def test_an_erasure_leaves_no_byte_of_the_key_or_the_name(tmp_path: Path) -> None:
+    """In the file and in its log, while it is open and afterwards; what is left is who and why."""
+    own = vault(tmp_path)
+    name = "a-rather-long-name"
+    value = sealed(own, name)
+    for n in range(50):
+        sealed(own, f"c-{n}")
+    with closing(sqlite3.connect(own.path)) as connection:
+        ((key,),) = connection.execute("select key from subject where name = ?", (name,))
+    assert key in files(tmp_path)
+    before = own.erase(name, now_us=5, who="ina", why="asked to")
+    assert before is not None
+    assert (before.name, before.erased_us) == (name, None)
+    for _ in range(2):
+        assert key not in files(tmp_path)
+        assert name.encode() not in files(tmp_path)
+        assert own.open(name, PLACE, value) is None
+        assert own.seal(name, PLACE, b"1") is None
+        assert own.is_erased(name)
+        own.close()
+    again = own.erase(name, now_us=9, who="udo", why="again")
+    assert again is not None
+    assert (again.erased_us, again.who, again.why, again.name) == (5, "ina", "asked to", "")
+    assert own.find(name) == again
+    assert not own.is_erased("c-1")
+    own.close()
+    reader = VaultReader(str(tmp_path / "shop.db"), RealDisk())
+    assert reader.find(name) == again
+    assert [each.who for each in reader.subjects(is_erased=True, limit=9)] == ["ina"]
+    assert len(reader.subjects(is_erased=False, limit=99)) == 50
+
+
+def test_nothing_is_made_where_nobody_asks_for_it(tmp_path: Path) -> None:
+    """Looking for a subject makes no file."""
+    own = vault(tmp_path)
+    assert own.find("c-1") is None
+    assert not own.is_erased("c-1")
+    assert not own.is_there
+    reader = VaultReader(str(tmp_path / "shop.db"), RealDisk())
+    assert (reader.find("c-1"), reader.subjects(is_erased=True, limit=1)) == (None, [])
+    assert reader.faults("") == []
+    assert list(tmp_path.iterdir()) == []
+    assert vault_path("/x/y.db") == "/x/y.keys"
+
+
+def test_lost_keys_are_not_replaced_by_others(tmp_path: Path) -> None:
+    """Until a person gives them up nothing is sealed: the file could not be put back, else."""
+    own = vault(tmp_path)
+    value, keys_id = sealed(own), own.prepare()
+    own.close()
+    kept = Path(own.path).rename(tmp_path / "kept")
+    lost = vault(tmp_path, expected=keys_id)
+    assert lost.lost == keys_id
+    for use in (
+        lambda: lost.seal("c-1", PLACE, b"1"),
+        lambda: lost.open("c-1", PLACE, value),
+        lambda: lost.erase("c-1", now_us=1, who="ina", why="x"),
+        lambda: lost.find("c-1"),
+    ):
+        with pytest.raises(PersonalUnreadable, match="personal give-up shop"):
+            use()
+    assert not lost.is_there
+    reader = VaultReader(str(tmp_path / "shop.db"), RealDisk())
+    assert "put that file back" in reader.faults(keys_id)[0]
+    # That of another service is not this one.
+    foreign = vault(tmp_path, "foreign")
+    foreign.prepare()
+    foreign.close()
+    Path(foreign.path).rename(own.path)
+    with pytest.raises(PersonalUnreadable):
+        lost.prepare()
+    Path(own.path).unlink()
+    kept.rename(own.path)
+    assert lost.open("c-1", PLACE, value) == b'"anna"'
+    lost.close()
+    Path(own.path).unlink()
+    given_up = vault(tmp_path, expected=keys_id)
+    new_id = given_up.give_up(now_us=1, who="ina", why="the disk died")
+    assert new_id != keys_id
+    assert given_up.open("c-1", PLACE, value) is None
+    assert given_up.open("c-1", PLACE, sealed(given_up)) == b'"anna"'
+    assert given_up.open("c-1", PLACE, value) is None
+    given_up.close()
+    # An older backup of the database names the old file.
+    older = vault(tmp_path, expected=keys_id)
+    assert older.prepare() == new_id
+    assert older.open("c-1", PLACE, value) is None
+    older.close()
+    assert reader.faults(keys_id) == []
+
+
+def test_a_subject_without_a_key_is_no_erased_one(tmp_path: Path) -> None:
+    """An older copy of the file lacks keys: that is told, and nothing taken for erased."""
+    own = vault(tmp_path)
+    sealed(own)
+    own.close()
+    older = Path(own.path).read_bytes()
+    value = sealed(own, "c-2")
+    own.close()
+    Path(own.path).write_bytes(older)
+    with pytest.raises(PersonalUnreadable, match="an older copy"):
+        own.open("c-2", PLACE, value)
+    assert own.erase("c-2", now_us=1, who="ina", why="lost") is None
+    assert own.open("c-2", PLACE, value) is None
+    own.close()
+
+
+def test_a_file_that_fails_is_told_as_the_store_is(tmp_path: Path) -> None:
+    """A full disk, a file that is none: an error of the store, and no value is sealed."""
+    runtime = RealRuntime()
+    runtime._disk = FaultyDisk()
+    own = SqliteVault(str(tmp_path / "shop.keys"), service="shop", runtime=runtime)
+    own.prepare()
+    connection = own._connection
+    assert connection is not None
+    connection.execute("pragma max_page_count = 1")  # no more than it has
+
+    def fill() -> None:
+        for n in range(200):
+            own.seal(f"{n}" * 20, PLACE, b"1")
+
+    with pytest.raises(StoreFull):
+        fill()
+    own.close()
+    Path(own.path).write_bytes(b"this is no database, and long enough to be read as one" * 99)
+    with pytest.raises(StoreBroken):
+        own.prepare()
+    with pytest.raises(StoreBroken):
+        own.seal("c-1", PLACE, b"1")
+    reader = VaultReader(str(tmp_path / "shop.db"), RealDisk())
+    with pytest.raises(StoreError):
+        reader.find("c-1")
+    assert "cannot be read" in reader.faults("x")[0]
+
+
+def test_threads_share_one_key_for_a_subject(tmp_path: Path) -> None:
+    """The writer seals while the loop opens: a subject gets one key, whoever asks first."""
+    own = vault(tmp_path)
+    values: list[tuple[str, str]] = []
+
+    def seal() -> None:
+        for n in range(30):
+            values.append((f"c-{n % 3}", sealed(own, f"c-{n % 3}")))
+
+    threads = [threading.Thread(target=seal) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(30)
+    assert len(values) == 120
+    own.close()
+    assert {own.open(subject, PLACE, value) for subject, value in values} == {b'"anna"'}
+    own.close()
+
+
+def test_a_seed_decides_on_keys_and_nonces() -> None:
+    """In simulation the same seed gives the same bytes, and another one others."""
+
+    async def main(runtime: SimRuntime) -> list[str]:
+        own = SqliteVault("/shop.keys", service="shop", runtime=runtime)
+        values = [sealed(own), sealed(own), sealed(own, "c-2")]
+        assert own.open("c-1", PLACE, values[1]) == b'"anna"'
+        own.close()
+        return values
+
+    first, again, other = run(main, seed=1), run(main, seed=1), run(main, seed=2)
+    assert first == again
+    assert len({*first, *other}) == 6
