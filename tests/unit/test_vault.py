@@ -214,8 +214,7 @@ def test_threads_share_one_key_for_a_subject(tmp_path: Path) -> None:
     values: list[tuple[str, str]] = []
 
     def seal() -> None:
-        for n in range(30):
-            values.append((f"c-{n % 3}", sealed(own, f"c-{n % 3}")))
+        values.extend([(f"c-{n % 3}", sealed(own, f"c-{n % 3}")) for n in range(30)])
 
     threads = [threading.Thread(target=seal) for _ in range(4)]
     for each in threads:
