@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import typing
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 
 import synchromesh
+import synchromesh.personal
 import synchromesh.testing
 from scripts.docstrings import entry, markdown_of
 from synchromesh.errors import error_table
@@ -41,11 +45,14 @@ FRONT_DOOR = {
     "Services": "Service Context Transaction Migration",
     "Sagas": "Saga SagaRun SagaPolicy Unknown",
     "Event sourcing": "Decider Decision",
+    "Personal data": "Personal Subject Erased",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
     "BreakerOptions deadline",
     "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys JWT Rate Stale Static",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
+# Names of types, with what they stand for.
+ALIASES = {"Personal": "Personal[T]  # T | Erased", "Subject": "Subject  # str"}
 # What else users import, by package: the documentation's code and servo-works do.
 MODULES = {
     "calls": "Policies Caller InProcessTransport",
@@ -175,9 +182,23 @@ def api_page() -> str:
     ]
     for title, names in FRONT_DOOR.items():
         parts.append(f"## {title}")
-        parts += [entry(getattr(synchromesh, name), name, level=3, up=UP) for name in names.split()]
+        parts += [_entry(name) for name in names.split()]
     parts.append(_errors())
     return _page(parts)
+
+
+def _entry(name: str) -> str:
+    if name not in ALIASES:
+        return entry(getattr(synchromesh, name), name, level=3, up=UP)
+    # An alias has no docstring at run time; the text below it in its module is one.
+    source = ast.parse(inspect.getsource(synchromesh.personal))
+    texts = {
+        node.target.id: below.value.value
+        for node, below in pairwise(source.body)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
+    return f"### `{name}`\n\n```py\n{ALIASES[name]}\n```\n\n{markdown_of(str(texts[name]), UP)}"
 
 
 def _errors() -> str:
