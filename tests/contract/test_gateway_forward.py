@@ -33,7 +33,8 @@ from synchromesh.codec import encode
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import ConnectionLost, DownstreamFailed, to_problem
 from synchromesh.gateway import Forward, Gateway
-from synchromesh.http import Headers, HttpRequest, HttpResponse
+from synchromesh.http import ClientExchange, Headers, HttpRequest, HttpResponse
+from synchromesh.http.endpoint import PoolEndpoint
 from synchromesh.identity import Signer
 from synchromesh.resilience import BreakerOptions, LimitOptions, Policy
 
@@ -873,6 +874,29 @@ def test_an_instance_in_this_process_is_reached_by_its_http_url() -> None:
     through(main)
 
 
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "k-1"}])
+def test_requests_with_a_body_share_kept_connections(
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they need one connection to their upstream, by either way."""
+    made: list[str] = []
+    connect = PoolEndpoint._connect
+
+    async def counting(endpoint: PoolEndpoint, exchange: ClientExchange) -> None:
+        made.append(endpoint.name)
+        await connect(endpoint, exchange)
+
+    async def main(way: Way) -> None:
+        monkeypatch.setattr(PoolEndpoint, "_connect", counting)
+        for _ in range(20):
+            assert (await way.ask("POST /notes", b"abc", headers=headers)).status == 201
+        assert [seen.body for seen in way.store.seen] == [b"abc"] * 20
+        upstream = way.servers[STORE]
+        assert made.count(f"{upstream.host}:{upstream.port}") == 1
+
+    through(main)
+
+
 def test_two_routes_on_one_path_keep_their_own_bodies() -> None:
     """Upstreams are told apart by the route, and resolved each time."""
 
@@ -882,7 +906,8 @@ def test_two_routes_on_one_path_keep_their_own_bodies() -> None:
         for _ in range(40):
             assert (await way.ask(PUT, b"abc")).status == 201
         assert len(way.store.seen) + len(other.seen) == 40
-        assert min(len(way.store.seen), len(other.seen)) >= 2  # the faster one gets more
+        # The one that was connected to later looks slower for a while, and gets less.
+        assert min(len(way.store.seen), len(other.seen)) >= 1
         assert (await way.ask("POST /partners", b"x")).status == 201
         assert [seen.body for seen in way.partner.seen] == [b"x"]
         resolved: Resolved = await way.system.known.resolve(PARTNER)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bodies import body_of, everything, long_body
+from bodies import body_of, everything, long_body, open_body
 from http_fakes import FakeNetwork, FakeTransport
 from synchromesh.errors import (
     CallError,
@@ -377,7 +377,7 @@ def test_what_was_certainly_not_sent_is_told_apart() -> None:
 
 
 def test_a_stale_connection_is_replaced_for_what_may_be_sent_again() -> None:
-    """A kept connection that turns out closed costs a GET nothing; a body never travels on one."""
+    """A kept connection that turns out closed costs a GET nothing."""
 
     async def main(runtime: Runtime) -> None:
         network = FakeNetwork()
@@ -400,17 +400,62 @@ def test_a_stale_connection_is_replaced_for_what_may_be_sent_again() -> None:
             network.made[1].feed(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nnew")
             assert await asking == b"new"
 
-            async def post() -> bytes:
-                body = body_of(b"x", length=1)
+    run(main)
+
+
+@pytest.mark.parametrize("length", [3, None])
+def test_a_whole_body_travels_on_a_kept_connection_and_is_sent_once(length: int | None) -> None:
+    """In one write with its head; where the connection turns out closed the outcome is unknown."""
+
+    async def main(runtime: Runtime) -> None:
+        network = FakeNetwork()
+        async with HttpPool(network=network) as pool:
+
+            async def post(body: Body) -> bytes:
                 async with pool.stream("a", 80, "POST", "/", (), body, timeout_s=5.0) as answer:
                     return await everything(answer.stream)
 
-            asking = asyncio.ensure_future(post())
+            for number in range(3):
+                body = body_of(b"ab", b"c", length=length)
+                asking = asyncio.ensure_future(post(body))
+                await settle()
+                (made,) = network.made
+                assert made.sent.count(b"POST") == number + 1
+                assert made.sent.endswith(b"\r\n\r\nabc" if length else b"3\r\nabc\r\n0\r\n\r\n")
+                assert body.is_touched
+                made.feed(b"HTTP/1.1 204 No Content\r\n\r\n")
+                assert await asking == b""
+            asking = asyncio.ensure_future(post(body_of(b"abc", length=length)))
             await settle()
-            assert len(network.made) == 3
-            assert bytes(network.made[2].sent).endswith(b"content-length: 1\r\n\r\nx")
-            network.made[2].feed(b"HTTP/1.1 204 No Content\r\n\r\n")
-            assert await asking == b""
+            made.close()
+            with pytest.raises(ConnectionLost):
+                await asking
+            assert len(network.made) == 1
+
+    run(main)
+
+
+def test_a_body_that_is_still_coming_gets_a_connection_of_its_own() -> None:
+    """It cannot be sent again, and holds no place of those that wait for an answer."""
+
+    async def main(runtime: Runtime) -> None:
+        network = FakeNetwork()
+        async with HttpPool(network=network) as pool:
+
+            async def post(body: Body) -> bytes:
+                async with pool.stream("a", 80, "POST", "/", (), body, timeout_s=5.0) as answer:
+                    return await everything(answer.stream)
+
+            for number in range(2):
+                body = open_body(b"a", length=2)
+                asking = asyncio.ensure_future(post(body))
+                await settle()
+                body.feed(b"b")
+                body.end()
+                await settle()
+                assert len(network.made) == number + 1
+                network.made[number].feed(b"HTTP/1.1 204 No Content\r\n\r\n")
+                assert await asking == b""
 
     run(main)
 

@@ -161,9 +161,8 @@ class ForwardExchange(ClientExchange):
         origin: ClientOrigin | None,
     ) -> None:
         self.due_s = began_s + plan.timeout_s
-        # A body that was sent on a kept connection that turns out to be closed may have been read.
-        self.may_reuse = not exchange.body
-        self.is_idempotent = plan.is_idempotent and self.may_reuse
+        # What was sent on a kept connection that turns out to be closed may have been read.
+        self.is_idempotent = plan.is_idempotent and not exchange.body
         self.together = plan.together
         self.plan = plan
         self.exchange = exchange

@@ -98,6 +98,10 @@ class Body:
         while not (self.is_ended or self.is_full or self._error is not None):
             await self._more()
 
+    def peek(self) -> bytes:
+        """Return what has come and was not read, and leave it there."""
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
     # -- what the connection tells ---------------------------------------------------------------
 
     def feed(self, part: bytes) -> None:

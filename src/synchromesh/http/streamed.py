@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from synchromesh.errors import ConnectionLost
+from synchromesh.errors import ConnectFailed, ConnectionLost, NotExecuted
 from synchromesh.http.body import Body, Framing
 from synchromesh.http.client import ClientExchange, ExchangeState
 from synchromesh.http.limits import PoolLimits
@@ -19,11 +19,12 @@ class StreamedExchange(ClientExchange):
     """An exchange with streamed bodies, with backpressure in both directions.
 
     It is a stream from the start where its request's body is not there yet: what that takes is the
-    time of whoever sends it.
+    time of whoever sends it. A body that has come whole is sent with its head, and stays readable
+    where nothing was sent.
 
     Args:
         head: as it is framed for the wire.
-        body: what is read and sent after it; None where there is none.
+        body: what is sent after it, and read where it is still coming; None where there is none.
         framing: of that body.
         due_s: until when there has to be a connection.
         answer_s: how long the head of the answer may take, from the last byte of the request on.
@@ -47,6 +48,10 @@ class StreamedExchange(ClientExchange):
         is_head: bool,
         is_idempotent: bool,
     ) -> None:
+        self._whole = body if body is not None and body.is_ended and not body.is_touched else None
+        if self._whole is not None:
+            head += framing.part(self._whole.peek()) + framing.end()
+            body = None
         super().__init__(head, due_s=due_s, is_head=is_head, is_idempotent=is_idempotent)
         self._loop = asyncio.get_running_loop()
         self._body = body
@@ -56,7 +61,7 @@ class StreamedExchange(ClientExchange):
         self.is_streaming = body is not None and not body.is_ended
         self._stream = Body(length=None, on_room=self._on_room)
         self._sending: asyncio.Task[None] | None = None
-        # A body cannot be sent again if a kept connection turns out to be closed.
+        # One that is still coming cannot be sent again if a kept connection turns out to be closed.
         self.may_reuse = body is None
         self.answer: asyncio.Future[HttpResponse] = self._loop.create_future()
 
@@ -70,6 +75,8 @@ class StreamedExchange(ClientExchange):
 
     def on_sent(self, loop: asyncio.AbstractEventLoop) -> None:
         """Send the body, if there is one, then start the deadline of the response."""
+        if self._whole is not None:
+            self._whole.is_touched = True
         if self._body is None:
             self.expect_within(self._answer_s)
         else:
@@ -114,6 +121,8 @@ class StreamedExchange(ClientExchange):
             error.is_callees = False
         if self._sending is not None:
             self._sending.cancel()
+        if self._whole is not None and isinstance(error, (NotExecuted, ConnectFailed)):
+            self._whole.is_touched = False
         if not self.answer.done():
             self.answer.set_exception(error)
         else:
