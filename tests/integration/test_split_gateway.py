@@ -135,6 +135,54 @@ async def test_a_restart_under_load_loses_no_request(system: System, asking: Con
     assert (await asking.ask("GET", "/status"))["children"]["gateway"]["restarts"] == 0
 
 
+async def test_a_restart_loses_no_post_of_a_kept_connection(
+    system: System, asking: ControlSocket
+) -> None:
+    """G7: whoever may not ask again gets an answer to each request, over and over (POST)."""
+    is_over = asyncio.Event()
+    port, counts = port_of(system.info.gateway), {"raw": 0, "pool": 0, "said": 0}
+
+    async def raw() -> None:
+        reader = writer = None
+        while not is_over.is_set():
+            if writer is None:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert reader is not None
+            writer.write(slow(0))
+            async with asyncio.timeout(WAIT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+                await reader.readexactly(length)
+            assert head.startswith(b"HTTP/1.1 200")
+            counts["raw"] += 1
+            if b"connection: close" in head:
+                counts["said"] += 1
+                writer.close()
+                writer = None
+        if writer is not None:
+            writer.close()
+
+    async def pooled(pool: HttpPool) -> None:
+        while not is_over.is_set():
+            answer = await pool.request(
+                "127.0.0.1", port, "POST", "/slow", [("content-type", "application/json")],
+                b'{"seconds":0}', timeout_s=WAIT_S,
+            )  # fmt: skip
+            assert answer.status == 200
+            counts["pool"] += 1
+
+    async with asyncio.TaskGroup() as group, HttpPool(network=RealRuntime().network) as own:
+        clients = [group.create_task(raw()) for _ in range(4)]
+        clients += [group.create_task(pooled(own)) for _ in range(4)]
+        for _ in range(3):
+            await asking.ask("POST", "/services/gateway/restart", {})
+        is_over.set()
+        await asyncio.gather(*clients)
+    assert min(counts["raw"], counts["pool"]) > 20
+    # They were told that their connections close, and none met a closed one.
+    assert counts["said"] >= 4
+
+
 async def test_one_that_dies_too_often_is_given_up_until_it_is_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
 ) -> None:
@@ -193,7 +241,7 @@ async def test_a_gateway_that_hangs_is_shown(
     os.kill(pid, signal.SIGSTOP)
     status = await asking.ask("GET", "/status")
     os.kill(pid, signal.SIGCONT)
-    assert status["gateway"] == {"pid": pid, "url": system.info.gateway}
+    assert status["gateway"] == {"pid": pid, "url": system.info.gateway, "warnings": []}
     assert any(finding.startswith("gateway is silent: ") for finding in status["findings"])
 
 

@@ -638,6 +638,56 @@ def test_drain_closes_idle_connections_and_answers_what_was_accepted() -> None:
     staged(test)
 
 
+def test_drain_waits_for_the_next_request_of_each_connection() -> None:
+    """A client about to send one is answered, is told to come by another connection, and none waits
+    longer than it was given, or than for its idle time.
+    """
+
+    async def test(stage: Stage) -> None:
+        slow = stage.gate("/slow")
+        active, pipelining, quiet, old, busy, streaming = (stage.network.client() for _ in range(6))
+        old.feed(get("/used"))
+        await asyncio.sleep(8.0)
+        for client in (active, pipelining, quiet):
+            client.feed(get("/used"))
+        busy.feed(get("/slow"))
+        streaming.feed(post("/half", 3, b"a"))
+        await settle()
+        loop = asyncio.get_running_loop()
+        draining = asyncio.ensure_future(stage.server.drain(9.0, idle_s=5.0))
+        began_s = loop.time()
+        await settle()
+        assert not any(c.has_eof for c in (active, pipelining, quiet, old, busy, streaming))
+        # Idle for 8 of 10 s already: it has no more than the rest.
+        await asyncio.sleep(2.1)
+        assert (old.has_eof, quiet.has_eof) == (True, False)
+        active.feed(get("/a"))
+        pipelining.feed(get("/a") + get("/b"))
+        slow.set()
+        streaming.feed(b"bc")
+        await settle()
+        assert answers(active) == [(200, b"/used"), (200, b"/a")]
+        # What comes behind the last one is not run, and its client knows.
+        assert answers(pipelining)[:2] == [(200, b"/used"), (200, b"/a")]
+        assert answers(busy) == [(200, b"/slow")]
+        assert answers(streaming) == [(200, b"/half")]
+        for client in (active, busy, streaming):
+            assert client.has_eof
+            assert bytes(client.sent).count(b"connection: close") == 1
+            client.hang_up()
+        pipelining.hang_up()
+        old.hang_up()
+        await asyncio.sleep(began_s + 4.9 - loop.time())
+        assert (quiet.has_eof,) == (False,)
+        await asyncio.sleep(0.2)
+        assert (quiet.has_eof,) == (True,)
+        quiet.hang_up()
+        assert await draining == 0
+        assert loop.time() == pytest.approx(began_s + 5.1, abs=0.2)
+
+    staged(test)
+
+
 def test_a_request_that_is_on_its_way_when_the_drain_begins_is_answered() -> None:
     """Its connection was accepted, and it is the first: the client has no other to try."""
 

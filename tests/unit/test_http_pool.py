@@ -453,6 +453,37 @@ def test_a_stale_connection_fails_a_call_that_may_not_be_repeated() -> None:
     staged(test)
 
 
+@pytest.mark.parametrize("connections_max", [1, 2])
+def test_what_may_not_be_repeated_takes_a_connection_of_the_last_second(
+    connections_max: int,
+) -> None:
+    """A server closes what is idle, and whether it has run a request then is unknown; a call that
+    can be sent again takes any. Where there is no place for one more, a new one is made in its own.
+    """
+
+    async def test(stage: Stage) -> None:
+        client = await _used(stage)
+        await asyncio.sleep(0.9)
+        for is_idempotent, wait_s in ((False, 2.0), (True, 2.0)):
+            call = stage.call(is_idempotent=is_idempotent)
+            await settle()
+            client.feed(OK)
+            assert (await call).body == b"ok"
+            await asyncio.sleep(wait_s)
+        assert len(stage.network.made) == 1
+        call = stage.call(method="POST", body=b"x")
+        await settle()
+        assert len(stage.network.made) == 2
+        assert client.is_closing() == (connections_max == 1)
+        stage.network.made[1].feed(OK)
+        assert (await call).body == b"ok"
+        connections = len([made for made in stage.network.made if not made.is_closing()])
+        assert connections == connections_max
+        assert f"{connections} connections, {connections} idle" in repr(stage.pool)
+
+    staged(test, PoolLimits(connections_max=connections_max))
+
+
 def test_a_stale_connection_is_replaced_once_for_an_idempotent_call() -> None:
     """It is sent again on a new connection, past other idle ones, and never a third time."""
 

@@ -460,6 +460,54 @@ def test_a_body_that_is_still_coming_gets_a_connection_of_its_own() -> None:
     run(main)
 
 
+def test_an_answer_begun_before_the_drain_is_followed_by_one_more() -> None:
+    """Its head promised that the connection stays: the client may be sending already."""
+
+    async def main(runtime: Runtime) -> None:
+        parts: asyncio.Queue[bytes] = asyncio.Queue()
+
+        class Parts:
+            async def __call__(self, request: HttpRequest) -> HttpResponse:
+                return HttpResponse(200, (), request.path.encode())
+
+            def body_max(self, method: str, path: str) -> int | None:
+                return 0 if path == "/parts" else None
+
+            @asynccontextmanager
+            async def stream(self, request: HttpRequest) -> AsyncIterator[HttpResponse]:
+                body = Body(length=None, on_room=lambda: None)
+                body.feed(await parts.get())
+                asyncio.get_running_loop().call_later(1.0, body.end)
+                yield HttpResponse(200, (), stream=body)
+
+        network, handler = FakeNetwork(), Parts()
+        server = HttpServer(handler, network=network, streaming=handler)
+        await server.start()
+        client, late = network.client(), network.client()
+        for each in (client, late):
+            each.feed(b"GET /parts HTTP/1.1\r\nhost: x\r\n\r\n")
+            parts.put_nowait(b"part")
+        await settle()
+        assert b"part" in client.sent
+        draining = asyncio.ensure_future(server.drain(9.0, idle_s=5.0))
+        await asyncio.sleep(1.1)
+        assert (client.has_eof,) == (False,)
+        client.feed(b"GET /next HTTP/1.1\r\nhost: x\r\n\r\n")
+        await settle()
+        assert bytes(client.sent).endswith(b"/next")
+        assert bytes(client.sent).count(b"connection: close") == 1
+        assert (client.has_eof,) == (True,)
+        client.hang_up()
+        await asyncio.sleep(3.8)
+        assert (late.has_eof,) == (False,)
+        await asyncio.sleep(0.2)
+        assert (late.has_eof,) == (True,)
+        late.hang_up()
+        assert await draining == 0
+
+    run(main)
+
+
 def test_what_nobody_reads_to_its_end_costs_only_what_was_still_to_come() -> None:
     """An answer that is there is left unread and its connection kept; one that comes is reset."""
 

@@ -28,6 +28,8 @@ from synchromesh.timers import Timers
 # Looked up for each exchange: a global is found sooner than a member of its class.
 _SENT, _DONE = ExchangeState.SENT, ExchangeState.DONE
 
+# A server seldom closes what it was asked over so recently: stock ones wait for 2 to 75 s.
+_RECENT_S = 1.0
 # When to ask again, who was refused a stream.
 _STREAM_RETRY_S = 1.0
 
@@ -115,7 +117,15 @@ class PoolEndpoint:
             self._use(exchange, None)
             return
         connection: ClientConnection | None = None
-        if self.idle and exchange.may_reuse:
+        if (
+            self.idle
+            and exchange.may_reuse
+            # Whoever cannot be sent again takes no chances; the latest used is the last.
+            and (
+                exchange.is_idempotent
+                or self.idle[-1].loop.time() - self.idle[-1].idle_since_s < _RECENT_S
+            )
+        ):
             connection = self.idle.pop()
             # `is_reusable` without its frame: what is idle carries nothing.
             if not (connection.is_spoiled or connection.transport.is_closing()):
@@ -127,7 +137,7 @@ class PoolEndpoint:
         elif self.used < self._limits.connections_max:
             self._take()
         elif self.idle:
-            connection = self.idle.popleft()
+            self.idle.popleft().abort()  # for a new one, in its place
         else:
             self._wait(exchange)
             return

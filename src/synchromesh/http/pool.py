@@ -104,7 +104,8 @@ class HttpPool:
 
         The server may close a kept connection in the moment in which it is used again; whether it
         has run the request then is unknown, so that only one that `is_idempotent` is sent a second
-        time, once, on a new connection.
+        time, once, on a new connection. Any other takes only a connection that was used in the last
+        second.
 
         Args:
             host: a name or an address.
@@ -162,8 +163,8 @@ class HttpPool:
 
         Neither body is ever held whole: the request's is read as the server takes it, and reading
         from the server pauses while the answer's waits to be read. The context is left once that is
-        done; what is not read then closes the connection. A request with a body always gets a new
-        connection: it cannot be sent again if a kept one turns out to be closed.
+        done; what is not read then closes the connection. A body that is still coming always gets a
+        new connection: it cannot be sent again if a kept one turns out to be closed.
 
         A body that is under way, either way, holds none of the places of exchanges that wait for an
         answer; there are `PoolLimits.streams_max` of its own.

@@ -38,8 +38,6 @@ from synchromesh.http.strictness import Refusal
 _logger = logging.getLogger("synchromesh.http")
 
 
-# Who connects sends a request at once; while the server drains, this is how long it is waited for.
-_FRESH_S: Final = 0.5
 # Answers to requests that came together leave together, up to this much.
 _TOGETHER_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -165,15 +163,14 @@ class ServerConnection(asyncio.Protocol):
 
     # -- what the server asks --------------------------------------------------------------------
 
-    def drain(self) -> None:
-        """Answer what has been accepted or begun, take nothing more, then close."""
+    def drain(self, idle_s: float) -> None:
+        """Answer what has been accepted or begun, and one request within `idle_s`, then close."""
         reader = self.reader
         reader.is_draining = True
-        if reader.state is _IDLE and not self._unfed:
+        if not idle_s and reader.state is _IDLE and not self._unfed:
             reader.close()
         self._turn()
-        if reader.state is _FRESH and not self._unfed:
-            self._read_timer.restart(min(_FRESH_S, self._serving.limits.head_s))
+        self._read_timer.drain(idle_s)
 
     def cut(self) -> None:
         """Drop the connection at once, with what it was doing."""
@@ -424,8 +421,14 @@ class ServerConnection(asyncio.Protocol):
         return self._replying is _LOST
 
     def is_last(self) -> bool:
-        """Tell whether the answer that is about to be sent is the connection's last."""
-        return self.reader.is_closed and not self.reader.ready and self.final_response is None
+        """Tell whether the answer that is about to be sent is the connection's last.
+
+        While the server drains it is, where nothing else has begun to come: it can still say so.
+        """
+        reader = self.reader
+        if reader.is_draining and reader.state is _IDLE and not (reader.ready or self._unfed):
+            reader.close()
+        return reader.is_closed and not reader.ready and self.final_response is None
 
     def on_answered(self) -> None:
         """Go on after an answer: within its turn that is the turn's, else it is a new one."""
@@ -447,7 +450,7 @@ class ServerConnection(asyncio.Protocol):
         reader = self.reader
         out = self._out
         has_more = reader.ready or self._unfed or out or self._is_held or self.outflow.is_paused
-        if not has_more and reader.state is _IDLE:
+        if not has_more and reader.state is _IDLE and not reader.is_draining:
             # The turn of a client that has nothing else under way, without its frames.
             before = self._replying
             self._replying, self._work = REPLIES[before][_ANSWERED], None
@@ -462,8 +465,7 @@ class ServerConnection(asyncio.Protocol):
                 together.add(self._flush_late)
             return
         out.append(head)
-        is_last = reader.state is _CLOSED and self.is_last()
-        out.append(_LAST_LINES if is_last else _BLANK_LINE)
+        out.append(_LAST_LINES if self.is_last() else _BLANK_LINE)
         if body:
             out.append(body)
         self.on_answered()

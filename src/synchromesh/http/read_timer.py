@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
+from typing import Final
 
 from synchromesh.http.limits import Limits
 from synchromesh.http.states import WAITS, ReadingState, Wait
 
-_NEXT = WAITS[ReadingState.IDLE]
+_FIRST, _NEXT = WAITS[ReadingState.FRESH], WAITS[ReadingState.IDLE]
+# Who connects sends a request at once; while the server drains, this is how long it is waited for.
+_FRESH_S: Final = 0.5
 
 
 class ReadTimer:
@@ -26,8 +30,8 @@ class ReadTimer:
     """
 
     __slots__ = (
-        "_armed_s", "_due_s", "_limits", "_loop", "_number", "_on_over", "_timer", "bytes_then",
-        "wait",
+        "_armed_s", "_due_s", "_idle_until_s", "_limits", "_loop", "_number", "_on_over", "_timer",
+        "bytes_then", "wait",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +45,7 @@ class ReadTimer:
         self._timer: asyncio.TimerHandle | None = None
         self._armed_s = 0.0
         self.wait: Wait | None = None
+        self._idle_until_s = inf
         # How much of a streamed body had come when its time last began.
         self.bytes_then = 0
 
@@ -52,7 +57,10 @@ class ReadTimer:
         if wait is None:
             self._due_s = None
         else:
-            self.restart(getattr(self._limits, wait.limit))
+            length_s = getattr(self._limits, wait.limit)
+            if wait is _NEXT:
+                length_s = max(0.0, min(length_s, self._idle_until_s - self._loop.time()))
+            self.restart(length_s)
 
     def pause(self) -> None:
         """Wait for nothing while an answer is made."""
@@ -83,6 +91,14 @@ class ReadTimer:
                 return
             self._timer.cancel()
         self._arm(due_s)
+
+    def drain(self, idle_s: float) -> None:
+        """Wait for a next request until so many seconds from now; for a first one a moment."""
+        self._idle_until_s = self._loop.time() + idle_s
+        if self.wait is _FIRST:
+            self.restart(min(_FRESH_S, self._limits.head_s))
+        elif self.wait is _NEXT and self._due_s is not None and self._idle_until_s < self._due_s:
+            self.restart(idle_s)
 
     def seconds(self, wait: Wait) -> float:
         """Return the length of a timeout in seconds."""

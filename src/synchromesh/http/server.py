@@ -127,12 +127,15 @@ class HttpServer:
         scheme = "https" if self._listening().is_secured else "http"
         return f"{scheme}://{host}:{self.port}"
 
-    async def drain(self, within_s: float) -> int:
+    async def drain(self, within_s: float, *, idle_s: float = 0.0) -> int:
         """Stop accepting, answer what was accepted, and cut what is left after `within_s`.
 
-        Idle connections are closed at once, and those that were never used in half a second: their
-        first request may be on its way. The answers still owed say `connection: close`. Returns how
-        many connections had to be cut. May be repeated.
+        A client may be sending its next request over a connection in the moment in which that is
+        closed, and then cannot know whether it was run. So an idle connection waits `idle_s` for
+        one more, and its answer, as all that are still owed, says `connection: close`; one that was
+        never used waits half a second. Without `idle_s` idle connections are closed at once, which
+        does for clients that ask again. Returns how many connections had to be cut. May be
+        repeated.
         """
         if self._listener is not None:
             self._listener.pause()
@@ -143,7 +146,7 @@ class HttpServer:
         self._is_draining = True
         self._stop_listening()
         for connection in list(self._connections):
-            connection.drain()
+            connection.drain(idle_s)
         try:
             async with asyncio.timeout(within_s):
                 while self._connections:

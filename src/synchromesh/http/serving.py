@@ -23,8 +23,8 @@ Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
 class Connection(Protocol):
     """One connection, as the server sees it."""
 
-    def drain(self) -> None:
-        """Answer what has been accepted or begun, take nothing more, then close."""
+    def drain(self, idle_s: float) -> None:
+        """Answer what has been accepted or begun, and what comes within `idle_s`, then close."""
         ...
 
     def cut(self) -> None:

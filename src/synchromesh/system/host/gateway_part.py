@@ -28,6 +28,9 @@ from synchromesh.system.config.schema import GATEWAY
 if TYPE_CHECKING:
     from synchromesh.tls import ServerTls
 
+# Of the time of a drain; the rest is for what comes last.
+_IDLE_SHARE = 2 / 3
+
 
 class GatewayPart:
     """Serves the gateway of a system; `start`, then `drain`, then `close`.
@@ -115,9 +118,13 @@ class GatewayPart:
         return [f"gateway: {warning}"] if warning else []
 
     async def drain(self, within_s: float) -> None:
-        """Accept no more requests, finish accepted ones, and cut what is left at the deadline."""
+        """Finish accepted requests, and cut what is left at the deadline.
+
+        For two thirds of the time each connection may bring one request more: a client that is
+        about to send it could not know whether it was run.
+        """
         if self._server is not None:
-            await self._server.drain(within_s)
+            await self._server.drain(within_s, idle_s=within_s * _IDLE_SHARE)
 
     async def close(self) -> None:
         """Stop listening, and stop the worker that verifies keys. May be repeated."""
