@@ -61,6 +61,18 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (passing(path="/images/x{name}"), "is no path"),
     (passing(path=7), "'7' is no path"),
     (passing(path="/a/../{name}"), "has a segment of dots"),
+    (passing("PUT /a/{b...}", path="/b/{b}"), "have to end in the same rest, or both in none"),
+    (passing(path="/b/{name...}"), "have to end in the same rest, or both in none"),
+    (passing("PUT /a/{b...}/c"), "a {rest...} all that follows, at its end"),
+    (
+        with_route(Route("GET /o/{order_id...}", Orders.one)),
+        "only a Forward takes the rest of a path",
+    ),
+    (with_route(Route("ANY /o/{order_id}", Orders.one)), "is a GET in its contract"),
+    (
+        with_route(Forward("ANY /a/{p...}", to="a"), Forward("GET /{x}/b", to="b")),
+        "both match /a/b, and neither is the closer",
+    ),
     (passing(path="/images/{id}"), "{id} in '/images/{id}' is no place of the route; it has: "),
     (passing(path="/images/{id}"), "{name} is not used in '/images/{id}'; use it there, or drop"),
     (passing(body_max="64"), "its body_max: '64' is no size"),

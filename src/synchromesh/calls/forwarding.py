@@ -40,7 +40,7 @@ HTTP = "http"
 # What is read of an answer that tells of a failure, and for how long.
 PROBLEM_BYTES_MAX = 64 * 1024
 PROBLEM_WITHIN_S = 1.0
-IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,23 @@
-"""Routes: which operation a method and a path mean. A pure table, a tree of path segments."""
+"""Routes: what a method and a path mean. A pure table, a tree of path segments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from synchromesh.errors import ConfigError
 
 T = TypeVar("T")
 
+# Stands for every method but those that echo a request or open a tunnel.
+ANY: Final = "ANY"
+ANY_METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+_NEVER: Final = frozenset({"CONNECT", "TRACE"})
+
 
 @dataclass(frozen=True, slots=True)
 class Match(Generic[T]):
-    """A matching route, and the values of its parameters, still percent-encoded."""
+    """A matching route, and the values of its parameters, percent-encoded."""
 
     target: T
     places: dict[str, str]
@@ -27,15 +32,25 @@ class NoMatch:
 
 @dataclass(slots=True)
 class _Node(Generic[T]):
-    """One segment of paths; `targets` are those of the paths that end here, with their places."""
+    """One segment of paths; `targets` are those of the paths that end here, with their places.
+
+    `rests` are those of the paths that go on from here with whatever follows.
+    """
 
     literals: dict[str, _Node[T]] = field(default_factory=dict)
     place: _Node[T] | None = None
     targets: dict[str, tuple[T, tuple[str, ...]]] = field(default_factory=dict)
+    rests: dict[str, tuple[T, tuple[str, ...]]] = field(default_factory=dict)
 
 
 class Routes(Generic[T]):
-    """Finds a target by method and path; a segment given by name wins over a place.
+    """Finds a target by method and path.
+
+    A segment given by name wins over a place, a place over a rest, `{name...}`, which holds all
+    segments that follow, at least one. A method wins over `ANY` on the same path.
+
+    Args:
+        has_empty_places: a place holds an empty segment, too; a rest always may.
 
     Example:
         >>> routes = Routes[str]()
@@ -44,19 +59,28 @@ class Routes(Generic[T]):
         Match(target='stock', places={'sku': 'SX90'})
         >>> routes.find("PUT", "/stock/SX90")
         NoMatch(allowed=('GET',))
+        >>> routes.add("ANY", "/app/{path...}", "app")
+        >>> routes.find("PUT", "/app/a//b")
+        Match(target='app', places={'path': 'a//b'})
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_empty_places: bool = True) -> None:
         self._root: _Node[T] = _Node()
+        self._has_empty_places = has_empty_places
 
     def add(self, method: str, template: str, target: T) -> None:
-        """Add a route; `{name}` is a place that holds one segment.
+        """Add a route; `{name}` is a place of one segment, `{name...}` at its end a rest.
 
         Raises:
             ConfigError: the route is taken.
         """
         node, names = self._root, []
+        targets = node.targets
         for segment in template.split("/"):
+            if segment.endswith("...}"):
+                names.append(segment[1:-4])
+                targets = node.rests
+                break
             if segment.startswith("{"):
                 names.append(segment[1:-1])
                 if node.place is None:
@@ -64,41 +88,61 @@ class Routes(Generic[T]):
                 node = node.place
             else:
                 node = node.literals.setdefault(segment, _Node())
-        taken = node.targets.get(method)
+            targets = node.targets
+        taken = targets.get(method)
         if taken is not None:
             raise ConfigError(
                 f"{method} {template} is taken by {taken[0]}; give one of the two another path, or "
                 "mount its service under a prefix"
             )
-        node.targets[method] = (target, tuple(names))
+        targets[method] = (target, tuple(names))
 
-    def find(self, method: str, path: str) -> Match[T] | NoMatch:
-        """Find the target of a request; path is percent-encoded and without a query."""
-        allowed: set[str] = set()
-        found = _find(self._root, path.split("/"), 0, method, (), allowed)
-        return NoMatch(tuple(sorted(allowed))) if found is None else found
+    def find(self, method: str, path: str, raw: str = "") -> Match[T] | NoMatch:
+        """Find the target of a request; path is percent-encoded and without a query.
+
+        A rest is given as it is in `raw`, which is the same path as it came; "" where path is that.
+        """
+        search = _Search[T](method, path.split("/"), raw or path, self._has_empty_places)
+        found = search.below(self._root, 0, ())
+        return NoMatch(tuple(sorted(search.allowed))) if found is None else found
 
 
-def _find(
-    node: _Node[T],
-    segments: list[str],
-    at: int,
-    method: str,
-    held: tuple[str, ...],
-    allowed: set[str],
-) -> Match[T] | None:
-    if at == len(segments):
-        found = node.targets.get(method)
-        if found is None:
-            allowed.update(node.targets)
-            return None
-        target, names = found
-        return Match(target, dict(zip(names, held, strict=True)))
-    literal = node.literals.get(segments[at])
-    if literal is not None:
-        match = _find(literal, segments, at + 1, method, held, allowed)
-        if match is not None:
-            return match
-    if node.place is None:
+class _Search(Generic[T]):
+    """One look for a request; `allowed` are the methods that its path has and that is not."""
+
+    __slots__ = ("_has_empty_places", "_method", "_raw", "_segments", "allowed")
+
+    def __init__(self, method: str, segments: list[str], raw: str, has_empty_places: bool) -> None:
+        self._method = method
+        self._segments = segments
+        self._raw = raw
+        self._has_empty_places = has_empty_places
+        self.allowed: set[str] = set()
+
+    def below(self, node: _Node[T], at: int, held: tuple[str, ...]) -> Match[T] | None:
+        """Return the closest match of the segments from one on; `held` is what places hold."""
+        segments = self._segments
+        if at == len(segments):
+            return self._match(node.targets, held) if node.targets else None
+        segment = segments[at]
+        literal = node.literals.get(segment)
+        match = None if literal is None else self.below(literal, at + 1, held)
+        if match is None and node.place is not None and (segment or self._has_empty_places):
+            match = self.below(node.place, at + 1, (*held, segment))
+        if match is None and node.rests:
+            match = self._match(node.rests, (*held, self._raw.split("/", at)[at]))
+        return match
+
+    def _match(
+        self, targets: dict[str, tuple[T, tuple[str, ...]]], held: tuple[str, ...]
+    ) -> Match[T] | None:
+        found = targets.get(self._method)
+        if found is None and self._method not in _NEVER:
+            found = targets.get(ANY)
+        if found is not None:
+            return Match(found[0], dict(zip(found[1], held, strict=True)))
+        self.allowed.update(targets)
+        if ANY in self.allowed:
+            self.allowed.remove(ANY)
+            self.allowed.update(ANY_METHODS)
         return None
-    return _find(node.place, segments, at + 1, method, (*held, segments[at]), allowed)

@@ -140,7 +140,7 @@ def read(gateway: Gateway) -> Reading:
             entries.append(entry)
     for at, other_at, path in clashes([entry.template for entry in entries]):
         one, other = entries[at], entries[other_at]
-        same = one.template.segments == other.template.segments
+        same = one.template.steps == other.template.steps
         why = "have the same path" if same else f"both match {path}, and neither is the closer"
         mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
     mistakes += _shared_names(gateway.auth)
@@ -177,6 +177,8 @@ class _Reader:
         template = self._tried(lambda: Template.of(route.route))
         if template is None:
             return None
+        if template.has_rest and not isinstance(route, Forward):
+            self._note("only a Forward takes the rest of a path; name each segment here")
         self._read_access()
         deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
         interval_s, burst = self._read_rate()

@@ -117,7 +117,7 @@ class GatewayEngine:
         self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
         last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
         self._asker = Asker(caller, last)
-        self._routes: Routes[CompiledRoute] = Routes()
+        self._routes: Routes[CompiledRoute] = Routes(has_empty_places=False)
         self._entries = entries
         self._buckets: dict[str, TokenBuckets] = {}
         for entry in entries:

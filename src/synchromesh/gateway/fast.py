@@ -112,7 +112,8 @@ class Gate:
             for entry in routing.entries
             if not entry.template.places
         }
-        self._plans: dict[str, FastForward | FastAggregate] = {}
+        # A route that takes any method has a plan for each.
+        self._plans: dict[tuple[str, bytes], FastForward | FastAggregate] = {}
         # The plans of those, once they have been asked for without a query.
         self._ready: dict[tuple[bytes, bytes], FastForward | FastAggregate] = {}
         self._buckets = routing.buckets
@@ -137,7 +138,7 @@ class Gate:
             if found is None:
                 return False
             entry, places = found
-        plan = self._plans.get(entry.name) or self._plan(entry)
+        plan = self._plans.get((entry.name, exchange.method)) or self._plan(entry, exchange.method)
         if plan is None:
             return False
         if places is None and exchange.target == path:
@@ -147,7 +148,7 @@ class Gate:
     def resume(self, sent: ForwardExchange, context: CallContext, begun: FailedAttempt) -> None:
         """Go on by the slow way with what has failed here."""
         exchange = sent.exchange
-        plan = self._plans[sent.plan.entry.name]
+        plan = sent.plan
         assert isinstance(plan, FastForward)
         request = exchange.request()
         if exchange.body:
@@ -220,17 +221,17 @@ class Gate:
             return None
         return None if isinstance(found, NoMatch) else (found.target, found.places)
 
-    def _plan(self, entry: CompiledRoute) -> FastForward | FastAggregate | None:
+    def _plan(self, entry: CompiledRoute, method: bytes) -> FastForward | FastAggregate | None:
         buckets = self._buckets.get(entry.name)
         plan: FastForward | FastAggregate
         if entry.passage is not None:
             is_external = entry.passage.to in self._externals
-            plan = FastForward(self, entry, buckets, is_external=is_external)
+            plan = FastForward(self, entry, method, buckets, is_external=is_external)
         elif entry.operation is None:
             plan = FastAggregate(self, entry, buckets)
         else:
             return None
-        self._plans[entry.name] = plan
+        self._plans[entry.name, method] = plan
         return plan
 
 
@@ -239,9 +240,9 @@ class FastForward:
 
     Args:
         gate: what it shares with other routes.
+        method: of the requests.
         buckets: its rate; None where it has none.
         is_external: the upstream is not ours.
-        method: which is GET, too, of a route that takes HEAD.
     """
 
     __slots__ = (
@@ -253,7 +254,13 @@ class FastForward:
     )  # fmt: skip
 
     def __init__(
-        self, gate: Gate, entry: CompiledRoute, buckets: TokenBuckets | None, *, is_external: bool
+        self,
+        gate: Gate,
+        entry: CompiledRoute,
+        method: bytes,
+        buckets: TokenBuckets | None,
+        *,
+        is_external: bool,
     ) -> None:
         passage = entry.passage
         assert passage is not None
@@ -270,7 +277,7 @@ class FastForward:
         self.needs_origin = entry.is_public or self.tells_origin
         self.odd = ODD | gate.origins.told_by
         self.scopes = entry.scopes
-        self.method = entry.template.method.encode()
+        self.method = method
         self.path = passage.path.encode()
         self.has_places = b"{" in self.path
         self.passed = frozenset(name.encode() for name in passage.passed)

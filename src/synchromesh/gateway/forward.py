@@ -67,9 +67,10 @@ _VIA: Final = ("via", "1.1 synchromesh")
 
 _UPSTREAM = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _HEADER = re.compile(r"[a-z0-9][a-z0-9-]*")
-_PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+_PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)(?:\.\.\.)?\}")
 _SIZE = re.compile(r"([0-9]{1,9}) ?(B|KiB|MiB|GiB)")
 _UNITS_BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_TWO_SLASHES = re.compile(r"/(?:[/\\]|%(?:25)*(?:2f|5c))", re.IGNORECASE)
 # How often a place is decoded to see where it leads.
 _DECODINGS_MAX: Final = 3
 
@@ -80,7 +81,7 @@ class CompiledForward:
 
     Attributes:
         to: the upstream.
-        path: where the upstream has it, with places.
+        path: where the upstream has it, with places, and maybe a rest.
         passed: the headers of a request that pass.
         body_bytes_max: how long its body may be.
         forwarded: whether it is told whom a request comes from; None where it is ours.
@@ -102,7 +103,10 @@ class CompiledForward:
         Raises:
             BadRequest: a place would lead to another path.
         """
-        return _PLACE.sub(lambda place: _segment(places[place[1]]), self.path)
+        target = _PLACE.sub(lambda place: _inside(places[place[1]]), self.path)
+        if _TWO_SLASHES.match(target):
+            raise BadRequest("the path begins with two slashes, which some take for a host")
+        return target
 
     def forwarding(
         self,
@@ -309,7 +313,7 @@ def _read_path(route: Forward, template: Template, note: Note) -> str:
     except ConfigError:
         note(f'{str(route.path)[:40]!r} is no path; write one such as "/images/{{name}}"')
         return template.path
-    if any(segment in (".", "..") for segment in there.segments):
+    if any(segment in (".", "..") for segment in there.steps):
         note(f"{there.path!r} has a segment of dots; write where it leads")
     known = ", ".join(f"{{{place}}}" for place in template.places) or "none"
     for place in there.places:
@@ -318,11 +322,15 @@ def _read_path(route: Forward, template: Template, note: Note) -> str:
     for place in template.places:
         if place not in there.places:
             note(f"{{{place}}} is not used in {there.path!r}; use it there, or drop it here")
+    if there.has_rest != template.has_rest or (
+        there.has_rest and there.places[-1:] != template.places[-1:]
+    ):
+        note(f"{there.path!r} and the route have to end in the same rest, or both in none")
     return there.path
 
 
-def _segment(value: str) -> str:
-    """Return a place's value if it stays one segment of the path wherever it is decoded."""
+def _inside(value: str) -> str:
+    """Return what a place or a rest holds if it leads nowhere else wherever it is decoded."""
     decoded = value
     # Some servers decode a path twice, or the service behind them does it again.
     for _ in range(_DECODINGS_MAX):

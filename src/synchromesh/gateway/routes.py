@@ -78,15 +78,16 @@ class Forward:
 
     A request's body is read ahead before the upstream is asked, all of it or 64 KiB.
 
-    It is for what is no call of a contract: uploads, long reports, services in other languages. A
-    GET answers HEAD too. The query passes, and so do the headers of content, conditions and
-    negotiation; whoever asks is told to the upstream by the gateway alone (G2).
+    It is for what is no call of a contract: uploads, long reports, services in other languages,
+    whole applications. A GET answers HEAD too. The query passes, and so do the headers of content,
+    conditions and negotiation; whoever asks is told to the upstream by the gateway alone (G2).
 
     Attributes:
-        route: method and path, such as "PUT /firmware/{name}".
+        route: method and path, such as "PUT /firmware/{name}" or "ANY /app/{path...}", which is
+            every method but CONNECT and TRACE, and all paths that begin with "/app/".
         to: the upstream: a service of the system, or an external one of `synchromesh.toml`.
-        path: where the upstream has it, with the same places, such as "/images/{name}"; "" where it
-            is the same path.
+        path: where the upstream has it, with the same places, such as "/images/{name}", or
+            "/{path...}" to strip a prefix; "" where it is the same path.
         headers: what else passes, such as {"x-checksum"}.
         forwarded: whether the upstream is told whom the request comes from, by `X-Forwarded-For`,
             `-Proto`, `-Host` and `Forwarded`; None for a service of the system, and not for an
@@ -98,6 +99,8 @@ class Forward:
     Example:
         >>> Forward("PUT /firmware/{name}", to="firmware_store", body_max="64MiB").path
         ''
+        >>> Forward("ANY /app/{path...}", to="legacy", path="/{path...}").to
+        'legacy'
     """
 
     route: str

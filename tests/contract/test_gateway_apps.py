@@ -1,0 +1,129 @@
+"""What a gateway promises of a whole application behind it: every method, paths as they came."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from forward_fakes import PARTNER, STORE, Way, answering, through
+from synchromesh.gateway import Forward, Gateway
+
+pytestmark = pytest.mark.usefixtures("http_way")
+
+GATEWAY = Gateway(
+    routes=(
+        Forward("ANY /app/{path...}", to=STORE, path="/{path...}", public=True),
+        Forward("ANY /kept/{path...}", to=STORE, public=True),
+        Forward("ANY /v1/{x}/{rest...}", to=STORE, path="/{x}/api/{rest...}", public=True),
+        Forward("GET /app/stock/{sku}", to=PARTNER, path="/{sku}", public=True),
+    )
+)
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "LINK")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("body", [b"", b"a body"])
+def test_every_method_passes_with_its_body(method: str, body: bytes) -> None:
+    """An application gets what it would get without a gateway, and HEAD has no body."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = answering(207, b"told", (("allow", "GET"),))
+        for _ in range(2):  # the second goes the way that the first has prepared
+            answer = await way.ask(f"{method} /app/a/b?c=%2F", body or None)
+            assert (answer.status, answer.headers.get("allow")) == (207, "GET")
+            assert answer.body == (b"" if method == "HEAD" else b"told")
+        for seen in way.store.seen:
+            assert (seen.request.method, seen.request.target) == (method, "/a/b?c=%2F")
+            assert (seen.body, seen.is_whole) == (body, True)
+        assert len(way.store.seen) == 2
+
+    through(main, gateway=GATEWAY)
+
+
+@pytest.mark.parametrize(
+    ("path", "there"),
+    [
+        ("/app/", "/"),
+        ("/app/a//b/", "/a//b/"),
+        ("/app/%41%2f%20;x=1", "/%41%2f%20;x=1"),
+        ("/%61pp/...", "/..."),
+        ("/app/a%252Fb", "/a%252Fb"),
+        ("/app/a..b/.c", "/a..b/.c"),
+        ("/kept/a%5Cb", "/kept/a%5Cb"),
+        ("/kept/", "/kept/"),
+        ("/kept//a", "/kept//a"),
+        ("/v1/t%20/x/y", "/t%20/api/x/y"),
+        ("/app/stock", "/stock"),
+        ("/app/stock/", "/stock/"),
+    ],
+)
+def test_the_rest_of_a_path_is_what_came(path: str, there: str) -> None:
+    """It is neither decoded, encoded nor tidied up; only the prefix is another."""
+
+    async def main(way: Way) -> None:
+        assert (await way.ask(f"GET {path}")).status == 201
+        assert [seen.request.target for seen in way.store.seen] == [there]
+
+    through(main, gateway=GATEWAY)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/app/..",
+        "/app/../admin",
+        "/app/a/../../admin",
+        "/app/./a",
+        "/app/%2e%2E/admin",
+        "/app/a%2F..%2Fb",
+        "/app/..%5cadmin",
+        "/app/..\\admin",
+        "/app/..;x/admin",
+        "/app/%252e%252e%252fadmin",
+        "/app/a%25252F..",
+        "/app/%2525252541",
+        "/app/a%00",
+        "/app/%C0%AE%C0%AE/admin",
+        "/app//other.example/a",
+        "/app/%2Fother.example",
+        "/app/\\other.example",
+        "/app/%255Cother.example",
+        "/v1/%2Fother.example/a",
+    ],
+)
+def test_no_rest_leads_elsewhere(path: str) -> None:
+    """Nothing outside of the prefix is reached, however often it is decoded, and no other host."""
+
+    async def main(way: Way) -> None:
+        answer = await way.ask(f"GET {path}")
+        assert answer.status == 400
+        assert way.store.seen == []
+
+    through(main, gateway=GATEWAY)
+
+
+def test_what_was_taken_out_goes_elsewhere() -> None:
+    """A route of its own wins on its method and path; the application has the others still."""
+
+    async def main(way: Way) -> None:
+        await way.ask("GET /app/stock/a")
+        await way.ask("PUT /app/stock/a", b"1")
+        await way.ask("GET /app/stock/a/b")
+        assert [seen.request.target for seen in way.partner.seen] == ["/a"]
+        assert [seen.request.method for seen in way.store.seen] == ["PUT", "GET"]
+
+    through(main, gateway=GATEWAY)
+
+
+def test_an_echo_is_refused() -> None:
+    """TRACE would show what the gateway adds to a request."""
+
+    async def main(way: Way) -> None:
+        raw = await way.raw(b"TRACE /app/a HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.sleep(1.0)
+        assert raw.status == 405
+        assert b"\r\nallow: DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT\r\n" in raw.came
+        assert way.store.seen == []
+
+    through(main, gateway=GATEWAY)
