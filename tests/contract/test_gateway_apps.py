@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from bodies import body_of
 from forward_fakes import PARTNER, STORE, Way, answering, through
 from synchromesh.gateway import Forward, Gateway
 
@@ -16,6 +17,7 @@ GATEWAY = Gateway(
         Forward("ANY /app/{path...}", to=STORE, path="/{path...}", public=True),
         Forward("ANY /kept/{path...}", to=STORE, public=True),
         Forward("ANY /v1/{x}/{rest...}", to=STORE, path="/{x}/api/{rest...}", public=True),
+        Forward("GET /own", to=STORE, public=True, headers={"cookie", "authorization"}),
         Forward("GET /app/stock/{sku}", to=PARTNER, path="/{sku}", public=True),
     )
 )
@@ -125,5 +127,52 @@ def test_an_echo_is_refused() -> None:
         assert raw.status == 405
         assert b"\r\nallow: DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT\r\n" in raw.came
         assert way.store.seen == []
+
+    through(main, gateway=GATEWAY)
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_what_leads_to_the_application_leads_to_the_gateway(is_long: bool) -> None:
+    """Neither an internal address nor a path that leads nowhere gets out, whatever the answer."""
+    told = b"see there" * (20_000 if is_long else 1)
+
+    async def main(way: Way) -> None:
+        url = way.servers[STORE].url
+        way.store.answer = answering(
+            307,
+            lambda: body_of(told, length=None if is_long else len(told)),
+            (
+                ("location", f"{url}/login?next=%2Fa"),
+                ("content-location", "/a.html"),
+                ("refresh", f"1; url={url}/b"),
+                ("link", f'<{url}/c>; rel="next"'),
+                ("set-cookie", "a=1; Path=/"),
+                ("set-cookie", "b=2; Path=/admin"),
+                ("x-other", url),
+            ),
+        )
+        answer = await way.ask("GET /app/a")
+        assert (answer.status, answer.body) == (307, told)
+        assert answer.headers.get("location") == "/app/login?next=%2Fa"
+        assert answer.headers.get("content-location") == "/app/a.html"
+        assert answer.headers.get("refresh") == "1; url=/app/b"
+        assert answer.headers.get("link") == '</app/c>; rel="next"'
+        assert answer.headers.get_all("set-cookie") == ("a=1; Path=/app", "b=2; Path=/app/admin")
+        assert answer.headers.get("x-other") == url
+        assert (await way.ask("GET /own")).headers.get("content-location") == "/app/a.html"
+
+    through(main, gateway=GATEWAY)
+
+
+def test_sessions_pass_where_the_route_says_so() -> None:
+    """A cookie and a credential for the application are told to it, and to no other."""
+    told = {"cookie": "session=1", "authorization": "Bearer theirs"}
+
+    async def main(way: Way) -> None:
+        await way.ask("GET /own", by="", headers=told)
+        await way.ask("GET /app/a", by="", headers=told)
+        own, other = (seen.request.headers for seen in way.store.seen)
+        assert {name: own.get(name) for name in told} == told
+        assert not told.keys() & {name for name, _ in other}
 
     through(main, gateway=GATEWAY)

@@ -24,6 +24,7 @@ from synchromesh.gateway import ApiKey, KeyRing, KeysFile, Principal, make_key, 
 from synchromesh.gateway.answers import ALWAYS, TRACE
 from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.forward import answer_head, answer_of
+from synchromesh.gateway.leading import Leading, UpstreamPaths
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.message import encode_response
 from synchromesh.http.together import TurnWrites
@@ -36,20 +37,35 @@ RNG = random.Random(1)
 TEXT, KEY = make_key("shop", ["orders:write"], rng=RNG)
 NAMES = (
     "age", "cache-control", "connection", "content-type", "date", "deadline-ms", "keep-alive",
-    "set-cookie", "synchromesh-partial", "synchromesh-trace", "te", "traceparent", "x-a", "x-b",
-    "x-content-type-options",
+    "link", "location", "set-cookie", "synchromesh-partial", "synchromesh-trace", "te",
+    "traceparent", "x-a", "x-b", "x-content-type-options",
 )  # fmt: skip
-VALUES = ("", "a", "close", "keep-alive", "no-cache", "x-a", "X-B, close", "\xe9")
+WAYS = UpstreamPaths()
+WAYS.add("/app/{path...}", "/{path...}")
+LEADING = Leading((WAYS,), "http://10.0.0.7")
+VALUES = (
+    "",
+    "a",
+    "http://10.0.0.7/a",
+    "<http://10.0.0.7>, </b>",
+    "id=1; path=/",
+    "close",
+    "keep-alive",
+    "no-cache",
+    "x-a",
+    "X-B, close",
+    "\xe9",
+)
 PAIRS = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=8)
 
 
 @given(PAIRS, st.sampled_from([200, 204, 206, 304, 404]))
 def test_both_ways_give_the_same_head(pairs: list[tuple[str, str]], status: int) -> None:
     """What passes of an answer, and what is said in its stead, is the same set of lines."""
-    response = answer_of(HttpResponse(status, pairs), [*ALWAYS, (TRACE, "0" * 32)])
+    response = answer_of(HttpResponse(status, pairs), [*ALWAYS, (TRACE, "0" * 32)], LEADING)
     slow = encode_response(response, is_head=False, is_last=False)
     raw = [(name.encode(), value.encode("latin-1")) for name, value in pairs]
-    fast = answer_head(status, raw, "0" * 32, 0)
+    fast = answer_head(status, raw, "0" * 32, 0, b"", LEADING)
     assert sorted(fast.split(b"\r\n")) == sorted(slow.removesuffix(b"\r\n").split(b"\r\n"))
 
 

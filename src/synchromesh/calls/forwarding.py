@@ -131,8 +131,10 @@ class Forwarder:
     @asynccontextmanager
     async def forward(
         self, forwarding: Forwarding, begun: FailedAttempt | None = None
-    ) -> AsyncIterator[HttpResponse]:
-        """Pass a request on, and give its answer with its head; read its `stream` in the context.
+    ) -> AsyncIterator[tuple[HttpResponse, Endpoint]]:
+        """Pass a request on, and give its answer with its head, and the instance that gave it.
+
+        Read the answer's `stream` in the context.
 
         With `begun` it goes on behind that attempt.
 
@@ -153,7 +155,7 @@ class Forwarder:
         outcome: BaseException | None = None
         try:
             async with AsyncExitStack() as stack:
-                yield await self._answered(line, passage, stack, begun)
+                yield await self._answered(line, passage, stack, begun), passage.endpoint
         except BaseException as error:
             outcome = error
             raise
@@ -222,7 +224,9 @@ class Forwarder:
 
 
 class _Passage(Way):
-    """One request under way; `exchange` is left open by the attempt that was answered."""
+    """One request under way; `exchange` is left open by the attempt that `endpoint` answered."""
+
+    endpoint: Endpoint
 
     def __init__(
         self, line: Line, forwarding: Forwarding, record: Record, span_id: str, began_s: float
@@ -268,6 +272,7 @@ class _Passage(Way):
                 if response.status >= 500:
                     raise await self._failure(attempt, response)
                 self.exchange = exchange.pop_all()
+                self.endpoint = endpoint
                 return response
         except ConnectFailed:
             self.choice.give_up(endpoint)

@@ -6,6 +6,7 @@ the engine runs on, or raises with every mistake.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
 from synchromesh.gateway.forward import CompiledForward, read_forward
 from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import is_scope
+from synchromesh.gateway.leading import UpstreamPaths
 from synchromesh.gateway.limits import burst_of, interval_of
 from synchromesh.gateway.principal import Auth
 from synchromesh.gateway.router import Template, clashes
@@ -122,6 +124,7 @@ def read(gateway: Gateway) -> Reading:
     """
     mistakes: list[str] = []
     entries: list[CompiledRoute] = []
+    ways: dict[str, UpstreamPaths] = defaultdict(UpstreamPaths)
     if not gateway.routes:
         mistakes.append("the gateway has no routes; it would answer everything with 404")
     mistakes += [
@@ -135,7 +138,7 @@ def read(gateway: Gateway) -> Reading:
                 f"route {number} is a {type(route).__name__}; write Route, Aggregate or Forward"
             )
             continue
-        entry = _Reader(route, mistakes, has_auth=bool(gateway.auth)).entry()
+        entry = _Reader(route, mistakes, ways, has_auth=bool(gateway.auth)).entry()
         if entry is not None:
             entries.append(entry)
     for at, other_at, path in clashes([entry.template for entry in entries]):
@@ -165,9 +168,15 @@ class _Reader:
     """Compiles one route, and collects its mistakes."""
 
     def __init__(
-        self, route: Route | Aggregate | Forward, mistakes: list[str], *, has_auth: bool
+        self,
+        route: Route | Aggregate | Forward,
+        mistakes: list[str],
+        ways: dict[str, UpstreamPaths],
+        *,
+        has_auth: bool,
     ) -> None:
         self._route = route
+        self._ways = ways
         self._mistakes = mistakes
         self._has_auth = has_auth
 
@@ -192,7 +201,7 @@ class _Reader:
             else:
                 self._note("leads to no operation; name one of a contract, such as Orders.place")
         elif isinstance(route, Forward):
-            passage = read_forward(route, template, self._note)
+            passage = read_forward(route, template, self._note, self._ways[str(route.to)])
         else:
             parts = read_branches(route, template, deadline_s, self._note)
         return CompiledRoute(

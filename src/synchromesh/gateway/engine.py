@@ -410,8 +410,11 @@ class GatewayEngine:
         # What a body takes, either way, is the client's time: it holds no place of others then.
         forwarding = await self._forwarder.read_ahead(forwarding, asked.entry.deadline_s)
         async with nullcontext() if forwarding.is_upload else self._limiter:
-            response = await stack.enter_async_context(self._forwarder.forward(forwarding))
-        return answer_of(response, asked.headers)
+            response, endpoint = await stack.enter_async_context(
+                self._forwarder.forward(forwarding)
+            )
+        assert asked.entry.passage is not None
+        return answer_of(response, asked.headers, asked.entry.passage.leading(endpoint.url))
 
     def _forwarding(self, asked: _Asked, context: CallContext) -> Forwarding:
         """Return what is passed on. Raises _Refusal."""

@@ -188,10 +188,10 @@ class Gate:
                             is_external=plan.is_external,
                         )
                         async with self.limiter:
-                            response = await stack.enter_async_context(
+                            response, endpoint = await stack.enter_async_context(
                                 self.forwarder.forward(forwarding, begun)
                             )
-                        answer = answer_of(response, headers)
+                        answer = answer_of(response, headers, passage.leading(endpoint.url))
                     except Exception as error:  # noqa: BLE001 - the client gets an answer
                         told = told_of(error, entry, context.trace_id)
                         status, more = outcome_of(error)
@@ -247,10 +247,10 @@ class FastForward:
 
     __slots__ = (
         "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "draw", "edge", "entry",
-        "gate", "has_places", "hops", "is_external", "is_idempotent", "is_public", "limiter",
-        "loop", "method", "name", "needs_origin", "odd", "passed", "path", "places", "priority",
-        "record", "record_call", "scopes", "service", "shared", "states_length", "tells_origin",
-        "timeout_s", "together", "tracker",
+        "gate", "has_places", "hops", "is_external", "is_idempotent", "is_public", "leading",
+        "limiter", "loop", "method", "name", "needs_origin", "odd", "passed", "path", "places",
+        "priority", "record", "record_call", "scopes", "service", "shared", "states_length",
+        "tells_origin", "timeout_s", "together", "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -275,6 +275,7 @@ class FastForward:
         self.is_public = entry.is_public
         self.tells_origin = passage.tells_origin(is_external=is_external)
         self.needs_origin = entry.is_public or self.tells_origin
+        self.leading = passage.leading
         self.odd = ODD | gate.origins.told_by
         self.scopes = entry.scopes
         self.method = method
@@ -459,7 +460,7 @@ class FastForward:
         if len(self.places) >= _PLACES_MAX:
             self.places.clear()  # instances come and go; a few are looked up again
         try:
-            place = ForwardPlace(endpoint, transport, self.method, self.path)
+            place = ForwardPlace(endpoint, transport, self.method, self.path, self.leading)
         except ConfigError:
             return None  # the slow way meets it again, and tells it
         self.places[endpoint.instance] = place

@@ -32,6 +32,8 @@ from synchromesh.context import (
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.gateway.arrival import FIELDS, NOTHING, REQUEST_ID, Arrival, arrival_of
 from synchromesh.gateway.fallbacks import Note
+from synchromesh.gateway.leading import FIELDS as LED
+from synchromesh.gateway.leading import Leading, UpstreamPaths
 from synchromesh.gateway.origin import ClientOrigin
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
@@ -57,7 +59,7 @@ _OURS: Final = frozenset({
 # Headers that no route may let in: they say who asks, from where, how the message is framed, or
 # that another method or path is meant than the one that was checked.
 _NEVER: Final = _HOP | _OURS | {
-    "authorization", "content-length", "cookie", "expect", "forwarded", "host", "remote-user",
+    "content-length", "expect", "forwarded", "host", "remote-user",
     "true-client-ip", "via", "x-api-key", "x-client-ip", "x-http-method", "x-http-method-override",
     "x-method-override", "x-principal", "x-real-ip", "x-remote-user", "x-rewrite-url", "x-user",
 }  # fmt: skip
@@ -84,6 +86,7 @@ class CompiledForward:
         path: where the upstream has it, with places, and maybe a rest.
         passed: the headers of a request that pass.
         body_bytes_max: how long its body may be.
+        ways: the route's own way to the upstream, and all that lead there.
         forwarded: whether it is told whom a request comes from; None where it is ours.
     """
 
@@ -91,11 +94,16 @@ class CompiledForward:
     path: str
     passed: frozenset[str]
     body_bytes_max: int
+    ways: tuple[UpstreamPaths, ...]
     forwarded: bool | None = None
 
     def tells_origin(self, *, is_external: bool) -> bool:
         """Tell whether the upstream is told whom a request comes from."""
         return not is_external if self.forwarded is None else self.forwarded
+
+    def leading(self, url: str) -> Leading:
+        """Return what tells where the answers of an instance lead."""
+        return Leading(self.ways, url)
 
     def target(self, places: Mapping[str, str]) -> str:
         """Return the path at the upstream; `places` are percent-encoded, as they came.
@@ -143,17 +151,20 @@ class CompiledForward:
         )
 
 
-def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpResponse:
+def answer_of(
+    response: HttpResponse, ours: Iterable[tuple[str, str]], leading: Leading
+) -> HttpResponse:
     """Return an upstream's answer as the client gets it, with headers of `ours`.
 
-    What the upstream says of caching goes before ours: it knows its answer.
+    What the upstream says of caching goes before ours: it knows its answer. What it says of its own
+    places is told as they are outside.
     """
     ours = tuple(ours)
     dropped = _DROPPED | _named(response.headers)
     if any(name == REQUEST_ID for name, _ in ours):
         dropped |= {REQUEST_ID}  # it is the client's to say
     kept = [
-        (name, value)
+        (name, leading.of(name, value) if name in LED else value)
         for name, value in response.headers
         if name not in dropped and not name.startswith("synchromesh-")
     ]
@@ -168,7 +179,7 @@ def answer_of(response: HttpResponse, ours: Iterable[tuple[str, str]]) -> HttpRe
 _OPTIONS: Final = frozenset({b"keep-alive", b"close"})
 # What is done with a field of an answer, by its name; unlike a request's they are the upstream's
 # own words, few and always the same. Others than these are judged once and kept.
-_DROP, _PASS, _CACHE, _CONNECTION, _NAME = range(5)
+_DROP, _PASS, _CACHE, _CONNECTION, _NAME, _LED = range(6)
 _RULES: dict[bytes, int] = {}
 _RULES_MAX: Final = 1024
 _FIXED_RULES: Final = {
@@ -176,6 +187,7 @@ _FIXED_RULES: Final = {
     b"cache-control": _CACHE,
     b"connection": _CONNECTION,
     REQUEST_ID.encode(): _NAME,
+    **{name.encode(): _LED for name in LED},
 }
 _RULES.update(_FIXED_RULES)
 _NO_STORE: Final = b"cache-control: no-store\r\n"
@@ -210,7 +222,12 @@ def look(
 
 
 def answer_head(
-    status: int, pairs: Sequence[RawPair], trace_id: str, size: int, echo: bytes = b""
+    status: int,
+    pairs: Sequence[RawPair],
+    trace_id: str,
+    size: int,
+    echo: bytes,
+    leading: Leading,
 ) -> bytes:
     """Return the head of an upstream's answer as the client gets it, as `answer_of` makes it.
 
@@ -218,6 +235,7 @@ def answer_head(
         pairs: its fields, as a strict parser has judged them, names in lower case.
         size: of its body; below 0 where that comes in chunks.
         echo: the line that repeats what the client has named its request.
+        leading: tells where it leads.
     """
     lines = [_STATUS_LINES[status]]
     caching, rules = _NO_STORE, _RULES
@@ -234,7 +252,10 @@ def answer_head(
                     continue  # it is the client's to say
             elif rule == _CONNECTION:
                 if value not in _OPTIONS and value.lower() not in _OPTIONS:
-                    return _named_head(status, pairs, trace_id, size, echo)
+                    return _named_head(status, pairs, trace_id, size, echo, leading)
+                continue
+            elif rule == _LED:
+                lines += (name, b": ", leading.raw(name, value), b"\r\n")
                 continue
             lines += (name, b": ", value, b"\r\n")
     if size < 0:
@@ -246,12 +267,17 @@ def answer_head(
 
 
 def _named_head(
-    status: int, pairs: Sequence[RawPair], trace_id: str, size: int, echo: bytes
+    status: int,
+    pairs: Sequence[RawPair],
+    trace_id: str,
+    size: int,
+    echo: bytes,
+    leading: Leading,
 ) -> bytes:
     """Return the head of an answer whose `Connection` names fields of its own hop."""
     named = {name.encode("latin-1") for name in _named(Headers.from_wire(list(pairs)))}
     kept = [pair for pair in pairs if pair[0] not in named and pair[0] != b"connection"]
-    return answer_head(status, kept, trace_id, size, echo)
+    return answer_head(status, kept, trace_id, size, echo, leading)
 
 
 def _judge(name: bytes) -> int:
@@ -262,11 +288,19 @@ def _judge(name: bytes) -> int:
     return rule
 
 
-def read_forward(route: Forward, template: Template, note: Note) -> CompiledForward:
-    """Return a `Forward` as the engine runs it, and note what is wrong with it."""
+def read_forward(
+    route: Forward, template: Template, note: Note, others: UpstreamPaths
+) -> CompiledForward:
+    """Return a `Forward` as the engine runs it, and note what is wrong with it.
+
+    It is added to `others`, the ways to its upstream.
+    """
     if not is_a(route.to, str) or not _UPSTREAM.fullmatch(route.to):
         note(f'leads to {str(route.to)[:40]!r}; name an upstream, such as to="firmware_store"')
     path = _read_path(route, template, note)
+    own = UpstreamPaths()
+    for ways in (own, others):
+        ways.add(template.path, path)
     body_bytes_max = 0
     try:
         body_bytes_max = size_of(route.body_max)
@@ -276,15 +310,22 @@ def read_forward(route: Forward, template: Template, note: Note) -> CompiledForw
         note(f"forwarded is {str(route.forwarded)[:40]!r}; write True, False or None")
     if is_a(route.headers, str):
         note(f'headers is a text; write a set of texts, such as {{"{route.headers}"}}')
-        return CompiledForward(str(route.to), path, PASSED, body_bytes_max)
+        return CompiledForward(str(route.to), path, PASSED, body_bytes_max, (own, others))
     for name in sorted(map(str, route.headers)):
         if not _HEADER.fullmatch(name):
             note(f'{name[:40]!r} is no header in lower case; write one such as "x-checksum"')
+        elif name == "authorization" and not route.public:
+            note(
+                f"{name!r} never passes where the gateway asks for it: the upstream could show it "
+                "to others; drop it, or say public=True and let the upstream ask"
+            )
         elif name in _NEVER or name.startswith(_NEVER_BEGINS):
             note(f"{name!r} never passes: it says who asks, from where, or how; drop it")
     # A well-formed one passes anyway.
     passed = frozenset(route.headers) - {REQUEST_ID}
-    return CompiledForward(str(route.to), path, PASSED | passed, body_bytes_max, route.forwarded)
+    return CompiledForward(
+        str(route.to), path, PASSED | passed, body_bytes_max, (own, others), route.forwarded
+    )
 
 
 def size_of(text: str) -> int:

@@ -12,6 +12,7 @@ slots given back, and the client's exchange let go of, once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
@@ -24,6 +25,7 @@ from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import Arrival
 from synchromesh.gateway.check import CompiledRoute
 from synchromesh.gateway.forward import answer_head
+from synchromesh.gateway.leading import Leading
 from synchromesh.gateway.origin import ClientOrigin
 from synchromesh.http import (
     ClientExchange,
@@ -94,15 +96,32 @@ class ForwardPlace:
     Args:
         endpoint: the instance, as it is listed.
         method, path: of the route, as the upstream has it.
+        leading: makes what tells where the instance's answers lead.
     """
 
-    __slots__ = ("endpoint", "host", "line", "lines_end", "noted", "pool", "port", "prefix")
+    __slots__ = (
+        "endpoint",
+        "host",
+        "leading",
+        "line",
+        "lines_end",
+        "noted",
+        "pool",
+        "port",
+        "prefix",
+    )
 
     def __init__(
-        self, endpoint: Endpoint, transport: HttpTransport, method: bytes, path: bytes
+        self,
+        endpoint: Endpoint,
+        transport: HttpTransport,
+        method: bytes,
+        path: bytes,
+        leading: Callable[[str], Leading],
     ) -> None:
         self.endpoint = endpoint
         place = transport.place(by_http(endpoint))
+        self.leading = leading(by_http(endpoint).url)
         self.pool: HttpPool = transport.pool
         self.host, self.port = place.host, place.port
         self.prefix = place.prefix.encode("ascii")
@@ -220,7 +239,9 @@ class ForwardExchange(ClientExchange):
             plan.limiter.release()
         plan.gate.limiter.release()
         exchange.listener = None
-        exchange.answer(answer_head(status, pairs, trace_id, len(body), self.echo), body)
+        exchange.answer(
+            answer_head(status, pairs, trace_id, len(body), self.echo, self.place.leading), body
+        )
 
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
         """Answer with a head, and go on as the body comes."""
@@ -237,7 +258,9 @@ class ForwardExchange(ClientExchange):
         self._give_slots()
         self.framing = Framing(length=length)
         size = length if length is not None else -1
-        self.exchange.begin(answer_head(status, pairs, self.trace_id, size, self.echo))
+        self.exchange.begin(
+            answer_head(status, pairs, self.trace_id, size, self.echo, self.place.leading)
+        )
         self.part_s = self.place.pool.limits.part_s(length)
         if self.connection is not None:
             self.expect_within(self.part_s)

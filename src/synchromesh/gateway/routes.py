@@ -88,7 +88,8 @@ class Forward:
         to: the upstream: a service of the system, or an external one of `synchromesh.toml`.
         path: where the upstream has it, with the same places, such as "/images/{name}", or
             "/{path...}" to strip a prefix; "" where it is the same path.
-        headers: what else passes, such as {"x-checksum"}.
+        headers: what else passes, such as {"x-checksum"} or {"cookie"}; on a public route
+            "authorization", too.
         forwarded: whether the upstream is told whom the request comes from, by `X-Forwarded-For`,
             `-Proto`, `-Host` and `Forwarded`; None for a service of the system, and not for an
             external one.
