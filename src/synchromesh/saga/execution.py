@@ -73,7 +73,8 @@ class Execution:
     ) -> None:
         self._deps = deps
         self._now_us = deps.clock.now_us
-        if records:
+        shape = definition.shape
+        if records or shape.personal is not None:
             row, records = opened(row, records, deps.store.vault)
         self.row = row
         now = self._now_us() if records else 0
@@ -86,7 +87,6 @@ class Execution:
         for record in records:
             self.machine.apply(record)
         self.journal = Journal(deps, row, self.machine, seq=len(records))
-        shape = definition.shape
         if shape.personal is not None or shape.personal_result is not None:
             self.journal.seal = RunSeal(shape.personal, shape.personal_result)
         self._attempts = StepAttempts(deps, row, definition.policy, self.machine, self.journal)
