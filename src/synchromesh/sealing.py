@@ -73,6 +73,30 @@ class Vault(Protocol):
         ...
 
 
+class NoKeys:
+    """The vault of whoever has no keys: all that is sealed is erased, and so is what is stored.
+
+    Example:
+        >>> NO_KEYS.is_erased("c-17")
+        True
+    """
+
+    def seal(self, subject: str, place: str, data: bytes) -> str | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def open(self, subject: str, place: str, sealed: str) -> bytes | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def is_erased(self, subject: str) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
+
+
+NO_KEYS: Vault = NoKeys()
+
+
 class SubjectRecord(msgspec.Struct, frozen=True):
     """What is known of a subject: since when it has a key, or when, by whom and why it was erased.
 

@@ -175,6 +175,9 @@ def test_lost_keys_are_found(run: Run, folder: Path) -> None:
     with Running(folder):
         failed = run(folder, "call", "customers.visit", "customer_id=c-17", "--json")
         assert json.loads(failed.out)["problem"]["code"] == "personal_unreadable"
+        status = run(folder, "status")
+        assert status.code == 1
+        assert "customers: the keys of its personal data are lost" in " ".join(status.out.split())
         assert run(folder, "personal", "give-up", "customers", *WHY).code == 0
         answer = call(run, folder, "customers.visit", "customer_id=c-17")
         assert answer["email"] == ["erased"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import persons_app
 from persons_app import Address, Confirmed, Customers, Register, customers, post
+from synchromesh import Erased
 from synchromesh.testing import Books, InProcess, survive
 
 EMAIL = "canary@example.org"
@@ -20,7 +21,7 @@ async def correspond(client: InProcess) -> None:
     client.erase("c-17")
     await client.call(Customers.confirm(Confirmed("c-17", EMAIL)), key="confirm")
     seen = await client.call(Customers.visit("c-17"), key="visit-last")
-    assert seen.email == persons_app.Erased()
+    assert seen.email == Erased()
     bea = await client.call(Customers.visit("c-18"), key="visit-bea")
     assert bea.email == EMAIL
 
@@ -28,7 +29,7 @@ async def correspond(client: InProcess) -> None:
 def nothing_is_plain(books: Books) -> None:
     for service in ("customers", "post"):
         for (table,) in books.rows(service, "select name from sqlite_master where type = 'table'"):
-            assert EMAIL not in repr(books.rows(service, f'select * from "{table}"')), table
+            assert EMAIL not in repr(books.rows(service, f'select * from "{table!s}"')), table
     greeted = books.rows("post", "select count(*) from sent where what like 'greeting%'")
     assert greeted == [(2,)]
     keys = books._disk.rows("/customers.keys", "select name, key is null from subject order by 1")

@@ -164,6 +164,23 @@ def test_lost_keys_are_not_replaced_by_others(tmp_path: Path) -> None:
     assert reader.faults(keys_id) == []
 
 
+def test_a_file_that_is_taken_away_gets_no_further_key(tmp_path: Path) -> None:
+    """What is open still opens; a new key would be in a file that nobody finds again."""
+    own = vault(tmp_path)
+    value = sealed(own)
+    own.expected = own.prepare()
+    assert own.lost == ""
+    Path(own.path).rename(tmp_path / "elsewhere")
+    assert own.lost == own.expected
+    with pytest.raises(PersonalUnreadable, match="put that file back"):
+        own.seal("c-2", PLACE, b"1")
+    assert own.open("c-1", PLACE, value) == b'"anna"'
+    (tmp_path / "elsewhere").rename(own.path)
+    assert own.lost == ""
+    sealed(own, "c-2")
+    own.close()
+
+
 def test_a_subject_without_a_key_is_no_erased_one(tmp_path: Path) -> None:
     """An older copy of the file lacks keys: that is told, and nothing taken for erased."""
     own = vault(tmp_path)

@@ -184,6 +184,11 @@ class ServiceInstance:
             return SetAside()
         return await summarize(self.store, now_us=now_us)
 
+    @property
+    def keys_lost(self) -> str:
+        """The id of the keys of personal data that are lost; "" where none are."""
+        return self.store.vault.lost if self.has_database else ""
+
     async def schedules_failed(self) -> dict[str, str]:
         """Return how each of its schedules failed last, as far as one did."""
         if not self.service.schedules:

@@ -64,6 +64,7 @@ class SqliteVault:
         self.expected = ""
         self._lock: Any = _THREADS.lock()
         self._connection: sqlite3.Connection | None = None
+        self._file_id: tuple[int, int] | None = None
         self._id = b""
         self._pepper = b""
         self._given_up: frozenset[str] = frozenset()
@@ -199,11 +200,13 @@ class SqliteVault:
     @property
     def lost(self) -> str:
         """The id of the file that is lost; "" where none is."""
+        if not self.expected:
+            return ""
         try:
             self.prepare()
         except PersonalUnreadable:
             return self.expected
-        return ""
+        return self.expected if self._is_gone() else ""
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -228,6 +231,8 @@ class SqliteVault:
         if rows:
             key = rows[0][1]
         else:
+            if self._is_gone():
+                raise self._lost(self._id.hex())
             key = self._runtime.secret_rng.randbytes(_KEY_BYTES)
             self._run(
                 "insert into subject(tag, name, key, made_us) values (?, ?, ?, ?)",
@@ -237,6 +242,10 @@ class SqliteVault:
             self._ciphers.clear()
         cipher = self._ciphers[subject] = None if key is None else _aes_gcm(bytes(key))
         return cipher
+
+    def _is_gone(self) -> bool:
+        """Whether the file that is open is no longer at its path: what it gets would be lost."""
+        return self._runtime.disk.file_id(self.path) != self._file_id
 
     def _record(self, subject: str) -> SubjectRecord | None:
         rows = self._run(_FIND, self._tag(subject))
@@ -275,6 +284,7 @@ class SqliteVault:
             raise
         self._id, self._pepper = bytes.fromhex(said), pepper
         self._given_up = frozenset(gone)
+        self._file_id = self._runtime.disk.file_id(self.path)
         self._connection = connection
 
     def _run(self, sql: str, *values: object) -> list[Any]:

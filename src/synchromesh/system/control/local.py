@@ -123,6 +123,7 @@ class LocalProcess:
                 behind=await instance.behind(),
                 parked=aside.count,
                 set_aside=msgspec.convert(aside.groups, list[SetAsideStatus], from_attributes=True),
+                keys_lost=instance.keys_lost,
                 schedules_failed=await instance.schedules_failed(),
                 projections=await _projections(instance),
             )

@@ -137,6 +137,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     behind: dict[str, int] = {}
     parked: int = 0
     schedules_failed: dict[str, str] = {}
+    keys_lost: str = ""
     projections: list[ProjectionStatus] = []
     set_aside: list[SetAsideStatus] = []
     breakers: dict[str, BreakerStatus] = {}
@@ -312,6 +313,8 @@ def _findings(
             yield f"{name}: sagas that wait for other code: {waiting}; {see}"
         yield from _parked(name, service.projections)
         yield from _set_aside(name, service.set_aside)
+        if service.keys_lost:
+            yield f"{name}: the keys of its personal data are lost; see: synchromesh db verify"
         for schedule, failed in service.schedules_failed.items():
             yield f"{name}: schedule {schedule} failed: {failed}; see: synchromesh schedule list"
 
