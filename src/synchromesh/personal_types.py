@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable
 from functools import lru_cache
+from inspect import signature
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -133,7 +134,8 @@ class _Fields:
         else:
             return value
         if self.subject is not None:
-            subject = str(value[self.subject])
+            # Left out where it is a default: nobody's data is stored under one.
+            subject = str(_at(value, self.subject))
         for name in names:
             changed[name] = self.fields[name].walk(value[name], (*path, name), subject, act)
         return changed
@@ -146,13 +148,22 @@ class _Fields:
         return isinstance(value, list) and value[:1] == [self.tag[1]]
 
 
+def _at(value: Any, key: str | int) -> object:
+    if isinstance(value, dict):
+        return value.get(key, "")
+    return value[key] if isinstance(key, int) and key < len(value) else ""
+
+
 class _OneOf:
     def __init__(self, members: tuple[_Node, ...]) -> None:
         self.members = members
 
     def walk(self, value: Any, path: Path, subject: str, act: _Act) -> Any:
         for each in self.members:
-            if not isinstance(each, _Fields) or each.is_of(value):
+            if isinstance(each, _Fields) and each.is_of(value):
+                return each.walk(value, path, subject, act)
+        for each in self.members:
+            if not isinstance(each, _Fields):
                 return each.walk(value, path, subject, act)
         return value
 
@@ -194,8 +205,8 @@ def mask_arguments(function: Callable[..., Any]) -> Callable[[bytes], bytes] | N
     """
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-        names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
-    except (NameError, TypeError, AttributeError):
+        names = list(signature(function).parameters)[1:]
+    except (NameError, TypeError, ValueError):
         return None
     items = [personal_fields(hints[name]) if name in hints else None for name in names]
     if not any(items):

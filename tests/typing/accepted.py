@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, assert_type
 
+from synchromesh import Erased, Personal, Subject
 from synchromesh.calls import (
     Call,
     Caller,
@@ -213,3 +214,21 @@ async def told(tx: Transaction, order_id: str) -> bool:
 
 
 assert_type(order, SagaDefinition[Reserve, Hold])
+
+
+@dataclass(frozen=True)
+class Registered:
+    customer_id: Subject
+    email: Personal[str]
+    born: Personal[int] | None = None
+
+
+async def persons(s: Saga) -> str:
+    """A subject is a text, a personal value is its type or what stands for somebody erased."""
+    registered = Registered("c-17", "anna@example.org", born=1990)
+    assert_type(registered.customer_id, str)
+    assert_type(registered.email, str | Erased)
+    assert_type(registered.born, int | Erased | None)
+    if isinstance(registered.email, Erased):
+        return f"Dear {registered.email}"
+    return registered.email.partition("@")[0]

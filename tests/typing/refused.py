@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from calls_fakes import Hold, Reserve, Shop
+from synchromesh import Personal, Subject
 from synchromesh.calls import (
     Call,
     Caller,
@@ -226,3 +227,15 @@ async def rows(ctx: Context, tx: Transaction) -> None:
     (count,) = await tx.execute("select count(*) from hold", as_=int)
     count.upper()  # refused: attr-defined
     await ctx.read("select id from hold", as_="Hold")  # refused: call-overload
+
+
+@dataclass(frozen=True)
+class Registered:
+    customer_id: Subject
+    email: Personal[str]
+
+
+def personal(registered: Registered) -> str:
+    """What may be of somebody erased is used as if it never were."""
+    Registered("c-17", 5)  # refused: arg-type
+    return registered.email  # refused: return-value

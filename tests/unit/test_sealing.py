@@ -19,7 +19,11 @@ from synchromesh.calls.contract import PublicEvent
 from synchromesh.errors import BadRequest, ContractError, MissingExtra, PersonalUnreadable
 from synchromesh.events import EventTypes
 from synchromesh.personal_types import mask_arguments, personal_fields
+from synchromesh.saga.records import RecordKind, Repair, SagaRecord, SagaStatus
+from synchromesh.saga.seals import RunSeal, opened
+from synchromesh.saga.tables import SagaRow
 from synchromesh.sealing import (
+    NO_KEYS,
     PersonalPlace,
     erase_at,
     mask_at,
@@ -326,11 +330,47 @@ def test_types_without_personal_fields_have_nothing_to_ask() -> None:
     assert mask_arguments(print) is None
 
 
+class Lazy(Struct, omit_defaults=True):
+    email: Personal[str] = "x"
+    whose: Subject = ""
+
+
+class Either(Struct):
+    whose: Subject
+    what: Personal[str] | Child
+
+
+def test_a_subject_that_is_left_out_is_told() -> None:
+    """Where it is a default nobody is named, and nothing is stored."""
+    fields = personal_fields(Lazy)
+    assert fields is not None
+    with pytest.raises(BadRequest, match="a subject of 0 characters"):
+        fields.seal(msgspec.json.encode(Lazy("y")), "event/x", PlainVault())
+    assert fields.seal(msgspec.json.encode(Lazy()), "event/x", PlainVault()) == b"{}"
+
+
+def test_of_a_union_each_member_is_told_by_its_form() -> None:
+    """A text is personal as a whole, a struct by its fields."""
+    fields = personal_fields(Either)
+    assert fields is not None
+    for what, places in (("text", {"what"}), (Child("Bea"), {"what/name"})):
+        sealed = fields.seal(msgspec.json.encode(Either("p-1", what)), "x", PlainVault())
+        assert set(places_in(sealed)) == places
+        opened = open_sealed(sealed, "x", PlainVault())
+        assert msgspec.json.decode(opened, type=Either) == Either("p-1", what)
+
+
 def test_arguments_of_a_unit_are_told_without_what_is_personal() -> None:
     """Behind its first parameter, by its annotations."""
 
     def unit(tx: object, n: int, email: Personal[str], person: Keyed) -> None: ...
 
+    class Units:
+        async def bound(self, tx: object, n: int, email: Personal[str]) -> None: ...
+
+    bound = mask_arguments(Units().bound)
+    assert bound is not None
+    assert bound(b'[1,"x"]') == b'[1,["erased"]]'
     mask = mask_arguments(unit)
     assert mask is not None
     told = mask(b'[1,"x",{"email":"y","whose":"p-1"}]')
@@ -345,3 +385,27 @@ def test_a_missing_extra_is_told_where_a_field_is_declared(
     source = Path(synchromesh.personal.__file__).read_text()
     with pytest.raises(MissingExtra, match=r"pip install 'synchromesh\[personal\]'"):
         exec(compile(source, "personal.py", "exec"), {"__name__": "another"})
+
+
+def test_what_a_person_did_by_hand_in_a_saga_is_sealed_as_the_step_is() -> None:
+    """The result that an operator gives for a skipped step is stored as that of the step."""
+    seal, vault = RunSeal(None, None), PlainVault()
+    fields = personal_fields(Keyed)
+    assert fields is not None
+    seal.steps["look_up#1"] = fields
+    result = msgspec.Raw(b'{"whose":"p-1","email":"anna"}')
+    by_hand = Repair("skip", "ina", "done by phone", "running", result)
+    record = SagaRecord(RecordKind.REPAIRED, "look_up#1", body=msgspec.json.encode(by_hand))
+    other = SagaRecord(RecordKind.BEGUN, "look_up#1")
+    stored = seal.records("run-1", [record, other], vault)
+    assert b"$personal" in stored[0].body
+    assert stored[1] is other
+    row = SagaRow(
+        "run-1", "saga", 1, None, "", b"{}", SagaStatus.RUNNING, "", "", "", "", "", "", 0, None,
+        0, None,
+    )  # fmt: skip
+    assert opened(row, stored, vault)[0] is row
+    back = msgspec.json.decode(opened(row, stored, vault)[1][0].body, type=Repair)
+    assert msgspec.json.decode(back.result, type=Keyed) == Keyed("p-1", "anna")
+    gone = msgspec.json.decode(opened(row, stored, NO_KEYS)[1][0].body, type=Repair)
+    assert msgspec.json.decode(gone.result, type=Keyed) == Keyed("p-1", Erased())
