@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Callable
+from functools import cache
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -68,6 +69,7 @@ def encode(value: object) -> bytes:
     return data
 
 
+@cache
 def encoder_of(kind: Any) -> Callable[[object], bytes]:
     """Return what encodes values that are decoded as a type at once, to see whether they fit it.
 

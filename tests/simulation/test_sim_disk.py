@@ -154,6 +154,19 @@ def test_paths_and_universes_are_apart() -> None:
     second.close()
 
 
+@pytest.mark.parametrize("name", ["quoting#1", "a?b", "50%25", "a b", "é"])
+def test_a_path_may_hold_what_has_a_meaning_in_a_uri(name: str) -> None:
+    """A replica's name has a `#` in it: its database is in memory as every other, and its own."""
+    disk = SimDisk(random.Random(0))
+    disk.connect(f"/{name}.db").execute("CREATE TABLE t (x)")
+    assert disk.connect(f"/{name}.db", read_only=True).execute(COUNT).fetchall() == [(0,)]
+    assert disk.rows(f"/{name}.db", COUNT) == [(0,)]
+    disk.connect("/quoting#2.db")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        disk.rows("/quoting#2.db", COUNT)
+    disk.close()
+
+
 def test_a_deleted_database_lives_on_for_those_who_have_it_open() -> None:
     """Its path is free for another one, which knows nothing of it; a power cut ends it."""
     disk = SimDisk(random.Random(0))

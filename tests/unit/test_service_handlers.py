@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def test_a_unit_that_answers_the_wrong_thing_is_rolled_back() -> None:
 
         answers: list[Any] = [{"id": 7}, object()]
         handled = town.services["stock"].operations["reserve"]
-        town.services["stock"].operations["reserve"] = type(handled)(handled.operation, wrong, True)
+        town.services["stock"].operations["reserve"] = replace(handled, function=wrong)
         for _ in range(2):
             with pytest.raises(RemoteFailed):
                 await town.ask(Stock.reserve("A-1", "bolt", 1), "k1")

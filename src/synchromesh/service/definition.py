@@ -37,11 +37,12 @@ I = TypeVar("I")  # noqa: E741  the input of a saga
 
 @dataclass(frozen=True, slots=True)
 class HandlerDefinition:
-    """An operation and its handler."""
+    """An operation and its handler; `signature` is that of the function."""
 
     operation: Operation[..., Any]
     function: Callable[..., Awaitable[Any]]
     is_unit: bool
+    signature: inspect.Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +372,8 @@ class Service:
         if operation.name in self.operations:
             raise ContractError(f"{operation.full_name} is handled twice; remove one handler")
         _check_async(function, f"the handler of {operation.full_name}")
-        self.operations[operation.name] = HandlerDefinition(operation, function, is_unit)
+        signature = inspect.signature(function)
+        self.operations[operation.name] = HandlerDefinition(operation, function, is_unit, signature)
 
     def __repr__(self) -> str:
         return (
@@ -391,7 +393,7 @@ def _check_parameters(handled: HandlerDefinition) -> None:
     # Resolving the shape also says what is wrong with the contract's annotations.
     names = list(operation.shape.signature.parameters)
     try:
-        inspect.signature(handled.function).bind(None, **dict.fromkeys(names))
+        handled.signature.bind(None, **dict.fromkeys(names))
     except TypeError as error:
         raise ContractError(
             f"the handler {handled.function.__name__} of {operation.full_name} does not take what "

@@ -109,7 +109,8 @@ class Operations:
         decode_arguments = operation.shape.decode
         result_type = operation.shape.result
         encode_result, decode_result = encoder_of(result_type), decoder_of(result_type)
-        are_in_order = _takes_in_order(function, operation.shape.canonical.__struct_fields__)
+        names = operation.shape.canonical.__struct_fields__
+        are_in_order = _takes_in_order(handled.signature, names)
 
         async def query(incoming: Incoming) -> bytes:
             try:
@@ -378,9 +379,9 @@ class Operations:
         return Once(context.caller, context.key, wanted or _digest(incoming), self._deps.keep_s)
 
 
-def _takes_in_order(function: Callable[..., object], names: tuple[str, ...]) -> bool:
+def _takes_in_order(signature: inspect.Signature, names: tuple[str, ...]) -> bool:
     """Say whether a handler takes its arguments, behind the context, by position in that order."""
-    taken = list(inspect.signature(function).parameters.values())[1:]
+    taken = list(signature.parameters.values())[1:]
     are_named = tuple(each.name for each in taken) == names
     return are_named and all(each.kind is each.POSITIONAL_OR_KEYWORD for each in taken)
 

@@ -21,7 +21,9 @@ import posixpath
 import random
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
+from urllib.parse import quote
 
 from synchromesh.testing.escapes import SimulationError
 from synchromesh.testing.process import PROCESS, SimProcess
@@ -212,10 +214,12 @@ class _File:
 
     def __init__(self, name: str, number: int) -> None:
         self.number = number
-        self._uri = f"file:{name.replace('%', '%25').replace('?', '%3f')}?vfs=memdb"
-        self._keeper = sqlite3.connect(self._uri, uri=True, isolation_level=None, timeout=0.0)
+        # Whatever is in it: "#" ends the path of a URI, and what follows would be no option.
+        self._uri = f"file:{quote(name)}?vfs=memdb"
+        self._keeper = sqlite3.connect(
+            self._uri, uri=True, isolation_level=None, timeout=0.0, check_same_thread=False
+        )
         self._open: list[tuple[SimProcess | None, SimConnection]] = []
-        self._image: bytes | None = None
         # The states a power cut may leave, oldest first; empty while every commit is synced.
         self._snapshots: list[bytes] = []
         # Chance, while the disk fails below it.
@@ -242,13 +246,7 @@ class _File:
         return connection
 
     def rows(self, sql: str, values: Iterable[Any]) -> list[Any]:
-        if self._image is None:
-            return self._keeper.execute(sql, tuple(values)).fetchall()
-        connection = _loaded(self._image)
-        try:
-            return connection.execute(sql, tuple(values)).fetchall()
-        finally:
-            connection.close()
+        return self._keeper.execute(sql, tuple(values)).fetchall()
 
     def keep_state(self) -> None:
         """Record the state before and after each commit that a power cut may lose."""
@@ -279,19 +277,20 @@ class _File:
             connection.__class__ = SimConnection
 
     def image(self) -> bytes:
-        return _image_of(self._keeper) if self._image is None else self._image
+        return _image_of(self._keeper)
 
     def restore(self, image: bytes) -> None:
-        source = _loaded(image)
-        try:
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as source:
+            if image:
+                source.deserialize(image)
             source.backup(self._keeper)
-        finally:
-            source.close()
 
     def close(self) -> None:
         for _, connection in self._open:
             connection.close()
-        self._image = _image_of(self._keeper)
+
+    def __del__(self) -> None:
+        # What was committed is read for as long as somebody has the disk.
         self._keeper.close()
 
 
@@ -427,13 +426,6 @@ def io_error() -> sqlite3.OperationalError:
 
 def _normal(path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))
-
-
-def _loaded(image: bytes) -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    if image:
-        connection.deserialize(image)
-    return connection
 
 
 def _image_of(connection: sqlite3.Connection) -> bytes:

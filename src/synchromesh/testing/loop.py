@@ -51,8 +51,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 # How often garbage is collected, in steps. Collecting by allocation, as Python does by itself,
-# would run finalizers at other steps in a second run of the same seed.
-_HOUSEKEEPING_STEPS = 20_000
+# would run finalizers at other steps in a second run of the same seed. Most times only what came
+# since then is looked through, not all that the process had before.
+_HOUSEKEEPING_STEPS, _WHOLE_EVERY_STEPS = 20_000, 200_000
 _RUNNING = ProcessState.RUNNING
 
 
@@ -204,8 +205,11 @@ class SimLoop(Closed):
             number = 0
             process = job.context.get(PROCESS)
             if process is not None:
-                if not self._admits(process, job):
-                    continue
+                if process.state is not _RUNNING or self.on_step is not None:
+                    if not self._admits(process, job):
+                        continue
+                else:
+                    process.steps += 1
                 number = process.number
             self.steps += 1
             note(self._now)
@@ -227,15 +231,14 @@ class SimLoop(Closed):
         """Count a process's step; False if it is dead, paused, or killed right before it."""
         if process.state is _RUNNING:
             process.steps += 1
-            if self.on_step is None:
-                return True
-            self.on_step(process)
+            if self.on_step is not None:
+                self.on_step(process)
         if process.state is ProcessState.PAUSED:
             process.held.append(job)
         return process.state is _RUNNING
 
     def _keep_house(self) -> None:
-        gc.collect()
+        gc.collect(1 if self.steps % _WHOLE_EVERY_STEPS else 2)
         self._keep_house_at = min(self.steps + _HOUSEKEEPING_STEPS, self.steps_max)
         if self.steps >= self.steps_max:
             raise Livelock(

@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -89,12 +90,17 @@ def imported_contracts(module: str) -> list[type]:
     return list(found)
 
 
-def _imports(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """Yield what a module's source imports: the module, and the attribute, "" for all of it."""
+@cache
+def _imports(module: ModuleType) -> tuple[tuple[str, str], ...]:
+    """Return what a module's source imports: the module, and the attribute, "" for all of it."""
     try:
         tree = ast.parse(Path(str(module.__file__)).read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return  # it is loaded, and its source has gone since: nothing is known of it
+        return ()  # it is loaded, and its source has gone since: nothing is known of it
+    return tuple(_imported_by(tree, module))
+
+
+def _imported_by(tree: ast.Module, module: ModuleType) -> Iterator[tuple[str, str]]:
     package = module.__spec__.parent if module.__spec__ is not None else module.__package__
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

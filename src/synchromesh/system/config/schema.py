@@ -376,6 +376,8 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: one has a mistake; the message begins with its key.
         """
+        if not self.operations:
+            return {}
         edge, compiled = self.compile(), {}
         for name, section in self.operations.items():
             with _within(f"operations.{name}"):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from universes import Universe
 
-PROGRESS_EVERY = 100
+COLLECT_EVERY, PROGRESS_EVERY = 5, 100
 MODULE = "python -m synchromesh.examples.servo_works.simulation"
 
 
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.writelines(f"{line}\n" for line in universe.broken)
             sys.stdout.write(f"to see it again: {command}\n")
             return 1
+        if number % COLLECT_EVERY == 0:
+            gc.collect()
         if number % PROGRESS_EVERY == 0:
             sys.stderr.write(f"{number} universes\n")
     if options.json:
@@ -78,5 +80,5 @@ def _universes(options: argparse.Namespace) -> Iterator[tuple[str, Universe]]:
 if __name__ == "__main__":
     # A universe leaves hundreds of thousands of objects, which are better looked through at once.
     gc.freeze()
-    gc.set_threshold(100_000, 5, 5)
+    gc.disable()
     sys.exit(main())

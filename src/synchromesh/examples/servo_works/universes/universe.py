@@ -95,8 +95,9 @@ class Universe:
         # Most universes find a shop that has opened before; some open it in the storm.
         self._is_new = is_stormy and self._rng.random() < 0.1
         self._last_sends: dict[str, int] = {}
-        self._doomed = {} if kill is None else {kill[0]: kill[1]}
-        self.world.on_step = self._before_step
+        self._doomed: dict[str, int] = {}
+        if kill is not None:
+            self._kill_before(*kill)
 
     def run(self) -> Universe:
         """Run the universe and audit its databases."""
@@ -231,7 +232,7 @@ class Universe:
     def _doom(self) -> None:
         """Schedule a power cut of a node at one of its next steps."""
         node = self._victim()
-        self._doomed[node.name] = node.steps + self._rng.randrange(1, 100)
+        self._kill_before(node.name, node.steps + self._rng.randrange(1, 100))
 
     def _cut_after_send(self) -> None:
         """Schedule a power cut of a node right after one of its next sends.
@@ -241,6 +242,7 @@ class Universe:
         """
         node = self._victim()
         self._last_sends[node.name] = node.sends + self._rng.randrange(1, 10)
+        self.world.on_step = self._before_step
 
     def _black_out(self) -> None:
         """Cut the power of all services at once, as the death of one process that runs them."""
@@ -280,13 +282,20 @@ class Universe:
         node = self.cluster.pair(self._rng.choice(SERVICES))[0]
         node.pause(self._rng.uniform(0.1, 3.0))
 
+    def _kill_before(self, name: str, step: int) -> None:
+        self._doomed[name] = step
+        self.world.on_step = self._before_step
+
     def _before_step(self, node: Node) -> None:
         if self._doomed.get(node.name) == node.steps:
+            del self._doomed[node.name]
             node.crash(0.3)
         elif node.sends >= self._last_sends.get(node.name, math.inf):
             del self._last_sends[node.name]
             self.world.count["crash after send"] += 1
             node.crash(0.3)
+        if not self._doomed and not self._last_sends:
+            self.world.on_step = None  # it is asked before each step of all nodes
 
 
 class _Opener:
