@@ -41,7 +41,7 @@ from synchromesh.messaging import (
     summarize,
 )
 from synchromesh.messaging.dead_letters import COLUMNS, letters_of
-from synchromesh.store import Store
+from synchromesh.store import Store, inbox
 from synchromesh.testing import SimRuntime, run
 
 RETURNED = Shop.returned.full_name
@@ -92,6 +92,36 @@ def test_a_message_takes_effect_once_however_often_it_comes() -> None:
             # Another consumer of the same database is what a restart makes.
             assert await outcomes(Consumer(stock, {SOLD: take}), message(1)) == ["handled"]
             assert await taken(stock) == [1, 2]
+
+    run(main)
+
+
+def test_what_its_publisher_does_not_know_delivered_is_remembered_however_long_it_is_away() -> None:
+    """Past `keep_s` it may come again: its publisher was away before it had noted the receipt."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "stock") as (stock,):
+            consumer = Consumer(stock, {SOLD: take}, keep_s=10.0)
+
+            async def forget(consumer: Consumer) -> None:
+                await stock.write(
+                    lambda unit: inbox.sweep(
+                        unit, ran_s=3600.0, keep_s=10.0, is_needed=consumer.is_needed
+                    ),
+                    name="sweep",
+                )
+
+            late = msgspec.structs.replace(message(2), settled=1)
+            assert await outcomes(consumer, message(1), late) == ["handled"] * 2
+            await forget(consumer)
+            await asyncio.sleep(60.0)
+            # One that has just started knows of no publisher yet, and forgets nothing of theirs.
+            await forget(Consumer(stock, {SOLD: take}, keep_s=10.0))
+            assert await outcomes(consumer, message(1), late) == ["handled"] * 2
+            assert await taken(stock) == [1, 2]
+            await asyncio.sleep(60.0)
+            await forget(consumer)
+            assert await stock.read("select key from sm_inbox") == [(f"message/{late.id}",)]
 
     run(main)
 

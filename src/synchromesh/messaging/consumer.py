@@ -44,6 +44,7 @@ MessageHandler = Callable[[Unit, Message], Awaitable[None]]
 
 FAILURES_MAX = 10_000
 LETTERS_MAX = 100_000
+_INBOX_PREFIX = "message/"
 # How many messages that need no person are handled at once, and the pauses between attempts.
 FREED_AT_ONCE = 32
 PAUSE_BASE_S, PAUSE_CAP_S = 0.1, 5.0
@@ -64,7 +65,8 @@ class Consumer:
             cannot read it tells by `ContractMismatch`.
         ignored: stored names of events that are acknowledged and not handled.
         attempts_max: how often a handler may fail on a message before it is parked.
-        keep_s: how long a message's id is remembered.
+        keep_s: how long a message's id is remembered at least; one that its publisher does not
+            know to be delivered is remembered for longer.
         letters_max: how many messages may be set aside; beyond it their publishers keep them.
 
     Example:
@@ -90,8 +92,21 @@ class Consumer:
         self._room = Room("", letters_max)
         # How often each message has failed here, and since when; bounded by one in flight a key.
         self._failures: dict[tuple[str, str], tuple[int, int]] = {}
+        # By publisher, what it said last that it will not deliver again; unknown until it does.
+        self._settled: dict[str, int] = {}
         # Those that are being taken: a delivery that comes again waits for the one before.
         self._taking: dict[tuple[str, str], tuple[Message, asyncio.Task[Receipt]]] = {}
+
+    def is_needed(self, source: str, key: str, answer: bytes) -> bool:
+        """Return whether an inbox record is of a message that may be delivered again.
+
+        So it is until its publisher has said that it knows of its delivery: one that has been away
+        for longer than inboxes remember delivers again what it does not know of.
+        """
+        if not key.startswith(_INBOX_PREFIX):
+            return False
+        position = msgspec.json.decode(answer, type=Receipt).position
+        return position > self._settled.get(source, 0)
 
     async def take(self, source: str, message: Message) -> Receipt:
         """Handle a message and return its receipt, once the outcome is durable.
@@ -107,8 +122,11 @@ class Consumer:
         """
         if message.name.partition(".")[0] != source:
             raise Forbidden(f"{source!r} delivered {message.name!r}; a service delivers its own")
+        self._settled[source] = message.settled
         if message.name in self._ignored:
             return Receipt("ignored")
+        # It differs from one delivery to the next, and is no part of what is taken.
+        message = msgspec.structs.replace(message, settled=0)
         known = (source, message.id)
         taking = self._taking.get(known)
         if taking is None or taking[0] != message:
@@ -170,11 +188,12 @@ class Consumer:
         self, source: str, message: Message, act: Callable[[Unit], Awaitable[Receipt]]
     ) -> Receipt:
         async def body(unit: Unit) -> bytes:
-            return msgspec.json.encode(await act(unit))
+            receipt = await act(unit)
+            return msgspec.json.encode(Receipt(receipt.outcome, message.position))
 
         once = Once(source, inbox_key(message.id), message.digest(), self._keep_s)
         recorded = await self._store.write_once(body, once, name=f"on {message.name}")
-        return msgspec.json.decode(recorded.body, type=Receipt)
+        return Receipt(msgspec.json.decode(recorded.body, type=Receipt).outcome)
 
     async def _set_aside(
         self, source: str, message: Message, state: LetterState, cause: Cause
@@ -379,7 +398,7 @@ class RejectedMessage(Exception):
 
 def inbox_key(message_id: str) -> str:
     """Return the inbox key of a message, apart from those of its publisher's calls."""
-    return f"message/{message_id}"
+    return f"{_INBOX_PREFIX}{message_id}"
 
 
 async def _handle(handler: MessageHandler, unit: Unit, message: Message) -> None:

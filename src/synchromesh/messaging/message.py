@@ -31,6 +31,7 @@ class Message(msgspec.Struct, frozen=True):
         payload: the event's JSON.
         personal: where personal values are in the payload, and whose; it travels in the plain, and
             whoever keeps it seals them, also where the event is of a type that is not known there.
+        settled: up to which position the publisher will deliver nothing again, as far as it knows.
     """
 
     id: str
@@ -41,20 +42,23 @@ class Message(msgspec.Struct, frozen=True):
     payload: msgspec.Raw
     trace_id: str
     personal: tuple[PersonalPlace, ...] = ()
+    settled: int = 0
 
     def digest(self) -> str:
         """Return what tells the payload from another one, without what is personal in it."""
         return digest(mask_at(self.payload, self.personal) if self.personal else self.payload)
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     """The outcome of a delivery: "handled", "parked", "held", "ignored" (declared so), or "failed".
 
     All but "failed" acknowledge; a failed message is delivered again. It is an answer and no error,
-    so that one poison message does not open the breaker for all others.
+    so that one poison message does not open the breaker for all others. `position` is the message's
+    in its publisher's log, for the subscriber's own memory.
     """
 
     outcome: str
+    position: int = 0
 
     @property
     def is_acknowledged(self) -> bool:

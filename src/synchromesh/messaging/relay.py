@@ -426,13 +426,15 @@ class Relay:
             key=message.id,
             priority=Priority.SAGA,
         )
+        # What is set aside may be sent again, wherever the checkpoint is.
+        settled = 0 if self._has_letters else self._saved
         span = self._tracer.start("relay", message.name, trace_id=context.trace_id)
         with span:
             span.note("subscriber", self._subscriber)
             try:
                 answer = await self._sender.send(
                     deliver_to(self._subscriber),
-                    encode({"message": message}),
+                    encode({"message": msgspec.structs.replace(message, settled=settled)}),
                     context=msgspec.structs.replace(context, span_id=span.span_id),
                     timeout_s=self._options.timeout_s,
                 )

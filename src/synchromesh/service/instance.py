@@ -312,8 +312,9 @@ class ServiceInstance:
 
         async def body(unit: Unit) -> int:
             gone = await inbox.sweep(
-                unit, ran_s=now_s - swept_s, keep_s=self._keep_s, rows_max=SWEEP_ROWS
-            )
+                unit, ran_s=now_s - swept_s, keep_s=self._keep_s, rows_max=SWEEP_ROWS,
+                is_needed=self.consumer.is_needed,
+            )  # fmt: skip
             if gone:
                 await note_retention(
                     unit, "inbox", keep_s=self._keep_s, cursor=0, removed=gone, held_by="",

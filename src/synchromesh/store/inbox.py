@@ -17,6 +17,8 @@ section 3.3.6.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from synchromesh.errors import Fenced, KeyReused, KeyUndone
 from synchromesh.store.unit import InboxState, Once, Recorded, Row, Store, Unit
 
@@ -151,12 +153,24 @@ def advance_horizon(
     return min(free_us, now_us)
 
 
-async def sweep(unit: Unit, *, ran_s: float, keep_s: float, rows_max: int = 500) -> int:
+def _never(caller: str, key: str, body: bytes) -> bool:  # noqa: ARG001
+    return False
+
+
+async def sweep(
+    unit: Unit,
+    *,
+    ran_s: float,
+    keep_s: float,
+    rows_max: int = 500,
+    is_needed: Callable[[str, str, bytes], bool] = _never,
+) -> int:
     """Delete up to `rows_max` records whose time is over; repeat while it returns that many.
 
     `ran_s` is how long the service was seen running since the last sweep that was done: no sweep
     takes what would expire later than that. A record that lies behind the last horizon was written
-    while the wall clock was set back, and is kept for its time from now on.
+    while the wall clock was set back, and is kept for its time from now on; so is one of which
+    `is_needed` says, by its caller, key and answer, that it may still be asked for.
     """
     kept = kept_us(keep_s)
     found = await unit.execute("select value from sm_meta where name = 'inbox_horizon_us'")
@@ -181,19 +195,28 @@ async def sweep(unit: Unit, *, ran_s: float, keep_s: float, rows_max: int = 500)
     )
     if len(behind) == rows_max:
         return rows_max
-    gone = await unit.execute(
-        "delete from sm_inbox where (caller, key) in (select caller, key from sm_inbox "
-        "where expires_us <= ? order by expires_us limit ?) returning 1",
+    over = await unit.execute(
+        "select caller, key, body from sm_inbox where expires_us <= ? order by expires_us limit ?",
         horizon_us,
         rows_max,
     )
-    if len(gone) < rows_max:
+    gone: list[Row] = []
+    needed: list[Row] = []
+    for caller, key, answer in over:
+        held = isinstance(answer, bytes) and is_needed(str(caller), str(key), answer)
+        (needed if held else gone).append((caller, key))
+    await unit.execute_many(
+        "update sm_inbox set expires_us = ? where caller = ? and key = ?",
+        [(unit.now_us + kept, *each) for each in needed],
+    )
+    await unit.execute_many("delete from sm_inbox where caller = ? and key = ?", gone)
+    if len(over) < rows_max:
         await unit.execute(
             "insert into sm_meta(name, value) values ('inbox_horizon_us', ?) "
             "on conflict(name) do update set value = excluded.value",
             str(horizon_us),
         )
-    return len(gone)
+    return len(over)
 
 
 def _recorded(row: Row) -> Recorded:
