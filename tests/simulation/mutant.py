@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 from universes.universe import Universe
+from universes.weather import kinds_of
 
 ROOT = Path(__file__).parents[2]
 SEEDS_MAX = 2000
@@ -32,12 +33,14 @@ class Mutant:
         target: the function that is replaced, by its full name.
         make: takes the function and returns what stands in its place.
         test: the test that finds it, by path and name; "" for universes.
+        weather: what happens in the universes that are searched, such as "disks"; "" for all.
     """
 
     name: str
     target: str
     make: Callable[[Any], Any]
     test: str = ""
+    weather: str = ""
 
     def hunt(self) -> str:
         """Return what is broken; "" where nothing seems to be."""
@@ -61,6 +64,8 @@ class Mutant:
 
     def _simulate(self) -> str:
         for seed in range(SEEDS_MAX):
+            if self.weather and self.weather not in kinds_of(seed):
+                continue
             broken = Universe(seed).run().broken
             if broken:
                 return f"seed {seed}: {broken[0]}"

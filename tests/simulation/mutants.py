@@ -32,6 +32,7 @@ from universes.universe import opened_shop
 
 from simulation.mutant import ROOT, Mutant
 from simulation.mutants_of_tests import MUTANTS_OF_TESTS
+from simulation.mutants_of_weather import MUTANTS_OF_WEATHER
 from synchromesh.events import Checkpoint, save_checkpoint
 from synchromesh.saga import tables
 from synchromesh.saga.machine import SagaMachine
@@ -312,6 +313,7 @@ MUTANTS = {
             _apply_in_two_commits,
             test="tests/simulation/test_projection_crash.py",
         ),
+        *MUTANTS_OF_WEATHER,
         *MUTANTS_OF_TESTS,
     )
 }

@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 from universes import Universe
-from universes.universe import collecting_errors
+from universes.listening import collecting_errors
 
 from simulation import __main__ as command
 from synchromesh.testing import World
@@ -45,6 +45,15 @@ FLOORS = {
     "opened in the storm": 100,
     "clock jump": 400,
     "short deadline": 2000,
+    "disk: fail": 100,
+    "disk: fill": 150,
+    "did not start: store_broken": 50,
+    "released": 200,
+    "rolled back": 100,
+    "message held": 80,
+    "told_of_releases": 10,
+    "event forgotten": 500,
+    "stuck after an absence": 15,
 }
 
 

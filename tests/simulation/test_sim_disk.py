@@ -167,6 +167,35 @@ def test_a_path_may_hold_what_has_a_meaning_in_a_uri(name: str) -> None:
     disk.close()
 
 
+def insert(connection: sqlite3.Connection, number: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO t VALUES (?)", (number,))
+    connection.execute("COMMIT")
+
+
+def test_a_full_disk_takes_nothing_and_reads_on() -> None:
+    """It refuses at once or in the commit, of connections that were open and of new ones alike."""
+    for seed in range(20):
+        disk = SimDisk(random.Random(seed))
+        writer = disk.connect("/a.db")
+        writer.execute("CREATE TABLE t (x)")
+        writer.execute("INSERT INTO t VALUES (1)")
+        disk.fill("/a.db")
+        for connection in (writer, disk.connect("/a.db")):
+            assert connection.execute(COUNT).fetchall() == [(1,)]
+            with pytest.raises(sqlite3.OperationalError, match="full") as refused:
+                insert(connection, 2)
+            assert refused.value.sqlite_errorcode == sqlite3.SQLITE_FULL
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        disk.mend("/a.db")
+        writer.execute("INSERT INTO t VALUES (3)")
+        assert disk.rows("/a.db", "SELECT x FROM t") == [(1,), (3,)]
+        disk.close()
+    with pytest.raises(FileNotFoundError):
+        SimDisk(random.Random(0)).fill("/none.db")
+
+
 def test_a_deleted_database_lives_on_for_those_who_have_it_open() -> None:
     """Its path is free for another one, which knows nothing of it; a power cut ends it."""
     disk = SimDisk(random.Random(0))

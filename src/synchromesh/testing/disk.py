@@ -11,7 +11,7 @@ the commits since the last full one, drawn from the seed. Watching commits costs
 lowered `synchronous`: a connection whose first statement (past PRAGMAs) finds FULL is not watched.
 
 A disk that fails answers commits with an I/O error, and may have done them all the same; reads, as
-far as they are not answered from memory.
+far as they are not answered from memory. A disk that is full refuses what is written, and reads on.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _SYNCHRONOUS_FULL = 2
 _SNAPSHOTS_MAX = 32
 # What a statement outside of a transaction begins with that a disk which fails does not matter to.
 _IN_MEMORY = ("begin", "rollback", "select", "pragma")
+# What a statement begins with that needs no room on the disk.
+_READING = (*_IN_MEMORY, "savepoint", "release")
 
 
 class SimDisk:
@@ -114,8 +116,15 @@ class SimDisk:
         """
         self._file(path).fail(self._rng)
 
+    def fill(self, path: str) -> None:
+        """Leave a database no room on its disk: nothing more is written to it, until `mend`.
+
+        Raises FileNotFoundError where there is no such file.
+        """
+        self._file(path).fill(self._rng)
+
     def mend(self, path: str) -> None:
-        """End what `fail` began. Raises FileNotFoundError where there is no such file."""
+        """End what `fail` or `fill` began. Raises FileNotFoundError where there is no such file."""
         self._file(path).mend()
 
     def try_lock(self, path: str) -> SimLock | None:
@@ -222,11 +231,12 @@ class _File:
         self._open: list[tuple[SimProcess | None, SimConnection]] = []
         # The states a power cut may leave, oldest first; empty while every commit is synced.
         self._snapshots: list[bytes] = []
-        # Chance, while the disk fails below it.
-        self.failing: random.Random | None = None
+        # Chance, while the disk below it fails or is full; no connection is opened while it fails.
+        self.chance = random.Random(0)
+        self._kind: type[SimConnection] = SimConnection
 
     def open(self, process: SimProcess | None, *, read_only: bool) -> sqlite3.Connection:
-        if self.failing is not None:
+        if self._kind is _FailingConnection:
             raise io_error()
         connection = sqlite3.connect(
             self._uri,
@@ -240,6 +250,7 @@ class _File:
         connection.file = self
         if read_only:
             connection.execute("PRAGMA query_only = 1")
+        connection.__class__ = self._kind
         # Most files have few connections at a time; those that were closed are forgotten here.
         self._open = [(owner, c) for owner, c in self._open if not c.is_closed]
         self._open.append((process, connection))
@@ -267,14 +278,20 @@ class _File:
             self.restore(survivor)
 
     def fail(self, rng: random.Random) -> None:
-        self.failing = rng
-        for _, connection in self._open:
-            connection.__class__ = _FailingConnection
+        self.chance = rng
+        self._turn_into(_FailingConnection)
+
+    def fill(self, rng: random.Random) -> None:
+        self.chance = rng
+        self._turn_into(_FullConnection)
 
     def mend(self) -> None:
-        self.failing = None
+        self._turn_into(SimConnection)
+
+    def _turn_into(self, kind: type[SimConnection]) -> None:
+        self._kind = kind
         for _, connection in self._open:
-            connection.__class__ = SimConnection
+            connection.__class__ = kind
 
     def image(self) -> bytes:
         return _image_of(self._keeper)
@@ -376,8 +393,7 @@ class _FailingConnection(SimConnection):
 
     def execute(self, sql: str, parameters: Any = (), /) -> Any:
         """Run a statement, where that needs no disk."""
-        words, rng = sql.lstrip()[:60].lower(), self.file.failing
-        assert rng is not None
+        words, rng = sql.lstrip()[:60].lower(), self.file.chance
         is_commit = words.startswith("commit") and self.in_transaction
         if is_commit and rng.random() < 0.5:
             sqlite3.Connection.execute(self, sql, parameters)
@@ -392,6 +408,36 @@ class _FailingConnection(SimConnection):
 
     def executescript(self, sql_script: str, /) -> Any:  # noqa: ARG002
         raise io_error()
+
+
+class _FullConnection(SimConnection):
+    """A connection to a database whose disk is full; what writes nothing goes on.
+
+    What needs a new page is refused at once; else it is the commit that finds no room, and perhaps
+    it is rolled back by that.
+    """
+
+    cursor = sqlite3.Connection.cursor
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        """Run a statement, where that needs no room."""
+        words, rng = sql.lstrip()[:60].lower(), self.file.chance
+        if words.startswith("commit") and self.in_transaction:
+            if rng.random() < 0.5:
+                sqlite3.Connection.execute(self, "rollback")
+            raise full_error()
+        if not words.startswith(_READING) and (not self.in_transaction or rng.random() < 0.3):
+            raise full_error()
+        return sqlite3.Connection.execute(self, sql, parameters)
+
+    def executemany(self, sql: str, parameters: Any, /) -> Any:
+        """Insert rows, where that needs no room."""
+        if not self.in_transaction or self.file.chance.random() < 0.3:
+            raise full_error()
+        return sqlite3.Connection.executemany(self, sql, parameters)
+
+    def executescript(self, sql_script: str, /) -> Any:  # noqa: ARG002
+        raise full_error()
 
 
 class _WatchedCursor(sqlite3.Cursor):
@@ -421,6 +467,13 @@ def io_error() -> sqlite3.OperationalError:
     """Return the error by which the engine tells of a disk that fails."""
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    return error
+
+
+def full_error() -> sqlite3.OperationalError:
+    """Return the error by which the engine tells that the disk is full."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
     return error
 
 

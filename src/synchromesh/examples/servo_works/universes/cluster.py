@@ -22,7 +22,7 @@ from services.orders import sagas
 
 from synchromesh.calls import Caller
 from synchromesh.discovery import Endpoint, MemoryRegistry
-from synchromesh.errors import StoreLocked, SynchromeshError
+from synchromesh.errors import StoreError, SynchromeshError
 from synchromesh.http import AsgiHandler, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.saga import SagaPolicy
@@ -31,6 +31,8 @@ from synchromesh.system import RunDir, SystemConfig, load_config
 from synchromesh.system.config.definitions import load_services
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.testing import Node, Proxy, SimProcess, SimRuntime, World
+from universes.releases import orders_with, two_releases
+from universes.weather import DEADLINE_S
 
 FOLDER = Path(__file__).resolve().parents[1]
 RUNDIR = RunDir(FOLDER)
@@ -39,7 +41,7 @@ PROVIDER, CLIENTS = "credit_provider", "clients"
 SIGNER = Signer(b"0123456789abcdef0123456789abcdef")
 # Less patient than in production, so that a universe has time for every way out of a saga.
 POLICY = SagaPolicy(step_timeout_s=0.4, attempts_max=2, backoff_cap_s=1.0)
-DEADLINE_S = 60.0
+PATIENCE_S = 60.0
 
 ClientMain = Callable[[Caller], Awaitable[None]]
 
@@ -53,11 +55,21 @@ class Cluster:
 
     Attributes:
         broken: what no run may come to, such as a background loop that is beyond restarting.
+        releases: "old" or "new" for each service that starts as another release than the shipped.
     """
 
     def __init__(self, world: World, clients: ClientMain) -> None:
         self.world = world
         self.broken: list[str] = []
+        # By service, the release that its nodes start; of the others there is only one.
+        self.releases: dict[str, str] = {}
+        self._running: dict[str, str] = {}
+        # A service that is away: its nodes are up, and nothing runs on them until it is present.
+        self.away = ""
+        self.present = asyncio.Event()
+        self.present.set()
+        # What every node has otherwise than a system that is configured so, such as "retention".
+        self.otherwise: dict[str, Any] = {}
         self._clients = clients
         self._instances: list[tuple[SimProcess, ServiceInstance]] = []
         self._registry = MemoryRegistry(verify=lambda _: None)
@@ -87,6 +99,14 @@ class Cluster:
         """Stop a service's node gracefully, as SIGTERM does."""
         if node.is_up and node.name in self._stops:
             self._stops[node.name].set()
+
+    def finish_releases(self) -> None:
+        """Have all nodes run the newer release."""
+        for service in self.releases:
+            self.releases[service] = "new"
+            for node in self.pair(service):
+                if node.is_up and self._running.get(node.name) != "new":
+                    node.crash(0.1)
 
     def cancel(self, saga: str) -> None:
         """Cancel a saga, where its engine runs at this moment."""
@@ -118,13 +138,16 @@ class Cluster:
 
     async def _run(self, service: str, runtime: SimRuntime) -> None:
         """Run one life of a service's node: open the database, serve, and stop when asked to."""
+        if service == self.away:
+            await asyncio.Event().wait()
         stop = self._stops[runtime.name] = asyncio.Event()
         has_waited = runtime.disk.owner_of(RUNDIR.database(service)) != "nobody"
         host = await self._open(runtime)
         try:
             await host.run(service)
-        except StoreLocked:
-            self.world.count["waited in vain for a file"] += 1
+        except StoreError as error:
+            # Whoever watches over it starts it again, as over any process that could not start.
+            self.world.count[f"did not start: {error.code}"] += 1
             self.world.nodes[runtime.name].crash(0.1)
             return
         self.world.count["takeover"] += has_waited
@@ -153,8 +176,15 @@ class Cluster:
 
     async def _open(self, runtime: SimRuntime) -> Host:
         host = Host(config(), FOLDER, runtime, name=runtime.name)
-        definitions = Definitions(list(services().values()))
+        release = self.releases.get(runtime.name.rpartition("-")[0], "")
+        self._running[runtime.name] = release
+        # A process knows the others as they were when its own release was made.
+        found = releases()[release] if release else services()
+        if "keep_s" in self.otherwise:
+            found = hurried()
+        definitions = Definitions(list(found.values()))
         await host.open(definitions, SIGNER, lambda _: self._registry)
+        host.deps = replace(host.deps, **self.otherwise)
         return host
 
 
@@ -163,11 +193,26 @@ def services() -> dict[str, Service]:
     """Return the shipped services that orders go through, with a saga that is less patient."""
     shipped = load_services(config(), FOLDER)
     found = {service.name: service for service in shipped if service.name in SERVICES}
-    impatient = replace(sagas.place_order, policy=POLICY, deadline_s=DEADLINE_S)
+    impatient = replace(sagas.place_order, policy=POLICY, deadline_s=PATIENCE_S)
     # The handler of Orders.place starts what this name stands for.
     sagas.place_order = impatient
     found["orders"].sagas.replace(impatient)
     return found
+
+
+@functools.cache
+def hurried() -> dict[str, Service]:
+    """Return the services with a saga that takes no longer than inboxes remember in an absence."""
+    shipped = services()
+    (saga,) = shipped["orders"].sagas
+    policy = replace(POLICY, undo_deadline_s=DEADLINE_S, after_pivot_deadline_s=DEADLINE_S)
+    return {**shipped, "orders": orders_with(replace(saga, policy=policy, deadline_s=DEADLINE_S))}
+
+
+@functools.cache
+def releases() -> dict[str, dict[str, Service]]:
+    """Return the services of two releases, "old" and "new"."""
+    return two_releases(services())
 
 
 @functools.cache

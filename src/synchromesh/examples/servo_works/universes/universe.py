@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import math
-import random
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing
 from typing import TypeVar
 from unittest import mock
 
@@ -21,9 +17,14 @@ from credit_provider import ProviderFaults
 from msgspec import structs
 
 from synchromesh.calls import Call, Caller
-from synchromesh.errors import CallError, Rejection, SagaUndone, SynchromeshError
-from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
-from synchromesh.testing import CALM, STORMY, NetworkFaults, Node, SimulationError, World
+from synchromesh.errors import (
+    Rejection,
+    SagaUndone,
+    Stuck,
+    SynchromeshError,
+)
+from synchromesh.service import instance as service_instance
+from synchromesh.testing import Node, SimulationError, World
 from universes.cluster import (
     CLIENTS,
     PROVIDER,
@@ -32,9 +33,32 @@ from universes.cluster import (
     Cluster,
     subscribers,
 )
-from universes.invariants import broken_in, is_quiet
+from universes.invariants import Forgotten, broken_in, is_quiet, is_sure, stuck_in
+from universes.listening import (
+    TOLD,
+    collecting_errors,
+    counting_replays,
+    noting_what_is_forgotten,
+)
+from universes.releases import DIFFERENT
+from universes.weather import (
+    ABSENCE_S,
+    HURRICANE,
+    KEEP_S,
+    PEACE,
+    RETENTION,
+    STORM,
+    SWEEP_EVERY_S,
+    kinds_of,
+)
 
 R = TypeVar("R")
+
+RARE = {
+    "undo before do": "select count(*) from sm_inbox where kind = 'tombstone'",
+    "message held": "select count(*) from sm_inbox where key glob 'message/*' "
+    "and cast(body as text) glob '*held*'",
+}
 
 STORM_S, SETTLE_S = 8.0, 120.0
 JUMP_MAX_S = 86_400.0
@@ -43,20 +67,6 @@ HASTE_S = (0.05, 0.8)
 # There are few of these and fewer places on the bench, so that orders fight for them.
 SCARCE = ("LX40", "LX20", "SX300")
 WITHOUT_CREDIT = ("brassworks", "pallas-pumps", "orbital-cnc")
-
-
-@dataclass(frozen=True, slots=True)
-class Weather:
-    """The faults of the network, and the rate of other faults."""
-
-    faults: NetworkFaults
-    faults_per_s: float = 0.0
-
-
-PEACE = Weather(CALM)
-STORM = Weather(replace(STORMY, duplication=0.06, tail=0.05), 1.2)
-# Two clocks are wrong by almost the 5 s that calls allow for.
-HURRICANE = Weather(replace(STORMY, loss=0.12, duplication=0.15, tail=0.12, skew_s=2.4), 4.0)
 
 
 class Universe:
@@ -70,6 +80,7 @@ class Universe:
     Attributes:
         broken: what is not as it must be, by the databases and by what clients were told.
         count: how often rare things happened.
+        kinds: what happens in it besides the storm, by the names of `SHARES`.
     """
 
     def __init__(
@@ -87,14 +98,17 @@ class Universe:
         self._rng, self._is_stormy = self.world.rng, is_stormy
         self._orders = self._choose()
         self._is_sold = False
-        # Each has chance of its own, so that all else is as in a universe without it.
-        self._has_jumps, self._is_hasty = (
-            is_stormy and random.Random(f"{seed}/{what}").random() < 0.2  # noqa: S311
-            for what in ("jumps", "haste")
-        )
+        self.kinds = kinds_of(seed) if is_stormy else frozenset[str]()
         # Most universes find a shop that has opened before; some open it in the storm.
         self._is_new = is_stormy and self._rng.random() < 0.1
         self._last_sends: dict[str, int] = {}
+        if "releases" in self.kinds:
+            self.cluster.releases.update(dict.fromkeys(DIFFERENT, "old"))
+        self.forgotten: Forgotten = {}
+        if "absence" in self.kinds:
+            self.cluster.otherwise["keep_s"] = KEEP_S
+        if "forgetting" in self.kinds:
+            self.cluster.otherwise["retention"] = RETENTION
         self._doomed: dict[str, int] = {}
         if kill is not None:
             self._kill_before(*kill)
@@ -104,9 +118,15 @@ class Universe:
         for path, image in opened_shop().items():
             if not self._is_new:
                 self.world.disk.install(path, image)
-        with counting_replays(self.count), collecting_errors(self.broken, self.world):
+        known = [told for kind, told in TOLD.items() if kind in self.kinds]
+        with (
+            counting_replays(self.count),
+            mock.patch.object(service_instance, "SWEEP_EVERY_S", SWEEP_EVERY_S),
+            noting_what_is_forgotten(self.forgotten),
+            collecting_errors(self.broken, self.world, known),
+        ):
             try:
-                self.world.run(self._story(), until_s=STORM_S + SETTLE_S + 60.0)
+                self.world.run(self._story(), until_s=STORM_S + SETTLE_S + ABSENCE_S + 60.0)
             except SimulationError as error:
                 self.broken.append(f"{type(error).__name__}: {error}")
         self.count.update(self.cluster.counts())
@@ -123,7 +143,13 @@ class Universe:
         for name in (*SERVICES, PROVIDER):
             databases[name] = sqlite3.connect(":memory:")
             databases[name].deserialize(self.world.disk.image(RUNDIR.database(name)))
-        self.broken += broken_in(databases, self.told, subscribers())
+        self.count["event forgotten"] += sum(map(len, self.forgotten.values()))
+        found = broken_in(databases, self.told, subscribers(), self.forgotten)
+        if "absence" in self.kinds:
+            stuck = stuck_in(databases["orders"])
+            self.count["stuck after an absence"] += len(stuck)
+            found = (each for each in found if is_sure(each, stuck))
+        self.broken += found
         self.broken += [
             f"the client of order {order.order_id} was never answered"
             for order in self._orders
@@ -132,8 +158,8 @@ class Universe:
         for database in databases.values():
             with closing(database):
                 if database is not databases[PROVIDER]:
-                    tombs = "select count(*) from sm_inbox where kind = 'tombstone'"
-                    self.count["undo before do"] += database.execute(tombs).fetchone()[0]
+                    for what, sql in RARE.items():
+                        self.count[what] += database.execute(sql).fetchone()[0]
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -160,6 +186,7 @@ class Universe:
         await asyncio.sleep(self._rng.uniform(0.0, STORM_S / 2 if self._is_stormy else 0.1))
         times = 2 if self._rng.random() < 0.2 else 1
         while order.order_id not in self.told:
+            await self.cluster.present.wait()
             asked = (self._ask(caller, order) for _ in range(times))
             for told in await asyncio.gather(*asked):
                 if told:
@@ -168,7 +195,7 @@ class Universe:
 
     async def _ask(self, caller: Caller, order: PlaceOrder) -> str:
         patience_s = 3.0
-        if self._is_hasty:
+        if "haste" in self.kinds:
             self.count["short deadline"] += 1
             patience_s = self._rng.uniform(*HASTE_S)
         context = caller.root(key=f"order/{order.order_id}", timeout_s=patience_s)
@@ -176,6 +203,8 @@ class Universe:
             answer = await caller.call(Orders.place(order), context=context)
         except (Rejection, SagaUndone):
             return "rejected"
+        except Stuck:
+            return "stuck"
         except SynchromeshError as error:
             self.count[f"client: {error.code}"] += 1
             return ""
@@ -188,8 +217,13 @@ class Universe:
         self.cluster.start()
         if self._is_stormy:
             await self._storm()
+        if "absence" in self.kinds:
+            await self._be_away()
         self.world.calm()
+        for name in SERVICES:
+            self.world.disk.mend(RUNDIR.database(name))
         self.cluster.set_provider_faults(ProviderFaults())
+        self.cluster.finish_releases()
         self.cluster.start()
         # Messages that are late still come: peace counts after the last of them.
         least_s = loop.time() + self.world.wire.faults.tail_s
@@ -200,11 +234,32 @@ class Universe:
                 return
             await asyncio.sleep(0.5)
 
+    async def _be_away(self) -> None:
+        """Take orders away, in the midst of the storm, until the others have forgotten its keys."""
+        self.cluster.away, present = "orders", self.cluster.present
+        present.clear()
+        self._crash_all("orders")
+        await asyncio.sleep(ABSENCE_S)
+        self.cluster.away = ""
+        present.set()
+        self._crash_all("orders")
+        # What began as nothing begins anew as orders.
+        await asyncio.sleep(0.5)
+
+    def _crash_all(self, service: str) -> None:
+        for node in self.cluster.pair(service):
+            node.crash(0.1)
+
     def _is_quiet(self) -> bool:
         return is_quiet(self.world.disk, subscribers())
 
     async def _storm(self) -> None:
         rng, loop = self._rng, self.world.loop
+        rare = (
+            ("jumps", self._jump, 0.20),
+            ("disks", self._spoil_disk, 0.30),
+            ("releases", self._release, 0.40),
+        )
         evils = {
             self._crash: 0.10,
             self._doom: 0.15,
@@ -215,9 +270,11 @@ class Universe:
             self._confuse_provider: 0.10,
             self._pause: 0.05,
             self._cancel: 0.10,
-            **({self._jump: 0.20} if self._has_jumps else {}),
+            **{evil: share for kind, evil, share in rare if kind in self.kinds},
         }
-        while loop.time() < STORM_S:
+        # An absence begins while orders are under way.
+        ends_s = rng.uniform(1.0, STORM_S / 2) if "absence" in self.kinds else STORM_S
+        while loop.time() < ends_s:
             await asyncio.sleep(rng.expovariate(self._weather.faults_per_s))
             (evil,) = rng.choices(list(evils), list(evils.values()))
             evil()
@@ -256,14 +313,34 @@ class Universe:
         """Set all wall clocks forward or back, as after a flat battery."""
         self.world.jump_clocks(self._rng.uniform(-JUMP_MAX_S, JUMP_MAX_S))
 
+    def _spoil_disk(self) -> None:
+        """Have the disk below a database fail, or be full, for a while."""
+        path = RUNDIR.database(self._rng.choice(SERVICES))
+        spoil = self._rng.choice((self.world.disk.fail, self.world.disk.fill))
+        if path in self.world.disk.paths():
+            self.count[f"disk: {spoil.__name__}"] += 1
+            spoil(path)
+            self.world.later(self._rng.uniform(0.1, 3.0), self.world.disk.mend, path)
+
     def _part(self) -> None:
         names = [PROVIDER, CLIENTS, *(self.cluster.pair(name)[0].name for name in SERVICES)]
         a, b = self._rng.sample(names, 2)
         self.world.partition(a, b, self._rng.uniform(0.2, 4.0))
 
-    def _hand_over(self) -> None:
+    def _release(self) -> None:
+        """Replace a service by one of the other release, beside it or in its place."""
+        service = self._rng.choice(DIFFERENT)
+        is_old = self.cluster.releases[service] == "old"
+        self.cluster.releases[service] = "new" if is_old else "old"
+        self.count["released" if is_old else "rolled back"] += 1
+        if self._rng.random() < 0.5:
+            self._hand_over(service)
+        else:
+            self.cluster.pair(service)[0].crash(self._rng.uniform(0.05, 0.5))
+
+    def _hand_over(self, service: str = "") -> None:
         """Start a successor beside a node, then kill the node or ask it to end."""
-        old, new = self.cluster.pair(self._rng.choice(SERVICES))
+        old, new = self.cluster.pair(service or self._rng.choice(SERVICES))
         if old.is_up and not new.is_up:
             new.start()
             after_s = self._rng.uniform(0.02, 1.0)
@@ -309,7 +386,7 @@ class _Opener:
         while True:
             try:
                 return await self._caller.call(call, context=self._caller.root(key=key))
-            except CallError:
+            except SynchromeshError:
                 await asyncio.sleep(0.2)
 
 
@@ -337,50 +414,3 @@ def opened_shop() -> dict[str, bytes]:
     world.run(story())
     paths = map(RUNDIR.database, (PROVIDER, *SERVICES))
     return {path: world.disk.image(path) for path in paths}
-
-
-# -- listening in --------------------------------------------------------------------------------
-
-
-@contextmanager
-def counting_replays(count: Counter[str]) -> Iterator[None]:
-    """Count how often an inbox answers what it has recorded, and that a key is undone."""
-    recall = inbox.recall
-
-    async def counted(unit: Unit, once: Once) -> Recorded | None:
-        known = await recall(unit, once)
-        if known is not None:
-            count["inbox replay"] += 1
-            count["tombstone hit"] += known.kind is InboxState.TOMBSTONE
-        return known
-
-    with mock.patch.object(inbox, "recall", counted):
-        yield
-
-
-class _Ear(logging.Handler):
-    def __init__(self, heard: list[str], world: World) -> None:
-        super().__init__(logging.ERROR)
-        self._heard, self._world = heard, world
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self._world.loop.is_closed():
-            return  # the coroutines that are left are thrown away, and complain
-        error = record.exc_info[1] if record.exc_info else None
-        self._heard.append(f"logged: {record.getMessage()}" + (f": {error!r}" if error else ""))
-
-
-@contextmanager
-def collecting_errors(heard: list[str], world: World) -> Iterator[None]:
-    """Collect what the services log as errors, which no universe may have."""
-    log, ear = logging.getLogger("synchromesh"), _Ear(heard, world)
-    level, was_propagating = log.level, log.propagate
-    log.addHandler(ear)
-    log.setLevel(logging.ERROR)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(ear)
-        log.setLevel(level)
-        log.propagate = was_propagating

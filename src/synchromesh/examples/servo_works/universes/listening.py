@@ -1,0 +1,103 @@
+"""What is heard of a universe while it lasts: what is repeated, forgotten, or goes wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
+
+from synchromesh.errors import StoreBroken, StoreFull, StoreUnavailable
+from synchromesh.events import removal
+from synchromesh.service import forgetting
+from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
+from synchromesh.testing import World
+from universes.invariants import Forgotten
+
+
+@contextmanager
+def counting_replays(count: Counter[str]) -> Iterator[None]:
+    """Count how often an inbox answers what it has recorded, and that a key is undone."""
+    recall = inbox.recall
+
+    async def counted(unit: Unit, once: Once) -> Recorded | None:
+        known = await recall(unit, once)
+        if known is not None:
+            count["inbox replay"] += 1
+            count["tombstone hit"] += known.kind is InboxState.TOMBSTONE
+        return known
+
+    with mock.patch.object(inbox, "recall", counted):
+        yield
+
+
+@contextmanager
+def noting_what_is_forgotten(forgotten: Forgotten) -> Iterator[None]:
+    """Note each event that a service removes from its log, for the audit."""
+
+    async def noted(unit: Unit, positions: Sequence[int]) -> int:
+        events = forgotten.setdefault(unit.service, {})
+        for at in positions:
+            rows = await unit.execute("select id, name, body from sm_event where position = ?", at)
+            for id_, name, body in rows:
+                assert isinstance(body, bytes)
+                events[str(id_)] = str(name), body
+        return await removal.remove_each(unit, positions)
+
+    with mock.patch.object(forgetting, "remove_each", noted):
+        yield
+
+
+def told_of_disks(record: logging.LogRecord) -> bool:
+    """Return whether it is what a service says, and has to, of a disk that fails or is full."""
+    error = record.exc_info[1] if record.exc_info else None
+    is_closed = record.name == "synchromesh.store" and record.levelno == logging.CRITICAL
+    return is_closed or isinstance(error, StoreFull | StoreUnavailable | StoreBroken)
+
+
+def told_of_releases(record: logging.LogRecord) -> bool:
+    """Return whether a service says that a run waits for the code that it began with."""
+    return record.getMessage().startswith("saga ") and "waits for other code" in record.getMessage()
+
+
+TOLD = {"disks": told_of_disks, "releases": told_of_releases}
+
+
+class _Ear(logging.Handler):
+    def __init__(self, heard: list[str], world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._heard, self._world = heard, world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._world.loop.is_closed():
+            return  # the coroutines that are left are thrown away, and complain
+        error = record.exc_info[1] if record.exc_info else None
+        self._heard.append(f"logged: {record.getMessage()}" + (f": {error!r}" if error else ""))
+
+
+@contextmanager
+def collecting_errors(
+    heard: list[str],
+    world: World,
+    known: Sequence[Callable[[logging.LogRecord], bool]] = (),
+) -> Iterator[None]:
+    """Collect what the services log as errors, which no universe may have but those known."""
+    log, ear = logging.getLogger("synchromesh"), _Ear(heard, world)
+
+    def is_unknown(record: logging.LogRecord) -> bool:
+        told = [each.__name__ for each in known if each(record)]
+        world.count.update(told)
+        return not told
+
+    ear.addFilter(is_unknown)
+    level, was_propagating = log.level, log.propagate
+    log.addHandler(ear)
+    log.setLevel(logging.ERROR)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(ear)
+        log.setLevel(level)
+        log.propagate = was_propagating

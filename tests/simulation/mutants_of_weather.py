@@ -1,0 +1,136 @@
+"""Planted bugs that show only in universes where more happens than storms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from simulation.mutant import Mutant
+from synchromesh.errors import StoreFull
+from synchromesh.events.removal import Reached
+from synchromesh.messaging.message import Receipt
+
+# -- disks that fail, or are full ----------------------------------------------------------------
+
+
+def _in_doubt_is_done(release: Any) -> Any:
+    def mutated(self: Any, mark: Any) -> Any:
+        self._mark = mark
+        return release(self, mark)
+
+    return mutated
+
+
+def _full_is_poison(take_once: Any) -> Any:
+    async def mutated(self: Any, source: str, message: Any, act: Any) -> Any:
+        try:
+            return await take_once(self, source, message, act)
+        except StoreFull as error:
+            raise RuntimeError("the handler failed") from error
+
+    return mutated
+
+
+# -- two releases --------------------------------------------------------------------------------
+
+
+def _unknown_is_ignored(handle: Any) -> Any:
+    async def mutated(self: Any, unit: Any, source: str, message: Any) -> Any:
+        if message.name not in self._handlers:
+            return Receipt("ignored")
+        return await handle(self, unit, source, message)
+
+    return mutated
+
+
+def _newest_fits(_: Any) -> Any:
+    def mutated(self: Any, name: str, version: int) -> Any:
+        return [self[name]]
+
+    return mutated
+
+
+# -- events that are removed ---------------------------------------------------------------------
+
+
+def _all_have_passed(_: Any) -> Any:
+    async def mutated(unit: Any, *, is_public: bool) -> Reached:
+        return Reached(2**62, "")
+
+    return mutated
+
+
+def _holes_are_not_recorded(_: Any) -> Any:
+    async def mutated(unit: Any, first: int, last: int) -> None:
+        return None
+
+    return mutated
+
+
+# -- an owner that is away for long --------------------------------------------------------------
+
+
+def _nothing_is_forgotten(_: Any) -> Any:
+    def mutated(self: Any, key: str, step: Any, now_us: int) -> str:
+        return ""
+
+    return mutated
+
+
+def _messages_are_forgotten_in_time(_: Any) -> Any:
+    def mutated(self: Any, source: str, key: str, answer: bytes) -> bool:
+        return False
+
+    return mutated
+
+
+MUTANTS_OF_WEATHER: Sequence[Mutant] = (
+    Mutant(
+        "what a disk may have lost is told done once it is mended",
+        "synchromesh.store.jobs.HeldUnits.release",
+        _in_doubt_is_done,
+        weather="disks",
+    ),
+    Mutant(
+        "a full disk is taken for a poison message",
+        "synchromesh.messaging.consumer.Consumer._take_once",
+        _full_is_poison,
+        weather="disks",
+    ),
+    Mutant(
+        "an event of a newer release is passed over",
+        "synchromesh.messaging.consumer.Consumer._handle",
+        _unknown_is_ignored,
+        weather="releases",
+    ),
+    Mutant(
+        "a run goes on with the newest code, whatever it began with",
+        "synchromesh.saga.versions.SagaVersions.fitting",
+        _newest_fits,
+        weather="releases",
+    ),
+    Mutant(
+        "events are removed that a relay has not passed",
+        "synchromesh.service.forgetting.reached_by_all",
+        _all_have_passed,
+        weather="forgetting",
+    ),
+    Mutant(
+        "a removal leaves a hole that is not recorded",
+        "synchromesh.events.removal._record",
+        _holes_are_not_recorded,
+        weather="forgetting",
+    ),
+    Mutant(
+        "a step is asked for under a key that is forgotten",
+        "synchromesh.saga.machine.SagaMachine._forgotten",
+        _nothing_is_forgotten,
+        weather="absence",
+    ),
+    Mutant(
+        "messages are forgotten while they may come again",
+        "synchromesh.messaging.consumer.Consumer.is_needed",
+        _messages_are_forgotten_in_time,
+        weather="absence",
+    ),
+)
