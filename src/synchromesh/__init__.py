@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from synchromesh.gateway import Branch as Branch
     from synchromesh.gateway import Forward as Forward
     from synchromesh.gateway import Gateway as Gateway
+    from synchromesh.gateway import OpenApi as OpenApi
     from synchromesh.gateway import Rate as Rate
     from synchromesh.gateway import Route as Route
     from synchromesh.gateway import Stale as Stale
@@ -59,7 +60,7 @@ _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
-    "gateway": "Aggregate ApiKeys Branch Forward Gateway JWT Rate Route Stale Static",
+    "gateway": "Aggregate ApiKeys Branch Forward Gateway JWT OpenApi Rate Route Stale Static",
     "personal": "Erased Personal Subject",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
     "RetryOptions deadline",

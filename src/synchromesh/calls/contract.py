@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
+from inspect import cleandoc
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -107,6 +108,11 @@ class Operation(Generic[P, R_co]):
     def full_name(self) -> str:
         """`service.name`, as it is written in keys, traces and on the command line."""
         return f"{self.service}.{self.name}"
+
+    @property
+    def doc(self) -> str:
+        """What its docstring says; "" without one."""
+        return cleandoc(self._stub.__doc__ or "")
 
     @property
     def blank_path(self) -> str:

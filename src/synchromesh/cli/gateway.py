@@ -43,7 +43,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.system.config.gateway_check import read_gateway
     from synchromesh.system.config.rundir import RunDir
 
-    config, definition = _definition(folder, settings)
+    config, definition = definition_of(folder, settings)
     reading = asyncio.run(read_gateway(definition, config, RunDir(folder), RealRuntime()))
     mistakes = reading.mistakes
     if is_json:
@@ -66,7 +66,7 @@ def explain(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """
     from synchromesh.gateway.outline import outline
 
-    _, definition = _definition(folder, settings)
+    _, definition = definition_of(folder, settings)
     routes = outline(definition)
     if is_json:
         import msgspec
@@ -216,14 +216,19 @@ def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
     from synchromesh.system.config.gateway_keys import keys_file_of
     from synchromesh.system.config.rundir import RunDir
 
-    _, definition = _definition(folder, ())
+    _, definition = definition_of(folder, ())
     runtime, rundir = RealRuntime(), RunDir(folder)
     file = keys_file_of(definition, rundir, runtime.disk)
     rundir.create()
     return file, {scope for route in definition.routes for scope in route.scopes}
 
 
-def _definition(folder: Path, settings: tuple[str, ...]) -> tuple[SystemConfig, Gateway]:
+def definition_of(folder: Path, settings: tuple[str, ...]) -> tuple[SystemConfig, Gateway]:
+    """Return the configuration of a system, and what its gateway serves.
+
+    Raises:
+        ConfigError: it is wrong, or names no gateway.
+    """
     from synchromesh.system.config.definitions import load_gateway, load_services
     from synchromesh.system.config.reading import load_config
     from synchromesh.system.config.schema import FILE_NAME

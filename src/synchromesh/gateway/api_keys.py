@@ -51,6 +51,14 @@ class ApiKeys:
 
     file: str = "api-keys.json"
 
+    def security_schemes(self) -> Mapping[str, Mapping[str, object]]:
+        """Return how a client sends its key."""
+        told = "An API key of the gateway, `sm_...`."
+        return {
+            "ApiKey": {"type": "apiKey", "in": "header", "name": API_KEY, "description": told},
+            "ApiKeyBearer": {"type": "http", "scheme": "bearer", "description": told},
+        }
+
     def open(self, folders: Folders, runtime: Runtime) -> KeyRing:
         """Read the file of keys.
 

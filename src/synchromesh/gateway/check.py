@@ -7,8 +7,8 @@ the engine runs on, or raises with every mistake.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls.contract import Operation
@@ -16,8 +16,10 @@ from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway.api_keys import ApiKeys
 from synchromesh.gateway.branches import CompiledBranch, read_branches
+from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.described import read_described
 from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
-from synchromesh.gateway.forward import CompiledForward, read_forward
+from synchromesh.gateway.forward import read_forward
 from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.leading import UpstreamPaths
@@ -37,43 +39,6 @@ from synchromesh.priority import Priority, priority_of
 T = TypeVar("T")
 
 _BODILESS = ("GET", "DELETE")
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledRoute:
-    """One route as the engine runs it.
-
-    Attributes:
-        name: the route as it was written.
-        interval_s, burst: its rate; no limit where `interval_s` is 0.
-        operation, stand_in: of a `Route`.
-        parts: of an `Aggregate`.
-        passage: of a `Forward`.
-        priority: of the calls that it makes.
-    """
-
-    template: Template
-    scopes: frozenset[str]
-    is_public: bool
-    deadline_s: float
-    interval_s: float = 0.0
-    burst: int = 0
-    operation: Operation[..., Any] | None = None
-    stand_in: CompiledFallback | None = None
-    parts: Mapping[str, CompiledBranch] = field(default_factory=dict)
-    passage: CompiledForward | None = None
-    priority: Priority = Priority.INTERACTIVE
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", f"{self.template.method} {self.template.path}")
-
-    @property
-    def is_read(self) -> bool:
-        """Whether it changes nothing."""
-        if self.operation is not None:
-            return not self.operation.is_command
-        return self.template.method in {"GET", "HEAD"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +106,8 @@ def read(gateway: Gateway) -> Reading:
         entry = _Reader(route, mistakes, ways, has_auth=bool(gateway.auth)).entry()
         if entry is not None:
             entries.append(entry)
+    if gateway.openapi is not None:
+        entries += read_described(gateway, entries, mistakes)
     for at, other_at, path in clashes([entry.template for entry in entries]):
         one, other = entries[at], entries[other_at]
         same = one.template.steps == other.template.steps

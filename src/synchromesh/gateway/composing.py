@@ -17,7 +17,7 @@ from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
 from synchromesh.gateway.arrival import FIELDS, NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.principal import Principal

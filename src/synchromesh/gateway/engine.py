@@ -44,7 +44,8 @@ from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
 from synchromesh.gateway.arrival import arrival_of
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.check import CompiledRoute, compiled, read, refusal_of
+from synchromesh.gateway.check import compiled, read, refusal_of
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composition import BranchOutcome
 from synchromesh.gateway.fast import Gate, Routing
 from synchromesh.gateway.forward import answer_of
@@ -123,7 +124,7 @@ class GatewayEngine:
         for entry in entries:
             method, path = entry.template.method, entry.template.path
             self._routes.add(method, path, entry)
-            if entry.passage is not None and method == "GET":
+            if (entry.passage or entry.page) and method == "GET":
                 self._routes.add("HEAD", path, entry)
             if entry.interval_s:
                 self._buckets[entry.name] = TokenBuckets(
@@ -297,6 +298,8 @@ class GatewayEngine:
             )
         async with self._limiter:
             context = await self._admitted(asked, context)
+            if asked.entry.page is not None:
+                return asked.entry.page.answer(asked.request, asked.headers)
             if asked.entry.operation is not None:
                 return await self._route(asked.entry.operation, asked, context)
             return await self._aggregate(asked, context)
@@ -347,7 +350,8 @@ class GatewayEngine:
         self, operation: Operation[..., Any], asked: _Asked, context: CallContext
     ) -> HttpResponse:
         request = asked.request
-        if request.body and not _is_json(request.headers.get("content-type", "")):
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.body and kind != "application/json":
             # Its own status, that no error class has.
             return problem_response(
                 415,
@@ -479,10 +483,6 @@ def _mark(outcome: BranchOutcome) -> str:
     age = "" if outcome.age_s is None else f";age_s={outcome.age_s:.3f}"
     why = "" if outcome.error is None else f";code={outside(outcome.error).code}"
     return f"{outcome.status.value}{age}{why}"
-
-
-def _is_json(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
 def _unrouted(request: HttpRequest, found: NoMatch) -> HttpResponse:

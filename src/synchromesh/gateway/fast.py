@@ -40,7 +40,7 @@ from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
 from synchromesh.gateway.forward import ODD, answer_of, look
 from synchromesh.gateway.limits import TokenBuckets
@@ -227,7 +227,7 @@ class Gate:
         if entry.passage is not None:
             is_external = entry.passage.to in self._externals
             plan = FastForward(self, entry, method, buckets, is_external=is_external)
-        elif entry.operation is None:
+        elif entry.parts:
             plan = FastAggregate(self, entry, buckets)
         else:
             return None

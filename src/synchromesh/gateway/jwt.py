@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -116,6 +117,19 @@ class JWT:
             leeway_s=self.leeway_s,
         )
         return TokenVerifier(rules, source, runtime, grants=self.grants, kept_max=self.kept_max)
+
+    def security_schemes(self) -> Mapping[str, Mapping[str, object]]:
+        """Return how a client sends its token; each issuer has a scheme of its own."""
+        name = re.sub(r"[^A-Za-z0-9.-]+", "_", self.issuer.removeprefix("https://"))
+        told = f"A token of `{self.issuer}` for {' or '.join(_texts(self.audience))}."
+        return {
+            f"JWT_{name}": {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "JWT",
+                "description": told,
+            }
+        }
 
     def _is_file(self) -> bool:
         return bool(self.jwks) and "://" not in self.jwks

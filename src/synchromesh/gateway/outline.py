@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import msgspec
 
 from synchromesh.gateway.branches import CompiledBranch
-from synchromesh.gateway.check import CompiledRoute, compiled
+from synchromesh.gateway.check import compiled
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.fallbacks import describe_fallback
 from synchromesh.gateway.routes import Branch, Forward, Gateway, Route
 
@@ -36,8 +37,9 @@ class RouteOutline(msgspec.Struct, frozen=True):
     """A route; an aggregate has branches, in the order of their turns, and no operation.
 
     Attributes:
-        kind: "command", "query", "aggregate" or "forward".
-        operation: what answers; of a forward the upstream, and the path there.
+        kind: "command", "query", "aggregate", "forward" or "page".
+        operation: what answers; of a forward the upstream, and the path there; of a page, what
+            it is.
         scopes: what the principal has to hold, all of them.
         headers: of a forward, the request headers that pass besides the usual ones.
     """
@@ -79,7 +81,8 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
         [('GET /stock/{sku}', 'inventory.stock', 'anybody')]
     """
     outlines = []
-    for route, entry in zip(gateway.routes, compiled(gateway), strict=True):
+    entries = compiled(gateway)
+    for route, entry in zip(gateway.routes, entries, strict=False):
         kind, operation, fallback, body_max = "aggregate", "", "", ""
         headers: tuple[str, ...] = ()
         branches: tuple[BranchOutline, ...] = ()
@@ -109,7 +112,19 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 headers=headers,
             )
         )
-    return tuple(outlines)
+    return (*outlines, *map(_page, entries[len(gateway.routes) :]))
+
+
+def _page(entry: CompiledRoute) -> RouteOutline:
+    return RouteOutline(
+        route=entry.name,
+        kind="page",
+        operation="what describes the gateway",
+        is_public=entry.is_public,
+        scopes=(),
+        deadline=f"{entry.deadline_s:g}s",
+        rate=None,
+    )
 
 
 def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[BranchOutline, ...]:

@@ -23,7 +23,7 @@ from synchromesh.discovery import CallEnd, Endpoint, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import Arrival
-from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.forward import answer_head
 from synchromesh.gateway.leading import Leading
 from synchromesh.gateway.origin import ClientOrigin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -88,6 +88,15 @@ class Auth(Protocol):
         Raises:
             ConfigError: what it needs is missing or wrong; the message names every mistake.
         """
+        ...
+
+
+@runtime_checkable
+class DescribedAuth(Protocol):
+    """Is an `Auth` that says to clients how a request is authenticated."""
+
+    def security_schemes(self) -> Mapping[str, Mapping[str, object]]:
+        """Return the Security Scheme Objects of OpenAPI, by name; any one of them will do."""
         ...
 
 

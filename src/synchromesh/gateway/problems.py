@@ -6,7 +6,7 @@ may name instances, addresses and statements, and stays in the log, where the tr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from synchromesh.errors import (
     BadRequest,
@@ -70,6 +70,11 @@ _WORDS: dict[type[SynchromeshError], str] = {
     VersionConflict: "what this is about was changed meanwhile; look at it again and ask anew",
 }
 
+# What only something that changes can come to.
+_OF_CHANGES: Final = frozenset({
+    InProgress, KeyReused, KeyUndone, SagaConflict, SagaLocked, SagaUndone, VersionConflict,
+})  # fmt: skip
+
 # What changes nothing needs no key, and nothing is left to be found out.
 _LATE_READ = "no answer came in time; nothing is changed by asking, try again"
 
@@ -92,6 +97,19 @@ def outside(error: BaseException, *, is_read: bool = False) -> SynchromeshError:
     if isinstance(error, SynchromeshError) and error.status < 500:
         return DownstreamFailed(_FAILED, cause_code="call_failed")
     return RemoteFailed(_FAILED)
+
+
+def codes_by_status() -> dict[int, dict[str, str]]:
+    """Return what services may come to, as the outside is told: by status, each code in words."""
+    found: dict[int, dict[str, str]] = {}
+    for cls, words in _WORDS.items():
+        found.setdefault(cls.status, {})[cls.code] = words
+    return found
+
+
+def statuses(*, is_read: bool) -> tuple[int, ...]:
+    """Return the statuses of what a service may come to, declared rejections aside."""
+    return tuple(sorted({cls.status for cls in _WORDS if not (is_read and cls in _OF_CHANGES)}))
 
 
 def problem_of(error: SynchromeshError, *, trace_id: str) -> dict[str, Any]:

@@ -225,6 +225,30 @@ class Aggregate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenApi:
+    """Describes a gateway to its clients: by OpenAPI 3.1, and on a page for people.
+
+    Attributes:
+        title, version, description: of the API; the version is that of what is described, and
+            yours to count.
+        path: where the document is served, such as "/openapi.json"; "" serves none.
+        reference: where the page is served, such as "/reference"; "" serves none.
+        public: both are answered without a principal.
+
+    Example:
+        >>> OpenApi(title="servo-works", reference="/reference").path
+        '/openapi.json'
+    """
+
+    title: str = "API"
+    version: str = "1.0"
+    description: str = ""
+    path: str = "/openapi.json"
+    reference: str = ""
+    public: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """Defines the API gateway of a system: its routes, authentication and limits.
 
@@ -236,6 +260,7 @@ class Gateway:
         buckets_max: token buckets that each rate keeps; beyond, newcomers share one.
         stale_max: answers that are kept for `Stale`, all together.
         stale_bytes_max: how much they may take, in bytes of JSON.
+        openapi: what describes it to clients; None serves nothing of that kind.
 
     Example:
         >>> Gateway(routes=[]).in_flight_max
@@ -248,3 +273,4 @@ class Gateway:
     buckets_max: int = 10_000
     stale_max: int = 1024
     stale_bytes_max: int = 16 * 1024 * 1024
+    openapi: OpenApi | None = None

@@ -19,7 +19,7 @@ from typing import Any
 from synchromesh.calls import Contract, Operation, operations_of
 from synchromesh.calls.describing import describe
 from synchromesh.calls.description import ContractsOfPart
-from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.service import Service
 
 

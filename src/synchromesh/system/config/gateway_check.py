@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from synchromesh.calls import Operation
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Aggregate, Forward, Gateway, Route
-from synchromesh.gateway.check import CompiledRoute, Reading, read, refusal_of
+from synchromesh.gateway.check import Reading, read, refusal_of
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.runtime import Runtime
 from synchromesh.system.config.gateway_keys import folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir, refuse_shared

@@ -14,7 +14,8 @@ from synchromesh.calls import Contract, Operation, operations_of
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
-from synchromesh.gateway.check import CompiledRoute, read
+from synchromesh.gateway.check import read
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.service import Service
 from synchromesh.system.config.schema import GATEWAY, PolicySection, SystemConfig
 

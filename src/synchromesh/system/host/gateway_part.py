@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
-from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.engine import REREAD_EVERY_S
 from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.http import HttpServer

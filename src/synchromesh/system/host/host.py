@@ -19,7 +19,7 @@ from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Tra
 from synchromesh.discovery import Registry
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
-from synchromesh.gateway.check import CompiledRoute
+from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.http import Handler, HttpPool, HttpServer
 from synchromesh.identity import Signer
 from synchromesh.network import HandedNetwork

@@ -1,0 +1,54 @@
+"""A route as the engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from synchromesh.calls.contract import Operation
+from synchromesh.gateway.branches import CompiledBranch
+from synchromesh.gateway.fallbacks import CompiledFallback
+from synchromesh.gateway.forward import CompiledForward
+from synchromesh.gateway.pages import ServedPage
+from synchromesh.gateway.router import Template
+from synchromesh.priority import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRoute:
+    """One route as the engine runs it.
+
+    Attributes:
+        name: the route as it was written.
+        interval_s, burst: its rate; no limit where `interval_s` is 0.
+        operation, stand_in: of a `Route`.
+        parts: of an `Aggregate`.
+        passage: of a `Forward`.
+        page: of what describes the gateway itself.
+        priority: of the calls that it makes.
+    """
+
+    template: Template
+    scopes: frozenset[str]
+    is_public: bool
+    deadline_s: float
+    interval_s: float = 0.0
+    burst: int = 0
+    operation: Operation[..., Any] | None = None
+    stand_in: CompiledFallback | None = None
+    parts: Mapping[str, CompiledBranch] = field(default_factory=dict)
+    passage: CompiledForward | None = None
+    page: ServedPage | None = None
+    priority: Priority = Priority.INTERACTIVE
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.template.method} {self.template.path}")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing."""
+        if self.operation is not None:
+            return not self.operation.is_command
+        return self.template.method in {"GET", "HEAD"}
