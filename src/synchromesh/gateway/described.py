@@ -42,9 +42,11 @@ def read_described(
         if not path:
             continue
         try:
-            templates.append(Template.of(f"GET {path}"))
-            if templates[-1].places:
+            template = Template.of(f"GET {path}")
+            if template.places:
                 wrong.append(f"openapi: its {name} {path[:40]!r} has a place; write a plain path")
+            else:
+                templates.append(template)
         except ConfigError:
             wrong.append(
                 f"openapi: its {name} {str(path)[:40]!r} is no path; write one such as "

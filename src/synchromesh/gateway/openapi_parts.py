@@ -8,6 +8,10 @@ from typing import Any, Final
 from synchromesh.gateway.problems import codes_by_status
 from synchromesh.gateway.schemas import PLACE, Schema
 
+# Printable characters of a header field, without blanks at the ends.
+_INK: Final = "!-~\u00a1-\u00ac\u00ae-\u00ff"
+_KEY: Final = f"^[{_INK}]([ {_INK}]*[{_INK}])?$"
+
 # What a client can do nothing wrong with: any other value counts as none.
 PARAMETERS: Final = {
     "IdempotencyKey": {
@@ -17,7 +21,7 @@ PARAMETERS: Final = {
         "description": "Names the request, so that it takes effect once, however often it is sent: "
         "the same key and arguments get the same answer. The answer tells the key of a request "
         "that had none.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": _KEY},
     },
     "RequestId": {
         "name": "x-request-id",

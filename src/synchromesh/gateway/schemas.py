@@ -37,6 +37,10 @@ _ZONE: Final = r"(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _SECONDS: Final = r"T[0-9]{1,5}(\.[0-9]{1,6})?S"
 _INT_KEY: Final = r"^(0|-?[1-9][0-9]*)$"
 _FLOAT_KEY: Final = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
+_BASE64: Final = {
+    "type": "string", "contentEncoding": "base64",
+    "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+}  # fmt: skip
 # Of texts that have a form. Formats alone say nothing where a value may have no zone.
 _FORMS: Final[Mapping[type[inspect.Type], Schema]] = {
     inspect.DateType: {"type": "string", "format": "date"},
@@ -48,9 +52,9 @@ _FORMS: Final[Mapping[type[inspect.Type], Schema]] = {
         "type": "string", "format": "decimal",
         "pattern": r"^-?([0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,6})?|Infinity|s?NaN[0-9]*)$",
     },
-    inspect.BytesType: {"type": "string", "contentEncoding": "base64"},
-    inspect.ByteArrayType: {"type": "string", "contentEncoding": "base64"},
-    inspect.MemoryViewType: {"type": "string", "contentEncoding": "base64"},
+    inspect.BytesType: _BASE64,
+    inspect.ByteArrayType: _BASE64,
+    inspect.MemoryViewType: _BASE64,
 }  # fmt: skip
 _PLAIN: Final[Mapping[type[inspect.Type], str]] = {
     inspect.NoneType: "null",
