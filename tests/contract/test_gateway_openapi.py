@@ -13,7 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
-from schemathesis.checks import CheckFunction, load_all_checks
+from schemathesis.checks import load_all_checks
 
 from calls_fakes import System
 from gateway_fakes import GATEWAY, ROUTES, Plant, behind, json_of
@@ -162,7 +162,7 @@ def _asked(url: str) -> dict[str, set[int]]:
 
     by = {"authorization": "shop"}
     document: Any = json.loads(requests.get(f"{url}/openapi.json", headers=by, timeout=30).text)
-    schema = schemathesis.openapi.from_dict(document)
+    schema: Any = schemathesis.openapi.from_dict(document)
     load_all_checks()
     checks = [
         each for each in schemathesis.checks.CHECKS.get_all() if each.__name__ not in _LEFT_OUT
@@ -180,7 +180,7 @@ def _asked(url: str) -> dict[str, set[int]]:
 def _ask(
     operation: Any,
     mode: GenerationMode,
-    checks: list[CheckFunction],
+    checks: list[Any],
     session: Any,
     url: str,
     by: dict[str, str],

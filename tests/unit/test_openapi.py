@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from base64 import b64encode
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
-from urllib.parse import unquote
+from typing import Any, Generic, TypeVar
 
 import pytest
 from gateway import gateway as servo_works
@@ -23,16 +19,13 @@ from cli_runs import Run, runner
 from kinds_app import ABOUT, GATEWAY, Found, Kinds, Money, Page, Thing, Tree
 from notes_app import TOML, Notes, write_config
 from servo_works_world import FOLDER
-from synchromesh import JWT, Aggregate, ApiKeys, Contract, Forward, Gateway, OpenApi, Route, query
-from synchromesh.errors import Rejection
+from synchromesh import JWT, Aggregate, ApiKeys, Forward, Gateway, OpenApi, Route
 from synchromesh.gateway import check, outline
 from synchromesh.gateway.check import compiled
 from synchromesh.gateway.openapi import openapi, written
-from synchromesh.gateway.reference import POLICY, reference_page
 from synchromesh.gateway.schemas import Schemas
 
 T = TypeVar("T")
-HOSTILE = "</style></p><script>alert(1)</script><img src=x onerror=\"alert('2')\"> & 'x' \\ ]]>"
 
 
 def document_of(gateway: Gateway) -> Any:
@@ -342,94 +335,6 @@ def test_the_outline_has_what_describes_the_gateway() -> None:
         ("GET /openapi.json", "any principal"),
         ("GET /reference", "any principal"),
     ]
-
-
-# -- the page --------------------------------------------------------------------------------------
-
-
-class Seen(HTMLParser):
-    """Keeps the tags and the attributes of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.attributes: set[str] = set()
-        self.style = ""
-        self.inside = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.inside = tag
-        for name, value in attrs:
-            self.attributes.add(name)
-            if name == "id":
-                self.ids.append(value or "")
-            if name == "href":
-                self.links.append(value or "")
-
-    def handle_data(self, data: str) -> None:
-        if self.inside == "style":
-            self.style += data
-            self.inside = ""
-
-
-def seen(page: bytes) -> Seen:
-    """Read a page as a browser would."""
-    parser = Seen()
-    parser.feed(page.decode())
-    parser.close()
-    return parser
-
-
-class Nasty(Rejection, code="nasty", status=410):
-    __doc__ = HOSTILE
-
-
-class Odd(Struct):
-    __doc__ = HOSTILE
-    text: str = HOSTILE
-
-
-class Hostile(Contract, Protocol, service="hostile", version="1.0"):
-    @query("GET /odd", raises=(Nasty,))
-    async def odd(self, text: str = HOSTILE) -> Odd: ...
-
-
-Hostile.odd._stub.__doc__ = f"{HOSTILE}\n\n{HOSTILE}"
-
-
-@pytest.mark.parametrize("gateway", [servo_works, GATEWAY], ids=["servo-works", "every kind"])
-def test_the_page_is_plain_and_whole(gateway: Gateway) -> None:
-    """Every link leads to a part of it; its one style is the one that its policy names."""
-    page = reference_page(document_of(gateway))
-    found = seen(page)
-    assert len(page) < 200_000
-    assert not found.tags & {"script", "link", "iframe", "img", "object", "form", "base"}
-    assert found.attributes <= {"lang", "charset", "name", "content", "class", "id", "href",
-                                "aria-label"}  # fmt: skip
-    assert len(found.ids) == len(set(found.ids))
-    assert {unquote(link) for link in found.links} <= {f"#{name}" for name in found.ids}
-    hashed = b64encode(sha256(found.style.encode()).digest()).decode()
-    assert f"default-src 'none'; style-src 'sha256-{hashed}'" in POLICY
-    assert "prefers-color-scheme:dark" in found.style
-    assert all(route.route.split(" ")[1] in page.decode() for route in gateway.routes)
-
-
-def test_hostile_texts_stay_texts() -> None:
-    """Docstrings, titles and defaults may hold anything: no tag comes of it."""
-    about = OpenApi(title=HOSTILE, version=HOSTILE, description=HOSTILE, public=True)
-    gateway = Gateway(routes=[Route("GET /odd", Hostile.odd, public=True)], openapi=about)
-    assert check(gateway) == ()
-    page = reference_page(document_of(gateway))
-    plain = reference_page(document_of(Gateway(routes=gateway.routes, openapi=replace(
-        about, title="t", version="v", description="d"))))  # fmt: skip
-    found = seen(page)
-    assert not found.tags & {"script", "img"}
-    assert "onerror" not in found.attributes
-    assert found.tags == seen(plain).tags
-    assert page.count(b"&lt;script&gt;") >= 8
 
 
 # -- the command line ------------------------------------------------------------------------------

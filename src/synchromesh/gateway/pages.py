@@ -20,7 +20,7 @@ class ServedPage:
     Example:
         >>> page = ServedPage(b"{}", (("content-type", "application/json"),), is_public=True)
         >>> page.etag
-        '"06a6e50a2e5a5ae9b85a1cb6b7d51b0a"'
+        '"2afb9b83f9314e5d029766197f539792"'
     """
 
     body: bytes
