@@ -178,6 +178,32 @@ def test_a_forward_is_opaque() -> None:
     assert set(upload["responses"]) >= {"401", "413", "429", "503", "504"}
 
 
+def test_a_whole_application_is_told_by_each_method() -> None:
+    """Of ANY and of a rest; a closer route goes before it, and equal paths are one path."""
+    gateway = Gateway(
+        routes=[
+            Forward("ANY /app/{path...}", to="old", path="/{path...}", public=True),
+            Forward("PUT /app/{name}", to="store", path="/{name}", public=True),
+            Forward("GET /app/{id}", to="new", path="/x/{id}", public=True),
+        ]
+    )
+    document = document_of(gateway)
+    assert OpenAPIV31SpecValidator(document).is_valid()
+    (path, methods), *others = document["paths"].items()
+    assert (path, others) == ("/app/{name}", [])
+    assert {method: each["tags"] for method, each in methods.items()} == {
+        "put": ["store"],
+        "get": ["new"],
+        "post": ["old"],
+        "patch": ["old"],
+        "delete": ["old"],
+    }
+    assert methods["post"]["operationId"] == "POST.app.rest_path"
+    assert methods["get"]["operationId"] == "GET.app.by_id"
+    assert all(each["parameters"][0]["name"] == "name" for each in methods.values())
+    assert methods["post"]["parameters"][0]["schema"] == {"type": "string"}
+
+
 def test_security_is_that_of_the_gateway() -> None:
     """Any of its credentials will do, with the scopes of the route; a public route needs none."""
     tokens = JWT(issuer="https://id.servo.works", audience="api", jwks="keys.json")

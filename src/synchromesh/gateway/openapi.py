@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from synchromesh.calls.contract import Operation
+from synchromesh.calls.routes import ANY
 from synchromesh.calls.signature import BODILESS
 from synchromesh.codec import digest, encode
 from synchromesh.errors import Rejection
@@ -25,6 +26,7 @@ from synchromesh.gateway.composition import BranchStatus
 from synchromesh.gateway.openapi_parts import HEADERS, PARAMETERS, SCHEMAS, problem, responses
 from synchromesh.gateway.principal import Auth, DescribedAuth
 from synchromesh.gateway.problems import statuses
+from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Aggregate, Forward, Gateway, OpenApi, Route
 from synchromesh.gateway.schemas import PLACE, Schema, Schemas, doc_of, title_of, with_default
 from synchromesh.gateway.shapes import is_text
@@ -33,8 +35,10 @@ Json: TypeAlias = dict[str, Any]
 
 # What the gateway tags with its own name: pages that it puts together itself.
 _OWN_TAG: Final = "gateway"
+_PLACE: Final = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+_ANY: Final = ("GET", "PUT", "POST", "PATCH", "DELETE")
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-_PLAIN_SEGMENT: Final = re.compile(r"(?!by_)[A-Za-z0-9_~-]*")
+_PLAIN_SEGMENT: Final = re.compile(r"(?!by_|rest_)[A-Za-z0-9_~-]*")
 # Where a path is decoded, a control character is refused; an empty place is another path.
 _SEGMENT: Final = {"type": "string", "minLength": 1, "pattern": r"^[^\u0000-\u001f\u007f]+$"}
 _REFUSED: Final = (400, 403, 429, 500, 502, 503, 504)
@@ -62,9 +66,13 @@ def openapi(gateway: Gateway, entries: Sequence[CompiledRoute]) -> Json:
     about = gateway.openapi or OpenApi()
     writer = _Writer(gateway.auth)
     paths: dict[str, Json] = {}
-    for route, entry in zip(gateway.routes, entries, strict=False):
-        operation = writer.operation(route, entry)
-        paths.setdefault(entry.template.path, {})[entry.template.method.lower()] = operation
+    routes = sorted(zip(gateway.routes, entries, strict=False), key=_closeness)
+    for route, entry in routes:
+        path, names = writer.path(entry.template)
+        for method in _methods_of(entry.template):
+            # A closer route has it already; of this one clients can see the other methods.
+            if method.lower() not in paths.setdefault(path, {}):
+                paths[path][method.lower()] = writer.operation(route, entry, method, names)
     tags = sorted(
         {tag for path in paths.values() for each in path.values() for tag in each["tags"]}
     )
@@ -102,17 +110,36 @@ class _Writer:
     def __init__(self, auth: Sequence[Auth]) -> None:
         self.schemas = Schemas()
         self.security: dict[str, Json] = {}
+        self._paths: dict[str, str] = {}
         for each in auth:
             self.security |= _security_of(each)
 
-    def operation(self, route: Route | Aggregate | Forward, entry: CompiledRoute) -> Json:
-        """Return the Operation Object of a route."""
+    def path(self, template: Template) -> tuple[str, dict[str, str]]:
+        """Return a path as it is shown, and what its places are called there.
+
+        Paths that differ in the names of places alone are one to OpenAPI: the first names them.
+        """
+        shown = template.path.replace("...}", "}")
+        shown = self._paths.setdefault(_PLACE.sub("{}", shown), shown)
+        return shown, dict(zip(template.places, _PLACE.findall(shown), strict=True))
+
+    def operation(
+        self,
+        route: Route | Aggregate | Forward,
+        entry: CompiledRoute,
+        method: str,
+        names: Mapping[str, str],
+    ) -> Json:
+        """Return the Operation Object of a method of a route; `names` are those of its places."""
         if isinstance(route, Route):
             written = self._call(route.operation, entry)
         elif isinstance(route, Forward):
-            written = self._forward(entry)
+            written = self._forward(entry, method)
         else:
             written = self._aggregate(entry)
+        for parameter in written["parameters"]:
+            if parameter.get("in") == "path":
+                parameter["name"] = names[parameter["name"]]
         told = [f"Answered within {route.deadline}."]
         if route.rate is not None:
             of_whom = "client address" if entry.is_public else "principal"
@@ -272,25 +299,26 @@ class _Writer:
             return schema
         return {"anyOf": [schema, {"type": "null"}]}
 
-    def _forward(self, entry: CompiledRoute) -> Json:
-        passage = entry.passage
+    def _forward(self, entry: CompiledRoute, method: str) -> Json:
+        passage, template = entry.passage, entry.template
         assert passage is not None, "it is a forward"
         anything: Json = {"*/*": {}}
         written: Json = {
-            "operationId": _id_of(entry),
+            "operationId": _id_of(entry, method=method),
             "tags": [passage.to],
             "summary": f"Passed on to {passage.to}",
             "description": f"The request and its answer pass as they are, at `{passage.path}`.",
-            "parameters": [
-                *({**_OPAQUE_PLACE, "name": name} for name in entry.template.places),
-                *_OUTER,
-            ],
+            "parameters": [*({**_OPAQUE, "name": name} for name in template.places), *_OUTER],
             "responses": {
                 "default": {"description": "What the upstream answers.", "content": anything},
                 **{str(status): problem(status, or_anything=True) for status in _REFUSED},
             },
         }
-        if entry.template.method in _WITH_BODY:
+        if template.has_rest:
+            rest = written["parameters"][len(template.places) - 1]
+            rest["description"] = "All that follows in the path, slashes too; it may be empty."
+            rest["schema"] = {"type": "string"}
+        if method in _WITH_BODY:
             size = f"At most {passage.body_bytes_max} bytes."
             written["requestBody"] = {"description": size, "content": anything}
             written["responses"]["413"] = problem(413, or_anything=True)
@@ -304,19 +332,32 @@ _OUTER: Final = [
     {"$ref": "#/components/parameters/RequestId"},
     {"$ref": "#/components/parameters/Traceparent"},
 ]
-_OPAQUE_PLACE: Final = {"name": "", "in": "path", "required": True, "schema": _SEGMENT}
+_OPAQUE: Final = {"name": "", "in": "path", "required": True, "schema": _SEGMENT}
 
 
-def _id_of(entry: CompiledRoute, operation: Operation[..., Any] | None = None) -> str:
+def _closeness(route: tuple[object, CompiledRoute]) -> tuple[bool, bool]:
+    """Order routes by how close they are: what takes the rest, or any method, comes last."""
+    template = route[1].template
+    return template.has_rest, template.method == ANY
+
+
+def _methods_of(template: Template) -> Sequence[str]:
+    return _ANY if template.method == ANY else (template.method,)
+
+
+def _id_of(
+    entry: CompiledRoute, operation: Operation[..., Any] | None = None, *, method: str = ""
+) -> str:
     """Return the name of an operation, which depends on its contract and its route alone.
 
     On the path of its contract it has the contract's name for it; elsewhere that and the route.
     """
     template = entry.template
-    parts, is_plain = [template.method], True
+    parts, is_plain = [method or template.method], True
     for part in template.path.split("/")[1:]:
         is_place = part.startswith("{")
-        parts.append(f"by_{part[1:-1]}" if is_place else part)
+        kind = "rest" if part.endswith("...}") else "by"
+        parts.append(f"{kind}_{part[1:-1].removesuffix('...')}" if is_place else part)
         is_plain = is_plain and (is_place or _PLAIN_SEGMENT.fullmatch(part) is not None)
     route = ".".join(filter(None, parts))
     if not (is_plain and template.path.rstrip("/") == template.path):
