@@ -48,7 +48,7 @@ FRONT_DOOR = {
     "Personal data": "Personal Subject Erased",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
     "BreakerOptions deadline",
-    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys JWT Rate Stale Static",
+    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys JWT Rate Stale Static OpenApi",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
 # Names of types, with what they stand for.
@@ -66,8 +66,8 @@ MODULES = {
         "given Given When read_event subscribe AppendReceipt ProjectionRunner ProjectionOptions"
     ),
     "gateway": (
-        "GatewayEngine check outline make_key parse_keys Auth Authenticator Folders Principal "
-        "Origins read_proxies"
+        "GatewayEngine check outline openapi_of make_key parse_keys Auth Authenticator DescribedAuth "
+        "Folders Principal Origins read_proxies"
     ),
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Headers Body Limits PoolLimits "

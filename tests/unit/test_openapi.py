@@ -20,9 +20,8 @@ from kinds_app import ABOUT, GATEWAY, Found, Kinds, Money, Page, Thing, Tree
 from notes_app import TOML, Notes, write_config
 from servo_works_world import FOLDER
 from synchromesh import JWT, Aggregate, ApiKeys, Forward, Gateway, OpenApi, Route
-from synchromesh.gateway import check, outline
-from synchromesh.gateway.check import compiled
-from synchromesh.gateway.openapi import openapi, written
+from synchromesh.gateway import check, openapi_of, outline
+from synchromesh.gateway.openapi import written
 from synchromesh.gateway.schemas import Schemas
 
 T = TypeVar("T")
@@ -30,7 +29,7 @@ T = TypeVar("T")
 
 def document_of(gateway: Gateway) -> Any:
     """Return a gateway's document, as a client reads it."""
-    return json.loads(written(openapi(gateway, compiled(gateway))))
+    return json.loads(written(openapi_of(gateway)))
 
 
 def operations_in(document: Any) -> dict[str, Any]:

@@ -29,16 +29,14 @@ def openapi(folder: Path, settings: tuple[str, ...], out: Path | None, page: boo
     """
     import msgspec
 
-    from synchromesh.gateway import OpenApi
-    from synchromesh.gateway.check import compiled
-    from synchromesh.gateway.openapi import openapi as document_of
+    from synchromesh.gateway import OpenApi, openapi_of
     from synchromesh.gateway.openapi import written
     from synchromesh.gateway.reference import reference_page
 
     config, gateway = definition_of(folder, settings)
     if gateway.openapi is None:
         gateway = replace(gateway, openapi=OpenApi(title=config.system.name, path=""))
-    document = document_of(gateway, compiled(gateway))
+    document = openapi_of(gateway)
     if page:
         text = reference_page(document)
     else:

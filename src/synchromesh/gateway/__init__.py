@@ -1,14 +1,14 @@
 """The API gateway: routes, authentication, rate limits, and response aggregation."""
 
 from synchromesh.gateway.api_keys import ApiKeys, KeyRing
-from synchromesh.gateway.check import check
+from synchromesh.gateway.check import check, openapi_of
 from synchromesh.gateway.engine import GatewayEngine
 from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.gateway.outline import outline
-from synchromesh.gateway.principal import Auth, Authenticator, Folders, Principal
+from synchromesh.gateway.principal import Auth, Authenticator, DescribedAuth, Folders, Principal
 from synchromesh.gateway.routes import (
     Aggregate,
     Branch,
@@ -29,6 +29,7 @@ __all__ = [
     "Auth",
     "Authenticator",
     "Branch",
+    "DescribedAuth",
     "Folders",
     "Forward",
     "Gateway",
@@ -45,6 +46,7 @@ __all__ = [
     "TokenBuckets",
     "check",
     "make_key",
+    "openapi_of",
     "outline",
     "parse_keys",
     "read_proxies",

@@ -24,6 +24,7 @@ from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.leading import UpstreamPaths
 from synchromesh.gateway.limits import burst_of, interval_of
+from synchromesh.gateway.openapi import openapi
 from synchromesh.gateway.principal import Auth
 from synchromesh.gateway.router import Template, clashes
 from synchromesh.gateway.routes import (
@@ -69,6 +70,25 @@ def compiled(gateway: Gateway) -> tuple[CompiledRoute, ...]:
     if reading.mistakes:
         raise refusal_of(reading.mistakes)
     return reading.entries
+
+
+def openapi_of(gateway: Gateway) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of a gateway, whether it serves one or not.
+
+    Raises:
+        ConfigError: there are mistakes; the message names them all.
+
+    Example:
+        >>> from typing import Protocol
+        >>> from synchromesh.calls import Contract, query
+        >>> class Inventory(Contract, Protocol, service="inventory", version="1.0"):
+        ...     @query("GET /stock/{sku}")
+        ...     async def stock(self, sku: str) -> int: ...
+        >>> gateway = Gateway(routes=[Route("GET /stock/{sku}", Inventory.stock, public=True)])
+        >>> list(openapi_of(gateway)["paths"])
+        ['/stock/{sku}']
+    """
+    return openapi(gateway, compiled(gateway))
 
 
 def refusal_of(mistakes: Sequence[str]) -> ConfigError:
