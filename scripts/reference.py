@@ -66,8 +66,8 @@ MODULES = {
         "given Given When read_event subscribe AppendReceipt ProjectionRunner ProjectionOptions"
     ),
     "gateway": (
-        "GatewayEngine check outline openapi_of make_key parse_keys Auth Authenticator DescribedAuth "
-        "Folders Principal Origins read_proxies"
+        "GatewayEngine check outline openapi_of make_key parse_keys Auth Authenticator "
+        "DescribedAuth Folders Principal Origins read_proxies"
     ),
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Headers Body Limits PoolLimits "
