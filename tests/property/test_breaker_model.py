@@ -25,6 +25,8 @@ from synchromesh.resilience import (
 )
 
 SHORT_S, LONG_S = 1.0, 11.0
+# As the reference of the circuit breaker has them.
+UNDECIDED_MAX, UNDECIDED_PAUSE_S = 3, 0.01
 CALLS = ("admit", "ok oldest", "ok newest", "fail oldest", "fail newest")
 NEUTRAL = ("neutral oldest", "neutral newest")
 TIME = ("short", "long")
@@ -39,6 +41,11 @@ PREFIXES = {
     "two probes at once, a stale call under way": (*TO_HALF_OPEN, "ok newest", "admit", "admit"),
     "recovered, a stale call under way": (*TO_HALF_OPEN, "ok newest", "long", "admit"),
     "open again, the open time doubled": (*TO_HALF_OPEN, "fail newest"),
+    "half-open, a probe after four without outcomes": (
+        *TO_HALF_OPEN,
+        *(3 * ("neutral newest", "admit")),
+        *("neutral newest", "short", "admit"),
+    ),
 }
 
 Make = Callable[[BreakerOptions, Callable[[Transition], None]], Breaker]
@@ -102,6 +109,8 @@ class Checker:
         self.opened_s = 0.0
         # What the ramp of this half-open epoch has come to, counted by what was told, in its order.
         self.good_s: list[float] = []
+        # How many probes in turn had no outcome, and until when there is a pause after them.
+        self.undecided, self.paused_s = 0, -1.0
 
     def can(self, operation: str) -> bool:
         if operation.endswith("oldest"):
@@ -162,6 +171,8 @@ class Checker:
         if before.state is BreakerState.OPEN and self.now < self.opened_s + self.options.open_for_s:
             raise Violated("an open breaker sent a call before its time was over")
         is_probe = self.breaker.state is BreakerState.HALF_OPEN
+        if is_probe and before.state is BreakerState.HALF_OPEN and self.now < self.paused_s:
+            raise Violated("a call was sent in the pause after probes without an outcome")
         if is_probe and before.state is BreakerState.HALF_OPEN and live >= self.width:
             raise Violated("more probes are under way than may be")
         if before.state is BreakerState.HALF_OPEN and is_probe is is_over:
@@ -176,7 +187,10 @@ class Checker:
             raise Violated("a refusal changed the state")
         if before.state in (BreakerState.CLOSED, BreakerState.DISABLED):
             raise Violated(f"a {before.state.value} breaker refused a call")
-        if before.state is BreakerState.HALF_OPEN and (live < self.width or is_over):
+        is_paused = self.now < self.paused_s
+        if before.state is BreakerState.HALF_OPEN and (
+            is_over or (live < self.width and not is_paused)
+        ):
             raise Violated("wedged: half-open, no probe lives, and a call was refused")
         if (
             before.state is BreakerState.OPEN
@@ -210,8 +224,8 @@ class Checker:
         if is_live and not is_counted:
             raise Violated("the outcome of a probe was not counted")
         is_good = is_probe and is_counted and verb == "ok"
-        if is_good:
-            self.good_s.append(self.now)
+        if is_probe and is_counted:
+            self._note_probe(verb)
         if is_good and (after.state is BreakerState.CLOSED) != self._is_ramp_over():
             raise Violated("it closes exactly at the end of its ramp")
         if verb == "fail" and is_live and after.state is BreakerState.HALF_OPEN:
@@ -219,6 +233,17 @@ class Checker:
         has_to = is_current and verb != "neutral" and before.state is BreakerState.CLOSED
         if has_to and not decided:
             raise Violated("an outcome of this epoch was not counted")
+
+    def _note_probe(self, verb: str) -> None:
+        """Count the successes of a ramp, and how many probes in turn had no outcome."""
+        if verb == "ok":
+            self.good_s.append(self.now)
+            self.undecided, self.paused_s = 0, -1.0
+        elif verb == "neutral":
+            self.undecided += 1
+            growth = 2.0 ** (self.undecided - UNDECIDED_MAX - 1)
+            pause_s = min(UNDECIDED_PAUSE_S * growth, self.options.open_for_s)
+            self.paused_s = self.now + pause_s if self.undecided > UNDECIDED_MAX else -1.0
 
     def _check_transitions(self, before: BreakerSnapshot, epoch: int) -> None:
         state = before.state
@@ -228,6 +253,7 @@ class Checker:
                 raise Violated(f"not a legal transition: {transition}")
             state = transition.after
             self.good_s.clear()
+            self.undecided, self.paused_s = 0, -1.0
             if state is BreakerState.OPEN:
                 self.opened_s = self.now
         if state is not self.breaker.state:
@@ -351,6 +377,25 @@ class CountsNeutral(Breaker):
         self.failure(permit, now)
 
 
+class AsksWithoutPause(Breaker):
+    """Sends the next probe at once, however many had no outcome."""
+
+    def neutral(self, permit: int, now: float) -> None:
+        super().neutral(permit, now)
+        if self.state is BreakerState.HALF_OPEN:
+            self._undecided, self.refuses_until_s = 0, -1.0
+
+
+class PausesTooLong(Breaker):
+    """Keeps a pause over a success."""
+
+    def _climb(self, permit: int, now: float) -> None:
+        paused_s = self.refuses_until_s
+        super()._climb(permit, now)
+        if self.state is BreakerState.HALF_OPEN:
+            self.refuses_until_s = max(paused_s, now + 0.001) if paused_s > 0 else paused_s
+
+
 class KeepsNeutralSlots(Breaker):
     """Does not give the slot of a cancelled probe back before its lease is over."""
 
@@ -401,6 +446,8 @@ class CountsNothing(Breaker):
         (ForgivesInTheRamp, "a failure in the ramp did not open it"),
         (CountsNeutral, "a neutral outcome decided something"),
         (KeepsNeutralSlots, "the outcome of a probe was not counted"),
+        (AsksWithoutPause, "in the pause after probes without an outcome"),
+        (PausesTooLong, "wedged: half-open"),
         (RestsTooShort, "before its time was over"),
         (RestsForEver, "wedged: open"),
         (ClosesSilently, "the listener was not told"),

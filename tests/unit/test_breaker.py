@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 
@@ -204,6 +205,38 @@ def test_a_neutral_probe_frees_its_slot_and_changes_nothing(breaker: Breaker) ->
     assert state(breaker) == "half_open"
     breaker.success(breaker.admit(1.6), 1.7)
     assert state(breaker) == "closed"
+
+
+def test_probes_without_an_outcome_are_paced(breaker: Breaker) -> None:
+    """A callee that sheds, or stalls until its callers give up, is not asked by all who come."""
+    fail(breaker, 4, now=1.0)
+    asked_s: list[float] = []
+    for millis in range(1500, 4500):
+        now = millis / 1000
+        if not breaker.is_refusing(now):
+            asked_s.append(now)
+            breaker.neutral(breaker.admit(now), now)
+        else:
+            with pytest.raises(CircuitOpen) as refused:
+                breaker.admit(now)
+            assert refused.value.retry_after_s is not None
+            assert 0 < refused.value.retry_after_s <= 0.5
+    assert state(breaker) == "half_open"
+    assert asked_s[:6] == [1.5, 1.501, 1.502, 1.503, 1.513, 1.533]
+    assert 8 <= len(asked_s) <= 16
+    longest = max(later - earlier for earlier, later in pairwise(asked_s))
+    assert longest == pytest.approx(0.5, abs=0.01)  # as long as it opens for, and no longer
+
+
+def test_a_success_ends_the_pauses(breaker: Breaker) -> None:
+    """And an end of the ramp closes it, whatever probes had no outcome."""
+    fail(breaker, 4, now=1.0)
+    for _ in range(4):
+        permit = breaker.admit(1.5)
+        breaker.neutral(permit, 1.5)
+    assert breaker.is_refusing(1.505)
+    breaker.success(breaker.admit(1.511), 1.6)
+    assert not breaker.is_refusing(1.6)
 
 
 def test_neutral_outcomes_are_not_counted(breaker: Breaker) -> None:

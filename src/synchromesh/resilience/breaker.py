@@ -78,6 +78,9 @@ TRANSITIONS: tuple[tuple[BreakerState, Trigger, BreakerState], ...] = (
 )
 _NEXT = {(before, trigger): after for before, trigger, after in TRANSITIONS}
 
+# So many probes in turn may end without an outcome before there are pauses, and the first of them.
+UNDECIDED_MAX, UNDECIDED_PAUSE_S = 3, 0.01
+
 _NEW = CircuitOpen.__new__
 
 
@@ -216,26 +219,10 @@ class Breaker:
     """
 
     __slots__ = (
-        "_epoch",
-        "_name",
-        "_on_transition",
-        "_open_for_s",
-        "_options",
-        "_permit",
-        "_probes",
-        "_probes_max",
-        "_ramp_ends_s",
-        "_refusal",
-        "_rng",
-        "_since_s",
-        "_state",
-        "_succeeded",
-        "_window",
-        "closed_permit",
-        "refuses_until_s",
-        "slice_ends_s",
-        "successes",
-    )
+        "_epoch", "_name", "_on_transition", "_open_for_s", "_options", "_permit", "_probes",
+        "_probes_max", "_ramp_ends_s", "_refusal", "_rng", "_since_s", "_state", "_succeeded",
+        "_undecided", "_window", "closed_permit", "refuses_until_s", "slice_ends_s", "successes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -259,7 +246,7 @@ class Breaker:
         self._permit = self.closed_permit = 1
         self._probes: dict[int, float] = {}
         self._probes_max = 1
-        self._succeeded = 0
+        self._succeeded = self._undecided = 0
         self._ramp_ends_s = math.inf
         self._open_for_s = options.open_for_s
         self.refuses_until_s = -math.inf
@@ -337,9 +324,25 @@ class Breaker:
         self._add(now, is_failure=True, is_slow=self._is_slow(took_s))
         self._trip_if_due(now)
 
-    def neutral(self, permit: int, now: float) -> None:  # noqa: ARG002  the outcomes are alike
-        """Release the permit without an outcome: the call was cancelled, or shed."""
-        self._probes.pop(permit, None)
+    def neutral(self, permit: int, now: float) -> None:
+        """Release the permit without an outcome: the call was cancelled, or shed.
+
+        Of a probe that says nothing either way; the next may be sent at once. After several of them
+        in turn there are growing pauses: a callee that is full, or stalls, is not asked by all who
+        come, as if it were well.
+        """
+        if self._probes.pop(permit, None) is None:
+            return
+        self._undecided += 1
+        if self._undecided > UNDECIDED_MAX:
+            doublings = min(self._undecided - UNDECIDED_MAX - 1, 16)
+            pause_s = min(UNDECIDED_PAUSE_S * 2.0**doublings, self._options.open_for_s)
+            # A ramp that is over has closed it.
+            self.refuses_until_s = min(now + pause_s, self._ramp_ends_s)
+            self._refusal = (
+                f"the circuit breaker {self._name} is half-open, and its last probes had no "
+                "outcome; nothing was sent, ask again soon"
+            )
 
     def isolate(self, now: float) -> None:
         """Force the breaker open: reject every call until `close` or `disable`."""
@@ -403,6 +406,7 @@ class Breaker:
         """Count a success of the ramp: it is doubled after as many as its width, or is over."""
         del self._probes[permit]
         self._succeeded += 1
+        self._undecided, self.refuses_until_s = 0, -math.inf
         self._ramp_ends_s = min(self._ramp_ends_s, now + self._options.ramp_s)
         is_wide = self._succeeded >= self._probes_max
         if is_wide and self._probes_max >= self._options.probes_max:
@@ -465,6 +469,7 @@ class Breaker:
         self.refuses_until_s = -math.inf
         self._probes.clear()
         self._probes_max, self._succeeded, self._ramp_ends_s = 1, 0, math.inf
+        self._undecided = 0
         if after is BreakerState.OPEN:
             self._rest(now, is_first=before is BreakerState.CLOSED)
         elif after is BreakerState.ISOLATED:
