@@ -154,6 +154,14 @@ class SubjectKeys(Vault, Protocol):
         """Return what is known of a subject; None for nothing."""
         ...
 
+    def note_access(self, subject: str, *, now_us: int, who: str, why: str) -> None:
+        """Record that a subject's values were shown to somebody.
+
+        Raises:
+            PersonalUnreadable, StoreError: the keys are lost, or cannot be written.
+        """
+        ...
+
     def give_up(self, *, now_us: int, who: str, why: str) -> str:
         """Take all that was sealed with lost keys as erased, begin others, and return their id."""
         ...

@@ -151,6 +151,48 @@ def test_what_is_said_of_a_subject(run: Run, folder: Path) -> None:
     assert found_in(folder / DATA, b"ticket 7")
 
 
+def test_what_is_held_of_a_person_is_told_to_them(run: Run, folder: Path) -> None:
+    """Each record that has a value, of each kind, in each service; and to whom it was shown."""
+    persons_app.failing.add("c-17")
+    with Running(folder):
+        register(run, folder)
+        register(run, folder, "c-18")
+        request = json.dumps({"customer_id": "c-17", "email": CANARY})
+        call(run, folder, "customers.welcome", f"request={request}")
+        for _ in range(3):
+            call(run, folder, "customers.visit", "customer_id=c-17")
+        told = json.dumps({"customer_id": "c-17", "by": CANARY})
+        call(run, folder, "customers.confirm", f"told={told}")
+        for _ in range(1000):
+            held = ok(run(folder, "personal", "export", "c-17", *WHY, "--json"))
+            found = {
+                (service, each["what"]) for service, own in held.items() for each in own["found"]
+            }
+            if ("post", "message set aside") in found and ("customers", "saga result") in found:
+                break
+        assert found == {
+            ("customers", "event"), ("customers", "snapshot"), ("customers", "recorded answer"),
+            ("customers", "saga input"), ("customers", "saga step"), ("customers", "saga result"),
+            ("post", "recorded answer"), ("post", "message set aside"),
+        }  # fmt: skip
+        for own in held.values():
+            assert own["is_all"]
+            for each in own["found"]:
+                shown = json.dumps(each["values"])
+                assert CANARY in shown or "pending" in shown
+                assert "c-18" not in json.dumps(each)
+        printed = run(folder, "personal", "export", "c-17", *WHY)
+        assert (printed.code, f"  email: {CANARY}" in printed.out) == (0, True)
+        assert "shown to" in run(folder, "personal", "show", "c-17").out
+        assert run(folder, "personal", "export", "c-17").code == 2
+        unknown = run(folder, "personal", "export", "nobody", *WHY)
+        assert (unknown.code, "no service has" in unknown.err) == (2, True)
+        assert run(folder, "personal", "erase", "c-17", *WHY).code == 0
+        left = ok(run(folder, "personal", "export", "c-17", *WHY, "--json"))
+        assert [own["found"] for own in left.values()] == [[], []]
+    assert found_in(folder, CANARY.encode()) == []
+
+
 def test_an_erasure_that_a_service_missed_is_no_success(run: Run, folder: Path) -> None:
     """A service that does not run is named, and the verb ends with 1."""
     with Running(folder) as running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from synchromesh.cli import actions
 from synchromesh.cli.output import print_json, print_line
 
 FINDING = 1
+# An export goes through whole tables.
+WITHIN_S = 600.0
 
 json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
@@ -19,7 +22,7 @@ json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON."
 def personal() -> None:
     """Show whose personal data services keep, and erase a person's.
 
-    Never shows the data itself.
+    But for export, none of them shows the data itself.
     """
 
 
@@ -62,7 +65,33 @@ def show_subject(folder: Path, subject: str, is_json: bool) -> int:
             print_line(f"{service}: has a key since {own['since']}")
         else:
             print_line(f"{service}: erased at {own['erased_at']} by {own['who']}: {own['why']}")
+        for each in own["shown"]:
+            print_line(f"  shown to {each['who']} at {each['at']}: {each['why']}")
     return 0
+
+
+@personal.command("export")
+@click.argument("subject")
+@actions.why_option
+@json_option
+@click.pass_obj
+def export_subject(folder: Path, subject: str, why: str, is_json: bool) -> int:
+    """Show the personal data of SUBJECT that services hold, for a person who asks what is known.
+
+    It is the one verb that opens it, which is recorded with who and why. Exits 1 where a service
+    did not answer, or holds more than the 1,000 records that are shown.
+    """
+    answers, silent = _asked(folder, "personal.export", subject, actions.say_why(why), why)
+    if is_json:
+        print_json(answers)
+    for service, own in answers.items() if not is_json else ():
+        for each in own["found"]:
+            print_line(f"{service}: {each['what']} {each['of']} {each['at']}".rstrip())
+            for place, value in each["values"].items():
+                print_line(f"  {place}: {value if isinstance(value, str) else json.dumps(value)}")
+        if not own["is_all"]:
+            print_line(f"{service}: there is more")
+    return FINDING if silent or not all(own["is_all"] for own in answers.values()) else 0
 
 
 @personal.command("erase")
@@ -82,13 +111,10 @@ def erase_subject(folder: Path, subject: str, even_unknown: bool, why: str, is_j
     who = actions.say_why(why)
     if not even_unknown:
         actions.read(folder, "personal.show", subject=subject)
-    from synchromesh.cli.control import ControlClient
     from synchromesh.system.control.stopped import databases_of
 
-    request = {"subject": subject, "who": who, "why": why}
-    found = ControlClient(folder).post("/actions/personal.erase", request)
-    answers: dict[str, Any] = found["answers"]
-    missing = sorted({*databases_of(folder), *found["silent"]} - answers.keys())
+    answers, silent = _asked(folder, "personal.erase", subject, who, why)
+    missing = sorted({*databases_of(folder), *silent} - answers.keys())
     if is_json:
         print_json({"erased": list(answers.values()), "missing": missing})
         return FINDING if missing else 0
@@ -115,6 +141,19 @@ def give_up(folder: Path, service: str, why: str, is_json: bool) -> int:
     else:
         print_line(f"{service}: what was sealed with the keys {answer['lost']} is erased")
     return 0
+
+
+def _asked(
+    folder: Path, name: str, subject: str, who: str, why: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what services answered, and the processes that did not, which are told."""
+    from synchromesh.cli.control import ControlClient
+
+    request = {"subject": subject, "who": who, "why": why}
+    found = ControlClient(folder).post(f"/actions/{name}", request, within_s=WITHIN_S)
+    if found["silent"]:
+        click.echo(f"did not answer: {', '.join(found['silent'])}", err=True)
+    return found["answers"], found["silent"]
 
 
 def _said(own: dict[str, Any]) -> str:

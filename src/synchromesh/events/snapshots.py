@@ -65,6 +65,11 @@ _FORGET = (
 _log = logging.getLogger("synchromesh.events")
 
 
+def state_place(name: str) -> str:
+    """Return what personal values in the states of a decider are sealed for."""
+    return f"state/{name}"
+
+
 class StateCodec(Generic[S]):
     """Writes and reads the states of one decider.
 
@@ -99,12 +104,12 @@ class StateCodec(Generic[S]):
         """Return an encoded state as it is stored, its personal fields sealed."""
         if self._personal is None:
             return written
-        return self._personal.seal(written, f"state/{self._name}", vault)
+        return self._personal.seal(written, state_place(self._name), vault)
 
     def decode(self, written: bytes, vault: Vault) -> S | None:
         """Decode a stored state; None where it does not fit."""
         if self._personal is not None:
-            written = open_sealed(written, f"state/{self._name}", vault)
+            written = open_sealed(written, state_place(self._name), vault)
         try:
             return self._decode(written)
         except NO_FIT:

@@ -227,7 +227,9 @@ async def put(
         state, cause = LetterState.WAITING, Cause()
     now_us, payload = unit.now_us, bytes(message.payload)
     if message.personal:
-        payload = seal_at(payload, message.personal, _place(message), unit.vault)
+        payload = seal_at(
+            payload, message.personal, letter_place(message.name, message.id), unit.vault
+        )
     await unit.execute(
         _PUT,
         state.value,
@@ -255,7 +257,7 @@ def opened(letter: DeadLetter, vault: Vault) -> Message:
     message = letter.message
     if not message.personal:
         return message
-    payload, places = open_at(bytes(message.payload), _place(message), vault)
+    payload, places = open_at(bytes(message.payload), letter_place(message.name, message.id), vault)
     return msgspec.structs.replace(message, payload=msgspec.Raw(payload), personal=places)
 
 
@@ -267,8 +269,9 @@ def admitted(message: Message, vault: Vault) -> Message:
     return msgspec.structs.replace(message, payload=msgspec.Raw(payload))
 
 
-def _place(message: Message) -> str:
-    return f"message/{message.name}/{message.id}"
+def letter_place(name: str, message_id: str) -> str:
+    """Return what personal values in a message that is set aside are sealed for."""
+    return f"message/{name}/{message_id}"
 
 
 async def remove(unit: Unit, letter: DeadLetter) -> bool:

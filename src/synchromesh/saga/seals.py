@@ -39,7 +39,7 @@ class RunSeal:
         """Return a row as it is stored."""
         if self._input is None:
             return row
-        return replace(row, input=self._input.seal(row.input, _input_place(row.id), vault))
+        return replace(row, input=self._input.seal(row.input, input_place(row.id), vault))
 
     def records(
         self,
@@ -58,7 +58,7 @@ class RunSeal:
         personal = self.steps.get(record.step)
         if personal is None:
             return record
-        where = _step_place(id, record.step)
+        where = step_place(id, record.step)
         if record.kind in _ANSWERS:
             return replace(record, body=personal.seal(record.body, where, vault))
         if record.kind is RecordKind.REPAIRED:
@@ -75,13 +75,13 @@ def opened(
     row: SagaRow, records: Sequence[SagaRecord], vault: Vault
 ) -> tuple[SagaRow, list[SagaRecord]]:
     """Return a run that was loaded, in the plain."""
-    plain = open_if_ours(row.input, _input_place(row.id), vault)
+    plain = open_if_ours(row.input, input_place(row.id), vault)
     row = row if plain is row.input else replace(row, input=plain)
     return row, [_opened(row.id, each, vault) for each in records]
 
 
 def _opened(id: str, record: SagaRecord, vault: Vault) -> SagaRecord:  # noqa: A002
-    where = _step_place(id, record.step)
+    where = step_place(id, record.step)
     if record.kind is RecordKind.ENDED:
         where = result_place(id)
     elif record.kind is RecordKind.REPAIRED:
@@ -92,7 +92,8 @@ def _opened(id: str, record: SagaRecord, vault: Vault) -> SagaRecord:  # noqa: A
     return record if body is record.body else replace(record, body=body)
 
 
-def _input_place(id: str) -> str:  # noqa: A002
+def input_place(id: str) -> str:  # noqa: A002
+    """Return what personal values in the input of a run are sealed for."""
     return f"saga/{id}/input"
 
 
@@ -101,7 +102,8 @@ def result_place(id: str) -> str:  # noqa: A002
     return f"saga/{id}/result"
 
 
-def _step_place(id: str, step: str) -> str:  # noqa: A002
+def step_place(id: str, step: str) -> str:  # noqa: A002
+    """Return what personal values in what a step gave are sealed for."""
     return f"saga/{id}/step/{step}"
 
 

@@ -43,6 +43,10 @@ _TABLES = (
         "made_us integer not null, erased_us integer, who text, why text) without rowid"
     ),
     (
+        "create table if not exists access(tag blob not null, at_us integer not null, "
+        "who text not null, why text not null)"
+    ),
+    (
         "create table if not exists given_up(id text primary key, at_us integer not null, "
         "who text not null, why text not null) without rowid"
     ),
@@ -187,6 +191,14 @@ class SqliteVault:
         with self._lock:
             self._open()
             return self._record(subject)
+
+    def note_access(self, subject: str, *, now_us: int, who: str, why: str) -> None:
+        """Record that a subject's values were shown to somebody."""
+        with self._lock:
+            self._open()
+            self._run(
+                "insert into access values (?, ?, ?, ?)", self._tag(subject), now_us, who, why
+            )
 
     def give_up(self, *, now_us: int, who: str, why: str) -> str:
         """Take all that was sealed with a lost file as erased, begin another, and return its id."""
@@ -358,6 +370,16 @@ class VaultReader:
             for row in self._ask(_FIND, tag):
                 return _record_of(row)
         return None
+
+    def accesses(self, subject: str, limit: int = 100) -> list[tuple[int, str, str]]:
+        """Return when, to whom and why the values of a subject were shown, the last first."""
+        for (pepper,) in self._ask("select pepper from vault"):
+            tag = blake2b(subject.encode(), key=pepper, digest_size=16).digest()
+            return self._ask(
+                "select at_us, who, why from access where tag = ? order by at_us desc limit ?",
+                tag, limit,
+            )  # fmt: skip
+        return []
 
     def faults(self, expected: str) -> list[str]:
         """Return what is wrong with the file, of which the database knows the id."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec.structs import asdict
 
@@ -15,12 +14,10 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.store import StoreReader
 from synchromesh.store.health import contents_of, faults_of, isolation_faults
 from synchromesh.store.sqlite_backup import back_up
-from synchromesh.store.sqlite_reader import SqliteReader
 from synchromesh.store.vault import vault_path
 from synchromesh.system.control.actions import Action, ReadAction, ReadRequest
+from synchromesh.system.control.apart import apart
 from synchromesh.system.control.personal_actions import keys_faults
-
-T = TypeVar("T")
 
 # Each goes through a whole file.
 COUNT_WITHIN_S = 120.0
@@ -45,7 +42,7 @@ class DbBackup(ReadRequest, frozen=True, kw_only=True):
 
 async def _status(reader: StoreReader, _: DbStatus) -> dict[str, Any]:
     now_us = RealRuntime().wall_us()
-    contents = await _apart(reader, lambda own: contents_of(own, now_us=now_us))
+    contents = await apart(reader, lambda own: contents_of(own, now_us=now_us))
     return {
         "service": reader.service,
         "path": reader.place,
@@ -69,7 +66,7 @@ async def _verify(reader: StoreReader, _: DbVerify) -> dict[str, Any]:
         ]
 
     # By the connection that serves, too.
-    faults = dict.fromkeys([*await isolation_faults(reader, others), *await _apart(reader, ask)])
+    faults = dict.fromkeys([*await isolation_faults(reader, others), *await apart(reader, ask)])
     return {"service": reader.service, "path": reader.place, "faults": list(faults)}
 
 
@@ -94,19 +91,6 @@ async def _backup(reader: StoreReader, wanted: DbBackup) -> dict[str, Any]:
         **asdict(manifest),
         "keys": keys if _size(keys) else "",
     }
-
-
-async def _apart(reader: StoreReader, ask: Callable[[StoreReader], Awaitable[T]]) -> T:
-    """Ask a database on a connection and in a thread of its own: the loop serves on meanwhile."""
-
-    async def asked() -> T:
-        own = SqliteReader.open(reader.place, service=reader.service, disk=RealRuntime().disk)
-        try:
-            return await ask(own)
-        finally:
-            await own.close()
-
-    return await asyncio.to_thread(lambda: asyncio.run(asked()))
 
 
 def _size(path: str) -> int:

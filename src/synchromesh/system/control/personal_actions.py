@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import asdict
+
 from synchromesh.codec import to_datetime
 from synchromesh.errors import BadRequest
 from synchromesh.runtime import RealRuntime
 from synchromesh.sealing import SubjectRecord
 from synchromesh.service import ServiceInstance
 from synchromesh.service.erasure import Erasure, erase, give_up_keys, keys_in_use
+from synchromesh.service.holdings import holdings_of
 from synchromesh.store import StoreReader
 from synchromesh.store.vault import VaultReader
 from synchromesh.system.control.actions import (
@@ -22,9 +25,12 @@ from synchromesh.system.control.actions import (
     RepairAction,
     RepairRequest,
 )
+from synchromesh.system.control.apart import apart
 
 SUBJECT_MAX = 200
 LISTED_MAX = 10_000
+# It goes through whole tables.
+EXPORT_WITHIN_S = 600.0
 
 
 class ListSubjects(ReadRequest, frozen=True):
@@ -46,6 +52,12 @@ class EraseSubject(RepairRequest, frozen=True, kw_only=True):
     subject: str
 
 
+class ExportSubject(RepairRequest, frozen=True, kw_only=True):
+    """Which subject: what is held of it is opened, and that it was is recorded."""
+
+    subject: str
+
+
 class GiveUpKeys(RepairRequest, frozen=True, kw_only=True):
     """Whose lost keys."""
 
@@ -59,13 +71,31 @@ async def _list(reader: StoreReader, wanted: ListSubjects) -> list[dict[str, Any
 
 async def _show(reader: StoreReader, wanted: ShowSubject) -> dict[str, Any] | None:
     found = _keys(reader).find(_checked(wanted.subject))
-    return None if found is None else _told(found)
+    if found is None:
+        return None
+    accesses = [
+        {"at": to_datetime(at_us).isoformat(), "who": who, "why": why}
+        for at_us, who, why in _keys(reader).accesses(wanted.subject)
+    ]
+    return {**_told(found), "shown": accesses}
 
 
 async def _erase(instance: ServiceInstance, wanted: EraseSubject) -> Erasure:
     now_us = RealRuntime().wall_us()
     subject = _checked(wanted.subject)
     return erase(instance.store, subject, now_us=now_us, who=wanted.who, why=wanted.why)
+
+
+async def _export(instance: ServiceInstance, wanted: ExportSubject) -> dict[str, Any] | None:
+    subject, store = _checked(wanted.subject), instance.store
+    known = store.vault.find(subject)
+    if known is None:
+        return None
+    # Before anything is opened.
+    now_us = RealRuntime().wall_us()
+    store.vault.note_access(subject, now_us=now_us, who=wanted.who, why=wanted.why)
+    held = await apart(store, lambda own: holdings_of(own, subject, store.vault))
+    return {"found": [asdict(each) for each in held.found], "is_all": held.is_all}
 
 
 async def _give_up(instance: ServiceInstance, wanted: GiveUpKeys) -> dict[str, str] | None:
@@ -106,7 +136,7 @@ def _told(record: SubjectRecord) -> dict[str, Any]:
     }
 
 
-def _unknown(wanted: ShowSubject | EraseSubject) -> BadRequest:
+def _unknown(wanted: ShowSubject | EraseSubject | ExportSubject) -> BadRequest:
     return BadRequest(
         f"no service has personal data of a subject {wanted.subject[:SUBJECT_MAX]!r}; synchromesh "
         "personal list shows whose there is"
@@ -121,5 +151,6 @@ ACTIONS: tuple[Action, ...] = (
     ReadAction("personal.list", ListSubjects, _list),
     ReadAction("personal.show", ShowSubject, _show, _unknown),
     RepairAction("personal.erase", EraseSubject, _erase, _unknown),
+    RepairAction("personal.export", ExportSubject, _export, _unknown, within_s=EXPORT_WITHIN_S),
     RepairAction("personal.give-up", GiveUpKeys, _give_up, _has_none),
 )
