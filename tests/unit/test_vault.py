@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from store_fakes import FaultyDisk
 from synchromesh.errors import PersonalUnreadable, StoreBroken, StoreError, StoreFull
 from synchromesh.runtime import RealDisk, RealRuntime
-from synchromesh.store import SqliteVault
+from synchromesh.store import Migration, Schema, SqliteStore, SqliteVault, Unit
 from synchromesh.store.vault import VaultReader, vault_path
 from synchromesh.testing import SimRuntime, run
 
@@ -29,6 +31,7 @@ def vault(folder: Path, service: str = "shop", expected: str = "") -> SqliteVaul
 def sealed(of: SqliteVault, subject: str = "c-1", data: bytes = b'"anna"') -> str:
     made = of.seal(subject, PLACE, data)
     assert made is not None
+    of.flush()
     return made
 
 
@@ -60,6 +63,39 @@ def test_a_value_opens_in_its_place_alone(tmp_path: Path) -> None:
     assert own.open("c-1", PLACE, value) == b'"anna"'  # opened again where it is needed
     own.close()
     other.close()
+
+
+def test_keys_that_were_not_flushed_are_no_keys(tmp_path: Path) -> None:
+    """What was sealed with them is dropped, too; a file that fails is the writer's to know."""
+    own = vault(tmp_path)
+    value = sealed(own)
+    lost = own.seal("c-2", PLACE, b"1")
+    assert lost is not None
+    assert own.is_pending
+    own.drop()
+    with pytest.raises(PersonalUnreadable, match="has no key"):
+        own.open("c-2", PLACE, lost)
+    again = sealed(own, "c-2")
+    assert own.open("c-2", PLACE, again) == b'"anna"'
+    own.seal("c-3", PLACE, b"1")
+    connection = own._connection
+    assert connection is not None
+    connection.execute("rollback")  # as the engine does on a full disk
+    own._is_spoiled = True
+    # Whoever comes first does not take the failure for itself alone.
+    with pytest.raises(StoreError, match="not written"):
+        own.erase("c-1", now_us=1, who="ina", why="x")
+    with pytest.raises(sqlite3.OperationalError, match="not written"):
+        own.flush()
+    own.drop()
+    assert own.open("c-1", PLACE, value) == b'"anna"'
+    # An erasure in between brings what is pending to the disk.
+    pending = own.seal("c-4", PLACE, b"4")
+    assert pending is not None
+    own.erase("c-2", now_us=1, who="ina", why="x")
+    own.drop()
+    assert own.open("c-4", PLACE, pending) == b"4"
+    own.close()
 
 
 def test_the_key_is_on_the_disk_before_the_value(tmp_path: Path) -> None:
@@ -209,7 +245,7 @@ def test_a_file_that_fails_is_told_as_the_store_is(tmp_path: Path) -> None:
 
     def fill() -> None:
         for n in range(200):
-            own.seal(f"{n}" * 20, PLACE, b"1")
+            sealed(own, f"{n}" * 20)
 
     with pytest.raises(StoreFull):
         fill()
@@ -257,3 +293,45 @@ def test_a_seed_decides_on_keys_and_nonces() -> None:
     first, again, other = run(main, seed=1), run(main, seed=1), run(main, seed=2)
     assert first == again
     assert len({*first, *other}) == 6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_value_is_kept_without_its_key(seed: int) -> None:
+    """Where the file of the keys fails, units that need a new one fail, and others do not."""
+    table = Migration(1, ("create table value(subject text, sealed text)",), 1)
+
+    async def main(runtime: SimRuntime) -> tuple[int, int]:
+        schemas = [Schema("shop", (table,))]
+        store = await SqliteStore.open("/shop.db", service="shop", schemas=schemas, runtime=runtime)
+
+        def keep(subject: str) -> Callable[[Unit], Awaitable[None]]:
+            async def body(unit: Unit) -> None:
+                sealed = unit.vault.seal(subject, PLACE, b"1") if subject else "plain"
+                await unit.execute("insert into value values (?, ?)", subject, sealed)
+
+            return body
+
+        async def many(names: list[str]) -> list[BaseException | None]:
+            units = [store.write(keep(name), name="keep") for name in names]
+            return await asyncio.gather(*units, return_exceptions=True)
+
+        known = [f"old-{n}" for n in range(5)]
+        assert await many([*known, "", ""]) == [None] * 7
+        commits = store.commits
+        runtime.disk.fail("/shop.keys")
+        failed = await many([*known, "", *(f"new-{n}" for n in range(5)), ""])
+        assert failed[:6] == [None] * 6
+        assert failed[-1] is None
+        assert all(each is None or isinstance(each, StoreError) for each in failed)
+        assert store.broken is None
+        runtime.disk.mend("/shop.keys")
+        assert await many([f"new-{n}" for n in range(10)]) == [None] * 10
+        rows = await store.read("select subject, sealed from value where subject <> ''")
+        for subject, value in rows:
+            assert store.vault.open(str(subject), PLACE, str(value)) == b"1"
+        await store.close()
+        return commits, sum(each is not None for each in failed)
+
+    commits, refused = run(main, seed=seed)
+    assert commits <= 3  # 5 new keys in one commit with their units
+    assert refused <= 5

@@ -1,10 +1,12 @@
 """The keys of a service's subjects, in a SQLite file of their own beside its database.
 
 They are apart from what they encrypt: a backup of the database holds none, so that no restore gives
-back what was erased. A subject's key is made, and on the disk, before the first value is sealed
-with it. Erasing deletes it; what is left is that it happened, who did it and why, under a keyed
-digest of the subject's name. A subject who was erased gets no other key: what comes late, such as a
-message that was on its way, is stored as erased.
+back what was erased. New keys are on the disk before the values that are sealed with them: the
+writer flushes those of a group of units before it commits the group.
+
+Erasing deletes a key; what is left is that it happened, who did it and why, under a keyed digest of
+the subject's name. A subject who was erased gets no other key: what comes late, such as a message
+that was on its way, is stored as erased.
 
 A sealed value is base64 of: format (1), id of this file (8), nonce (12), AES-256-GCM. What
 it belongs to is authenticated with it, so that it opens nowhere else.
@@ -59,6 +61,7 @@ class SqliteVault:
 
     Attributes:
         expected: the id of the file that the database was used with; "" where there was none yet.
+        is_pending: keys were made that `flush` has to bring to the disk.
     """
 
     def __init__(self, path: str, *, service: str, runtime: DiskRuntime) -> None:
@@ -73,6 +76,10 @@ class SqliteVault:
         self._pepper = b""
         self._given_up: frozenset[str] = frozenset()
         self._ciphers: dict[str, AESGCM | None] = {}
+        self.is_pending = False
+        self._new: list[str] = []  # whose keys are pending
+        # Keys that are pending are gone, and the writer does not know yet.
+        self._is_spoiled = False
 
     @property
     def is_there(self) -> bool:
@@ -93,6 +100,8 @@ class SqliteVault:
     def seal(self, subject: str, place: str, data: bytes) -> str | None:
         """Encrypt what belongs to a place under the subject's key; None for one who is erased.
 
+        A key that is made for it has to be flushed before the value is kept.
+
         Raises:
             PersonalUnreadable: the file is lost.
             StoreError: a new key cannot be written; nothing was sealed.
@@ -106,6 +115,28 @@ class SqliteVault:
         nonce = self._runtime.secret_rng.randbytes(_NONCE_BYTES)
         sealed = cipher.encrypt(nonce, data, self._bound(subject, place))
         return b64encode(head + nonce + sealed).decode()
+
+    def flush(self) -> None:
+        """Bring new keys to the disk, before the commit to which they belong.
+
+        Raises:
+            sqlite3.OperationalError: it failed. It has no code: the database is not at fault.
+        """
+        with self._lock:
+            try:
+                self._bring()
+            except SqliteFault as error:
+                raise sqlite3.OperationalError(f"new keys, {self.path}: {error}") from error
+
+    def drop(self) -> None:
+        """Forget new keys: nothing that was sealed with them is kept."""
+        with self._lock:
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("rollback")
+            for subject in self._new:
+                self._ciphers.pop(subject, None)
+            self._new.clear()
+            self.is_pending = self._is_spoiled = False
 
     def open(self, subject: str, place: str, sealed: str) -> bytes | None:
         """Decrypt what was sealed for this place; None for a subject who is erased.
@@ -166,7 +197,7 @@ class SqliteVault:
             StoreError: it cannot be written; the key is still there.
         """
         with self._lock:
-            self._open()
+            self._settle()
             found = self._record(subject)
             if found is None or found.erased_us is None:
                 self._run(
@@ -195,7 +226,7 @@ class SqliteVault:
     def note_access(self, subject: str, *, now_us: int, who: str, why: str) -> None:
         """Record that a subject's values were shown to somebody."""
         with self._lock:
-            self._open()
+            self._settle()
             self._run(
                 "insert into access values (?, ?, ?, ?)", self._tag(subject), now_us, who, why
             )
@@ -204,7 +235,7 @@ class SqliteVault:
         """Take all that was sealed with a lost file as erased, begin another, and return its id."""
         with self._lock:
             lost, self.expected = self.expected, ""
-            self._open()
+            self._settle()
             self._run("insert into given_up values (?, ?, ?, ?)", lost, now_us, who, why)
             self._given_up |= {lost}
             return self._id.hex()
@@ -227,6 +258,7 @@ class SqliteVault:
                 self._connection.close()
                 self._connection = None
                 self._ciphers.clear()
+                self.is_pending = self._is_spoiled = False
 
     # -- under the lock --------------------------------------------------------------------------
 
@@ -246,10 +278,7 @@ class SqliteVault:
             if self._is_gone():
                 raise self._lost(self._id.hex())
             key = self._runtime.secret_rng.randbytes(_KEY_BYTES)
-            self._run(
-                "insert into subject(tag, name, key, made_us) values (?, ?, ?, ?)",
-                self._tag(subject), subject, key, self._runtime.wall_us(),
-            )  # fmt: skip
+            self._keep(subject, key)
         if len(self._ciphers) >= _CACHED_MAX:
             self._ciphers.clear()
         cipher = self._ciphers[subject] = None if key is None else _aes_gcm(bytes(key))
@@ -258,6 +287,47 @@ class SqliteVault:
     def _is_gone(self) -> bool:
         """Whether the file that is open is no longer at its path: what it gets would be lost."""
         return self._runtime.disk.file_id(self.path) != self._file_id
+
+    def _settle(self) -> None:
+        """Open the file, with nothing pending in it; a failure is the writer's to know, too."""
+        self._open()
+        try:
+            self._bring()
+        except SqliteFault as error:
+            self._is_spoiled = self.is_pending = True
+            raise translate(error, path=self.path) from error
+
+    def _bring(self) -> None:
+        """Commit what is pending; where it fails all of it is gone. Raises one of `SqliteFault`."""
+        assert self._connection is not None
+        if self._is_spoiled:
+            raise sqlite3.OperationalError("new keys of personal data were not written")
+        if self._connection.in_transaction:
+            try:
+                self._connection.execute("commit")
+            except SqliteFault:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+                raise
+        self._new.clear()
+        self.is_pending = False
+
+    def _keep(self, subject: str, key: bytes) -> None:
+        """Write a new key, in the transaction of those that are pending."""
+        if not self.is_pending:
+            self._run("begin immediate")
+            self.is_pending = True
+        self._new.append(subject)
+        try:
+            self._run(
+                "insert into subject(tag, name, key, made_us) values (?, ?, ?, ?)",
+                self._tag(subject), subject, key, self._runtime.wall_us(),
+            )  # fmt: skip
+        except StoreError:
+            assert self._connection is not None
+            # The engine may have rolled back those before it, which others in this group use.
+            self._is_spoiled = not self._connection.in_transaction
+            raise
 
     def _record(self, subject: str) -> SubjectRecord | None:
         rows = self._run(_FIND, self._tag(subject))

@@ -304,6 +304,8 @@ class Writer:
 
     def _attempt(self, jobs: list[Queued]) -> list[Queued]:
         """Run units in one transaction; return those that have to run again, alone."""
+        if self.vault.is_pending:
+            self.vault.drop()  # they are of an attempt that failed
         group = Group(self._connection, has_savepoints=self._careful > 0 and len(jobs) > 1)
         try:
             for number, job in enumerate(jobs):
@@ -427,6 +429,8 @@ class Writer:
         # Of a unit that is in this commit and in no other: one that is run again has yet to be.
         mark = next(job.number for job in jobs if job.has_written)
         try:
+            if self.vault.is_pending:
+                self.vault.flush()
             self._connection.execute(_MARK, (mark,))
             self._connection.execute("commit")
         except SqliteFault as error:
