@@ -110,6 +110,7 @@ port = 8001
 pages_max = 250_000   # 1 GB
 in_flight = 64
 waiting = 64
+sagas = { in_flight = 256, queued = 5000 }
 
 [services.billing]
 app = "services.billing:billing"

@@ -281,12 +281,13 @@ async def at_work(
     store = await open_store(runtime)
     engine = engine_on(store, others, runtime, definitions or (PLACE, THREE), ring, options)
     await engine.recover()
-    timers = asyncio.create_task(engine.keep_time())
+    loops = [asyncio.create_task(loop()) for loop in (engine.keep_time, engine.keep_going)]
     try:
         yield engine
     finally:
-        timers.cancel()
-        await asyncio.wait([timers])
+        for loop in loops:
+            loop.cancel()
+        await asyncio.wait(loops)
         await engine.close()
         await store.close()
 

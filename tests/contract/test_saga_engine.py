@@ -194,14 +194,13 @@ def test_the_semantic_lock_admits_one_unfinished_run_a_key() -> None:
 
 
 def test_a_start_beyond_the_bound_is_shed() -> None:
-    """Bounded: so many runs in flight, not one more."""
+    """Bounded: so many runs in flight and in the queue, not one more."""
 
     async def main(runtime: SimRuntime) -> None:
-        async with at_work(
-            runtime, Participants(), THREE, options=EngineOptions(in_flight_max=1)
-        ) as engine:
+        options = EngineOptions(in_flight_max=1, queue_max=0)
+        async with at_work(runtime, Participants(), THREE, options=options) as engine:
             first = await start(engine, THREE)
-            with pytest.raises(Shed, match="1 sagas in flight"):
+            with pytest.raises(Shed, match="0 sagas of orders wait for a place already"):
                 await start(engine, THREE, id="A-2")
             await first.result(FOREVER_S)
             await (await start(engine, THREE, id="A-2")).result(FOREVER_S)
@@ -800,7 +799,7 @@ def test_runs_are_listed_newest_first_and_by_status() -> None:
             assert [each.id for each in await engine.runs(limit=2)] == ["A-2", "A-1"]
             assert len(await engine.runs("completed")) == 3
             assert await engine.runs("stuck") == []
-            with pytest.raises(BadRequest, match="known: running, compensating"):
+            with pytest.raises(BadRequest, match="known: queued, running, compensating"):
                 await engine.runs("lost")
             story = await engine.show("A-0")
             assert [line.kind for line in story.lines] == ["begun", "done"] * 3 + ["ended"]
@@ -817,7 +816,8 @@ def test_a_start_that_is_not_waited_for_is_a_start_all_the_same() -> None:
         others = Participants()
         async with at_work(runtime, others) as engine:
             impatient = asyncio.ensure_future(start(engine, THREE))
-            await asyncio.sleep(0)
+            while not engine._executions:  # until it has handed its start over
+                await asyncio.sleep(0)
             impatient.cancel()
             await asyncio.sleep(1.0)
             assert [each.status for each in await engine.runs()] == ["completed"]

@@ -132,7 +132,7 @@ def test_a_mistake_in_a_call_is_explained(
         (["trace", "nope"], "no spans of trace 'nope' are kept"),
         (["trace"], "Missing argument 'ID|last'"),
         (["saga", "show", "nope"], "no saga has the id 'nope'; synchromesh saga list shows them"),
-        (["saga", "list", "--status", "lost"], "no saga status is 'lost'; known: running"),
+        (["saga", "list", "--status", "lost"], "no saga status is 'lost'; known: queued, running"),
         (["saga", "list", "--limit", "0"], "0 is not in the range 1<=x<=1000"),
         (["statsu"], "No such command 'statsu'"),
         (["status", "--watch", "--json"], "--watch draws a screen; take --json without it"),

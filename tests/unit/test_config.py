@@ -32,6 +32,7 @@ from synchromesh.system.config.definitions import (
     load_services,
     policies_of,
     retention_of,
+    saga_places_of,
 )
 from synchromesh.system.config.schema import (
     BreakerSection,
@@ -85,6 +86,14 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
         "auto",
         "",
     )
+
+
+def test_sagas_of_a_service_have_places_and_a_queue(tmp_path: Path) -> None:
+    """`[services.NAME.sagas]` bounds both; what is left out is as without it."""
+    text = ONE + "[services.a.sagas]\nin_flight = 8\n"
+    config = load_config(notes_app.write_config(tmp_path, text))
+    assert saga_places_of(config, "a") == LimitOptions(8, 10_000)
+    assert saga_places_of(config, "nobody") == LimitOptions(1024, 10_000)
 
 
 def test_one_open_time_is_both_the_shortest_and_the_longest() -> None:
@@ -157,6 +166,8 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
             ONE + '[policies."a:b"]\nbreaker = { open_far = "1s" }',
             "unknown key 'policies.a:b.breaker.open_far'; did you mean 'open_for'?",
         ),
+        (ONE + "sagas = { in_flight = 0 }", "[services.a.sagas] in_flight is 0; make it 1 or more"),
+        (ONE + "sagas = { queued = -1 }", "[services.a.sagas] queued is -1; make it 0 (none) or"),
         (ONE + 'port = "80"', "services.a.port: expected `int`, got `str`"),
         (ONE + "port = true", "services.a.port: expected `int`, got `bool`"),
         (SYSTEM + "services = 3", "unknown key 'system.services'; known: name, host"),

@@ -224,7 +224,8 @@ def test_a_run_that_another_engine_took_over_leaves_none(tmp_path: Path) -> None
             await asyncio.sleep(0.005)
             await new.engine.recover()
             await asyncio.wait([running])
-            await asyncio.sleep(0.05)
+            while new.engine._executions:  # it has continued the run
+                await asyncio.sleep(0.001)
             await old.engine.close()
             await new.engine.close()
 

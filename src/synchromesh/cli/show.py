@@ -31,6 +31,7 @@ _COLOURS = {
     "healthy": "green",
     "closed": "green",
     "running": "cyan",
+    "queued": "cyan",
     "sleeping": "cyan",
     "undone": "yellow",
     "half_open": "yellow",

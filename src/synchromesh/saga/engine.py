@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls import Sender
-from synchromesh.codec import decode, digest, encode
+from synchromesh.codec import decode
 from synchromesh.context import CallContext
 from synchromesh.errors import (
     ActionRefused,
-    BadRequest,
     ContractError,
     SagaError,
     SagaGone,
@@ -36,6 +35,7 @@ from synchromesh.saga.repair import RepairWish, judge
 from synchromesh.saga.repairing import repair
 from synchromesh.saga.revival import Revival
 from synchromesh.saga.seals import result_place
+from synchromesh.saga.starting import StartQueue, new_row
 from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
 from synchromesh.sealing import open_sealed
@@ -45,7 +45,6 @@ from synchromesh.telemetry import Tracer
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 
-_ID_CHARS_MAX = 200
 _FALLS_ASLEEP_S = 5.0
 
 
@@ -54,12 +53,14 @@ class EngineOptions:
     """Bounds an engine.
 
     Attributes:
-        in_flight_max: runs that may be unfinished before a start is refused; those that are
-            recovered are never refused.
+        in_flight_max: runs that are in memory at once; what is started beyond that is durable, and
+            queued.
+        queue_max: runs in the queue before a start is shed.
         keep_s: how long those who are asked under a key remember it.
     """
 
     in_flight_max: int = 1024
+    queue_max: int = 10_000
     keep_s: float = math.inf
 
 
@@ -106,6 +107,7 @@ class Engine:
         self._deps: SagaDeps | None = None
         self._executions: dict[str, Execution] = {}
         self._revival: Revival | None = None
+        self._starts: StartQueue | None = None
         self._starting: set[Execution] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -137,29 +139,40 @@ class Engine:
         Raises:
             SagaConflict: the id belongs to a run with another input, or of another saga.
             SagaLocked: another unfinished run holds the semantic lock.
-            Shed: too many runs are in flight, or the engine is closing.
+            Shed: too many runs are queued, or the engine is closing.
             BadRequest: the id or the input cannot be stored.
             ContractError: the definition is none of the engine's, or its `lock_key` returned
                 neither a text nor None.
         """
         refuse_in_unit(f"a start of saga {definition.name!r}")
-        row = self._new_row(definition, input, id, context)
+        self._check_is_newest(definition)
+        row = new_row(definition, input, id, context, now_us=self._open_deps().clock.now_us())
         while id in self._executions:
             there = self._executions[id]
             await there.durable.wait()
             if self._executions.get(id) is there:
-                if (there.row.name, there.row.digest) != (row.name, row.digest):
-                    raise tables.conflict(id, there.row.name, row.name)
-                if begin is not None:
-                    await self._store.write(begin, name=f"saga {row.name} begin")
-                return self._run(definition, id)
-        if len(self._executions) >= (most := self._options.in_flight_max):
-            raise Shed(
-                f"{self._service} has {most} sagas in flight; {id!r} was not started: ask again "
-                "later"
-            )
-        await self._begin(Execution(self._open_deps(), definition, row), begin)
+                return await self._repeat(definition, row, there.row, begin)
+        if self._back.is_ahead(id) and (found := await tables.find(self._store, id)) is not None:
+            return await self._repeat(definition, row, found, begin)
+        if self._queue.is_standing or len(self._executions) >= self._options.in_flight_max:
+            await self._queue.put(definition, row, begin)
+        else:
+            await self._begin(Execution(self._open_deps(), definition, row), begin)
         return self._run(definition, id)
+
+    async def _repeat(
+        self,
+        definition: SagaDefinition[Any, R],
+        row: SagaRow,
+        there: SagaRow,
+        begin: Callable[[Unit], Awaitable[None]] | None,
+    ) -> SagaRun[R]:
+        """Answer the start of a run that was started before."""
+        if (there.name, there.digest) != (row.name, row.digest):
+            raise tables.conflict(row.id, there.name, row.name)
+        if begin is not None:
+            await self._store.write(begin, name=f"saga {row.name} begin")
+        return self._run(definition, row.id)
 
     def _begin(
         self, execution: Execution, begin: Callable[[Unit], Awaitable[None]] | None
@@ -187,55 +200,16 @@ class Engine:
         execution.journal.start(begin, on_settled)
         return execution.journal.written()
 
-    def _new_row(
-        self,
-        definition: SagaDefinition[I, R],
-        input: I,  # noqa: A002
-        id: str,  # noqa: A002
-        context: CallContext,
-    ) -> SagaRow:
+    def _check_is_newest(self, definition: SagaDefinition[Any, Any]) -> None:
         newest = self._versions.newest(definition.name)
-        if newest is not definition:
-            is_old = definition in self._versions.fitting(definition.name, definition.version)
-            raise ContractError(
-                f"version {definition.version} of saga {definition.name!r} is there for its old "
-                f"runs; start version {newest.version if newest else 0}"
-                if is_old
-                else f"saga {definition.name!r} is none of service {self._service!r}; define it "
-                "there"
-            )
-        if not 1 <= len(id) <= _ID_CHARS_MAX or not id.isprintable() or id != id.strip():
-            raise BadRequest(
-                f"saga id {id[:40]!r} has {len(id)} characters; 1 to {_ID_CHARS_MAX} printable "
-                "ones, without blanks at the ends, are expected"
-            )
-        lock_key = None if definition.lock_key is None else definition.lock_key(input)
-        if not isinstance(lock_key, str | None):
-            raise ContractError(
-                f"the lock key of saga {definition.name!r} is of type {type(lock_key).__name__}; a "
-                "str is expected, or None for a run that takes no lock"
-            )
-        data, now_us = encode(input), self._open_deps().clock.now_us()
-        personal = definition.shape.personal
-        told = data if personal is None else personal.mask(data)
-        return SagaRow(
-            id=id,
-            name=definition.name,
-            version=definition.version,
-            lock_key=lock_key,
-            digest=digest(definition.name.encode() + b"\0" + told),
-            input=data,
-            status=SagaStatus.RUNNING,
-            reason="",
-            owner=definition.owner,
-            trace_id=context.trace_id,
-            span_id=context.span_id,
-            caller=context.caller,
-            principal=context.principal,
-            deadline_us=now_us + int(definition.deadline_s * 1e6),
-            result=None,
-            started_us=now_us,
-            ended_us=None,
+        if newest is definition:
+            return
+        is_old = definition in self._versions.fitting(definition.name, definition.version)
+        raise ContractError(
+            f"version {definition.version} of saga {definition.name!r} is there for its old "
+            f"runs; start version {newest.version if newest else 0}"
+            if is_old
+            else f"saga {definition.name!r} is none of service {self._service!r}; define it there"
         )
 
     def _run(self, definition: SagaDefinition[Any, R], id: str) -> SagaRun[R]:  # noqa: A002
@@ -253,9 +227,10 @@ class Engine:
     # -- recovering and closing ------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Take the store over and continue every unfinished run; once, before the first start.
+        """Take the store over and begin to continue its unfinished runs; once, before any start.
 
-        A run whose records no code matches that is here waits for code that does, and says so.
+        The first ones are continued when this returns, the others by `keep_going`. A run whose
+        records no code matches that is here waits for code that does, and says so.
 
         Raises:
             StoreError: the store cannot be written.
@@ -283,16 +258,24 @@ class Engine:
             self._take_over,
             self._options.in_flight_max,
         )
+        self._starts = StartQueue(
+            self._deps, self._revival, service=self._service, queue_max=self._options.queue_max
+        )
         await self.adopt()
 
     async def adopt(self) -> int:
-        """Continue every unfinished run that is not in memory, and return how many there were.
+        """Find the unfinished runs that are neither in memory nor ahead; return how many.
 
-        After `recover` there are such runs only where one left memory by a fault of this process;
-        called now and then, it lets none of them wait for the next start.
+        After `recover` there are such runs only where one left memory by a fault of this process.
+        They are continued as those that are recovered.
         """
         self._open_deps()
         return await self._back.adopt()
+
+    async def keep_going(self) -> None:
+        """Continue what is recovered or queued as there is room; only cancellation ends it."""
+        self._open_deps()
+        await self._back.keep_going()
 
     async def keep_time(self) -> None:
         """Wake the runs that sleep when they are due; only cancellation ends it."""
@@ -327,7 +310,14 @@ class Engine:
         return await self.show(id)
 
     async def _at_work(self, id: str) -> Execution | None:  # noqa: A002
-        """Return a run in memory; one that is about to leave it to sleep is waited for."""
+        """Return a run in memory; one that is about to leave it to sleep is waited for.
+
+        One that is ahead comes into memory now; one of the queue need not.
+        """
+        if id in self._back.backlog.queued:
+            self._back.backlog.drop(id)
+        elif self._back.is_ahead(id):
+            await self._back.hasten(id, _FALLS_ASLEEP_S)
         execution = self._executions.get(id)
         if execution is not None and execution.asleep is not None:
             await execution.wait(_FALLS_ASLEEP_S)
@@ -340,12 +330,19 @@ class Engine:
             raise Shed(f"the sagas of {self._service} are closing; ask again at another instance")
         return self._revival
 
+    @property
+    def _queue(self) -> StartQueue:
+        assert self._starts is not None, "it is there as long as the revival is"
+        return self._starts
+
     async def close(self) -> None:
         """Let every run leave memory without a further effect; the next engine continues them."""
         self._is_closed = True
         # A start that is under way is answered: its commit cannot be called back.
         under_way = [execution.journal.written() for execution in self._starting]
         await asyncio.gather(*under_way, return_exceptions=True)
+        if self._starts is not None:
+            await self._starts.settle()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -355,7 +352,9 @@ class Engine:
             self._give_up(execution)
         if self._deps is not None:
             await self._deps.batches.close()
-        self._revival = None  # it would keep this
+        if self._revival is not None:
+            self._revival.let_go()
+        self._revival = self._starts = None  # they would keep this
 
     def _give_up(self, execution: Execution) -> None:
         self._forget(execution)
@@ -383,6 +382,8 @@ class Engine:
         finally:
             self._forget(execution)
             execution.end()
+            if self._revival is not None:
+                self._revival.on_left(execution)
         if execution.asleep is not None and self._revival is not None:
             self._revival.on_asleep(execution.asleep)
 
@@ -418,7 +419,8 @@ class Engine:
                 if execution.asleep is None:
                     raise _gone(id)
             row = await self._find(id)
-            if row.status is not SagaStatus.SLEEPING:
+            is_ahead = self._revival is not None and self._revival.is_ahead(id)
+            if row.status is not SagaStatus.SLEEPING and not is_ahead:
                 break
             if time() >= until_s:
                 return None
@@ -446,7 +448,7 @@ class Engine:
             raise SagaError(f"saga {id!r} cannot be cancelled: it is {row.status.value}")
         if row.status is SagaStatus.UNDONE:
             return
-        if row.status is not SagaStatus.SLEEPING:
+        if row.status not in (SagaStatus.SLEEPING, SagaStatus.QUEUED):
             raise _gone(id)
         await self.repair(id, RepairVerb.CANCEL, RepairWish("", reason))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -52,6 +52,7 @@ class Execution:
     Attributes:
         misfit: in what this code first differs from that of the records; "" where it does not.
         asleep: for what it has left memory to sleep; None where it has not.
+        on_trouble: told each outcome of an attempt that was not answered; None tells nobody.
 
     Args:
         deps: what it works with.
@@ -109,6 +110,7 @@ class Execution:
         self.durable = asyncio.Event()
         self.misfit = ""
         self.asleep: Nap | None = None
+        self.on_trouble: Callable[[Execution, AttemptOutcome], None] | None = None
         self.conclusion: Conclusion | None = None
 
     # -- the function ----------------------------------------------------------------------------
@@ -394,6 +396,8 @@ class Execution:
     def _count(self, what: str, outcome: AttemptOutcome) -> None:
         if outcome.result is not AttemptResult.ANSWERED:
             self._deps.counts[f"{what} {outcome.result.value}"] += 1
+            if self.on_trouble is not None:
+                self.on_trouble(self, outcome)
 
     # -- from outside ----------------------------------------------------------------------------
 

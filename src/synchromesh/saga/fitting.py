@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from synchromesh.errors import SagaError, StoreError, SynchromeshError
-from synchromesh.saga import outcomes, tables
+from synchromesh.errors import StoreError, SynchromeshError
+from synchromesh.saga import outcomes
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.execution import Execution
@@ -16,19 +16,6 @@ from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
 
 _log = logging.getLogger("synchromesh.saga")
-
-
-async def load(deps: SagaDeps, versions: SagaVersions, row: SagaRow) -> Execution | str:
-    """Return a run that has come as far as its records lead; or why no code that is here fits.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
-    try:
-        stored = await tables.records(deps.store, row.id)
-    except SagaError as error:
-        return error.message
-    return fit(deps, versions, row, [each.record for each in stored])
 
 
 def fit(

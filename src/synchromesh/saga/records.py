@@ -20,10 +20,12 @@ class _Word(Enum):
 class SagaStatus(_Word):
     """Where a run stands.
 
-    WAITING is said of one that would go on, were there code that fits its records: no record says
-    so. SLEEPING is one that runs, and has left memory until it is due. No machine knows either.
+    QUEUED is said of one that was started, and for which there is no place yet. WAITING is said of
+    one that would go on, were there code that fits its records: no record says so. SLEEPING is one
+    that runs, and has left memory until it is due. No machine knows any of them.
     """
 
+    QUEUED = "queued"
     RUNNING = "running"
     COMPENSATING = "compensating"
     WAITING = "waiting"
@@ -33,7 +35,12 @@ class SagaStatus(_Word):
     STUCK = "stuck"
 
 
-UNFINISHED = (SagaStatus.RUNNING, SagaStatus.COMPENSATING, SagaStatus.WAITING)
+UNFINISHED = (
+    SagaStatus.QUEUED,
+    SagaStatus.RUNNING,
+    SagaStatus.COMPENSATING,
+    SagaStatus.WAITING,
+)
 ENDED = (SagaStatus.COMPLETED, SagaStatus.UNDONE)
 
 

@@ -20,13 +20,13 @@ SCHEMA = Schema(
                     "ended_us bigint, wake_us bigint, awaits text not null default '')"
                 ),
                 (
-                    "create index sm_saga_unfinished on sm_saga(status, started_us) "
-                    "where status in ('running', 'compensating', 'waiting')"
+                    "create index sm_saga_unfinished on sm_saga(started_us, status) "
+                    "where status in ('queued', 'running', 'compensating', 'waiting')"
                 ),
                 (
                     "create unique index sm_saga_lock on sm_saga(name, lock_key) where status in "
-                    "('running', 'compensating', 'waiting', 'sleeping', 'stuck') and lock_key is "
-                    "not null"
+                    "('queued', 'running', 'compensating', 'waiting', 'sleeping', 'stuck') and "
+                    "lock_key is not null"
                 ),
                 ("create index sm_saga_stuck on sm_saga(started_us) where status = 'stuck'"),
                 "create index sm_saga_wake on sm_saga(wake_us) where wake_us is not null",

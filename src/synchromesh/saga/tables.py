@@ -24,18 +24,16 @@ from synchromesh.saga.records import (
 from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, StoreReader, Unit
 
-_UNFINISHED = "status in ('running', 'compensating', 'waiting')"
+UNFINISHED_SQL = "status in ('queued', 'running', 'compensating', 'waiting')"
 # One that is stuck holds its lock, until a person has repaired or ended it.
-_HOLDS = "status in ('running', 'compensating', 'waiting', 'sleeping', 'stuck')"
+_HOLDS = "status in ('queued', 'running', 'compensating', 'waiting', 'sleeping', 'stuck')"
 COLUMNS = (
     "id, name, version, lock_key, digest, input, status, reason, owner, trace_id, span_id, "
     "caller, principal, deadline_us, result, started_us, ended_us"
 )
 _STATUSES = frozenset(status.value for status in SagaStatus)
-_RECORDS = (
-    "select seq, kind, step, attempt, digest, body, at_us from sm_saga_record "
-    "where saga = ? order by seq"
-)
+RECORD_COLUMNS = "seq, kind, step, attempt, digest, body, at_us"
+_RECORDS = f"select {RECORD_COLUMNS} from sm_saga_record where saga = ? order by seq"
 _START = (
     f"insert into sm_saga({COLUMNS}, epoch) "
     "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -61,14 +59,14 @@ _COUNT = (
 )
 _COUNTED = (
     "select status, count from sm_saga_count union all "
-    f"select status, count(*) from sm_saga where {_UNFINISHED} group by status union all "
+    f"select status, count(*) from sm_saga where {UNFINISHED_SQL} group by status union all "
     "select 'stuck', count(*) from sm_saga where status = 'stuck' union all "
     "select 'sleeping', count(*) from sm_saga where wake_us is not null"
 )
 # In the words of an index, which holds the runs of some statuses only.
 _OF_STATUS = {
     **{each: f"where status = '{each.value}' and ended_us is not null" for each in ENDED},
-    **{each: f"where {_UNFINISHED} and status = '{each.value}'" for each in UNFINISHED},
+    **{each: f"where {UNFINISHED_SQL} and status = '{each.value}'" for each in UNFINISHED},
     SagaStatus.STUCK: "where status = 'stuck'",
     SagaStatus.SLEEPING: "where wake_us is not null",
 }
@@ -169,9 +167,7 @@ async def take_over(unit: Unit) -> int:
         "insert into sm_saga_epoch(one, epoch) values (1, 1) "
         "on conflict(one) do update set epoch = sm_saga_epoch.epoch + 1 returning epoch"
     )
-    epoch = _int(rows[0][0])
-    await unit.execute(f"update sm_saga set epoch = ? where {_UNFINISHED}", epoch)
-    return epoch
+    return _int(rows[0][0])
 
 
 async def write_all(unit: Unit, parts: Sequence[Part], *, epoch: int) -> list[bool | Exception]:
@@ -298,7 +294,7 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
         if part.is_start:
             stored = row if part.seal is None else part.seal.row(row, unit.vault)
             starts.append(_values(stored, epoch))
-            milestones.append(milestone(unit, row, "started", SagaStatus.RUNNING))
+            milestones.append(milestone(unit, row, "started", row.status))
         for record in records:
             kind, seq = record.kind, seq + 1
             rows.append((
@@ -376,14 +372,6 @@ async def find(store: StoreReader, id: str) -> SagaRow | None:  # noqa: A002
     return row_of(rows[0]) if rows else None
 
 
-async def unfinished(store: StoreReader) -> list[SagaRow]:
-    """Return the runs that have to go on, the oldest first."""
-    rows = await store.read(
-        f"select {COLUMNS} from sm_saga where {_UNFINISHED} order by started_us, id"
-    )
-    return [row_of(row) for row in rows]
-
-
 async def count_by_status(store: StoreReader) -> dict[str, int]:
     """Return how many runs there are of each status that one has; those that ended cost nothing."""
     rows = await store.read(_COUNTED)
@@ -414,7 +402,11 @@ async def records(source: StoreReader, id: str) -> list[StoredRecord]:  # noqa: 
     Raises:
         SagaError: one of them cannot be read; it is named, with the reason.
     """
-    rows = await source.read(_RECORDS, id)
+    return in_order(id, await source.read(_RECORDS, id))
+
+
+def in_order(id: str, rows: Sequence[Row]) -> list[StoredRecord]:  # noqa: A002
+    """Return the records that a run's rows hold; raises as `records` does."""
     read = [_record(row) for row in rows]
     bad = next((each for each in read if isinstance(each, UnreadableRecord)), None)
     if bad is not None:

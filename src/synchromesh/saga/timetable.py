@@ -58,14 +58,12 @@ async def mark(unit: Unit, marks: Sequence[SagaMark], *, epoch: int) -> None:
             await append_each(unit, [tables.milestone(unit, row, name, status, reason)])
 
 
-async def due(store: StoreReader, now_us: int, limit: int) -> list[SagaRow]:
-    """Return the runs that sleep and are due, the longest due first."""
+async def due(store: StoreReader, now_us: int, limit: int) -> list[str]:
+    """Return the ids of the runs that sleep and are due, the longest due first."""
     rows = await store.read(
-        f"select {tables.COLUMNS} from sm_saga where wake_us <= ? order by wake_us limit ?",
-        now_us,
-        limit,
+        "select id from sm_saga where wake_us <= ? order by wake_us limit ?", now_us, limit
     )
-    return [tables.row_of(row) for row in rows]
+    return [str(each) for (each,) in rows]
 
 
 async def next_due(store: StoreReader) -> int | None:

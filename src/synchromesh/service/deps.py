@@ -19,6 +19,7 @@ from synchromesh.telemetry import Sink, Tracer
 # How long inboxes remember; longer than any saga may still ask (S6).
 KEEP_S = 7 * 86_400.0
 PLACES = LimitOptions(in_flight_max=1000, queue_max=1000)
+SAGA_PLACES = LimitOptions(in_flight_max=1024, queue_max=10_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Deps:
         gave_up: told service, child and error each time a background child is given up, as one
             that has failed too often; it is tried again by itself.
         places: how many calls a service works on at once, and how many wait, by its name.
+        saga_places: how many sagas a service has at work at once, and how many more are queued.
         faults: those in force on purpose; None where nothing is ever broken.
         keep_s: how long inboxes remember; longer than any saga may still ask.
         isolations: the edges that people have isolated by hand.
@@ -53,6 +55,7 @@ class Deps:
     policies: Callable[[str], Policies]
     gave_up: Callable[[str, str, BaseException], None]
     places: Callable[[str], LimitOptions] = lambda _: PLACES
+    saga_places: Callable[[str], LimitOptions] = lambda _: SAGA_PLACES
     faults: FaultTable | None = None
     keep_s: float = KEEP_S
     externals: frozenset[str] = frozenset()

@@ -53,7 +53,6 @@ from synchromesh.telemetry import Tracer
 
 SWEEP_EVERY_S = 60.0
 SWEEP_ROWS = 500
-ADOPT_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,7 @@ class ServiceInstance:
         self._keep_s = deps.keep_s
         self.caller = deps.caller(name, tracer)
         self._units = UnitScope(_event_types(service, store))
+        at_work = deps.saga_places(name)
         self.engine = Engine(
             store,
             self.caller,
@@ -91,7 +91,7 @@ class ServiceInstance:
             runtime=runtime,
             versions=service.sagas,
             run_unit=self._units.run,
-            options=EngineOptions(keep_s=deps.keep_s),
+            options=EngineOptions(at_work.in_flight_max, at_work.queue_max, deps.keep_s),
         )
         self.consumer = Consumer(
             store,
@@ -249,7 +249,7 @@ class ServiceInstance:
         )
         children = [
             Child("inbox sweep", self._sweep),
-            Child("saga recovery", self._adopt),
+            Child("saga recovery", self.engine.keep_going),
             Child("message replay", self.consumer.run),
             Child("saga timers", self.engine.keep_time),
             Child("forgetting", self.forgetting.run),
@@ -300,11 +300,6 @@ class ServiceInstance:
     async def _deliver(self, incoming: Incoming) -> bytes:
         message: Message = incoming.operation.parse(incoming.arguments)["message"]
         return encode(await self.consumer.take(incoming.context.caller, message))
-
-    async def _adopt(self) -> None:
-        while True:
-            await asyncio.sleep(ADOPT_EVERY_S)
-            await self.engine.adopt()
 
     async def _sweep(self) -> None:
         time = asyncio.get_running_loop().time

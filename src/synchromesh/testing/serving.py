@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from synchromesh.calls import Call, InProcessTransport, Policies
@@ -24,7 +25,7 @@ from synchromesh.service import Deps, Service, ServiceInstance
 from synchromesh.service.deps import PLACES
 from synchromesh.service.erasure import erase
 from synchromesh.store import SqliteStores
-from synchromesh.system.config.definitions import places_of, policies_of
+from synchromesh.system.config.definitions import places_of, policies_of, saga_places_of
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing.escapes import Unhandled
@@ -208,6 +209,8 @@ async def serving(
         policies=lambda caller: Policies() if config is None else policies_of(config, caller),
         places=lambda name: PLACES if config is None else places_of(config, name),
     )
+    if config is not None:
+        served.deps = replace(served.deps, saga_places=lambda name: saga_places_of(config, name))
     try:
         await served.start(*served.deps.services)
         yield served

@@ -129,6 +129,12 @@ def places_of(config: SystemConfig, service: str) -> LimitOptions:
     return LimitOptions(section.in_flight, section.waiting)
 
 
+def saga_places_of(config: SystemConfig, service: str) -> LimitOptions:
+    """Return how many sagas a service has at work at once, and how many are queued."""
+    section = config.services.get(service) or ServiceSection("")
+    return LimitOptions(section.sagas.in_flight, section.sagas.queued)
+
+
 def check_keep(services: list[Service], keep_s: float) -> None:
     """Check that inbox records outlive every saga that may still call or undo (S6).
 

@@ -200,6 +200,13 @@ def _check_numbers(config: SystemConfig, layers: Layers) -> None:
                 f"{layers.where('services', name, key)}: [services.{name}] {key} is "
                 f"{getattr(service, key)}; make it {right}"
             )
+        if service.sagas.in_flight < 1 or service.sagas.queued < 0:
+            key = "in_flight" if service.sagas.in_flight < 1 else "queued"
+            right = "1 or more, or none would go on" if key == "in_flight" else "0 (none) or more"
+            raise ConfigError(
+                f"{layers.where('services', name, 'sagas', key)}: [services.{name}.sagas] {key} is "
+                f"{getattr(service.sagas, key)}; make it {right}"
+            )
         place = layers.where("services", name, "replicas")
         if not 1 <= service.replicas <= REPLICAS_MAX:
             raise ConfigError(

@@ -22,6 +22,7 @@ from synchromesh.resilience import (
     RetryOptions,
 )
 from synchromesh.system.config.layers import Secret
+from synchromesh.system.config.sagas_section import SagasSection
 from synchromesh.system.config.tls_sections import ClientTlsSection, ServerTlsSection
 
 FILE_NAME = "synchromesh.toml"
@@ -72,6 +73,7 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         waiting: how many more may wait for a place, for each operation; further ones are shed.
         replicas: how many instances run, 1 to 64; more than one only of a service of queries alone,
             on any free port each.
+        sagas: how many sagas it has at work at once, and how many more are queued.
     """
 
     app: str
@@ -80,6 +82,7 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight: int = 1000
     waiting: int = 1000
     replicas: int = 1
+    sagas: SagasSection = SagasSection()
 
 
 class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,7 +27,12 @@ from synchromesh.runtime import DiskRuntime
 from synchromesh.service import KEEP_S, Child, Deps, Service, ServiceInstance, Supervisor
 from synchromesh.store import SqliteStores, StoreOptions
 from synchromesh.store.archive import Archive
-from synchromesh.system.config.definitions import places_of, policies_of, retention_of
+from synchromesh.system.config.definitions import (
+    places_of,
+    policies_of,
+    retention_of,
+    saga_places_of,
+)
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
@@ -192,6 +197,7 @@ class Host:
             transports=transports,
             policies=lambda caller: policies_of(config, caller),
             places=lambda service: places_of(config, service),
+            saga_places=lambda service: saga_places_of(config, service),
             gave_up=lambda service, child, error: self.gave_up(
                 child if self.name else f"{service}/{child}", error
             ),

@@ -32,7 +32,9 @@ ASK_WITHIN_S = 10.0
 POLL_S = 0.02
 FINDING, USER_MISTAKE = 1, 2
 SERVICES = ("orders", "inventory", "billing", "production")
-UNFINISHED = "select id from sm_saga where status in ('running', 'compensating') order by id"
+UNFINISHED = (
+    "select id from sm_saga where status in ('queued', 'running', 'compensating') order by id"
+)
 
 
 class SystemEnded(Exception):

@@ -19,7 +19,9 @@ _IN_ALL = re.compile(r"placed orders come to|the provider charged|\w+: (by its|i
 # By service, the events that were removed from its log: name and body by id.
 Forgotten = dict[str, dict[str, tuple[str, bytes]]]
 
-_UNFINISHED = "select 1 from sm_saga where status in ('running', 'compensating', 'waiting') limit 1"
+_UNFINISHED = (
+    "select 1 from sm_saga where status in ('queued', 'running', 'compensating', 'waiting') limit 1"
+)
 _SET_ASIDE = "select 1 from sm_parked limit 1"
 _BEHIND = "select coalesce(max(position), 0) from sm_event where name in ({names})"
 _AT = "select coalesce(max(position), 0) from sm_checkpoint where name = ?"

@@ -1,0 +1,153 @@
+"""What a run is made of at its start, and the queue of those for which there is no place yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from synchromesh.codec import decode, digest, encode
+from synchromesh.context import CallContext
+from synchromesh.errors import BadRequest, ContractError, Shed
+from synchromesh.saga import tables
+from synchromesh.saga.batches import Entry
+from synchromesh.saga.definition import SagaDefinition
+from synchromesh.saga.deps import SagaDeps
+from synchromesh.saga.records import SagaStatus
+from synchromesh.saga.revival import Revival
+from synchromesh.saga.seals import RunSeal
+from synchromesh.saga.tables import SagaRow
+from synchromesh.store import Unit
+
+_ID_CHARS_MAX = 200
+_RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1.0, 60.0
+
+
+def new_row(
+    definition: SagaDefinition[Any, Any],
+    input: object,  # noqa: A002
+    id: str,  # noqa: A002
+    context: CallContext,
+    *,
+    now_us: int,
+) -> SagaRow:
+    """Return the row of a run that starts now.
+
+    Raises:
+        BadRequest: the id or the input cannot be stored.
+        ContractError: the lock key is neither a text nor None.
+    """
+    if not 1 <= len(id) <= _ID_CHARS_MAX or not id.isprintable() or id != id.strip():
+        raise BadRequest(
+            f"saga id {id[:40]!r} has {len(id)} characters; 1 to {_ID_CHARS_MAX} printable "
+            "ones, without blanks at the ends, are expected"
+        )
+    lock_key = None if definition.lock_key is None else definition.lock_key(input)
+    if not isinstance(lock_key, str | None):
+        raise ContractError(
+            f"the lock key of saga {definition.name!r} is of type {type(lock_key).__name__}; a "
+            "str is expected, or None for a run that takes no lock"
+        )
+    data, personal = encode(input), definition.shape.personal
+    told = data if personal is None else personal.mask(data)
+    return SagaRow(
+        id=id,
+        name=definition.name,
+        version=definition.version,
+        lock_key=lock_key,
+        digest=digest(definition.name.encode() + b"\0" + told),
+        input=data,
+        status=SagaStatus.RUNNING,
+        reason="",
+        owner=definition.owner,
+        trace_id=context.trace_id,
+        span_id=context.span_id,
+        caller=context.caller,
+        principal=context.principal,
+        deadline_us=now_us + int(definition.deadline_s * 1e6),
+        result=None,
+        started_us=now_us,
+        ended_us=None,
+    )
+
+
+class StartQueue:
+    """Takes the runs for which there is no place: they are durable, and begin in their order.
+
+    A run in the queue is a row, and its id in memory; its deadline counts.
+    """
+
+    def __init__(self, deps: SagaDeps, revival: Revival, *, service: str, queue_max: int) -> None:
+        self._deps = deps
+        self._revival = revival
+        self._service = service
+        self._queue_max = queue_max
+        self._committing = 0
+        self._under_way: set[asyncio.Future[bool]] = set()
+
+    @property
+    def is_standing(self) -> bool:
+        """Whether runs are in the queue, so that others come behind them."""
+        return bool(self._revival.backlog.queued or self._committing)
+
+    async def put(
+        self,
+        definition: SagaDefinition[Any, Any],
+        row: SagaRow,
+        begin: Callable[[Unit], Awaitable[None]] | None,
+    ) -> None:
+        """Put a run at the end of the queue; returns once it is durable.
+
+        Cancelling this does not cancel it.
+
+        Raises:
+            Shed: the queue is full; it is not where the same run was started before.
+            SagaConflict, SagaLocked: as `Engine.start` says.
+            BadRequest: the saga function could not be given this input.
+        """
+        shape = definition.shape
+        decode(row.input, shape.input)
+        if len(self._revival.backlog.queued) + self._committing >= self._queue_max:
+            there = await tables.find(self._deps.store, row.id)
+            if there is None or (there.name, there.digest) != (row.name, row.digest):
+                raise self._full(row.id)
+        queued = replace(row, status=SagaStatus.QUEUED)
+
+        def on_settled(outcome: bool | Exception) -> None:
+            self._committing -= 1
+            if outcome is True:
+                self._deps.counts["started"] += 1
+                self._revival.queue(row.id)
+
+        entry = Entry(queued, 0, (), on_settled, is_start=True, begin=begin)
+        if shape.personal is not None:
+            entry.seal = RunSeal(shape.personal, shape.personal_result)
+        self._committing += 1
+        settled = entry.wait()
+        self._under_way.add(settled)
+        settled.add_done_callback(self._on_done)
+        self._deps.batches.put(entry)
+        await entry.wait()
+
+    def _on_done(self, settled: asyncio.Future[bool]) -> None:
+        self._under_way.discard(settled)
+        if not settled.cancelled():
+            settled.exception()  # it is told to who waits
+
+    async def settle(self) -> None:
+        """Return once no start is under way: its commit cannot be called back."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    def _full(self, id: str) -> Shed:  # noqa: A002
+        waited_s = self._revival.waited_s
+        return Shed(
+            f"{self._queue_max} sagas of {self._service} wait for a place already; {id!r} was not "
+            "started: ask again later",
+            retry_after_s=min(max(_RETRY_AFTER_MIN_S, waited_s), _RETRY_AFTER_MAX_S),
+        )
+
+    def __repr__(self) -> str:
+        return f"<StartQueue {len(self._revival.backlog.queued)} of {self._queue_max}>"
