@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from synchromesh import Migration, SagaRun
-from synchromesh.calls import Operation
+from synchromesh.calls import Command, Operation
+from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.runtime import RealRuntime
 from synchromesh.saga import Engine, SagaDefinition, SagaVersions
+from synchromesh.saga import tables as saga_tables
+from synchromesh.saga.records import RecordKind, SagaRecord
 from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
+from synchromesh.saga.starting import new_row
 from synchromesh.store import Schema, SqliteStore, Store, Unit
 from synchromesh.system import System, load_config
 from synchromesh.telemetry import SqliteRing, Tracer
@@ -84,6 +90,14 @@ class Sagas:
         """Start a run; returns once that is durable."""
         return await self._engine.start(saga, given, id=id, context=_CONTEXT)
 
+    async def statuses(self) -> dict[str, int]:
+        """Return how many runs have which status."""
+        return await self._engine.statuses()
+
+    async def listed(self, count: int) -> int:
+        """List the newest runs, and return how many they are."""
+        return len(await self._engine.runs(limit=count))
+
 
 @asynccontextmanager
 async def saga_engine(
@@ -106,7 +120,56 @@ async def saga_engine(
         )
         await engine.recover()
         enter.push_async_callback(engine.close)
+        going = asyncio.create_task(engine.keep_going())
+        enter.callback(going.cancel)
         yield Sagas(engine)
+
+
+_PAGE = 500
+
+
+async def _leave(
+    folder: Path, saga: SagaDefinition[Any, Any], count: int, records: Callable[[str], list[Any]]
+) -> None:
+    """Write so many runs into `orders.db`, as an engine would."""
+    now_us = time.time_ns() // 1000
+    async with open_store(folder / "orders.db") as store:
+        epoch = await store.write(saga_tables.take_over, name="take over")
+        for first in range(0, count, _PAGE):
+            parts = []
+            for number in range(first, min(count, first + _PAGE)):
+                id_ = f"r-{number}"
+                row = new_row(saga, id_, id_, _CONTEXT, now_us=now_us)
+                parts.append(saga_tables.Part(row, 0, records(id_), is_start=True))
+
+            async def body(unit: Unit, parts: list[saga_tables.Part] = parts) -> object:
+                return await saga_tables.write_all(unit, parts, epoch=epoch)
+
+            await store.write(body, name="seed")
+
+
+async def leave_running(
+    folder: Path,
+    saga: SagaDefinition[Any, Any],
+    count: int,
+    *,
+    first: Command[..., Any],
+    gives: object,
+) -> None:
+    """Leave runs whose first step, a command that is given the run's id, is done."""
+
+    def records(order: str) -> list[SagaRecord]:
+        key, digest = f"{first.full_name}#1", first(order).digest
+        begun = SagaRecord(RecordKind.BEGUN, key, 1, digest)
+        return [begun, SagaRecord(RecordKind.DONE, key, 1, digest, encode(gives))]
+
+    await _leave(folder, saga, count, records)
+
+
+async def leave_ended(folder: Path, saga: SagaDefinition[Any, Any], count: int) -> None:
+    """Leave runs that were completed."""
+    ended = SagaRecord(RecordKind.ENDED, body=b'"done"', at_us=time.time_ns() // 1000)
+    await _leave(folder, saga, count, lambda _: [ended])
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""`synchromesh saga`: the runs of sagas, the history of one, and its repair."""
+"""`synchromesh saga`: the runs of sagas, the history of one, its repair, and changes of code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 
 from synchromesh.cli import actions
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.cli.saga_check import check, record
 from synchromesh.errors import ConfigError
 
 FINDING = 1
@@ -18,7 +19,7 @@ NEED_PERSON = ("stuck", "waiting")
 
 @click.group()
 def saga() -> None:
-    """Show the runs of sagas, and repair them."""
+    """Show the runs of sagas, repair them, and check a change of their code."""
 
 
 @saga.command("list")
@@ -156,3 +157,7 @@ def _repair(folder: Path, name: str, why: str, is_json: bool, **request: Any) ->
         print_line(f"saga {story['id']} is {story['status']}: {story['reason']}")
         print_line(f"follow it with: synchromesh saga show {story['id']}")
     return 0
+
+
+saga.add_command(check)
+saga.add_command(record)

@@ -65,6 +65,26 @@ async def unfinished(store: StoreReader) -> list[tuple[str, bool]]:
     return [(str(each), status == SagaStatus.QUEUED._value_) for each, status in rows]
 
 
+async def not_ended(store: StoreReader) -> list[str]:
+    """Return the ids of all runs that have not ended, also of those that sleep or are stuck."""
+    rows = await store.read(
+        f"select id from sm_saga where {tables.UNFINISHED_SQL} union "
+        "select id from sm_saga where status = 'stuck' union "
+        "select id from sm_saga where wake_us is not null order by id"
+    )
+    return [str(each) for (each,) in rows]
+
+
+async def last_ended(store: StoreReader, limit: int) -> list[str]:
+    """Return the ids of runs that have ended, the newest first."""
+    rows = await store.read(
+        "select id from sm_saga where status in ('completed', 'undone') and ended_us is not null "
+        "order by ended_us desc limit ?",
+        limit,
+    )
+    return [str(each) for (each,) in rows]
+
+
 async def with_records(
     store: StoreReader, ids: Sequence[str]
 ) -> list[tuple[SagaRow, list[SagaRecord] | SagaError]]:

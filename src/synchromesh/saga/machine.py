@@ -162,7 +162,8 @@ class SagaMachine(RunState):
             return [Replay(k, s.result or b"") for k, s in zip(keys, steps, strict=True)]
         unasked = self.unasked()
         if unasked:
-            return self.misfit(f"the code asks for {named(keys)} where {unasked} is recorded")
+            first = unasked.partition(", ")[0]
+            return self.misfit(f"the code asks for {named(keys)} where {first} is recorded")
         if self.status is not SagaStatus.RUNNING:
             return Halt()
         if not self.has_no_way_back and now_us >= self._deadline_us:

@@ -15,6 +15,7 @@ from synchromesh.testing.escapes import (
     SimulationError,
     Unhandled,
 )
+from synchromesh.testing.histories import replay_histories
 from synchromesh.testing.loop import SimLoop
 from synchromesh.testing.network import SimNetwork
 from synchromesh.testing.process import PROCESS, SimProcess
@@ -52,6 +53,7 @@ __all__ = [
     "Unhandled",
     "Wire",
     "World",
+    "replay_histories",
     "run",
     "serving",
     "stand_in",
