@@ -41,7 +41,7 @@ _json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON.
 def check(
     folder: Path, place: Path, against: str | None, gone: tuple[str, ...], is_json: bool
 ) -> int:
-    """Check that runs of sagas go on with the code of today.
+    """Check what a change of saga code breaks.
 
     Histories beside the code, and all runs in the system's databases that have not ended, are
     replayed: saga functions are run on what was recorded, and nothing else. With --against the
@@ -76,7 +76,9 @@ def check(
 def record(
     folder: Path, ids: tuple[str, ...], place: Path, mask: tuple[str, ...], is_json: bool
 ) -> int:
-    """Write the histories of runs to files, for version control; `saga check` replays them.
+    """Write histories of runs to files.
+
+    They are for version control, and `saga check` replays them.
 
     Without an ID, of the newest runs that have ended one for each way that a run went; a way that
     is among the files already is not written again.

@@ -22,7 +22,7 @@ def replay_histories(place: Path, *services: Service) -> list[str]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as empty:
-        ...     replay_histories(Path(empty))
+        ...     replay_histories(Path(empty))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         AssertionError: there is no history in ...

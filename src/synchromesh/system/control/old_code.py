@@ -135,7 +135,7 @@ def _lay_out(folder: Path, revision: str, target: Path) -> None:
         ),
     ).decode()  # fmt: skip
     top, _, prefix = where.rstrip("\n").partition("\n")
-    wanted = f"{revision}^{{commit}}"
+    wanted = f"{revision}^0"  # the commit, whatever leads to it
     commit = _git(
         folder, "rev-parse", "--verify", "--quiet", "--end-of-options", wanted,
         says=lambda _: (
