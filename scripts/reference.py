@@ -159,8 +159,18 @@ hedge = { after = "p95", ratio = 0.05 }
     "gateway": """\
 [gateway]
 app = "gateway:gateway"
+host = "0.0.0.0"
 trusted_proxies = ["10.0.0.7", "10.1.0.0/16"]
 port = 8000
+clients.connections = 4096
+clients.connections_per_client = 64
+clients.head = "10s"
+clients.body = "10s"
+clients.idle = "75s"
+clients.write = "10s"
+clients.quiet = "5m"
+clients.head_bytes = 16384
+clients.headers = 64
 
 [gateway.tls]
 certificate = "tls/fullchain.pem"

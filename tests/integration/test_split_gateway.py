@@ -232,6 +232,31 @@ async def test_a_restart_takes_up_changed_routes(
         assert (await get(system, "/first"), await get(system, "/other-one")) == (404, 200)
 
 
+async def test_a_restart_takes_up_changed_policies_and_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: HttpPool
+) -> None:
+    """Those of the gateway; what it cannot be started with is refused, and the old one stays."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    quick = '\n[policies."gateway:notes"]\ntimeout = "200ms"\n[gateway.clients]\nheaders = 10\n'
+    fields = "x: y\r\n" * 20
+    many = f"GET /count HTTP/1.1\r\nhost: x\r\n{fields}\r\n".encode()
+    async with running(tmp_path, WITH_GATEWAY) as system:
+        system.reread = lambda: load_config(tmp_path)
+        asking = ControlSocket(system, pool)
+        before = await asking.pid("gateway")
+        assert (await sent(system, slow(0.6)), await sent(system, many)) == (200, 200)
+        write_config(tmp_path, WITH_GATEWAY + quick.replace("200ms", "soon"))
+        status, problem = await asking.said("POST", "/services/gateway/restart", {})
+        assert status == 400
+        assert "timeout: 'soon' is not a duration" in problem["detail"]
+        assert (await asking.pid("gateway"), await sent(system, slow(0.6))) == (before, 200)
+        write_config(tmp_path, WITH_GATEWAY + quick)
+        await asking.ask("POST", "/services/gateway/restart", {})
+        assert await asking.pid("gateway") != before
+        assert (await sent(system, slow(0.6)), await sent(system, many)) == (504, 431)
+        assert await get(system, "/count") == 200
+
+
 async def test_a_gateway_that_hangs_is_shown(
     system: System, asking: ControlSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from synchromesh.calls import OperationPolicy
 from synchromesh.discovery import BalancerOptions
 from synchromesh.errors import ConfigError, MissingExtra, SynchromeshError
 from synchromesh.gateway import Gateway
+from synchromesh.http import Limits, PoolLimits
 from synchromesh.resilience import (
     AdaptiveLimitOptions,
     BudgetOptions,
@@ -490,6 +491,65 @@ def test_a_wrong_proxy_is_named_with_its_place(tmp_path: Path) -> None:
     assert "trusted_proxies" in refused(tmp_path, f'{ONE}{section}"10.0.0.7"\n')
     config = load_config(notes_app.write_config(tmp_path, f'{ONE}{section}["10.0.0.7"]\n'))
     assert config.gateway.trusted_proxies == ("10.0.0.7",)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("connections = 0", "connections = 0; make it 1 to 1000000"),
+        ("connections_per_client = -1", "connections_per_client = -1; make it 1 to 1024"),
+        ("connections_per_client = 2000", "make it 1 to 1024, which is connections, or 0"),
+        ("head_bytes = 100", "head_bytes = 100; make it 1024 to 1048576"),
+        ("headers = 0", "headers = 0; make it 10 to 10000"),
+        ('head = "soon"', "head: 'soon' is not a duration"),
+        ('idle = "0s"', "idle: '0s' is not a duration"),
+        ('write = "-1s"', "write: '-1s' is not a duration"),
+        ('quiet = "0ms"', "quiet: '0ms' is not a duration"),
+        ("slow = 1", "slow"),
+    ],
+)
+def test_a_wrong_limit_of_clients_is_named_with_its_place(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    """Before anything listens: which key, what it is, and what it may be."""
+    said = refused(tmp_path, f'{ONE}[gateway]\napp = "a:a"\n[gateway.clients]\n{line}\n')
+    assert message in said
+    assert "synchromesh.toml" in said
+    assert "gateway.clients" in said
+
+
+def test_limits_of_clients_are_those_of_the_server(tmp_path: Path) -> None:
+    """Left out they are the server's own defaults."""
+    section = """[gateway]
+app = "a:a"
+host = "0.0.0.0"
+[gateway.clients]
+connections = 5000
+connections_per_client = 50
+head = "3s"
+body = "4s"
+idle = "75s"
+write = "200s"
+quiet = "5m"
+head_bytes = 8192
+headers = 50
+"""
+    gateway = load_config(notes_app.write_config(tmp_path, ONE + section)).gateway
+    assert gateway.host == "0.0.0.0"
+    assert gateway.clients.compile() == Limits(
+        connections_max=5000,
+        client_connections_max=50,
+        head_s=3.0,
+        body_s=4.0,
+        idle_s=75.0,
+        write_s=200.0,
+        write_most_s=200.0,
+        head_bytes_max=8192,
+        headers_max=50,
+    )
+    assert gateway.clients.compile_pool() == PoolLimits(quiet_s=300.0)
+    plain = load_config(notes_app.write_config(tmp_path, ONE)).gateway.clients
+    assert (plain.compile(), plain.compile_pool()) == (Limits(), PoolLimits())
 
 
 def test_the_port_of_the_gateway_is_its_own(tmp_path: Path) -> None:

@@ -166,8 +166,7 @@ def signed(system: System) -> dict[str, str]:
 @pytest.mark.parametrize(("method", "target", "status", "allow"), [
     ("GET", "/nowhere", 404, None),
     ("GET", "/stock", 404, None),
-    ("POST", "/stock/a", 405, "GET"),
-    ("HEAD", "/stock/a", 405, "GET"),
+    ("POST", "/stock/a", 405, "GET, HEAD"),
     ("OPTIONS", "*", 404, None),
 ])  # fmt: skip
 def test_unknown_paths_and_methods_are_problems(
@@ -181,9 +180,21 @@ def test_unknown_paths_and_methods_are_problems(
         assert response.status == status
         assert response.headers.get("allow") == allow
         assert response.headers.get("content-type") == "application/problem+json"
-        if method != "HEAD":
-            code = "unknown_operation" if status == 404 else "method_not_allowed"
-            assert json.loads(response.body)["code"] == code
+        code = "unknown_operation" if status == 404 else "method_not_allowed"
+        assert json.loads(response.body)["code"] == code
+
+    play("http", main)
+
+
+def test_head_is_answered_as_get_is_without_a_body() -> None:
+    """With the length that the body has, and as any other where it is refused."""
+
+    async def main(system: System) -> None:
+        await system.serve(Shop, {"stock": answering(1)})
+        response = await raw(system, "HEAD", "/stock/a", **signed(system))
+        assert (response.status, response.body) == (200, b"")
+        assert response.headers.get("content-length") == "1"
+        assert (await raw(system, "HEAD", "/stock/a")).status == 401
 
     play("http", main)
 

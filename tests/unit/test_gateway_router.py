@@ -61,10 +61,16 @@ def test_a_path_is_split_before_it_is_decoded(path: str, held: str) -> None:
 def test_another_method_is_told_what_there_is() -> None:
     """A known path under another method names those that it has, over all templates."""
     routes = table("GET /a/{x}", "DELETE /a/{x}", "PUT /a/b")
-    assert find(routes, "POST", "/a/b") == NoMatch(("DELETE", "GET", "PUT"))
-    assert find(routes, "POST", "/a/c") == NoMatch(("DELETE", "GET"))
-    assert find(routes, "get", "/a/c") == NoMatch(("DELETE", "GET"))
-    assert find(routes, "HEAD", "/a/c") == NoMatch(("DELETE", "GET"))
+    assert find(routes, "POST", "/a/b") == NoMatch(("DELETE", "GET", "HEAD", "PUT"))
+    assert find(routes, "POST", "/a/c") == NoMatch(("DELETE", "GET", "HEAD"))
+    assert find(routes, "get", "/a/c") == NoMatch(("DELETE", "GET", "HEAD"))
+
+
+def test_head_is_where_get_is() -> None:
+    """Where there is no GET there is no HEAD."""
+    routes = table("GET /a/{x}", "POST /c")
+    assert find(routes, "HEAD", "/a/c") == Match("GET /a/{x}", {"x": "c"})
+    assert find(routes, "HEAD", "/c") == NoMatch(("POST",))
 
 
 def test_a_name_wins_over_a_place_and_gives_way_where_it_leads_nowhere() -> None:

@@ -318,10 +318,14 @@ def test_what_is_too_large_is_refused_before_it_is_kept(status: int, raw: bytes)
 
 
 def test_one_connection_too_many_is_told_so_and_more_are_reset() -> None:
-    """connections_max are served; as many again are answered 503; the rest are dropped."""
+    """connections_max that work are served; as many again are answered 503; others are dropped."""
 
     async def test(stage: Stage) -> None:
-        clients = [stage.network.client() for _ in range(5)]
+        gate = stage.gate("/a")
+        clients = [stage.network.client() for _ in range(2)]
+        for client in clients:
+            client.feed(get("/a"))
+        clients += [stage.network.client() for _ in range(3)]
         await settle()
         assert [answers(client)[:1] != [] for client in clients] == [False] * 2 + [True] * 2 + [
             False
@@ -330,11 +334,33 @@ def test_one_connection_too_many_is_told_so_and_more_are_reset() -> None:
         assert status == 503
         assert b'"code":"shed"' in body
         assert clients[4].was_aborted
-        clients[0].feed(get("/a"))
+        gate.set()
         await settle()
         assert answers(clients[0]) == [(200, b"/a")]
 
     staged(test, Limits(connections_max=2))
+
+
+def test_a_client_of_idle_connections_shuts_nobody_out() -> None:
+    """For each that comes an idle one is closed, used or not, and none that works."""
+
+    async def test(stage: Stage) -> None:
+        gate = stage.gate("/slow")
+        busy = stage.network.client()
+        busy.feed(get("/slow"))
+        idle = [stage.network.client() for _ in range(3)]
+        idle[0].feed(get("/a"))
+        for _ in range(20):
+            newcomer = stage.network.client()
+            newcomer.feed(get("/b"))
+            await settle()
+            assert answers(newcomer) == [(200, b"/b")]
+        assert [client.is_lost for client in idle] == [True] * 3
+        gate.set()
+        await settle()
+        assert answers(busy) == [(200, b"/slow")]
+
+    staged(test, Limits(connections_max=4))
 
 
 # -- time ----------------------------------------------------------------------------------------

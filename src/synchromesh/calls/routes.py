@@ -58,7 +58,7 @@ class Routes(Generic[T]):
         >>> routes.find("GET", "/stock/SX90")
         Match(target='stock', places={'sku': 'SX90'})
         >>> routes.find("PUT", "/stock/SX90")
-        NoMatch(allowed=('GET',))
+        NoMatch(allowed=('GET', 'HEAD'))
         >>> routes.add("ANY", "/app/{path...}", "app")
         >>> routes.find("PUT", "/app/a//b")
         Match(target='app', places={'path': 'a//b'})
@@ -100,7 +100,8 @@ class Routes(Generic[T]):
     def find(self, method: str, path: str, raw: str = "") -> Match[T] | NoMatch:
         """Find the target of a request; path is percent-encoded and without a query.
 
-        A rest is given as it is in `raw`, which is the same path as it came; "" where path is that.
+        HEAD is where GET is, unless it has a route of its own (RFC 9110, section 9.3.2). A rest is
+        given as it is in `raw`, which is the same path as it came; "" where path is that.
         """
         search = _Search[T](method, path.split("/"), raw or path, self._has_empty_places)
         found = search.below(self._root, 0, ())
@@ -137,11 +138,13 @@ class _Search(Generic[T]):
         self, targets: dict[str, tuple[T, tuple[str, ...]]], held: tuple[str, ...]
     ) -> Match[T] | None:
         found = targets.get(self._method)
+        if found is None and self._method == "HEAD":
+            found = targets.get("GET")
         if found is None and self._method not in _NEVER:
             found = targets.get(ANY)
         if found is not None:
             return Match(found[0], dict(zip(found[1], held, strict=True)))
-        self.allowed.update(targets)
+        self.allowed.update(targets, ("HEAD",) if "GET" in targets else ())
         if ANY in self.allowed:
             self.allowed.remove(ANY)
             self.allowed.update(ANY_METHODS)

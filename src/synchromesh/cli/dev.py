@@ -92,6 +92,7 @@ def _dev(folder: Path, settings: tuple[str, ...], ways: Ways, is_program: bool) 
     for each in contradictions(config, load_gateway(config, folder), layers.is_written):
         click.echo(f"synchromesh: warning: {each}", err=True)
     system = System(config, folder, RealRuntime(), is_split=ways.is_split, forks=forks)
+    system.reread = lambda: read_layers(folder, environment=os.environ, flags=settings)[0]
     if ways.is_reload:
         from synchromesh.cli.reload import Reloader
 

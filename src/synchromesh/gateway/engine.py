@@ -124,8 +124,6 @@ class GatewayEngine:
         for entry in entries:
             method, path = entry.template.method, entry.template.path
             self._routes.add(method, path, entry)
-            if (entry.passage or entry.page) and method == "GET":
-                self._routes.add("HEAD", path, entry)
             if entry.interval_s:
                 self._buckets[entry.name] = TokenBuckets(
                     interval_s=entry.interval_s,

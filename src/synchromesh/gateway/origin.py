@@ -176,6 +176,11 @@ class Origins:
             known = self._trusted[address] = self._is_proxy(_address(address))
         return known
 
+    def counted_for(self, peer: str) -> str:
+        """Return for whom a connection is counted: nobody, "", where it is a trusted proxy's."""
+        origin = self.of(peer, b"", ())
+        return "" if self.is_trusted(origin.address) else origin.client
+
     def __repr__(self) -> str:
         return f"<Origins behind {', '.join(map(str, self._proxies)) or 'no proxy'}>"
 

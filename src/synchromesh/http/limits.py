@@ -33,7 +33,9 @@ class Limits:
             sees the answer and not a reset (RFC 9112, section 9.6).
         pipeline_max: requests of one connection that wait for their turn; then reading pauses. As
             many are begun before other connections have their turn.
-        connections_max: open connections; one more is answered 503 and closed.
+        connections_max: open connections. For one more, an idle one of the client with most of them
+            is closed; where none is idle, the newcomer is answered 503 and closed.
+        client_connections_max: those of one client, in the same way; None for no bound of its own.
 
     Example:
         >>> Limits(body_bytes_max=0).head_s
@@ -53,6 +55,7 @@ class Limits:
     linger_s: float = 1.0
     pipeline_max: int = 16
     connections_max: int = 1024
+    client_connections_max: int | None = None
 
     @property
     def patience(self) -> Patience:

@@ -244,9 +244,16 @@ def has_body(response: HttpResponse, *, is_head: bool) -> bool:
 
 
 def encode_response(
-    response: HttpResponse, *, is_head: bool, is_last: bool, framing: Framing | None = None
+    response: HttpResponse,
+    *,
+    is_head: bool,
+    is_last: bool,
+    framing: Framing | None = None,
+    date: bytes = b"",
 ) -> bytes:
     """Frame an answer for the wire; `is_last` tells the client that the connection closes.
+
+    `date` is the line of that field, for an answer that has none of its own.
 
     The answer to a HEAD request (`is_head`) keeps the content-length that its handler names and
     has no body (RFC 9110, section 9.3.2). With a `framing` the head alone is returned: the body
@@ -257,6 +264,8 @@ def encode_response(
         [f"{name}: {value}\r\n" for name, value in response.headers if name not in FRAMING]
     )
     parts = [_STATUS_LINES[status], fields.encode("latin-1")]
+    if date and "date" not in response.headers:
+        parts.append(date)
     if not has_body(response, is_head=is_head):
         length = response.length if is_head and not body else len(body)
         # Without a word of it a HEAD says nothing of the length; that is right where it is unknown.

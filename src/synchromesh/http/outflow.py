@@ -107,6 +107,12 @@ class Outflow:
             on_stall()
 
 
+def peer_of(transport: asyncio.BaseTransport) -> str:
+    """Return `host:port` of the other end, "" where the transport does not know it."""
+    peer = transport.get_extra_info("peername")
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) and len(peer) >= 2 else ""
+
+
 def half_close(transport: asyncio.Transport) -> None:
     """Say that nothing more will be sent, once all that was written has left.
 

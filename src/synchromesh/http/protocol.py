@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final, cast
 
 from synchromesh.http.body import Body
+from synchromesh.http.date import DATE
 from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.message import (
     HttpRequest,
@@ -27,11 +28,11 @@ from synchromesh.http.message import (
     encode_response,
     problem_response,
 )
-from synchromesh.http.outflow import Outflow, half_close, reset
+from synchromesh.http.outflow import Outflow, half_close, peer_of, reset
 from synchromesh.http.read_timer import ReadTimer
 from synchromesh.http.reading import SLICE_BYTES, RequestReader
 from synchromesh.http.serving import FAILED, FULL, Serving
-from synchromesh.http.states import REPLIES, WAITED, ReadingState, Replying, ReplyingEvent
+from synchromesh.http.states import REPLIES, WAITED, ReadingState, Replying, ReplyingEvent, doing_of
 from synchromesh.http.streaming import answer_streaming
 from synchromesh.http.strictness import Refusal
 
@@ -41,8 +42,7 @@ _logger = logging.getLogger("synchromesh.http")
 # Answers to requests that came together leave together, up to this much.
 _TOGETHER_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_BLANK_LINE: Final = b"\r\n"
-_LAST_LINES: Final = b"connection: close\r\n\r\n"
+_BLANK_LINE, _LAST_LINES = b"\r\n", b"connection: close\r\n\r\n"
 
 # Looked up in each turn: a global is found sooner than a member of its class.
 _FREE, _BEGUN, _BUSY = Replying.FREE, Replying.BEGUN, Replying.BUSY
@@ -56,9 +56,6 @@ class ServerConnection(asyncio.Protocol):
 
     A client that closes its sending side counts as gone: its handler is cancelled. TCP does not
     tell the two apart, and a handler that works for nobody is the costlier mistake.
-
-    Attributes:
-        peer: `host:port` of the client's end; empty where the transport does not know it.
     """
 
     transport: asyncio.Transport
@@ -66,7 +63,7 @@ class ServerConnection(asyncio.Protocol):
 
     def __init__(self, serving: Serving) -> None:
         self._loop = asyncio.get_running_loop()
-        self._serving = serving
+        self._serving, self.date = serving, serving.date
         self.reader = RequestReader(
             serving.limits, serving.streaming, self, is_fast=serving.is_fast
         )
@@ -77,21 +74,17 @@ class ServerConnection(asyncio.Protocol):
         # The streamed body of the request that is being answered.
         self.current: Body | None = None
         self._unfed: bytes | memoryview = b""
-        self._is_held = False  # reading is paused, as long as there is something unfed
+        self._is_held = False  # reading is paused while something is unfed
         self._out: list[bytes] = []
         # What is said after all answers, before the end: why nothing more is taken.
         self.final_response: HttpResponse | None = None
-        # Each request begins in the context of the connection's making: a pipelined one is started
-        # by the task of the one before it, whose variables are not its own.
+        # Of the connection's making: a pipelined request is started by the task of the one before.
         self._context = copy_context()
         self.peer = ""
 
     def __repr__(self) -> str:
-        reader = self.reader
-        doing = "idle" if reader.state is _FRESH else reader.state.name.lower()
-        if self._replying is not _FREE:
-            doing = "answering" if self._replying in (_BEGUN, _BUSY) else "ending"
-        return f"<ServerConnection {self.peer} {doing}, {len(reader.ready)} waiting>"
+        doing = doing_of(self.reader.state, self._replying)
+        return f"<ServerConnection {self.peer} {doing}, {len(self.reader.ready)} waiting>"
 
     # -- what the transport tells ----------------------------------------------------------------
 
@@ -103,9 +96,7 @@ class ServerConnection(asyncio.Protocol):
         self.outflow = Outflow(
             self.transport, taken=self._serving.taken, patience=self._serving.patience
         )
-        peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple) and len(peer) >= 2:
-            self.peer = f"{peer[0]}:{peer[1]}"
+        self.peer = peer_of(transport)
         if not self._serving.owner.opened(self):
             self._close_with(FULL)
         self._turn()
@@ -171,6 +162,15 @@ class ServerConnection(asyncio.Protocol):
             reader.close()
         self._turn()
         self._read_timer.drain(idle_s)
+
+    @property
+    def is_idle(self) -> bool:
+        """True where nothing of a request has come that is not answered."""
+        return self._replying is _FREE and self.reader.state <= _IDLE and not self._unfed
+
+    def make_room(self) -> None:
+        """End an idle connection at once: others need its place."""
+        self.transport.close()
 
     def cut(self) -> None:
         """Drop the connection at once, with what it was doing."""
@@ -258,7 +258,8 @@ class ServerConnection(asyncio.Protocol):
             return
         word, self.final_response = self.final_response, None
         if word is not None:
-            self._out.append(encode_response(word, is_head=False, is_last=True))
+            date = self.date.line()
+            self._out.append(encode_response(word, is_head=False, is_last=True, date=date))
         self._end()
 
     def _flush(self) -> None:
@@ -339,8 +340,7 @@ class ServerConnection(asyncio.Protocol):
             self.transport.abort()
             return
         if wait.status:
-            text = f"the {wait.what} did not come in {timer.seconds(wait):g} s"
-            self._refuse(Refusal(wait.status, text))
+            self._refuse(Refusal(wait.status, timer.told(wait)))
         else:
             self.stop_reading()
         self._turn()
@@ -412,7 +412,8 @@ class ServerConnection(asyncio.Protocol):
             self.stop_reading()
             self.reader.ready.clear()
             self.final_response = None
-        self._out.append(encode_response(response, is_head=is_head, is_last=self.is_last()))
+        is_last, date = self.is_last(), self.date.line()
+        self._out.append(encode_response(response, is_head=is_head, is_last=is_last, date=date))
         self.on_answered()
 
     @property
@@ -447,14 +448,14 @@ class ServerConnection(asyncio.Protocol):
 
     def answered(self, head: bytes, body: bytes) -> None:
         """Send a ready-made answer, and go on with the next request."""
-        reader = self.reader
-        out = self._out
+        reader, out = self.reader, self._out
         has_more = reader.ready or self._unfed or out or self._is_held or self.outflow.is_paused
         if not has_more and reader.state is _IDLE and not reader.is_draining:
             # The turn of a client that has nothing else under way, without its frames.
             before = self._replying
             self._replying, self._work = REPLIES[before][_ANSWERED], None
-            out.append(b"%b\r\n%b" % (head, body))
+            date = b"" if DATE in head else self.date.now or self.date.line()
+            out.append(b"%b%b\r\n%b" % (head, date, body))
             if before is _BEGUN:
                 return  # whoever has begun it writes
             self._read_timer.expect_next(reader.begun)
@@ -464,15 +465,15 @@ class ServerConnection(asyncio.Protocol):
             else:
                 together.add(self._flush_late)
             return
-        out.append(head)
-        out.append(_LAST_LINES if self.is_last() else _BLANK_LINE)
+        out += (head, self.date.line_for(head), _LAST_LINES if self.is_last() else _BLANK_LINE)
         if body:
             out.append(body)
         self.on_answered()
 
     def begun(self, head: bytes, data: bytes) -> None:
         """Send the head of a ready-made answer, with what there is of its body."""
-        self._out += (head, _LAST_LINES if self.is_last() else _BLANK_LINE)
+        is_last = self.is_last()
+        self._out += (head, self.date.line_for(head), _LAST_LINES if is_last else _BLANK_LINE)
         self.part(data)
 
     def part(self, data: bytes) -> bool:

@@ -100,10 +100,9 @@ class ReadTimer:
         elif self.wait is _NEXT and self._due_s is not None and self._idle_until_s < self._due_s:
             self.restart(idle_s)
 
-    def seconds(self, wait: Wait) -> float:
-        """Return the length of a timeout in seconds."""
-        length: float = getattr(self._limits, wait.limit)
-        return length
+    def told(self, wait: Wait) -> str:
+        """Return what is told to who did not send in time."""
+        return f"the {wait.what} did not come in {getattr(self._limits, wait.limit):g} s"
 
     def end(self) -> None:
         """Stop for good: until then the timer and who is called hold each other."""

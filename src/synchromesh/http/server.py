@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from synchromesh.eager import starter
 from synchromesh.errors import ConfigError
+from synchromesh.http.crowd import Crowd, host_of
+from synchromesh.http.date import DateLine
 from synchromesh.http.limits import Limits
 from synchromesh.http.protocol import ServerConnection
 from synchromesh.http.reading import Streaming
@@ -37,6 +40,9 @@ class HttpServer:
         network: where to listen; `RealRuntime().network` in the real world.
         limits: sizes, counts and times.
         streaming: answers the requests that it wants to have as streams; None where there are none.
+        client_of: tells by a `peer` whom a connection is counted for, "" for nobody: by its address
+            where nothing else is said.
+        wall_us: the wall clock, for the `Date` of answers; without one they have none.
         is_fast: False judges each head by all rules, starts each handler as a task of the loop, and
             offers nothing to a `FastHandler`; what clients see is the same. Tests use it.
 
@@ -62,17 +68,18 @@ class HttpServer:
         network: Network,
         limits: Limits = Limits(),  # noqa: B008  frozen
         streaming: Streaming | None = None,
+        client_of: Callable[[str], str] = host_of,
+        wall_us: Callable[[], int] | None = None,
         is_fast: bool = True,
     ) -> None:
         self._handler = handler
         self._streaming = streaming
+        self._wall_us = wall_us
         self._is_fast = is_fast
         self._network = network
         self._limits = limits
         self._listener: Listener | None = None
-        # A dict keeps the order in which they came: a set's would change from run to run, and a
-        # simulated drain with it.
-        self._connections: dict[Connection, None] = {}
+        self._connections = Crowd[Connection](limits, client_of)
         self._handling: set[asyncio.Task[object]] = set()
         self._is_draining = False
         self._changed = asyncio.Event()
@@ -97,6 +104,7 @@ class HttpServer:
             starter(loop),
             self._network.taken,
             self._limits.patience,
+            DateLine(self._wall_us),
             together_on(loop) if self._is_fast else None,
             self._is_fast,
         )
@@ -145,7 +153,7 @@ class HttpServer:
             await asyncio.sleep(0)
         self._is_draining = True
         self._stop_listening()
-        for connection in list(self._connections):
+        for connection in self._connections:
             connection.drain(idle_s)
         try:
             async with asyncio.timeout(within_s):
@@ -164,7 +172,7 @@ class HttpServer:
         """Stop accepting, cut every connection, and wait for cancelled handlers. Repeatable."""
         self._is_draining = True
         self._stop_listening()
-        for connection in list(self._connections):
+        for connection in self._connections:
             connection.cut()
         while self._connections:
             self._changed.clear()
@@ -182,16 +190,16 @@ class HttpServer:
 
     def opened(self, connection: Connection) -> bool:
         """Count a connection in; False where there are too many, or the server drains."""
-        open_count = len(self._connections)
-        self._connections[connection] = None
-        if open_count >= 2 * self._limits.connections_max:
+        is_crowded = len(self._connections) >= 2 * self._limits.connections_max
+        has_place = self._connections.join(connection)
+        if is_crowded and not has_place:
             # Even to be told so in words costs something; past this it is told by a reset.
             connection.cut()
-        return open_count < self._limits.connections_max and not self._is_draining
+        return has_place and not self._is_draining
 
     def closed(self, connection: Connection, handling: asyncio.Task[object] | None) -> None:
         """Count a connection out, and keep its cancelled handler until that has ended."""
-        self._connections.pop(connection, None)
+        self._connections.leave(connection)
         if handling is not None and not handling.done():
             self._handling.add(handling)
             handling.add_done_callback(self._handling.discard)

@@ -9,6 +9,7 @@ from typing import Final, Protocol, TypeAlias
 
 from synchromesh.eager import TaskStarter
 from synchromesh.errors import RemoteFailed, Shed
+from synchromesh.http.date import DateLine
 from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, error_response
@@ -21,7 +22,18 @@ Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
 
 class Connection(Protocol):
-    """One connection, as the server sees it."""
+    """One connection, as the server sees it; its `peer` is `host:port`, or "" for not known."""
+
+    peer: str
+
+    @property
+    def is_idle(self) -> bool:
+        """True where nothing of a request has come that is not answered."""
+        ...
+
+    def make_room(self) -> None:
+        """End an idle connection: others need its place."""
+        ...
 
     def drain(self, idle_s: float) -> None:
         """Answer what has been accepted or begun, and what comes within `idle_s`, then close."""
@@ -55,6 +67,7 @@ class Serving:
         start: makes the tasks of handlers, and runs their first steps.
         taken: counts what a client has taken of what it was sent.
         patience: how slowly it may.
+        date: says when an answer was made.
         together: gathers the writes of a turn; None on loops that do so by themselves.
         is_fast: False takes the slow way everywhere, for tests that compare the two.
     """
@@ -67,6 +80,7 @@ class Serving:
     start: TaskStarter
     taken: Taken
     patience: Patience
+    date: DateLine
     together: TurnWrites | None
     is_fast: bool
 

@@ -143,3 +143,15 @@ WAITED: Final = {
     answering: {reading: wait_of(reading, answering) for reading in ReadingState}
     for answering in Replying
 }
+
+
+def doing_of(reading: ReadingState, answering: Replying) -> str:
+    """Return what a connection does, in a word.
+
+    Example:
+        >>> doing_of(ReadingState.FRESH, Replying.FREE), doing_of(ReadingState.HEAD, Replying.FREE)
+        ('idle', 'head')
+    """
+    if answering is Replying.FREE:
+        return "idle" if reading is ReadingState.FRESH else reading.name.lower()
+    return "answering" if answering in (Replying.BEGUN, Replying.BUSY) else "ending"

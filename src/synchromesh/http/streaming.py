@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 from synchromesh.errors import SynchromeshError
 from synchromesh.http.body import Body, Framing
+from synchromesh.http.date import DateLine
 from synchromesh.http.message import HttpRequest, HttpResponse, encode_response, has_body
 from synchromesh.http.outflow import Outflow, reset
 from synchromesh.http.reading import RequestReader
@@ -24,6 +25,7 @@ class Streamer(Protocol):
     """Is the connection, as the task of an answer in parts sees it.
 
     Attributes:
+        date: says when an answer was made.
         current: the streamed body of the request that is being answered.
         final_response: what is said after all answers.
     """
@@ -31,6 +33,7 @@ class Streamer(Protocol):
     transport: asyncio.Transport
     outflow: Outflow
     reader: RequestReader
+    date: DateLine
     current: Body | None
     final_response: HttpResponse | None
 
@@ -116,7 +119,9 @@ async def _send(connection: Streamer, response: HttpResponse, *, is_head: bool) 
     if stream is not None and has_body(response, is_head=is_head):
         is_chunked = not (is_last and reader.is_old)
         framing = Framing(length=response.length, is_chunked=is_chunked)
-    wire = encode_response(response, is_head=is_head, is_last=is_last, framing=framing)
+    wire = encode_response(
+        response, is_head=is_head, is_last=is_last, framing=framing, date=connection.date.line()
+    )
     await connection.outflow.send(wire)
     if stream is None or framing is None:
         return

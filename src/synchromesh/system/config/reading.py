@@ -134,6 +134,13 @@ def _check_gateway(config: SystemConfig, layers: Layers) -> None:
         raise ConfigError(
             f"{where('gateway', 'tls')}: [gateway] tls needs certificate and key, both of them"
         )
+    try:
+        config.gateway.clients.compile()
+        config.gateway.clients.compile_pool()
+    except ConfigError as error:
+        key = error.message.replace(":", " ").split(" ", 1)[0]
+        place = where("gateway", "clients", key)
+        raise ConfigError(f"{place}: [gateway.clients] {error.message}") from error
     if config.gateway.trusted_proxies:
         # The gateway is loaded for who asks for one.
         from synchromesh.gateway.origin import read_proxies

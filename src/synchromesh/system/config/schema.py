@@ -21,6 +21,7 @@ from synchromesh.resilience import (
     Policy,
     RetryOptions,
 )
+from synchromesh.system.config.clients_section import ClientsSection
 from synchromesh.system.config.layers import Secret
 from synchromesh.system.config.sagas_section import SagasSection
 from synchromesh.system.config.tls_sections import ClientTlsSection, ServerTlsSection
@@ -393,14 +394,18 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         app: where its definition is: "module:attribute", from this folder; "" for no gateway.
+        host: the address that it listens on; "" is that of [system].
         port: its HTTP port; 0 takes any free one.
+        clients: how much, how long and how many it puts up with.
         trusted_proxies: the addresses, or networks such as "10.0.0.0/8", of proxies before it:
             whom a request comes from is read from what they have written, and from nobody else.
         tls: what it proves itself by; without it, it serves plain HTTP.
     """
 
     app: str = ""
+    host: str = ""
     port: int = 0
+    clients: ClientsSection = ClientsSection()
     trusted_proxies: tuple[str, ...] = ()
     tls: ServerTlsSection = ServerTlsSection()
 

@@ -135,7 +135,8 @@ class Control:
         try:
             self._check(request)
             first, _, rest = request.path[1:].partition("/")
-            answer = self._answers.get((request.method, first))
+            method = "GET" if request.method == "HEAD" else request.method
+            answer = self._answers.get((method, first))
             if answer is None or (rest and first not in self._with_argument):
                 raise _unknown(request)
             value = await answer(request, unquote(rest))

@@ -8,7 +8,7 @@ refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, create_server, socket
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from synchromesh.runtime import Disk
 from synchromesh.service import Deps
 from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir
-from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.config.schema import GATEWAY, SystemConfig
 
 if TYPE_CHECKING:
     from synchromesh.tls import ServerTls
@@ -37,8 +37,7 @@ class GatewayPart:
 
     Args:
         rundir: where its keys are.
-        externals: the services that are not ours; they are not told who asks.
-        trusted_proxies: whose word is taken for whom a request comes from.
+        config: of the system; its externals are not told who asks.
         tls: what the network it listens on proves itself by; None for plain HTTP.
     """
 
@@ -49,8 +48,7 @@ class GatewayPart:
         rundir: RunDir,
         disk: Disk,
         *,
-        externals: Iterable[str],
-        trusted_proxies: Iterable[str] = (),
+        config: SystemConfig,
         tls: ServerTls | None = None,
     ) -> None:
         self._tls = tls
@@ -58,9 +56,10 @@ class GatewayPart:
         self._deps = deps
         self._rundir = rundir
         self._disk = disk
-        self._externals = frozenset(externals)
+        self._externals = frozenset(config.external)
+        self._limits = config.gateway.clients.compile()
         scheme = "http" if tls is None else "https"
-        self._origins = Origins(read_proxies(trusted_proxies), scheme=scheme)
+        self._origins = Origins(read_proxies(config.gateway.trusted_proxies), scheme=scheme)
         self._tracer = deps.tracer(GATEWAY)
         self.caller = deps.caller(GATEWAY, self._tracer)
         self._engine: GatewayEngine | None = None
@@ -97,7 +96,14 @@ class GatewayPart:
             origins=self._origins,
             entries=entries,
         )
-        server = self._server = HttpServer(engine, network=network, streaming=engine)
+        server = self._server = HttpServer(
+            engine,
+            network=network,
+            limits=self._limits,
+            streaming=engine,
+            client_of=self._origins.counted_for,
+            wall_us=self._deps.runtime.wall_us,
+        )
         await server.start(host, port)
         self._url = server.url
 

@@ -171,7 +171,8 @@ class Host:
         runtime, enter, config = self.runtime, self.exit, self.config
         ring = SqliteRing(str(self._telemetry("spans", "db")), runtime)
         enter.push_async_callback(ring.close)
-        pool = self.pool = HttpPool(network=runtime.network)
+        limits = config.gateway.clients.compile_pool()
+        pool = self.pool = HttpPool(network=runtime.network, limits=limits)
         enter.push_async_callback(pool.close)
         enter.push_async_callback(lambda: all_of(each.stop() for each in self._externals))
         made = self._registry = registry(pool)
@@ -181,7 +182,7 @@ class Host:
         transports: dict[str, Transport] = {"http": HttpTransport(pool, runtime=runtime)}
         secured = secured_network(config, self.folder, runtime.network)
         if secured is not None:
-            by_tls = HttpPool(network=secured)
+            by_tls = HttpPool(network=secured, limits=limits)
             enter.push_async_callback(by_tls.close)
             transports["https"] = HttpTransport(by_tls, runtime=runtime)
         if self._inproc is not None:
@@ -225,7 +226,9 @@ class Host:
     ) -> None:
         """Serve the control API on loopback."""
         server = self.control_server = HttpServer(
-            lambda request: self.control.handle(request), network=self.runtime.network
+            lambda request: self.control.handle(request),
+            network=self.runtime.network,
+            wall_us=self.runtime.wall_us,
         )
         self.control = Control(
             self.local,
@@ -393,10 +396,11 @@ class Host:
             network = network.secured(server=tls.context)
         part = self.gateway = GatewayPart(
             definitions.gateway, self.deps, self.rundir, self.runtime.disk,
-            externals=config.external, trusted_proxies=config.gateway.trusted_proxies, tls=tls,
+            config=config, tls=tls,
         )  # fmt: skip
         self.exit.push_async_callback(part.close)
-        await part.start(network, config.system.host, config.gateway.port, definitions.entries)
+        host = config.gateway.host or config.system.host
+        await part.start(network, host, config.gateway.port, definitions.entries)
         self.background.start(Child("gateway/keys", part.run))
         self.local.clients[GATEWAY] = part.caller
         self.local.gateway_url = self.urls[GATEWAY] = part.url

@@ -11,11 +11,13 @@ import base64
 from collections.abc import Callable
 from socket import socket
 
+import msgspec
+
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.durations import duration
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.parts import SystemPart, parts_of
-from synchromesh.system.config.schema import GATEWAY
+from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
@@ -40,6 +42,7 @@ class Processes:
         token: what a process asks for at its own control API.
         on_moved: called with the name and the new URL of a service that comes up elsewhere.
         forks: the fork server; None where each process is a new interpreter.
+        reread: reads the configuration as it is now.
 
     Attributes:
         remotes: the processes, as the control API asks them, by the part that each runs.
@@ -55,6 +58,7 @@ class Processes:
         token: str,
         on_moved: Callable[[str, str], None],
         forks: ForkServer | None,
+        reread: Callable[[], SystemConfig],
     ) -> None:
         self._host = host
         self._registry = registry
@@ -63,6 +67,7 @@ class Processes:
         self._on_moved = on_moved
         self._watching = Supervisor("processes", rng=host.runtime.rng, gave_up=host.gave_up)
         self._forks = forks
+        self._reread = reread
         self._launcher = Launcher(host.folder, forks)
         self._socket: socket | None = None
         self.remotes: dict[str, RemoteProcess] = {}
@@ -103,7 +108,8 @@ class Processes:
     async def _run_gateway(self) -> None:
         config = self._host.config
         (part,) = parts_of(config, GATEWAY)
-        accepting = self._socket = open_socket(config.system.host, config.gateway.port)
+        host = config.gateway.host or config.system.host
+        accepting = self._socket = open_socket(host, config.gateway.port)
         child = self._add(
             part,
             "the gateway",
@@ -210,7 +216,7 @@ class Processes:
             host.code.started(name.partition("#")[0])
         return ProcessSpec(
             name=name,
-            config=host.config,
+            config=self._config_of_gateway() if name == GATEWAY else host.config,
             key=base64.b64encode(self._key).decode(),
             control=host.control_server.url,
             token=self._token,
@@ -220,8 +226,25 @@ class Processes:
             isolations=host.deps.isolations.standing,
         )
 
+    def _config_of_gateway(self) -> SystemConfig:
+        """Return the configuration of a gateway that starts: its own sections as they are now.
+
+        Its socket stays, and so do the services. Raises ConfigError where it cannot be read.
+        """
+        ours, now = self._host.config, self._reread()
+        policies = {edge: each for edge, each in ours.policies.items() if not _is_gateways(edge)}
+        policies |= {edge: each for edge, each in now.policies.items() if _is_gateways(edge)}
+        gateway = msgspec.structs.replace(
+            now.gateway, app=ours.gateway.app, host=ours.gateway.host, port=ours.gateway.port
+        )
+        return msgspec.structs.replace(ours, policies=policies, gateway=gateway)
+
     def __repr__(self) -> str:
         return f"<Processes {', '.join(self.remotes) or 'not started'}>"
+
+
+def _is_gateways(edge: str) -> bool:
+    return edge.startswith(f"{GATEWAY}:")
 
 
 def _runs_in(pid: int) -> Callable[[Endpoint], bool]:

@@ -121,7 +121,8 @@ class ServicePart:
             self._inproc.add(self._part.instance, instance.dispatcher)
         edge = HttpEdge(runtime=self._deps.runtime)
         edge.mount(instance.dispatcher, instance.offered)
-        self._server = HttpServer(edge, network=self._deps.runtime.network)
+        runtime = self._deps.runtime
+        self._server = HttpServer(edge, network=runtime.network, wall_us=runtime.wall_us)
         await self._listen(self._server)
         self._exit.push_async_callback(self._server.close)
         # Whoever uses its address is not to be told another one.

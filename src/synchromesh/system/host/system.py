@@ -66,6 +66,11 @@ class System:
         is_split: whether each instance of a service, and the gateway, has a process of its own.
         forks: forks those processes; without it each is a new interpreter.
         budget: how long the stages of a stop may take.
+
+    Attributes:
+        reread: reads the configuration as it is now: a gateway in a process of its own takes up its
+            section, and its policies, when it is restarted. It is the one that was given, until
+            this is set.
     """
 
     _registry: MemoryRegistry
@@ -86,6 +91,7 @@ class System:
         self._is_split = is_split
         self._forks = forks
         self._stopping = asyncio.Lock()
+        self.reread: Callable[[], SystemConfig] = lambda: config
         self._token = ""
         self._processes: Processes | None = None
         apps = {name: [section.app] for name, section in config.services.items()}
@@ -223,6 +229,7 @@ class System:
                 token=self._token,
                 on_moved=lambda _, __: self._publish(),
                 forks=self._forks,
+                reread=lambda: self.reread(),
             )
             remotes = self._processes.remotes
             book = self._processes.book
