@@ -10,7 +10,7 @@ SEED ?= 0
 N ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint types layers docs reference pictures sim cascade bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test coverage lint types layers docs reference pictures sim cascade restarts bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,6 +52,9 @@ cascade: sync ## Measure what one ill service does to its callers, in virtual ti
 	@$(RUN) python -m benchmarks.cascade --seed $(SEED)
 
 bench: $(AREAS:%=bench-%) ## Measure against peers, all areas; one: make bench-calls; QUICK=1: a smoke
+
+restarts: $(BENCH)/.synced ## Count what httpx, aiohttp, undici, nginx lose while the gateway is replaced: REQUESTS each
+	@$(BENCH)/bin/python -m benchmarks.restarts
 
 $(AREAS:%=bench-%): bench-%: $(BENCH)/.synced
 	@$(BENCH)/bin/python -m benchmarks.$*

@@ -162,7 +162,7 @@ def _peers(
     """Start the peers; return who proxies, and who answers with a page."""
     servers = [
         gateways.envoy(folder, upstream),
-        gateways.nginx(folder, upstream),
+        gateways.nginx(folder, upstream.port),
         gateways.fastify(upstream),
     ]
     for server in servers:

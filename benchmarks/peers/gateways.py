@@ -70,10 +70,10 @@ def upstream(folder: Path) -> Server:
     return _nginx(folder / "upstream", "upstream", servers, port, last_core())
 
 
-def nginx(folder: Path, upstream: Server) -> Server:
-    """Start nginx as a proxy."""
+def nginx(folder: Path, upstream_port: int) -> Server:
+    """Start nginx as a proxy before what listens on a port of loopback."""
     port = free_port()
-    servers = _PROXY.format(port=port, upstream=upstream.port)
+    servers = _PROXY.format(port=port, upstream=upstream_port)
     return _nginx(folder / "nginx", "nginx", servers, port, None)
 
 
