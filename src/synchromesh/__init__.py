@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from synchromesh.gateway import Aggregate as Aggregate
     from synchromesh.gateway import ApiKeys as ApiKeys
     from synchromesh.gateway import Branch as Branch
+    from synchromesh.gateway import Cors as Cors
     from synchromesh.gateway import Forward as Forward
     from synchromesh.gateway import Gateway as Gateway
     from synchromesh.gateway import OpenApi as OpenApi
@@ -60,7 +61,7 @@ _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
-    "gateway": "Aggregate ApiKeys Branch Forward Gateway JWT OpenApi Rate Route Stale Static",
+    "gateway": "Aggregate ApiKeys Branch Cors Forward Gateway JWT OpenApi Rate Route Stale Static",
     "personal": "Erased Personal Subject",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
     "RetryOptions deadline",

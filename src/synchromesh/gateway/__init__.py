@@ -2,6 +2,7 @@
 
 from synchromesh.gateway.api_keys import ApiKeys, KeyRing
 from synchromesh.gateway.check import check, openapi_of
+from synchromesh.gateway.cors import Cors
 from synchromesh.gateway.engine import GatewayEngine
 from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
@@ -29,6 +30,7 @@ __all__ = [
     "Auth",
     "Authenticator",
     "Branch",
+    "Cors",
     "DescribedAuth",
     "Folders",
     "Forward",

@@ -7,10 +7,19 @@ import math
 from collections.abc import Iterable
 from typing import Final, Protocol
 
+from synchromesh.calls.routes import NoMatch
 from synchromesh.codec import encode
-from synchromesh.errors import SynchromeshError, Unauthenticated
+from synchromesh.errors import (
+    Forbidden,
+    MethodNotAllowed,
+    SynchromeshError,
+    Unauthenticated,
+    UnknownOperation,
+)
+from synchromesh.gateway.arrival import arrival_of
+from synchromesh.gateway.cors import ORIGIN, WANTED_HEADERS, WANTED_METHOD, CompiledCors
 from synchromesh.gateway.problems import outside, problem_of
-from synchromesh.http import HttpResponse
+from synchromesh.http import HttpRequest, HttpResponse, problem_response
 
 TRACE: Final = "synchromesh-trace"
 PARTIAL: Final = "synchromesh-partial"
@@ -54,3 +63,29 @@ def told_of(error: Exception, route: AskedRoute, trace_id: str) -> SynchromeshEr
     elif error.status >= 500:
         _log.warning("%s failed in trace %s: %s", route.name, trace_id, error)
     return outside(error, is_read=route.is_read)
+
+
+def unrouted(request: HttpRequest, found: NoMatch, cors: CompiledCors | None) -> HttpResponse:
+    """Answer a request that there is no route for."""
+    fields = [*ALWAYS, *arrival_of(request.headers).fields]
+    if cors is not None:
+        fields += cors.fields(request.headers.get_all(ORIGIN))
+    if not found.allowed:
+        return refused(UnknownOperation("there is nothing under this path"), fields)
+    allowed = ", ".join(found.allowed)
+    return problem_response(
+        MethodNotAllowed.status,
+        f"this path takes {allowed}, not {request.method}",
+        code=MethodNotAllowed.code,
+        headers=[*fields, ("allow", allowed)],
+    )
+
+
+def preflighted(request: HttpRequest, cors: CompiledCors) -> HttpResponse:
+    """Tell a browser whether a page may send what it wants to; nothing is run for it."""
+    headers = request.headers
+    wanted = ",".join(headers.get_all(WANTED_HEADERS))
+    said = cors.preflight(headers.get(ORIGIN, ""), headers.get(WANTED_METHOD, ""), wanted)
+    if isinstance(said, str):
+        return refused(Forbidden(f"this is not for other origins' pages: {said}"))
+    return HttpResponse(204, said)

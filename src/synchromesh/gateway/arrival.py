@@ -1,4 +1,4 @@
-"""What a request from outside says of itself: the trace it continues, and the name it has there.
+"""What a request from outside says of itself: its trace, its name there, and its idempotency key.
 
 None of it is trusted with more than that: a trace is a label, and a name is repeated.
 """
@@ -10,13 +10,22 @@ from typing import Final
 
 import msgspec
 
-from synchromesh.context import TRACEPARENT, TRACESTATE, TraceParent, read_trace
+from synchromesh.context import (
+    IDEMPOTENCY_KEY,
+    TRACEPARENT,
+    TRACESTATE,
+    TraceParent,
+    check_key,
+    read_trace,
+)
+from synchromesh.errors import BadRequest
 from synchromesh.http import Headers
 
 REQUEST_ID: Final = "x-request-id"
 # The fields that say it: a request without any of them has arrived with nothing.
 FIELDS: Final = frozenset({TRACEPARENT.encode(), TRACESTATE.encode(), REQUEST_ID.encode()})
 
+_KEY_CHARS_MAX: Final = 255
 _PARENT, _STATE = TRACEPARENT, TRACESTATE
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
@@ -66,3 +75,18 @@ def arrival_of(headers: Headers) -> Arrival:
         return NOTHING
     is_named = len(names) == 1 and _REQUEST_ID.fullmatch(names[0])
     return Arrival(read_trace(parents, states), names[0] if is_named else "")
+
+
+def key_of(headers: Headers) -> str:
+    """Return the client's idempotency key, "" where it sent none. Raises BadRequest."""
+    keys = headers.get_all(IDEMPOTENCY_KEY)
+    if not keys:
+        return ""
+    if len(keys) > 1:
+        raise BadRequest("header idempotency-key is given twice; which one counts is unclear")
+    key = check_key(keys[0], "header idempotency-key")
+    if not 0 < len(key) <= _KEY_CHARS_MAX:
+        raise BadRequest(
+            f"header idempotency-key has {len(key)} characters; 1 to {_KEY_CHARS_MAX} are expected"
+        )
+    return key

@@ -17,6 +17,7 @@ from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway.api_keys import ApiKeys
 from synchromesh.gateway.branches import CompiledBranch, read_branches
 from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.cors import CompiledCors, read_cors
 from synchromesh.gateway.described import read_described
 from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
 from synchromesh.gateway.forward import read_forward
@@ -117,13 +118,16 @@ def read(gateway: Gateway) -> Reading:
         for name in ("in_flight_max", "buckets_max", "stale_max", "stale_bytes_max")
         if getattr(gateway, name) < 1
     ]
+    cors = None
+    if gateway.cors is not None:
+        cors = read_cors(gateway.cors, lambda mistake: mistakes.append(f"the gateway: {mistake}"))
     for number, route in enumerate(gateway.routes, 1):
         if not is_a(route, Route, Aggregate, Forward):
             mistakes.append(
                 f"route {number} is a {type(route).__name__}; write Route, Aggregate or Forward"
             )
             continue
-        entry = _Reader(route, mistakes, ways, has_auth=bool(gateway.auth)).entry()
+        entry = _Reader(route, mistakes, ways, has_auth=bool(gateway.auth)).entry(cors)
         if entry is not None:
             entries.append(entry)
     if gateway.openapi is not None:
@@ -167,8 +171,11 @@ class _Reader:
         self._mistakes = mistakes
         self._has_auth = has_auth
 
-    def entry(self) -> CompiledRoute | None:
-        """Return the route as the engine runs it; None where its path cannot be read."""
+    def entry(self, cors: CompiledCors | None) -> CompiledRoute | None:
+        """Return the route as the engine runs it; None where its path cannot be read.
+
+        `cors` is what it has where it says nothing of its own.
+        """
         route = self._route
         template = self._tried(lambda: Template.of(route.route))
         if template is None:
@@ -203,6 +210,7 @@ class _Reader:
             parts=parts,
             passage=passage,
             priority=Priority.INTERACTIVE if priority is None else priority,
+            cors=cors if route.cors is None else read_cors(route.cors, self._note),
         )
 
     def _note(self, mistake: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from synchromesh.calls.contract import Operation
 from synchromesh.gateway.branches import CompiledBranch
+from synchromesh.gateway.cors import CompiledCors
 from synchromesh.gateway.fallbacks import CompiledFallback
 from synchromesh.gateway.forward import CompiledForward
 from synchromesh.gateway.pages import ServedPage
@@ -27,6 +28,7 @@ class CompiledRoute:
         passage: of a `Forward`.
         page: of what describes the gateway itself.
         priority: of the calls that it makes.
+        cors: what pages of other origins are told; None for nothing.
     """
 
     template: Template
@@ -41,6 +43,7 @@ class CompiledRoute:
     passage: CompiledForward | None = None
     page: ServedPage | None = None
     priority: Priority = Priority.INTERACTIVE
+    cors: CompiledCors | None = None
     name: str = field(init=False)
 
     def __post_init__(self) -> None:

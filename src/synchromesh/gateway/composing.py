@@ -174,8 +174,12 @@ class AggregateExchange:
         body = composed.body
         self._close("ok", noted)
         own = f"{TRACE}: {trace_id}\r\n{marks}content-length: {len(body)}\r\n"
-        head = _HEAD + own.encode()
-        self._exchange.answer(head if self._arrived is NOTHING else head + self._arrived.line, body)
+        head, cors = _HEAD + own.encode(), self._plan.entry.cors
+        if self._arrived is not NOTHING:
+            head += self._arrived.line
+        if cors is not None:
+            head += cors.lines(self._exchange.pairs)
+        self._exchange.answer(head, body)
 
     def on_lost(self) -> None:
         """Give up: the client has gone."""
@@ -189,8 +193,11 @@ class AggregateExchange:
         """Answer with an error that is worded for the outside."""
         self._close(*outcome_of(error or told))
         fields = (*ALWAYS, (TRACE, self._context.trace_id), *self._arrived.fields)
-        answer = refused(told, fields, trace_id=self._context.trace_id)
-        self._exchange.answer(*ready_answer(answer))
+        head, body = ready_answer(refused(told, fields, trace_id=self._context.trace_id))
+        cors = self._plan.entry.cors
+        if cors is not None:
+            head += cors.lines(self._exchange.pairs)
+        self._exchange.answer(head, body)
 
     def _close(self, status: str, noted: dict[str, str]) -> None:
         plan, context, arrived = self._plan, self._context, self._arrived

@@ -28,25 +28,32 @@ from synchromesh.calls import Caller, Forwarder, Forwarding, Operation
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.tree import attempts_left, tree_of
 from synchromesh.codec import digest, encode
-from synchromesh.context import IDEMPOTENCY_KEY, CallContext, check_key
+from synchromesh.context import IDEMPOTENCY_KEY, CallContext
 from synchromesh.errors import (
     BadRequest,
     CallError,
     ConfigError,
     Forbidden,
-    MethodNotAllowed,
     RateLimited,
     SynchromeshError,
     Unauthenticated,
-    UnknownOperation,
 )
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
-from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
-from synchromesh.gateway.arrival import arrival_of
+from synchromesh.gateway.answers import (
+    ALWAYS,
+    PARTIAL,
+    TRACE,
+    preflighted,
+    refused,
+    told_of,
+    unrouted,
+)
+from synchromesh.gateway.arrival import arrival_of, key_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.check import compiled, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composition import BranchOutcome
+from synchromesh.gateway.cors import ORIGIN, WANTED_METHOD, read_cors
 from synchromesh.gateway.fast import Gate, Routing
 from synchromesh.gateway.forward import answer_of
 from synchromesh.gateway.last_answers import LastAnswers
@@ -62,7 +69,6 @@ from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Span, Tracer
 
 FALLBACK = "synchromesh-fallback"
-KEY_CHARS_MAX = 255
 REREAD_EVERY_S = 1.0
 
 _log = logging.getLogger("synchromesh.gateway")
@@ -112,6 +118,8 @@ class GatewayEngine:
         self._externals = externals
         self._origins = Origins() if origins is None else origins
         self._has_forwards = any(entry.passage is not None for entry in entries)
+        self._has_cors = any(entry.cors is not None for entry in entries)
+        self._cors = None if gateway.cors is None else read_cors(gateway.cors, lambda _: None)
         self._caller = caller
         self._tracer = tracer
         self._authenticators = tuple(authenticators)
@@ -198,8 +206,11 @@ class GatewayEngine:
             found = find(self._routes, request.method, request.path)
         except BadRequest as error:
             return refused(error, [*ALWAYS, *arrival_of(request.headers).fields])
+        asked_before = self._preflight(request)
+        if asked_before is not None:
+            return asked_before
         if isinstance(found, NoMatch):
-            return _unrouted(request, found)
+            return unrouted(request, found, self._cors)
         with self._begun(found, request) as (asked, context):
             return await self._answer(asked, context, self._call)
 
@@ -233,9 +244,22 @@ class GatewayEngine:
         """Answer a request that is passed on; the context is left once its answer is sent."""
         found = find(self._routes, request.method, request.path)
         assert isinstance(found, Match), "body_max has found it"
+        asked_before = self._preflight(request)
+        if asked_before is not None:
+            yield asked_before
+            return
         with self._begun(found, request) as (asked, context):
             async with AsyncExitStack() as stack:
                 yield await self._answer(asked, context, partial(self._forward, stack))
+
+    def _preflight(self, request: HttpRequest) -> HttpResponse | None:
+        """Answer what a browser asks before a page sends a request; None for any other request."""
+        wanted = request.headers.get(WANTED_METHOD) if request.method == "OPTIONS" else None
+        if wanted is None or not self._has_cors or ORIGIN not in request.headers:
+            return None
+        found = find(self._routes, wanted, request.path)
+        cors = None if isinstance(found, NoMatch) else found.target.cors
+        return None if cors is None else preflighted(request, cors)
 
     def __repr__(self) -> str:
         return f"<GatewayEngine {self._limiter.in_flight} in flight>"
@@ -265,6 +289,8 @@ class GatewayEngine:
             if arrived.request_id:
                 headers += arrived.fields
                 span.note("request_id", arrived.request_id)
+            if entry.cors is not None:
+                headers += entry.cors.fields(request.headers.get_all(ORIGIN))
             with tree_of(context):
                 yield _Asked(entry, found.places, request, span, headers), context
 
@@ -358,7 +384,7 @@ class GatewayEngine:
             )
         try:
             if operation.is_command:
-                key = _key_of(request) or context.key
+                key = key_of(request.headers) or context.key
                 context = _under(context, key)
                 # Told, so that also who sent none can ask again under it.
                 asked.headers.append((IDEMPOTENCY_KEY, key))
@@ -423,7 +449,7 @@ class GatewayEngine:
         entry, request = asked.entry, asked.request
         assert entry.passage is not None
         try:
-            key = _key_of(request)
+            key = key_of(request.headers)
             context = _under(context, key) if key else msgspec.structs.replace(context, key="")
             return entry.passage.forwarding(
                 request,
@@ -456,21 +482,6 @@ class _Refusal(Exception):
         self.error = error
 
 
-def _key_of(request: HttpRequest) -> str:
-    """Return the client's idempotency key, "" where it sent none. Raises BadRequest."""
-    keys = request.headers.get_all(IDEMPOTENCY_KEY)
-    if not keys:
-        return ""
-    if len(keys) > 1:
-        raise BadRequest("header idempotency-key is given twice; which one counts is unclear")
-    key = check_key(keys[0], "header idempotency-key")
-    if not 0 < len(key) <= KEY_CHARS_MAX:
-        raise BadRequest(
-            f"header idempotency-key has {len(key)} characters; 1 to {KEY_CHARS_MAX} are expected"
-        )
-    return key
-
-
 def _under(context: CallContext, key: str) -> CallContext:
     """Put a call under a principal's key: another's would be answered with another's answer."""
     return msgspec.structs.replace(context, key=f"{digest(context.principal.encode())}/{key}")
@@ -481,16 +492,3 @@ def _mark(outcome: BranchOutcome) -> str:
     age = "" if outcome.age_s is None else f";age_s={outcome.age_s:.3f}"
     why = "" if outcome.error is None else f";code={outside(outcome.error).code}"
     return f"{outcome.status.value}{age}{why}"
-
-
-def _unrouted(request: HttpRequest, found: NoMatch) -> HttpResponse:
-    fields = [*ALWAYS, *arrival_of(request.headers).fields]
-    if not found.allowed:
-        return refused(UnknownOperation("there is nothing under this path"), fields)
-    allowed = ", ".join(found.allowed)
-    return problem_response(
-        MethodNotAllowed.status,
-        f"this path takes {allowed}, not {request.method}",
-        code=MethodNotAllowed.code,
-        headers=[*fields, ("allow", allowed)],
-    )

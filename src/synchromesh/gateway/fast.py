@@ -106,6 +106,7 @@ class Gate:
         attempts_left: int,
     ) -> None:
         self._routes = routing.routes
+        self._has_cors = any(entry.cors is not None for entry in routing.entries)
         # Paths without a place are found in one look, whatever else there is.
         self._plain = {
             (entry.template.method.encode(), entry.template.path.encode()): entry
@@ -128,6 +129,8 @@ class Gate:
 
     def begin(self, exchange: HttpExchange) -> bool:
         """Have a request answered; False leaves it to the slow way, and nothing was done then."""
+        if self._has_cors and exchange.method == b"OPTIONS":
+            return False  # a browser asks before it sends
         ready = self._ready.get((exchange.method, exchange.target))
         if ready is not None:
             return ready.begin(exchange)
@@ -169,6 +172,8 @@ class Gate:
         assert passage is not None
         arrived = arrival_of(request.headers)
         headers = [*ALWAYS, (TRACE, context.trace_id), *arrived.fields]
+        if entry.cors is not None:
+            headers += entry.cors.fields(request.headers.get_all("origin"))
         found = self._find(request.method.encode(), request.path.encode("latin-1"))
         assert found is not None, "it was found before"
         began_s = begun.began_s
@@ -247,10 +252,10 @@ class FastForward:
 
     __slots__ = (
         "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "draw", "edge", "entry",
-        "gate", "has_places", "hops", "is_external", "is_idempotent", "is_public", "leading",
-        "limiter", "loop", "method", "name", "needs_origin", "odd", "passed", "path", "places",
-        "priority", "record", "record_call", "scopes", "service", "shared", "states_length",
-        "tells_origin", "timeout_s", "together", "tracker",
+        "gate", "has_cors", "has_places", "hops", "is_external", "is_idempotent", "is_public",
+        "leading", "limiter", "loop", "method", "name", "needs_origin", "odd", "passed", "path",
+        "places", "priority", "record", "record_call", "scopes", "service", "shared",
+        "states_length", "tells_origin", "timeout_s", "together", "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -277,6 +282,9 @@ class FastForward:
         self.needs_origin = entry.is_public or self.tells_origin
         self.leading = passage.leading
         self.odd = ODD | gate.origins.told_by
+        self.has_cors = entry.cors is not None
+        if self.has_cors:
+            self.odd |= {b"origin"}
         self.scopes = entry.scopes
         self.method = method
         self.path = passage.path.encode()
@@ -361,9 +369,9 @@ class FastForward:
             return self._decline(member)
         ids = (self.draw(_ID_BITS) | _NO_ZERO).to_bytes(32).hex()
         sent = ForwardExchange(self, exchange, place, who, ids, now, origin)
-        if arrived is not NOTHING:
-            sent.arrive(arrived)
-            lines.append(sent.echo)
+        if arrived is not NOTHING or self.has_cors:
+            sent.arrive(arrived, closer)
+            lines.append(arrived.line)
         if member is not None:
             sent.member = member
         self._pass_on(sent, line, lines, now)

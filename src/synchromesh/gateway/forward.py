@@ -31,6 +31,7 @@ from synchromesh.context import (
 )
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.gateway.arrival import FIELDS, NOTHING, REQUEST_ID, Arrival, arrival_of
+from synchromesh.gateway.cors import SAID_BY_US
 from synchromesh.gateway.fallbacks import Note
 from synchromesh.gateway.leading import FIELDS as LED
 from synchromesh.gateway.leading import Leading, UpstreamPaths
@@ -65,6 +66,7 @@ _NEVER: Final = _HOP | _OURS | {
 }  # fmt: skip
 _NEVER_BEGINS: Final = ("synchromesh-", "x-forwarded-", "x-authenticated-", "x-original-")
 _DROPPED: Final = _HOP | _OURS | {"x-content-type-options"}
+_CORS_SAYS: Final = frozenset({"access-control-allow-origin", "vary"})
 _VIA: Final = ("via", "1.1 synchromesh")
 
 _UPSTREAM = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -161,25 +163,29 @@ def answer_of(
     """
     ours = tuple(ours)
     dropped = _DROPPED | _named(response.headers)
-    if any(name == REQUEST_ID for name, _ in ours):
+    own = {name for name, _ in ours}
+    if REQUEST_ID in own:
         dropped |= {REQUEST_ID}  # it is the client's to say
+    # Where the gateway says which pages may read it, the upstream does not.
+    prefixes = ("synchromesh-", SAID_BY_US) if own & _CORS_SAYS else ("synchromesh-",)
     kept = [
         (name, leading.of(name, value) if name in LED else value)
         for name, value in response.headers
-        if name not in dropped and not name.startswith("synchromesh-")
+        if name not in dropped and not name.startswith(prefixes)
     ]
-    said = {name for name, _ in kept}
+    said = {name for name, _ in kept} - {"vary"}
     added = [(name, value) for name, value in ours if name not in said]
     return HttpResponse(response.status, [*kept, *added], stream=response.stream)
 
 
 # -- the same for fields as they came, on the fast way ---------------------------------------------
 
+_ECHOED: Final = f"{REQUEST_ID}: ".encode()
 # What may stand in `Connection` without naming a field of this hop.
 _OPTIONS: Final = frozenset({b"keep-alive", b"close"})
 # What is done with a field of an answer, by its name; unlike a request's they are the upstream's
 # own words, few and always the same. Others than these are judged once and kept.
-_DROP, _PASS, _CACHE, _CONNECTION, _NAME, _LED = range(6)
+_DROP, _PASS, _CACHE, _CONNECTION, _NAME, _LED, _CORS = range(7)
 _RULES: dict[bytes, int] = {}
 _RULES_MAX: Final = 1024
 _FIXED_RULES: Final = {
@@ -216,7 +222,7 @@ def look(
         elif name in FIELDS:
             if arrived is NOTHING:
                 arrived = arrival_of(Headers.from_wire(closer))
-        elif name != b"connection" or value.lower() not in _OPTIONS:
+        elif name != b"origin" and (name != b"connection" or value.lower() not in _OPTIONS):
             return None
     return arrived, told
 
@@ -228,14 +234,17 @@ def answer_head(
     size: int,
     echo: bytes,
     leading: Leading,
+    has_cors: bool = False,
 ) -> bytes:
     """Return the head of an upstream's answer as the client gets it, as `answer_of` makes it.
 
     Args:
         pairs: its fields, as a strict parser has judged them, names in lower case.
         size: of its body; below 0 where that comes in chunks.
-        echo: the line that repeats what the client has named its request.
+        echo: the lines that repeat what the client has named its request, and say which pages may
+            read the answer.
         leading: tells where it leads.
+        has_cors: the latter is the gateway's to say.
     """
     lines = [_STATUS_LINES[status]]
     caching, rules = _NO_STORE, _RULES
@@ -247,12 +256,12 @@ def answer_head(
             if rule == _CACHE:
                 # What the upstream says of caching goes before ours: it knows its answer.
                 caching = b""
-            elif rule == _NAME:
-                if echo:
-                    continue  # it is the client's to say
+            elif (rule == _NAME and _ECHOED in echo) or (rule == _CORS and has_cors):
+                continue  # it is the client's to say, or the gateway's
             elif rule == _CONNECTION:
                 if value not in _OPTIONS and value.lower() not in _OPTIONS:
-                    return _named_head(status, pairs, trace_id, size, echo, leading)
+                    kept = _unnamed(pairs)
+                    return answer_head(status, kept, trace_id, size, echo, leading, has_cors)
                 continue
             elif rule == _LED:
                 lines += (name, b": ", leading.raw(name, value), b"\r\n")
@@ -266,25 +275,18 @@ def answer_head(
     return b"".join(lines)
 
 
-def _named_head(
-    status: int,
-    pairs: Sequence[RawPair],
-    trace_id: str,
-    size: int,
-    echo: bytes,
-    leading: Leading,
-) -> bytes:
-    """Return the head of an answer whose `Connection` names fields of its own hop."""
+def _unnamed(pairs: Sequence[RawPair]) -> list[RawPair]:
+    """Return the fields of an answer but those that its `Connection` names: of its own hop."""
     named = {name.encode("latin-1") for name in _named(Headers.from_wire(list(pairs)))}
-    kept = [pair for pair in pairs if pair[0] not in named and pair[0] != b"connection"]
-    return answer_head(status, kept, trace_id, size, echo, leading)
+    return [pair for pair in pairs if pair[0] not in named and pair[0] != b"connection"]
 
 
 def _judge(name: bytes) -> int:
     if len(_RULES) >= _RULES_MAX:
         _RULES.clear()  # somebody makes names up
         _RULES.update(_FIXED_RULES)
-    rule = _RULES[name] = _DROP if name.startswith(b"synchromesh-") else _PASS
+    rule = _CORS if name.startswith(SAID_BY_US.encode()) else _PASS
+    rule = _RULES[name] = _DROP if name.startswith(b"synchromesh-") else rule
     return rule
 
 

@@ -12,7 +12,7 @@ slots given back, and the client's exchange let go of, once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
@@ -167,6 +167,7 @@ class ForwardExchange(ClientExchange):
     marks = NEW_TRACE
     parent_id = ""
     echo = b""
+    has_cors = False
     noted: dict[str, str] | None = None
 
     def __init__(
@@ -195,13 +196,16 @@ class ForwardExchange(ClientExchange):
         if principal:
             self.noted = {"principal": principal}
 
-    def arrive(self, arrived: Arrival) -> None:
-        """Continue the client's trace, and keep the name that it has given its request."""
+    def arrive(self, arrived: Arrival, closer: Sequence[RawPair]) -> None:
+        """Continue the client's trace, and keep what its answer says of its name and its page."""
+        cors = self.plan.entry.cors
+        if cors is not None:
+            self.echo, self.has_cors = cors.lines(closer), True
         if arrived.trace is not None:
             trace = arrived.trace
             self.trace_id, self.parent_id, self.marks = trace.trace_id, trace.span_id, trace.marks
         if arrived.request_id:
-            self.echo = arrived.line
+            self.echo += arrived.line
             self.noted = {**(self.noted or {}), "request_id": arrived.request_id}
 
     @property
@@ -239,8 +243,9 @@ class ForwardExchange(ClientExchange):
             plan.limiter.release()
         plan.gate.limiter.release()
         exchange.listener = None
+        echo, leading = self.echo, self.place.leading
         exchange.answer(
-            answer_head(status, pairs, trace_id, len(body), self.echo, self.place.leading), body
+            answer_head(status, pairs, trace_id, len(body), echo, leading, self.has_cors), body
         )
 
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
@@ -258,8 +263,9 @@ class ForwardExchange(ClientExchange):
         self._give_slots()
         self.framing = Framing(length=length)
         size = length if length is not None else -1
+        echo, leading = self.echo, self.place.leading
         self.exchange.begin(
-            answer_head(status, pairs, self.trace_id, size, self.echo, self.place.leading)
+            answer_head(status, pairs, self.trace_id, size, echo, leading, self.has_cors)
         )
         self.part_s = self.place.pool.limits.part_s(length)
         if self.connection is not None:

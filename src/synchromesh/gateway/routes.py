@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from synchromesh.calls.contract import Operation
+from synchromesh.gateway.cors import Cors
 from synchromesh.gateway.principal import Auth
 
 
@@ -50,6 +51,7 @@ class Route:
             says so in `Synchromesh-Fallback`, with its age (F1).
         priority: "interactive" where a person waits, "batch" where nobody does: shed first where a
             service has more to do than it can (exports, imports, scheduled requests).
+        cors: which pages of other origins may use it; None for what the gateway says of all.
 
     Example:
         >>> from typing import Protocol
@@ -70,6 +72,7 @@ class Route:
     deadline: str = "5s"
     fallback: Static | Stale | None = None
     priority: str = "interactive"
+    cors: Cors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Forward:
             `-Proto`, `-Host` and `Forwarded`; None for a service of the system, and not for an
             external one.
         body_max: how long a request's body may be; an answer's may have any length.
-        scopes, rate, public, priority: as for a `Route`.
+        scopes, rate, public, priority, cors: as for a `Route`.
         deadline: when the answer has to begin. Where a body is sent that is counted from its end.
 
     Example:
@@ -116,6 +119,7 @@ class Forward:
     public: bool = False
     deadline: str = "5s"
     priority: str = "interactive"
+    cors: Cors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,7 @@ class Aggregate:
     Attributes:
         route: GET and a path, such as "GET /machines/{id}".
         branches: by name; at least one is required.
-        scopes, rate, public, deadline, priority: as for a `Route`.
+        scopes, rate, public, deadline, priority, cors: as for a `Route`.
 
     Example:
         >>> from typing import Protocol
@@ -222,6 +226,7 @@ class Aggregate:
     public: bool = False
     deadline: str = "5s"
     priority: str = "interactive"
+    cors: Cors | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +266,8 @@ class Gateway:
         stale_max: answers that are kept for `Stale`, all together.
         stale_bytes_max: how much they may take, in bytes of JSON.
         openapi: what describes it to clients; None serves nothing of that kind.
+        cors: which pages of other origins may use the routes that do not say so themselves; None
+            for none.
 
     Example:
         >>> Gateway(routes=[]).in_flight_max
@@ -274,3 +281,4 @@ class Gateway:
     stale_max: int = 1024
     stale_bytes_max: int = 16 * 1024 * 1024
     openapi: OpenApi | None = None
+    cors: Cors | None = None
