@@ -137,6 +137,8 @@ class Thing(Struct, kw_only=True):
     numbers: Annotated[list[int], Meta(max_length=3)] = []
     unique: frozenset[str] = frozenset()
     by_name: dict[str, Money] = {}
+    by_number: dict[int, Money] = {}
+    by_colour: dict[Colour, int] = {}
     mixed: int | str | list[bool] = 0
     maybe: str | UnsetType = UNSET
     anything: Any = None

@@ -53,7 +53,10 @@ def encode(value: object) -> bytes:
         b'{"a":[2,null],"b":1}'
     """
     try:
-        data = _ENCODER.encode(value)
+        try:
+            data = _ENCODER.encode(value)
+        except TypeError:
+            data = _written(value)
     except NO_JSON as error:
         raise BadRequest(
             f"a {type(value).__name__} cannot be sent: {error}; use msgspec structs, dataclasses "
@@ -69,18 +72,59 @@ def encode(value: object) -> bytes:
     return data
 
 
+def _written(value: object) -> bytes:
+    """Return the JSON of a value, whatever the keys of its mappings are. Raises one of NO_JSON."""
+    try:
+        return _ENCODER.encode(value)
+    except TypeError as error:
+        try:
+            # Mappings are sorted by their keys, and these are texts in JSON.
+            plain = msgspec.to_builtins(value, str_keys=True, order="deterministic")
+        except NO_JSON:
+            raise error from None
+        return _ENCODER.encode(plain)
+
+
 @cache
 def encoder_of(kind: Any) -> Callable[[object], bytes]:
     """Return what encodes values that are decoded as a type at once, to see whether they fit it.
 
-    It is `encode`, without its frame where JSON's null has no place in the type: then the decoder
-    refuses what comes of NaN. It raises one of `NO_JSON`; `unfit` tells what the matter was.
+    It is `encode`, without its frame where JSON's null has no place in the type, for then the
+    decoder refuses what comes of NaN, and all keys of mappings are texts. It raises one of
+    `NO_JSON`; `unfit` tells what the matter was.
 
     Example:
         >>> encoder_of(list[int])([1])
         b'[1]'
     """
-    return encode if _takes_null(inspect.type_info(kind), set()) else _ENCODER.encode
+    read = inspect.type_info(kind)
+    return encode if _takes_null(read, set()) or _has_other_keys(read, set()) else to_json
+
+
+def writer_of(kind: Any) -> Callable[[object], bytes]:
+    """Return what encodes values of a type that came from JSON: `to_json`, where it can.
+
+    Example:
+        >>> writer_of(dict[str, int]) is to_json, writer_of(dict[int, int])({2: 1})
+        (True, b'{"2":1}')
+    """
+    return _written if _has_other_keys(inspect.type_info(kind), set()) else to_json
+
+
+def _has_other_keys(kind: inspect.Type, seen: set[type]) -> bool:
+    """Return whether a mapping in a type may have keys that are no texts."""
+    if isinstance(kind, inspect.DictType) and not isinstance(kind.key_type, inspect.StrType):
+        return True
+    cls = getattr(kind, "cls", None)
+    if cls is not None:
+        if cls in seen:
+            return False
+        seen.add(cls)
+    parts = [field.type for field in getattr(kind, "fields", ())]
+    for name in ("type", "item_type", "value_type"):
+        parts += [getattr(kind, name)] if hasattr(kind, name) else []
+    parts += [*getattr(kind, "item_types", ()), *getattr(kind, "types", ())]
+    return isinstance(kind, inspect.AnyType) or any(_has_other_keys(each, seen) for each in parts)
 
 
 def _takes_null(kind: inspect.Type, seen: set[type]) -> bool:

@@ -7,13 +7,14 @@ import decimal
 import enum
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.codec import convert, decode, digest, encode, to_datetime
+from synchromesh.codec import convert, decode, digest, encode, encoder_of, to_datetime, writer_of
 from synchromesh.errors import BadRequest
 
 
@@ -51,6 +52,30 @@ ORDER = Order(
 def test_values_come_back() -> None:
     """Structs, dataclasses, dates, ids, decimals and enums, checked throughout."""
     assert decode(encode(ORDER), Order) == ORDER
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "data"),
+    [
+        (dict[int, str], {10: "b", 9: "a"}, b'{"10":"b","9":"a"}'),
+        (dict[int, set[int]], {1: {3, 1, 2}}, b'{"1":[1,2,3]}'),
+        (dict[Colour, float | None], {Colour.RED: None}, b'{"red":null}'),
+        (dict[uuid.UUID, Line], {ORDER.id: Line("a", 1)},
+         b'{"00000000-0000-0000-0000-000000000001":{"qty":1,"sku":"a"}}'),
+    ],
+)  # fmt: skip
+def test_keys_that_are_no_texts_are_written_as_texts(kind: Any, value: Any, data: bytes) -> None:
+    """In one order, by all that writes a type, and they come back as they were."""
+    assert encode(value) == encoder_of(kind)(value) == writer_of(kind)(value) == data
+    assert decode(data, kind) == value
+
+
+def test_a_key_that_json_has_no_text_for_is_named() -> None:
+    """Nor can NaN hide behind another key."""
+    with pytest.raises(BadRequest, match="a dict cannot be sent: Only dicts with"):
+        encode({(1, 2): 3})
+    with pytest.raises(BadRequest, match="holds NaN"):
+        encode({1: float("nan")})
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(-5, 5), max_size=6))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -423,6 +425,22 @@ def test_servo_works_is_described_from_its_folder(run: Run) -> None:
     told = json.loads(run(FOLDER, "openapi").out)
     assert told["info"]["title"] == "servo-works"
     assert told["paths"] == document_of(servo_works)["paths"]
+
+
+def test_the_bytes_depend_on_nothing_but_the_definition() -> None:
+    """Neither on the order of sets and mappings in a process, nor on where it runs."""
+    made = {
+        subprocess.run(
+            [sys.executable, "-m", "synchromesh.cli", "--folder", str(FOLDER), "openapi"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            timeout=300,
+        ).stdout
+        for seed in ("1", "4711")
+    }
+    assert len(made) == 1
+    assert len(made.pop()) > 10_000
 
 
 def _place(name: str) -> str:

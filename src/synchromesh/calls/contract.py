@@ -19,7 +19,7 @@ from msgspec.structs import asdict
 
 from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature
 from synchromesh.calls.texts import from_text, to_text
-from synchromesh.codec import NO_FIT, NO_JSON, decode, digest, encode, to_json, unfit
+from synchromesh.codec import NO_FIT, NO_JSON, decode, digest, encode, unfit
 from synchromesh.errors import BadRequest, ContractError, Rejection
 from synchromesh.personal_types import PersonalFields, personal_fields
 
@@ -167,7 +167,7 @@ class Operation(Generic[P, R_co]):
             if isinstance(unsendable, BadRequest):
                 raise unsendable from error
             raise BadRequest(f"{self.full_name}: the data does not fit: {error}") from error
-        return Call(self, to_json(checked))
+        return Call(self, shape.write(checked))
 
     def digest(self, arguments: bytes) -> str:
         """Return what tells canonical arguments from others, without what is personal in them."""
@@ -232,7 +232,7 @@ class Operation(Generic[P, R_co]):
         if shape.decode_body is not None and body and not query:
             try:
                 value = shape.decode_body(body)
-                return to_json({shape.body: value} if shape.body else value)
+                return shape.write({shape.body: value} if shape.body else value)
             except NO_FIT:
                 pass  # below it is said where
         try:

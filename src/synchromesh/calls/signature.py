@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from synchromesh.codec import decoder_of, encoder_of, to_json
+from synchromesh.codec import decoder_of, encoder_of, to_json, writer_of
 from synchromesh.errors import ContractError
 from synchromesh.personal_types import PersonalFields, personal_fields
 
@@ -26,6 +26,7 @@ class Signature:
             does.
         canonical: the same with the fields in order of their names: its JSON is the canonical form.
         encode: writes arguments for `decode` to check.
+        write: writes what was read, without a check.
         decode: reads them as a `canonical`; raises one of `NO_FIT`.
         hints: the type of each parameter.
         omitted: the parameters that HTTP leaves out where they are null: that is their default.
@@ -42,6 +43,7 @@ class Signature:
     arguments: type[msgspec.Struct]
     canonical: type[msgspec.Struct]
     encode: Callable[[object], bytes]
+    write: Callable[[object], bytes]
     decode: Callable[[bytes], msgspec.Struct]
     hints: Mapping[str, Any]
     omitted: frozenset[str]
@@ -96,6 +98,7 @@ def read_signature(
         arguments=_struct_of(f"call of {service}.{name}", parameters, hints),
         canonical=canonical,
         encode=encoder_of(canonical),
+        write=writer_of(canonical),
         decode=decoder_of(canonical),
         hints={p.name: hints[p.name] for p in parameters},
         omitted=frozenset(p.name for p in parameters if p.default is None),
