@@ -20,6 +20,7 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.saga import tables
 from synchromesh.saga.recorded import RecordedRun, records_of, row_of
 from synchromesh.saga.samples import sample_run
+from synchromesh.saga.seals import RunSeal
 from synchromesh.saga.tables import Part
 from synchromesh.service import Service, schemas_of
 from synchromesh.store import SqliteStores
@@ -123,6 +124,9 @@ class Release:
                 Part(replace(row_of(each), digest=each.id), 0, records_of(each), is_start=True)
                 for each in runs
             ]
+            shape = self.service().sagas["sell"].shape
+            for part in parts:
+                part.seal = RunSeal(shape.personal, shape.personal_result)
             await store.write(lambda unit: tables.write_all(unit, parts, epoch=epoch), name="runs")
             await store.close()
 
@@ -232,6 +236,24 @@ def test_masked_fields_are_nowhere_and_the_history_is_followed_all_the_same(
     assert '"customer":"masked"' in text
     (release.folder / PLACE).mkdir()
     assert write_histories(release.folder / PLACE, [run])
+    assert release.check().differences == []
+
+
+def test_nothing_personal_gets_into_a_history(release: Release) -> None:
+    """What is sealed at rest stays so: neither the value nor what is sealed is in the file."""
+    personal = SHOP.replace("Contract, Saga", "Contract, Personal, Saga, Subject")
+    release.write(personal.replace("id: str", "id: Subject", 1).replace(
+        "customer: str", "customer: Personal[str]"
+    ))  # fmt: skip
+    whole = release.sample()
+    given = type(whole.input)(b'{"id":"sample","customer":"Ada Lovelace","qty":1}')
+    release.store(replace(whole, id="A-1", input=given))
+    database = Path(RunDir(release.folder).database("shop"))
+    assert b"Ada Lovelace" not in database.read_bytes(), "it is sealed"
+    (name,) = asyncio.run(record_runs(release.folder, PLACE, ["A-1"]))
+    text = (release.folder / PLACE / name).read_text()
+    assert "Lovelace" not in text
+    assert "sealed" not in text
     assert release.check().differences == []
 
 
