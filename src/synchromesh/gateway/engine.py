@@ -206,7 +206,7 @@ class GatewayEngine:
             found = find(self._routes, request.method, request.path)
         except BadRequest as error:
             return refused(error, [*ALWAYS, *arrival_of(request.headers).fields])
-        asked_before = self._preflight(request)
+        asked_before = self._preflight(request) if self._has_cors else None
         if asked_before is not None:
             return asked_before
         if isinstance(found, NoMatch):
@@ -244,7 +244,7 @@ class GatewayEngine:
         """Answer a request that is passed on; the context is left once its answer is sent."""
         found = find(self._routes, request.method, request.path)
         assert isinstance(found, Match), "body_max has found it"
-        asked_before = self._preflight(request)
+        asked_before = self._preflight(request) if self._has_cors else None
         if asked_before is not None:
             yield asked_before
             return
@@ -255,7 +255,7 @@ class GatewayEngine:
     def _preflight(self, request: HttpRequest) -> HttpResponse | None:
         """Answer what a browser asks before a page sends a request; None for any other request."""
         wanted = request.headers.get(WANTED_METHOD) if request.method == "OPTIONS" else None
-        if wanted is None or not self._has_cors or ORIGIN not in request.headers:
+        if wanted is None or ORIGIN not in request.headers:
             return None
         found = find(self._routes, wanted, request.path)
         cors = None if isinstance(found, NoMatch) else found.target.cors
