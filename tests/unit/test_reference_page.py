@@ -34,16 +34,24 @@ class Seen(HTMLParser):
         self.attributes: set[str] = set()
         self.style = ""
         self.inside = ""
+        self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.inside = tag
+        if tag != "meta":
+            self.open.append(tag)
+        # A paragraph holds words alone: a browser would close it before anything else.
+        assert "p" not in self.open[:-1] or tag in {"a", "code", "span", "b"}, self.open
         for name, value in attrs:
             self.attributes.add(name)
             if name == "id":
                 self.ids.append(value or "")
             if name == "href":
                 self.links.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         if self.inside == "style":
@@ -82,6 +90,7 @@ def test_the_page_is_plain_and_whole(gateway: Gateway) -> None:
     page = reference_page(document_of(gateway))
     found = seen(page)
     assert len(page) < 200_000
+    assert found.open == []
     assert not found.tags & {"script", "link", "iframe", "img", "object", "form", "base"}
     assert found.attributes <= {"lang", "charset", "name", "content", "class", "id", "href",
                                 "aria-label"}  # fmt: skip
@@ -91,6 +100,13 @@ def test_the_page_is_plain_and_whole(gateway: Gateway) -> None:
     assert f"default-src 'none'; style-src 'sha256-{hashed}'" in POLICY
     assert "prefers-color-scheme:dark" in found.style
     assert all(route.route.split(" ")[1] in page.decode() for route in gateway.routes)
+
+
+def test_a_type_is_shown_by_its_own_name() -> None:
+    """A generic one with its arguments; where it is defined stands at the type itself."""
+    page = reference_page(document_of(GATEWAY)).decode()
+    assert '<a href="#type-kinds_app.Page-of-kinds_app.Tree">Page-of-Tree</a>' in page
+    assert '<a href="#type-kinds_app.Found">Found</a>' in page
 
 
 def test_hostile_texts_stay_texts() -> None:

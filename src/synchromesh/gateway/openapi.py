@@ -407,7 +407,7 @@ def _mark_of(part: CompiledBranch) -> Schema:
         if part.step.references:
             can_be += [BranchStatus.SKIPPED, BranchStatus.ABSENT]
     status = {"enum": [each.value for each in can_be]}
-    return {"allOf": [{"$ref": f"{PLACE}BranchMark"}], "properties": {"status": status}}
+    return {"allOf": [{"$ref": f"{PLACE}BranchMark"}], **_whole({"status": status})}
 
 
 def _line_of(rejection: type[Rejection]) -> str:

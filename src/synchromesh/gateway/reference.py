@@ -8,6 +8,7 @@ Source: Content Security Policy Level 3.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -45,6 +46,9 @@ POLICY: Final = (
     "frame-ancestors 'none'"
 )
 
+# What is left out where a type is named in passing: its modules, and what tells twins apart.
+_MODULES: Final = re.compile(r"[A-Za-z0-9_]+\.")
+_DIGEST: Final = re.compile(r"\.[0-9a-f]{8}(?=-|$)")
 _METHODS: Final = ("get", "put", "post", "patch", "delete")
 # What is said of a value beside its type.
 _LIMITS: Final = (
@@ -207,7 +211,7 @@ def _kind(schema: Json | None) -> str:
 def _bare(schema: Json) -> str:
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(PLACE)
-        return _link("type", name, name.rpartition(".")[2] or name)
+        return _link("type", name, _MODULES.sub("", _DIGEST.sub("", name)))
     if "const" in schema:
         return f"<code>{_shown(schema['const'])}</code>"
     if "enum" in schema:
