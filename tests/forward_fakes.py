@@ -208,10 +208,12 @@ class Raw(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.came += data
         told, self.told = self.told, b""
-        self.transport.write(told)
+        if told:
+            self.transport.write(told)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool | None:
         self.has_eof = True
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.has_ended.set()

@@ -62,6 +62,11 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (passing(path=7), "'7' is no path"),
     (passing(path="/a/../{name}"), "has a segment of dots"),
     (passing("PUT /a/{b...}", path="/b/{b}"), "have to end in the same rest, or both in none"),
+    (passing("POST /live", websocket=True), "asked for by GET; write GET or ANY, not POST"),
+    (passing("GET /live", websocket="yes"), "websocket is 'yes'; write True or False"),
+    (passing("GET /live", quiet="long"), "its quiet: 'long' is not a duration"),
+    (passing("GET /live", quiet=5), "its quiet: "),
+    (Gateway(routes=[], tunnels_max=0), "tunnels_max is 0"),
     (passing(path="/b/{name...}"), "have to end in the same rest, or both in none"),
     (passing("PUT /a/{b...}/c"), "a {rest...} all that follows, at its end"),
     (

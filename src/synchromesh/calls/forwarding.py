@@ -54,6 +54,7 @@ class Forwarding:
         context: of whoever passes it on; its deadline is when the answer has to begin.
         is_external: the upstream is not ours: it is told a trace and a key alone.
         client: for whom: each has a share of the bodies that are under way.
+        quiet_s: of a request for a WebSocket, how long nothing may move in it; None of any other.
     """
 
     upstream: str
@@ -65,6 +66,7 @@ class Forwarding:
     context: CallContext
     is_external: bool
     client: str
+    quiet_s: float | None = None
 
     @property
     def is_upload(self) -> bool:
@@ -304,6 +306,7 @@ class _Passage(Way):
             is_idempotent=self.is_idempotent,
             hop=hop,
             client=forwarding.client,
+            quiet_s=forwarding.quiet_s,
         )
 
     def _timeout_s(self, attempt: Attempt, now: float) -> float:

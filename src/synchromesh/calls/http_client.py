@@ -13,7 +13,15 @@ from synchromesh.context import CREDENTIAL, SENT_AT, CallContext, header_lines, 
 from synchromesh.discovery import Endpoint
 from synchromesh.eager import EagerFuture
 from synchromesh.errors import ConfigError, DeadlineExceeded, TimedOut
-from synchromesh.http import ClientExchange, Headers, HttpPool, HttpResponse, RawPair, request_head
+from synchromesh.http import (
+    ClientExchange,
+    Headers,
+    HttpPool,
+    HttpResponse,
+    RawPair,
+    asked_to_switch,
+    request_head,
+)
 from synchromesh.resilience import DeadlinePassed
 from synchromesh.runtime import Runtime
 
@@ -126,6 +134,17 @@ class HttpTransport:
         if passing.body is not None:
             # The time counts from the end of the body on, which may long be under way.
             headers.pop(SENT_AT, None)
+        if passing.quiet_s is not None:
+            return asked_to_switch(
+                self.pool.network,
+                place.host,
+                place.port,
+                place.prefix + passing.target,
+                (*passing.headers, *headers.items()),
+                timeout_s=passing.timeout_s,
+                quiet_s=passing.quiet_s,
+                limits=self.pool.limits,
+            )
         exchange = self.pool.streamed(
             place.host,
             place.port,

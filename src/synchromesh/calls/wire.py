@@ -219,6 +219,7 @@ class Passing(msgspec.Struct, frozen=True):
         timeout_s: how long the answer may take to begin, once the request is sent.
         is_idempotent: sending it twice does what sending it once does.
         client: for whom: each has a share of the bodies that are under way to one instance.
+        quiet_s: of a request for a WebSocket, how long nothing may move in it; None of any other.
     """
 
     method: str
@@ -231,6 +232,7 @@ class Passing(msgspec.Struct, frozen=True):
     is_idempotent: bool
     hop: Hop | None = None
     client: str = ""
+    quiet_s: float | None = None
 
 
 class PassingTransport(Transport, Protocol):

@@ -115,7 +115,7 @@ def read(gateway: Gateway) -> Reading:
         mistakes.append("the gateway has no routes; it would answer everything with 404")
     mistakes += [
         f"the gateway's {name} is {getattr(gateway, name)}; make it 1 or more"
-        for name in ("in_flight_max", "buckets_max", "stale_max", "stale_bytes_max")
+        for name in ("in_flight_max", "tunnels_max", "buckets_max", "stale_max", "stale_bytes_max")
         if getattr(gateway, name) < 1
     ]
     cors = None

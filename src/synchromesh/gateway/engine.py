@@ -63,6 +63,7 @@ from synchromesh.gateway.principal import Authenticator, Folders, Principal
 from synchromesh.gateway.problems import outside
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routes import Gateway
+from synchromesh.gateway.tunnels import TunnelPlaces
 from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, problem_response
 from synchromesh.resilience import Limiter, LimitOptions
 from synchromesh.runtime import Runtime
@@ -126,6 +127,7 @@ class GatewayEngine:
         self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
         last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
         self._asker = Asker(caller, last)
+        self._tunnels = TunnelPlaces(gateway.tunnels_max)
         self._routes: Routes[CompiledRoute] = Routes(has_empty_places=False)
         self._entries = entries
         self._buckets: dict[str, TokenBuckets] = {}
@@ -435,6 +437,8 @@ class GatewayEngine:
     ) -> HttpResponse:
         async with self._limiter:
             forwarding = self._forwarding(asked, await self._admitted(asked, context))
+        if forwarding.quiet_s is not None:
+            stack.enter_context(self._tunnels.taken(forwarding.client))
         # What a body takes, either way, is the client's time: it holds no place of others then.
         forwarding = await self._forwarder.read_ahead(forwarding, asked.entry.deadline_s)
         async with nullcontext() if forwarding.is_upload else self._limiter:

@@ -18,6 +18,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from synchromesh.calls import Forwarding
+from synchromesh.calls.routes import ANY
 from synchromesh.context import (
     ATTEMPTS_LEFT,
     CREDENTIAL,
@@ -29,6 +30,7 @@ from synchromesh.context import (
     UNDOES,
     CallContext,
 )
+from synchromesh.durations import duration
 from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.gateway.arrival import FIELDS, NOTHING, REQUEST_ID, Arrival, arrival_of
 from synchromesh.gateway.cors import SAID_BY_US
@@ -39,7 +41,16 @@ from synchromesh.gateway.origin import ClientOrigin
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
 from synchromesh.gateway.shapes import is_a
-from synchromesh.http import Headers, HttpRequest, HttpResponse, RawPair, status_line
+from synchromesh.http import (
+    ASKED_BY,
+    Headers,
+    HttpRequest,
+    HttpResponse,
+    RawPair,
+    Switching,
+    asks_to_switch,
+    status_line,
+)
 
 # What a request may carry to any upstream: content, conditions, ranges, negotiation.
 PASSED: Final = frozenset({
@@ -90,6 +101,7 @@ class CompiledForward:
         body_bytes_max: how long its body may be.
         ways: the route's own way to the upstream, and all that lead there.
         forwarded: whether it is told whom a request comes from; None where it is ours.
+        quiet_s: how long nothing may move in a WebSocket; None where there are none.
     """
 
     to: str
@@ -98,6 +110,7 @@ class CompiledForward:
     body_bytes_max: int
     ways: tuple[UpstreamPaths, ...]
     forwarded: bool | None = None
+    quiet_s: float | None = None
 
     def tells_origin(self, *, is_external: bool) -> bool:
         """Tell whether the upstream is told whom a request comes from."""
@@ -131,17 +144,18 @@ class CompiledForward:
         """Return what is sent to the upstream; `places` are percent-encoded, as they came.
 
         Raises:
-            BadRequest: a place would lead to another path.
+            BadRequest: a place would lead to another path, or a WebSocket is asked for wrongly.
         """
         body = request.stream
         target = self.target(places)
+        is_switching = self.quiet_s is not None and asks_to_switch(request.method, request.headers)
         return Forwarding(
             upstream=self.to,
             name=name,
             method=request.method,
             target=f"{target}?{request.query}" if request.query else target,
             headers=(
-                *_passing(request.headers, self.passed),
+                *_passing(request.headers, self.passed | ASKED_BY if is_switching else self.passed),
                 *arrival_of(request.headers).fields,
                 *(origin.fields if self.tells_origin(is_external=is_external) else ()),
                 _VIA,
@@ -150,6 +164,7 @@ class CompiledForward:
             context=context,
             is_external=is_external,
             client=context.principal or origin.client,
+            quiet_s=self.quiet_s if is_switching else None,
         )
 
 
@@ -175,7 +190,9 @@ def answer_of(
     ]
     said = {name for name, _ in kept} - {"vary"}
     added = [(name, value) for name, value in ours if name not in said]
-    return HttpResponse(response.status, [*kept, *added], stream=response.stream)
+    if isinstance(response, Switching):
+        return response.telling([*kept, *added])
+    return HttpResponse(response.status, [*kept, *added], response.body, stream=response.stream)
 
 
 # -- the same for fields as they came, on the fast way ---------------------------------------------
@@ -326,7 +343,13 @@ def read_forward(
     # A well-formed one passes anyway.
     passed = frozenset(route.headers) - {REQUEST_ID}
     return CompiledForward(
-        str(route.to), path, PASSED | passed, body_bytes_max, (own, others), route.forwarded
+        str(route.to),
+        path,
+        PASSED | passed,
+        body_bytes_max,
+        (own, others),
+        route.forwarded,
+        _read_quiet_s(route, template, note),
     )
 
 
@@ -346,6 +369,21 @@ def size_of(text: str) -> int:
             f'{text[:40]!r} is no size; write a whole number of B, KiB, MiB or GiB, such as "64MiB"'
         )
     return int(matched[1]) * _UNITS_BYTES[matched[2]]
+
+
+def _read_quiet_s(route: Forward, template: Template, note: Note) -> float | None:
+    """Return how long a WebSocket of the route may be quiet; None where it takes none."""
+    if not is_a(route.websocket, bool):
+        note(f"websocket is {str(route.websocket)[:40]!r}; write True or False")
+        return None
+    try:
+        quiet_s = duration(route.quiet)
+    except (ConfigError, TypeError) as error:
+        note(f"its quiet: {error}")
+        return None
+    if route.websocket and template.method not in ("GET", ANY):
+        note(f"a WebSocket is asked for by GET; write GET or ANY, not {template.method}")
+    return quiet_s if route.websocket else None
 
 
 def _read_path(route: Forward, template: Template, note: Note) -> str:

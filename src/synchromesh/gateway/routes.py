@@ -97,6 +97,8 @@ class Forward:
             `-Proto`, `-Host` and `Forwarded`; None for a service of the system, and not for an
             external one.
         body_max: how long a request's body may be; an answer's may have any length.
+        websocket: whether a client may have a WebSocket to the upstream, where that takes it.
+        quiet: how long nothing may move in one, either way.
         scopes, rate, public, priority, cors: as for a `Route`.
         deadline: when the answer has to begin. Where a body is sent that is counted from its end.
 
@@ -114,6 +116,8 @@ class Forward:
     headers: AbstractSet[str] = frozenset()
     forwarded: bool | None = None
     body_max: str = "1MiB"
+    websocket: bool = False
+    quiet: str = "5m"
     scopes: AbstractSet[str] = frozenset()
     rate: Rate | None = None
     public: bool = False
@@ -262,6 +266,7 @@ class Gateway:
         auth: tells who asks, tried in order; the first that knows the kind of credential decides.
         in_flight_max: requests that are worked on at once, each until its answer begins; one more
             is answered 503.
+        tunnels_max: WebSockets that are open at once; one client has a quarter of them at most.
         buckets_max: token buckets that each rate keeps; beyond, newcomers share one.
         stale_max: answers that are kept for `Stale`, all together.
         stale_bytes_max: how much they may take, in bytes of JSON.
@@ -277,6 +282,7 @@ class Gateway:
     routes: Sequence[Route | Aggregate | Forward]
     auth: Sequence[Auth] = ()
     in_flight_max: int = 1024
+    tunnels_max: int = 256
     buckets_max: int = 10_000
     stale_max: int = 1024
     stale_bytes_max: int = 16 * 1024 * 1024

@@ -20,8 +20,11 @@ from synchromesh.http.pool import HttpPool
 from synchromesh.http.reading import Streaming
 from synchromesh.http.server import HttpServer
 from synchromesh.http.serving import Handler
+from synchromesh.http.switching import ASKED_BY, asks_to_switch
+from synchromesh.http.tunnel import Switching, asked_to_switch
 
 __all__ = [
+    "ASKED_BY",
     "AsgiApp",
     "AsgiHandler",
     "Body",
@@ -39,6 +42,9 @@ __all__ = [
     "PoolLimits",
     "RawPair",
     "Streaming",
+    "Switching",
+    "asked_to_switch",
+    "asks_to_switch",
     "error_response",
     "problem_response",
     "ready_answer",

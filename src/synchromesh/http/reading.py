@@ -409,6 +409,9 @@ class RequestReader:
         if refusal is not None:
             self._stop(refusal)
         self.owes_continue = head.is_continue_expected
+        if self.is_old:
+            # To HTTP/1.0 such an offer means nothing (RFC 9110, section 7.8).
+            self._pairs = [pair for pair in self._pairs if pair[0] != b"upgrade"]
         self._accept(streamed_max)
 
     def _judge_length(self) -> Refusal | None:

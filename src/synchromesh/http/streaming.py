@@ -15,6 +15,7 @@ from synchromesh.http.message import HttpRequest, HttpResponse, encode_response,
 from synchromesh.http.outflow import Outflow, reset
 from synchromesh.http.reading import RequestReader
 from synchromesh.http.serving import FAILED
+from synchromesh.http.tunnel import Switching, switch
 
 _logger = logging.getLogger("synchromesh.http")
 
@@ -56,6 +57,10 @@ class Streamer(Protocol):
 
     def on_answered(self) -> None:
         """Go on after an answer."""
+        ...
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything: the client has gone."""
         ...
 
 
@@ -107,6 +112,9 @@ def _is_broken(connection: Streamer, body: Body | None) -> bool:
 
 
 async def _send(connection: Streamer, response: HttpResponse, *, is_head: bool) -> None:
+    if isinstance(response, Switching):
+        await switch(connection, response)
+        return
     reader, stream = connection.reader, response.stream
     # What comes after a body that is not read to its end cannot be read either.
     is_last = connection.is_last() or (
