@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from joserfc import jwt
+from joserfc.errors import BadSignatureError
+from joserfc.jwk import OctKey
 
 from bodies import body_of
+from calls_fakes import KEY
 from forward_fakes import PARTNER, STORE, Way, answering, through
+from gateway_fakes import SHOP
+from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway
+from synchromesh.http import Headers
+from synchromesh.identity import Signer
 
 pytestmark = pytest.mark.usefixtures("http_way")
 
@@ -176,3 +185,74 @@ def test_sessions_pass_where_the_route_says_so() -> None:
         assert not told.keys() & {name for name, _ in other}
 
     through(main, gateway=GATEWAY)
+
+
+TELLING = Gateway(
+    auth=[SHOP],
+    routes=(
+        Forward("ANY /to/{path...}", to=PARTNER, principal=True),
+        Forward("ANY /ours/{path...}", to=STORE, principal=True),
+        Forward("ANY /untold/{path...}", to=PARTNER),
+    ),
+)
+
+
+def claims_of(headers: Headers, upstream: str) -> dict[str, Any]:
+    """Return what a token says, verified as an application would, by a library of JWT."""
+    key = OctKey.import_key(Signer(KEY).principal_key(upstream))
+    token = jwt.decode(headers.get("synchromesh-principal", ""), key, algorithms=["HS256"])
+    assert token.header == {"alg": "HS256", "typ": "JWT"}
+    return token.claims
+
+
+@pytest.mark.parametrize("route", ["GET /to/a", "POST /to/a", "GET /ours/a"])
+def test_who_asks_is_told_to_an_upstream_that_is_to_know(route: str) -> None:
+    """By a token for it alone, for a minute; what a client says of it itself does not pass."""
+    forged = {"synchromesh-principal": "forged", "synchromesh_principal": "forged"}
+    name = PARTNER if "/to/" in route else STORE
+
+    async def main(way: Way) -> None:
+        upstream = way.partner if name == PARTNER else way.store
+        for number in range(2):
+            body = b"x" if route.startswith("POST") else None
+            assert (await way.ask(route, body, headers=forged)).status == 201
+            headers = upstream.seen[number].request.headers
+            assert len(headers.get_all("synchromesh-principal")) == 1
+            claims = claims_of(headers, name)
+            now_s = way.system.runtime.wall_us() // 1_000_000
+            assert (claims["iss"], claims["aud"], claims["sub"]) == ("synchromesh", name, "shop")
+            assert "orders:write" in claims["scope"].split(" ")
+            assert now_s + 29 <= claims["exp"] <= now_s + 60
+            with pytest.raises(BadSignatureError):
+                claims_of(headers, "another")
+            await asyncio.sleep(40.0)
+        told = [seen.request.headers.get("synchromesh-principal") for seen in upstream.seen]
+        assert told[0] != told[1]
+
+    through(main, gateway=TELLING)
+
+
+def test_who_asks_is_told_to_nobody_else() -> None:
+    """A stranger learns it only where the route says so."""
+
+    async def main(way: Way) -> None:
+        assert (await way.ask("GET /untold/a")).status == 201
+        assert way.partner.seen[0].request.headers.get("synchromesh-principal") is None
+
+    through(main, gateway=TELLING)
+
+
+def test_a_second_attempt_tells_who_asks_as_the_first_did() -> None:
+    """The instance that gets it is another one, and knows as much."""
+
+    async def main(way: Way) -> None:
+        way.system.known.endpoints[PARTNER].insert(
+            0, Endpoint("partner-0", PARTNER, "http://127.0.0.1:1")
+        )
+        for _ in range(8):
+            assert (await way.ask("GET /to/a")).status == 201
+        assert len(way.partner.seen) == 8
+        for seen in way.partner.seen:
+            assert claims_of(seen.request.headers, PARTNER)["sub"] == "shop"
+
+    through(main, gateway=TELLING)

@@ -67,6 +67,8 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (passing("GET /live", quiet="long"), "its quiet: 'long' is not a duration"),
     (passing("GET /live", quiet=5), "its quiet: "),
     (Gateway(routes=[], tunnels_max=0), "tunnels_max is 0"),
+    (passing(principal=True, public=True), "is public, so that nobody is known whom principal"),
+    (passing(principal="yes"), "principal is 'yes'; write True or False"),
     (passing(path="/b/{name...}"), "have to end in the same rest, or both in none"),
     (passing("PUT /a/{b...}/c"), "a {rest...} all that follows, at its end"),
     (

@@ -118,6 +118,11 @@ class Caller:
     def is_slow(self, value: bool) -> None:
         self._shared.is_slow = value
 
+    def principal_token(self, principal: str, scopes: frozenset[str], *, audience: str) -> str:
+        """Return what tells an upstream who asks; see `Signer.principal_token`."""
+        signer, now_us = self._shared.signer, self._runtime.wall_us()
+        return signer.principal_token(principal, scopes, audience=audience, now_us=now_us)
+
     def root(
         self,
         *,

@@ -211,6 +211,40 @@ def _told(key: ApiKey, runtime: RealRuntime) -> dict[str, Any]:
     }
 
 
+@gateway.command("upstream-key", short_help="Print the key by which an upstream verifies who asks.")
+@click.argument("upstream", metavar="UPSTREAM")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def upstream_key(folder: Path, upstream: str, is_json: bool) -> int:
+    """Print the key of UPSTREAM, base64url: it verifies Synchromesh-Principal, as HS256.
+
+    It follows from the key of the system, and is another one for each upstream.
+    """
+    import base64
+
+    from synchromesh.gateway import Forward
+    from synchromesh.identity import Signer
+    from synchromesh.system.config.rundir import RunDir
+    from synchromesh.system.config.secrets import signing_key
+
+    config, definition = definition_of(folder, ())
+    told = sorted({r.to for r in definition.routes if isinstance(r, Forward) and r.principal})
+    if upstream not in told:
+        known = ", ".join(told) or "none; write Forward(..., principal=True)"
+        raise ConfigError(
+            f"no route tells {upstream[:40]!r} who asks; those that are told: {known}"
+        )
+    rundir = RunDir(folder)
+    rundir.create()
+    key = signing_key(config.system.key, rundir, folder, os.environ)
+    text = base64.urlsafe_b64encode(Signer(key).principal_key(upstream)).rstrip(b"=").decode()
+    if is_json:
+        print_json({"upstream": upstream, "key": text})
+    else:
+        print_line(text)
+    return 0
+
+
 def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
     """Return the file of keys, and the scopes that routes require."""
     from synchromesh.system.config.gateway_keys import keys_file_of

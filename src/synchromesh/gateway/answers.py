@@ -17,6 +17,7 @@ from synchromesh.errors import (
     UnknownOperation,
 )
 from synchromesh.gateway.arrival import arrival_of
+from synchromesh.gateway.composition import BranchOutcome
 from synchromesh.gateway.cors import ORIGIN, WANTED_HEADERS, WANTED_METHOD, CompiledCors
 from synchromesh.gateway.problems import outside, problem_of
 from synchromesh.http import HttpRequest, HttpResponse, problem_response
@@ -89,3 +90,10 @@ def preflighted(request: HttpRequest, cors: CompiledCors) -> HttpResponse:
     if isinstance(said, str):
         return refused(Forbidden(f"this is not for other origins' pages: {said}"))
     return HttpResponse(204, said)
+
+
+def mark_of(outcome: BranchOutcome) -> str:
+    """Say what stands in for an answer, as a structured field (RFC 9651): source, age and why."""
+    age = "" if outcome.age_s is None else f";age_s={outcome.age_s:.3f}"
+    why = "" if outcome.error is None else f";code={outside(outcome.error).code}"
+    return f"{outcome.status.value}{age}{why}"

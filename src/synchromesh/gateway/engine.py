@@ -43,6 +43,7 @@ from synchromesh.gateway.answers import (
     ALWAYS,
     PARTIAL,
     TRACE,
+    mark_of,
     preflighted,
     refused,
     told_of,
@@ -52,17 +53,16 @@ from synchromesh.gateway.arrival import arrival_of, key_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.check import compiled, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
-from synchromesh.gateway.composition import BranchOutcome
 from synchromesh.gateway.cors import ORIGIN, WANTED_METHOD, read_cors
-from synchromesh.gateway.fast import Gate, Routing
-from synchromesh.gateway.forward import answer_of
+from synchromesh.gateway.fast import Gate
+from synchromesh.gateway.forward import CompiledForward, answer_of
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.principal import Authenticator, Folders, Principal
-from synchromesh.gateway.problems import outside
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routes import Gateway
+from synchromesh.gateway.routing import Routing
 from synchromesh.gateway.tunnels import TunnelPlaces
 from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, problem_response
 from synchromesh.resilience import Limiter, LimitOptions
@@ -358,6 +358,7 @@ class GatewayEngine:
                 )
         if principal.name:
             asked.span.note("principal", principal.name)
+        asked.principal = principal
         return msgspec.structs.replace(context, principal=principal.name)
 
     async def _principal(self, request: HttpRequest) -> Principal:
@@ -406,7 +407,7 @@ class GatewayEngine:
             assert outcome.error is not None, "what has no data was refused or failed"
             raise outcome.error
         if outcome.is_partial:
-            mark = _mark(outcome)
+            mark = mark_of(outcome)
             asked.span.note("fallback", mark)
             asked.headers.append((FALLBACK, mark))
             _log.info("%s is %s", asked.entry.name, mark)
@@ -462,9 +463,15 @@ class GatewayEngine:
                 context=context,
                 origin=self._origins.of_request(request.peer, request.headers),
                 is_external=entry.passage.to in self._externals,
+                told=self._told(entry.passage, asked.principal),
             )
         except BadRequest as error:
             raise _Refusal(error) from error
+
+    def _told(self, passage: CompiledForward, who: Principal) -> str:
+        if not passage.tells_principal:
+            return ""
+        return self._caller.principal_token(who.name, who.scopes, audience=passage.to)
 
 
 @dataclass(slots=True)
@@ -476,6 +483,7 @@ class _Asked:
     request: HttpRequest
     span: Span
     headers: list[tuple[str, str]]
+    principal: Principal = _NOBODY
 
 
 class _Refusal(Exception):
@@ -489,10 +497,3 @@ class _Refusal(Exception):
 def _under(context: CallContext, key: str) -> CallContext:
     """Put a call under a principal's key: another's would be answered with another's answer."""
     return msgspec.structs.replace(context, key=f"{digest(context.principal.encode())}/{key}")
-
-
-def _mark(outcome: BranchOutcome) -> str:
-    """Say what stands in for an answer, as a structured field (RFC 9651): source, age and why."""
-    age = "" if outcome.age_s is None else f";age_s={outcome.age_s:.3f}"
-    why = "" if outcome.error is None else f";code={outside(outcome.error).code}"
-    return f"{outcome.status.value}{age}{why}"

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -27,14 +26,9 @@ import msgspec
 from synchromesh.calls.fast import known_at_once
 from synchromesh.calls.forwarding import IDEMPOTENT, FailedAttempt, Forwarder, by_http
 from synchromesh.calls.http_client import HttpTransport, keep_line
-from synchromesh.calls.routes import NoMatch, Routes
+from synchromesh.calls.routes import NoMatch
 from synchromesh.calls.tree import tree_of
-from synchromesh.context import (
-    ATTEMPTS_LEFT_MAX,
-    CallContext,
-    header_lines,
-    state_line,
-)
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines, state_line
 from synchromesh.discovery import Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
@@ -42,12 +36,12 @@ from synchromesh.gateway.arrival import NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
-from synchromesh.gateway.forward import ODD, answer_of, look
+from synchromesh.gateway.forward import ODD, PRINCIPAL, answer_of, look
 from synchromesh.gateway.limits import TokenBuckets
-from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.passing import ForwardExchange, ForwardPlace
-from synchromesh.gateway.principal import Authenticator, known_by
+from synchromesh.gateway.principal import Authenticator, Principal, known_by
 from synchromesh.gateway.router import find
+from synchromesh.gateway.routing import Routing
 from synchromesh.http import Body, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.together import together_on
 from synchromesh.resilience import Limiter
@@ -60,26 +54,9 @@ _IDEMPOTENT: Final = frozenset(method.encode() for method in IDEMPOTENT)
 _ID_BITS: Final = 256
 _NO_ZERO: Final = 1 << 255 | 1 << 64 | 1
 _PLACES_MAX: Final = 256
+# What a first attempt has told; a client's own line of that name passes in no head.
+_TOLD = re.compile(rb"\r\nsynchromesh-principal: ([^\r]+)\r\n")
 _UNREMARKABLE: Final[tuple[Arrival, tuple[RawPair, ...]]] = (NOTHING, ())
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Says which routes there are, and what each of them has of its own.
-
-    Attributes:
-        entries: the routes.
-        routes: finds those whose paths have places.
-        buckets: the rates, by route.
-        externals: the upstreams that are not ours.
-        origins: tells whom a request comes from.
-    """
-
-    entries: Sequence[CompiledRoute]
-    routes: Routes[CompiledRoute]
-    buckets: Mapping[str, TokenBuckets]
-    externals: AbstractSet[str]
-    origins: Origins
 
 
 class Gate:
@@ -159,14 +136,21 @@ class Gate:
             body.feed(exchange.body)
             body.end()
             request = msgspec.structs.replace(request, stream=body)
-        exchange.answer_by(self._resumed(plan, request, context, begun))
+        told = _TOLD.search(sent.wire) if plan.tells_principal else None
+        who = told[1].decode() if told else ""
+        exchange.answer_by(self._resumed(plan, request, context, begun, who))
 
     def __repr__(self) -> str:
         return f"<Gate {len(self._plans)} routes in use, {self.limiter!r}>"
 
     @asynccontextmanager
     async def _resumed(
-        self, plan: FastForward, request: HttpRequest, context: CallContext, begun: FailedAttempt
+        self,
+        plan: FastForward,
+        request: HttpRequest,
+        context: CallContext,
+        begun: FailedAttempt,
+        told: str,
     ) -> AsyncIterator[HttpResponse]:
         entry, passage = plan.entry, plan.entry.passage
         assert passage is not None
@@ -191,6 +175,7 @@ class Gate:
                             context=context,
                             origin=self.origins.of_request(request.peer, request.headers),
                             is_external=plan.is_external,
+                            told=told,
                         )
                         async with self.limiter:
                             response, endpoint = await stack.enter_async_context(
@@ -198,10 +183,10 @@ class Gate:
                             )
                         answer = answer_of(response, headers, passage.leading(endpoint.url))
                     except Exception as error:  # noqa: BLE001 - the client gets an answer
-                        told = told_of(error, entry, context.trace_id)
+                        problem = told_of(error, entry, context.trace_id)
                         status, more = outcome_of(error)
                         noted |= more
-                        answer = refused(told, headers, trace_id=context.trace_id)
+                        answer = refused(problem, headers, trace_id=context.trace_id)
                         error.__traceback__ = None  # it leads to frames that hold the error
                     yield answer
         except BaseException as error:
@@ -255,7 +240,8 @@ class FastForward:
         "gate", "has_cors", "has_places", "hops", "is_external", "is_idempotent", "is_public",
         "leading", "limiter", "loop", "method", "name", "needs_origin", "odd", "passed", "path",
         "places", "priority", "record", "record_call", "scopes", "service", "shared",
-        "states_length", "tells_origin", "timeout_s", "together", "tracker",
+        "states_length", "tells_origin", "tells_principal", "timeout_s", "together",
+        "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -279,6 +265,7 @@ class FastForward:
         self.is_external = is_external
         self.is_public = entry.is_public
         self.tells_origin = passage.tells_origin(is_external=is_external)
+        self.tells_principal = passage.tells_principal
         self.needs_origin = entry.is_public or self.tells_origin
         self.leading = passage.leading
         self.odd = ODD | gate.origins.told_by
@@ -338,16 +325,16 @@ class FastForward:
             if principal is None or not self.scopes <= principal.scopes:
                 return False
             who = principal.name
+            if self.tells_principal:
+                lines.append(self._told(principal))
         origin = None
         if self.needs_origin:
-            # What was found before, without the frames of `Origins.of`.
             kept = gate.origins.kept.get((exchange.peer.rpartition(":")[0], host, told))
             origin = kept or gate.origins.of(exchange.peer, host, told)
             lines.append(origin.lines if self.tells_origin else b"")
         # The wheel's and the breaker's clock is the loop's.
         now = self.loop.time()
-        # The first lines of `known_at_once`, without its frame.
-        sure = shared.lists.get(service.name)
+        sure = shared.lists.get(service.name)  # as `known_at_once` does, without its frame
         listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
         if not listed:
             return False
@@ -377,6 +364,16 @@ class FastForward:
         self._pass_on(sent, line, lines, now)
         return True
 
+    def _told(self, principal: Principal) -> bytes:
+        """Return the line that tells the upstream who asks."""
+        token = self.shared.signer.principal_token(
+            principal.name,
+            principal.scopes,
+            audience=self.service.name,
+            now_us=self.shared.runtime.wall_us(),
+        )
+        return f"{PRINCIPAL}: {token}\r\n".encode()
+
     def _decline(self, member: Member | None) -> bool:
         """Leave a request to the slow way, as if nothing had been done."""
         self.service.unsent(member)
@@ -401,6 +398,7 @@ class FastForward:
                 sent.permit = breaker.closed_permit or breaker.admit(now)
             except CircuitOpen as error:
                 sent.permit = None
+                sent.wire = b"".join(lines)  # whom it is for is read again
                 sent.fail(error)
                 return
         if shared.absences:

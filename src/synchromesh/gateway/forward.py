@@ -78,6 +78,8 @@ _NEVER: Final = _HOP | _OURS | {
 _NEVER_BEGINS: Final = ("synchromesh-", "x-forwarded-", "x-authenticated-", "x-original-")
 _DROPPED: Final = _HOP | _OURS | {"x-content-type-options"}
 _CORS_SAYS: Final = frozenset({"access-control-allow-origin", "vary"})
+# Tells an upstream who asks, where the route says so.
+PRINCIPAL: Final = "synchromesh-principal"
 _VIA: Final = ("via", "1.1 synchromesh")
 
 _UPSTREAM = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -102,6 +104,7 @@ class CompiledForward:
         ways: the route's own way to the upstream, and all that lead there.
         forwarded: whether it is told whom a request comes from; None where it is ours.
         quiet_s: how long nothing may move in a WebSocket; None where there are none.
+        tells_principal: whether it is told who asks by a signed token.
     """
 
     to: str
@@ -111,6 +114,7 @@ class CompiledForward:
     ways: tuple[UpstreamPaths, ...]
     forwarded: bool | None = None
     quiet_s: float | None = None
+    tells_principal: bool = False
 
     def tells_origin(self, *, is_external: bool) -> bool:
         """Tell whether the upstream is told whom a request comes from."""
@@ -140,8 +144,11 @@ class CompiledForward:
         context: CallContext,
         origin: ClientOrigin,
         is_external: bool,
+        told: str,
     ) -> Forwarding:
         """Return what is sent to the upstream; `places` are percent-encoded, as they came.
+
+        `told` is a token that says who asks, "" for none.
 
         Raises:
             BadRequest: a place would lead to another path, or a WebSocket is asked for wrongly.
@@ -158,6 +165,7 @@ class CompiledForward:
                 *_passing(request.headers, self.passed | ASKED_BY if is_switching else self.passed),
                 *arrival_of(request.headers).fields,
                 *(origin.fields if self.tells_origin(is_external=is_external) else ()),
+                *(((PRINCIPAL, told),) if told else ()),
                 _VIA,
             ),
             body=None if body is None or body.length == 0 else body,
@@ -327,6 +335,10 @@ def read_forward(
         note(f"its body_max: {error}")
     if not (route.forwarded is None or is_a(route.forwarded, bool)):
         note(f"forwarded is {str(route.forwarded)[:40]!r}; write True, False or None")
+    if not is_a(route.principal, bool):
+        note(f"principal is {str(route.principal)[:40]!r}; write True or False")
+    elif route.principal and route.public:
+        note("is public, so that nobody is known whom principal could tell; drop one of the two")
     if is_a(route.headers, str):
         note(f'headers is a text; write a set of texts, such as {{"{route.headers}"}}')
         return CompiledForward(str(route.to), path, PASSED, body_bytes_max, (own, others))
@@ -350,6 +362,7 @@ def read_forward(
         (own, others),
         route.forwarded,
         _read_quiet_s(route, template, note),
+        route.principal,
     )
 
 

@@ -96,6 +96,8 @@ class Forward:
         forwarded: whether the upstream is told whom the request comes from, by `X-Forwarded-For`,
             `-Proto`, `-Host` and `Forwarded`; None for a service of the system, and not for an
             external one.
+        principal: whether the upstream is told who asks, and with which scopes, by a signed token
+            in `Synchromesh-Principal`: a JWT of HS256 under a key of this upstream alone.
         body_max: how long a request's body may be; an answer's may have any length.
         websocket: whether a client may have a WebSocket to the upstream, where that takes it.
         quiet: how long nothing may move in one, either way.
@@ -115,6 +117,7 @@ class Forward:
     path: str = ""
     headers: AbstractSet[str] = frozenset()
     forwarded: bool | None = None
+    principal: bool = False
     body_max: str = "1MiB"
     websocket: bool = False
     quiet: str = "5m"

@@ -1,0 +1,31 @@
+"""The routes of a gateway at work, as either way finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from synchromesh.calls.routes import Routes
+from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.origin import Origins
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Says which routes there are, and what each of them has of its own.
+
+    Attributes:
+        entries: the routes.
+        routes: finds those whose paths have places.
+        buckets: the rates, by route.
+        externals: the upstreams that are not ours.
+        origins: tells whom a request comes from.
+    """
+
+    entries: Sequence[CompiledRoute]
+    routes: Routes[CompiledRoute]
+    buckets: Mapping[str, TokenBuckets]
+    externals: AbstractSet[str]
+    origins: Origins
