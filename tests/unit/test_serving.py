@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -12,10 +12,11 @@ from notes_app import Broken, Note, Notes, Taken, broken, notes
 from service_world import Hooks, make_stock
 from service_world import Stock as StockContract
 from synchromesh.calls import Contract, command
-from synchromesh.errors import ContractError, DownstreamFailed, Rejection, TimedOut
+from synchromesh.errors import ConfigError, ContractError, DownstreamFailed, Rejection, TimedOut
+from synchromesh.gateway import ApiKeys, Gateway, Route
 from synchromesh.service import Context, Service
 from synchromesh.system import load_config
-from synchromesh.testing import SimRuntime, Unhandled, run, serving, stand_in
+from synchromesh.testing import SimRuntime, Unhandled, World, run, serving, stand_in
 
 
 class Declined(Rejection, code="declined", status=402):
@@ -202,3 +203,74 @@ def test_a_service_that_does_not_fit_is_refused() -> None:
 
     with pytest.raises(ContractError):
         run(main)
+
+
+GATEWAY = Gateway(
+    auth=[ApiKeys()],
+    routes=[
+        Route("POST /notes", Notes.write, scopes={"notes:write"}),
+        Route("GET /notes", Notes.count, public=True),
+        Route("GET /me", Notes.who),
+    ],
+)
+
+
+def test_a_client_comes_in_through_a_gateway() -> None:
+    """Keys, scopes and idempotency keys count; who asks is told on; a refusal is an answer."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, notes, gateway=GATEWAY) as client:
+            send, note = client.gateway.send, Note("a", "x")
+            ada = client.gateway.key("ada", "notes:write")
+            reader = client.gateway.key("eve", "notes:read")
+            for _ in range(2):
+                answer = await send("POST /notes", note, key=ada, idempotency_key="k")
+                assert (answer.status, answer.value(int)) == (200, 1)
+            again = await send("POST /notes", note, key=ada, idempotency_key="k2")
+            assert (again.status, again.value(dict[str, Any])["type"]) == (
+                409,
+                "urn:synchromesh:error:taken",
+            )
+            assert (await send("POST /notes", note)).status == 401
+            assert (await send("POST /notes", note, key=reader)).status == 403
+            assert (await send("POST /notes", note, key=f"{ada[:-1]}?")).status == 401
+            assert (await send("GET /me", headers={"x-api-key": ada})).value(str) == "ada"
+            assert (await send("GET /notes")).value(int) == await client.call(Notes.count()) == 1
+            assert (await send("GET /nothing", key=ada)).status == 404
+
+    run(main)
+
+
+def test_a_gateway_that_is_wrong_is_named() -> None:
+    """It is checked before anything listens, and its services are stopped."""
+    wrong = Gateway(routes=[Route("GET /notes", Notes.count)])
+
+    async def main(runtime: SimRuntime) -> None:
+        with pytest.raises(ConfigError, match="GET /notes"):
+            async with serving(runtime, notes, gateway=wrong):
+                pass
+
+    run(main)
+
+
+def test_a_gateway_outlives_no_power_cut() -> None:
+    """In a world its node comes up again with it, and what was answered holds."""
+    world, told = World(3), []
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, notes, gateway=GATEWAY) as client:
+            key = client.gateway.key("ada", "notes:write")
+            for n in range(5):
+                answer = await client.gateway.send(
+                    "POST /notes", Note(f"{n}", "x"), key=key, idempotency_key=f"k{n}"
+                )
+                told.append((n, answer.status))
+            await asyncio.Event().wait()
+
+    node = world.node("shop", main)
+    world.on_step = lambda each: each.crash(0.5) if each.steps == 60 else None
+    node.start()
+    world.run(asyncio.sleep(30.0))
+    assert world.count["crash"] == 1
+    assert {n for n, status in told if status == 200} == set(range(5))
+    assert world.disk.rows("/notes.db", "select count(*) from note") == [(5,)]

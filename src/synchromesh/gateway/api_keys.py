@@ -157,6 +157,10 @@ class KeyRing:
             return None
         return entry.principal
 
+    def add(self, key: ApiKey) -> None:
+        """Accept a key that is in no file, until the file is read again."""
+        self._entries = {**self._entries, **_entries({key.id: key})}
+
     def refresh(self) -> None:
         """Read the file again where it has changed: a key that is gone is refused from now on."""
         if self._file is not None and self._file.reread():

@@ -24,6 +24,7 @@ from synchromesh.testing.serving import InProcess, serving
 from synchromesh.testing.sim_runtime import SimRuntime, SimWorker
 from synchromesh.testing.standing_in import stand_in
 from synchromesh.testing.survival import Books, NotSurvived, Survival, survive
+from synchromesh.testing.through_gateway import GatewayAnswer, GatewayClient
 from synchromesh.testing.wire import CALM, STORMY, NetworkFaults, Wire
 from synchromesh.testing.world import Node, World, run
 
@@ -34,6 +35,8 @@ __all__ = [
     "Books",
     "Deadlock",
     "Escape",
+    "GatewayAnswer",
+    "GatewayClient",
     "InProcess",
     "Leaked",
     "Livelock",

@@ -18,6 +18,7 @@ from typing import TypeVar
 from synchromesh.calls import Call, InProcessTransport, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import NoInstance
+from synchromesh.gateway import Gateway
 from synchromesh.identity import KEY_BYTES_MIN, Signer
 from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import DiskRuntime
@@ -29,6 +30,7 @@ from synchromesh.system.config.definitions import places_of, policies_of, saga_p
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.telemetry import MemoryRing
 from synchromesh.testing.escapes import Unhandled
+from synchromesh.testing.through_gateway import GatewayClient
 
 R = TypeVar("R")
 
@@ -55,12 +57,15 @@ class InProcess:
         up: the instances that run, by service.
         ring: the spans.
         failures: background loops that failed too often: service, child and error.
+        gateway: the client that comes in through a gateway, where `serving` was given one.
 
     Example:
         >>> async def twice(services: InProcess, call: Call[R]) -> R:
         ...     await services.call(call, key="k1")
         ...     return await services.call(call, key="k1")  # the recorded answer of the first
     """
+
+    gateway: GatewayClient
 
     def __init__(
         self,
@@ -166,6 +171,7 @@ async def serving(
     *services: Service,
     externals: Iterable[Service] = (),
     config: SystemConfig | None = None,
+    gateway: Gateway | None = None,
 ) -> AsyncIterator[InProcess]:
     """Start services for a test, yield a client that calls them, and stop them at the end.
 
@@ -177,11 +183,14 @@ async def serving(
             service of a contract with `external=True`.
         config: a system's configuration, as `load_config` reads it: its policies and bounds of
             calls are in force. Without it they are the defaults.
+        gateway: one to put before them: `client.gateway` sends requests through its routes, with
+            the API keys that it makes.
 
     Raises:
         Unhandled: in the end, where a background loop of a service failed too often, or one of its
             projections is parked.
         ContractError: a service does not fit its contract.
+        ConfigError: the gateway's definition has mistakes.
 
     Example:
         >>> from typing import Protocol
@@ -213,9 +222,14 @@ async def serving(
         served.deps = replace(served.deps, saga_places=lambda name: saga_places_of(config, name))
     try:
         await served.start(*served.deps.services)
+        if gateway is not None:
+            served.gateway = GatewayClient(gateway, served.deps)
+            await served.gateway.start(runtime)
         yield served
         parked = await served.parked()
     finally:
+        if gateway is not None:
+            await served.gateway.close()
         await served.stop(*reversed(list(served.up)))
     if served.failures:
         service, child, error = served.failures[0]
