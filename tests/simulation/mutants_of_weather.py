@@ -13,10 +13,12 @@ from synchromesh.messaging.message import Receipt
 # -- disks that fail, or are full ----------------------------------------------------------------
 
 
-def _in_doubt_is_done(release: Any) -> Any:
-    def mutated(self: Any, mark: Any) -> Any:
-        self._mark = mark
-        return release(self, mark)
+def _refused_is_done(abandon: Any) -> Any:
+    def mutated(self: Any, jobs: Any, error: Exception) -> Any:
+        again = abandon(self, jobs, error)
+        for job in jobs:
+            job.error = None if isinstance(job.error, StoreFull) else job.error
+        return again
 
     return mutated
 
@@ -84,11 +86,42 @@ def _messages_are_forgotten_in_time(_: Any) -> Any:
     return mutated
 
 
+# -- messages that are set aside -----------------------------------------------------------------
+
+
+def _held_for_ever(_: Any) -> Any:
+    async def mutated(self: Any) -> None:
+        return None
+
+    return mutated
+
+
+def _freed_and_kept(_: Any) -> Any:
+    async def mutated(unit: Any, letter: Any) -> bool:
+        return True
+
+    return mutated
+
+
+def _nothing_is_in_the_way(_: Any) -> Any:
+    async def mutated(unit: Any, lane: Any) -> bool:
+        return False
+
+    return mutated
+
+
+def _refused_is_over(_: Any) -> Any:
+    async def mutated(self: Any, message: Any, state: Any, cause: Any) -> bool:
+        return True
+
+    return mutated
+
+
 MUTANTS_OF_WEATHER: Sequence[Mutant] = (
     Mutant(
-        "what a disk may have lost is told done once it is mended",
-        "synchromesh.store.jobs.HeldUnits.release",
-        _in_doubt_is_done,
+        "a commit that a full disk refused is told done",
+        "synchromesh.store.writer.Writer._abandon",
+        _refused_is_done,
         weather="disks",
     ),
     Mutant(
@@ -132,5 +165,35 @@ MUTANTS_OF_WEATHER: Sequence[Mutant] = (
         "synchromesh.messaging.consumer.Consumer.is_needed",
         _messages_are_forgotten_in_time,
         weather="absence",
+    ),
+    Mutant(
+        "what was held stays so under a release that could take it",
+        "synchromesh.messaging.consumer.Consumer._free_held",
+        _held_for_ever,
+        weather="releases",
+    ),
+    Mutant(
+        "what was held is handled and stays on the list",
+        "synchromesh.messaging.dead_letters.remove",
+        _freed_and_kept,
+        weather="releases",
+    ),
+    Mutant(
+        "later messages of a key overtake one that is held",
+        "synchromesh.messaging.dead_letters.is_blocked",
+        _nothing_is_in_the_way,
+        test="tests/simulation/test_rolling_releases.py",
+    ),
+    Mutant(
+        "a message that is refused is passed over",
+        "synchromesh.messaging.relay.Relay._set_aside",
+        _refused_is_over,
+        test="tests/simulation/test_rolling_releases.py",
+    ),
+    Mutant(
+        "later messages of a key overtake one that is refused",
+        "synchromesh.messaging.dead_letters.has_letters",
+        _nothing_is_in_the_way,
+        test="tests/simulation/test_rolling_releases.py",
     ),
 )
