@@ -8,9 +8,10 @@ AREAS := calls gateway telemetry memory resilience units saga events
 PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SEED ?= 0
 N ?= 100
+MINUTES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint types layers docs reference pictures sim cascade restarts bench $(AREAS:%=bench-%) sync clean
+.PHONY: help demo test coverage lint types layers docs reference pictures sim soak cascade restarts bench $(AREAS:%=bench-%) sync clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +48,9 @@ pictures: sync ## Draw docs/pictures/; terminals from what was recorded
 
 sim: sync ## Simulate N universes from SEED; N=1 replays one exactly
 	@$(RUN) python -m synchromesh.examples.servo_works.simulation --seed $(SEED) --count $(N)
+
+soak: sync ## Kill, stop, fill and replace servo-works' processes under load for MINUTES
+	@$(RUN) python -m scripts.soak --minutes $(MINUTES)
 
 cascade: sync ## Measure what one ill service does to its callers, in virtual time, from SEED
 	@$(RUN) python -m benchmarks.cascade --seed $(SEED)
