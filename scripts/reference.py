@@ -83,7 +83,9 @@ MODULES = {
     "telemetry": "Tracer MemoryRing JsonFormatter outcome_of",
 }
 TESTING = {
-    "Services in a test": "run serving stand_in replay_histories InProcess SimRuntime",
+    "Services in a test": (
+        "run serving stand_in replay_histories InProcess GatewayClient GatewayAnswer SimRuntime"
+    ),
     "A system under faults": "survive Survival Books NotSurvived",
     "A world of nodes": "World Node SimDisk SimNetwork NetworkFaults Proxy CALM STORMY",
     "What a simulation complains about": (

@@ -32,6 +32,11 @@ class GatewayAnswer:
         status: the HTTP status.
         headers: by name in lower case.
         body: the bytes, mostly JSON.
+
+    Example:
+        >>> from synchromesh.http import HttpResponse
+        >>> GatewayAnswer(HttpResponse(200, [], b"[1]")).value(list[int])
+        [1]
     """
 
     def __init__(self, response: HttpResponse) -> None:
@@ -57,6 +62,11 @@ class GatewayClient:
     Args:
         definition: the gateway.
         deps: of the services behind it.
+
+    Example:
+        >>> async def status(client: GatewayClient) -> int:
+        ...     reader = client.key("reader", "stock:read")
+        ...     return (await client.send("GET /stock/SX90", key=reader)).status
     """
 
     def __init__(self, definition: Gateway, deps: Deps) -> None:
