@@ -177,7 +177,7 @@ def test_a_body_has_a_limit(control: Asking) -> None:
         ({"limit": 0}, "limit is 0; use 1 to 10000"),
         ({"limit": 10_001}, "limit is 10001; use 1 to 10000"),
         ({"limit": "many"}, "Expected `int`, got `str`"),
-        ({"status": "lost"}, "no saga status is 'lost'; known: running"),
+        ({"status": "lost"}, "no saga status is 'lost'; known: queued, running"),
         ({"colour": "red"}, "colour"),
         (["list"], "Expected `object`"),
     ],
