@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ssl
 from collections.abc import Callable
 from typing import Self
 
-from synchromesh.network import ClientTls
+from synchromesh.network import ClientTls, ServerTlsContext
 
 
 class FakeTransport(asyncio.Transport):
@@ -144,7 +143,7 @@ class FakeNetwork:
         return protocol
 
     def secured(
-        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+        self, *, client: ClientTls | None = None, server: ServerTlsContext | None = None
     ) -> Self:
         return self
 

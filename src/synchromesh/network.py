@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # What a client secures a connection to a host and port by.
 ClientTls: TypeAlias = "Callable[[str, int], ssl.SSLContext]"
 
+# What the next connection that is accepted is secured by.
+ServerTlsContext: TypeAlias = "Callable[[], ssl.SSLContext]"
+
 # Who takes longer to shake hands is cut, and so is who comes while so many others do.
 HANDSHAKE_S = 5.0
 HANDSHAKES_MAX = 512
@@ -69,7 +72,7 @@ class Network(Protocol):
         ...
 
     def secured(
-        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+        self, *, client: ClientTls | None = None, server: ServerTlsContext | None = None
     ) -> Network:
         """Return the same network with TLS: where it connects, or where it listens."""
         ...
@@ -92,7 +95,7 @@ class RealNetwork:
     """
 
     def __init__(
-        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+        self, *, client: ClientTls | None = None, server: ServerTlsContext | None = None
     ) -> None:
         self._client, self._server = client, server
 
@@ -121,7 +124,7 @@ class RealNetwork:
 
         context, opened = self._client(host, port), loop.create_future()
 
-        def told(error: BaseException | None) -> None:
+        def told(_: TlsStream, error: BaseException | None) -> None:
             if opened.done():
                 return
             if error is None:
@@ -135,6 +138,7 @@ class RealNetwork:
                 lambda come, leave: context.wrap_bio(come, leave, server_hostname=host),
                 handshake_s=HANDSHAKE_S,
                 opened=told,
+                is_strict=True,
             )
 
         transport, stream = await loop.create_connection(secured, host, port)
@@ -146,7 +150,7 @@ class RealNetwork:
         return cast("asyncio.Protocol", stream.get_protocol())
 
     def secured(
-        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+        self, *, client: ClientTls | None = None, server: ServerTlsContext | None = None
     ) -> RealNetwork:
         """Return the same network with TLS: where it connects, or where it listens."""
         return RealNetwork(client=client or self._client, server=server or self._server)
@@ -181,7 +185,7 @@ class HandedNetwork(RealNetwork):
         handle: int,
         *,
         client: ClientTls | None = None,
-        server: ssl.SSLContext | None = None,
+        server: ServerTlsContext | None = None,
     ) -> None:
         super().__init__(client=client, server=server)
         self._handle = handle
@@ -203,7 +207,7 @@ class HandedNetwork(RealNetwork):
         return _RealListener(server, is_secured=self._server is not None)
 
     def secured(
-        self, *, client: ClientTls | None = None, server: ssl.SSLContext | None = None
+        self, *, client: ClientTls | None = None, server: ServerTlsContext | None = None
     ) -> HandedNetwork:
         """Return the same network with TLS: where it connects, or where it listens."""
         return HandedNetwork(

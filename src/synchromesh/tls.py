@@ -77,7 +77,7 @@ class ServerTls:
         now_s: the wall clock, in seconds since 1970.
 
     Attributes:
-        context: for a server; what changes, changes behind it.
+        certificate: what it says.
 
     Raises:
         ConfigError: a file is missing, cannot be read, has expired, or does not fit the others.
@@ -88,9 +88,14 @@ class ServerTls:
         # Before they are read: a change meanwhile is then seen as one.
         self._seen = self._stamps()
         self._current, self.certificate = _read_server(files, now_s)
-        self.context = self._current
-        # Called at each handshake, also of clients that name nobody.
-        self.context.sni_callback = self._switch
+
+    def context(self) -> ssl.SSLContext:
+        """Return what the next handshake is made by.
+
+        Another one after a change: with its own sessions, so that nobody who has shown a
+        certificate of an authority that was withdrawn goes on by resuming what it had.
+        """
+        return self._current
 
     def refresh(self, *, now_s: float) -> bool:
         """Read the files again where they have changed; return whether others are in force.
@@ -116,10 +121,6 @@ class ServerTls:
             return ""
         when = f"ends in {left_s / DAY_S:.1f} days" if left_s > 0 else "has expired"
         return f"the certificate {self._files.certificate} {when}; replace the file"
-
-    def _switch(self, connection: ssl.SSLObject, name: str | None, of: ssl.SSLContext) -> None:
-        del name, of
-        connection.context = self._current
 
     def _stamps(self) -> tuple[Stamp | None, ...]:
         files = (self._files.certificate, self._files.key, self._files.client_ca)

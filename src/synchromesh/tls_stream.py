@@ -28,7 +28,11 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         factory: makes the protocol above.
         secured: the TLS object, and its buffers for what comes and what leaves.
         handshake_s: how long both ends may take to shake hands.
+        began: told when it begins to shake hands.
         opened: told once it is open, or why it never will be.
+        is_strict: an end without a close_notify is a fault, as somebody on the way may have made
+            it: what has no other mark of its end would look whole. Servers are lenient, for many
+            clients end so, and their requests state a length.
     """
 
     def __init__(
@@ -37,14 +41,18 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         secured: Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject],
         *,
         handshake_s: float,
-        opened: Callable[[BaseException | None], None],
+        opened: Callable[[TlsStream, BaseException | None], None],
+        began: Callable[[TlsStream], None] | None = None,
+        is_strict: bool = False,
     ) -> None:
         super().__init__()
+        self._began, self._is_strict = began, is_strict
+        self._fault: Exception | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = secured(self._incoming, self._outgoing)
-        self._factory = factory
+        self._factory: Callable[[], asyncio.Protocol] = factory
         self._handshake_s = handshake_s
-        self._opened: Callable[[BaseException | None], None] | None = opened
+        self._opened: Callable[[TlsStream, BaseException | None], None] | None = opened
         self._below: asyncio.Transport
         self._above: asyncio.Protocol | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -62,9 +70,12 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         self._below = cast("asyncio.Transport", transport)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(
-            self._handshake_s, self._fail, TimeoutError("the TLS handshake took too long")
+            self._handshake_s, self.fail, TimeoutError("the TLS handshake took too long")
         )
-        self._shake_hands()
+        if self._began is not None:
+            self._began(self)
+        if not self._below.is_closing():
+            self._shake_hands()
 
     def data_received(self, data: bytes) -> None:
         """Decrypt what came."""
@@ -78,7 +89,10 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         """Hand on that nothing more will come."""
         self._incoming.write_eof()
         if self._above is None:
-            self._fail(ConnectionResetError("closed in the middle of the TLS handshake"))
+            self.fail(ConnectionResetError("closed in the middle of the TLS handshake"))
+            return False
+        if self._is_strict and not self._has_heard_goodbye:
+            self.fail(ConnectionResetError("closed without a close_notify of TLS"))
             return False
         return self._heard_goodbye()
 
@@ -95,8 +109,10 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Hand on that the connection is over."""
         self._end_handshake(exc or ConnectionResetError("closed in the TLS handshake"))
-        if self._above is not None:
-            self._above.connection_lost(exc)
+        # They would hold each other.
+        above, self._above = self._above, None
+        if above is not None:
+            above.connection_lost(exc or self._fault)
 
     # -- what the protocol above asks for ----------------------------------------------------------
 
@@ -107,7 +123,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
-            self._fail(error)
+            self.fail(error)
             return
         self._below.write(self._outgoing.read())
 
@@ -195,10 +211,12 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         except (ssl.SSLError, ValueError) as error:
             # The other end is told why.
             self._flush()
-            self._fail(error)
+            self.fail(error)
             return
         self._flush()
-        above = self._above = self._factory()
+        # What makes it may know it, and it knows this stream: nothing of them is kept.
+        factory, self._factory = self._factory, asyncio.Protocol
+        above = self._above = factory()
         self._end_handshake(None)
         above.connection_made(self)
         self._read()
@@ -214,7 +232,7 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
                 data = b""
             except ssl.SSLError as error:
                 self._flush()
-                self._fail(error)
+                self.fail(error)
                 return
             if not data:
                 if self._heard_goodbye() is not True and not self._below.is_closing():
@@ -253,8 +271,9 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         if self._outgoing.pending and not self._below.is_closing():
             self._below.write(self._outgoing.read())
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         """End by a fault; an alert that tells of it may leave first."""
+        self._fault = error
         self._end_handshake(error)
         if isinstance(error, ssl.SSLError):
             self._below.close()
@@ -267,50 +286,62 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
             self._timer = None
         if self._opened is not None:
             opened, self._opened = self._opened, None
-            opened(error)
+            opened(self, error)
 
 
 class Handshakes:
     """Makes the protocols of connections that are accepted by TLS.
 
     A client that never shakes hands costs a connection for `handshake_s`, and not more than `most`
-    of them do at once: who comes beyond that is cut.
+    of them do at once: beyond that the oldest handshake of the address with most of them is cut.
 
     Args:
         factory: makes the protocol above.
-        context: what a server proves itself by.
+        context: returns what a server proves itself by.
     """
 
     def __init__(
         self,
         factory: Callable[[], asyncio.Protocol],
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         *,
         handshake_s: float,
         most: int,
     ) -> None:
         self._factory, self._context = factory, context
         self._handshake_s, self._most = handshake_s, most
+        # By address, each in the order in which they came.
+        self._under_way: dict[str, dict[TlsStream, None]] = {}
         self._count = 0
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of one more connection."""
-        if self._count >= self._most:
-            return _Refused()
-        self._count += 1
+        context = self._context()
         return TlsStream(
             self._factory,
-            lambda come, leave: self._context.wrap_bio(come, leave, server_side=True),
+            lambda come, leave: context.wrap_bio(come, leave, server_side=True),
             handshake_s=self._handshake_s,
+            began=self._began,
             opened=self._opened,
         )
 
-    def _opened(self, _: BaseException | None) -> None:
-        self._count -= 1
+    def _began(self, stream: TlsStream) -> None:
+        self._under_way.setdefault(_address_of(stream), {})[stream] = None
+        self._count += 1
+        if self._count > self._most:
+            greediest = max(self._under_way.values(), key=len)
+            next(iter(greediest)).fail(ConnectionAbortedError("too many TLS handshakes at once"))
+
+    def _opened(self, stream: TlsStream, _: BaseException | None) -> None:
+        address = _address_of(stream)
+        own = self._under_way.get(address, {})
+        if stream in own:
+            del own[stream]
+            self._count -= 1
+            if not own:
+                del self._under_way[address]
 
 
-class _Refused(asyncio.Protocol):
-    """Ends a connection as it begins."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.Transport", transport).abort()
+def _address_of(stream: TlsStream) -> str:
+    peer = stream.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) and peer else ""

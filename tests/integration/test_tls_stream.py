@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import socket
 import ssl
@@ -15,11 +16,11 @@ from typing import Any
 import pytest
 
 from certificates import issue
-from synchromesh.errors import ConnectFailed
+from synchromesh.errors import ConnectFailed, ConnectionLost
 from synchromesh.http import Headers, HttpPool, HttpRequest, HttpResponse, HttpServer
 from synchromesh.network import RealNetwork
 from synchromesh.tls import ClientContexts, ClientFiles, ServerFiles, ServerTls
-from synchromesh.tls_stream import Handshakes
+from synchromesh.tls_stream import Handshakes, TlsStream
 
 WITHIN_S = 60.0
 MiB = 1 << 20
@@ -181,31 +182,145 @@ def test_a_body_that_comes_in_parts_is_held_back_and_goes_on(tmp_path: Path, loo
         runner.run(play())
 
 
-def test_handshakes_are_bounded(tmp_path: Path) -> None:
-    """One more than may be under way is cut at once, and its place is free again afterwards."""
-    issue(tmp_path, "gate")
+def test_handshakes_are_bounded_by_address(tmp_path: Path) -> None:
+    """Who holds most of them loses its oldest; others are served, and places come back."""
+    ca = issue(tmp_path, "ca")
+    issue(tmp_path, "gate", by=ca, host="localhost")
     tls = ServerTls(ServerFiles(tmp_path / "gate.pem", tmp_path / "gate.key"), now_s=0.0)
+    client = ssl.create_default_context(cafile=str(ca.pem))
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        made = Handshakes(asyncio.Protocol, tls.context, handshake_s=0.5, most=2)
+        made = Handshakes(asyncio.Protocol, tls.context, handshake_s=WITHIN_S, most=8)
         server = await loop.create_server(made, "127.0.0.1", 0)
-        address = server.sockets[0].getsockname()
+        port = server.sockets[0].getsockname()[1]
         async with asyncio.timeout(WITHIN_S), server:
-            held = [await asyncio.open_connection(*address) for _ in range(2)]
-            for attempt in range(2):
-                reader, writer = await asyncio.open_connection(*address)
-                if attempt == 0:
-                    with contextlib.suppress(ConnectionError):
-                        assert await reader.read() == b""
-                else:
-                    assert not reader.at_eof()
+            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+            for reader, _ in held[:12]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""  # the oldest of the greediest
+            assert made._count == 8
+            _, other = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=client, server_hostname="localhost",
+                local_addr=("127.0.0.2", 0),
+            )  # fmt: skip
+            for _, writer in [*held, (None, other)]:
                 writer.close()
-                if attempt == 0:
-                    for slow, its in held:  # cut, for they took too long
-                        with contextlib.suppress(ConnectionError):
-                            assert await slow.read() == b""
-                        its.close()
-        assert made._count <= 1
+            while made._count:
+                await asyncio.sleep(0.01)
+        assert made._under_way == {}
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_an_authority_that_was_withdrawn_admits_nobody_by_an_old_session(
+    tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """Sessions are those of the files that they were made by."""
+    ca, old, new = (issue(tmp_path, name) for name in ("ca", "old", "new"))
+    issue(tmp_path, "gate", by=ca)
+    shop = issue(tmp_path, "shop", by=old)
+    trusted = tmp_path / "clients.pem"
+    trusted.write_bytes(old.pem.read_bytes())
+    tls = ServerTls(ServerFiles(tmp_path / "gate.pem", tmp_path / "gate.key", trusted), now_s=0.0)
+    client = ssl.create_default_context(cafile=str(ca.pem))
+    client.load_cert_chain(shop.pem, shop.key)
+    client.maximum_version = version
+    sessions: list[ssl.SSLSession | None] = [None]
+
+    def asked(address: tuple[str, int]) -> bytes:
+        got = b""
+        with (
+            socket.create_connection(address, timeout=WITHIN_S) as plain,
+            client.wrap_socket(plain, server_hostname=address[0], session=sessions[0]) as secured,
+        ):
+            secured.sendall(b"GET /1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            while data := secured.recv(65_536):
+                got += data
+            sessions[0] = secured.session
+        return got
+
+    async def handle(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200, body=b"x")
+
+    async def play() -> None:
+        server = HttpServer(handle, network=RealNetwork(server=tls.context))
+        await server.start()
+        address = (server.host, server.port)
+        for _ in range(2):
+            assert b" 200 " in await asyncio.to_thread(asked, address)
+        new_file = tmp_path / "clients.new"
+        new_file.write_bytes(new.pem.read_bytes())
+        new_file.replace(trusted)
+        assert tls.refresh(now_s=0.0)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.to_thread(asked, address)
+        await server.drain(1.0)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("says_goodbye", [False, True])
+def test_an_answer_that_was_cut_off_is_not_taken_for_a_whole_one(
+    tmp_path: Path, *, says_goodbye: bool
+) -> None:
+    """An end by the connection's alone has to be the server's, and not of somebody on the way."""
+    ca = issue(tmp_path, "ca")
+    own = issue(tmp_path, "gate", by=ca)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own.pem, own.key)
+
+    def serve(listening: socket.socket) -> None:
+        plain, _ = listening.accept()
+        secured = context.wrap_socket(plain, server_side=True)
+        secured.recv(65_536)
+        secured.sendall(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\npartial")
+        if says_goodbye:
+            with contextlib.suppress(OSError):
+                secured.unwrap()
+            secured.close()
+        else:
+            socket.socket(fileno=secured.detach()).close()
+
+    async def play() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            serving = asyncio.create_task(asyncio.to_thread(serve, listening))
+            contexts = ClientContexts({("127.0.0.1", port): ClientFiles(ca.pem)})
+            async with HttpPool(network=RealNetwork(client=contexts)) as pool:
+                asking = pool.request("127.0.0.1", port, "GET", "/", timeout_s=WITHIN_S)
+                if says_goodbye:
+                    assert (await asking).body == b"partial"
+                else:
+                    with pytest.raises(ConnectionLost):
+                        await asking
+            await serving
+
+    asyncio.run(play())
+
+
+def test_a_connection_that_is_over_holds_nothing(tmp_path: Path) -> None:
+    """Neither end holds the other one: nothing is left to the collector."""
+    issue(tmp_path, "gate")
+    tls = ServerTls(ServerFiles(tmp_path / "gate.pem", tmp_path / "gate.key"), now_s=0.0)
+
+    async def handle(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(200)
+
+    async def play() -> None:
+        server = HttpServer(handle, network=RealNetwork(server=tls.context))
+        await server.start()
+        files = {(server.host, server.port): ClientFiles(tmp_path / "gate.pem")}
+        async with HttpPool(network=RealNetwork(client=ClientContexts(files))) as pool:
+            for _ in range(5):
+                await pool.request(server.host, server.port, "GET", "/1", timeout_s=WITHIN_S)
+        await server.drain(1.0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(play())
+        assert not [each for each in gc.get_objects() if type(each) is TlsStream]
+    finally:
+        gc.enable()

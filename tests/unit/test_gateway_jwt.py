@@ -316,6 +316,9 @@ with warnings.catch_warnings(action="ignore"):
         ({"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}, "cannot be read"),
         ({"kty": "EC", "crv": "brainpoolP256r1", "x": "AA", "y": "AA"}, "not known here"),
         ({"kty": "new"}, "not known here"),
+        ({"kty": "EC", "crv": ["P-256"]}, "no text"),
+        ({"kty": {}}, "no text"),
+        ({**RSA.as_dict(private=False), "alg": ["RS256"]}, "no text"),
         ({}, "not known here"),
         (SMALL.as_dict(private=False), "about 1026 bits"),
     ],
@@ -534,9 +537,10 @@ def test_issuers_do_not_share_names() -> None:
     other = JWT(issuer="https://b", audience="api")
     assert mistakes(ApiKeys(), one) == ()
     assert mistakes(ApiKeys(), one, replace(other, prefix="b:")) == ()
-    for auth in ((one, other), (ApiKeys(), replace(one, prefix=""))):
+    longer = replace(other, prefix="jwt:b:")
+    for auth in ((one, other), (ApiKeys(), replace(one, prefix="")), (one, longer), (longer, one)):
         (mistake,) = mistakes(*auth)
-        assert "give principals the same names; give each its own prefix" in mistake
+        assert "can give principals the same names; give each its own prefix" in mistake
 
 
 def test_who_cannot_tell_at_once_keeps_those_behind_it_waiting() -> None:

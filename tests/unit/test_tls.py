@@ -22,7 +22,7 @@ def serial_of(tls: ServerTls) -> str:
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     theirs = client.wrap_bio(to_client, to_server)
-    ours = tls.context.wrap_bio(to_server, to_client, server_side=True)
+    ours = tls.context().wrap_bio(to_server, to_client, server_side=True)
     for end in (theirs, ours, theirs, ours):
         try:
             end.do_handshake()

@@ -143,16 +143,26 @@ def read(gateway: Gateway) -> Reading:
 
 def _shared_names(auth: Sequence[Auth]) -> Iterator[str]:
     """Find issuers that could make tokens for each other's principals, or for those of keys."""
-    taken = {"": "API keys"} if any(isinstance(each, ApiKeys) for each in auth) else {}
+    has_keys = any(isinstance(each, ApiKeys) for each in auth)
+    issuers: list[JWT] = []
     for each in auth:
         if not isinstance(each, JWT):
             continue
-        other = taken.setdefault(each.prefix, each.issuer)
-        if other != each.issuer:
+        # A subject may begin with whatever follows the shorter prefix.
+        others = [
+            other.issuer
+            for other in issuers
+            if other.issuer != each.issuer
+            and (other.prefix.startswith(each.prefix) or each.prefix.startswith(other.prefix))
+        ]
+        if has_keys and not each.prefix:
+            others.append("API keys")
+        for other in others:
             yield (
-                f"JWT of {each.issuer} and {other} give principals the same names; give each its "
-                "own prefix"
+                f"JWT of {each.issuer} and {other} can give principals the same names; give each "
+                "its own prefix, of which none begins with another"
             )
+        issuers.append(each)
 
 
 class _Reader:

@@ -182,6 +182,9 @@ class UrlKeys:
         except (CallError, ConfigError) as error:
             kept = "none came yet" if self._keys is None else "the last ones stay"
             _log.error("no keys of %s could be fetched, and %s: %s", self._issuer, kept, error)
+        except Exception:  # noqa: BLE001
+            # Nobody waits for the task: what it ends with would be lost.
+            _log.exception("the keys of %s could not be read", self._issuer)
         finally:
             self._fetch = None
             self._schedule.ended(asyncio.get_running_loop().time(), is_good=is_good)

@@ -32,6 +32,7 @@ from synchromesh.gateway.tokens import (
     Verified,
     issuer_of,
     judge,
+    need_joserfc,
 )
 from synchromesh.http import Headers, RawPair
 from synchromesh.runtime import Runtime
@@ -100,6 +101,7 @@ class JWT:
         mistakes = list(self._mistakes())
         if mistakes:
             raise ConfigError(f"JWT of {self.issuer!r}: {'; '.join(mistakes)}")
+        need_joserfc()
         source: KeySource
         if self._is_file():
             source = FileKeys(folders.system / self.jwks)
@@ -178,6 +180,7 @@ class TokenVerifier:
         self._blinded = hashlib.blake2b(key=runtime.secret_rng.randbytes(32), digest_size=32)
         self._kept: dict[bytes, tuple[Principal, float]] = {}
         self._kept_by = source.keys
+        self._swept_s = float("-inf")
 
     async def authenticate(self, headers: Headers) -> Principal | None:
         """Return whose token it is; None where there is none, or one of another issuer.
@@ -265,7 +268,10 @@ class TokenVerifier:
             self._forget()
         if len(self._kept) >= self._kept_max:
             now_s = self._wall_us() / 1e6
-            self._kept = {k: each for k, each in self._kept.items() if each[1] > now_s}
+            # All of them are looked at, so not for each of a crowd.
+            if now_s >= self._swept_s + 1.0:
+                self._swept_s = now_s
+                self._kept = {k: each for k, each in self._kept.items() if each[1] > now_s}
             while len(self._kept) >= self._kept_max:
                 del self._kept[next(iter(self._kept))]
         self._kept[self._digest(field)] = principal, expires_s

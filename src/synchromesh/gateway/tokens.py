@@ -177,15 +177,24 @@ def read_keys(data: bytes, where: str) -> PublishedKeys:
     return PublishedKeys(tuple(keys), tuple(unused))
 
 
-def _read_key(entry: object) -> VerifyingKey | str:
-    """Return a key, or why it is of no use."""
+def need_joserfc() -> None:
+    """Raise MissingExtra where joserfc is not installed."""
     try:
-        from joserfc.jwk import JWKRegistry
+        import joserfc  # noqa: F401
     except ImportError as error:
         raise MissingExtra("jwt", needed_for="JWT") from error
+
+
+def _read_key(entry: object) -> VerifyingKey | str:
+    """Return a key, or why it is of no use."""
+    need_joserfc()
+    from joserfc.jwk import JWKRegistry
+
     if not isinstance(entry, dict):
         return "it is no object"
     kind, curve = entry.get("kty"), entry.get("crv")
+    if not all(isinstance(entry.get(name, ""), str) for name in ("kty", "crv", "alg", "use")):
+        return "its kty, crv, alg or use is no text"
     operations = entry.get("key_ops")
     if kind == "oct" or "d" in entry:
         return "it is secret, and a key that verifies is public; replace it wherever it signs"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-import ssl
 from collections.abc import Callable
 from contextvars import Context, copy_context
 
-from synchromesh.network import ClientTls
+from synchromesh.network import ClientTls, ServerTlsContext
 from synchromesh.testing.process import PROCESS, SimProcess
 from synchromesh.testing.stream import GIVE_UP_AFTER_S, SimStream, node_name, os_error
 from synchromesh.testing.wire import Wire
@@ -66,7 +65,7 @@ class SimNetwork:
         self,
         *,
         client: ClientTls | None = None,  # noqa: ARG002
-        server: ssl.SSLContext | None = None,  # noqa: ARG002
+        server: ServerTlsContext | None = None,  # noqa: ARG002
     ) -> SimNetwork:
         """Return itself: nobody listens in on simulated connections, or pretends to be another."""
         return self

@@ -117,7 +117,7 @@ def old_code(folder: Path, against: str) -> Iterator[OldCode]:
     """
     if "\0" in against or not against.strip():
         raise ConfigError(f"--against {against!r} is neither a folder nor a revision")
-    if os.path.isfile(os.path.join(against, FILE_NAME)):  # noqa: PTH - any text may be asked
+    if os.path.isfile(os.path.join(against, FILE_NAME)):
         yield OldCode(against, Path(against).resolve())
         return
     with tempfile.TemporaryDirectory(prefix="synchromesh-") as name:
