@@ -142,6 +142,29 @@ def test_a_function_that_raises_is_named_and_passed_over() -> None:
     run(main, until_s=2 * DAY_S)
 
 
+def test_a_function_that_returns_no_call_fails_its_time() -> None:
+    """Each time is passed over, and the child that makes them runs on."""
+    reports = Service("reports", implements=Reports, migrations=[Migration(1, (TABLE,), 1)])
+
+    @reports.writes(Reports.send)
+    async def send(tx: Transaction, at: str) -> int:
+        return 1
+
+    @reports.schedule("* * * * *")
+    def every_minute(due: dt.datetime) -> Call[int]:
+        return "later"  # type: ignore[return-value]
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, reports) as client:
+            await asyncio.sleep(600.0)
+            failed = await client.up["reports"].schedules_failed()
+            assert failed == {"every_minute": "every_minute returned a str; return a Call"}
+            rows = await client.up["reports"].store.read("select last_us from sm_schedule")
+            assert runtime.wall_us() - int(rows[0][0]) < 61_000_000
+
+    run(main, until_s=1200.0)
+
+
 @pytest.mark.parametrize("step", range(1, 60, 2))
 def test_a_time_has_one_effect_wherever_the_power_fails(step: int) -> None:
     """Before each second step around the time that it is due."""

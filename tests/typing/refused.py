@@ -203,6 +203,8 @@ async def saga(s: Saga) -> None:
     await s.step(upload, "a", "two")  # refused: arg-type
     await s.step(upload)  # refused: arg-type
     await s.step(upload, "a", undo=remove_certain)  # refused: arg-type
+    await s.step(upload, "a", name="b")  # refused: arg-type
+    s.each(["a"], lambda sku: s.call(Inventory.stock(sku)))  # refused: call-arg
     await s.each([1], lambda item: s.call(Inventory.stock(item)), cap=2)  # refused: arg-type
     await s.each({"a"}, lambda sku: s.call(Inventory.stock(sku)), cap=2)  # refused: arg-type
     two = await s.all(s.call(Inventory.quote("a")), s.call(Inventory.stock("b")))

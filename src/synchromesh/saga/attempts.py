@@ -212,11 +212,17 @@ class StepAttempts:
             for_s = min(for_s, limit_s - asyncio.get_running_loop().time())
         self._context(span_id, key=out_key)
         try:
-            answer = encode(await self._run(key, lambda: step.fn(out_key, *step.args), for_s))
-            step.load(answer)
+            result = await self._run(key, lambda: step.fn(out_key, *step.args), for_s)
         except Exception as error:  # noqa: BLE001 - whatever users raise is judged by the machine
             self._log_bug(key, error)
             return outcomes.of_function(error, is_pivot=step.ask.is_pivot)
+        try:
+            answer = encode(result)
+            step.load(answer)
+        except BadRequest as error:
+            outcome = outcomes.of_result(step.ask.name, error)
+            _log.error("step %s of saga %r is broken: %s", key, self._row.id, outcome.why)
+            return outcome
         return AttemptOutcome(AttemptResult.ANSWERED, answer)
 
     async def _undo_function(

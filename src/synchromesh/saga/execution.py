@@ -74,7 +74,7 @@ class Execution:
     ) -> None:
         self._deps = deps
         self._now_us = deps.clock.now_us
-        shape = definition.shape
+        self._shape = shape = definition.shape
         if records or shape.personal is not None:
             row, records = opened(row, records, deps.store.vault)
         self.row = row
@@ -179,8 +179,12 @@ class Execution:
         if isinstance(event, FunctionReturned):
             try:
                 result = encode(event.value)
+                # Its caller could not read it, now or ever.
+                decode(result, self._shape.result)
             except BadRequest as error:
-                self._decide(self.machine.on_raise(f"its result: {error.message}"))
+                why = f"its result: {outcomes.unfit(error)}"
+                _log.error("saga %s, run %r: %s", self.row.name, self.row.id, why)
+                self._decide(self.machine.on_raise(why))
                 return
             self._decide(self.machine.on_return(result))
         elif isinstance(event, FunctionRaised):

@@ -354,9 +354,8 @@ class SagaMachine(RunState):
     ) -> NextAction:
         # A pivot's first attempt that was not run leaves no doubt; a later one does not speak for
         # those before it.
-        is_certain = outcome.result is AttemptResult.REJECTED or (
-            outcome.result is not AttemptResult.UNKNOWN and step.attempts <= 1
-        )
+        is_unrun = outcome.result is not AttemptResult.UNKNOWN and not outcome.has_run
+        is_certain = outcome.result is AttemptResult.REJECTED or (is_unrun and step.attempts <= 1)
         has_way_back = zone is Zone.BEFORE or (zone is Zone.PIVOT and is_certain)
         if rule is _Rule.STUCK or not has_way_back:
             records = (self._refused(key, step, outcome),) if _is_no(outcome) else ()

@@ -58,8 +58,9 @@ def of_call(error: Exception) -> AttemptOutcome:
 def of_function(error: Exception, *, is_pivot: bool = False) -> AttemptOutcome:
     """Return what a function of the user that raised came to: only a refusal says what it did.
 
-    What was certainly not sent is tried again without using up attempts. Of a pivot that is not
-    believed: something may have been sent before, and what is undone then stays undone.
+    What was certainly not sent is tried again without using up attempts, unless a later attempt
+    would do no better. Of a pivot that is not believed: something may have been sent before, and
+    what is undone then stays undone.
 
     Example:
         >>> of_function(ValueError("no such bucket")).result
@@ -67,9 +68,23 @@ def of_function(error: Exception, *, is_pivot: bool = False) -> AttemptOutcome:
     """
     if isinstance(error, Rejection):
         return _outcome(AttemptResult.REJECTED, error)
-    is_unsent = isinstance(error, NotExecuted | ConnectFailed) and not isinstance(error, InProgress)
-    is_certain = is_unsent and not is_pivot
+    is_unsent = isinstance(error, NotExecuted | ConnectFailed)
+    is_certain = is_unsent and not isinstance(error, (InProgress, *_HOPELESS)) and not is_pivot
     return _outcome(AttemptResult.NOT_RUN if is_certain else AttemptResult.UNKNOWN, error)
+
+
+def of_result(name: str, error: BadRequest) -> AttemptOutcome:
+    """Return what a function of the user came to that ran, and whose result cannot be recorded.
+
+    The same code would end the same way, with its effect once more.
+    """
+    why = readable(f"function {name}: {unfit(error)}")
+    return AttemptOutcome(AttemptResult.BROKEN, why=why, has_run=True)
+
+
+def unfit(error: BadRequest) -> str:
+    """Say what does not fit, for people who know that it is a result: Expected `int`, got `str`."""
+    return error.message.removeprefix("the data does not fit: ")
 
 
 def of_write(error: Exception) -> AttemptOutcome:

@@ -130,7 +130,7 @@ class AttemptResult(_Word):
     REJECTED = "rejected"  # a business no: certain, and final under the key
     NOT_RUN = "not run"  # certainly not run this time: does not use up attempts
     UNKNOWN = "unknown"  # it may have run, may run still, or never
-    BROKEN = "broken"  # certainly not run, and no later attempt will do better
+    BROKEN = "broken"  # no later attempt will do better; not run, unless the outcome `has_run`
 
 
 class Action(_Word):
@@ -234,7 +234,8 @@ class AttemptOutcome(msgspec.Struct, frozen=True):
     """What one attempt of a step or an undo came to.
 
     `body` is the answer's JSON, `problem` what a client would be told of a failure; a refusal
-    `is_declared` where the contract of the operation names it.
+    `is_declared` where the contract of the operation names it. One that is broken `has_run` where
+    it had its effect, and what it returned cannot be recorded.
     """
 
     result: AttemptResult
@@ -243,6 +244,7 @@ class AttemptOutcome(msgspec.Struct, frozen=True):
     problem: dict[str, Any] | None = None
     retry_after_s: float | None = None
     is_declared: bool = False
+    has_run: bool = False
 
 
 class Replay(msgspec.Struct, frozen=True):

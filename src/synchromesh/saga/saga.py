@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, TypeVarTuple, overload
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Never, TypeVar, TypeVarTuple, overload
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import digest, encode
@@ -79,6 +79,7 @@ class Saga(StepBook):
         /,
         *args: *Ts,
         undo: Callable[[TX, R], Awaitable[object]] | None = None,
+        **named: Never,
     ) -> Step[R]:
         """Describe a unit of work: `fn(tx, *args)` commits with the run's record of it (S3).
 
@@ -86,12 +87,16 @@ class Saga(StepBook):
             fn: the unit; awaits nothing but `tx`. A `Rejection` it raises undoes the saga.
             args: what JSON can carry; they tell a re-run that it is the same step.
             undo: a unit too, given the result of `fn`.
+            named: none; the arguments of `fn` are given by place.
 
         Raises:
             SagaGone: the run has left memory.
-            ContractError: the result's type is not annotated, or is none that the undo takes.
+            ContractError: the result's type is not annotated, or is none that the undo takes; a
+                function does not take what it is given; an argument is given by name.
         """
         self.check()
+        if named:
+            raise _by_name("s.write", named, "undo=")
         return WriteStep(self, fn, args, undo)
 
     def call(
@@ -164,14 +169,17 @@ class Saga(StepBook):
         pivot: bool = False,
         timeout_s: float | None = None,
         attempts_max: int | None = None,
+        **named: Never,
     ) -> Step[R]:
         """Describe what is no operation of a contract: a call of a provider's SDK, an upload.
 
         `fn(key, *args)` runs at least once, always under the same key: again where an attempt's
         outcome is unknown, as after a time-out, an error or a crash. So hand the key on as the
         provider's idempotency key, or make the effect one that may be repeated. What it returns is
-        recorded: a re-run is given the same. A `Rejection` that it raises says that nothing was
-        done, and undoes the saga; any other error says nothing. It is cancelled at its timeout.
+        recorded: a re-run is given the same. Where that is not of the annotated type, it is not
+        tried again: the run turns, and the undo is given `Unknown`. A `Rejection` that it raises
+        says that nothing was done, and undoes the saga; any other error says nothing. It is
+        cancelled at its timeout.
 
         Args:
             fn: an `async def` with one effect.
@@ -180,13 +188,17 @@ class Saga(StepBook):
                 its own. It is given `Unknown` where nobody knows whether the step took effect, and
                 then has to find that out, and to keep out what may come late.
             pivot, timeout_s, attempts_max: as with `call`; the timeout is that of the undo, too.
+            named: none; the arguments of `fn` are given by place.
 
         Raises:
             SagaGone: the run has left memory.
             ContractError: a function is not `async def`, the result's type is not annotated, a
-                pivot has an undo, the undo does not take `Unknown`, or an option is wrong.
+                pivot has an undo, the undo does not take `Unknown`, a function does not take what
+                it is given, an argument is given by name, or an option is wrong.
         """
         self.check()
+        if named:
+            raise _by_name("s.step", named, "undo=, pivot=, timeout_s= and attempts_max=")
         return FunctionStep(self, fn, args, undo, pivot, timeout_s, attempts_max)
 
     def side(self, fn: Callable[[], R]) -> Step[R]:
@@ -310,6 +322,18 @@ class Saga(StepBook):
         return f"<Saga {self.id}{' gone' if self.is_gone else ''}>"
 
 
+def _by_name(what: str, named: Mapping[str, object], options: str) -> ContractError:
+    name = next(iter(named))
+    return ContractError(
+        f"{what} was given {name}= by name; give the arguments of the function by place, behind "
+        f"it: {what}(function, {name}). Its options are {options}"
+    )
+
+
+# To type checkers `cap` has no default; who has none is told what it is for, as of a wrong one.
+Saga.each.__kwdefaults__ = {"cap": 0}
+
+
 def _nap(name: str, nap: NapAsk) -> Ask:
     return Ask(name, digest(encode(nap)), nap=nap)
 
@@ -326,7 +350,10 @@ def _check_list(items: object, cap: object) -> None:
             "steps in memory; start a saga for each part of the list"
         )
     if not isinstance(cap, int) or isinstance(cap, bool) or not 1 <= cap <= STEPS_TOGETHER_MAX:
-        raise ContractError(f"s.each was given cap {cap!r}; make it 1 to {STEPS_TOGETHER_MAX}")
+        raise ContractError(
+            f"s.each was given cap {cap!r}; make it 1 to {STEPS_TOGETHER_MAX}: cap= is needed: how "
+            "many at once"
+        )
 
 
 def _checked(step: object) -> Step[Any]:

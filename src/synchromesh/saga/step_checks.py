@@ -121,6 +121,65 @@ def check_async(name: str, fn: Callable[..., Any]) -> None:
         )
 
 
+@functools.lru_cache(maxsize=4096)
+def check_arity(what: str, fn: Callable[..., Any], first: str, given: int) -> None:
+    """Refuse a function that cannot be called as it would be, at each attempt anew.
+
+    One that is wrapped by a decorator is judged by what the decorator takes.
+
+    Args:
+        what: where it was given, such as "s.step".
+        first: what it is given before the others: "key" or "tx".
+        given: how many arguments it is given behind that.
+
+    Raises:
+        ContractError: it has no parameter for the first one, too many or too few others.
+    """
+    try:
+        taken = inspect.signature(fn, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):
+        return
+    name = getattr(fn, "__name__", repr(fn))
+    by_place = [
+        each for each in taken if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    is_open = any(each.kind is each.VAR_POSITIONAL for each in taken)
+    needed = [each.name for each in by_place if each.default is each.empty]
+    by_name = [
+        each.name for each in taken if each.kind is each.KEYWORD_ONLY and each.default is each.empty
+    ]
+    if by_name:
+        why = f"its argument {by_name[0]!r} can be given by name alone; {what} gives all by place"
+    elif not is_open and not _takes_first(fn, first, by_place[:1], is_short=len(by_place) <= given):
+        why = f"takes no {first}; its first parameter is the {first}"
+    elif len(needed) > given + 1:
+        why = f"misses its argument {needed[given + 1]!r}"
+    elif not is_open and len(by_place) <= given:
+        why = f"takes {len(by_place)} argument{'' if len(by_place) == 1 else 's'}"
+    else:
+        return
+    raise ContractError(
+        f"{name} {why}: {what} gives it the {first} and {given} further "
+        f"argument{'' if given == 1 else 's'}"
+    )
+
+
+def _takes_first(
+    fn: Callable[..., Any], first: str, there: list[inspect.Parameter], *, is_short: bool
+) -> bool:
+    """Say whether the first parameter may be what it is given; its name tells where one misses."""
+    if not there:
+        return False
+    if is_short and first not in there[0].name:
+        return False
+    try:
+        hints = typing.get_type_hints(fn)
+    except (NameError, TypeError):
+        return True
+    type_ = hints.get(there[0].name)
+    return first != "key" or type_ is None or _may_take(type_, str)
+
+
 def check_undo_of_unknown(
     step: str, result_type: Any, undo: Callable[..., Any], unknown: type, is_pivot: bool
 ) -> None:

@@ -13,6 +13,7 @@ from synchromesh.errors import BadRequest, ContractError, Rejection, SagaGone, f
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.records import Ask
 from synchromesh.saga.step_checks import (
+    check_arity,
     check_async,
     check_patience,
     check_taken,
@@ -143,7 +144,9 @@ class WriteStep(Step[R_co]):
         undo: Callable[[Any, Any], Awaitable[object]] | None,
     ) -> None:
         name, result_type, personal, mask = signature_of(fn)
+        check_arity("s.write", fn, "tx", len(args))
         if undo is not None:
+            check_arity("its undo=", undo, "tx", 1)
             check_taken(name, result_type, getattr(undo, "__name__", ""), taken_by(undo))
         ask = Ask(name, _digest_of(args, mask), is_write=True, has_undo=undo is not None)
         super().__init__(saga, ask, result_type, personal)
@@ -226,8 +229,10 @@ class FunctionStep(Step[R_co]):
     ) -> None:
         name, result_type, personal, mask = signature_of(fn)
         check_async(name, fn)
+        check_arity("s.step", fn, "key", len(args))
         if undo is not None:
             check_async(getattr(undo, "__name__", repr(undo)), undo)
+            check_arity("its undo=", undo, "key", 1)
             check_undo_of_unknown(name, result_type, undo, Unknown, is_pivot)
         check_patience(name, timeout_s, attempts_max, is_pivot)
         ask = Ask(

@@ -11,7 +11,7 @@ import logging
 
 import msgspec
 
-from synchromesh.calls import Caller
+from synchromesh.calls import Call, Caller
 from synchromesh.codec import to_datetime
 from synchromesh.errors import (
     BadRequest,
@@ -143,10 +143,12 @@ class Scheduler:
         """Send the command until it is answered; return why it was not, or was refused."""
         definition = self._definition
         try:
-            call = definition.function(to_datetime(due_us))
+            call: object = definition.function(to_datetime(due_us))
         except Exception as error:  # noqa: BLE001  what a user's function raises is its failure
             _log.exception("schedule %s cannot make its call", definition.name)
             return f"its function raised {type(error).__name__}"
+        if not isinstance(call, Call):
+            return f"{definition.name} returned a {type(call).__name__}; return a Call"
         next_us = definition.schedule.next_after(due_us)
         pause_s = BACKOFF_BASE_S
         while True:
