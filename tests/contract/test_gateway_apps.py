@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,20 +16,44 @@ from calls_fakes import KEY
 from forward_fakes import PARTNER, STORE, Way, answering, through
 from gateway_fakes import SHOP
 from synchromesh.discovery import Endpoint
-from synchromesh.gateway import Forward, Gateway
-from synchromesh.http import Headers
+from synchromesh.gateway import Auth, Forward, Gateway, Principal
+from synchromesh.http import Headers, RawPair
 from synchromesh.identity import Signer
 
 pytestmark = pytest.mark.usefixtures("http_way")
 
 GATEWAY = Gateway(
     routes=(
-        Forward("ANY /app/{path...}", to=STORE, path="/{path...}", public=True),
-        Forward("ANY /kept/{path...}", to=STORE, public=True),
-        Forward("ANY /v1/{x}/{rest...}", to=STORE, path="/{x}/api/{rest...}", public=True),
+        Forward(
+            "ANY /app/{path...}",
+            to=STORE,
+            path="/{path...}",
+            public=True,
+            encoded_slashes=True,
+        ),
+        Forward("ANY /kept/{path...}", to=STORE, public=True, encoded_slashes=True),
+        Forward(
+            "ANY /v1/{x}/{rest...}",
+            to=STORE,
+            path="/{x}/api/{rest...}",
+            public=True,
+            encoded_slashes=True,
+        ),
         Forward("GET /own", to=STORE, public=True, headers={"cookie", "authorization"}),
         Forward("GET /app/stock/{sku}", to=PARTNER, path="/{sku}", public=True),
     )
+)
+GUARDED = Gateway(
+    auth=[SHOP],
+    routes=(
+        Forward("ANY /app/{path...}", to=STORE, path="/{path...}", public=True),
+        Forward(
+            "ANY /app/admin/{path...}", to=STORE, path="/admin/{path...}", scopes={"orders:write"}
+        ),
+        Forward("ANY /free/{path...}", to=STORE, public=True),
+        Forward("GET /users/{id}", to=STORE, public=True),
+        Forward("GET /users/me", to=STORE),
+    ),
 )
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "LINK")
 
@@ -114,6 +139,62 @@ def test_no_rest_leads_elsewhere(path: str) -> None:
     through(main, gateway=GATEWAY)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/app/admin%2Fusers",
+        "/app/admin%2fusers",
+        "/app/admin%5Cusers",
+        "/app/admin\\users",
+        "/app/admin%252Fusers",
+        "/app/admin%25252fusers",
+        "/app/x%2Fy",
+        "/app//admin/users",
+        "/app/x//admin",
+        "/app/admin;a=1/users",
+        "/app/admin%3Ba/users",
+        "/app/admin%253b/users",
+        "/app/%2561dmin/users",
+        "/app/;/admin/users",
+        "/free/a%2Fb",
+        "/users/a%2Fkeys",
+        "/users/me;x",
+        "/users/%256de",
+    ],
+)
+@pytest.mark.parametrize("by", ["", "visitor"])
+def test_no_spelling_leads_past_a_closer_route(path: str, by: str) -> None:
+    """What an upstream may take for the path of a route that asks for more is not passed on."""
+
+    async def main(way: Way) -> None:
+        for _ in range(2):
+            answer = await way.ask(f"GET {path}", by=by)
+            assert (answer.status, way.store.seen) == (400, [])
+
+    through(main, gateway=GUARDED)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/app/admin/users", 401),
+        ("/app/%61dmin/users", 401),
+        ("/app/a%20b/100%25/", 201),
+        ("/app/administrator", 201),
+        ("/free/a//b;c=1/%2541", 201),
+        ("/users/a@b", 201),
+        ("/users/me", 401),
+    ],
+)
+def test_a_guard_refuses_nothing_that_is_plain(path: str, status: int) -> None:
+    """A path that all read in one way passes, and any does where no closer route asks for more."""
+
+    async def main(way: Way) -> None:
+        assert (await way.ask(f"GET {path}", by="")).status == status
+
+    through(main, gateway=GUARDED)
+
+
 def test_what_was_taken_out_goes_elsewhere() -> None:
     """A route of its own wins on its method and path; the application has the others still."""
 
@@ -125,6 +206,45 @@ def test_what_was_taken_out_goes_elsewhere() -> None:
         assert [seen.request.method for seen in way.store.seen] == ["PUT", "GET"]
 
     through(main, gateway=GATEWAY)
+
+
+class Waiting(Auth):
+    """Knows one principal at once, and asks somebody who never answers about any other."""
+
+    def open(self, folders: object, runtime: object) -> Waiting:
+        return self
+
+    async def authenticate(self, headers: Headers) -> Principal | None:
+        if headers.get("authorization") != "known":
+            await asyncio.sleep(3600)
+        return Principal("known", frozenset())
+
+    def known(self, fields: Sequence[RawPair]) -> Principal | None:
+        is_known = (b"authorization", b"known") in fields
+        return Principal("known", frozenset()) if is_known else None
+
+    def refresh(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def test_who_is_still_being_identified_holds_no_place() -> None:
+    """Made-up credentials that take time shut nobody out: they wait outside."""
+
+    async def main(way: Way) -> None:
+        loop = asyncio.get_running_loop()
+        unknown = [loop.create_task(way.ask("GET /a", by=f"made up {n}")) for n in range(20)]
+        await asyncio.sleep(1.0)
+        for _ in range(20):
+            assert (await way.ask("GET /a", by="known")).status == 201
+            assert (await way.ask("PUT /a", b"1", by="known")).status == 201
+        assert not any(task.done() for task in unknown)
+        for task in unknown:
+            task.cancel()
+        await asyncio.gather(*unknown, return_exceptions=True)
+
+    routes = (Forward("ANY /{path...}", to=STORE),)
+    through(main, gateway=Gateway(auth=[Waiting()], routes=routes, in_flight_max=2))
 
 
 def test_an_echo_is_refused() -> None:

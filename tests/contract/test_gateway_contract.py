@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,13 @@ from synchromesh.gateway import (
     Folders,
     Gateway,
     GatewayEngine,
+    Principal,
     Rate,
     Route,
     make_key,
 )
 from synchromesh.gateway.problems import outside, problem_of
-from synchromesh.http import ClientExchange, Headers, HttpPool, HttpRequest, HttpServer
+from synchromesh.http import ClientExchange, Headers, HttpPool, HttpRequest, HttpServer, RawPair
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
@@ -649,3 +651,31 @@ async def test_a_gateway_serves_real_clients(tmp_path: Path) -> None:
     await engine.close()
     await plant.engine.close()
     await system.close()
+
+
+def test_a_call_takes_no_place_before_it_is_known_who_asks() -> None:
+    """A principal that is known is answered while as many as there are places are looked up."""
+
+    class Slow(Token):
+        async def authenticate(self, headers: Headers) -> Principal | None:
+            if headers.get("authorization") == "unknown":
+                await asyncio.sleep(3600)
+            return await super().authenticate(headers)
+
+        def known(self, fields: Sequence[RawPair]) -> Principal | None:
+            found = super().known(fields)
+            return None if found is None or found.name == "unknown" else found
+
+    async def main(plant: Plant) -> None:
+        plant.orders.answers["one"] = Order("o", "ada")
+        loop = asyncio.get_running_loop()
+        unknown = [loop.create_task(plant.ask("GET /orders/o", by="unknown")) for _ in range(9)]
+        await asyncio.sleep(1.0)
+        for _ in range(9):
+            assert (await plant.ask("GET /orders/o")).status == 200
+        for task in unknown:
+            task.cancel()
+        await asyncio.gather(*unknown, return_exceptions=True)
+
+    auth = [Slow(shop={"fleet:read"})]
+    behind(main, gateway=Gateway(auth=auth, routes=ROUTES, in_flight_max=2))

@@ -69,7 +69,9 @@ def test_the_router_is_a_search_through_all_templates(
     own = [match for match in matches if match[1].method in (method, ANY)]
     found = find(table, method, path)
     if not own:
-        assert found == NoMatch(tuple(sorted({match[1].method for match in matches})))
+        allowed = {match[1].method for match in matches}
+        allowed |= {"HEAD"} if "GET" in allowed else set()
+        assert found == NoMatch(tuple(sorted(allowed)))
         return
     _, best, held = own[0]
     assert isinstance(found, Match)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, NewType
 
@@ -15,6 +15,7 @@ from gateway_fakes import GATEWAY, SHOP, Fleet, Orders, Production
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import (
     Aggregate,
+    ApiKeys,
     Branch,
     Forward,
     Gateway,
@@ -63,6 +64,7 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (passing(path="/a/../{name}"), "has a segment of dots"),
     (passing("PUT /a/{b...}", path="/b/{b}"), "have to end in the same rest, or both in none"),
     (passing("POST /live", websocket=True), "asked for by GET; write GET or ANY, not POST"),
+    (passing("GET /live", encoded_slashes="yes"), "encoded_slashes is 'yes'; write True or False"),
     (passing("GET /live", websocket="yes"), "websocket is 'yes'; write True or False"),
     (passing("GET /live", quiet="long"), "its quiet: 'long' is not a duration"),
     (passing("GET /live", quiet=5), "its quiet: "),
@@ -230,6 +232,53 @@ def test_many_routes_are_checked_in_time_that_grows_with_their_number() -> None:
         return with_route(*(Forward(f"GET {path}", to="store", public=True) for path in paths))
 
     few, many = routes(500), routes(2000)
+    assert check(few) == ()
+    assert calls_of(lambda: check(many)) < 5 * calls_of(lambda: check(few))
+
+
+@pytest.mark.parametrize(
+    ("outer", "closer", "is_wrong"),
+    [
+        ("ANY /app/{path...}", Forward("GET /app/admin/{x...}", to="store"), True),
+        ("ANY /app/{path...}", Forward("GET /app/admin", to="store", public=True), False),
+        ("PUT /app/{path...}", Forward("GET /app/admin", to="store"), False),
+        ("ANY /app/{path...}", Forward("GET /other", to="store"), False),
+        ("GET /app/{id}", Forward("GET /app/{id}/keys", to="store"), True),
+        ("GET /app/{id}", Forward("GET /app/{path...}", to="store"), True),
+        ("ANY /{path...}", Route("GET /orders/{order_id}", Orders.one), True),
+    ],
+)
+def test_encoded_slashes_lead_past_nobody(outer: str, closer: Any, is_wrong: bool) -> None:
+    """They are refused where a route beneath asks for more than this one."""
+    open_to_all = Forward(outer, to="store", public=True, encoded_slashes=True)
+    found = check(Gateway(auth=[ApiKeys()], routes=[open_to_all, closer]))
+    assert [("encoded_slashes would lead past" in mistake) for mistake in found] == [
+        True
+    ] * is_wrong
+    asking = replace(open_to_all, public=False, scopes={"a"})
+    assert check(Gateway(auth=[ApiKeys()], routes=[asking, closer])) == ()
+    assert (
+        check(
+            Gateway(auth=[ApiKeys()], routes=[replace(open_to_all, encoded_slashes=False), closer])
+        )
+        == ()
+    )
+
+
+def test_many_guarded_routes_are_checked_in_time_that_grows_with_their_number() -> None:
+    """Forwards that are public beside others that are not."""
+
+    def routes(number: int) -> Gateway:
+        paths = [f"/a{n}" for n in range(number // 2)]
+        return Gateway(
+            auth=[ApiKeys()],
+            routes=[
+                *(Forward(f"ANY {path}/{{x...}}", to="store", public=True) for path in paths),
+                *(Forward(f"GET {path}/admin", to="store") for path in paths),
+            ],
+        )
+
+    few, many = routes(100), routes(400)
     assert check(few) == ()
     assert calls_of(lambda: check(many)) < 5 * calls_of(lambda: check(few))
 

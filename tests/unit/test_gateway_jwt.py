@@ -31,7 +31,7 @@ from synchromesh.gateway import (
     check,
     make_key,
 )
-from synchromesh.gateway.jwks import UrlKeys
+from synchromesh.gateway.jwks import WAITING_MAX, UrlKeys
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.gateway.principal import Authenticator, QuickAuthenticator, known_by
 from synchromesh.gateway.tokens import Claims, TokenRules, UnknownKey, judge, read_keys
@@ -669,6 +669,70 @@ def test_an_unknown_key_has_them_fetched_once_more_and_not_for_each_token() -> N
             await asyncio.sleep(1)
         assert len(issuer.asked) <= 13
         assert min(b[0] - a[0] for a, b in zip(issuer.asked, issuer.asked[1:], strict=False)) >= 10
+
+    published(issuer, main)
+
+
+class Hanging(Issuer):
+    """Answers once, and then neither yes nor no."""
+
+    async def get(self, url: str) -> bytes:
+        if self.asked:
+            self.asked.append((asyncio.get_running_loop().time(), url))
+            await asyncio.sleep(5)
+            raise ConfigError("https://k gave no answer")
+        return await super().get(url)
+
+
+def test_few_wait_for_an_issuer_that_hangs() -> None:
+    """Made-up key ids hold 64 requests up at most; others are told at once to come again."""
+    issuer = Hanging(jwks(RSA))
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        loop = asyncio.get_running_loop()
+        good = bearer(fresh(runtime))
+        assert await verifier.authenticate(good) is not None
+        await asyncio.sleep(20)
+        waiting = [
+            loop.create_task(verifier.authenticate(bearer(fresh(runtime, SMALL, sub=f"n{n}"))))
+            for n in range(WAITING_MAX)
+        ]
+        await asyncio.sleep(0.1)
+        began_s = loop.time()
+        with pytest.raises(Shed, match="try again"):
+            await verifier.authenticate(bearer(fresh(runtime, SMALL)))
+        assert await verifier.authenticate(good) is not None
+        waiting.pop().cancel()
+        await asyncio.sleep(0.1)
+        last = loop.create_task(verifier.authenticate(bearer(fresh(runtime, SMALL))))
+        await asyncio.sleep(0.1)
+        assert loop.time() - began_s < 1
+        assert not any(task.done() for task in (*waiting, last))
+        ends = await asyncio.gather(*waiting, last, return_exceptions=True)
+        assert {type(end) for end in ends} == {UnknownKey}
+        assert len(issuer.asked) == 2
+
+    published(issuer, main)
+
+
+def test_nobody_waits_for_an_issuer_that_has_just_failed() -> None:
+    """A fetch that begins soon after another is waited for by nobody."""
+    down = ConfigError("https://k answered 500, and 200 is expected")
+    issuer = Issuer(jwks(RSA), down)
+
+    async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
+        loop = asyncio.get_running_loop()
+        await verifier.authenticate(bearer(fresh(runtime)))
+        await asyncio.sleep(20)
+        waited_s = []
+        for _ in range(95):
+            began_s = loop.time()
+            with pytest.raises(UnknownKey):
+                await verifier.authenticate(bearer(fresh(runtime, SMALL)))
+            waited_s.append(loop.time() - began_s)
+            await asyncio.sleep(0.1)
+        assert len(issuer.asked) == 3
+        assert sum(waited_s) == pytest.approx(0.5)
 
     published(issuer, main)
 

@@ -73,6 +73,25 @@ def test_no_path_becomes_another_host(told: str, outside: str) -> None:
     assert found == outside or found == "/." + outside
 
 
+@pytest.mark.parametrize("odd", ["\t", "\\", "\t\t", "\x01", "\x7f", "/\\", "/", "/\t", "\t/\\"])
+@pytest.mark.parametrize("host", ["/evil.example/a", "evil.example", "\\evil.example"])
+@pytest.mark.parametrize(
+    "before", ["/base/", "http://up.internal:8000/base/", "//up.internal/base/"]
+)
+def test_what_clients_drop_makes_no_host(odd: str, host: str, before: str) -> None:
+    """Browsers drop a tab and turn a backslash around: `/<tab>/host` is `//host` to them."""
+    told = before + odd + host
+    for ways, url in (
+        (KEPT, "http://up.internal:8000/base"),
+        (STRIPPED, "http://up.internal:8000"),
+        (("/{path...}", "/base/{path...}"), "http://up.internal:8000"),
+    ):
+        found = leading(ways, url=url).of("location", told)
+        seen = "".join(c for c in found if c > " " and c != "\x7f").replace("\\", "/")
+        assert not seen.startswith("//")
+        assert leading(ways, url=url).raw(b"location", told.encode()) == found.encode()
+
+
 def test_the_route_that_was_asked_is_looked_at_before_others() -> None:
     """What it created is often found by another route; one path may be told by two of them."""
     first, second = ("/v1/{p...}", "/{p...}"), ("/v2/{p...}", "/{p...}")

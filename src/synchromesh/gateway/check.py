@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from synchromesh.calls.contract import Operation
+from synchromesh.calls.routes import ANY
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway.api_keys import ApiKeys
@@ -27,7 +28,7 @@ from synchromesh.gateway.leading import UpstreamPaths
 from synchromesh.gateway.limits import burst_of, interval_of
 from synchromesh.gateway.openapi import openapi
 from synchromesh.gateway.principal import Auth
-from synchromesh.gateway.router import Template, clashes
+from synchromesh.gateway.router import Template, clashes, is_closer
 from synchromesh.gateway.routes import (
     Aggregate,
     Forward,
@@ -138,7 +139,42 @@ def read(gateway: Gateway) -> Reading:
         why = "have the same path" if same else f"both match {path}, and neither is the closer"
         mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
     mistakes += _shared_names(gateway.auth)
-    return Reading(tuple(entries), tuple(mistakes))
+    return Reading(tuple(_guarded(entries, mistakes)), tuple(mistakes))
+
+
+def _guarded(entries: Sequence[CompiledRoute], mistakes: list[str]) -> Iterator[CompiledRoute]:
+    """Yield the routes, a `Forward` with what guards the paths of routes that ask for more.
+
+    Routes are looked up by what their paths begin with, and by what they ask for.
+    """
+    below: dict[tuple[str, ...], dict[frozenset[str], list[Template]]]
+    below = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        if entry.page is None and not entry.is_public:
+            steps = entry.template.steps
+            for length in range(len(steps) + 1):
+                below[steps[:length]][entry.scopes].append(entry.template)
+    for entry in entries:
+        passage, template = entry.passage, entry.template
+        if passage is None or not template.places:
+            yield entry
+            continue
+        steps = template.steps
+        named = steps[: steps.index("{}")] if "{}" in steps else steps
+        more = [
+            other
+            for scopes, others in below.get(named, {}).items()
+            if entry.is_public or scopes - entry.scopes
+            for other in others
+            if other.method == template.method or ANY in (other.method, template.method)
+        ]
+        if more and passage.has_slashes:
+            mistakes.append(
+                f"{entry.name}: encoded_slashes would lead past {more[0].method} {more[0].path}, "
+                "which asks for more; drop it, or let both ask for the same"
+            )
+        is_guarded = any(is_closer(other, template) for other in more)
+        yield replace(entry, passage=replace(passage, is_guarded=True)) if is_guarded else entry
 
 
 def _shared_names(auth: Sequence[Auth]) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """The gateway at work: a handler for `http.HttpServer`.
 
-    route -> place among those in flight -> principal -> scopes -> rate -> arguments -> call
+    route -> principal -> place among those in flight -> scopes -> rate -> arguments -> call
 
-The place is held until the answer begins, and not while a body comes or goes: that takes as long as
-the client likes.
+The place is held until the answer begins, and not while somebody else is waited for: an issuer of
+tokens for its keys, or a client for a body, either way.
 
 Nothing of a request passes through but what the engine read on purpose: the credential, the
 idempotency key, and the arguments that the contract names. Every call is made anew under a context
@@ -322,8 +322,9 @@ class GatewayEngine:
                 f"{asked.entry.name} is passed on, and this server hands requests over whole; give "
                 "it the engine as its streaming, too"
             )
+        await self._identify(asked)
         async with self._limiter:
-            context = await self._admitted(asked, context)
+            context = self._admitted(asked, context)
             if asked.entry.page is not None:
                 return asked.entry.page.answer(asked.request, asked.headers)
             if asked.entry.operation is not None:
@@ -332,19 +333,15 @@ class GatewayEngine:
 
     # -- who may -----------------------------------------------------------------------------------
 
-    async def _admitted(self, asked: _Asked, context: CallContext) -> CallContext:
-        """Return the context of who asks, once they may (G1). Raises _Refusal."""
-        entry, request = asked.entry, asked.request
-        if entry.is_public:
-            principal, who = _NOBODY, ""
-        else:
-            principal = await self._principal(request)
-            who = principal.name
-            missing = sorted(entry.scopes - principal.scopes)
-            if missing:
-                raise _Refusal(
-                    Forbidden(f"this needs the scope {missing[0]!r}, which the credential lacks")
-                )
+    def _admitted(self, asked: _Asked, context: CallContext) -> CallContext:
+        """Return the context of who asks, if they may (G1). Raises _Refusal."""
+        entry, request, principal = asked.entry, asked.request, asked.principal
+        who = principal.name
+        missing = sorted(entry.scopes - principal.scopes)
+        if missing:
+            raise _Refusal(
+                Forbidden(f"this needs the scope {missing[0]!r}, which the credential lacks")
+            )
         buckets = self._buckets.get(entry.name)
         if buckets is not None:
             who = who or self._origins.of_request(request.peer, request.headers).client
@@ -358,17 +355,20 @@ class GatewayEngine:
                 )
         if principal.name:
             asked.span.note("principal", principal.name)
-        asked.principal = principal
         return msgspec.structs.replace(context, principal=principal.name)
 
-    async def _principal(self, request: HttpRequest) -> Principal:
+    async def _identify(self, asked: _Asked) -> None:
+        """Find out who asks, unless anybody may; it may wait. Raises _Refusal."""
+        if asked.entry.is_public:
+            return
         for authenticator in self._authenticators:
             try:
-                principal = await authenticator.authenticate(request.headers)
+                principal = await authenticator.authenticate(asked.request.headers)
             except CallError as error:
                 raise _Refusal(error) from error
             if principal is not None and principal.name:
-                return principal
+                asked.principal = principal
+                return
         raise _Refusal(Unauthenticated("this needs a credential, and none came that is known here"))
 
     # -- what is asked -----------------------------------------------------------------------------
@@ -436,8 +436,9 @@ class GatewayEngine:
     async def _forward(
         self, stack: AsyncExitStack, asked: _Asked, context: CallContext
     ) -> HttpResponse:
+        await self._identify(asked)
         async with self._limiter:
-            forwarding = self._forwarding(asked, await self._admitted(asked, context))
+            forwarding = self._forwarding(asked, self._admitted(asked, context))
         if forwarding.quiet_s is not None:
             stack.enter_context(self._tunnels.taken(forwarding.client))
         # What a body takes, either way, is the client's time: it holds no place of others then.

@@ -105,6 +105,9 @@ class CompiledForward:
         forwarded: whether it is told whom a request comes from; None where it is ours.
         quiet_s: how long nothing may move in a WebSocket; None where there are none.
         tells_principal: whether it is told who asks by a signed token.
+        has_slashes: whether places and the rest may hold encoded slashes and backslashes.
+        is_guarded: a closer route asks for more than this one: what some take for its path is not
+            passed on here.
     """
 
     to: str
@@ -115,6 +118,8 @@ class CompiledForward:
     forwarded: bool | None = None
     quiet_s: float | None = None
     tells_principal: bool = False
+    has_slashes: bool = False
+    is_guarded: bool = False
 
     def tells_origin(self, *, is_external: bool) -> bool:
         """Tell whether the upstream is told whom a request comes from."""
@@ -130,10 +135,31 @@ class CompiledForward:
         Raises:
             BadRequest: a place would lead to another path.
         """
-        target = _PLACE.sub(lambda place: _inside(places[place[1]]), self.path)
+        target = _PLACE.sub(lambda place: self._inside(places[place[1]]), self.path)
         if _TWO_SLASHES.match(target):
             raise BadRequest("the path begins with two slashes, which some take for a host")
         return target
+
+    def _inside(self, value: str) -> str:
+        """Return what a place or a rest holds if it leads nowhere else wherever it is decoded."""
+        decoded = value
+        # Some servers decode a path twice, or the service behind them does it again.
+        for _ in range(_DECODINGS_MAX):
+            decoded = unquote(decoded)
+        if decoded != unquote(decoded):
+            raise BadRequest(f"the path is encoded more than {_DECODINGS_MAX} times over")
+        for part in re.split(r"[/\\]", decoded):
+            # Some servers cut parameters off a segment before they look at its dots.
+            if part.partition(";")[0] in (".", ".."):
+                raise BadRequest("the path has a segment of dots, which leads elsewhere")
+        if not self.has_slashes and ("\\" in decoded or decoded.count("/") != value.count("/")):
+            raise BadRequest("the path has an encoded slash, or a backslash; neither passes here")
+        if self.is_guarded and (";" in decoded or "//" in f"/{value}" or decoded != unquote(value)):
+            raise BadRequest(
+                "the path has an empty segment, a parameter, or is encoded twice: some servers "
+                "take it for another one, which is guarded"
+            )
+        return value
 
     def forwarding(
         self,
@@ -335,9 +361,8 @@ def read_forward(
         note(f"its body_max: {error}")
     if not (route.forwarded is None or is_a(route.forwarded, bool)):
         note(f"forwarded is {str(route.forwarded)[:40]!r}; write True, False or None")
-    if not is_a(route.principal, bool):
-        note(f"principal is {str(route.principal)[:40]!r}; write True or False")
-    elif route.principal and route.public:
+    _check_flags(route, note)
+    if route.principal is True and route.public:
         note("is public, so that nobody is known whom principal could tell; drop one of the two")
     if is_a(route.headers, str):
         note(f'headers is a text; write a set of texts, such as {{"{route.headers}"}}')
@@ -363,7 +388,15 @@ def read_forward(
         route.forwarded,
         _read_quiet_s(route, template, note),
         route.principal,
+        route.encoded_slashes,
     )
+
+
+def _check_flags(route: Forward, note: Note) -> None:
+    for name in ("encoded_slashes", "principal", "websocket"):
+        value = getattr(route, name)
+        if not is_a(value, bool):
+            note(f"{name} is {str(value)[:40]!r}; write True or False")
 
 
 def size_of(text: str) -> int:
@@ -386,9 +419,6 @@ def size_of(text: str) -> int:
 
 def _read_quiet_s(route: Forward, template: Template, note: Note) -> float | None:
     """Return how long a WebSocket of the route may be quiet; None where it takes none."""
-    if not is_a(route.websocket, bool):
-        note(f"websocket is {str(route.websocket)[:40]!r}; write True or False")
-        return None
     try:
         quiet_s = duration(route.quiet)
     except (ConfigError, TypeError) as error:
@@ -421,21 +451,6 @@ def _read_path(route: Forward, template: Template, note: Note) -> str:
     ):
         note(f"{there.path!r} and the route have to end in the same rest, or both in none")
     return there.path
-
-
-def _inside(value: str) -> str:
-    """Return what a place or a rest holds if it leads nowhere else wherever it is decoded."""
-    decoded = value
-    # Some servers decode a path twice, or the service behind them does it again.
-    for _ in range(_DECODINGS_MAX):
-        decoded = unquote(decoded)
-    if decoded != unquote(decoded):
-        raise BadRequest(f"the path is encoded more than {_DECODINGS_MAX} times over")
-    for part in re.split(r"[/\\]", decoded):
-        # Some servers cut parameters off a segment before they look at its dots.
-        if part.partition(";")[0] in (".", ".."):
-            raise BadRequest("the path has a segment of dots, which leads elsewhere")
-    return value
 
 
 def _passing(headers: Headers, passed: frozenset[str]) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 They come from a file, or from a URL, whose answers the issuer changes whenever it likes: a token of
 a key that is not known has them fetched once more, though never twice within some seconds, so that
-made-up tokens make no traffic. Whatever goes wrong later, the last keys that were good stay.
+made-up tokens make no traffic, and few wait for that. Whatever goes wrong later, the last keys that
+were good stay.
 Sources: RFC 7517 (JWK Set), OpenID Connect Discovery 1.0.
 """
 
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from synchromesh.errors import CallError, ConfigError
+from synchromesh.errors import CallError, ConfigError, Shed
 from synchromesh.gateway.tokens import PublishedKeys, read_keys
 from synchromesh.http import HttpPool, PoolLimits
 from synchromesh.network import Network
@@ -28,6 +29,7 @@ EVERY_S = 600.0
 FAILED_S = 5.0
 UNKNOWN_S = 10.0
 WITHIN_S = 5.0
+WAITING_MAX = 64
 
 _LIMITS = PoolLimits(connections_max=2, body_bytes_max=512 * 1024)
 _DISCOVERY = "/.well-known/openid-configuration"
@@ -48,7 +50,7 @@ class FetchSchedule:
     """
 
     def __init__(self) -> None:
-        self._began_s = float("-inf")
+        self._began_s = self._before_s = float("-inf")
         self._next_s = float("-inf")
         self._failures = 0
 
@@ -56,9 +58,14 @@ class FetchSchedule:
         """Return whether to fetch now; for an unknown key that may be long before its time."""
         return now >= self._next_s or (for_unknown and now >= self._began_s + UNKNOWN_S)
 
+    @property
+    def is_soon_again(self) -> bool:
+        """Whether the last fetch began soon after another: an issuer that gives no answer."""
+        return self._began_s < self._before_s + UNKNOWN_S
+
     def began(self, now: float) -> None:
         """Note that a fetch has begun: none begins beside it."""
-        self._began_s = now
+        self._before_s, self._began_s = self._began_s, now
         self._next_s = float("inf")
 
     def ended(self, now: float, *, is_good: bool) -> None:
@@ -81,7 +88,11 @@ class KeySource(Protocol):
         ...
 
     async def renewed(self) -> None:
-        """Wait for newer keys, a few seconds at most, where some may be had now."""
+        """Wait for newer keys, a few seconds at most, where some may be had now.
+
+        Raises:
+            Shed: too many wait already.
+        """
         ...
 
     async def close(self) -> None:
@@ -141,6 +152,7 @@ class UrlKeys:
         self._url, self._issuer, self._get = url, issuer, get
         self._schedule = FetchSchedule()
         self._fetch: asyncio.Task[None] | None = None
+        self._waiting = 0
         self._keys: PublishedKeys | None = None
 
     @property
@@ -153,11 +165,24 @@ class UrlKeys:
         self._begin(for_unknown=False)
 
     async def renewed(self) -> None:
-        """Wait for a fetch, if one is under way or may begin now."""
+        """Wait for a fetch, if one is under way or may begin now, and the last is not just over.
+
+        Raises:
+            Shed: so many wait already that most of their tokens will be made up.
+        """
         self._begin(for_unknown=True)
-        if self._fetch is not None:
+        if self._fetch is None or self._schedule.is_soon_again:
+            return
+        if self._waiting >= WAITING_MAX:
+            raise Shed(
+                "the keys of the token's issuer are being fetched; try again", retry_after_s=2
+            )
+        self._waiting += 1
+        try:
             # Not cancelled with one of those who wait for it.
             await asyncio.wait([self._fetch], timeout=WITHIN_S)
+        finally:
+            self._waiting -= 1
 
     async def close(self) -> None:
         """Cancel a fetch that is under way."""

@@ -23,6 +23,8 @@ from synchromesh.gateway.router import find
 _URL = re.compile(r"(?:(?i:(https?|wss?)):)?//([^/?#\\]*)([^?#]*)(.*)", re.DOTALL)
 _PATH = re.compile(r"(/(?![/\\])[^?#]*)(.*)", re.DOTALL)
 _URL_IS = re.compile(r"[ \t]*(?:url[ \t]*=[ \t]*)?[\"']?", re.IGNORECASE)
+# Clients drop what cannot be seen, and take a backslash for a slash: `/<tab>\\host` is `//host`.
+_HOST = re.compile(r"/[\x00-\x20\x7f]*[/\\]")
 _TARGET = re.compile(r"<([^<>]*)>")
 _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)(?:\.\.\.)?\}")
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -112,7 +114,7 @@ class Leading:
             path, more = own.groups()
             outside = self._outside(path) or path
         # Two slashes would make a host of what follows.
-        return f"/.{outside}{more}" if outside[1:2] in ("/", "\\") else outside + more
+        return f"/.{outside}{more}" if _HOST.match(outside) else outside + more
 
     def _outside(self, path: str) -> str | None:
         if self._prefix:

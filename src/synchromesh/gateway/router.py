@@ -155,6 +155,23 @@ def clash_of(one: Template, other: Template) -> str:
     return path if not (form.has_rest and other_form.has_rest) else f"{path}/x"
 
 
+def is_closer(one: Template, other: Template) -> bool:
+    """Tell whether there is a path that either would match, and the first has it.
+
+    Example:
+        >>> is_closer(Template.of("GET /app/admin"), Template.of("ANY /app/{path...}"))
+        True
+        >>> is_closer(Template.of("GET /app/admin"), Template.of("PUT /app/{path...}"))
+        False
+    """
+    form, other_form = _Form.of(one), _Form.of(other)
+    return (
+        form.meets(other_form)
+        and form.is_closer_somewhere(other_form)
+        and all(a == b or "{}" in (a, b) for a, b in zip(one.steps, other.steps, strict=False))
+    )
+
+
 def clashes(templates: Sequence[Template]) -> list[tuple[int, int, str]]:
     """Return the pairs of templates that clash, by their indexes in order, each with a path.
 

@@ -96,6 +96,8 @@ class Forward:
         forwarded: whether the upstream is told whom the request comes from, by `X-Forwarded-For`,
             `-Proto`, `-Host` and `Forwarded`; None for a service of the system, and not for an
             external one.
+        encoded_slashes: whether a place and the rest may hold `%2F`, `%5C` and `\\`, which are 400
+            otherwise: most upstreams decode them to steps of a path that no route has looked at.
         principal: whether the upstream is told who asks, and with which scopes, by a signed token
             in `Synchromesh-Principal`: a JWT of HS256 under a key of this upstream alone.
         body_max: how long a request's body may be; an answer's may have any length.
@@ -117,6 +119,7 @@ class Forward:
     path: str = ""
     headers: AbstractSet[str] = frozenset()
     forwarded: bool | None = None
+    encoded_slashes: bool = False
     principal: bool = False
     body_max: str = "1MiB"
     websocket: bool = False
