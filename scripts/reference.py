@@ -164,6 +164,7 @@ hedge = { after = "p95", ratio = 0.05 }
 app = "gateway:gateway"
 host = "0.0.0.0"
 trusted_proxies = ["10.0.0.7", "10.1.0.0/16"]
+forwarded_by = "x-forwarded"
 port = 8000
 clients.connections = 4096
 clients.connections_per_client = 64

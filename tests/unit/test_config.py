@@ -489,8 +489,13 @@ def test_a_wrong_proxy_is_named_with_its_place(tmp_path: Path) -> None:
     assert "trusts everybody" in message
     assert "synchromesh.toml" in message
     assert "trusted_proxies" in refused(tmp_path, f'{ONE}{section}"10.0.0.7"\n')
-    config = load_config(notes_app.write_config(tmp_path, f'{ONE}{section}["10.0.0.7"]\n'))
+    message = refused(tmp_path, f'{ONE}{section}["10.0.0.7"]\n')
+    assert "trusted_proxies needs forwarded_by beside it" in message
+    assert "forwarded_by" in refused(tmp_path, f'{ONE}{section}["10.0.0.7"]\nforwarded_by = "x"\n')
+    whole = f'{ONE}{section}["10.0.0.7"]\nforwarded_by = "forwarded"\n'
+    config = load_config(notes_app.write_config(tmp_path, whole))
     assert config.gateway.trusted_proxies == ("10.0.0.7",)
+    assert config.gateway.forwarded_by == "forwarded"
 
 
 @pytest.mark.parametrize(

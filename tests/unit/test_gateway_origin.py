@@ -5,16 +5,28 @@ from __future__ import annotations
 import pytest
 
 from synchromesh.errors import ConfigError
-from synchromesh.gateway.origin import HOPS_MAX, ClientOrigin, Origins, read_proxies
+from synchromesh.gateway.origin import (
+    HOPS_MAX,
+    KINDS,
+    TOLD_BYTES_MAX,
+    ClientOrigin,
+    Kind,
+    Origins,
+    read_proxies,
+)
 
 PROXY, CLIENT = "10.0.0.7", "203.0.113.5"
-ORIGINS = Origins(read_proxies([PROXY, "10.1.0.0/16", "fd00::/8"]))
+TRUSTED = read_proxies([PROXY, "10.1.0.0/16", "fd00::/8"])
 
 
-def of(told: dict[str, str] | list[tuple[str, str]], peer: str = f"{PROXY}:4711") -> ClientOrigin:
+def of(
+    told: dict[str, str] | list[tuple[str, str]],
+    peer: str = f"{PROXY}:4711",
+    by: Kind = "x-forwarded",
+) -> ClientOrigin:
     pairs = told.items() if isinstance(told, dict) else told
     wire = tuple((name.encode(), value.encode("latin-1")) for name, value in pairs)
-    return ORIGINS.of(peer, b"gate:8080", wire)
+    return Origins(TRUSTED, by=by).of(peer, b"gate:8080", wire)
 
 
 def xff(value: str) -> str:
@@ -22,7 +34,7 @@ def xff(value: str) -> str:
 
 
 def forwarded(value: str) -> str:
-    return of({"forwarded": value}).address
+    return of({"forwarded": value}, by="forwarded").address
 
 
 CHAINS = {
@@ -96,9 +108,10 @@ def test_nobody_else_is_believed(peer: str) -> None:
         "x-forwarded-host": "evil",
         "forwarded": "for=192.0.2.1;proto=https;host=evil",
     }
-    found = of(told, peer)
-    assert found.address == peer.rpartition(":")[0]
-    assert (found.scheme, found.host) == ("http", "gate:8080")
+    for by in KINDS:
+        found = of(told, peer, by)
+        assert found.address == peer.rpartition(":")[0]
+        assert (found.scheme, found.host) == ("http", "gate:8080")
 
 
 @pytest.mark.parametrize("peer", [f"::ffff:{PROXY}:80", "fd00::99:80", "fd00::99%eth0:80"])
@@ -121,7 +134,8 @@ def test_scheme_and_host_are_those_that_the_client_used() -> None:
     assert (found.scheme, found.host) == ("https", "shop.example")
     found = of(chain | {"x-forwarded-proto": "https", "x-forwarded-host": "evil, inner"})
     assert (found.scheme, found.host) == ("https", "inner")
-    found = of({"forwarded": f'for=192.0.2.1;proto=http, for={CLIENT};proto=https;host="a.b:1"'})
+    value = f'for=192.0.2.1;proto=http, for={CLIENT};proto=https;host="a.b:1"'
+    found = of({"forwarded": value}, by="forwarded")
     assert (found.scheme, found.host) == ("https", "a.b:1")
 
 
@@ -132,22 +146,89 @@ def test_a_scheme_or_host_that_is_none_counts_for_nothing(value: str) -> None:
     assert (found.scheme, found.host) == ("http", "gate:8080")
 
 
-def test_fields_that_contradict_each_other_count_for_nothing() -> None:
-    """One may be the client's own, that its proxy let pass; where they agree both count."""
-    both = {"x-forwarded-for": CLIENT, "forwarded": f"for={CLIENT};proto=https"}
-    assert (of(both).address, of(both).scheme) == (CLIENT, "https")
-    apart = both | {"x-forwarded-for": "192.0.2.1", "x-forwarded-proto": "http"}
-    assert (of(apart).address, of(apart).scheme) == (PROXY, "http")
-    # Neither contradicts the other where one of them says nothing of it.
-    assert of(both | {"x-forwarded-for": ""}).address == CLIENT
-    assert of(both | {"forwarded": "proto=https"}).address == CLIENT
+OWN = {
+    "another address": "for=192.0.2.1;proto=ftp",
+    "the same address": f"for={CLIENT};host=evil.example;proto=http",
+    "a host alone": "host=evil.example",
+    "nonsense": "x",
+}
+
+
+@pytest.mark.parametrize("own", OWN.values(), ids=OWN.keys())
+def test_a_clients_own_field_of_the_other_kind_says_nothing(own: str) -> None:
+    """Its proxy lets it pass; it can neither add to what the proxy says, nor take from it."""
+    said = {"x-forwarded-for": CLIENT, "x-forwarded-proto": "https"}
+    assert of(said | {"forwarded": own}) == of(said)
+    assert of({"forwarded": own}) == of({})
+    other = {"x-forwarded-for": "192.0.2.1", "x-forwarded-host": "evil.example"}
+    for_it = {"forwarded": f"for={CLIENT};proto=https"}
+    assert of(other | for_it, by="forwarded") == of(for_it, by="forwarded")
+
+
+HIDDEN: dict[str, tuple[Kind, str]] = {
+    "unknown": ("x-forwarded", "unknown"),
+    "no address": ("x-forwarded", f"{CLIENT}, nobody"),
+    "unknown behind another proxy": ("x-forwarded", f"{CLIENT}, unknown, 10.1.2.3"),
+    "a chain without an end": ("x-forwarded", ", ".join([CLIENT, *["10.1.0.1"] * HOPS_MAX])),
+    "more than is read": ("x-forwarded", f"{'1.1.1.1, ' * 500}{CLIENT}"),
+    "hidden": ("forwarded", "for=_gazonk"),
+    "malformed": ("forwarded", f"for={CLIENT};("),
+    "nobody for whom": ("forwarded", "proto=https"),
+}
+
+
+@pytest.mark.parametrize(("by", "value"), HIDDEN.values(), ids=HIDDEN.keys())
+def test_upstreams_are_not_told_that_a_proxy_is_the_client(by: Kind, value: str) -> None:
+    """Its address is the inside's; where the client is not named it is unknown."""
+    found = of({"x-forwarded-for" if by == "x-forwarded" else "forwarded": value}, by=by)
+    assert found.fields[0] == ("x-forwarded-for", "unknown")
+    assert found.fields[-1][1].startswith("for=unknown;")
+    assert b"10." not in found.lines
+    assert found.client.startswith("10.")
+    # What asks by itself is the client, and so is the first of a chain of proxies alone.
+    assert of({}, by=by).fields[0] == ("x-forwarded-for", PROXY)
+    assert of({"x-forwarded-for": "10.1.2.3"}).fields[0] == ("x-forwarded-for", "10.1.2.3")
+
+
+HOSTILE = {
+    "semicolons": "a=b" + "; " * 1500 + "(",
+    "semicolons without blanks": ";" * 4000 + "(",
+    "blanks behind a comma": "a=b," + " " * 4000 + "(",
+    "blanks behind a pair": "a=b" + " \t" * 1900 + "(",
+    "commas": ", " * 2000 + "(",
+    "pairs": "for=a;" * 600 + "(",
+    "a word": "a" * 4000,
+    "an open quote": 'for="' + "\\a" * 1900,
+}
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_a_client_makes_up_costs_little(value: str) -> None:
+    """Read by backtracking some of these would not end: the time doubled with each semicolon."""
+    assert len(value) < TOLD_BYTES_MAX - 10
+    assert forwarded(value) == PROXY
+    # All the same without its mistake, and with what counts at its end.
+    whole = value.removesuffix("(")
+    if whole != value and "for" not in value:
+        assert forwarded(f"{whole},for={CLIENT}") == CLIENT
+
+
+def test_what_is_too_long_counts_for_nothing() -> None:
+    """Names and values together, over several fields."""
+    room = TOLD_BYTES_MAX - len("x-forwarded-for") * 2 - len(CLIENT)
+    fits = [("x-forwarded-for", "1" * room), ("x-forwarded-for", CLIENT)]
+    assert of(fits).address == CLIENT
+    assert of([("x-forwarded-for", "1" * (room + 1)), fits[1]]).address == PROXY
+    # A client's own of the other kind does not count against it.
+    assert of([*fits, ("forwarded", "x" * 30_000)]).address == CLIENT
 
 
 def test_a_field_may_come_in_parts() -> None:
     """Several fields are one list, in their order."""
     told = [("x-forwarded-for", "192.0.2.1"), ("x-forwarded-for", f"{CLIENT}, 10.1.0.1")]
     assert of(told).address == CLIENT
-    assert of([("forwarded", "for=192.0.2.1"), ("forwarded", f"for={CLIENT}")]).address == CLIENT
+    parts = [("forwarded", "for=192.0.2.1"), ("forwarded", f"for={CLIENT}")]
+    assert of(parts, by="forwarded").address == CLIENT
 
 
 def test_a_chain_is_followed_so_far() -> None:
@@ -193,6 +274,20 @@ def test_what_is_kept_is_bounded() -> None:
         assert not origins.is_trusted(f"192.0.2.{number}")
     assert len(origins.kept) <= 4096
     assert len(origins._trusted) <= 4096
+
+
+def test_what_is_large_is_not_kept() -> None:
+    """One client would fill the memory by it; it is answered all the same."""
+    origins = Origins(TRUSTED)
+    told = ((b"x-forwarded-for", CLIENT.encode()),)
+    for number in range(20):
+        host, padding = b"h%d" % number, b"1" * 1000 + b"%d, " % number
+        assert origins.of(f"{PROXY}:1", host * 128, told).address == CLIENT
+        large = ((b"x-forwarded-for", padding + CLIENT.encode()),)
+        assert origins.of(f"{PROXY}:1", host, large).address == CLIENT
+    assert not origins.kept
+    origins.of(f"{PROXY}:1", b"h" * 255, told)
+    assert len(origins.kept) == 1
 
 
 @pytest.mark.parametrize(

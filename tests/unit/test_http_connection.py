@@ -363,6 +363,48 @@ def test_a_client_of_idle_connections_shuts_nobody_out() -> None:
     staged(test, Limits(connections_max=4))
 
 
+def test_a_burst_over_one_idle_connection_gets_no_more_places() -> None:
+    """The limit holds within the turn in which that one is about to close."""
+
+    async def test(stage: Stage) -> None:
+        for _ in range(3):
+            stage.gate("/slow")
+            stage.network.client().feed(get("/slow"))
+        stage.network.client()
+        burst = [stage.network.client() for _ in range(40)]
+        for client in burst:
+            client.feed(b"GE")
+        assert sum(not client.was_aborted for client in stage.network.made) <= 8
+        await settle()
+        # Those that work, and the newest of those that were idle.
+        assert sum(not client.is_lost for client in stage.network.made) == 4
+        assert not burst[-1].is_lost
+
+    staged(test, Limits(connections_max=4))
+
+
+def test_a_client_that_is_slow_to_take_its_answer_is_not_idle() -> None:
+    """What it has not taken is not lost for a newcomer's place."""
+
+    async def test(stage: Stage) -> None:
+        client = stage.network.client()
+        client.takes = False
+        client.feed(get("/a"))
+        await settle()
+        newcomer = stage.network.client()
+        await settle()
+        assert not client.is_closing()
+        assert [status for status, _ in answers(newcomer)] == [503]
+        client.take(client.unsent)
+        third = stage.network.client()
+        third.feed(get("/b"))
+        await settle()
+        assert client.is_lost
+        assert answers(third) == [(200, b"/b")]
+
+    staged(test, Limits(connections_max=1))
+
+
 # -- time ----------------------------------------------------------------------------------------
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from synchromesh.http import Limits
 from synchromesh.http.crowd import Crowd
 
 
 class Peer:
-    """A connection that notes that it had to go."""
+    """A connection that notes that it had to go, and does not end before it is counted out."""
 
     def __init__(self, peer: str, *, is_idle: bool = True) -> None:
-        self.peer, self.is_idle, self.is_gone = peer, is_idle, False
+        self.peer, self.is_idle, self.is_gone, self.is_cut = peer, is_idle, False, False
 
     def make_room(self) -> None:
-        self.is_gone, self.is_idle = True, False
+        assert not self.is_gone
+        self.is_gone = True
+
+    def cut(self) -> None:
+        assert not self.is_cut
+        self.is_cut = True
 
 
 def crowd(*hosts: str, is_idle: bool = True, most: int = 4, each: int | None = None) -> Crowd[Peer]:
@@ -77,4 +86,73 @@ def test_who_leaves_is_counted_out() -> None:
         made.leave(peer)
         made.leave(peer)
     assert len(made) == 0
-    assert repr(made) == "<Crowd 0 connections of 0 clients>"
+    assert repr(made) == "<Crowd 0 connections, 0 with a place>"
+
+
+def opened(made: Crowd[Peer]) -> int:
+    return sum(not peer.is_cut for peer in made)
+
+
+def test_one_idle_connection_makes_room_once() -> None:
+    """One that takes its time to close is no place for each that comes while it does."""
+    made = crowd("a", "b", "b", "b", is_idle=False, most=5)
+    assert made.join(Peer("c:4"))
+    assert made.join(Peer("d:5", is_idle=False))
+    assert gone(made) == ["c:4"]
+    assert [made.join(Peer(f"d:{port}", is_idle=False)) for port in range(6, 9)] == [False] * 3
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_the_bound_holds_while_nobody_ends(is_idle: bool) -> None:
+    """Those with a place, and as many that are about to end; past that each is cut at once."""
+    made = crowd("a", is_idle=True)
+    took = [made.join(Peer(f"b:{port}", is_idle=is_idle)) for port in range(60)]
+    assert opened(made) == 8
+    assert sum(took) == (60 if is_idle else 4)
+    for peer in made:
+        if peer.is_cut or peer.is_gone:
+            made.leave(peer)
+    # Who has ended frees what it held, and nothing else.
+    assert made.join(Peer("c:99")) == is_idle
+    assert opened(made) <= 8
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_the_bound_of_one_client_holds_while_nobody_ends(is_idle: bool) -> None:
+    """And it takes nothing from others."""
+    made = crowd("a", most=100, each=2)
+    for port in range(60):
+        made.join(Peer(f"b:{port}", is_idle=is_idle))
+    assert sum(not peer.is_cut for peer in made if peer.peer.startswith("b")) == 4
+    assert made.join(Peer("c:1"))
+    assert made.join(Peer("a:2"))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["join", "leave", "work"]), st.integers(0, 40), st.booleans()),
+        max_size=60,
+    ),
+    st.integers(1, 4),
+    st.none() | st.integers(1, 3),
+)
+def test_whatever_happens_both_bounds_hold(
+    happens: list[tuple[str, int, bool]], most: int, each: int | None
+) -> None:
+    """Connections come, work, are idle, and end when they like."""
+    made: Crowd[Peer] = Crowd(Limits(connections_max=most, client_connections_max=each))
+    for what, number, is_idle in happens:
+        members = list(made)
+        if what == "join":
+            made.join(Peer(f"{'abc'[number % 3]}:{number}", is_idle=is_idle))
+        elif members:
+            member = members[number % len(members)]
+            member.is_idle = is_idle
+            if what == "leave":
+                made.leave(member)
+        alive = [peer.peer[0] for peer in made if not peer.is_cut]
+        assert len(alive) <= 2 * most
+        assert each is None or all(alive.count(client) <= 2 * each for client in "abc")
+    for peer in made:
+        made.leave(peer)
+    assert repr(made) == "<Crowd 0 connections, 0 with a place>"

@@ -2,7 +2,9 @@
 
 A client can write any header. So the fields that say for whom a request was passed on are read from
 proxies that are trusted by their address alone, from the right, where each has added what it saw:
-the first address that is not a trusted proxy's is the client's. What upstreams get is written anew.
+the first address that is not a trusted proxy's is the client's. A proxy writes one kind of fields
+and may let a client's own of the other kind pass, so that one kind alone is read. What upstreams
+get is written anew.
 
 A pure machine. Source: RFC 7239; X-Forwarded-For, -Proto and -Host as proxies are known to use
 them.
@@ -12,8 +14,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -27,11 +29,20 @@ _Raw: TypeAlias = tuple[bytes, bytes]
 _FORWARDED, _FOR, _PROTO, _HOST = (
     b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host",
 )  # fmt: skip
+Kind: TypeAlias = Literal["x-forwarded", "forwarded"]
 # The fields that say for whom a request was passed on.
-TOLD_BY: Final = frozenset({_FORWARDED, _FOR, _PROTO, _HOST})
+KINDS: Final[Mapping[Kind, frozenset[bytes]]] = {
+    "x-forwarded": frozenset({_FOR, _PROTO, _HOST}),
+    "forwarded": frozenset({_FORWARDED}),
+}
+# More of them, names and values together, counts for nothing.
+TOLD_BYTES_MAX: Final = 4096
 # More hops than this are no chain of proxies.
 HOPS_MAX: Final = 32
+# So many answers are kept, and none that takes more than these.
 _KEPT_MAX: Final = 4096
+_KEPT_HOST_BYTES_MAX: Final = 255
+_KEPT_TOLD_BYTES_MAX: Final = 1024
 
 _AUTHORITY = re.compile(
     r"[A-Za-z0-9._-]{1,255}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?"
@@ -42,10 +53,7 @@ _NODE = re.compile(rf"\[([0-9A-Fa-f:.]+)\]{_PORT}|([0-9.]+){_PORT}|([0-9A-Fa-f:.
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _PAIR = re.compile(rf"({_WORD})=({_WORD}|{_QUOTED})")
-# Blanks around a semicolon are not in the grammar, and are sent all the same.
-_ELEMENT = re.compile(
-    rf"[ \t]*(?:{_PAIR.pattern})?(?:[ \t]*;[ \t]*(?:{_PAIR.pattern})?)*[ \t]*(?:,|\Z)"
-)
+_BLANKS = re.compile(r"[ \t]*")
 _ESCAPED = re.compile(r"\\(.)")
 
 
@@ -74,15 +82,15 @@ class ClientOrigin(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Said(msgspec.Struct, frozen=True):
-    """What one kind of field says; None where it says nothing."""
+    """What the fields say; None where they say nothing."""
 
-    address: str | None = None
+    place: _Place | None = None
     scheme: str | None = None
     host: str | None = None
 
 
 _NOTHING = _Said()
-# What is kept by: the address of the peer, the Host, and the fields of `TOLD_BY` as they came.
+# What is kept by: the address of the peer, the Host, and the fields of one of `KINDS` as they came.
 _Key: TypeAlias = tuple[str, bytes, tuple[_Raw, ...]]
 
 
@@ -125,6 +133,8 @@ class Origins:
 
     Args:
         proxies: whose word is taken.
+        by: which fields they write: "x-forwarded" for `X-Forwarded-For`, `-Proto` and `-Host`,
+            "forwarded" for `Forwarded`. The others may be a client's own, and are not read.
         scheme: of the gateway's own listener.
 
     Example:
@@ -136,14 +146,20 @@ class Origins:
         '203.0.113.5'
     """
 
-    def __init__(self, proxies: Sequence[ProxyNetwork] = (), *, scheme: str = "http") -> None:
+    def __init__(
+        self,
+        proxies: Sequence[ProxyNetwork] = (),
+        *,
+        by: Kind = "x-forwarded",
+        scheme: str = "http",
+    ) -> None:
         self._proxies = tuple(proxies)
         self._scheme = scheme
         self._trusted: dict[str, bool] = {}
         # Read by the fast way; see `key`.
         self.kept: dict[_Key, ClientOrigin] = {}
         # The fields that count, none where nobody is trusted.
-        self.told_by: frozenset[bytes] = TOLD_BY if proxies else frozenset()
+        self.told_by: frozenset[bytes] = KINDS[by] if proxies else frozenset()
 
     def of(self, peer: str, host: bytes, told: tuple[_Raw, ...]) -> ClientOrigin:
         """Return whom a request comes from.
@@ -156,9 +172,11 @@ class Origins:
         key = (peer.rpartition(":")[0], host, told)
         found = self.kept.get(key)
         if found is None:
-            if len(self.kept) >= _KEPT_MAX:
-                self.kept.clear()
-            found = self.kept[key] = self._found(*key)
+            found = self._found(*key)
+            if len(host) <= _KEPT_HOST_BYTES_MAX and _size(told) <= _KEPT_TOLD_BYTES_MAX:
+                if len(self.kept) >= _KEPT_MAX:
+                    self.kept.clear()
+                self.kept[key] = found
         return found
 
     def of_request(self, peer: str, headers: Iterable[tuple[str, str]]) -> ClientOrigin:
@@ -189,12 +207,15 @@ class Origins:
         parsed = _address(own)
         if parsed is not None:
             own = str(parsed)
-        said = _NOTHING
-        if told and self.is_trusted(own):
-            said = _agreed(self._by_forwarded(own, told), self._by_x_fields(own, told))
+        said, told = _NOTHING, tuple(pair for pair in told if pair[0] in self.told_by)
+        is_passed_on = bool(told) and self.is_trusted(own)
+        if is_passed_on and _size(told) <= TOLD_BYTES_MAX:
+            read = self._by_forwarded if _FORWARDED in self.told_by else self._by_x_fields
+            said = read(own, told)
         name = host.decode("latin-1") if said.host is None else said.host
+        place = said.place or _Place(own, -1, is_named=not is_passed_on)
         return _origin(
-            own if said.address is None else said.address,
+            place,
             self._scheme if said.scheme is None else said.scheme,
             name if _AUTHORITY.fullmatch(name) else "",
         )
@@ -210,15 +231,14 @@ class Origins:
             return _NOTHING
         hops = [element.get("for", "") for element in elements]
         place = self._place(peer, hops)
-        element, address = elements[place.index], place.address if any(hops) else None
-        return _Said(address, _scheme(element.get("proto")), _authority(element.get("host")))
+        element = elements[place.index]
+        return _Said(place, _scheme(element.get("proto")), _authority(element.get("host")))
 
     def _by_x_fields(self, peer: str, told: tuple[_Raw, ...]) -> _Said:
         """Return what `X-Forwarded-For`, `-Proto` and `-Host` say."""
         hops = _listed(told, _FOR)
         schemes, hosts = _listed(told, _PROTO), _listed(told, _HOST)
         place = self._place(peer, hops) if hops else None
-        address = None if place is None else place.address
 
         def beside(values: list[str]) -> str | None:
             """What was said with the client's address, where each hop has said something."""
@@ -227,7 +247,7 @@ class Origins:
             is_each = place is not None and len(values) == len(hops)
             return values[place.index if place is not None and is_each else -1]
 
-        return _Said(address, _scheme(beside(schemes)), _authority(beside(hosts)))
+        return _Said(place, _scheme(beside(schemes)), _authority(beside(hosts)))
 
     def _place(self, peer: str, hops: Sequence[str]) -> _Place:
         """Return where the client stands in a chain, and its address.
@@ -239,22 +259,26 @@ class Origins:
         for number in range(len(hops) - 1, max(-1, len(hops) - 1 - HOPS_MAX), -1):
             index, parsed = number, _node(hops[number])
             if parsed is None:
-                break
+                return _Place(address, index, is_named=False)
             address = str(parsed)
             if not self._is_proxy(parsed):
-                break
-        return _Place(address, index)
+                return _Place(address, index)
+        return _Place(address, index, is_named=index == 0)
 
 
 class _Place(msgspec.Struct, frozen=True):
+    """Where a client stands in a chain; not named is a proxy that stands for it."""
+
     address: str
     index: int
+    is_named: bool = True
 
 
-def _origin(address: str, scheme: str, host: str) -> ClientOrigin:
+def _origin(place: _Place, scheme: str, host: str) -> ClientOrigin:
+    address = place.address
     parsed = _address(address)
     told, node = "unknown", "unknown"
-    if parsed is not None:
+    if parsed is not None and place.is_named:
         told = str(parsed)
         node = told if parsed.version == 4 else f'"[{told}]"'
     lines = f"x-forwarded-for: {told}\r\nx-forwarded-proto: {scheme}\r\n"
@@ -273,23 +297,8 @@ def _counted(address: str, parsed: Address | None) -> str:
     return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
-def _agreed(one: _Said, other: _Said) -> _Said:
-    """Return what both kinds of fields say; where they contradict each other, neither counts.
-
-    A proxy writes one kind and may let a client's own of the other kind pass: which of them is the
-    proxy's cannot be told.
-    """
-    return _Said(
-        _either(one.address, other.address),
-        _either(one.scheme, other.scheme),
-        _either(one.host, other.host),
-    )
-
-
-def _either(one: str | None, other: str | None) -> str | None:
-    if one is None or other is None:
-        return one or other
-    return one if one == other else None
+def _size(told: Iterable[_Raw]) -> int:
+    return sum(len(name) + len(value) for name, value in told)
 
 
 def _values(told: Iterable[_Raw], name: bytes) -> list[str]:
@@ -303,29 +312,37 @@ def _listed(told: Iterable[_Raw], name: bytes) -> list[str]:
 
 
 def _elements(text: str) -> list[dict[str, str]]:
-    """Return the elements of `Forwarded`, names in lower case; none where it is malformed."""
+    """Return the elements of `Forwarded`, names in lower case; none where it is malformed.
+
+    Each character is looked at so many times and no more, whatever the text.
+    """
     found: list[dict[str, str]] = []
+    element: dict[str, str] = {}
     at = 0
-    while at < len(text):
-        matched = _ELEMENT.match(text, at)
-        if matched is None:
-            return []
-        element: dict[str, str] = {}
-        for name, value in _pairs(matched[0]):
+    while True:
+        at = _past_blanks(text, at)
+        matched = _PAIR.match(text, at)
+        if matched is not None:
+            name, value = matched[1].lower(), matched[2]
             if name in element:
                 return []
-            element[name] = value
-        if element:
-            found.append(element)
-        at = matched.end()
-    return found
+            element[name] = _ESCAPED.sub(r"\1", value[1:-1]) if value[0] == '"' else value
+            # Blanks around a semicolon are not in the grammar, and are sent all the same.
+            at = _past_blanks(text, matched.end())
+        mark = text[at : at + 1]
+        if mark != ";":
+            if element:
+                found.append(element)
+            if mark != ",":
+                return [] if mark else found
+            element = {}
+        at += 1
 
 
-def _pairs(element: str) -> Iterator[tuple[str, str]]:
-    for name, value in _PAIR.findall(element):
-        if value[0] == '"':
-            value = _ESCAPED.sub(r"\1", value[1:-1])
-        yield name.lower(), value
+def _past_blanks(text: str, at: int) -> int:
+    matched = _BLANKS.match(text, at)
+    assert matched is not None, "it matches nothing, too"
+    return matched.end()
 
 
 def _node(text: str) -> Address | None:

@@ -34,7 +34,8 @@ class Limits:
         pipeline_max: requests of one connection that wait for their turn; then reading pauses. As
             many are begun before other connections have their turn.
         connections_max: open connections. For one more, an idle one of the client with most of them
-            is closed; where none is idle, the newcomer is answered 503 and closed.
+            is closed; where none is idle, the newcomer is answered 503 and closed. As many again
+            may still be about to end so; beyond that they are reset.
         client_connections_max: those of one client, in the same way; None for no bound of its own.
 
     Example:

@@ -38,7 +38,6 @@ from synchromesh.http.strictness import Refusal
 
 _logger = logging.getLogger("synchromesh.http")
 
-
 # Answers to requests that came together leave together, up to this much.
 _TOGETHER_BYTES: Final = 64 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -165,8 +164,9 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """True where nothing of a request has come that is not answered."""
-        return self._replying is _FREE and self.reader.state <= _IDLE and not self._unfed
+        """True where nothing of a request has come whose answer is not taken."""
+        has_more = self.reader.ready or self._unfed or self._out or self.outflow.is_paused
+        return self._replying is _FREE and self.reader.state <= _IDLE and not has_more
 
     def make_room(self) -> None:
         """End an idle connection at once: others need its place."""

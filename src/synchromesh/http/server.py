@@ -190,12 +190,7 @@ class HttpServer:
 
     def opened(self, connection: Connection) -> bool:
         """Count a connection in; False where there are too many, or the server drains."""
-        is_crowded = len(self._connections) >= 2 * self._limits.connections_max
-        has_place = self._connections.join(connection)
-        if is_crowded and not has_place:
-            # Even to be told so in words costs something; past this it is told by a reset.
-            connection.cut()
-        return has_place and not self._is_draining
+        return self._connections.join(connection) and not self._is_draining
 
     def closed(self, connection: Connection, handling: asyncio.Task[object] | None) -> None:
         """Count a connection out, and keep its cancelled handler until that has ended."""

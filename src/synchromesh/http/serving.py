@@ -28,7 +28,7 @@ class Connection(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """True where nothing of a request has come that is not answered."""
+        """True where nothing of a request has come whose answer is not taken."""
         ...
 
     def make_room(self) -> None:

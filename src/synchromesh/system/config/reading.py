@@ -150,6 +150,12 @@ def _check_gateway(config: SystemConfig, layers: Layers) -> None:
         except ConfigError as error:
             place = where("gateway", "trusted_proxies")
             raise ConfigError(f"{place}: [gateway] trusted_proxies: {error.message}") from error
+        if not config.gateway.forwarded_by:
+            raise ConfigError(
+                f"{where('gateway', 'trusted_proxies')}: [gateway] trusted_proxies needs "
+                'forwarded_by beside it: "x-forwarded" where your proxies write X-Forwarded-For, '
+                '"forwarded" where they write Forwarded; a client can write whatever they do not'
+            )
 
 
 def _check_edges(config: SystemConfig, layers: Layers) -> None:

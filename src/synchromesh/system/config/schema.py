@@ -399,6 +399,7 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         clients: how much, how long and how many it puts up with.
         trusted_proxies: the addresses, or networks such as "10.0.0.0/8", of proxies before it:
             whom a request comes from is read from what they have written, and from nobody else.
+        forwarded_by: what they write: "x-forwarded" or "forwarded"; all else may be a client's own.
         tls: what it proves itself by; without it, it serves plain HTTP.
     """
 
@@ -407,6 +408,7 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 0
     clients: ClientsSection = ClientsSection()
     trusted_proxies: tuple[str, ...] = ()
+    forwarded_by: Literal["", "x-forwarded", "forwarded"] = ""
     tls: ServerTlsSection = ServerTlsSection()
 
 

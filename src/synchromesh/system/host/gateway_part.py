@@ -58,8 +58,11 @@ class GatewayPart:
         self._disk = disk
         self._externals = frozenset(config.external)
         self._limits = config.gateway.clients.compile()
-        scheme = "http" if tls is None else "https"
-        self._origins = Origins(read_proxies(config.gateway.trusted_proxies), scheme=scheme)
+        self._origins = Origins(
+            read_proxies(config.gateway.trusted_proxies),
+            by=config.gateway.forwarded_by or "x-forwarded",
+            scheme="http" if tls is None else "https",
+        )
         self._tracer = deps.tracer(GATEWAY)
         self.caller = deps.caller(GATEWAY, self._tracer)
         self._engine: GatewayEngine | None = None
