@@ -471,9 +471,17 @@ class ProjectionBehind(StoreError):
 
 
 class PersonalUnreadable(StoreError):
-    """Raised when a personal value cannot be opened: its key is lost, or it is not in its place."""
+    """Raised when a personal value cannot be opened: its key is lost, or it is not in its place.
+
+    Attributes:
+        is_foreign: the keys are there, and it was not sealed with them for its place.
+    """
 
     code = "personal_unreadable"
+
+    def __init__(self, message: str, *, is_foreign: bool = False) -> None:
+        super().__init__(message)
+        self.is_foreign = is_foreign
 
 
 # -- discovery -----------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ class PersonalFields:
             BadRequest: a subject is empty or too long, or the document holds what only a sealed
                 value may.
         """
-        if MARKED in data:
+        if MARKED in data or (b"\\u" in data and MARKED in to_json(msgspec.json.decode(data))):
+            # What was encoded elsewhere may have it in escapes, and is stored without them.
             raise BadRequest(f"{where} has a key {MARK!r}, which only a sealed value may have")
         self.check_subject(where)
 

@@ -116,9 +116,13 @@ class SubjectKeys(Vault, Protocol):
 
     Attributes:
         expected: the id of the keys that the database was used with; "" where there were none yet.
+        left_over: why keys that were erased are still in bytes of the file; "" where none are.
+        on_left_over: called when that begins.
     """
 
     expected: str
+    left_over: str
+    on_left_over: Callable[[], None]
 
     @property
     def is_there(self) -> bool:
@@ -142,12 +146,17 @@ class SubjectKeys(Vault, Protocol):
     def erase(self, subject: str, *, now_us: int, who: str, why: str) -> SubjectRecord | None:
         """Delete the key of a subject for good; return what was known of it, None for nothing.
 
-        One who was erased before keeps the first record.
+        One who was erased before keeps the first record. No waiting for whoever reads the file: the
+        bytes of the key are left over until then.
 
         Raises:
             PersonalUnreadable: the keys are lost.
             StoreError: it cannot be written; the key is still there.
         """
+        ...
+
+    def overwrite(self) -> bool:
+        """Try once to overwrite what is left over of erased keys; return whether nothing is."""
         ...
 
     def find(self, subject: str) -> SubjectRecord | None:
@@ -240,11 +249,18 @@ def open_at(data: bytes, where: str, vault: Vault) -> tuple[bytes, tuple[Persona
 def open_if_ours(data: bytes, where: str, vault: Vault) -> bytes:
     """Open a document of which it is not known whether anything in it is sealed.
 
-    What cannot be opened is left as it is: it may be a user's own.
+    What was not sealed with the keys that are there is left as it is: it may be a user's own.
+
+    Raises:
+        PersonalUnreadable: the keys are lost, or that of a subject is: nobody can tell.
     """
     try:
         return open_sealed(data, where, vault)
-    except (PersonalUnreadable, msgspec.DecodeError):
+    except msgspec.DecodeError:
+        return data
+    except PersonalUnreadable as error:
+        if not error.is_foreign:
+            raise
         return data
 
 

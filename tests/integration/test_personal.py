@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,22 @@ from persons_app import (
     post,
     seen_by_handlers,
 )
-from synchromesh import Erased
+from synchromesh import Erased, Migration, Saga, Service
+from synchromesh.codec import encode
+from synchromesh.context import CallContext
 from synchromesh.errors import KeyReused, PersonalUnreadable
+from synchromesh.personal_types import personal_fields
 from synchromesh.runtime import RealRuntime
 from synchromesh.saga.forgetting import archive_lines
+from synchromesh.saga.records import RepairVerb
+from synchromesh.saga.repair import RepairWish
 from synchromesh.service.erasure import erase, give_up_keys
+from synchromesh.store import Unit
 from synchromesh.testing.serving import InProcess
 
 pytestmark = pytest.mark.anyio
 
+waiting = Service("hearing", migrations=[Migration(1, ("create table heard(id text)",), 1)])
 CANARY = b"canary@example.org"
 EMAIL, STREET = CANARY.decode(), f"{CANARY.decode()} street"
 ANNA = Register("c-17", EMAIL, Address(STREET, "Ulm"))
@@ -192,8 +200,9 @@ async def test_a_saga_in_flight_goes_on_with_what_is_erased(tmp_path: Path) -> N
         assert found_in(tmp_path) == []
 
 
-async def test_a_saga_of_somebody_erased_is_undone(tmp_path: Path) -> None:
-    """Undos are given what was recorded, with what is erased of it."""
+@pytest.mark.parametrize("is_restarted", [True, False])
+async def test_a_saga_of_somebody_erased_is_undone(tmp_path: Path, is_restarted: bool) -> None:
+    """Undos are given what was recorded, with what is erased of it; no sleeper has more."""
     async with shop(tmp_path) as served:
         await served.call(Customers.welcome(ANNA))
 
@@ -202,7 +211,10 @@ async def test_a_saga_of_somebody_erased_is_undone(tmp_path: Path) -> None:
 
         await until(sleeps)
         erase_everywhere(served)
-    async with shop(tmp_path) as served:
+        if is_restarted:
+            for name in ("post", "customers"):
+                await served.stop(name)
+            await served.start("customers", "post")
         await served.up["customers"].engine.cancel("welcome-c-17", "asked to")
 
         async def is_undone() -> bool:
@@ -306,3 +318,124 @@ async def test_a_lost_file_of_keys_is_told_and_can_be_given_up(
     async with shop(tmp_path, "customers") as served:
         assert await served.call(Customers.visit("c-18")) == Card("c-18", EMAIL, 0)
         assert await served.call(Customers.visit("c-17")) == Card("c-17", Erased(), 2)
+
+
+async def status_of(served: InProcess, run: str = "welcome-c-17") -> tuple[str, str]:
+    story = await served.up["customers"].engine.show(run)
+    return story.summary.status, story.summary.reason
+
+
+@pytest.mark.parametrize("is_put_back", [True, False])
+async def test_a_saga_whose_keys_are_lost_waits_for_them(tmp_path: Path, is_put_back: bool) -> None:
+    """It says what is lost, and goes on with the keys, or once they are given up."""
+    async with shop(tmp_path, "customers") as served:  # the post is not there: it is tried again
+        await served.call(Customers.welcome(ANNA))
+        assert await status_of(served) == ("running", "")
+    kept = {each: each.read_bytes() for each in tmp_path.glob("customers.keys*")}
+    for each in kept:
+        each.unlink()
+    async with shop(tmp_path) as served:
+
+        async def waits() -> bool:
+            return (await status_of(served))[0] == "waiting"
+
+        await until(waits)
+        reason = (await status_of(served))[1]
+        assert reason.startswith("keys: the keys ")
+        assert "put that file back" in reason
+        if is_put_back:
+            for each, data in kept.items():
+                each.write_bytes(data)
+        else:
+            await give_up_keys(
+                served.up["customers"].store, now_us=1, who="ina", why="the disk died"
+            )
+        assert await served.up["customers"].engine.try_again() == 1
+
+        async def sleeps() -> bool:
+            return (await status_of(served))[0] == "sleeping"
+
+        await until(sleeps)
+        await served.up["customers"].engine.cancel("welcome-c-17", "asked to")
+
+        async def is_undone() -> bool:
+            return (await status_of(served))[0] == "undone"
+
+        await until(is_undone)
+        email = EMAIL if is_put_back else Erased()
+        assert seen_by_handlers == [Letter("c-17", email, "welcome"), Card("c-17", email, 0)]
+
+
+@waiting.saga(str, deadline="1h")
+async def hearing(s: Saga, who: str) -> str:
+    told = await s.event(Confirmed, within="30m")
+    return f"{who} heard of {told.by}" if told is not None else "nobody"
+
+
+async def test_a_saga_that_was_told_what_it_cannot_read_is_stuck_by_that(tmp_path: Path) -> None:
+    """What it was told is not taken for something else; it goes on once the keys are there."""
+    folder = str(tmp_path)
+    served = InProcess(RealRuntime(), [waiting], folder=folder)
+    await served.start("hearing")
+    here = served.up["hearing"]
+    context = CallContext(trace_id="0" * 31 + "1", span_id="0" * 15 + "1")
+    await here.engine.start(hearing, "ina", id="h-1", context=context)
+
+    async def is_(status: str) -> bool:
+        return (await served.up["hearing"].engine.show("h-1")).summary.status == status
+
+    await until(lambda: is_("sleeping"))
+    fields = personal_fields(Confirmed)
+    assert fields is not None
+
+    async def tell_unheard(unit: Unit) -> None:
+        body = fields.seal(
+            encode(Confirmed("c-17", "anna")), "saga/h-1/signal/Confirmed", unit.vault
+        )
+        await unit.execute(
+            "insert into sm_saga_signal(saga, name, body, at_us) "
+            "values ('h-1', 'Confirmed', ?, 1)",
+            body,
+        )  # fmt: skip
+        await unit.execute("update sm_saga set wake_us = 0 where id = 'h-1'")
+
+    await here.store.write(tell_unheard, name="tell")
+    await served.stop("hearing")
+    kept = {each: each.read_bytes() for each in tmp_path.glob("hearing.keys*")}
+    for each in kept:
+        each.unlink()
+    await served.start("hearing")
+    await until(lambda: is_("stuck"))
+    reason = (await served.up["hearing"].engine.show("h-1")).summary.reason
+    assert "what it was told cannot be read: the keys" in reason
+    for each, data in kept.items():
+        each.write_bytes(data)
+    await served.up["hearing"].engine.repair("h-1", RepairVerb.RETRY, RepairWish("ina", "put back"))
+    await until(lambda: is_("completed"))
+    told = await served.up["hearing"].engine.conclusion("h-1", 1.0)
+    assert told is not None
+    assert told.result == b'"ina heard of anna"'
+    await served.stop("hearing")
+
+
+async def test_what_is_left_over_of_an_erased_key_goes_once_nobody_reads_it(tmp_path: Path) -> None:
+    """While somebody copies the keys the erasure says so; the service then ends it by itself."""
+    async with shop(tmp_path, "customers") as served:
+        await served.call(Customers.register(ANNA))
+        here = served.up["customers"]
+        with closing(sqlite3.connect(tmp_path / "customers.keys")) as reader:
+            ((key,),) = reader.execute("select key from subject")
+            reader.execute("begin")
+            reader.execute("select count(*) from subject").fetchall()
+            told = erase(here.store, "c-17", now_us=1, who="ina", why="asked to")
+            assert (told.was, told.left_over) == ("known", "another connection reads it")
+            assert here.keys_left_over == told.left_over
+            assert found_in(tmp_path, key)
+
+        async def is_over() -> bool:
+            return not here.keys_left_over
+
+        await until(is_over)
+        assert found_in(tmp_path, key) == []
+        again = erase(here.store, "c-17", now_us=2, who="ina", why="to see")
+        assert (again.was, again.left_over) == ("erased", "")

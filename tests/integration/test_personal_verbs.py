@@ -14,7 +14,7 @@ import persons_app
 from cli_runs import Ran, Run, runner
 from notes_app import Running, write_config
 from persons_app import TOML
-from synchromesh.store.vault import VaultReader
+from synchromesh.store.vault_reader import VaultReader
 
 CANARY = "canary@example.org"
 DATA = ".synchromesh/data"
@@ -99,9 +99,20 @@ def test_no_file_of_a_system_holds_what_was_erased(run: Run, folder: Path) -> No
             ("customers", "c-17"),
             ("post", "c-17"),
         ]
+        with closing(sqlite3.connect(folder / DATA / "customers.keys")) as reader:
+            reader.execute("begin")
+            reader.execute("select count(*) from subject").fetchall()
+            left = run(folder, "personal", "erase", "c-17", *WHY)
+            assert left.code == 1
+            assert "customers: erased, and not yet overwritten in customers.keys" in left.out
+            assert "post: erased\n" in left.out
+            found = json.loads(run(folder, "status", "--json").out)["findings"]
+            assert any("not overwritten yet in customers.keys" in each for each in found)
         erased = ok(run(folder, "personal", "erase", "c-17", *WHY, "--json"))
         assert erased["missing"] == []
-        assert [each["was"] for each in erased["erased"]] == ["known", "known"]
+        assert [(each["was"], each["left_over"]) for each in erased["erased"]] == [
+            ("erased", ""), ("erased", ""),
+        ]  # fmt: skip
         assert found_in(folder, keys) == []
         again = run(folder, "personal", "erase", "c-17", "--why", "again")
         assert again.code == 0

@@ -38,6 +38,7 @@ class PlainVault:
     """A vault that hides nothing, to see what belongs where; `gone` are erased."""
 
     def __init__(self) -> None:
+        self.without_key: set[str] = set()
         self.gone: set[str] = set()
 
     def seal(self, subject: str, place: str, data: bytes) -> str | None:
@@ -48,7 +49,9 @@ class PlainVault:
             return None
         whose, where, data = sealed.split("|", 2)
         if (whose, where) != (subject, place):
-            raise PersonalUnreadable("not from here")
+            raise PersonalUnreadable("not from here", is_foreign=True)
+        if subject in self.without_key:
+            raise PersonalUnreadable("its key is lost")
         return data.encode()
 
     def is_erased(self, subject: str) -> bool:
@@ -191,6 +194,10 @@ def test_a_sealed_value_opens_nowhere_else() -> None:
         open_sealed(msgspec.json.encode(moved), "event/x", vault)
     assert open_if_ours(sealed, "event/y", vault) == sealed
     assert open_if_ours(b"no $personal json", "event/y", vault) == b"no $personal json"
+    # Nobody can tell without the key.
+    vault.without_key.add("p-1")
+    with pytest.raises(PersonalUnreadable, match="lost"):
+        open_if_ours(sealed, "event/x", vault)
 
 
 def test_what_was_stored_before_a_field_became_personal_is_read() -> None:
@@ -229,6 +236,25 @@ def test_nobody_slips_in_what_looks_sealed() -> None:
     for wrong in (("nowhere",), (0,), ("note", "deep")):
         with pytest.raises(BadRequest, match="there is none"):
             seal_at(b'{"note":"x"}', (PersonalPlace(wrong, "p-1"),), "m", PlainVault())
+
+
+@pytest.mark.parametrize("key", ["$personal", "\\u0024personal", "$\\u0070ersonal"])
+def test_nobody_slips_it_in_by_escapes(key: str) -> None:
+    """JSON that was encoded elsewhere is refused by what it says, and else stored as it was."""
+
+    class Carrying(Struct):
+        whose: Subject
+        note: Personal[str]
+        more: msgspec.Raw
+
+    fields, vault = personal_fields(Carrying), PlainVault()
+    assert fields is not None
+    forged = Carrying("p-1", "x", msgspec.Raw(f'{{"{key}":"p-1","sealed":"x"}}'.encode()))
+    with pytest.raises(BadRequest, match="only a sealed value"):
+        fields.seal(msgspec.json.encode(forged), "event/x", vault)
+    honest = Carrying("p-1", "x", msgspec.Raw(b'{"\\u00e4":"\\u0024 personal"}'))
+    stored = fields.seal(msgspec.json.encode(honest), "event/x", vault)
+    assert msgspec.json.decode(open_sealed(stored, "event/x", vault))["note"] == "x"
 
 
 class Tree(Struct):

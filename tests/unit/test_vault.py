@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from store_fakes import FaultyDisk
+from store_fakes import Fault, FaultyDisk, sqlite_error
 from synchromesh.errors import PersonalUnreadable, StoreBroken, StoreError, StoreFull
 from synchromesh.runtime import RealDisk, RealRuntime
 from synchromesh.store import Migration, Schema, SqliteStore, SqliteVault, Unit
-from synchromesh.store.vault import VaultReader, vault_path
+from synchromesh.store.vault import vault_path
+from synchromesh.store.vault_reader import VaultReader
 from synchromesh.testing import SimRuntime, run
 
 PLACE = "event/shop.sold\0email"
@@ -139,6 +141,60 @@ def test_an_erasure_leaves_no_byte_of_the_key_or_the_name(tmp_path: Path) -> Non
     assert reader.find(name) == again
     assert [each.who for each in reader.subjects(is_erased=True, limit=9)] == ["ina"]
     assert len(reader.subjects(is_erased=False, limit=99)) == 50
+
+
+def test_an_erasure_waits_for_nobody_who_reads_the_file(tmp_path: Path) -> None:
+    """A backup keeps the bytes of the key until it ends; that is told, and mended afterwards."""
+    own = vault(tmp_path)
+    sealed(own)
+    value, told = sealed(own, "c-2"), list[str]()
+    own.on_left_over = lambda: told.append(own.left_over)
+    with closing(sqlite3.connect(own.path)) as reader:
+        ((key,),) = reader.execute("select key from subject where name = 'c-2'")
+        reader.execute("begin")
+        reader.execute("select count(*) from subject").fetchall()
+        assert own._connection is not None
+        own._connection.execute("pragma busy_timeout = 60000").fetchall()
+        began_s = time.monotonic()
+        own.erase("c-2", now_us=1, who="ina", why="asked to")
+        assert own.open("c-2", PLACE, value) is None
+        assert told == ["another connection reads it"]
+        assert not own.overwrite()
+        assert key in files(tmp_path)
+        assert own._connection.execute("pragma busy_timeout").fetchall() == [(60_000,)]
+        # The process that comes next knows of it, too.
+        own.close()
+        own.prepare()
+        assert own.left_over
+        assert time.monotonic() - began_s < 30
+        sealed(own, "c-3")
+    assert own.seal("c-4", PLACE, b"1")
+    assert not own.overwrite()  # not within the writer's transaction
+    own.flush()
+    assert own.overwrite()
+    assert own.left_over == ""
+    assert key not in files(tmp_path)
+    own.close()
+
+
+def test_where_nobody_was_erased_nothing_is_left_over(tmp_path: Path) -> None:
+    """A reader at the start is none of anybody's business; a fault of the disk is told in words."""
+    runtime, disk = RealRuntime(), FaultyDisk()
+    runtime._disk = disk
+    own = SqliteVault(str(tmp_path / "shop.keys"), service="shop", runtime=runtime)
+    sealed(own)
+    with closing(sqlite3.connect(own.path)) as reader:
+        reader.execute("begin")
+        reader.execute("select count(*) from subject").fetchall()
+        sealed(own, "c-2")
+        own.close()
+        own.prepare()
+        assert own.left_over == ""
+    disk.faults.append(Fault("pragma wal_checkpoint", sqlite_error(10, "disk I/O error")))
+    assert own.erase("c-1", now_us=1, who="ina", why="asked to") is not None
+    assert own.left_over == "disk I/O error"
+    assert own.overwrite()
+    own.close()
 
 
 def test_nothing_is_made_where_nobody_asks_for_it(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def erase_subject(folder: Path, subject: str, even_unknown: bool, why: str, is_j
     """Erase SUBJECT in every service, for good: what is sealed of it cannot be read any more.
 
     That holds for each copy, as in backups. It may be repeated; exits 1 where a service did not do
-    it, such as one that does not run.
+    it, such as one that does not run, or where bytes of the key are on the disk until whoever reads
+    the file has ended.
     """
     who = actions.say_why(why)
     if not even_unknown:
@@ -117,12 +118,11 @@ def erase_subject(folder: Path, subject: str, even_unknown: bool, why: str, is_j
     missing = sorted({*databases_of(folder), *silent} - answers.keys())
     if is_json:
         print_json({"erased": list(answers.values()), "missing": missing})
-        return FINDING if missing else 0
-    for service, own in answers.items():
-        print_line(f"{service}: {_said(own)}")
-    if missing:
+    for service, own in answers.items() if not is_json else ():
+        print_line(f"{service}: {_said(own)}{_left(service, own)}")
+    if missing and not is_json:
         print_line(f"NOT erased in {', '.join(missing)}: did not answer; repeat this once it runs")
-    return FINDING if missing else 0
+    return FINDING if missing or any(own["left_over"] for own in answers.values()) else 0
 
 
 @personal.command("give-up")
@@ -162,6 +162,15 @@ def _said(own: dict[str, Any]) -> str:
     if own["was"] == "unknown":
         return "had nothing of it, and will keep nothing"
     return "erased"
+
+
+def _left(service: str, own: dict[str, Any]) -> str:
+    if not own["left_over"]:
+        return ""
+    return (
+        f", and not yet overwritten in {service}.keys: {own['left_over']}. It is tried again until "
+        "it is; repeat this to see"
+    )
 
 
 def _print_table(found: list[dict[str, Any]], *, is_erased: bool) -> None:

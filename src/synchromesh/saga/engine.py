@@ -272,6 +272,11 @@ class Engine:
         self._open_deps()
         return await self._back.adopt()
 
+    async def try_again(self) -> int:
+        """Try the runs that wait for code or keys; return how many were not in memory."""
+        self._open_deps()
+        return await self._back.try_again()
+
     async def keep_going(self) -> None:
         """Continue what is recovered or queued as there is room; only cancellation ends it."""
         self._open_deps()
@@ -304,7 +309,7 @@ class Engine:
             raise ActionRefused(f"saga {id!r} is at work; only a stuck run is repaired")
         if row.status is SagaStatus.WAITING and verb is not RepairVerb.CANCEL:
             raise ActionRefused(
-                f"saga {id!r} waits for {row.reason}; it goes on by itself once that is started"
+                f"saga {id!r} waits for {row.reason}; it goes on by itself once that is there"
             )
         await self._back.revive(await repair(deps, self._versions, row, verb, wish))
         return await self.show(id)

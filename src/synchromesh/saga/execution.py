@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from synchromesh.codec import decode, encode
-from synchromesh.errors import BadRequest, Fenced, Rejection, SagaError
+from synchromesh.errors import BadRequest, Fenced, PersonalUnreadable, Rejection, SagaError
 from synchromesh.personal_types import PersonalFields
 from synchromesh.saga import outcomes
 from synchromesh.saga.attempts import StepAttempts, Trace
@@ -298,7 +298,12 @@ class Execution:
         if awaits:
             # What was taken may not be gone yet: its record is not durable.
             after = self.machine.taken(awaits)
-            signal = await next_signal(self._deps.store, self.row.id, awaits, after)
+            try:
+                signal = await next_signal(self._deps.store, self.row.id, awaits, after)
+            except PersonalUnreadable as error:
+                why = f"what it was told cannot be read: {error.message}"
+                self._decide(self.machine.stick(why, key))
+                return
             told = None if signal is None else (signal.seq, signal.body)
         decision = self.machine.on_wake(key, now_us=self._now_us(), told=told)
         if decision.action is Action.SLEEP:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from synchromesh.errors import StoreError, SynchromeshError
+from synchromesh.errors import PersonalUnreadable, StoreError, SynchromeshError
 from synchromesh.saga import outcomes
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import SagaDeps
@@ -32,7 +32,10 @@ def fit(
         return f"code v{row.version}: this release has {here}"
     said = []
     for definition in tried:
-        found = _try(deps, row, records, definition)
+        try:
+            found = _try(deps, row, records, definition)
+        except PersonalUnreadable as error:
+            return f"keys: {error.message}"
         if isinstance(found, Execution):
             return found
         said.append(f"v{definition.version} does not fit: {found}")

@@ -108,6 +108,11 @@ class Revival:
         await self._load_more()
         return adopted
 
+    async def try_again(self) -> int:
+        """Take those that wait for code or keys as if they had not been tried; return how many."""
+        self._waiting.clear()
+        return await self.adopt()
+
     async def keep_going(self) -> None:
         """Load the backlog as there is room for it; only cancellation ends it."""
         time = asyncio.get_running_loop().time
@@ -310,7 +315,7 @@ class Revival:
         if isinstance(found, str):
             self._waiting.add(row.id)
             if row.status is not SagaStatus.WAITING:
-                _log.error("saga %r waits for other code: %s", row.id, found)
+                _log.error("saga %r waits: %s", row.id, found)
             if (row.status, row.reason) != (SagaStatus.WAITING, found):
                 marks.append(SagaMark(row, SagaStatus.WAITING, found))
             return

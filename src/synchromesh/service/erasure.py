@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import msgspec
 
 from synchromesh.codec import to_datetime
 from synchromesh.errors import ActionRefused, PersonalUnreadable
+from synchromesh.sealing import SubjectKeys
 from synchromesh.store import Store, StoreReader, Unit
+from synchromesh.store.vault import NOTE_ID
 
 _KNOWN = "select value from sm_meta where name = 'keys_id'"
-_NOTE = (
-    "insert into sm_meta(name, value) values ('keys_id', ?) "
-    "on conflict(name) do update set value = excluded.value"
-)
+# A backup of keys takes a moment.
+_AGAIN_S = 1.0
 
 _log = logging.getLogger("synchromesh.service")
 
@@ -24,6 +25,8 @@ class Erasure(msgspec.Struct, frozen=True):
 
     Attributes:
         was: "known" until now, "unknown" here, or "erased" before, by whom this then says.
+        left_over: why bytes of erased keys are still on the disk; "" where none are. That is tried
+            again until none are.
     """
 
     service: str
@@ -31,6 +34,7 @@ class Erasure(msgspec.Struct, frozen=True):
     erased_at: str
     who: str
     why: str
+    left_over: str = ""
 
 
 async def adopt_keys(store: Store, *, is_wanted: bool) -> None:
@@ -63,7 +67,7 @@ async def keys_in_use(reader: StoreReader) -> str:
 
 async def _note(store: Store, keys_id: str) -> None:
     async def body(unit: Unit) -> None:
-        await unit.execute(_NOTE, keys_id)
+        await unit.execute(NOTE_ID, keys_id)
 
     await store.write(body, name="note the keys")
     store.vault.expected = keys_id
@@ -72,16 +76,31 @@ async def _note(store: Store, keys_id: str) -> None:
 def erase(store: Store, subject: str, *, now_us: int, who: str, why: str) -> Erasure:
     """Erase a subject in the database of a service, for good.
 
+    Nothing is waited for: where somebody reads the keys, the last bytes go once they end.
+
     Raises:
         PersonalUnreadable: the keys are lost.
         StoreError: they cannot be written; nothing was erased.
     """
-    before = store.vault.erase(subject, now_us=now_us, who=who, why=why)
+    keys = store.vault
+    before = keys.erase(subject, now_us=now_us, who=who, why=why)
     if before is not None and before.erased_us is not None:
         at = to_datetime(before.erased_us).isoformat()
-        return Erasure(store.service, "erased", at, before.who, before.why)
+        return Erasure(store.service, "erased", at, before.who, before.why, keys.left_over)
     was = "unknown" if before is None else "known"
-    return Erasure(store.service, was, to_datetime(now_us).isoformat(), who, why)
+    at = to_datetime(now_us).isoformat()
+    return Erasure(store.service, was, at, who, why, keys.left_over)
+
+
+async def keep_overwriting(keys: SubjectKeys) -> None:
+    """Overwrite what is left over of erased keys, once nobody reads them; until it is cancelled."""
+    is_asked = asyncio.Event()
+    keys.on_left_over = is_asked.set
+    while True:
+        if keys.overwrite():
+            await is_asked.wait()
+            is_asked.clear()
+        await asyncio.sleep(_AGAIN_S)
 
 
 async def give_up_keys(store: Store, *, now_us: int, who: str, why: str) -> str:

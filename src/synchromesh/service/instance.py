@@ -36,7 +36,7 @@ from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.service.context import HandlerDeps
 from synchromesh.service.definition import Service
 from synchromesh.service.deps import Deps
-from synchromesh.service.erasure import adopt_keys
+from synchromesh.service.erasure import adopt_keys, keep_overwriting
 from synchromesh.service.forgetting import Forgetting
 from synchromesh.service.handlers import Operations
 from synchromesh.service.no_store import NoStore
@@ -189,6 +189,11 @@ class ServiceInstance:
         """The id of the keys of personal data that are lost; "" where none are."""
         return self.store.vault.lost if self.has_database else ""
 
+    @property
+    def keys_left_over(self) -> str:
+        """Why keys that were erased are still in bytes of their file; "" where none are."""
+        return self.store.vault.left_over if self.has_database else ""
+
     async def schedules_failed(self) -> dict[str, str]:
         """Return how each of its schedules failed last, as far as one did."""
         if not self.service.schedules:
@@ -253,6 +258,7 @@ class ServiceInstance:
             Child("message replay", self.consumer.run),
             Child("saga timers", self.engine.keep_time),
             Child("forgetting", self.forgetting.run),
+            Child("keys", lambda: keep_overwriting(self.store.vault)),
         ]
         for subscriber, wanted in sorted(deps.subscribers.items()):
             if names := wanted & own:

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import sqlite3
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from synchromesh.errors import MissingExtra, PersonalUnreadable, StoreError
-from synchromesh.runtime import Disk, DiskRuntime, RealThreads
+from synchromesh.runtime import DiskRuntime, RealThreads
 from synchromesh.sealing import SubjectRecord
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 
@@ -53,7 +54,14 @@ _TABLES = (
         "who text not null, why text not null) without rowid"
     ),
 )
-_FIND = "select name, key, made_us, erased_us, who, why from subject where tag = ?"
+NOTE_ID = (
+    "insert into sm_meta(name, value) values ('keys_id', ?) "
+    "on conflict(name) do update set value = excluded.value"
+)
+"""Notes in a database which keys it is used with."""
+_HAS_ERASED = "select 1 from subject where erased_us is not null limit 1"
+FIND = "select name, key, made_us, erased_us, who, why from subject where tag = ?"
+"""What is known of a subject, by its tag."""
 
 
 class SqliteVault:
@@ -62,6 +70,8 @@ class SqliteVault:
     Attributes:
         expected: the id of the file that the database was used with; "" where there was none yet.
         is_pending: keys were made that `flush` has to bring to the disk.
+        left_over: why keys that were erased are still in bytes of the file; "" where none are.
+        on_left_over: called when that begins, by whichever thread erases.
     """
 
     def __init__(self, path: str, *, service: str, runtime: DiskRuntime) -> None:
@@ -77,6 +87,8 @@ class SqliteVault:
         self._given_up: frozenset[str] = frozenset()
         self._ciphers: dict[str, AESGCM | None] = {}
         self.is_pending = False
+        self.left_over = ""
+        self.on_left_over: Callable[[], None] = _nobody
         self._new: list[str] = []  # whose keys are pending
         # Keys that are pending are gone, and the writer does not know yet.
         self._is_spoiled = False
@@ -116,8 +128,11 @@ class SqliteVault:
         sealed = cipher.encrypt(nonce, data, self._bound(subject, place))
         return b64encode(head + nonce + sealed).decode()
 
-    def flush(self) -> None:
+    def flush(self, database: sqlite3.Connection | None = None) -> None:
         """Bring new keys to the disk, before the commit to which they belong.
+
+        Args:
+            database: notes in the same commit which keys it is used with, where it has none yet.
 
         Raises:
             sqlite3.OperationalError: it failed. It has no code: the database is not at fault.
@@ -127,6 +142,8 @@ class SqliteVault:
                 self._bring()
             except SqliteFault as error:
                 raise sqlite3.OperationalError(f"new keys, {self.path}: {error}") from error
+        if database is not None and not self.expected:
+            database.execute(NOTE_ID, (self._id.hex(),))
 
     def drop(self) -> None:
         """Forget new keys: nothing that was sealed with them is kept."""
@@ -159,12 +176,14 @@ class SqliteVault:
             if head[:1] == _FORMAT and head[1:] != self._id:
                 if head[1:].hex() in self._given_up:
                     return None
-                raise self._lost(head[1:].hex())
+                lost = lost_keys(head[1:].hex(), self.path)
+                raise PersonalUnreadable(lost, is_foreign=True)
         if isinstance(cipher, str):
             raise PersonalUnreadable(
                 f"{self.path} has no key of subject {subject!r}, to whom a value of "
                 f"{self._service} belongs: was an older copy of it put back? Put the newest one "
-                "there, or erase the subject: synchromesh personal erase"
+                "there, or erase the subject: synchromesh personal erase",
+                is_foreign=head[:1] != _FORMAT,
             )
         try:
             plain: bytes = cipher.decrypt(nonce, body, self._bound(subject, place))
@@ -172,7 +191,8 @@ class SqliteVault:
             raise PersonalUnreadable(
                 f"a personal value of subject {subject!r} in {self._service} is not one that was "
                 f"sealed for {place.partition(chr(0))[0]}: the database was edited; restore a "
-                "backup of it"
+                "backup of it",
+                is_foreign=True,
             ) from error
         return plain
 
@@ -190,7 +210,8 @@ class SqliteVault:
     def erase(self, subject: str, *, now_us: int, who: str, why: str) -> SubjectRecord | None:
         """Delete the key of a subject for good; return what was known of it, None for nothing.
 
-        One who was erased before keeps the first record.
+        One who was erased before keeps the first record. Nobody who reads the file is waited for:
+        until they end the bytes of the key are left over.
 
         Raises:
             PersonalUnreadable: the file is lost.
@@ -207,9 +228,18 @@ class SqliteVault:
                     self._tag(subject), now_us, now_us, who, why,
                 )  # fmt: skip
             self._ciphers[subject] = None
-            # The log still has the page that the key was in; what is deleted is overwritten.
-            self._run("pragma wal_checkpoint(truncate)")
-            return found
+            assert self._connection is not None
+            self.left_over = _overwrite(self._connection)
+        if self.left_over:
+            self.on_left_over()
+        return found
+
+    def overwrite(self) -> bool:
+        """Try once to overwrite what is left over of erased keys; return whether nothing is."""
+        with self._lock:
+            if self._connection is not None and self.left_over and not self.is_pending:
+                self.left_over = _overwrite(self._connection)
+            return not self.left_over
 
     def find(self, subject: str) -> SubjectRecord | None:
         """Return what is known of a subject; None for nothing.
@@ -269,7 +299,7 @@ class SqliteVault:
         except KeyError:
             pass
         self._open()
-        rows = self._run(_FIND, self._tag(subject))
+        rows = self._run(FIND, self._tag(subject))
         if not rows and not is_new_ok:
             return ""
         if rows:
@@ -330,8 +360,8 @@ class SqliteVault:
             raise
 
     def _record(self, subject: str) -> SubjectRecord | None:
-        rows = self._run(_FIND, self._tag(subject))
-        return _record_of(rows[0]) if rows else None
+        rows = self._run(FIND, self._tag(subject))
+        return record_of(rows[0]) if rows else None
 
     def _open(self) -> None:
         if self._connection is not None:
@@ -357,6 +387,9 @@ class SqliteVault:
             ((said, pepper),) = connection.execute("select id, pepper from vault").fetchall()
             given_up = connection.execute("select id from given_up").fetchall()
             gone = {str(each) for (each,) in given_up}
+            left_over = _overwrite(connection)  # by the process before
+            if left_over and not connection.execute(_HAS_ERASED).fetchall():
+                left_over = ""
             if self.expected and said != self.expected and self.expected not in gone:
                 raise self._lost(self.expected)
         except BaseException as error:
@@ -366,6 +399,7 @@ class SqliteVault:
             raise
         self._id, self._pepper = bytes.fromhex(said), pepper
         self._given_up = frozenset(gone)
+        self.left_over = left_over
         self._file_id = self._runtime.disk.file_id(self.path)
         self._connection = connection
 
@@ -389,6 +423,27 @@ class SqliteVault:
         return f"<SqliteVault {self.path}>"
 
 
+def _overwrite(connection: sqlite3.Connection) -> str:
+    """Overwrite what was deleted, without a wait; return why not, "" where it was.
+
+    The log still has the page that a key was in, and so has the file: neither is changed under
+    whoever reads them, as one who copies the file does.
+    """
+    ((patience_ms,),) = connection.execute("pragma busy_timeout").fetchall()
+    try:
+        connection.execute("pragma busy_timeout = 0").fetchall()
+        ((is_held, _, _),) = connection.execute("pragma wal_checkpoint(truncate)").fetchall()
+    except SqliteFault as error:
+        return str(error)
+    finally:
+        connection.execute(f"pragma busy_timeout = {patience_ms:d}").fetchall()
+    return "another connection reads it" if is_held else ""
+
+
+def _nobody() -> None:
+    """Tell nobody."""
+
+
 def vault_path(database: str) -> str:
     """Return where the keys are that belong to the database at a path.
 
@@ -408,74 +463,8 @@ def lost_keys(lost: str, path: str) -> str:
     )
 
 
-class VaultReader:
-    """Reads what is known of subjects, from the file of a service that runs or not."""
-
-    def __init__(self, database: str, disk: Disk) -> None:
-        self.path = vault_path(database)
-        self._disk = disk
-
-    def subjects(self, *, is_erased: bool, limit: int) -> list[SubjectRecord]:
-        """Return subjects, those that came or were erased last first; none where no file is.
-
-        Raises:
-            StoreError: it cannot be read.
-        """
-        which, at = ("not null", "erased_us") if is_erased else ("null", "made_us")
-        rows = self._ask(
-            "select name, key, made_us, erased_us, who, why from subject "
-            f"where erased_us is {which} order by {at} desc, tag limit ?",
-            limit,
-        )
-        return [_record_of(row) for row in rows]
-
-    def find(self, subject: str) -> SubjectRecord | None:
-        """Return what is known of a subject; None for nothing.
-
-        Raises:
-            StoreError: it cannot be read.
-        """
-        for (pepper,) in self._ask("select pepper from vault"):
-            tag = blake2b(subject.encode(), key=pepper, digest_size=16).digest()
-            for row in self._ask(_FIND, tag):
-                return _record_of(row)
-        return None
-
-    def accesses(self, subject: str, limit: int = 100) -> list[tuple[int, str, str]]:
-        """Return when, to whom and why the values of a subject were shown, the last first."""
-        for (pepper,) in self._ask("select pepper from vault"):
-            tag = blake2b(subject.encode(), key=pepper, digest_size=16).digest()
-            return self._ask(
-                "select at_us, who, why from access where tag = ? order by at_us desc limit ?",
-                tag, limit,
-            )  # fmt: skip
-        return []
-
-    def faults(self, expected: str) -> list[str]:
-        """Return what is wrong with the file, of which the database knows the id."""
-        try:
-            ids = [str(each) for (each,) in self._ask("select id from vault")]
-            given_up = [str(each) for (each,) in self._ask("select id from given_up")]
-        except StoreError as error:
-            return [f"the keys of its personal values cannot be read: {error.message}"]
-        if expected and expected not in (*ids, *given_up):
-            return [lost_keys(expected, self.path)]
-        return []
-
-    def _ask(self, sql: str, *values: object) -> list[Any]:
-        if self._disk.file_id(self.path) is None:
-            return []
-        try:
-            connection = self._disk.connect(self.path, read_only=True)
-            try:
-                return connection.execute(sql, values).fetchall()
-            finally:
-                connection.close()
-        except SqliteFault as error:
-            raise translate(error, path=self.path) from error
-
-
-def _record_of(row: tuple[Any, ...]) -> SubjectRecord:
+def record_of(row: tuple[Any, ...]) -> SubjectRecord:
+    """Return what a row of `FIND` tells of a subject."""
     name, _, made_us, erased_us, who, why = row
     return SubjectRecord(name or "", made_us, erased_us, who or "", why or "")
 

@@ -430,7 +430,7 @@ class Writer:
         mark = next(job.number for job in jobs if job.has_written)
         try:
             if self.vault.is_pending:
-                self.vault.flush()
+                self.vault.flush(self._connection)
             self._connection.execute(_MARK, (mark,))
             self._connection.execute("commit")
         except SqliteFault as error:

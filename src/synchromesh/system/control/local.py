@@ -124,6 +124,7 @@ class LocalProcess:
                 parked=aside.count,
                 set_aside=msgspec.convert(aside.groups, list[SetAsideStatus], from_attributes=True),
                 keys_lost=instance.keys_lost,
+                keys_left_over=instance.keys_left_over,
                 schedules_failed=await instance.schedules_failed(),
                 projections=await _projections(instance),
             )

@@ -17,7 +17,7 @@ from synchromesh.service import ServiceInstance
 from synchromesh.service.erasure import Erasure, erase, give_up_keys, keys_in_use
 from synchromesh.service.holdings import holdings_of
 from synchromesh.store import StoreReader
-from synchromesh.store.vault import VaultReader
+from synchromesh.store.vault_reader import VaultReader
 from synchromesh.system.control.actions import (
     Action,
     ReadAction,
@@ -103,6 +103,7 @@ async def _give_up(instance: ServiceInstance, wanted: GiveUpKeys) -> dict[str, s
         return None
     now_us = RealRuntime().wall_us()
     lost = await give_up_keys(instance.store, now_us=now_us, who=wanted.who, why=wanted.why)
+    await instance.engine.try_again()
     return {"service": wanted.service, "lost": lost}
 
 

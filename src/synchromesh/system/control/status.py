@@ -138,6 +138,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     parked: int = 0
     schedules_failed: dict[str, str] = {}
     keys_lost: str = ""
+    keys_left_over: str = ""
     projections: list[ProjectionStatus] = []
     set_aside: list[SetAsideStatus] = []
     breakers: dict[str, BreakerStatus] = {}
@@ -310,11 +311,16 @@ def _findings(
             yield f"{name}: sagas that are stuck: {stuck}; {see}"
         if waiting := service.sagas.get("waiting"):
             see = "see: synchromesh saga list --status waiting"
-            yield f"{name}: sagas that wait for other code: {waiting}; {see}"
+            yield f"{name}: sagas that wait for other code or keys: {waiting}; {see}"
         yield from _parked(name, service.projections)
         yield from _set_aside(name, service.set_aside)
         if service.keys_lost:
             yield f"{name}: the keys of its personal data are lost; see: synchromesh db verify"
+        if service.keys_left_over:
+            yield (
+                f"{name}: keys that were erased are not overwritten yet in {name}.keys: "
+                f"{service.keys_left_over}; it is tried again until they are"
+            )
         for schedule, failed in service.schedules_failed.items():
             yield f"{name}: schedule {schedule} failed: {failed}; see: synchromesh schedule list"
 

@@ -58,7 +58,7 @@ def told_of_disks(record: logging.LogRecord) -> bool:
 
 def told_of_releases(record: logging.LogRecord) -> bool:
     """Return whether a service says that a run waits for the code that it began with."""
-    return record.getMessage().startswith("saga ") and "waits for other code" in record.getMessage()
+    return record.getMessage().startswith("saga ") and " waits: " in record.getMessage()
 
 
 TOLD = {"disks": told_of_disks, "releases": told_of_releases}
