@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable
 from functools import lru_cache
 from inspect import signature
-from typing import Any, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import msgspec
 from msgspec import inspect
@@ -190,13 +190,19 @@ def _fields_of(kind: Any) -> PersonalFields | None:
         if Erased.__name__ not in str(error):
             return None  # whatever else is wrong with it is told where it is used
         raise ContractError(
-            f"{getattr(kind, '__qualname__', kind)} has a Personal field of a list, a tuple or a "
-            "union: make it of one type that is a text, a number, a map or a struct; a list fits "
+            f"{_name_of(kind)} has a Personal field of a list, a tuple or a "
+            "union: make it of one type that is a text, a number, a map or a struct; a list goes "
             "into a struct of its own"
         ) from error
     reader = _Reader()
     node = reader.read(info, "", has_subject=False)
     return None if node is None else PersonalFields(node, reader.homeless)
+
+
+def _name_of(kind: Any) -> str:
+    if isinstance(kind, type):
+        return kind.__qualname__
+    return "a value of a call" if typing.get_origin(kind) is Annotated else str(kind)
 
 
 def mask_arguments(function: Callable[..., Any]) -> Callable[[bytes], bytes] | None:

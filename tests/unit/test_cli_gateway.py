@@ -10,9 +10,21 @@ from typing import Protocol
 
 import pytest
 
+from certificates import issue
 from cli_runs import Run, runner
 from notes_app import TOML, Notes, Running, write_config
-from synchromesh import Aggregate, ApiKeys, Branch, Contract, Forward, Gateway, Rate, Route, query
+from synchromesh import (
+    JWT,
+    Aggregate,
+    ApiKeys,
+    Branch,
+    Contract,
+    Forward,
+    Gateway,
+    Rate,
+    Route,
+    query,
+)
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import parse_keys
 from synchromesh.gateway.router import Template
@@ -43,6 +55,10 @@ right = Gateway(
         ),
         Forward("PUT /drawings/{name}", to="notes", body_max="8MiB", scopes={"notes:write"}),
     ],
+)
+for_nobody = Gateway(
+    auth=[JWT(issuer="https://a", audience="", jwks="keys.json")],
+    routes=[Route("GET /count", Notes.count, public=True)],
 )
 wrong = Gateway(
     auth=AUTH,
@@ -98,6 +114,47 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
     mistakes = json.loads(told.out)["mistakes"]
     assert all(any(mistake in each for each in mistakes) for mistake in expected)
     assert not (folder / ".synchromesh" / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("tls", "why"),
+    [
+        ('certificate = "gate.pem", key = "other.key"', "other.key is not the key of"),
+        ('certificate = "none.pem", key = "gate.key"', "none.pem cannot be read: No such file"),
+        ('certificate = "old.pem", key = "old.key"', "certificate has expired"),
+    ],
+)
+def test_certificates_are_tried_as_at_a_start(
+    tmp_path: Path, run: Run, tls: str, why: str
+) -> None:
+    """Those of the gateway and of external services, in the words of `dev`."""
+    folder = folder_of(tmp_path, "right")
+    for name, days in (("gate", 1.0), ("other", 1.0), ("old", -1.0)):
+        issue(folder, name, days=days)
+    file, far = folder / "synchromesh.toml", '[external.far]\nurl = "https://far.example"\n'
+    good = 'tls = { certificate = "gate.pem", key = "gate.key" }\n'
+    file.write_text(f"{file.read_text()}{good}{far}")
+    for words in (("gateway", "check"), ("config", "check")):
+        assert run(folder, *words).code == 0, words
+    file.write_text(file.read_text().replace(good, f"tls = {{ {tls} }}\n"))
+    for words in (("gateway", "check"), ("config", "check"), ("dev",)):
+        ran = run(folder, *words)
+        assert (ran.code, "[gateway] tls: " in ran.err, why in ran.err) == (2, True, True), words
+    file.write_text(f'{file.read_text()}tls = {{ ca = "nobody.pem" }}\n')
+    for verb in ("gateway", "config"):
+        err = run(folder, verb, "check").err
+        assert why in err
+        assert "[external.far] tls: " in err
+        assert "nobody.pem cannot be read" in err
+    told = json.loads(run(folder, "gateway", "check", "--json").out)
+    assert len(told["mistakes"]) == 2
+
+
+def test_wrong_rules_of_tokens_are_named_once(tmp_path: Path, run: Run) -> None:
+    """By the check of the definition, and by no start of the verifier again."""
+    folder = folder_of(tmp_path, "for_nobody")
+    (mistake,) = json.loads(run(folder, "gateway", "check", "--json").out)["mistakes"]
+    assert "audience is empty" in mistake
 
 
 def test_keys_that_others_can_read_are_refused(tmp_path: Path, run: Run) -> None:

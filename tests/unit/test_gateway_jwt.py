@@ -598,6 +598,17 @@ def test_a_mistake_in_the_rules_is_told_before_anything_listens(
     run(simulated)
 
 
+def test_check_names_each_mistake_of_the_rules_once() -> None:
+    """Those that need no file, beside those of the routes."""
+    rules = JWT(issuer="https://a", audience="", jwks="http://a/keys", algorithms=["HS256"])
+    mistakes = check(Gateway(auth=[rules], routes=[]))
+    assert [each for each in mistakes if each.startswith("the gateway has no routes")]
+    for why in ("audience is empty", "'HS256' is not known", "jwks is no https:// URL"):
+        (mistake,) = [each for each in mistakes if why in each]
+        assert mistake.startswith("JWT of 'https://a': ")
+    assert len(mistakes) == 4
+
+
 # -- keys from a URL -------------------------------------------------------------------------------
 
 

@@ -271,12 +271,18 @@ class Keyed(Struct):
     email: Personal[str]
 
 
+class Lists(Struct):
+    whose: Subject
+    emails: Personal[list[str]]
+
+
+class Takes(Contract, Protocol, service="takes", version="1.0"):
+    @command("POST /lists")
+    async def take(self, lists: Lists) -> None: ...
+
+
 def test_wrong_declarations_are_told() -> None:
     """What could not be sealed, or would be where it is not, is refused before anything runs."""
-
-    class Lists(Struct):
-        whose: Subject
-        emails: Personal[list[str]]
 
     class Anything(Struct):
         whose: Subject
@@ -295,11 +301,18 @@ def test_wrong_declarations_are_told() -> None:
         whose: Personal[Subject]
 
     for kind, said in (
-        (Lists, "a list fits into a struct"), (Anything, r"Personal\[Any\]"),
+        (Lists, "Lists.* has a Personal field of a list.*; a list goes into a struct"), (Anything, r"Personal\[Any\]"),
         (Twice, "one is enough"), (Two, "2 fields of type Subject"), (Both, "id that stays"),
     ):  # fmt: skip
         with pytest.raises(ContractError, match=said):
             personal_fields(kind)
+    with pytest.raises(ContractError, match="a list goes into a struct"):
+        EventTypes("shop", Lists)
+    with pytest.raises(ContractError, match="a list goes into a struct"):
+        personal_fields(Personal[list[str]])
+
+    with pytest.raises(ContractError, match="Lists.* has a Personal .*; a list goes into a struct"):
+        _ = Takes.take.shape
     with pytest.raises(ContractError, match=r"Homeless.email is Personal, and no field"):
         EventTypes("shop", Homeless)
     homeless = personal_fields(Homeless)

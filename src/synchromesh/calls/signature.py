@@ -67,7 +67,8 @@ def read_signature(
         places: the parameters that are segments of its path.
 
     Raises:
-        ContractError: an annotation is missing or cannot be resolved, or a place is no parameter.
+        ContractError: an annotation is missing or cannot be resolved, a place is no parameter, or
+            a personal field is declared so that it cannot be sealed.
     """
     name = stub.__name__
     where = f"{service}.{name} ({stub.__qualname__})"
@@ -88,6 +89,11 @@ def read_signature(
     if missing:
         raise ContractError(f"{where}: the path names {missing[0]!r}, which is not a parameter")
     bare = [p.name for p in parameters if p.name not in places]
+    for hint in hints.values():
+        try:
+            personal_fields(hint)  # first: whatever else reads a wrong declaration says less
+        except ContractError as error:
+            raise ContractError(f"{where}: {error.message}") from error
     is_body = len(bare) == 1 and method not in BODILESS and _is_struct(hints[bare[0]])
     fields = [_field_of(p, hints[p.name]) for p in sorted(parameters, key=lambda p: p.name)]
     canonical = msgspec.defstruct(name, fields, forbid_unknown_fields=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synchromesh.cli.output import print_json, print_line
+from synchromesh.errors import ConfigError
 
 if TYPE_CHECKING:
     from synchromesh.system.config.explaining import BranchExplained, EdgeExplained
@@ -112,7 +113,7 @@ def _show_branches(branches: list[BranchExplained]) -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
-    """Check the configuration, the definitions that it names, and its secrets; start nothing.
+    """Check the configuration, what it names, its certificates and secrets; start nothing.
 
     Exits 2 with what is wrong. Policies that contradict each other are wrong here; a start only
     warns of them.
@@ -133,6 +134,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     from synchromesh.system.config.reading import read_layers
     from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import given_key
+    from synchromesh.system.host.securing import tls_mistakes
 
     values, layers = read_layers(folder, environment=os.environ, flags=settings)
     services = load_services(values, folder)
@@ -143,8 +145,11 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     check_keep(services, KEEP_S)
     retention_of(values, services, KEEP_S)
     check_policies(values, services)
+    runtime = RealRuntime()
     if gateway is not None:
-        asyncio.run(check_gateway(gateway, values, RunDir(folder), RealRuntime()))
+        asyncio.run(check_gateway(gateway, values, RunDir(folder), runtime))
+    if wrong := "\n".join(tls_mistakes(values, folder, runtime.wall_us() / 1e6)):
+        raise ConfigError(wrong)
     if found := contradictions(values, gateway, layers.is_written):
         raise refusal_of(found)
     if values.system.key:

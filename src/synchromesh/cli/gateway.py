@@ -36,16 +36,17 @@ def gateway() -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
-    """Check routes, arguments, services and keys; start nothing. Exits 2 with every mistake."""
+    """Check routes, arguments, services, keys and certificates; start nothing. Exits 2 with every mistake."""
     import asyncio
 
     from synchromesh.gateway.check import refusal_of
     from synchromesh.system.config.gateway_check import read_gateway
     from synchromesh.system.config.rundir import RunDir
+    from synchromesh.system.host.securing import tls_mistakes
 
-    config, definition = definition_of(folder, settings)
-    reading = asyncio.run(read_gateway(definition, config, RunDir(folder), RealRuntime()))
-    mistakes = reading.mistakes
+    runtime, (config, definition) = RealRuntime(), definition_of(folder, settings)
+    reading = asyncio.run(read_gateway(definition, config, RunDir(folder), runtime))
+    mistakes = (*reading.mistakes, *tls_mistakes(config, folder, runtime.wall_us() / 1e6))
     if is_json:
         print_json({"routes": len(definition.routes), "mistakes": mistakes})
     elif mistakes:

@@ -80,8 +80,8 @@ class StateCodec(Generic[S]):
 
     def __init__(self, name: str, kind: Any, digest: str) -> None:
         self._name = name
-        self._decode: Callable[[bytes], S] = decoder_of(kind)
         self._personal = personal_fields(kind)
+        self._decode: Callable[[bytes], S] = decoder_of(kind)
         if self._personal is not None:
             self._personal.check_subject(f"the state of decider {name!r}")
         self.digest = digest

@@ -82,12 +82,12 @@ class EventTypes:
                 f"are both stored as {name!r}; rename one"
             )
         versions = EventVersions.of(cls)
-        read: Callable[[bytes], T] = msgspec.json.Decoder(cls).decode
+        # First: where a field is declared in a way that cannot be read, this says what is right.
         personal = personal_fields(cls)
+        read: Callable[[bytes], T] = msgspec.json.Decoder(cls).decode
         if personal is not None:
             personal.check_subject(name)
             self._personal[cls] = personal
-            read = self._opens(name, read)
         self._by_class[cls] = (name, versions)
         self._readers[name] = (
             versions.version,

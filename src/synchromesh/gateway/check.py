@@ -55,6 +55,8 @@ class Reading:
 def check(gateway: Gateway) -> tuple[str, ...]:
     """Return every mistake of a gateway, a sentence each; none where it can be served.
 
+    It reads no file: whether those of keys are right is told by `synchromesh gateway check`.
+
     Example:
         >>> check(Gateway(routes=[]))
         ('the gateway has no routes; it would answer everything with 404',)
@@ -138,6 +140,9 @@ def read(gateway: Gateway) -> Reading:
         same = one.template.steps == other.template.steps
         why = "have the same path" if same else f"both match {path}, and neither is the closer"
         mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
+    for auth in gateway.auth:
+        if isinstance(auth, JWT):
+            mistakes += auth.mistakes()
     mistakes += _shared_names(gateway.auth)
     return Reading(tuple(_guarded(entries, mistakes)), tuple(mistakes))
 

@@ -98,9 +98,9 @@ class JWT:
             ConfigError: a rule is wrong, or the file of keys is missing or wrong.
             MissingExtra: joserfc is not installed.
         """
-        mistakes = list(self._mistakes())
+        mistakes = self.mistakes()
         if mistakes:
-            raise ConfigError(f"JWT of {self.issuer!r}: {'; '.join(mistakes)}")
+            raise ConfigError("; ".join(mistakes))
         need_joserfc()
         source: KeySource
         if self._is_file():
@@ -132,6 +132,10 @@ class JWT:
                 "description": told,
             }
         }
+
+    def mistakes(self) -> tuple[str, ...]:
+        """Return what is wrong with the rules, a sentence each; no file is read."""
+        return tuple(f"JWT of {self.issuer!r}: {mistake}" for mistake in self._mistakes())
 
     def _is_file(self) -> bool:
         return bool(self.jwks) and "://" not in self.jwks

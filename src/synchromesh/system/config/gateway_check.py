@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from synchromesh.calls import Operation
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import Aggregate, Forward, Gateway, Route
+from synchromesh.gateway import JWT, Aggregate, Forward, Gateway, Route
 from synchromesh.gateway.check import Reading, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.runtime import Runtime
@@ -43,6 +43,8 @@ async def read_gateway(
         *_unknown_services(gateway, {*config.services, *config.external}),
     ]
     for auth in gateway.auth:
+        if isinstance(auth, JWT) and auth.mistakes():
+            continue  # the check of the definition has named them
         try:
             path = own_keys_path(auth, rundir)
             if path is not None:

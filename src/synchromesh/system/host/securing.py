@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,20 +23,13 @@ def secured_network(config: SystemConfig, folder: Path, network: Network) -> Net
         ConfigError: a file of certificates is missing or wrong; the message names the section.
     """
     special: dict[tuple[str, int], ClientFiles] = {}
-    secured = {
-        name: each for name, each in config.external.items() if each.url.startswith("https://")
-    }
-    if not secured:
+    for name in _secured(config):
+        parts = urlsplit(config.external[name].url)
+        special[parts.hostname or "", parts.port or 443] = _shown_to(name, config, folder)
+    if not special:
         return None
-    from synchromesh.tls import ClientContexts, client_context
+    from synchromesh.tls import ClientContexts
 
-    for name, external in secured.items():
-        parts = urlsplit(external.url)
-        files = special[parts.hostname or "", parts.port or 443] = external.tls.files(folder)
-        try:
-            client_context(files)
-        except ConfigError as error:
-            raise ConfigError(f"[external.{name}] tls: {error.message}") from error
     return network.secured(client=ClientContexts(special))
 
 
@@ -53,3 +48,33 @@ def terminated(config: SystemConfig, folder: Path, now_s: float) -> ServerTls | 
         return ServerTls(files, now_s=now_s)
     except ConfigError as error:
         raise ConfigError(f"[gateway] tls: {error.message}") from error
+
+
+def tls_mistakes(config: SystemConfig, folder: Path, now_s: float) -> Iterator[str]:
+    """Yield what a start would refuse about files of certificates, a sentence each."""
+    tries: list[Callable[[], object]] = [
+        partial(_shown_to, name, config, folder) for name in _secured(config)
+    ]
+    if config.gateway.app:
+        tries.append(partial(terminated, config, folder, now_s))
+    for each in tries:
+        try:
+            each()
+        except ConfigError as error:
+            yield error.message
+
+
+def _secured(config: SystemConfig) -> list[str]:
+    return [name for name, each in config.external.items() if each.url.startswith("https://")]
+
+
+def _shown_to(name: str, config: SystemConfig, folder: Path) -> ClientFiles:
+    """Return the files for an external service, which have been tried."""
+    from synchromesh.tls import client_context
+
+    files = config.external[name].tls.files(folder)
+    try:
+        client_context(files)
+    except ConfigError as error:
+        raise ConfigError(f"[external.{name}] tls: {error.message}") from error
+    return files
