@@ -29,6 +29,8 @@ PAGES = sorted(
 PATTERNS = [page for page in PAGES if page.parent.name == "patterns"]
 SECTIONS = ["About", "Usage", "Defaults", "Telemetry", "Diagrams", "Anti-patterns"]
 
+WITHIN = re.compile(r"\$\(([^()]+)\)")
+NAMED = re.compile(r"`(synchromesh\s[^`]+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 DEFAULT = re.compile(r"^\| `(\w+)\.(\w+)` \| `(.+?)` \|", re.MULTILINE)
 GUARANTEE = re.compile(r"^- \*\*([A-Z]\d+)\*\* (.*?)(?=^- |^\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -49,13 +51,9 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of each `$ ...` line of a page."""
-    return [
-        shlex.split(line[2:])
-        for block in blocks(page, "console")
-        for line in block.splitlines()
-        if line.startswith("$ ")
-    ]
+    """Return the words of each `$ ...` line of a page, and of each `$(...)` in one."""
+    typed = [line[2:] for line in page.read_text().splitlines() if line.startswith("$ ")]
+    return [shlex.split(each) for line in typed for each in (line, *WITHIN.findall(line))]
 
 
 def options() -> dict[str, type]:
@@ -108,6 +106,29 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
             assert set(words[1:]) <= targets, words
         elif words[0] == "synchromesh":
             parse(main, words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_shows_says_what_it_is(page: Path) -> None:
+    """Each fenced block names its language: one that names none is looked at by no test."""
+    fences = [line for line in page.read_text().splitlines() if line.startswith("```")]
+    assert "```" not in fences[::2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_within_a_sentence_exist(page: Path) -> None:
+    """Their options too; what stands for a word, such as NAME, is left open."""
+    command: click.Command
+    for named in NAMED.findall(FENCE.sub("", page.read_text())):
+        command, words = importlib.import_module("synchromesh.cli.main").synchromesh, named.split()
+        rest = words[1:]
+        while rest and isinstance(command, click.Group) and not rest[0].startswith("-"):
+            assert rest[0] in command.commands, named
+            _, found, rest = command.resolve_command(click.Context(command), rest)
+            assert found is not None
+            command = found
+        known = {option for each in command.params for option in each.opts}
+        assert {word for word in rest if word.startswith("--")} <= known, named
 
 
 def parse(command: click.Command, words: list[str]) -> None:
