@@ -230,6 +230,21 @@ def test_an_error_is_described_as_it_is(cls: type[SynchromeshError]) -> None:
     assert len(words.partition("**What to do.** ")[2]) > 10
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md"])
+def test_every_extra_is_listed(name: str) -> None:
+    """With the package that it brings, and the wheel by the name that a build gives it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / name).read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", text, re.MULTILINE))
+    assert list(listed) == list(project["optional-dependencies"])
+    for extra, (package,) in project["optional-dependencies"].items():
+        assert package.partition(">")[0] in listed[extra].split(", ")
+    assert f"dist/synchromesh-{project['version']}-py3-none-any.whl[" in text
+    installed = re.search(r"\.whl\[([\w,]+)\]", text)
+    assert installed is not None
+    assert {*installed[1].split(",")} <= {*listed}
+
+
 def test_guarantees_name_tests_that_are_there() -> None:
     """Each guarantee names the tests that prove it, or says that none does yet."""
     text = (ROOT / "docs/guarantees.md").read_text()

@@ -626,7 +626,8 @@ class MissingExtra(SynchromeshError):
 
     def __init__(self, extra: str, *, needed_for: str) -> None:
         super().__init__(
-            f"{needed_for} needs the extra {extra!r}: pip install 'synchromesh[{extra}]'"
+            f"{needed_for} needs the extra {extra!r}: pip install 'WHEEL[{extra}]', where WHEEL is "
+            "the file, folder or name that Synchromesh was installed from"
         )
         self.extra = extra
 

@@ -249,7 +249,8 @@ def test_uvloop_is_an_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (
         capsys.readouterr().err
         == "synchromesh: [system] loop = \"uvloop\" needs the extra 'fast': "
-        "pip install 'synchromesh[fast]'\n"
+        "pip install 'WHEEL[fast]', where WHEEL is the file, folder or name that Synchromesh was "
+        "installed from\n"
     )
     assert not (folder / ".synchromesh").exists()
 

@@ -124,9 +124,7 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
         ('certificate = "old.pem", key = "old.key"', "certificate has expired"),
     ],
 )
-def test_certificates_are_tried_as_at_a_start(
-    tmp_path: Path, run: Run, tls: str, why: str
-) -> None:
+def test_certificates_are_tried_as_at_a_start(tmp_path: Path, run: Run, tls: str, why: str) -> None:
     """Those of the gateway and of external services, in the words of `dev`."""
     folder = folder_of(tmp_path, "right")
     for name, days in (("gate", 1.0), ("other", 1.0), ("old", -1.0)):

@@ -455,7 +455,7 @@ def test_the_loop_is_uvloops_where_that_is_asked_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "uvloop", uvloop)
     assert loop_factory("uvloop") is made
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'synchromesh\[fast\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'WHEEL\[fast\]'"):
         loop_factory("uvloop")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import ssl
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from certificates import issue
+from pages import ROOT, blocks_of
 from synchromesh.errors import ConfigError
 from synchromesh.tls import DAY_S, ClientContexts, ClientFiles, ServerFiles, ServerTls
 
@@ -31,6 +35,34 @@ def serial_of(tls: ServerTls) -> str:
     der = theirs.getpeercert(binary_form=True)
     assert der is not None
     return der.hex()
+
+
+def test_the_certificate_of_the_page_is_for_this_machine(tmp_path: Path) -> None:
+    """Its lines make an authority and a certificate that a strict client believes, by its names."""
+    page = (ROOT / "docs/tls.md").read_text()
+    lines = next(each.body for each in blocks_of(page) if each.language == "bash")
+    programs = {line.split()[0] for line in lines.replace("\\\n", "").splitlines()}
+    assert programs == {"mkdir", "openssl", "printf"}
+    if shutil.which("openssl") is None:
+        return  # what makes certificates is not here
+    subprocess.run(
+        ["bash", "-ec", lines], cwd=tmp_path, check=True, capture_output=True, timeout=60
+    )
+    folder = tmp_path / "tls"
+    tls = ServerTls(ServerFiles(folder / "fullchain.pem", folder / "privkey.pem"), now_s=NOW_S)
+    assert tls.certificate.names == ("localhost", "127.0.0.1")
+    client = ClientContexts({("localhost", 1): ClientFiles(ca=folder / "own-ca.pem")})
+    context = client("localhost", 1)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    for name in tls.certificate.names:
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        theirs = context.wrap_bio(to_client, to_server, server_hostname=name)
+        ours = tls.context.wrap_bio(to_server, to_client, server_side=True)
+        for end in (theirs, ours, theirs, ours):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        assert theirs.version() == "TLSv1.3"
+        assert theirs.getpeercert()
 
 
 def test_files_that_change_serve_the_next_handshake(
