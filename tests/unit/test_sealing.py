@@ -301,7 +301,8 @@ def test_wrong_declarations_are_told() -> None:
         whose: Personal[Subject]
 
     for kind, said in (
-        (Lists, "Lists.* has a Personal field of a list.*; a list goes into a struct"), (Anything, r"Personal\[Any\]"),
+        (Lists, "Lists has a Personal field of a list, .*; a list goes into a struct"),
+        (Anything, r"Personal\[Any\]"),
         (Twice, "one is enough"), (Two, "2 fields of type Subject"), (Both, "id that stays"),
     ):  # fmt: skip
         with pytest.raises(ContractError, match=said):
@@ -311,7 +312,7 @@ def test_wrong_declarations_are_told() -> None:
     with pytest.raises(ContractError, match="a list goes into a struct"):
         personal_fields(Personal[list[str]])
 
-    with pytest.raises(ContractError, match="Lists.* has a Personal .*; a list goes into a struct"):
+    with pytest.raises(ContractError, match=r"Lists has a Personal .*; a list goes into a struct"):
         _ = Takes.take.shape
     with pytest.raises(ContractError, match=r"Homeless.email is Personal, and no field"):
         EventTypes("shop", Homeless)

@@ -57,7 +57,7 @@ def test_the_certificate_of_the_page_is_for_this_machine(tmp_path: Path) -> None
     for name in tls.certificate.names:
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         theirs = context.wrap_bio(to_client, to_server, server_hostname=name)
-        ours = tls.context.wrap_bio(to_server, to_client, server_side=True)
+        ours = tls.context().wrap_bio(to_server, to_client, server_side=True)
         for end in (theirs, ours, theirs, ours):
             with contextlib.suppress(ssl.SSLWantReadError):
                 end.do_handshake()

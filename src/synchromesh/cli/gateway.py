@@ -36,7 +36,10 @@ def gateway() -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
-    """Check routes, arguments, services, keys and certificates; start nothing. Exits 2 with every mistake."""
+    """Check routes, arguments, services, keys and certificates; start nothing.
+
+    Exits 2 with every mistake.
+    """
     import asyncio
 
     from synchromesh.gateway.check import refusal_of
