@@ -279,6 +279,8 @@ class Lists(Struct):
 class Takes(Contract, Protocol, service="takes", version="1.0"):
     @command("POST /lists")
     async def take(self, lists: Lists) -> None: ...
+    @command("POST /emails")
+    async def tell(self, whose: Subject, emails: Personal[list[str]]) -> None: ...
 
 
 def test_wrong_declarations_are_told() -> None:
@@ -309,9 +311,8 @@ def test_wrong_declarations_are_told() -> None:
             personal_fields(kind)
     with pytest.raises(ContractError, match="a list goes into a struct"):
         EventTypes("shop", Lists)
-    with pytest.raises(ContractError, match="a list goes into a struct"):
-        personal_fields(Personal[list[str]])
-
+    with pytest.raises(ContractError, match=r"a value of a call has .*; a list goes into a struct"):
+        _ = Takes.tell.shape
     with pytest.raises(ContractError, match=r"Lists has a Personal .*; a list goes into a struct"):
         _ = Takes.take.shape
     with pytest.raises(ContractError, match=r"Homeless.email is Personal, and no field"):
