@@ -31,7 +31,7 @@ def gateway() -> None:
     """Check and explain the gateway; manage its API keys."""
 
 
-@gateway.command()
+@gateway.command(short_help="Check routes, keys and certificates; start nothing.")
 @settings_option
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
