@@ -205,6 +205,15 @@ def test_a_whole_application_is_told_by_each_method() -> None:
     assert methods["post"]["parameters"][0]["schema"] == {"type": "string"}
 
 
+@pytest.mark.parametrize(("encoded_slashes", "held"), [(False, ""), (True, "/\\")])
+def test_a_place_of_a_forward_holds_what_passes(encoded_slashes: bool, held: str) -> None:
+    """A slash or a backslash does only where the route says so."""
+    route = Forward("PUT /app/{name}", to="store", public=True, encoded_slashes=encoded_slashes)
+    operation = document_of(Gateway(routes=[route]))["paths"]["/app/{name}"]["put"]
+    pattern = operation["parameters"][0]["schema"]["pattern"]
+    assert [each for each in "a%/\\\n" if re.search(pattern, each)] == [*"a%", *held]
+
+
 def test_security_is_that_of_the_gateway() -> None:
     """Any of its credentials will do, with the scopes of the route; a public route needs none."""
     tokens = JWT(issuer="https://id.servo.works", audience="api", jwks="keys.json")

@@ -41,6 +41,8 @@ _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _PLAIN_SEGMENT: Final = re.compile(r"(?!by_|rest_)[A-Za-z0-9_~-]*")
 # Where a path is decoded, a control character is refused; an empty place is another path.
 _SEGMENT: Final = {"type": "string", "minLength": 1, "pattern": r"^[^\u0000-\u001f\u007f]+$"}
+# A forward hands it on in a path, where a slash or a backslash would lead elsewhere.
+_WITHIN: Final = {**_SEGMENT, "pattern": r"^[^\u0000-\u001f\u007f/\\]+$"}
 _REFUSED: Final = (400, 403, 429, 500, 502, 503, 504)
 
 
@@ -303,12 +305,13 @@ class _Writer:
         passage, template = entry.passage, entry.template
         assert passage is not None, "it is a forward"
         anything: Json = {"*/*": {}}
+        held = _SEGMENT if passage.has_slashes else _WITHIN
         written: Json = {
             "operationId": _id_of(entry, method=method),
             "tags": [passage.to],
             "summary": f"Passed on to {passage.to}",
             "description": f"The request and its answer pass as they are, at `{passage.path}`.",
-            "parameters": [*({**_OPAQUE, "name": name} for name in template.places), *_OUTER],
+            "parameters": [*(_opaque(name, held) for name in template.places), *_OUTER],
             "responses": {
                 "default": {"description": "What the upstream answers.", "content": anything},
                 **{str(status): problem(status, or_anything=True) for status in _REFUSED},
@@ -332,7 +335,10 @@ _OUTER: Final = [
     {"$ref": "#/components/parameters/RequestId"},
     {"$ref": "#/components/parameters/Traceparent"},
 ]
-_OPAQUE: Final = {"name": "", "in": "path", "required": True, "schema": _SEGMENT}
+
+
+def _opaque(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _closeness(route: tuple[object, CompiledRoute]) -> tuple[bool, bool]:
