@@ -77,6 +77,20 @@ def test_every_method_passes_with_its_body(method: str, body: bytes) -> None:
     through(main, gateway=GATEWAY)
 
 
+def test_a_path_of_the_upstreams_url_goes_before_each_path() -> None:
+    """Also on the way that the first request has prepared, and for a method of no other route."""
+
+    async def main(way: Way) -> None:
+        (before,) = way.system.known.endpoints[STORE]
+        way.system.known.endpoints[STORE] = [Endpoint("store-9", STORE, f"{before.url}/v2/x")]
+        for route in ("GET /app/me?q=1", "GET /app/me?q=1", "DELETE /app/stock/7"):
+            await way.ask(route)
+        targets = [(seen.request.method, seen.request.target) for seen in way.store.seen]
+        assert targets == [("GET", "/v2/x/me?q=1")] * 2 + [("DELETE", "/v2/x/stock/7")]
+
+    through(main, gateway=GATEWAY)
+
+
 @pytest.mark.parametrize(
     ("path", "there"),
     [

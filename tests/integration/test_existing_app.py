@@ -75,6 +75,7 @@ async def test_an_application_stands_behind_the_gateway(shop: tuple[System, str,
         assert json.loads(me.body) == {"who": "alice", "seen": "yes"}
         forged = await ask("GET", "/shop/me", *asks, ("synchromesh-principal", "a.b.c"))
         assert json.loads(forged.body) == {"who": "alice", "seen": "no"}
+        assert f"/shop/me\n{forged.body.decode()}\n```" in PAGE
         assert (await ask("GET", "/shop/me")).status == 401
         assert (await ask("GET", "/shop/stock/7")).body == b"7"
         assert (await ask("PUT", "/shop/stock/7", *asks)).status in (401, 404)

@@ -13,7 +13,7 @@ from service_world import Hooks, make_stock
 from service_world import Stock as StockContract
 from synchromesh.calls import Contract, command
 from synchromesh.errors import ConfigError, ContractError, DownstreamFailed, Rejection, TimedOut
-from synchromesh.gateway import ApiKeys, Gateway, Route
+from synchromesh.gateway import ApiKeys, Forward, Gateway, Route
 from synchromesh.service import Context, Service
 from synchromesh.system import load_config
 from synchromesh.testing import SimRuntime, Unhandled, World, run, serving, stand_in
@@ -249,6 +249,18 @@ def test_a_gateway_that_is_wrong_is_named() -> None:
         with pytest.raises(ConfigError, match="GET /notes"):
             async with serving(runtime, notes, gateway=wrong):
                 pass
+
+    run(main)
+
+
+def test_a_forward_is_checked_and_not_served(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing listens behind a gateway of a test: such a route fails, and the log says why."""
+    passing = Gateway(routes=[Forward("GET /notes", to="notes", public=True)])
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, notes, gateway=passing) as client:
+            assert (await client.gateway.send("GET /notes")).status == 500
+        assert "nothing can be passed on that way" in caplog.text
 
     run(main)
 
