@@ -84,7 +84,7 @@ def test_the_gateway_is_on_the_screen(run: Run, tmp_path: Path) -> None:
         url = running.system.info.gateway
         told = json.loads(run(tmp_path / "notebook", "status", "--json").out)
         shown = lines_of(run(tmp_path / "notebook", "status").out)
-    assert told["gateway"] == {"pid": told["pid"], "url": url}
+    assert told["gateway"] == {"pid": told["pid"], "url": url, "warnings": []}
     assert ["gateway", "healthy", url] in shown
 
 

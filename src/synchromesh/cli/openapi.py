@@ -13,7 +13,7 @@ from synchromesh.cli.output import print_line
 from synchromesh.errors import ConfigError
 
 
-@click.command(short_help="Print the OpenAPI document of the gateway.")
+@click.command()
 @settings_option
 @click.option(
     "--out",
@@ -23,9 +23,10 @@ from synchromesh.errors import ConfigError
 @click.option("--page", is_flag=True, help="The reference page in its place, as HTML.")
 @click.pass_obj
 def openapi(folder: Path, settings: tuple[str, ...], out: Path | None, page: bool) -> int:
-    """Print the OpenAPI 3.1 document of the gateway; nothing has to run.
+    """Print the OpenAPI document of the gateway.
 
-    The same definition has the same bytes, to be committed and compared.
+    It is one of version 3.1, and nothing has to run for it. The same definition has the same bytes,
+    to be committed and compared.
     """
     import msgspec
 

@@ -20,7 +20,7 @@ json_option = click.option("--json", "is_json", is_flag=True, help="Print JSON."
 
 @click.group()
 def personal() -> None:
-    """Show whose personal data services keep, and erase a person's.
+    """Show whose personal data services keep; erase a person's.
 
     But for export, none of them shows the data itself.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +48,8 @@ def check(
 
     Exits 1 with the first step that differs where one would wait for other code.
     """
+    import asyncio
+
     from synchromesh.system.control.old_code import old_code
     from synchromesh.system.control.saga_check import check_sagas
 
@@ -83,6 +84,8 @@ def record(
     Without an ID, of the newest runs that have ended one for each way that a run went; a way that
     is among the files already is not written again.
     """
+    import asyncio
+
     from synchromesh.system.control.saga_check import record_runs
 
     written = asyncio.run(record_runs(folder, place, ids, mask))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,29 +144,22 @@ def _lay_out(folder: Path, revision: str, target: Path) -> None:
         ),
     ).decode().strip()  # fmt: skip
     tree = f"{commit}:{prefix}" if prefix else commit
-    tar = target / ".tar"
-    tar.write_bytes(
+    packed_at = target / ".packed"
+    packed_at.write_bytes(
         _git(
-            Path(top), "archive", "--format=tar", tree,
+            Path(top), "archive", "--format=zip", tree,
             says=lambda told: (
                 f"--against {revision!r}: this folder, {prefix or '.'}, cannot be read there "
                 f"({told}); was it elsewhere then? Lay it out, and give that folder"
             ),
         )
     )  # fmt: skip
-    with tarfile.open(tar) as packed:
-        packed.extractall(target, filter=_inside)  # noqa: S202 - it is filtered
-    tar.unlink()
+    # It writes below the folder alone, and no link: what was one is a file with its target.
+    with zipfile.ZipFile(packed_at) as packed:
+        packed.extractall(target)
+    packed_at.unlink()
     if not (target / FILE_NAME).is_file():
         raise ConfigError(f"--against {revision!r}: this folder had no {FILE_NAME} then")
-
-
-def _inside(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    """Leave out what would lead out of the folder, such as a link to elsewhere."""
-    try:
-        return tarfile.data_filter(member, path)
-    except tarfile.FilterError:
-        return None
 
 
 def _git(folder: Path, *arguments: str, says: Callable[[str], str]) -> bytes:

@@ -27,9 +27,10 @@ DIFFERENT = ("orders", "inventory")
 
 
 async def order_as_before(s: Saga, request: PlaceOrder) -> Placed:
-    """Place an order step by step, after a look at the stock."""
-    await s.call(Inventory.stock(request.sku))
+    """Place an order step by step, with a look at the stock once there is an order."""
     order = await s.write(create_order, request, undo=reject_order)
+    # Not before: who was told that an order is accepted finds one, whatever becomes of it.
+    await s.call(Inventory.stock(request.sku))
     hold = await s.call(
         Inventory.reserve(Reserve(order.order_id, order.sku, order.qty)), undo=Inventory.release
     )
