@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -97,6 +99,10 @@ class Terminal:
             while b"servo-works" not in seen:
                 seen += os.read(ours, 65_536)
             watching.send_signal(signal.SIGINT)
+            # A terminal takes a few kilobytes: who writes to one that nobody reads waits for ever.
+            with contextlib.suppress(OSError):
+                while select.select([ours], [], [], COMMAND_S)[0] and os.read(ours, 65_536):
+                    pass
             return watching.wait(COMMAND_S)
         finally:
             watching.kill()
