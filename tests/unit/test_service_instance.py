@@ -83,6 +83,7 @@ def test_an_instance_says_what_it_offers_and_how_it_is() -> None:
         assert sorted(health.children) == [
             "forgetting",
             "inbox sweep",
+            "keys",
             "message replay",
             "projection/totals",
             "relay/books",
