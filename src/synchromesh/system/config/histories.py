@@ -11,13 +11,9 @@ import msgspec
 
 from synchromesh.errors import ConfigError
 from synchromesh.saga.recorded import FORMAT, RecordedRun
+from synchromesh.system.config.kept_files import SUFFIX, read_kept
 
 PLACE = Path("histories")
-SUFFIX = ".json"
-
-
-class _Form(msgspec.Struct, frozen=True):
-    format: int
 
 
 def read_histories(place: Path) -> dict[str, RecordedRun]:
@@ -26,24 +22,10 @@ def read_histories(place: Path) -> dict[str, RecordedRun]:
     Raises:
         ConfigError: a file is none of ours, damaged, or of a newer release.
     """
-    found = {}
-    for path in sorted(place.glob(f"*{SUFFIX}")):
-        try:
-            data = path.read_bytes()
-            # A newer format may have other fields: it is told from a damaged file first.
-            form = msgspec.json.decode(data, type=_Form).format
-            if form > FORMAT:
-                raise ConfigError(
-                    f"{path} has format {form}, and this release reads up to {FORMAT}; upgrade "
-                    "Synchromesh"
-                )
-            found[path.name] = msgspec.json.decode(data, type=RecordedRun)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{path} is no history of a saga ({error}); take it from version control, or "
-                "move it away"
-            ) from error
-    return found
+    return {
+        path.name: read_kept(path, RecordedRun, newest=FORMAT, what="history of a saga")
+        for path in sorted(place.glob(f"*{SUFFIX}"))
+    }
 
 
 def write_histories(place: Path, runs: Iterable[RecordedRun]) -> list[str]:

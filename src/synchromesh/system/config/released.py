@@ -15,11 +15,11 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.definitions import load_gateway, load_services
 from synchromesh.system.config.expectations import contracts_of_gateway, contracts_of_service
 from synchromesh.system.config.gateway_check import check_gateway
+from synchromesh.system.config.kept_files import SUFFIX, read_kept
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 
 FORMAT = 1
-SUFFIX = ".json"
 
 
 class ReleasedContracts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,29 +81,11 @@ def read_released(place: Path) -> dict[str, ContractsOfPart]:
     """
     found = {}
     for path in sorted(place.glob(f"*{SUFFIX}")):
-        try:
-            data = path.read_bytes()
-            # A newer format may have other fields: it is told from a damaged file first.
-            form = msgspec.json.decode(data, type=_Form).format
-            if form > FORMAT:
-                raise ConfigError(
-                    f"{path} has format {form}, and this release reads up to {FORMAT}; upgrade "
-                    "Synchromesh"
-                )
-            file = msgspec.json.decode(data, type=ReleasedContracts)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{path} is no contract of a release ({error}); take it from version control, or "
-                "move it away"
-            ) from error
+        file = read_kept(path, ReleasedContracts, newest=FORMAT, what="contract of a release")
         if file.part != path.stem:
             raise ConfigError(f"{path} is the contract of {file.part!r}; give it that name")
         found[file.part] = ContractsOfPart(file.offers, file.expects)
     return found
-
-
-class _Form(msgspec.Struct, frozen=True):
-    format: int
 
 
 def _write(path: Path, data: bytes) -> None:
