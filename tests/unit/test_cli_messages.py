@@ -134,6 +134,49 @@ def test_all_that_is_parked_is_replayed_at_once(run: Run, tmp_path: Path, bad: s
         _refusals(run, tmp_path)
 
 
+def test_a_subscriber_that_is_gone_is_found_and_forgotten(run: Run, tmp_path: Path) -> None:
+    """Not while the code has it; then it is told of until somebody says that it is for ever."""
+    write_config(tmp_path, parcels_app.TOML)
+    forget = ("messages", "forget", "stock", "--why", "its team has closed it")
+    with Running(tmp_path):
+        run(tmp_path, "call", "shop.sell", "sku=a", "n=1")
+        until(lambda: run(tmp_path, "call", "stock.taken", "--json").out.count("1"))
+        refused = run(tmp_path, *forget)
+        assert (refused.code, refused.out) == (2, "")
+        assert "stock is not gone: a process that runs declares" in refused.err
+        assert run(tmp_path, "status").code == 0
+
+    write_config(tmp_path, parcels_app.TOML.partition("\n[services.stock]")[0])
+    with Running(tmp_path):
+        assert run(tmp_path, "status").code == 0
+        run(tmp_path, "call", "shop.sell", "sku=a", "n=2")
+        status = run(tmp_path, "status")
+        said = " ".join(status.out.split())
+        assert (status.code, "what it has not got is kept: events: 1" in said) == (1, True)
+        assert "synchromesh messages forget stock --service shop --why TEXT" in said
+        (told,) = json.loads(run(tmp_path, "db", "status", "shop", "--json").out)
+        assert told["gone"] == [{"subscriber": "stock", "position": 1, "behind": 1, "set_aside": 0}]
+        assert "nobody takes it" in run(tmp_path, "db", "status").out
+        for words, why in (
+            ("messages forget nobody --why w", "no service keeps anything for a subscriber"),
+            ("messages forget nobody --service shop --why w", "shop keeps nothing for"),
+            ("messages forget stock --service stock --why w", "there is no service 'stock'"),
+            ("messages forget stock", "say why"),
+        ):
+            ran = run(tmp_path, *words.split())
+            assert (ran.code, ran.out, why in ran.err) == (2, "", True), (words, ran.err)
+        done = run(tmp_path, *forget, "--json")
+        (record,) = json.loads(done.out)
+        assert (done.code, record["service"], record["position"]) == (0, "shop", 1)
+        assert record["why"] == "its team has closed it"
+        assert run(tmp_path, "status").code == 0
+
+    stopped = run(tmp_path, *forget)
+    assert (stopped.code, "synchromesh dev" in stopped.err) == (2, True)
+    (told,) = json.loads(run(tmp_path, "db", "status", "shop", "--json").out)
+    assert told["gone"] == []
+
+
 def _refusals(run: Run, folder: Path) -> None:
     for words, said in (
         ("list --state lost", "no message has the state 'lost'; known: parked, held"),

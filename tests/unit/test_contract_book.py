@@ -12,7 +12,12 @@ from synchromesh.calls import query
 from synchromesh.calls.compatibility import Difference
 from synchromesh.calls.contract import Operation
 from synchromesh.calls.describing import describe
-from synchromesh.calls.description import ContractsOfPart
+from synchromesh.calls.description import (
+    ContractsOfPart,
+    Described,
+    EventDescription,
+    TypeNode,
+)
 from synchromesh.errors import BadRequest
 from synchromesh.system.config.expectations import imported_contracts
 from synchromesh.system.control.contract_book import Admission, ContractBook, ReplaceRequest
@@ -217,3 +222,19 @@ def test_imported_contracts(
     for name in ("released_one", "released_two", "released_help", "released_app"):
         monkeypatch.setitem(sys.modules, name, __import__(name))
     assert sorted(each.__name__ for each in imported_contracts("released_app")) == found
+
+
+def test_what_each_service_takes_is_told_of_all_its_processes(book: ContractBook) -> None:
+    """Of both releases while one replaces the other, and of all replicas."""
+
+    def takes(name: str) -> ContractsOfPart:
+        described = EventDescription("", TypeNode("str"), ())
+        return ContractsOfPart(expects=Described(events={name: described}))
+
+    assert report(book, "stock#1", 7, takes("shop.sold")) == ()
+    assert report(book, "stock#2", 8, takes("shop.returned")) == ()
+    assert book.taken()["stock"] == {"shop.sold", "shop.returned"}
+    book.ended("stock#2", 8)
+    assert book.taken() == {
+        "inventory": frozenset(), "orders": frozenset(), "stock": {"shop.sold"},
+    }  # fmt: skip

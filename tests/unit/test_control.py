@@ -18,6 +18,7 @@ from synchromesh import Contract, command, query
 from synchromesh.context import CREDENTIAL
 from synchromesh.errors import BadRequest
 from synchromesh.system import RunInfo
+from synchromesh.system.control.actions import Answers
 from synchromesh.system.control.api import Control
 from synchromesh.system.control.arguments import arguments_from_texts
 
@@ -515,3 +516,30 @@ def test_of_one_service_one_request_restarts_at_a_time() -> None:
         assert (await made._of_process(request, "quoting#2/restart"))["pids"] == {"quoting#2": 7}
 
     asyncio.run(main())
+
+
+def test_a_subscriber_is_not_gone_while_a_process_of_another_release_declares_it() -> None:
+    """What the one that answers was started with is older, perhaps."""
+    asked: list[str] = []
+
+    async def act(*_: object) -> Answers:
+        asked.append("shop")
+        return Answers({"shop": {}})
+
+    book = SimpleNamespace(taken=lambda: {"stock": frozenset({"shop.sold", "books.closed"})})
+    deps = SimpleNamespace(
+        services={}, subscribers={}, tracer=lambda _: None, caller=lambda *_: None
+    )
+    made = cast("Any", Control)(
+        SimpleNamespace(deps=deps, act=act), token="t", authority=lambda: "h", remotes={}, book=book
+    )
+
+    def forget(subscriber: str) -> object:
+        body = json.dumps({"subscriber": subscriber, "who": "ada", "why": "gone"}).encode()
+        return asyncio.run(made._act(SimpleNamespace(body=body, query=""), "messages.forget"))
+
+    with pytest.raises(BadRequest, match="that it takes events of books and of shop; nothing was"):
+        forget("stock")
+    assert asked == []
+    forget("till")
+    assert asked == ["shop"]

@@ -18,7 +18,7 @@ _REF = re.compile(r"([a-z][a-z0-9_]*):([1-9][0-9]{0,17})")
 
 @click.group()
 def messages() -> None:
-    """Show, replay and drop messages that were set aside.
+    """Show, replay and drop messages that were set aside; forget a subscriber that is gone.
 
     A message is parked where its handler failed on it, held where no release of its subscriber that
     has run knows it, refused where its subscriber says no. Later ones of its key wait behind it.
@@ -125,6 +125,30 @@ def drop_message(folder: Path, ref: str, why: str, is_json: bool) -> int:
         print_json(dropped)
     else:
         print_line(f"{dropped['ref']}: dropped {dropped['event']} of {dropped['key']!r}")
+    return 0
+
+
+@messages.command("forget")
+@click.argument("subscriber")
+@click.option("--service", default="", help="Only what this publisher keeps for it.")
+@actions.why_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def forget_subscriber(folder: Path, subscriber: str, service: str, why: str, is_json: bool) -> int:
+    """Forget a subscriber that is gone for ever: how far it was, and what it had refused.
+
+    Refused as long as a process that runs takes events for it. What was published and it has not
+    got is then kept for nobody.
+    """
+    answers = actions.repair(folder, "messages.forget", why, service=service, subscriber=subscriber)
+    if is_json:
+        print_json([{"service": name, **told} for name, told in answers.items()])
+    else:
+        for name, told in answers.items():
+            print_line(
+                f"{name}: forgot {subscriber}, which had got the log up to {told['position']}; "
+                f"messages dropped: {told['dropped']}"
+            )
     return 0
 
 

@@ -44,6 +44,12 @@ def print_contents(contents: Mapping[str, Any]) -> None:
                 Text(each["held_by"]),
             )
         out.print(table)
+    if contents["gone"]:
+        table = plain_table("kept for, and nobody takes it", "has got", "events", "set aside")
+        for each in contents["gone"]:
+            counts = (each["position"], each["behind"], each["set_aside"])
+            table.add_row(Text(each["subscriber"]), *(f"{count:,}" for count in counts))
+        out.print(table)
     for each in contents["changes"]:
         said = f"{_time(each['at_us'])}  {each['what']} by {each['who']}: {each['why']}"
         out.print(said, markup=False)

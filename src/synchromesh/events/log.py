@@ -339,8 +339,8 @@ async def _check_published(unit: Unit, first: int, last: int) -> None:
         raise ContractError(
             f"positions {first} to {last} cannot be removed: subscriber "
             f"{name.removeprefix(RELAY_PREFIX)!r} {has_got}, and {_int(waiting[0][0])} is one. "
-            "Wait until its relay has delivered it; if there is no such subscriber any more, "
-            f"delete its row {name!r} of sm_checkpoint"
+            "Wait until its relay has delivered it; if there is no such subscriber any more: "
+            f"synchromesh messages forget {name.removeprefix(RELAY_PREFIX)} --why TEXT"
         )
 
 

@@ -15,6 +15,14 @@ from synchromesh.messaging.dead_letters import (
     find_letter,
     parked_numbers,
 )
+from synchromesh.messaging.gone import (
+    Forgotten,
+    GoneSubscriber,
+    end_subscriptions,
+    forget_subscriber,
+    gone_subscribers,
+    still_declared,
+)
 from synchromesh.messaging.inspection import (
     ListedMessage,
     MessageGroup,
@@ -38,6 +46,8 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "Dropped",
+    "Forgotten",
+    "GoneSubscriber",
     "LetterState",
     "ListedMessage",
     "Message",
@@ -50,10 +60,14 @@ __all__ = [
     "Window",
     "deliver_to",
     "drop_letter",
+    "end_subscriptions",
     "find_letter",
+    "forget_subscriber",
+    "gone_subscribers",
     "list_messages",
     "parked_numbers",
     "publish",
     "show_message",
+    "still_declared",
     "summarize",
 ]

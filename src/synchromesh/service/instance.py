@@ -21,11 +21,14 @@ from synchromesh.events import SCHEMA as EVENTS_SCHEMA
 from synchromesh.messaging import (
     DELIVER,
     Consumer,
+    GoneSubscriber,
     Message,
     MessageHandler,
     Relay,
     SetAside,
     deliver_to,
+    end_subscriptions,
+    gone_subscribers,
     summarize,
 )
 from synchromesh.messaging import SCHEMA as MESSAGING_SCHEMA
@@ -155,6 +158,7 @@ class ServiceInstance:
             if instance.has_database:
                 await adopt_keys(store, is_wanted=service.is_personal)
                 await instance.projections.prepare()
+                await end_subscriptions(store, instance.relays)
                 await instance.engine.recover()
         except BaseException:
             await instance.stop()
@@ -183,6 +187,10 @@ class ServiceInstance:
         if not self.has_database:
             return SetAside()
         return await summarize(self.store, now_us=now_us)
+
+    async def gone(self) -> list[GoneSubscriber]:
+        """Return those for whom it keeps events, and who take nothing of it any more."""
+        return await gone_subscribers(self.store) if self.has_database else []
 
     @property
     def keys_lost(self) -> str:

@@ -8,7 +8,7 @@ and why, in the commit of what it does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -66,13 +66,19 @@ class ReadAction(Generic[Read]):
 
 @dataclass(frozen=True, slots=True)
 class RepairAction(Generic[Repair]):
-    """An action that changes something by hand; what it is, `ReadAction` says."""
+    """An action that changes something by hand; what it is, `ReadAction` says.
+
+    Attributes:
+        check: raises where the running system speaks against it; it is given the public events
+            that each service takes, by any of its processes.
+    """
 
     name: str
     request: type[Repair]
     run: Callable[[ServiceInstance, Repair], Awaitable[object | None]]
     unknown: Callable[[Repair], SynchromeshError]
     within_s: float = WITHIN_S
+    check: Callable[[Mapping[str, frozenset[str]], Repair], None] | None = None
 
 
 Action = ReadAction[Any] | RepairAction[Any]

@@ -33,7 +33,7 @@ from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
 from synchromesh.service import Service
 from synchromesh.system.config.schema import CLIENT
 from synchromesh.system.control.action_table import find_action
-from synchromesh.system.control.actions import OWN, Answers, parse_request
+from synchromesh.system.control.actions import OWN, Answers, RepairAction, parse_request
 from synchromesh.system.control.arguments import arguments_from_texts
 from synchromesh.system.control.contract_book import (
     ContractBook,
@@ -334,6 +334,8 @@ class Control:
         wanted = parse_request(action, request.body)
         if wanted.service:
             self._known(wanted.service)
+        if isinstance(action, RepairAction) and action.check is not None:
+            action.check(self._taken(), wanted)
         found = await asyncio.gather(
             *(each.act(action, wanted, request.body) for each in self._all())
         )
@@ -347,6 +349,12 @@ class Control:
         if not answers and action.unknown is not None and request.query != OWN:
             raise action.unknown(wanted)
         return Answers(answers, silent)
+
+    def _taken(self) -> dict[str, frozenset[str]]:
+        """Return the events that each service takes, in this release or in one that runs."""
+        running, own = self._book.taken(), self._local.deps.subscribers
+        none = frozenset[str]()
+        return {n: running.get(n, none) | own.get(n, none) for n in {*running, *own}}
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
         if trace_id == LAST:

@@ -133,6 +133,15 @@ class ContractBook:
             for record in self.breaks
         ]
 
+    def taken(self) -> dict[str, frozenset[str]]:
+        """Return the events that each service takes, by any of its processes."""
+        found: dict[str, frozenset[str]] = {}
+        for part, running in self._running.items():
+            service = part.partition("#")[0]
+            for own in running.values():
+                found[service] = found.get(service, frozenset()) | own.expects.events.keys()
+        return found
+
     def ended(self, part: str, pid: int) -> None:
         """Forget a process that has ended."""
         self._running.get(part, {}).pop(pid, None)

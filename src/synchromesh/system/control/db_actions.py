@@ -10,6 +10,7 @@ from msgspec.structs import asdict
 
 from synchromesh.errors import BadRequest
 from synchromesh.events.verification import log_faults
+from synchromesh.messaging import gone_subscribers
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import StoreReader
 from synchromesh.store.health import contents_of, faults_of, isolation_faults
@@ -43,11 +44,13 @@ class DbBackup(ReadRequest, frozen=True, kw_only=True):
 async def _status(reader: StoreReader, _: DbStatus) -> dict[str, Any]:
     now_us = RealRuntime().wall_us()
     contents = await apart(reader, lambda own: contents_of(own, now_us=now_us))
+    gone = await gone_subscribers(reader)
     return {
         "service": reader.service,
         "path": reader.place,
         "wal_bytes": _size(f"{reader.place}-wal"),
         **asdict(contents),
+        "gone": [asdict(each) for each in gone],
     }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+
+import msgspec
 
 from synchromesh.errors import BadRequest, SynchromeshError
 from synchromesh.messaging import (
@@ -11,9 +14,11 @@ from synchromesh.messaging import (
     Replayed,
     drop_letter,
     find_letter,
+    forget_subscriber,
     list_messages,
     parked_numbers,
     show_message,
+    still_declared,
 )
 from synchromesh.service import ServiceInstance
 from synchromesh.store import StoreReader
@@ -57,6 +62,12 @@ class DropMessage(RepairRequest, frozen=True, kw_only=True):
     """Which message."""
 
     number: int
+
+
+class ForgetSubscriber(RepairRequest, frozen=True, kw_only=True):
+    """Which subscriber: of a publisher, or of all that keep something for it."""
+
+    subscriber: str
 
 
 async def _list(reader: StoreReader, wanted: ListMessages) -> list[dict[str, Any]]:
@@ -126,6 +137,22 @@ async def _drop(instance: ServiceInstance, wanted: DropMessage) -> dict[str, Any
     }
 
 
+async def _forget(instance: ServiceInstance, wanted: ForgetSubscriber) -> dict[str, Any] | None:
+    told = await forget_subscriber(
+        instance.store, wanted.subscriber, who=wanted.who, why=wanted.why
+    )
+    return None if told is None else msgspec.structs.asdict(told)
+
+
+def _check_gone(taken: Mapping[str, frozenset[str]], wanted: ForgetSubscriber) -> None:
+    """Raise `BadRequest` where a process that runs takes events for the subscriber."""
+    of = {name.partition(".")[0] for name in taken.get(wanted.subscriber, ())}
+    if wanted.service:
+        of &= {wanted.service}
+    if of:
+        raise still_declared(wanted.subscriber, " and of ".join(sorted(of)))
+
+
 def _told(told: Replayed) -> dict[str, Any]:
     is_done = told.outcome not in {state.value for state in LetterState}
     return {
@@ -147,9 +174,19 @@ def _unknown(wanted: ShowMessage | ReplayMessage | DropMessage) -> BadRequest:
     return BadRequest(f"{asked}; those that are set aside: synchromesh messages list")
 
 
+def _not_gone(wanted: ForgetSubscriber) -> BadRequest:
+    where = wanted.service or "no service"
+    keeps = "keeps nothing" if wanted.service else "keeps anything"
+    return BadRequest(
+        f"{where} {keeps} for a subscriber {wanted.subscriber[:80]!r}; those that are gone: "
+        "synchromesh db status"
+    )
+
+
 ACTIONS: tuple[Action, ...] = (
     ReadAction("messages.list", ListMessages, _list),
     ReadAction("messages.show", ShowMessage, _show, _unknown),
     RepairAction("messages.replay", ReplayMessage, _replay, _unknown),
     RepairAction("messages.drop", DropMessage, _drop, _unknown),
+    RepairAction("messages.forget", ForgetSubscriber, _forget, _not_gone, check=_check_gone),
 )

@@ -121,6 +121,19 @@ class SetAsideStatus(msgspec.Struct, frozen=True):
     oldest_s: float
 
 
+class GoneStatus(msgspec.Struct, frozen=True):
+    """A subscriber that takes nothing of a service any more, and for whom it keeps events.
+
+    `behind` is how many public events come after the position that it has passed, up to 100,000;
+    `set_aside` how many messages that it refused, likewise.
+    """
+
+    subscriber: str
+    position: int
+    behind: int
+    set_aside: int
+
+
 class ServiceStatus(msgspec.Struct, frozen=True):
     """An instance of a service, as reported by its process; a silent one has only `health`.
 
@@ -141,6 +154,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     keys_left_over: str = ""
     projections: list[ProjectionStatus] = []
     set_aside: list[SetAsideStatus] = []
+    gone: list[GoneStatus] = []
     breakers: dict[str, BreakerStatus] = {}
     holds: HoldStatus = HoldStatus()
     ejected: dict[str, list[str]] = {}
@@ -314,6 +328,7 @@ def _findings(
             yield f"{name}: sagas that wait for other code or keys: {waiting}; {see}"
         yield from _parked(name, service.projections)
         yield from _set_aside(name, service.set_aside)
+        yield from _gone(name, service.gone)
         if service.keys_lost:
             yield f"{name}: the keys of its personal data are lost; see: synchromesh db verify"
         if service.keys_left_over:
@@ -356,6 +371,17 @@ def _set_aside(service: str, groups: list[SetAsideStatus]) -> Iterator[str]:
             f"{service}: {of}: {count} ({group.event}: {group.error}); see: synchromesh "
             f"messages list --service {service}"
         )
+
+
+def _gone(service: str, subscribers: list[GoneStatus]) -> Iterator[str]:
+    for each in subscribers:
+        if each.behind or each.set_aside:
+            yield (
+                f"{service}: {each.subscriber} takes nothing of it any more, and what it has not "
+                f"got is kept: events: {each.behind}, messages set aside: {each.set_aside}; if it "
+                f"is gone for ever: synchromesh messages forget {each.subscriber} "
+                f"--service {service} --why TEXT"
+            )
 
 
 def _broken(records: list[ContractBreak]) -> Iterator[str]:
