@@ -137,6 +137,11 @@ env = { CREDIT_DB = "{data}/credit_provider.db" }
 [external.parcels]             # a URL
 url = "http://127.0.0.1:9000"
 
+[external.catalogue]           # several copies
+urls = ["http://10.0.0.7:9000", "http://10.0.0.8:9000"]
+weights = [3, 1]
+health = { path = "/up", every = "2s", timeout = "1s", down_after = 2, up_after = 2 }
+
 [external.warehouse]           # by TLS, with an authority and a certificate of our own
 url = "https://10.0.0.7:8443"
 tls = { ca = "tls/own-ca.pem", certificate = "tls/us.pem", key = "tls/us.key" }

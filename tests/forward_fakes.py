@@ -152,7 +152,7 @@ class Way:
         network = self.system.runtime.network
         server = HttpServer(upstream.handle, network=network, limits=limits, streaming=upstream)
         await server.start()
-        self.servers[name] = server
+        self.servers[instance or name] = server
         self.system.stack.push_async_callback(server.close)
         endpoint = Endpoint(instance or f"{name}-1", name, server.url)
         self.system.known.endpoints.setdefault(name, []).append(endpoint)

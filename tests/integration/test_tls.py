@@ -227,7 +227,8 @@ async def test_an_upstream_is_reached_by_tls(
     gate = '[gateway]\napp = "doors:way_in"\n'
     tls = 'tls = { ca = "ca.pem", certificate = "own.pem", key = "own.key" }\n'
     async with far_away(issue(tmp_path, "far", by=ca), ca) as port:
-        far = f'[external.far]\nurl = "https://127.0.0.1:{port}"\n{tls}'
+        urls = f'urls = ["https://127.0.0.1:9", "https://127.0.0.1:{port}"]\nhealth = {{}}'
+        far = f"[external.far]\n{urls}\n{tls}"
         async with running(tmp_path, toml(f"{far}\n{gate}"), is_split=is_split) as system:
             status, told = await forwarded(system, pool)
             assert (status, "POST /near/x HTTP/1.1" in told) == (200, True)

@@ -199,12 +199,44 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
             "[retention] events.\"a.b\": '1' is not a duration",
         ),
         (ONE + "pages_max = -5", "[services.a] pages_max is -5; use 0 for no bound"),
-        (ONE + "[external.b]", "[external.b] needs either url or command"),
+        (ONE + "[external.b]", "[external.b] needs either url, urls or command"),
         (
             ONE + "[external.b]\nurl = 'http://b'\ncommand = ['b']",
-            "[external.b] needs either url or command",
+            "[external.b] needs either url, urls or command",
         ),
         (ONE + "[external.b]\nurl = 'ftp://b'", "[external.b] url = 'ftp://b'; use http://..."),
+        (ONE + "[external.b]\nurls = ['b']", "[external.b] urls = 'b'; use http://..."),
+        (ONE + "[external.b]\nurls = ['']", "[external.b] urls = ''; use http://..."),
+        (
+            ONE + "[external.b]\nurls = ['http://b', 'http://b']",
+            "[external.b] urls has 'http://b' twice; name each once",
+        ),
+        (
+            ONE + "[external.b]\nurls = ['http://b', 'http://c']\nweights = [1]",
+            "[external.b] weights are 1 for 2 urls; give one for each",
+        ),
+        (
+            ONE + "[external.b]\nurls = ['http://b', 'http://c']\nweights = [1, 0]",
+            "[external.b] weights has 0; make each a whole number, 1 or more",
+        ),
+        (
+            ONE + "[external.b]\nurl = 'http://b'\nhealth = { path = '/up' }",
+            "[external.b] has health, which is of use with several urls alone",
+        ),
+        *(
+            (
+                ONE + f"[external.b]\nurls = ['http://b', 'http://c']\nhealth = {{ {health} }}",
+                f"[external.b] health.{why}",
+            )
+            for health, why in (
+                ("path = 'up'", "path: 'up' is no path"),
+                ("path = '//up'", "path: '//up' is no path"),
+                ("path = '/u p'", "path: '/u p' is no path"),
+                ("every = 'often'", "every: 'often' is not a duration"),
+                ("timeout = '3s'", "timeout: '3s' is longer than every = '2s'"),
+                ("down_after = 0", "down_after: it is 0; make it 1 or more"),
+            )
+        ),
         (ONE + '[policies."a"]', '[policies."a"] is not an edge; expected "CALLER:CALLEE" of a'),
         (ONE + '[policies."a:c"]', '[policies."a:c"] is not an edge'),
         (

@@ -93,6 +93,9 @@ def _services(status: Status) -> Table:
     for name, external in status.externals.items():
         child = status.children.get(f"external/{name}")
         health = styled(child.state) if child else Text("not ours")
+        if external.down:
+            up = external.checked - len(external.down)
+            health = Text(f"{up} of {external.checked} up", style="red")
         add(name, None, health, _instances(external.instances))
     if status.gateway:
         own = status.children.items()

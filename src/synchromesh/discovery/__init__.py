@@ -5,6 +5,7 @@ Registry, leases, balancers.
 
 from synchromesh.discovery.balancer import Balancer, BalancerOptions, RoundRobin
 from synchromesh.discovery.endpoint import Endpoint, Resolved
+from synchromesh.discovery.health import HealthOptions, UpstreamHealth
 from synchromesh.discovery.lease_manager import LeaseManager
 from synchromesh.discovery.leases import (
     Change,
@@ -30,6 +31,7 @@ __all__ = [
     "ChangeKind",
     "Ejection",
     "Endpoint",
+    "HealthOptions",
     "LeaseManager",
     "LeaseOptions",
     "LeaseTable",
@@ -42,5 +44,6 @@ __all__ = [
     "Resolved",
     "Resolver",
     "RoundRobin",
+    "UpstreamHealth",
     "WatchableResolver",
 ]

@@ -1,7 +1,8 @@
 """Balancers: which of the listed instances the next call goes to.
 
 By default the better of two that chance draws, by the latency that their answers had (peak-EWMA)
-times their calls under way; the instances that `Outliers` has ejected are left out.
+times their calls under way; the instances that `Outliers` has ejected are left out. Where they have
+weights, chance draws one by these: whoever gives weights says himself who gets how much.
 
 Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001; Finagle's
 `PeakEwma`. Finagle has its failures elsewhere: that one which fails quickly is not quick, and that
@@ -57,7 +58,7 @@ class BalancerOptions:
 
     Attributes:
         by: "peak_ewma" gives a call to the better of two that chance draws; "round_robin" to each
-            in turn.
+            in turn. Instances that differ in weight are drawn by that, whatever it says.
         decay_s: how long a peak of latency lasts: it falls to a third of its height above the usual
             in this time.
         warm_up_s: how long it takes a new instance to have its whole share, by "peak_ewma".
@@ -126,8 +127,8 @@ class Balancer:
         True
     """
 
-    __slots__ = ("_listed", "_options", "_outliers", "_rng", "_service", "_turns", "_usual_s",
-                 "_usual_until_s")  # fmt: skip
+    __slots__ = ("_has_weights", "_listed", "_options", "_outliers", "_rng", "_service", "_turns",
+                 "_usual_s", "_usual_until_s")  # fmt: skip
 
     def __init__(
         self,
@@ -147,6 +148,7 @@ class Balancer:
         if options.by == "round_robin":
             self._turns = RoundRobin(service)
         self._listed: tuple[Endpoint, ...] = ()
+        self._has_weights = False
         self._usual_s = 0.0
         self._usual_until_s = -math.inf
 
@@ -174,6 +176,7 @@ class Balancer:
         if listed is not self._listed:
             if listed != self._listed:
                 outliers.list(listed, now)
+                self._has_weights = len({each.weight for each in listed}) > 1
                 self._usual_until_s = -math.inf
             self._listed = listed
         if now >= outliers.due_s:
@@ -232,6 +235,8 @@ class Balancer:
         return f"<Balancer {self._service} by {self._options.by}, {self._outliers!r}>"
 
     def _choose(self, left: tuple[Member, ...], now: float) -> Member:
+        if self._has_weights:
+            return self._by_weight(left, now)
         if self._turns is not None:
             return self._turns.pick(left)
         count = len(left)
@@ -253,14 +258,31 @@ class Balancer:
         usual_s = self._usual_s if now < self._usual_until_s else self._usual(now)
         return one if self._cost(one, now, usual_s) <= self._cost(other, now, usual_s) else other
 
+    def _by_weight(self, left: tuple[Member, ...], now: float) -> Member:
+        """Draw one; what warms up, or fails, has the less of its weight."""
+        weights = [
+            each.endpoint.weight
+            * self._warmed(each, now)
+            * max(1.0 - each.failing - each.refusing, 1.0 / _FAILED_TIMES)
+            for each in left
+        ]
+        drawn = self._rng.random() * sum(weights)
+        for each, weight in zip(left, weights, strict=True):
+            drawn -= weight
+            if drawn < 0.0:
+                return each
+        return left[-1]  # what rounding has left
+
     def _stands_back(self, member: Member, now: float) -> bool:
+        return member.warm_s > now and self._rng.random() >= self._warmed(member, now)
+
+    def _warmed(self, member: Member, now: float) -> float:
+        """Return how warm a member is, up to 1."""
         if member.warm_s <= now:
-            return False
+            return 1.0
         options = self._options
         passed = 1.0 - (member.warm_s - now) / options.warm_up_s
-        return self._rng.random() >= max(
-            _WARM_LEAST, passed, member.answers / options.warm_up_answers
-        )
+        return min(1.0, max(_WARM_LEAST, passed, member.answers / options.warm_up_answers))
 
     def _cost(self, member: Member, now: float, usual_s: float) -> float:
         """Return the latency to expect, and what failures add to it, times the calls to share."""

@@ -20,9 +20,10 @@ class Endpoint:
         service: the service it is an instance of.
         url: "http://host:port", "inproc://name", or what another transport reaches.
         metadata: few and short facts about it, such as (("version", "1.2"),).
+        weight: its share of the calls, beside those of the other instances.
 
     Raises:
-        ConfigError: a name is empty, or the url has no scheme or no place.
+        ConfigError: a name is empty, the url has no scheme or no place, or the weight is below 1.
 
     Example:
         >>> Endpoint("billing-1", "billing", "http://127.0.0.1:8001").scheme
@@ -33,6 +34,7 @@ class Endpoint:
     service: str
     url: str
     metadata: tuple[tuple[str, str], ...] = ()
+    weight: int = 1
 
     def __post_init__(self) -> None:
         if not self.instance or not self.service:
@@ -44,6 +46,11 @@ class Endpoint:
             raise ConfigError(
                 f"endpoint of instance {self.instance!r} has the url {self.url!r}; make it "
                 '"http://host:port", "inproc://name", or what another transport reaches'
+            )
+        if self.weight < 1:
+            raise ConfigError(
+                f"endpoint of instance {self.instance!r} has the weight {self.weight!r}; make it a "
+                "whole number, 1 or more"
             )
 
     @property

@@ -119,12 +119,13 @@ class MemoryRegistry:
         listed = {name: resolved for name, resolved in found.items() if resolved.endpoints}
         return {**listed, **self._fixed}
 
-    def fix(self, endpoint: Endpoint) -> None:
-        """List an endpoint without a lease, such as an external service that cannot renew one.
+    def fix(self, *endpoints: Endpoint) -> None:
+        """List endpoints of a service without leases, as of an external one that cannot renew any.
 
-        It is the only one of its service until another is put in its place.
+        They are the only ones of their service until others are put in their place.
         """
-        self._fixed[endpoint.service] = Resolved((endpoint,))
+        ordered = sorted(endpoints, key=lambda each: each.instance)
+        self._fixed[endpoints[0].service] = Resolved(tuple(ordered))
         self._note_change()
 
     def evict(self, service: str, is_dead: Callable[[Endpoint], bool]) -> int:

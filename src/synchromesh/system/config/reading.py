@@ -17,7 +17,6 @@ from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.system.config.layers import Layers
 from synchromesh.system.config.schema import FILE_NAME, GATEWAY, REPLICAS_MAX, SystemConfig
-from synchromesh.system.config.tls_sections import ClientTlsSection
 
 HANG_LEAST_S = 1.0
 # Names become file names, parts of URLs and edges.
@@ -111,21 +110,13 @@ def _check(config: SystemConfig, layers: Layers) -> None:
 
 
 def _check_externals(config: SystemConfig, layers: Layers) -> None:
-    where = layers.where
     for name, external in config.external.items():
-        if bool(external.url) == bool(external.command):
-            place = where("external", name)
-            raise ConfigError(f"{place}: [external.{name}] needs either url or command")
-        if external.url and not external.url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"{where('external', name, 'url')}: [external.{name}] url = {external.url!r}; "
-                "use http://... or https://..."
-            )
-        if external.tls != ClientTlsSection() and not external.url.startswith("https://"):
-            raise ConfigError(
-                f"{where('external', name, 'tls')}: [external.{name}] has tls, which is of use at "
-                "an https:// url alone"
-            )
+        try:
+            external.check()
+        except ConfigError as error:
+            key, _, why = error.message.partition(": ")
+            place = layers.where("external", name, *filter(None, key.split(".")))
+            raise ConfigError(f"{place}: [external.{name}] {why}") from error
 
 
 def _check_gateway(config: SystemConfig, layers: Layers) -> None:

@@ -22,9 +22,10 @@ from synchromesh.resilience import (
     RetryOptions,
 )
 from synchromesh.system.config.clients_section import ClientsSection
+from synchromesh.system.config.external_section import ExternalSection
 from synchromesh.system.config.layers import Secret
 from synchromesh.system.config.sagas_section import SagasSection
-from synchromesh.system.config.tls_sections import ClientTlsSection, ServerTlsSection
+from synchromesh.system.config.tls_sections import ServerTlsSection
 
 FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
@@ -84,26 +85,6 @@ class ServiceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting: int = 1000
     replicas: int = 1
     sagas: SagasSection = SagasSection()
-
-
-class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[external.NAME]`: somebody else's service, at a URL or as a child process.
-
-    It has either `url` or `command`. A child prints one line of JSON with its `port` when it is
-    ready, such as `{"port": 8080}`, and ends on SIGTERM.
-
-    Attributes:
-        url: where it is: "http://HOST:PORT", or "https://HOST", which has to prove to be that host.
-        tls: whom we believe at an https:// URL, and what we show there.
-        command: the program of a child process and its arguments; `{python}` stands for this
-            interpreter and `{data}` for the folder of the databases.
-        env: variables of the child, besides this process's own; `{python}` and `{data}` as above.
-    """
-
-    url: str = ""
-    tls: ClientTlsSection = ClientTlsSection()
-    command: list[str] = []
-    env: dict[str, str] = {}
 
 
 class RetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -147,6 +147,7 @@ def faults_of(config: SystemConfig, table: FaultTable) -> FaultInjector:
     services = tuple(config.services)
     clients = (CLIENT, GATEWAY) if config.gateway.app else (CLIENT,)
     instances = [part.instance for name in services for part in parts_of(config, name)]
+    instances += [each for name, own in config.external.items() for each in own.instances(name)]
     return FaultInjector(
         table, callers=(*services, *clients), callees=(*services, *instances, *config.external)
     )

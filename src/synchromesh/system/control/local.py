@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from synchromesh.calls import Caller
 from synchromesh.calls.forwarding import HTTP
-from synchromesh.discovery import Endpoint
+from synchromesh.discovery import Endpoint, UpstreamHealth
 from synchromesh.errors import StoreError
 from synchromesh.events.inspection import list_projections
 from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
@@ -49,6 +49,7 @@ class LocalProcess:
         system: its name.
         ring: keeps the spans of this process.
         externals: the names of services that are not ours, where this process tells of them.
+        upstreams: of those whose URLs are checked, which of them are up.
         supervisors: keep what belongs to no service.
         instances: by service, or by instance, such as "quoting#1", where it has replicas.
         clients: callers that are no service, by name.
@@ -64,6 +65,7 @@ class LocalProcess:
     faults: FaultInjector
     restart: Callable[[str], Awaitable[bool]]
     externals: Sequence[str] = ()
+    upstreams: dict[str, UpstreamHealth] = field(default_factory=dict)
     supervisors: Sequence[Supervisor] = ()
     instances: dict[str, ServiceInstance] = field(default_factory=dict)
     clients: dict[str, Caller] = field(default_factory=dict)
@@ -83,7 +85,7 @@ class LocalProcess:
                 else None
             ),
             services={name: await self._service(name) for name in self.instances},
-            externals={n: ExternalStatus(await self._listed(n)) for n in self.externals},
+            externals={name: await self._external(name) for name in self.externals},
             clients={
                 name: ClientStatus(_breakers(caller), _holds(caller), _ejected(caller))
                 for name, caller in self.clients.items()
@@ -135,6 +137,14 @@ class LocalProcess:
             why = health.not_ready or error.message
             health = msgspec.structs.replace(health, is_healthy=False, not_ready=why)
             return msgspec.structs.replace(status, health=health)
+
+    async def _external(self, name: str) -> ExternalStatus:
+        health = self.upstreams.get(name)
+        if health is None:
+            return ExternalStatus(await self._listed(name))
+        urls = {each.instance: each.url for each in health.endpoints}
+        down = {urls[instance]: why for instance, why in health.down.items()}
+        return ExternalStatus(await self._listed(name), down, len(urls))
 
     async def _listed(self, service: str, name: str = "") -> list[ListedInstance]:
         """Return what is listed of a service; of one of its replicas, itself alone."""

@@ -162,9 +162,17 @@ class ServiceStatus(msgspec.Struct, frozen=True):
 
 
 class ExternalStatus(msgspec.Struct, frozen=True):
-    """An external service."""
+    """An external service.
+
+    Attributes:
+        instances: where requests go.
+        down: the URLs whose health check fails, and why.
+        checked: how many URLs are checked; 0 for none.
+    """
 
     instances: list[ListedInstance]
+    down: dict[str, str] = {}
+    checked: int = 0
 
 
 class ClientStatus(msgspec.Struct, frozen=True):
@@ -288,13 +296,14 @@ class Status(msgspec.Struct, frozen=True):
         every = (first, *others)
         gateway = next((each.gateway for each in every if each.gateway is not None), None)
         services = {name: own for each in every for name, own in each.services.items()}
+        externals = {name: own for each in every for name, own in each.externals.items()}
         children = {name: own for each in every for name, own in each.children.items()}
         return cls(
             system=first.system,
             pid=first.pid,
             gateway=gateway,
             services=services,
-            externals={name: own for each in every for name, own in each.externals.items()},
+            externals=externals,
             clients={name: own for each in every for name, own in each.clients.items()},
             children=children,
             faults=first.faults.with_struck([each.faults for each in others]),
@@ -304,6 +313,7 @@ class Status(msgspec.Struct, frozen=True):
             code_changed=first.code_changed,
             findings=[
                 *_findings(services, children),
+                *_unhealthy(externals),
                 *_broken(first.contract_breaks),
                 *(gateway.warnings if gateway is not None else ()),
             ],
@@ -338,6 +348,14 @@ def _findings(
             )
         for schedule, failed in service.schedules_failed.items():
             yield f"{name}: schedule {schedule} failed: {failed}; see: synchromesh schedule list"
+
+
+def _unhealthy(externals: Mapping[str, ExternalStatus]) -> Iterator[str]:
+    for name, external in externals.items():
+        for url, why in external.down.items():
+            yield f"{name}: {url} is down: {why}"
+        if external.down and len(external.down) == external.checked:
+            yield f"{name}: none of its urls is up, so requests go to all; is health.path right?"
 
 
 def _parked(service: str, projections: list[ProjectionStatus]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from synchromesh.calls import FaultTable, HttpTransport, InProcessTransport, Transport
-from synchromesh.discovery import Registry
+from synchromesh.discovery import Endpoint, Registry, UpstreamHealth
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.gateway.compiled import CompiledRoute
@@ -42,6 +42,7 @@ from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
+from synchromesh.system.host.checks import HealthChecks
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.securing import secured_network, terminated
@@ -109,7 +110,7 @@ class Host:
     pool: HttpPool
     background: Supervisor
     _definitions: Definitions
-    _moved: Callable[[str, str], None]
+    _fix: Callable[..., None]
     _registry: Registry
 
     def __init__(
@@ -159,13 +160,14 @@ class Host:
         signer: Signer,
         registry: Callable[[HttpPool], G],
         *,
-        moved: Callable[[str, str], None] = lambda _, __: None,
+        fix: Callable[..., None] = lambda *_: None,
     ) -> G:
         """Build the dependencies of all parts, and return the registry.
 
-        `moved` is told the name and the URL of an external service at each of its starts.
+        `fix` is told the endpoints of an external service at each of its starts, and whenever
+        others of its URLs are up.
         """
-        self._definitions, self._moved = definitions, moved
+        self._definitions, self._fix = definitions, fix
         self._failed.clear()
         self._failure = ""
         runtime, enter, config = self.runtime, self.exit, self.config
@@ -358,10 +360,20 @@ class Host:
         return self.rundir.telemetry / f"{name}.{suffix}"
 
     async def _run_external(self, name: str) -> None:
-        """Start an external service as a child process, or list its URL."""
+        """Start an external service as a child process, or list its URLs."""
         section = self.config.external[name]
-        if section.url:
-            self._external_moved(name, section.url)
+        if section.addresses:
+            endpoints = section.endpoints(name)
+            self.urls.update({each.instance: each.url for each in endpoints})
+            self._fix(*endpoints)
+            if section.health is not None:
+                health = UpstreamHealth(endpoints, section.health.compile())
+                self.local.upstreams[name] = health
+                checks = HealthChecks(
+                    name, health, section.health.path, self.deps.transports,
+                    lambda listed: self._fix(*listed),
+                )  # fmt: skip
+                self.background.start(Child(f"health/{name}", checks.run))
             return
 
         def filled(text: str) -> str:
@@ -382,7 +394,7 @@ class Host:
 
     def _external_moved(self, name: str, url: str) -> None:
         self.urls[name] = url
-        self._moved(name, url)
+        self._fix(Endpoint(name, name, url))
 
     async def _run_gateway(self) -> None:
         definitions, config = self._definitions, self.config

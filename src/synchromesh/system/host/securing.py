@@ -24,8 +24,10 @@ def secured_network(config: SystemConfig, folder: Path, network: Network) -> Net
     """
     special: dict[tuple[str, int], ClientFiles] = {}
     for name in _secured(config):
-        parts = urlsplit(config.external[name].url)
-        special[parts.hostname or "", parts.port or 443] = _shown_to(name, config, folder)
+        files = _shown_to(name, config, folder)
+        for url in config.external[name].addresses:
+            parts = urlsplit(url)
+            special[parts.hostname or "", parts.port or 443] = files
     if not special:
         return None
     from synchromesh.tls import ClientContexts
@@ -65,7 +67,11 @@ def tls_mistakes(config: SystemConfig, folder: Path, now_s: float) -> Iterator[s
 
 
 def _secured(config: SystemConfig) -> list[str]:
-    return [name for name, each in config.external.items() if each.url.startswith("https://")]
+    return [
+        name
+        for name, each in config.external.items()
+        if any(url.startswith("https://") for url in each.addresses)
+    ]
 
 
 def _shown_to(name: str, config: SystemConfig, folder: Path) -> ClientFiles:

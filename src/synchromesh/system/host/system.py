@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from synchromesh.calls import Call, Caller
-from synchromesh.discovery import Endpoint, MemoryRegistry
+from synchromesh.discovery import MemoryRegistry
 from synchromesh.errors import ConfigError
 from synchromesh.identity import REGISTRY, Credential, Signer
 from synchromesh.runtime import DiskRuntime
@@ -217,7 +217,7 @@ class System:
             return signer.verify(token, audience=REGISTRY, now_us=host.runtime.wall_us())
 
         registry = self._registry = MemoryRegistry(verify=verify)
-        await host.open(definitions, signer, lambda _: registry, moved=self._external_moved)
+        await host.open(definitions, signer, lambda _: registry, fix=registry.fix)
         host.background.start(Child("registry", registry.run))
         host.background.start(Child("code", self._watch_code))
         if self._is_split:
@@ -259,9 +259,6 @@ class System:
         host.begin_log()
         return signing_key(self._config.system.key, host.rundir, host.folder, os.environ)
 
-    def _external_moved(self, name: str, url: str) -> None:
-        self._registry.fix(Endpoint(name, name, url))
-
     async def _open(self, opening: Opening, caller: Caller) -> None:
         try:
             await opening(OpeningClient(caller))
@@ -276,12 +273,13 @@ class System:
         host, config = self._host, self._config
         urls = host.urls if self._processes is None else {**self._processes.urls(), **host.urls}
         parts = [part.name for name in config.services for part in parts_of(config, name)]
+        theirs = [each for name, own in config.external.items() for each in own.instances(name)]
         return RunInfo(
             pid=os.getpid(),
             system=config.system.name,
             control=host.control_server.url,
             token=self._token,
-            services={n: urls[n] for n in (*parts, *config.external) if n in urls},
+            services={n: urls[n] for n in (*parts, *theirs) if n in urls},
             gateway=urls.get(GATEWAY, ""),
         )
 
