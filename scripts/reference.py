@@ -180,11 +180,18 @@ clients.write = "10s"
 clients.quiet = "5m"
 clients.head_bytes = 16384
 clients.headers = 64
+health = "/healthz"
 
 [gateway.tls]
 certificate = "tls/fullchain.pem"
 key = "tls/privkey.pem"
 client_ca = "tls/partners.pem"
+""",
+    "admin": """\
+[admin]
+host = "10.0.0.5"
+port = 9101
+ports = { gateway = 9102, orders = 9103, "quoting#1" = 9104 }
 """,
     "dev": """\
 [dev]

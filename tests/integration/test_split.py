@@ -263,9 +263,9 @@ async def test_faults_in_force_outlive_a_process(
         await asking.ask("POST", "/faults", {"errors": "100%", **fault})
     before = await asking.ask("GET", "/status")
     (child,) = processes_of(system).values()
-    port = child.admin_port
+    port = child.control_port
     os.kill(await asking.pid("notes"), signal.SIGKILL)
-    while child.admin_port in (None, port):
+    while child.control_port in (None, port):
         await asyncio.sleep(0.02)
     limited, endless = await faults_of_the_process(system, pool)
     assert (limited["target"], endless["target"]) == ("control:notes", "notes")
@@ -278,10 +278,10 @@ async def test_faults_in_force_outlive_a_process(
 async def faults_of_the_process(system: System, pool: HttpPool) -> Any:
     """Return the faults in force as the one process of a system itself has them."""
     (child,) = processes_of(system).values()
-    assert child.admin_port is not None
+    assert child.control_port is not None
     token = [("authorization", f"Bearer {system.info.token}")]
     response = await pool.request(
-        "127.0.0.1", child.admin_port, "GET", "/faults", token, timeout_s=WAIT_S
+        "127.0.0.1", child.control_port, "GET", "/faults", token, timeout_s=WAIT_S
     )
     return json.loads(response.body)["in_force"]
 
@@ -294,9 +294,9 @@ async def test_an_isolated_edge_outlives_a_process(
     await asking.ask("POST", "/breakers", by)
     before = await isolations_of_the_process(system, pool)
     (child,) = processes_of(system).values()
-    port = child.admin_port
+    port = child.control_port
     os.kill(await asking.pid("notes"), signal.SIGKILL)
-    while child.admin_port in (None, port):
+    while child.control_port in (None, port):
         await asyncio.sleep(0.02)
     assert [each["why"] for each in before] == ["to try"]
     assert len(await isolations_of_the_process(system, pool)) == 1
@@ -309,10 +309,10 @@ async def test_an_isolated_edge_outlives_a_process(
 async def isolations_of_the_process(system: System, pool: HttpPool) -> Any:
     """Return the isolations as the one process of a system itself has them."""
     (child,) = processes_of(system).values()
-    assert child.admin_port is not None
+    assert child.control_port is not None
     token = [("authorization", f"Bearer {system.info.token}")]
     response = await pool.request(
-        "127.0.0.1", child.admin_port, "GET", "/status", token, timeout_s=WAIT_S
+        "127.0.0.1", child.control_port, "GET", "/status", token, timeout_s=WAIT_S
     )
     return json.loads(response.body)["isolations"]
 

@@ -266,7 +266,12 @@ async def test_a_gateway_that_hangs_is_shown(
     os.kill(pid, signal.SIGSTOP)
     status = await asking.ask("GET", "/status")
     os.kill(pid, signal.SIGCONT)
-    assert status["gateway"] == {"pid": pid, "url": system.info.gateway, "warnings": []}
+    assert status["gateway"] == {
+        "pid": pid,
+        "url": system.info.gateway,
+        "warnings": [],
+        "admin": system.info.admin_of["gateway"],
+    }
     assert any(finding.startswith("gateway is silent: ") for finding in status["findings"])
 
 

@@ -36,7 +36,8 @@ sys.stdin.readline()
 when("load")
 print('{"type": "loaded"}', file=link, flush=True)
 when("open")
-print('{"type": "ready", "admin": 1, "url": "http://127.0.0.1:2"}', file=link, flush=True)
+print('{"type": "ready", "control": 1, "url": "http://127.0.0.1:2", "admin": ""}', file=link)
+link.flush()
 signal.pause()
 """
 
@@ -46,7 +47,8 @@ import os, pathlib, sys, threading
 link = open(os.dup(0), "w")
 sys.stdin.readline()
 print('{"type": "loaded"}', file=link)
-print('{"type": "ready", "admin": 3, "url": "http://127.0.0.1:4"}', file=link, flush=True)
+print('{"type": "ready", "control": 3, "url": "http://127.0.0.1:4", "admin": ""}', file=link)
+link.flush()
 while not pathlib.Path("asked").exists():
     threading.Event().wait(0.005)
 """
@@ -118,7 +120,7 @@ async def test_who_asked_for_a_restart_may_go_away(child: ChildProcess, tmp_path
     await child.settle(10.0)
     after = child.pid
     assert after != before
-    assert child.admin_port == 1
+    assert child.control_port == 1
     await child.restart()
     assert child.pid != after
 
@@ -129,7 +131,7 @@ async def test_the_old_process_can_be_asked_while_the_new_one_is_loaded(
     """It still answers; a second restart is refused meanwhile."""
     asked = asyncio.ensure_future(child.restart())
     await another(child, child.pid)
-    assert child.admin_port == 1
+    assert child.control_port == 1
     with pytest.raises(BadRequest, match="is being restarted"):
         await child.restart()
     let(tmp_path, "load", "open", "leave")
@@ -223,14 +225,14 @@ async def test_one_that_ends_while_nobody_watches_is_started_anew(
     before = child.pid
     child.kill()
     await ended(child)
-    assert (child.admin_port, child.pid) == (None, before)
+    assert (child.control_port, child.pid) == (None, before)
     with pytest.raises(BadRequest, match="is not running"):
         await child.restart()
     let(tmp_path, "load", "open")
     watching = asyncio.ensure_future(child.run())
     await another(child, before)
     await child.settle(10.0)
-    assert child.admin_port == 1
+    assert child.control_port == 1
     child.kill()
     with pytest.raises(ChildEnded, match="SIGKILL"):
         await watching
@@ -247,4 +249,4 @@ async def test_one_that_ended_is_not_ready_whatever_it_said(
     let(tmp_path, "leave")
     with pytest.raises(ConfigError, match="ended with exit code 0 before it was ready"):
         await asked
-    assert (child.admin_port, child.url) == (None, "http://127.0.0.1:2")
+    assert (child.control_port, child.url) == (None, "http://127.0.0.1:2")

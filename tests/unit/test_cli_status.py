@@ -84,7 +84,10 @@ def test_the_gateway_is_on_the_screen(run: Run, tmp_path: Path) -> None:
         url = running.system.info.gateway
         told = json.loads(run(tmp_path / "notebook", "status", "--json").out)
         shown = lines_of(run(tmp_path / "notebook", "status").out)
-    assert told["gateway"] == {"pid": told["pid"], "url": url, "warnings": []}
+        admin = running.system.info.admin
+    assert told["admin"] == admin
+    pid = told["pid"]
+    assert told["gateway"] == {"pid": pid, "url": url, "warnings": [], "admin": admin}
     assert ["gateway", "healthy", url] in shown
 
 

@@ -184,6 +184,10 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
         (ONE + "[external.a]\nurl = 'http://b'", "'a' is both a service and external"),
         (ONE + "port = 70000", "port 70000 is not one; use 1 to 65535, or 0 for any"),
         (ONE + "port = -1", "port -1 is not one"),
+        (ONE + "port = 80\n[admin]\nport = 80", "port 80 is given twice"),
+        (ONE + "port = 80\n[admin]\nports = { a = 80 }", "port 80 is given twice"),
+        (ONE + "[admin]\nports = { b = 80 }", "ports names 'b', which is no process of this"),
+        (ONE + "[admin]\nports = { 'a#2' = 80 }", "ports names 'a#2', which is no process"),
         (ONE + "port = 80\n[services.b]\napp = 'b:b'\nport = 80", "port 80 is given twice"),
         (
             SYSTEM + "hang = '900ms'\n[services.a]\napp='a:a'",

@@ -154,7 +154,9 @@ def test_run_json_is_readable_by_other_programs(tmp_path: Path) -> None:
     rundir.publish(INFO)
     plain = json.loads((rundir.path / "run.json").read_text())
     assert plain["services"] == {"a": "http://127.0.0.1:2"}
-    assert sorted(plain) == ["control", "gateway", "pid", "services", "system", "token"]
+    assert sorted(plain) == [
+        "admin", "admin_of", "control", "gateway", "pid", "services", "system", "token",
+    ]  # fmt: skip
     assert rundir.database("a").endswith("/.synchromesh/data/a.db")
 
 

@@ -163,11 +163,11 @@ def _announce(system: System, is_split: bool, is_json: bool) -> None:
     info = system.info
     if is_json:
         urls = {"control": info.control, "gateway": info.gateway, "services": info.services}
-        print_json(urls)
+        print_json({**urls, "admin": info.admin, "admin_of": info.admin_of})
         return
     and_others = ", and one for each service" if is_split else ""
     name = click.style(info.system, bold=True)
     print_line(f"{name} runs in process {info.pid}{and_others}; Ctrl-C stops it")
     urls = {**info.services, **({"gateway": info.gateway} if info.gateway else {})}
-    for part, url in (*urls.items(), ("control", info.control)):
+    for part, url in (*urls.items(), ("control", info.control), ("admin", info.admin)):
         print_line(f"  {part:<18} {url}")

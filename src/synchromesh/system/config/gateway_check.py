@@ -9,6 +9,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import JWT, Aggregate, Forward, Gateway, Route
 from synchromesh.gateway.check import Reading, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.health import health_mistakes
 from synchromesh.runtime import Runtime
 from synchromesh.system.config.gateway_keys import folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir, refuse_shared
@@ -41,6 +42,7 @@ async def read_gateway(
     mistakes = [
         *reading.mistakes,
         *_unknown_services(gateway, {*config.services, *config.external}),
+        *health_mistakes(config.gateway.health, reading.entries),
     ]
     for auth in gateway.auth:
         if isinstance(auth, JWT) and auth.mistakes():

@@ -16,6 +16,7 @@ from typing import Any
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.system.config.layers import Layers
+from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.schema import FILE_NAME, GATEWAY, REPLICAS_MAX, SystemConfig
 
 HANG_LEAST_S = 1.0
@@ -226,6 +227,15 @@ def _check_numbers(config: SystemConfig, layers: Layers) -> None:
     ports = {f"services.{name}.port": service.port for name, service in config.services.items()}
     ports["gateway.port"] = config.gateway.port
     ports["system.control_port"] = config.system.control_port
+    ports["admin.port"] = config.admin.port
+    for part, port in config.admin.ports.items():
+        if [each.name for each in parts_of(config, part)] != [part]:
+            raise ConfigError(
+                f"{layers.where('admin', 'ports', part)}: [admin] ports names {part!r}, which is "
+                "no process of this system; expected a service, one of its replicas such as "
+                '"quoting#2", or "gateway"'
+            )
+        ports[f"admin.ports.{part}"] = port
     taken: dict[int, str] = {}
     for name, port in ports.items():
         place = layers.where(*name.split("."))

@@ -30,6 +30,8 @@ class RunInfo(msgspec.Struct, frozen=True):
         control: the URL of its control socket.
         services: the URL of each service, or of each of its replicas, and of each external one.
         gateway: the URL of the way in from outside; "" where there is none.
+        admin: the URL of the admin listener of that process.
+        admin_of: those of the processes of its parts, where they have their own, by part.
     """
 
     pid: int
@@ -38,6 +40,8 @@ class RunInfo(msgspec.Struct, frozen=True):
     token: str
     services: dict[str, str]
     gateway: str = ""
+    admin: str = ""
+    admin_of: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<RunInfo {self.system}, process {self.pid} at {self.control}>"  # without the token

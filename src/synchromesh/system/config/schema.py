@@ -21,11 +21,11 @@ from synchromesh.resilience import (
     Policy,
     RetryOptions,
 )
-from synchromesh.system.config.clients_section import ClientsSection
+from synchromesh.system.config.admin_section import AdminSection
 from synchromesh.system.config.external_section import ExternalSection
+from synchromesh.system.config.gateway_section import GatewaySection
 from synchromesh.system.config.layers import Secret
 from synchromesh.system.config.sagas_section import SagasSection
-from synchromesh.system.config.tls_sections import ServerTlsSection
 
 FILE_NAME = "synchromesh.toml"
 # The names of those callers that are no services.
@@ -370,29 +370,6 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return compiled
 
 
-class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[gateway]`: the API gateway.
-
-    Attributes:
-        app: where its definition is: "module:attribute", from this folder; "" for no gateway.
-        host: the address that it listens on; "" is that of [system].
-        port: its HTTP port; 0 takes any free one.
-        clients: how much, how long and how many it puts up with.
-        trusted_proxies: the addresses, or networks such as "10.0.0.0/8", of proxies before it:
-            whom a request comes from is read from what they have written, and from nobody else.
-        forwarded_by: what they write: "x-forwarded" or "forwarded"; all else may be a client's own.
-        tls: what it proves itself by; without it, it serves plain HTTP.
-    """
-
-    app: str = ""
-    host: str = ""
-    port: int = 0
-    clients: ClientsSection = ClientsSection()
-    trusted_proxies: tuple[str, ...] = ()
-    forwarded_by: Literal["", "x-forwarded", "forwarded"] = ""
-    tls: ServerTlsSection = ServerTlsSection()
-
-
 class RetentionTimes(msgspec.Struct, frozen=True):
     """The seconds of `[retention]`; None is for ever."""
 
@@ -451,6 +428,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         external: services of others, by name.
         policies: how edges differ from the default policy, by caller and callee.
         gateway: the API gateway.
+        admin: where each process tells of its health.
         retention: after which time services forget what they keep.
         dev: what `synchromesh dev` does besides.
     """
@@ -460,6 +438,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     external: dict[str, ExternalSection] = {}
     policies: dict[str, PolicySection] = {}
     gateway: GatewaySection = GatewaySection()
+    admin: AdminSection = AdminSection()
     retention: RetentionSection = RetentionSection()
     dev: DevSection = DevSection()
 

@@ -55,6 +55,7 @@ class LocalProcess:
         clients: callers that are no service, by name.
         gateway_url: where the gateway is reached; "" where it is not served here.
         gateway_warnings: returns what a person should know of it.
+        admin: the URL of its admin listener.
         code_changed: files that have changed since their part started, by part.
         restart: restarts a part or background child that runs here; False where there is none.
     """
@@ -71,6 +72,7 @@ class LocalProcess:
     clients: dict[str, Caller] = field(default_factory=dict)
     gateway_url: str = ""
     gateway_warnings: Callable[[], list[str]] = list
+    admin: str = ""
     code_changed: dict[str, list[str]] = field(default_factory=dict)
 
     async def status(self) -> Status:
@@ -79,8 +81,9 @@ class LocalProcess:
         return Status(
             system=self.system,
             pid=pid,
+            admin=self.admin,
             gateway=(
-                GatewayStatus(pid, self.gateway_url, self.gateway_warnings())
+                GatewayStatus(pid, self.gateway_url, self.gateway_warnings(), self.admin)
                 if self.gateway_url
                 else None
             ),
@@ -110,6 +113,7 @@ class LocalProcess:
         health = HealthStatus(own.service, own.is_healthy, own.is_draining, children, own.not_ready)
         status = ServiceStatus(
             pid=os.getpid(),
+            admin=self.admin,
             health=health,
             in_flight=instance.dispatcher.in_flight,
             sagas_since_start=dict(instance.engine.counts),

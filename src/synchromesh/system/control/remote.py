@@ -95,10 +95,18 @@ class RemoteProcess:
         elif not seen.last_error:
             seen = msgspec.structs.replace(seen, last_error=why)
         if self.name == GATEWAY:
-            gateway = GatewayStatus(pid, self.child.url)
+            gateway = GatewayStatus(pid, self.child.url, admin=self.child.admin_url)
             return Status("", 0, gateway=gateway, children={GATEWAY: seen})
         health = HealthStatus(self.part.service, False, False, {PROCESS: seen})
-        return Status("", 0, services={self.name: ServiceStatus(pid, health)})
+        silent = ServiceStatus(pid, health, admin=self.child.admin_url)
+        return Status("", 0, services={self.name: silent})
+
+    def why_not(self) -> str:
+        """Return why it takes nothing, as its supervisor sees it; "" where it takes requests."""
+        seen = self._state()
+        if seen.state == RUNNING and self.child.answering is not None:
+            return ""
+        return f"its process is {'starting' if seen.state == RUNNING else seen.state}"
 
     async def act(self, action: Action, wanted: Any, body: bytes) -> Answers:
         """Run an action there; a process that does not answer is silent.
@@ -167,7 +175,7 @@ class RemoteProcess:
     async def _ask(
         self, method: str, target: str, kind: type[T], body: bytes = b"", *, within_s: float = 0.0
     ) -> T:
-        port = self.child.admin_port
+        port = self.child.control_port
         if port is None:
             raise ConnectFailed("its process is not ready")
         headers = [("authorization", f"Bearer {self._token}")]

@@ -138,8 +138,8 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     """An instance of a service, as reported by its process; a silent one has only `health`.
 
     `in_flight` is how many calls it runs; `ejected` names the instances that it does not call for
-    now, by their service. `parked` is how many messages were set aside, with those that wait behind
-    others; `set_aside` is what they wait for.
+    now, by their service. `admin` is the admin listener of its process. `parked` is how many
+    messages were set aside, with those that wait behind others; `set_aside` is what they wait for.
     """
 
     pid: int | None
@@ -159,6 +159,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     holds: HoldStatus = HoldStatus()
     ejected: dict[str, list[str]] = {}
     instances: list[ListedInstance] = []
+    admin: str = ""
 
 
 class ExternalStatus(msgspec.Struct, frozen=True):
@@ -189,6 +190,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     pid: int | None
     url: str
     warnings: list[str] = []
+    admin: str = ""
 
 
 class FaultStatus(msgspec.Struct, frozen=True):
@@ -256,6 +258,7 @@ class Status(msgspec.Struct, frozen=True):
 
     Attributes:
         pid: the process; of a whole system, its supervisor.
+        admin: where that process tells of its health.
         gateway: the way in; None where there is none, or it is another process.
         services: by name; of a service with replicas each of them, as "quoting#1".
         clients: all callers that are no service, by name.
@@ -286,6 +289,7 @@ class Status(msgspec.Struct, frozen=True):
     spans_dropped: int = 0
     code_changed: dict[str, list[str]] = {}
     findings: list[str] = []
+    admin: str = ""
 
     @classmethod
     def merge(cls, first: Status, *others: Status) -> Status:
@@ -301,6 +305,7 @@ class Status(msgspec.Struct, frozen=True):
         return cls(
             system=first.system,
             pid=first.pid,
+            admin=first.admin,
             gateway=gateway,
             services=services,
             externals=externals,

@@ -16,6 +16,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.engine import REREAD_EVERY_S
+from synchromesh.gateway.health import HealthDoor
 from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.http import HttpServer
 from synchromesh.network import BACKLOG, Network
@@ -58,6 +59,8 @@ class GatewayPart:
         self._disk = disk
         self._externals = frozenset(config.external)
         self._limits = config.gateway.clients.compile()
+        self._health = config.gateway.health
+        self._is_draining = False
         self._origins = Origins(
             read_proxies(config.gateway.trusted_proxies),
             by=config.gateway.forwarded_by or "x-forwarded",
@@ -99,11 +102,12 @@ class GatewayPart:
             origins=self._origins,
             entries=entries,
         )
+        door = HealthDoor(engine, self._health, lambda: not self._is_draining)
         server = self._server = HttpServer(
-            engine,
+            door if self._health else engine,
             network=network,
             limits=self._limits,
-            streaming=engine,
+            streaming=door if self._health else engine,
             client_of=self._origins.counted_for,
             wall_us=self._deps.runtime.wall_us,
         )
@@ -119,6 +123,12 @@ class GatewayPart:
                 self._tls.refresh(now_s=self._deps.runtime.wall_us() / 1e6)
             await asyncio.sleep(REREAD_EVERY_S)
 
+    def why_not(self) -> str:
+        """Return why it takes no requests; "" where it takes them."""
+        if self._is_draining:
+            return "it drains"
+        return "" if self._url else "it does not run"
+
     def warnings(self) -> list[str]:
         """Return what a person should know of it, in words."""
         if self._tls is None:
@@ -132,6 +142,7 @@ class GatewayPart:
         For two thirds of the time each connection may bring one request more: a client that is
         about to send it could not know whether it was run.
         """
+        self._is_draining = True
         if self._server is not None:
             await self._server.drain(within_s, idle_s=within_s * _IDLE_SHARE)
 

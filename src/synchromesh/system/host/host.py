@@ -42,6 +42,7 @@ from synchromesh.system.control.contract_book import ContractBook
 from synchromesh.system.control.faults import faults_of
 from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
+from synchromesh.system.host.admin import AdminListener
 from synchromesh.system.host.checks import HealthChecks
 from synchromesh.system.host.gateway_part import GatewayPart
 from synchromesh.system.host.logs import log_to
@@ -100,6 +101,7 @@ class Host:
         exit: closes what is entered here when the process ends.
         background: keeps the loops that belong to no service.
         urls: where the parts are reached that run here, by name.
+        admin: tells whether the process takes requests.
         code: which files each part runs; None in a process of one part.
     """
 
@@ -107,6 +109,7 @@ class Host:
     local: LocalProcess
     control: Control
     control_server: HttpServer
+    admin: AdminListener
     pool: HttpPool
     background: Supervisor
     _definitions: Definitions
@@ -171,6 +174,9 @@ class Host:
         self._failed.clear()
         self._failure = ""
         runtime, enter, config = self.runtime, self.exit, self.config
+        section = config.admin
+        port = section.ports.get(self.name, 0) if self.name else section.port
+        self.admin = AdminListener(runtime.network, section.host, port, wall_us=runtime.wall_us)
         ring = SqliteRing(str(self._telemetry("spans", "db")), runtime)
         enter.push_async_callback(ring.close)
         limits = config.gateway.clients.compile_pool()
@@ -226,7 +232,12 @@ class Host:
         registry: tuple[str, Handler] | None = None,
         book: ContractBook | None = None,
     ) -> None:
-        """Serve the control API on loopback."""
+        """Serve the control API on loopback, and the admin listener.
+
+        Raises:
+            ConfigError: one of them cannot listen.
+        """
+        await self._serve_admin()
         server = self.control_server = HttpServer(
             lambda request: self.control.handle(request),
             network=self.runtime.network,
@@ -242,6 +253,16 @@ class Host:
         )
         await server.start(CONTROL_HOST, 0 if self.name else self.config.system.control_port)
         self.exit.push_async_callback(server.close)
+
+    async def _serve_admin(self) -> None:
+        admin = self.admin
+        self.exit.push_async_callback(admin.close)
+        if self.name and self.name in self.config.admin.ports:
+            # The process before may have it still; its supervisor has seen that nobody else has.
+            self.background.start(Child(f"admin/{self.name}", admin.run))
+        else:
+            await admin.start()
+        self.local.admin = admin.url
 
     async def run(self, *names: str) -> None:
         """Start external services, then services, then the gateway, as far as they are named.
@@ -275,6 +296,7 @@ class Host:
         drains. Where callers come over the network, an instance leaves the list first.
         """
         budget, services = self.budget, list(self.services.values())
+        self.admin.is_draining = True
         if self.gateway is not None:
             within_s = budget.replaced_gateway_s if self.name else budget.gateway_s
             await all_of([self.gateway.drain(within_s)])
@@ -411,6 +433,7 @@ class Host:
             config=config, tls=tls,
         )  # fmt: skip
         self.exit.push_async_callback(part.close)
+        self.admin.parts[GATEWAY] = part.why_not
         host = config.gateway.host or config.system.host
         await part.start(network, host, config.gateway.port, definitions.entries)
         self.background.start(Child("gateway/keys", part.run))
@@ -434,6 +457,7 @@ class Host:
             up=lambda instance: self._note_up(part.name, instance),
             loaded=succeeds.loaded if succeeds else None,
         )
+        self.admin.parts[part.name] = made.why_not
         self.exit.push_async_callback(made.stop)
         return made
 

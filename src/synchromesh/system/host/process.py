@@ -147,7 +147,8 @@ class Process:
         )
         await report_contracts(contracts, spec, host.pool)
         await host.run(name)
-        return Ready(host.control_server.port, host.urls[name])
+        host.admin.is_up = True
+        return Ready(host.control_server.port, host.urls[name], host.admin.url)
 
     def __repr__(self) -> str:
         return f"<Process {self._spec.name}>"

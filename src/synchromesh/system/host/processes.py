@@ -40,7 +40,7 @@ class Processes:
         registry: loses the instances of a process that has ended, at once (R6).
         key: signs every hop.
         token: what a process asks for at its own control API.
-        on_moved: called with the name and the new URL of a service that comes up elsewhere.
+        on_moved: called with the name and the URL of a part that comes up elsewhere.
         forks: the fork server; None where each process is a new interpreter.
         reread: reads the configuration as it is now.
 
@@ -115,11 +115,16 @@ class Processes:
             "the gateway",
             spec=lambda _: self._spec(GATEWAY, handle=accepting.fileno()),
             on_exit=lambda pid: self.book.ended(GATEWAY, pid),
-            on_moved=lambda _: None,
+            on_moved=lambda url: self._on_moved(GATEWAY, url),
             stop_within_s=self._host.budget.gateway_s,
         )
         await child.start()
         self._watching.start(Child(GATEWAY, child.run))
+
+    def admin_urls(self) -> dict[str, str]:
+        """Return where each process tells of its health, by part."""
+        found = {name: remote.child.admin_url for name, remote in self.remotes.items()}
+        return {name: url for name, url in found.items() if url}
 
     def urls(self) -> dict[str, str]:
         """Return the URL of each part, by name."""
@@ -187,7 +192,7 @@ class Processes:
             budget=self._host.budget,
         )
         name = GATEWAY if part.name == GATEWAY else f"service/{part.name}"
-        self.remotes[part.name] = RemoteProcess(
+        remote = self.remotes[part.name] = RemoteProcess(
             part,
             child,
             state=lambda: self._seen(name, child),
@@ -195,6 +200,7 @@ class Processes:
             pool=self._host.pool,
             token=self._token,
         )
+        self._host.admin.parts[part.name] = remote.why_not
         return child
 
     def _seen(self, name: str, child: ChildProcess) -> ChildStatus:

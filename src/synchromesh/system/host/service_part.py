@@ -102,6 +102,14 @@ class ServicePart:
         """The service's URL."""
         return self._server.url
 
+    def why_not(self) -> str:
+        """Return why it takes no calls; "" where it takes them."""
+        if self._is_leaving:
+            return "it drains"
+        if self._registration is None:
+            return "it does not run"
+        return self.instance.readiness.why_not
+
     async def start(self) -> None:
         """Start an instance and listen, without registering it.
 

@@ -38,6 +38,7 @@ from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.control.code_files import CodeFiles
+from synchromesh.system.host.admin import refuse_taken
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.processes import Processes
 from synchromesh.system.leases_api.server import PATH, RegistryServer
@@ -144,6 +145,8 @@ class System:
         if gateway is not None:
             entries = await check_gateway(gateway, self._config, host.rundir, host.runtime)
             definitions = replace(definitions, entries=entries)
+        if self._is_split:
+            refuse_taken(self._config.admin)
         try:
             await self._start(definitions, opening)
         except BaseException:
@@ -191,6 +194,7 @@ class System:
         async with self._stopping:
             if self._info is not None:
                 self._info = None
+                self._host.admin.is_draining = True
                 self._host.rundir.withdraw()
                 if self._processes is None:
                     await self._host.drain()
@@ -246,6 +250,7 @@ class System:
         if definitions.gateway is not None:
             await where.run(GATEWAY)
         enter.callback(host.rundir.withdraw)
+        host.admin.is_up = True
         self._info = self._run_info()
         self._publish()
 
@@ -281,6 +286,8 @@ class System:
             token=self._token,
             services={n: urls[n] for n in (*parts, *theirs) if n in urls},
             gateway=urls.get(GATEWAY, ""),
+            admin=host.admin.url,
+            admin_of={} if self._processes is None else self._processes.admin_urls(),
         )
 
     def _publish(self) -> None:

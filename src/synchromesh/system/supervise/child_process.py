@@ -52,7 +52,7 @@ class ChildProcess:
         launcher: starts them.
         log: the file that takes what the process writes to standard output and error.
         on_exit: called at once with the id of each process that has ended.
-        on_moved: called with the new URL when it differs from the last one.
+        on_moved: called with its URL when that, or that of its admin listener, is another.
         stop_within_s: how long it may take to end when the system stops.
         budget: how long it may take otherwise.
     """
@@ -81,7 +81,7 @@ class ChildProcess:
         self._replacing: asyncio.Task[None] | None = None
         self._hung: LinkedProcess | None = None
         # The report of the last process that became ready.
-        self._ready = Ready(0, "")
+        self._ready = Ready(0, "", "")
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -103,6 +103,11 @@ class ChildProcess:
         return self._ready.url
 
     @property
+    def admin_url(self) -> str:
+        """The last known URL of its admin listener; "" before it was first ready."""
+        return self._ready.admin
+
+    @property
     def title(self) -> str:
         """What it is called in words."""
         return self._title
@@ -114,9 +119,9 @@ class ChildProcess:
         return None if process is None or process.returncode is not None else process
 
     @property
-    def admin_port(self) -> int | None:
+    def control_port(self) -> int | None:
         """The port of the process's control API; None while it is not ready."""
-        return None if self.answering is None else self._ready.admin
+        return None if self.answering is None else self._ready.control
 
     async def settle(self, within_s: float) -> None:
         """Wait until no process of this part is starting, at most `within_s`."""
@@ -210,7 +215,7 @@ class ChildProcess:
             return
         self._apply(Event.READY)
         before, self._ready = self._ready, report
-        if before.url != report.url:
+        if (before.url, before.admin) != (report.url, report.admin):
             self._on_moved(report.url)
 
     def _note_ended(self) -> None:

@@ -56,10 +56,17 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Reports that the process is ready: the port of its control API, and its own URL."""
+    """Reports that the process is ready.
 
-    admin: int
+    Attributes:
+        control: the port of its control API.
+        url: its own.
+        admin: the URL of its admin listener.
+    """
+
+    control: int
     url: str
+    admin: str
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="unready"):

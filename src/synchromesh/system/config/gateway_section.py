@@ -1,0 +1,36 @@
+"""`[gateway]`: the API gateway of a system."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from synchromesh.system.config.clients_section import ClientsSection
+from synchromesh.system.config.tls_sections import ServerTlsSection
+
+
+class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[gateway]`: the API gateway.
+
+    Attributes:
+        app: where its definition is: "module:attribute", from this folder; "" for no gateway.
+        host: the address that it listens on; "" is that of [system].
+        port: its HTTP port; 0 takes any free one.
+        clients: how much, how long and how many it puts up with.
+        trusted_proxies: the addresses, or networks such as "10.0.0.0/8", of proxies before it:
+            whom a request comes from is read from what they have written, and from nobody else.
+        forwarded_by: what they write: "x-forwarded" or "forwarded"; all else may be a client's own.
+        tls: what it proves itself by; without it, it serves plain HTTP.
+        health: the path under which clients are told whether it takes requests, such as "/healthz":
+            200 where it does, else 503; "" takes no path from the routes.
+    """
+
+    app: str = ""
+    host: str = ""
+    port: int = 0
+    clients: ClientsSection = ClientsSection()
+    trusted_proxies: tuple[str, ...] = ()
+    forwarded_by: Literal["", "x-forwarded", "forwarded"] = ""
+    tls: ServerTlsSection = ServerTlsSection()
+    health: str = ""

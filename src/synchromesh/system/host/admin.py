@@ -1,0 +1,166 @@
+"""The admin listener of a process: plain HTTP beside everything else, for those who watch over it.
+
+    /healthz         200 while the event loop turns, also while the process drains
+    /readyz          200 where every part of the process takes requests, else 503 and why
+    /readyz/orders   the same of one part
+
+It is asked for no credential, so that it listens on loopback unless it is configured otherwise; and
+it is never a server that clients come to. What is shown under other paths is added by `page`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from socket import AF_INET, AF_INET6, create_server
+from urllib.parse import unquote
+
+from synchromesh.codec import encode
+from synchromesh.errors import ConfigError
+from synchromesh.http import HttpRequest, HttpResponse, HttpServer, Limits, problem_response
+from synchromesh.network import Network
+from synchromesh.system.config.admin_section import AdminSection
+
+HEALTH, READY = "/healthz", "/readyz"
+# Those who watch are few. One that stays connected must not shut the others out.
+_LIMITS = Limits(connections_max=64)
+# A process that has not let go of its port yet is asked again so often.
+_TAKEN_S = 0.1
+_FIELDS = (("content-type", "application/json"), ("cache-control", "no-store"))
+
+Page = Callable[[], HttpResponse]
+# Says why a part takes no requests; "" where it takes them.
+WhyNot = Callable[[], str]
+
+
+class AdminListener:
+    """Tells of one process, from before its parts are started until they have ended.
+
+    Args:
+        host, port: where it listens; port 0 takes any free one.
+        wall_us: the wall clock.
+
+    Attributes:
+        is_draining: whether the process takes nothing new any more.
+        is_up: whether all its parts have been started once.
+        parts: says of each part why it takes no requests, by name.
+
+    Example:
+        >>> from synchromesh.runtime import RealRuntime
+        >>> admin = AdminListener(RealRuntime().network, "127.0.0.1", 0)
+        >>> admin.ready().status, admin.ready().body
+        (503, b'{"parts":{},"status":"starting"}')
+        >>> admin.is_up = True
+        >>> admin.ready().status, admin.ready().body
+        (200, b'{"parts":{},"status":"ready"}')
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        host: str,
+        port: int,
+        *,
+        wall_us: Callable[[], int] | None = None,
+    ) -> None:
+        self._host, self._port = host, port
+        self._pages: dict[str, Page] = {
+            HEALTH: lambda: HttpResponse(200, _FIELDS, b'{"status":"ok"}'),
+            READY: self.ready,
+        }
+        self._server = HttpServer(self._answer, network=network, limits=_LIMITS, wall_us=wall_us)
+        self._is_listening = False
+        self.parts: dict[str, WhyNot] = {}
+        self.is_draining = self.is_up = False
+
+    @property
+    def url(self) -> str:
+        """Its URL; that which it will have, while it waits for its port."""
+        if self._is_listening:
+            return self._server.url
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    def page(self, path: str, page: Page) -> None:
+        """Show something more under a path of its own; it is asked for at each request."""
+        self._pages[path] = page
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: it cannot listen there.
+        """
+        try:
+            await self._server.start(self._host, self._port)
+        except ConfigError as error:
+            raise ConfigError(f"[admin] {error.message}") from error
+        self._is_listening = True
+
+    async def run(self) -> None:
+        """Listen as soon as the process before lets go of the port; a supervised loop."""
+        while not self._is_listening:
+            try:
+                await self.start()
+            except ConfigError:
+                await asyncio.sleep(_TAKEN_S)
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Stop listening. May be repeated."""
+        await self._server.close()
+
+    def ready(self) -> HttpResponse:
+        """Answer whether the process takes requests."""
+        why = {name: self._why_not(name) for name in self.parts}
+        if self.is_draining:
+            return _said(503, "draining", why)
+        if not self.is_up:
+            return _said(503, "starting", why)
+        return _said(503, "not ready", why) if any(why.values()) else _said(200, "ready", why)
+
+    def _why_not(self, name: str) -> str:
+        return "it drains" if self.is_draining else self.parts[name]()
+
+    async def _answer(self, request: HttpRequest) -> HttpResponse:
+        page = self._pages.get(request.path)
+        part = unquote(request.path.removeprefix(f"{READY}/"))
+        if page is None and request.path.startswith(f"{READY}/") and part in self.parts:
+            why = self._why_not(part)
+            page = lambda: _said(503 if why else 200, "not ready" if why else "ready", {part: why})  # noqa: E731
+        if page is None:
+            known = ", ".join([*self._pages, *(f"{READY}/{name}" for name in self.parts)])
+            return problem_response(404, f"the admin listener has {known}")
+        if request.method not in ("GET", "HEAD"):
+            return problem_response(405, "ask by GET", headers=[("allow", "GET, HEAD")])
+        return page()
+
+    def __repr__(self) -> str:
+        return f"<AdminListener {self.url}>"
+
+
+def refuse_taken(section: AdminSection) -> None:
+    """Refuse ports of other processes that somebody has.
+
+    A process that is replaced keeps its port until it ends, so that its successor waits for it, and
+    would wait for a stranger for ever.
+
+    Raises:
+        ConfigError: one of them is taken.
+    """
+    family = AF_INET6 if ":" in section.host else AF_INET
+    for name, port in section.ports.items():
+        try:
+            if port:
+                create_server((section.host, port), family=family).close()
+        except OSError as error:
+            raise ConfigError(
+                f"[admin] ports of {name!r}: cannot listen on {section.host}:{port}: "
+                f"{error.strerror or error}; stop what listens there, or choose another port, or 0 "
+                "to take a free one"
+            ) from error
+
+
+def _said(status: int, word: str, why: dict[str, str]) -> HttpResponse:
+    parts = {name: each or "ready" for name, each in why.items()}
+    return HttpResponse(status, _FIELDS, encode({"status": word, "parts": parts}))
