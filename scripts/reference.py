@@ -48,8 +48,8 @@ FRONT_DOOR = {
     "Personal data": "Personal Subject Erased",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
     "BreakerOptions deadline",
-    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys JWT Rate Cors Stale Static "
-    "OpenApi",
+    "API gateway": "Gateway Route Aggregate Branch Forward ApiKeys JWT Certificates AuthFunction "
+    "Principal Rate Cors Stale Static OpenApi",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
 # Names of types, with what they stand for.
@@ -68,7 +68,7 @@ MODULES = {
     ),
     "gateway": (
         "GatewayEngine check outline openapi_of make_key parse_keys Auth Authenticator "
-        "DescribedAuth Folders Principal Origins read_proxies"
+        "DescribedAuth Folders Origins read_proxies"
     ),
     "http": (
         "HttpServer HttpPool HttpExchange HttpRequest HttpResponse Headers Body Limits PoolLimits "
@@ -186,6 +186,7 @@ health = "/healthz"
 certificate = "tls/fullchain.pem"
 key = "tls/privkey.pem"
 client_ca = "tls/partners.pem"
+client = "optional"
 """,
     "admin": """\
 [admin]

@@ -36,7 +36,7 @@ from synchromesh.context import CallContext
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import Rejection
 from synchromesh.http import HttpPool, HttpServer, Limits
-from synchromesh.identity import Credential, Signer
+from synchromesh.identity import NOBODY, Credential, Signer
 from synchromesh.resilience import Policy, RetryOptions
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import MemoryRing, SpanRecord, Tracer
@@ -121,7 +121,7 @@ class Always:
         self.requests: list[Request] = []
 
     def authenticate(self, credential: str, now: float) -> Credential:
-        return Credential("", "", "", 0)
+        return Credential("", NOBODY, "", 0)
 
     async def dispatch(self, request: Request) -> Reply:
         self.requests.append(request)

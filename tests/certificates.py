@@ -29,6 +29,7 @@ def issue(
     *,
     by: Issued | None = None,
     host: str = "127.0.0.1",
+    uri: str = "",
     days: float = 30.0,
     password: bytes = b"",
 ) -> Issued:
@@ -45,7 +46,7 @@ def issue(
         .not_valid_before(now - dt.timedelta(days=60))
         .not_valid_after(now + dt.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([_name(host)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(_names(host, uri)), critical=False)
     )
     certificate = builder.sign(private if by is None else by.private, hashes.SHA256())
     pem, key = folder / f"{name}.pem", folder / f"{name}.key"
@@ -62,6 +63,10 @@ def issue(
         ),
     )
     return Issued(certificate, private, pem, key)
+
+
+def _names(host: str, uri: str) -> list[x509.GeneralName]:
+    return [_name(host), x509.UniformResourceIdentifier(uri)] if uri else [_name(host)]
 
 
 def _name(host: str) -> x509.GeneralName:

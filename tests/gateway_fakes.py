@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
 from calls_fakes import System, play
 from synchromesh.calls import Caller, Contract, Incoming, Policies, command, operations_of, query
+from synchromesh.certificate import ClientCertificate
 from synchromesh.codec import encode
 from synchromesh.errors import Rejection
 from synchromesh.gateway import (
@@ -100,12 +102,12 @@ class Token(Auth):
     def open(self, folders: object, runtime: object) -> Token:
         return self
 
-    async def authenticate(self, headers: Headers) -> Principal | None:
-        name = headers.get("authorization")
+    async def authenticate(self, request: HttpRequest) -> Principal | None:
+        name = request.headers.get("authorization")
         return None if name is None else Principal(name, frozenset(self.scopes.get(name, ())))
 
-    def known(self, fields: Sequence[RawPair]) -> Principal | None:
-        names = [value.decode() for name, value in fields if name == b"authorization"]
+    def known(self, exchange: HttpExchange) -> Principal | None:
+        names = [value.decode() for name, value in exchange.pairs if name == b"authorization"]
         return Principal(names[0], frozenset(self.scopes.get(names[0], ()))) if names else None
 
     def refresh(self) -> None:
@@ -137,12 +139,42 @@ class Service:
         return handle
 
 
+class Connection:
+    """What is known of the connection of a client, who may have shown a certificate."""
+
+    def __init__(self, certificate: ClientCertificate | None = None) -> None:
+        self.certificate = certificate
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.certificate if name == "client_certificate" else default
+
+
+def came(
+    headers: Headers | Iterable[tuple[str, str]] = (), certificate: ClientCertificate | None = None
+) -> HttpRequest:
+    """Return a request with some fields."""
+    connection = Connection(certificate)
+    return HttpRequest("GET", "/", "/", "", Headers(headers), b"", connection=connection)
+
+
+def came_as(
+    fields: Iterable[RawPair], certificate: ClientCertificate | None = None
+) -> HttpExchange:
+    """Return the same as it came from the wire."""
+    client = Client("10.0.0.1:4711", certificate)
+    return HttpExchange(client, b"GET", b"/", list(fields), b"", is_plain=True)
+
+
 class Client:
     """Is the connection of one request, and takes its answer."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, certificate: ClientCertificate | None = None) -> None:
         self.peer = peer
-        self.answer: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
+        self.transport = Connection(certificate)
+
+    @cached_property
+    def answer(self) -> asyncio.Future[HttpResponse]:
+        return asyncio.get_running_loop().create_future()
 
     def answered(self, head: bytes, body: bytes) -> None:
         status, *lines = head.decode("latin-1").removesuffix("\r\n").split("\r\n")
@@ -213,6 +245,7 @@ class Plant:
         by: str = "shop",
         peer: str = "10.0.0.1:4711",
         headers: Mapping[str, str] | None = None,
+        certificate: ClientCertificate | None = None,
     ) -> HttpResponse:
         """Ask the gateway."""
         method, target = route.split(" ")
@@ -222,7 +255,7 @@ class Plant:
         if body is not None:
             fields.setdefault("content-type", "application/json")
         if is_fast():
-            client = Client(peer)
+            client = Client(peer, certificate)
             pairs = [(name.encode(), value.encode()) for name, value in fields.items()]
             exchange = HttpExchange(
                 client, method.encode(), target.encode(), pairs, data, is_plain=True
@@ -235,7 +268,10 @@ class Plant:
                 except asyncio.CancelledError:
                     exchange.lose()
                     raise
-        request = HttpRequest(method, target, path, query_text, Headers(fields.items()), data, peer)
+        request = HttpRequest(
+            method, target, path, query_text, Headers(fields.items()), data, peer,
+            connection=Connection(certificate),
+        )  # fmt: skip
         return await self.engine(request)
 
 

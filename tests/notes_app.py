@@ -159,7 +159,8 @@ async def slow(ctx: Context, seconds: float) -> None:
 
 @notes.handles(Notes.who)
 async def who(ctx: Context) -> str:
-    return ctx.principal
+    who = ctx.principal
+    return f"{who.name} may {' '.join(sorted(who.scopes))}" if who.scopes else who.name
 
 
 @notes.handles(Notes.count)

@@ -21,7 +21,7 @@ from services.quoting import quoting
 from synchromesh.calls import Call, Reply, Request
 from synchromesh.context import to_headers
 from synchromesh.http import AsgiHandler, Headers, HttpRequest
-from synchromesh.identity import Credential, Signer
+from synchromesh.identity import NOBODY, Credential, Principal, Signer
 from synchromesh.service import Service
 from synchromesh.system.config.definitions import policies_of
 from synchromesh.system.config.reading import load_config
@@ -56,7 +56,7 @@ class SomebodyElses:
 
     def authenticate(self, credential: str, now: float) -> Credential:
         """Take anybody."""
-        return Credential("anybody", "", "", 0)
+        return Credential("anybody", NOBODY, "", 0)
 
 
 class Works(InProcess):
@@ -83,7 +83,7 @@ class Works(InProcess):
         call: Call[R],
         *,
         key: str = "",
-        principal: str = "ada",
+        principal: Principal | str = "ada",
         timeout_s: float | None = None,
     ) -> R:
         """Call as a client does, on behalf of a person."""

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from synchromesh.gateway import JWT as JWT
     from synchromesh.gateway import Aggregate as Aggregate
     from synchromesh.gateway import ApiKeys as ApiKeys
+    from synchromesh.gateway import AuthFunction as AuthFunction
     from synchromesh.gateway import Branch as Branch
+    from synchromesh.gateway import Certificates as Certificates
     from synchromesh.gateway import Cors as Cors
     from synchromesh.gateway import Forward as Forward
     from synchromesh.gateway import Gateway as Gateway
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from synchromesh.gateway import Route as Route
     from synchromesh.gateway import Stale as Stale
     from synchromesh.gateway import Static as Static
+    from synchromesh.identity import Principal as Principal
     from synchromesh.personal import Erased as Erased
     from synchromesh.personal import Personal as Personal
     from synchromesh.personal import Subject as Subject
@@ -61,7 +64,9 @@ _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
-    "gateway": "Aggregate ApiKeys Branch Cors Forward Gateway JWT OpenApi Rate Route Stale Static",
+    "gateway": "Aggregate ApiKeys AuthFunction Branch Certificates Cors Forward Gateway JWT "
+    "OpenApi Rate Route Stale Static",
+    "identity": "Principal",
     "personal": "Erased Personal Subject",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "
     "RetryOptions deadline",

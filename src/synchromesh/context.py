@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from synchromesh.errors import BadRequest
+from synchromesh.identity import NOBODY, Principal
 from synchromesh.priority import Priority
 
 # Two machines' wall clocks may differ by this much before transit time counts against a deadline.
@@ -100,7 +101,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         trace_id: 32 hex digits; the same in every call, step, message and record of one request.
         span_id: 16 hex digits; the span of the sender that this call belongs to.
         caller: the service that calls, as its credential says.
-        principal: on whose behalf, "" for the caller's own.
+        principal: on whose behalf; `NOBODY` for the caller's own.
         deadline_s: when the caller stops waiting, on the loop's clock; None for never.
         key: the idempotency key, "" for a query.
         attempts_left: retries that the whole tree below may still spend (D2).
@@ -112,7 +113,7 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     trace_id: str
     span_id: str
     caller: str = ""
-    principal: str = ""
+    principal: Principal = NOBODY
     deadline_s: float | None = None
     key: str = ""
     attempts_left: int = 0

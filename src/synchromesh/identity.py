@@ -19,10 +19,11 @@ import binascii
 import hashlib
 import hmac
 import logging
+from typing import Final, TypeAlias
 
 import msgspec
 
-from synchromesh.errors import ConfigError, Unauthenticated
+from synchromesh.errors import ConfigError, Forbidden, Unauthenticated
 from synchromesh.priority import Priority
 
 KEY_BYTES_MIN = 32
@@ -36,11 +37,91 @@ CACHE_MAX = 4096
 # The audience that the registry is, and no service can be: a service's name has no such letter.
 REGISTRY = "@registry"
 
+# What a principal may take as JSON: it travels with every call that is made for it.
+PRINCIPAL_BYTES_MAX = 4096
+
+# What is told of a principal besides its name: by its issuer, and declared where it is known by.
+Claim: TypeAlias = str | int | bool | tuple[str, ...]
+
 _log = logging.getLogger("synchromesh.identity")
 
 
+class Principal(msgspec.Struct, frozen=True, cache_hash=True, omit_defaults=True):
+    """Says on whose behalf a call is made, and what they may do; `NOBODY` is false.
+
+    Whoever knew the credential has made it, and every hop carries it signed: what it says is as
+    sure in the last service of a request as it was at the gateway.
+
+    Attributes:
+        name: who it is, in all of the system; "" for nobody.
+        scopes: what they may do.
+        kind: of the credential: "key", "token", "certificate", or that of an authenticator of your
+            own; "" where no credential was looked at.
+        issuer: who says so: the issuer of a token; "" where that is the system itself.
+        claims: what else is told of them, by name, where the authenticator was asked for it.
+
+    Example:
+        >>> ada = Principal("jwt:ada", frozenset({"orders:write"}), "token", claims=(("site", 7),))
+        >>> ada.may("orders:write"), ada.may("orders:read"), ada.claim("site"), ada.claim("age")
+        (True, False, 7, None)
+    """
+
+    name: str = ""
+    scopes: frozenset[str] = frozenset()
+    kind: str = ""
+    issuer: str = ""
+    claims: tuple[tuple[str, Claim], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    def may(self, *scopes: str) -> bool:
+        """Return whether it has all of these scopes."""
+        return self.scopes.issuperset(scopes)
+
+    def require(self, *scopes: str) -> None:
+        """Refuse where it lacks one of these scopes; a call for nobody has none.
+
+        Raises:
+            Forbidden: one is lacking; the message names it.
+        """
+        for scope in scopes:
+            if scope not in self.scopes:
+                raise Forbidden(f"this needs the scope {scope!r}, which the principal lacks")
+
+    def claim(self, name: str) -> Claim | None:
+        """Return what is told of it under a name; None where nothing is."""
+        return dict(self.claims).get(name)
+
+    def is_short(self) -> bool:
+        """Return whether it is short enough to travel."""
+        return len(msgspec.json.encode(self)) <= PRINCIPAL_BYTES_MAX
+
+
+NOBODY: Final = Principal()
+
+
+def principal_text(principal: Principal) -> str:
+    """Return a principal as it is kept in a column: a name alone as it is, else as JSON.
+
+    Example:
+        >>> principal_text(Principal("ada")), principal_text(Principal("ada", kind="key"))
+        ('ada', '{"name":"ada","kind":"key"}')
+    """
+    if principal == Principal(principal.name) and not principal.name.startswith("{"):
+        return principal.name
+    return msgspec.json.encode(principal, order="deterministic").decode()
+
+
+def principal_of(text: str) -> Principal:
+    """Return what `principal_text` has written."""
+    if text.startswith("{"):
+        return msgspec.json.decode(text, type=Principal)
+    return Principal(text) if text else NOBODY
+
+
 class Credential(msgspec.Struct, frozen=True):
-    """Who calls: the calling service, the principal it acts for ("" for itself), whom, until when.
+    """Who calls: the calling service, the principal it acts for, or nobody, whom, until when.
 
     Attributes:
         audience: the service that is called, or `REGISTRY`.
@@ -48,7 +129,7 @@ class Credential(msgspec.Struct, frozen=True):
     """
 
     service: str
-    principal: str
+    principal: Principal
     audience: str
     expires_us: int
     priority: Priority = Priority.INTERACTIVE
@@ -59,8 +140,8 @@ class Signer:
 
     Example:
         >>> signer = Signer(b"0" * 32)
-        >>> token = signer.token("orders", "alice", audience="billing", now_us=0)
-        >>> signer.verify(token, audience="billing", now_us=1).principal
+        >>> token = signer.token("orders", Principal("alice"), audience="billing", now_us=0)
+        >>> signer.verify(token, audience="billing", now_us=1).principal.name
         'alice'
     """
 
@@ -73,7 +154,7 @@ class Signer:
         self._key = key
         self.lifetime_s = lifetime_s
         self._lifetime_us = int(lifetime_s * 1e6)
-        self._made: dict[tuple[str, str, str, Priority], tuple[str, int]] = {}
+        self._made: dict[tuple[str, Principal, str, Priority], tuple[str, int]] = {}
         self._verified: dict[str, Credential] = {}
         self._told: dict[tuple[str, frozenset[str], str], tuple[str, int]] = {}
 
@@ -118,7 +199,7 @@ class Signer:
     def token(
         self,
         service: str,
-        principal: str = "",
+        principal: Principal = NOBODY,
         *,
         audience: str,
         now_us: int,
@@ -131,7 +212,7 @@ class Signer:
             return made[0]
         expires_us = now_us + self._lifetime_us
         credential = Credential(service, principal, audience, expires_us, priority)
-        body = base64.urlsafe_b64encode(msgspec.json.encode(credential)).decode()
+        body = base64.urlsafe_b64encode(_written(credential)).decode()
         token = f"{body}.{self._mac(body)}"
         if len(self._made) >= CACHE_MAX:
             self._made.clear()
@@ -183,6 +264,11 @@ class Signer:
 
     def __repr__(self) -> str:
         return f"<Signer {len(self._verified)} verified>"
+
+
+def _written(credential: Credential) -> bytes:
+    # The order of a set differs from process to process.
+    return msgspec.json.encode(credential, order="deterministic")
 
 
 def _unpadded(data: bytes) -> str:

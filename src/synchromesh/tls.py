@@ -33,12 +33,14 @@ class ServerFiles:
     Attributes:
         certificate: its certificate, and those of the authorities between, in PEM.
         key: the private key of the first one, in PEM, without a password.
-        client_ca: the authorities whose certificates clients have to show; None asks for none.
+        client_ca: the authorities whose certificates clients show; None asks for none.
+        is_optional: a client may connect without one.
     """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    is_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class ServerTls:
 
     Attributes:
         certificate: what it says.
+        authorities: those that clients show certificates of, as they are in their file.
 
     Raises:
         ConfigError: a file is missing, cannot be read, has expired, or does not fit the others.
@@ -87,7 +90,7 @@ class ServerTls:
         self._files = files
         # Before they are read: a change meanwhile is then seen as one.
         self._seen = self._stamps()
-        self._current, self.certificate = _read_server(files, now_s)
+        self._current, self.certificate, self.authorities = _read_server(files, now_s)
 
     def context(self) -> ssl.SSLContext:
         """Return what the next handshake is made by.
@@ -107,7 +110,7 @@ class ServerTls:
             return False
         self._seen = now
         try:
-            self._current, self.certificate = _read_server(self._files, now_s)
+            self._current, self.certificate, self.authorities = _read_server(self._files, now_s)
         except ConfigError as error:
             _log.error("the certificate stays as it was: %s", error.message)
             return False
@@ -164,7 +167,7 @@ class ClientContexts:
         return self._special.get((host, port), self._default)
 
 
-def _read_server(files: ServerFiles, now_s: float) -> tuple[ssl.SSLContext, Certificate]:
+def _read_server(files: ServerFiles, now_s: float) -> tuple[ssl.SSLContext, Certificate, bytes]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -172,10 +175,11 @@ def _read_server(files: ServerFiles, now_s: float) -> tuple[ssl.SSLContext, Cert
     certificate = _tried(context, files.certificate)
     if certificate.expires_s <= now_s:
         raise ConfigError(f"the certificate {files.certificate} has expired; put a new one there")
+    authorities = b""
     if files.client_ca is not None:
-        _believe(context, files.client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context, certificate
+        authorities = _believe(context, files.client_ca)
+        context.verify_mode = ssl.CERT_OPTIONAL if files.is_optional else ssl.CERT_REQUIRED
+    return context, certificate, authorities
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
@@ -195,8 +199,10 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         raise ConfigError(why) from error
 
 
-def _believe(context: ssl.SSLContext, ca: Path) -> None:
+def _believe(context: ssl.SSLContext, ca: Path) -> bytes:
+    """Have a context believe the authorities of a file, and return what is in it."""
     _readable(ca)
+    authorities = ca.read_bytes()
     try:
         context.load_verify_locations(ca)
     except ssl.SSLError as error:
@@ -204,6 +210,7 @@ def _believe(context: ssl.SSLContext, ca: Path) -> None:
             f"{ca} holds no certificates of authorities ({error.reason or 'no PEM'}); they are "
             "expected in PEM"
         ) from error
+    return authorities
 
 
 def _readable(path: Path) -> None:

@@ -15,6 +15,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from synchromesh.certificate import ClientCertificate, certificate_of
+
 READ_BYTES: Final = 256 * 1024
 
 
@@ -56,6 +58,8 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         self._below: asyncio.Transport
         self._above: asyncio.Protocol | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._certificate: ClientCertificate | None = None
+        self._has_looked = False
         self._is_held = False
         self._has_said_goodbye = False
         self._has_heard_goodbye = False
@@ -182,7 +186,16 @@ class TlsStream(asyncio.Transport, asyncio.Protocol):
         return not self._is_held and not self.is_closing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return "ssl_object", "peercert", "cipher", or what the stream below knows."""
+        """Return what is asked for, or what the stream below knows of it.
+
+        It knows "ssl_object", "peercert", "cipher", and "client_certificate", which is a
+        `ClientCertificate`, or None.
+        """
+        if name == "client_certificate":
+            # It stays the same, and is asked for with each request.
+            if not self._has_looked:
+                self._certificate, self._has_looked = certificate_of(self._tls), True
+            return self._certificate
         if name == "ssl_object":
             return self._tls
         if name == "peercert":

@@ -188,7 +188,7 @@ def test_a_call_carries_the_same_whether_it_is_prepared_or_not(kind: str) -> Non
                         each.operation.full_name,
                         each.arguments,
                         each.context.caller,
-                        each.context.principal,
+                        each.context.principal.name,
                         each.context.priority,
                         each.context.key,
                         round((each.context.deadline_s or 0) - now(), 2),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from forward_fakes import PARTNER, STORE, Way, answering, through
 from gateway_fakes import SHOP
 from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Auth, Forward, Gateway, Principal
-from synchromesh.http import Headers, RawPair
+from synchromesh.http import Headers, HttpExchange, HttpRequest
 from synchromesh.identity import Signer
 
 pytestmark = pytest.mark.usefixtures("http_way")
@@ -228,13 +227,13 @@ class Waiting(Auth):
     def open(self, folders: object, runtime: object) -> Waiting:
         return self
 
-    async def authenticate(self, headers: Headers) -> Principal | None:
-        if headers.get("authorization") != "known":
+    async def authenticate(self, request: HttpRequest) -> Principal | None:
+        if request.headers.get("authorization") != "known":
             await asyncio.sleep(3600)
         return Principal("known", frozenset())
 
-    def known(self, fields: Sequence[RawPair]) -> Principal | None:
-        is_known = (b"authorization", b"known") in fields
+    def known(self, exchange: HttpExchange) -> Principal | None:
+        is_known = (b"authorization", b"known") in exchange.pairs
         return Principal("known", frozenset()) if is_known else None
 
     def refresh(self) -> None: ...

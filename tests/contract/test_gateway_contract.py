@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,14 @@ from synchromesh.gateway import (
     make_key,
 )
 from synchromesh.gateway.problems import outside, problem_of
-from synchromesh.http import ClientExchange, Headers, HttpPool, HttpRequest, HttpServer, RawPair
+from synchromesh.http import (
+    ClientExchange,
+    Headers,
+    HttpExchange,
+    HttpPool,
+    HttpRequest,
+    HttpServer,
+)
 from synchromesh.runtime import RealRuntime
 from synchromesh.telemetry import Tracer
 
@@ -112,7 +118,7 @@ def test_an_authenticator_that_fails_lets_nobody_in(error: Exception) -> None:
     """A credential that could not be verified is not a verified one, whatever went wrong."""
 
     class Failing(Token):
-        async def authenticate(self, headers: Headers) -> None:
+        async def authenticate(self, request: HttpRequest) -> None:
             raise error
 
     async def main(plant: Plant) -> None:
@@ -155,7 +161,7 @@ def test_the_principal_reaches_the_service_signed(kind: str) -> None:
     async def main(plant: Plant) -> None:
         assert (await plant.ask("GET /orders/A-1")).status == 200
         assert (await plant.ask("GET /fleet/M-1", by="")).status == 200
-        by = [(asked.context.caller, asked.context.principal) for asked in plant.asked]
+        by = [(asked.context.caller, asked.context.principal.name) for asked in plant.asked]
         assert by == [("gateway", ""), ("gateway", "shop")]
 
     behind(main, kind=kind)
@@ -195,7 +201,7 @@ def test_headers_from_outside_never_pass(spelt: Any, separator: str) -> None:
             answer = await plant.ask(target, body, headers=forged)
             assert answer.status == 200
         for asked in plant.asked:
-            assert (asked.context.caller, asked.context.principal) == ("gateway", "shop")
+            assert (asked.context.caller, asked.context.principal.name) == ("gateway", "shop")
             assert asked.context.undoes == ""
             assert asked.context.attempts_left < 16
 
@@ -657,13 +663,13 @@ def test_a_call_takes_no_place_before_it_is_known_who_asks() -> None:
     """A principal that is known is answered while as many as there are places are looked up."""
 
     class Slow(Token):
-        async def authenticate(self, headers: Headers) -> Principal | None:
-            if headers.get("authorization") == "unknown":
+        async def authenticate(self, request: HttpRequest) -> Principal | None:
+            if request.headers.get("authorization") == "unknown":
                 await asyncio.sleep(3600)
-            return await super().authenticate(headers)
+            return await super().authenticate(request)
 
-        def known(self, fields: Sequence[RawPair]) -> Principal | None:
-            found = super().known(fields)
+        def known(self, exchange: HttpExchange) -> Principal | None:
+            found = super().known(exchange)
             return None if found is None or found.name == "unknown" else found
 
     async def main(plant: Plant) -> None:

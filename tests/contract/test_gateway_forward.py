@@ -111,7 +111,7 @@ def test_no_identity_or_forwarding_header_passes(spelt: Any, separator: str) -> 
             audience=STORE,
             now_us=way.system.runtime.wall_us(),
         )
-        assert (credential.service, credential.principal) == ("gateway", "shop")
+        assert (credential.service, credential.principal.name) == ("gateway", "shop")
         trace_id = headers.get("traceparent", "")[3:35]
         assert trace_id == answer.headers.get("synchromesh-trace")
         assert int(headers.get("deadline-ms", "")) == 2000

@@ -186,7 +186,7 @@ def test_a_root_has_a_trace_a_key_and_all_its_attempts() -> None:
         assert fresh.trace_id != other.trace_id
         assert fresh.key != other.key
         given = caller.root(principal="alice", key="", timeout_s=2.0, trace_id="a" * 32)
-        assert (given.principal, given.key, given.trace_id) == ("alice", "", "a" * 32)
+        assert (given.principal.name, given.key, given.trace_id) == ("alice", "", "a" * 32)
         assert given.deadline_s == 2.0
 
     play("inproc", main)

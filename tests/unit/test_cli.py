@@ -60,6 +60,17 @@ def test_a_call_is_made_on_behalf_of_anybody(run: Run, folder: Path, principal: 
     assert (ran.code, json.loads(ran.out)["result"]) == (0, principal)
 
 
+def test_a_call_is_made_with_scopes(run: Run, folder: Path) -> None:
+    """They are those of a principal; without one, or too many of them, nothing is called."""
+    scopes = ("--scope", "notes:write", "--scope", "notes:read")
+    ran = run(folder, "call", "notes.who", "--principal", "ada", *scopes, "--json")
+    assert (ran.code, json.loads(ran.out)["result"]) == (0, "ada may notes:read notes:write")
+    ran = run(folder, "call", "notes.who", *scopes)
+    assert (ran.code, "scopes are those of a principal; name one" in ran.err) == (2, True)
+    ran = run(folder, "call", "notes.who", "--principal", "ada", "--scope", "x" * 5000)
+    assert (ran.code, "longer than 4096 bytes" in ran.err) == (2, True)
+
+
 def test_a_refused_call_is_a_finding(run: Run, folder: Path) -> None:
     """Exit 1, the code and the reason; with --json the problem, and the same exit code."""
     run(folder, "call", "notes.write", "id=c2", "text=a", "--key", "k1")

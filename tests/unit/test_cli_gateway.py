@@ -56,6 +56,10 @@ right = Gateway(
         Forward("PUT /drawings/{name}", to="notes", body_max="8MiB", scopes={"notes:write"}),
     ],
 )
+with_tokens = Gateway(
+    auth=[ApiKeys(), JWT(issuer="https://a", audience="api", jwks="https://a/keys")],
+    routes=[Route("GET /who", Notes.who, scopes={"notes:write"})],
+)
 for_nobody = Gateway(
     auth=[JWT(issuer="https://a", audience="", jwks="keys.json")],
     routes=[Route("GET /count", Notes.count, public=True)],
@@ -241,6 +245,25 @@ def test_a_wrong_key_is_not_made(
     ran = run(folder, "gateway", "key", "add", *words)
     assert (ran.code, ran.out, why in ran.err) == (2, "", True)
     assert json.loads(run(folder, "gateway", "key", "list", "--json").out) == []
+
+
+def test_no_key_is_made_for_the_subject_of_a_token(tmp_path: Path, run: Run) -> None:
+    """One that is in the file already is named, and can be removed."""
+    folder = folder_of(tmp_path, "with_tokens")
+    ran = run(folder, "gateway", "key", "add", "jwt:ada", "--scope", "notes:write")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'jwt:ada' has a name as tokens of https://a give it" in ran.err
+    assert json.loads(run(folder, "gateway", "key", "list", "--json").out) == []
+    assert run(folder, "gateway", "key", "add", "jwt", "--scope", "notes:write").code == 0
+    assert run(folder, "gateway", "check").code == 0
+    path = folder / ".synchromesh" / "api-keys.json"
+    path.write_bytes(path.read_bytes().replace(b'"jwt"', b'"jwt:ada"'))
+    checked = run(folder, "gateway", "check")
+    assert checked.code == 2
+    (key,) = parse_keys(path.read_bytes(), "it").values()
+    assert f"API key {key.id!r}: the principal 'jwt:ada' has a name as tokens of" in checked.err
+    assert run(folder, "gateway", "key", "remove", key.id).code == 0
+    assert run(folder, "gateway", "check").code == 0
 
 
 def test_one_command_at_a_time_changes_the_keys(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from synchromesh.context import (
     to_headers,
 )
 from synchromesh.errors import BadRequest
+from synchromesh.identity import Principal
 
 RNG = random.Random(1)
 TRACE, SPAN = "a" * 32, "b" * 16
@@ -36,8 +37,8 @@ def back(
 def test_everything_travels_but_who_calls() -> None:
     """Caller and principal come from the credential alone."""
     sent = CallContext(
-        trace_id=TRACE, span_id=SPAN, caller="orders", principal="alice", deadline_s=12.5,
-        key="k/1", attempts_left=3, undoes="k",
+        trace_id=TRACE, span_id=SPAN, caller="orders", principal=Principal("alice"),
+        deadline_s=12.5, key="k/1", attempts_left=3, undoes="k",
     )  # fmt: skip
     headers = to_headers(sent, now=10.0, wall_us=1_000_000_000)
     assert headers == {

@@ -17,7 +17,7 @@ from synchromesh.context import CREDENTIAL, CallContext
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import ConfigError, ConnectionLost, RemoteFailed, Shed, TimedOut
 from synchromesh.http import HttpResponse, HttpServer
-from synchromesh.identity import Credential
+from synchromesh.identity import NOBODY, Credential
 from synchromesh.resilience import within
 from synchromesh.telemetry import current_span
 
@@ -60,7 +60,7 @@ def test_a_callee_that_is_stopped_loses_the_connection() -> None:
 
     class Stopped:
         def authenticate(self, credential: str, now: float) -> Credential:
-            return Credential("", "", "", 0)
+            return Credential("", NOBODY, "", 0)
 
         async def dispatch(self, request: Request) -> Reply:
             raise asyncio.CancelledError
@@ -82,7 +82,7 @@ def test_a_receiver_that_breaks_after_its_caller_left_is_not_a_stray_failure() -
 
     class Broken:
         def authenticate(self, credential: str, now: float) -> Credential:
-            return Credential("", "", "", 0)
+            return Credential("", NOBODY, "", 0)
 
         async def dispatch(self, request: Request) -> Reply:
             try:

@@ -19,6 +19,7 @@ import pytest
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
+from gateway_fakes import came, came_as
 from synchromesh.errors import ConfigError, Forbidden, RemoteFailed, Shed, Unauthenticated
 from synchromesh.gateway import (
     JWT,
@@ -31,11 +32,12 @@ from synchromesh.gateway import (
     check,
     make_key,
 )
+from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.jwks import WAITING_MAX, UrlKeys
 from synchromesh.gateway.jwt import TokenVerifier
-from synchromesh.gateway.principal import Authenticator, QuickAuthenticator, known_by
+from synchromesh.gateway.principal import Authenticator, QuickAuthenticator
 from synchromesh.gateway.tokens import Claims, TokenRules, UnknownKey, judge, read_keys
-from synchromesh.http import Headers
+from synchromesh.http import Headers, HttpRequest
 from synchromesh.runtime import Runtime
 from synchromesh.testing import run
 
@@ -47,6 +49,7 @@ RULES = TokenRules(
     principal_claim="sub",
     scopes_claims=("scope", "realm_access.roles"),
     prefix="jwt:",
+    told=(),
     required=(),
     typ="",
     leeway_s=30.0,
@@ -58,6 +61,7 @@ P521 = ECKey.generate_key("P-521", {"kid": "p521"})
 ED25519 = OKPKey.generate_key("Ed25519", {"kid": "ed"})
 CLAIMS = {"iss": ISSUER, "aud": "api", "sub": "ada", "exp": NOW_S + 60, "scope": "orders:write"}
 GONE = object()
+BOTH = frozenset({"orders:write", "orders:read"})
 
 
 def jwks(*keys: Key, **more: Any) -> bytes:
@@ -121,7 +125,7 @@ VALID = {
 @pytest.mark.parametrize("name", VALID)
 def test_a_valid_token_says_who_asks(name: str) -> None:
     """By any algorithm that is allowed, and whatever else is in it."""
-    assert judged(VALID[name]) == Principal("jwt:ada", frozenset({"orders:write"}))
+    assert judged(VALID[name]) == Principal("jwt:ada", frozenset({"orders:write"}), "token", ISSUER)
 
 
 def test_scopes_come_from_all_claims_that_are_named() -> None:
@@ -386,18 +390,20 @@ def test_a_verdict_is_kept_until_its_token_expires(tmp_path: Path) -> None:
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         made = fresh(runtime, for_s=60)
-        assert verifier.known(fields(made)) is None
-        assert await verifier.authenticate(bearer(made)) == verifier.known(fields(made))
-        assert verifier.known([*fields(made), (b"x-api-key", b"")]) is None
-        assert verifier.known([*fields(made), *fields(made)]) is None
-        assert verifier.known(fields(made + "x")) is None
-        assert verifier.known([(b"host", b"x")]) is None
+        assert verifier.known(came_as(fields(made))) is None
+        assert await verifier.authenticate(came(bearer(made))) == verifier.known(
+            came_as(fields(made))
+        )
+        assert verifier.known(came_as([*fields(made), (b"x-api-key", b"")])) is None
+        assert verifier.known(came_as([*fields(made), *fields(made)])) is None
+        assert verifier.known(came_as(fields(made + "x"))) is None
+        assert verifier.known(came_as([(b"host", b"x")])) is None
         await asyncio.sleep(89)
-        assert verifier.known(fields(made)) is not None
+        assert verifier.known(came_as(fields(made))) is not None
         await asyncio.sleep(2)
-        assert verifier.known(fields(made)) is None
+        assert verifier.known(came_as(fields(made))) is None
         with pytest.raises(Unauthenticated, match="expired"):
-            await verifier.authenticate(bearer(made))
+            await verifier.authenticate(came(bearer(made)))
 
     at_work(tmp_path, main)
 
@@ -408,13 +414,13 @@ def test_verdicts_are_bounded(tmp_path: Path) -> None:
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         made = [fresh(runtime, sub=f"n{number}") for number in range(4)]
         for each in made:
-            await verifier.authenticate(bearer(each))
-        assert [verifier.known(fields(each)) is not None for each in made] == [
+            await verifier.authenticate(came(bearer(each)))
+        assert [verifier.known(came_as(fields(each))) is not None for each in made] == [
             False, False, True, True,
         ]  # fmt: skip
         await asyncio.sleep(100)
         last = fresh(runtime)
-        await verifier.authenticate(bearer(last))
+        await verifier.authenticate(came(bearer(last)))
         assert repr(verifier) == f"<TokenVerifier of {ISSUER}, 1 verified>"
 
     at_work(tmp_path, main, kept_max=2)
@@ -425,16 +431,16 @@ def test_a_key_that_has_gone_ends_its_verdicts(tmp_path: Path) -> None:
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         made = fresh(runtime)
-        await verifier.authenticate(bearer(made))
+        await verifier.authenticate(came(bearer(made)))
         (tmp_path / "keys.json").write_bytes(b"{")
         verifier.refresh()
-        assert verifier.known(fields(made)) is not None
+        assert verifier.known(came_as(fields(made))) is not None
         (tmp_path / "keys.json").write_bytes(jwks(OTHER_RSA))
         verifier.refresh()
-        assert verifier.known(fields(made)) is None
+        assert verifier.known(came_as(fields(made))) is None
         with pytest.raises(UnknownKey):
-            await verifier.authenticate(bearer(made))
-        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+            await verifier.authenticate(came(bearer(made)))
+        assert await verifier.authenticate(came(bearer(fresh(runtime, OTHER_RSA)))) is not None
 
     at_work(tmp_path, main)
 
@@ -444,7 +450,7 @@ def test_a_token_by_a_new_key_has_the_file_read_at_once(tmp_path: Path) -> None:
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         (tmp_path / "keys.json").write_bytes(jwks(RSA, OTHER_RSA))
-        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+        assert await verifier.authenticate(came(bearer(fresh(runtime, OTHER_RSA)))) is not None
 
     at_work(tmp_path, main)
 
@@ -461,10 +467,10 @@ def test_other_credentials_are_left_to_others(tmp_path: Path) -> None:
             bearer("opaque"),
             bearer(fresh(runtime, iss="https://other.works")),
         ):
-            assert await verifier.authenticate(headers) is None
+            assert await verifier.authenticate(came(headers)) is None
         with pytest.raises(Unauthenticated, match="several credentials"):
             await verifier.authenticate(
-                Headers([("authorization", f"Bearer {fresh(runtime)}"), ("x-api-key", "a")])
+                came(Headers([("authorization", f"Bearer {fresh(runtime)}"), ("x-api-key", "a")]))
             )
 
     at_work(tmp_path, main)
@@ -479,14 +485,14 @@ def test_a_callable_grants_scopes_by_claims_or_refuses(tmp_path: Path) -> None:
         return {"buyer": ["orders:write"], "clerk": ["orders:read"]}[said["role"]]
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
-        found = await verifier.authenticate(bearer(fresh(runtime, role="clerk")))
-        assert found == Principal("jwt:ada", frozenset({"orders:write", "orders:read"}))
+        found = await verifier.authenticate(came(bearer(fresh(runtime, role="clerk"))))
+        assert found == Principal("jwt:ada", BOTH, "token", ISSUER)
         with pytest.raises(Forbidden, match="banned"):
-            await verifier.authenticate(bearer(fresh(runtime, sub="mallory")))
+            await verifier.authenticate(came(bearer(fresh(runtime, sub="mallory"))))
         made = fresh(runtime, role="unknown")
         with pytest.raises(RemoteFailed):
-            await verifier.authenticate(bearer(made))
-        assert verifier.known(fields(made)) is None
+            await verifier.authenticate(came(bearer(made)))
+        assert verifier.known(came_as(fields(made))) is None
 
     at_work(tmp_path, main, grants=grants)
 
@@ -514,14 +520,14 @@ def test_authenticators_stand_beside_each_other(tmp_path: Path) -> None:
             "a:ada": token(claims(iss="https://a", exp=until)),
             "b:ada": token(claims(iss="https://b", exp=until), key=P256, alg="ES256"),
         }
-        known = known_by(all_of_them)
+        known = Identification(all_of_them).known()
         for name, credential in credentials.items():
-            found = [await each.authenticate(bearer(credential)) for each in all_of_them]
+            found = [await each.authenticate(came(bearer(credential))) for each in all_of_them]
             assert [each.name for each in found if each is not None] == [name]
-            at_once = known(fields(credential))
+            at_once = known(came_as(fields(credential)))
             assert at_once is not None
             assert at_once.name == name
-        assert known(fields("sm_nobody")) is None
+        assert known(came_as(fields("sm_nobody"))) is None
         assert all(isinstance(each, QuickAuthenticator) for each in all_of_them)
 
     run(simulated)
@@ -547,7 +553,7 @@ def test_who_cannot_tell_at_once_keeps_those_behind_it_waiting() -> None:
     """The order of authenticators is the order of their say."""
 
     class Slow:
-        async def authenticate(self, headers: Headers) -> Principal | None:
+        async def authenticate(self, request: HttpRequest) -> Principal | None:
             return None
 
         def refresh(self) -> None: ...
@@ -558,9 +564,10 @@ def test_who_cannot_tell_at_once_keeps_those_behind_it_waiting() -> None:
         def known(self, given: object) -> Principal | None:
             return Principal("quick", frozenset())
 
-    assert known_by([Slow(), Quick()])([]) is None
-    assert known_by([Quick(), Slow()])([]) == Principal("quick", frozenset())
-    assert known_by([])([]) is None
+    nothing = came_as([])
+    assert Identification([Slow(), Quick()]).known()(nothing) is None
+    assert Identification([Quick(), Slow()]).known()(nothing) == Principal("quick", frozenset())
+    assert Identification([]).known()(nothing) is None
 
 
 @pytest.mark.parametrize(
@@ -657,7 +664,7 @@ def test_keys_are_fetched_every_ten_minutes_and_a_token_waits_for_the_first() ->
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         found = await asyncio.gather(
-            *(verifier.authenticate(bearer(fresh(runtime, sub=f"n{n}"))) for n in range(20))
+            *(verifier.authenticate(came(bearer(fresh(runtime, sub=f"n{n}")))) for n in range(20))
         )
         assert [each.name for each in found if each] == [f"jwt:n{n}" for n in range(20)]
         await asyncio.sleep(1900)
@@ -671,12 +678,12 @@ def test_an_unknown_key_has_them_fetched_once_more_and_not_for_each_token() -> N
     issuer = Issuer(jwks(RSA), jwks(RSA, OTHER_RSA))
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
-        await verifier.authenticate(bearer(fresh(runtime)))
+        await verifier.authenticate(came(bearer(fresh(runtime))))
         await asyncio.sleep(20)
-        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+        assert await verifier.authenticate(came(bearer(fresh(runtime, OTHER_RSA)))) is not None
         for _ in range(100):
             with pytest.raises(UnknownKey):
-                await verifier.authenticate(bearer(fresh(runtime, SMALL)))
+                await verifier.authenticate(came(bearer(fresh(runtime, SMALL))))
             await asyncio.sleep(1)
         assert len(issuer.asked) <= 13
         assert min(b[0] - a[0] for a, b in zip(issuer.asked, issuer.asked[1:], strict=False)) >= 10
@@ -702,20 +709,22 @@ def test_few_wait_for_an_issuer_that_hangs() -> None:
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         loop = asyncio.get_running_loop()
         good = bearer(fresh(runtime))
-        assert await verifier.authenticate(good) is not None
+        assert await verifier.authenticate(came(good)) is not None
         await asyncio.sleep(20)
         waiting = [
-            loop.create_task(verifier.authenticate(bearer(fresh(runtime, SMALL, sub=f"n{n}"))))
+            loop.create_task(
+                verifier.authenticate(came(bearer(fresh(runtime, SMALL, sub=f"n{n}"))))
+            )
             for n in range(WAITING_MAX)
         ]
         await asyncio.sleep(0.1)
         began_s = loop.time()
         with pytest.raises(Shed, match="try again"):
-            await verifier.authenticate(bearer(fresh(runtime, SMALL)))
-        assert await verifier.authenticate(good) is not None
+            await verifier.authenticate(came(bearer(fresh(runtime, SMALL))))
+        assert await verifier.authenticate(came(good)) is not None
         waiting.pop().cancel()
         await asyncio.sleep(0.1)
-        last = loop.create_task(verifier.authenticate(bearer(fresh(runtime, SMALL))))
+        last = loop.create_task(verifier.authenticate(came(bearer(fresh(runtime, SMALL)))))
         await asyncio.sleep(0.1)
         assert loop.time() - began_s < 1
         assert not any(task.done() for task in (*waiting, last))
@@ -733,13 +742,13 @@ def test_nobody_waits_for_an_issuer_that_has_just_failed() -> None:
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         loop = asyncio.get_running_loop()
-        await verifier.authenticate(bearer(fresh(runtime)))
+        await verifier.authenticate(came(bearer(fresh(runtime))))
         await asyncio.sleep(20)
         waited_s = []
         for _ in range(95):
             began_s = loop.time()
             with pytest.raises(UnknownKey):
-                await verifier.authenticate(bearer(fresh(runtime, SMALL)))
+                await verifier.authenticate(came(bearer(fresh(runtime, SMALL))))
             waited_s.append(loop.time() - began_s)
             await asyncio.sleep(0.1)
         assert len(issuer.asked) == 3
@@ -757,14 +766,14 @@ def test_without_an_answer_the_last_keys_stay_and_are_asked_for_again(
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         with pytest.raises(Shed, match="not here yet"):
-            await verifier.authenticate(bearer(fresh(runtime)))
-        assert await verifier.authenticate(bearer("opaque")) is None
+            await verifier.authenticate(came(bearer(fresh(runtime))))
+        assert await verifier.authenticate(came(bearer("opaque"))) is None
         await asyncio.sleep(30)
-        assert await verifier.authenticate(bearer(fresh(runtime))) is not None
+        assert await verifier.authenticate(came(bearer(fresh(runtime)))) is not None
         await asyncio.sleep(1000)
-        assert await verifier.authenticate(bearer(fresh(runtime))) is not None
+        assert await verifier.authenticate(came(bearer(fresh(runtime)))) is not None
         await asyncio.sleep(1500)
-        assert await verifier.authenticate(bearer(fresh(runtime, OTHER_RSA))) is not None
+        assert await verifier.authenticate(came(bearer(fresh(runtime, OTHER_RSA)))) is not None
 
     with caplog.at_level(logging.ERROR):
         published(issuer, main)
@@ -781,7 +790,7 @@ def test_an_issuer_is_asked_where_its_keys_are() -> None:
     issuer = Issuer(where, jwks(RSA))
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
-        assert await verifier.authenticate(bearer(fresh(runtime))) is not None
+        assert await verifier.authenticate(came(bearer(fresh(runtime)))) is not None
         assert [url for _, url in issuer.asked] == [
             f"{ISSUER}/.well-known/openid-configuration",
             "https://k/keys",
@@ -807,7 +816,7 @@ def test_a_discovery_that_leads_elsewhere_is_not_followed(
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         with pytest.raises(Shed):
-            await verifier.authenticate(bearer(fresh(runtime)))
+            await verifier.authenticate(came(bearer(fresh(runtime))))
 
     published(issuer, main, url="")
     assert why in caplog.text

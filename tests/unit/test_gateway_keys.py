@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway_fakes import came
 from synchromesh.errors import ConfigError, Unauthenticated
 from synchromesh.gateway import (
     ApiKey,
@@ -76,7 +77,7 @@ def test_a_wrong_key_is_refused(text: str) -> None:
     async def main(ring: KeyRing) -> None:
         for headers in (bearer(text), Headers([("x-api-key", text)])):
             with pytest.raises(Unauthenticated) as refused:
-                await ring.authenticate(headers)
+                await ring.authenticate(came(headers))
             assert text.strip() not in str(refused.value)
 
     with_ring(main)
@@ -86,12 +87,14 @@ def test_a_principal_is_known_by_either_header() -> None:
     """A key says who asks and what they may do, as a bearer token or in a header of its own."""
 
     async def main(ring: KeyRing) -> None:
-        shop = Principal("shop", frozenset({"orders:write", "fleet:read"}))
-        assert await ring.authenticate(bearer(TEXT)) == shop
-        assert await ring.authenticate(Headers([("x-api-key", TEXT)])) == shop
-        assert await ring.authenticate(Headers([("authorization", f"bearer  {TEXT}")])) == shop
-        other = await ring.authenticate(bearer(OTHER_TEXT))
-        assert other == Principal("visitor", frozenset())
+        shop = Principal("shop", frozenset({"orders:write", "fleet:read"}), "key")
+        assert await ring.authenticate(came(bearer(TEXT))) == shop
+        assert await ring.authenticate(came(Headers([("x-api-key", TEXT)]))) == shop
+        assert (
+            await ring.authenticate(came(Headers([("authorization", f"bearer  {TEXT}")]))) == shop
+        )
+        other = await ring.authenticate(came(bearer(OTHER_TEXT)))
+        assert other == Principal("visitor", kind="key")
 
     with_ring(main)
 
@@ -101,8 +104,8 @@ def test_what_is_no_api_key_is_left_to_others() -> None:
 
     async def main(ring: KeyRing) -> None:
         for value in ("Basic c2hvcDpwdw==", "Bearer eyJhbGciOi.e30.x", "Bearer", TEXT, ""):
-            assert await ring.authenticate(Headers([("authorization", value)])) is None
-        assert await ring.authenticate(Headers()) is None
+            assert await ring.authenticate(came(Headers([("authorization", value)]))) is None
+        assert await ring.authenticate(came(Headers())) is None
 
     with_ring(main)
 
@@ -113,7 +116,9 @@ def test_two_credentials_are_refused() -> None:
     async def main(ring: KeyRing) -> None:
         for second in (("x-api-key", TEXT), ("authorization", f"Bearer {TEXT}")):
             with pytest.raises(Unauthenticated, match="several"):
-                await ring.authenticate(Headers([("authorization", f"Bearer {TEXT}"), second]))
+                await ring.authenticate(
+                    came(Headers([("authorization", f"Bearer {TEXT}"), second]))
+                )
 
     with_ring(main)
 
@@ -125,10 +130,10 @@ def test_a_key_ends_with_its_time() -> None:
         ends = dt.datetime.fromtimestamp(runtime.wall_us() / 1e6 + 60, dt.UTC)
         text, key = make_key("shop", [], rng=RNG, expires=ends)
         ring = KeyRing({key.id: key}, runtime)
-        assert await ring.authenticate(bearer(text)) is not None
+        assert await ring.authenticate(came(bearer(text))) is not None
         await asyncio.sleep(61)
         with pytest.raises(Unauthenticated, match="expired"):
-            await ring.authenticate(bearer(text))
+            await ring.authenticate(came(bearer(text)))
         await ring.close()
 
     run(simulated)
@@ -144,12 +149,14 @@ def test_a_flood_of_wrong_keys_locks_nobody_out(caplog: pytest.LogCaptureFixture
     async def main(ring: KeyRing) -> None:
         loop, rng = asyncio.get_running_loop(), random.Random(2)
         guesses = [
-            asyncio.ensure_future(ring.authenticate(bearer(f"sm_{key_id}_{make_secret(rng)}")))
+            asyncio.ensure_future(
+                ring.authenticate(came(bearer(f"sm_{key_id}_{make_secret(rng)}")))
+            )
             for key_id in (KEY.id, OTHER.id, "unknown1")
             for _ in range(400)
         ]
         began_s = loop.time()
-        principal = await ring.authenticate(bearer(TEXT))
+        principal = await ring.authenticate(came(bearer(TEXT)))
         assert principal is not None
         assert principal.name == "shop"
         assert loop.time() == began_s
@@ -171,7 +178,7 @@ def test_a_hash_is_of_no_use_under_another_id() -> None:
 
     async def main(ring: KeyRing) -> None:
         with pytest.raises(Unauthenticated):
-            await ring.authenticate(bearer(f"sm_{copied.id}_{SECRET}"))
+            await ring.authenticate(came(bearer(f"sm_{copied.id}_{SECRET}")))
 
     with_ring(main, keys=(KEY, copied))
 
@@ -182,7 +189,7 @@ def test_an_odd_key_is_refused_as_any(text: str) -> None:
 
     async def main(ring: KeyRing) -> None:
         with pytest.raises(Unauthenticated):
-            await ring.authenticate(bearer(text))
+            await ring.authenticate(came(bearer(text)))
 
     with_ring(main)
 
@@ -192,9 +199,9 @@ def test_no_key_is_shown(caplog: pytest.LogCaptureFixture) -> None:
     shown: list[str] = []
 
     async def main(ring: KeyRing) -> None:
-        await ring.authenticate(bearer(TEXT))
+        await ring.authenticate(came(bearer(TEXT)))
         with pytest.raises(Unauthenticated) as refused:
-            await ring.authenticate(bearer(TEXT[:-1]))
+            await ring.authenticate(came(bearer(TEXT[:-1])))
         shown.extend([repr(ring), str(refused.value), repr(refused.value.__cause__)])
 
     with caplog.at_level(logging.DEBUG):
@@ -274,7 +281,7 @@ def test_keys_are_opened_from_a_folder(tmp_path: Path) -> None:
             ApiKeys().open(Folders(tmp_path, tmp_path), runtime)
         (tmp_path / "api-keys.json").write_bytes(file_of(KEY))
         ring = ApiKeys().open(Folders(tmp_path, tmp_path), runtime)
-        assert await ring.authenticate(bearer(TEXT)) is not None
+        assert await ring.authenticate(came(bearer(TEXT))) is not None
         await ring.close()
         await ring.close()
 
@@ -298,14 +305,14 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
     async def simulated(runtime: Runtime) -> None:
         ring = ApiKeys().open(Folders(tmp_path, tmp_path), runtime)
-        assert await ring.authenticate(bearer(TEXT)) is not None
+        assert await ring.authenticate(came(bearer(TEXT))) is not None
         with pytest.raises(Unauthenticated):
-            await ring.authenticate(bearer(OTHER_TEXT))
+            await ring.authenticate(came(bearer(OTHER_TEXT)))
         keys_in(path, OTHER)
         ring.refresh()
-        assert await ring.authenticate(bearer(OTHER_TEXT)) is not None
+        assert await ring.authenticate(came(bearer(OTHER_TEXT))) is not None
         with pytest.raises(Unauthenticated):
-            await ring.authenticate(bearer(TEXT))
+            await ring.authenticate(came(bearer(TEXT)))
         await ring.close()
 
     run(simulated)
@@ -324,7 +331,7 @@ def test_a_damaged_file_changes_no_key(
         path.unlink() if damage is None else path.write_text(damage)
         ring.refresh()
         ring.refresh()
-        assert await ring.authenticate(bearer(TEXT)) is not None
+        assert await ring.authenticate(came(bearer(TEXT))) is not None
         await ring.close()
 
     run(simulated)

@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Coroutine
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -251,7 +252,7 @@ def test_a_request_has_what_the_wire_said() -> None:
 
     run(main)
     headers = Headers([("host", "x"), ("x-a", "1"), ("x-a", "2")])
-    assert seen == [
+    assert [msgspec.structs.replace(each, connection=None) for each in seen] == [
         HttpRequest("GET", "/a%20b?c=%64?e", "/a%20b", "c=%64?e", headers, b"", "10.0.0.1:4711")
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from gateway_fakes import Connection
 from synchromesh.http import HttpExchange, Limits, PoolLimits
 from synchromesh.http.plain import ODD_MAX
 from synchromesh.http.reading import RequestReader
@@ -81,6 +82,7 @@ class Nobody:
     """Takes requests, and is told nothing."""
 
     peer = ""
+    transport = Connection()
 
     def on_room(self) -> None: ...
     def answered(self, head: bytes, body: bytes) -> None: ...

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway_fakes import Connection
 from synchromesh.http import HttpRequest, Limits
 from synchromesh.http.reading import RequestReader
 from synchromesh.http.states import (
@@ -87,6 +88,7 @@ class Nobody:
     """Takes requests, and does nothing with them."""
 
     peer = "10.0.0.1:1"
+    transport = Connection()
 
     def answered(self, head: bytes, body: bytes) -> None: ...
     def begun(self, head: bytes, data: bytes) -> None: ...

@@ -5,10 +5,12 @@ import base64
 import pytest
 
 from synchromesh.errors import ConfigError, Unauthenticated
-from synchromesh.identity import CACHE_MAX, REGISTRY, Credential, Signer
+from synchromesh.identity import CACHE_MAX, REGISTRY, Credential, Principal, Signer
 
 KEY = b"k" * 32
 S = 1_000_000
+
+ALICE = Principal("alice")
 
 
 @pytest.fixture
@@ -18,9 +20,9 @@ def signer() -> Signer:
 
 def test_a_credential_says_who_calls_for_whom(signer: Signer) -> None:
     """What was signed is what is read, by another process of the same key too."""
-    token = signer.token("orders", "alice", audience="billing", now_us=0)
+    token = signer.token("orders", ALICE, audience="billing", now_us=0)
     read = Signer(KEY).verify(token, audience="billing", now_us=S)
-    assert read == Credential("orders", "alice", "billing", 300 * S)
+    assert read == Credential("orders", ALICE, "billing", 300 * S)
     assert token.isascii()
     assert "alice" not in repr(signer)
 
@@ -30,7 +32,7 @@ def test_a_credential_is_made_once_in_half_its_life(signer: Signer) -> None:
     first = signer.token("orders", audience="billing", now_us=0)
     assert signer.token("orders", audience="billing", now_us=149 * S) == first
     assert signer.token("orders", audience="billing", now_us=150 * S) != first
-    assert signer.token("orders", "alice", audience="billing", now_us=0) != first
+    assert signer.token("orders", ALICE, audience="billing", now_us=0) != first
     assert signer.token("orders", audience="inventory", now_us=0) != first
 
 
@@ -39,7 +41,7 @@ def test_a_credential_is_for_one_audience(
     signer: Signer, audience: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who received it can call nobody else with it, also where it was verified before (C4)."""
-    token = signer.token("orders", "alice", audience="billing", now_us=0)
+    token = signer.token("orders", ALICE, audience="billing", now_us=0)
     signer.verify(token, audience="billing", now_us=0)
     for each in (signer, Signer(KEY)):
         with pytest.raises(Unauthenticated, match="is for 'billing', and was shown to"):
@@ -80,8 +82,8 @@ def made_by(key: bytes) -> str:
         ("A" + made_by(KEY), "not signed by this system"),
         (forged(b"{}"), "cannot be read"),
         (forged(b"[]"), "cannot be read"),
-        (forged(b'{"service":1,"principal":"","audience":"","expires_us":1}'), "cannot be read"),
-        (forged(b'{"service":"orders","principal":"","expires_us":1}'), "cannot be read"),
+        (forged(b'{"service":1,"principal":{},"audience":"","expires_us":1}'), "cannot be read"),
+        (forged(b'{"service":"orders","principal":{},"expires_us":1}'), "cannot be read"),
         ("a." + Signer(KEY)._mac("a"), "cannot be read"),
         ("ä." + Signer(KEY)._mac("ä"), "cannot be read"),
     ],
@@ -104,7 +106,7 @@ def test_a_short_key_is_refused() -> None:
 def test_memory_is_bounded(signer: Signer) -> None:
     """Neither many principals nor many tokens make it grow without end."""
     for number in range(CACHE_MAX + 1):
-        token = signer.token("orders", f"p{number}", audience="billing", now_us=0)
+        token = signer.token("orders", Principal(f"p{number}"), audience="billing", now_us=0)
         signer.verify(token, audience="billing", now_us=0)
     assert repr(signer) == "<Signer 1 verified>"
     assert len(signer._made) == 1

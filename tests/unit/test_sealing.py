@@ -18,6 +18,7 @@ from synchromesh import Contract, Erased, Personal, Subject, command, event, que
 from synchromesh.calls.contract import PublicEvent
 from synchromesh.errors import BadRequest, ContractError, MissingExtra, PersonalUnreadable
 from synchromesh.events import EventTypes
+from synchromesh.identity import NOBODY
 from synchromesh.personal_types import mask_arguments, personal_fields
 from synchromesh.saga.records import RecordKind, Repair, SagaRecord, SagaStatus
 from synchromesh.saga.seals import RunSeal, opened
@@ -442,8 +443,8 @@ def test_what_a_person_did_by_hand_in_a_saga_is_sealed_as_the_step_is() -> None:
     assert b"$personal" in stored[0].body
     assert stored[1] is other
     row = SagaRow(
-        "run-1", "saga", 1, None, "", b"{}", SagaStatus.RUNNING, "", "", "", "", "", "", 0, None,
-        0, None,
+        "run-1", "saga", 1, None, "", b"{}", SagaStatus.RUNNING, "", "", "", "", "", NOBODY, 0,
+        None, 0, None,
     )  # fmt: skip
     assert opened(row, stored, vault)[0] is row
     back = msgspec.json.decode(opened(row, stored, vault)[1][0].body, type=Repair)

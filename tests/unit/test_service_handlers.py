@@ -861,11 +861,13 @@ def test_a_context_says_for_whom_and_until_when() -> None:
         seen: list[Any] = []
 
         async def look(ctx: Any) -> None:
-            seen.append((ctx.principal, ctx.caller, ctx.key, len(ctx.trace_id), ctx.remaining_s()))
+            seen.append(
+                (ctx.principal.name, ctx.caller, ctx.key, len(ctx.trace_id), ctx.remaining_s())
+            )
             assert ctx.new_id() != ctx.new_id()
 
         async def look_inside(tx: Any) -> None:
-            seen.append((tx.principal, tx.service, len(tx.trace_id), len(tx.unit_id)))
+            seen.append((tx.principal.name, tx.service, len(tx.trace_id), len(tx.unit_id)))
             assert tx.new_id() != tx.new_id()
             assert tx.now_us <= town.runtime.wall_us()
             tx.notify("anything")
@@ -984,7 +986,7 @@ def test_an_undo_of_what_a_crash_left_begun_concludes_it_first(point: str, undo_
         seen: list[Any] = []
 
         async def look(ctx: Any) -> None:
-            seen.append((ctx.principal, ctx.key, ctx.caller))
+            seen.append((ctx.principal.name, ctx.key, ctx.caller))
 
         town.hooks.at["build begins"] = look
         assert await town.undo(undo_with, "k1") == b"null"

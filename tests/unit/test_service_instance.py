@@ -43,6 +43,7 @@ from synchromesh.errors import (
     VersionConflict,
 )
 from synchromesh.events import Decider, Decision
+from synchromesh.identity import Principal
 from synchromesh.messaging import deliver_to
 from synchromesh.service import Service, ServiceInstance, Transaction
 from synchromesh.service.instance import SWEEP_EVERY_S
@@ -59,7 +60,7 @@ def in_town(main: Any, *names: str, until_s: float = 3600.0) -> None:
 
 async def in_a_unit(town: Town, body: Any) -> Any:
     """Run a body on the transaction of a unit of the stock."""
-    context = CallContext(trace_id="1" * 32, span_id="2" * 16, principal="ada")
+    context = CallContext(trace_id="1" * 32, span_id="2" * 16, principal=Principal("ada"))
     stock = town.up["stock"]
     return await stock.store.write(
         lambda unit: stock._units.run(unit, context, body), name="a test's unit"

@@ -69,7 +69,7 @@ def test_a_fake_stands_for_somebody_elses_service() -> None:
 
     @bank.handles(Bank.charge)
     async def charge(ctx: Context, cents: int) -> str:
-        seen.append((ctx.caller, ctx.principal, ctx.key))
+        seen.append((ctx.caller, ctx.principal.name, ctx.key))
         if cents > 100:
             raise Declined("too much")
         return f"receipt {len(seen)}"
@@ -112,7 +112,7 @@ def test_a_service_of_their_own_contract_stands_for_an_external_one() -> None:
 
     @theirs.handles(TheirBank.charge)
     async def charge(ctx: Context, cents: int) -> str:
-        assert (ctx.caller, ctx.principal) == ("", "")
+        assert (ctx.caller, ctx.principal.name) == ("", "")
         return f"receipt for {cents}"
 
     async def main(runtime: SimRuntime) -> None:

@@ -17,7 +17,7 @@ from services.configurator.service import sheets
 from servo_works_world import Works, works
 from synchromesh.calls.wire import Reply, Request
 from synchromesh.errors import BadRequest
-from synchromesh.identity import Credential
+from synchromesh.identity import NOBODY, Credential
 from synchromesh.testing import SimRuntime, run
 
 PARTS: list[shop.CatalogueItem | shop.Accessory] = [*shop.catalogue(), *shop.accessories()]
@@ -282,7 +282,7 @@ class Stalls:
     """Takes a call and never answers."""
 
     def authenticate(self, credential: str, now: float) -> Credential:
-        return Credential("stalled", "", "", 0)
+        return Credential("stalled", NOBODY, "", 0)
 
     async def dispatch(self, request: Request) -> Reply:
         await asyncio.sleep(3600.0)

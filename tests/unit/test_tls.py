@@ -14,6 +14,7 @@ import pytest
 
 from certificates import issue
 from pages import ROOT, blocks_of
+from synchromesh.certificate import certificate_of
 from synchromesh.errors import ConfigError
 from synchromesh.tls import DAY_S, ClientContexts, ClientFiles, ServerFiles, ServerTls
 
@@ -40,7 +41,8 @@ def serial_of(tls: ServerTls) -> str:
 def test_the_certificate_of_the_page_is_for_this_machine(tmp_path: Path) -> None:
     """Its lines make an authority and a certificate that a strict client believes, by its names."""
     page = (ROOT / "docs/tls.md").read_text()
-    lines = next(each.body for each in blocks_of(page) if each.language == "bash")
+    bash = [each.body for each in blocks_of(page) if each.language == "bash"]
+    lines = "".join(each for each in bash if "curl" not in each)
     programs = {line.split()[0] for line in lines.replace("\\\n", "").splitlines()}
     assert programs == {"mkdir", "openssl", "printf"}
     if shutil.which("openssl") is None:
@@ -63,6 +65,23 @@ def test_the_certificate_of_the_page_is_for_this_machine(tmp_path: Path) -> None
                 end.do_handshake()
         assert theirs.version() == "TLSv1.3"
         assert theirs.getpeercert()
+    # The partner's is taken by who asks for one, and is what the page says.
+    files = ServerFiles(folder / "fullchain.pem", folder / "privkey.pem", folder / "partners.pem")
+    partner = ClientFiles(folder / "own-ca.pem", folder / "acme.pem", folder / "acme.key")
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ClientContexts({("localhost", 1): partner})("localhost", 1)
+    theirs = context.wrap_bio(to_client, to_server, server_hostname="localhost")
+    asking = ServerTls(files, now_s=NOW_S).context()
+    asking.verify_flags |= ssl.VERIFY_X509_STRICT
+    ours = asking.wrap_bio(to_server, to_client, server_side=True)
+    for end in (theirs, ours, theirs, ours):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    shown = certificate_of(ours)
+    assert shown is not None
+    assert shown.named("uri") == ("spiffe://partners/acme",)
+    assert shown.named("cn") == ("acme",)
+    assert shown.expires_s > NOW_S
 
 
 def test_files_that_change_serve_the_next_handshake(

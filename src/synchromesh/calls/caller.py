@@ -35,7 +35,7 @@ from synchromesh.context import KEPT_TRACE, NEW_TRACE, CallContext, new_trace_id
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
 from synchromesh.errors import BadRequest
-from synchromesh.identity import Signer
+from synchromesh.identity import NOBODY, Principal, Signer
 from synchromesh.resilience import BreakerSnapshot, BreakerState, Edge, Transition
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
@@ -126,15 +126,16 @@ class Caller:
     def root(
         self,
         *,
-        principal: str = "",
+        principal: Principal | str = NOBODY,
         key: str | None = None,
         timeout_s: float | None = None,
         trace_id: str = "",
     ) -> CallContext:
         """Return the context of a new call tree, with all its extra attempts and a fresh key.
 
-        Give a `key` to be able to ask again under it; `trace_id` continues a trace, such as that of
-        a saga, whose calls are a tree of their own.
+        A principal that is given by its name has no scopes. Give a `key` to be able to ask again
+        under it; `trace_id` continues a trace, such as that of a saga, whose calls are a tree of
+        their own.
 
         Raises:
             BadRequest: the timeout is no number of seconds.
@@ -149,7 +150,7 @@ class Caller:
             trace_id=trace_id or new_trace_id(self._runtime.rng),
             span_id="",
             caller=self._service,
-            principal=principal,
+            principal=Principal(principal) if isinstance(principal, str) else principal,
             deadline_s=None if timeout_s is None else now + timeout_s,
             key=self._runtime.new_id() if key is None else key,
             attempts_left=self._policies.attempts_per_tree,

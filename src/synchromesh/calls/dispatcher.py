@@ -44,7 +44,7 @@ from synchromesh.errors import (
     VersionConflict,
 )
 from synchromesh.http import PoolLimits
-from synchromesh.identity import Credential, Signer
+from synchromesh.identity import NOBODY, Credential, Signer
 from synchromesh.priority import Priority
 from synchromesh.resilience import (
     AdaptiveLimitOptions,
@@ -83,7 +83,7 @@ WAY_BACK_MAX_S = 0.1
 INTERACTIVE = Priority.INTERACTIVE
 
 # Whoever calls a service that stands for somebody else's is nobody of ours.
-_STRANGER = Credential("", "", "", 0)
+_STRANGER = Credential("", NOBODY, "", 0)
 
 
 class Handler(Protocol):

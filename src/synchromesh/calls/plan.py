@@ -38,7 +38,7 @@ from synchromesh.errors import (
     SynchromeshError,
     TimedOut,
 )
-from synchromesh.identity import Signer
+from synchromesh.identity import Principal, Signer
 from synchromesh.priority import Priority
 from synchromesh.resilience import Classification, Edge, Judge, within
 from synchromesh.runtime import Runtime, loop_clock
@@ -112,11 +112,11 @@ class CalledService:
         self.balancer = Balancer(
             name, rng=shared.runtime.rng, options=balancing, on_ejection=self._on_ejection
         )
-        self.hops: tuple[dict[str, Hop], ...] = tuple({} for _ in Priority)
+        self.hops: tuple[dict[Principal, Hop], ...] = tuple({} for _ in Priority)
         self.targets: dict[str, Target] = {}
         self.sole_of: tuple[Endpoint, ...] = ()
 
-    def hop(self, principal: str, priority: Priority, now: float) -> Hop:
+    def hop(self, principal: Principal, priority: Priority, now: float) -> Hop:
         """Return the hop for a principal, with a credential that is still good for a while.
 
         One that is as it was stays the same object, so that what is kept on it stays.

@@ -24,7 +24,7 @@ from synchromesh.errors import (
     to_problem,
 )
 from synchromesh.http import Body, HttpResponse
-from synchromesh.identity import Credential
+from synchromesh.identity import Credential, Principal
 
 ATTEMPTS_USED = "attempts-used"
 AWAY_MS = "away-ms"
@@ -37,14 +37,14 @@ class Hop(msgspec.Struct, eq=False):
     for as long as it is.
 
     Attributes:
-        service: the service that is called; `principal`: for whom, "" for the caller itself.
+        service: the service that is called; `principal`: for whom, or nobody.
         credential: what signs the hop (C4); "" towards a service that is not ours.
         fresh_until_s: until when the credential is good without a look, on the loop's clock.
         kept: what a transport has prepared for it, by the transport's own names: header lines.
     """
 
     service: str
-    principal: str
+    principal: Principal
     credential: str
     fresh_until_s: float = 0.0
     kept: dict[str, bytes] = {}

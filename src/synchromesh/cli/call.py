@@ -28,6 +28,7 @@ FINDING = 1
     help="Seconds to wait.",
 )
 @click.option("--principal", default="", help="On whose behalf the call is made.")
+@click.option("--scope", "scopes", multiple=True, help="What they may do, such as orders:write.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def call(
@@ -37,6 +38,7 @@ def call(
     key: str,
     timeout_s: float,
     principal: str,
+    scopes: tuple[str, ...],
     is_json: bool,
 ) -> int:
     """Call OPERATION (service.name) with ARGUMENTS (name=value).
@@ -61,6 +63,7 @@ def call(
         "key": key,
         "timeout_s": timeout_s,
         "principal": principal,
+        "scopes": scopes,
     }
     answer = control.post("/call", request, within_s=timeout_s)
     trace = _trace_of(control, answer["trace_id"])

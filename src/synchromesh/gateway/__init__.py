@@ -1,6 +1,7 @@
 """The API gateway: routes, authentication, rate limits, and response aggregation."""
 
 from synchromesh.gateway.api_keys import ApiKeys, KeyRing
+from synchromesh.gateway.certificates import Certificates
 from synchromesh.gateway.check import check, openapi_of
 from synchromesh.gateway.cors import Cors
 from synchromesh.gateway.engine import GatewayEngine
@@ -9,7 +10,8 @@ from synchromesh.gateway.keys import ApiKey, KeysFile, make_key, parse_keys
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.gateway.outline import outline
-from synchromesh.gateway.principal import Auth, Authenticator, DescribedAuth, Folders, Principal
+from synchromesh.gateway.own import AuthFunction
+from synchromesh.gateway.principal import Auth, Authenticator, DescribedAuth, Folders
 from synchromesh.gateway.routes import (
     Aggregate,
     Branch,
@@ -21,6 +23,7 @@ from synchromesh.gateway.routes import (
     Stale,
     Static,
 )
+from synchromesh.identity import Principal
 
 __all__ = [
     "JWT",
@@ -28,8 +31,10 @@ __all__ = [
     "ApiKey",
     "ApiKeys",
     "Auth",
+    "AuthFunction",
     "Authenticator",
     "Branch",
+    "Certificates",
     "Cors",
     "DescribedAuth",
     "Folders",

@@ -7,13 +7,14 @@ to a log, a trace or an error.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from synchromesh.errors import ConfigError, Unauthenticated
 from synchromesh.gateway.keys import PREFIX, ApiKey, parse_keys, stored_hash
@@ -21,13 +22,16 @@ from synchromesh.gateway.principal import (
     API_KEY,
     AUTHORIZATION,
     Folders,
-    Principal,
     bearer_of,
     credential_of,
+    taken_name,
 )
-from synchromesh.http import Headers, RawPair
+from synchromesh.http import Headers, HttpExchange, HttpRequest
+from synchromesh.identity import Principal
 from synchromesh.runtime import Runtime
 from synchromesh.watched import WatchedFile
+
+_log = logging.getLogger("synchromesh.gateway")
 
 # What a field looks like that carries a key; the groups are the whole key and its id.
 _KEY = rb"(sm_([a-z0-9]{4,32})_[A-Za-z0-9_-]{43})"
@@ -48,6 +52,8 @@ class ApiKeys:
         >>> ApiKeys().file
         'api-keys.json'
     """
+
+    kind: ClassVar[str] = "key"
 
     file: str = "api-keys.json"
 
@@ -93,7 +99,7 @@ def _entries(keys: Mapping[str, ApiKey]) -> dict[bytes, _Entry]:
     """Return what is looked for, by the id of the key."""
     return {
         key_id.encode(): _Entry(
-            stored_hash(key), Principal(key.principal, frozenset(key.scopes)), key
+            stored_hash(key), Principal(key.principal, frozenset(key.scopes), ApiKeys.kind), key
         )
         for key_id, key in keys.items()
     }
@@ -116,16 +122,17 @@ class KeyRing:
         file: WatchedFile[dict[str, ApiKey]] | None = None,
     ) -> None:
         self._file = file
+        self._reserved: Mapping[str, str] = {}
         self._entries = _entries(keys)
         self._wall_us = runtime.wall_us
 
-    async def authenticate(self, headers: Headers) -> Principal | None:
+    async def authenticate(self, request: HttpRequest) -> Principal | None:
         """Return whose key it is, or None where the request carries no API key.
 
         Raises:
             Unauthenticated: the key is not valid, or there are several credentials.
         """
-        text = _presented(headers)
+        text = _presented(request.headers)
         if text is None:
             return None
         key = text.encode("latin-1")
@@ -137,10 +144,10 @@ class KeyRing:
             raise Unauthenticated("the API key has expired; use a newer one")
         return entry.principal
 
-    def known(self, fields: Sequence[RawPair]) -> Principal | None:
+    def known(self, exchange: HttpExchange) -> Principal | None:
         """Return whose valid key it is; None leaves all else to `authenticate`."""
         found = None
-        for name, value in fields:
+        for name, value in exchange.pairs:
             if name in _FORMS:
                 if found is not None:
                     return None  # which of them counts is unclear
@@ -157,17 +164,45 @@ class KeyRing:
             return None
         return entry.principal
 
+    def reserve(self, reserved: Mapping[str, str]) -> None:
+        """Take no key from now on whose principal has a name that others give.
+
+        Args:
+            reserved: what such names begin with, and who gives them.
+
+        Raises:
+            ConfigError: there is such a key already; the message names each.
+        """
+        self._reserved = reserved
+        self._refuse_taken(entry.key for entry in self._entries.values())
+
     def add(self, key: ApiKey) -> None:
-        """Accept a key that is in no file, until the file is read again."""
+        """Accept a key that is in no file, until the file is read again.
+
+        Raises:
+            ConfigError: its principal has a name that others give.
+        """
+        self._refuse_taken([key])
         self._entries = {**self._entries, **_entries({key.id: key})}
 
     def refresh(self) -> None:
         """Read the file again where it has changed: a key that is gone is refused from now on."""
         if self._file is not None and self._file.reread():
-            self._entries = _entries(self._file.value)
+            try:
+                self._refuse_taken(self._file.value.values())
+            except ConfigError as error:
+                _log.error("the API keys stay as they were: %s", error.message)
+            else:
+                self._entries = _entries(self._file.value)
 
     async def close(self) -> None:
         """Do nothing: it runs nothing."""
+
+    def _refuse_taken(self, keys: Iterable[ApiKey]) -> None:
+        taken = ((key, taken_name(key.principal, self._reserved)) for key in keys)
+        mistakes = [f"API key {key.id!r}: {why}" for key, why in taken if why]
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
     def __repr__(self) -> str:
         return f"<KeyRing {len(self._entries)} keys>"

@@ -15,8 +15,8 @@ from synchromesh.calls.contract import Operation
 from synchromesh.calls.routes import ANY
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
-from synchromesh.gateway.api_keys import ApiKeys
 from synchromesh.gateway.branches import CompiledBranch, read_branches
+from synchromesh.gateway.certificates import Certificates
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import CompiledCors, read_cors
 from synchromesh.gateway.described import read_described
@@ -26,7 +26,9 @@ from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.leading import UpstreamPaths
 from synchromesh.gateway.limits import burst_of, interval_of
+from synchromesh.gateway.names import shared_names
 from synchromesh.gateway.openapi import openapi
+from synchromesh.gateway.own import AuthFunction
 from synchromesh.gateway.principal import Auth
 from synchromesh.gateway.router import Template, clashes, is_closer
 from synchromesh.gateway.routes import (
@@ -130,7 +132,7 @@ def read(gateway: Gateway) -> Reading:
                 f"route {number} is a {type(route).__name__}; write Route, Aggregate or Forward"
             )
             continue
-        entry = _Reader(route, mistakes, ways, has_auth=bool(gateway.auth)).entry(cors)
+        entry = _Reader(route, mistakes, ways, auth=gateway.auth).entry(cors)
         if entry is not None:
             entries.append(entry)
     if gateway.openapi is not None:
@@ -141,9 +143,9 @@ def read(gateway: Gateway) -> Reading:
         why = "have the same path" if same else f"both match {path}, and neither is the closer"
         mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
     for auth in gateway.auth:
-        if isinstance(auth, JWT):
+        if isinstance(auth, JWT | Certificates | AuthFunction):
             mistakes += auth.mistakes()
-    mistakes += _shared_names(gateway.auth)
+    mistakes += shared_names(gateway.auth)
     return Reading(tuple(_guarded(entries, mistakes)), tuple(mistakes))
 
 
@@ -182,30 +184,6 @@ def _guarded(entries: Sequence[CompiledRoute], mistakes: list[str]) -> Iterator[
         yield replace(entry, passage=replace(passage, is_guarded=True)) if is_guarded else entry
 
 
-def _shared_names(auth: Sequence[Auth]) -> Iterator[str]:
-    """Find issuers that could make tokens for each other's principals, or for those of keys."""
-    has_keys = any(isinstance(each, ApiKeys) for each in auth)
-    issuers: list[JWT] = []
-    for each in auth:
-        if not isinstance(each, JWT):
-            continue
-        # A subject may begin with whatever follows the shorter prefix.
-        others = [
-            other.issuer
-            for other in issuers
-            if other.issuer != each.issuer
-            and (other.prefix.startswith(each.prefix) or each.prefix.startswith(other.prefix))
-        ]
-        if has_keys and not each.prefix:
-            others.append("API keys")
-        for other in others:
-            yield (
-                f"JWT of {each.issuer} and {other} can give principals the same names; give each "
-                "its own prefix, of which none begins with another"
-            )
-        issuers.append(each)
-
-
 class _Reader:
     """Compiles one route, and collects its mistakes."""
 
@@ -215,12 +193,15 @@ class _Reader:
         mistakes: list[str],
         ways: dict[str, UpstreamPaths],
         *,
-        has_auth: bool,
+        auth: Sequence[Auth],
     ) -> None:
         self._route = route
         self._ways = ways
         self._mistakes = mistakes
-        self._has_auth = has_auth
+        self._has_auth = bool(auth)
+        kinds = [getattr(each, "kind", None) for each in auth]
+        # Who has written one without a kind knows what it is called.
+        self._kinds = None if None in kinds else set(map(str, kinds))
 
     def entry(self, cors: CompiledCors | None) -> CompiledRoute | None:
         """Return the route as the engine runs it; None where its path cannot be read.
@@ -252,6 +233,7 @@ class _Reader:
         return CompiledRoute(
             template=template,
             scopes=frozenset(route.scopes),
+            kinds=frozenset(route.by),
             is_public=route.public,
             deadline_s=deadline_s,
             interval_s=interval_s,
@@ -284,6 +266,14 @@ class _Reader:
         for scope in sorted(map(str, route.scopes)):
             if not is_scope(scope):
                 self._note(f'{scope[:40]!r} is no scope; write one such as "orders:write"')
+        if is_a(route.by, str):
+            self._note(f'by is a text; write a set of texts, such as {{"{route.by}"}}')
+        elif route.public and route.by:
+            self._note("is public and says by what it knows who asks; drop one of the two")
+        elif self._kinds is not None:
+            for kind in sorted(set(route.by) - self._kinds):
+                known = ", ".join(sorted(self._kinds)) or "none"
+                self._note(f"by names {kind[:40]!r}, and the gateway's auth knows: {known}")
         if route.public and route.scopes:
             self._note("is public and asks for scopes; nobody would be asked: drop one of the two")
         if not route.public and not self._has_auth:

@@ -28,6 +28,7 @@ class CompiledRoute:
         passage: of a `Forward`.
         page: of what describes the gateway itself.
         priority: of the calls that it makes.
+        kinds: the kinds of credentials that it takes; any where there are none.
         cors: what pages of other origins are told; None for nothing.
     """
 
@@ -43,6 +44,7 @@ class CompiledRoute:
     passage: CompiledForward | None = None
     page: ServedPage | None = None
     priority: Priority = Priority.INTERACTIVE
+    kinds: frozenset[str] = frozenset()
     cors: CompiledCors | None = None
     name: str = field(init=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from synchromesh.context import NEW_TRACE, CallContext
@@ -18,11 +18,12 @@ from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
 from synchromesh.gateway.arrival import FIELDS, NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.origin import Origins
-from synchromesh.gateway.principal import Principal
-from synchromesh.http import Headers, HttpExchange, RawPair, ready_answer
+from synchromesh.http import Headers, HttpExchange, ready_answer
 from synchromesh.http.together import together_on
+from synchromesh.identity import NOBODY
 from synchromesh.resilience import AttemptsLeft, Limiter
 from synchromesh.telemetry import Tracer, outcome_of
 
@@ -41,7 +42,7 @@ class AggregateGate(Protocol):
 
     asker: Asker
     attempts_left: int
-    known: Callable[[Sequence[RawPair]], Principal | None]
+    identification: Identification
     limiter: Limiter
     origins: Origins
     tracer: Tracer
@@ -50,13 +51,14 @@ class AggregateGate(Protocol):
 class FastAggregate:
     """All that is the same for every request of one aggregate."""
 
-    __slots__ = ("buckets", "entry", "gate", "loop", "plan", "record", "together")
+    __slots__ = ("buckets", "entry", "gate", "known", "loop", "plan", "record", "together")
 
     def __init__(
         self, gate: AggregateGate, entry: CompiledRoute, buckets: TokenBuckets | None
     ) -> None:
         self.gate = gate
         self.entry = entry
+        self.known = gate.identification.known(entry.kinds)
         self.plan = AggregatePlan(entry.name, entry.parts, gate.asker)
         self.buckets = buckets
         self.loop = asyncio.get_running_loop()
@@ -70,12 +72,9 @@ class FastAggregate:
         gate, entry = self.gate, self.entry
         if query or exchange.body:
             return False
-        who = ""
-        if not entry.is_public:
-            principal = gate.known(exchange.pairs)
-            if principal is None or not entry.scopes <= principal.scopes:
-                return False
-            who = principal.name
+        principal = NOBODY if entry.is_public else self.known(exchange)
+        if principal is None or not entry.scopes <= principal.scopes:
+            return False
         try:
             given = arguments_of(entry.parts, places or {})
         except BadRequest:
@@ -95,7 +94,7 @@ class FastAggregate:
             trace_id=trace_id,
             span_id=ids[32:],
             caller=gate.tracer.service,
-            principal=who,
+            principal=principal,
             deadline_s=now + entry.deadline_s,
             attempts_left=gate.attempts_left,
             priority=entry.priority,
@@ -103,6 +102,7 @@ class FastAggregate:
         )
         asked = AggregateExchange(self, exchange, context, now, arrived)
         if self.buckets is not None:
+            who = principal.name
             if not who:
                 headers = Headers.from_wire(exchange.pairs)
                 who = gate.origins.of_request(exchange.peer, headers).client
@@ -202,8 +202,8 @@ class AggregateExchange:
     def _close(self, status: str, noted: dict[str, str]) -> None:
         plan, context, arrived = self._plan, self._context, self._arrived
         parent_id = ""
-        if context.principal:
-            noted = {"principal": context.principal, **noted}
+        if context.principal.name:
+            noted = {"principal": context.principal.name, **noted}
         if arrived is not NOTHING:
             parent_id = arrived.parent_id
             if arrived.request_id:

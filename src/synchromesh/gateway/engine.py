@@ -36,7 +36,6 @@ from synchromesh.errors import (
     Forbidden,
     RateLimited,
     SynchromeshError,
-    Unauthenticated,
 )
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import (
@@ -56,15 +55,18 @@ from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import ORIGIN, WANTED_METHOD, read_cors
 from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.forward import CompiledForward, answer_of
+from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.names import opened
 from synchromesh.gateway.origin import Origins
-from synchromesh.gateway.principal import Authenticator, Folders, Principal
+from synchromesh.gateway.principal import Authenticator, Folders
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routes import Gateway
 from synchromesh.gateway.routing import Routing
 from synchromesh.gateway.tunnels import TunnelPlaces
 from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, problem_response
+from synchromesh.identity import NOBODY, Principal
 from synchromesh.resilience import Limiter, LimitOptions
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Span, Tracer
@@ -74,7 +76,6 @@ REREAD_EVERY_S = 1.0
 
 _log = logging.getLogger("synchromesh.gateway")
 
-_NOBODY = Principal("", frozenset())
 _JSON = ("content-type", "application/json")
 
 
@@ -123,7 +124,7 @@ class GatewayEngine:
         self._cors = None if gateway.cors is None else read_cors(gateway.cors, lambda _: None)
         self._caller = caller
         self._tracer = tracer
-        self._authenticators = tuple(authenticators)
+        self._identification = Identification(authenticators)
         self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
         last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
         self._asker = Asker(caller, last)
@@ -169,7 +170,7 @@ class GatewayEngine:
         authenticators: list[Authenticator] = []
         for auth in gateway.auth:
             try:
-                authenticators.append(auth.open(folders, runtime))
+                authenticators.append(opened(auth, gateway.auth, folders, runtime))
             except ConfigError as error:
                 mistakes.append(error.message)
         if mistakes:
@@ -194,13 +195,11 @@ class GatewayEngine:
 
     def refresh(self) -> None:
         """Look once whether what credentials are verified by has changed."""
-        for authenticator in self._authenticators:
-            authenticator.refresh()
+        self._identification.refresh()
 
     async def close(self) -> None:
         """End what verifies credentials. May be repeated."""
-        for authenticator in self._authenticators:
-            await authenticator.close()
+        await self._identification.close()
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer one request; it raises nothing but its own cancellation."""
@@ -224,7 +223,7 @@ class GatewayEngine:
             forwarder=self._forwarder,
             tracer=self._tracer,
             limiter=self._limiter,
-            authenticators=self._authenticators,
+            identification=self._identification,
             asker=self._asker,
             attempts_left=self._caller.root().attempts_left,
         ).begin
@@ -355,21 +354,15 @@ class GatewayEngine:
                 )
         if principal.name:
             asked.span.note("principal", principal.name)
-        return msgspec.structs.replace(context, principal=principal.name)
+        return msgspec.structs.replace(context, principal=principal)
 
     async def _identify(self, asked: _Asked) -> None:
         """Find out who asks, unless anybody may; it may wait. Raises _Refusal."""
-        if asked.entry.is_public:
-            return
-        for authenticator in self._authenticators:
+        if not asked.entry.is_public:
             try:
-                principal = await authenticator.authenticate(asked.request.headers)
+                asked.principal = await self._identification.of(asked.request, asked.entry.kinds)
             except CallError as error:
                 raise _Refusal(error) from error
-            if principal is not None and principal.name:
-                asked.principal = principal
-                return
-        raise _Refusal(Unauthenticated("this needs a credential, and none came that is known here"))
 
     # -- what is asked -----------------------------------------------------------------------------
 
@@ -484,7 +477,7 @@ class _Asked:
     request: HttpRequest
     span: Span
     headers: list[tuple[str, str]]
-    principal: Principal = _NOBODY
+    principal: Principal = NOBODY
 
 
 class _Refusal(Exception):
@@ -497,4 +490,4 @@ class _Refusal(Exception):
 
 def _under(context: CallContext, key: str) -> CallContext:
     """Put a call under a principal's key: another's would be answered with another's answer."""
-    return msgspec.structs.replace(context, key=f"{digest(context.principal.encode())}/{key}")
+    return msgspec.structs.replace(context, key=f"{digest(context.principal.name.encode())}/{key}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -37,13 +37,14 @@ from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
 from synchromesh.gateway.forward import ODD, PRINCIPAL, answer_of, look
+from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.passing import ForwardExchange, ForwardPlace
-from synchromesh.gateway.principal import Authenticator, Principal, known_by
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routing import Routing
 from synchromesh.http import Body, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.together import together_on
+from synchromesh.identity import NOBODY, Principal
 from synchromesh.resilience import Limiter
 from synchromesh.telemetry import Tracer, outcome_of
 
@@ -66,7 +67,7 @@ class Gate:
         routing: the routes.
         forwarder: has the ways to the upstreams, and goes on where an attempt failed.
         limiter: bounds what is in flight.
-        authenticators: say who asks.
+        identification: says who asks.
         asker: asks the operations of aggregates.
         attempts_left: the extra attempts of each request's tree.
     """
@@ -78,7 +79,7 @@ class Gate:
         forwarder: Forwarder,
         tracer: Tracer,
         limiter: Limiter,
-        authenticators: Sequence[Authenticator],
+        identification: Identification,
         asker: Asker,
         attempts_left: int,
     ) -> None:
@@ -101,7 +102,7 @@ class Gate:
         self.forwarder = forwarder
         self.tracer = tracer
         self.limiter = limiter
-        self.known = known_by(authenticators)
+        self.identification = identification
         self.attempts_left = attempts_left
 
     def begin(self, exchange: HttpExchange) -> bool:
@@ -161,7 +162,9 @@ class Gate:
         found = self._find(request.method.encode(), request.path.encode("latin-1"))
         assert found is not None, "it was found before"
         began_s = begun.began_s
-        status, noted = "ok", {"principal": context.principal} if context.principal else {}
+        status, noted, who = "ok", {}, context.principal.name
+        if who:
+            noted["principal"] = who
         if arrived.request_id:
             noted["request_id"] = arrived.request_id
         try:
@@ -238,8 +241,8 @@ class FastForward:
     __slots__ = (
         "body_bytes_max", "breaker", "buckets", "budget", "deadline_s", "draw", "edge", "entry",
         "gate", "has_cors", "has_places", "hops", "is_external", "is_idempotent", "is_public",
-        "leading", "limiter", "loop", "method", "name", "needs_origin", "odd", "passed", "path",
-        "places", "priority", "record", "record_call", "scopes", "service", "shared",
+        "known", "leading", "limiter", "loop", "method", "name", "needs_origin", "odd", "passed",
+        "path", "places", "priority", "record", "record_call", "scopes", "service", "shared",
         "states_length", "tells_origin", "tells_principal", "timeout_s", "together",
         "tracker",
     )  # fmt: skip
@@ -273,6 +276,7 @@ class FastForward:
         if self.has_cors:
             self.odd |= {b"origin"}
         self.scopes = entry.scopes
+        self.known = gate.identification.known(entry.kinds)
         self.method = method
         self.path = passage.path.encode()
         self.has_places = b"{" in self.path
@@ -319,14 +323,11 @@ class FastForward:
         if looked is None:
             return False
         arrived, told = looked
-        who = ""
-        if not self.is_public:
-            principal = gate.known(exchange.pairs)
-            if principal is None or not self.scopes <= principal.scopes:
-                return False
-            who = principal.name
-            if self.tells_principal:
-                lines.append(self._told(principal))
+        who = NOBODY if self.is_public else self.known(exchange)
+        if who is None or not self.scopes <= who.scopes:
+            return False
+        if self.tells_principal:
+            lines.append(self._told(who))
         origin = None
         if self.needs_origin:
             kept = gate.origins.kept.get((exchange.peer.rpartition(":")[0], host, told))
@@ -385,7 +386,7 @@ class FastForward:
         exchange, who = sent.exchange, sent.principal
         body = exchange.body
         if self.buckets is not None:
-            wait_s = self.buckets.take(who or sent.client, now)
+            wait_s = self.buckets.take(who.name or sent.client, now)
             if wait_s:
                 sent.turn_away(wait_s)
                 return

@@ -197,7 +197,7 @@ class CompiledForward:
             body=None if body is None or body.length == 0 else body,
             context=context,
             is_external=is_external,
-            client=context.principal or origin.client,
+            client=context.principal.name or origin.client,
             quiet_s=self.quiet_s if is_switching else None,
         )
 

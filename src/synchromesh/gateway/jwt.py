@@ -11,7 +11,9 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
+
+import msgspec
 
 from synchromesh.errors import CallError, ConfigError, RemoteFailed, Shed, Unauthenticated
 from synchromesh.gateway.jwks import Fetcher, FileKeys, KeySource, UrlKeys, mistake_of
@@ -20,7 +22,6 @@ from synchromesh.gateway.principal import (
     API_KEY,
     AUTHORIZATION,
     Folders,
-    Principal,
     bearer_of,
     credential_of,
 )
@@ -34,7 +35,8 @@ from synchromesh.gateway.tokens import (
     judge,
     need_joserfc,
 )
-from synchromesh.http import Headers, RawPair
+from synchromesh.http import HttpExchange, HttpRequest
+from synchromesh.identity import Principal
 from synchromesh.runtime import Runtime
 
 LEEWAY_MAX_S = 600.0
@@ -66,6 +68,8 @@ class JWT:
         scopes_claim: the claims whose texts, or lists of texts, are the scopes; "a.b" is b in a.
         principal_claim: the claim that names who asks.
         prefix: what the names of principals begin with.
+        claims: those that services are told of whoever asks (`Principal.claim`), under these names:
+            texts, whole numbers, true or false, and lists of texts. "a.b" is b in a.
         grants: returns more scopes by what a token says, or refuses it by raising `Unauthenticated`
             or `Forbidden`; it must not wait.
         required: claims that have to be there, besides exp, iss, aud and who asks.
@@ -78,6 +82,8 @@ class JWT:
         'jwt:'
     """
 
+    kind: ClassVar[str] = "token"
+
     issuer: str
     audience: str | Sequence[str]
     jwks: str = ""
@@ -85,6 +91,7 @@ class JWT:
     scopes_claim: str | Sequence[str] = "scope"
     principal_claim: str = "sub"
     prefix: str = "jwt:"
+    claims: Sequence[str] = ()
     grants: Callable[[Claims], Iterable[str]] | None = None
     required: Sequence[str] = ()
     typ: str = ""
@@ -114,6 +121,7 @@ class JWT:
             principal_claim=self.principal_claim,
             scopes_claims=_texts(self.scopes_claim),
             prefix=self.prefix,
+            told=_texts(self.claims),
             required=tuple(self.required),
             typ=self.typ,
             leeway_s=self.leeway_s,
@@ -186,7 +194,7 @@ class TokenVerifier:
         self._kept_by = source.keys
         self._swept_s = float("-inf")
 
-    async def authenticate(self, headers: Headers) -> Principal | None:
+    async def authenticate(self, request: HttpRequest) -> Principal | None:
         """Return whose token it is; None where there is none, or one of another issuer.
 
         Raises:
@@ -195,13 +203,13 @@ class TokenVerifier:
             Shed: the keys of the issuer are not there yet.
             RemoteFailed: `grants` failed.
         """
-        found = credential_of(headers)
+        found = credential_of(request.headers)
         if found is None or found[0] == API_KEY:
             return None
         token, field = bearer_of(found[1]), found[1].encode("latin-1")
         if token is None or token.startswith(PREFIX):
             return None
-        known = self.known([(_AUTHORIZATION, field)])
+        known = self._kept_for(field)
         if known is not None:
             return known
         if issuer_of(token) != self._rules.issuer:
@@ -221,16 +229,17 @@ class TokenVerifier:
         self._keep(field, principal, verified.expires_s)
         return principal
 
-    def known(self, fields: Sequence[RawPair]) -> Principal | None:
+    def known(self, exchange: HttpExchange) -> Principal | None:
         """Return whose token it is where that was found out before; None leaves it open."""
         field = None
-        for name, value in fields:
+        for name, value in exchange.pairs:
             if name in (_AUTHORIZATION, _API_KEY):
                 if field is not None or name == _API_KEY:
                     return None  # which of them counts is unclear, or it is no token
                 field = value
         if field is None:
             return None
+        # As `_kept_for` does, without its frame.
         if self._kept_by is not self._source.keys:
             self._forget()
         kept = self._kept.get(self._digest(field))
@@ -249,6 +258,12 @@ class TokenVerifier:
     def __repr__(self) -> str:
         return f"<TokenVerifier of {self._rules.issuer}, {len(self._kept)} verified>"
 
+    def _kept_for(self, field: bytes) -> Principal | None:
+        if self._kept_by is not self._source.keys:
+            self._forget()
+        kept = self._kept.get(self._digest(field))
+        return kept[0] if kept is not None and kept[1] * 1e6 > self._wall_us() else None
+
     def _judge(self, token: str) -> Verified:
         keys = self._source.keys
         if keys is None:
@@ -265,7 +280,12 @@ class TokenVerifier:
         except Exception as error:
             _log.exception("the grants of tokens of %s failed", self._rules.issuer)
             raise RemoteFailed("what the token grants could not be found out") from error
-        return Principal(verified.principal.name, verified.principal.scopes | more)
+        principal = verified.principal
+        granted = msgspec.structs.replace(principal, scopes=principal.scopes | more)
+        if not granted.is_short():
+            _log.error("the grants of tokens of %s are too many", self._rules.issuer)
+            raise RemoteFailed("what the token grants is too much")
+        return granted
 
     def _keep(self, field: bytes, principal: Principal, expires_s: float) -> None:
         if self._kept_by is not self._source.keys:

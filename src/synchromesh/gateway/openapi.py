@@ -113,8 +113,11 @@ class _Writer:
         self.schemas = Schemas()
         self.security: dict[str, Json] = {}
         self._paths: dict[str, str] = {}
+        self._kinds: dict[str, str] = {}
         for each in auth:
-            self.security |= _security_of(each)
+            ways = _security_of(each)
+            self.security |= ways
+            self._kinds |= dict.fromkeys(ways, getattr(each, "kind", ""))
 
     def path(self, template: Template) -> tuple[str, dict[str, str]]:
         """Return a path as it is shown, and what its places are called there.
@@ -150,7 +153,13 @@ class _Writer:
             told.append(f"Needs the scopes {', '.join(sorted(entry.scopes))}.")
         written["description"] = "\n\n".join(filter(None, (written["description"], " ".join(told))))
         written["security"] = (
-            [] if entry.is_public else [{name: sorted(entry.scopes)} for name in self.security]
+            []
+            if entry.is_public
+            else [
+                {name: sorted(entry.scopes)}
+                for name in self.security
+                if not entry.kinds or self._kinds[name] in entry.kinds
+            ]
         )
         if not entry.is_public:
             written["responses"]["401"] = problem(401)

@@ -41,6 +41,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
         operation: what answers; of a forward the upstream, and the path there; of a page, what
             it is.
         scopes: what the principal has to hold, all of them.
+        by: the kinds of credentials that it takes; any where there are none.
         headers: of a forward, the request headers that pass besides the usual ones.
     """
 
@@ -55,13 +56,15 @@ class RouteOutline(msgspec.Struct, frozen=True):
     fallback: str = ""
     body_max: str = ""
     headers: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
 
     @property
     def who(self) -> str:
         """Who may use the route, in words."""
         if self.is_public:
             return "anybody"
-        return ", ".join(self.scopes) or "any principal"
+        who = ", ".join(self.scopes) or "any principal"
+        return f"{who}, by {' or '.join(self.by)}" if self.by else who
 
 
 def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
@@ -110,6 +113,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 fallback=fallback,
                 body_max=body_max,
                 headers=headers,
+                by=tuple(sorted(route.by)),
             )
         )
     return (*outlines, *map(_page, entries[len(gateway.routes) :]))

@@ -38,6 +38,7 @@ from synchromesh.http import (
 from synchromesh.http.body import Framing
 from synchromesh.http.client import ClientConnection, ExchangeOwner
 from synchromesh.http.together import TurnWrites
+from synchromesh.identity import Principal
 from synchromesh.resilience import (
     Breaker,
     Classification,
@@ -136,7 +137,7 @@ class ForwardExchange(ClientExchange):
 
     Attributes:
         exchange: with the client.
-        principal: who asks, "" for anybody.
+        principal: who asks; `NOBODY` for anybody.
         trace_id, span_id: of the gateway's span; the call's own is below it.
         began_s: when it came.
         origin: whom it comes from, where nobody knows who asks or the upstream is told.
@@ -175,7 +176,7 @@ class ForwardExchange(ClientExchange):
         plan: ForwardPlan,
         exchange: HttpExchange,
         place: ForwardPlace,
-        principal: str,
+        principal: Principal,
         ids: str,
         began_s: float,
         origin: ClientOrigin | None,
@@ -193,8 +194,8 @@ class ForwardExchange(ClientExchange):
         self.call_span_id = ids[48:]
         self.began_s = began_s
         self.origin = origin
-        if principal:
-            self.noted = {"principal": principal}
+        if principal.name:
+            self.noted = {"principal": principal.name}
 
     def arrive(self, arrived: Arrival, closer: Sequence[RawPair]) -> None:
         """Continue the client's trace, and keep what its answer says of its name and its page."""
@@ -211,8 +212,9 @@ class ForwardExchange(ClientExchange):
     @property
     def client(self) -> str:  # type: ignore[override]
         """Who asks, or from where: each has a share of the answers that are under way."""
-        if self.principal or self.origin is None:
-            return self.principal
+        name = self.principal.name
+        if name or self.origin is None:
+            return name
         return self.origin.client
 
     # -- what the upstream's connection tells ----------------------------------------------------

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from synchromesh.errors import Unauthenticated
-from synchromesh.http import Headers, RawPair
+from synchromesh.http import Headers, HttpExchange, HttpRequest
+from synchromesh.identity import Principal
 from synchromesh.runtime import Runtime
 
 AUTHORIZATION = "authorization"
 API_KEY = "x-api-key"
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Says who asks, and what they may do.
-
-    Example:
-        >>> Principal("shop", frozenset({"orders:write"})).name
-        'shop'
-    """
-
-    name: str
-    scopes: frozenset[str]
+NAME_MAX = 128
 
 
 class Authenticator(Protocol):
     """Tells who asks, at work."""
 
-    async def authenticate(self, headers: Headers) -> Principal | None:
-        """Return who asks, or None where the headers carry no credential of this kind.
+    async def authenticate(self, request: HttpRequest) -> Principal | None:
+        """Return who asks, or None where the request carries no credential of this kind.
+
+        Its body may still be to come, and is none of its business.
 
         Raises:
             Unauthenticated: there is one, and it is not valid.
@@ -49,15 +40,15 @@ class Authenticator(Protocol):
         ...
 
 
-# Says who asks by the raw fields of a request, at once; None has `authenticate` asked.
-Known: TypeAlias = Callable[[Sequence[RawPair]], Principal | None]
+# Says who asks by a request as it came, at once; None has `authenticate` asked.
+Known: TypeAlias = Callable[[HttpExchange], Principal | None]
 
 
 @runtime_checkable
 class QuickAuthenticator(Protocol):
     """Is an `Authenticator` that knows some principals without waiting."""
 
-    def known(self, fields: Sequence[RawPair]) -> Principal | None:
+    def known(self, exchange: HttpExchange) -> Principal | None:
         """Return who asks where that is sure at once; None has `authenticate` asked."""
         ...
 
@@ -123,24 +114,23 @@ def bearer_of(value: str) -> str | None:
     return token.strip(" ") if scheme.lower() == "bearer" else None
 
 
-def known_by(authenticators: Sequence[Authenticator]) -> Known:
-    """Return what knows principals at once: the first that is sure decides.
+def is_name(text: object) -> bool:
+    """Return whether a text can be the name of a principal: 1 to 128 printable characters."""
+    return isinstance(text, str) and 0 < len(text) <= NAME_MAX and text.isprintable()
 
-    One that cannot tell at once leaves those behind it to `authenticate`, which keeps the order.
+
+def taken_name(name: str, reserved: Mapping[str, str]) -> str:
+    """Return why a principal must not have a name; "" where it may.
+
+    Example:
+        >>> reserved = {"jwt:": "tokens of https://id"}
+        >>> taken_name("jwt:ada", reserved)[:44], taken_name("ada", reserved)
+        ("the principal 'jwt:ada' has a name as tokens", '')
     """
-    quick: list[Known] = []
-    for each in authenticators:
-        if not isinstance(each, QuickAuthenticator):
-            break
-        quick.append(each.known)
-    if len(quick) == 1:
-        return quick[0]
-
-    def known(fields: Sequence[RawPair]) -> Principal | None:
-        for ask in quick:
-            found = ask(fields)
-            if found is not None:
-                return found
-        return None
-
-    return known
+    for prefix, who in reserved.items():
+        if name.startswith(prefix):
+            return (
+                f"the principal {name[:80]!r} has a name as {who} give it: give it another, which "
+                f"does not begin with {prefix!r}"
+            )
+    return ""

@@ -46,6 +46,8 @@ class Route:
         scopes: what the principal has to hold, all of them.
         rate: bounds each principal; on a public route each client address.
         public: answers without a principal. Routes are closed unless they say so (G1).
+        by: the kinds of credentials that it takes: "key", "token", "certificate", or that of an
+            authenticator of your own; any where there are none.
         deadline: bounds the answer, retries too.
         fallback: what a query answers where the service fails; never where it says no. The answer
             says so in `Synchromesh-Fallback`, with its age (F1).
@@ -69,6 +71,7 @@ class Route:
     scopes: AbstractSet[str] = frozenset()
     rate: Rate | None = None
     public: bool = False
+    by: AbstractSet[str] = frozenset()
     deadline: str = "5s"
     fallback: Static | Stale | None = None
     priority: str = "interactive"
@@ -103,7 +106,7 @@ class Forward:
         body_max: how long a request's body may be; an answer's may have any length.
         websocket: whether a client may have a WebSocket to the upstream, where that takes it.
         quiet: how long nothing may move in one, either way.
-        scopes, rate, public, priority, cors: as for a `Route`.
+        scopes, rate, public, by, priority, cors: as for a `Route`.
         deadline: when the answer has to begin. Where a body is sent that is counted from its end.
 
     Example:
@@ -127,6 +130,7 @@ class Forward:
     scopes: AbstractSet[str] = frozenset()
     rate: Rate | None = None
     public: bool = False
+    by: AbstractSet[str] = frozenset()
     deadline: str = "5s"
     priority: str = "interactive"
     cors: Cors | None = None
@@ -207,7 +211,7 @@ class Aggregate:
     Attributes:
         route: GET and a path, such as "GET /machines/{id}".
         branches: by name; at least one is required.
-        scopes, rate, public, deadline, priority, cors: as for a `Route`.
+        scopes, rate, public, by, deadline, priority, cors: as for a `Route`.
 
     Example:
         >>> from typing import Protocol
@@ -234,6 +238,7 @@ class Aggregate:
     scopes: AbstractSet[str] = frozenset()
     rate: Rate | None = None
     public: bool = False
+    by: AbstractSet[str] = frozenset()
     deadline: str = "5s"
     priority: str = "interactive"
     cors: Cors | None = None
@@ -269,7 +274,9 @@ class Gateway:
 
     Attributes:
         routes: what it answers; anything else is 404, or 405 on another method's path.
-        auth: tells who asks, tried in order; the first that knows the kind of credential decides.
+        auth: tells who asks, asked in order; the first that knows the credential of a request
+            decides. `Certificates` look at its connection: where that has one, both have to name
+            the same principal.
         in_flight_max: requests that are worked on at once, each until its answer begins; one more
             is answered 503.
         tunnels_max: WebSockets that are open at once; one client has a quarter of them at most.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from synchromesh.errors import ConfigError, MissingExtra, Unauthenticated
-from synchromesh.gateway.principal import Principal
+from synchromesh.identity import PRINCIPAL_BYTES_MAX, Claim, Principal
 
 if TYPE_CHECKING:
     from joserfc.jwk import Key
@@ -94,6 +94,7 @@ class TokenRules:
     principal_claim: str
     scopes_claims: tuple[str, ...]
     prefix: str
+    told: tuple[str, ...]
     required: tuple[str, ...]
     typ: str
     leeway_s: float
@@ -295,7 +296,26 @@ def _principal_of(claims: Claims, rules: TokenRules) -> Principal:
     scopes: set[str] = set()
     for name in rules.scopes_claims:
         scopes.update(_scopes_of(claim_of(claims, name), name))
-    return Principal(rules.prefix + who, frozenset(scopes))
+    told = tuple(
+        (name, _claim(value, name))
+        for name in rules.told
+        if (value := claim_of(claims, name)) is not None
+    )
+    principal = Principal(rules.prefix + who, frozenset(scopes), "token", rules.issuer, told)
+    if not principal.is_short():
+        raise _invalid(
+            f"its scopes and claims are longer than {PRINCIPAL_BYTES_MAX} bytes; have its issuer "
+            "put fewer into it"
+        )
+    return principal
+
+
+def _claim(value: object, name: str) -> Claim:
+    if isinstance(value, str | int):
+        return value
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    raise _invalid(f"its claim {name} is no text, whole number, true or false, or list of texts")
 
 
 def claim_of(claims: Claims, name: str) -> object:

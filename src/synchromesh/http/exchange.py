@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from synchromesh.http.body import Body
-from synchromesh.http.message import Headers, HttpRequest, HttpResponse, RawPair
+from synchromesh.http.message import Connected, Headers, HttpRequest, HttpResponse, RawPair
+
+if TYPE_CHECKING:
+    from synchromesh.certificate import ClientCertificate
 
 
 class ResponseWriter(Protocol):
     """Writes the response of an exchange; a server connection is one."""
 
     peer: str
+
+    @property
+    def transport(self) -> Connected:
+        """The connection."""
+        ...
 
     def answered(self, head: bytes, body: bytes) -> None:
         """Write a complete response at once, and go on with the next request."""
@@ -163,7 +171,7 @@ class HttpExchange:
 
     def request(self) -> HttpRequest:
         """Return the request as a coroutine handler gets it."""
-        target = self.target.decode("latin-1")
+        target, writer = self.target.decode("latin-1"), self._writer
         path, _, query = target.partition("?")
         return HttpRequest(
             self.method.decode("ascii"),
@@ -174,7 +182,17 @@ class HttpExchange:
             self.body,
             self.peer,
             self.stream,
+            None if writer is None else writer.transport,
         )
+
+    @property
+    def certificate(self) -> ClientCertificate | None:
+        """What the client has proved itself by, by TLS; None where it has not, or has gone."""
+        if self._writer is None:
+            return None
+        found: ClientCertificate | None
+        found = self._writer.transport.get_extra_info("client_certificate")
+        return found
 
     def __repr__(self) -> str:
         # The query and the headers may carry what must not be logged.

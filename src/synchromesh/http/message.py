@@ -13,12 +13,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import msgspec
 
 from synchromesh.errors import PROBLEM_PREFIX, SynchromeshError, to_problem
 from synchromesh.http.body import Body, Framing
+
+if TYPE_CHECKING:
+    from synchromesh.certificate import ClientCertificate
 
 Pairs: TypeAlias = Iterable[tuple[str, str]]
 # A header field as the parser has checked it: its name in lower case, its value without blanks.
@@ -128,6 +131,14 @@ class Headers:
         return self._by_name
 
 
+class Connected(Protocol):
+    """What is known of a connection; transports of asyncio are such."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what is known under a name."""
+        ...
+
+
 class HttpRequest(msgspec.Struct, frozen=True):
     """Is one request as the server read it, its body decoded from any chunks.
 
@@ -142,6 +153,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
         body: the whole body; empty if there is none, or it is to be read from `stream`.
         peer: `host:port` of the client's end; empty where the transport does not know it.
         stream: the body while it comes, where the handler asked for that; else None.
+        connection: that it came by; None where it came by none.
 
     Example:
         >>> HttpRequest("GET", "/stock?sku=SX90", "/stock", "sku=SX90", Headers(), b"")
@@ -156,6 +168,15 @@ class HttpRequest(msgspec.Struct, frozen=True):
     body: bytes
     peer: str = ""
     stream: Body | None = None
+    connection: Connected | None = None
+
+    @property
+    def certificate(self) -> ClientCertificate | None:
+        """What the client has proved itself by, by TLS; None where it has not."""
+        if self.connection is None:
+            return None
+        found: ClientCertificate | None = self.connection.get_extra_info("client_certificate")
+        return found
 
     def __repr__(self) -> str:
         # The query and the headers may carry what must not be logged.

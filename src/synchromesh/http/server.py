@@ -168,6 +168,14 @@ class HttpServer:
         await self.close()
         return cut
 
+    def renew(self, idle_s: float) -> None:
+        """End the connections that are open, as `drain` does, and go on accepting others.
+
+        What was found out about them when they were opened may be so no longer.
+        """
+        for connection in list(self._connections):
+            connection.drain(idle_s)
+
     async def close(self) -> None:
         """Stop accepting, cut every connection, and wait for cancelled handlers. Repeatable."""
         self._is_draining = True

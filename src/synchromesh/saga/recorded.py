@@ -13,6 +13,7 @@ import msgspec
 
 from synchromesh.codec import decode, digest
 from synchromesh.errors import BadRequest, SagaError, readable
+from synchromesh.identity import NOBODY
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.function import Function
 from synchromesh.saga.records import RecordKind, SagaCause, SagaRecord, SagaStatus
@@ -117,7 +118,7 @@ def row_of(run: RecordedRun) -> SagaRow:
         trace_id="0" * 32,
         span_id="0" * 16,
         caller="",
-        principal="",
+        principal=NOBODY,
         deadline_us=2**62,
         result=None,
         started_us=0,

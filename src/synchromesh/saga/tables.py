@@ -11,6 +11,7 @@ import msgspec
 from synchromesh.codec import decode, encode, to_datetime
 from synchromesh.errors import ConstraintFailed, Fenced, SagaConflict, SagaError, SagaLocked
 from synchromesh.events import NewEvent, append_each
+from synchromesh.identity import NOBODY, Principal, principal_of, principal_text
 from synchromesh.saga.records import (
     ENDED,
     UNFINISHED,
@@ -90,7 +91,7 @@ class SagaRow(msgspec.Struct, frozen=True):
     trace_id: str
     span_id: str
     caller: str
-    principal: str
+    principal: Principal
     deadline_us: int
     result: bytes | None
     started_us: int
@@ -344,7 +345,8 @@ async def _put(unit: Unit, parts: Sequence[Part], epoch: int) -> None:
 def _values(row: SagaRow, epoch: int) -> tuple[SqlValue, ...]:
     return (
         row.id, row.name, row.version, row.lock_key, row.digest, row.input, row.status._value_,
-        row.reason, row.owner, row.trace_id, row.span_id, row.caller, row.principal,
+        row.reason, row.owner, row.trace_id, row.span_id, row.caller,
+        "" if row.principal == NOBODY else principal_text(row.principal),
         row.deadline_us, row.result, row.started_us, row.ended_us, epoch,
     )  # fmt: skip
 
@@ -468,7 +470,7 @@ def row_of(row: Row) -> SagaRow:
         trace_id=str(row[9]),
         span_id=str(row[10]),
         caller=str(row[11]),
-        principal=str(row[12]),
+        principal=principal_of(str(row[12])),
         deadline_us=_int(row[13]),
         result=None if row[14] is None else _bytes(row[14]),
         started_us=_int(row[15]),

@@ -26,6 +26,7 @@ from synchromesh.errors import (
     from_problem,
 )
 from synchromesh.events import AppendReceipt
+from synchromesh.identity import Principal
 from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
 from synchromesh.runtime import Runtime
 from synchromesh.saga import SagaDefinition, SagaRun
@@ -138,8 +139,8 @@ class Context:
         return self._context.trace_id
 
     @property
-    def principal(self) -> str:
-        """On whose behalf the call is made, "" for the calling service's own."""
+    def principal(self) -> Principal:
+        """On whose behalf the call is made, `NOBODY` for the calling service's own."""
         return self._context.principal
 
     @property

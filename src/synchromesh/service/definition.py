@@ -6,6 +6,7 @@ import datetime as dt
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -37,12 +38,17 @@ I = TypeVar("I")  # noqa: E741  the input of a saga
 
 @dataclass(frozen=True, slots=True)
 class HandlerDefinition:
-    """An operation and its handler; `signature` is that of the function."""
+    """An operation and its handler; `signature` is that of the function.
+
+    Attributes:
+        scopes: what the principal of a call has to hold, all of them.
+    """
 
     operation: Operation[..., Any]
     function: Callable[..., Awaitable[Any]]
     is_unit: bool
     signature: inspect.Signature
+    scopes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,7 @@ class Service:
         return tuple(f"{what}: {', '.join(names)}" for what, names in named.items() if names)
 
     def writes(
-        self, operation: Command[P, R]
+        self, operation: Command[P, R], *, scopes: AbstractSet[str] = frozenset()
     ) -> Callable[
         [Callable[Concatenate[Transaction, P], Awaitable[R]]],
         Callable[Concatenate[Transaction, P], Awaitable[R]],
@@ -138,18 +144,23 @@ class Service:
 
         The function may await only its transaction, may be run again after a conflict, and takes
         effect once per idempotency key.
+
+        Args:
+            operation: of the contract.
+            scopes: what the principal of a call has to hold, all of them; others are `Forbidden`,
+                and so is a call for nobody.
         """
 
         def register(
             function: Callable[Concatenate[Transaction, P], Awaitable[R]],
         ) -> Callable[Concatenate[Transaction, P], Awaitable[R]]:
-            self._handle(operation, function, is_unit=True)
+            self._handle(operation, function, scopes, is_unit=True)
             return function
 
         return register
 
     def handles(
-        self, operation: Operation[P, R]
+        self, operation: Operation[P, R], *, scopes: AbstractSet[str] = frozenset()
     ) -> Callable[
         [Callable[Concatenate[Context, P], Awaitable[R]]],
         Callable[Concatenate[Context, P], Awaitable[R]],
@@ -158,12 +169,16 @@ class Service:
 
         A `Rejection` that it raises says that nothing was done: it is recorded as that, and an undo
         of the call then does nothing. Refuse before the first effect; what needs undoing is a saga.
+
+        Args:
+            operation: of the contract.
+            scopes: as for `writes`.
         """
 
         def register(
             function: Callable[Concatenate[Context, P], Awaitable[R]],
         ) -> Callable[Concatenate[Context, P], Awaitable[R]]:
-            self._handle(operation, function, is_unit=False)
+            self._handle(operation, function, scopes, is_unit=False)
             return function
 
         return register
@@ -362,7 +377,12 @@ class Service:
                 )
 
     def _handle(
-        self, operation: Operation[..., Any], function: Callable[..., Any], *, is_unit: bool
+        self,
+        operation: Operation[..., Any],
+        function: Callable[..., Any],
+        scopes: AbstractSet[str],
+        *,
+        is_unit: bool,
     ) -> None:
         if self._offered.get(operation.name) is not operation:
             raise ContractError(
@@ -372,8 +392,16 @@ class Service:
         if operation.name in self.operations:
             raise ContractError(f"{operation.full_name} is handled twice; remove one handler")
         _check_async(function, f"the handler of {operation.full_name}")
+        given: object = scopes
+        if isinstance(given, str):
+            raise ContractError(
+                f"the scopes of {operation.full_name} are a text; write a set, such as "
+                f'{{"{scopes}"}}'
+            )
         signature = inspect.signature(function)
-        self.operations[operation.name] = HandlerDefinition(operation, function, is_unit, signature)
+        self.operations[operation.name] = HandlerDefinition(
+            operation, function, is_unit, signature, frozenset(scopes)
+        )
 
     def __repr__(self) -> str:
         return (

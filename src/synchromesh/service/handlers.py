@@ -50,6 +50,7 @@ from synchromesh.errors import (
     Rejection,
     SagaUndone,
 )
+from synchromesh.identity import Principal
 from synchromesh.sealing import open_sealed
 from synchromesh.service.context import (
     Context,
@@ -68,7 +69,7 @@ class Begun(msgspec.Struct, frozen=True):
 
     operation: str
     arguments: msgspec.Raw
-    principal: str
+    principal: Principal
     trace_id: str
 
 
@@ -97,9 +98,13 @@ class Operations:
         It returns the answer's JSON, and raises:
             Rejection: the business no, fresh or recorded.
             KeyReused, KeyUndone, InProgress: what the idempotency key forbids.
+            Forbidden: the principal of the call lacks a scope.
         """
         return {
-            name: self._command if handled.operation.is_command else self._query_of(handled)
+            name: _guarded(
+                self._command if handled.operation.is_command else self._query_of(handled),
+                handled.scopes,
+            )
             for name, handled in self._service.operations.items()
         }
 
@@ -388,6 +393,21 @@ def _takes_in_order(signature: inspect.Signature, names: tuple[str, ...]) -> boo
 
 def _digest(incoming: Incoming) -> str:
     return incoming.operation.digest(incoming.arguments)
+
+
+def _guarded(
+    handle: Callable[[Incoming], Awaitable[bytes]], scopes: frozenset[str]
+) -> Callable[[Incoming], Awaitable[bytes]]:
+    """Return a handler that refuses principals without a scope; where none is asked for, itself."""
+    if not scopes:
+        return handle
+    needed = sorted(scopes)
+
+    async def guarded(incoming: Incoming) -> bytes:
+        incoming.context.principal.require(*needed)
+        return await handle(incoming)
+
+    return guarded
 
 
 def _reused(key: str) -> KeyReused:

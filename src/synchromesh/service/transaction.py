@@ -12,6 +12,7 @@ from synchromesh.calls.contract import PublicEvent
 from synchromesh.context import CallContext
 from synchromesh.errors import ContractError, ForeignAwait
 from synchromesh.events import AppendReceipt, Decider, EventTypes, append, decide_at
+from synchromesh.identity import Principal
 from synchromesh.messaging import publish
 from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, Unit, fetch_as
@@ -31,7 +32,7 @@ class Transaction:
 
     Attributes:
         trace_id: the trace that this unit belongs to.
-        principal: on whose behalf it runs, "" for the service's own.
+        principal: on whose behalf it runs; `NOBODY` for the service itself.
 
     Example:
         >>> from typing import Protocol
@@ -98,8 +99,8 @@ class Transaction:
         return self._context.trace_id
 
     @property
-    def principal(self) -> str:
-        """The principal on whose behalf the unit runs, "" for the service itself."""
+    def principal(self) -> Principal:
+        """The principal on whose behalf the unit runs, `NOBODY` for the service itself."""
         return self._context.principal
 
     @property

@@ -19,7 +19,7 @@ from synchromesh.calls import Call, InProcessTransport, Policies
 from synchromesh.discovery import Endpoint, Resolved
 from synchromesh.errors import NoInstance
 from synchromesh.gateway import Gateway
-from synchromesh.identity import KEY_BYTES_MIN, Signer
+from synchromesh.identity import KEY_BYTES_MIN, Principal, Signer
 from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import DiskRuntime
 from synchromesh.service import Deps, Service, ServiceInstance
@@ -138,13 +138,18 @@ class InProcess:
         ]
 
     async def call(
-        self, call: Call[R], *, key: str = "", principal: str = "", timeout_s: float | None = None
+        self,
+        call: Call[R],
+        *,
+        key: str = "",
+        principal: Principal | str = "",
+        timeout_s: float | None = None,
     ) -> R:
         """Send a call and return its answer.
 
         Args:
             key: the idempotency key of a command; a new one where it is "".
-            principal: on whose behalf the call is made.
+            principal: on whose behalf the call is made; a name alone has no scopes.
             timeout_s: how long it may take; None for no deadline.
 
         Raises:

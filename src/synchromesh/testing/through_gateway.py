@@ -15,6 +15,7 @@ from typing import TypeVar
 from synchromesh.codec import decode, encode
 from synchromesh.gateway import ApiKeys, Gateway, GatewayEngine, make_key
 from synchromesh.gateway.api_keys import KeyRing
+from synchromesh.gateway.names import reserved_prefixes
 from synchromesh.gateway.principal import Folders
 from synchromesh.http import HttpPool, HttpResponse, HttpServer
 from synchromesh.runtime import DiskRuntime
@@ -73,6 +74,7 @@ class GatewayClient:
         self._definition = definition
         self._deps = deps
         self._keys = KeyRing({}, deps.runtime)
+        self._keys.reserve(reserved_prefixes(definition.auth))
         # No stack of contexts: one that a power cut has left goes on with its next when dropped.
         self._started: list[Callable[[], Awaitable[None]]] = []
         self._server: HttpServer

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from synchromesh.calls import Operation
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import JWT, Aggregate, Forward, Gateway, Route
+from synchromesh.gateway import JWT, Aggregate, AuthFunction, Certificates, Forward, Gateway, Route
 from synchromesh.gateway.check import Reading, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.health import health_mistakes
+from synchromesh.gateway.names import opened
 from synchromesh.runtime import Runtime
 from synchromesh.system.config.gateway_keys import folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir, refuse_shared
@@ -44,8 +45,15 @@ async def read_gateway(
         *_unknown_services(gateway, {*config.services, *config.external}),
         *health_mistakes(config.gateway.health, reading.entries),
     ]
+    if any(isinstance(each, Certificates) for each in gateway.auth) and not (
+        config.gateway.tls.client_ca
+    ):
+        mistakes.append(
+            "Certificates: no client is asked for one; name the authorities that issue them, such "
+            'as [gateway] tls = { ..., client_ca = "tls/partners.pem" }'
+        )
     for auth in gateway.auth:
-        if isinstance(auth, JWT) and auth.mistakes():
+        if isinstance(auth, JWT | Certificates | AuthFunction) and auth.mistakes():
             continue  # the check of the definition has named them
         try:
             path = own_keys_path(auth, rundir)
@@ -53,7 +61,7 @@ async def read_gateway(
                 if not path.exists():
                     continue
                 refuse_shared(path)
-            await auth.open(folders_of(rundir), runtime).close()
+            await opened(auth, gateway.auth, folders_of(rundir), runtime).close()
         except ConfigError as error:
             mistakes.append(error.message)
     return Reading(reading.entries, tuple(mistakes))

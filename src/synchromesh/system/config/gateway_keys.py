@@ -5,16 +5,18 @@ Commands change it while the system runs, and the gateway reads it again within 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import ApiKey, ApiKeys, Gateway, KeysFile
 from synchromesh.gateway.keys import parse_keys
-from synchromesh.gateway.principal import Auth, Folders
+from synchromesh.gateway.names import reserved_prefixes
+from synchromesh.gateway.principal import Auth, Folders, taken_name
 from synchromesh.runtime import Disk
 from synchromesh.system.config.rundir import RunDir, refuse_shared, write_private
 
@@ -44,7 +46,7 @@ def keys_file_of(gateway: Gateway, rundir: RunDir, disk: Disk) -> ApiKeysFile:
     for auth in gateway.auth:
         path = own_keys_path(auth, rundir)
         if path is not None:
-            return ApiKeysFile(path, disk)
+            return ApiKeysFile(path, disk, reserved_prefixes(gateway.auth))
     raise ConfigError(
         "the gateway has no API keys in the run directory; add ApiKeys() to its auth, with a file "
         "name alone"
@@ -52,11 +54,18 @@ def keys_file_of(gateway: Gateway, rundir: RunDir, disk: Disk) -> ApiKeysFile:
 
 
 class ApiKeysFile:
-    """The file of API keys, changed atomically and by one command at a time."""
+    """The file of API keys, changed atomically and by one command at a time.
 
-    def __init__(self, path: Path, disk: Disk) -> None:
+    Args:
+        reserved: what the names of principals begin with that others give, and who does.
+    """
+
+    def __init__(
+        self, path: Path, disk: Disk, reserved: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._path = path
         self._disk = disk
+        self._reserved = reserved
 
     def read(self) -> tuple[ApiKey, ...]:
         """Return the keys; none where there is no file.
@@ -87,8 +96,12 @@ class ApiKeysFile:
         """Add a key.
 
         Raises:
-            ConfigError: the key or the file is wrong, or another command changes the file.
+            ConfigError: the key or the file is wrong, its principal has a name that others give, or
+                another command changes the file.
         """
+        taken = taken_name(key.principal, self._reserved)
+        if taken:
+            raise ConfigError(taken)
         with self._alone():
             self.write((*self.read(), key))
 

@@ -126,6 +126,11 @@ def _check_gateway(config: SystemConfig, layers: Layers) -> None:
         raise ConfigError(
             f"{where('gateway', 'tls')}: [gateway] tls needs certificate and key, both of them"
         )
+    if tls.client == "optional" and not tls.client_ca:
+        raise ConfigError(
+            f'{where("gateway", "tls")}: [gateway] tls has client = "optional", and no client_ca '
+            "whose certificates clients could show; name the file of their authorities"
+        )
     try:
         config.gateway.clients.compile()
         config.gateway.clients.compile_pool()

@@ -6,7 +6,7 @@ TLS itself is imported where files are named: most systems name none.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -43,12 +43,15 @@ class ServerTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         certificate: the gateway's certificate, and those of the authorities between; "" serves
             plain HTTP.
         key: its private key, without a password.
-        client_ca: the authorities whose certificates clients have to show; "" asks for none.
+        client_ca: the authorities whose certificates clients show; "" asks for none.
+        client: "required" lets nobody connect without one of those, "optional" lets others in, who
+            have to say who they are by a key or a token.
     """
 
     certificate: str = ""
     key: str = ""
     client_ca: str = ""
+    client: Literal["required", "optional"] = "required"
 
     def files(self, folder: Path) -> ServerFiles | None:
         """Return the files that are named; None where plain HTTP is served."""
@@ -57,4 +60,5 @@ class ServerTlsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         from synchromesh.tls import ServerFiles
 
         client_ca = folder / self.client_ca if self.client_ca else None
-        return ServerFiles(folder / self.certificate, folder / self.key, client_ca)
+        certificate, key = folder / self.certificate, folder / self.key
+        return ServerFiles(certificate, key, client_ca, is_optional=self.client == "optional")

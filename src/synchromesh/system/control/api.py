@@ -30,6 +30,7 @@ from synchromesh.errors import (
     to_problem,
 )
 from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
+from synchromesh.identity import PRINCIPAL_BYTES_MAX, Principal
 from synchromesh.service import Service
 from synchromesh.system.config.schema import CLIENT
 from synchromesh.system.control.action_table import find_action
@@ -68,6 +69,7 @@ class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str = ""
     timeout_s: float = 10.0
     principal: str = ""
+    scopes: frozenset[str] = frozenset()
 
 
 class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +78,7 @@ class CredentialRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     client: str
     service: str
     principal: str = ""
+    scopes: frozenset[str] = frozenset()
 
 
 class Control:
@@ -312,7 +315,8 @@ class Control:
         arguments = arguments_from_texts(operation, wanted.arguments)
         if wanted.key:
             check_key(wanted.key)
-        root = self.caller.root(principal=wanted.principal, key=wanted.key or None)
+        principal = _principal(wanted.principal, wanted.scopes)
+        root = self.caller.root(principal=principal, key=wanted.key or None)
         span = self._tracer.start("client", operation.full_name, trace_id=root.trace_id)
         context = msgspec.structs.replace(root, span_id=span.span_id)
         answer: dict[str, Any] = {
@@ -388,7 +392,7 @@ class Control:
         self._known(wanted.service)
         token = local.deps.signer.token(
             wanted.client,
-            wanted.principal,
+            _principal(wanted.principal, wanted.scopes),
             audience=wanted.service,
             now_us=local.deps.runtime.wall_us(),
         )
@@ -414,6 +418,18 @@ class Control:
                 )
             raise UnknownOperation(f"there is no service {name!r}; there are {known}")
         return service
+
+
+def _principal(name: str, scopes: frozenset[str]) -> Principal:
+    """Return on whose behalf a client calls. Raises BadRequest."""
+    principal = Principal(name, scopes)
+    if scopes and not name:
+        raise BadRequest("scopes are those of a principal; name one")
+    if not principal.is_short():
+        raise BadRequest(
+            f"the principal and its scopes are longer than {PRINCIPAL_BYTES_MAX} bytes"
+        )
+    return principal
 
 
 def _unknown(request: HttpRequest) -> UnknownOperation:

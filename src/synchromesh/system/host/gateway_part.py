@@ -8,6 +8,7 @@ refused.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, create_server, socket
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from synchromesh.gateway.engine import REREAD_EVERY_S
 from synchromesh.gateway.health import HealthDoor
 from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.http import HttpServer
-from synchromesh.network import BACKLOG, Network
+from synchromesh.network import BACKLOG, HANDSHAKE_S, Network
 from synchromesh.runtime import Disk
 from synchromesh.service import Deps
 from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_keys_path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # Of the time of a drain; the rest is for what comes last.
 _IDLE_SHARE = 2 / 3
+# How long a connection may bring one request more once the authorities of clients have changed.
+_RENEWED_WITHIN_S = 2.0
 
 
 class GatewayPart:
@@ -117,10 +120,20 @@ class GatewayPart:
     async def run(self) -> None:
         """Read keys and certificates again when their files change; a supervised loop."""
         assert self._engine is not None
+        assert self._server is not None
+        loop, tls = asyncio.get_running_loop(), self._tls
+        again_s = math.inf
         while True:
             self._engine.refresh()
-            if self._tls is not None:
-                self._tls.refresh(now_s=self._deps.runtime.wall_us() / 1e6)
+            if tls is not None:
+                before = tls.authorities
+                tls.refresh(now_s=self._deps.runtime.wall_us() / 1e6)
+                is_due = loop.time() >= again_s
+                if tls.authorities != before or is_due:
+                    # Clients of an authority that was withdrawn are let go of, with all others: and
+                    # once more, those whose handshake had begun before.
+                    again_s = math.inf if is_due else loop.time() + HANDSHAKE_S + REREAD_EVERY_S
+                    self._server.renew(_RENEWED_WITHIN_S)
             await asyncio.sleep(REREAD_EVERY_S)
 
     def why_not(self) -> str:
