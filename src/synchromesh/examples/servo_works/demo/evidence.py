@@ -105,6 +105,15 @@ async def tell_of_crossing(system: RunningSystem, account: Account) -> None:
             account.spans = spans
 
 
+async def shown(system: RunningSystem, saga_ids: Iterable[str]) -> str | None:
+    """Return the first saga whose trace has spans of the service that will be killed, if any."""
+    for saga_id in saga_ids:
+        story = await story_of(system, saga_id)
+        if any(span.service == "orders" for span in await trace(system, story["trace_id"])):
+            return saga_id
+    return None
+
+
 def is_across(spans: list[SpanRecord], at_us: int) -> bool:
     """Return True where the service that was killed has spans from before and from after it."""
     starts_us = [span.started_us for span in spans if span.service == "orders"]

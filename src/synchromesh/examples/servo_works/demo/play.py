@@ -43,8 +43,6 @@ EDGE = "billing -> credit_provider"
 IN_FLIGHT_MIN = 5
 # A few more than are asked for: some of them end between the look and the kill.
 IN_FLIGHT_WANTED = 7
-# Spans are on disk by then: what the kill meets has a history to show.
-SPANS_KEPT_S = 0.08
 # Orders come one after the other while inventory is restarted, so that they come all the time.
 PACE_S = 0.05
 # So many quotes are asked for while a replica is lost.
@@ -225,9 +223,14 @@ class Acts:
         if not self._customers.unanswered:
             # All are decided, or only accepted: then more are needed, as long as there are any.
             self._hand_in(1)
-        before = set(self._system.in_flight())
-        await asyncio.sleep(SPANS_KEPT_S)
-        return len(before & set(self._system.in_flight())) >= IN_FLIGHT_WANTED
+        before = self._system.in_flight()
+        if len(before) < IN_FLIGHT_WANTED:
+            return False
+        # What the kill meets is to have a history to show: its process takes with it what it has
+        # not written yet, and writes all of it when somebody asks.
+        shown = await evidence.shown(self._system, before)
+        still = set(self._system.in_flight())
+        return shown in still and len(still.intersection(before)) >= IN_FLIGHT_WANTED
 
     async def _look_for_pages_in_part(self) -> bool:
         await self._visitors.look_at_all_machines()
