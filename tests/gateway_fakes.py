@@ -63,6 +63,16 @@ class Slot(msgspec.Struct):
     starts: str
 
 
+class Line(msgspec.Struct):
+    sku: str
+    slot: str | None = None
+
+
+class Basket(msgspec.Struct):
+    id: str
+    lines: list[Line] | None
+
+
 class PlaceOrder(msgspec.Struct):
     sku: str
     qty: int
@@ -73,6 +83,8 @@ class Fleet(Contract, Protocol, service="fleet", version="1.0"):
     async def machine(self, id: str) -> Machine: ...  # noqa: A002
     @query("GET /machines")
     async def machines(self, ids: list[str], since: int = 0) -> list[Machine]: ...
+    @query("GET /names")
+    async def names(self) -> list[str]: ...
     @command("DELETE /machines/{id}")
     async def scrap(self, id: str) -> None: ...  # noqa: A002
 
@@ -80,6 +92,8 @@ class Fleet(Contract, Protocol, service="fleet", version="1.0"):
 class Orders(Contract, Protocol, service="orders", version="1.0"):
     @query("GET /orders/{order_id}")
     async def one(self, order_id: str) -> Order: ...
+    @query("GET /baskets/{id}")
+    async def basket(self, id: str) -> Basket: ...  # noqa: A002
     @command("POST /orders", raises=(SoldOut,))
     async def place(self, request: PlaceOrder) -> Order: ...
     @command("PUT /orders/{order_id}/notes")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from synchromesh.gateway import Branch as Branch
     from synchromesh.gateway import Certificates as Certificates
     from synchromesh.gateway import Cors as Cors
+    from synchromesh.gateway import Each as Each
     from synchromesh.gateway import Forward as Forward
     from synchromesh.gateway import Gateway as Gateway
     from synchromesh.gateway import OpenApi as OpenApi
@@ -64,7 +65,7 @@ _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
-    "gateway": "Aggregate ApiKeys AuthFunction Branch Certificates Cors Forward Gateway JWT "
+    "gateway": "Aggregate ApiKeys AuthFunction Branch Certificates Cors Each Forward Gateway JWT "
     "OpenApi Rate Route Stale Static",
     "identity": "Principal",
     "personal": "Erased Personal Subject",

@@ -320,6 +320,19 @@ class ContractMismatch(RemoteFailed):
         super().__init__(message, **{**more, "is_final": True})
 
 
+class TooManyElements(RemoteFailed):
+    """Raised when an answer has more elements than an aggregate asks something for.
+
+    It is final: the same question would meet the same answer.
+    """
+
+    code = "too_many_elements"
+    status = 502
+
+    def __init__(self, message: str, **more: Any) -> None:
+        super().__init__(message, **{**more, "is_final": True})
+
+
 class Rejection(SynchromeshError):
     """A business "no": declared in `raises=`, recorded under the key, never retried.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.errors import TimedOut
+from synchromesh.errors import TimedOut, TooManyElements
 from synchromesh.gateway.composition import (
     BranchNode,
     BranchOutcome,
     BranchStatus,
     Composition,
+    EachNode,
     Reference,
     Start,
 )
@@ -128,3 +130,85 @@ def test_a_composition_is_its_branches_one_by_one(universe: Universe, rng: objec
         for name, status in ends.items()
         if status not in (BranchStatus.SKIPPED, BranchStatus.ABSENT)
     }
+
+
+class Element(NamedTuple):
+    key: str | None
+
+
+# What becomes of an element: no argument for it, or what its call ends with.
+ENDS = [
+    BranchStatus.ABSENT, BranchStatus.OK, BranchStatus.OK, BranchStatus.STALE,
+    BranchStatus.REJECTED, BranchStatus.FAILED,
+]  # fmt: skip
+
+
+@given(
+    ends=st.lists(st.sampled_from(ENDS), max_size=12),
+    at_most=st.integers(1, 12),
+    at_once=st.integers(1, 4),
+    is_cut=st.booleans(),
+    is_required=st.booleans(),
+    rng=st.randoms(use_true_random=False),
+)
+def test_an_array_is_its_elements_one_by_one(
+    ends: list[BranchStatus],
+    at_most: int,
+    at_once: int,
+    is_cut: bool,
+    is_required: bool,
+    rng: Random,
+) -> None:
+    """Whatever comes first, values stand in order, and no more are under way than is said."""
+    array = [Element(None if s is BranchStatus.ABSENT else f"k{n}") for n, s in enumerate(ends)]
+    each = EachNode(
+        Reference("list"), {"key": Reference("each", ("key",))}, at_most, at_once, is_cut=is_cut
+    )
+    composition = Composition(
+        {
+            "list": BranchNode({}, is_required=True),
+            "each": BranchNode({}, is_required, each),
+        }
+    )
+    composition.begin()
+    starts = composition.finish("list", BranchOutcome(BranchStatus.OK, array))
+    under_way: list[int] = []
+    begun: list[int] = []
+
+    def outcome_of(index: int) -> BranchOutcome:
+        if ends[index] in (BranchStatus.OK, BranchStatus.STALE):
+            return BranchOutcome(ends[index], f"v{index}")
+        return BranchOutcome(ends[index], error=TimedOut(str(index)))
+
+    while True:
+        for start in starts:
+            assert (start.name, start.arguments) == ("each", {"key": f"k{start.index}"})
+            under_way.append(start.index)
+            begun.append(start.index)
+        assert len(under_way) <= at_once
+        if composition.is_ended:
+            break
+        assert under_way, "neither ended nor is anything under way"
+        index = under_way.pop(rng.randrange(len(under_way)))
+        starts = composition.finish("each", outcome_of(index), index)
+
+    outcome = composition.outcomes["each"]
+    asked = [n for n, s in enumerate(ends[:at_most]) if s is not BranchStatus.ABSENT]
+    assert begun == asked[: len(begun)], "they begin in the order of the array"
+    if len(ends) > at_most and not is_cut:
+        assert (outcome.status, begun) == (BranchStatus.FAILED, [])
+        assert isinstance(outcome.error, TooManyElements)
+        assert bool(composition.failed) is is_required
+        return
+    bad = {n for n in asked if ends[n] in (BranchStatus.REJECTED, BranchStatus.FAILED)}
+    if is_required and bad:
+        assert composition.failed == "each"
+        assert (outcome.status, str(outcome.error)) in {(ends[n], str(n)) for n in bad}
+        return
+    assert composition.failed == ""
+    assert begun == asked
+    assert outcome.value == [outcome_of(n).value for n in range(min(len(ends), at_most))]
+    is_whole = len(ends) <= at_most and not bad and BranchStatus.STALE not in ends
+    assert outcome.status is (BranchStatus.OK if is_whole else BranchStatus.PARTIAL)
+    assert outcome.count == (len(ends) if len(ends) > at_most else None)
+    assert [each.status for each in outcome.elements] == ([] if is_whole else ends[:at_most])

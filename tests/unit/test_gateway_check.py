@@ -17,6 +17,7 @@ from synchromesh.gateway import (
     Aggregate,
     ApiKeys,
     Branch,
+    Each,
     Forward,
     Gateway,
     Rate,
@@ -51,6 +52,22 @@ def with_branches(deadline: str = "1s", **branches: Branch) -> Gateway:
 
 def order(source: str, **more: Any) -> Branch:
     return Branch(Orders.one, args={"order_id": source}, **more)
+
+
+def each(array: Any, source: str = "each.sku", **more: Any) -> Gateway:
+    """Return a gateway with a machine for each element of an array."""
+    return with_branches(
+        basket=Branch(Orders.basket, args={"id": "path.id"}),
+        names=Branch(Fleet.names),
+        slots=Branch(Production.slot, args={"order_id": "each.sku"}, each=Each("basket.lines")),
+        o=Branch(Fleet.machine, args={"id": source}, each=array, **more),
+    )
+
+
+def whole(**more: Any) -> Gateway:
+    """Return a gateway whose aggregate is all or nothing."""
+    machine = Branch(Fleet.machine, args={"id": "path.id"}, **more)
+    return with_route(Aggregate("GET /m/{id}", branches={"o": machine}, all_or_nothing=True))
 
 
 MISTAKES: list[tuple[Gateway, str]] = [
@@ -187,6 +204,54 @@ MISTAKES: list[tuple[Gateway, str]] = [
         "is no answer of the operation",
     ),
     (with_branches(o=order("path.id", fallback="none")), "its fallback is a str"),
+    (each("basket.lines"), "branch o: each names no array; write such as each=Each("),
+    (each(Each(7)), "each names no array"),  # type: ignore[arg-type]
+    (each(Each("basket .lines")), "'basket .lines' is no array"),
+    (each(Each("path.id")), "'path.id' is no array"),
+    (each(Each("bask.lines")), "'bask.lines' names no branch"),
+    (each(Each("basket.line")), "'basket.line': there is no 'line'; Basket has the fields id, "),
+    (each(Each("basket.id")), "'basket.id' is str; each takes a list, a set or a tuple[T, ...]"),
+    (each(Each("slots")), "'slots' is of a branch that has an answer for each of an array"),
+    (each(None, "slots.starts"), "'slots.starts' is of a branch that has an answer for each"),
+    (each(None), "'each.sku' is of an element; say by each=Each(...) of which array"),
+    (each(Each("basket.lines"), "each.sk"), "'each.sk': there is no 'sk'; Line has the fields"),
+    (each(Each("basket.lines"), "each"), "'each' is Line and 'id' of fleet.machine takes str"),
+    (each(Each("names"), "path.id"), "asks the same for each element"),
+    (each(Each("names"), "each", required=True), "is required and needs names, which is not"),
+    (each(Each("basket.lines"), required=True), "'basket.lines' may be null; there would be no"),
+    (each(Each("names", at_most=0), "each"), "each is at_most 0; write 1 to 1000"),
+    (each(Each("names", at_most=1001), "each"), "each is at_most 1001"),
+    (each(Each("names", at_once=0), "each"), "each is at_once 0; write 1 to 1000"),
+    (each(Each("names", beyond="drop"), "each"), "each is 'drop' beyond at_most; write \"fail\""),
+    (with_branches(each=order("path.id")), "'each' cannot name a branch"),
+    (with_branches(o=order("path.id", pick="id")), "branch o: pick is a text"),
+    (with_branches(o=order("path.id", pick=7)), "branch o: pick names no fields"),
+    (with_branches(o=order("path.id", pick=())), "branch o: pick names no field; drop it"),
+    (with_branches(o=order("path.id", pick=("nr",))), "pick takes 'nr': there is no 'nr'; Order"),
+    (with_branches(o=order("path.id", pick={"a b": "id"})), "pick shows 'id' as 'a b'"),
+    (with_branches(o=order("path.id", pick=(7,))), "pick shows '7' as '7'"),
+    (with_branches(o=order("path.id", empty={"id": "x"})), "empty is no value; write one such as"),
+    (with_branches(o=order("path.id", empty=Static({"id": 1}))), "empty: its static value is no"),
+    (whole(fallback=Stale("1m")), "branch o: has a fallback, and the aggregate is all_or_nothing"),
+    (
+        with_route(
+            Aggregate("GET /m/{id}", branches={"m": MACHINE}, all_or_nothing="yes")  # type: ignore[arg-type]
+        ),
+        "all_or_nothing is 'yes'; write True or False",
+    ),
+    (
+        with_route(
+            Aggregate(
+                "GET /m",
+                branches={
+                    "n": Branch(Fleet.names),
+                    "o": Branch(Fleet.machine, args={"id": "each"}, each=Each("n", beyond="cut")),
+                },
+                all_or_nothing=True,
+            )
+        ),
+        "each cuts a longer array, and the aggregate is all_or_nothing",
+    ),
     (
         with_branches(ms=Branch(Fleet.machines, args={"ids": "path.id"})),
         "'ids' is no plain value",
@@ -334,6 +399,30 @@ def test_an_outline_says_what_is_served() -> None:
     assert [each.fallback for each in page.branches] == [
         "", "", "its last answer, at most 10m old", "a static value",
     ]  # fmt: skip
+
+
+def test_an_outline_says_what_is_asked_for_each_and_what_is_shown() -> None:
+    """The array, its bounds, the picked fields, and what all or nothing makes of each branch."""
+    page = Aggregate(
+        "GET /m",
+        branches={
+            "names": Branch(Fleet.names, empty=Static([])),
+            "machines": Branch(
+                Fleet.machine,
+                args={"id": "each"},
+                each=Each("names", at_most=5, at_once=2),
+                pick={"nr": "id"},
+            ),
+        },
+        all_or_nothing=True,
+    )
+    (told,) = outline(with_route(page))
+    names, machines = told.branches
+    assert told.is_whole
+    assert (names.has_empty, names.is_required, names.each) == (True, True, "")
+    assert (machines.turn, machines.after) == (2, ("names",))
+    assert machines.each == "names, at most 5, 2 at once, else fail"
+    assert machines.pick == {"nr": "id"}
 
 
 def test_the_fallback_of_a_route_is_in_its_outline() -> None:

@@ -21,7 +21,18 @@ from cli_runs import Run, runner
 from kinds_app import ABOUT, GATEWAY, Found, Kinds, Money, Page, Thing, Tree
 from notes_app import TOML, Notes, write_config
 from servo_works_world import FOLDER
-from synchromesh import JWT, Aggregate, ApiKeys, Forward, Gateway, OpenApi, Route
+from synchromesh import (
+    JWT,
+    Aggregate,
+    ApiKeys,
+    Branch,
+    Each,
+    Forward,
+    Gateway,
+    OpenApi,
+    Route,
+    Static,
+)
 from synchromesh.gateway import check, openapi_of, outline
 from synchromesh.gateway.openapi import written
 from synchromesh.gateway.schemas import Schemas
@@ -168,6 +179,70 @@ def test_an_aggregate_says_how_its_branches_are_marked() -> None:
     assert "synchromesh-partial" in page["responses"]["200"]["headers"]
     # The business no of a required branch is the whole's.
     assert "missing" in page["responses"]["404"]["description"]
+
+
+def test_an_aggregate_says_what_is_shown_of_each_element() -> None:
+    """Arrays have their bound, elements may be null, and picked fields are the only ones."""
+    of_lines = Each("basket.lines", at_most=5, beyond="cut")
+    page = Aggregate(
+        "GET /baskets/{id}",
+        branches={
+            "basket": Branch(
+                gateway_fakes.Orders.basket,
+                args={"id": "path.id"},
+                required=True,
+                pick={"number": "id", "articles": "lines"},
+            ),
+            "machines": Branch(
+                gateway_fakes.Fleet.machine,
+                args={"id": "each.sku"},
+                each=of_lines,
+                pick={"city": "site.city"},
+            ),
+            "names": Branch(gateway_fakes.Fleet.names, required=True, empty=Static(["none"])),
+            "all": Branch(
+                gateway_fakes.Fleet.machine,
+                args={"id": "each"},
+                each=Each("names", at_most=3),
+                required=True,
+            ),
+        },
+    )
+    document = document_of(Gateway(auth=[gateway_fakes.SHOP], routes=[page]))
+    assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+    (operation,) = operations_in(document).values()
+    assert (
+        "for each of `basket.lines`: at most 5, and a longer one is cut"
+        in (operation["description"])
+    )
+    body = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    data, marks = body["properties"]["data"]["properties"], body["properties"]["branches"]
+    line = {"$ref": "#/components/schemas/gateway_fakes.Line"}
+    null = {"type": "null"}
+    assert data["basket"] == {
+        "type": "object",
+        "properties": {
+            "number": {"type": "string"},
+            "articles": {"anyOf": [{"type": "array", "items": line}, null]},
+        },
+        "required": ["number", "articles"],
+    }
+    city = {"anyOf": [{"type": "string"}, null]}
+    shown = {"type": "object", "properties": {"city": city}, "required": ["city"]}
+    machines = {"type": "array", "items": {"anyOf": [shown, null]}, "maxItems": 5}
+    assert data["machines"] == {"anyOf": [machines, null]}
+    assert data["names"] == {"type": "array", "items": {"type": "string"}}
+    machine = {"$ref": "#/components/schemas/gateway_fakes.Machine"}
+    assert data["all"] == {"type": "array", "items": machine, "maxItems": 3}
+    can_be = {
+        name: mark["properties"]["status"]["enum"] for name, mark in marks["properties"].items()
+    }
+    assert can_be == {
+        "basket": ["ok"],
+        "machines": ["ok", "partial", "skipped", "absent"],
+        "names": ["ok"],
+        "all": ["ok"],
+    }
 
 
 def test_a_forward_is_opaque() -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from inspect import cleandoc
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, Optional, ParamSpec, Protocol, Self, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
@@ -132,6 +134,16 @@ class Operation(Generic[P, R_co]):
             )
             self._check_personal(self._shape)
         return self._shape
+
+    def or_null(self) -> Self:
+        """Return the same operation for who takes null, or no content, for an answer, too.
+
+        Raises:
+            ContractError: an annotation is missing or cannot be resolved.
+        """
+        shape, taking = self.shape, copy(self)
+        taking._shape = replace(shape, result=Optional[shape.result])  # noqa: UP045
+        return taking
 
     def _check_personal(self, shape: Signature) -> None:
         """Refuse what could not be stored, or would be where it is not sealed."""

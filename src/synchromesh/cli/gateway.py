@@ -91,7 +91,7 @@ def _show_routes(routes: Iterable[RouteOutline]) -> None:
     table.columns[0].no_wrap = True
     for route in routes:
         rate = "" if route.rate is None else f"{route.rate.limit}, bursts of {route.rate.burst}"
-        leads_to = route.operation or "an aggregate"
+        leads_to = route.operation or "an aggregate" + ", all or nothing" * route.is_whole
         if route.fallback:
             leads_to = f"{leads_to}, else {route.fallback}"
         if route.body_max:
@@ -109,6 +109,13 @@ def _add_branches(add_row: Any, route: RouteOutline) -> None:
         how = "required" if branch.is_required else "optional"
         if branch.fallback:
             how = f"{how}, else {branch.fallback}"
+        if branch.each:
+            how = f"{how}, for each of {branch.each}"
+        if branch.pick:
+            shown = [f"{n}={of}" if n != of else n for n, of in branch.pick.items()]
+            how = f"{how}, shows {', '.join(shown)}"
+        if branch.has_empty:
+            how = f"{how}, a value for no content"
         add_row(
             Text(f"  {branch.turn}. {branch.name}"),
             Text(f"{branch.operation}({args})"),

@@ -15,6 +15,7 @@ from synchromesh.gateway.principal import Auth, Authenticator, DescribedAuth, Fo
 from synchromesh.gateway.routes import (
     Aggregate,
     Branch,
+    Each,
     Forward,
     Gateway,
     OpenApi,
@@ -37,6 +38,7 @@ __all__ = [
     "Certificates",
     "Cors",
     "DescribedAuth",
+    "Each",
     "Folders",
     "Forward",
     "Gateway",

@@ -12,21 +12,25 @@ from urllib.parse import unquote
 import msgspec
 
 from synchromesh.calls import Operation
-from synchromesh.calls.started import StartedCall
+from synchromesh.calls.started import Done, StartedCall
 from synchromesh.calls.texts import from_text
 from synchromesh.calls.tree import Root, running
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
-from synchromesh.errors import BadRequest, Rejection, SynchromeshError
+from synchromesh.errors import BadRequest, DeadlineExceeded, Rejection, SynchromeshError
 from synchromesh.gateway.asking import Asker, outcome_of_error
 from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.composition import BranchOutcome, BranchStatus, Composition, Start
+from synchromesh.gateway.picks import Pick, shown
 from synchromesh.gateway.problems import outside
 from synchromesh.http.together import TurnWrites
 from synchromesh.resilience import AttemptsLeft
 from synchromesh.telemetry import current_span
 
 _Arguments: TypeAlias = Mapping[str, Mapping[str, object]]
+
+# A branch, or an element of the array that it is over.
+_Asked: TypeAlias = str | tuple[str, int]
 
 _NOTHING: Final[Mapping[str, object]] = {}
 # Of nearly every branch; a global is found sooner than a member of its class.
@@ -71,16 +75,20 @@ class AggregatePlan:
         parts: its branches.
         asker: asks the operations.
         is_flat: no branch needs another's answer.
+        picks: of the branches of which some fields are shown, which.
     """
 
     name: str
     parts: Mapping[str, CompiledBranch]
     asker: Asker
     is_flat: bool = field(init=False)
+    picks: Mapping[str, Pick] = field(init=False)
 
     def __post_init__(self) -> None:
-        is_flat = not any(part.step.references for part in self.parts.values())
+        is_flat = not any(part.step.needs for part in self.parts.values())
+        picks = {name: part.pick for name, part in self.parts.items() if part.pick is not None}
         object.__setattr__(self, "is_flat", is_flat)
+        object.__setattr__(self, "picks", picks)
 
 
 class AggregateRun:
@@ -124,8 +132,10 @@ class AggregateRun:
         if not plan.is_flat:
             self._composition = Composition({name: part.step for name, part in plan.parts.items()})
             self.outcomes = self._composition.outcomes
-        self._calls: dict[str, StartedCall] = {}
-        self._tasks: dict[str, asyncio.Task[BranchOutcome]] = {}
+        self._calls: dict[_Asked, StartedCall] = {}
+        self._tasks: dict[_Asked, asyncio.Task[BranchOutcome]] = {}
+        # When the branches over an array are late; they have one time for all elements.
+        self._due_s: dict[str, float] = {}
 
     async def answer(self) -> Composed:
         """Call the branches, each as soon as it can be, and return the whole.
@@ -191,13 +201,15 @@ class AggregateRun:
                 marks[name] = _mark(outcome)
                 if outcome.is_partial:
                     partial.append(name)
+        for name, pick in self._plan.picks.items():
+            data[name] = shown(pick, data[name])
         return Composed(encode({"data": data, "branches": marks}), tuple(partial))
 
     def _start(self, starts: list[Start]) -> None:
         # A branch whose arguments do not fit has ended at once, which may be what another needs.
-        while starts:
+        while starts and not self._failed:
             start, *starts = starts
-            starts += self._branch(start.name, start.arguments)
+            starts += self._branch(start.name, start.arguments, start.index)
         self._look()
 
     def _look(self) -> None:
@@ -205,44 +217,67 @@ class AggregateRun:
         is_over = len(self.outcomes) == len(self._parts)
         if is_over or self._failed or self._bug is not None:
             on_end = self._on_end
-            if not is_over:
+            # Of a branch that has failed by one element others may still run.
+            if self._calls or self._tasks:
                 self.cancel()
             self._on_end = None
             if on_end is not None:
                 on_end()
 
-    def _branch(self, name: str, found: Mapping[str, object]) -> list[Start]:
-        """Start a branch with what was found for it; return what can start if it ended at once."""
+    def _branch(self, name: str, found: Mapping[str, object], index: int = -1) -> list[Start]:
+        """Start a branch with what was found for it; return what can start if it ended at once.
+
+        With an `index` it is for that element of the array that the branch is over.
+        """
         part, given = self._parts[name], self._given.get(name)
-        operation = part.operation
+        operation, timeout_s = part.operation, part.timeout_s
         try:
             if given or found:
                 arguments = operation.canonical(encode({**(given or {}), **found}))
             else:
                 arguments = _bare(operation)
         except BadRequest as error:
-            return self._conclude(name, BranchOutcome(BranchStatus.FAILED, error=error))
+            return self._conclude(name, BranchOutcome(BranchStatus.FAILED, error=error), index)
+        key: _Asked = name
+        done: Done = partial(self._on_done, name)
+        if index >= 0 or part.empty is not None:
+            if index >= 0:
+                key = (name, index)
+            done = partial(self._on_value, key)
+            if index >= 0 and timeout_s is not None:
+                timeout_s = self._left_s(name, timeout_s)
+                if timeout_s <= 0:
+                    late = DeadlineExceeded(f"the time of {name} was over; nothing was sent")
+                    return self._conclude(
+                        name, BranchOutcome(BranchStatus.FAILED, error=late), index
+                    )
         if part.stand_in is None:
             call = self._plan.asker.prepared(operation).start(
                 arguments,
-                partial(self._on_done, name),
+                done,
                 context=self._context,
                 left=self._left,
-                timeout_s=part.timeout_s,
+                timeout_s=timeout_s,
                 together=self._together,
             )
             if call is not None:
-                self._calls[name] = call
+                self._calls[key] = call
                 return []
         root = Root(self._context.span_id, self._left)
-        asking = self._asked(root, part, name, arguments)
-        task = self._tasks[name] = asyncio.get_running_loop().create_task(asking)
-        task.add_done_callback(partial(self._on_asked, name))
+        asking = self._asked(root, name, arguments, timeout_s)
+        task = self._tasks[key] = asyncio.get_running_loop().create_task(asking)
+        task.add_done_callback(partial(self._on_asked, key))
         return []
 
+    def _left_s(self, name: str, timeout_s: float) -> float:
+        """Return how long a branch over an array still has, from its first element on."""
+        now = asyncio.get_running_loop().time()
+        return self._due_s.setdefault(name, now + timeout_s) - now
+
     async def _asked(
-        self, root: Root, part: CompiledBranch, name: str, arguments: bytes
+        self, root: Root, name: str, arguments: bytes, timeout_s: float | None
     ) -> BranchOutcome:
+        part = self._parts[name]
         # A task has a context of its own.
         running.set(root)
         current_span.set(self._context)
@@ -252,7 +287,7 @@ class AggregateRun:
             context=self._context,
             place=(self._plan.name, name),
             stand_in=part.stand_in,
-            timeout_s=part.timeout_s,
+            timeout_s=timeout_s,
         )
 
     def _on_done(self, name: str, value: object, error: BaseException | None) -> None:
@@ -269,30 +304,44 @@ class AggregateRun:
         else:
             self._fail(error)
 
-    def _on_asked(self, name: str, task: asyncio.Task[BranchOutcome]) -> None:
-        del self._tasks[name]
+    def _on_value(self, asked: _Asked, value: object, error: BaseException | None) -> None:
+        """Take the answer for an element, or one that may be without content."""
+        del self._calls[asked]
+        if error is None:
+            self._end(asked, BranchOutcome(_OK, value))
+        elif isinstance(error, SynchromeshError):
+            self._end(asked, outcome_of_error(error))
+        else:
+            self._fail(error)
+
+    def _on_asked(self, asked: _Asked, task: asyncio.Task[BranchOutcome]) -> None:
+        del self._tasks[asked]
         if task.cancelled():
             return
         error = task.exception()
         if error is None:
-            self._finish(name, task.result())
+            self._end(asked, task.result())
         else:
             self._fail(error)
 
-    def _finish(self, name: str, outcome: BranchOutcome) -> None:
-        """Take what became of a branch."""
+    def _end(self, asked: _Asked, outcome: BranchOutcome) -> None:
+        name, index = (asked, -1) if isinstance(asked, str) else asked
+        self._finish(name, self._parts[name].filled(outcome), index)
+
+    def _finish(self, name: str, outcome: BranchOutcome, index: int = -1) -> None:
+        """Take what became of a branch, or of its call for an element."""
         if self._on_end is None:
             return
-        starts = self._conclude(name, outcome)
+        starts = self._conclude(name, outcome, index)
         if starts:
             self._start(starts)
         else:
             self._look()
 
-    def _conclude(self, name: str, outcome: BranchOutcome) -> list[Start]:
+    def _conclude(self, name: str, outcome: BranchOutcome, index: int = -1) -> list[Start]:
         """Keep what became of a branch; return those that can start because of it."""
         if self._composition is not None:
-            starts = self._composition.finish(name, outcome)
+            starts = self._composition.finish(name, outcome, index)
             self._failed = self._composition.failed
             return starts
         self.outcomes[name] = outcome
@@ -329,4 +378,12 @@ def _mark(outcome: BranchOutcome) -> dict[str, object]:
             mark["detail"], mark["details"] = told.message, told.details
     if outcome.because:
         mark["because"] = outcome.because
+    if outcome.status is BranchStatus.PARTIAL:
+        mark["elements"] = [
+            {"index": index, **_mark(each)}
+            for index, each in enumerate(outcome.elements)
+            if each.is_partial
+        ]
+        if outcome.count is not None:
+            mark["count"] = outcome.count
     return mark

@@ -6,17 +6,22 @@
 
 A branch waits for the branches that its arguments name and for nothing else. The first required
 branch without data ends the whole.
+
+A branch *over an array* is asked once for each element of another's answer: so many at once, begun
+in the order of the array, and given in that order whatever came first.
+
+    running ──every element has ended──▶ ok | partial | failed, where there are too many of them
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
 
-from synchromesh.errors import SynchromeshError
+from synchromesh.errors import SynchromeshError, TooManyElements
 
 
 class BranchStatus(Enum):
@@ -25,13 +30,16 @@ class BranchStatus(Enum):
     OK = "ok"
     STALE = "stale"
     STATIC = "static"
+    PARTIAL = "partial"
     REJECTED = "rejected"
     FAILED = "failed"
     SKIPPED = "skipped"
     ABSENT = "absent"
 
 
-_WITH_DATA = frozenset({BranchStatus.OK, BranchStatus.STALE, BranchStatus.STATIC})
+_WITH_DATA = frozenset({
+    BranchStatus.OK, BranchStatus.STALE, BranchStatus.STATIC, BranchStatus.PARTIAL,
+})  # fmt: skip
 
 
 class BranchOutcome(msgspec.Struct, frozen=True):
@@ -42,6 +50,8 @@ class BranchOutcome(msgspec.Struct, frozen=True):
         error: why it is not a fresh one, where a call failed.
         age_s: how old a stale answer is, in seconds.
         because: the branch for want of which it was skipped, or has nothing to ask for.
+        elements: of a branch over an array that is partial, what became of each that was asked for.
+        count: of such a branch, how many there are, where not all were asked for.
 
     Example:
         >>> BranchOutcome(BranchStatus.STALE, 5, age_s=2.0).is_partial
@@ -53,6 +63,8 @@ class BranchOutcome(msgspec.Struct, frozen=True):
     error: SynchromeshError | None = None
     age_s: float | None = None
     because: str = ""
+    elements: tuple[BranchOutcome, ...] = ()
+    count: int | None = None
 
     @property
     def has_data(self) -> bool:
@@ -79,18 +91,55 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class EachNode:
+    """What a branch over an array takes from it.
+
+    Attributes:
+        source: the array.
+        arguments: by parameter, what comes from the element; their `branch` says nothing.
+        at_most: how many elements are asked for; `at_once`: how many of them at a time.
+        is_cut: whether a longer array is cut; else the branch fails, and nothing is asked.
+    """
+
+    source: Reference
+    arguments: Mapping[str, Reference]
+    at_most: int
+    at_once: int
+    is_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BranchNode:
-    """A branch as the machine has it: by parameter, the references to other branches."""
+    """A branch as the machine has it: by parameter, the references to other branches.
+
+    Attributes:
+        is_required: without data it ends the whole; one of an array, without that of any element.
+        each: of a branch over an array.
+    """
 
     references: Mapping[str, Reference]
     is_required: bool = False
+    each: EachNode | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The branches that it waits for."""
+        named = [reference.branch for reference in self.references.values()]
+        if self.each is not None:
+            named.append(self.each.source.branch)
+        return tuple(dict.fromkeys(named))
 
 
-class Start(msgspec.Struct, frozen=True):
-    """A decision to start a branch, with the arguments that come from other branches."""
+class Start(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    """A decision to start a branch, with the arguments that come from other branches.
+
+    Attributes:
+        index: of the element that it is for; below 0 where the branch is not over an array.
+    """
 
     name: str
     arguments: dict[str, object]
+    index: int = -1
 
 
 class Composition:
@@ -113,6 +162,7 @@ class Composition:
         self._steps = steps
         self._waiting = dict.fromkeys(steps)
         self._running: dict[str, None] = {}
+        self._elements: dict[str, _Elements] = {}
         self.outcomes: dict[str, BranchOutcome] = {}
         self.failed = ""
 
@@ -135,8 +185,20 @@ class Composition:
         """Start the branches that need no other."""
         return self._startable()
 
-    def finish(self, name: str, outcome: BranchOutcome) -> list[Start]:
-        """Record the outcome of a running branch; return the branches that can start now."""
+    def finish(self, name: str, outcome: BranchOutcome, index: int = -1) -> list[Start]:
+        """Record the outcome of a running branch; return the branches that can start now.
+
+        With the `index` of an element it is the outcome for that.
+        """
+        if index >= 0:
+            elements = self._elements[name]
+            starts = elements.finish(index, outcome)
+            if self._steps[name].is_required and not outcome.has_data:
+                pass  # it decides, whatever others come to
+            elif elements.is_over:
+                outcome = elements.outcome
+            else:
+                return starts
         del self._running[name]
         self._conclude(name, outcome)
         return self._startable() if self._waiting else []
@@ -152,7 +214,8 @@ class Composition:
 
     def _conclude(self, name: str, outcome: BranchOutcome) -> None:
         self.outcomes[name] = outcome
-        if self._steps[name].is_required and not outcome.has_data and not self.failed:
+        is_without = not outcome.has_data and outcome.status is not BranchStatus.ABSENT
+        if is_without and self._steps[name].is_required and not self.failed:
             self.failed = name
 
     def _startable(self) -> list[Start]:
@@ -167,6 +230,14 @@ class Composition:
                     continue
                 del self._waiting[name]
                 has_changed = True
+                if isinstance(decided, _Elements):
+                    self._elements[name] = decided
+                    begun = decided.begin()
+                    if begun:
+                        self._running[name] = None
+                        starts += begun
+                        continue
+                    decided = decided.outcome
                 if isinstance(decided, BranchOutcome):
                     self._conclude(name, decided)
                 else:
@@ -174,16 +245,18 @@ class Composition:
                     starts.append(decided)
         return [] if self.failed else starts
 
-    def _decide(self, name: str) -> Start | BranchOutcome | None:
-        references = self._steps[name].references
-        if not references:
+    def _decide(self, name: str) -> Start | _Elements | BranchOutcome | None:
+        node = self._steps[name]
+        references, each = node.references, node.each
+        if not references and each is None:
             return Start(name, {})
-        needed = [self.outcomes.get(reference.branch) for reference in references.values()]
-        if None in needed:
+        if not all(other in self.outcomes for other in node.needs):
             return None
         arguments: dict[str, object] = {}
         absent = ""
-        for parameter, reference in references.items():
+        array: object = None
+        taken = [*references.items(), *([] if each is None else [("", each.source)])]
+        for parameter, reference in taken:
             outcome = self.outcomes[reference.branch]
             if outcome.status is BranchStatus.ABSENT:
                 absent = absent or reference.branch
@@ -192,12 +265,83 @@ class Composition:
                     BranchStatus.SKIPPED, error=outcome.error, because=reference.branch
                 )
             else:
-                arguments[parameter] = value = value_at(outcome.value, reference.fields)
+                value = value_at(outcome.value, reference.fields)
                 if value is None and not reference.is_nullable:
                     absent = absent or reference.branch
-        return (
-            BranchOutcome(BranchStatus.ABSENT, because=absent) if absent else Start(name, arguments)
-        )
+                if parameter:
+                    arguments[parameter] = value
+                else:
+                    array = value
+        if absent:
+            return BranchOutcome(BranchStatus.ABSENT, because=absent)
+        if each is None:
+            return Start(name, arguments)
+        assert isinstance(array, Collection), "the check of the definition knows its type"
+        if len(array) > each.at_most and not each.is_cut:
+            told = (
+                f"there are {len(array)} elements, and {name} is asked for {each.at_most} at most"
+            )
+            return BranchOutcome(BranchStatus.FAILED, error=TooManyElements(told))
+        return _Elements(name, each, arguments, array)
+
+
+class _Elements:
+    """The elements of one branch over an array: which are asked for, and what became of them."""
+
+    def __init__(
+        self, name: str, each: EachNode, arguments: dict[str, object], array: Collection[object]
+    ) -> None:
+        self._name = name
+        self._each = each
+        self._arguments = arguments
+        self._count = len(array)
+        self._left = list(array)[: each.at_most]
+        self._left.reverse()
+        self._outcomes: list[BranchOutcome | None] = [None] * len(self._left)
+        self._under_way = 0
+
+    @property
+    def is_over(self) -> bool:
+        """True once nothing is left to ask, and everything asked has ended."""
+        return not self._left and not self._under_way
+
+    @property
+    def outcome(self) -> BranchOutcome:
+        """What became of the branch, once it is over."""
+        found = tuple(each for each in self._outcomes if each is not None)
+        values = [each.value for each in found]
+        is_cut = self._count > len(found)
+        if not is_cut and not any(each.is_partial for each in found):
+            return BranchOutcome(BranchStatus.OK, values)
+        count = self._count if is_cut else None
+        return BranchOutcome(BranchStatus.PARTIAL, values, elements=found, count=count)
+
+    def begin(self) -> list[Start]:
+        """Start with the first elements; none where there is nothing to ask for."""
+        return self._startable()
+
+    def finish(self, index: int, outcome: BranchOutcome) -> list[Start]:
+        """Record the outcome for an element; return those that can start now."""
+        self._under_way -= 1
+        self._outcomes[index] = outcome
+        return self._startable()
+
+    def _startable(self) -> list[Start]:
+        starts: list[Start] = []
+        while self._left and self._under_way < self._each.at_once:
+            index = len(self._outcomes) - len(self._left)
+            element = self._left.pop()
+            found = {
+                parameter: value_at(element, reference.fields)
+                for parameter, reference in self._each.arguments.items()
+            }
+            taken = self._each.arguments
+            if any(found[name] is None and not taken[name].is_nullable for name in found):
+                self._outcomes[index] = BranchOutcome(BranchStatus.ABSENT)
+                continue
+            self._under_way += 1
+            starts.append(Start(self._name, {**self._arguments, **found}, index))
+        return starts
 
 
 def value_at(value: object, fields: tuple[str, ...]) -> object:

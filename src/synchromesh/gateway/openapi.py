@@ -24,12 +24,13 @@ from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composition import BranchStatus
 from synchromesh.gateway.openapi_parts import HEADERS, PARAMETERS, SCHEMAS, problem, responses
+from synchromesh.gateway.picks import Pick
 from synchromesh.gateway.principal import Auth, DescribedAuth
 from synchromesh.gateway.problems import statuses
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Aggregate, Forward, Gateway, OpenApi, Route
 from synchromesh.gateway.schemas import PLACE, Schema, Schemas, doc_of, title_of, with_default
-from synchromesh.gateway.shapes import is_text
+from synchromesh.gateway.shapes import element_of, is_text, without_null
 
 Json: TypeAlias = dict[str, Any]
 
@@ -288,7 +289,7 @@ class _Writer:
         raises = {each: None for part in needed for each in part.operation.raises}
         told = [
             f"- `{name}`: {'required' if part.step.is_required else 'optional'}, "
-            f"from {part.operation.full_name}"
+            f"from {part.operation.full_name}{_each_of(part)}"
             for name, part in entry.parts.items()
         ]
         return {
@@ -305,10 +306,34 @@ class _Writer:
         }
 
     def _branch(self, part: CompiledBranch) -> Schema:
-        schema = self.schemas.of(part.operation.shape.result)
-        if part.step.is_required:
-            return schema
-        return {"anyOf": [schema, {"type": "null"}]}
+        schema, is_sure = self._shown(part), part.step.is_required and not part.may_be_absent
+        if part.step.each is not None:
+            # An element without data is null, whatever the others are.
+            items = schema if is_sure else _or_null(schema)
+            schema = {"type": "array", "items": items, "maxItems": part.step.each.at_most}
+        return schema if is_sure else _or_null(schema)
+
+    def _shown(self, part: CompiledBranch) -> Schema:
+        """Return the schema of what is shown of an answer."""
+        result = part.operation.shape.result
+        if part.empty is not None:
+            result = without_null(result)[0]
+        return self.schemas.of(result) if part.pick is None else self._picked(part.pick, result)
+
+    def _picked(self, pick: Pick, kind: Any) -> Schema:
+        kind, may_be_null = without_null(kind)
+        element = element_of(kind)
+        if element is not None:
+            schema: Schema = {"type": "array", "items": self._picked(pick, element)}
+        else:
+            fields = {name: (self.schemas.of(each.kind), each) for name, each in pick.items()}
+            schema = _whole(
+                {
+                    name: _or_null(field) if each.may_be_null else field
+                    for name, (field, each) in fields.items()
+                }
+            )
+        return _or_null(schema) if may_be_null else schema
 
     def _forward(self, entry: CompiledRoute, method: str) -> Json:
         passage, template = entry.passage, entry.template
@@ -411,16 +436,35 @@ def _whole(properties: Json) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _each_of(part: CompiledBranch) -> str:
+    each = part.step.each
+    if each is None:
+        return ""
+    of = ".".join((each.source.branch, *each.source.fields))
+    beyond = "a longer one is cut" if each.is_cut else "a longer one fails"
+    return f", for each of `{of}`: at most {each.at_most}, and {beyond}"
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
 def _mark_of(part: CompiledBranch) -> Schema:
     """Return the schema of what an aggregate says of a branch."""
     can_be = [BranchStatus.OK]
-    stand_in = part.stand_in
-    if stand_in is not None:
+    stand_in, each, is_required = part.stand_in, part.step.each, part.step.is_required
+    if each is not None:
+        if stand_in is not None or each.is_cut or not is_required:
+            can_be.append(BranchStatus.PARTIAL)
+        if not (each.is_cut or is_required):
+            can_be.append(BranchStatus.FAILED)
+    elif stand_in is not None:
         can_be.append(BranchStatus.STALE if stand_in.static is None else BranchStatus.STATIC)
-    if not part.step.is_required:
-        can_be += [BranchStatus.REJECTED, BranchStatus.FAILED]
-        if part.step.references:
-            can_be += [BranchStatus.SKIPPED, BranchStatus.ABSENT]
+    if not is_required:
+        can_be += [BranchStatus.REJECTED, BranchStatus.FAILED] if each is None else []
+        can_be += [BranchStatus.SKIPPED] if part.step.needs else []
+    if part.step.needs and (part.may_be_absent or not is_required):
+        can_be.append(BranchStatus.ABSENT)
     status = {"enum": [each.value for each in can_be]}
     return {"allOf": [{"$ref": f"{PLACE}BranchMark"}], **_whole({"status": status})}
 

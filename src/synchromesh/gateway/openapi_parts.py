@@ -100,6 +100,20 @@ _BRANCH_MARK: Final[Schema] = {
         "detail": {"type": "string", "description": "The words of a rejection."},
         "details": {"type": "object", "description": "What a rejection says beside them."},
         "because": {"type": "string", "description": "The branch for want of which there is none."},
+        "elements": {
+            "type": "array",
+            "description": "Of a branch over an array, the marks of those that are not `ok`.",
+            "items": {
+                "allOf": [{"$ref": f"{PLACE}BranchMark"}],
+                "type": "object",
+                "properties": {"index": {"type": "integer", "minimum": 0}},
+                "required": ["index"],
+            },
+        },
+        "count": {
+            "type": "integer",
+            "description": "How many elements there are, where not all were asked for.",
+        },
     },
     "required": ["status"],
 }

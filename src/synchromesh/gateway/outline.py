@@ -10,7 +10,7 @@ from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.check import compiled
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.fallbacks import describe_fallback
-from synchromesh.gateway.routes import Branch, Forward, Gateway, Route
+from synchromesh.gateway.routes import Aggregate, Branch, Forward, Gateway, Route
 
 
 class RateOutline(msgspec.Struct, frozen=True):
@@ -21,7 +21,14 @@ class RateOutline(msgspec.Struct, frozen=True):
 
 
 class BranchOutline(msgspec.Struct, frozen=True):
-    """A branch; `after` names the branches that it needs, `turn` counts from 1."""
+    """A branch; `after` names the branches that it needs, `turn` counts from 1.
+
+    Attributes:
+        each: the array that it is over, how many elements are asked for and what follows beyond;
+            "" for none.
+        pick: where the fields come from that are shown, by their shown names; empty for all.
+        has_empty: whether a value is given for an answer without content.
+    """
 
     name: str
     operation: str
@@ -31,6 +38,9 @@ class BranchOutline(msgspec.Struct, frozen=True):
     is_required: bool
     timeout: str | None
     fallback: str
+    each: str = ""
+    pick: dict[str, str] = {}
+    has_empty: bool = False
 
 
 class RouteOutline(msgspec.Struct, frozen=True):
@@ -43,6 +53,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
         scopes: what the principal has to hold, all of them.
         by: the kinds of credentials that it takes; any where there are none.
         headers: of a forward, the request headers that pass besides the usual ones.
+        is_whole: of an aggregate, whether the failure of any branch is that of the whole.
     """
 
     route: str
@@ -57,6 +68,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
     body_max: str = ""
     headers: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
+    is_whole: bool = False
 
     @property
     def who(self) -> str:
@@ -114,6 +126,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 body_max=body_max,
                 headers=headers,
                 by=tuple(sorted(route.by)),
+                is_whole=isinstance(route, Aggregate) and route.all_or_nothing,
             )
         )
     return (*outlines, *map(_page, entries[len(gateway.routes) :]))
@@ -140,9 +153,15 @@ def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[Bra
             args=dict(branch.args),
             turn=_turn(name, entry.parts, turns),
             after=_after(entry.parts[name]),
-            is_required=branch.required,
+            is_required=entry.parts[name].step.is_required,
             timeout=branch.timeout,
             fallback=describe_fallback(branch.fallback),
+            each=_each(branch),
+            pick={
+                shown: ".".join(each.fields)
+                for shown, each in (entry.parts[name].pick or {}).items()
+            },
+            has_empty=branch.empty is not None,
         )
         for name, branch in branches.items()
     ]
@@ -150,7 +169,14 @@ def _branches(branches: Mapping[str, Branch], entry: CompiledRoute) -> tuple[Bra
 
 
 def _after(part: CompiledBranch) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(each.branch for each in part.step.references.values()))
+    return part.step.needs
+
+
+def _each(branch: Branch) -> str:
+    each = branch.each
+    if each is None:
+        return ""
+    return f"{each.of}, at most {each.at_most}, {each.at_once} at once, else {each.beyond}"
 
 
 def _turn(name: str, parts: Mapping[str, CompiledBranch], turns: dict[str, int]) -> int:

@@ -31,6 +31,7 @@ from synchromesh.errors import (
     Shed,
     SynchromeshError,
     TimedOut,
+    TooManyElements,
     UnknownSaga,
     VersionConflict,
     to_problem,
@@ -66,6 +67,7 @@ _WORDS: dict[type[SynchromeshError], str] = {
     Shed: _BUSY,
     TimedOut: "no answer came in time and it is not known what was done; ask again under the same "
     "idempotency key",
+    TooManyElements: "there are more elements than can be asked for",
     UnknownSaga: "there is nothing under this id",
     VersionConflict: "what this is about was changed meanwhile; look at it again and ask anew",
 }

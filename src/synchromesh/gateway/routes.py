@@ -6,7 +6,7 @@ once, before anything listens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -170,18 +170,49 @@ class Stale:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
-    """Fetches one part of an aggregate by one query.
+class Each:
+    """Says which array a branch is asked for, element by element.
 
     Attributes:
-        operation: a query; no fallback can make a failed write look done (F2).
+        of: the array: another branch's answer, such as "machines", or a field of it, such as
+            "order.lines".
+        at_most: how many elements are asked for, 1 to 1000.
+        at_once: how many of them at a time.
+        beyond: what becomes of a longer array: "fail" asks nothing, and the branch has failed;
+            "cut" asks for the first `at_most`, and the branch is partial.
+
+    Example:
+        >>> Each("order.lines", at_most=20, beyond="cut").at_once
+        8
+    """
+
+    of: str
+    _: KW_ONLY
+    at_most: int = 100
+    at_once: int = 8
+    beyond: str = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Fetches one part of an aggregate by one query, or by one for each element of an array.
+
+    Attributes:
+        operation: a query, of a service or of an external one; no fallback can make a failed write
+            look done (F2).
         args: each parameter's source: "path.id" is a place of the aggregate's path,
-            "machine.order_id" a field of another branch's answer, "machine" the whole of it. What
-            needs another branch starts after it.
+            "machine.order_id" a field of another branch's answer, "machine" the whole of it,
+            "each.sku" a field of an element. What needs another branch starts after it.
         required: its failure is the failure of the aggregate; else it is marked and the rest is
-            answered.
+            answered. With `each` that is the failure of any element.
         timeout: bounds this branch within the aggregate's deadline; None leaves it the whole.
         fallback: what is answered where the service fails; never where it says no.
+        each: asks for each element of an array; the answer is an array in the same order, with null
+            for an element without data.
+        pick: which fields of the answer are shown: names, or by the shown name a field such as
+            "site.city"; of an array those of each element. None shows all of it.
+        empty: what an answer without content stands for (204, no body, null). Without it that is
+            null, where the operation's result may be null, and else a failure.
 
     Example:
         >>> from typing import Protocol
@@ -199,6 +230,9 @@ class Branch:
     required: bool = False
     timeout: str | None = None
     fallback: Static | Stale | None = None
+    each: Each | None = None
+    pick: Collection[str] | Mapping[str, str] | None = None
+    empty: Static | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +245,8 @@ class Aggregate:
     Attributes:
         route: GET and a path, such as "GET /machines/{id}".
         branches: by name; at least one is required.
+        all_or_nothing: the failure of any branch is the failure of the whole, which is never
+            partial; a branch has no fallback then.
         scopes, rate, public, by, deadline, priority, cors: as for a `Route`.
 
     Example:
@@ -235,6 +271,7 @@ class Aggregate:
     route: str
     _: KW_ONLY
     branches: Mapping[str, Branch]
+    all_or_nothing: bool = False
     scopes: AbstractSet[str] = frozenset()
     rate: Rate | None = None
     public: bool = False

@@ -6,10 +6,13 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import msgspec
+
+_ARRAYS = (list, set, frozenset, Sequence, AbstractSet)
 
 
 def is_a(value: object, *kinds: type) -> bool:
@@ -60,6 +63,44 @@ def fields_of(kind: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
         return typing.get_type_hints(kind, include_extras=True)
     return None
+
+
+def field_at(kind: Any, fields: Collection[str]) -> tuple[Any, bool] | str:
+    """Return the type that a path of names leads to, and if null may stand there; or what is wrong.
+
+    Example:
+        >>> field_at(str, ("x",))
+        "there is no 'x'; str has no fields"
+    """
+    kind, may_be_null = without_null(kind)
+    for field in fields:
+        known = fields_of(kind)
+        if known is None or field not in known:
+            has = "no fields" if not known else f"the fields {', '.join(known)}"
+            return f"there is no {field[:40]!r}; {words(kind)} has {has}"
+        kind, is_null = without_null(known[field])
+        may_be_null = may_be_null or is_null
+    return kind, may_be_null
+
+
+def words(kind: Any) -> str:
+    """Return a type as it is written in code."""
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+def element_of(kind: Any) -> Any:
+    """Return the type of the elements of a list, a set or a tuple of any length; None for others.
+
+    Example:
+        >>> element_of(list[int]), element_of(tuple[str, ...] | None), element_of(dict[str, int])
+        (<class 'int'>, <class 'str'>, None)
+    """
+    kind = without_null(kind)[0]
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return members[0] if len(members) == 2 and members[1] is Ellipsis else None
+    is_array = isinstance(origin, type) and issubclass(origin, _ARRAYS)
+    return members[0] if is_array else None
 
 
 def fits(source: Any, target: Any) -> bool:

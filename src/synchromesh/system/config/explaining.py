@@ -63,8 +63,11 @@ def explain_branches(gateway: Gateway | None) -> list[BranchExplained]:
     for route in () if gateway is None else gateway.routes:
         if isinstance(route, Aggregate):
             for name, branch in route.branches.items():
-                ladder = _ladder(branch.fallback, is_required=branch.required)
+                is_required = branch.required or route.all_or_nothing
+                ladder = _ladder(branch.fallback, is_required=is_required)
                 asks = branch.operation.full_name
+                if branch.each is not None:
+                    asks = f"{asks}, for each of {branch.each.of}"
                 explained.append(BranchExplained(route.route, name, asks, ladder))
         elif isinstance(route, Forward):
             explained.append(BranchExplained(route.route, "", route.to, _ladder(None)))
