@@ -181,6 +181,7 @@ clients.quiet = "5m"
 clients.head_bytes = 16384
 clients.headers = 64
 health = "/healthz"
+access_log = "1%"
 
 [gateway.tls]
 certificate = "tls/fullchain.pem"

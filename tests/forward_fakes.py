@@ -10,11 +10,13 @@ from typing import Any
 
 from bodies import body_of, everything
 from calls_fakes import Known, System, play
-from gateway_fakes import SHOP
+from gateway_fakes import SHOP, log_of
 from synchromesh.calls import Caller, Policies
 from synchromesh.discovery import Endpoint
 from synchromesh.gateway import Forward, Gateway, GatewayEngine, Rate
+from synchromesh.gateway.check import compiled
 from synchromesh.gateway.origin import Origins
+from synchromesh.gateway.state import GatewayState
 from synchromesh.http import (
     Body,
     Headers,
@@ -122,8 +124,10 @@ class Way:
         gateway: Gateway,
         policies: Policies | None,
         origins: Origins | None = None,
+        log_share: float = 0.0,
     ) -> None:
         self.system = system
+        self.log = log_of(system, log_share, origins)
         self.servers: dict[str, HttpServer] = {}
         self.store, self.partner = Upstream(), Upstream()
         self.caller: Caller = system.caller("gateway", policies)
@@ -134,9 +138,15 @@ class Way:
             authenticators=[auth.open(None, None) for auth in gateway.auth],  # type: ignore[arg-type]
             externals={PARTNER},
             origins=origins,
+            state=GatewayState.of(gateway, compiled(gateway), self.log),
         )
         network = system.runtime.network
-        self.server = HttpServer(self.engine, network=network, streaming=self.engine)
+        self.server = HttpServer(
+            self.engine,
+            network=network,
+            streaming=self.engine,
+            refused=self.engine.note_refused,
+        )
         self.pool = HttpPool(network=network, limits=PoolLimits(stall_s=600.0, quiet_s=600.0))
         system.stack.push_async_callback(self.pool.close)
         system.stack.push_async_callback(self.server.close)
@@ -230,13 +240,14 @@ def through(
     gateway: Gateway = GATEWAY,
     policies: Policies | None = None,
     origins: Origins | None = None,
+    log_share: float = 0.0,
     kind: str = "http",
 ) -> Any:
     """Run a test in virtual time, with upstreams behind a gateway."""
 
     async def system_main(system: System) -> Any:
         system.known = Announced()
-        way = Way(system, gateway, policies, origins)
+        way = Way(system, gateway, policies, origins, log_share)
         await way.start()
         return await main(way)
 

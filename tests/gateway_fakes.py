@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +28,10 @@ from synchromesh.gateway import (
     Stale,
     Static,
 )
+from synchromesh.gateway.access_log import AccessLog
+from synchromesh.gateway.check import compiled
 from synchromesh.gateway.origin import Origins
+from synchromesh.gateway.state import GatewayState
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse, HttpServer, RawPair
 from synchromesh.resilience import Policy
 from synchromesh.telemetry import Tracer
@@ -215,6 +219,14 @@ def is_fast() -> bool:
     return bool((HttpServer.__init__.__kwdefaults__ or {})["is_fast"])
 
 
+def log_of(system: System, share: float, origins: Origins | None) -> AccessLog | None:
+    """Return the access log of a gateway; None for a share of 0."""
+    if not share:
+        return None
+    runtime = system.runtime
+    return AccessLog(share, random.Random(7), runtime.wall_us, origins or Origins())
+
+
 class Plant:
     """Three services behind one gateway."""
 
@@ -224,9 +236,11 @@ class Plant:
         gateway: Gateway,
         policies: Policies | None,
         origins: Origins | None = None,
+        log_share: float = 0.0,
     ) -> None:
         self.system = system
         self.gateway = gateway
+        self.log = log_of(system, log_share, origins)
         self.begin: Callable[[HttpExchange], bool] | None = None
         self.fleet, self.orders, self.production = Service(), Service(), Service()
         self.caller: Caller = system.caller("gateway", policies)
@@ -236,6 +250,7 @@ class Plant:
             tracer=Tracer("gateway", system.runtime, system.spans),
             authenticators=[auth.open(None, None) for auth in gateway.auth],  # type: ignore[arg-type]
             origins=origins,
+            state=GatewayState.of(gateway, compiled(gateway), self.log),
         )
 
     async def start(self) -> None:
@@ -345,11 +360,12 @@ def behind(
     kind: str = "inproc",
     policies: Policies | None = None,
     origins: Origins | None = None,
+    log_share: float = 0.0,
 ) -> Any:
     """Run a test in virtual time, with three services behind a gateway."""
 
     async def system_main(system: System) -> Any:
-        site = Plant(system, gateway, policies, origins)
+        site = Plant(system, gateway, policies, origins, log_share)
         await site.start()
         site.fleet.answers |= {"machine": lambda i: Machine("M-1", "A-1", 7), "scrap": None}
         site.orders.answers |= {"one": Order("A-1", "ada"), "place": Order("A-2", "ada")}

@@ -593,6 +593,23 @@ headers = 50
     assert (plain.compile(), plain.compile_pool()) == (Limits(), PoolLimits())
 
 
+@pytest.mark.parametrize(
+    ("text", "share"), [("off", 0.0), ("on", 1.0), ("1%", 0.01), ("0.5%", 0.005), ("100%", 1.0)]
+)
+def test_the_access_log_is_off_on_or_a_share(tmp_path: Path, text: str, share: float) -> None:
+    """A share is of what went well."""
+    folder = notes_app.write_config(tmp_path, f'{ONE}[gateway]\naccess_log = "{text}"\n')
+    assert load_config(folder).gateway.access_share() == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "yes", "0%", "101%", "-1%", "1", "1e3%", "nan%"])
+def test_another_access_log_is_refused(tmp_path: Path, text: str) -> None:
+    """With its line, and with what may stand there."""
+    message = refused(tmp_path, f'{ONE}[gateway]\naccess_log = "{text}"\n')
+    assert 'make it "off", "on", or a share such as "1%"' in message
+    assert "[gateway] access_log = " in message
+
+
 def test_the_port_of_the_gateway_is_its_own(tmp_path: Path) -> None:
     """Two servers at one port are refused before one of them cannot listen."""
     message = refused(tmp_path, ONE + "port = 8080\n[gateway]\nport = 8080\n")

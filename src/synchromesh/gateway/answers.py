@@ -24,6 +24,7 @@ from synchromesh.http import HttpRequest, HttpResponse, problem_response
 
 TRACE: Final = "synchromesh-trace"
 PARTIAL: Final = "synchromesh-partial"
+FALLBACK: Final = "synchromesh-fallback"
 # What was asked for with a credential is for nobody else, and JSON is never to be taken for HTML.
 ALWAYS: Final = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"))
 _PROBLEM: Final = ("content-type", "application/problem+json")

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from synchromesh.context import NEW_TRACE, CallContext
 from synchromesh.errors import BadRequest, RateLimited, SynchromeshError
+from synchromesh.gateway.access_log import NO_STATUS, Told
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import ALWAYS, PARTIAL, TRACE, refused, told_of
 from synchromesh.gateway.arrival import FIELDS, NOTHING, Arrival, arrival_of
@@ -21,6 +22,7 @@ from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.origin import Origins
+from synchromesh.gateway.traffic import RouteTraffic
 from synchromesh.http import Headers, HttpExchange, ready_answer
 from synchromesh.http.together import together_on
 from synchromesh.identity import NOBODY
@@ -46,12 +48,15 @@ class AggregateGate(Protocol):
     limiter: Limiter
     origins: Origins
     tracer: Tracer
+    traffic: Mapping[str, RouteTraffic]
 
 
 class FastAggregate:
     """All that is the same for every request of one aggregate."""
 
-    __slots__ = ("buckets", "entry", "gate", "known", "loop", "plan", "record", "together")
+    __slots__ = (
+        "buckets", "entry", "gate", "known", "loop", "plan", "record", "together", "traffic",
+    )  # fmt: skip
 
     def __init__(
         self, gate: AggregateGate, entry: CompiledRoute, buckets: TokenBuckets | None
@@ -61,6 +66,7 @@ class FastAggregate:
         self.known = gate.identification.known(entry.kinds)
         self.plan = AggregatePlan(entry.name, entry.parts, gate.asker)
         self.buckets = buckets
+        self.traffic = gate.traffic[entry.name]
         self.loop = asyncio.get_running_loop()
         self.together = together_on(self.loop)
         self.record = gate.tracer.recorder("gateway", entry.name)
@@ -157,11 +163,15 @@ class AggregateExchange:
         try:
             composed = self.run.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self._plan.traffic.branched(self.run.outcomes)
             self.refuse(told_of(error, self._plan.entry, trace_id), error)
             error.__traceback__ = None  # it leads to frames that hold the error
             return
         marks, noted = "", {}
+        traffic = self._plan.traffic
         if composed.partial:
+            traffic.degraded += 1
+            traffic.branched(self.run.outcomes)
             names = ", ".join(composed.partial)
             marks, noted = f"{PARTIAL}: {names}\r\n", {"partial": names}
             for branch in composed.partial:
@@ -180,11 +190,16 @@ class AggregateExchange:
         if cors is not None:
             head += cors.lines(self._exchange.pairs)
         self._exchange.answer(head, body)
+        traffic.answers[2] += 1
+        if traffic.log is not None:
+            self._log(200, len(body), is_degraded=bool(composed.partial))
 
     def on_lost(self) -> None:
         """Give up: the client has gone."""
         self.run.cancel()
         self._close("cancelled", {})
+        self._plan.traffic.left += 1
+        self._log(NO_STATUS, 0, ended="left")
 
     def on_room(self) -> None:
         """Do nothing: the answer is sent whole."""
@@ -198,6 +213,32 @@ class AggregateExchange:
         if cors is not None:
             head += cors.lines(self._exchange.pairs)
         self._exchange.answer(head, body)
+        traffic = self._plan.traffic
+        traffic.answers[told.status // 100] += 1
+        traffic.why(error or told)
+        self._log(told.status, len(body))
+
+    def _log(self, status: int, size: int, *, ended: str = "ok", is_degraded: bool = False) -> None:
+        plan, exchange, context = self._plan, self._exchange, self._context
+        log = plan.traffic.log
+        if log is None:
+            return
+        log.add(
+            exchange.method.decode("ascii"),
+            plan.entry.name,
+            status,
+            plan.loop.time() - self._began_s,
+            size,
+            ended=ended,
+            peer=exchange.peer,
+            told=Told(
+                exchange.pairs,
+                context.principal.name,
+                context.trace_id,
+                self._arrived.request_id,
+                is_degraded,
+            ),
+        )
 
     def _close(self, status: str, noted: dict[str, str]) -> None:
         plan, context, arrived = self._plan, self._context, self._arrived

@@ -18,7 +18,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ import msgspec
 from synchromesh.calls import Caller, Forwarder, Forwarding, Operation
 from synchromesh.calls.routes import Match, NoMatch, Routes
 from synchromesh.calls.tree import attempts_left, tree_of
-from synchromesh.codec import digest, encode
+from synchromesh.codec import encode
 from synchromesh.context import IDEMPOTENCY_KEY, CallContext
 from synchromesh.errors import (
     BadRequest,
@@ -40,38 +39,37 @@ from synchromesh.errors import (
 from synchromesh.gateway.aggregate import AggregatePlan, AggregateRun, arguments_of
 from synchromesh.gateway.answers import (
     ALWAYS,
+    FALLBACK,
     PARTIAL,
     TRACE,
     mark_of,
-    preflighted,
     refused,
     told_of,
     unrouted,
 )
 from synchromesh.gateway.arrival import arrival_of, key_of
+from synchromesh.gateway.asked import Accounting, AskedRequest, RefusedRequest, under
 from synchromesh.gateway.asking import Asker
-from synchromesh.gateway.check import compiled, read, refusal_of
+from synchromesh.gateway.check import compiled, read
 from synchromesh.gateway.compiled import CompiledRoute
-from synchromesh.gateway.cors import ORIGIN, WANTED_METHOD, read_cors
+from synchromesh.gateway.cors import ORIGIN, read_cors
 from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.forward import CompiledForward, answer_of
 from synchromesh.gateway.identifying import Identification
-from synchromesh.gateway.last_answers import LastAnswers
-from synchromesh.gateway.limits import TokenBuckets
-from synchromesh.gateway.names import opened
+from synchromesh.gateway.opening import all_opened
 from synchromesh.gateway.origin import Origins
+from synchromesh.gateway.preflight import preflight
 from synchromesh.gateway.principal import Authenticator, Folders
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routes import Gateway
 from synchromesh.gateway.routing import Routing
-from synchromesh.gateway.tunnels import TunnelPlaces
+from synchromesh.gateway.state import GatewayState
+from synchromesh.gateway.traffic import GatewayCounts
 from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, problem_response
-from synchromesh.identity import NOBODY, Principal
-from synchromesh.resilience import Limiter, LimitOptions
+from synchromesh.identity import Principal
 from synchromesh.runtime import Runtime
-from synchromesh.telemetry import Span, Tracer
+from synchromesh.telemetry import Tracer
 
-FALLBACK = "synchromesh-fallback"
 REREAD_EVERY_S = 1.0
 
 _log = logging.getLogger("synchromesh.gateway")
@@ -92,6 +90,10 @@ class GatewayEngine:
         externals: the upstreams that are not ours, and are not told who asks.
         origins: tells whom a request comes from, where that is not the peer of its connection.
         entries: what `compiled` has made of the gateway already; it is read here where None.
+        state: what is known of its requests; none where None.
+
+    Attributes:
+        state: what is known of its requests.
 
     Raises:
         ConfigError: the gateway has mistakes; the message names them all.
@@ -113,6 +115,7 @@ class GatewayEngine:
         externals: AbstractSet[str] = frozenset(),
         origins: Origins | None = None,
         entries: Sequence[CompiledRoute] | None = None,
+        state: GatewayState | None = None,
     ) -> None:
         if entries is None:
             entries = compiled(gateway)
@@ -125,22 +128,13 @@ class GatewayEngine:
         self._caller = caller
         self._tracer = tracer
         self._identification = Identification(authenticators)
-        self._limiter = Limiter(LimitOptions(gateway.in_flight_max), name="the gateway")
-        last = LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max)
-        self._asker = Asker(caller, last)
-        self._tunnels = TunnelPlaces(gateway.tunnels_max)
+        self.state = GatewayState.of(gateway, entries) if state is None else state
+        self._limiter, self._tunnels = self.state.limiter, self.state.tunnels
+        self._asker = Asker(caller, self.state.last)
         self._routes: Routes[CompiledRoute] = Routes(has_empty_places=False)
         self._entries = entries
-        self._buckets: dict[str, TokenBuckets] = {}
         for entry in entries:
-            method, path = entry.template.method, entry.template.path
-            self._routes.add(method, path, entry)
-            if entry.interval_s:
-                self._buckets[entry.name] = TokenBuckets(
-                    interval_s=entry.interval_s,
-                    burst=entry.burst,
-                    buckets_max=gateway.buckets_max,
-                )
+            self._routes.add(entry.template.method, entry.template.path, entry)
 
     @classmethod
     async def open(
@@ -162,21 +156,11 @@ class GatewayEngine:
         Raises:
             ConfigError: the gateway or its keys have mistakes; the message names them all.
         """
-        mistakes: list[str] = []
+        mistakes: tuple[str, ...] = ()
         if entries is None:
             reading = read(gateway)
-            entries = reading.entries
-            mistakes += reading.mistakes
-        authenticators: list[Authenticator] = []
-        for auth in gateway.auth:
-            try:
-                authenticators.append(opened(auth, gateway.auth, folders, runtime))
-            except ConfigError as error:
-                mistakes.append(error.message)
-        if mistakes:
-            for authenticator in authenticators:
-                await authenticator.close()
-            raise refusal_of(mistakes)
+            entries, mistakes = reading.entries, reading.mistakes
+        authenticators = await all_opened(gateway.auth, folders, runtime, mistakes)
         return cls(
             gateway,
             caller=caller,
@@ -206,12 +190,13 @@ class GatewayEngine:
         try:
             found = find(self._routes, request.method, request.path)
         except BadRequest as error:
-            return refused(error, [*ALWAYS, *arrival_of(request.headers).fields])
-        asked_before = self._preflight(request) if self._has_cors else None
+            fields = [*ALWAYS, *arrival_of(request.headers).fields]
+            return self._other(request, refused(error, fields))
+        asked_before = preflight(self._routes, request) if self._has_cors else None
         if asked_before is not None:
-            return asked_before
+            return self._other(request, asked_before)
         if isinstance(found, NoMatch):
-            return unrouted(request, found, self._cors)
+            return self._other(request, unrouted(request, found, self._cors))
         with self._begun(found, request) as (asked, context):
             return await self._answer(asked, context, self._call)
 
@@ -219,10 +204,9 @@ class GatewayEngine:
     def begin_exchange(self) -> Callable[[HttpExchange], bool]:
         """What answers requests on the fast way; False leaves one to the slow way."""
         return Gate(
-            Routing(self._entries, self._routes, self._buckets, self._externals, self._origins),
+            Routing(self._entries, self._routes, self._externals, self._origins, self.state),
             forwarder=self._forwarder,
             tracer=self._tracer,
-            limiter=self._limiter,
             identification=self._identification,
             asker=self._asker,
             attempts_left=self._caller.root().attempts_left,
@@ -245,22 +229,30 @@ class GatewayEngine:
         """Answer a request that is passed on; the context is left once its answer is sent."""
         found = find(self._routes, request.method, request.path)
         assert isinstance(found, Match), "body_max has found it"
-        asked_before = self._preflight(request) if self._has_cors else None
+        asked_before = preflight(self._routes, request) if self._has_cors else None
         if asked_before is not None:
-            yield asked_before
+            yield self._other(request, asked_before)
             return
         with self._begun(found, request) as (asked, context):
             async with AsyncExitStack() as stack:
                 yield await self._answer(asked, context, partial(self._forward, stack))
 
-    def _preflight(self, request: HttpRequest) -> HttpResponse | None:
-        """Answer what a browser asks before a page sends a request; None for any other request."""
-        wanted = request.headers.get(WANTED_METHOD) if request.method == "OPTIONS" else None
-        if wanted is None or ORIGIN not in request.headers:
-            return None
-        found = find(self._routes, wanted, request.path)
-        cors = None if isinstance(found, NoMatch) else found.target.cors
-        return None if cors is None else preflighted(request, cors)
+    def snapshot(self) -> GatewayCounts:
+        """Return what became of the requests so far, by route."""
+        return self.state.counts()
+
+    def note_refused(self, peer: str, status: int) -> None:
+        """Count, and log, a connection that the server has refused before there was a request."""
+        others = self.state.others
+        others.answers[status // 100] += 1
+        if others.log is not None:
+            others.log.add("", "", status, 0.0, None, peer=peer)
+
+    def _other(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
+        """Accounting for a request that is no route's."""
+        account = Accounting.of(self.state.others, request, arrival_of(request.headers))
+        with account.under_way():
+            return account.answered(response)
 
     def __repr__(self) -> str:
         return f"<GatewayEngine {self._limiter.in_flight} in flight>"
@@ -268,7 +260,7 @@ class GatewayEngine:
     @contextmanager
     def _begun(
         self, found: Match[CompiledRoute], request: HttpRequest
-    ) -> Iterator[tuple[_Asked, CallContext]]:
+    ) -> Iterator[tuple[AskedRequest, CallContext]]:
         """Begin the span and the call tree of a request; they end with its answer."""
         entry, arrived = found.target, arrival_of(request.headers)
         context, parent_id = self._caller.root(timeout_s=entry.deadline_s), ""
@@ -292,30 +284,33 @@ class GatewayEngine:
                 span.note("request_id", arrived.request_id)
             if entry.cors is not None:
                 headers += entry.cors.fields(request.headers.get_all(ORIGIN))
-            with tree_of(context):
-                yield _Asked(entry, found.places, request, span, headers), context
+            account = Accounting.of(self.state.traffic[entry.name], request, arrived, trace_id)
+            with account.under_way(), tree_of(context):
+                yield AskedRequest(entry, found.places, request, span, account, headers), context
 
     async def _answer(
         self,
-        asked: _Asked,
+        asked: AskedRequest,
         context: CallContext,
-        answer: Callable[[_Asked, CallContext], Awaitable[HttpResponse]],
+        answer: Callable[[AskedRequest, CallContext], Awaitable[HttpResponse]],
     ) -> HttpResponse:
-        entry, span = asked.entry, asked.span
+        entry, span, account = asked.entry, asked.span, asked.account
         try:
-            return await answer(asked, context)
-        except _Refusal as refusal:
+            return account.answered(await answer(asked, context))
+        except RefusedRequest as refusal:
             span.fail(refusal.error)
             told = refusal.error
+            account.traffic.why(told)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             span.fail(error)
+            account.traffic.why(error)
             told = told_of(error, entry, context.trace_id)
             if isinstance(error, SynchromeshError):
                 # It was an outcome before: its traceback leads to frames that hold that.
                 error.__traceback__ = None
-        return refused(told, asked.headers, trace_id=context.trace_id)
+        return account.answered(refused(told, asked.headers, trace_id=context.trace_id))
 
-    async def _call(self, asked: _Asked, context: CallContext) -> HttpResponse:
+    async def _call(self, asked: AskedRequest, context: CallContext) -> HttpResponse:
         if asked.entry.passage is not None:
             raise ConfigError(
                 f"{asked.entry.name} is passed on, and this server hands requests over whole; give "
@@ -332,21 +327,21 @@ class GatewayEngine:
 
     # -- who may -----------------------------------------------------------------------------------
 
-    def _admitted(self, asked: _Asked, context: CallContext) -> CallContext:
-        """Return the context of who asks, if they may (G1). Raises _Refusal."""
+    def _admitted(self, asked: AskedRequest, context: CallContext) -> CallContext:
+        """Return the context of who asks, if they may (G1). Raises RefusedRequest."""
         entry, request, principal = asked.entry, asked.request, asked.principal
         who = principal.name
         missing = sorted(entry.scopes - principal.scopes)
         if missing:
-            raise _Refusal(
+            raise RefusedRequest(
                 Forbidden(f"this needs the scope {missing[0]!r}, which the credential lacks")
             )
-        buckets = self._buckets.get(entry.name)
+        buckets = self.state.buckets.get(entry.name)
         if buckets is not None:
             who = who or self._origins.of_request(request.peer, request.headers).client
             wait_s = buckets.take(who, asyncio.get_running_loop().time())
             if wait_s:
-                raise _Refusal(
+                raise RefusedRequest(
                     RateLimited(
                         f"too many requests for {entry.name}; try again in {wait_s:.3f} s",
                         retry_after_s=wait_s,
@@ -356,18 +351,19 @@ class GatewayEngine:
             asked.span.note("principal", principal.name)
         return msgspec.structs.replace(context, principal=principal)
 
-    async def _identify(self, asked: _Asked) -> None:
-        """Find out who asks, unless anybody may; it may wait. Raises _Refusal."""
+    async def _identify(self, asked: AskedRequest) -> None:
+        """Find out who asks, unless anybody may; it may wait. Raises RefusedRequest."""
         if not asked.entry.is_public:
             try:
                 asked.principal = await self._identification.of(asked.request, asked.entry.kinds)
             except CallError as error:
-                raise _Refusal(error) from error
+                raise RefusedRequest(error) from error
+            asked.account.principal = asked.principal.name
 
     # -- what is asked -----------------------------------------------------------------------------
 
     async def _route(
-        self, operation: Operation[..., Any], asked: _Asked, context: CallContext
+        self, operation: Operation[..., Any], asked: AskedRequest, context: CallContext
     ) -> HttpResponse:
         request = asked.request
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -381,14 +377,14 @@ class GatewayEngine:
         try:
             if operation.is_command:
                 key = key_of(request.headers) or context.key
-                context = _under(context, key)
+                context = under(context, key)
                 # Told, so that also who sent none can ask again under it.
                 asked.headers.append((IDEMPOTENCY_KEY, key))
             arguments = operation.from_http(asked.places, request.query, request.body)
         except BadRequest as error:
             # The operation's name is ours; what is wrong with its arguments is the client's.
             message = error.message.removeprefix(f"{operation.full_name}: ")
-            raise _Refusal(BadRequest(message)) from error
+            raise RefusedRequest(BadRequest(message)) from error
         outcome = await self._asker.ask(
             operation,
             arguments,
@@ -396,10 +392,13 @@ class GatewayEngine:
             place=(asked.entry.name,),
             stand_in=asked.entry.stand_in,
         )
+        if outcome.is_partial and asked.entry.stand_in is not None:
+            asked.account.traffic.branched({"": outcome})
         if not outcome.has_data:
             assert outcome.error is not None, "what has no data was refused or failed"
             raise outcome.error
         if outcome.is_partial:
+            asked.account.is_degraded = True
             mark = mark_of(outcome)
             asked.span.note("fallback", mark)
             asked.headers.append((FALLBACK, mark))
@@ -407,18 +406,22 @@ class GatewayEngine:
         # By its value: what the contract does not name stays inside, whatever the service adds.
         return HttpResponse(200, [_JSON, *asked.headers], encode(outcome.value))
 
-    async def _aggregate(self, asked: _Asked, context: CallContext) -> HttpResponse:
+    async def _aggregate(self, asked: AskedRequest, context: CallContext) -> HttpResponse:
         entry, request = asked.entry, asked.request
         try:
             if request.query or request.body:
                 raise BadRequest("this takes neither a query nor a body")
             given = arguments_of(entry.parts, asked.places)
         except BadRequest as error:
-            raise _Refusal(error) from error
+            raise RefusedRequest(error) from error
         plan = AggregatePlan(entry.name, entry.parts, self._asker)
         run = AggregateRun(plan, given, context=context, left=attempts_left(context))
-        composed = await run.answer()
+        try:
+            composed = await run.answer()
+        finally:
+            asked.account.traffic.branched(run.outcomes)
         if composed.partial:
+            asked.account.is_degraded = True
             names = ", ".join(composed.partial)
             asked.span.note("partial", names)
             asked.headers.append((PARTIAL, names))
@@ -427,7 +430,7 @@ class GatewayEngine:
         return HttpResponse(200, [_JSON, *asked.headers], composed.body)
 
     async def _forward(
-        self, stack: AsyncExitStack, asked: _Asked, context: CallContext
+        self, stack: AsyncExitStack, asked: AskedRequest, context: CallContext
     ) -> HttpResponse:
         await self._identify(asked)
         async with self._limiter:
@@ -443,13 +446,13 @@ class GatewayEngine:
         assert asked.entry.passage is not None
         return answer_of(response, asked.headers, asked.entry.passage.leading(endpoint.url))
 
-    def _forwarding(self, asked: _Asked, context: CallContext) -> Forwarding:
-        """Return what is passed on. Raises _Refusal."""
+    def _forwarding(self, asked: AskedRequest, context: CallContext) -> Forwarding:
+        """Return what is passed on. Raises RefusedRequest."""
         entry, request = asked.entry, asked.request
         assert entry.passage is not None
         try:
             key = key_of(request.headers)
-            context = _under(context, key) if key else msgspec.structs.replace(context, key="")
+            context = under(context, key) if key else msgspec.structs.replace(context, key="")
             return entry.passage.forwarding(
                 request,
                 asked.places,
@@ -460,34 +463,9 @@ class GatewayEngine:
                 told=self._told(entry.passage, asked.principal),
             )
         except BadRequest as error:
-            raise _Refusal(error) from error
+            raise RefusedRequest(error) from error
 
     def _told(self, passage: CompiledForward, who: Principal) -> str:
         if not passage.tells_principal:
             return ""
         return self._caller.principal_token(who.name, who.scopes, audience=passage.to)
-
-
-@dataclass(slots=True)
-class _Asked:
-    """One request on its way; `headers` are those of its answer, whatever that will be."""
-
-    entry: CompiledRoute
-    places: dict[str, str]
-    request: HttpRequest
-    span: Span
-    headers: list[tuple[str, str]]
-    principal: Principal = NOBODY
-
-
-class _Refusal(Exception):
-    """Carries an error that the gateway itself words for the outside."""
-
-    def __init__(self, error: SynchromeshError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-def _under(context: CallContext, key: str) -> CallContext:
-    """Put a call under a principal's key: another's would be answered with another's answer."""
-    return msgspec.structs.replace(context, key=f"{digest(context.principal.name.encode())}/{key}")

@@ -33,19 +33,21 @@ from synchromesh.discovery import Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import NOTHING, Arrival, arrival_of
+from synchromesh.gateway.asked import Accounting
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
 from synchromesh.gateway.forward import ODD, PRINCIPAL, answer_of, look
+from synchromesh.gateway.forward_place import ForwardPlace
 from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.limits import TokenBuckets
-from synchromesh.gateway.passing import ForwardExchange, ForwardPlace
+from synchromesh.gateway.passing import ForwardExchange
 from synchromesh.gateway.router import find
 from synchromesh.gateway.routing import Routing
+from synchromesh.gateway.traffic import RouteTraffic
 from synchromesh.http import Body, HttpExchange, HttpRequest, HttpResponse, RawPair
 from synchromesh.http.together import together_on
 from synchromesh.identity import NOBODY, Principal
-from synchromesh.resilience import Limiter
 from synchromesh.telemetry import Tracer, outcome_of
 
 _WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
@@ -66,7 +68,6 @@ class Gate:
     Args:
         routing: the routes.
         forwarder: has the ways to the upstreams, and goes on where an attempt failed.
-        limiter: bounds what is in flight.
         identification: says who asks.
         asker: asks the operations of aggregates.
         attempts_left: the extra attempts of each request's tree.
@@ -78,7 +79,6 @@ class Gate:
         *,
         forwarder: Forwarder,
         tracer: Tracer,
-        limiter: Limiter,
         identification: Identification,
         asker: Asker,
         attempts_left: int,
@@ -95,13 +95,14 @@ class Gate:
         self._plans: dict[tuple[str, bytes], FastForward | FastAggregate] = {}
         # The plans of those, once they have been asked for without a query.
         self._ready: dict[tuple[bytes, bytes], FastForward | FastAggregate] = {}
-        self._buckets = routing.buckets
+        self._buckets = routing.state.buckets
         self._externals = routing.externals
+        self.traffic: Mapping[str, RouteTraffic] = routing.state.traffic
         self.origins = routing.origins
         self.asker = asker
         self.forwarder = forwarder
         self.tracer = tracer
-        self.limiter = limiter
+        self.limiter = routing.state.limiter
         self.identification = identification
         self.attempts_left = attempts_left
 
@@ -165,10 +166,13 @@ class Gate:
         status, noted, who = "ok", {}, context.principal.name
         if who:
             noted["principal"] = who
+        account = Accounting(
+            plan.traffic, request, began_s, context.trace_id, arrived.request_id, who
+        )
         if arrived.request_id:
             noted["request_id"] = arrived.request_id
         try:
-            with self.tracer.under(context), tree_of(context):
+            with account.under_way(), self.tracer.under(context), tree_of(context):
                 async with AsyncExitStack() as stack:
                     try:
                         forwarding = passage.forwarding(
@@ -190,8 +194,9 @@ class Gate:
                         status, more = outcome_of(error)
                         noted |= more
                         answer = refused(problem, headers, trace_id=context.trace_id)
+                        plan.traffic.why(error)
                         error.__traceback__ = None  # it leads to frames that hold the error
-                    yield answer
+                    yield account.answered(answer)
         except BaseException as error:
             status, more = outcome_of(error)
             noted |= more
@@ -244,7 +249,7 @@ class FastForward:
         "known", "leading", "limiter", "loop", "method", "name", "needs_origin", "odd", "passed",
         "path", "places", "priority", "record", "record_call", "scopes", "service", "shared",
         "states_length", "tells_origin", "tells_principal", "timeout_s", "together",
-        "tracker",
+        "tracker", "traffic",
     )  # fmt: skip
 
     def __init__(
@@ -283,6 +288,7 @@ class FastForward:
         self.passed = frozenset(name.encode() for name in passage.passed)
         self.body_bytes_max = passage.body_bytes_max
         self.deadline_s = entry.deadline_s
+        self.traffic = gate.traffic[entry.name]
         self.edge, self.limiter, self.service = line.edge, line.limiter, line.service
         self.priority, self.tracker = entry.priority, line.edge.tracker
         self.hops = line.service.hops[entry.priority]

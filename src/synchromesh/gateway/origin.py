@@ -182,8 +182,12 @@ class Origins:
     def of_request(self, peer: str, headers: Iterable[tuple[str, str]]) -> ClientOrigin:
         """Return whom a request comes from whose fields are at hand as texts of latin-1."""
         wire = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        host = next((value for name, value in wire if name == b"host"), b"")
-        return self.of(peer, host, tuple(pair for pair in wire if pair[0] in self.told_by))
+        return self.of_pairs(peer, wire)
+
+    def of_pairs(self, peer: str, pairs: Sequence[_Raw]) -> ClientOrigin:
+        """Return whom a request comes from whose fields are as they came."""
+        host = next((value for name, value in pairs if name == b"host"), b"")
+        return self.of(peer, host, tuple(pair for pair in pairs if pair[0] in self.told_by))
 
     def is_trusted(self, address: str) -> bool:
         """Tell whether an address is that of a trusted proxy."""

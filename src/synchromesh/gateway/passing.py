@@ -12,26 +12,27 @@ slots given back, and the client's exchange let go of, once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
-from synchromesh.calls.http_client import HttpTransport, reply_of_wire, spent
+from synchromesh.calls.http_client import reply_of_wire, spent
 from synchromesh.calls.plan import CalledService, Shared
 from synchromesh.context import NEW_TRACE, CallContext
-from synchromesh.discovery import CallEnd, Endpoint, Member
+from synchromesh.discovery import CallEnd, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
+from synchromesh.gateway.access_log import NO_STATUS, AccessLog, Told
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import Arrival
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.forward import answer_head
-from synchromesh.gateway.leading import Leading
+from synchromesh.gateway.forward_place import ForwardPlace
 from synchromesh.gateway.origin import ClientOrigin
+from synchromesh.gateway.traffic import RouteTraffic
 from synchromesh.http import (
     ClientExchange,
     ExchangeState,
     HttpExchange,
-    HttpPool,
     RawPair,
     ready_answer,
 )
@@ -84,52 +85,12 @@ class ForwardPlan(Protocol):
     timeout_s: float
     together: TurnWrites | None
     tracker: LatencyTracker
+    traffic: RouteTraffic
 
     @property
     def gate(self) -> ForwardGate:
         """What it shares with other routes."""
         ...
-
-
-class ForwardPlace:
-    """One instance of an upstream, as a route reaches it.
-
-    Args:
-        endpoint: the instance, as it is listed.
-        method, path: of the route, as the upstream has it.
-        leading: makes what tells where the instance's answers lead.
-    """
-
-    __slots__ = (
-        "endpoint",
-        "host",
-        "leading",
-        "line",
-        "lines_end",
-        "noted",
-        "pool",
-        "port",
-        "prefix",
-    )
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        transport: HttpTransport,
-        method: bytes,
-        path: bytes,
-        leading: Callable[[str], Leading],
-    ) -> None:
-        self.endpoint = endpoint
-        place = transport.place(by_http(endpoint))
-        self.leading = leading(by_http(endpoint).url)
-        self.pool: HttpPool = transport.pool
-        self.host, self.port = place.host, place.port
-        self.prefix = place.prefix.encode("ascii")
-        self.lines_end = f" HTTP/1.1\r\nhost: {place.name}\r\nvia: 1.1 synchromesh\r\n".encode()
-        # The lines of a request whose path has no place, and that has no query.
-        self.line = b"%b %b%b%b" % (method, self.prefix, path, self.lines_end)
-        self.noted = {"instance": endpoint.instance, "attempts": "1"}
 
 
 class ForwardExchange(ClientExchange):
@@ -170,6 +131,9 @@ class ForwardExchange(ClientExchange):
     echo = b""
     has_cors = False
     noted: dict[str, str] | None = None
+    # What the client was sent so far, of an answer in parts.
+    status = NO_STATUS
+    sent_bytes = 0
 
     def __init__(
         self,
@@ -244,11 +208,15 @@ class ForwardExchange(ClientExchange):
         if plan.limiter is not None:
             plan.limiter.release()
         plan.gate.limiter.release()
+        traffic = plan.traffic
+        traffic.answers[status // 100] += 1
         exchange.listener = None
         echo, leading = self.echo, self.place.leading
         exchange.answer(
             answer_head(status, pairs, trace_id, len(body), echo, leading, self.has_cors), body
         )
+        if traffic.log is not None:
+            self._log(traffic.log, status, len(body))
 
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
         """Answer with a head, and go on as the body comes."""
@@ -263,6 +231,8 @@ class ForwardExchange(ClientExchange):
         self._succeed(pairs)
         # The rest is the client's time: it holds no slot that others wait for.
         self._give_slots()
+        self.status = status
+        self.plan.traffic.answers[status // 100] += 1
         self.framing = Framing(length=length)
         size = length if length is not None else -1
         echo, leading = self.echo, self.place.leading
@@ -283,6 +253,7 @@ class ForwardExchange(ClientExchange):
             return
         if self.framing is None:
             return
+        self.sent_bytes += len(data)
         has_room = self.exchange.part(self.framing.part(data))
         if self.connection is not None:
             if has_room:
@@ -305,6 +276,7 @@ class ForwardExchange(ClientExchange):
         if last:
             exchange.part(last)
         exchange.end()
+        self._ended("ok")
 
     def on_error(self, error: Exception) -> None:
         """Try again where that is allowed, or tell the client."""
@@ -317,6 +289,8 @@ class ForwardExchange(ClientExchange):
             exchange = self.exchange
             self._close(*self._outcome(error))
             exchange.end(is_whole=False)
+            self.plan.traffic.cut += 1
+            self._ended("cut")
         else:
             self.fail(error)
 
@@ -331,6 +305,8 @@ class ForwardExchange(ClientExchange):
                 breaker.neutral(self.permit, self.plan.loop.time())
         self._tell_member(self.plan.loop.time(), CallEnd.LEFT)
         self._close("cancelled", self.plan.loop.time())
+        self.plan.traffic.left += 1
+        self._ended("left")
 
     def on_room(self) -> None:
         """Go on: the client has taken what there was."""
@@ -350,7 +326,7 @@ class ForwardExchange(ClientExchange):
         self._record(*self._outcome(error))
         self._forget_member()
         self._release()
-        self._refuse(exchange, error)
+        self._refuse(exchange, error, error)
 
     def fail(self, error: Exception, used: int | None = None) -> None:
         """Take a failure of the attempt: retry by the slow way, or tell the client."""
@@ -375,7 +351,7 @@ class ForwardExchange(ClientExchange):
         )
         if not may_be_tried:
             self._close(*self._outcome(error))
-            self._refuse(exchange, told_of(error, plan.entry, self.trace_id))
+            self._refuse(exchange, told_of(error, plan.entry, self.trace_id), error)
             return
         self._release()
         context = CallContext(
@@ -477,8 +453,34 @@ class ForwardExchange(ClientExchange):
             self.plan.limiter.release()
         self.plan.gate.limiter.release()
 
-    def _refuse(self, exchange: HttpExchange, error: SynchromeshError) -> None:
+    def _refuse(self, exchange: HttpExchange, told: SynchromeshError, why: Exception) -> None:
         head, body = ready_answer(
-            refused(error, (*ALWAYS, (TRACE, self.trace_id)), trace_id=self.trace_id)
+            refused(told, (*ALWAYS, (TRACE, self.trace_id)), trace_id=self.trace_id)
         )
         exchange.answer(head + self.echo, body)
+        traffic = self.plan.traffic
+        traffic.answers[told.status // 100] += 1
+        traffic.why(why)
+        if traffic.log is not None:
+            self._log(traffic.log, told.status, len(body))
+
+    def _ended(self, ended: str) -> None:
+        """Tell the access log, where there is one, of an answer in parts, or of none."""
+        log = self.plan.traffic.log
+        if log is not None:
+            self._log(log, self.status, self.sent_bytes, ended)
+
+    def _log(self, log: AccessLog, status: int, size: int, ended: str = "ok") -> None:
+        exchange, noted = self.exchange, self.noted or {}
+        log.add(
+            exchange.method.decode("ascii"),
+            self.plan.entry.name,
+            status,
+            self.plan.loop.time() - self.began_s,
+            size,
+            ended=ended,
+            peer=exchange.peer,
+            told=Told(
+                exchange.pairs, self.principal.name, self.trace_id, noted.get("request_id", "")
+            ),
+        )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from synchromesh.calls.routes import Routes
 from synchromesh.gateway.compiled import CompiledRoute
-from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.origin import Origins
+from synchromesh.gateway.state import GatewayState
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,13 @@ class Routing:
     Attributes:
         entries: the routes.
         routes: finds those whose paths have places.
-        buckets: the rates, by route.
         externals: the upstreams that are not ours.
         origins: tells whom a request comes from.
+        state: what is known of their requests.
     """
 
     entries: Sequence[CompiledRoute]
     routes: Routes[CompiledRoute]
-    buckets: Mapping[str, TokenBuckets]
     externals: AbstractSet[str]
     origins: Origins
+    state: GatewayState

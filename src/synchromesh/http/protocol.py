@@ -70,8 +70,7 @@ class ServerConnection(asyncio.Protocol):
         self._replying = Replying.FREE
         # Who works for the answer, once that has to be waited for.
         self._work: asyncio.Task[object] | HttpExchange | None = None
-        # The streamed body of the request that is being answered.
-        self.current: Body | None = None
+        self.current: Body | None = None  # the streamed body of the request being answered
         self._unfed: bytes | memoryview = b""
         self._is_held = False  # reading is paused while something is unfed
         self._out: list[bytes] = []
@@ -260,6 +259,7 @@ class ServerConnection(asyncio.Protocol):
         if word is not None:
             date = self.date.line()
             self._out.append(encode_response(word, is_head=False, is_last=True, date=date))
+            self._serving.refused(self.peer, word.status)
         self._end()
 
     def _flush(self) -> None:

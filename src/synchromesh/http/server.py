@@ -26,6 +26,10 @@ _ACCEPT_TURNS = 3
 _CANCEL_S = 1.0
 
 
+def _nobody(_peer: str, _status: int) -> None:
+    """Tell nobody."""
+
+
 class HttpServer:
     """Serves one handler on one address; strict, bounded, and it drains.
 
@@ -42,6 +46,8 @@ class HttpServer:
         streaming: answers the requests that it wants to have as streams; None where there are none.
         client_of: tells by a `peer` whom a connection is counted for, "" for nobody: by its address
             where nothing else is said.
+        refused: told the `peer` and the status where a connection is ended with an answer that no
+            handler gave: to what is no request, or to one that comes too slowly.
         wall_us: the wall clock, for the `Date` of answers; without one they have none.
         is_fast: False judges each head by all rules, starts each handler as a task of the loop, and
             offers nothing to a `FastHandler`; what clients see is the same. Tests use it.
@@ -69,11 +75,13 @@ class HttpServer:
         limits: Limits = Limits(),  # noqa: B008  frozen
         streaming: Streaming | None = None,
         client_of: Callable[[str], str] = host_of,
+        refused: Callable[[str, int], None] = _nobody,
         wall_us: Callable[[], int] | None = None,
         is_fast: bool = True,
     ) -> None:
         self._handler = handler
         self._streaming = streaming
+        self._refused = refused
         self._wall_us = wall_us
         self._is_fast = is_fast
         self._network = network
@@ -107,6 +115,7 @@ class HttpServer:
             DateLine(self._wall_us),
             together_on(loop) if self._is_fast else None,
             self._is_fast,
+            self._refused,
         )
         try:
             self._listener = await self._network.listen(

@@ -70,6 +70,7 @@ class Serving:
         date: says when an answer was made.
         together: gathers the writes of a turn; None on loops that do so by themselves.
         is_fast: False takes the slow way everywhere, for tests that compare the two.
+        refused: told the peer and the status of an answer that no handler gave.
     """
 
     handler: Handler
@@ -83,6 +84,7 @@ class Serving:
     date: DateLine
     together: TurnWrites | None
     is_fast: bool
+    refused: Callable[[str, int], None]
 
 
 FULL: Final = error_response(

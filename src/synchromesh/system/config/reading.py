@@ -138,6 +138,11 @@ def _check_gateway(config: SystemConfig, layers: Layers) -> None:
         key = error.message.replace(":", " ").split(" ", 1)[0]
         place = where("gateway", "clients", key)
         raise ConfigError(f"{place}: [gateway.clients] {error.message}") from error
+    try:
+        config.gateway.access_share()
+    except ConfigError as error:
+        place = where("gateway", "access_log")
+        raise ConfigError(f"{place}: [gateway] {error.message}") from error
     if config.gateway.trusted_proxies:
         # The gateway is loaded for who asks for one.
         from synchromesh.gateway.origin import read_proxies

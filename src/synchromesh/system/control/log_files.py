@@ -1,8 +1,9 @@
 """The log files of a run directory, read and followed: those of all processes, as one.
 
 Each process writes JSON lines to a file of its own, which is turned at a size: `log-orders.jsonl`
-is renamed to `log-orders.jsonl.1`, and so on. A follower reads on in a file that was turned, and
-then in what came after it. What a process prints is in `orders.log`, as it was printed.
+is renamed to `log-orders.jsonl.1`, and so on. Beside them is the access log of the gateway,
+`access.jsonl`. A follower reads on in a file that was turned, and then in what came after it. What
+a process prints is in `orders.log`, as it was printed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TURNED_MAX = 16
 READ_BYTES = 1 << 20
 PRINTED = "printed"
 
-_JSON = re.compile(r"log(?:-(?P<part>.+))?\.jsonl(?:\.(?P<turned>\d+))?")
+_JSON = re.compile(r"(?:log(?:-(?P<part>.+))?|(?P<access>access))\.jsonl(?:\.(?P<turned>\d+))?")
 _OWN = ("at", "level", "logger", "message", "trace_id", "span_id", "exception")
 
 
@@ -104,7 +105,7 @@ def read_logs(folder: Path, wanted: LogFilter, *, is_turned_only: bool = False) 
     for path in sorted(folder.glob("*.jsonl*")) if folder.is_dir() else ():
         named = _JSON.fullmatch(path.name)
         if named and (named["turned"] or not is_turned_only):
-            found += _lines_of(path, named["part"] or "", wanted)
+            found += _lines_of(path, _part_of(named), wanted)
     if wanted.service and not is_turned_only:
         for path in sorted(folder.glob(f"{wanted.service}*.log")):
             printed += _lines_of(path, path.stem, wanted)
@@ -139,10 +140,11 @@ class LogFollower:
         self._tails.clear()
 
     def _look(self, *, is_whole: bool) -> None:
-        for path in (*self._folder.glob("log*.jsonl"), *self._folder.glob("*.log")):
+        named_so = ("log*.jsonl", "access.jsonl", "*.log")
+        for path in (each for pattern in named_so for each in self._folder.glob(pattern)):
             if path not in self._tails:
                 named = _JSON.fullmatch(path.name)
-                part = (named["part"] or "") if named else path.stem
+                part = _part_of(named) if named else path.stem
                 # What was printed before has no time by which it could be told apart.
                 is_new = is_whole and (named is not None or self._has_looked)
                 self._tails[path] = _Tail(path, part, is_whole=is_new)
@@ -208,6 +210,11 @@ class _Tail:
             for line in lines:
                 if line.strip():
                     yield _parsed(line, self._part, is_printed=self._path.suffix == ".log")
+
+
+def _part_of(named: re.Match[str]) -> str:
+    # The access log is the gateway's, whichever process writes it.
+    return named["part"] or ("gateway" if named["access"] else "")
 
 
 def _lines_of(path: Path, part: str, wanted: LogFilter) -> list[LogLine]:

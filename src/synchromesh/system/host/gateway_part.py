@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING
 
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
+from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.engine import REREAD_EVERY_S
 from synchromesh.gateway.health import HealthDoor
+from synchromesh.gateway.opening import all_opened
 from synchromesh.gateway.origin import Origins, read_proxies
+from synchromesh.gateway.state import GatewayState
+from synchromesh.gateway.traffic import GatewayCounts
 from synchromesh.http import HttpServer
 from synchromesh.network import BACKLOG, HANDSHAKE_S, Network
 from synchromesh.runtime import Disk
@@ -26,6 +30,7 @@ from synchromesh.service import Deps
 from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.host.access_file import AccessFile
 
 if TYPE_CHECKING:
     from synchromesh.tls import ServerTls
@@ -43,6 +48,10 @@ class GatewayPart:
         rundir: where its keys are.
         config: of the system; its externals are not told who asks.
         tls: what the network it listens on proves itself by; None for plain HTTP.
+
+    Attributes:
+        caller: sends its calls.
+        access: writes the access log; None where there is none.
     """
 
     def __init__(
@@ -64,6 +73,8 @@ class GatewayPart:
         self._limits = config.gateway.clients.compile()
         self._health = config.gateway.health
         self._is_draining = False
+        self._access_share = config.gateway.access_share()
+        self.access: AccessFile | None = None
         self._origins = Origins(
             read_proxies(config.gateway.trusted_proxies),
             by=config.gateway.forwarded_by or "x-forwarded",
@@ -95,15 +106,18 @@ class GatewayPart:
             path = own_keys_path(auth, self._rundir)
             if path is not None and not path.exists():
                 ApiKeysFile(path, self._disk).write(())
-        engine = self._engine = await GatewayEngine.open(
+        runtime = self._deps.runtime
+        engine = self._engine = GatewayEngine(
             self._definition,
             caller=self.caller,
             tracer=self._tracer,
-            runtime=self._deps.runtime,
-            folders=folders_of(self._rundir),
+            authenticators=await all_opened(
+                self._definition.auth, folders_of(self._rundir), runtime
+            ),
             externals=self._externals,
             origins=self._origins,
             entries=entries,
+            state=GatewayState.of(self._definition, entries, self._open_log()),
         )
         door = HealthDoor(engine, self._health, lambda: not self._is_draining)
         server = self._server = HttpServer(
@@ -112,7 +126,8 @@ class GatewayPart:
             limits=self._limits,
             streaming=door if self._health else engine,
             client_of=self._origins.counted_for,
-            wall_us=self._deps.runtime.wall_us,
+            refused=engine.note_refused,
+            wall_us=runtime.wall_us,
         )
         await server.start(host, port)
         self._url = server.url
@@ -135,6 +150,18 @@ class GatewayPart:
                     again_s = math.inf if is_due else loop.time() + HANDSHAKE_S + REREAD_EVERY_S
                     self._server.renew(_RENEWED_WITHIN_S)
             await asyncio.sleep(REREAD_EVERY_S)
+
+    def _open_log(self) -> AccessLog | None:
+        if not self._access_share:
+            return None
+        runtime = self._deps.runtime
+        log = AccessLog(self._access_share, runtime.rng, runtime.wall_us, self._origins)
+        self.access = AccessFile(log, self._rundir.telemetry / "access.jsonl")
+        return log
+
+    def snapshot(self) -> GatewayCounts | None:
+        """Return what became of the requests so far, by route; None before it has started."""
+        return None if self._engine is None else self._engine.snapshot()
 
     def why_not(self) -> str:
         """Return why it takes no requests; "" where it takes them."""
@@ -165,6 +192,8 @@ class GatewayPart:
             await self._server.close()
         if self._engine is not None:
             await self._engine.close()
+        if self.access is not None:
+            self.access.close()
 
     def __repr__(self) -> str:
         return f"<GatewayPart {len(self._definition.routes)} routes>"

@@ -257,7 +257,7 @@ class Host:
     async def _serve_admin(self) -> None:
         admin = self.admin
         self.exit.push_async_callback(admin.close)
-        if self.name and self.name in self.config.admin.ports:
+        if self.name and self.config.admin.ports.get(self.name):
             # The process before may have it still; its supervisor has seen that nobody else has.
             self.background.start(Child(f"admin/{self.name}", admin.run))
         else:
@@ -437,6 +437,8 @@ class Host:
         host = config.gateway.host or config.system.host
         await part.start(network, host, config.gateway.port, definitions.entries)
         self.background.start(Child("gateway/keys", part.run))
+        if part.access is not None:
+            self.background.start(Child("gateway/access log", part.access.run))
         self.local.clients[GATEWAY] = part.caller
         self.local.gateway_url = self.urls[GATEWAY] = part.url
         self.local.gateway_warnings = part.warnings
