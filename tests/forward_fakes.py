@@ -79,7 +79,7 @@ class Upstream:
     async def handle(self, request: HttpRequest) -> HttpResponse:
         raise AssertionError("everything is a stream")
 
-    def body_max(self, method: str, path: str) -> int:
+    def body_max(self, method: str, path: str, pairs: object) -> int:
         return 1024 * MiB
 
     @asynccontextmanager

@@ -33,7 +33,7 @@ class LongAnswers:
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(200, (), bytes(LONG) if request.path == "/whole" else b"quick")
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: object) -> int | None:
         return 0 if path == "/parts" else None
 
     @asynccontextmanager

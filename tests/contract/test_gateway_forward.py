@@ -607,15 +607,15 @@ def test_a_drain_lets_a_stream_end() -> None:
 
 
 def test_a_failing_upstream_opens_its_breaker() -> None:
-    """5xx count and tell no internals (G6); then nothing is sent, and the answer comes at once."""
+    """5xx count, as the upstream says them; then nothing is sent, and it is refused at once."""
 
     async def main(way: Way) -> None:
-        way.store.answer = answering(500, SECRET.encode(), (("x-secret", SECRET),))
+        way.store.answer = answering(500, b"our own words", (("x-why", "7"),))
         for _ in range(10):
             answer = await way.ask("GET /firmware/a")
-            assert answer.status == 500
-            assert json.loads(answer.body)["code"] == "remote_failed"
-            assert SECRET not in str(list(answer.headers)) + answer.body.decode()
+            assert (answer.status, answer.body) == (500, b"our own words")
+            assert answer.headers.get("x-why") == "7"
+            assert answer.headers.get("synchromesh-trace")
         began_s = now()
         for route, body in (("GET /firmware/a", None), (PUT, b"x")):
             answer = await way.ask(route, body)
@@ -679,21 +679,120 @@ def test_overload_is_told_and_counts_as_no_failure() -> None:
 def test_a_service_of_ours_is_asked_why_it_failed() -> None:
     """What its problem says counts: a failure below it trips no breaker here (B5)."""
     problem = encode(to_problem(DownstreamFailed(f"billing failed: {SECRET}")))
+    kind = (("content-type", "application/problem+json; charset=utf-8"), ("x-why", SECRET))
 
     async def main(way: Way) -> None:
         for upstream in (way.store, way.partner):
-            upstream.answer = answering(502, problem)
+            upstream.answer = answering(502, problem, kind)
         answer = await way.ask(PUT, b"x")
         assert (answer.status, json.loads(answer.body)["code"]) == (502, "downstream_failed")
-        assert SECRET not in answer.body.decode()
-        assert (await way.ask("POST /partners", b"x")).status == 500
+        assert SECRET not in answer.body.decode() + str(list(answer.headers))
+        # What others say in the same form is theirs to say.
+        answer = await way.ask("POST /partners", b"x")
+        assert (answer.status, answer.body) == (502, problem)
         failures = {name: edge.failures for name, edge in way.caller.edges.items()}
         assert failures == {STORE: 0, PARTNER: 1}
-        way.store.answer = answering(500, lambda: open_body(b'{"code"'))
+        way.store.answer = answering(500, lambda: open_body(b'{"code"'), kind)
         began_s = now()
         answer = await way.ask(PUT, b"x")
         assert json.loads(answer.body)["code"] == "remote_failed"
         assert now() - began_s < 1.5
+
+    through(main)
+
+
+THEIRS = b'{"type": "about:blank", "code": "no_stock", "detail": "none left"}'
+PROBLEM = ("content-type", "application/problem+json")
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"x" * 300_000])
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 507])
+@pytest.mark.parametrize("route", [PUT, "POST /partners", "GET /firmware/a"])
+def test_what_an_upstream_says_of_its_failure_is_passed_on(
+    route: str, status: int, body: bytes
+) -> None:
+    """Status, fields and body, short or streamed, once no more attempt is made; it counts."""
+    sent = None if route.startswith("GET") else b"abc"
+
+    async def main(way: Way) -> None:
+        headers = (("content-type", "text/html"), ("retry-after", "0"), ("set-cookie", "a=b"))
+        for upstream in (way.store, way.partner):
+            upstream.answer = answering(status, lambda: body_of(body, length=len(body)), headers)
+        answer = await way.ask(route, sent)
+        assert (answer.status, answer.body) == (status, body)
+        for name, value in headers:
+            assert answer.headers.get(name) == value
+        edge = way.caller.edges[PARTNER if "partners" in route else STORE]
+        seen = (*way.store.seen, *way.partner.seen)
+        assert len(seen) == (3 if sent is None else 1)
+        assert edge.failures == (0 if status == 503 else len(seen))
+        await asyncio.sleep(0.1)
+        spans = {way.system.span(kind, "gateway").status for kind in ("gateway", "call")}
+        assert len(spans) == 1
+        assert "ok" not in spans
+
+    through(main)
+
+
+def test_a_problem_of_an_application_of_ours_is_its_own() -> None:
+    """A code that is none of ours is the application's to tell, though it is one of our own."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = answering(500, THEIRS, (PROBLEM,))
+        for route, body in ((PUT, b"x"), ("GET /firmware/a", None)):
+            answer = await way.ask(route, body)
+            assert (answer.status, answer.body) == (500, THEIRS)
+
+    through(main)
+
+
+def test_a_failure_that_was_told_is_passed_on_though_no_other_attempt_came_to_anything() -> None:
+    """The breaker opens behind the first attempt: the client gets what the upstream has said."""
+    breaker = BreakerOptions(minimum_calls=1, open_for_s=9.0, open_for_max_s=9.0)
+
+    async def main(way: Way) -> None:
+        way.store.answer = answering(500, b"first words")
+        answer = await way.ask("GET /firmware/a")
+        assert (answer.status, answer.body) == (500, b"first words")
+        assert len(way.store.seen) == 1
+        answer = await way.ask("GET /firmware/a")
+        assert json.loads(answer.body)["code"] == "circuit_open"
+
+    through(main, policies=Policies(default=Policy(breaker=breaker)))
+
+
+def test_a_later_attempt_that_is_answered_takes_the_place_of_a_failure() -> None:
+    """Of the failure nothing passes; and a last attempt without an answer is told in our words."""
+    answers = iter([500, 200, 500])
+
+    @asynccontextmanager
+    async def changing(request: HttpRequest) -> AsyncIterator[HttpResponse]:
+        status = next(answers, None)
+        if status is None:
+            await asyncio.sleep(60.0)
+        yield HttpResponse(status or 200, [("x-status", str(status))], b"%d" % (status or 0))
+
+    async def main(way: Way) -> None:
+        way.store.answer = changing
+        answer = await way.ask("GET /firmware/a")
+        assert (answer.status, answer.body, answer.headers.get("x-status")) == (200, b"200", "200")
+        answer = await way.ask("GET /firmware/a")
+        assert (answer.status, json.loads(answer.body)["code"]) == (504, "timed_out")
+
+    through(main)
+
+
+def test_a_failure_that_breaks_off_never_looks_whole() -> None:
+    """Half of an upstream's words is a reset, as half of any answer."""
+
+    async def main(way: Way) -> None:
+        body = open_body(b"x" * 70_000)
+        way.partner.answer = answering(500, lambda: body)
+        async with way.asking("POST /partners", b"x") as answer:
+            assert answer.status == 500
+            body.fail(ConnectionLost("died"))
+            with pytest.raises(ConnectionLost):
+                await everything(answer.stream)
 
     through(main)
 

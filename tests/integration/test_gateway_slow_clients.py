@@ -40,7 +40,7 @@ class Store:
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(200, (), b"quick")
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: object) -> int | None:
         return 0 if path == "/big" else None
 
     @asynccontextmanager

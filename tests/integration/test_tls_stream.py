@@ -150,7 +150,7 @@ def test_a_body_that_comes_in_parts_is_held_back_and_goes_on(tmp_path: Path, loo
         async def __call__(self, request: HttpRequest) -> HttpResponse:
             return HttpResponse(500)
 
-        def body_max(self, method: str, path: str) -> int:
+        def body_max(self, method: str, path: str, pairs: object) -> int:
             return size
 
         @contextlib.asynccontextmanager

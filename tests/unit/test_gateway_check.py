@@ -99,6 +99,23 @@ MISTAKES: list[tuple[Gateway, str]] = [
         with_route(Forward("ANY /a/{p...}", to="a"), Forward("GET /{x}/b", to="b")),
         "both match /a/b, and neither is the closer",
     ),
+    *(
+        (passing(host=host), "write it in lower case, without a port, as")
+        for host in ("Shop.example", "shop:80", "*", "*.", "a.*.b", "-a", "a..b", "a.", "a b", 7)
+    ),
+    (
+        with_route(
+            Forward("GET /a/{x}", to="a", host="*.a.b"), Forward("GET /a/{y}", to="b", host="*.a.b")
+        ),
+        "GET *.a.b/a/{x} and GET *.a.b/a/{y} have the same path",
+    ),
+    (
+        with_route(
+            Forward("ANY /a/{p...}", to="a", encoded_slashes=True),
+            Forward("GET /a/b", to="b", host="a.b", scopes={"a:b"}),
+        ),
+        "encoded_slashes would lead past GET a.b/a/b, which asks for more",
+    ),
     (passing(path="/images/{id}"), "{id} in '/images/{id}' is no place of the route; it has: "),
     (passing(path="/images/{id}"), "{name} is not used in '/images/{id}'; use it there, or drop"),
     (passing(body_max="64"), "its body_max: '64' is no size"),
@@ -371,6 +388,18 @@ def test_a_right_gateway_has_no_mistakes() -> None:
         "GET /fleet/{id}",
         "GET /machines/{id}",
     ]
+
+
+def test_routes_of_different_hosts_do_not_clash() -> None:
+    """The closer host decides; and what is on another host guards nothing here."""
+    hosts = ("", "a.b", "*.b", "*.a.b")
+    same = [Forward("GET /a/{x}", to="a", host=host) for host in hosts]
+    crossing = [Forward("GET /{x}/c", to="a", host="d"), Forward("GET /c/{x}", to="a", host="e")]
+    apart = [
+        Forward("ANY /p/{p...}", to="a", encoded_slashes=True, host="a.c"),
+        Forward("GET /p/b", to="b", host="a.b", scopes={"a:b"}),
+    ]
+    assert check(with_route(*same, *crossing, *apart)) == ()
 
 
 def test_arguments_of_a_query_may_leave_the_path() -> None:

@@ -74,9 +74,9 @@ def test_what_is_passed_on_does_not_take_it() -> None:
 
     async def main(plant: Plant) -> None:
         door = HealthDoor(plant.engine, "/healthz", lambda: True)
-        assert plant.engine.body_max("POST", "/healthz") is not None
-        assert door.body_max("POST", "/healthz") is None
-        assert door.body_max("POST", "/other") == plant.engine.body_max("POST", "/other")
+        assert plant.engine.body_max("POST", "/healthz", ()) is not None
+        assert door.body_max("POST", "/healthz", ()) is None
+        assert door.body_max("POST", "/other", ()) == plant.engine.body_max("POST", "/other", ())
         assert not door.begin_exchange(asked(Writer(), "GET", "/healthz?x"))
 
     behind(main, gateway=Gateway(auth=[SHOP], routes=[REST]))

@@ -72,7 +72,7 @@ class Site:
             raise ValueError("a bug")
         return exchange.target in (b"/fast", b"/later", b"/never")
 
-    def body_max(self, _method: str, path: str) -> int | None:
+    def body_max(self, _method: str, path: str, pairs: object) -> int | None:
         return 100_000 if path.startswith("/parts") else None
 
     @asynccontextmanager

@@ -36,7 +36,7 @@ class Answers:
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(200, [("date", OWN)] if request.path.endswith("/own") else (), b"ok")
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: object) -> int | None:
         return 0 if path.startswith("/streamed") else None
 
     @asynccontextmanager

@@ -63,7 +63,7 @@ class Stage:
         self.on_handle()
         return HttpResponse(200, (), request.body)
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: object) -> int | None:
         return 10 if path.startswith("/s") else None
 
     @asynccontextmanager

@@ -99,7 +99,7 @@ class Answers:
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(200, (), bytes(64 * MiB))
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: object) -> int | None:
         return 0 if path == "/parts" else None
 
     @asynccontextmanager

@@ -49,7 +49,7 @@ class Streams:
         self.answer, self.longest = asynccontextmanager(answer), longest
         self.ended: list[str] = []
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: object) -> int | None:
         return self.longest if path.startswith("/s") else None
 
     @asynccontextmanager
@@ -470,7 +470,7 @@ def test_an_answer_begun_before_the_drain_is_followed_by_one_more() -> None:
             async def __call__(self, request: HttpRequest) -> HttpResponse:
                 return HttpResponse(200, (), request.path.encode())
 
-            def body_max(self, method: str, path: str) -> int | None:
+            def body_max(self, method: str, path: str, pairs: object) -> int | None:
                 return 0 if path == "/parts" else None
 
             @asynccontextmanager

@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from synchromesh.calls.caller import Caller
-from synchromesh.calls.http_client import reply_of
+from synchromesh.calls.http_client import is_problem, reply_of
 from synchromesh.calls.plan import CalledService
 from synchromesh.calls.sending import Way
 from synchromesh.calls.tree import attempts_left
-from synchromesh.calls.wire import Passing, is_passing
+from synchromesh.calls.wire import Passing, Reply, is_passing
 from synchromesh.context import CallContext, new_span_id
 from synchromesh.discovery import Endpoint
 from synchromesh.errors import CallError, ConfigError, ConnectFailed, SynchromeshError, TimedOut
@@ -82,6 +82,7 @@ class FailedAttempt:
         attempt, error: what was tried, and what it raised.
         endpoint: where.
         span_id, began_s: of the call's span.
+        answer: what the upstream has said, whole; None where it said nothing that may pass.
     """
 
     attempt: Attempt
@@ -89,6 +90,33 @@ class FailedAttempt:
     endpoint: Endpoint
     span_id: str
     began_s: float
+    answer: HttpResponse | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """An answer that is passed on.
+
+    Attributes:
+        response: with its head; read its `stream`.
+        endpoint: the instance that gave it.
+        error: what it was counted as, where it is one of 5xx.
+    """
+
+    response: HttpResponse
+    endpoint: Endpoint
+    error: SynchromeshError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What an upstream has said with a failure, until it is known whether another attempt is made.
+
+    `exchange` ends with it.
+    """
+
+    passed: Passed
+    exchange: AsyncExitStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +161,15 @@ class Forwarder:
     @asynccontextmanager
     async def forward(
         self, forwarding: Forwarding, begun: FailedAttempt | None = None
-    ) -> AsyncIterator[tuple[HttpResponse, Endpoint]]:
-        """Pass a request on, and give its answer with its head, and the instance that gave it.
-
-        Read the answer's `stream` in the context.
+    ) -> AsyncIterator[Passed]:
+        """Pass a request on, and give its answer with its head; read its `stream` in the context.
 
         With `begun` it goes on behind that attempt.
 
-        An answer of 5xx is a failure and raised as one; any other is the upstream's to give. Where
-        the breaker is open it is refused at once.
+        An answer of 5xx is a failure: it counts as one, and is tried again where that is allowed.
+        Then it is the upstream's to give, as any other; but where a service of ours says so by a
+        problem of our own errors, whose text is for inside, that is raised. Where the breaker is
+        open it is refused at once.
 
         Raises:
             CallError: it failed; the class says what is known of the outcome.
@@ -157,7 +185,10 @@ class Forwarder:
         outcome: BaseException | None = None
         try:
             async with AsyncExitStack() as stack:
-                yield await self._answered(line, passage, stack, begun), passage.endpoint
+                passed = await self._answered(line, passage, stack, begun)
+                outcome = passed.error
+                yield passed
+                del passed
         except BaseException as error:
             outcome = error
             raise
@@ -168,7 +199,7 @@ class Forwarder:
 
     async def _answered(
         self, line: Line, passage: _Passage, stack: AsyncExitStack, begun: FailedAttempt | None
-    ) -> HttpResponse:
+    ) -> Passed:
         """Return an answer; `stack` holds what it takes until it has been read."""
         context, is_upload, limiter = passage.context, passage.is_upload, line.limiter
         # It is refused at once, and not after a wait for a place (B2).
@@ -194,11 +225,18 @@ class Forwarder:
             )
         except SynchromeshError as error:
             error.via = line.service.name
-            raise
+            held = passage.held
+            if held is None or held.passed.error is not error:
+                raise
+            passage.held = None
+            error.__traceback__ = None  # it is kept with the answer, and leads to these frames
+            stack.push_async_exit(held.exchange)
+            return held.passed
         finally:
             begun = None
+            await passage.let_go()
         stack.push_async_exit(passage.exchange)
-        return response
+        return Passed(response, passage.endpoint)
 
     def recorder(self, name: str) -> Record:
         """Return what records the spans of that name."""
@@ -241,6 +279,7 @@ class _Passage(Way):
             forwarding.method in IDEMPOTENT or bool(forwarding.context.key)
         )
         self.exchange = AsyncExitStack()
+        self.held: _Held | None = None
 
     def go_on(self, begun: FailedAttempt) -> None:
         """Take over after an attempt that was made elsewhere."""
@@ -248,6 +287,15 @@ class _Passage(Way):
         self.choice.note_tried(begun.endpoint)
         if isinstance(begun.error, ConnectFailed):
             self.choice.give_up(begun.endpoint)
+        if begun.answer is not None and isinstance(begun.error, SynchromeshError):
+            passed = Passed(begun.answer, begun.endpoint, begun.error)
+            self.held = _Held(passed, AsyncExitStack())
+
+    async def let_go(self) -> None:
+        """Forget an answer that is held, and end its exchange unless somebody has taken that."""
+        held, self.held = self.held, None
+        if held is not None:
+            await held.exchange.aclose()
 
     async def attempt(self, attempt: Attempt) -> HttpResponse:
         """Send once, and return the answer once its head is there."""
@@ -272,7 +320,12 @@ class _Passage(Way):
                 if not self._forwarding.is_external:
                     attempt.away_s = reply_of(response, b"").away_s
                 if response.status >= 500:
-                    raise await self._failure(attempt, response)
+                    error, answer = await self._failure(attempt, response)
+                    if answer is not None:
+                        await self.let_go()
+                        passed = Passed(answer, endpoint, error)
+                        self.held = _Held(passed, exchange.pop_all())
+                    raise error
                 self.exchange = exchange.pop_all()
                 self.endpoint = endpoint
                 return response
@@ -321,12 +374,21 @@ class _Passage(Way):
         attempt.has_full_timeout = left_s >= own_s * NEARLY_FULL
         return min(own_s, left_s)
 
-    async def _failure(self, attempt: Attempt, response: HttpResponse) -> SynchromeshError:
-        is_external = self._forwarding.is_external
-        told = b"" if is_external or response.stream is None else await _start_of(response.stream)
+    async def _failure(
+        self, attempt: Attempt, response: HttpResponse
+    ) -> tuple[SynchromeshError, HttpResponse | None]:
+        """Return what an answer of 5xx tells, and the answer if it may pass."""
+        is_external, told = self._forwarding.is_external, b""
+        answer: HttpResponse | None = response
+        if not is_external and response.stream is not None and is_problem(response):
+            told, is_whole = await _start_of(response.stream)
+            if not is_whole or Reply(response.status, told).is_ours:
+                answer = None
+            else:
+                answer = HttpResponse(response.status, response.headers, told)
         reply = reply_of(response, told)
         attempt.used = 0 if is_external else reply.attempts_used
-        return reply.to_error((), is_external=is_external)
+        return reply.to_error((), is_external=is_external), answer
 
 
 def by_http(endpoint: Endpoint) -> Endpoint:
@@ -335,13 +397,19 @@ def by_http(endpoint: Endpoint) -> Endpoint:
     return endpoint if url is None else replace(endpoint, url=url)
 
 
-async def _start_of(body: Body) -> bytes:
-    """Read what a short answer says; what is long or slow says nothing that is known here."""
+async def _start_of(body: Body) -> tuple[bytes, bool]:
+    """Read what a short answer says, and whether that is all.
+
+    What is long or slow says nothing that is known here.
+    """
     told = b""
     try:
         async with asyncio.timeout(PROBLEM_WITHIN_S):
-            while len(told) < PROBLEM_BYTES_MAX and (part := await body.read()):
+            while len(told) < PROBLEM_BYTES_MAX:
+                part = await body.read()
+                if not part:
+                    return told, True
                 told += part
     except (TimeoutError, CallError):
-        return b""
-    return told
+        return b"", False
+    return told, False

@@ -26,6 +26,8 @@ from synchromesh.resilience import DeadlinePassed
 from synchromesh.runtime import Runtime
 
 # The ports that a Host leaves out, by scheme (RFC 9110, section 4.2).
+# What our own services, and many others, call the body of an error (RFC 9457).
+PROBLEM = "application/problem+json"
 _PORTS = {"http": 80, "https": 443}
 _RETRY_AFTER_MAX_S = 3600.0
 _PLACES_MAX = 1024
@@ -265,6 +267,18 @@ def reply_of_wire(status: int, pairs: list[RawPair], body: bytes) -> Reply:
         elif name == _AWAY_MS:
             away_ms = int(value) if _is_count(value) else 0
     return Reply(status, body, used, wait_s, away_s=away_ms / 1000)
+
+
+def is_problem(response: HttpResponse) -> bool:
+    """Tell whether an answer says of itself that it is a problem (RFC 9457)."""
+    kind = response.headers.get("content-type", "")
+    return kind.partition(";")[0].strip().lower() == PROBLEM
+
+
+def is_problem_on_wire(pairs: list[RawPair]) -> bool:
+    """Tell the same of fields as they came."""
+    kind = next((value for name, value in pairs if name == b"content-type"), b"")
+    return kind.partition(b";")[0].strip().lower() == PROBLEM.encode()
 
 
 def reply_of(response: HttpResponse, body: bytes) -> Reply:

@@ -105,6 +105,13 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         """True where the operation answered; False where the body is a problem."""
         return 200 <= self.status < 300
 
+    @property
+    def is_ours(self) -> bool:
+        """True where the body is the problem of an error of our own, whose text is for inside."""
+        code = self._problem().get("code")
+        cls = _ERRORS.get(code) if isinstance(code, str) else None
+        return cls is not None and cls.status == self.status
+
     @classmethod
     def of_error(
         cls, error: SynchromeshError, *, attempts_used: int = 0, away_s: float = 0.0

@@ -22,6 +22,7 @@ from synchromesh.gateway.cors import CompiledCors, read_cors
 from synchromesh.gateway.described import read_described
 from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
 from synchromesh.gateway.forward import read_forward
+from synchromesh.gateway.hosts import hosts_meet, is_host_pattern
 from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.leading import UpstreamPaths
@@ -115,7 +116,7 @@ def read(gateway: Gateway) -> Reading:
     """
     mistakes: list[str] = []
     entries: list[CompiledRoute] = []
-    ways: dict[str, UpstreamPaths] = defaultdict(UpstreamPaths)
+    ways: dict[tuple[str, str], UpstreamPaths] = defaultdict(UpstreamPaths)
     if not gateway.routes:
         mistakes.append("the gateway has no routes; it would answer everything with 404")
     mistakes += [
@@ -137,11 +138,7 @@ def read(gateway: Gateway) -> Reading:
             entries.append(entry)
     if gateway.openapi is not None:
         entries += read_described(gateway, entries, mistakes)
-    for at, other_at, path in clashes([entry.template for entry in entries]):
-        one, other = entries[at], entries[other_at]
-        same = one.template.steps == other.template.steps
-        why = "have the same path" if same else f"both match {path}, and neither is the closer"
-        mistakes.append(f"{one.name} and {other.name} {why}; give one of them another path")
+    mistakes += _clashing(entries)
     for auth in gateway.auth:
         if isinstance(auth, JWT | Certificates | AuthFunction):
             mistakes += auth.mistakes()
@@ -149,18 +146,31 @@ def read(gateway: Gateway) -> Reading:
     return Reading(tuple(_guarded(entries, mistakes)), tuple(mistakes))
 
 
+def _clashing(entries: Sequence[CompiledRoute]) -> Iterator[str]:
+    """Find routes of which neither is the closer; of two hosts the closer one decides."""
+    by_host: dict[str, list[CompiledRoute]] = defaultdict(list)
+    for entry in entries:
+        by_host[entry.host].append(entry)
+    for same_host in by_host.values():
+        for at, other_at, path in clashes([entry.template for entry in same_host]):
+            one, other = same_host[at], same_host[other_at]
+            same = one.template.steps == other.template.steps
+            why = "have the same path" if same else f"both match {path}, and neither is the closer"
+            yield f"{one.name} and {other.name} {why}; give one of them another path"
+
+
 def _guarded(entries: Sequence[CompiledRoute], mistakes: list[str]) -> Iterator[CompiledRoute]:
     """Yield the routes, a `Forward` with what guards the paths of routes that ask for more.
 
     Routes are looked up by what their paths begin with, and by what they ask for.
     """
-    below: dict[tuple[str, ...], dict[frozenset[str], list[Template]]]
+    below: dict[tuple[str, ...], dict[frozenset[str], list[CompiledRoute]]]
     below = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         if entry.page is None and not entry.is_public:
             steps = entry.template.steps
             for length in range(len(steps) + 1):
-                below[steps[:length]][entry.scopes].append(entry.template)
+                below[steps[:length]][entry.scopes].append(entry)
     for entry in entries:
         passage, template = entry.passage, entry.template
         if passage is None or not template.places:
@@ -173,14 +183,16 @@ def _guarded(entries: Sequence[CompiledRoute], mistakes: list[str]) -> Iterator[
             for scopes, others in below.get(named, {}).items()
             if entry.is_public or scopes - entry.scopes
             for other in others
-            if other.method == template.method or ANY in (other.method, template.method)
+            if other.template.method == template.method
+            or ANY in (other.template.method, template.method)
+            if hosts_meet(other.host, entry.host)
         ]
         if more and passage.has_slashes:
             mistakes.append(
-                f"{entry.name}: encoded_slashes would lead past {more[0].method} {more[0].path}, "
-                "which asks for more; drop it, or let both ask for the same"
+                f"{entry.name}: encoded_slashes would lead past {more[0].name}, which "
+                "asks for more; drop it, or let both ask for the same"
             )
-        is_guarded = any(is_closer(other, template) for other in more)
+        is_guarded = any(is_closer(other.template, template) for other in more)
         yield replace(entry, passage=replace(passage, is_guarded=True)) if is_guarded else entry
 
 
@@ -191,7 +203,7 @@ class _Reader:
         self,
         route: Route | Aggregate | Forward,
         mistakes: list[str],
-        ways: dict[str, UpstreamPaths],
+        ways: dict[tuple[str, str], UpstreamPaths],
         *,
         auth: Sequence[Auth],
     ) -> None:
@@ -215,6 +227,7 @@ class _Reader:
         if template.has_rest and not isinstance(route, Forward):
             self._note("only a Forward takes the rest of a path; name each segment here")
         self._read_access()
+        host = self._read_host()
         deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
         interval_s, burst = self._read_rate()
         priority = self._tried(lambda: priority_of(route.priority))
@@ -227,7 +240,10 @@ class _Reader:
             else:
                 self._note("leads to no operation; name one of a contract, such as Orders.place")
         elif isinstance(route, Forward):
-            passage = read_forward(route, template, self._note, self._ways[str(route.to)])
+            # What leads there on any host does so on this one.
+            hosts = dict.fromkeys((host, ""))
+            ways = tuple(self._ways[str(route.to), each] for each in hosts)
+            passage = read_forward(route, template, self._note, ways)
         else:
             parts = read_branches(route, template, deadline_s, self._note)
         return CompiledRoute(
@@ -244,6 +260,7 @@ class _Reader:
             passage=passage,
             priority=Priority.INTERACTIVE if priority is None else priority,
             cors=cors if route.cors is None else read_cors(route.cors, self._note),
+            host=host,
         )
 
     def _note(self, mistake: str) -> None:
@@ -257,6 +274,16 @@ class _Reader:
         except TypeError as error:  # what should be a text is none
             self._note(str(error))
         return None
+
+    def _read_host(self) -> str:
+        host = self._route.host
+        if is_a(host, str) and (not host or is_host_pattern(host)):
+            return host
+        self._note(
+            f"its host {str(host)[:80]!r} is none; write it in lower case, without a port, as "
+            '"shop.example.com", or "*.example.com" for all below it'
+        )
+        return ""
 
     def _read_access(self) -> None:
         route = self._route

@@ -21,7 +21,7 @@ class CompiledRoute:
     """One route as the engine runs it.
 
     Attributes:
-        name: the route as it was written.
+        name: the route as it was written, with its host.
         interval_s, burst: its rate; no limit where `interval_s` is 0.
         operation, stand_in: of a `Route`.
         parts: of an `Aggregate`.
@@ -30,6 +30,7 @@ class CompiledRoute:
         priority: of the calls that it makes.
         kinds: the kinds of credentials that it takes; any where there are none.
         cors: what pages of other origins are told; None for nothing.
+        host: what a request has to ask, or a pattern of it; "" for any.
     """
 
     template: Template
@@ -46,10 +47,12 @@ class CompiledRoute:
     priority: Priority = Priority.INTERACTIVE
     kinds: frozenset[str] = frozenset()
     cors: CompiledCors | None = None
+    host: str = ""
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", f"{self.template.method} {self.template.path}")
+        name = f"{self.template.method} {self.host}{self.template.path}"
+        object.__setattr__(self, "name", name)
 
     @property
     def is_read(self) -> bool:

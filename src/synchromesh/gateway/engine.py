@@ -17,14 +17,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from synchromesh.calls import Caller, Forwarder, Forwarding, Operation
-from synchromesh.calls.routes import Match, NoMatch, Routes
+from synchromesh.calls import Caller, Forwarder, Operation
+from synchromesh.calls.routes import Match, NoMatch
 from synchromesh.calls.tree import attempts_left, tree_of
 from synchromesh.codec import encode
 from synchromesh.context import IDEMPOTENCY_KEY, CallContext
@@ -54,19 +54,20 @@ from synchromesh.gateway.check import compiled, read
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import ORIGIN, read_cors
 from synchromesh.gateway.fast import Gate
-from synchromesh.gateway.forward import CompiledForward, answer_of
+from synchromesh.gateway.host_gates import HostGates
+from synchromesh.gateway.hosts import Hosts, host_of, table_of
 from synchromesh.gateway.identifying import Identification
+from synchromesh.gateway.onward import Onward
 from synchromesh.gateway.opening import all_opened
 from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.preflight import preflight
 from synchromesh.gateway.principal import Authenticator, Folders
-from synchromesh.gateway.router import find
+from synchromesh.gateway.router import Finding, find
 from synchromesh.gateway.routes import Gateway
 from synchromesh.gateway.routing import Routing
 from synchromesh.gateway.state import GatewayState
 from synchromesh.gateway.traffic import GatewayCounts
-from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, problem_response
-from synchromesh.identity import Principal
+from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, RawPair, problem_response
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -119,7 +120,6 @@ class GatewayEngine:
     ) -> None:
         if entries is None:
             entries = compiled(gateway)
-        self._forwarder = Forwarder(caller, tracer)
         self._externals = externals
         self._origins = Origins() if origins is None else origins
         self._has_forwards = any(entry.passage is not None for entry in entries)
@@ -131,10 +131,15 @@ class GatewayEngine:
         self.state = GatewayState.of(gateway, entries) if state is None else state
         self._limiter, self._tunnels = self.state.limiter, self.state.tunnels
         self._asker = Asker(caller, self.state.last)
-        self._routes: Routes[CompiledRoute] = Routes(has_empty_places=False)
+        self._forwarder = Forwarder(caller, tracer)
+        self._onward = Onward(
+            caller, self._forwarder, limiter=self._limiter, tunnels=self._tunnels,
+            externals=externals, origins=self._origins,
+        )  # fmt: skip
+        # Where no route has a host, none is looked at.
+        self._hosts = Hosts(entries) if any(entry.host for entry in entries) else None
+        self._routes = table_of(entries if self._hosts is None else ())
         self._entries = entries
-        for entry in entries:
-            self._routes.add(entry.template.method, entry.template.path, entry)
 
     @classmethod
     async def open(
@@ -187,12 +192,13 @@ class GatewayEngine:
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer one request; it raises nothing but its own cancellation."""
+        routes = self._routes if self._hosts is None else self._hosts.asked(request)
         try:
-            found = find(self._routes, request.method, request.path)
+            found = find(routes, request.method, request.path)
         except BadRequest as error:
             fields = [*ALWAYS, *arrival_of(request.headers).fields]
             return self._other(request, refused(error, fields))
-        asked_before = preflight(self._routes, request) if self._has_cors else None
+        asked_before = preflight(routes, request) if self._has_cors else None
         if asked_before is not None:
             return self._other(request, asked_before)
         if isinstance(found, NoMatch):
@@ -203,21 +209,32 @@ class GatewayEngine:
     @property
     def begin_exchange(self) -> Callable[[HttpExchange], bool]:
         """What answers requests on the fast way; False leaves one to the slow way."""
+        if self._hosts is None:
+            return self._gate(self._routes, self._entries, self._entries).begin
+        return HostGates(self._hosts, lambda of: self._gate(of, of.entries, of.closest)).begin
+
+    def _gate(
+        self,
+        routes: Finding[CompiledRoute],
+        entries: Sequence[CompiledRoute],
+        closest: Sequence[CompiledRoute],
+    ) -> Gate:
         return Gate(
-            Routing(self._entries, self._routes, self._externals, self._origins, self.state),
+            Routing(entries, closest, routes, self._externals, self._origins, self.state),
             forwarder=self._forwarder,
             tracer=self._tracer,
             identification=self._identification,
             asker=self._asker,
             attempts_left=self._caller.root().attempts_left,
-        ).begin
+        )
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: Sequence[RawPair]) -> int | None:
         """Say how long the body of a request may be that is passed on; None where it is not."""
         if not self._has_forwards:
             return None
+        routes = self._routes if self._hosts is None else self._hosts.of(host_of(pairs))
         try:
-            found = find(self._routes, method, path)
+            found = find(routes, method, path)
         except BadRequest:
             return None
         if isinstance(found, NoMatch) or found.target.passage is None:
@@ -227,15 +244,24 @@ class GatewayEngine:
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[HttpResponse]:
         """Answer a request that is passed on; the context is left once its answer is sent."""
-        found = find(self._routes, request.method, request.path)
+        routes = self._routes if self._hosts is None else self._hosts.asked(request)
+        found = find(routes, request.method, request.path)
         assert isinstance(found, Match), "body_max has found it"
-        asked_before = preflight(self._routes, request) if self._has_cors else None
+        asked_before = preflight(routes, request) if self._has_cors else None
         if asked_before is not None:
             yield self._other(request, asked_before)
             return
         with self._begun(found, request) as (asked, context):
             async with AsyncExitStack() as stack:
                 yield await self._answer(asked, context, partial(self._forward, stack))
+
+    async def _forward(
+        self, stack: AsyncExitStack, asked: AskedRequest, context: CallContext
+    ) -> HttpResponse:
+        await self._identify(asked)
+        async with self._limiter:
+            context = self._admitted(asked, context)
+        return await self._onward.answer(stack, asked, context)
 
     def snapshot(self) -> GatewayCounts:
         """Return what became of the requests so far, by route."""
@@ -428,44 +454,3 @@ class GatewayEngine:
             for name in composed.partial:
                 _log.info("%s: %s is %s", entry.name, name, run.outcomes[name].status.value)
         return HttpResponse(200, [_JSON, *asked.headers], composed.body)
-
-    async def _forward(
-        self, stack: AsyncExitStack, asked: AskedRequest, context: CallContext
-    ) -> HttpResponse:
-        await self._identify(asked)
-        async with self._limiter:
-            forwarding = self._forwarding(asked, self._admitted(asked, context))
-        if forwarding.quiet_s is not None:
-            stack.enter_context(self._tunnels.taken(forwarding.client))
-        # What a body takes, either way, is the client's time: it holds no place of others then.
-        forwarding = await self._forwarder.read_ahead(forwarding, asked.entry.deadline_s)
-        async with nullcontext() if forwarding.is_upload else self._limiter:
-            response, endpoint = await stack.enter_async_context(
-                self._forwarder.forward(forwarding)
-            )
-        assert asked.entry.passage is not None
-        return answer_of(response, asked.headers, asked.entry.passage.leading(endpoint.url))
-
-    def _forwarding(self, asked: AskedRequest, context: CallContext) -> Forwarding:
-        """Return what is passed on. Raises RefusedRequest."""
-        entry, request = asked.entry, asked.request
-        assert entry.passage is not None
-        try:
-            key = key_of(request.headers)
-            context = under(context, key) if key else msgspec.structs.replace(context, key="")
-            return entry.passage.forwarding(
-                request,
-                asked.places,
-                name=f"{entry.passage.to} {entry.template.method} {entry.passage.path}",
-                context=context,
-                origin=self._origins.of_request(request.peer, request.headers),
-                is_external=entry.passage.to in self._externals,
-                told=self._told(entry.passage, asked.principal),
-            )
-        except BadRequest as error:
-            raise RefusedRequest(error) from error
-
-    def _told(self, passage: CompiledForward, who: Principal) -> str:
-        if not passage.tells_principal:
-            return ""
-        return self._caller.principal_token(who.name, who.scopes, audience=passage.to)

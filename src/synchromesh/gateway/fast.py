@@ -39,6 +39,7 @@ from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
 from synchromesh.gateway.forward import ODD, PRINCIPAL, answer_of, look
 from synchromesh.gateway.forward_place import ForwardPlace
+from synchromesh.gateway.forward_plan import SentForward
 from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.passing import ForwardExchange
@@ -88,7 +89,7 @@ class Gate:
         # Paths without a place are found in one look, whatever else there is.
         self._plain = {
             (entry.template.method.encode(), entry.template.path.encode()): entry
-            for entry in routing.entries
+            for entry in routing.closest
             if not entry.template.places
         }
         # A route that takes any method has a plan for each.
@@ -127,7 +128,7 @@ class Gate:
             self._ready[exchange.method, path] = plan
         return plan.begin(exchange, query, places)
 
-    def resume(self, sent: ForwardExchange, context: CallContext, begun: FailedAttempt) -> None:
+    def resume(self, sent: SentForward, context: CallContext, begun: FailedAttempt) -> None:
         """Go on by the slow way with what has failed here."""
         exchange = sent.exchange
         plan = sent.plan
@@ -162,12 +163,11 @@ class Gate:
             headers += entry.cors.fields(request.headers.get_all("origin"))
         found = self._find(request.method.encode(), request.path.encode("latin-1"))
         assert found is not None, "it was found before"
-        began_s = begun.began_s
         status, noted, who = "ok", {}, context.principal.name
         if who:
             noted["principal"] = who
         account = Accounting(
-            plan.traffic, request, began_s, context.trace_id, arrived.request_id, who
+            plan.traffic, request, begun.began_s, context.trace_id, arrived.request_id, who
         )
         if arrived.request_id:
             noted["request_id"] = arrived.request_id
@@ -185,10 +185,16 @@ class Gate:
                             told=told,
                         )
                         async with self.limiter:
-                            response, endpoint = await stack.enter_async_context(
+                            passed = await stack.enter_async_context(
                                 self.forwarder.forward(forwarding, begun)
                             )
-                        answer = answer_of(response, headers, passage.leading(endpoint.url))
+                        if passed.error is not None:
+                            status, more = outcome_of(passed.error)
+                            noted |= more
+                            plan.traffic.why(passed.error)
+                            told_of(passed.error, entry, context.trace_id)
+                        leading = passage.leading(passed.endpoint.url)
+                        answer = answer_of(passed.response, headers, leading)
                     except Exception as error:  # noqa: BLE001 - the client gets an answer
                         problem = told_of(error, entry, context.trace_id)
                         status, more = outcome_of(error)
@@ -206,7 +212,7 @@ class Gate:
                 context.trace_id,
                 context.span_id,
                 arrived.parent_id,
-                began_s,
+                begun.began_s,
                 asyncio.get_running_loop().time(),
                 status,
                 noted,

@@ -342,17 +342,17 @@ def _judge(name: bytes) -> int:
 
 
 def read_forward(
-    route: Forward, template: Template, note: Note, others: UpstreamPaths
+    route: Forward, template: Template, note: Note, others: tuple[UpstreamPaths, ...]
 ) -> CompiledForward:
     """Return a `Forward` as the engine runs it, and note what is wrong with it.
 
-    It is added to `others`, the ways to its upstream.
+    It is added to the first of `others`, the ways to its upstream: those of its host, and of any.
     """
     if not is_a(route.to, str) or not _UPSTREAM.fullmatch(route.to):
         note(f'leads to {str(route.to)[:40]!r}; name an upstream, such as to="firmware_store"')
     path = _read_path(route, template, note)
     own = UpstreamPaths()
-    for ways in (own, others):
+    for ways in (own, others[0]):
         ways.add(template.path, path)
     body_bytes_max = 0
     try:
@@ -366,7 +366,7 @@ def read_forward(
         note("is public, so that nobody is known whom principal could tell; drop one of the two")
     if is_a(route.headers, str):
         note(f'headers is a text; write a set of texts, such as {{"{route.headers}"}}')
-        return CompiledForward(str(route.to), path, PASSED, body_bytes_max, (own, others))
+        return CompiledForward(str(route.to), path, PASSED, body_bytes_max, (own, *others))
     for name in sorted(map(str, route.headers)):
         if not _HEADER.fullmatch(name):
             note(f'{name[:40]!r} is no header in lower case; write one such as "x-checksum"')
@@ -384,7 +384,7 @@ def read_forward(
         path,
         PASSED | passed,
         body_bytes_max,
-        (own, others),
+        (own, *others),
         route.forwarded,
         _read_quiet_s(route, template, note),
         route.principal,

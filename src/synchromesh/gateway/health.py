@@ -7,14 +7,21 @@ no span: those who ask are many, and ask every second. Without it there is nothi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from synchromesh.calls.routes import ANY
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.engine import GatewayEngine
-from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, problem_response, ready_answer
+from synchromesh.http import (
+    HttpExchange,
+    HttpRequest,
+    HttpResponse,
+    RawPair,
+    problem_response,
+    ready_answer,
+)
 
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 _FIELDS: Final = (
@@ -66,9 +73,9 @@ class HealthDoor:
 
         return begin_here
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: Sequence[RawPair]) -> int | None:
         """Say how long the body of a request may be that is passed on; None where it is not."""
-        return None if path == self._path else self._engine.body_max(method, path)
+        return None if path == self._path else self._engine.body_max(method, path, pairs)
 
     def stream(self, request: HttpRequest) -> AbstractAsyncContextManager[HttpResponse]:
         """Answer a request that is passed on."""

@@ -69,7 +69,9 @@ def openapi(gateway: Gateway, entries: Sequence[CompiledRoute]) -> Json:
     about = gateway.openapi or OpenApi()
     writer = _Writer(gateway.auth)
     paths: dict[str, Json] = {}
-    routes = sorted(zip(gateway.routes, entries, strict=False), key=_closeness)
+    every = zip(gateway.routes, entries, strict=False)
+    # A path of the document is the same on every host.
+    routes = sorted((each for each in every if not each[1].host), key=_closeness)
     for route, entry in routes:
         path, names = writer.path(entry.template)
         for method in _methods_of(entry.template):

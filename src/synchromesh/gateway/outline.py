@@ -114,7 +114,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
             branches = _branches(route.branches, entry)
         outlines.append(
             RouteOutline(
-                route=route.route,
+                route=entry.name,
                 kind=kind,
                 operation=operation,
                 is_public=route.public,

@@ -13,84 +13,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
 from synchromesh.calls.forwarding import PROBLEM_BYTES_MAX, PROBLEM_WITHIN_S, FailedAttempt, by_http
-from synchromesh.calls.http_client import reply_of_wire, spent
-from synchromesh.calls.plan import CalledService, Shared
+from synchromesh.calls.http_client import is_problem_on_wire, reply_of_wire, spent
+from synchromesh.calls.wire import Reply
 from synchromesh.context import NEW_TRACE, CallContext
 from synchromesh.discovery import CallEnd, Member
 from synchromesh.errors import CallError, ConnectionLost, RateLimited, SynchromeshError, TimedOut
 from synchromesh.gateway.access_log import NO_STATUS, AccessLog, Told
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import Arrival
-from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.forward import answer_head
 from synchromesh.gateway.forward_place import ForwardPlace
+from synchromesh.gateway.forward_plan import ForwardPlan
 from synchromesh.gateway.origin import ClientOrigin
-from synchromesh.gateway.traffic import RouteTraffic
 from synchromesh.http import (
     ClientExchange,
     ExchangeState,
+    Headers,
     HttpExchange,
+    HttpResponse,
     RawPair,
     ready_answer,
 )
 from synchromesh.http.body import Framing
 from synchromesh.http.client import ClientConnection, ExchangeOwner
-from synchromesh.http.together import TurnWrites
 from synchromesh.identity import Principal
 from synchromesh.resilience import (
-    Breaker,
+    Attempt,
     Classification,
-    Edge,
-    LatencyTracker,
-    Limiter,
     may_retry,
 )
-from synchromesh.telemetry import Record, outcome_of
-
-
-class ForwardGate(Protocol):
-    """Is what all routes of one gateway share.
-
-    Attributes:
-        attempts_left: the extra attempts of each request's tree.
-        limiter: bounds what is in flight.
-    """
-
-    attempts_left: int
-    limiter: Limiter
-
-    def resume(self, sent: ForwardExchange, context: CallContext, begun: FailedAttempt) -> None:
-        """Go on by the slow way with what has failed here."""
-        ...
-
-
-class ForwardPlan(Protocol):
-    """Is all that is the same for every request of one route; see `fast.FastForward`."""
-
-    breaker: Breaker | None
-    deadline_s: float
-    edge: Edge
-    entry: CompiledRoute
-    is_external: bool
-    is_idempotent: bool
-    limiter: Limiter | None
-    loop: asyncio.AbstractEventLoop
-    record: Record
-    record_call: Record
-    service: CalledService
-    shared: Shared
-    timeout_s: float
-    together: TurnWrites | None
-    tracker: LatencyTracker
-    traffic: RouteTraffic
-
-    @property
-    def gate(self) -> ForwardGate:
-        """What it shares with other routes."""
-        ...
+from synchromesh.telemetry import outcome_of
 
 
 class ForwardExchange(ClientExchange):
@@ -122,8 +76,10 @@ class ForwardExchange(ClientExchange):
     framing: Framing | None = None
     # How long the next part of a body may take.
     part_s = 0.0
-    # What an answer of 5xx has said so far; None for any other.
+    # What an answer of 5xx has said so far, where that decides what is done; None for any other.
     problem: tuple[int, list[RawPair], list[bytes]] | None = None
+    # What an answer is counted as that is passed on all the same.
+    failed: Exception | None = None
     takes_parts = True
     # What the client has said of its request, where it has said anything.
     marks = NEW_TRACE
@@ -221,24 +177,22 @@ class ForwardExchange(ClientExchange):
     def on_begin(self, status: int, pairs: list[RawPair], length: int | None) -> None:
         """Answer with a head, and go on as the body comes."""
         if status >= 500:
-            # It is read, for a moment, for what it tells.
-            self.problem = (status, pairs, [])
-            if self.plan.is_external:
-                self._fail_now()
-            else:
+            error, used = self._error_of(status, pairs, b"")
+            if self._is_inside(pairs) or self._may_be_tried(error):
+                # It is read, for a moment, for what it tells, or to be had if nothing better comes.
+                self.problem = (status, pairs, [])
                 self.expect_within(PROBLEM_WITHIN_S)
-            return
-        self._succeed(pairs)
+                return
+            self.failed = self._report(error, used)[1]
+            self.plan.traffic.why(self.failed)
+        else:
+            self._succeed(pairs)
         # The rest is the client's time: it holds no slot that others wait for.
         self._give_slots()
         self.status = status
         self.plan.traffic.answers[status // 100] += 1
         self.framing = Framing(length=length)
-        size = length if length is not None else -1
-        echo, leading = self.echo, self.place.leading
-        self.exchange.begin(
-            answer_head(status, pairs, self.trace_id, size, echo, leading, self.has_cors)
-        )
+        self.exchange.begin(self._head(status, pairs, length if length is not None else -1))
         self.part_s = self.place.pool.limits.part_s(length)
         if self.connection is not None:
             self.expect_within(self.part_s)
@@ -272,7 +226,12 @@ class ForwardExchange(ClientExchange):
         if self.framing is None:
             return
         exchange, last = self.exchange, self.framing.end()
-        self._close("ok", self.plan.loop.time())
+        failed, self.failed = self.failed, None
+        if failed is None:
+            self._close("ok", self.plan.loop.time())
+        else:
+            told_of(failed, self.plan.entry, self.trace_id)
+            self._close(*self._outcome(failed))
         if last:
             exchange.part(last)
         exchange.end()
@@ -281,9 +240,7 @@ class ForwardExchange(ClientExchange):
     def on_error(self, error: Exception) -> None:
         """Try again where that is allowed, or tell the client."""
         if self.problem is not None:
-            status, pairs, _ = self.problem
-            self.problem = None
-            self._fail_by(status, pairs, b"")
+            self._fail_now()
         elif self.framing is not None:
             # Half an answer never looks whole.
             exchange = self.exchange
@@ -328,30 +285,27 @@ class ForwardExchange(ClientExchange):
         self._release()
         self._refuse(exchange, error, error)
 
-    def fail(self, error: Exception, used: int | None = None) -> None:
-        """Take a failure of the attempt: retry by the slow way, or tell the client."""
+    def fail(
+        self,
+        error: Exception,
+        used: int | None = None,
+        answer: tuple[int, list[RawPair], bytes] | None = None,
+    ) -> None:
+        """Take a failure of the attempt: retry by the slow way, or tell the client.
+
+        `answer` is what the upstream has said, where it may pass.
+        """
         plan, exchange = self.plan, self.exchange
-        given = plan.gate.attempts_left // 2
-        first = plan.edge.first_attempt(self.due_s, given, self.began_s)
-        first.used = used
-        if isinstance(error, TimedOut):
-            error = plan.edge.late(first)
-        if self.permit is None:
-            self._forget_member()
-        else:
-            first.judge, self.member = plan.service.judge(self.member), None
-            plan.edge.report(error, first, self.permit)
-        if isinstance(error, SynchromeshError):
-            error.via = plan.service.name
-        retry = plan.edge.policy.retry
-        may_be_tried = (
-            retry is not None
-            and retry.attempts_max > 1
-            and may_retry(error, is_retryable_unknown=self.is_idempotent)
-        )
-        if not may_be_tried:
+        first, error = self._report(error, used)
+        if not self._may_be_tried(error):
             self._close(*self._outcome(error))
-            self._refuse(exchange, told_of(error, plan.entry, self.trace_id), error)
+            told = told_of(error, plan.entry, self.trace_id)
+            if answer is None:
+                self._refuse(exchange, told, error)
+            else:
+                status, pairs, body = answer
+                exchange.answer(self._head(status, pairs, len(body)), body)
+                self._account(status, len(body), error)
             return
         self._release()
         context = CallContext(
@@ -364,27 +318,72 @@ class ForwardExchange(ClientExchange):
             priority=plan.entry.priority,
             marks=self.marks,
         )
-        begun = FailedAttempt(
-            first, error, by_http(self.place.endpoint), self.call_span_id, self.began_s
-        )
+        endpoint = by_http(self.place.endpoint)
+        said = None
+        if answer is not None:
+            said = HttpResponse(answer[0], Headers.from_wire(answer[1]), answer[2])
+        begun = FailedAttempt(first, error, endpoint, self.call_span_id, self.began_s, said)
         plan.gate.resume(self, context, begun)
 
-    def _fail_by(self, status: int, pairs: list[RawPair], body: bytes) -> None:
-        """Take an answer of 5xx, which tells of a failure."""
+    def _report(self, error: Exception, used: int | None) -> tuple[Attempt, Exception]:
+        """Tell the edge of a failure; return the attempt, and what it is called."""
+        plan = self.plan
+        first = plan.edge.first_attempt(self.due_s, plan.gate.attempts_left // 2, self.began_s)
+        first.used = used
+        if isinstance(error, TimedOut):
+            error = plan.edge.late(first)
+        if self.permit is None:
+            self._forget_member()
+        else:
+            permit, self.permit = self.permit, None
+            first.judge, self.member = plan.service.judge(self.member), None
+            plan.edge.report(error, first, permit)
+        if isinstance(error, SynchromeshError):
+            error.via = plan.service.name
+        return first, error
+
+    def _may_be_tried(self, error: Exception) -> bool:
+        retry = self.plan.edge.policy.retry
+        return (
+            retry is not None
+            and retry.attempts_max > 1
+            and may_retry(error, is_retryable_unknown=self.is_idempotent)
+        )
+
+    def _error_of(
+        self, status: int, pairs: list[RawPair], body: bytes
+    ) -> tuple[SynchromeshError, int]:
+        """Return what an answer of 5xx tells, and how many attempts it has used."""
         is_external = self.plan.is_external
         reply = reply_of_wire(status, pairs, b"" if is_external else body)
         error = reply.to_error((), is_external=is_external)
         if isinstance(error, CallError) and self.exchange.body:
             error.is_final = True  # the upstream has read a body that is sent once
-        self.fail(error, 0 if is_external else reply.attempts_used)
+        return error, 0 if is_external else reply.attempts_used
+
+    def _is_inside(self, pairs: list[RawPair]) -> bool:
+        """Tell whether an answer of 5xx may be a problem of our own, whose text is for inside."""
+        return not self.plan.is_external and is_problem_on_wire(pairs)
+
+    def _fail_by(self, status: int, pairs: list[RawPair], body: bytes) -> None:
+        """Take an answer of 5xx, which tells of a failure."""
+        error, used = self._error_of(status, pairs, body)
+        if self._is_inside(pairs) and Reply(status, body).is_ours:
+            self.fail(error, used)
+        else:
+            self.fail(error, used, (status, pairs, body))
 
     def _fail_now(self) -> None:
-        """Take what an answer of 5xx has said so far, and do not wait for the rest."""
+        """Take an answer of 5xx that does not end, and of which nothing is known."""
         assert self.problem is not None
         status, pairs, _ = self.problem
         self.problem = None
         self.cancel()
-        self._fail_by(status, pairs, b"")
+        self.fail(*self._error_of(status, pairs, b""))
+
+    def _head(self, status: int, pairs: Sequence[RawPair], size: int) -> bytes:
+        leading = self.place.leading
+        return answer_head(status, pairs, self.trace_id, size, self.echo, leading, self.has_cors)
 
     def _succeed(self, pairs: list[RawPair]) -> None:
         """Report an answer: the rest is the client's time."""
@@ -458,11 +457,15 @@ class ForwardExchange(ClientExchange):
             refused(told, (*ALWAYS, (TRACE, self.trace_id)), trace_id=self.trace_id)
         )
         exchange.answer(head + self.echo, body)
+        self._account(told.status, len(body), why)
+
+    def _account(self, status: int, size: int, why: Exception) -> None:
+        """Count, and log, a failure that was told whole."""
         traffic = self.plan.traffic
-        traffic.answers[told.status // 100] += 1
+        traffic.answers[status // 100] += 1
         traffic.why(why)
         if traffic.log is not None:
-            self._log(traffic.log, told.status, len(body))
+            self._log(traffic.log, status, size)
 
     def _ended(self, ended: str) -> None:
         """Tell the access log, where there is one, of an answer in parts, or of none."""

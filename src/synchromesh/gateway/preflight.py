@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from synchromesh.calls.routes import NoMatch, Routes
+from synchromesh.calls.routes import NoMatch
 from synchromesh.gateway.answers import preflighted
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import ORIGIN, WANTED_METHOD
-from synchromesh.gateway.router import find
+from synchromesh.gateway.router import Finding, find
 from synchromesh.http import HttpRequest, HttpResponse
 
 
-def preflight(routes: Routes[CompiledRoute], request: HttpRequest) -> HttpResponse | None:
+def preflight(routes: Finding[CompiledRoute], request: HttpRequest) -> HttpResponse | None:
     """Answer such a request; None for any other, and where the route tells other origins nothing.
 
     Raises:

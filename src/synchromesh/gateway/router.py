@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import quote, unquote
 
-from synchromesh.calls.routes import ANY, Match, NoMatch, Routes
+from synchromesh.calls.routes import ANY, Match, NoMatch
 from synchromesh.errors import BadRequest, ConfigError
 
 T = TypeVar("T")
@@ -215,7 +215,15 @@ def _table(form: list[_Indexed], steps: Iterable[int]) -> dict[tuple[str, ...], 
     return table
 
 
-def find(routes: Routes[T], method: str, path: str) -> Match[T] | NoMatch:
+class Finding(Protocol[T]):
+    """Finds the target of a request; `Routes` does."""
+
+    def find(self, method: str, path: str, raw: str = "") -> Match[T] | NoMatch:
+        """Find the target of a request, as `Routes.find` does."""
+        ...
+
+
+def find(routes: Finding[T], method: str, path: str) -> Match[T] | NoMatch:
     """Find the target of a request by its path, percent-encoded and without a query.
 
     Other than for `Routes.find`, `%61` is `a`. Places are still percent-encoded, and a rest is as
@@ -225,6 +233,7 @@ def find(routes: Routes[T], method: str, path: str) -> Match[T] | NoMatch:
         BadRequest: what is encoded is not UTF-8, or holds a control character.
 
     Example:
+        >>> from synchromesh.calls.routes import Routes
         >>> routes = Routes[str](has_empty_places=False)
         >>> routes.add("GET", "/stock/{sku}", "stock")
         >>> find(routes, "GET", "/%73tock/a%2Fb")

@@ -54,6 +54,9 @@ class Route:
         priority: "interactive" where a person waits, "batch" where nobody does: shed first where a
             service has more to do than it can (exports, imports, scheduled requests).
         cors: which pages of other origins may use it; None for what the gateway says of all.
+        host: the host that a request has to ask, such as "shop.example.com", or "*.example.com" for
+            all below it; "" for any. Routes of a closer host go first, whatever their paths. It is
+            no guard: a client may ask any host.
 
     Example:
         >>> from typing import Protocol
@@ -76,6 +79,7 @@ class Route:
     fallback: Static | Stale | None = None
     priority: str = "interactive"
     cors: Cors | None = None
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class Forward:
         body_max: how long a request's body may be; an answer's may have any length.
         websocket: whether a client may have a WebSocket to the upstream, where that takes it.
         quiet: how long nothing may move in one, either way.
-        scopes, rate, public, by, priority, cors: as for a `Route`.
+        scopes, rate, public, by, priority, cors, host: as for a `Route`.
         deadline: when the answer has to begin. Where a body is sent that is counted from its end.
 
     Example:
@@ -134,6 +138,7 @@ class Forward:
     deadline: str = "5s"
     priority: str = "interactive"
     cors: Cors | None = None
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +252,7 @@ class Aggregate:
         branches: by name; at least one is required.
         all_or_nothing: the failure of any branch is the failure of the whole, which is never
             partial; a branch has no fallback then.
-        scopes, rate, public, by, deadline, priority, cors: as for a `Route`.
+        scopes, rate, public, by, deadline, priority, cors, host: as for a `Route`.
 
     Example:
         >>> from typing import Protocol
@@ -279,11 +284,14 @@ class Aggregate:
     deadline: str = "5s"
     priority: str = "interactive"
     cors: Cors | None = None
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenApi:
     """Describes a gateway to its clients: by OpenAPI 3.1, and on a page for people.
+
+    Routes with a `host` are left out: a path of the document is the same on every host.
 
     Attributes:
         title, version, description: of the API; the version is that of what is described, and

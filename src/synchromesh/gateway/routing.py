@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from synchromesh.calls.routes import Routes
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.origin import Origins
+from synchromesh.gateway.router import Finding
 from synchromesh.gateway.state import GatewayState
 
 
@@ -18,6 +18,7 @@ class Routing:
 
     Attributes:
         entries: the routes.
+        closest: those that go before all others, whatever their paths; mostly all of them.
         routes: finds those whose paths have places.
         externals: the upstreams that are not ours.
         origins: tells whom a request comes from.
@@ -25,7 +26,8 @@ class Routing:
     """
 
     entries: Sequence[CompiledRoute]
-    routes: Routes[CompiledRoute]
+    closest: Sequence[CompiledRoute]
+    routes: Finding[CompiledRoute]
     externals: AbstractSet[str]
     origins: Origins
     state: GatewayState

@@ -105,7 +105,7 @@ class AsgiHandler:
             await _cancel({task})
             raise
 
-    def body_max(self, method: str, path: str) -> int:  # noqa: ARG002  alike for all
+    def body_max(self, method: str, path: str, pairs: object) -> int:  # noqa: ARG002  alike for all
         """Say how long the body of a request may be that streams."""
         return self._stream_bytes_max
 

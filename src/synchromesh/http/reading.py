@@ -12,6 +12,7 @@ the same of it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, NoReturn, Protocol
 
@@ -51,10 +52,11 @@ _IDLE, _BODY, _CLOSED = ReadingState.IDLE, ReadingState.BODY, ReadingState.CLOSE
 class Streaming(Protocol):
     """Answers requests whose bodies, or whose answers' bodies, are not to be held whole."""
 
-    def body_max(self, method: str, path: str) -> int | None:
+    def body_max(self, method: str, path: str, pairs: Sequence[RawPair]) -> int | None:
         """Say how long the body of such a request may be; None has it handed over complete.
 
-        It is asked before more of the body is read than came with its head, and must not raise.
+        `pairs` are its fields as they came, names in lower case. It is asked before more of the
+        body is read than came with its head, and must not raise.
         """
         ...
 
@@ -222,7 +224,7 @@ class RequestReader:
     def judge_whole(self, exchange: HttpExchange) -> Refusal | None:
         """Give a request that came whole its stream, if its route is streamed."""
         if exchange.stream is None and self._streaming is not None and exchange.is_plain:
-            longest = self._streamed_max(exchange.method, exchange.target)
+            longest = self._streamed_max(exchange.method, exchange.target, exchange.pairs)
             if longest is not None:
                 if len(exchange.body) > longest:
                     return too_large(longest)
@@ -403,7 +405,7 @@ class RequestReader:
             [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs],
         )
         self._target = origin_form(head.target).encode("latin-1")
-        streamed_max = self._streamed_max(method, self._target)
+        streamed_max = self._streamed_max(method, self._target, self._pairs)
         longest = self._limits.body_bytes_max if streamed_max is None else streamed_max
         refusal = refusal_of(head, body_bytes_max=longest)
         if refusal is not None:
@@ -416,7 +418,7 @@ class RequestReader:
 
     def _judge_length(self) -> Refusal | None:
         """Decide whether a plain request is streamed, and refuse what is too long for it."""
-        streamed_max = self._streamed_max(self._method, self._target)
+        streamed_max = self._streamed_max(self._method, self._target, self._pairs)
         longest = self._limits.body_bytes_max if streamed_max is None else streamed_max
         if int(self._watched.get(b"content-length", b"0")) > longest:
             return too_large(longest)
@@ -437,11 +439,11 @@ class RequestReader:
             self.coming.feed(part)
         self._hand_over(b"", self.coming)
 
-    def _streamed_max(self, method: bytes, target: bytes) -> int | None:
+    def _streamed_max(self, method: bytes, target: bytes, pairs: Sequence[RawPair]) -> int | None:
         if self._streaming is None:
             return None
         path = target.partition(b"?")[0].decode("latin-1")
-        return self._streaming.body_max(method.decode("ascii"), path)
+        return self._streaming.body_max(method.decode("ascii"), path, pairs)
 
     def _drop_trailer(self, name: bytes, value: bytes) -> None:
         """Count a trailer field to the head, and forget it: it must not replace a header."""
