@@ -49,6 +49,8 @@ _TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 # What a token brings along to be verified by is not looked at, and a token that has it is refused.
 _BRINGS_KEYS = ("jwk", "jku", "x5u", "x5c")
 _TYPES = frozenset({"jwt", "at+jwt"})
+# What every reader of JSON takes whole.
+_INT_END = 2**53
 _WRONG = "the token is not valid: "
 
 
@@ -244,7 +246,7 @@ def _read_header(header: Mapping[str, Any], rules: TokenRules) -> tuple[str, str
         raise _invalid("its typ is no text")
     kind = (typ or "").lower().removeprefix("application/")
     if rules.typ:
-        if kind != rules.typ.lower():
+        if kind != rules.typ.lower().removeprefix("application/"):
             raise _invalid(f"its typ is not {rules.typ}")
     elif kind and kind not in _TYPES:
         raise _invalid("its typ says that it is no token for this")
@@ -311,7 +313,7 @@ def _principal_of(claims: Claims, rules: TokenRules) -> Principal:
 
 
 def _claim(value: object, name: str) -> Claim:
-    if isinstance(value, str | int):
+    if isinstance(value, str) or (isinstance(value, int) and abs(value) < _INT_END):
         return value
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return tuple(value)
