@@ -146,10 +146,24 @@ def test_what_it_reports_is_what_was_seen(kept: Kept) -> None:
     assert answered_us == []
 
 
-def test_each_customer_has_a_key(kept: Kept) -> None:
-    """The gateway knows each customer of the book, and the visitors, as another principal."""
+def test_each_customer_has_a_key_or_a_token(kept: Kept) -> None:
+    """The gateway knows each as another principal; what is wrong or over opens nothing."""
     file = msgspec.json.decode((kept.folder / ".synchromesh" / "api-keys.json").read_bytes())
-    assert sorted(key["principal"] for key in file["keys"]) == sorted({*customers(), "visitor"})
+    with_keys = sorted(customers())[::2]
+    assert sorted(key["principal"] for key in file["keys"]) == sorted(
+        [*with_keys, "former", "looker", "visitor"]
+    )
+    seen = accounts.load(kept.folder)
+    assert (seen.with_keys, seen.with_tokens) == (len(with_keys), len(customers()) - len(with_keys))
+    assert seen.with_tokens > 0
+    assert len(seen.intruders) == 12
+    assert min(seen.intruders.values()) >= 6
+    assert seen.let_in == []
+    # Whose token it was is in the spans of the gateway, and no credential is in any file of logs.
+    telemetry = kept.folder / ".synchromesh" / "telemetry"
+    kept_texts = [path.read_bytes() for path in telemetry.rglob("*") if path.is_file()]
+    assert any(b"jwt:" in text for text in kept_texts)
+    assert not any(b"eyJ" in text or b"Bearer " in text for text in kept_texts)
 
 
 @pytest.mark.parametrize("rate", ["10/s", "2/s"])

@@ -2,8 +2,10 @@
 
 import asyncio
 import io
+import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,11 +15,16 @@ from demo.account import Account, Degraded, Failure, Kill, RepairByHand, Replica
 from demo.customers import Customers
 from demo.display import Display
 from demo.door import Door, DoorAnswer, Unanswered, degraded_in
+from demo.intruders import Forgery, Intruders
+from demo.issuer import Issuer
 from demo.verdict import conditions, failed_by_restart
+from gateway import PEOPLE
 from msgspec import json
 from msgspec.structs import replace
 from rich.console import Console
 
+from gateway_fakes import came
+from synchromesh.gateway import Folders
 from synchromesh.http import HttpResponse
 from synchromesh.testing import SimRuntime, run
 
@@ -49,6 +56,7 @@ def passing() -> Account:
         ReplicaLoss("quoting#2", 51, "SIGSTOP", 75_000_000, asked=40, failed=10),
     ]
     account.ended |= {"service/quoting#1": 1, "service/quoting#2": 1}
+    account.intruders = {"an expired key": 3, "no credential": 3}
     account.repair = RepairByHand(
         stuck=("A-3", "A-4"),
         parked=("production:1",),
@@ -175,6 +183,14 @@ def repaired(account: Account) -> RepairByHand:
     return account.repair
 
 
+def let_in(account: Account) -> None:
+    account.note_intruder("an expired key", 200, 401)
+
+
+def nobody_tried(account: Account) -> None:
+    account.intruders = {}
+
+
 def noted(account: Account) -> None:
     account.notes.append("the system stopped with exit code 3, expected 0")
 
@@ -182,6 +198,8 @@ def noted(account: Account) -> None:
 QUOTES = "90 of 100 quotes succeeded while one of three replicas was lost"
 IN_PEACE = "no request failed while all was well: 1 failed"
 ENDED = "no process ended that was not killed"
+LET_IN = "none of them was let in"
+REFUSED = "wrong and expired credentials were refused"
 TRIPPED, RECOVERED = f"{EDGE} tripped by the stall: 0", "and recovered after that: 0"
 STUCK = "sagas were stuck by a bug, and status said so"
 PARKED = "messages were parked by it, and status said so"
@@ -214,6 +232,14 @@ MET, WENT_ON = "orders was killed with 5 sagas in flight or more", "sagas were r
         (not_all_repaired, ["all of them were repaired by hand: 2 were not"]),
         (ended_by_itself, [f"{ENDED}: 3 did"]),
         (ended_after_the_kill, [f"{ENDED}: 1 did"]),
+        (
+            let_in,
+            [
+                f"{REFUSED}: 6 of 7",
+                f"{LET_IN}: an expired key was answered 200, not 401, in act replicas",
+            ],
+        ),
+        (nobody_tried, [f"{REFUSED}: 0 of 0"]),
         (noted, ["nothing else went wrong: the system stopped with exit code 3, expected 0"]),
     ],
 )
@@ -500,5 +526,67 @@ def test_progress_fits_on_80_columns() -> None:
         assert "…" not in said
         assert "  0.5 s  the credit provider stalls" in said
         assert "\n         stalls stalls" in said
+
+    run(main)
+
+
+# -- credentials -----------------------------------------------------------------------------------
+
+
+def test_every_second_customer_signs_in(tmp_path: Path) -> None:
+    """Tokens are those that the gateway asks for, and made anew before they are over."""
+    now = {"s": 1_800_000_000.0}
+    issuer = Issuer.opened(tmp_path, lambda: now["s"])
+    assert issuer is not None
+
+    async def main(runtime: SimRuntime) -> None:
+        verifier = PEOPLE.open(Folders(tmp_path, tmp_path), runtime)
+        now["s"] = runtime.wall_us() / 1e6
+        first = issuer.token("acme", ["orders:read"])
+        assert issuer.token("acme", ["orders:read"]) == first
+        found = await verifier.authenticate(came([("authorization", f"Bearer {first}")]))
+        assert found is not None
+        assert (found.name, found.scopes) == ("jwt:acme", frozenset({"orders:read"}))
+        now["s"] += 181.0
+        assert issuer.token("acme", ["orders:read"]) != first
+
+    run(main)
+
+
+def test_without_the_extra_there_are_keys_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file of keys is written, and the gateway asks for nothing that is not installed."""
+    monkeypatch.setitem(sys.modules, "joserfc", None)
+    assert Issuer.opened(tmp_path, lambda: 0.0) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+class Lax:
+    """A door that lets in whoever asks often enough, and first says that it is busy."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.account, self.statuses, self.asked = Account(0), list(statuses), 0
+
+    async def try_in(self, route: str, authorization: str, body: object) -> DoorAnswer:
+        self.asked += 1
+        return DoorAnswer(self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0])
+
+
+def test_an_intruder_asks_until_it_is_told_something() -> None:
+    """That nobody had time says nothing; whoever is let in is named."""
+
+    async def main(runtime: SimRuntime) -> None:
+        door = Lax(0, 503, 429, 504, 401)
+        forgery = Forgery("a wrong key", "Bearer x", 401)
+        await Intruders(cast("Any", door), runtime.rng, [forgery]).try_all()
+        assert (door.asked, door.account.intruders, door.account.let_in) == (
+            7, {"a wrong key": 3}, [],
+        )  # fmt: skip
+        door = Lax(200)
+        await Intruders(cast("Any", door), runtime.rng, [forgery]).try_all()
+        assert door.account.let_in == ["a wrong key was answered 200, not 401, in act "] * 3
+        with pytest.raises(Unanswered, match="with a wrong key was never answered"):
+            await Intruders(cast("Any", Lax(503)), runtime.rng, [forgery]).try_all()
 
     run(main)

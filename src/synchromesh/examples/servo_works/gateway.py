@@ -1,5 +1,7 @@
 """The way into servo-works from outside: who may ask what, how often, and what answers."""
 
+from pathlib import Path
+
 from contracts.billing import Billing
 from contracts.configurator import Configurator
 from contracts.fleet import Fleet
@@ -9,10 +11,20 @@ from contracts.production import Production
 from contracts.quoting import Quoting
 from shop import rates
 
-from synchromesh import Aggregate, ApiKeys, Branch, Gateway, Rate, Route, Stale
+from synchromesh import JWT, Aggregate, ApiKeys, Branch, Gateway, OpenApi, Rate, Route, Stale
 
 # How often each of them may: customers order, drives report, whoever passes looks into the window.
 RATES = rates()
+
+# Customers have API keys, or sign in at an issuer whose public keys are in this file. Without it,
+# as servo-works ships, keys alone open the gateway; with it, the extra `jwt` has to be installed.
+ISSUER_KEYS = Path(__file__).with_name("issuer-keys.json")
+PEOPLE = JWT(
+    issuer="https://id.servo-works.example",
+    audience="servo-works",
+    jwks=ISSUER_KEYS.name,
+    algorithms=["ES256"],
+)
 
 # The page of one drive in the field: how it is, the order it came with, and the week in which
 # another one like it could be built. What it shows of the last two may be old; it says so then.
@@ -38,7 +50,13 @@ machine_page = Aggregate(
 )
 
 gateway = Gateway(
-    auth=[ApiKeys()],
+    auth=[ApiKeys(), PEOPLE] if ISSUER_KEYS.exists() else [ApiKeys()],
+    openapi=OpenApi(
+        title="servo-works",
+        description="Drives, motors and what goes with them: prices, stock, orders.",
+        reference="/reference",
+        public=True,
+    ),
     routes=[
         # Whoever looks round the shop needs no key. The list may be an old one, and says so then:
         # what an order costs is said when it is placed.

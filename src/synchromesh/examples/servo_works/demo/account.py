@@ -140,6 +140,9 @@ class Account(Struct):
     Attributes:
         processes: the process of each service, and of the gateway, at the start.
         told: what the client was told of each order: "placed", "accepted" or "rejected".
+        with_keys, with_tokens: how many customers came with an API key, and with a token.
+        intruders: how often each kind of wrong credential was refused as it has to be.
+        let_in: what was said otherwise to one, in words.
         accepted: how many orders were first only accepted.
         requests: how many requests were sent, by route.
         turned_away: how many of them a rate turned away, by route; they are no failures.
@@ -156,6 +159,10 @@ class Account(Struct):
     took_s: float = 0.0
     processes: dict[str, int] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
+    with_keys: int = 0
+    with_tokens: int = 0
+    intruders: dict[str, int] = field(default_factory=dict)
+    let_in: list[str] = field(default_factory=list)
     accepted: int = 0
     requests: dict[str, int] = field(default_factory=dict)
     turned_away: dict[str, int] = field(default_factory=dict)
@@ -206,6 +213,13 @@ class Account(Struct):
     def note_request(self, route: str) -> None:
         """Count a request that was sent."""
         self.requests[route] = self.requests.get(route, 0) + 1
+
+    def note_intruder(self, kind: str, status: int, expected: int) -> None:
+        """Note what was said to a wrong credential."""
+        if status == expected:
+            self.intruders[kind] = self.intruders.get(kind, 0) + 1
+        else:
+            self.let_in.append(f"{kind} was answered {status}, not {expected}, in act {self.act}")
 
     def note_turned_away(self, route: str) -> None:
         """Count a request that came sooner than its rate allows."""

@@ -1,6 +1,7 @@
-"""The gateway, as clients see it, each with a key of its own. Every request is counted, by its end.
+"""The gateway, as clients see it, each with a key or a token of its own.
 
-What a rate turns away is counted apart from what fails: a quicker machine meets more of it.
+Every request is counted, by its end. What a rate turns away is counted apart from what fails: a
+quicker machine meets more of it.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from demo.account import OUT_OF_TIME, Account, Degraded, Failure
+from demo.issuer import Issuer
 from demo.running import RunningSystem
 from synchromesh.errors import SynchromeshError
 from synchromesh.http import HttpPool
@@ -88,7 +90,8 @@ class Door:
     """Sends requests to the gateway of a running system, wherever that is by now.
 
     Attributes:
-        keys: the API key of each customer, and of the visitors.
+        keys: the API key of each customer who has one, and of the visitors.
+        issuer: makes the tokens of the others.
         asked: the latest requests.
     """
 
@@ -97,15 +100,27 @@ class Door:
     account: Account
     runtime: RealRuntime
     keys: Mapping[str, str]
+    issuer: Issuer | None = None
     asked: deque[DoorRequest] = field(default_factory=lambda: deque(maxlen=KEPT_MAX))
 
     @classmethod
     async def with_keys(
-        cls, system: RunningSystem, pool: HttpPool, account: Account, customers: Iterable[str]
+        cls,
+        system: RunningSystem,
+        pool: HttpPool,
+        account: Account,
+        customers: Iterable[str],
+        issuer: Issuer | None = None,
     ) -> Self:
-        """Make an API key for each customer and for the visitors; return the door for all."""
-        keys = await system.make_keys({*customers, VISITOR}, *SCOPES)
-        return cls(system, pool, account, RealRuntime(), keys)
+        """Make an API key for customers and for the visitors; return the door for all.
+
+        Where there is an issuer, every second customer has a token of it instead.
+        """
+        names = sorted(customers)
+        with_keys = names if issuer is None else names[::2]
+        account.with_keys, account.with_tokens = len(with_keys), len(names) - len(with_keys)
+        keys = await system.make_keys({*with_keys, VISITOR}, *SCOPES)
+        return cls(system, pool, account, RealRuntime(), keys, issuer)
 
     async def ask(
         self,
@@ -120,7 +135,7 @@ class Door:
         """Send one request by a route such as "GET /stock/{sku}", and return what came of it.
 
         Args:
-            who: whose API key it carries.
+            who: whose credential it carries.
             key: its idempotency key, where it has one.
         """
         method, _, template = route.partition(" ")
@@ -128,7 +143,7 @@ class Door:
         target = f"{path}?{urlencode(query)}" if query else path
         at_us, act = self.runtime.wall_us(), self.account.act
         self.account.note_request(route)
-        headers = {"authorization": f"Bearer {self.keys[who]}"}
+        headers = {"authorization": f"Bearer {self._credential(who)}"}
         if key:
             headers["idempotency-key"] = key
         answer = await self._send(method, target, body, headers, at_us)
@@ -140,6 +155,19 @@ class Door:
         else:
             self.account.degraded += degraded_in(act, f"{method} {path}", answer)
         return answer
+
+    async def try_in(self, route: str, authorization: str, body: object = None) -> DoorAnswer:
+        """Send a request with a credential that must not get in; it is counted nowhere."""
+        method, _, target = route.partition(" ")
+        headers = {"authorization": authorization} if authorization else {}
+        return await self._send(method, target, body, headers, self.runtime.wall_us())
+
+    def _credential(self, who: str) -> str:
+        key = self.keys.get(who)
+        if key is not None:
+            return key
+        assert self.issuer is not None, who
+        return self.issuer.token(who, SCOPES)
 
     async def _send(
         self, method: str, target: str, body: object, headers: dict[str, str], at_us: int

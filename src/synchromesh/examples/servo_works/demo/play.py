@@ -34,6 +34,8 @@ from demo.account import (
 from demo.customers import AT_ONCE, Customers
 from demo.display import Display
 from demo.door import Door
+from demo.intruders import Intruders, forged
+from demo.issuer import Issuer
 from demo.running import RunningSystem, until
 from demo.visitors import QUOTE, Visitors
 from synchromesh.http import HttpPool
@@ -96,6 +98,7 @@ class Acts:
     _door: Door
     _customers: Customers
     _visitors: Visitors
+    _intruders: Intruders
 
     def __init__(
         self,
@@ -138,8 +141,15 @@ class Acts:
     async def _open(self) -> None:
         say, system, account = self._display.say, self._system, self._account
         customers = {order.customer for order in self._orders}
-        say(f"each of {len(customers)} customers gets an API key to the gateway, and visitors one")
-        self._door = door = await Door.with_keys(system, self._pool, account, customers)
+        issuer = Issuer.opened(system.folder, lambda: self._runtime.wall_us() / 1e6)
+        self._door = door = await Door.with_keys(system, self._pool, account, customers, issuer)
+        say(
+            f"of {len(customers)} customers {account.with_keys} get an API key to the gateway, and "
+            f"{account.with_tokens} sign in at an issuer of their own; visitors have a key"
+        )
+        if issuer is None:
+            say("tokens are left out: they need the extra jwt, pip install 'synchromesh[jwt]'")
+        forgeries = await forged(system, issuer)
         say("synchromesh dev --split: each service starts as a process, and a credit provider")
         await system.start()
         account.processes = await system.processes()
@@ -147,10 +157,12 @@ class Acts:
         rng = self._runtime.rng
         self._customers = Customers(door, rng, account, self._pace * AT_ONCE)
         self._visitors = Visitors(door, rng, self._orders[: self._share])
+        self._intruders = Intruders(door, rng, forgeries)
 
     async def _calm(self) -> None:
         self._begin(CALM, f"orders come in at the gateway, {self._system.gateway}")
         self._hand_in(self._share)
+        await self._intruders.try_all()
         await self._customers.all_answered()
         await self._visitors.see_all()
 
@@ -209,6 +221,7 @@ class Acts:
         say(f"kill -9 {pid}, which is orders")
         async with asyncio.TaskGroup() as group:
             group.create_task(self._visitors.look_at_all_machines())
+            group.create_task(self._intruders.try_all())
             await until(lambda: not _is_there(pid), WITHIN_S)
             # The provider stalls: whoever goes on with them cannot have ended them by now.
             in_flight = system.in_flight()

@@ -79,6 +79,9 @@ def _counts(account: Account, audited: Report) -> Iterator[tuple[str, str]]:
     yield "orders", f"{audited.orders['placed']} placed, {audited.orders['rejected']} undone"
     yield "", f"undone: {_listed(account.reasons)}"
     yield "", f"{account.accepted} were accepted at first, and decided later"
+    with_keys, with_tokens = account.with_keys, account.with_tokens
+    yield "customers", f"{with_keys} came with API keys, {with_tokens} with tokens"
+    yield "", f"refused, as they had to be: {_listed(account.intruders)}"
     yield "requests", f"{sum(account.requests.values())} sent: {_listed(account.requests)}"
     turned_away = f": {_listed(account.turned_away)}" if account.turned_away else ""
     yield "", f"{sum(account.turned_away.values())} turned away by a rate{turned_away}"

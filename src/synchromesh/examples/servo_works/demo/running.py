@@ -16,6 +16,7 @@ import msgspec
 from gateway import gateway as definition
 from shop import Rates
 
+from synchromesh.codec import to_datetime
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway import make_key
 from synchromesh.http import HttpPool
@@ -191,7 +192,9 @@ class RunningSystem:
         children = (await self.status())["children"]
         return {name: int(child["restarts"]) for name, child in children.items()}
 
-    async def make_keys(self, principals: Iterable[str], *scopes: str) -> dict[str, str]:
+    async def make_keys(
+        self, principals: Iterable[str], *scopes: str, expires_in_s: float | None = None
+    ) -> dict[str, str]:
         """Make an API key to the gateway for each principal, as `gateway key add` does.
 
         A gateway that runs knows of them within a second; one that starts later, at once.
@@ -199,9 +202,13 @@ class RunningSystem:
         runtime, rundir = RealRuntime(), RunDir(self.folder)
         rundir.create()
         file = keys_file_of(definition, rundir, runtime.disk)
-        keys = {}
+        keys, expires = {}, None
+        if expires_in_s is not None:
+            expires = to_datetime(runtime.wall_us() + int(expires_in_s * 1e6))
         for principal in sorted(principals):
-            keys[principal], made = make_key(principal, scopes, rng=runtime.secret_rng)
+            keys[principal], made = make_key(
+                principal, scopes, rng=runtime.secret_rng, expires=expires
+            )
             file.add(made)
         return keys
 

@@ -69,6 +69,14 @@ def conditions(account: Account, audited: Report) -> Iterator[VerdictCondition]:
     yield _one_or_more("messages were parked by it, and status said so", _named(repair, "parked"))
     left = len(repair.stuck) - len(repair.retried) + len(repair.parked) - len(repair.replayed)
     yield VerdictCondition("all of them were repaired by hand", f"{left} were not", not left)
+    refused, otherwise = sum(account.intruders.values()), len(account.let_in)
+    yield VerdictCondition(
+        "wrong and expired credentials were refused",
+        f"{refused} of {refused + otherwise}",
+        bool(refused) and not otherwise,
+    )
+    for what in account.let_in:
+        yield VerdictCondition("none of them was let in", what, is_met=False)
     ended = unasked_ends(account)
     yield VerdictCondition("no process ended that was not killed", f"{ended} did", not ended)
     for note in account.notes:
