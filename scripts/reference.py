@@ -48,7 +48,7 @@ FRONT_DOOR = {
     "Personal data": "Personal Subject Erased",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
     "BreakerOptions deadline",
-    "API gateway": "Gateway Route Aggregate Branch Each Forward ApiKeys JWT Certificates "
+    "API gateway": "Gateway Route Aggregate Branch Each Cache Forward ApiKeys JWT Certificates "
     "AuthFunction Principal Rate Cors Stale Static OpenApi",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }

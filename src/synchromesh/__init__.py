@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from synchromesh.gateway import ApiKeys as ApiKeys
     from synchromesh.gateway import AuthFunction as AuthFunction
     from synchromesh.gateway import Branch as Branch
+    from synchromesh.gateway import Cache as Cache
     from synchromesh.gateway import Certificates as Certificates
     from synchromesh.gateway import Cors as Cors
     from synchromesh.gateway import Each as Each
@@ -65,8 +66,8 @@ _ROOMS = {
     "calls": "Call Contract PublicEvent command event query",
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
-    "gateway": "Aggregate ApiKeys AuthFunction Branch Certificates Cors Each Forward Gateway JWT "
-    "OpenApi Rate Route Stale Static",
+    "gateway": "Aggregate ApiKeys AuthFunction Branch Cache Certificates Cors Each Forward Gateway "
+    "JWT OpenApi Rate Route Stale Static",
     "identity": "Principal",
     "personal": "Erased Personal Subject",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "

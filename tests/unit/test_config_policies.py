@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 import pytest
 
+import gateway_fakes
 from cli_runs import Ran, Run, runner
 from notes_app import Running, write_config
 from servo_works_world import FOLDER
 from synchromesh import (
     Aggregate,
     Branch,
+    Cache,
     Contract,
+    Each,
     Forward,
     Gateway,
     Route,
@@ -27,6 +30,7 @@ from synchromesh import (
     query,
 )
 from synchromesh.errors import ConfigError
+from synchromesh.system.config.explaining import explain_branches
 
 TOML = """[system]
 name = "kiosk"
@@ -334,6 +338,26 @@ def test_what_stands_in_is_explained(run: Run, tmp_path: Path) -> None:
         ("GET /page", "left", "shelf.left", ["live", "static"]),
         ("GET /page", "more", "shelf.left", ["live", "stale, at most 5m", "absent"]),
         ("GET /page", "most", "shelf.left", ["live", "absent"]),
+    ]
+
+
+def test_what_is_kept_and_what_is_asked_for_each_is_explained() -> None:
+    """What is kept comes before anything is asked; all or nothing refuses the whole page."""
+    page = Aggregate(
+        "GET /page",
+        branches={
+            "names": Branch(gateway_fakes.Fleet.names),
+            "all": Branch(gateway_fakes.Fleet.machine, args={"id": "each"}, each=Each("names")),
+        },
+        all_or_nothing=True,
+        cache=Cache("1m"),
+    )
+    route = Route("GET /n", gateway_fakes.Fleet.names, cache=Cache())
+    explained = explain_branches(Gateway(routes=[page, route]))
+    assert [(each.asks, each.ladder) for each in explained] == [
+        ("fleet.names", ["kept, at most 1m", "live", "refused"]),
+        ("fleet.machine, for each of names", ["kept, at most 1m", "live", "refused"]),
+        ("fleet.names", ["live", "refused"]),
     ]
 
 

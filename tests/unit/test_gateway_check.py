@@ -17,6 +17,7 @@ from synchromesh.gateway import (
     Aggregate,
     ApiKeys,
     Branch,
+    Cache,
     Each,
     Forward,
     Gateway,
@@ -62,6 +63,11 @@ def each(array: Any, source: str = "each.sku", **more: Any) -> Gateway:
         slots=Branch(Production.slot, args={"order_id": "each.sku"}, each=Each("basket.lines")),
         o=Branch(Fleet.machine, args={"id": source}, each=array, **more),
     )
+
+
+def kept(cache: Any) -> Gateway:
+    """Return a gateway of one route that has a cache."""
+    return with_route(Route("GET /o/{order_id}", Orders.one, cache=cache))
 
 
 def whole(**more: Any) -> Gateway:
@@ -221,6 +227,19 @@ MISTAKES: list[tuple[Gateway, str]] = [
         "is no answer of the operation",
     ),
     (with_branches(o=order("path.id", fallback="none")), "its fallback is a str"),
+    (kept("30s"), "its cache is a str; write one such as Cache("),
+    (kept(Cache("soon")), "its cache: 'soon' is not a duration"),
+    (kept(Cache(30)), "its cache: expected string"),  # type: ignore[arg-type]
+    (kept(Cache("500ms")), "its cache has a max_age of 500ms; write 1s to 365d"),
+    (kept(Cache("366d")), "its cache has a max_age of 366d"),
+    (kept(Cache("1m", shared="yes")), "its cache is shared='yes'; write True or False"),  # type: ignore[arg-type]
+    (
+        with_route(Route("POST /orders", Orders.place, cache=Cache("1m"))),
+        "has a cache, and only what a query answers by GET can be kept",
+    ),
+    (with_route(Aggregate("POST /m/{id}", branches={"m": MACHINE}, cache=Cache())), "has a cache,"),
+    (Gateway(routes=[], cache_max=0), "cache_max is 0"),
+    (Gateway(routes=[], cache_bytes_max=0), "cache_bytes_max is 0"),
     (each("basket.lines"), "branch o: each names no array; write such as each=Each("),
     (each(Each(7)), "each names no array"),  # type: ignore[arg-type]
     (each(Each("basket .lines")), "'basket .lines' is no array"),
@@ -428,6 +447,12 @@ def test_an_outline_says_what_is_served() -> None:
     assert [each.fallback for each in page.branches] == [
         "", "", "its last answer, at most 10m old", "a static value",
     ]  # fmt: skip
+
+
+def test_an_outline_says_how_long_answers_are_kept() -> None:
+    """By whom and how long, as clients are told."""
+    assert [each.cache for each in outline(kept(Cache("90m")))] == ["private, max-age=5400"]
+    assert [each.cache for each in outline(kept(None))] == [""]
 
 
 def test_an_outline_says_what_is_asked_for_each_and_what_is_shown() -> None:

@@ -26,6 +26,7 @@ from synchromesh import (
     Aggregate,
     ApiKeys,
     Branch,
+    Cache,
     Each,
     Forward,
     Gateway,
@@ -243,6 +244,31 @@ def test_an_aggregate_says_what_is_shown_of_each_element() -> None:
         "names": ["ok"],
         "all": ["ok"],
     }
+
+
+def test_what_may_be_kept_says_so() -> None:
+    """There is a 304, a tag to ask with, and the age where something is kept here."""
+    machine = gateway_fakes.Fleet.machine
+    document = document_of(
+        Gateway(
+            auth=[gateway_fakes.SHOP],
+            routes=[
+                Route("GET /a/{id}", machine, cache=Cache("30s")),
+                Route("GET /b/{id}", machine, cache=Cache()),
+                Route("GET /c/{id}", machine),
+            ],
+        )
+    )
+    assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+    kept, asked, plain = operations_in(document).values()
+    tag = {"$ref": "#/components/parameters/IfNoneMatch"}
+    assert {"etag", "cache-control", "age"} <= set(kept["responses"]["200"]["headers"])
+    assert set(kept["responses"]["304"]["headers"]) == {"etag", "cache-control", "age"}
+    assert set(asked["responses"]["304"]["headers"]) == {"etag", "cache-control"}
+    assert tag in kept["parameters"]
+    assert tag in asked["parameters"]
+    assert "304" not in plain["responses"]
+    assert tag not in plain["parameters"]
 
 
 def test_a_forward_is_opaque() -> None:

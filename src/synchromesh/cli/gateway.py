@@ -94,6 +94,8 @@ def _show_routes(routes: Iterable[RouteOutline]) -> None:
         leads_to = route.operation or "an aggregate" + ", all or nothing" * route.is_whole
         if route.fallback:
             leads_to = f"{leads_to}, else {route.fallback}"
+        if route.cache:
+            leads_to = f"{leads_to}, kept: {route.cache}"
         if route.body_max:
             leads_to = f"{leads_to}, bodies of at most {route.body_max}"
         table.add_row(*map(Text, (route.route, leads_to, route.who, rate, route.deadline)))

@@ -1,6 +1,7 @@
 """The API gateway: routes, authentication, rate limits, and response aggregation."""
 
 from synchromesh.gateway.api_keys import ApiKeys, KeyRing
+from synchromesh.gateway.caching import Cache
 from synchromesh.gateway.certificates import Certificates
 from synchromesh.gateway.check import check, openapi_of
 from synchromesh.gateway.cors import Cors
@@ -35,6 +36,7 @@ __all__ = [
     "AuthFunction",
     "Authenticator",
     "Branch",
+    "Cache",
     "Certificates",
     "Cors",
     "DescribedAuth",

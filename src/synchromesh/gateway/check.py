@@ -16,6 +16,7 @@ from synchromesh.calls.routes import ANY
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway.branches import CompiledBranch, read_branches
+from synchromesh.gateway.caching import CompiledCache, read_cache
 from synchromesh.gateway.certificates import Certificates
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import CompiledCors, read_cors
@@ -45,6 +46,10 @@ from synchromesh.priority import Priority, priority_of
 T = TypeVar("T")
 
 _BODILESS = ("GET", "DELETE")
+_COUNTS = (
+    "in_flight_max", "tunnels_max", "buckets_max", "stale_max", "stale_bytes_max", "cache_max",
+    "cache_bytes_max",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ def read(gateway: Gateway) -> Reading:
         mistakes.append("the gateway has no routes; it would answer everything with 404")
     mistakes += [
         f"the gateway's {name} is {getattr(gateway, name)}; make it 1 or more"
-        for name in ("in_flight_max", "tunnels_max", "buckets_max", "stale_max", "stale_bytes_max")
+        for name in _COUNTS
         if getattr(gateway, name) < 1
     ]
     cors = None
@@ -210,6 +215,7 @@ class _Reader:
         self._route = route
         self._ways = ways
         self._mistakes = mistakes
+        self._auth = auth
         self._has_auth = bool(auth)
         kinds = [getattr(each, "kind", None) for each in auth]
         # Who has written one without a kind knows what it is called.
@@ -261,6 +267,7 @@ class _Reader:
             priority=Priority.INTERACTIVE if priority is None else priority,
             cors=cors if route.cors is None else read_cors(route.cors, self._note),
             host=host,
+            cache=self._read_cache(template),
         )
 
     def _note(self, mistake: str) -> None:
@@ -284,6 +291,16 @@ class _Reader:
             '"shop.example.com", or "*.example.com" for all below it'
         )
         return ""
+
+    def _read_cache(self, template: Template) -> CompiledCache | None:
+        route = self._route
+        if isinstance(route, Forward) or route.cache is None:
+            return None
+        operation = route.operation if isinstance(route, Route) else None
+        if template.method != "GET" or getattr(operation, "is_command", False):
+            self._note("has a cache, and only what a query answers by GET can be kept; drop it")
+            return None
+        return read_cache(route.cache, self._auth, self._note, is_public=route.public)
 
     def _read_access(self) -> None:
         route = self._route

@@ -8,6 +8,7 @@ from typing import Any
 
 from synchromesh.calls.contract import Operation
 from synchromesh.gateway.branches import CompiledBranch
+from synchromesh.gateway.caching import CompiledCache
 from synchromesh.gateway.cors import CompiledCors
 from synchromesh.gateway.fallbacks import CompiledFallback
 from synchromesh.gateway.forward import CompiledForward
@@ -31,6 +32,7 @@ class CompiledRoute:
         kinds: the kinds of credentials that it takes; any where there are none.
         cors: what pages of other origins are told; None for nothing.
         host: what a request has to ask, or a pattern of it; "" for any.
+        cache: how long its answers may be kept, and for whom; None where nothing is said.
     """
 
     template: Template
@@ -48,6 +50,7 @@ class CompiledRoute:
     kinds: frozenset[str] = frozenset()
     cors: CompiledCors | None = None
     host: str = ""
+    cache: CompiledCache | None = None
     name: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -57,6 +57,7 @@ from synchromesh.gateway.fast import Gate
 from synchromesh.gateway.host_gates import HostGates
 from synchromesh.gateway.hosts import Hosts, host_of, table_of
 from synchromesh.gateway.identifying import Identification
+from synchromesh.gateway.keeping import AnswerCache
 from synchromesh.gateway.onward import Onward
 from synchromesh.gateway.opening import all_opened
 from synchromesh.gateway.origin import Origins
@@ -131,6 +132,7 @@ class GatewayEngine:
         self.state = GatewayState.of(gateway, entries) if state is None else state
         self._limiter, self._tunnels = self.state.limiter, self.state.tunnels
         self._asker = Asker(caller, self.state.last)
+        self._answers = AnswerCache(gateway.cache_max, gateway.cache_bytes_max)
         self._forwarder = Forwarder(caller, tracer)
         self._onward = Onward(
             caller, self._forwarder, limiter=self._limiter, tunnels=self._tunnels,
@@ -347,9 +349,14 @@ class GatewayEngine:
             context = self._admitted(asked, context)
             if asked.entry.page is not None:
                 return asked.entry.page.answer(asked.request, asked.headers)
-            if asked.entry.operation is not None:
-                return await self._route(asked.entry.operation, asked, context)
-            return await self._aggregate(asked, context)
+            if asked.entry.cache is not None:
+                return await self._answers.answer(asked, context, self._asked)
+            return await self._asked(asked, context)
+
+    async def _asked(self, asked: AskedRequest, context: CallContext) -> HttpResponse:
+        if asked.entry.operation is not None:
+            return await self._route(asked.entry.operation, asked, context)
+        return await self._aggregate(asked, context)
 
     # -- who may -----------------------------------------------------------------------------------
 

@@ -231,7 +231,7 @@ class Gate:
         if entry.passage is not None:
             is_external = entry.passage.to in self._externals
             plan = FastForward(self, entry, method, buckets, is_external=is_external)
-        elif entry.parts:
+        elif entry.parts and entry.cache is None:
             plan = FastAggregate(self, entry, buckets)
         else:
             return None

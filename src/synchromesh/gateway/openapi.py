@@ -21,6 +21,7 @@ from synchromesh.calls.signature import BODILESS
 from synchromesh.codec import digest, encode
 from synchromesh.errors import Rejection
 from synchromesh.gateway.branches import CompiledBranch
+from synchromesh.gateway.caching import CompiledCache
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composition import BranchStatus
 from synchromesh.gateway.openapi_parts import HEADERS, PARAMETERS, SCHEMAS, problem, responses
@@ -149,6 +150,8 @@ class _Writer:
             if parameter.get("in") == "path":
                 parameter["name"] = names[parameter["name"]]
         told = [f"Answered within {route.deadline}."]
+        if entry.cache is not None:
+            _say_kept(written, entry.cache)
         if route.rate is not None:
             of_whom = "client address" if entry.is_public else "principal"
             told.append(f"At most {route.rate.limit} for each {of_whom}, {entry.burst} at once.")
@@ -422,11 +425,13 @@ def _security_of(auth: Auth) -> Mapping[str, Json]:
 def _answer(told: str, schema: Schema, headers: Mapping[str, str]) -> Json:
     return {
         "description": told,
-        "headers": {
-            name: {"$ref": f"#/components/headers/{part}"} for name, part in headers.items()
-        },
+        "headers": _headers(headers),
         "content": {"application/json": {"schema": schema}},
     }
+
+
+def _headers(parts: Mapping[str, str]) -> Json:
+    return {name: {"$ref": f"#/components/headers/{part}"} for name, part in parts.items()}
 
 
 def _json_body(schema: Schema, *, is_required: bool = True) -> Json:
@@ -436,6 +441,20 @@ def _json_body(schema: Schema, *, is_required: bool = True) -> Json:
 def _whole(properties: Json) -> Schema:
     """Return the schema of an object that always has all of its fields."""
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _say_kept(written: Json, cache: CompiledCache) -> None:
+    """Add to an operation what a client may do with an answer that it has."""
+    names = {"etag": "ETag", "cache-control": "CacheControl"}
+    if cache.max_age_s:
+        names["age"] = "Age"
+    told = _headers(names)
+    written["responses"]["200"]["headers"] |= told
+    written["responses"]["304"] = {
+        "description": "The client has the answer already: it is the one of the `if-none-match`.",
+        "headers": told,
+    }
+    written["parameters"].append({"$ref": "#/components/parameters/IfNoneMatch"})
 
 
 def _each_of(part: CompiledBranch) -> str:

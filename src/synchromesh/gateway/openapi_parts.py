@@ -23,6 +23,13 @@ PARAMETERS: Final = {
         "that had none.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": _KEY},
     },
+    "IfNoneMatch": {
+        "name": "if-none-match",
+        "in": "header",
+        "required": False,
+        "description": "The `etag` of an answer that the client has, or several with commas.",
+        "schema": {"type": "string"},
+    },
     "RequestId": {
         "name": "x-request-id",
         "in": "header",
@@ -62,6 +69,18 @@ HEADERS: Final = {
     "Partial": {
         "description": "The branches that are not as they could be: `order, slot`.",
         "schema": {"type": "string"},
+    },
+    "ETag": {
+        "description": "What tells the answer from others; a degraded one has none.",
+        "schema": {"type": "string"},
+    },
+    "CacheControl": {
+        "description": "How long the answer may be kept, and by whom; a degraded one by nobody.",
+        "schema": {"type": "string"},
+    },
+    "Age": {
+        "description": "How old the answer is, in seconds, where it was kept here.",
+        "schema": {"type": "integer", "minimum": 0},
     },
     "RetryAfter": {
         "description": "After how many seconds to ask again.",

@@ -53,6 +53,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
         scopes: what the principal has to hold, all of them.
         by: the kinds of credentials that it takes; any where there are none.
         headers: of a forward, the request headers that pass besides the usual ones.
+        cache: how long answers may be kept, and by whom, as `Cache-Control`; "" for not at all.
         is_whole: of an aggregate, whether the failure of any branch is that of the whole.
     """
 
@@ -69,6 +70,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
     headers: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     is_whole: bool = False
+    cache: str = ""
 
     @property
     def who(self) -> str:
@@ -127,6 +129,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 headers=headers,
                 by=tuple(sorted(route.by)),
                 is_whole=isinstance(route, Aggregate) and route.all_or_nothing,
+                cache="" if entry.cache is None else entry.cache.control,
             )
         )
     return (*outlines, *map(_page, entries[len(gateway.routes) :]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from synchromesh.codec import digest
+from synchromesh.gateway.caching import IF_NONE_MATCH, etag_of, has_it
 from synchromesh.http import HttpRequest, HttpResponse
 
 
@@ -29,16 +29,14 @@ class ServedPage:
     etag: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "etag", f'"{digest(self.body)}"')
+        object.__setattr__(self, "etag", etag_of(self.body))
 
     def answer(self, request: HttpRequest, ours: Iterable[tuple[str, str]]) -> HttpResponse:
         """Answer a GET or a HEAD: 304 where the client has it already (RFC 9110, 13.1.2)."""
         caching = "no-cache" if self.is_public else "private, no-cache"
         said = [("etag", self.etag), ("cache-control", caching)]
         fields = [*said, *(pair for pair in ours if pair[0] != "cache-control")]
-        asked = ",".join(request.headers.get_all("if-none-match"))
-        known = {each.strip().removeprefix("W/") for each in asked.split(",")}
-        if known & {self.etag, "*"}:
+        if has_it(request.headers.get_all(IF_NONE_MATCH), self.etag):
             return HttpResponse(304, fields)
         return HttpResponse(200, [*self.headers, *fields], self.body)
 

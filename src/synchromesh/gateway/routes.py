@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from synchromesh.calls.contract import Operation
+from synchromesh.gateway.caching import Cache
 from synchromesh.gateway.cors import Cors
 from synchromesh.gateway.principal import Auth
 
@@ -57,6 +58,8 @@ class Route:
         host: the host that a request has to ask, such as "shop.example.com", or "*.example.com" for
             all below it; "" for any. Routes of a closer host go first, whatever their paths. It is
             no guard: a client may ask any host.
+        cache: how long the answers of a query by GET may be kept, here and by clients; None says
+            `no-store`.
 
     Example:
         >>> from typing import Protocol
@@ -80,6 +83,7 @@ class Route:
     priority: str = "interactive"
     cors: Cors | None = None
     host: str = ""
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,7 @@ class Aggregate:
         branches: by name; at least one is required.
         all_or_nothing: the failure of any branch is the failure of the whole, which is never
             partial; a branch has no fallback then.
-        scopes, rate, public, by, deadline, priority, cors, host: as for a `Route`.
+        scopes, rate, public, by, deadline, priority, cors, host, cache: as for a `Route`.
 
     Example:
         >>> from typing import Protocol
@@ -285,6 +289,7 @@ class Aggregate:
     priority: str = "interactive"
     cors: Cors | None = None
     host: str = ""
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +333,8 @@ class Gateway:
         buckets_max: token buckets that each rate keeps; beyond, newcomers share one.
         stale_max: answers that are kept for `Stale`, all together.
         stale_bytes_max: how much they may take, in bytes of JSON.
+        cache_max: answers that are kept for routes with a `Cache`, all together.
+        cache_bytes_max: how much they may take, in bytes of JSON.
         openapi: what describes it to clients; None serves nothing of that kind.
         cors: which pages of other origins may use the routes that do not say so themselves; None
             for none.
@@ -344,5 +351,7 @@ class Gateway:
     buckets_max: int = 10_000
     stale_max: int = 1024
     stale_bytes_max: int = 16 * 1024 * 1024
+    cache_max: int = 1024
+    cache_bytes_max: int = 16 * 1024 * 1024
     openapi: OpenApi | None = None
     cors: Cors | None = None

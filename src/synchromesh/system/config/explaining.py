@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from synchromesh.gateway import Aggregate, Forward, Gateway, Stale, Static
+from synchromesh.gateway import Aggregate, Cache, Forward, Gateway, Stale, Static
 from synchromesh.gateway.check import compiled
 from synchromesh.resilience import Policy
 from synchromesh.system.config.definitions import policies_of
@@ -35,8 +35,8 @@ class BranchExplained(msgspec.Struct, frozen=True):
         route: method and path.
         branch: its name; "" for the whole route.
         asks: the operation; of a forward the upstream.
-        ladder: what is answered, from the best that can be had to the last: "live", "stale, at
-            most AGE", "static", "absent", "refused".
+        ladder: what is answered, from the best that can be had to the last: "kept, at most AGE",
+            "live", "stale, at most AGE", "static", "absent", "refused".
     """
 
     route: str
@@ -64,7 +64,7 @@ def explain_branches(gateway: Gateway | None) -> list[BranchExplained]:
         if isinstance(route, Aggregate):
             for name, branch in route.branches.items():
                 is_required = branch.required or route.all_or_nothing
-                ladder = _ladder(branch.fallback, is_required=is_required)
+                ladder = _kept(route.cache) + _ladder(branch.fallback, is_required=is_required)
                 asks = branch.operation.full_name
                 if branch.each is not None:
                     asks = f"{asks}, for each of {branch.each.of}"
@@ -72,7 +72,7 @@ def explain_branches(gateway: Gateway | None) -> list[BranchExplained]:
         elif isinstance(route, Forward):
             explained.append(BranchExplained(route.route, "", route.to, _ladder(None)))
         else:
-            ladder = _ladder(route.fallback)
+            ladder = _kept(route.cache) + _ladder(route.fallback)
             explained.append(BranchExplained(route.route, "", route.operation.full_name, ladder))
     return explained
 
@@ -91,6 +91,11 @@ def _edge(config: SystemConfig, edge: str) -> EdgeExplained:
     }
     balancer = f"balancer  {policies.of_balancer(callee).by}"
     return EdgeExplained(edge, [*lines, balancer], own)
+
+
+def _kept(cache: Cache | None) -> list[str]:
+    """Return what is answered before anything is asked."""
+    return [] if cache is None or cache.max_age is None else [f"kept, at most {cache.max_age}"]
 
 
 def _ladder(fallback: Static | Stale | None, *, is_required: bool = True) -> list[str]:
