@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from synchromesh.http import HttpPool, HttpServer
 from synchromesh.runtime import RealRuntime
@@ -20,6 +20,9 @@ if str(SERVO_WORKS) not in sys.path:
 
 # A busy machine is no failure, and a failure is the same one each time.
 settings.register_profile("house", deadline=None, derandomize=True)
+settings.register_profile(
+    "hunt", settings.get_profile("house"), phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile("house")
 
 # What takes longest comes first where workers share the tests, so that none is left alone with it.

@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from universes.universe import opened_shop
 
-from simulation.mutant import ROOT, Mutant
+from simulation.mutant import ROOT, Mutant, load_tests
 from simulation.mutants_of_tests import MUTANTS_OF_TESTS
 from simulation.mutants_of_weather import MUTANTS_OF_WEATHER
 from synchromesh.events import Checkpoint, save_checkpoint
@@ -333,7 +333,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="which; all of them without")
     names = parser.parse_args().names or sorted(MUTANTS)
     os.chdir(ROOT)
-    opened_shop()  # in good order, before anything is planted
+    # In good order, before anything is planted; what each process would load is loaded once.
+    opened_shop()
+    load_tests([MUTANTS[name].test for name in names])
     gc.freeze()
     # Each in a process that begins as this one is, and that nothing is planted in before.
     fork = multiprocessing.get_context("fork")

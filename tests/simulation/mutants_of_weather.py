@@ -9,6 +9,7 @@ from simulation.mutant import Mutant
 from synchromesh.errors import StoreFull
 from synchromesh.events.removal import Reached
 from synchromesh.messaging.message import Receipt
+from synchromesh.saga.forgetting import ForgottenRuns
 
 # -- disks that fail, or are full ----------------------------------------------------------------
 
@@ -29,6 +30,24 @@ def _full_is_poison(take_once: Any) -> Any:
             return await take_once(self, source, message, act)
         except StoreFull as error:
             raise RuntimeError("the handler failed") from error
+
+    return mutated
+
+
+def _doubt_is_done(_: Any) -> Any:
+    def mutated(self: Any, jobs: Any, mark: int, error: Exception) -> bool:
+        if self._connection.in_transaction:
+            self._connection.execute("rollback")
+        return True
+
+    return mutated
+
+
+def _held_in_doubt_is_done(release: Any) -> Any:
+    def mutated(self: Any, mark: int) -> Any:
+        doubtful = list(self._doubtful)
+        held, missing = release(self, mark)
+        return held, [job for job in missing if job not in doubtful]
 
     return mutated
 
@@ -65,6 +84,32 @@ def _all_have_passed(_: Any) -> Any:
 def _holes_are_not_recorded(_: Any) -> Any:
     async def mutated(unit: Any, first: int, last: int) -> None:
         return None
+
+    return mutated
+
+
+# -- runs that are forgotten ---------------------------------------------------------------------
+
+
+def _records_stay(_: Any) -> Any:
+    async def mutated(unit: Any, run_ids: Any, *, reached: Any, rows_max: int) -> ForgottenRuns:
+        for run_id in run_ids:
+            await unit.execute("delete from sm_saga where id = ?", run_id)
+        return ForgottenRuns(len(run_ids), len(run_ids))
+
+    return mutated
+
+
+def _counted_for_ever(count_ended: Any) -> Any:
+    async def mutated(unit: Any, by_status: Any) -> None:
+        await count_ended(unit, {status: max(0, by) for status, by in by_status.items()})
+
+    return mutated
+
+
+def _a_jump_is_time(_: Any) -> Any:
+    async def mutated(unit: Any, now_us: int, *, longest_us: int) -> int:
+        return 0
 
     return mutated
 
@@ -129,6 +174,36 @@ MUTANTS_OF_WEATHER: Sequence[Mutant] = (
         "synchromesh.messaging.consumer.Consumer._take_once",
         _full_is_poison,
         weather="disks",
+    ),
+    Mutant(
+        "a commit that failed is told done",
+        "synchromesh.store.writer.Writer._is_durable",
+        _doubt_is_done,
+        weather="disks",
+    ),
+    Mutant(
+        "a commit in doubt is told done once the file is back",
+        "synchromesh.store.jobs.HeldUnits.release",
+        _held_in_doubt_is_done,
+        weather="disks",
+    ),
+    Mutant(
+        "the records of a run stay when it is forgotten",
+        "synchromesh.saga.forgetting.forget_runs",
+        _records_stay,
+        weather="forgetting",
+    ),
+    Mutant(
+        "runs that are forgotten are still counted",
+        "synchromesh.saga.tables.count_ended",
+        _counted_for_ever,
+        weather="forgetting",
+    ),
+    Mutant(
+        "a clock that jumps makes runs old",
+        "synchromesh.service.forgetting.unwatched_us",
+        _a_jump_is_time,
+        weather="forgetting jumps",
     ),
     Mutant(
         "an event of a newer release is passed over",

@@ -46,13 +46,15 @@ FLOORS = {
     "clock jump": 400,
     "short deadline": 2000,
     "disk: fail": 100,
-    "disk: fill": 150,
+    "disk: fail_commits": 100,
+    "disk: fill": 100,
     "did not start: store_broken": 50,
     "released": 200,
     "rolled back": 100,
     "message held": 80,
     "told_of_releases": 10,
     "event forgotten": 500,
+    "run forgotten": 500,
     "stuck after an absence": 15,
 }
 

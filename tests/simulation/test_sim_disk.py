@@ -196,6 +196,38 @@ def test_a_full_disk_takes_nothing_and_reads_on() -> None:
         SimDisk(random.Random(0)).fill("/none.db")
 
 
+def test_a_disk_that_cannot_be_flushed_fails_commits_alone() -> None:
+    """They took effect or not, and perhaps that cannot be read before the next transaction."""
+    ends, told = set(), set()
+    for seed in range(40):
+        disk = SimDisk(random.Random(seed))
+        writer = disk.connect("/a.db")
+        writer.execute("CREATE TABLE t (x)")
+        disk.fail_commits("/a.db")
+        for connection in (writer, disk.connect("/a.db")):
+            assert connection.execute(COUNT).fetchall()
+            with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+                connection.execute("INSERT INTO t VALUES (0)")
+            with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+                insert(connection, 1)
+            ends.add(connection.in_transaction)
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            try:
+                told.add(int(connection.execute(COUNT).fetchone()[0]))
+            except sqlite3.OperationalError:
+                told.add(-1)
+            connection.execute("BEGIN")
+            assert connection.execute(COUNT).fetchall()
+            connection.execute("ROLLBACK")
+        disk.mend("/a.db")
+        insert(writer, 2)
+        disk.close()
+    assert (ends, told) == ({True, False}, {-1, 0, 1, 2})
+    with pytest.raises(FileNotFoundError):
+        SimDisk(random.Random(0)).fail_commits("/none.db")
+
+
 def test_a_deleted_database_lives_on_for_those_who_have_it_open() -> None:
     """Its path is free for another one, which knows nothing of it; a power cut ends it."""
     disk = SimDisk(random.Random(0))

@@ -18,10 +18,13 @@ Subscribers = Mapping[str, frozenset[str]]
 _IN_ALL = re.compile(r"placed orders come to|the provider charged|\w+: (by its|its events)")
 # By service, the events that were removed from its log: name and body by id.
 Forgotten = dict[str, dict[str, tuple[str, bytes]]]
+# The records of runs that were forgotten: kind and step by run and number.
+ForgottenRecords = dict[tuple[str, int], tuple[str, str]]
 
 _UNFINISHED = (
     "select 1 from sm_saga where status in ('queued', 'running', 'compensating', 'waiting') limit 1"
 )
+_ENDED = "select 1 from sm_saga where ended_us is not null limit 1"
 _SET_ASIDE = "select 1 from sm_parked limit 1"
 _BEHIND = "select coalesce(max(position), 0) from sm_event where name in ({names})"
 _AT = "select coalesce(max(position), 0) from sm_checkpoint where name = ?"
@@ -41,6 +44,11 @@ def is_quiet(disk: SimDisk, subscribers: Subscribers) -> bool:
     return _is_past(disk, RUNDIR.database("inventory"), "projection/stock_level", stock)
 
 
+def is_forgotten(disk: SimDisk) -> bool:
+    """Return whether no run that has ended is left."""
+    return not disk.rows(RUNDIR.database("orders"), _ENDED)
+
+
 def _is_past(disk: SimDisk, path: str, checkpoint: str, names: list[str]) -> bool:
     last = disk.rows(path, _BEHIND.format(names=", ".join("?" * len(names))), *names)[0][0]
     return bool(disk.rows(path, _AT, checkpoint)[0][0] >= last)
@@ -51,6 +59,7 @@ def broken_in(
     told: Mapping[str, str],
     subscribers: Subscribers,
     forgotten: Forgotten,
+    records: ForgottenRecords,
 ) -> Iterator[str]:
     """Yield each violated invariant.
 
@@ -59,7 +68,14 @@ def broken_in(
         told: what the client of each order was told: "placed", "accepted" or "rejected".
         subscribers: the events that each service takes.
         forgotten: the events that services have removed from their logs.
+        records: those of the runs that orders has forgotten.
     """
+    yield from _left_behind(databases["orders"])
+    databases["orders"].executemany(
+        "insert or ignore into sm_saga_record(saga, seq, kind, step, attempt, digest, body, "
+        "at_us) values (?, ?, ?, ?, 1, '', x'', 0)",
+        [(*at, *told) for at, told in sorted(records.items())],
+    )
     services = {name: databases[name] for name in SERVICES}
     yield from audit_databases(services, databases["credit_provider"], told).findings
     for service, database in services.items():
@@ -86,6 +102,21 @@ def is_sure(finding: str, stuck: Sequence[str]) -> bool:
     if " never took message " in finding or (stuck and _IN_ALL.match(finding)):
         return False
     return not any(saga in finding for saga in stuck)
+
+
+def _left_behind(orders: sqlite3.Connection) -> Iterator[str]:
+    """Of a run that is forgotten nothing is left, and no ended one is counted that is not there."""
+    for table in ("sm_saga_record", "sm_saga_signal"):
+        sql = f"select distinct saga from {table} where saga not in (select id from sm_saga)"
+        yield from (
+            f"{table} has rows of {saga}, which is forgotten" for (saga,) in orders.execute(sql)
+        )
+    counted = orders.execute("select status, count from sm_saga_count where count <> 0 order by 1")
+    there = orders.execute(
+        "select status, count(*) from sm_saga where ended_us is not null group by 1 order by 1"
+    )
+    if (told := counted.fetchall()) != (found := there.fetchall()):
+        yield f"runs that have ended are counted as {told}, and there are {found}"
 
 
 def _gaps(service: str, database: sqlite3.Connection, removed: set[str]) -> Iterator[str]:
@@ -175,7 +206,9 @@ def _stories(databases: Databases) -> Iterator[str]:
             yield f"saga {saga} has records after its end: {story}"
         began = list(dict.fromkeys(step for kind, step in story if kind in ("begun", "done")))
         undone = [step for kind, step in story if kind == "undone"]
-        if undone != sorted(set(undone), key=began.index, reverse=True):
+        if not {*undone} <= {*began}:
+            yield f"saga {saga} has undone what it never began: {story}"
+        elif undone != sorted(set(undone), key=began.index, reverse=True):
             yield f"saga {saga} was not undone in reverse: {story}"
 
 

@@ -10,10 +10,15 @@ from unittest import mock
 
 from synchromesh.errors import StoreBroken, StoreFull, StoreUnavailable
 from synchromesh.events import removal
+from synchromesh.events.removal import Reached
+from synchromesh.saga import forgetting as saga_forgetting
+from synchromesh.saga.forgetting import ForgottenRuns
 from synchromesh.service import forgetting
 from synchromesh.store import InboxState, Once, Recorded, Unit, inbox
+from synchromesh.telemetry import SqliteRing
 from synchromesh.testing import World
-from universes.invariants import Forgotten
+from universes.invariants import Forgotten, ForgottenRecords
+from universes.weather import NOTED_EVERY_S, SPANS_EVERY_S, UNWATCHED_S
 
 
 @contextmanager
@@ -33,8 +38,13 @@ def counting_replays(count: Counter[str]) -> Iterator[None]:
 
 
 @contextmanager
-def noting_what_is_forgotten(forgotten: Forgotten) -> Iterator[None]:
-    """Note each event that a service removes from its log, for the audit."""
+def noting_what_is_forgotten(
+    forgotten: Forgotten, records: ForgottenRecords, too_early: Callable[[], None]
+) -> Iterator[None]:
+    """Note each event that a service removes from its log, and each record, for the audit.
+
+    `too_early` is called before runs are forgotten, whatever their clocks say.
+    """
 
     async def noted(unit: Unit, positions: Sequence[int]) -> int:
         events = forgotten.setdefault(unit.service, {})
@@ -45,7 +55,40 @@ def noting_what_is_forgotten(forgotten: Forgotten) -> Iterator[None]:
                 events[str(id_)] = str(name), body
         return await removal.remove_each(unit, positions)
 
-    with mock.patch.object(forgetting, "remove_each", noted):
+    async def noted_runs(
+        unit: Unit, run_ids: list[str], *, reached: Reached, rows_max: int
+    ) -> ForgottenRuns:
+        if run_ids:
+            too_early()
+        for run_id in run_ids:
+            sql = "select saga, seq, kind, step from sm_saga_record where saga = ?"
+            for saga, seq, kind, step in await unit.execute(sql, run_id):
+                records[str(saga), int(seq or 0)] = str(kind), str(step)
+        return await saga_forgetting.forget_runs(unit, run_ids, reached=reached, rows_max=rows_max)
+
+    with (
+        mock.patch.object(forgetting, "remove_each", noted),
+        mock.patch.object(forgetting, "forget_runs", noted_runs),
+    ):
+        yield
+
+
+@contextmanager
+def watching_often() -> Iterator[None]:
+    """Have services note that they watch the time as often as they do in all, on another scale."""
+    with (
+        mock.patch.object(forgetting, "NOTED_EVERY_S", NOTED_EVERY_S),
+        mock.patch.object(forgetting, "UNWATCHED_S", UNWATCHED_S),
+    ):
+        yield
+
+
+@contextmanager
+def keeping_spans_longer() -> Iterator[None]:
+    """Have processes write their spans less often, which is a tenth of what a universe does."""
+    defaults = SqliteRing.__init__.__kwdefaults__
+    assert defaults is not None
+    with mock.patch.dict(defaults, flush_s=SPANS_EVERY_S):
         yield
 
 

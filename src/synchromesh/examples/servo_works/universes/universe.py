@@ -33,12 +33,22 @@ from universes.cluster import (
     Cluster,
     subscribers,
 )
-from universes.invariants import Forgotten, broken_in, is_quiet, is_sure, stuck_in
+from universes.invariants import (
+    Forgotten,
+    ForgottenRecords,
+    broken_in,
+    is_forgotten,
+    is_quiet,
+    is_sure,
+    stuck_in,
+)
 from universes.listening import (
     TOLD,
     collecting_errors,
     counting_replays,
+    keeping_spans_longer,
     noting_what_is_forgotten,
+    watching_often,
 )
 from universes.releases import DIFFERENT
 from universes.weather import (
@@ -47,8 +57,10 @@ from universes.weather import (
     KEEP_S,
     PEACE,
     RETENTION,
+    SAGAS_S,
     STORM,
     SWEEP_EVERY_S,
+    UNWATCHED_S,
     kinds_of,
 )
 
@@ -105,6 +117,7 @@ class Universe:
         if "releases" in self.kinds:
             self.cluster.releases.update(dict.fromkeys(DIFFERENT, "old"))
         self.forgotten: Forgotten = {}
+        self.forgotten_records: ForgottenRecords = {}
         if "absence" in self.kinds:
             self.cluster.otherwise["keep_s"] = KEEP_S
         if "forgetting" in self.kinds:
@@ -122,11 +135,13 @@ class Universe:
         with (
             counting_replays(self.count),
             mock.patch.object(service_instance, "SWEEP_EVERY_S", SWEEP_EVERY_S),
-            noting_what_is_forgotten(self.forgotten),
+            noting_what_is_forgotten(self.forgotten, self.forgotten_records, self._check_age),
+            watching_often(),
+            keeping_spans_longer(),
             collecting_errors(self.broken, self.world, known),
         ):
             try:
-                self.world.run(self._story(), until_s=STORM_S + SETTLE_S + ABSENCE_S + 60.0)
+                self.world.run(self._story(), until_s=STORM_S + SETTLE_S + ABSENCE_S + 180.0)
             except SimulationError as error:
                 self.broken.append(f"{type(error).__name__}: {error}")
         self.count.update(self.cluster.counts())
@@ -144,7 +159,10 @@ class Universe:
             databases[name] = sqlite3.connect(":memory:")
             databases[name].deserialize(self.world.disk.image(RUNDIR.database(name)))
         self.count["event forgotten"] += sum(map(len, self.forgotten.values()))
-        found = broken_in(databases, self.told, subscribers(), self.forgotten)
+        self.count["run forgotten"] += len({saga for saga, _ in self.forgotten_records})
+        found = broken_in(
+            databases, self.told, subscribers(), self.forgotten, self.forgotten_records
+        )
         if "absence" in self.kinds:
             stuck = stuck_in(databases["orders"])
             self.count["stuck after an absence"] += len(stuck)
@@ -233,6 +251,30 @@ class Universe:
                 self.broken.append(f"there is no peace {SETTLE_S:g} s after the last fault")
                 return
             await asyncio.sleep(0.5)
+        # Time that nobody watched is time for which everything is kept longer.
+        if "forgetting" in self.kinds and "absence" not in self.kinds:
+            await self._forget()
+
+    async def _forget(self) -> None:
+        """Wait until the runs that have ended are forgotten; nodes die in the midst of it."""
+        loop = self.world.loop
+        most_s = loop.time() + SAGAS_S + UNWATCHED_S * self.count["clock jump"] + 20.0
+        has_struck = False
+        while not is_forgotten(self.world.disk) or not self._is_quiet():
+            if self.forgotten_records and not has_struck:
+                has_struck = True
+                self._doom("orders")
+            if loop.time() > most_s:
+                # A clock that was set back makes runs older only once it is there again.
+                if "jumps" not in self.kinds:
+                    self.broken.append("runs that ended long ago are not forgotten")
+                return
+            await asyncio.sleep(0.5)
+
+    def _check_age(self) -> None:
+        """Note where a run is forgotten that cannot be old enough, whatever clocks were set to."""
+        if (now_s := self.world.loop.time()) < SAGAS_S - UNWATCHED_S:
+            self.broken.append(f"after {now_s:g} s runs are forgotten; kept are {SAGAS_S:g} s")
 
     async def _be_away(self) -> None:
         """Take orders away, in the midst of the storm, until the others have forgotten its keys."""
@@ -286,9 +328,9 @@ class Universe:
     def _crash(self) -> None:
         self._victim().crash(self._rng.uniform(0.05, 2.0))
 
-    def _doom(self) -> None:
+    def _doom(self, service: str = "") -> None:
         """Schedule a power cut of a node at one of its next steps."""
-        node = self._victim()
+        node = self.cluster.pair(service)[0] if service else self._victim()
         self._kill_before(node.name, node.steps + self._rng.randrange(1, 100))
 
     def _cut_after_send(self) -> None:
@@ -314,13 +356,13 @@ class Universe:
         self.world.jump_clocks(self._rng.uniform(-JUMP_MAX_S, JUMP_MAX_S))
 
     def _spoil_disk(self) -> None:
-        """Have the disk below a database fail, or be full, for a while."""
-        path = RUNDIR.database(self._rng.choice(SERVICES))
-        spoil = self._rng.choice((self.world.disk.fail, self.world.disk.fill))
-        if path in self.world.disk.paths():
+        """Have the disk below a database fail, at commits or at all, or be full, for a while."""
+        path, disk = RUNDIR.database(self._rng.choice(SERVICES)), self.world.disk
+        spoil = self._rng.choice((disk.fail, disk.fail_commits, disk.fill))
+        if path in disk.paths():
             self.count[f"disk: {spoil.__name__}"] += 1
             spoil(path)
-            self.world.later(self._rng.uniform(0.1, 3.0), self.world.disk.mend, path)
+            self.world.later(self._rng.uniform(0.1, 3.0), disk.mend, path)
 
     def _part(self) -> None:
         names = [PROVIDER, CLIENTS, *(self.cluster.pair(name)[0].name for name in SERVICES)]
@@ -371,6 +413,8 @@ class Universe:
             del self._last_sends[node.name]
             self.world.count["crash after send"] += 1
             node.crash(0.3)
+        if not (self._doomed or self._last_sends):
+            self.world.on_step = None  # which is asked at each step of each node
         if not self._doomed and not self._last_sends:
             self.world.on_step = None  # it is asked before each step of all nodes
 

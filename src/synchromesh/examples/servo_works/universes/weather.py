@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from synchromesh.service.forgetting import Retention
 from synchromesh.testing import CALM, STORMY, NetworkFaults
 
-# What is forgotten in universes that forget, and how soon; deliveries and prices stay for ever.
+# What is forgotten in universes that forget, and how soon; deliveries and prices stay for ever. A
+# client asks for less than that time whether its order is placed, or it would place it again.
+SAGAS_S = 40.0
 RETENTION = Retention(
-    sagas_s=None,
+    sagas_s=SAGAS_S,
     events_s=dict.fromkeys(
         (
             "orders.order_placed",
@@ -22,7 +24,12 @@ RETENTION = Retention(
         0.3,
     ),
     every_s=0.5,
+    rows_max=25,
 )
+# How often those note that they watch the time, and how long a pause is one in which nobody did.
+NOTED_EVERY_S, UNWATCHED_S = 1.0, 5.0
+# How often processes write their spans, of which none is needed here.
+SPANS_EVERY_S = 2.0
 
 # In universes with an absence: how long inboxes remember, the longest that a saga may take, which
 # is less, and for how long its owner is away.
@@ -34,7 +41,7 @@ SHARES = {
     "haste": 0.2,  # clients wait for hardly more than an answer takes
     "disks": 0.15,  # a database's disk fails, or is full, and is mended
     "releases": 0.15,  # two releases replace each other, in any order
-    "forgetting": 0.1,  # public events are removed a moment after all have taken them
+    "forgetting": 0.1,  # public events go a moment after all have taken them, ended runs later
     "absence": 0.025,  # orders is away for longer than inboxes remember
 }
 
