@@ -55,6 +55,10 @@ class Disk(Protocol):
         """
         ...
 
+    def connect_copy(self, path: str) -> sqlite3.Connection:
+        """Create a SQLite file in a folder of backups, which is a real one also in simulation."""
+        ...
+
     def file_id(self, path: str) -> tuple[int, int] | None:
         """Return the identity of the file at `path`; None where there is none."""
         ...
@@ -121,6 +125,11 @@ class DiskRuntime(Runtime, Protocol):
     @property
     def disk(self) -> Disk:
         """The disk that holds the databases."""
+        ...
+
+    @property
+    def threads(self) -> Threads:
+        """What code in workers, which has no loop, takes from its environment."""
         ...
 
 
@@ -204,6 +213,11 @@ class RealRuntime:
     def disk(self) -> Disk:
         """Files."""
         return self._disk
+
+    @property
+    def threads(self) -> Threads:
+        """The system's clock, and blocking sleeps and locks of threads."""
+        return RealThreads()
 
     @property
     def network(self) -> Network:
@@ -326,6 +340,10 @@ class RealDisk:
         return sqlite3.connect(
             uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
         )
+
+    def connect_copy(self, path: str) -> sqlite3.Connection:
+        """Create a file as any other."""
+        return self.connect(path)
 
     def file_id(self, path: str) -> tuple[int, int] | None:
         """Return the device and inode; while a file is open, no other one gets its inode."""

@@ -16,7 +16,7 @@ from cli_runs import Ran, Run, runner
 from notes_app import Running, write_config
 from shop_app import TOML, UNLUCKY, is_mended
 from synchromesh.events.inspection import find_event
-from synchromesh.runtime import RealDisk
+from synchromesh.runtime import RealRuntime
 from synchromesh.store.sqlite_reader import SqliteReader
 
 
@@ -213,7 +213,7 @@ def test_an_event_of_a_long_log_is_found_by_its_id(run: Run, folder: Path) -> No
     database.close()
 
     async def find(position: int) -> int:
-        reader = SqliteReader.open(str(path), service="shop", disk=RealDisk())
+        reader = SqliteReader.open(str(path), service="shop", runtime=RealRuntime())
         found = await find_event(reader, id=f"{position:012x}")
         await reader.close()
         assert found is not None

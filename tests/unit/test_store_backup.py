@@ -17,10 +17,10 @@ import pytest
 from store_fakes import ITEMS, FaultyDisk
 from synchromesh.errors import StoreBroken, StoreError, StoreFull, StoreReadOnly
 from synchromesh.runtime import Disk, RealDisk, RealThreads
-from synchromesh.store import Schema
+from synchromesh.store import Manifest, Schema
 from synchromesh.store.migrations import migrate
 from synchromesh.store.sqlite import STORE_SCHEMA
-from synchromesh.store.sqlite_backup import Manifest, Restored, back_up, restore
+from synchromesh.store.sqlite_backup import Restored, back_up, restore
 
 SCHEMAS = (STORE_SCHEMA, ITEMS)
 NOW_US = 1_764_489_600_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from synchromesh.service.context import answer_place, request_place
 from synchromesh.store import StoreReader
 
 HELD_MAX = 1000
+_AT_ONCE = 20
 _REQUEST = "recorded request"
 
 
@@ -122,7 +124,10 @@ async def holdings_of(reader: StoreReader, subject: str, vault: Vault) -> Holdin
     for room in _ROOMS:
         document = room.columns.split(", ")[2]
         sql = f"select {room.columns} from {room.table} and instr({document}, ?) limit ?"
-        for first, second, body, at_us in await reader.read(sql, needle, HELD_MAX + 1 - len(found)):
+        rows = await reader.read(sql, needle, HELD_MAX + 1 - len(found))
+        for number, (first, second, body, at_us) in enumerate(rows):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # others on the loop are served meanwhile
             data = body if isinstance(body, bytes) else str(body).encode()
             if room.what == _REQUEST:
                 data = _arguments(data)

@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 
 from synchromesh.errors import ContractError
 from synchromesh.sealing import SubjectKeys
-from synchromesh.store import Fetched, Once, Recorded, Row, SqlValue, Unit
+from synchromesh.store import Beside, Fetched, Once, Recorded, Row, SqlValue, Unit
 
 T = TypeVar("T")
 
@@ -48,6 +48,11 @@ class NoStore:
     async def fetch(self, sql: str, *values: SqlValue) -> Fetched:  # noqa: ARG002
         """Raise `ContractError`."""
         self._refuse("a read")
+
+    @property
+    def beside(self) -> Beside:
+        """Raise `ContractError`."""
+        self._refuse("what is done beside it")
 
     async def reaches(self, place: str) -> bool:  # noqa: ARG002
         """Return False: there is no connection."""

@@ -1,14 +1,17 @@
 """The database of one service: units of work, group commit, inbox, migrations, isolation."""
 
 from synchromesh.store import inbox
+from synchromesh.store.backup import Backup, Manifest
 from synchromesh.store.factory import StoreFactory
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.outage import OUTAGE
 from synchromesh.store.rows import fetch_as
 from synchromesh.store.sqlite import SqliteStore, SqliteStores, StoreOptions
 from synchromesh.store.unit import (
+    Beside,
     Fetched,
     InboxState,
+    KeyReader,
     Migration,
     Once,
     Recorded,
@@ -25,8 +28,12 @@ from synchromesh.store.vault import SqliteVault
 
 __all__ = [
     "OUTAGE",
+    "Backup",
+    "Beside",
     "Fetched",
     "InboxState",
+    "KeyReader",
+    "Manifest",
     "Migration",
     "Once",
     "Recorded",

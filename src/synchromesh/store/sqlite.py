@@ -20,7 +20,7 @@ from synchromesh.store import health, inbox, writer
 from synchromesh.store.guard import in_unit, refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
-from synchromesh.store.sqlite_reader import SqliteReader, attaches, query
+from synchromesh.store.sqlite_reader import SqliteBeside, SqliteReader, attaches, query
 from synchromesh.store.unit import (
     Fetched,
     Migration,
@@ -118,8 +118,10 @@ class SqliteStore:
         lock: FileLock,
         reader: sqlite3.Connection,
         tracer: Tracer | None,
+        beside: SqliteBeside,
     ) -> None:
         self._path = path
+        self._beside = beside
         self._service = service
         self._log_id = log_id
         self._lock = lock
@@ -169,8 +171,9 @@ class SqliteStore:
             # writer's connection: no commit that failed is found in the log by who opens it anew.
             reader.execute("select count(*) from sm_meta").fetchone()
             store = cls(
-                path=path, service=service, log_id=log_id, lock=lock, reader=reader, tracer=tracer
-            )
+                path=path, service=service, log_id=log_id, lock=lock, reader=reader, tracer=tracer,
+                beside=SqliteBeside(path, service, runtime),
+            )  # fmt: skip
             store._writer = Writer(
                 opened[0],
                 connect,
@@ -272,6 +275,11 @@ class SqliteStore:
     def place(self) -> str:
         """The path of the file."""
         return self._path
+
+    @property
+    def beside(self) -> SqliteBeside:
+        """What may take long, beside who serves."""
+        return self._beside
 
     async def reaches(self, place: str) -> bool:
         """Try to attach another file, past what is checked of statements."""
@@ -409,7 +417,7 @@ class SqliteStores:
 
     async def open_reader(self, service: str) -> SqliteReader:
         """Open the file of a service to read it, as `SqliteReader.open` says."""
-        return SqliteReader.open(self._place(service), service=service, disk=self._runtime.disk)
+        return SqliteReader.open(self._place(service), service=service, runtime=self._runtime)
 
     def __repr__(self) -> str:
         return f"<SqliteStores {self._place('NAME')}>"

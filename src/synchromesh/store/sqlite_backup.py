@@ -25,6 +25,7 @@ import msgspec
 
 from synchromesh.errors import StoreBroken, StoreError, StoreFull, StoreReadOnly
 from synchromesh.runtime import Disk, RealThreads, Threads
+from synchromesh.store.backup import Manifest
 from synchromesh.store.migrations import pending_migrations, read_applied
 from synchromesh.store.sqlite_errors import FULL, SqliteFault, code_of, translate
 from synchromesh.store.unit import Schema
@@ -35,24 +36,6 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 _CHUNK = 1 << 20
 _THREADS = RealThreads()
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """What a backup is of.
-
-    Attributes:
-        versions: of the tables, by their owner.
-        sha256: of the file.
-    """
-
-    format: int
-    system: str
-    service: str
-    log_id: str
-    taken_at: str
-    versions: dict[str, int]
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +104,7 @@ def _copy(
     try:
         with (
             contextlib.closing(disk.connect(path, read_only=True)) as source,
-            contextlib.closing(disk.connect(str(copy))) as target,
+            contextlib.closing(disk.connect_copy(str(copy))) as target,
         ):
             source.execute("begin")
             log_id = source.execute("select value from sm_meta where name = 'log_id'").fetchone()[0]

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from synchromesh.sealing import SubjectKeys, Vault
+from synchromesh.sealing import SubjectKeys, SubjectRecord, Vault
+from synchromesh.store.backup import Backup
 
 T = TypeVar("T")
 
@@ -141,6 +143,61 @@ class Once(msgspec.Struct, frozen=True, gc=False):
     keep_s: float = 7 * 86_400.0
 
 
+class KeyReader(Protocol):
+    """Reads what is known of the subjects whose personal values a database has, never a value."""
+
+    def subjects(self, *, is_erased: bool, limit: int) -> list[SubjectRecord]:
+        """Return subjects, those that came or were erased last first; none where no keys are.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        ...
+
+    def find(self, subject: str) -> SubjectRecord | None:
+        """Return what is known of a subject; None for nothing. Raises StoreError."""
+        ...
+
+    def accesses(self, subject: str, limit: int = 100) -> list[tuple[int, str, str]]:
+        """Return when, to whom and why the values of a subject were shown, the last first."""
+        ...
+
+    def faults(self, expected: str) -> list[str]:
+        """Return what is wrong with the keys, of which the database knows the id."""
+        ...
+
+
+class Beside(Protocol):
+    """What is done with a database beside the loop that serves on it, however long it takes."""
+
+    def now_us(self) -> int:
+        """Return the wall clock, microseconds since 1970 UTC."""
+        ...
+
+    def keys(self) -> KeyReader:
+        """Return a reader of the keys of its personal values."""
+        ...
+
+    async def reader(self) -> StoreReader:
+        """Open the database once more: what this reader is asked holds up nobody on the loop.
+
+        Cancelling who asks it ends the statement. It has to be closed.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        ...
+
+    async def back_up(self, folder: Path, *, system: str) -> Backup:
+        """Copy the database, which may be in use, to a new folder below `folder`.
+
+        Raises:
+            StoreFull: there is no room for it; nothing is kept.
+            StoreError: it cannot be read, or the folder not be written; nothing is kept.
+        """
+        ...
+
+
 class StoreReader(Protocol):
     """The committed state of a service's database, whichever process owns it, if any."""
 
@@ -169,6 +226,11 @@ class StoreReader(Protocol):
     @property
     def place(self) -> str:
         """Where the database is."""
+        ...
+
+    @property
+    def beside(self) -> Beside:
+        """What may take long, beside who serves."""
         ...
 
     async def reaches(self, place: str) -> bool:

@@ -76,6 +76,10 @@ class SimDisk:
             file = self._create(path)
         return file.open(PROCESS.get(), read_only=read_only)
 
+    def connect_copy(self, path: str) -> sqlite3.Connection:
+        """Create a real file: what is backed up outlives the machine."""
+        return sqlite3.connect(path, isolation_level=None)
+
     def file_id(self, path: str) -> tuple[int, int] | None:
         """Return the identity of the database at `path`; None where there is none."""
         file = self._files.get(_normal(path))

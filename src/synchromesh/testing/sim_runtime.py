@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
@@ -82,6 +83,11 @@ class SimRuntime:
         return self._disk
 
     @property
+    def threads(self) -> SimThreads:
+        """Virtual time, which stands still in a worker."""
+        return SimThreads(self._clock)
+
+    @property
     def network(self) -> Network:
         """The simulated network."""
         return self._network
@@ -98,6 +104,24 @@ class SimRuntime:
     def worker(self, name: str, work: Callable[[list[J]], Callable[[], None]]) -> Worker[J]:
         """Start a worker on the loop; see `SimWorker`."""
         return SimWorker(name, work, self._wire)
+
+
+class SimThreads:
+    """The environment of code in simulated workers: each of their turns is one moment."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
+    def time(self) -> float:
+        """Return virtual time."""
+        return self._clock()
+
+    def sleep(self, seconds: float) -> None:
+        """Return at once."""
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Return what nobody waits for: no two workers have a turn at once."""
+        return nullcontext()
 
 
 class SimWorker(Generic[J]):

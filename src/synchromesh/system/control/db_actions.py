@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,10 @@ from msgspec.structs import asdict
 from synchromesh.errors import BadRequest
 from synchromesh.events.verification import log_faults
 from synchromesh.messaging import gone_subscribers
-from synchromesh.runtime import RealRuntime
 from synchromesh.store import StoreReader
 from synchromesh.store.health import contents_of, faults_of, isolation_faults
-from synchromesh.store.sqlite_backup import back_up
-from synchromesh.store.vault import vault_path
 from synchromesh.system.control.actions import Action, ReadAction, ReadRequest
-from synchromesh.system.control.apart import apart
+from synchromesh.system.control.beside import ask_beside
 from synchromesh.system.control.personal_actions import keys_faults
 
 # Each goes through a whole file.
@@ -42,9 +38,9 @@ class DbBackup(ReadRequest, frozen=True, kw_only=True):
 
 
 async def _status(reader: StoreReader, _: DbStatus) -> dict[str, Any]:
-    now_us = RealRuntime().wall_us()
-    contents = await apart(reader, lambda own: contents_of(own, now_us=now_us))
-    gone = await gone_subscribers(reader)
+    now_us = reader.beside.now_us()
+    contents = await ask_beside(reader, lambda own: contents_of(own, now_us=now_us))
+    gone = await ask_beside(reader, gone_subscribers)
     return {
         "service": reader.service,
         "path": reader.place,
@@ -69,7 +65,9 @@ async def _verify(reader: StoreReader, _: DbVerify) -> dict[str, Any]:
         ]
 
     # By the connection that serves, too.
-    faults = dict.fromkeys([*await isolation_faults(reader, others), *await apart(reader, ask)])
+    faults = dict.fromkeys(
+        [*await isolation_faults(reader, others), *await ask_beside(reader, ask)]
+    )
     return {"service": reader.service, "path": reader.place, "faults": list(faults)}
 
 
@@ -77,22 +75,12 @@ async def _backup(reader: StoreReader, wanted: DbBackup) -> dict[str, Any]:
     folder = Path(wanted.to)
     if not folder.is_absolute():
         raise BadRequest(f"the folder {wanted.to!r} of a backup is not absolute; name it from /")
-    runtime = RealRuntime()
-    made, manifest = await asyncio.to_thread(
-        back_up,
-        reader.place,
-        folder,
-        system=wanted.system,
-        service=reader.service,
-        now_us=runtime.wall_us(),
-        disk=runtime.disk,
-    )
-    keys = vault_path(reader.place)
+    made = await reader.beside.back_up(folder, system=wanted.system)
     return {
         "service": reader.service,
-        "folder": str(made),
-        **asdict(manifest),
-        "keys": keys if _size(keys) else "",
+        "folder": str(made.folder),
+        **asdict(made.manifest),
+        "keys": made.keys,
     }
 
 

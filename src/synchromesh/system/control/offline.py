@@ -84,7 +84,7 @@ async def restore_service(
             change=(runtime.wall_us(), who, why),
             disk=runtime.disk,
         )
-        reader = SqliteReader.open(path, service=service, disk=runtime.disk)
+        reader = SqliteReader.open(path, service=service, runtime=runtime)
         try:
             sagas = await count_by_status(reader)
         finally:

@@ -11,13 +11,11 @@ from msgspec.structs import asdict
 
 from synchromesh.codec import to_datetime
 from synchromesh.errors import BadRequest
-from synchromesh.runtime import RealRuntime
 from synchromesh.sealing import SubjectRecord
 from synchromesh.service import ServiceInstance
 from synchromesh.service.erasure import Erasure, erase, give_up_keys, keys_in_use
 from synchromesh.service.holdings import holdings_of
 from synchromesh.store import StoreReader
-from synchromesh.store.vault_reader import VaultReader
 from synchromesh.system.control.actions import (
     Action,
     ReadAction,
@@ -25,7 +23,7 @@ from synchromesh.system.control.actions import (
     RepairAction,
     RepairRequest,
 )
-from synchromesh.system.control.apart import apart
+from synchromesh.system.control.beside import ask_beside
 
 SUBJECT_MAX = 200
 LISTED_MAX = 10_000
@@ -65,23 +63,24 @@ class GiveUpKeys(RepairRequest, frozen=True, kw_only=True):
 async def _list(reader: StoreReader, wanted: ListSubjects) -> list[dict[str, Any]]:
     if not 1 <= wanted.limit <= LISTED_MAX:
         raise BadRequest(f"limit is {wanted.limit}; use 1 to {LISTED_MAX}")
-    found = _keys(reader).subjects(is_erased=wanted.is_erased, limit=wanted.limit)
+    found = reader.beside.keys().subjects(is_erased=wanted.is_erased, limit=wanted.limit)
     return [_told(each) for each in found]
 
 
 async def _show(reader: StoreReader, wanted: ShowSubject) -> dict[str, Any] | None:
-    found = _keys(reader).find(_checked(wanted.subject))
+    keys = reader.beside.keys()
+    found = keys.find(_checked(wanted.subject))
     if found is None:
         return None
     accesses = [
         {"at": to_datetime(at_us).isoformat(), "who": who, "why": why}
-        for at_us, who, why in _keys(reader).accesses(wanted.subject)
+        for at_us, who, why in keys.accesses(wanted.subject)
     ]
     return {**_told(found), "shown": accesses}
 
 
 async def _erase(instance: ServiceInstance, wanted: EraseSubject) -> Erasure:
-    now_us = RealRuntime().wall_us()
+    now_us = instance.store.beside.now_us()
     subject = _checked(wanted.subject)
     return erase(instance.store, subject, now_us=now_us, who=wanted.who, why=wanted.why)
 
@@ -92,16 +91,16 @@ async def _export(instance: ServiceInstance, wanted: ExportSubject) -> dict[str,
     if known is None:
         return None
     # Before anything is opened.
-    now_us = RealRuntime().wall_us()
+    now_us = store.beside.now_us()
     store.vault.note_access(subject, now_us=now_us, who=wanted.who, why=wanted.why)
-    held = await apart(store, lambda own: holdings_of(own, subject, store.vault))
+    held = await ask_beside(store, lambda own: holdings_of(own, subject, store.vault))
     return {"found": [asdict(each) for each in held.found], "is_all": held.is_all}
 
 
 async def _give_up(instance: ServiceInstance, wanted: GiveUpKeys) -> dict[str, str] | None:
     if wanted.service != instance.service.name:
         return None
-    now_us = RealRuntime().wall_us()
+    now_us = instance.store.beside.now_us()
     lost = await give_up_keys(instance.store, now_us=now_us, who=wanted.who, why=wanted.why)
     await instance.engine.try_again()
     return {"service": wanted.service, "lost": lost}
@@ -109,12 +108,7 @@ async def _give_up(instance: ServiceInstance, wanted: GiveUpKeys) -> dict[str, s
 
 async def keys_faults(reader: StoreReader) -> list[str]:
     """Return what is wrong with the keys of a service's personal data."""
-    expected, keys = await keys_in_use(reader), _keys(reader)
-    return keys.faults(expected)
-
-
-def _keys(reader: StoreReader) -> VaultReader:
-    return VaultReader(reader.place, RealRuntime().disk)
+    return reader.beside.keys().faults(await keys_in_use(reader))
 
 
 def _checked(subject: str) -> str:
