@@ -142,6 +142,13 @@ def parse(command: click.Command, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_decisions_are_numbered_as_their_files(page: Path) -> None:
+    """`[decision 20](adr/0020-...)`: who reads the number finds the file."""
+    named = re.findall(r"\[decision\s+(\d+)\]\([^)]*?(\d{4})-", page.read_text())
+    assert [each for each in named if int(each[0]) != int(each[1])] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     """A link within the repository names a file that is there."""
     broken = [

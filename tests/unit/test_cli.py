@@ -326,6 +326,34 @@ def test_a_stopped_system_is_read_from_its_databases(run: Run, tmp_path: Path) -
     assert told() == before
 
 
+def test_a_trace_and_the_logs_of_a_stopped_system_are_as_while_it_ran(
+    run: Run, tmp_path: Path
+) -> None:
+    """The last one, and one by its id; what is not kept is said so; a damaged file harms none."""
+    write_config(tmp_path, TOML)
+
+    def told(trace_id: str = "last") -> tuple[int, list[str], list[str]]:
+        trace = run(tmp_path, "trace", trace_id, "--json")
+        spans = json.loads(trace.out)["spans"]
+        shown = run(tmp_path, "trace", trace_id).out
+        return trace.code, [span["name"] for span in spans], shown.splitlines()[:2]
+
+    with Running(tmp_path):
+        assert run(tmp_path, "call", "notes.plan", "name=s1").code == 0
+        before = told()
+        trace_id = before[2][0].removeprefix("trace ")
+    assert (before[0], before[1][0]) == (0, "notes.plan")
+    assert told() == told(trace_id) == before
+    assert run(tmp_path, "logs").code in (0, 1)
+    lost = run(tmp_path, "trace", "0af7651916cd43dd8448eb211c80319c")
+    assert (lost.code, lost.out, "are kept; the ring may have" in lost.err) == (2, "", True)
+    (tmp_path / ".synchromesh/telemetry/spans-gone.db").write_text("it is none")
+    assert told() == before
+    (tmp_path / ".synchromesh/telemetry/spans.db").unlink()
+    none = run(tmp_path, "trace", "last")
+    assert (none.code, "nobody has asked for anything yet" in none.err) == (2, True)
+
+
 def ended_pid() -> int:
     """Return the id of a process that has ended."""
     child = subprocess.Popen([sys.executable, "-c", ""])

@@ -146,6 +146,7 @@ def test_events_are_read_of_a_running_system_and_of_a_stopped_one(run: Run, fold
             ["list", "--name", "shop.sold", "--stream", "sales/nut", "--json"],
             ["list", "--name", "shop.bought"],
             ["show", "3"],
+            ["show", "shop:3"],
             ["show", first["id"], "--json"],
             ["show", "77"],
             ["show", "019e2c00-0000-7000-8000-000000000000"],
@@ -161,7 +162,7 @@ def test_events_are_read_of_a_running_system_and_of_a_stopped_one(run: Run, fold
         first = json.loads(run(folder, "events", "list", "--json").out)[0]
         running = told()
     assert told() == running
-    every, two, one, nuts, none, shown, by_id, *unknown, exported, bolts, wrong = running
+    every, two, one, nuts, none, shown, as_listed, by_id, *unknown, exported, bolts, wrong = running
     assert [each["position"] for each in json.loads(every.out)] == [1, 2, 3, 4]
     assert "sales/nut#2" in two.out
     assert "sales/bolt#1" not in two.out
@@ -171,6 +172,9 @@ def test_events_are_read_of_a_running_system_and_of_a_stopped_one(run: Run, fold
     ]  # fmt: skip
     assert none.out == "there is no such event\n"
     assert '"qty": 3' in shown.out
+    assert as_listed == shown
+    other = run(folder, "events", "show", "shop:3", "--service", "stock")
+    assert (other.code, "shop:3 is an event of shop" in other.err) == (2, True)
     assert json.loads(by_id.out) == first
     assert [ran.code for ran in unknown] == [2, 2]
     assert "no event has position 77" in unknown[0].err

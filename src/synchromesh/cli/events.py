@@ -48,12 +48,17 @@ def list_events(
 
 
 @events.command()
-@click.argument("event", metavar="ID|POSITION")
+@click.argument("event", metavar="ID|SERVICE:POSITION")
 @click.option("--service", default="", help="Whose position it is.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def show(folder: Path, event: str, service: str, is_json: bool) -> int:
-    """Show one event with its body."""
+    """Show one event with its body, by its id or as `events list` names it."""
+    of, _, position = event.rpartition(":")
+    if of and position.isdecimal():
+        if service not in ("", of):
+            raise click.UsageError(f"{event} is an event of {of}, and --service says {service}")
+        service, event = of, position
     which: dict[str, Any] = {"position": int(event)} if event.isdecimal() else {"id": event}
     answers = actions.read(folder, "events.show", service=service, **which)
     if len(answers) > 1:

@@ -9,6 +9,7 @@ import click
 
 from synchromesh.cli.control import ControlClient
 from synchromesh.cli.output import print_json
+from synchromesh.system.config.rundir import RunDir
 
 
 @click.command()
@@ -16,8 +17,16 @@ from synchromesh.cli.output import print_json
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def trace(folder: Path, trace_id: str, is_json: bool) -> int:
-    """Show the spans of a trace by its id; `last` is the last call or request from outside."""
-    answer = ControlClient(folder).get(f"/traces/{quote(trace_id, safe='')}")
+    """Show the spans of a trace by its id; `last` is the last call or request from outside.
+
+    Of a stopped system, too.
+    """
+    if RunDir(folder).is_running():
+        answer = ControlClient(folder).get(f"/traces/{quote(trace_id, safe='')}")
+    else:
+        from synchromesh.system.control.stopped import read_trace
+
+        answer = read_trace(folder, trace_id)
     if is_json:
         print_json(answer)
         return 0

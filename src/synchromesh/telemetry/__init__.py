@@ -5,7 +5,7 @@ line reads. Dropping a span never fails a request (T2).
 """
 
 from synchromesh.telemetry.log import JsonFormatter
-from synchromesh.telemetry.ring import ASKING, SqliteRing
+from synchromesh.telemetry.ring import ASKING, SqliteRing, kept_spans
 from synchromesh.telemetry.span import (
     MemoryRing,
     Record,
@@ -34,6 +34,7 @@ __all__ = [
     "SqliteRing",
     "Tracer",
     "current_span",
+    "kept_spans",
     "outcome_of",
     "status_of",
     "to_record",

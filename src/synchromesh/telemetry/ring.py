@@ -6,13 +6,14 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from synchromesh.runtime import DiskRuntime, Worker
+from synchromesh.runtime import Disk, DiskRuntime, Worker
 from synchromesh.telemetry.span import SpanRecord, SpanRow, to_record
 
 # A row is a block: `last` counts the spans ever written, up to the end of this block.
@@ -163,21 +164,12 @@ class SqliteRing:
         written under load, 25 ms where each span is a block of its own.
         """
 
-        def find(connection: sqlite3.Connection) -> list[SpanRecord]:
-            rows = connection.execute(_BLOCKS_OF_TRACE, (_indexed([trace_id]),))
-            spans = (span for (block,) in rows for span in _decoded(block) if span[0] == trace_id)
-            return sorted(map(to_record, spans), key=lambda record: record.started_us)
-
-        return await self._query(find, [])
+        return await self._query(partial(_spans_of, trace_id), [])
 
     async def last_trace_id(self) -> str | None:
         """Flush, and return the trace id of the newest span of `ASKING`; None without one."""
 
-        def find(connection: sqlite3.Connection) -> str | None:
-            row = connection.execute(_LAST_CLIENT_TRACE).fetchone()
-            return None if row is None else str(row[0])
-
-        return await self._query(find, None)
+        return await self._query(_last_trace_of, None)
 
     async def close(self) -> None:
         """Flush, and stop the writer; spans added later are dropped."""
@@ -286,6 +278,29 @@ class SqliteRing:
             self._has_failed = True
         for query in queries:
             query.done.set()
+
+
+def kept_spans(path: str, disk: Disk, trace_id: str) -> list[SpanRecord]:
+    """Return the spans of a trace in a file that nobody writes; "" is the last that was asked for.
+
+    None are there where the file cannot be read: spans are best effort.
+    """
+    try:
+        with closing(disk.connect(path, read_only=True)) as connection:
+            return _spans_of(trace_id or _last_trace_of(connection) or "", connection)
+    except sqlite3.Error:
+        return []
+
+
+def _spans_of(trace_id: str, connection: sqlite3.Connection) -> list[SpanRecord]:
+    rows = connection.execute(_BLOCKS_OF_TRACE, (_indexed([trace_id]),))
+    spans = (span for (block,) in rows for span in _decoded(block) if span[0] == trace_id)
+    return sorted(map(to_record, spans), key=lambda record: record.started_us)
+
+
+def _last_trace_of(connection: sqlite3.Connection) -> str | None:
+    row = connection.execute(_LAST_CLIENT_TRACE).fetchone()
+    return None if row is None else str(row[0])
 
 
 def _indexed(trace_ids: Iterable[str]) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from synchromesh.errors import ConfigError
+from synchromesh.errors import BadRequest, ConfigError
 from synchromesh.events.inspection import export_events
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import SqliteStores
@@ -16,6 +17,10 @@ from synchromesh.system.config.reading import load_config
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import Answers, ReadAction, parse_request
+from synchromesh.system.control.local import LAST
+from synchromesh.telemetry import ASKING, kept_spans
+
+_NEVER_RAN = "no system has run in {} yet; start one there with: synchromesh dev"
 
 
 def databases_of(folder: Path) -> list[str]:
@@ -48,9 +53,7 @@ async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
     wanted = parse_request(action, body)
     known = databases_of(folder)
     if not known:
-        raise ConfigError(
-            f"no system has run in {folder} yet; start one there with: synchromesh dev"
-        )
+        raise ConfigError(_NEVER_RAN.format(folder))
     if wanted.service and wanted.service not in known:
         raise ConfigError(
             f"{wanted.service!r} has no database in {rundir.data}; there are {', '.join(known)}"
@@ -71,6 +74,34 @@ async def read_stopped(folder: Path, name: str, body: bytes) -> Answers:
     if not answers and action.unknown is not None:
         raise action.unknown(wanted)
     return Answers(answers)
+
+
+def read_trace(folder: Path, trace_id: str) -> dict[str, Any]:
+    """Return the spans of a trace, or of the `LAST`, as far as the processes had written them.
+
+    Raises:
+        ConfigError: no system has run in the folder.
+        BadRequest: there are none.
+    """
+    files = sorted(RunDir(folder).telemetry.glob("spans*.db"))
+    if not files:
+        raise ConfigError(_NEVER_RAN.format(folder))
+    disk = RealRuntime().disk
+    if trace_id == LAST:
+        newest = [span for file in files for span in kept_spans(str(file), disk, "")]
+        asked = [span for span in newest if span.kind in ASKING]
+        if not asked:
+            raise BadRequest("nobody has asked for anything yet; try: synchromesh call")
+        trace_id = max(asked, key=lambda span: span.started_us).trace_id
+    spans = [span for file in files for span in kept_spans(str(file), disk, trace_id)]
+    if not spans:
+        raise BadRequest(
+            f"no spans of trace {trace_id!r} are kept; the ring may have wrapped. The newest is: "
+            "synchromesh trace last"
+        )
+    spans.sort(key=lambda span: span.started_us)
+    # As it would come from the running system.
+    return {"trace_id": trace_id, "spans": msgspec.to_builtins(spans)}
 
 
 async def export_to(
