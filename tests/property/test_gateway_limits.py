@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from synchromesh.gateway import TokenBuckets
+from synchromesh.gateway.limits import whole_seconds
 
 
 class Bucket:
@@ -55,3 +58,52 @@ def test_no_number_of_names_gets_more_than_the_buckets(
         admitted += buckets.take(key, now / 8) == 0.0
         assert len(buckets) <= 3
     assert admitted <= 3 * (burst + now / 8)
+
+
+@given(
+    interval_s=st.sampled_from([0.05, 0.3, 1.0, 2.0, 7.5]),
+    burst=st.integers(1, 5),
+    pauses=st.lists(st.integers(0, 40), max_size=40),
+)
+def test_what_is_told_is_what_is_given(interval_s: float, burst: int, pauses: list[int]) -> None:
+    """So many as are left are admitted at once; after `t` there is one more, as a refusal says."""
+    now = 0.0
+    buckets = TokenBuckets(interval_s=interval_s, burst=burst, name="GET /x")
+    taken: list[float] = []
+
+    def replayed() -> TokenBuckets:
+        """Return buckets that the same was taken from."""
+        other = TokenBuckets(interval_s=interval_s, burst=burst)
+        assert not any(other.take("shop", at) for at in taken)
+        return other
+
+    for pause in pauses:
+        now += pause * interval_s / 8
+        wait_s = buckets.take("shop", now)
+        if not wait_s:
+            taken.append(now)
+        policy, limit = buckets.fields("shop", now)
+        assert policy == (
+            "ratelimit-policy",
+            f'"GET /x";q={burst};w={math.ceil(interval_s * burst - 1e-9)}',
+        )
+        told = re.fullmatch(r'"GET /x";r=([0-9]+)(?:;t=([1-9][0-9]*))?', limit[1])
+        assert told is not None
+        left = int(told[1])
+        if wait_s:
+            assert (left, told[2]) == (0, str(whole_seconds(wait_s)))
+        other = replayed()
+        given = 0
+        while not other.take("shop", now):
+            given += 1
+        assert given == left
+        if told[2] is not None:
+            other = replayed()
+            later = now + int(told[2])
+            assert [bool(other.take("shop", later)) for _ in range(left + 1)] == [False] * (
+                left + 1
+            )
+        assert (
+            buckets.lines("shop", now)
+            == "".join(f"{name}: {value}\r\n" for name, value in (policy, limit)).encode()
+        )

@@ -31,6 +31,7 @@ from synchromesh import (
     Forward,
     Gateway,
     OpenApi,
+    Rate,
     Route,
     Static,
 )
@@ -244,6 +245,29 @@ def test_an_aggregate_says_what_is_shown_of_each_element() -> None:
         "names": ["ok"],
         "all": ["ok"],
     }
+
+
+def test_a_rate_is_told_by_every_answer_that_counts() -> None:
+    """Of a call, of what may be kept, and of what is passed on; others say nothing of it."""
+    rate, machine = Rate("20/s"), gateway_fakes.Fleet.machine
+    document = document_of(
+        Gateway(
+            auth=[gateway_fakes.SHOP],
+            routes=[
+                Route("GET /a/{id}", machine, cache=Cache(), rate=rate),
+                Forward("GET /b", to="store", rate=rate),
+                Route("GET /c/{id}", machine),
+            ],
+        )
+    )
+    assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+    call, passed, free = operations_in(document).values()
+    told = {"ratelimit", "ratelimit-policy"}
+    for answer in (call["responses"]["200"], call["responses"]["304"]):
+        assert told <= set(answer["headers"])
+    assert told <= set(passed["responses"]["default"]["headers"])
+    assert told <= set(document["components"]["responses"]["Problem429"]["headers"])
+    assert not told & set(free["responses"]["200"]["headers"])
 
 
 def test_what_may_be_kept_says_so() -> None:

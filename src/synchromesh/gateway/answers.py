@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -19,6 +18,7 @@ from synchromesh.errors import (
 from synchromesh.gateway.arrival import arrival_of
 from synchromesh.gateway.composition import BranchOutcome
 from synchromesh.gateway.cors import ORIGIN, WANTED_HEADERS, WANTED_METHOD, CompiledCors
+from synchromesh.gateway.limits import RATELIMIT, whole_seconds
 from synchromesh.gateway.problems import outside, problem_of
 from synchromesh.http import HttpRequest, HttpResponse, problem_response
 
@@ -52,10 +52,16 @@ def refused(
     """Answer with an error that is worded for the outside, as a problem (RFC 9457)."""
     headers = [_PROBLEM, *fields]
     if error.retry_after_s is not None:
-        headers.append(("retry-after", str(math.ceil(error.retry_after_s))))
+        headers.append(("retry-after", str(_retry_after(error.retry_after_s, headers))))
     if isinstance(error, Unauthenticated):
         headers.append(("www-authenticate", "Bearer"))
     return HttpResponse(error.status, headers, encode(problem_of(error, trace_id=trace_id)))
+
+
+def _retry_after(wait_s: float, fields: Iterable[tuple[str, str]]) -> int:
+    """Return after how many seconds to ask again: not before the rate has a place for it."""
+    spent = [value for name, value in fields if name == RATELIMIT and ";r=0;" in value]
+    return max([whole_seconds(wait_s), *(int(value.rpartition(";t=")[2]) for value in spent)])
 
 
 def told_of(error: Exception, route: AskedRoute, trace_id: str) -> SynchromeshError:

@@ -113,6 +113,7 @@ class FastAggregate:
                 headers = Headers.from_wire(exchange.pairs)
                 who = gate.origins.of_request(exchange.peer, headers).client
             wait_s = self.buckets.take(who, now)
+            asked.limits = self.buckets.lines(who, now)
             if wait_s:
                 asked.refuse(
                     RateLimited(
@@ -139,9 +140,10 @@ class FastAggregate:
 class AggregateExchange:
     """Is one request for an aggregate under way."""
 
-    __slots__ = ("_arrived", "_began_s", "_context", "_exchange", "_plan", "run")
+    __slots__ = ("_arrived", "_began_s", "_context", "_exchange", "_plan", "limits", "run")
 
     run: AggregateRun
+    limits: bytes  # what is told of a rate, where there is one
 
     def __init__(
         self,
@@ -189,6 +191,8 @@ class AggregateExchange:
             head += self._arrived.line
         if cors is not None:
             head += cors.lines(self._exchange.pairs)
+        if self._plan.buckets is not None:
+            head += self.limits
         self._exchange.answer(head, body)
         traffic.answers[2] += 1
         if traffic.log is not None:
@@ -212,6 +216,8 @@ class AggregateExchange:
         cors = self._plan.entry.cors
         if cors is not None:
             head += cors.lines(self._exchange.pairs)
+        if self._plan.buckets is not None:
+            head += self.limits
         self._exchange.answer(head, body)
         traffic = self._plan.traffic
         traffic.answers[told.status // 100] += 1

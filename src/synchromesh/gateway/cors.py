@@ -65,7 +65,8 @@ class Cors:
         "traceparent", "tracestate", "x-api-key", "x-request-id",
     )  # fmt: skip
     exposed: Collection[str] = (
-        "content-disposition", "etag", "idempotency-key", "location", "retry-after",
+        "content-disposition", "etag", "idempotency-key", "location", "ratelimit",
+        "ratelimit-policy", "retry-after",
         "synchromesh-fallback", "synchromesh-partial", "synchromesh-trace", "x-request-id",
     )  # fmt: skip
     max_age: str = "10m"

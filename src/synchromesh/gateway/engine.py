@@ -372,7 +372,9 @@ class GatewayEngine:
         buckets = self.state.buckets.get(entry.name)
         if buckets is not None:
             who = who or self._origins.of_request(request.peer, request.headers).client
-            wait_s = buckets.take(who, asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            wait_s = buckets.take(who, now)
+            asked.headers += buckets.fields(who, now)
             if wait_s:
                 raise RefusedRequest(
                     RateLimited(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -141,7 +141,7 @@ class Gate:
             request = msgspec.structs.replace(request, stream=body)
         told = _TOLD.search(sent.wire) if plan.tells_principal else None
         who = told[1].decode() if told else ""
-        exchange.answer_by(self._resumed(plan, request, context, begun, who))
+        exchange.answer_by(self._resumed(plan, request, context, begun, who, sent.limits))
 
     def __repr__(self) -> str:
         return f"<Gate {len(self._plans)} routes in use, {self.limiter!r}>"
@@ -154,11 +154,11 @@ class Gate:
         context: CallContext,
         begun: FailedAttempt,
         told: str,
+        limits: Sequence[tuple[str, str]],
     ) -> AsyncIterator[HttpResponse]:
-        entry, passage = plan.entry, plan.entry.passage
+        entry, passage, arrived = plan.entry, plan.entry.passage, arrival_of(request.headers)
         assert passage is not None
-        arrived = arrival_of(request.headers)
-        headers = [*ALWAYS, (TRACE, context.trace_id), *arrived.fields]
+        headers = [*ALWAYS, (TRACE, context.trace_id), *arrived.fields, *limits]
         if entry.cors is not None:
             headers += entry.cors.fields(request.headers.get_all("origin"))
         found = self._find(request.method.encode(), request.path.encode("latin-1"))
@@ -399,6 +399,8 @@ class FastForward:
         body = exchange.body
         if self.buckets is not None:
             wait_s = self.buckets.take(who.name or sent.client, now)
+            sent.limits = self.buckets.fields(who.name or sent.client, now)
+            sent.echo += self.buckets.lines(who.name or sent.client, now)
             if wait_s:
                 sent.turn_away(wait_s)
                 return

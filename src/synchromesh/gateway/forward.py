@@ -37,6 +37,7 @@ from synchromesh.gateway.cors import SAID_BY_US
 from synchromesh.gateway.fallbacks import Note
 from synchromesh.gateway.leading import FIELDS as LED
 from synchromesh.gateway.leading import Leading, UpstreamPaths
+from synchromesh.gateway.limits import RATELIMIT, RATELIMIT_POLICY
 from synchromesh.gateway.origin import ClientOrigin
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Forward
@@ -78,6 +79,8 @@ _NEVER: Final = _HOP | _OURS | {
 _NEVER_BEGINS: Final = ("synchromesh-", "x-forwarded-", "x-authenticated-", "x-original-")
 _DROPPED: Final = _HOP | _OURS | {"x-content-type-options"}
 _CORS_SAYS: Final = frozenset({"access-control-allow-origin", "vary"})
+# Lists, to which the gateway adds its own.
+_LISTED: Final = frozenset({"vary", RATELIMIT, RATELIMIT_POLICY})
 # Tells an upstream who asks, where the route says so.
 PRINCIPAL: Final = "synchromesh-principal"
 _VIA: Final = ("via", "1.1 synchromesh")
@@ -222,7 +225,7 @@ def answer_of(
         for name, value in response.headers
         if name not in dropped and not name.startswith(prefixes)
     ]
-    said = {name for name, _ in kept} - {"vary"}
+    said = {name for name, _ in kept} - _LISTED
     added = [(name, value) for name, value in ours if name not in said]
     if isinstance(response, Switching):
         return response.telling([*kept, *added])

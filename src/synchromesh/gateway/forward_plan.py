@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from synchromesh.calls.forwarding import FailedAttempt
@@ -23,11 +24,13 @@ class SentForward(Protocol):
         exchange: with the client.
         plan: of its route.
         wire: what was sent.
+        limits: the fields that tell of a rate, where there is one.
     """
 
     exchange: HttpExchange
     plan: ForwardPlan
     wire: bytes
+    limits: Sequence[tuple[str, str]]
 
 
 class ForwardGate(Protocol):

@@ -3,7 +3,7 @@
 Each bucket is one number, the time at which it would be full again (the generic cell rate
 algorithm): a bucket that is full again says nothing and can be forgotten without loss.
 
-Source: ITU-T I.371, annex A.
+Source: ITU-T I.371, annex A; draft-ietf-httpapi-ratelimit-headers-10 for what is told of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Final
 
 from synchromesh.errors import ConfigError
 
 _LIMIT = re.compile(r"([0-9]{1,6})/(s|m|h)")
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+# Sums of floats: less than this part of a token is none.
+_ROUNDING = 1e-3
+
+RATELIMIT: Final = "ratelimit"
+RATELIMIT_POLICY: Final = "ratelimit-policy"
 
 
 def interval_of(limit: str) -> float:
@@ -48,6 +54,16 @@ def burst_of(limit: str) -> int:
     return max(1, math.floor(1.0 / interval_of(limit) + 1e-9))
 
 
+def whole_seconds(wait_s: float) -> int:
+    """Return a wait in whole seconds, rounded up but for what sums of floats add; at least 1.
+
+    Example:
+        >>> whole_seconds(0.2), whole_seconds(2.0000000001), whole_seconds(2.1)
+        (1, 2, 3)
+    """
+    return max(1, math.ceil(wait_s - 1e-6))
+
+
 class TokenBuckets:
     """Admits each key `burst` times at once and every `interval_s` after that.
 
@@ -56,6 +72,7 @@ class TokenBuckets:
         burst: how many tokens a full bucket has.
         buckets_max: how many buckets are kept; beyond, newcomers share one, so that whoever
             comes under many names gets no more than one of them would.
+        name: what clients are told it is called: printable ASCII, without quotes.
 
     Example:
         >>> buckets = TokenBuckets(interval_s=1.0, burst=2)
@@ -65,7 +82,9 @@ class TokenBuckets:
         0.0
     """
 
-    def __init__(self, *, interval_s: float, burst: int, buckets_max: int = 10_000) -> None:
+    def __init__(
+        self, *, interval_s: float, burst: int, buckets_max: int = 10_000, name: str = "default"
+    ) -> None:
         if interval_s <= 0 or burst < 1 or buckets_max < 1:
             raise ConfigError(
                 f"token buckets have interval_s {interval_s}, burst {burst} and buckets_max "
@@ -73,7 +92,12 @@ class TokenBuckets:
             )
         self._interval_s = interval_s
         self._slack_s = interval_s * (burst - 1)
+        self._burst = burst
         self._buckets_max = buckets_max
+        self._name = f'"{name}"'
+        # As long as an empty bucket takes to be full; in whole seconds, as the draft has it.
+        window_s = max(1, math.ceil(interval_s * burst - _ROUNDING))
+        self._policy = (RATELIMIT_POLICY, f"{self._name};q={burst};w={window_s}")
         # When each bucket is full again; the one that was used longest ago comes first.
         self._full_at_s: OrderedDict[Hashable, float] = OrderedDict()
 
@@ -87,12 +111,42 @@ class TokenBuckets:
         if full_at_s < now:
             full_at_s = now
         wait_s = full_at_s - now - self._slack_s
-        # Sums of floats: a wait of less than a thousandth of a token is none.
-        if wait_s > self._interval_s * 1e-3:
+        if wait_s > self._interval_s * _ROUNDING:
             return wait_s
         buckets[key] = full_at_s + self._interval_s
         buckets.move_to_end(key)
         return 0.0
+
+    def fields(self, key: Hashable, now: float) -> tuple[tuple[str, str], ...]:
+        """Return what an answer says of a bucket: its policy, what is left, and until when.
+
+        `t` is how long it takes until there is one token more, and what `Retry-After` says of a
+        wait that `take` has just returned.
+
+        Example:
+            >>> buckets = TokenBuckets(interval_s=2.0, burst=3, name="GET /stock/{sku}")
+            >>> buckets.take("shop", now=0.0)
+            0.0
+            >>> dict(buckets.fields("shop", now=0.5))["ratelimit"]
+            '"GET /stock/{sku}";r=2;t=2'
+        """
+        buckets, burst = self._full_at_s, self._burst
+        full_at_s = buckets.get(key)
+        if full_at_s is None:
+            full_at_s = buckets.get(_SHARED, now)
+        lacking_s = full_at_s - now
+        lacking = min(burst, math.ceil(lacking_s / self._interval_s - _ROUNDING))
+        if lacking <= 0:
+            return (self._policy, (RATELIMIT, f"{self._name};r={burst}"))
+        # As `take` has it, so that both round to the same second.
+        more_in_s = lacking_s - self._interval_s * (lacking - 1)
+        told = f"{self._name};r={burst - lacking};t={whole_seconds(more_in_s)}"
+        return (self._policy, (RATELIMIT, told))
+
+    def lines(self, key: Hashable, now: float) -> bytes:
+        """Return the same as it stands on the wire."""
+        fields = self.fields(key, now)
+        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
 
     def __len__(self) -> int:
         return len(self._full_at_s)

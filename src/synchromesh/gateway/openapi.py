@@ -20,18 +20,23 @@ from synchromesh.calls.routes import ANY
 from synchromesh.calls.signature import BODILESS
 from synchromesh.codec import digest, encode
 from synchromesh.errors import Rejection
-from synchromesh.gateway.branches import CompiledBranch
-from synchromesh.gateway.caching import CompiledCache
 from synchromesh.gateway.compiled import CompiledRoute
-from synchromesh.gateway.composition import BranchStatus
+from synchromesh.gateway.openapi_answers import (
+    answer,
+    branch_schema,
+    each_of,
+    mark_of,
+    say_kept,
+    say_rated,
+    whole,
+)
 from synchromesh.gateway.openapi_parts import HEADERS, PARAMETERS, SCHEMAS, problem, responses
-from synchromesh.gateway.picks import Pick
 from synchromesh.gateway.principal import Auth, DescribedAuth
 from synchromesh.gateway.problems import statuses
 from synchromesh.gateway.router import Template
 from synchromesh.gateway.routes import Aggregate, Forward, Gateway, OpenApi, Route
 from synchromesh.gateway.schemas import PLACE, Schema, Schemas, doc_of, title_of, with_default
-from synchromesh.gateway.shapes import element_of, is_text, without_null
+from synchromesh.gateway.shapes import is_text
 
 Json: TypeAlias = dict[str, Any]
 
@@ -151,8 +156,9 @@ class _Writer:
                 parameter["name"] = names[parameter["name"]]
         told = [f"Answered within {route.deadline}."]
         if entry.cache is not None:
-            _say_kept(written, entry.cache)
+            say_kept(written, entry.cache)
         if route.rate is not None:
+            say_rated(written)
             of_whom = "client address" if entry.is_public else "principal"
             told.append(f"At most {route.rate.limit} for each {of_whom}, {entry.burst} at once.")
         if entry.scopes:
@@ -207,7 +213,7 @@ class _Writer:
         if "requestBody" in written:
             refused |= {str(status): problem(status) for status in (408, 413, 415)}
         written["responses"] = {
-            "200": _answer("The answer.", self.schemas.of(shape.result), headers),
+            "200": answer("The answer.", self.schemas.of(shape.result), headers),
             **refused,
             **self._rejections(operation.raises),
         }
@@ -282,9 +288,9 @@ class _Writer:
         for part in entry.parts.values():
             for parameter, place in part.from_path.items():
                 hints[place].append(part.operation.shape.hints[parameter])
-        branches = {name: self._branch(part) for name, part in entry.parts.items()}
-        marks = {name: _mark_of(part) for name, part in entry.parts.items()}
-        body: Schema = _whole({"data": _whole(branches), "branches": _whole(marks)})
+        branches = {name: branch_schema(self.schemas, part) for name, part in entry.parts.items()}
+        marks = {name: mark_of(part) for name, part in entry.parts.items()}
+        body: Schema = whole({"data": whole(branches), "branches": whole(marks)})
         headers = {
             "synchromesh-trace": "Trace",
             "x-request-id": "RequestId",
@@ -294,7 +300,7 @@ class _Writer:
         raises = {each: None for part in needed for each in part.operation.raises}
         told = [
             f"- `{name}`: {'required' if part.step.is_required else 'optional'}, "
-            f"from {part.operation.full_name}{_each_of(part)}"
+            f"from {part.operation.full_name}{each_of(part)}"
             for name, part in entry.parts.items()
         ]
         return {
@@ -304,41 +310,11 @@ class _Writer:
             "description": "\n".join(told),
             "parameters": [*(self._place(name, each) for name, each in hints.items()), *_OUTER],
             "responses": {
-                "200": _answer("What the branches answered.", body, headers),
+                "200": answer("What the branches answered.", body, headers),
                 **{str(status): problem(status) for status in statuses(is_read=True)},
                 **self._rejections(raises),
             },
         }
-
-    def _branch(self, part: CompiledBranch) -> Schema:
-        schema, is_sure = self._shown(part), part.step.is_required and not part.may_be_absent
-        if part.step.each is not None:
-            # An element without data is null, whatever the others are.
-            items = schema if is_sure else _or_null(schema)
-            schema = {"type": "array", "items": items, "maxItems": part.step.each.at_most}
-        return schema if is_sure else _or_null(schema)
-
-    def _shown(self, part: CompiledBranch) -> Schema:
-        """Return the schema of what is shown of an answer."""
-        result = part.operation.shape.result
-        if part.empty is not None:
-            result = without_null(result)[0]
-        return self.schemas.of(result) if part.pick is None else self._picked(part.pick, result)
-
-    def _picked(self, pick: Pick, kind: Any) -> Schema:
-        kind, may_be_null = without_null(kind)
-        element = element_of(kind)
-        if element is not None:
-            schema: Schema = {"type": "array", "items": self._picked(pick, element)}
-        else:
-            fields = {name: (self.schemas.of(each.kind), each) for name, each in pick.items()}
-            schema = _whole(
-                {
-                    name: _or_null(field) if each.may_be_null else field
-                    for name, (field, each) in fields.items()
-                }
-            )
-        return _or_null(schema) if may_be_null else schema
 
     def _forward(self, entry: CompiledRoute, method: str) -> Json:
         passage, template = entry.passage, entry.template
@@ -422,72 +398,8 @@ def _security_of(auth: Auth) -> Mapping[str, Json]:
     return {name: {"type": "apiKey", "in": "header", "name": "authorization", "description": told}}
 
 
-def _answer(told: str, schema: Schema, headers: Mapping[str, str]) -> Json:
-    return {
-        "description": told,
-        "headers": _headers(headers),
-        "content": {"application/json": {"schema": schema}},
-    }
-
-
-def _headers(parts: Mapping[str, str]) -> Json:
-    return {name: {"$ref": f"#/components/headers/{part}"} for name, part in parts.items()}
-
-
 def _json_body(schema: Schema, *, is_required: bool = True) -> Json:
     return {"required": is_required, "content": {"application/json": {"schema": schema}}}
-
-
-def _whole(properties: Json) -> Schema:
-    """Return the schema of an object that always has all of its fields."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _say_kept(written: Json, cache: CompiledCache) -> None:
-    """Add to an operation what a client may do with an answer that it has."""
-    names = {"etag": "ETag", "cache-control": "CacheControl"}
-    if cache.max_age_s:
-        names["age"] = "Age"
-    told = _headers(names)
-    written["responses"]["200"]["headers"] |= told
-    written["responses"]["304"] = {
-        "description": "The client has the answer already: it is the one of the `if-none-match`.",
-        "headers": told,
-    }
-    written["parameters"].append({"$ref": "#/components/parameters/IfNoneMatch"})
-
-
-def _each_of(part: CompiledBranch) -> str:
-    each = part.step.each
-    if each is None:
-        return ""
-    of = ".".join((each.source.branch, *each.source.fields))
-    beyond = "a longer one is cut" if each.is_cut else "a longer one fails"
-    return f", for each of `{of}`: at most {each.at_most}, and {beyond}"
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _mark_of(part: CompiledBranch) -> Schema:
-    """Return the schema of what an aggregate says of a branch."""
-    can_be = [BranchStatus.OK]
-    stand_in, each, is_required = part.stand_in, part.step.each, part.step.is_required
-    if each is not None:
-        if stand_in is not None or each.is_cut or not is_required:
-            can_be.append(BranchStatus.PARTIAL)
-        if not (each.is_cut or is_required):
-            can_be.append(BranchStatus.FAILED)
-    elif stand_in is not None:
-        can_be.append(BranchStatus.STALE if stand_in.static is None else BranchStatus.STATIC)
-    if not is_required:
-        can_be += [BranchStatus.REJECTED, BranchStatus.FAILED] if each is None else []
-        can_be += [BranchStatus.SKIPPED] if part.step.needs else []
-    if part.step.needs and (part.may_be_absent or not is_required):
-        can_be.append(BranchStatus.ABSENT)
-    status = {"enum": [each.value for each in can_be]}
-    return {"allOf": [{"$ref": f"{PLACE}BranchMark"}], **_whole({"status": status})}
 
 
 def _line_of(rejection: type[Rejection]) -> str:

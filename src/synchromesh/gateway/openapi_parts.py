@@ -82,6 +82,16 @@ HEADERS: Final = {
         "description": "How old the answer is, in seconds, where it was kept here.",
         "schema": {"type": "integer", "minimum": 0},
     },
+    "RateLimit": {
+        "description": "How many requests are left at the moment, and in how many seconds there is "
+        'one more: `"POST /orders";r=39;t=1`.',
+        "schema": {"type": "string"},
+    },
+    "RateLimitPolicy": {
+        "description": "How many may come at once, and in how many seconds so many more: "
+        '`"POST /orders";q=40;w=2`.',
+        "schema": {"type": "string"},
+    },
     "RetryAfter": {
         "description": "After how many seconds to ask again.",
         "schema": {"type": "integer", "minimum": 0},
@@ -200,6 +210,8 @@ def _problem(status: int, codes: dict[str, str]) -> dict[str, Any]:
     headers = {"x-request-id": "RequestId", "synchromesh-trace": "Trace"}
     if status in _RETRIED:
         headers["retry-after"] = "RetryAfter"
+    if status == 429:
+        headers |= {"ratelimit": "RateLimit", "ratelimit-policy": "RateLimitPolicy"}
     if status == 401:
         headers["www-authenticate"] = "WwwAuthenticate"
     return {

@@ -87,6 +87,8 @@ class ForwardExchange(ClientExchange):
     echo = b""
     has_cors = False
     noted: dict[str, str] | None = None
+    # What is told of a rate, where there is one; it is a part of the echo.
+    limits: Sequence[tuple[str, str]] = ()
     # What the client was sent so far, of an answer in parts.
     status = NO_STATUS
     sent_bytes = 0

@@ -44,7 +44,10 @@ class GatewayState:
         """Return the state of a gateway that nobody has asked yet."""
         buckets = {
             entry.name: TokenBuckets(
-                interval_s=entry.interval_s, burst=entry.burst, buckets_max=gateway.buckets_max
+                interval_s=entry.interval_s,
+                burst=entry.burst,
+                buckets_max=gateway.buckets_max,
+                name=entry.name,
             )
             for entry in entries
             if entry.interval_s
