@@ -83,6 +83,7 @@ for command in (
         "Check and explain the gateway; manage its API keys.",
     ),
     LazyCommand("openapi", "openapi", "openapi", "Print the OpenAPI document of the gateway."),
+    LazyCommand("export", "export", "export", "Write a system down for other tools."),
     LazyCommand("test", "test", "test", "Run the tests, or the opening under faults."),
     LazyCommand("status", "status", "status", "Show the health of the whole system on one screen."),
     LazyCommand(

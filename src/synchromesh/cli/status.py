@@ -31,7 +31,7 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
     """
     if watch and is_json:
         raise click.UsageError("--watch draws a screen; take --json without it, as often as needed")
-    last = _ask(folder)
+    last = ask(folder)
     if is_json:
         print_json(last)
     elif watch:
@@ -41,7 +41,8 @@ def status(folder: Path, watch: bool, is_json: bool) -> int:
     return FINDING if last.findings else 0
 
 
-def _ask(folder: Path) -> Status:
+def ask(folder: Path) -> Status:
+    """Return the status of the system that runs in a folder."""
     return msgspec.convert(ControlClient(folder).get("/status"), Status)
 
 
@@ -66,7 +67,7 @@ def _watch(folder: Path, last: Status) -> Status:
             while True:
                 asyncio.run(asyncio.sleep(WATCH_EVERY_S))
                 try:
-                    last = _ask(folder)
+                    last = ask(folder)
                 except SynchromeshError as error:
                     live.update(screen(last, error.message), refresh=True)
                 else:

@@ -76,8 +76,10 @@ class CompiledCors:
     """A `Cors` as the engine asks it.
 
     Attributes:
-        wire: what answers say, as lines, by the origin of the page that asks.
-        others: what they say to everybody else.
+        is_open: whether pages of all origins may use it.
+        said: what answers say, by the origin of the page that asks.
+        said_to_others: what they say to everybody else.
+        wire, others: the same, as lines.
     """
 
     def __init__(self, cors: Cors, max_age_s: float) -> None:
@@ -89,24 +91,28 @@ class CompiledCors:
         self._credentials = tuple(more)
         if cors.exposed:
             more.append(("access-control-expose-headers", ", ".join(sorted(cors.exposed))))
-        self._is_open = ANYBODY in cors.origins
-        if self._is_open:
+        self.is_open = ANYBODY in cors.origins
+        if self.is_open:
             # The same to everybody, so that it does not vary.
-            self._said: dict[str, Fields] = {}
-            self._others: Fields = (("access-control-allow-origin", ANYBODY), *more)
+            self.said: dict[str, Fields] = {}
+            self.said_to_others: Fields = (("access-control-allow-origin", ANYBODY), *more)
         else:
-            self._said = {
+            self.said = {
                 origin: (("access-control-allow-origin", origin), *more, _VARY)
                 for origin in cors.origins
             }
-            self._others = (_VARY,)
-        self.wire = {origin.encode(): _lines(said) for origin, said in self._said.items()}
-        self.others = _lines(self._others)
+            self.said_to_others = (_VARY,)
+        self.wire = {origin.encode(): _lines(said) for origin, said in self.said.items()}
+        self.others = _lines(self.said_to_others)
 
     def fields(self, origins: Iterable[str]) -> Fields:
         """Return what an answer says, by the values of `Origin`; of several none counts."""
         asking = list(origins)
-        return self._said.get(asking[0], self._others) if len(asking) == 1 else self._others
+        return (
+            self.said.get(asking[0], self.said_to_others)
+            if len(asking) == 1
+            else self.said_to_others
+        )
 
     def lines(self, pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
         """Return the same as lines, by the fields of a request as they came."""
@@ -121,8 +127,8 @@ class CompiledCors:
             method: that it wants to use; there is a route for it.
             headers: that it wants to set, with commas.
         """
-        allowed = ANYBODY if self._is_open else origin
-        if not self._is_open and origin not in self._said:
+        allowed = ANYBODY if self.is_open else origin
+        if not self.is_open and origin not in self.said:
             return "pages of this origin may not use it"
         if not _METHOD.fullmatch(method):
             return "no method has this name"
@@ -137,7 +143,7 @@ class CompiledCors:
         return (*said, _VARY_ASKED)
 
     def __repr__(self) -> str:
-        who = "everybody" if self._is_open else ", ".join(sorted(self._said))
+        who = "everybody" if self.is_open else ", ".join(sorted(self.said))
         return f"<CompiledCors for {who}>"
 
 

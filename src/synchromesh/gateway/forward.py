@@ -77,7 +77,7 @@ _NEVER: Final = _HOP | _OURS | {
     "x-method-override", "x-principal", "x-real-ip", "x-remote-user", "x-rewrite-url", "x-user",
 }  # fmt: skip
 _NEVER_BEGINS: Final = ("synchromesh-", "x-forwarded-", "x-authenticated-", "x-original-")
-_DROPPED: Final = _HOP | _OURS | {"x-content-type-options"}
+DROPPED: Final = _HOP | _OURS | {"x-content-type-options"}
 _CORS_SAYS: Final = frozenset({"access-control-allow-origin", "vary"})
 # Lists, to which the gateway adds its own.
 _LISTED: Final = frozenset({"vary", RATELIMIT, RATELIMIT_POLICY})
@@ -214,7 +214,7 @@ def answer_of(
     places is told as they are outside.
     """
     ours = tuple(ours)
-    dropped = _DROPPED | _named(response.headers)
+    dropped = DROPPED | _named(response.headers)
     own = {name for name, _ in ours}
     if REQUEST_ID in own:
         dropped |= {REQUEST_ID}  # it is the client's to say
@@ -243,7 +243,7 @@ _DROP, _PASS, _CACHE, _CONNECTION, _NAME, _LED, _CORS = range(7)
 _RULES: dict[bytes, int] = {}
 _RULES_MAX: Final = 1024
 _FIXED_RULES: Final = {
-    **{name.encode(): _DROP for name in (*_DROPPED, "content-length")},
+    **{name.encode(): _DROP for name in (*DROPPED, "content-length")},
     b"cache-control": _CACHE,
     b"connection": _CONNECTION,
     REQUEST_ID.encode(): _NAME,

@@ -1,0 +1,172 @@
+"""`synchromesh export`: writes a system down for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from synchromesh.cli.config import settings_option
+from synchromesh.cli.output import print_json, print_line
+from synchromesh.errors import SynchromeshError
+from synchromesh.runtime import RealRuntime
+
+if TYPE_CHECKING:
+    from synchromesh.gateway.envoy import Export
+    from synchromesh.system.config.envoy_export import ListenAt, Whereabouts
+    from synchromesh.system.config.schema import SystemConfig
+
+FOLLOW_EVERY_S = 1.0
+
+
+@click.group()
+def export() -> None:
+    """Write a system down for other tools."""
+
+
+@export.command(short_help="Compile the gateway for Envoy, which stands in front of it.")
+@click.argument("target", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--listen", default="127.0.0.1:8443", show_default=True, help="What Envoy listens at."
+)
+@click.option(
+    "--certificate",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What it proves itself by, in PEM; without it, it serves plain HTTP.",
+)
+@click.option(
+    "--key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The private key of the certificate.",
+)
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Keep the addresses in DIR/eds as the running system has them, until Ctrl-C.",
+)
+@settings_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def envoy(
+    folder: Path,
+    target: Path,
+    listen: str,
+    certificate: Path | None,
+    key: Path | None,
+    follow: bool,
+    settings: tuple[str, ...],
+    is_json: bool,
+) -> int:
+    """Compile the gateway into DIR for Envoy 1.40, which stands in front of it.
+
+    Envoy answers what it can answer as the gateway would, and sends all else on. Which route is
+    whose, and why, is shown, and is in DIR/report.json. Start it by: envoy -c DIR/envoy.json
+
+    No secret is written: certificates and keys are named. Exits 2 with every mistake.
+    """
+    from synchromesh.system.config.envoy_export import BOOTSTRAP, listening, write
+
+    target = target.resolve()
+    at = listening(listen, certificate, key, RealRuntime().wall_us() / 1e6)
+    config, made = _made(folder, target, at, settings)
+    report = {
+        "listen": listen,
+        "configuration": str(target / BOOTSTRAP),
+        **_told(made),
+    }
+    write(made, target, report)
+    if is_json:
+        print_json(report)
+    else:
+        _show(report)
+    if follow:
+        _follow(folder, target, config, made)
+    return 0
+
+
+def _made(
+    folder: Path, target: Path, at: ListenAt, settings: tuple[str, ...]
+) -> tuple[SystemConfig, Export]:
+    import asyncio
+
+    from synchromesh.cli.gateway import definition_of
+    from synchromesh.system.config.envoy_export import export_envoy
+    from synchromesh.system.config.gateway_check import check_gateway
+    from synchromesh.system.config.rundir import RunDir
+
+    config, gateway = definition_of(folder, settings)
+    runtime = RealRuntime()
+    entries = asyncio.run(check_gateway(gateway, config, RunDir(folder), runtime))
+    found = _whereabouts(folder)
+    made = export_envoy(config, gateway, entries, system=folder, folder=target, at=at, found=found)
+    return config, made
+
+
+def _whereabouts(folder: Path) -> Whereabouts:
+    """Return where the parts of the system are; of one that does not run nothing is known."""
+    from synchromesh.cli.status import ask
+    from synchromesh.system.config.envoy_export import Whereabouts
+    from synchromesh.system.config.rundir import RunDir
+
+    if not RunDir(folder).is_running():
+        return Whereabouts()
+    last = ask(folder)
+    return Whereabouts(
+        "" if last.gateway is None else last.gateway.url,
+        {
+            name: [each.url for each in external.instances]
+            for name, external in last.externals.items()
+        },
+    )
+
+
+def _follow(folder: Path, target: Path, config: SystemConfig, made: Export) -> None:
+    """Keep the addresses until Ctrl-C; a system that is down is waited for."""
+    import asyncio
+
+    from synchromesh.system.config.envoy_export import EdsFiles
+
+    files, is_down = EdsFiles(made, config, target), False
+    try:
+        while True:
+            try:
+                for name in files.follow(_whereabouts(folder)):
+                    click.echo(f"{name} is where the system says", err=True)
+                is_down = False
+            except SynchromeshError as error:
+                if not is_down:
+                    click.echo(f"the addresses stay as they are: {error.message}", err=True)
+                is_down = True
+            asyncio.run(asyncio.sleep(FOLLOW_EVERY_S))
+    except KeyboardInterrupt:
+        return
+
+
+def _told(made: Export) -> dict[str, Any]:
+    import msgspec
+
+    from synchromesh.gateway.envoy import DIFFERENCES, EVERY
+
+    routes: dict[str, Any] = msgspec.to_builtins({"routes": made.routes})
+    told = {
+        "always_at_the_gateway": EVERY,
+        "differences": msgspec.to_builtins(DIFFERENCES),
+    }
+    return {**routes, "follows": made.upstreams, **told}
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from synchromesh.cli.show import console, plain_table
+
+    table = plain_table("route", "served by", "why, or what goes on to the gateway")
+    for each in report["routes"]:
+        more = each["why"] or "; ".join(each["on"])
+        table.add_row(Text(each["route"]), Text(each["engine"]), Text(more))
+    console().print(table)
+    print_line(f"whatever the route, the gateway has: {'; '.join(report['always_at_the_gateway'])}")
+    print_line(
+        f"written: {report['configuration']}; start it by: envoy -c {report['configuration']}"
+    )

@@ -1,0 +1,77 @@
+"""Where Envoy answers otherwise than the gateway would: known, told, and held by the tests."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+
+class EngineDifference(msgspec.Struct, frozen=True):
+    """What differs for requests that Envoy answers itself; both sides in words."""
+
+    what: str
+    gateway: str
+    envoy: str
+
+
+DIFFERENCES: Final = (
+    EngineDifference(
+        "a rate",
+        "one bucket for each client of a route; a wait of less than its time is told to the second",
+        "the same in Envoy, and another at the gateway for the requests that go on to it: a client "
+        "that mixes both has up to twice the rate. Retry-After is the time of one token",
+    ),
+    EngineDifference(
+        "an instance that fails",
+        "is ejected only while another one is well; the edge's breaker opens on the share of "
+        "failures, and a ramp of probes closes it",
+        "is ejected after as many failures in a row, or that share of them in a second; one that "
+        "is alone after as many as its breaker asks for: 503 until its time is over",
+    ),
+    EngineDifference(
+        "retries",
+        "within the deadline and the budget, as long as there is time",
+        "as many as fit when each attempt takes its whole timeout",
+    ),
+    EngineDifference(
+        "nobody is listed",
+        "the request waits for an instance, within its time",
+        "503 at once",
+    ),
+    EngineDifference(
+        "Retry-After of an upstream's 503",
+        "is passed on in whole seconds, and told in the problem",
+        "is passed on as it came",
+    ),
+    EngineDifference(
+        "a message that is malformed",
+        "a problem, 400",
+        "400 as well, with another text",
+    ),
+    EngineDifference(
+        "HTTP/1.0",
+        "is answered",
+        "426 Upgrade Required",
+    ),
+    EngineDifference(
+        "slow bodies",
+        "less than 4096 bytes in `body` is 408",
+        "a pause of `body` or `quiet`, whichever is longer, ends it; the pace has no bound",
+    ),
+    EngineDifference(
+        "a token's iat",
+        "one that lies ahead by more than the leeway is 401",
+        "is not looked at",
+    ),
+    EngineDifference(
+        "spans and logs",
+        "each request is a span, and its failure a line of the log",
+        "none of ours; Synchromesh-Trace and traceparent go on all the same",
+    ),
+    EngineDifference(
+        "X-Forwarded-Host of a trusted proxy",
+        "the name beside the client's address counts",
+        "is passed on as it came",
+    ),
+)
