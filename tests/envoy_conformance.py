@@ -499,6 +499,7 @@ CASES: Final[Mapping[str, Case]] = {
     ),
     # -- what is the gateway's ---------------------------------------------------------------------
     "a query of a contract": Case("GET /count HTTP/1.1", 200, GATEWAY, text=b"0"),
+    "whether it takes requests": Case("GET /app/healthz HTTP/1.1", 200, GATEWAY),
     "an aggregate": Case("GET /page HTTP/1.1", 200, GATEWAY),
     "a command": Case(
         f"POST /notes HTTP/1.1\n{GOOD}\nContent-Type: application/json\nContent-Length: {{length}}",

@@ -81,6 +81,7 @@ CONFIG = '''
 app = "envoy_doors:way_in"
 trusted_proxies = ["127.0.0.1"]
 forwarded_by = "x-forwarded"
+health = "/app/healthz"
 
 [external.legacy]
 url = "http://127.0.0.1:{port}"

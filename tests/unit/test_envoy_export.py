@@ -84,6 +84,10 @@ def guarded(*auth: Any, **more: Any) -> RoutePlan:
         (lambda: planned(Forward("GET /x", to="notes", public=True)), "a service of the system"),
         (lambda: guarded(TOKENS, principal=True), "tells the upstream who asks"),
         (lambda: guarded(ApiKeys()), "the gateway alone can check it (ApiKeys)"),
+        (
+            lambda: guarded(ApiKeys(), TOKENS, by={"key"}),
+            "takes no token, but a credential of this",
+        ),
         (lambda: guarded(Badges()), "the gateway alone can check it (Badges)"),
         (lambda: guarded(Badges(), TOKENS), "Badges is asked before it"),
         (lambda: guarded(replace(TOKENS, jwks="keys.json")), "its keys are in a file"),
@@ -123,9 +127,9 @@ def test_one_of_two_issuers_is_left_to_the_gateway() -> None:
     ("kind", "cls"),
     [("gateway", Gateway), ("route", CompiledRoute), ("forward", CompiledForward), ("token", JWT)],
 )
-def test_the_export_knows_all_there_is(kind: str, cls: type) -> None:
-    """A field that was added is one that somebody has thought of here, too."""
-    assert {each.name for each in fields(cls)} == KNOWN[kind]
+def test_what_the_export_knows_is_there(kind: str, cls: type) -> None:
+    """What it does not know of keeps a route at the gateway: a name that is gone would hide one."""
+    assert KNOWN[kind] <= {each.name for each in fields(cls)}
 
 
 def test_what_was_added_later_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

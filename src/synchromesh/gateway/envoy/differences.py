@@ -60,13 +60,18 @@ DIFFERENCES: Final = (
         "a pause of `body` or `quiet`, whichever is longer, ends it; the pace has no bound",
     ),
     EngineDifference(
+        "what services would be told of a token",
+        "one whose scopes and `claims` are too long, or of another type, is 401",
+        "is not looked at: external services are told nothing of it",
+    ),
+    EngineDifference(
         "a token's iat",
         "one that lies ahead by more than the leeway is 401",
         "is not looked at",
     ),
     EngineDifference(
-        "spans and logs",
-        "each request is a span, and its failure a line of the log",
+        "spans, counts and logs",
+        "each request is a span, counts, and is a line of the access log where that is on",
         "none of ours; Synchromesh-Trace and traceparent go on all the same",
     ),
     EngineDifference(

@@ -31,7 +31,7 @@ KNOWN: Final[Mapping[str, frozenset[str]]] = {
     }),
     "route": frozenset({
         "template", "scopes", "is_public", "deadline_s", "interval_s", "burst", "operation",
-        "stand_in", "parts", "passage", "page", "priority", "cors", "name",
+        "stand_in", "parts", "passage", "page", "priority", "kinds", "cors", "name",
     }),
     "forward": frozenset({
         "to", "path", "passed", "body_bytes_max", "ways", "forwarded", "quiet_s",
@@ -39,7 +39,7 @@ KNOWN: Final[Mapping[str, frozenset[str]]] = {
     }),
     "token": frozenset({
         "issuer", "audience", "jwks", "algorithms", "scopes_claim", "principal_claim", "prefix",
-        "grants", "required", "typ", "leeway_s", "kept_max",
+        "grants", "required", "typ", "leeway_s", "kept_max", "claims",
     }),
 }  # fmt: skip
 
@@ -129,6 +129,8 @@ def _why(
     more = _more("route", entry) or _more("forward", passage)
     if more or entry.is_public:
         return more
+    if entry.kinds and JWT.kind not in entry.kinds:
+        return f"takes no token, but a credential of this kind: {' or '.join(sorted(entry.kinds))}"
     if any(not why for _, why in issuers):
         return ""
     if not issuers:

@@ -42,6 +42,8 @@ def virtual_host(
 ) -> dict[str, Any]:
     """Return the one virtual host: whatever the host, routes are the same."""
     routes = [_to_gateway(match, "odd") for match in _odd()]
+    if settings.health:
+        routes.insert(0, _to_gateway({"path": settings.health}, "health"))
     ways = ways_of(plans)
     for entry, plan in sorted(plans, key=lambda each: closeness(each[0].template)):
         if plan.engine == ENVOY:

@@ -116,6 +116,7 @@ class EnvoySettings:
         proxies: what is trusted before it, and what the gateway trusts: Envoy is among them.
         upstreams: the external services, by name.
         gateway: where the gateway is, as far as is known.
+        health: the path under which it tells whether it takes requests; "" for none.
         policies: of the gateway's edges.
         clients, pool: how much, how long and how many the gateway puts up with.
         authorities: the file of the authorities of the system, in PEM.
@@ -131,6 +132,7 @@ class EnvoySettings:
     proxies: Sequence[ProxyNetwork] = ()
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
     gateway: HostPort | None = None
+    health: str = ""
     policies: Policies = field(default_factory=Policies)
     clients: Limits = field(default_factory=Limits)
     pool: PoolLimits = field(default_factory=PoolLimits)

@@ -124,6 +124,7 @@ def export_envoy(
             for name, each in config.external.items()
         },
         gateway=gateway_place(config, found),
+        health=config.gateway.health,
         policies=policies_of(config, GATEWAY),
         clients=clients.compile(),
         pool=clients.compile_pool(),
@@ -136,7 +137,7 @@ def _mistakes(config: SystemConfig, folder: Path) -> Iterator[str]:
     if section.tls.certificate:
         yield (
             "[gateway] tls: Envoy ends TLS before the gateway; take tls out, and give the files by "
-            "--certificate and --key"
+            "--certificate and --key. No certificate of a client reaches the gateway then"
         )
     if section.forwarded_by == "forwarded":
         yield (
