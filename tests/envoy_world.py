@@ -40,7 +40,6 @@ WITHIN_S = 120.0
 ISSUER = "https://id.servo.works"
 # Where the gateway and Envoy are asked from; the first one is a trusted proxy.
 PROXY, CLIENT = "127.0.0.1", "127.0.0.2"
-SECRET = "postgres://inner:hunter2@10.1.1.1"
 
 APP = """
 from notes_app import Notes
@@ -56,6 +55,10 @@ way_in = Gateway(
     routes=[
         Forward("ANY /app/{path...}", to="legacy", path="/{path...}", public=True,
                 headers={"cookie"}),
+        Forward("ANY /app/{path...}", to="legacy", path="/own/{path...}", public=True,
+                host="own.example"),
+        Forward("ANY /app/{path...}", to="legacy", path="/below/{path...}", public=True,
+                host="*.example"),
         Forward("GET /app/admin/{name}", to="legacy", path="/admin/{name}", scopes={"admin"}),
         Forward("GET /same/{name}", to="legacy", public=True, forwarded=True),
         Forward("PUT /up/{name}", to="legacy", path="/{name}", body_max="1KiB", public=True),
@@ -153,7 +156,7 @@ class Legacy:
     """Somebody's HTTP service, which answers as the path asks it to.
 
     /jwks        the keys of the issuer
-    /status/N    that status, with words that are internal
+    /status/N    that status
     /lead        a redirect with the fields of the query
     /slow        after `s` seconds
     /flaky/KEY   the first request under each key has its connection cut
@@ -202,7 +205,7 @@ class Legacy:
 
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; False cuts its connection."""
-        parts = urlsplit(seen.target)
+        parts = urlsplit(seen.target.replace("/own/", "/", 1))
         told, steps = dict(parse_qsl(parts.query)), parts.path.split("/")[1:]
         kind, is_first = steps[0], seen.target not in self._tried
         self._tried.add(seen.target)
@@ -214,7 +217,7 @@ class Legacy:
         body = json.dumps([seen.method, seen.target, len(seen.body)]).encode()
         if kind == "status" or (kind == "broken" and is_first):
             status = int(steps[1]) if kind == "status" else 500
-            fields, body = [("x-internal", SECRET), ("content-type", "text/plain")], SECRET.encode()
+            fields, body = [("x-own", "1"), ("content-type", "text/plain")], b"out of order"
         elif kind == "jwks":
             body = json.dumps({"keys": [self.key.as_dict(private=False)]}).encode()
         elif kind == "lead":
@@ -235,6 +238,10 @@ class Legacy:
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
         length = "" if status == 204 else f"content-length: {len(body)}\r\n"
         writer.write(f"HTTP/1.1 {status} X\r\n{lines}{length}\r\n".encode())
+        if status >= 500:
+            # Its head alone, for a moment.
+            await writer.drain()
+            await asyncio.sleep(0.05)
         if seen.method != "HEAD" and status != 204:
             writer.write(body)
         return True
@@ -287,7 +294,10 @@ async def ask(
     Lines end in a line feed; `Host` and `Connection` are added.
     """
     lines = head.strip().split("\n")
-    lines += ["Host: shop", *([] if "\nConnection:" in head else ["Connection: close"])]
+    lines += [
+        *([] if "\nHost:" in head else ["Host: shop"]),
+        *([] if "\nConnection:" in head else ["Connection: close"]),
+    ]
     async with asyncio.timeout(WITHIN_S):
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", port, local_addr=(source, 0), ssl=secured

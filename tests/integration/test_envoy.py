@@ -24,7 +24,6 @@ from certificates import Issued, issue
 from envoy_conformance import ANY, CASES, ENVOY, GATEWAY, Case
 from envoy_world import (
     ISSUER,
-    SECRET,
     WITHIN_S,
     Engines,
     Seen,
@@ -170,8 +169,6 @@ async def differences(both: Engines, engine: str, case: Case, words: dict[str, s
         went = await requests(both) - before
         if (went > 0) != (case.by == GATEWAY):
             found.append(f"{went} requests went on to the gateway")
-    if case.status >= 500 and SECRET.encode() in told.body:
-        found.append("what is internal was told")
     return found
 
 

@@ -1,11 +1,10 @@
 -- What Envoy has no words of its own for, of the requests that it answers itself:
--- which trace a request belongs to, where an answer leads, and what a failure may tell.
+-- which trace a request belongs to, where an answer leads, and when to come again.
 -- Where answers lead is as `synchromesh.gateway.leading` has it: what an upstream says of its own
 -- places becomes a path of the gateway. The metadata of a route says how, in `told`:
---   ways          from: a pattern of an upstream's path; to: what it is outside
---   scheme        by which the upstream is asked
---   failed, shed  the problems that stand for an upstream's 5xx, and its 503
---   token_s       how long a token of the rate takes
+--   ways     from: a pattern of an upstream's path; to: what it is outside
+--   scheme   by which the upstream is asked
+--   token_s  how long a token of the rate takes
 -- Fields that begin with synchromesh- come from the filters beside, and are taken off here.
 
 local NAMESPACE = "envoy.filters.http.lua"
@@ -118,36 +117,6 @@ local function led(headers, from, told)
 end
 
 
--- What an answer keeps that tells of a failure: what was said by the gateway, and not by its upstream.
-local OURS = {
-  [":status"] = true, date = true, vary = true, ["cache-control"] = true, ["retry-after"] = true,
-  ["synchromesh-trace"] = true, ["x-content-type-options"] = true, ["x-request-id"] = true,
-}
-
-local function is_ours(name)
-  return OURS[name] or string.sub(name, 1, 15) == "access-control-"
-end
-
-local function fail(handle, headers, told)
-  local dropped = {}
-  for name, _ in pairs(headers) do
-    if not is_ours(name) then dropped[#dropped + 1] = name end
-  end
-  for _, name in ipairs(dropped) do headers:remove(name) end
-  local body = told.failed
-  if headers:get(":status") == "503" then
-    body = told.shed
-  else
-    headers:replace(":status", "500")
-    headers:remove("retry-after")
-  end
-  headers:replace("cache-control", "no-store")
-  headers:replace("content-type", "application/problem+json")
-  local trace = headers:get("synchromesh-trace") or ""
-  body = string.sub(body, 1, -2) .. ',"trace_id":"' .. trace .. '"}'
-  handle:body(true):setBytes(body)
-end
-
 function envoy_on_request(handle)
   local headers = handle:headers()
   local new = headers:get(NEW_TRACE) or ""
@@ -170,13 +139,8 @@ function envoy_on_response(handle)
   if not told then return end
   if details == "local_rate_limited" then
     headers:replace("retry-after", told.token_s)
-  elseif details == "via_upstream" then
-    local status = tonumber(headers:get(":status")) or 0
-    if status >= 500 then
-      fail(handle, headers, told)
-    elseif not pcall(led, headers, from, told) then
-      -- Half done it could tell an address that is ours: then nothing is told.
-      for _, name in ipairs(FIELDS) do headers:remove(name) end
-    end
+  elseif details == "via_upstream" and not pcall(led, headers, from, told) then
+    -- Half done it could tell an address that is ours: then nothing is told.
+    for _, name in ipairs(FIELDS) do headers:remove(name) end
   end
 end

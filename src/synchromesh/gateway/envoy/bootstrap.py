@@ -21,7 +21,7 @@ from synchromesh.gateway.envoy.local_replies import local_replies
 from synchromesh.gateway.envoy.names import CHUNKED, TYPE
 from synchromesh.gateway.envoy.patterns import path_pattern
 from synchromesh.gateway.envoy.plan import ENVOY, RoutePlan, issuers_of, plan
-from synchromesh.gateway.envoy.routes import virtual_host
+from synchromesh.gateway.envoy.routes import virtual_hosts
 from synchromesh.gateway.envoy.settings import EnvoySettings
 from synchromesh.gateway.envoy.tokens import FILTER, Issuer, clusters_of, issuers, jwt_filter
 from synchromesh.gateway.routes import Gateway
@@ -60,7 +60,7 @@ def export(gateway: Gateway, entries: Sequence[CompiledRoute], settings: EnvoySe
     tokens = [token for token, why in issuers_of(gateway.auth) if not why] if guarded else []
     named = issuers(tokens)
     asked = sorted({each.upstream for each in plans if each.upstream})
-    host = virtual_host(pairs, settings, named)
+    hosts = virtual_hosts(pairs, settings, named)
     chain = _filters(direct, guarded, named, gateway.buckets_max)
     listed = [name for name in asked if not settings.upstreams[name].is_named]
     files = {
@@ -77,7 +77,7 @@ def export(gateway: Gateway, entries: Sequence[CompiledRoute], settings: EnvoySe
             "address": {"pipe": {"path": str(settings.folder / "admin.sock"), "mode": 0o600}}
         },
         "static_resources": {
-            "listeners": [_listener(settings, host, chain)],
+            "listeners": [_listener(settings, hosts, chain)],
             "clusters": [*clusters(settings, asked), *clusters_of(named, settings)],
         },
         "layered_runtime": {
@@ -124,16 +124,16 @@ def _filters(
 
 
 def _listener(
-    settings: EnvoySettings, host: dict[str, Any], chain: list[dict[str, Any]]
+    settings: EnvoySettings, hosts: list[dict[str, Any]], chain: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the listener: what trusted proxies say counts, and what others say does not."""
     ranges = [
         {"address_prefix": str(each.network_address), "prefix_len": each.prefixlen}
         for each in settings.proxies
     ]
-    chains = [_chain(settings, "clients", host, chain, ())]
+    chains = [_chain(settings, "clients", hosts, chain, ())]
     if ranges:
-        trusting = _chain(settings, "proxies", host, chain, ranges)
+        trusting = _chain(settings, "proxies", hosts, chain, ranges)
         trusting["filter_chain_match"] = {"direct_source_prefix_ranges": ranges}
         chains.insert(0, trusting)
     return {
@@ -150,7 +150,7 @@ def _address(host: str, port: int) -> dict[str, Any]:
 def _chain(
     settings: EnvoySettings,
     name: str,
-    host: dict[str, Any],
+    hosts: list[dict[str, Any]],
     chain: list[dict[str, Any]],
     proxies: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -158,7 +158,11 @@ def _chain(
         "@type": f"{_NETWORK}.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
         "codec_type": "HTTP1",
-        "route_config": {"name": "gateway", "virtual_hosts": [host]},
+        "route_config": {
+            "name": "gateway",
+            "virtual_hosts": hosts,
+            "ignore_port_in_host_matching": True,
+        },
         "http_filters": chain,
         "server_header_transformation": "PASS_THROUGH",
         "generate_request_id": False,

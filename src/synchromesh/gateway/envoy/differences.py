@@ -40,11 +40,6 @@ DIFFERENCES: Final = (
         "503 at once",
     ),
     EngineDifference(
-        "Retry-After of an upstream's 503",
-        "is passed on in whole seconds, and told in the problem",
-        "is passed on as it came",
-    ),
-    EngineDifference(
         "a message that is malformed",
         "a problem, 400",
         "400 as well, with another text",

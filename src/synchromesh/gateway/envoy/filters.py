@@ -13,13 +13,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from synchromesh.codec import encode
 from synchromesh.gateway.answers import ALWAYS, TRACE
 from synchromesh.gateway.arrival import REQUEST_ID
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import SAID_BY_US, CompiledCors
 from synchromesh.gateway.envoy.clusters import seconds
-from synchromesh.gateway.envoy.local_replies import FAILED_UPSTREAM, SHED_UPSTREAM
 from synchromesh.gateway.envoy.names import LUA, TRACE_ID, TYPE
 from synchromesh.gateway.envoy.patterns import all_but, closeness
 from synchromesh.gateway.forward import DROPPED, CompiledForward
@@ -72,7 +70,7 @@ def filters(entries: Iterable[CompiledRoute], buckets_max: int) -> list[dict[str
 
 @cache
 def script() -> str:
-    """Return the script that knows traces, where answers lead, and what a failure may tell."""
+    """Return the script that knows traces, and where answers lead."""
     return files(__package__).joinpath("answers.lua").read_text()
 
 
@@ -203,15 +201,17 @@ def _told(entry: CompiledRoute, beside: Sequence[CompiledRoute], scheme: str) ->
         "ways": _ways(entry, beside),
         "scheme": scheme,
         "token_s": str(math.ceil(entry.interval_s)),
-        "failed": encode(FAILED_UPSTREAM).decode(),
-        "shed": encode(SHED_UPSTREAM).decode(),
     }
 
 
 def _ways(entry: CompiledRoute, beside: Sequence[CompiledRoute]) -> list[dict[str, str]]:
-    """Return the ways of an upstream's paths outside: the route's own first, then the closest."""
-    own, others = [entry], [each for each in beside if each is not entry]
-    return [*_sorted(own), *_sorted(others)]
+    """Return the ways of an upstream's paths outside: the route's own, those of its host, others'.
+
+    What leads there on any host does so on this one.
+    """
+    hosts = dict.fromkeys((entry.host, ""))
+    groups = [[entry], *([each for each in beside if each.host == host] for host in hosts)]
+    return [way for group in groups for way in _sorted(group)]
 
 
 def _sorted(entries: Sequence[CompiledRoute]) -> list[dict[str, str]]:

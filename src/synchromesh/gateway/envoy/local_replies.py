@@ -14,7 +14,6 @@ from synchromesh.errors import (
     ConnectFailed,
     NoInstance,
     RateLimited,
-    RemoteFailed,
     Shed,
     SynchromeshError,
     TimedOut,
@@ -29,8 +28,6 @@ def _told(error: SynchromeshError, *, is_read: bool = False) -> Mapping[str, Any
     return to_problem(outside(error, is_read=is_read))
 
 
-FAILED_UPSTREAM: Final = _told(RemoteFailed(""))
-SHED_UPSTREAM: Final = _told(Shed(""))
 _LIMITED: Final = to_problem(RateLimited("too many requests for %ROUTE_NAME%; try again later"))
 _MALFORMED: Final = to_problem(BadRequest("the request is malformed"))
 

@@ -31,7 +31,8 @@ KNOWN: Final[Mapping[str, frozenset[str]]] = {
     }),
     "route": frozenset({
         "template", "scopes", "is_public", "deadline_s", "interval_s", "burst", "operation",
-        "stand_in", "parts", "passage", "page", "priority", "kinds", "cors", "name",
+        "stand_in", "parts", "passage", "page", "priority", "kinds", "cors",
+        "name", "host",
     }),
     "forward": frozenset({
         "to", "path", "passed", "body_bytes_max", "ways", "forwarded", "quiet_s",

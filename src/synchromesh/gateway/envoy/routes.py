@@ -8,6 +8,7 @@ A pure machine.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 from synchromesh.calls.forwarding import IDEMPOTENT
@@ -21,13 +22,14 @@ from synchromesh.gateway.envoy.plan import ENVOY, RoutePlan
 from synchromesh.gateway.envoy.settings import EnvoySettings
 from synchromesh.gateway.envoy.tokens import FILTER, Issuer, conditions, paths_of
 from synchromesh.gateway.forward import CompiledForward
+from synchromesh.gateway.hosts import Hosts
 from synchromesh.resilience import Policy
 
 _NEVER_ANY: Final = ("CONNECT", "TRACE")
 _READS: Final = ("GET", "HEAD")
 _REQUEST_ID: Final = r"(?:[A-Za-z0-9._~:/+=@-]{1,128})?"
 _TRACEPARENT: Final = r"(?:00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?"
-_HOST: Final = r"[A-Za-z0-9._-]{1,255}(:[0-9]{1,5})?"
+_HOST: Final = r"[A-Za-z0-9._-]{0,254}[A-Za-z0-9_-](:[0-9]{1,5})?"
 # The address of whoever sent the request; what a client says of it was taken off.
 PEER: Final = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 _PROTO: Final = "%REQ(X-FORWARDED-PROTO)%"
@@ -35,22 +37,31 @@ _ASKED: Final = "%REQ(X-FORWARDED-HOST?:AUTHORITY)%"
 _SPARE_S: Final = 0.1
 
 
-def virtual_host(
+def virtual_hosts(
     plans: Sequence[tuple[CompiledRoute, RoutePlan]],
     settings: EnvoySettings,
     issuers: Sequence[Issuer],
-) -> dict[str, Any]:
-    """Return the one virtual host: whatever the host, routes are the same."""
-    routes = [_to_gateway(match, "odd") for match in _odd()]
-    if settings.health:
-        routes.insert(0, _to_gateway({"path": settings.health}, "health"))
-    ways = ways_of(plans)
-    for entry, plan in sorted(plans, key=lambda each: closeness(each[0].template)):
-        if plan.engine == ENVOY:
-            routes += _direct(entry, settings, issuers, ways)
-        routes.append(_to_gateway(_match(entry, _methods(entry)), entry.name))
-    routes.append(_to_gateway({"prefix": "/"}, "none"))
-    return {"name": "gateway", "domains": ["*"], "routes": routes}
+) -> list[dict[str, Any]]:
+    """Return the virtual hosts: one for each host and pattern of routes, and one for all others.
+
+    The host decides first: each has its own routes, then those of the patterns that it fits, and
+    then those without a host.
+    """
+    whose = {id(entry): plan for entry, plan in plans}
+    ways, found = ways_of(plans), []
+    for each in Hosts([entry for entry, _ in plans]).every:
+        routes = [_to_gateway(match, "odd") for match in _odd()]
+        if settings.health:
+            routes.insert(0, _to_gateway({"path": settings.health}, "health"))
+        for _, group in groupby(each.entries, key=lambda entry: entry.host):
+            for entry in sorted(group, key=lambda entry: closeness(entry.template)):
+                if whose[id(entry)].engine == ENVOY:
+                    routes += _direct(entry, settings, issuers, ways)
+                routes.append(_to_gateway(_match(entry, _methods(entry)), entry.name))
+        routes.append(_to_gateway({"prefix": "/"}, "none"))
+        host = each.closest[0].host if each.closest else ""
+        found.append({"name": host or "others", "domains": [host or "*"], "routes": routes})
+    return found
 
 
 def ways_of(
