@@ -291,13 +291,11 @@ async def ask(
 ) -> Told:
     """Send one request as it is written, and read its answer.
 
-    Lines end in a line feed; `Host` and `Connection` are added.
+    Lines end in a line feed; `Host` and `Connection` are added where they are not there.
     """
     lines = head.strip().split("\n")
-    lines += [
-        *([] if "\nHost:" in head else ["Host: shop"]),
-        *([] if "\nConnection:" in head else ["Connection: close"]),
-    ]
+    for name, value in (("Host", "shop"), ("Connection", "close")):
+        lines += [] if f"\n{name}:" in head else [f"{name}: {value}"]
     async with asyncio.timeout(WITHIN_S):
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", port, local_addr=(source, 0), ssl=secured

@@ -23,7 +23,7 @@ from synchromesh.gateway.envoy.patterns import path_pattern
 from synchromesh.gateway.envoy.plan import ENVOY, RoutePlan, issuers_of, plan
 from synchromesh.gateway.envoy.routes import virtual_hosts
 from synchromesh.gateway.envoy.settings import EnvoySettings
-from synchromesh.gateway.envoy.tokens import FILTER, Issuer, clusters_of, issuers, jwt_filter
+from synchromesh.gateway.envoy.tokens import FILTER, CheckedIssuer, clusters_of, issuers, jwt_filter
 from synchromesh.gateway.routes import Gateway
 
 _NETWORK: Final = f"{TYPE}.extensions.filters.network"
@@ -112,7 +112,7 @@ def _overload(settings: EnvoySettings) -> dict[str, Any]:
 def _filters(
     direct: Sequence[CompiledRoute],
     guarded: Sequence[CompiledRoute],
-    named: Sequence[Issuer],
+    named: Sequence[CheckedIssuer],
     buckets_max: int,
 ) -> list[dict[str, Any]]:
     chain = filters(direct, buckets_max)

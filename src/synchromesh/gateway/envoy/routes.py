@@ -20,7 +20,7 @@ from synchromesh.gateway.envoy.names import CHUNKED
 from synchromesh.gateway.envoy.patterns import ODD_PATH, closeness, path_pattern, substitution
 from synchromesh.gateway.envoy.plan import ENVOY, RoutePlan
 from synchromesh.gateway.envoy.settings import EnvoySettings
-from synchromesh.gateway.envoy.tokens import FILTER, Issuer, conditions, paths_of
+from synchromesh.gateway.envoy.tokens import FILTER, CheckedIssuer, conditions, paths_of
 from synchromesh.gateway.forward import CompiledForward
 from synchromesh.gateway.hosts import Hosts
 from synchromesh.resilience import Policy
@@ -40,7 +40,7 @@ _SPARE_S: Final = 0.1
 def virtual_hosts(
     plans: Sequence[tuple[CompiledRoute, RoutePlan]],
     settings: EnvoySettings,
-    issuers: Sequence[Issuer],
+    issuers: Sequence[CheckedIssuer],
 ) -> list[dict[str, Any]]:
     """Return the virtual hosts: one for each host and pattern of routes, and one for all others.
 
@@ -118,12 +118,12 @@ def _to_gateway(match: dict[str, Any], name: str) -> dict[str, Any]:
 def _direct(
     entry: CompiledRoute,
     settings: EnvoySettings,
-    issuers: Sequence[Issuer],
+    issuers: Sequence[CheckedIssuer],
     ways: Mapping[str, Sequence[CompiledRoute]],
 ) -> Iterator[dict[str, Any]]:
     assert entry.passage is not None
     if entry.is_public:
-        asked: list[tuple[Issuer | None, list[dict[str, Any]]]] = [(None, [])]
+        asked: list[tuple[CheckedIssuer | None, list[dict[str, Any]]]] = [(None, [])]
     else:
         asked = [(each, said) for each in issuers for said in conditions(entry, each)]
     methods = _methods(entry)
@@ -190,7 +190,7 @@ def _action(
     passage: CompiledForward,
     settings: EnvoySettings,
     retry_on: str,
-    issuer: Issuer | None,
+    issuer: CheckedIssuer | None,
 ) -> dict[str, Any]:
     policy = settings.policies.of_edge(passage.to)
     action: dict[str, Any] = {
@@ -239,7 +239,7 @@ def _retries(policy: Policy, deadline_s: float, retry_on: str) -> dict[str, Any]
     }
 
 
-def _counted(entry: CompiledRoute, issuer: Issuer | None) -> Iterator[dict[str, Any]]:
+def _counted(entry: CompiledRoute, issuer: CheckedIssuer | None) -> Iterator[dict[str, Any]]:
     """Yield by what a rate counts: the route, and who asks."""
     yield {"generic_key": {"descriptor_key": "route", "descriptor_value": entry.name}}
     if issuer is None:

@@ -28,24 +28,24 @@ _TYPES: Final = r"(?i)(application/)?(jwt|at\+jwt)"
 
 
 @dataclass(frozen=True, slots=True)
-class Issuer:
+class CheckedIssuer:
     """An issuer whose tokens Envoy checks; `name` is what its parts are called there."""
 
     name: str
     token: JWT
 
 
-def issuers(tokens: Iterable[JWT]) -> tuple[Issuer, ...]:
+def issuers(tokens: Iterable[JWT]) -> tuple[CheckedIssuer, ...]:
     """Name issuers, each by a number: what stands in an address may not stand in a name."""
-    return tuple(Issuer(f"issuer.{number}", each) for number, each in enumerate(tokens, 1))
+    return tuple(CheckedIssuer(f"issuer.{number}", each) for number, each in enumerate(tokens, 1))
 
 
-def clusters_of(found: Iterable[Issuer], settings: EnvoySettings) -> list[dict[str, Any]]:
+def clusters_of(found: Iterable[CheckedIssuer], settings: EnvoySettings) -> list[dict[str, Any]]:
     """Return the clusters that keys are fetched from."""
     return [issuer_cluster(each.name, each.token.jwks, settings) for each in found]
 
 
-def jwt_filter(found: Iterable[Issuer], paths: Sequence[str]) -> dict[str, Any]:
+def jwt_filter(found: Iterable[CheckedIssuer], paths: Sequence[str]) -> dict[str, Any]:
     """Return the filter that verifies tokens, of requests whose paths one of `paths` matches."""
     rules = [
         {"match": {"safe_regex": {"regex": path}}, "requires": {"allow_missing_or_failed": {}}}
@@ -58,7 +58,7 @@ def jwt_filter(found: Iterable[Issuer], paths: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _provider(issuer: Issuer) -> dict[str, Any]:
+def _provider(issuer: CheckedIssuer) -> dict[str, Any]:
     token = issuer.token
     return {
         "issuer": token.issuer,
@@ -82,7 +82,7 @@ def _provider(issuer: Issuer) -> dict[str, Any]:
     }
 
 
-def conditions(entry: CompiledRoute, issuer: Issuer) -> Iterator[list[dict[str, Any]]]:
+def conditions(entry: CompiledRoute, issuer: CheckedIssuer) -> Iterator[list[dict[str, Any]]]:
     """Yield what the metadata of a request has to say, in each way that it may be said.
 
     All scopes have to be in one claim; a token that spreads them is the gateway's to judge.
@@ -134,22 +134,22 @@ def paths_of(name: str) -> list[list[str]]:
     return [[name], name.split(".")] if "." in name else [[name]]
 
 
-def _at(issuer: Issuer, part: str, path: Sequence[str]) -> dict[str, Any]:
+def _at(issuer: CheckedIssuer, part: str, path: Sequence[str]) -> dict[str, Any]:
     keys = [f"{issuer.name}.{part}", *path]
     return {"filter": FILTER, "path": [{"key": key} for key in keys]}
 
 
 def _said(
-    issuer: Issuer, part: str, path: Sequence[str], matcher: dict[str, Any]
+    issuer: CheckedIssuer, part: str, path: Sequence[str], matcher: dict[str, Any]
 ) -> dict[str, Any]:
     return {**_at(issuer, part, path), "value": {"string_match": matcher}}
 
 
-def _unsaid(issuer: Issuer, part: str, path: Sequence[str]) -> dict[str, Any]:
+def _unsaid(issuer: CheckedIssuer, part: str, path: Sequence[str]) -> dict[str, Any]:
     return {**_at(issuer, part, path), "value": {"present_match": True}, "invert": True}
 
 
-def _listed(issuer: Issuer, path: Sequence[str], text: str) -> dict[str, Any]:
+def _listed(issuer: CheckedIssuer, path: Sequence[str], text: str) -> dict[str, Any]:
     one_of = {"one_of": {"string_match": {"exact": text}}}
     return {**_at(issuer, "claims", path), "value": {"list_match": one_of}}
 
