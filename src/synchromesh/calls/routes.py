@@ -66,6 +66,8 @@ class Routes(Generic[T]):
 
     def __init__(self, *, has_empty_places: bool = True) -> None:
         self._root: _Node[T] = _Node()
+        # By method and path, those without places: each wins over all others on its path.
+        self._plain: dict[tuple[str, str], Match[T]] = {}
         self._has_empty_places = has_empty_places
 
     def add(self, method: str, template: str, target: T) -> None:
@@ -96,6 +98,8 @@ class Routes(Generic[T]):
                 "mount its service under a prefix"
             )
         targets[method] = (target, tuple(names))
+        if not names:
+            self._plain[method, template] = Match(target, {})
 
     def find(self, method: str, path: str, raw: str = "") -> Match[T] | NoMatch:
         """Find the target of a request; path is percent-encoded and without a query.
@@ -103,7 +107,10 @@ class Routes(Generic[T]):
         HEAD is where GET is, unless it has a route of its own (RFC 9110, section 9.3.2). A rest is
         given as it is in `raw`, which is the same path as it came; "" where path is that.
         """
-        search = _Search[T](method, path.split("/"), raw or path, self._has_empty_places)
+        plain = self._plain.get((method, path))
+        if plain is not None:
+            return plain
+        search: _Search[T] = _Search(method, path.split("/"), raw or path, self._has_empty_places)
         found = search.below(self._root, 0, ())
         return NoMatch(tuple(sorted(search.allowed))) if found is None else found
 

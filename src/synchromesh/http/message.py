@@ -78,7 +78,7 @@ class Headers:
         if isinstance(pairs, Headers):
             self._texts = pairs._pairs
         else:
-            self._texts = tuple((_checked_name(n), _checked_value(n, v)) for n, v in pairs)
+            self._texts = tuple(_checked(pairs))
 
     @classmethod
     def from_wire(cls, pairs: Sequence[RawPair]) -> Headers:
@@ -121,7 +121,7 @@ class Headers:
     @property
     def _pairs(self) -> tuple[tuple[str, str], ...]:
         if self._texts is None:
-            self._texts = tuple((n.decode("latin-1"), v.decode("latin-1")) for n, v in self._wire)
+            self._texts = tuple([(n.decode("latin-1"), v.decode("latin-1")) for n, v in self._wire])
         return self._texts
 
     @property
@@ -281,12 +281,13 @@ def encode_response(
     follows in parts.
     """
     status, body = response.status, response.body
-    fields = "".join(
-        [f"{name}: {value}\r\n" for name, value in response.headers if name not in FRAMING]
-    )
-    parts = [_STATUS_LINES[status], fields.encode("latin-1")]
-    if date and "date" not in response.headers:
-        parts.append(date)
+    fields = ""
+    for name, value in response.headers:
+        if name not in FRAMING:
+            fields += f"{name}: {value}\r\n"
+        if name == "date":
+            date = b""
+    parts = [_STATUS_LINES[status], fields.encode("latin-1"), date]
     if not has_body(response, is_head=is_head):
         length = response.length if is_head and not body else len(body)
         # Without a word of it a HEAD says nothing of the length; that is right where it is unknown.
@@ -381,22 +382,23 @@ def _problem(status: int, problem: dict[str, Any], headers: Pairs) -> HttpRespon
     return HttpResponse(status, fields, msgspec.json.encode(problem))
 
 
+def _checked(pairs: Pairs) -> list[tuple[str, str]]:
+    texts = []
+    for name, value in pairs:
+        # Printable ASCII is all that nearly any value has; what else may stand in one is looked up.
+        if not (value.isascii() and value.isprintable()) and not _VALUE.fullmatch(value):
+            # The value stays out of the message: it may be a credential.
+            raise ValueError(
+                f"header {name!r} has a value with a character that may not stand in a header"
+            )
+        texts.append((_NAMES.get(name) or _checked_name(name), value))
+    return texts
+
+
 def _checked_name(name: str) -> str:
-    known = _NAMES.get(name)
-    if known is None:
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"header name {name!r} is no token (RFC 9110, section 5.1)")
-        known = name.lower()
-        if len(_NAMES) < _NAMES_MAX:
-            _NAMES[name] = known
-    return known
-
-
-def _checked_value(name: str, value: str) -> str:
-    # Printable ASCII is all that nearly any value has; what else may stand in one is looked up.
-    # The value stays out of the message: it may be a credential.
-    if not (value.isascii() and value.isprintable()) and not _VALUE.fullmatch(value):
-        raise ValueError(
-            f"header {name!r} has a value with a character that may not stand in a header"
-        )
-    return value
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"header name {name!r} is no token (RFC 9110, section 5.1)")
+    lower = name.lower()
+    if len(_NAMES) < _NAMES_MAX:
+        _NAMES[name] = lower
+    return lower
