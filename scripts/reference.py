@@ -48,8 +48,8 @@ FRONT_DOOR = {
     "Personal data": "Personal Subject Erased",
     "Resilience": "Policy RetryOptions BudgetOptions LimitOptions AdaptiveLimitOptions "
     "BreakerOptions deadline",
-    "API gateway": "Gateway Route Aggregate Branch Each Cache Forward ApiKeys JWT Certificates "
-    "AuthFunction Principal Rate Cors Stale Static OpenApi",
+    "API gateway": "Gateway Route Aggregate Branch Each Cache Forward Split Mirror ApiKeys JWT "
+    "Certificates AuthFunction Principal Rate Cors Stale Static OpenApi",
     "Errors": "SynchromeshError CallError NotExecuted TimedOut Rejection",
 }
 # Names of types, with what they stand for.

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from synchromesh.gateway import Each as Each
     from synchromesh.gateway import Forward as Forward
     from synchromesh.gateway import Gateway as Gateway
+    from synchromesh.gateway import Mirror as Mirror
     from synchromesh.gateway import OpenApi as OpenApi
     from synchromesh.gateway import Rate as Rate
     from synchromesh.gateway import Route as Route
+    from synchromesh.gateway import Split as Split
     from synchromesh.gateway import Stale as Stale
     from synchromesh.gateway import Static as Static
     from synchromesh.identity import Principal as Principal
@@ -67,7 +69,7 @@ _ROOMS = {
     "errors": "CallError NotExecuted Rejection SynchromeshError TimedOut",
     "events": "Decider Decision",
     "gateway": "Aggregate ApiKeys AuthFunction Branch Cache Certificates Cors Each Forward Gateway "
-    "JWT OpenApi Rate Route Stale Static",
+    "JWT Mirror OpenApi Rate Route Split Stale Static",
     "identity": "Principal",
     "personal": "Erased Personal Subject",
     "resilience": "AdaptiveLimitOptions BreakerOptions BudgetOptions LimitOptions Policy "

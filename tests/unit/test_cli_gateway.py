@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
+from urllib.request import urlopen
 
 import pytest
 
@@ -21,6 +25,7 @@ from synchromesh import (
     Contract,
     Forward,
     Gateway,
+    Mirror,
     Rate,
     Route,
     query,
@@ -54,6 +59,12 @@ right = Gateway(
             },
         ),
         Forward("PUT /drawings/{name}", to="notes", body_max="8MiB", scopes={"notes:write"}),
+    ],
+)
+mirrored = Gateway(
+    routes=[
+        Forward("GET /count", to="notes", public=True, mirror=Mirror("other", values=True)),
+        Forward("GET /who", to="notes", public=True, mirror=Mirror("away")),
     ],
 )
 with_tokens = Gateway(
@@ -277,6 +288,52 @@ def test_one_command_at_a_time_changes_the_keys(tmp_path: Path) -> None:
     lock.release()
     with pytest.raises(ConfigError, match="the ids are: none"):
         ApiKeysFile(path, disk).remove("abcd")
+
+
+class Nine(BaseHTTPRequestHandler):
+    """Counts nine notes, whatever it is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", "1")
+        self.end_headers()
+        self.wfile.write(b"9")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_where_answers_differ_is_shown(tmp_path: Path, run: Run) -> None:
+    """By a verb that ends with 1, with counts for each route and the last differences."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nine) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        folder = folder_of(tmp_path, "mirrored")
+        config = folder / "synchromesh.toml"
+        config.write_text(
+            f'{config.read_text()}[external.other]\nurl = "http://127.0.0.1:{other.server_port}"\n'
+            '[external.away]\nurl = "http://127.0.0.1:9"\n'
+        )
+        with Running(folder) as running:
+            assert run(folder, "gateway", "mirror").code == 0
+            for path in ("/count", "/who"):
+                with urlopen(running.system.info.gateway + path, timeout=90) as answer:
+                    assert answer.status == 200
+            until_s = time.monotonic() + 90
+            while time.monotonic() < until_s:
+                told = json.loads(run(folder, "gateway", "mirror", "--json").out)
+                if told[0]["different"] and told[1]["failed"]:
+                    break
+            assert (told[0]["same"], told[0]["different"]) == (0, 1)
+            ran = run(folder, "gateway", "mirror")
+            assert ran.code == 1
+            kept = told[0]["kept"][0]
+            assert f"trace {kept['trace_id']} GET /count: / (value: 0 / 9)" in ran.out
+            assert "GET /who: the last copy that failed: connect_failed" in ran.out
+        other.shutdown()
+    with Running(folder_of(tmp_path, "right")):
+        ran = run(tmp_path, "gateway", "mirror")
+        assert (ran.code, ran.out) == (0, "no route of the gateway has a mirror\n")
 
 
 def test_a_system_without_keys_lets_nobody_in_and_starts(tmp_path: Path) -> None:

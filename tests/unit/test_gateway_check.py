@@ -21,8 +21,10 @@ from synchromesh.gateway import (
     Each,
     Forward,
     Gateway,
+    Mirror,
     Rate,
     Route,
+    Split,
     Stale,
     Static,
     check,
@@ -122,6 +124,32 @@ MISTAKES: list[tuple[Gateway, str]] = [
         ),
         "encoded_slashes would lead past GET a.b/a/b, which asks for more",
     ),
+    (passing(split="inventory"), "split is a str; write Split(to, percent=5)"),
+    (
+        passing(split=Split("store", percent=5)),
+        "its split: leads to 'store', where the route itself",
+    ),
+    (passing(split=Split("In", percent=5)), "its split: leads to 'In'; name an upstream"),
+    (
+        passing(split=Split("b", percent=101)),
+        "its split: percent is '101'; make it a number from 0",
+    ),
+    (passing(split=Split("b", percent=True)), "its split: percent is 'True'; make it a number"),
+    (passing(split=Split("b", percent=5, sticky=1)), "its split: sticky is '1'; write True"),  # type: ignore[arg-type]
+    (
+        passing(split=Split("b", percent=5, path="/b/{id}")),
+        "its split: {id} in '/b/{id}' is no place",
+    ),
+    (passing(mirror=Split("b", percent=5)), "mirror is a Split; write Mirror(to)"),
+    (passing(mirror=Mirror("b")), "its mirror: PUT changes something, and writes are not copied"),
+    (passing("GET /a", mirror=Mirror("b", percent=0)), "percent is '0'; make it a number above 0"),
+    (passing("GET /a", mirror=Mirror("b", ignore="/a")), "its mirror: ignore is a text"),  # type: ignore[arg-type]
+    (passing("GET /a", mirror=Mirror("b", ignore={"a"})), "its mirror: 'a' is no JSON pointer"),
+    (
+        passing("GET /a", mirror=Mirror("b", kept_max=0)),
+        "its mirror: kept_max is 0; make it a whole",
+    ),
+    (passing("GET /a", mirror=Mirror("store")), "its mirror: leads to 'store', where"),
     (passing(path="/images/{id}"), "{id} in '/images/{id}' is no place of the route; it has: "),
     (passing(path="/images/{id}"), "{name} is not used in '/images/{id}'; use it there, or drop"),
     (passing(body_max="64"), "its body_max: '64' is no size"),

@@ -31,6 +31,7 @@ from synchromesh.calls.isolations import Isolations
 from synchromesh.calls.plan import CalledService, Plan, Shared
 from synchromesh.calls.policies import Policies
 from synchromesh.calls.wire import Transport
+from synchromesh.chance import Chance
 from synchromesh.context import KEPT_TRACE, NEW_TRACE, CallContext, new_trace_id, span_ids
 from synchromesh.discovery import Resolver
 from synchromesh.durations import is_number
@@ -117,6 +118,36 @@ class Caller:
     @is_slow.setter
     def is_slow(self, value: bool) -> None:
         self._shared.is_slow = value
+
+    @property
+    def rng(self) -> Chance:
+        """The chance of its world."""
+        return self._runtime.rng
+
+    def wall_us(self) -> int:
+        """Return the wall-clock time of its world, in microseconds since 1970."""
+        return self._runtime.wall_us()
+
+    def apart(self) -> Caller:
+        """Return one that calls as the same service by edges of its own.
+
+        What becomes of its calls is no news to the breakers, limiters and budgets of this one; the
+        faults and isolations of people hold for both.
+        """
+        shared = self._shared
+        other = Caller(
+            self._service,
+            resolver=shared.resolver,
+            transports=shared.transports,
+            signer=shared.signer,
+            tracer=shared.tracer,
+            runtime=self._runtime,
+            policies=self._policies,
+            faults=shared.faults,
+        )
+        other.isolations = self.isolations
+        self.isolations.follow(other)
+        return other
 
     def principal_token(self, principal: str, scopes: frozenset[str], *, audience: str) -> str:
         """Return what tells an upstream who asks; see `Signer.principal_token`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synchromesh.cli.config import settings_option
+from synchromesh.cli.mirror import mirror
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
@@ -125,6 +126,9 @@ def _add_branches(add_row: Any, route: RouteOutline) -> None:
             "",
             Text(branch.timeout or ""),
         )
+
+
+gateway.add_command(mirror)
 
 
 @gateway.group(short_help="Make, list and remove API keys.")

@@ -1,6 +1,7 @@
 """The API gateway: routes, authentication, rate limits, and response aggregation."""
 
 from synchromesh.gateway.api_keys import ApiKeys, KeyRing
+from synchromesh.gateway.beside import Mirror, Split
 from synchromesh.gateway.caching import Cache
 from synchromesh.gateway.certificates import Certificates
 from synchromesh.gateway.check import check, openapi_of
@@ -47,11 +48,13 @@ __all__ = [
     "GatewayEngine",
     "KeyRing",
     "KeysFile",
+    "Mirror",
     "OpenApi",
     "Origins",
     "Principal",
     "Rate",
     "Route",
+    "Split",
     "Stale",
     "Static",
     "TokenBuckets",

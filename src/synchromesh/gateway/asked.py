@@ -15,6 +15,7 @@ from synchromesh.errors import SynchromeshError
 from synchromesh.gateway.access_log import NO_STATUS, Told
 from synchromesh.gateway.arrival import Arrival
 from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.fast_beside import UNDECIDED, Decided
 from synchromesh.gateway.traffic import RouteTraffic
 from synchromesh.http import HttpRequest, HttpResponse
 from synchromesh.http.body import Body
@@ -123,6 +124,7 @@ class AskedRequest:
     account: Accounting
     headers: list[tuple[str, str]] = field(default_factory=list)
     principal: Principal = NOBODY
+    decided: Decided = UNDECIDED
 
 
 def under(context: CallContext, key: str) -> CallContext:

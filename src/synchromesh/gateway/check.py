@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls.contract import Operation
@@ -19,6 +19,7 @@ from synchromesh.gateway.branches import CompiledBranch, read_branches
 from synchromesh.gateway.caching import CompiledCache, read_cache
 from synchromesh.gateway.certificates import Certificates
 from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.compiled_beside import BesideReader
 from synchromesh.gateway.cors import CompiledCors, read_cors
 from synchromesh.gateway.described import read_described
 from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
@@ -198,7 +199,18 @@ def _guarded(entries: Sequence[CompiledRoute], mistakes: list[str]) -> Iterator[
                 "asks for more; drop it, or let both ask for the same"
             )
         is_guarded = any(is_closer(other.template, template) for other in more)
-        yield replace(entry, passage=replace(passage, is_guarded=True)) if is_guarded else entry
+        yield entry.guarded() if is_guarded else entry
+
+
+class _WaysOf(dict[str, tuple[UpstreamPaths, ...]]):
+    """The ways to an upstream, on a host: what leads there on any host does so on this one."""
+
+    def __init__(self, ways: dict[tuple[str, str], UpstreamPaths], host: str) -> None:
+        super().__init__()
+        self._every, self._hosts = ways, dict.fromkeys((host, ""))
+
+    def __missing__(self, to: str) -> tuple[UpstreamPaths, ...]:
+        return tuple(self._every[to, host] for host in self._hosts)
 
 
 class _Reader:
@@ -238,7 +250,7 @@ class _Reader:
         interval_s, burst = self._read_rate()
         priority = self._tried(lambda: priority_of(route.priority))
         parts: dict[str, CompiledBranch] = {}
-        stand_in, passage = None, None
+        stand_in, passage, split, mirror = None, None, None, None
         if isinstance(route, Route):
             if is_a(route.operation, Operation):
                 self._read_operation(route.operation, template)
@@ -246,10 +258,10 @@ class _Reader:
             else:
                 self._note("leads to no operation; name one of a contract, such as Orders.place")
         elif isinstance(route, Forward):
-            # What leads there on any host does so on this one.
-            hosts = dict.fromkeys((host, ""))
-            ways = tuple(self._ways[str(route.to), each] for each in hosts)
-            passage = read_forward(route, template, self._note, ways)
+            ways = _WaysOf(self._ways, host)
+            passage = read_forward(route, template, self._note, ways[str(route.to)])
+            beside = BesideReader(passage, template, ways, self._note)
+            split, mirror = beside.split(route.split), beside.mirror(route.mirror)
         else:
             parts = read_branches(route, template, deadline_s, self._note)
         return CompiledRoute(
@@ -264,6 +276,8 @@ class _Reader:
             stand_in=stand_in,
             parts=parts,
             passage=passage,
+            split=split,
+            mirror=mirror,
             priority=Priority.INTERACTIVE if priority is None else priority,
             cors=cors if route.cors is None else read_cors(route.cors, self._note),
             host=host,

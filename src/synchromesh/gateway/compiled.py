@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synchromesh.calls.contract import Operation
 from synchromesh.gateway.branches import CompiledBranch
 from synchromesh.gateway.caching import CompiledCache
+from synchromesh.gateway.compiled_beside import CompiledMirror, CompiledSplit
 from synchromesh.gateway.cors import CompiledCors
 from synchromesh.gateway.fallbacks import CompiledFallback
 from synchromesh.gateway.forward import CompiledForward
@@ -31,6 +32,8 @@ class CompiledRoute:
         priority: of the calls that it makes.
         kinds: the kinds of credentials that it takes; any where there are none.
         cors: what pages of other origins are told; None for nothing.
+        split: another upstream that has a share of a `Forward`.
+        mirror: another upstream that is sent copies.
         host: what a request has to ask, or a pattern of it; "" for any.
         cache: how long its answers may be kept, and for whom; None where nothing is said.
     """
@@ -49,6 +52,8 @@ class CompiledRoute:
     priority: Priority = Priority.INTERACTIVE
     kinds: frozenset[str] = frozenset()
     cors: CompiledCors | None = None
+    split: CompiledSplit | None = None
+    mirror: CompiledMirror | None = None
     host: str = ""
     cache: CompiledCache | None = None
     name: str = field(init=False)
@@ -56,6 +61,22 @@ class CompiledRoute:
     def __post_init__(self) -> None:
         name = f"{self.template.method} {self.host}{self.template.path}"
         object.__setattr__(self, "name", name)
+
+    def to_other(self) -> CompiledRoute | None:
+        """Return it as one that leads to the upstream of its split alone; None without one."""
+        if self.split is None:
+            return None
+        return replace(self, passage=self.split.passage, split=None, mirror=None)
+
+    def guarded(self) -> CompiledRoute:
+        """Return it as one whose paths others guard more closely; see `CompiledForward`."""
+        passage, split, mirror = self.passage, self.split, self.mirror
+        return replace(
+            self,
+            passage=passage and replace(passage, is_guarded=True),
+            split=split and replace(split, passage=replace(split.passage, is_guarded=True)),
+            mirror=mirror and replace(mirror, passage=replace(mirror.passage, is_guarded=True)),
+        )
 
     @property
     def is_read(self) -> bool:

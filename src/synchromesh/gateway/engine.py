@@ -54,10 +54,12 @@ from synchromesh.gateway.check import compiled, read
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.cors import ORIGIN, read_cors
 from synchromesh.gateway.fast import Gate
+from synchromesh.gateway.fast_beside import UNDECIDED, Decided
 from synchromesh.gateway.host_gates import HostGates
 from synchromesh.gateway.hosts import Hosts, host_of, table_of
 from synchromesh.gateway.identifying import Identification
 from synchromesh.gateway.keeping import AnswerCache
+from synchromesh.gateway.mirrors import Mirrors
 from synchromesh.gateway.onward import Onward
 from synchromesh.gateway.opening import all_opened
 from synchromesh.gateway.origin import Origins
@@ -95,6 +97,7 @@ class GatewayEngine:
         state: what is known of its requests; none where None.
 
     Attributes:
+        entries: its routes.
         state: what is known of its requests.
 
     Raises:
@@ -134,14 +137,15 @@ class GatewayEngine:
         self._asker = Asker(caller, self.state.last)
         self._answers = AnswerCache(gateway.cache_max, gateway.cache_bytes_max)
         self._forwarder = Forwarder(caller, tracer)
+        self._mirrors = Mirrors(caller, tracer, self.state.mirrors, externals)
         self._onward = Onward(
             caller, self._forwarder, limiter=self._limiter, tunnels=self._tunnels,
-            externals=externals, origins=self._origins,
+            externals=externals, origins=self._origins, mirrors=self._mirrors,
         )  # fmt: skip
         # Where no route has a host, none is looked at.
         self._hosts = Hosts(entries) if any(entry.host for entry in entries) else None
         self._routes = table_of(entries if self._hosts is None else ())
-        self._entries = entries
+        self.entries = entries
 
     @classmethod
     async def open(
@@ -189,7 +193,8 @@ class GatewayEngine:
         self._identification.refresh()
 
     async def close(self) -> None:
-        """End what verifies credentials. May be repeated."""
+        """End what verifies credentials, and copies under way. May be repeated."""
+        await self._mirrors.close()
         await self._identification.close()
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
@@ -212,7 +217,7 @@ class GatewayEngine:
     def begin_exchange(self) -> Callable[[HttpExchange], bool]:
         """What answers requests on the fast way; False leaves one to the slow way."""
         if self._hosts is None:
-            return self._gate(self._routes, self._entries, self._entries).begin
+            return self._gate(self._routes, self.entries, self.entries).begin
         return HostGates(self._hosts, lambda of: self._gate(of, of.entries, of.closest)).begin
 
     def _gate(
@@ -228,6 +233,7 @@ class GatewayEngine:
             identification=self._identification,
             asker=self._asker,
             attempts_left=self._caller.root().attempts_left,
+            slow=self.stream,
         )
 
     def body_max(self, method: str, path: str, pairs: Sequence[RawPair]) -> int | None:
@@ -244,7 +250,9 @@ class GatewayEngine:
         return found.target.passage.body_bytes_max
 
     @asynccontextmanager
-    async def stream(self, request: HttpRequest) -> AsyncIterator[HttpResponse]:
+    async def stream(
+        self, request: HttpRequest, decided: Decided = UNDECIDED
+    ) -> AsyncIterator[HttpResponse]:
         """Answer a request that is passed on; the context is left once its answer is sent."""
         routes = self._routes if self._hosts is None else self._hosts.asked(request)
         found = find(routes, request.method, request.path)
@@ -254,6 +262,7 @@ class GatewayEngine:
             yield self._other(request, asked_before)
             return
         with self._begun(found, request) as (asked, context):
+            asked.decided = decided
             async with AsyncExitStack() as stack:
                 yield await self._answer(asked, context, partial(self._forward, stack))
 

@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,7 @@ from synchromesh.gateway.asked import Accounting
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
+from synchromesh.gateway.fast_beside import FastBeside, SlowWay
 from synchromesh.gateway.forward import ODD, PRINCIPAL, answer_of, look
 from synchromesh.gateway.forward_place import ForwardPlace
 from synchromesh.gateway.forward_plan import SentForward
@@ -63,6 +64,9 @@ _TOLD = re.compile(rb"\r\nsynchromesh-principal: ([^\r]+)\r\n")
 _UNREMARKABLE: Final[tuple[Arrival, tuple[RawPair, ...]]] = (NOTHING, ())
 
 
+Plan: TypeAlias = "FastForward | FastBeside | FastAggregate"
+
+
 class Gate:
     """What all routes of one gateway share, and where a request finds its own.
 
@@ -72,6 +76,7 @@ class Gate:
         identification: says who asks.
         asker: asks the operations of aggregates.
         attempts_left: the extra attempts of each request's tree.
+        slow: answers by the slow way what is decided here.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Gate:
         identification: Identification,
         asker: Asker,
         attempts_left: int,
+        slow: SlowWay,
     ) -> None:
         self._routes = routing.routes
         self._has_cors = any(entry.cors is not None for entry in routing.entries)
@@ -93,9 +99,9 @@ class Gate:
             if not entry.template.places
         }
         # A route that takes any method has a plan for each.
-        self._plans: dict[tuple[str, bytes], FastForward | FastAggregate] = {}
+        self._plans: dict[tuple[str, bytes], Plan] = {}
         # The plans of those, once they have been asked for without a query.
-        self._ready: dict[tuple[bytes, bytes], FastForward | FastAggregate] = {}
+        self._ready: dict[tuple[bytes, bytes], Plan] = {}
         self._buckets = routing.state.buckets
         self._externals = routing.externals
         self.traffic: Mapping[str, RouteTraffic] = routing.state.traffic
@@ -106,6 +112,7 @@ class Gate:
         self.limiter = routing.state.limiter
         self.identification = identification
         self.attempts_left = attempts_left
+        self._slow = slow
 
     def begin(self, exchange: HttpExchange) -> bool:
         """Have a request answered; False leaves it to the slow way, and nothing was done then."""
@@ -135,10 +142,7 @@ class Gate:
         assert isinstance(plan, FastForward)
         request = exchange.request()
         if exchange.body:
-            body = Body(length=len(exchange.body), on_room=_nothing)
-            body.feed(exchange.body)
-            body.end()
-            request = msgspec.structs.replace(request, stream=body)
+            request = msgspec.structs.replace(request, stream=Body.of(exchange.body))
         told = _TOLD.search(sent.wire) if plan.tells_principal else None
         who = told[1].decode() if told else ""
         exchange.answer_by(self._resumed(plan, request, context, begun, who, sent.limits))
@@ -225,18 +229,26 @@ class Gate:
             return None
         return None if isinstance(found, NoMatch) else (found.target, found.places)
 
-    def _plan(self, entry: CompiledRoute, method: bytes) -> FastForward | FastAggregate | None:
-        buckets = self._buckets.get(entry.name)
-        plan: FastForward | FastAggregate
+    def _plan(self, entry: CompiledRoute, method: bytes) -> Plan | None:
+        plan: Plan
         if entry.passage is not None:
-            is_external = entry.passage.to in self._externals
-            plan = FastForward(self, entry, method, buckets, is_external=is_external)
+            plan = self._forward(entry, method)
         elif entry.parts and entry.cache is None:
-            plan = FastAggregate(self, entry, buckets)
+            plan = FastAggregate(self, entry, self._buckets.get(entry.name))
         else:
             return None
         self._plans[entry.name, method] = plan
         return plan
+
+    def _forward(self, entry: CompiledRoute, method: bytes) -> FastForward | FastBeside:
+        assert entry.passage is not None
+        is_external, buckets = entry.passage.to in self._externals, self._buckets.get(entry.name)
+        own = FastForward(self, entry, method, buckets, is_external=is_external)
+        if entry.split is None and entry.mirror is None:
+            return own
+        to_other = entry.to_other()
+        other = None if to_other is None else self._forward(to_other, method)
+        return FastBeside(entry, own, other, origins=self.origins, slow=self._slow)
 
 
 class FastForward:
@@ -486,7 +498,3 @@ class FastForward:
             return None  # the slow way meets it again, and tells it
         self.places[endpoint.instance] = place
         return place
-
-
-def _nothing() -> None:
-    pass

@@ -351,9 +351,8 @@ def read_forward(
 
     It is added to the first of `others`, the ways to its upstream: those of its host, and of any.
     """
-    if not is_a(route.to, str) or not _UPSTREAM.fullmatch(route.to):
-        note(f'leads to {str(route.to)[:40]!r}; name an upstream, such as to="firmware_store"')
-    path = _read_path(route, template, note)
+    check_upstream(route.to, note)
+    path = read_path(route.path, template, note)
     own = UpstreamPaths()
     for ways in (own, others[0]):
         ways.add(template.path, path)
@@ -395,6 +394,12 @@ def read_forward(
     )
 
 
+def check_upstream(name: object, note: Note) -> None:
+    """Note where what should name an upstream does not."""
+    if not is_a(name, str) or not _UPSTREAM.fullmatch(str(name)):
+        note(f'leads to {str(name)[:40]!r}; name an upstream, such as to="firmware_store"')
+
+
 def _check_flags(route: Forward, note: Note) -> None:
     for name in ("encoded_slashes", "principal", "websocket"):
         value = getattr(route, name)
@@ -432,13 +437,14 @@ def _read_quiet_s(route: Forward, template: Template, note: Note) -> float | Non
     return quiet_s if route.websocket else None
 
 
-def _read_path(route: Forward, template: Template, note: Note) -> str:
-    if not route.path:
+def read_path(path: str, template: Template, note: Note) -> str:
+    """Return where an upstream has what a route's path stands for; "" is the same path."""
+    if not path:
         return template.path
     try:
-        there = Template.of(f"{template.method} {route.path}")
+        there = Template.of(f"{template.method} {path}")
     except ConfigError:
-        note(f'{str(route.path)[:40]!r} is no path; write one such as "/images/{{name}}"')
+        note(f'{str(path)[:40]!r} is no path; write one such as "/images/{{name}}"')
         return template.path
     if any(segment in (".", "..") for segment in there.steps):
         note(f"{there.path!r} has a segment of dots; write where it leads")

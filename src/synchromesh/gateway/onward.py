@@ -14,6 +14,7 @@ from synchromesh.gateway.answers import told_of
 from synchromesh.gateway.arrival import key_of
 from synchromesh.gateway.asked import AskedRequest, RefusedRequest, under
 from synchromesh.gateway.forward import CompiledForward, answer_of
+from synchromesh.gateway.mirrors import MirroredRequest, Mirrors
 from synchromesh.gateway.origin import Origins
 from synchromesh.gateway.tunnels import TunnelPlaces
 from synchromesh.http import HttpResponse
@@ -31,6 +32,7 @@ class Onward:
         tunnels: bounds the WebSockets.
         externals: the upstreams that are not ours.
         origins: tells whom a request comes from.
+        mirrors: sends copies, where a route says so.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Onward:
         tunnels: TunnelPlaces,
         externals: AbstractSet[str],
         origins: Origins,
+        mirrors: Mirrors,
     ) -> None:
         self._caller = caller
         self._forwarder = forwarder
@@ -49,6 +52,7 @@ class Onward:
         self._tunnels = tunnels
         self._externals = externals
         self._origins = origins
+        self._mirrors = mirrors
 
     async def answer(
         self, stack: AsyncExitStack, asked: AskedRequest, context: CallContext
@@ -61,13 +65,15 @@ class Onward:
             RefusedRequest: the request cannot be passed on as it is.
             CallError: it failed.
         """
-        passage = asked.entry.passage
-        assert passage is not None
+        passage = self._passage(asked)
         forwarding = self._forwarding(asked, passage, context)
         if forwarding.quiet_s is not None:
             stack.enter_context(self._tunnels.taken(forwarding.client))
         # What a body takes, either way, is the client's time: it holds no place of others then.
         forwarding = await self._forwarder.read_ahead(forwarding, asked.entry.deadline_s)
+        copy = self._copy(asked, forwarding)
+        if copy is not None:
+            stack.callback(copy.end)
         async with nullcontext() if forwarding.is_upload else self._limiter:
             passed = await stack.enter_async_context(self._forwarder.forward(forwarding))
         if passed.error is not None:
@@ -75,10 +81,34 @@ class Onward:
             asked.span.fail(passed.error)
             asked.account.traffic.why(passed.error)
             told_of(passed.error, asked.entry, context.trace_id)
-        return answer_of(passed.response, asked.headers, passage.leading(passed.endpoint.url))
+        response = passed.response if copy is None else copy.watching(passed.response)
+        return answer_of(response, asked.headers, passage.leading(passed.endpoint.url))
 
     def __repr__(self) -> str:
         return f"<Onward by {self._forwarder!r}>"
+
+    def _passage(self, asked: AskedRequest) -> CompiledForward:
+        """Return the way that a request takes: its route's, or that of the split."""
+        entry, is_split = asked.entry, asked.decided.is_split
+        assert entry.passage is not None
+        if entry.split is None:
+            return entry.passage
+        if is_split is None:
+            client = asked.principal.name
+            if not client and entry.split.is_sticky:
+                request = asked.request
+                client = self._origins.of_request(request.peer, request.headers).client
+            is_split = entry.split.takes(client, self._caller.rng)
+        return entry.split.passage if is_split else entry.passage
+
+    def _copy(self, asked: AskedRequest, forwarding: Forwarding) -> MirroredRequest | None:
+        """Begin a copy of a request, where it is to be copied."""
+        mirror, is_mirrored = asked.entry.mirror, asked.decided.is_mirrored
+        if mirror is None:
+            return None
+        if is_mirrored is None:
+            is_mirrored = mirror.takes(asked.request.method, self._caller.rng)
+        return self._mirrors.begin(asked, forwarding, mirror) if is_mirrored else None
 
     def _forwarding(
         self, asked: AskedRequest, passage: CompiledForward, context: CallContext

@@ -111,6 +111,10 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
             assert entry.passage is not None
             kind, body_max = "forward", route.body_max
             operation = f"{route.to} {entry.passage.path}"
+            if route.split is not None:
+                operation = f"{operation}, {route.split.percent:g} % to {route.split.to}"
+            if route.mirror is not None:
+                operation = f"{operation}, copied to {route.mirror.to}"
             headers = tuple(sorted(route.headers))
         else:
             branches = _branches(route.branches, entry)

@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from synchromesh.calls.contract import Operation
+from synchromesh.gateway.beside import Mirror, Split
 from synchromesh.gateway.caching import Cache
 from synchromesh.gateway.cors import Cors
 from synchromesh.gateway.principal import Auth
@@ -114,6 +115,8 @@ class Forward:
         body_max: how long a request's body may be; an answer's may have any length.
         websocket: whether a client may have a WebSocket to the upstream, where that takes it.
         quiet: how long nothing may move in one, either way.
+        split: gives a share of the requests to another upstream.
+        mirror: sends copies of requests to another upstream, and compares the answers.
         scopes, rate, public, by, priority, cors, host: as for a `Route`.
         deadline: when the answer has to begin. Where a body is sent that is counted from its end.
 
@@ -135,6 +138,8 @@ class Forward:
     body_max: str = "1MiB"
     websocket: bool = False
     quiet: str = "5m"
+    split: Split | None = None
+    mirror: Mirror | None = None
     scopes: AbstractSet[str] = frozenset()
     rate: Rate | None = None
     public: bool = False

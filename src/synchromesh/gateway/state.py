@@ -9,6 +9,7 @@ from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
+from synchromesh.gateway.mirror_book import MirrorBook
 from synchromesh.gateway.routes import Gateway
 from synchromesh.gateway.traffic import GatewayCounts, RouteTraffic
 from synchromesh.gateway.tunnels import TunnelPlaces
@@ -26,6 +27,7 @@ class GatewayState:
         buckets: who has asked how often, by route.
         traffic: counts of requests, by route.
         others: counts of requests that no route has.
+        mirrors: what has come of copies of requests, by route.
         log: is told of every request; None for no access log.
     """
 
@@ -35,6 +37,7 @@ class GatewayState:
     buckets: dict[str, TokenBuckets]
     traffic: dict[str, RouteTraffic]
     others: RouteTraffic
+    mirrors: dict[str, MirrorBook]
     log: AccessLog | None
 
     @classmethod
@@ -59,6 +62,15 @@ class GatewayState:
             buckets=buckets,
             traffic={entry.name: RouteTraffic(entry.name, log) for entry in entries},
             others=RouteTraffic("", log),
+            mirrors={
+                entry.name: MirrorBook(
+                    in_flight_max=entry.mirror.in_flight_max,
+                    kept_max=entry.mirror.kept_max,
+                    has_values=entry.mirror.has_values,
+                )
+                for entry in entries
+                if entry.mirror is not None
+            },
             log=log,
         )
 

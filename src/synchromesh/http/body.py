@@ -59,6 +59,14 @@ class Body:
         self._error: Exception | None = None
         self._reading: asyncio.Future[None] | None = None
 
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        """Return a body that has come whole."""
+        body = cls(length=len(data), on_room=_nothing)
+        body.feed(data)
+        body.end()
+        return body
+
     @property
     def is_full(self) -> bool:
         """True while nothing more should be fed."""

@@ -69,11 +69,14 @@ async def read_gateway(
 
 def _unknown_services(gateway: Gateway, known: set[str]) -> Iterator[str]:
     for route in gateway.routes:
-        if isinstance(route, Forward) and route.to not in known:
-            yield (
-                f"{route.route}: leads to {route.to!r}, and the system has neither a service nor "
-                f"an external one of that name; it has: {', '.join(sorted(known))}"
-            )
+        if isinstance(route, Forward):
+            beside = [each for each in (route.split, route.mirror) if each is not None]
+            for to in (route.to, *(getattr(each, "to", None) for each in beside)):
+                if to not in known:
+                    yield (
+                        f"{route.route}: leads to {to!r}, and the system has neither a service nor "
+                        f"an external one of that name; it has: {', '.join(sorted(known))}"
+                    )
         for operation in _operations_of(route):
             # What is none is named by the check of the definition.
             if isinstance(operation, Operation) and operation.service not in known:

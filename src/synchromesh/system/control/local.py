@@ -19,6 +19,7 @@ from synchromesh.events.inspection import list_projections
 from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
 from synchromesh.system.control.actions import Action, Answers, ReadAction
 from synchromesh.system.control.faults import FaultInjector
+from synchromesh.system.control.mirror_status import MirrorStatus
 from synchromesh.system.control.status import (
     BreakerStatus,
     ChildStatus,
@@ -55,6 +56,7 @@ class LocalProcess:
         clients: callers that are no service, by name.
         gateway_url: where the gateway is reached; "" where it is not served here.
         gateway_warnings: returns what a person should know of it.
+        gateway_mirrors: returns what has come of the copies that it sends.
         admin: the URL of its admin listener.
         code_changed: files that have changed since their part started, by part.
         restart: restarts a part or background child that runs here; False where there is none.
@@ -72,6 +74,7 @@ class LocalProcess:
     clients: dict[str, Caller] = field(default_factory=dict)
     gateway_url: str = ""
     gateway_warnings: Callable[[], list[str]] = list
+    gateway_mirrors: Callable[[], list[MirrorStatus]] = list
     admin: str = ""
     code_changed: dict[str, list[str]] = field(default_factory=dict)
 
@@ -83,7 +86,13 @@ class LocalProcess:
             pid=pid,
             admin=self.admin,
             gateway=(
-                GatewayStatus(pid, self.gateway_url, self.gateway_warnings(), self.admin)
+                GatewayStatus(
+                    pid,
+                    self.gateway_url,
+                    self.gateway_warnings(),
+                    self.admin,
+                    self.gateway_mirrors(),
+                )
                 if self.gateway_url
                 else None
             ),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from synchromesh.codec import to_datetime
+from synchromesh.system.control.mirror_status import MirrorStatus
 
 RUNNING, FAILED, SILENT = "running", "failed", "silent"
 # The child by which a service shows its process, where that does not answer.
@@ -191,6 +192,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     url: str
     warnings: list[str] = []
     admin: str = ""
+    mirrors: list[MirrorStatus] = []
 
 
 class FaultStatus(msgspec.Struct, frozen=True):

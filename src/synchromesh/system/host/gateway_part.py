@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, create_server, socket
 from typing import TYPE_CHECKING
 
+from msgspec import convert, to_builtins
+
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
 from synchromesh.gateway.access_log import AccessLog
@@ -30,6 +32,7 @@ from synchromesh.service import Deps
 from synchromesh.system.config.gateway_keys import ApiKeysFile, folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
+from synchromesh.system.control.mirror_status import DifferentStatus, MirrorStatus
 from synchromesh.system.host.access_file import AccessFile
 
 if TYPE_CHECKING:
@@ -162,6 +165,25 @@ class GatewayPart:
     def snapshot(self) -> GatewayCounts | None:
         """Return what became of the requests so far, by route; None before it has started."""
         return None if self._engine is None else self._engine.snapshot()
+
+    def mirrors(self) -> list[MirrorStatus]:
+        """Return what has come of the copies of requests, by route."""
+        if self._engine is None:
+            return []
+        return [
+            MirrorStatus(
+                route=entry.name,
+                first=entry.passage.to,
+                to=entry.mirror.passage.to,
+                **to_builtins(book.counts),
+                in_flight=book.in_flight,
+                last_failure=book.last_failure,
+                kept=convert(book.kept, list[DifferentStatus], from_attributes=True),
+            )
+            for entry in self._engine.entries
+            if entry.mirror is not None and entry.passage is not None
+            for book in (self._engine.state.mirrors[entry.name],)
+        ]
 
     def why_not(self) -> str:
         """Return why it takes no requests; "" where it takes them."""

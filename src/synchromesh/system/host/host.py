@@ -442,6 +442,7 @@ class Host:
         self.local.clients[GATEWAY] = part.caller
         self.local.gateway_url = self.urls[GATEWAY] = part.url
         self.local.gateway_warnings = part.warnings
+        self.local.gateway_mirrors = part.mirrors
 
     def _service(self, part: SystemPart) -> ServicePart:
         config, succeeds = self.config, self._succeeds
