@@ -13,7 +13,8 @@ from service_world import Hooks, make_stock
 from service_world import Stock as StockContract
 from synchromesh.calls import Contract, command
 from synchromesh.errors import ConfigError, ContractError, DownstreamFailed, Rejection, TimedOut
-from synchromesh.gateway import ApiKeys, Forward, Gateway, Route
+from synchromesh.gateway import ApiKeys, Forward, Gateway, Mirror, Route
+from synchromesh.http import AsgiHandler, HttpRequest, HttpResponse
 from synchromesh.service import Context, Service
 from synchromesh.system import load_config
 from synchromesh.testing import SimRuntime, Unhandled, World, run, serving, stand_in
@@ -234,7 +235,9 @@ def test_a_client_comes_in_through_a_gateway() -> None:
             assert (await send("POST /notes", note)).status == 401
             assert (await send("POST /notes", note, key=reader)).status == 403
             assert (await send("POST /notes", note, key=f"{ada[:-1]}?")).status == 401
-            assert (await send("GET /me", headers={"x-api-key": ada})).value(str) == "ada"
+            assert (await send("GET /me", headers={"x-api-key": ada})).value(
+                str
+            ) == "ada may notes:write"
             assert (await send("GET /notes")).value(int) == await client.call(Notes.count()) == 1
             assert (await send("GET /nothing", key=ada)).status == 404
 
@@ -253,14 +256,65 @@ def test_a_gateway_that_is_wrong_is_named() -> None:
     run(main)
 
 
-def test_a_forward_is_checked_and_not_served(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing listens behind a gateway of a test: such a route fails, and the log says why."""
-    passing = Gateway(routes=[Forward("GET /notes", to="notes", public=True)])
+async def monolith(request: HttpRequest) -> HttpResponse:
+    """Answer what was asked, in the words of somebody else."""
+    if request.path == "/broken":
+        return HttpResponse(500, [("content-type", "text/plain")], b"out of order")
+    here = f"http://{request.headers.get('host')}"
+    return HttpResponse(201, [("location", f"{here}/made")], request.body or b"-")
+
+
+async def asgi(scope: Any, receive: Any, send: Any) -> None:
+    """Answer by ASGI, with what was sent."""
+    body = (await receive())["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["path"].encode() + body})
+
+
+PASSING = Gateway(
+    routes=[
+        Forward("GET /count", to="notes", public=True, mirror=Mirror("old", path="/n")),
+        Forward("ANY /old/{path...}", to="old", path="/{path...}", public=True),
+        Forward("POST /app/{name}", to="app", public=True),
+        Forward("POST /charges", to="bank", public=True),
+    ]
+)
+
+
+def test_a_forward_leads_to_a_service_a_stand_in_or_a_function() -> None:
+    """Each is asked by HTTP, and answers in its own words; a copy is compared."""
 
     async def main(runtime: SimRuntime) -> None:
-        async with serving(runtime, notes, gateway=passing) as client:
-            assert (await client.gateway.send("GET /notes")).status == 500
-        assert "nothing can be passed on that way" in caplog.text
+        async with serving(
+            runtime,
+            notes,
+            externals=[stand_in(Bank, charge="done")],
+            upstreams={"old": monolith, "app": AsgiHandler(asgi)},
+            gateway=PASSING,
+        ) as client:
+            send = client.gateway.send
+            await client.call(Notes.write(Note("a", "x")))
+            assert (await send("GET /count")).value(int) == 1
+            made = await send("POST /old/things", {"a": 1})
+            assert (made.status, made.body) == (201, b'{"a":1}')
+            assert made.headers["location"] == "/old/made"
+            broken = await send("GET /old/broken")
+            assert (broken.status, broken.body) == (500, b"out of order")
+            assert (await send("POST /app/x", 7)).body == b"/app/x7"
+            assert (await send("POST /charges", {"cents": 5})).value(str) == "done"
+            await asyncio.sleep(1.0)
+            assert [each.different for each in client.gateway.mirrors()] == [1]
+
+    run(main)
+
+
+def test_a_forward_to_somebody_who_is_not_there_is_named() -> None:
+    """Before anything is asked."""
+
+    async def main(runtime: SimRuntime) -> None:
+        with pytest.raises(ConfigError, match=r"passes requests on to 'old', and nobody stands"):
+            async with serving(runtime, notes, gateway=PASSING):
+                pass
 
     run(main)
 

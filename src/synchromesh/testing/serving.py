@@ -10,15 +10,18 @@ def test_a_greeting_is_counted() -> None:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from synchromesh.calls import Call, InProcessTransport, Policies
+from synchromesh.calls.forwarding import HTTP
 from synchromesh.discovery import Endpoint, Resolved
-from synchromesh.errors import NoInstance
+from synchromesh.errors import ConfigError, NoInstance
 from synchromesh.gateway import Gateway
+from synchromesh.http import Handler
 from synchromesh.identity import KEY_BYTES_MIN, Principal, Signer
 from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import DiskRuntime
@@ -29,6 +32,7 @@ from synchromesh.store import SqliteStores
 from synchromesh.system.config.definitions import places_of, policies_of, saga_places_of
 from synchromesh.system.config.schema import SystemConfig
 from synchromesh.telemetry import MemoryRing
+from synchromesh.testing.doors import HttpDoors, passed_to
 from synchromesh.testing.escapes import Unhandled
 from synchromesh.testing.through_gateway import GatewayClient
 
@@ -58,6 +62,7 @@ class InProcess:
         ring: the spans.
         failures: background loops that failed too often: service, child and error.
         gateway: the client that comes in through a gateway, where `serving` was given one.
+        doors: where services and upstreams are reached by HTTP, for what a gateway passes on.
 
     Example:
         >>> async def twice(services: InProcess, call: Call[R]) -> R:
@@ -81,6 +86,7 @@ class InProcess:
     ) -> None:
         self.runtime = runtime
         self.transport = InProcessTransport()
+        self.doors = HttpDoors(runtime)
         self.ring = MemoryRing()
         self.up: dict[str, ServiceInstance] = {}
         self.failures: list[tuple[str, str, BaseException]] = []
@@ -92,7 +98,7 @@ class InProcess:
             sink=self.ring,
             stores=SqliteStores(runtime, f"{folder}/{{}}.db".format),
             resolver=self,
-            transports={"inproc": self.transport},
+            transports={"inproc": self.transport, "http": self.doors.transport},
             policies=policies,
             places=places,
             externals=frozenset(externals),
@@ -107,9 +113,15 @@ class InProcess:
 
     async def resolve(self, service: str) -> Resolved:
         """Return the endpoint of a service, whether it runs or not."""
-        if service not in self.deps.services and service not in self._others:
+        url = self.doors.urls.get(service, "")
+        if service in self.deps.services or service in self._others:
+            metadata = ((HTTP, url),) if url else ()
+            endpoint = Endpoint(f"{service}-1", service, f"inproc://{service}-1", metadata)
+        elif url:
+            endpoint = Endpoint(service, service, url)
+        else:
             raise NoInstance(f"{service!r} is not served here; hand it in too")
-        return Resolved((Endpoint(f"{service}-1", service, f"inproc://{service}-1"),))
+        return Resolved((endpoint,))
 
     async def start(self, *names: str) -> None:
         """Start and list services.
@@ -127,6 +139,13 @@ class InProcess:
         for name in names:
             self.transport.remove(f"{name}-1")
             await self.up.pop(name).stop()
+
+    async def close(self) -> None:
+        """Stop everything: what listens first, then the services, the last one first."""
+        if hasattr(self, "gateway"):
+            await self.gateway.close()
+        await self.doors.close()
+        await self.stop(*reversed(list(self.up)))
 
     async def parked(self) -> list[str]:
         """Return which projections are parked, at which event and why."""
@@ -170,11 +189,15 @@ class InProcess:
         return f"<InProcess {', '.join(self.up) or 'nothing runs'}>"
 
 
+_NO_UPSTREAMS: Mapping[str, Handler] = MappingProxyType({})
+
+
 @asynccontextmanager
 async def serving(
     runtime: DiskRuntime,
     *services: Service,
     externals: Iterable[Service] = (),
+    upstreams: Mapping[str, Handler] = _NO_UPSTREAMS,
     config: SystemConfig | None = None,
     gateway: Gateway | None = None,
 ) -> AsyncIterator[InProcess]:
@@ -186,6 +209,8 @@ async def serving(
         externals: services that stand for somebody else's, such as `stand_in` makes: they are
             called without a credential, as theirs are, whatever their contract says. So is a
             service of a contract with `external=True`.
+        upstreams: what stands for externals that a `Forward` leads to, by name: an async function
+            from a request to a response, or `synchromesh.http.AsgiHandler(app)`.
         config: a system's configuration, as `load_config` reads it: its policies and bounds of
             calls are in force. Without it they are the defaults.
         gateway: one to put before them: `client.gateway` sends requests through its routes, with
@@ -195,7 +220,7 @@ async def serving(
         Unhandled: in the end, where a background loop of a service failed too often, or one of its
             projections is parked.
         ContractError: a service does not fit its contract.
-        ConfigError: the gateway's definition has mistakes.
+        ConfigError: the gateway's definition has mistakes, or leads to somebody who is not here.
 
     Example:
         >>> from typing import Protocol
@@ -219,7 +244,7 @@ async def serving(
     served = InProcess(
         runtime,
         [*services, *theirs],
-        externals=[each.name for each in theirs],
+        externals=[*(each.name for each in theirs), *upstreams],
         policies=lambda caller: Policies() if config is None else policies_of(config, caller),
         places=lambda name: PLACES if config is None else places_of(config, name),
     )
@@ -229,15 +254,35 @@ async def serving(
         await served.start(*served.deps.services)
         if gateway is not None:
             served.gateway = GatewayClient(gateway, served.deps)
+            await _open_doors(served, gateway, upstreams)
             await served.gateway.start(runtime)
         yield served
         parked = await served.parked()
     finally:
-        if gateway is not None:
-            await served.gateway.close()
-        await served.stop(*reversed(list(served.up)))
+        await served.close()
+    _check(served, parked)
+
+
+def _check(served: InProcess, parked: Sequence[str]) -> None:
+    """Raise Unhandled where a background loop failed too often, or a projection is parked."""
     if served.failures:
         service, child, error = served.failures[0]
         raise Unhandled(f"{service}/{child} failed too often: {error!r}") from error
     if parked:
         raise Unhandled(parked[0])
+
+
+async def _open_doors(
+    served: InProcess, gateway: Gateway, upstreams: Mapping[str, Handler]
+) -> None:
+    """Serve by HTTP what the gateway passes requests on to."""
+    for name in passed_to(gateway):
+        if name in served.up:
+            await served.doors.open_service(served.up[name])
+        elif name in upstreams:
+            await served.doors.open_upstream(name, upstreams[name])
+        else:
+            raise ConfigError(
+                f"the gateway passes requests on to {name!r}, and nobody stands for it here; hand "
+                f"it in, as a service or in upstreams={{{name!r}: handler}}"
+            )

@@ -15,6 +15,7 @@ from typing import TypeVar
 from synchromesh.codec import decode, encode
 from synchromesh.gateway import ApiKeys, Gateway, GatewayEngine, make_key
 from synchromesh.gateway.api_keys import KeyRing
+from synchromesh.gateway.mirror_book import MirrorCounts
 from synchromesh.gateway.names import reserved_prefixes
 from synchromesh.gateway.principal import Folders
 from synchromesh.http import HttpPool, HttpResponse, HttpServer
@@ -77,6 +78,7 @@ class GatewayClient:
         self._keys.reserve(reserved_prefixes(definition.auth))
         # No stack of contexts: one that a power cut has left goes on with its next when dropped.
         self._started: list[Callable[[], Awaitable[None]]] = []
+        self._engine: GatewayEngine
         self._server: HttpServer
         self._pool: HttpPool
 
@@ -92,7 +94,7 @@ class GatewayClient:
             self._keys if isinstance(each, ApiKeys) else each.open(Folders(here, here), runtime)
             for each in self._definition.auth
         ]
-        engine = GatewayEngine(
+        engine = self._engine = GatewayEngine(
             self._definition,
             caller=self._deps.caller(GATEWAY, tracer),
             tracer=tracer,
@@ -105,6 +107,10 @@ class GatewayClient:
         self._started.append(self._server.close)
         self._pool = HttpPool(network=runtime.network)
         self._started.append(self._pool.close)
+
+    def mirrors(self) -> list[MirrorCounts]:
+        """Return what has come of copies so far, for each route with a mirror, in their order."""
+        return [book.counts for book in self._engine.state.mirrors.values()]
 
     def key(self, principal: str, *scopes: str) -> str:
         """Return a new API key of a principal that may do what the scopes allow."""
