@@ -111,6 +111,21 @@ CLAIMED = (
     "X-Forwarded-Proto: https\nX-Real-IP: 9.9.9.9"
 )
 
+
+def rate(left: int, more: str = ";t=60") -> dict[str, object]:
+    """Return what an answer says of a rate."""
+    return {
+        "ratelimit-policy": '"GET /few";q=2;w=120',
+        "ratelimit": f'"GET /few";r={left}{more}',
+        "x-ratelimit-remaining": None,
+    }
+
+
+def takes(passed: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what differs where Envoy takes a message, and writes it anew."""
+    return {"status": 200, "upstream": "GET /x", "passed": passed}
+
+
 CASES: Final[Mapping[str, Case]] = {
     # -- what passes -------------------------------------------------------------------------------
     "a get": passes("GET /app/x?a=1&b=%2F", "GET /x?a=1&b=%2F", headers=ALWAYS),
@@ -160,6 +175,16 @@ CASES: Final[Mapping[str, Case]] = {
         "PUT /x",
         body=b"abc",
         text=b'["PUT", "/x", 3]',
+    ),
+    "fields of this hop, of an upstream": passes(
+        "GET /app/hop",
+        "GET /hop",
+        headers={"x-hop": None, "keep-alive": None, "x-own": "1"},
+    ),
+    "fields of this hop, of a client": passes(
+        "GET /app/x\nConnection: close, If-Match\nIf-Match: 1",
+        "GET /x",
+        passed={"if-match": None},
     ),
     "an upgrade that is not taken": passes(
         "GET /app/x\nUpgrade: h2c\nConnection: Upgrade", "GET /x", passed={"upgrade": None}
@@ -265,10 +290,12 @@ CASES: Final[Mapping[str, Case]] = {
         "GET /guarded/x\nX-Api-Key: {wrong}", 401, "unauthenticated"
     ),
     # -- how often ---------------------------------------------------------------------------------
-    "the first of a rate": passes("GET /few", "GET /few"),
-    "the second of a rate": passes("GET /few", "GET /few"),
+    "the first of a rate": passes(
+        "GET /few", "GET /few", headers=rate(1), behind={"headers": rate(1, "")}
+    ),
+    "the second of a rate": passes("GET /few", "GET /few", headers=rate(0)),
     "one too many": refused(
-        "GET /few", 429, "rate_limited", by=ENVOY, headers={"retry-after": "60"}
+        "GET /few", 429, "rate_limited", by=ENVOY, headers={"retry-after": "60", **rate(0)}
     ),
     "another client": passes("GET /few", "GET /few", source="127.0.0.3"),
     "the first of a principal": passes(f"GET /mine\n{GOOD}", "GET /mine"),
@@ -528,7 +555,29 @@ CASES: Final[Mapping[str, Case]] = {
         body=b"0\r\n\r\n",
     ),
     "a head that is too long": Case("GET /app/x HTTP/1.1\nX-Long: " + "x" * 40_000, 431, ""),
-    "HTTP/1.0": Case(
-        "GET /app/x HTTP/1.0", 200, "", upstream="GET /x", behind={"status": 426, "upstream": ""}
+    "HTTP/1.0": Case("GET /app/x HTTP/1.0", 200, upstream="GET /x"),
+    "no host": Case("GET /app/x HTTP/1.1\nHost:", 400, ""),
+    "two hosts": Case("GET /app/x HTTP/1.1\nHost: a\nHost: b", 400, ""),
+    "a host that is none": Case("GET /app/x HTTP/1.1\nHost: a b", 400, ""),
+    "a folded field": Case(
+        "GET /app/x HTTP/1.1\nAccept: a\n b: c", 400, "", behind=takes({"accept": "a b: c"})
     ),
+    "a blank before a colon": Case("GET /app/x HTTP/1.1\nX-A : a", 400, ""),
+    "a NUL": Case("GET /app/x HTTP/1.1\nX-A: a\0b", 400, ""),
+    "a carriage return alone": Case(
+        "GET /app/x HTTP/1.1\nAccept: a\rIf-Match: b",
+        400,
+        "",
+        behind=takes({"accept": "aIf-Match: b", "if-match": None}),
+    ),
+    "a length with a sign": Case("PUT /up/x HTTP/1.1\nContent-Length: +3", 400, "", body=b"abc"),
+    "chunks of no length": Case(
+        "PUT /up/x HTTP/1.1\nTransfer-Encoding: chunked", 400, "", body=b"x\r\nabc\r\n0\r\n\r\n"
+    ),
+    "another transfer coding": Case(
+        "PUT /up/x HTTP/1.1\nTransfer-Encoding: gzip, chunked", 501, "", body=b"0\r\n\r\n"
+    ),
+    "a method that nobody knows": Case("FOO /app/x HTTP/1.1", 400, ""),
+    "a tunnel": Case("CONNECT shop:443 HTTP/1.1", 501, ""),
+    "an echo": Case("TRACE /app/x HTTP/1.1", 405, ""),
 }

@@ -162,6 +162,7 @@ class Legacy:
     /flaky/KEY   the first request under each key has its connection cut
     /broken/KEY  the first request under each key is answered 500
     /stream      two parts, `s` seconds apart
+    /hop         fields of this hop alone
     /fields      fields that are not an upstream's to say
     """
 
@@ -222,6 +223,8 @@ class Legacy:
             body = json.dumps({"keys": [self.key.as_dict(private=False)]}).encode()
         elif kind == "lead":
             status, fields = 302, parse_qsl(parts.query)
+        elif kind == "hop":
+            fields += [("connection", "X-Hop"), ("x-hop", "1"), ("keep-alive", "5"), ("x-own", "1")]
         elif kind == "fields":
             fields += [
                 ("synchromesh-trace", "0" * 32), ("access-control-allow-origin", "https://evil.example"),

@@ -5,6 +5,7 @@
 --   ways     from: a pattern of an upstream's path; to: what it is outside
 --   scheme   by which the upstream is asked
 --   token_s  how long a token of the rate takes
+--   rate     what is said of the rate: its policy, and the name and size of a bucket
 -- Fields that begin with synchromesh- come from the filters beside, and are taken off here.
 
 local NAMESPACE = "envoy.filters.http.lua"
@@ -117,6 +118,31 @@ local function led(headers, from, told)
 end
 
 
+-- What the filter of rates says of a bucket, as the gateway has it, beside what an upstream says.
+local function tell_rate(headers, rate)
+  local left = tonumber(headers:get("x-ratelimit-remaining") or "")
+  local more_in_s = tonumber(headers:get("x-ratelimit-reset") or "")
+  for _, name in ipairs({ "limit", "remaining", "reset" }) do
+    headers:remove("x-ratelimit-" .. name)
+  end
+  if not left then return end
+  headers:add("ratelimit-policy", rate.policy)
+  local said = rate.name .. ";r=" .. string.format("%d", math.min(left, rate.burst))
+  -- Where something is left it tells when the next may come, which is now.
+  if left < 1 then
+    said = said .. ";t=" .. string.format("%d", math.max(1, more_in_s or 1))
+  end
+  headers:add("ratelimit", said)
+end
+
+-- What `Connection` names belongs to one hop alone.
+local function drop_named(headers)
+  for name in string.gmatch(headers:get("connection") or "", "[^%s,]+") do
+    name = string.lower(name)
+    if name ~= "close" and name ~= "keep-alive" then headers:remove(name) end
+  end
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   local new = headers:get(NEW_TRACE) or ""
@@ -137,10 +163,14 @@ function envoy_on_response(handle)
   headers:remove(DETAILS)
   headers:remove(FROM)
   if not told then return end
+  if told.rate then tell_rate(headers, told.rate) end
   if details == "local_rate_limited" then
     headers:replace("retry-after", told.token_s)
-  elseif details == "via_upstream" and not pcall(led, headers, from, told) then
-    -- Half done it could tell an address that is ours: then nothing is told.
-    for _, name in ipairs(FIELDS) do headers:remove(name) end
+  elseif details == "via_upstream" then
+    drop_named(headers)
+    if not pcall(led, headers, from, told) then
+      -- Half done it could tell an address that is ours: then nothing is told.
+      for _, name in ipairs(FIELDS) do headers:remove(name) end
+    end
   end
 end

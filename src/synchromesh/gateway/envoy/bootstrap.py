@@ -169,6 +169,7 @@ def _chain(
         "preserve_external_request_id": True,
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "http_protocol_options": {
+            "accept_http_10": True,
             "ignore_http_11_upgrade": [
                 {"safe_regex": {"regex": r"(?i)[^w].*|w[^e].*|.{0,8}|.{10,}"}}
             ],

@@ -21,6 +21,7 @@ from synchromesh.gateway.envoy.clusters import seconds
 from synchromesh.gateway.envoy.names import LUA, TRACE_ID, TYPE
 from synchromesh.gateway.envoy.patterns import all_but, closeness
 from synchromesh.gateway.forward import DROPPED, CompiledForward
+from synchromesh.gateway.limits import RATELIMIT_POLICY, TokenBuckets
 from synchromesh.gateway.router import Template
 
 _HTTP: Final = f"{TYPE}.extensions.filters.http"
@@ -92,6 +93,7 @@ def _rates(entries: Sequence[CompiledRoute], buckets_max: int) -> dict[str, Any]
         "filter_enabled": always,
         "filter_enforced": always,
         "max_dynamic_descriptors": buckets_max,
+        "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
         "descriptors": [
             {
                 "entries": [
@@ -197,7 +199,13 @@ def _cors(cors: CompiledCors) -> dict[str, Any]:
 
 def _told(entry: CompiledRoute, beside: Sequence[CompiledRoute], scheme: str) -> dict[str, Any]:
     """Return what the script is told of a route."""
+    rate = {}
+    if entry.interval_s:
+        buckets = TokenBuckets(interval_s=entry.interval_s, burst=entry.burst, name=entry.name)
+        policy = dict(buckets.fields("", now=0.0))[RATELIMIT_POLICY]
+        rate = {"rate": {"policy": policy, "name": f'"{entry.name}"', "burst": entry.burst}}
     return {
+        **rate,
         "ways": _ways(entry, beside),
         "scheme": scheme,
         "token_s": str(math.ceil(entry.interval_s)),

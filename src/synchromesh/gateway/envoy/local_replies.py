@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from synchromesh.errors import (
     BadRequest,
     CallError,
@@ -22,6 +24,7 @@ from synchromesh.errors import (
 from synchromesh.gateway.answers import ALWAYS, TRACE
 from synchromesh.gateway.envoy.names import TRACE_ID
 from synchromesh.gateway.problems import outside
+from synchromesh.http import problem_response
 
 
 def _told(error: SynchromeshError, *, is_read: bool = False) -> Mapping[str, Any]:
@@ -30,11 +33,16 @@ def _told(error: SynchromeshError, *, is_read: bool = False) -> Mapping[str, Any
 
 _LIMITED: Final = to_problem(RateLimited("too many requests for %ROUTE_NAME%; try again later"))
 _MALFORMED: Final = to_problem(BadRequest("the request is malformed"))
+# All but this method have a route, if only to the gateway.
+_TUNNEL: Final = msgspec.json.decode(
+    problem_response(501, "this does not tunnel; use another method than CONNECT").body
+)
 
 # By response flags; the first that fits counts.
 _BY_FLAGS: Final[tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]] = (
     (("UF",), _told(ConnectFailed(""))),
-    (("UH", "NR", "NC"), _told(NoInstance(""))),
+    (("NR",), _TUNNEL),
+    (("UH", "NC"), _told(NoInstance(""))),
     (("UO",), _told(Shed(""))),
     (("UC", "UR", "UPE", "LR"), _told(CallError(""))),
     (("DPE",), _MALFORMED),
