@@ -205,10 +205,16 @@ class ConnectFailed(CallError):
 
 
 class BadRequest(NotExecuted):
-    """Raised when the arguments do not fit the contract."""
+    """Raised when the arguments do not fit the contract.
+
+    Attributes:
+        mistakes: of an HTTP request, each with `detail`, and with the `pointer` to its place in the
+            body (RFC 6901) or the `name` of what is `in` the path or the query.
+    """
 
     code = "bad_request"
     status = 400
+    mistakes: tuple[Mapping[str, str], ...] = ()
 
 
 class UnknownOperation(NotExecuted):
@@ -679,6 +685,8 @@ def to_problem(error: SynchromeshError) -> dict[str, Any]:
         problem["attempts_used"] = error.attempts_used
     if isinstance(error, DownstreamFailed):
         problem["cause_code"] = error.cause_code
+    if isinstance(error, BadRequest) and error.mistakes:
+        problem["errors"] = [{k: readable(v) for k, v in each.items()} for each in error.mistakes]
     return problem
 
 

@@ -255,6 +255,11 @@ MISTAKES: list[tuple[Gateway, str]] = [
         "is no answer of the operation",
     ),
     (with_branches(o=order("path.id", fallback="none")), "its fallback is a str"),
+    (
+        with_route(Route("GET /o/{order_id}", Orders.one, strict=True)),
+        "strict is about a body, and",
+    ),
+    (with_route(Route("POST /orders", Orders.place, strict="yes")), "strict is 'yes'; write True"),  # type: ignore[arg-type]
     (kept("30s"), "its cache is a str; write one such as Cache("),
     (kept(Cache("soon")), "its cache: 'soon' is not a duration"),
     (kept(Cache(30)), "its cache: expected string"),  # type: ignore[arg-type]
@@ -475,6 +480,12 @@ def test_an_outline_says_what_is_served() -> None:
     assert [each.fallback for each in page.branches] == [
         "", "", "its last answer, at most 10m old", "a static value",
     ]  # fmt: skip
+
+
+def test_an_outline_says_what_is_strict() -> None:
+    """Which routes take no loose bodies."""
+    routes = (Route("POST /orders", Orders.place, strict=True), Route("GET /n", Fleet.names))
+    assert [each.is_strict for each in outline(with_route(*routes))] == [True, False]
 
 
 def test_an_outline_says_how_long_answers_are_kept() -> None:

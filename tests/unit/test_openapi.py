@@ -270,6 +270,23 @@ def test_a_rate_is_told_by_every_answer_that_counts() -> None:
     assert not told & set(free["responses"]["200"]["headers"])
 
 
+def test_a_problem_tells_its_mistakes_and_a_strict_route_says_so() -> None:
+    """The members of `errors` are described, and what is refused is said."""
+    place = gateway_fakes.Orders.place
+    document = document_of(
+        Gateway(
+            auth=[gateway_fakes.SHOP],
+            routes=[Route("POST /a", place, strict=True), Route("POST /b", place)],
+        )
+    )
+    strict, loose = operations_in(document).values()
+    words = "A body with a field that is unknown, or stands twice, is refused."
+    assert words in strict["description"]
+    assert words not in loose["description"]
+    told = document["components"]["schemas"]["Problem"]["properties"]["errors"]["items"]
+    assert set(told["properties"]) == {"detail", "pointer", "name", "in"}
+
+
 def test_what_may_be_kept_says_so() -> None:
     """There is a 304, a tag to ask with, and the age where something is kept here."""
     machine = gateway_fakes.Fleet.machine

@@ -14,14 +14,15 @@ from dataclasses import replace
 from functools import cached_property
 from inspect import cleandoc
 from typing import Any, Concatenate, Generic, Optional, ParamSpec, Protocol, Self, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 from msgspec.structs import asdict
 
+from synchromesh.calls.http_arguments import read_arguments
 from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature
-from synchromesh.calls.texts import from_text, to_text
-from synchromesh.codec import NO_FIT, NO_JSON, decode, digest, encode, unfit
+from synchromesh.calls.texts import to_text
+from synchromesh.codec import NO_FIT, NO_JSON, digest, encode, unfit
 from synchromesh.errors import BadRequest, ContractError, Rejection
 from synchromesh.personal_types import PersonalFields, personal_fields
 
@@ -238,7 +239,7 @@ class Operation(Generic[P, R_co]):
         Texts of path and query become numbers where the contract says so; the body is strict.
 
         Raises:
-            BadRequest: path, query or body do not fit the contract.
+            BadRequest: path, query or body do not fit the contract; its `mistakes` say where.
         """
         shape = self._shape or self.shape
         if shape.decode_body is not None and body and not query:
@@ -247,55 +248,7 @@ class Operation(Generic[P, R_co]):
                 return shape.write({shape.body: value} if shape.body else value)
             except NO_FIT:
                 pass  # below it is said where
-        try:
-            values = self._from_texts(places, query)
-            values |= self._from_body(body)
-            struct = shape.canonical(**values)
-        except UnicodeDecodeError as error:
-            raise BadRequest(f"{self.full_name}: path or query is not UTF-8") from error
-        except BadRequest as error:
-            raise BadRequest(f"{self.full_name}: {error.message}") from error.__cause__
-        except TypeError as error:  # the struct's own words: an argument is missing
-            raise BadRequest(f"{self.full_name}: {error}") from error
-        return encode(struct)
-
-    def _from_texts(self, places: Mapping[str, str], query: str) -> dict[str, Any]:
-        hints = self.shape.hints
-        texts = {name: unquote(value, errors="strict") for name, value in places.items()}
-        if query and self.method not in BODILESS:
-            raise BadRequest("takes no query; send the arguments in the body")
-        for name, text in parse_qsl(query, keep_blank_values=True, errors="strict"):
-            if name not in hints:
-                raise BadRequest(f"unknown argument {name!r}; {_known(hints)}")
-            if name in texts:
-                raise BadRequest(f"argument {name!r} is given twice")
-            texts[name] = text
-        values = {}
-        for name, text in texts.items():
-            try:
-                values[name] = from_text(text, hints[name])
-            except msgspec.ValidationError as error:
-                raise BadRequest(f"argument {name!r}: {error}") from error
-        return values
-
-    def _from_body(self, body: bytes) -> dict[str, Any]:
-        shape = self.shape
-        if shape.body:
-            return {shape.body: decode(body, shape.hints[shape.body])}
-        if not body:
-            return {}
-        if self.method in BODILESS:
-            raise BadRequest(f"{self.method} takes no body")
-        values: dict[str, Any] = {}
-        for name, raw in decode(body, dict[str, msgspec.Raw]).items():
-            if name not in shape.hints or name in self.places:
-                allowed = {n: h for n, h in shape.hints.items() if n not in self.places}
-                raise BadRequest(f"unknown argument {name!r} in the body; {_known(allowed)}")
-            try:
-                values[name] = decode(bytes(raw), shape.hints[name])
-            except BadRequest as error:
-                raise BadRequest(f"argument {name!r}: {error.message}") from error.__cause__
-        return values
+        return read_arguments(self, places, query, body)
 
     def __repr__(self) -> str:
         kind = "command" if self.is_command else "query"
@@ -491,7 +444,3 @@ def event(kind: type[E], *, key: str | None = None) -> PublicEvent[E]:
         'A-1'
     """
     return PublicEvent(kind, key)
-
-
-def _known(hints: Mapping[str, Any]) -> str:
-    return f"known: {', '.join(hints)}" if hints else "it takes none"

@@ -95,6 +95,8 @@ def _show_routes(routes: Iterable[RouteOutline]) -> None:
         leads_to = route.operation or "an aggregate" + ", all or nothing" * route.is_whole
         if route.fallback:
             leads_to = f"{leads_to}, else {route.fallback}"
+        if route.is_strict:
+            leads_to = f"{leads_to}, strict"
         if route.cache:
             leads_to = f"{leads_to}, kept: {route.cache}"
         if route.body_max:

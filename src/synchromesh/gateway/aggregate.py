@@ -61,7 +61,9 @@ def arguments_of(parts: Mapping[str, CompiledBranch], places: Mapping[str, str])
             try:
                 value = from_text(unquote(places[place], errors="strict"), hints[parameter])
             except (msgspec.ValidationError, UnicodeDecodeError) as error:
-                raise BadRequest(f"{place!r} in the path: {error}") from error
+                refused = BadRequest(f"{place!r} in the path: {error}")
+                refused.mistakes = ({"detail": str(error), "in": "path", "name": place},)
+                raise refused from error
             given[name][parameter] = value
     return given
 

@@ -282,6 +282,7 @@ class _Reader:
             cors=cors if route.cors is None else read_cors(route.cors, self._note),
             host=host,
             cache=self._read_cache(template),
+            is_strict=self._read_strict(template),
         )
 
     def _note(self, mistake: str) -> None:
@@ -305,6 +306,14 @@ class _Reader:
             '"shop.example.com", or "*.example.com" for all below it'
         )
         return ""
+
+    def _read_strict(self, template: Template) -> bool:
+        is_strict = getattr(self._route, "strict", False)
+        if not is_a(is_strict, bool):
+            self._note(f"strict is {is_strict!r}; write True or False")
+        elif is_strict and template.method in _BODILESS:
+            self._note(f"strict is about a body, and a {template.method} has none; drop it")
+        return bool(is_strict)
 
     def _read_cache(self, template: Template) -> CompiledCache | None:
         route = self._route

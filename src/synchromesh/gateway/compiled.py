@@ -35,6 +35,7 @@ class CompiledRoute:
         split: another upstream that has a share of a `Forward`.
         mirror: another upstream that is sent copies.
         host: what a request has to ask, or a pattern of it; "" for any.
+        is_strict: whether a body with unknown or duplicate fields is refused.
         cache: how long its answers may be kept, and for whom; None where nothing is said.
     """
 
@@ -56,6 +57,7 @@ class CompiledRoute:
     mirror: CompiledMirror | None = None
     host: str = ""
     cache: CompiledCache | None = None
+    is_strict: bool = False
     name: str = field(init=False)
 
     def __post_init__(self) -> None:

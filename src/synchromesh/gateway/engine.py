@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from synchromesh.calls import Caller, Forwarder, Operation
+from synchromesh.calls.http_arguments import refuse_loose
 from synchromesh.calls.routes import Match, NoMatch
 from synchromesh.calls.tree import attempts_left, tree_of
 from synchromesh.codec import encode
@@ -425,10 +426,14 @@ class GatewayEngine:
                 # Told, so that also who sent none can ask again under it.
                 asked.headers.append((IDEMPOTENCY_KEY, key))
             arguments = operation.from_http(asked.places, request.query, request.body)
+            if asked.entry.is_strict:
+                refuse_loose(operation, request.body)
         except BadRequest as error:
             # The operation's name is ours; what is wrong with its arguments is the client's.
             message = error.message.removeprefix(f"{operation.full_name}: ")
-            raise RefusedRequest(BadRequest(message)) from error
+            told = BadRequest(message)
+            told.mistakes = error.mistakes
+            raise RefusedRequest(told) from error
         outcome = await self._asker.ask(
             operation,
             arguments,

@@ -155,6 +155,8 @@ class _Writer:
             if parameter.get("in") == "path":
                 parameter["name"] = names[parameter["name"]]
         told = [f"Answered within {route.deadline}."]
+        if entry.is_strict:
+            told.append("A body with a field that is unknown, or stands twice, is refused.")
         if entry.cache is not None:
             say_kept(written, entry.cache)
         if route.rate is not None:

@@ -114,6 +114,23 @@ _PROBLEM: Final[Schema] = {
         "code": {"type": "string"},
         "trace_id": {"type": "string", "description": "Leads to the reason in the logs."},
         "retry_after_s": {"type": "number", "minimum": 0},
+        "errors": {
+            "type": "array",
+            "description": "What does not fit in the request, as far as it was looked for.",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "detail": {"type": "string"},
+                    "pointer": {
+                        "type": "string",
+                        "description": "Its place in the body, a JSON pointer (RFC 6901).",
+                    },
+                    "name": {"type": "string", "description": "Of what is no part of the body."},
+                    "in": {"enum": ["path", "query"]},
+                },
+                "required": ["detail"],
+            },
+        },
         "is_final": {"type": "boolean", "description": "Asking again would end the same way."},
     },
     "required": ["type", "title", "status", "detail", "code"],

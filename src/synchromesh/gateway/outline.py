@@ -54,6 +54,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
         by: the kinds of credentials that it takes; any where there are none.
         headers: of a forward, the request headers that pass besides the usual ones.
         cache: how long answers may be kept, and by whom, as `Cache-Control`; "" for not at all.
+        is_strict: whether a body with unknown or duplicate fields is refused.
         is_whole: of an aggregate, whether the failure of any branch is that of the whole.
     """
 
@@ -71,6 +72,7 @@ class RouteOutline(msgspec.Struct, frozen=True):
     by: tuple[str, ...] = ()
     is_whole: bool = False
     cache: str = ""
+    is_strict: bool = False
 
     @property
     def who(self) -> str:
@@ -133,6 +135,7 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
                 headers=headers,
                 by=tuple(sorted(route.by)),
                 is_whole=isinstance(route, Aggregate) and route.all_or_nothing,
+                is_strict=entry.is_strict,
                 cache="" if entry.cache is None else entry.cache.control,
             )
         )

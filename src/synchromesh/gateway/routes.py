@@ -59,6 +59,10 @@ class Route:
         host: the host that a request has to ask, such as "shop.example.com", or "*.example.com" for
             all below it; "" for any. Routes of a closer host go first, whatever their paths. It is
             no guard: a client may ask any host.
+        strict: refuses a body that has a field which its type does not name, at any depth, or one
+            that stands twice in an object. Else unknown fields are ignored, unless their type says
+            `forbid_unknown_fields`, and of two the last one counts. Unknown arguments are refused
+            either way.
         cache: how long the answers of a query by GET may be kept, here and by clients; None says
             `no-store`.
 
@@ -85,6 +89,7 @@ class Route:
     cors: Cors | None = None
     host: str = ""
     cache: Cache | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
