@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
+from postgres_server import empty_database, shared_server
 from synchromesh.calls import Caller
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import Schema, SqliteStore, Store
+from synchromesh.store.postgres import PostgresStore
 
 
 class Stores:
     """Opens stores of one engine; the same service again is the same database."""
+
+    engine = "sqlite"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -23,14 +27,18 @@ class Stores:
 
     async def open(self, schemas: Sequence[Schema], *, service: str = "shop") -> Store:
         """Open the database of a service."""
-        store = await SqliteStore.open(
+        store = await self.opened(schemas, service)
+        self._opened.append(store)
+        return store
+
+    async def opened(self, schemas: Sequence[Schema], service: str) -> Store:
+        """Open it on this engine."""
+        return await SqliteStore.open(
             str(self._folder / f"{service}.db"),
             service=service,
             schemas=schemas,
             runtime=self._runtime,
         )
-        self._opened.append(store)
-        return store
 
     async def close(self) -> None:
         """Close all that were opened."""
@@ -38,10 +46,31 @@ class Stores:
             await store.close()
 
 
-@pytest.fixture(params=["sqlite"])
-async def stores(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Stores]:
+class PostgresStores(Stores):
+    """Opens stores on the server of this process; a database is emptied when it is first used."""
+
+    engine = "postgres"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._known: set[str] = set()
+
+    async def opened(self, schemas: Sequence[Schema], service: str) -> Store:
+        """Open it on this engine."""
+        if service not in self._known:
+            self._known.add(service)
+            await empty_database(service)
+        return await PostgresStore.open(
+            shared_server().url(service), service=service, schemas=schemas, runtime=self._runtime
+        )
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def stores(
+    request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: str
+) -> AsyncIterator[Stores]:
     """A factory of stores, on every engine."""
-    made = Stores(tmp_path)
+    made = Stores(tmp_path) if request.param == "sqlite" else PostgresStores(tmp_path)
     yield made
     await made.close()
 

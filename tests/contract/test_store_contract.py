@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
@@ -27,6 +28,7 @@ from synchromesh.store import (
     Once,
     Recorded,
     Schema,
+    SqliteStore,
     Store,
     Unit,
     in_unit,
@@ -118,8 +120,8 @@ async def test_units_that_fail_leave_the_others_alone(store: Store) -> None:
     got = await asyncio.gather(
         *(store.write(body(sku), name="insert") for sku in wanted), return_exceptions=True
     )
-    assert got[:24] == wanted[:24]
-    assert [type(error) for error in got[24:]] == [ConstraintFailed] * 8
+    assert sorted(each for each in got if isinstance(each, str)) == sorted(set(wanted))
+    assert [type(each) for each in got if not isinstance(each, str)] == [ConstraintFailed] * 8
     assert await store.read("select count(*) from stock") == [(25,)]
 
 
@@ -309,14 +311,14 @@ async def test_a_bad_statement_is_named_without_its_values(store: Store) -> None
     ("sql", "values", "words"),
     [
         ("selct 1", (), "syntax error"),
-        ("select n from stok", (), "no such table: stok"),
-        ("select qty from stock", (), "no such column: qty"),
-        ("insert into stock(sku, m) values ('x', 1)", (), "has no column named m"),
-        ("insert into stock values ('x')", (), "has 2 columns but 1 values"),
-        ("select unknown(1)", (), "no such function: unknown"),
+        ("select n from stok", (), 'no such table: stok|"stok" does not exist'),
+        ("select qty from stock", (), 'no such column: qty|"qty" does not exist'),
+        ("insert into stock(sku, m) values ('x', 1)", (), 'no column named m|column "m"'),
+        ("insert into stock values ('x', 1, 2)", (), "has 2 columns but 3 values|more expressions"),
+        ("select unknown(1)", (), "no such function: unknown|function unknown"),
         ("select ? + ?", (1,), "bindings"),
         ("select 1", (1,), "bindings"),
-        ("select abs(-9223372036854775807 - 1)", (), "overflow"),
+        ("select abs(-9223372036854775807 - 1)", (), "overflow|out of range"),
     ],
 )
 async def test_a_wrong_statement_is_no_fault_of_the_database(
@@ -332,7 +334,7 @@ async def test_a_wrong_statement_is_no_fault_of_the_database(
         with pytest.raises(StatementFailed) as caught:
             await ask()
         said = caught.value.message
-        assert words in said
+        assert re.search(words, said)
         assert " ".join(sql.split()[:1]) in said
         assert "test_store_contract.py" in said
         assert "backup" not in said
@@ -342,10 +344,11 @@ async def test_a_wrong_statement_is_no_fault_of_the_database(
 
 async def test_what_the_data_breaks_is_told_with_its_place(store: Store) -> None:
     """Unique, not null, a check, a foreign key and a type each refuse the unit, not the store."""
+    strict = "strict" if isinstance(store, SqliteStore) else ""
     tables = (
         "create table p(id integer primary key, n integer not null check (n > 0))",
         "create table c(p integer references p(id))",
-        "create table s(n integer) strict",
+        f"create table s(n integer) {strict}",
         "insert into p values (1, 1)",
     )
 
@@ -441,9 +444,20 @@ async def test_a_statement_for_many_rows_writes_all_of_them_in_order(store: Stor
 
 
 async def test_the_outermost_values_are_kept(store: Store) -> None:
-    """64 bits, the infinities and all Unicode texts come back as they were given."""
-    for value in (2**63 - 1, -(2**63), float("inf"), float("-inf"), "π 🙂 \x00", True):
+    """64 bits, the infinities and Unicode texts come back as they were given."""
+    numbers = (2**63 - 1, -(2**63), float("inf"), float("-inf"), True)
+    for value in (*numbers, "π 🙂 \x01", b"\x00", None):
         assert await store.read("select ?", value) == [(value,)]
+
+
+async def test_a_text_with_a_nul_is_kept_or_refused(store: Store) -> None:
+    """Never cut short: PostgreSQL cannot hold it, and says so."""
+    if isinstance(store, SqliteStore):
+        assert await store.read("select ?", "a\0b") == [("a\0b",)]
+        return
+    with pytest.raises(StatementFailed, match="value 1 is a text with a NUL character") as caught:
+        await store.read("select ?", "a\0b")
+    assert "\0" not in caught.value.message
 
 
 async def test_a_body_that_is_not_async_is_named(store: Store) -> None:
@@ -475,14 +489,15 @@ async def test_reads_cannot_write(store: Store) -> None:
     assert await left(store) == 10
 
 
-async def test_a_cancelled_caller_does_not_cancel_the_unit(store: Store) -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_unit(stores: Any, store: Store) -> None:
     """The unit commits on its own; nobody waits for it."""
     waiting = asyncio.ensure_future(store.write(take(4), name="take"))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await store.write(take(1), name="after") == b"5"
+    await store.close()
+    assert await left(await stores.open([STOCK])) == 6
 
 
 async def test_listeners_hear_of_commits_only(store: Store) -> None:
@@ -686,7 +701,7 @@ async def test_closing_finishes_what_is_queued_and_refuses_the_rest(store: Store
     waiting = [asyncio.ensure_future(store.write(take(1), name="take")) for _ in range(3)]
     await asyncio.sleep(0)
     await store.close()
-    assert await asyncio.gather(*waiting) == [b"9", b"8", b"7"]
+    assert sorted(await asyncio.gather(*waiting)) == [b"7", b"8", b"9"]
     await store.close()
     with pytest.raises(StoreBroken, match="closed"):
         await store.write(take(1), name="late")

@@ -13,14 +13,15 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from synchromesh.errors import ConstraintFailed, ContractError, StoreTooNew
 from synchromesh.runtime import Disk
 from synchromesh.store.sqlite_errors import SqliteFault, translate
-from synchromesh.store.sqlite_unit import TRANSACTIONAL, leading_word
+from synchromesh.store.statements import TRANSACTIONAL, leading_word
 from synchromesh.store.unit import OURS, Migration, Schema
 
 SQLITE_TOKENS = {
@@ -37,10 +38,21 @@ _MADE = (
     "order by type <> 'table', rowid"
 )
 
-_APPLIED = "select owner, version, readable_by_min, statements from sm_migration order by 1, 2"
-_INSERT = (
+APPLIED = "select owner, version, readable_by_min, statements from sm_migration order by 1, 2"
+"""The migrations that were applied."""
+
+NOTE_APPLIED = (
     "insert into sm_migration(owner, version, readable_by_min, statements) values (?, ?, ?, ?)"
 )
+"""Records that one was applied."""
+
+TABLE = (
+    "create table if not exists sm_migration(owner text not null, version integer not null, "
+    "readable_by_min integer not null, statements text not null, primary key(owner, version)) "
+    "{keyed}"
+)
+"""The table of migrations."""
+
 # What is quoted stays as it is; elsewhere one blank is as good as another.
 _BLANKS = re.compile(r"('(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")|\s+")
 _EXCERPT_CHARS = 48
@@ -111,11 +123,22 @@ def pending_migrations(
         ContractError, StoreTooNew: as `migrate` does.
         StoreError: the file cannot be read.
     """
-    check_schemas(schemas)
     try:
         applied = read_applied(connection)
     except SqliteFault as error:
         raise translate(error, path=path) from error
+    return missing_migrations(applied, schemas, path=path)
+
+
+def missing_migrations(
+    applied: Mapping[str, tuple[Migration, ...]], schemas: Sequence[Schema], *, path: str
+) -> list[tuple[str, Migration]]:
+    """Return the migrations that were not applied, with their owners, in the order of `migrate`.
+
+    Raises:
+        ContractError, StoreTooNew: as `migrate` does.
+    """
+    check_schemas(schemas)
     for schema in schemas:
         found = applied.get(schema.owner, ())
         _check_readable(schema, found, path)
@@ -131,8 +154,13 @@ def pending_migrations(
 def read_applied(connection: sqlite3.Connection) -> dict[str, tuple[Migration, ...]]:
     """Return the migrations that were applied to a file, by owner; none of a new one."""
     made = connection.execute("select 1 from sqlite_master where name = 'sm_migration'").fetchall()
+    return applied_of(connection.execute(APPLIED) if made else ())
+
+
+def applied_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, tuple[Migration, ...]]:
+    """Return the migrations, by owner, that rows of `APPLIED` tell of."""
     applied: dict[str, tuple[Migration, ...]] = {}
-    for owner, version, by_min, texts in connection.execute(_APPLIED) if made else ():
+    for owner, version, by_min, texts in rows:
         statements = msgspec.json.decode(texts, type=tuple[str, ...])
         migration = Migration(version, statements, by_min)
         applied[owner] = (*applied.get(owner, ()), migration)
@@ -152,10 +180,10 @@ def dry_run_migrations(path: str, schemas: Sequence[Schema], disk: Disk) -> None
         try:
             with contextlib.closing(disk.connect(path, read_only=True)) as connection:
                 made = connection.execute(_MADE).fetchall()
-                applied = connection.execute(_APPLIED).fetchall()
+                applied = connection.execute(APPLIED).fetchall()
             for (statement,) in made:
                 copy.execute(statement)
-            copy.executemany(_INSERT, applied)
+            copy.executemany(NOTE_APPLIED, applied)
         except SqliteFault:
             return
         # With the rows that are there a constraint may well hold.
@@ -221,11 +249,7 @@ def _apply(connection: sqlite3.Connection, owner: str, migration: Migration, pat
     statement = ""
     try:
         connection.execute("begin immediate")
-        connection.execute(
-            "create table if not exists sm_migration(owner text not null, version integer not "
-            "null, readable_by_min integer not null, statements text not null, "
-            "primary key(owner, version)) without rowid"
-        )
+        connection.execute(render(TABLE, SQLITE_TOKENS))
         for raw in migration.statements:
             statement = render(raw, SQLITE_TOKENS)
             connection.execute(statement)
@@ -235,9 +259,11 @@ def _apply(connection: sqlite3.Connection, owner: str, migration: Migration, pat
                 f"{path}: migration {migration.version} of {owner!r} leaves a row of "
                 f"{broken[0][0]!r} that refers to nothing; move or remove such rows in it"
             )
-        statement = _INSERT
+        statement = NOTE_APPLIED
         texts = msgspec.json.encode(migration.statements).decode()
-        connection.execute(_INSERT, (owner, migration.version, migration.readable_by_min, texts))
+        connection.execute(
+            NOTE_APPLIED, (owner, migration.version, migration.readable_by_min, texts)
+        )
         connection.execute("commit")
     except BaseException as error:
         with contextlib.suppress(sqlite3.Error):

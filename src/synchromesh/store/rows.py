@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from synchromesh.store.sqlite_errors import refuse
+from synchromesh.store.statements import refuse
 from synchromesh.store.unit import Fetched, SqlValue, StoreReader, Unit
 
 T = TypeVar("T")

@@ -7,36 +7,28 @@ other file (P1).
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from synchromesh.context import new_span_id
 from synchromesh.errors import StoreBroken, StoreLocked, StoreUnavailable
 from synchromesh.runtime import DiskRuntime, FileLock
 from synchromesh.store import health, inbox, writer
-from synchromesh.store.guard import in_unit, refuse_in_unit
+from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import dry_run_migrations, migrate
 from synchromesh.store.sqlite_errors import SqliteFault, translate
 from synchromesh.store.sqlite_reader import SqliteBeside, SqliteReader, attaches, query
 from synchromesh.store.unit import (
     Fetched,
     Migration,
-    Once,
-    Recorded,
     Row,
     Schema,
     SqlValue,
-    Unit,
-    Unprepared,
 )
+from synchromesh.store.unit_store import UnitStore
 from synchromesh.store.vault import SqliteVault
 from synchromesh.store.writer import Writer
-from synchromesh.telemetry import Record, SpanContext, Tracer, current_span, outcome_of
-
-T = TypeVar("T")
+from synchromesh.telemetry import Tracer
 
 STORE_SCHEMA = Schema(
     owner="synchromesh.store",
@@ -55,12 +47,6 @@ STORE_SCHEMA = Schema(
 )
 
 _OWNER_POLL_S = 0.05
-# Units have a few dozen names; whoever makes new ones up makes no leak.
-_RECORDERS_MAX = 1024
-# How often a unit may ask for work before it.
-_PREPARED_MAX = 32
-
-_log = logging.getLogger("synchromesh.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +72,7 @@ class StoreOptions:
     pages_max: int = 0
 
 
-class SqliteStore:
+class SqliteStore(UnitStore):
     """Store data in a SQLite file; `open` makes one, `close` releases the file to the next owner.
 
     Example:
@@ -120,18 +106,12 @@ class SqliteStore:
         tracer: Tracer | None,
         beside: SqliteBeside,
     ) -> None:
-        self._path = path
-        self._beside = beside
-        self._service = service
+        super().__init__(path, service, tracer)
+        self.beside = beside
         self._log_id = log_id
         self._lock = lock
         self._reader = reader
-        self._tracer = tracer
-        self._recorders: dict[str, Record] = {}
-        self._time = asyncio.get_running_loop().time
-        self._listeners: dict[str, list[Callable[[], None]]] = {}
         self._writer: Writer
-        self._preparing = asyncio.Lock()
         self._is_closed = False
 
     @classmethod
@@ -184,6 +164,7 @@ class SqliteStore:
                 limit_s=options.unit_limit_s,
                 backlog_max=options.backlog_max,
             )
+            store._submit = store._writer.submit
         except BaseException as error:
             for each in opened:
                 each.close()
@@ -192,11 +173,6 @@ class SqliteStore:
                 raise translate(error, path=path) from error
             raise
         return store
-
-    @property
-    def service(self) -> str:
-        """The service that owns the database."""
-        return self._service
 
     @property
     def vault(self) -> SqliteVault:
@@ -222,65 +198,6 @@ class SqliteStore:
         """
         return self._writer.outage.reason
 
-    async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
-        """Run a unit of work and return its result once it is durable.
-
-        Raises:
-            ForeignAwait: the body awaited something else than the unit, or is in a unit itself.
-            UnitTooLong: it outlived the limit.
-            Shed: too many units wait; this one was not run.
-            StoreError: the engine refused; nothing of the unit was written.
-        """
-        if in_unit.get() is not None:
-            refuse_in_unit(f"the unit {name!r} within itself")
-        around = current_span.get()
-        for _ in range(_PREPARED_MAX):
-            try:
-                if self._tracer is None or around is None:
-                    # Work that belongs to no trace, such as sweeping.
-                    written: T = await self._writer.submit(body, None, name)
-                else:
-                    written = await self._traced(self._tracer, around, body, None, name)
-            except Unprepared as needs:
-                await self._prepare(needs)
-            else:
-                return written
-        raise self._never_prepared(name)
-
-    async def write_once(
-        self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
-    ) -> Recorded:
-        """Run an idempotent unit: record its answer in its commit, or return the earlier record.
-
-        Raises:
-            KeyReused: the key is recorded with another digest.
-            ForeignAwait, UnitTooLong, Shed, StoreError: as `write` does.
-        """
-        if in_unit.get() is not None:
-            refuse_in_unit(f"the unit {name!r} within itself")
-        around = current_span.get()
-        for _ in range(_PREPARED_MAX):
-            try:
-                if self._tracer is None or around is None:
-                    recorded: Recorded = await self._writer.submit(body, once, name)
-                else:
-                    recorded = await self._traced(self._tracer, around, body, once, name)
-            except Unprepared as needs:
-                await self._prepare(needs)
-            else:
-                return recorded
-        raise self._never_prepared(name)
-
-    @property
-    def place(self) -> str:
-        """The path of the file."""
-        return self._path
-
-    @property
-    def beside(self) -> SqliteBeside:
-        """What may take long, beside who serves."""
-        return self._beside
-
     async def reaches(self, place: str) -> bool:
         """Try to attach another file, past what is checked of statements."""
         return attaches(self._reader, place)
@@ -300,26 +217,15 @@ class SqliteStore:
     ) -> list[Row]:
         refuse_in_unit("a read outside of it")
         if self._is_closed:
-            raise StoreBroken(f"{self._path} is closed: nothing was read")
+            raise StoreBroken(f"{self.place} is closed: nothing was read")
         if self.broken is not None:
             raise self._writer.outage.error("a read")
         try:
-            return query(self._reader, sql, values, path=self._path, names=names)
+            return query(self._reader, sql, values, path=self.place, names=names)
         except StoreUnavailable:
             # Whether it was one page, or the whole disk, is found by writing.
             self._writer.doubt()
             raise
-
-    def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:
-        """Subscribe to commits that notify a topic: `listener` runs on the loop; returns `stop`."""
-        listeners = self._listeners.setdefault(topic, [])
-        listeners.append(listener)
-
-        def stop() -> None:
-            if listener in listeners:
-                listeners.remove(listener)
-
-        return stop
 
     async def close(self) -> None:
         """Finish queued units, close the file and release its lock. Idempotent."""
@@ -332,52 +238,7 @@ class SqliteStore:
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "closed" if self._is_closed else "open"
-        return f"<SqliteStore {self._service} {state} commits {self.commits}>"
-
-    async def _traced(
-        self,
-        tracer: Tracer,
-        around: SpanContext,
-        body: Callable[[Unit], Awaitable[object]],
-        once: Once | None,
-        name: str,
-    ) -> Any:
-        """Run a unit and record its span, which is never the current one."""
-        began_s = self._time()
-        status, noted = "ok", None
-        try:
-            return await self._writer.submit(body, once, name)
-        except BaseException as error:
-            status, noted = outcome_of(error)
-            raise
-        finally:
-            record = self._recorders.get(name) or self._recorder(tracer, name)
-            span_id = new_span_id(tracer.rng)
-            record(around.trace_id, span_id, around.span_id, began_s, self._time(), status, noted)
-
-    async def _prepare(self, needs: Unprepared) -> None:
-        """Do what a unit needs before it; one at a time, so that no two do the same."""
-        async with self._preparing:
-            await needs.prepare(self)
-
-    def _never_prepared(self, name: str) -> StoreBroken:
-        return StoreBroken(
-            f"{self._path}: unit {name!r} asked {_PREPARED_MAX} times for work before it, and was "
-            "not run; let it touch fewer long streams, or ask again"
-        )
-
-    def _recorder(self, tracer: Tracer, name: str) -> Record:
-        if len(self._recorders) >= _RECORDERS_MAX:
-            self._recorders.clear()
-        made = self._recorders[name] = tracer.recorder("unit", name)
-        return made
-
-    def _notify(self, topic: str) -> None:
-        for listener in tuple(self._listeners.get(topic, ())):
-            try:
-                listener()
-            except Exception:  # noqa: BLE001 - a listener's fault is not the unit's
-                _log.exception("a listener of %r raised; the others are still notified", topic)
+        return f"<SqliteStore {self.service} {state} commits {self.commits}>"
 
 
 class SqliteStores:

@@ -17,10 +17,10 @@ from synchromesh.store.sqlite_errors import (
     READONLY,
     SqliteFault,
     code_of,
-    refuse,
     translate,
 )
 from synchromesh.store.sqlite_unit import CHECKED, check_statement, run_statement
+from synchromesh.store.statements import refuse
 from synchromesh.store.unit import Fetched, Row, SqlValue
 from synchromesh.store.vault import vault_path
 from synchromesh.store.vault_reader import VaultReader

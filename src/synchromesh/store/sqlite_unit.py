@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from types import CoroutineType
 from typing import Any, TypeVar
 
-from synchromesh.errors import ContractError, ForeignAwait, StoreError, UnitTooLong
+from synchromesh.errors import ForeignAwait, StoreError, UnitTooLong
 from synchromesh.sealing import Vault
+from synchromesh.store.bodies import as_coroutine, awaited_by, foreign
 from synchromesh.store.guard import in_unit
 from synchromesh.store.sqlite_errors import (
     FATAL,
     INTERRUPT,
     SqliteFault,
     code_of,
-    refuse,
-    refuse_unstorable,
     translate,
 )
+from synchromesh.store.statements import TRANSACTIONAL, leading_word, refuse, refuse_unstorable
 from synchromesh.store.unit import Fetched, Row, SqlValue, Unit
 
 T = TypeVar("T")
 
-TRANSACTIONAL = frozenset({"begin", "commit", "end", "rollback", "savepoint", "release"})
-"""Statements of transaction control."""
-
 # Statements of which the engine counts what they change.
 _COUNTED = frozenset({"select", "insert", "update", "delete", "replace", "with", "values"})
 _CONTROL = TRANSACTIONAL | {"attach", "detach", "vacuum", "pragma"}
-# SQLite skips a byte order mark wherever it skips blanks.
-_LEADING = re.compile(r"(?:[\s\ufeff]+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)|;)*(\w*)", re.DOTALL)
-
-
-def leading_word(sql: str) -> str:
-    """Return the first word of a statement in lower case, past blanks and comments.
-
-    Example:
-        >>> leading_word("/* now */ COMMIT")
-        'commit'
-    """
-    word = _LEADING.match(sql)
-    return word[1].lower() if word is not None else ""
-
 
 CHECKED: set[str] = set()
 """The statements that `check_statement` let pass. A text keeps its hash, and most are found by
@@ -317,56 +298,18 @@ def _drive(
 ) -> T:
     in_unit.set(unit.name)
     try:
-        steps = around or as_coroutine(body(unit), body, unit)
+        steps = around or as_coroutine(body(unit), body, unit.name)
         try:
             steps.send(None)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        awaited = _awaited(steps, past=1 if around is None else 2)
+        awaited = awaited_by(steps, past=1 if around is None else 2)
         unit.end()
         # Whatever its clean-up raises, the unit is rolled back and its own error told.
         with contextlib.suppress(BaseException):
             steps.close()
-        raise _foreign(unit.name, body, awaited)
+        raise foreign(unit.name, body, awaited)
     except RuntimeError as error:
         if "no running event loop" in str(error):
-            raise _foreign(unit.name, body, "the event loop") from error
+            raise foreign(unit.name, body, "the event loop") from error
         raise
-
-
-def as_coroutine(made: Awaitable[T], body: object, unit: SqliteUnit) -> Coroutine[Any, Any, T]:
-    """Return the coroutine that a body made; raises ContractError if it is no async function."""
-    # A coroutine, as nearly always, is known by its type: its ABC is slow to ask.
-    if type(made) is CoroutineType:
-        return made
-    if not isinstance(made, Awaitable):
-        raise ContractError(
-            f"unit {unit.name!r} ({_name_of(body)}) returned {type(made).__name__}, "
-            "nothing to await: its body has to be an async function; write async def"
-        )
-    return _awaiting(made)
-
-
-async def _awaiting(made: Awaitable[T]) -> T:
-    return await made
-
-
-def _foreign(name: str, body: object, awaited: str) -> ForeignAwait:
-    return ForeignAwait(
-        f"unit {name!r} ({_name_of(body)}) awaited {awaited}; a unit may await nothing but itself, "
-        "because it holds the database: do the rest before or after the unit"
-    )
-
-
-def _name_of(body: object) -> str:
-    name: str = getattr(body, "__qualname__", type(body).__name__)
-    return name
-
-
-def _awaited(awaitable: object, *, past: int) -> str:
-    """Name what is awaited below the first `past` levels, which are the body's own and above it."""
-    chain: list[str] = []
-    while (inner := getattr(awaitable, "cr_await", None)) is not None and len(chain) < 16:
-        chain.append(getattr(inner, "__qualname__", type(inner).__name__))
-        awaitable = inner
-    return " → ".join(chain[past - 1 :]) or "something that suspends"

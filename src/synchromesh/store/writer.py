@@ -32,11 +32,12 @@ from synchromesh.codec import encode
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
 from synchromesh.runtime import DiskRuntime, Worker
 from synchromesh.store import inbox
+from synchromesh.store.bodies import as_coroutine
 from synchromesh.store.group import BEGIN, Group, NeedsSavepoint
 from synchromesh.store.jobs import HeldUnits, Queued, refuse
 from synchromesh.store.outage import CLOSED_IN_DOUBT, FAILS_AGAIN, OUTAGE, REPLACED, Outage
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, IOERR, SqliteFault, code_of, translate
-from synchromesh.store.sqlite_unit import Database, SqliteUnit, as_coroutine, drive
+from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 from synchromesh.store.vault import SqliteVault, vault_path
 
@@ -398,7 +399,7 @@ class Writer:
             return known
         kind = InboxState.ANSWER
         try:
-            body: Any = await as_coroutine(job.body(unit), job.body, unit)
+            body: Any = await as_coroutine(job.body(unit), job.body, job.name)
         except Rejection as rejection:
             if unit.spoiled_by is not None:
                 raise

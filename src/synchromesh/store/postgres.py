@@ -1,0 +1,266 @@
+"""The database of a service on PostgreSQL: any number of processes write, and none holds it alone.
+
+Units are SERIALIZABLE transactions, an acknowledged commit is on the server's disk (E4), and the
+role of a service reaches no other database (P1, if it was set up so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from synchromesh.errors import StoreBroken
+from synchromesh.runtime import Runtime
+from synchromesh.store import health, inbox, postgres_units
+from synchromesh.store.guard import refuse_in_unit
+from synchromesh.store.migrations import check_schemas
+from synchromesh.store.outage import OUTAGE
+from synchromesh.store.postgres_connection import Connection, connect, place_of
+from synchromesh.store.postgres_errors import PostgresFault, translate
+from synchromesh.store.postgres_keys import AbsentKeys
+from synchromesh.store.postgres_migrations import migrate
+from synchromesh.store.postgres_readers import (
+    PostgresBeside,
+    PostgresReader,
+    Readers,
+    reaches,
+)
+from synchromesh.store.postgres_units import Units, UnitsOptions
+from synchromesh.store.unit import Fetched, Migration, Row, Schema, SqlValue
+from synchromesh.store.unit_store import UnitStore
+from synchromesh.telemetry import Tracer
+
+STORE_SCHEMA = Schema(
+    owner="synchromesh.store",
+    migrations=(
+        Migration(
+            version=1,
+            statements=(
+                "create table sm_meta(name text primary key, value text not null)",
+                *inbox.TABLES,
+                *postgres_units.TABLES,
+                *health.TABLES,
+            ),
+            readable_by_min=1,
+        ),
+    ),
+)
+
+# Far longer than any store looks for the outcome of a commit.
+_FORGOTTEN_AFTER_US = 7 * 86_400_000_000
+_NOTE = "insert into sm_meta(name, value) values ($1, $2) on conflict(name) do nothing"
+_NOTED = "select name, value from sm_meta where name in ('log_id', 'service')"
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresOptions:
+    """Limits of a store.
+
+    Attributes:
+        connections_max: connections that write, and so units that run at once.
+        readers_max: connections that read.
+        unit_limit_s: how long a unit of work may run.
+        backlog_max: units of work that may be under way or wait.
+
+    Example:
+        >>> PostgresOptions(connections_max=8).unit_limit_s
+        5.0
+    """
+
+    connections_max: int = 4
+    readers_max: int = 2
+    unit_limit_s: float = 5.0
+    backlog_max: int = 10_000
+
+
+class PostgresStore(UnitStore):
+    """Store data in a PostgreSQL database; `open` makes one, `close` closes its connections."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        service: str,
+        log_id: str,
+        runtime: Runtime,
+        options: PostgresOptions,
+        tracer: Tracer | None,
+    ) -> None:
+        super().__init__(place_of(url), service, tracer)
+        self.log_id = log_id
+        self._url = url
+        self.vault = AbsentKeys(service)
+        self.beside = PostgresBeside(url, service, runtime)
+        self._units = Units(
+            lambda: connect(url, service=service, limit_s=options.unit_limit_s),
+            UnitsOptions(options.unit_limit_s, options.backlog_max, options.connections_max),
+            path=self.place,
+            service=service,
+            runtime=runtime,
+            vault=self.vault,
+            told=self._tell,
+            went=lambda: self._notify(OUTAGE),
+        )
+        self._submit = self._units.submit
+        self._readers = Readers(
+            lambda: connect(url, service=service, limit_s=options.unit_limit_s, is_read_only=True),
+            self._units.plans,
+            path=self.place,
+            connections_max=options.readers_max,
+        )
+        self._is_closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        service: str,
+        schemas: Sequence[Schema],
+        runtime: Runtime,
+        options: PostgresOptions = PostgresOptions(),
+        tracer: Tracer | None = None,
+    ) -> PostgresStore:
+        """Connect to a database, migrate its tables under a lock, and start.
+
+        With a `tracer`, each unit of a trace gets a span of kind "unit": from its submission until
+        it is durable.
+
+        Raises:
+            StoreUnavailable: the server cannot be reached.
+            StoreBroken: it refuses the role, is too old, or the database is another service's.
+            StoreTooNew: a newer release made its tables, and this one may not use them.
+            ContractError: a schema's migrations are not in order.
+        """
+        check_schemas((STORE_SCHEMA, *schemas))
+        connection = await connect(url, service=service)
+        try:
+            log_id = await _prepare(connection, url, service, schemas, runtime)
+        except PostgresFault as error:
+            raise translate(error, path=place_of(url)) from error
+        finally:
+            connection.terminate()
+        return cls(
+            url, service=service, log_id=log_id, runtime=runtime, options=options, tracer=tracer
+        )
+
+    @property
+    def commits(self) -> int:
+        """The number of commits."""
+        return self._units.commits
+
+    @property
+    def broken(self) -> str | None:
+        """Why the server cannot be reached for now; None where it can.
+
+        It is connected again by itself; the topic `OUTAGE` is notified of both.
+        """
+        return self._units.outage.reason
+
+    async def reaches(self, place: str) -> bool:
+        """Try to connect to another database as this service's role."""
+        return await reaches(self._url, place, service=self.service)
+
+    async def read(self, sql: str, *values: SqlValue) -> list[Row]:
+        """Query the committed state; a statement that writes is refused."""
+        self._check_open()
+        rows = await self._readers.query(sql, values)
+        assert not isinstance(rows, Fetched)
+        return rows
+
+    async def fetch(self, sql: str, *values: SqlValue) -> Fetched:
+        """Query the committed state, with the names of the columns."""
+        self._check_open()
+        fetched = await self._readers.query(sql, values, has_columns=True)
+        assert isinstance(fetched, Fetched)
+        return fetched
+
+    async def close(self) -> None:
+        """Finish queued units, and close the connections. Idempotent."""
+        self._is_closed = True
+        await self._readers.close()
+        await self._units.close()
+
+    def __repr__(self) -> str:
+        state = "broken" if self.broken else "closed" if self._is_closed else "open"
+        return f"<PostgresStore {self.service} {state} commits {self.commits}>"
+
+    def _check_open(self) -> None:
+        refuse_in_unit("a read outside of it")
+        if self._is_closed:
+            raise StoreBroken(f"{self.place} is closed: nothing was read")
+        if self.broken is not None:
+            raise self._units.outage.error("a read")
+
+    def _tell(self, topics: set[str]) -> None:
+        for topic in sorted(topics):
+            self._notify(topic)
+
+
+class PostgresStores:
+    """Is a `StoreFactory` of PostgreSQL databases, one for each service.
+
+    Args:
+        url: the address of a service's database.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        url: Callable[[str], str],
+        options: PostgresOptions = PostgresOptions(),
+    ) -> None:
+        self._runtime = runtime
+        self._url = url
+        self._options = options
+
+    async def open(
+        self, service: str, schemas: Sequence[Schema], *, tracer: Tracer | None = None
+    ) -> PostgresStore:
+        """Open the database of a service, as `PostgresStore.open` says."""
+        return await PostgresStore.open(
+            self._url(service),
+            service=service,
+            schemas=schemas,
+            runtime=self._runtime,
+            options=self._options,
+            tracer=tracer,
+        )
+
+    def dry_run(self, service: str, schemas: Sequence[Schema]) -> None:  # noqa: ARG002
+        """Check that the migrations are in order; they are tried where they are applied."""
+        check_schemas((STORE_SCHEMA, *schemas))
+
+    async def open_reader(self, service: str) -> PostgresReader:
+        """Open the database of a service to read it, as `PostgresReader.open` says."""
+        return await PostgresReader.open(self._url(service), service=service, runtime=self._runtime)
+
+    def __repr__(self) -> str:
+        return f"<PostgresStores {place_of(self._url('NAME'))}>"
+
+
+async def _prepare(
+    connection: Connection, url: str, service: str, schemas: Sequence[Schema], runtime: Runtime
+) -> str:
+    """Migrate a database, note whose it is, and return the id of its log."""
+    place = place_of(url)
+    if await connection.fetchval("select to_regclass('sm_meta') is not null"):
+        _check_owner(await connection.fetch(_NOTED), service, place)
+    await migrate(connection, (STORE_SCHEMA, *schemas), path=place)
+    await connection.execute(_NOTE, "service", service)
+    await connection.execute(_NOTE, "log_id", runtime.new_id())
+    noted = _check_owner(await connection.fetch(_NOTED), service, place)
+    await connection.execute(postgres_units.FORGET, runtime.wall_us() - _FORGOTTEN_AFTER_US)
+    return noted["log_id"]
+
+
+def _check_owner(rows: Sequence[Sequence[str]], service: str, place: str) -> dict[str, str]:
+    """Return what is noted of a database; raise `StoreBroken` where it is another service's."""
+    noted = {str(name): str(value) for name, value in rows}
+    owner = noted.get("service", service)
+    if owner != service:
+        raise StoreBroken(
+            f"{place} is the database of service {owner!r}, and not of {service!r}: a service has "
+            "one of its own; give it the address of another"
+        )
+    return noted

@@ -1,0 +1,169 @@
+"""Connections to a PostgreSQL database: its address, what is set on them, why one is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import asyncpg
+
+from synchromesh.errors import StoreBroken, StoreError, StoreUnavailable
+from synchromesh.store.postgres_dialect import Translation
+from synchromesh.store.postgres_errors import PostgresFault, argument_of, state_of
+from synchromesh.store.unit import Fetched, Row, SqlValue
+
+Connection: TypeAlias = Any
+"""An `asyncpg.Connection`; the driver comes without types."""
+
+VERSION_MIN = 16
+"""The oldest server: `json_array` of the standard is there from it on."""
+
+_STATEMENTS_CACHED = 512
+_CONNECT_S = 10.0
+# These come as texts: no value of another type than `SqlValue` leaves a store.
+_AS_TEXTS = ("uuid", "date", "time", "timetz", "timestamp", "timestamptz", "interval")
+_WHOLE = re.compile(r"-?\d+")
+
+
+def place_of(url: str) -> str:
+    """Return where a database is, without passwords, as messages show it.
+
+    Example:
+        >>> place_of("postgresql://shop:secret@db.example:5432/shop?sslpassword=s&sslmode=require")
+        'postgresql://shop@db.example:5432/shop?sslmode=require'
+    """
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    user = user.partition(":")[0]
+    shown = [(name, value) for name, value in parse_qsl(parts.query) if "password" not in name]
+    netloc = f"{user}@{host}" if user else host
+    query = f"?{urlencode(shown, safe='/,:')}" if shown else ""
+    return f"{parts.scheme}://{netloc}{parts.path}{query}"
+
+
+async def connect(
+    url: str,
+    *,
+    service: str,
+    limit_s: float | None = None,
+    is_read_only: bool = False,
+    database: str | None = None,
+) -> Connection:
+    """Connect to a database, and set what a store relies on.
+
+    Args:
+        database: another one than the address has, on the same server.
+        limit_s: how long a statement may run, and twice it how long a transaction may be idle.
+
+    Raises:
+        StoreUnavailable: the server cannot be reached, or has no room.
+        StoreBroken: it refuses the role or has no such database, or is too old.
+    """
+    settings = {
+        "application_name": f"synchromesh {service}",
+        "TimeZone": "UTC",
+        "synchronous_commit": "on",
+        "jit": "off",
+        "default_transaction_isolation": "read committed",
+        "default_transaction_read_only": "on" if is_read_only else "off",
+    }
+    if limit_s is not None:
+        settings["statement_timeout"] = str(max(1, int(limit_s * 1000)))
+        # A process that was stopped in a unit must not hold its rows for ever.
+        settings["idle_in_transaction_session_timeout"] = str(max(1, int(limit_s * 2000)))
+    try:
+        connection = await asyncpg.connect(
+            url, database=database, timeout=_CONNECT_S, statement_cache_size=_STATEMENTS_CACHED,
+            server_settings=settings,
+            target_session_attrs="any" if is_read_only else "read-write",
+        )  # fmt: skip
+    except (*PostgresFault, ValueError) as error:
+        raise _unconnected(error, url) from error
+    try:
+        version = connection.get_server_version().major
+        if version < VERSION_MIN:
+            raise StoreBroken(
+                f"{place_of(url)} is PostgreSQL {version}; {VERSION_MIN} or newer is needed: "
+                "upgrade the server, or give the address of another one"
+            )
+        await _set_codecs(connection)
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, PostgresFault):
+            raise _unconnected(error, url) from error
+        raise
+    return connection
+
+
+async def run(
+    connection: Connection,
+    plan: Translation,
+    values: Sequence[SqlValue],
+    *,
+    has_columns: bool = False,
+) -> list[Row] | Fetched:
+    """Run a statement and return its rows; raises the driver's errors as they are."""
+    while True:
+        text = plan.text(values)
+        try:
+            if not has_columns:
+                return [tuple(row) for row in await connection.fetch(text, *values)]
+            statement = await connection.prepare(text)
+            rows = [tuple(row) for row in await statement.fetch(*values)]
+            return Fetched(tuple(each.name for each in statement.get_attributes()), rows)
+        except asyncpg.DataError as error:
+            # The driver's, before anything was sent: a transaction is as it was.
+            place = argument_of(error)
+            if place is None or not plan.learn(values, place):
+                raise
+
+
+async def _set_codecs(connection: Connection) -> None:
+    await connection.set_type_codec(
+        "numeric", schema="pg_catalog", encoder=str, decoder=_number, format="text"
+    )
+    for name in _AS_TEXTS:
+        await connection.set_type_codec(
+            name, schema="pg_catalog", encoder=str, decoder=str, format="text"
+        )
+
+
+def _number(text: str) -> int | float:
+    """Return a number as the other engine has it: whole, or a float. `sum` makes it a numeric."""
+    return int(text) if _WHOLE.fullmatch(text) else float(text)
+
+
+def _unconnected(error: BaseException, url: str) -> StoreError:
+    """Return why a connection could not be made; a password is never in it."""
+    place, state = place_of(url), state_of(error)
+    if state.startswith("28"):
+        return StoreBroken(
+            f"{place} refuses the role: {getattr(error, 'message', '')}; give a user and password "
+            "that the server knows, and check its pg_hba.conf"
+        )
+    if state == "3D000":
+        return StoreBroken(
+            f"{place}: there is no such database; create it (create database ...) and let the "
+            "role own it, or give the address of another one"
+        )
+    if state == "42501":
+        return StoreBroken(
+            f"{place}: the role may not connect to it: grant connect on database, or give another "
+            "role"
+        )
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return StoreUnavailable(
+            f"{place} takes no writes, as a standby does: give the address of the one that does"
+        )
+    if isinstance(error, (ValueError, asyncpg.ClientConfigurationError)):
+        return StoreBroken(
+            f"{place} is no address of a database: write postgresql://user:password@host:5432/name"
+        )
+    reason = getattr(error, "strerror", None) or str(error) or "it does not answer"
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = error.strerror or reason
+    return StoreUnavailable(
+        f"{place} cannot be reached ({reason}): start the server, or give its address"
+    )

@@ -1,0 +1,71 @@
+"""Migrations on PostgreSQL: under a lock of the database, each in a transaction with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from synchromesh.store.migrations import (
+    APPLIED,
+    NOTE_APPLIED,
+    TABLE,
+    applied_of,
+    missing_migrations,
+    render,
+)
+from synchromesh.store.postgres_connection import Connection
+from synchromesh.store.postgres_dialect import TOKENS, to_postgres
+from synchromesh.store.postgres_errors import PostgresFault, translate
+from synchromesh.store.unit import Migration, Schema
+
+# Of one database: those who start at once come one after the other.
+_LOCK = "select pg_advisory_lock(hashtext('synchromesh.migrations'))"
+_UNLOCK = "select pg_advisory_unlock(hashtext('synchromesh.migrations'))"
+_IS_MADE = "select to_regclass('sm_migration') is not null"
+
+
+async def migrate(connection: Connection, schemas: Sequence[Schema], *, path: str) -> None:
+    """Migrate a database to the newest version of each schema; keep a newer, readable one.
+
+    Every schema is checked before any is changed. The connection has no limit for a statement.
+
+    Raises:
+        ContractError: a schema is not in order, or one that was applied has been edited since.
+        StoreTooNew: a newer release has made tables that this one may not use.
+        StoreError: PostgreSQL refused a statement; all is as it was before that migration.
+    """
+    await connection.execute(_LOCK)
+    try:
+        made = await connection.fetchval(_IS_MADE)
+        applied = applied_of(await connection.fetch(APPLIED)) if made else {}
+        for owner, migration in missing_migrations(applied, schemas, path=path):
+            await _apply(connection, owner, migration, path)
+    finally:
+        if not connection.is_closed():
+            await connection.execute(_UNLOCK)
+
+
+async def _apply(connection: Connection, owner: str, migration: Migration, path: str) -> None:
+    statement = ""
+    try:
+        await connection.execute("begin")
+        await connection.execute(render(TABLE, TOKENS))
+        for raw in migration.statements:
+            statement = render(raw, TOKENS)
+            await connection.execute(statement)
+        statement = NOTE_APPLIED
+        texts = msgspec.json.encode(migration.statements).decode()
+        await connection.execute(
+            to_postgres(NOTE_APPLIED), owner, migration.version, migration.readable_by_min, texts
+        )
+        await connection.execute("commit")
+    except BaseException as error:
+        if not isinstance(error, PostgresFault):
+            # Cut somewhere: it is not known to be out of the transaction.
+            connection.terminate()
+            raise
+        if not connection.is_closed():
+            await connection.execute("rollback")
+        where = f"{path}: migration {migration.version} of {owner!r}"
+        raise translate(error, path=where, sql=statement) from error

@@ -1,0 +1,500 @@
+"""Units of work on PostgreSQL: several connections, each unit in a SERIALIZABLE transaction.
+
+    begin ─▶ the body's statements ─▶ commit, marked with the unit's id ─▶ durable
+      │            │ conflict                │ conflict      │ the connection is lost
+      └────────────┴──── roll back, again ◀──┘               └─▶ look the mark up (I3)
+
+On a conflict a unit is run again at once, then alone in this process, after a pause that grows. A
+statement that is refused aborts a transaction here, and on SQLite only itself: so a body that goes
+on after it is run again with a savepoint around each statement. Most do not, and pay for none.
+
+A commit whose answer was lost is looked up by inserting its mark. If the old session is still at
+it, that waits for its end; if the commit never arrived, it cannot take effect any more, for the
+mark is there. Whatever ends otherwise than by a plain answer costs the connection: none is kept
+that may be in a transaction of which nobody knows.
+
+Source: Ports & Grittner, "Serializable Snapshot Isolation in PostgreSQL", VLDB 2012.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from typing import Any
+
+from synchromesh.codec import encode
+from synchromesh.errors import (
+    Rejection,
+    Shed,
+    StoreBroken,
+    StoreError,
+    StoreUnavailable,
+    to_problem,
+)
+from synchromesh.runtime import Runtime
+from synchromesh.sealing import Vault
+from synchromesh.store import inbox
+from synchromesh.store.bodies import as_coroutine
+from synchromesh.store.outage import Outage
+from synchromesh.store.postgres_answers import Again, Lost, UnitAnswers
+from synchromesh.store.postgres_connection import Connection
+from synchromesh.store.postgres_dialect import Translations
+from synchromesh.store.postgres_errors import (
+    CANCELED,
+    PostgresFault,
+    is_conflict,
+    is_lost,
+    state_of,
+    translate,
+)
+from synchromesh.store.postgres_unit import PostgresUnit, drive
+from synchromesh.store.turns import Turns
+from synchromesh.store.unit import InboxState, Once, Recorded, Unit
+
+TABLES = ("create table sm_commit(unit text primary key, at_us bigint not null)",)
+
+_BEGIN = "begin isolation level serializable"
+_BEGIN_ONCE = f"{_BEGIN}; savepoint sm_body"
+# One trip for both, and a mark only where something was written. Nobody reads the table in a unit,
+# so that it is in no conflict.
+_COMMIT = (
+    "insert into sm_commit(unit, at_us) select '{unit}', {now_us} "
+    "where pg_current_xact_id_if_assigned() is not null; commit"
+)
+_LOOK_UP = "insert into sm_commit(unit, at_us) values ($1, $2) on conflict do nothing returning 1"
+
+_SWEEP = "delete from sm_commit where unit >= $1 and unit < $2"
+_SWEEP_EVERY = 1000
+FORGET = "delete from sm_commit where at_us < $1"
+"""Deletes the marks of stores that are gone, which were made before a time."""
+
+RERUNS_MAX = 5
+"""How often a unit is run again for a conflict (I1)."""
+
+_PAUSE_S = 0.002
+# Losses of the connection under one unit, and other reasons to run it again, each of which is
+# learnt from: it ends long before.
+_ROUNDS_MAX = 64
+_log = logging.getLogger("synchromesh.store")
+
+
+class UnitJob:
+    """A queued unit; whoever runs it fills in its outcome."""
+
+    __slots__ = (
+        "body", "conflicts", "context", "error", "future", "is_careful", "is_doubtful", "name",
+        "once", "result", "topics", "unit_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        body: Callable[[Unit], Awaitable[object]],
+        once: Once | None,
+        name: str,
+        future: asyncio.Future[Any],
+    ) -> None:
+        self.body = body
+        self.once = once
+        self.name = name
+        self.future = future
+        self.context: Context = copy_context()
+        self.conflicts = 0
+        self.is_careful = self.is_doubtful = False
+        self.unit_id = ""
+        self.result: object = None
+        self.error: BaseException | None = None
+        self.topics: set[str] = set()
+
+    @property
+    def lane(self) -> tuple[str, str] | None:
+        """The key of which one unit runs at a time."""
+        return None if self.once is None else (self.once.caller, self.once.key)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsOptions:
+    """The bounds of units: as `PostgresOptions` has them."""
+
+    limit_s: float
+    backlog_max: int
+    connections_max: int
+
+
+class Units:
+    """Run units on a bounded number of connections; create and use it on the loop.
+
+    Args:
+        connect: makes a connection that writes; raises `StoreUnavailable` or `StoreBroken`.
+        told: is called with a unit's topics once it is durable, and where it notified none.
+        went: is called where the server is away, and where it is back.
+
+    Attributes:
+        outage: whether the server can be reached.
+        commits: how many units were committed.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        options: UnitsOptions,
+        *,
+        path: str,
+        service: str,
+        runtime: Runtime,
+        vault: Vault,
+        told: Callable[[set[str]], None],
+        went: Callable[[], None],
+    ) -> None:
+        self._connect = connect
+        self._options = options
+        self._path = path
+        self._service = service
+        self._runtime = runtime
+        self._vault = vault
+        self._told = told
+        self._went = went
+        self._loop = asyncio.get_running_loop()
+        self.plans = Translations()
+        self.outage = Outage(path)
+        self.commits = 0
+        self._sweep_at = _SWEEP_EVERY
+        self._life_id = runtime.new_id()[:23]
+        self._number = 0
+        self._turns: Turns[UnitJob] = Turns()
+        self._pending: set[UnitJob] = set()
+        self._idle: deque[asyncio.Future[UnitJob]] = deque()
+        self._is_up, self._is_empty = asyncio.Event(), asyncio.Event()
+        self._is_up.set()
+        self._is_empty.set()
+        self._is_closed = False
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._lanes = [
+            self._loop.create_task(self._lane(), name=f"store of {service}, connection {number}")
+            for number in range(options.connections_max)
+        ]
+
+    def submit(
+        self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
+    ) -> asyncio.Future[Any]:
+        """Queue a unit; the future gets its result once it is durable: a `Recorded` with `once`.
+
+        Raises:
+            StoreBroken: the store is closed.
+            StoreUnavailable: the server is away; it is connected again by itself.
+            Shed: `backlog_max` units wait already.
+        """
+        if self._is_closed:
+            raise StoreBroken(f"{self._path} is closed: unit {name!r} was not run")
+        if self.outage.reason is not None:
+            raise self.outage.error(f"unit {name!r}")
+        if len(self._pending) >= self._options.backlog_max:
+            raise Shed(
+                f"{len(self._pending)} units wait for {self._path}, its bound is "
+                f"{self._options.backlog_max}; unit {name!r} was not run: send less, or later"
+            )
+        job = UnitJob(body, once, name, self._loop.create_future())
+        self._pending.add(job)
+        self._is_empty.clear()
+        self._turns.add(job)
+        self._kick()
+        return job.future
+
+    async def close(self) -> None:
+        """Run queued units, then close the connections. Idempotent."""
+        self._is_closed = True
+        if self.outage.reason is None:
+            # It may go away meanwhile: then they are told so by whoever finds out.
+            await self._is_empty.wait()
+        for job in tuple(self._pending):
+            job.error = StoreBroken(
+                f"{self._path}: unit {job.name!r} was under way when the server went away, and the "
+                "store was closed before it was back: ask again under the same key"
+            )
+            self._conclude(job)
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+
+    # -- lanes: one connection each -----------------------------------------------------------
+
+    async def _lane(self) -> None:
+        connection: Connection | None = None
+        try:
+            while True:
+                waiting: asyncio.Future[UnitJob] = self._loop.create_future()
+                self._idle.append(waiting)
+                self._kick()
+                job = await waiting
+                connection = await self._serve(job, connection)
+                if connection is not None and self.commits >= self._sweep_at:
+                    self._sweep_at = self.commits + _SWEEP_EVERY
+                    connection = await self._sweep(connection)
+        finally:
+            if connection is not None:
+                connection.terminate()
+
+    def _kick(self) -> None:
+        """Hand units to idle lanes, as long as there are both."""
+        while self._idle:
+            job = self._turns.take()
+            if job is None:
+                return
+            self._idle.popleft().set_result(job)
+
+    async def _serve(self, job: UnitJob, connection: Connection | None) -> Connection | None:
+        """Run a unit until it is over, or has to be alone; return the connection, if it is well."""
+        held = [connection]
+        try:
+            is_over = await self._run(job, held)
+        except BaseException as error:
+            # It is told of a mistake of ours, and at the end of the loop; nothing waits for ever.
+            if held[0] is not None:
+                held[0].terminate()
+            if not isinstance(error, Exception):
+                if job in self._pending:
+                    job.future.cancel()
+                raise
+            held[0], job.error, is_over = None, error, True
+        if is_over:
+            self._turns.done(job)
+            self._conclude(job)
+        else:
+            self._turns.pause()
+            self._loop.call_later(self._pause_s(job), self._again, job)
+        self._kick()
+        return held[0]
+
+    async def _run(self, job: UnitJob, held: list[Connection | None]) -> bool:
+        """Run a unit on the connection that is held; return whether it is over."""
+        for _ in range(_ROUNDS_MAX):
+            if (connection := held[0]) is None:
+                connection = held[0] = await self._connected()
+            try:
+                if not (job.is_doubtful and await self._is_durable(connection, job)):
+                    await self._attempt(job, connection)
+            except Again as why:
+                if not self._may_rerun(job, why):
+                    return True
+                if why.error is not None and job.conflicts > 1:
+                    return False
+            except Lost as lost:
+                _log.warning("%s: a connection was lost (%s)", self._path, lost.error)
+                connection.terminate()
+                held[0] = None
+            else:
+                return True
+        job.error = StoreUnavailable(
+            f"{self._path}: unit {job.name!r} lost its connection {_ROUNDS_MAX} times: look at the "
+            "server's log, and ask again under the same key"
+        )
+        return True
+
+    def _may_rerun(self, job: UnitJob, why: Again) -> bool:
+        job.is_careful = job.is_careful or why.is_careful
+        if why.error is None:
+            return True
+        job.conflicts += 1
+        if job.conflicts <= RERUNS_MAX:
+            return True
+        job.error = StoreUnavailable(
+            f"{self._path}: unit {job.name!r} met other units {job.conflicts} times, and nothing "
+            "of it was written: let units touch fewer of the same rows, or ask again"
+        )
+        return False
+
+    def _pause_s(self, job: UnitJob) -> float:
+        """Return how long to wait before the next run: others may be in other processes."""
+        return float(_PAUSE_S * 2**job.conflicts * (0.5 + self._runtime.rng.random()))
+
+    def _again(self, job: UnitJob) -> None:
+        self._turns.again(job)
+        self._kick()
+
+    def _conclude(self, job: UnitJob) -> None:
+        self._pending.discard(job)
+        if not self._pending:
+            self._is_empty.set()
+        future, error = job.future, job.error
+        if error is None:
+            self._told(job.topics)
+            # Where its caller was cancelled the unit stands all the same.
+            if not future.done():
+                future.set_result(job.result)
+        elif not future.done():
+            future.set_exception(error)
+        # The error's traceback leads to the frames of its run, and they to the job.
+        job.error = job.result = None
+        del job.future
+
+    async def _sweep(self, connection: Connection) -> Connection | None:
+        """Delete the marks that nobody will look up: of this store, before the oldest unit."""
+        numbers = (int(job.unit_id[24:], 16) for job in self._pending if job.unit_id)
+        oldest = min(numbers, default=self._number + 1)
+        try:
+            await connection.execute(_SWEEP, self._id_of(0), self._id_of(oldest))
+        except PostgresFault:
+            connection.terminate()
+            return None
+        return connection
+
+    # -- one run of a unit --------------------------------------------------------------------
+
+    async def _attempt(self, job: UnitJob, connection: Connection) -> None:
+        """Run a unit in a transaction of its own and commit it, or keep its error."""
+        self._number += 1
+        job.unit_id, job.error, job.is_doubtful = self._id_of(self._number), None, False
+        unit = PostgresUnit(
+            job.unit_id, job.name, self._runtime.wall_us(), service=self._service,
+            path=self._path, plans=self.plans, new_id=self._runtime.new_id, vault=self._vault,
+        )  # fmt: skip
+        answers = UnitAnswers(
+            connection, is_careful=job.is_careful, is_patient=job.conflicts < RERUNS_MAX
+        )
+        limit = self._loop.call_later(self._options.limit_s, self._expire, unit)
+        try:
+            await _send(connection, _BEGIN if job.once is None else _BEGIN_ONCE)
+            try:
+                job.result = await self._driven(job, unit, answers)
+            except (Again, Lost):
+                raise
+            except BaseException as error:  # the submitter gets it, whatever it is
+                if answers.is_cut:
+                    raise
+                job.error = error
+            await self._end(job, unit, connection, answers)
+        except Again:
+            await _roll_back(connection)
+            raise
+        finally:
+            limit.cancel()
+
+    async def _driven(self, job: UnitJob, unit: PostgresUnit, answers: UnitAnswers) -> object:
+        steps = _plainly(job, unit) if job.once is None else self._once(job, job.once, unit)
+        return await drive(steps, job.body, unit, job.context, answers.answer)
+
+    async def _end(
+        self, job: UnitJob, unit: PostgresUnit, connection: Connection, answers: UnitAnswers
+    ) -> None:
+        """Commit a unit, or roll it back where it has no result."""
+        if unit.is_refused and (job.error is None or isinstance(job.error, Rejection)):
+            job.error = unit.too_long()
+        if job.error is None and answers.has_failed:
+            # It went on as if nothing were amiss.
+            raise Again(is_careful=True)
+        if job.error is not None:
+            await _roll_back(connection)
+            return
+        job.topics = unit.topics
+        sql = _COMMIT.format(unit=unit.unit_id, now_us=unit.now_us)
+        try:
+            await connection.execute(sql)
+        except PostgresFault as error:
+            if is_lost(error):
+                job.is_doubtful = True
+                raise Lost(error) from error
+            if is_conflict(error):
+                raise Again(error) from error
+            await _roll_back(connection)
+            job.error = translate(error, path=self._path, sql="commit")
+            return
+        self.commits += 1
+
+    async def _once(self, job: UnitJob, once: Once, unit: PostgresUnit) -> Recorded:
+        """Look up the inbox, run the body and record its conclusion."""
+        known = await inbox.recall(unit, once)
+        if known is not None:
+            return known
+        kind = InboxState.ANSWER
+        try:
+            body: Any = await as_coroutine(job.body(unit), job.body, job.name)
+        except Rejection as rejection:
+            if unit.is_late:
+                raise
+            # What it executed and told goes; that it was refused stays.
+            await unit.undo()
+            kind, body = InboxState.REJECTION, encode(to_problem(rejection))
+            # It is told from the record. Whoever keeps it is in a frame of its traceback.
+            rejection.__traceback__ = None
+        return await inbox.conclude(unit, once, kind, body)
+
+    def _expire(self, unit: PostgresUnit) -> None:
+        """Time a unit out: it is refused its next statement; one that runs is the server's."""
+        unit.is_late = True
+        _log.error(
+            "unit %r has run for more than %g s and holds a connection to the database of %r; it "
+            "is rolled back at its next statement",
+            unit.name, self._options.limit_s, self._service,
+        )  # fmt: skip
+
+    def _id_of(self, number: int) -> str:
+        """Return the id of a unit; ids ascend as units begin."""
+        return f"{self._life_id}-{number:012x}"
+
+    # -- connections that are lost --------------------------------------------------------------
+
+    async def _is_durable(self, connection: Connection, job: UnitJob) -> bool:
+        """Look up whether a unit was committed whose commit had no answer (I3)."""
+        try:
+            mine = await connection.fetch(_LOOK_UP, job.unit_id, self._runtime.wall_us())
+        except PostgresFault as error:
+            # Its old session is still at it: it is asked again.
+            if is_lost(error) or state_of(error) == CANCELED:
+                raise Lost(error) from error
+            raise
+        if not mine:
+            self.commits += 1
+        return not mine
+
+    async def _connected(self) -> Connection:
+        """Connect; where the server is away, refuse what waits and return once it is back."""
+        while True:
+            await self._is_up.wait()
+            try:
+                return await self._connect()
+            except StoreError as error:
+                self._note_outage(error)
+
+    def _note_outage(self, error: StoreError) -> None:
+        if self.outage.reason is not None:
+            return
+        self._is_up.clear()
+        self.outage.begin(error.message)
+        _log.critical("the store of %r, %s, is closed: %s", self._service, self._path, error)
+        for job in self._turns.drain():
+            job.error = self.outage.error(f"unit {job.name!r}")
+            self._conclude(job)
+        self._reconnecting = self._loop.create_task(self._reconnect())
+        self._went()
+
+    async def _reconnect(self) -> None:
+        while self.outage.reason is not None:
+            await asyncio.sleep(self.outage.pause_s(now=self._loop.time()))
+            with suppress(StoreError):
+                (await self._connect()).terminate()
+                self.outage.end(now=self._loop.time())
+        _log.warning("the store of %r is open again", self._service)
+        self._is_up.set()
+        self._went()
+
+
+async def _plainly(job: UnitJob, unit: PostgresUnit) -> object:
+    return await as_coroutine(job.body(unit), job.body, job.name)
+
+
+async def _send(connection: Connection, sql: str) -> None:
+    try:
+        await connection.execute(sql)
+    except PostgresFault as error:
+        # Not known to be in a transaction, or out of one: it is not kept.
+        raise Lost(error) from error
+
+
+async def _roll_back(connection: Connection) -> None:
+    await _send(connection, "rollback")

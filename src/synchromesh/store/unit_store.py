@@ -1,0 +1,152 @@
+"""What a store is on every engine: units with their spans, what they need before, listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+from synchromesh.context import new_span_id
+from synchromesh.errors import StoreBroken
+from synchromesh.store.guard import in_unit, refuse_in_unit
+from synchromesh.store.unit import Once, Recorded, Store, Unit, Unprepared
+from synchromesh.telemetry import Record, SpanContext, Tracer, current_span, outcome_of
+
+T = TypeVar("T")
+
+# Units have a few dozen names; whoever makes new ones up makes no leak.
+_RECORDERS_MAX = 1024
+# How often a unit may ask for work before it.
+_PREPARED_MAX = 32
+
+_log = logging.getLogger("synchromesh.store")
+
+
+class UnitStore:
+    """The part of a `Store` that is no engine's; `_submit` is the engine's.
+
+    Args:
+        place: where the database is.
+
+    Attributes:
+        place: where the database is.
+        service: the service that owns the database.
+    """
+
+    def __init__(self, place: str, service: str, tracer: Tracer | None) -> None:
+        self.place = place
+        self.service = service
+        self._tracer = tracer
+        self._recorders: dict[str, Record] = {}
+        self._time = asyncio.get_running_loop().time
+        self._listeners: dict[str, list[Callable[[], None]]] = {}
+        self._preparing = asyncio.Lock()
+        self._submit: Callable[
+            [Callable[[Unit], Awaitable[object]], Once | None, str], asyncio.Future[Any]
+        ]
+
+    async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
+        """Run a unit of work and return its result once it is durable.
+
+        Raises:
+            ForeignAwait: the body awaited something else than the unit, or is in a unit itself.
+            UnitTooLong: it outlived the limit.
+            Shed: too many units wait; this one was not run.
+            StoreError: the engine refused; nothing of the unit was written.
+        """
+        if in_unit.get() is not None:
+            refuse_in_unit(f"the unit {name!r} within itself")
+        around = current_span.get()
+        for _ in range(_PREPARED_MAX):
+            try:
+                if self._tracer is None or around is None:
+                    # Work that belongs to no trace, such as sweeping.
+                    written: T = await self._submit(body, None, name)
+                else:
+                    written = await self._traced(self._tracer, around, body, None, name)
+            except Unprepared as needs:
+                await self._prepare(needs)
+            else:
+                return written
+        raise self._never_prepared(name)
+
+    async def write_once(
+        self, body: Callable[[Unit], Awaitable[bytes]], once: Once, *, name: str
+    ) -> Recorded:
+        """Run an idempotent unit: record its answer in its commit, or return the earlier record.
+
+        Raises:
+            KeyReused: the key is recorded with another digest.
+            ForeignAwait, UnitTooLong, Shed, StoreError: as `write` does.
+        """
+        if in_unit.get() is not None:
+            refuse_in_unit(f"the unit {name!r} within itself")
+        around = current_span.get()
+        for _ in range(_PREPARED_MAX):
+            try:
+                if self._tracer is None or around is None:
+                    recorded: Recorded = await self._submit(body, once, name)
+                else:
+                    recorded = await self._traced(self._tracer, around, body, once, name)
+            except Unprepared as needs:
+                await self._prepare(needs)
+            else:
+                return recorded
+        raise self._never_prepared(name)
+
+    def listen(self, topic: str, listener: Callable[[], None]) -> Callable[[], None]:
+        """Subscribe to commits that notify a topic: `listener` runs on the loop; returns `stop`."""
+        listeners = self._listeners.setdefault(topic, [])
+        listeners.append(listener)
+
+        def stop() -> None:
+            if listener in listeners:
+                listeners.remove(listener)
+
+        return stop
+
+    async def _traced(
+        self,
+        tracer: Tracer,
+        around: SpanContext,
+        body: Callable[[Unit], Awaitable[object]],
+        once: Once | None,
+        name: str,
+    ) -> Any:
+        """Run a unit and record its span, which is never the current one."""
+        began_s = self._time()
+        status, noted = "ok", None
+        try:
+            return await self._submit(body, once, name)
+        except BaseException as error:
+            status, noted = outcome_of(error)
+            raise
+        finally:
+            record = self._recorders.get(name) or self._recorder(tracer, name)
+            span_id = new_span_id(tracer.rng)
+            record(around.trace_id, span_id, around.span_id, began_s, self._time(), status, noted)
+
+    async def _prepare(self, needs: Unprepared) -> None:
+        """Do what a unit needs before it; one at a time, so that no two do the same."""
+        async with self._preparing:
+            await needs.prepare(cast("Store", self))
+
+    def _never_prepared(self, name: str) -> StoreBroken:
+        return StoreBroken(
+            f"{self.place}: unit {name!r} asked {_PREPARED_MAX} times for work before it, and was "
+            "not run; let it touch fewer long streams, or ask again"
+        )
+
+    def _recorder(self, tracer: Tracer, name: str) -> Record:
+        if len(self._recorders) >= _RECORDERS_MAX:
+            self._recorders.clear()
+        made = self._recorders[name] = tracer.recorder("unit", name)
+        return made
+
+    def _notify(self, topic: str) -> None:
+        for listener in tuple(self._listeners.get(topic, ())):
+            try:
+                listener()
+            except Exception:  # noqa: BLE001 - a listener's fault is not the unit's
+                _log.exception("a listener of %r raised; the others are still notified", topic)

