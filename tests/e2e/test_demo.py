@@ -95,7 +95,7 @@ def test_the_demo_passes_and_reports(kept: Kept) -> None:
     """It exits 0 and tells of orders, breaker, pages, kill, restart, audit and verdict."""
     assert kept.code == 0, kept.said
     for wanted in (
-        rf"of {len(customers())} customers 9 get an API key to the gateway, and 8 sign in at an issuer",
+        rf"of {len(customers())} customers 9 get an API key to the gateway, and 8 sign in at ",
         rf"servo-works: {ORDERS} orders in ",
         r"processes +billing \d+, configurator \d+, fleet \d+, gateway \d+, inventory \d+, ",
         r"orders +\d+ placed, [1-9]\d* undone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from certificates import Issued, issue
 from notes_app import TESTS, TOML
+from pages import ROOT, blocks_of
 from split_world import WAIT_S, port_of, running
 from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway import make_key
@@ -154,3 +156,51 @@ async def test_certificates_that_nobody_is_asked_for_are_a_mistake(
     with pytest.raises(ConfigError, match=told):
         async with running(tmp_path, f"{TOML}\n{gate}"):
             pass
+
+
+PAGE = (ROOT / "docs/in-front-of-the-internet.md").read_text()
+
+
+async def test_the_system_of_the_page_is_answered_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its three files with certificates: by a certificate, by a key, and by neither."""
+    files = {each.title: each.body for each in blocks_of(PAGE) if each.title}
+    assert files.keys() == {"synchromesh.toml", "orders.py", "door.py"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("orders", "door"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    tls = tmp_path / "tls"
+    tls.mkdir()
+    ca, partners, others = (issue(tls, name) for name in ("own-ca", "partners", "others"))
+    gate = issue(tls, "gate", by=ca)
+    gate.pem.rename(tls / "fullchain.pem")
+    gate.key.rename(tls / "privkey.pem")
+    acme = issue(tls, "acme", by=partners, uri=ACME)
+    forged = issue(tls, "forged", by=others, uri=ACME)
+    toml = files["synchromesh.toml"].replace("0.0.0.0", "127.0.0.1").replace("port = 8443\n", "")
+    runtime, rundir = RealRuntime(), RunDir(tmp_path)
+    rundir.create()
+    text, made = make_key("shop", ["orders:read"], rng=runtime.secret_rng)
+    reader, other = make_key("reader", ["orders:write"], rng=runtime.secret_rng)
+    for key in (made, other):
+        ApiKeysFile(rundir.path / "api-keys.json", runtime.disk).add(key)
+    async with running(tmp_path, toml) as system:
+        async with client(system, ca, acme) as theirs:
+            answer = await theirs.ask("/mine")
+            assert (answer.status, json.loads(answer.body)) == (200, "the orders of acme")
+            assert (await theirs.ask("/mine", key=text)).status == 401
+        async with client(system, ca) as ours:
+            assert json.loads((await ours.ask("/mine", key=text)).body) == "the orders of shop"
+            assert (await ours.ask("/mine", key=reader)).status == 403
+            assert (await ours.ask("/mine")).status == 401
+            document = await ours.ask("/openapi.json")
+            assert {"Certificate", "ApiKey"} <= set(
+                json.loads(document.body)["components"]["securitySchemes"]
+            )
+        async with client(system, ca, forged) as nobody:
+            with pytest.raises(SynchromeshError):
+                await nobody.ask("/mine")

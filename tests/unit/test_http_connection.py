@@ -757,6 +757,42 @@ def test_drain_waits_for_the_next_request_of_each_connection() -> None:
     staged(test)
 
 
+def test_connections_are_renewed_while_others_come() -> None:
+    """Those that are open end after their answer, or soon; nobody is refused."""
+
+    async def test(stage: Stage) -> None:
+        slow = stage.gate("/slow")
+        active, quiet, busy = (stage.network.client() for _ in range(3))
+        for client in (active, quiet):
+            client.feed(get("/used"))
+        busy.feed(get("/slow"))
+        await settle()
+        stage.server.renew(2.0)
+        active.feed(get("/a"))
+        newer = stage.network.client()
+        newer.feed(get("/b"))
+        await settle()
+        assert answers(active) == [(200, b"/used"), (200, b"/a")]
+        assert (active.has_eof, quiet.has_eof, busy.has_eof) == (True, False, False)
+        await asyncio.sleep(2.1)
+        assert quiet.has_eof
+        # Again, for those that came meanwhile; who is at work is not cut by it.
+        stage.server.renew(2.0)
+        slow.set()
+        newer.feed(get("/c"))
+        await settle()
+        assert answers(busy) == [(200, b"/slow")]
+        assert bytes(busy.sent).count(b"connection: close") == 1
+        assert answers(newer) == [(200, b"/b"), (200, b"/c")]
+        latest = stage.network.client()
+        latest.feed(get("/d"))
+        await settle()
+        assert answers(latest) == [(200, b"/d")]
+        assert not latest.has_eof
+
+    staged(test)
+
+
 def test_a_request_that_is_on_its_way_when_the_drain_begins_is_answered() -> None:
     """Its connection was accepted, and it is the first: the client has no other to try."""
 
