@@ -60,7 +60,7 @@ class Identification:
                 contradict each other.
             CallError: what the authenticators raise otherwise.
         """
-        shown = self._of_connection(request)
+        shown = self._of_connection(request) if self._shown else None
         asked = None
         for authenticator in self._asked:
             asked = await authenticator.authenticate(request)
@@ -78,12 +78,11 @@ class Identification:
                 "the credential of the request and the certificate of its connection are of "
                 "different principals; send one of them, or two of the same"
             )
-        found = [each for each in (asked, shown) if each is not None]
-        if not found:
+        if asked is None and shown is None:
             raise Unauthenticated("this needs a credential, and none came that is known here")
-        for principal in found:
-            if not kinds or principal.kind in kinds:
-                return principal
+        for found in (asked, shown):
+            if found is not None and (not kinds or found.kind in kinds):
+                return found
         raise Unauthenticated(
             f"this needs a credential of another kind: {' or '.join(sorted(kinds))}"
         )
@@ -137,8 +136,6 @@ class Identification:
         return next((found for found in known if found is not None), None)
 
     def _of_connection(self, request: HttpRequest) -> Principal | None:
-        if not self._shown:
-            return None
         certificate = request.certificate
         if certificate is None:
             return None
