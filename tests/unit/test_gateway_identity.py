@@ -38,6 +38,7 @@ from synchromesh.gateway import (
     make_key,
     openapi_of,
 )
+from synchromesh.gateway.caching import credential_fields
 from synchromesh.gateway.certificates import CertificateVerifier
 from synchromesh.gateway.identifying import Identification
 from synchromesh.http import HttpRequest
@@ -557,6 +558,15 @@ def test_clients_are_told_how_to_prove_who_they_are() -> None:
     assert schemes["Certificate"]["type"] == "mutualTLS"
     assert "session" in schemes
     assert document["paths"]["/orders/{order_id}"]["get"]["security"] == [{"Certificate": []}]
+
+
+def test_private_answers_differ_by_what_a_function_looks_at() -> None:
+    """A browser that keeps them does not show one session what another one was answered."""
+    assert credential_fields([MAPPED]) == ()
+    assert credential_fields([ApiKeys(), own(by_cookie)]) == (
+        "authorization", "cookie", "x-api-key",
+    )  # fmt: skip
+    assert credential_fields([own(by_cookie, kept_by={"x-session"})]) == ("x-session",)
 
 
 # -- names of keys ---------------------------------------------------------------------------------

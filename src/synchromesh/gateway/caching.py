@@ -12,7 +12,7 @@ from typing import Final
 from synchromesh.codec import digest
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
-from synchromesh.gateway.principal import Auth, DescribedAuth
+from synchromesh.gateway.principal import Auth, DescribedAuth, FieldAuth
 from synchromesh.gateway.shapes import is_a
 
 ETAG: Final = "etag"
@@ -117,6 +117,9 @@ def credential_fields(auth: Iterable[Auth]) -> tuple[str, ...]:
     """
     found: set[str] = set()
     for each in auth:
+        if isinstance(each, FieldAuth):
+            found |= each.fields()
+            continue
         if not isinstance(each, DescribedAuth):
             found.update(_ANY_CREDENTIAL)
             continue

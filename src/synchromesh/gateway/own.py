@@ -53,7 +53,8 @@ class AuthFunction:
         at_once: how many may wait for it; one more is answered 503.
         kept: how long a principal is kept, for requests whose fields `kept_by` are the same; "0s"
             keeps none. What was refused, and what failed, is never kept.
-        kept_by: the names of the fields that it looks at, in lower case.
+        kept_by: the names of the fields that it looks at, in lower case; also where it keeps none,
+            for caches that ask by which fields answers differ.
         kept_max: how many principals are kept.
         scheme: the Security Scheme Object of OpenAPI that tells clients of it.
 
@@ -89,6 +90,10 @@ class AuthFunction:
     def security_schemes(self) -> Mapping[str, Mapping[str, object]]:
         """Return what clients are told of it."""
         return {self.kind: self.scheme}
+
+    def fields(self) -> AbstractSet[str]:
+        """Return the fields of a request that tell who asks."""
+        return self.kept_by or {"authorization", "cookie"}
 
     def mistakes(self) -> tuple[str, ...]:
         """Return what is wrong with it, a sentence each."""

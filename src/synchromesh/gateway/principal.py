@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -88,6 +89,15 @@ class DescribedAuth(Protocol):
 
     def security_schemes(self) -> Mapping[str, Mapping[str, object]]:
         """Return the Security Scheme Objects of OpenAPI, by name; any one of them will do."""
+        ...
+
+
+@runtime_checkable
+class FieldAuth(Protocol):
+    """Is an `Auth` that says itself which fields of a request it looks at."""
+
+    def fields(self) -> AbstractSet[str]:
+        """Return their names, in lower case."""
         ...
 
 
