@@ -141,6 +141,12 @@ def test_what_was_added_later_is_not_dropped(monkeypatch: pytest.MonkeyPatch) ->
     assert found.why == "has quiet_s, which the export does not know of"
 
 
+def test_bounds_of_what_is_kept_concern_no_route_of_envoy() -> None:
+    """Answers are kept for routes that stay at the gateway."""
+    gateway = Gateway(routes=[PUBLIC], cache_max=5, cache_bytes_max=1000, stale_max=5)
+    assert plan(gateway, compiled(gateway), {"legacy": ""})[0].engine == "envoy"
+
+
 # -- patterns --------------------------------------------------------------------------------------
 
 NAMES = st.text("ab-:", min_size=1, max_size=5)

@@ -27,12 +27,12 @@ GATEWAY: Final = "gateway"
 KNOWN: Final[Mapping[str, frozenset[str]]] = {
     "gateway": frozenset({
         "routes", "auth", "in_flight_max", "tunnels_max", "buckets_max", "stale_max",
-        "stale_bytes_max", "openapi", "cors",
+        "stale_bytes_max", "cache_max", "cache_bytes_max", "openapi", "cors",
     }),
     "route": frozenset({
         "template", "scopes", "is_public", "deadline_s", "interval_s", "burst", "operation",
         "stand_in", "parts", "passage", "page", "priority", "kinds", "cors",
-        "name", "host",
+        "cache", "is_strict", "name", "host",
     }),
     "forward": frozenset({
         "to", "path", "passed", "body_bytes_max", "ways", "forwarded", "quiet_s",
