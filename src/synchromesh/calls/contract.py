@@ -248,7 +248,7 @@ class Operation(Generic[P, R_co]):
                 return shape.write({shape.body: value} if shape.body else value)
             except NO_FIT:
                 pass  # below it is said where
-        return read_arguments(self, places, query, body)
+        return read_arguments(self, shape, places, query, body)
 
     def __repr__(self) -> str:
         kind = "command" if self.is_command else "query"

@@ -42,17 +42,20 @@ class HttpOperation(Protocol):
 
 
 def read_arguments(
-    operation: HttpOperation, places: Mapping[str, str], query: str, body: bytes
+    operation: HttpOperation, shape: Signature, places: Mapping[str, str], query: str, body: bytes
 ) -> bytes:
     """Return the canonical arguments of an HTTP request; `places` are still percent-encoded.
+
+    `shape` is that of the operation, which has it at hand.
 
     Raises:
         BadRequest: path, query or body do not fit the contract.
     """
     try:
-        values = _from_texts(operation, places, query)
-        values |= _from_body(operation, body)
-        struct = operation.shape.canonical(**values)
+        values = _from_texts(operation, shape.hints, places, query)
+        if body or shape.body:
+            values |= _from_body(operation, shape, body)
+        struct = shape.canonical(**values)
     except UnicodeDecodeError as error:
         raise BadRequest(f"{operation.full_name}: path or query is not UTF-8") from error
     except (BadRequest, TypeError) as error:
@@ -91,8 +94,9 @@ def refuse_loose(operation: HttpOperation, body: bytes) -> None:
         raise refused
 
 
-def _from_texts(operation: HttpOperation, places: Mapping[str, str], query: str) -> dict[str, Any]:
-    hints = operation.shape.hints
+def _from_texts(
+    operation: HttpOperation, hints: Mapping[str, Any], places: Mapping[str, str], query: str
+) -> dict[str, Any]:
     texts = {name: unquote(value, errors="strict") for name, value in places.items()}
     if query and operation.method not in BODILESS:
         raise BadRequest("takes no query; send the arguments in the body")
@@ -111,12 +115,9 @@ def _from_texts(operation: HttpOperation, places: Mapping[str, str], query: str)
     return values
 
 
-def _from_body(operation: HttpOperation, body: bytes) -> dict[str, Any]:
-    shape = operation.shape
+def _from_body(operation: HttpOperation, shape: Signature, body: bytes) -> dict[str, Any]:
     if shape.body:
         return {shape.body: decode(body, shape.hints[shape.body])}
-    if not body:
-        return {}
     if operation.method in BODILESS:
         raise BadRequest(f"{operation.method} takes no body")
     values: dict[str, Any] = {}
