@@ -16,7 +16,7 @@ in the order of the array, and given in that order whatever came first.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import msgspec
@@ -115,19 +115,19 @@ class BranchNode:
     Attributes:
         is_required: without data it ends the whole; one of an array, without that of any element.
         each: of a branch over an array.
+        needs: the branches that it waits for.
     """
 
     references: Mapping[str, Reference]
     is_required: bool = False
     each: EachNode | None = None
+    needs: tuple[str, ...] = field(init=False)
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The branches that it waits for."""
+    def __post_init__(self) -> None:
         named = [reference.branch for reference in self.references.values()]
         if self.each is not None:
             named.append(self.each.source.branch)
-        return tuple(dict.fromkeys(named))
+        object.__setattr__(self, "needs", tuple(dict.fromkeys(named)))
 
 
 class Start(msgspec.Struct, frozen=True, repr_omit_defaults=True):
@@ -214,8 +214,12 @@ class Composition:
 
     def _conclude(self, name: str, outcome: BranchOutcome) -> None:
         self.outcomes[name] = outcome
-        is_without = not outcome.has_data and outcome.status is not BranchStatus.ABSENT
-        if is_without and self._steps[name].is_required and not self.failed:
+        if (
+            self._steps[name].is_required
+            and not outcome.has_data
+            and outcome.status is not BranchStatus.ABSENT
+            and not self.failed
+        ):
             self.failed = name
 
     def _startable(self) -> list[Start]:
@@ -247,11 +251,12 @@ class Composition:
 
     def _decide(self, name: str) -> Start | _Elements | BranchOutcome | None:
         node = self._steps[name]
-        references, each = node.references, node.each
-        if not references and each is None:
+        if not node.needs:
             return Start(name, {})
-        if not all(other in self.outcomes for other in node.needs):
-            return None
+        for other in node.needs:
+            if other not in self.outcomes:
+                return None
+        references, each = node.references, node.each
         arguments: dict[str, object] = {}
         absent = ""
         array: object = None
@@ -346,8 +351,8 @@ class _Elements:
 
 def value_at(value: object, fields: tuple[str, ...]) -> object:
     """Return the field of a value that a path of names leads to; null where the path ends early."""
-    for field in fields:
+    for name in fields:
         if value is None:
             return None
-        value = getattr(value, field)
+        value = getattr(value, name)
     return value
