@@ -101,7 +101,7 @@ def test_an_answer_is_kept_for_its_time(kind: str) -> None:
         assert told(again, "etag") == told(first, "etag") != ""
         assert told(again, "synchromesh-trace") != told(first, "synchromesh-trace")
         assert number_of(await plant.ask("GET /m/M-2")) == 2
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.0)
         anew = await plant.ask("GET /m/M-1")
         assert (number_of(anew), told(anew, "age")) == (3, "")
         assert told(anew, "etag") != told(first, "etag")

@@ -249,6 +249,8 @@ class Shop(Contract, Protocol, service="shop", version="1.0"):
     async def fill(self, basket: Basket) -> None: ...
     @command("PUT /baskets/{id}/notes/{number}")
     async def note(self, id: str, number: Count, text: str, line: Line | None = None) -> None: ...  # noqa: A002
+    @command("POST /any")
+    async def keep(self, value: Any) -> None: ...
     @query("GET /baskets/{number}")
     async def find(self, number: int, sku: str, limit: Count = 10) -> list[Basket]: ...
 
@@ -321,3 +323,18 @@ def test_loose_bodies_are_refused_where_that_is_asked_for() -> None:
     refuse_loose(Shop.fill, json.dumps(GOOD).encode())
     refuse_loose(Shop.note, b'{"text":"a"}')
     refuse_loose(Shop.find, b"")
+
+
+def test_a_body_that_one_decoder_takes_and_another_does_not_is_refused() -> None:
+    """A stack that runs out is the client's mistake, wherever it does."""
+    ends = set()
+    for depth in (1, 50, *range(700, 1100, 20), 5000, 60_000):
+        body = b'{"value":' + b"[" * depth + b"]" * depth + b"}"
+        try:
+            Shop.keep.from_http({}, "", body)
+            refuse_loose(Shop.keep, body)
+        except BadRequest:
+            ends.add("refused")
+        else:
+            ends.add("taken")
+    assert ends == {"refused", "taken"}

@@ -79,8 +79,12 @@ def refuse_loose(operation: HttpOperation, body: bytes) -> None:
     if not body:
         return
     shape = operation.shape
-    mistakes = list(duplicates_in(body))
-    value = msgspec.json.decode(body)
+    try:
+        mistakes = list(duplicates_in(body))
+        value = msgspec.json.decode(body)
+    except RecursionError as error:
+        # What is any JSON to its type may be as deep as a decoder takes; the next one takes less.
+        raise BadRequest("the body is nested too deeply") from error
     if shape.body:
         mistakes += unknown_in(value, shape.hints[shape.body])
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from synchromesh.codec import encode
+from synchromesh.codec import digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest
 from synchromesh.gateway.aggregate import arguments_of
@@ -65,10 +65,12 @@ class AnswerCache:
         what = question_of(entry, asked.places, request)
         if what is None:
             return await ask(asked, context)  # it says what does not fit
-        question = (entry.name, cache.whose(context.principal), what)
+        # However long the arguments are, what is kept of them is short.
+        question = (entry.name, cache.whose(context.principal), digest(what))
         now = asyncio.get_running_loop().time()
         found = self._kept.find(question, at_most_s=cache.max_age_s, now=now)
-        if found is not None:
+        # One that has come of age is no fresher for clients than for us (RFC 9111, 4.2).
+        if found is not None and found[1] < cache.max_age_s:
             body, age_s = found
             return _fresh(body, age_s, cache, request, ours)
 
@@ -76,7 +78,7 @@ class AnswerCache:
             # One that was begun again may find what another has just been told.
             now = asyncio.get_running_loop().time()
             known = self._kept.find(question, at_most_s=cache.max_age_s, now=now)
-            if known is not None:
+            if known is not None and known[1] < cache.max_age_s:
                 return HttpResponse(200, (), known[0])
             # What is for this client alone is added to an answer that may be for several.
             answer = await ask(replace(asked, headers=[]), context)
