@@ -30,6 +30,7 @@ TITLE = re.compile(r' title="([^"]+)"')
 REFUSED = re.compile(r"\w+ \(\d{3}\): ")
 
 # What pytest prints while it runs.
+EXPORT = re.compile(r"export ([A-Z_]+)=\$\(synchromesh (.*)\)")
 DOTS = re.compile(r"\.+ +\[ *\d+%\]")
 
 # What differs from one run to the next.
@@ -38,6 +39,7 @@ VARIABLE = (
     (re.compile(r"\b[0-9a-f]{32}\b"), "TRACE"),
     (re.compile(r"(127\.0\.0\.1:|process )\d+"), r"\1N"),
     (re.compile(r"\b\d+\.\d+ ?(ms|s)\b"), r"N \1"),
+    (re.compile(r"\b\d\d:\d\d:\d\d UTC"), "TIME UTC"),
     (re.compile(r"^(\w+ -> \w+ .*?) \d+ +\d+ *$"), r"\1 N N"),  # calls in a breaker's window
     (re.compile(r"^(\S+ +\d+% errors .*?) \d+ *$"), r"\1 N"),  # attempts that a fault has struck
     (re.compile(r"█+"), " "),
@@ -133,12 +135,36 @@ class Reader:
             case ["synchromesh", "dev", *_]:
                 self.stop()
                 self._start(words, command.shown)
+            case ["export", *_]:
+                self._export(command.line)
+            case ["synchromesh", "gateway", "mirror"]:
+                self._compare(command.shown)
             case ["synchromesh", *arguments]:
                 self._judge(words, command.shown, *self._until_closed(arguments, command.shown))
             case ["python", *_]:
                 self._judge(words, command.shown, *self._run(words))
             case _:
                 raise AssertionError(f"no reader here can type {command.line!r}")
+
+    def _export(self, line: str) -> None:
+        """Set a variable to what a command prints."""
+        exported = EXPORT.fullmatch(line)
+        assert exported is not None, line
+        # In a process of its own: it may import what the page has written.
+        code, out, err = self._run(["synchromesh", *shlex.split(exported[2])])
+        assert code == 0, f"{line}\n{err}"
+        self._environment[exported[1]] = out.strip()
+
+    def _compare(self, shown: list[str]) -> None:
+        """Show what has come of copies, which may still be under way."""
+        arguments = ["gateway", "mirror"]
+        code, out, err = self._invoke(arguments)
+        while not is_as_shown(shown, out.splitlines()) and self._patience:
+            self._patience -= 1
+            threading.Event().wait(AGAIN_S)
+            code, out, err = self._invoke(arguments)
+        assert is_as_shown(shown, out.splitlines()), out + err
+        assert code == int("UTC, trace" in out)
 
     def stop(self) -> None:
         """Press Ctrl-C where the system runs."""
@@ -227,9 +253,12 @@ def reading(folder: Path) -> Iterator[Reader]:
         reader.stop()
 
 
-def follow(reader: Reader, page: Path) -> None:
-    """Do what a page says, block after block."""
-    for block in blocks_of(page.read_text()):
+def follow(reader: Reader, page: Path, **instead: str) -> None:
+    """Do what a page says, block after block; `instead` replaces what differs here, by name."""
+    text = page.read_text()
+    for old, new in instead.items():
+        text = text.replace(old, new)
+    for block in blocks_of(text):
         if block.title:
             reader.write(block)
         elif block.language == "console":

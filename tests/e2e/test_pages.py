@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from pages import ROOT, follow, is_as_shown, prepare, reading
+from pages import ROOT, blocks_of, follow, is_as_shown, prepare, reading
 
 DOCS = ROOT / "docs"
 
@@ -54,3 +55,15 @@ def test_somebody_elses_api_is_called_as_the_page_says(tmp_path: Path) -> None:
         follow(reader, DOCS / "external-apis.md")
     verbs = {line.split()[1] for line in reader.typed if line.startswith("synchromesh ")}
     assert verbs == {"dev", "call", "break", "heal"}
+
+
+def test_a_service_is_taken_out_of_a_monolith_as_the_page_says(tmp_path: Path) -> None:
+    """Passed on, copied, compared, switched and gone; the page begins with the shipped example."""
+    page = DOCS / "strangler.md"
+    first = next(block for block in blocks_of(page.read_text()) if block.title == "monolith.py")
+    assert first.body == (ROOT / "src/synchromesh/examples/servo_monolith/monolith.py").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    with reading(tmp_path) as reader:
+        follow(reader, page, **{"8000": port})
+    assert reader.typed.count("synchromesh dev") == 4
