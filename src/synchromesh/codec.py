@@ -111,6 +111,37 @@ def writer_of(kind: Any) -> Callable[[object], bytes]:
     return _written if _has_other_keys(inspect.type_info(kind), set()) else to_json
 
 
+@cache
+def keeps_its_form(kind: Any) -> bool:
+    """Return whether a value that was decoded is, whatever reads it, the one its own JSON makes.
+
+    Not so where something has an order that JSON does not keep, as a dict, or where code of the
+    type's own runs as it is made.
+
+    Example:
+        >>> keeps_its_form(list[int | None]), keeps_its_form(dict[str, int]), keeps_its_form(object)
+        (True, False, False)
+    """
+    return _keeps_form(inspect.type_info(kind), set())
+
+
+def _keeps_form(kind: inspect.Type, seen: set[type]) -> bool:
+    if isinstance(kind, inspect.StructType):
+        if kind.cls in seen:
+            return True
+        seen.add(kind.cls)
+        if hasattr(kind.cls, "__post_init__"):
+            return False
+        return all(_keeps_form(field.type, seen) for field in kind.fields)
+    if isinstance(kind, inspect.ListType | inspect.VarTupleType):
+        return _keeps_form(kind.item_type, seen)
+    if isinstance(kind, inspect.TupleType):
+        return all(_keeps_form(each, seen) for each in kind.item_types)
+    if isinstance(kind, inspect.UnionType):
+        return all(_keeps_form(each, seen) for each in kind.types)
+    return isinstance(kind, (inspect.NoneType, *_NEVER_NULL))
+
+
 def _has_other_keys(kind: inspect.Type, seen: set[type]) -> bool:
     """Return whether a mapping in a type may have keys that are no texts."""
     if isinstance(kind, inspect.DictType) and not isinstance(kind.key_type, inspect.StrType):

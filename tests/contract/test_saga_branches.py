@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -24,6 +24,7 @@ from saga_fakes import (
     Stock,
     at_work,
 )
+from synchromesh.calls import Contract, query
 from synchromesh.errors import ContractError, NoInstance, Rejection, SagaUndone
 from synchromesh.saga import Saga, SagaDefinition
 from synchromesh.saga.records import SagaStatus
@@ -43,6 +44,22 @@ async def branching(s: Saga, order: Order) -> str:
     return f"{hold.id} {paid.id}"
 
 
+class Prices(Contract, Protocol, service="prices", version="1.0"):
+    """Answers with what has an order of its own."""
+
+    @query("GET /prices")
+    async def prices(self) -> dict[str, int]: ...
+
+
+class Unsorted(Participants):
+    """Answers in another order than JSON of ours has."""
+
+    def _handle(self, operation: Any, arguments: bytes, context: Any) -> Any:
+        if operation is Prices.prices:
+            return b'{"b":1,"a":2}'
+        return super()._handle(operation, arguments, context)
+
+
 BRANCHING = SagaDefinition(branching, "branching", deadline_s=60.0, policy=PATIENT)
 
 
@@ -54,6 +71,32 @@ class Fussy(Participants):
             is_first = b"another" not in arguments
             (self.refuses.add if is_first else self.refuses.discard)("bank.charge")
         return super()._handle(operation, arguments, context)
+
+
+def test_a_function_is_given_what_it_will_be_given_when_it_is_run_again() -> None:
+    """Also where the answer had another form: the order of a dict is that of the record."""
+    seen: list[list[str]] = []
+
+    async def looks(s: Saga, order: Order) -> str:
+        prices = await s.call(Prices.prices())
+        seen.append(list(prices))
+        hold = await s.call(Stock.reserve(order.id, order.qty), undo=Stock.release)
+        return f"{prices['a']} {hold.id}"
+
+    saga = SagaDefinition(looks, "looks", deadline_s=60.0, policy=PATIENT)
+
+    async def main(runtime: SimRuntime) -> None:
+        others = Unsorted(faults={"stock.reserve": [HANGS]})
+        async with at_work(runtime, others, saga) as engine:
+            await engine.start(saga, Order("A-1"), id="A-1", context=CONTEXT)
+            await asyncio.sleep(0.5)
+        async with at_work(runtime, others, saga) as engine:
+            ended = await engine.conclusion("A-1", FOREVER_S)
+            assert ended is not None
+            assert ended.result == b'"2 stock.reserve/0"'
+        assert seen == [["a", "b"], ["a", "b"]]
+
+    run(main)
 
 
 def test_a_declared_refusal_is_an_answer_that_the_function_goes_on_with() -> None:

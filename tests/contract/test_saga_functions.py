@@ -350,7 +350,7 @@ def test_the_deadline_of_the_starter_is_none_of_the_steps() -> None:
     """A run is a tree of calls of its own (D1); a step's guarded calls end by its own time."""
 
     async def main(runtime: SimRuntime) -> None:
-        provider, others = Provider(), Participants(latency_s=0.5)
+        provider, others = Provider(), Participants(latency_s=0.4)
         guarded = Policy(timeout_s=9.0, retry=None, breaker=None).wrap(
             provider.pay, rng=runtime.rng
         )

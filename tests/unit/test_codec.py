@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.codec import convert, decode, digest, encode, encoder_of, to_datetime, writer_of
+from synchromesh.codec import (
+    convert,
+    decode,
+    digest,
+    encode,
+    encoder_of,
+    keeps_its_form,
+    to_datetime,
+    writer_of,
+)
 from synchromesh.errors import BadRequest
 
 
@@ -68,6 +77,47 @@ def test_keys_that_are_no_texts_are_written_as_texts(kind: Any, value: Any, data
     """In one order, by all that writes a type, and they come back as they were."""
     assert encode(value) == encoder_of(kind)(value) == writer_of(kind)(value) == data
     assert decode(data, kind) == value
+
+
+class Counted(msgspec.Struct):
+    n: int
+
+    def __post_init__(self) -> None:
+        self.n += 1
+
+
+class Tree(msgspec.Struct):
+    sku: str
+    below: list[Tree]
+    made_at: dt.datetime | None = None
+    price: float | decimal.Decimal = 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (Tree, b'{"price": 1, "sku": "a", "below": [{"below": [], "sku": "b", "n": 7}]}'),
+        (dt.datetime, b'"2026-01-02T00:00:00.1234567+02:00"'),
+        (tuple[Colour, uuid.UUID | None, float], b'["red", null, 10e-1]'),
+        (list[tuple[bytes, ...]], b'[["AA=="], []]'),
+    ],
+)  # fmt: skip
+def test_what_keeps_its_form_is_the_same_read_again(kind: Any, data: bytes) -> None:
+    """Its JSON may be another, and it is not."""
+    value = decode(data, kind)
+    assert keeps_its_form(kind)
+    assert encode(value) != data
+    assert repr(decode(encode(value), kind)) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [dict[str, int], list[dict[str, int]], set[int], Any, object, Counted, tuple[int, Counted],
+     Line | None, msgspec.Raw],
+)  # fmt: skip
+def test_what_may_be_another_read_again_does_not_keep_its_form(kind: Any) -> None:
+    """An order that JSON sorts, code that runs as it is made, and what is not known."""
+    assert not keeps_its_form(kind)
 
 
 def test_a_key_that_json_has_no_text_for_is_named() -> None:

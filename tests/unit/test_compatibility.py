@@ -325,7 +325,7 @@ def operation(
     """Make the operation `shop.act` of a release."""
     declare = query if route.startswith("GET") else command
     made: Operation[..., Any] = declare(route, raises=raises)(stub)
-    made.service, made.name = "shop", "act"
+    made.belong_to("shop", "act")
     return made
 
 
@@ -383,7 +383,7 @@ def test_a_command_is_no_query() -> None:
     """A query carries no key, so that neither stands for the other."""
     before = operation(Ops.find_all, "GET /stock/{sku}")
     after = command("GET /stock/{sku}")(Ops.find_all)
-    after.service, after.name = "shop", "act"
+    after.belong_to("shop", "act")
     assert [each.what for each in found(before, after)] == ["is a command, and was a query"]
 
 

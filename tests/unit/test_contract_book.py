@@ -34,7 +34,7 @@ def stock(result: type) -> Operation[..., Any]:
 
     act.__annotations__ = {"return": result}
     made = query("GET /stock")(act)
-    made.service, made.name = "inventory", "stock"
+    made.belong_to("inventory", "stock")
     return made
 
 

@@ -34,7 +34,7 @@ def op(result: Any, name: str = "stock") -> Operation[..., Any]:
 
     act.__annotations__ = {"return": result}
     made = query(f"GET /{name}")(act)
-    made.service, made.name = "inventory", name
+    made.belong_to("inventory", name)
     return made
 
 

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from synchromesh.codec import decode
 from synchromesh.errors import SagaError
-from synchromesh.saga.machine import RULES, UNDO_RULES, SagaMachine, Zone
+from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.policy import SagaPolicy
 from synchromesh.saga.records import (
     STATUS_AFTER,
@@ -25,6 +25,7 @@ from synchromesh.saga.records import (
     SagaStatus,
     UndoStep,
 )
+from synchromesh.saga.rules import RULES, UNDO_RULES, StepRule, Zone
 
 SECOND = 1_000_000
 POLICY = SagaPolicy(
@@ -103,6 +104,11 @@ def test_the_tables_have_a_rule_for_every_zone_and_outcome() -> None:
     """No outcome is met without a rule, forward or backward."""
     assert set(RULES) == {(zone, result) for zone in Zone for result in AttemptResult}
     assert set(UNDO_RULES) == set(AttemptResult)
+
+
+def test_what_was_answered_is_returned_in_every_zone() -> None:
+    """The machine does not look it up."""
+    assert {RULES[zone, AttemptResult.ANSWERED] for zone in Zone} == {StepRule.RETURN}
 
 
 def test_terminal_statuses_take_no_record() -> None:

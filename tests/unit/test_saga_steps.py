@@ -366,7 +366,7 @@ def test_a_step_is_awaited_once(saga: Saga) -> None:
 def test_a_saga_that_has_left_memory_makes_no_steps(saga: Saga) -> None:
     """Every s.* raises, and its repr says why (S11)."""
     made = saga.call(Plant.quote("A"))
-    saga.leave()
+    saga.is_gone = True
     assert repr(saga) == "<Saga A-1 gone>"
     for attempt in (
         lambda: saga.write(create_order, Order("A-1")),

@@ -76,6 +76,7 @@ class Operation(Generic[P, R_co]):
 
     Attributes:
         service: the service that offers it; `name`: its name in the contract.
+        full_name: `service.name`, as it is written in keys, traces and on the command line.
         method, path: its HTTP route; `{sku}` in the path is a parameter.
         raises: the business rejections that it may answer with (C2).
         is_command: commands change state and carry an idempotency key; queries only read.
@@ -103,14 +104,16 @@ class Operation(Generic[P, R_co]):
         self.raises = raises
         self.name = stub.__name__
         self.service = ""
+        self.full_name = f".{self.name}"
         self.is_external = False
         self._stub = stub
         self._shape: Signature | None = None
 
-    @property
-    def full_name(self) -> str:
-        """`service.name`, as it is written in keys, traces and on the command line."""
-        return f"{self.service}.{self.name}"
+    def belong_to(self, service: str, name: str) -> None:
+        """Make it part of the contract of a service, under a name of that contract."""
+        self.service, self.name = service, name
+        # Put together once: every step, span and key asks for it.
+        self.full_name = f"{service}.{name}"
 
     @property
     def doc(self) -> str:
@@ -269,6 +272,7 @@ class PublicEvent(Generic[E]):
     """An event of a contract that other services may subscribe to; `event` declares one.
 
     Attributes:
+        full_name: the stored name, such as `inventory.stock_reserved`.
         kind: the payload's type.
         key_of: the payload's attribute that orders it: events of one key arrive one after the
             other (O3). Without one, all events of this name are one key.
@@ -287,11 +291,12 @@ class PublicEvent(Generic[E]):
         self.key_of = key
         self.service = ""
         self.name = ""
+        self.full_name = "."
 
-    @property
-    def full_name(self) -> str:
-        """The stored name, such as `inventory.stock_reserved`."""
-        return f"{self.service}.{self.name}"
+    def belong_to(self, service: str, name: str) -> None:
+        """Make it part of the contract of a service, under a name of that contract."""
+        self.service, self.name = service, name
+        self.full_name = f"{service}.{name}"
 
     @cached_property
     def personal(self) -> PersonalFields | None:
@@ -347,7 +352,7 @@ class Contract(Protocol):
             if isinstance(member, Operation | PublicEvent):
                 if member.service:
                     raise ContractError(f"{member!r} is already part of another contract")
-                member.service, member.name = service, name
+                member.belong_to(service, name)
             if isinstance(member, Operation):
                 member.is_external = external
                 route = (member.method, member.blank_path)

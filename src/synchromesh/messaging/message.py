@@ -134,5 +134,5 @@ def deliver_to(subscriber: str) -> Deliver:
         raise AssertionError(f"a contract's stub is never called, but it was with {message.id}")
 
     operation = Command(deliver_message, "POST /_messages", ())
-    operation.service = subscriber
+    operation.belong_to(subscriber, operation.name)
     return operation

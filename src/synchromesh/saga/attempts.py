@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from synchromesh.calls.contract import Operation
-from synchromesh.codec import encode
-from synchromesh.context import CallContext, new_span_id
+from synchromesh.codec import NO_FIT, encode
+from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest, Fenced, SagaError, SynchromeshError, TimedOut
 from synchromesh.priority import priority_of
 from synchromesh.resilience import DeadlinePassed, deadline, is_being_cancelled, within
@@ -36,17 +36,15 @@ class Trace:
     """Records a span of a run when what it stands for ends; `with` gives it an error's status."""
 
     __slots__ = (
-        "_began_s", "_kind", "_loop", "_name", "_parent_id", "_trace_id", "_tracer", "noted",
-        "span_id", "status",
+        "_began_s", "_clock", "_parent_id", "_record", "_trace_id", "noted", "span_id", "status",
     )  # fmt: skip
 
     def __init__(self, deps: SagaDeps, kind: str, name: str, trace_id: str, parent_id: str) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._tracer = deps.tracer
-        self._kind, self._name = kind, name
+        self._record = deps.recorders.get((kind, name)) or deps.recorder(kind, name)
         self._trace_id, self._parent_id = trace_id, parent_id
-        self._began_s = self._loop.time()
-        self.span_id = new_span_id(deps.chance)
+        self._clock = deps.clock.loop_s
+        self._began_s = self._clock()
+        self.span_id = deps.new_span_id()
         self.status = "ok"
         self.noted: dict[str, str] | None = None
 
@@ -64,12 +62,12 @@ class Trace:
                 return  # a coroutine that is thrown away has no loop any more
             self.status, noted = outcome_of(error)
             self.noted = {**(self.noted or {}), **noted}
-        self._tracer.recorder(self._kind, self._name)(
+        self._record(
             self._trace_id,
             self.span_id,
             self._parent_id,
             self._began_s,
-            self._loop.time(),
+            self._clock(),
             self.status,
             self.noted,
         )
@@ -78,27 +76,28 @@ class Trace:
 class _TimeOut(Deadline):
     """Cancels the task that waits for an answer, and takes that back, as `asyncio.timeout` does."""
 
-    __slots__ = ("_cancelling", "_has_expired", "_task")
+    __slots__ = ("_cancelling", "_task", "has_expired")
 
     def __init__(self, due_s: float, task: asyncio.Task[Any]) -> None:
-        super().__init__(due_s)
+        # As the base does, without its frame.
+        self.due_s, self.slot = due_s, None
         self._task = task
         self._cancelling = task.cancelling()
-        self._has_expired = False
+        self.has_expired = False
 
     def expire(self) -> None:
-        self._has_expired = True
+        self.has_expired = True
         self._task.cancel()
 
     def takes_back(self) -> bool:
         """Say whether the task was cancelled by this alone; then it no longer is."""
-        return self._has_expired and self._task.uncancel() <= self._cancelling
+        return self.has_expired and self._task.uncancel() <= self._cancelling
 
 
 class StepAttempts:
     """Tries the steps and undos of one run."""
 
-    __slots__ = ("_deps", "_journal", "_machine", "_policy", "_row")
+    __slots__ = ("_deps", "_journal", "_limit_s", "_machine", "_policy", "_priority", "_row")
 
     def __init__(
         self,
@@ -113,21 +112,26 @@ class StepAttempts:
         self._policy = policy
         self._machine = machine
         self._journal = journal
+        self._priority = priority_of(policy.priority)
+        self._limit_s: float | None = None  # the run's deadline, on the loop's clock
 
-    async def of_step(self, key: str, step: Step[Any], span_id: str) -> AttemptOutcome:
-        """Try a step once; its begin is durable.
+    def of_step(
+        self, key: str, step: Step[Any], span_id: str
+    ) -> Coroutine[Any, Any, AttemptOutcome]:
+        """Return what tries a step once; its begin is durable.
 
         Raises:
             Fenced: another engine has taken over.
         """
+        # No frame of its own while the attempt waits.
         if isinstance(step, CallStep):
-            return await self._call(key, step, span_id)
+            return self._call(key, step, span_id)
         if isinstance(step, WriteStep):
-            return await self._write(key, step, span_id)
+            return self._write(key, step, span_id)
         if isinstance(step, SideStep):
             return self._side(key, step)
         if isinstance(step, FunctionStep):
-            return await self._function(key, step, span_id)
+            return self._function(key, step, span_id)
         raise SagaError(f"{step!r} is not a step of this engine")
 
     async def of_undo(self, undo: UndoStep, step: Step[Any], span_id: str) -> AttemptOutcome:
@@ -147,42 +151,50 @@ class StepAttempts:
         )
         return await self._send(step.undo, step.undo_arguments(undo.result), context)
 
-    async def _call(self, key: str, step: CallStep[Any], span_id: str) -> AttemptOutcome:
-        operation = step.call.operation
-        timeout_s = step.timeout_s or self._policy.step_timeout_s
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
-        if not self._machine.has_no_way_back:
-            limit_s = self._deps.clock.to_loop_s(self._row.deadline_us)
-            deadline_s = min(deadline_s, limit_s)
-        context = self._context(
-            span_id,
-            key=self._key(key) if operation.is_command else "",
+    def _call(
+        self, key: str, step: CallStep[Any], span_id: str
+    ) -> Coroutine[Any, Any, AttemptOutcome]:
+        operation, row, machine = step.call.operation, self._row, self._machine
+        deadline_s = self._deps.clock.loop_s() + (step.timeout_s or self._policy.step_timeout_s)
+        if not machine.has_no_way_back and deadline_s > (limit_s := self._until_s()):
+            deadline_s = limit_s
+        # As `_context` does, without its frame.
+        context = CallContext(
+            trace_id=row.trace_id,
+            span_id=span_id,
+            caller=row.caller,
+            principal=row.principal,
             deadline_s=deadline_s,
+            key="" if step.kind.is_query else f"{row.id}/{machine.key_of(key)}",
+            priority=self._priority,
         )
-        outcome = await self._send(operation, step.call.arguments, context)
-        if outcome.result is not AttemptResult.ANSWERED:
-            return outcome
-        try:
-            # Recorded in our own form: what a replay reads is what the function was given.
-            return AttemptOutcome(AttemptResult.ANSWERED, encode(step.load(outcome.body)))
-        except BadRequest as error:
-            return AttemptOutcome(AttemptResult.UNKNOWN, why=f"its answer: {error.message}")
+        current_span.set(context)
+        return self._send(operation, step.call.arguments, context, step)
+
+    def _until_s(self) -> float:
+        """Return the run's deadline, on the loop's clock."""
+        limit_s = self._limit_s
+        if limit_s is None:
+            limit_s = self._limit_s = self._deps.clock.to_loop_s(self._row.deadline_us)
+        return limit_s
 
     async def _send(
-        self, operation: Operation[..., Any], arguments: bytes, context: CallContext
+        self,
+        operation: Operation[..., Any],
+        arguments: bytes,
+        context: CallContext,
+        step: CallStep[Any] | None = None,
     ) -> AttemptOutcome:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        """Send a call, and read its answer where it is that of a step."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         assert context.deadline_s is not None
         time_out, timers = _TimeOut(context.deadline_s, task), self._deps.timers
         timers.add(time_out, loop)
         try:
-            answer = await self._deps.sender.send(
-                operation,
-                arguments,
-                context=context,
-                timeout_s=context.remaining_s(loop.time()),
-            )
+            # In the time that the context says.
+            answer = await self._deps.sender.send(operation, arguments, context=context)
         except asyncio.CancelledError:
             if not time_out.takes_back():
                 raise
@@ -192,11 +204,24 @@ class StepAttempts:
             self._log_bug(operation.full_name, error)
             return outcomes.of_call(error)
         finally:
-            timers.drop(time_out)
-        time_out.takes_back()
-        return AttemptOutcome(AttemptResult.ANSWERED, answer)
+            timers.wheel.drop(time_out)
+        if time_out.has_expired:
+            time_out.takes_back()
+        if step is None:
+            return AttemptOutcome(AttemptResult.ANSWERED, answer)
+        kind = step.kind
+        try:
+            # Recorded in our own form: what a replay reads is what the function was given.
+            value = kind.read(answer)
+            recorded = kind.write(value)
+        except NO_FIT as error:
+            why = f"its answer: the data does not fit: {error}"
+            return AttemptOutcome(AttemptResult.UNKNOWN, why=why)
+        if kind.keeps_form:
+            step.known = recorded, value
+        return AttemptOutcome(AttemptResult.ANSWERED, recorded)
 
-    def _side(self, key: str, step: SideStep[Any]) -> AttemptOutcome:
+    async def _side(self, key: str, step: SideStep[Any]) -> AttemptOutcome:
         try:
             answer = encode(step.fn())
             step.load(answer)
@@ -208,8 +233,7 @@ class StepAttempts:
     async def _function(self, key: str, step: FunctionStep[Any], span_id: str) -> AttemptOutcome:
         out_key, for_s = self._key(key), step.timeout_s or self._policy.step_timeout_s
         if not self._machine.has_no_way_back:
-            limit_s = self._deps.clock.to_loop_s(self._row.deadline_us)
-            for_s = min(for_s, limit_s - asyncio.get_running_loop().time())
+            for_s = min(for_s, self._until_s() - self._deps.clock.loop_s())
         self._context(span_id, key=out_key)
         try:
             result = await self._run(key, lambda: step.fn(out_key, *step.args), for_s)
@@ -320,7 +344,7 @@ class StepAttempts:
             deadline_s=deadline_s,
             key=key,
             undoes=undoes,
-            priority=priority_of(self._policy.priority),
+            priority=self._priority,
         )
         # The spans of what the attempt does, such as its unit, are below that of the step.
         current_span.set(context)

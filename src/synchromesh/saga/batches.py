@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 
 from synchromesh.chance import Chance
+from synchromesh.eager import EagerFuture
 from synchromesh.errors import (
     ConstraintFailed,
     Fenced,
@@ -49,7 +50,7 @@ class Entry(Part):
         is_dropped: its run has left memory: it is not written any more, unless it is already.
     """
 
-    __slots__ = ("_loop", "_on_settled", "_waiters", "is_dropped")
+    __slots__ = ("_eager", "_loop", "_on_settled", "_waiters", "is_dropped")
 
     def __init__(
         self,
@@ -61,10 +62,14 @@ class Entry(Part):
         is_start: bool = False,
         begin: Callable[[Unit], Awaitable[None]] | None = None,
     ) -> None:
-        super().__init__(row, seq, records, is_start=is_start, begin=begin)
+        # As the base does, without its frame.
+        self.row, self.seq, self.records = row, seq, records
+        self.is_start, self.begin = is_start, begin
+        self.seal = None
         self._loop = asyncio.get_running_loop()
         self._on_settled = on_settled
-        self._waiters: list[asyncio.Future[bool]] = []
+        self._waiters: list[asyncio.Future[bool]] | None = None
+        self._eager: EagerFuture[bool] | None = None
         self.is_dropped = False
 
     def wait(self) -> asyncio.Future[bool]:
@@ -73,24 +78,41 @@ class Entry(Part):
         Cancelling it harms nobody, for the entry goes its way whether or not it is waited for.
         """
         future: asyncio.Future[bool] = self._loop.create_future()
-        self._waiters.append(future)
+        self._waiters = [*(self._waiters or ()), future]
         return future
+
+    def wait_eagerly(self) -> Awaitable[bool]:
+        """Return the same for the run itself, which then goes on within this turn of the loop."""
+        if self._eager is not None:
+            return self.wait()
+        self._eager = EagerFuture(self._loop)
+        return self._eager
 
     def finish(self, outcome: bool | Exception) -> None:
         """Tell what became of it."""
         self._on_settled(outcome)
-        if self._waiters:
+        if self._waiters is not None:
             self._answer(outcome)
+        eager = self._eager
+        if eager is not None and not eager.done():
+            self._eager = None
+            if isinstance(outcome, Exception):
+                eager.set_exception(outcome)
+            else:
+                eager.hand_over(outcome)
 
     def drop(self, error: Exception) -> None:
         """Raise to those who wait, and write it no more, unless the store has it already."""
         self.is_dropped = True
         self._answer(error)
+        eager, self._eager = self._eager, None
+        if eager is not None and not eager.done():
+            eager.set_exception(error)
 
     def _answer(self, outcome: bool | Exception) -> None:
         # Nothing keeps an error that is raised to those who wait, or it would keep their frames.
-        waiters, self._waiters = self._waiters, []
-        for future in waiters:
+        waiters, self._waiters = self._waiters, None
+        for future in waiters or ():
             if future.done():
                 continue
             if isinstance(outcome, Exception):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from synchromesh.codec import decoder_of
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError, ContractError
 from synchromesh.personal_types import PersonalFields, personal_fields
@@ -23,12 +24,18 @@ R = TypeVar("R")
 
 
 class SagaSignature(NamedTuple):
-    """The types of a saga's input and result, and their personal fields where they have any."""
+    """The types of a saga's input and result, and their personal fields where they have any.
+
+    Attributes:
+        read_input, read_result: read their JSON; each raises one of `codec.NO_FIT`.
+    """
 
     input: Any
     result: Any
     personal: PersonalFields | None
     personal_result: PersonalFields | None
+    read_input: Callable[[bytes], Any]
+    read_result: Callable[[bytes], Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class SagaDefinition(Generic[I, R]):
                 f"{self.deadline_s!r}; versions begin at 1, deadlines are seconds above 0"
             )
 
-    @property
+    @functools.cached_property
     def shape(self) -> SagaSignature:
         """The types of input and result.
 
@@ -118,7 +125,7 @@ def _shape_of(fn: Callable[..., Any], saga: str) -> SagaSignature:
     for each in personal:
         if each is not None:
             each.check_subject(f"saga {saga!r}")
-    return SagaSignature(taken, given, *personal)
+    return SagaSignature(taken, given, *personal, decoder_of(taken), decoder_of(given))
 
 
 class Starter(Protocol):

@@ -11,28 +11,34 @@ from typing import Any, Protocol, TypeVar
 
 from synchromesh.calls import Sender
 from synchromesh.context import CallContext
-from synchromesh.runtime import Runtime
+from synchromesh.runtime import Runtime, loop_clock
 from synchromesh.saga.batches import BatchWriter
 from synchromesh.store import Store, Unit
-from synchromesh.telemetry import Tracer
+from synchromesh.telemetry import Record, Tracer
 from synchromesh.timers import Timers
 
 R = TypeVar("R")
+
+# Spans are named after steps, of which lists may have ten thousand.
+_RECORDERS_MAX = 1024
 
 
 class Clock:
     """A wall clock that does not jump: read once, then advanced by the loop's clock.
 
     Stored deadlines are wall-clock microseconds; a run must not turn because somebody set the time.
+
+    Attributes:
+        loop_s: the loop's clock.
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self._time = asyncio.get_running_loop().time
-        self._base_us = runtime.wall_us() - int(self._time() * 1e6)
+        self.loop_s = loop_clock(asyncio.get_running_loop())
+        self._base_us = runtime.wall_us() - int(self.loop_s() * 1e6)
 
     def now_us(self) -> int:
         """Return microseconds since 1970 UTC."""
-        return self._base_us + int(self._time() * 1e6)
+        return self._base_us + int(self.loop_s() * 1e6)
 
     def to_loop_s(self, at_us: int) -> float:
         """Return the moment of the loop's clock that a stored one is."""
@@ -57,6 +63,8 @@ class SagaDeps:
         epoch: what gives the right to write; `batches` has it too.
         keep_s: how long those who are asked under a key remember it.
         chance: seeded by the kernel once, for ids of spans and waits are not secret.
+        new_span_id: draws an id of it.
+        recorders: what records spans, by kind and name; `recorder` adds one.
     """
 
     store: Store
@@ -64,9 +72,18 @@ class SagaDeps:
     epoch: int
     batches: BatchWriter
     chance: random.Random
+    new_span_id: Callable[[], str]
     sender: Sender
     tracer: Tracer
     run_unit: UnitRunner
     counts: Counter[str]
     keep_s: float
     timers: Timers = field(default_factory=Timers)
+    recorders: dict[tuple[str, str], Record] = field(default_factory=dict)
+
+    def recorder(self, kind: str, name: str) -> Record:
+        """Return what records the spans of a kind and name, and keep it."""
+        if len(self.recorders) >= _RECORDERS_MAX:
+            self.recorders.clear()
+        made = self.recorders[kind, name] = self.tracer.recorder(kind, name)
+        return made

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synchromesh.calls import Sender
-from synchromesh.codec import decode
-from synchromesh.context import CallContext
+from synchromesh.codec import NO_FIT
+from synchromesh.context import CallContext, span_ids
+from synchromesh.eager import TaskStarter, starter
 from synchromesh.errors import (
     ActionRefused,
-    ContractError,
+    BadRequest,
     SagaError,
     SagaGone,
     Shed,
@@ -40,6 +41,7 @@ from synchromesh.saga.tables import SagaRow
 from synchromesh.saga.versions import SagaVersions
 from synchromesh.sealing import open_sealed
 from synchromesh.store import Store, Unit, refuse_in_unit
+from synchromesh.store.guard import in_unit
 from synchromesh.telemetry import Tracer
 
 I = TypeVar("I")  # noqa: E741
@@ -110,6 +112,7 @@ class Engine:
         self._starts: StartQueue | None = None
         self._starting: set[Execution] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._start_task: TaskStarter | None = None
         self._is_closed = False
         self.counts: Counter[str] = Counter()
 
@@ -144,8 +147,10 @@ class Engine:
             ContractError: the definition is none of the engine's, or its `lock_key` returned
                 neither a text nor None.
         """
-        refuse_in_unit(f"a start of saga {definition.name!r}")
-        self._check_is_newest(definition)
+        if in_unit.get() is not None:
+            refuse_in_unit(f"a start of saga {definition.name!r}")
+        if self._versions.newest(definition.name) is not definition:
+            raise self._versions.not_newest(definition, self._service)
         row = new_row(definition, input, id, context, now_us=self._open_deps().clock.now_us())
         while id in self._executions:
             there = self._executions[id]
@@ -200,26 +205,16 @@ class Engine:
         execution.journal.start(begin, on_settled)
         return execution.journal.written()
 
-    def _check_is_newest(self, definition: SagaDefinition[Any, Any]) -> None:
-        newest = self._versions.newest(definition.name)
-        if newest is definition:
-            return
-        is_old = definition in self._versions.fitting(definition.name, definition.version)
-        raise ContractError(
-            f"version {definition.version} of saga {definition.name!r} is there for its old "
-            f"runs; start version {newest.version if newest else 0}"
-            if is_old
-            else f"saga {definition.name!r} is none of service {self._service!r}; define it there"
-        )
-
     def _run(self, definition: SagaDefinition[Any, R], id: str) -> SagaRun[R]:  # noqa: A002
         shape = definition.shape
-        result_type = shape.result
 
         def load(result: bytes) -> R:
             if shape.personal_result is not None:
                 result = open_sealed(result, result_place(id), self._store.vault)
-            loaded: R = decode(result, result_type)
+            try:
+                loaded: R = shape.read_result(result)
+            except NO_FIT as error:
+                raise BadRequest(f"the data does not fit: {error}") from error
             return loaded
 
         return SagaRun(id, self, load)
@@ -245,6 +240,7 @@ class Engine:
             epoch,
             batches,
             chance,
+            span_ids(chance),
             self._caller,
             self._tracer,
             self._run_unit,
@@ -369,11 +365,15 @@ class Engine:
         if self._is_closed:
             self._give_up(execution)
             return
-        task = asyncio.get_running_loop().create_task(
-            self._drive(execution), name=f"saga {execution.row.id}", context=execution.context
+        if self._start_task is None:
+            self._start_task = starter(asyncio.get_running_loop())
+        # Its first step comes within the turn in which its start became durable.
+        task = self._start_task(
+            self._drive(execution), context=execution.context, name=f"saga {execution.row.id}"
         )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _take_over(self, execution: Execution) -> None:
         """Drive a run that was loaded."""

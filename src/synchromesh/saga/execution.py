@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from typing import Any
 
-from synchromesh.codec import decode, encode
+from synchromesh.codec import NO_FIT, encode
 from synchromesh.errors import BadRequest, Fenced, PersonalUnreadable, Rejection, SagaError
 from synchromesh.personal_types import PersonalFields
 from synchromesh.saga import outcomes
@@ -16,7 +16,7 @@ from synchromesh.saga.attempts import StepAttempts, Trace
 from synchromesh.saga.definition import SagaDefinition
 from synchromesh.saga.deps import SagaDeps
 from synchromesh.saga.function import ForeignAwaited, Function, FunctionRaised, FunctionReturned
-from synchromesh.saga.handle import Conclusion
+from synchromesh.saga.handle import Conclusion, EndWaiter
 from synchromesh.saga.journal import Journal
 from synchromesh.saga.machine import SagaMachine
 from synchromesh.saga.records import (
@@ -92,7 +92,10 @@ class Execution:
             self.journal.seal = RunSeal(shape.personal, shape.personal_result)
         self._attempts = StepAttempts(deps, row, definition.policy, self.machine, self.journal)
         saga = Saga(row.id, row.trace_id)
-        given = decode(row.input, shape.input)
+        try:
+            given = shape.read_input(row.input)
+        except NO_FIT as error:
+            raise BadRequest(f"the data does not fit: {error}") from error
         self._function = Function(saga, lambda: definition.fn(saga, given))
         self.steps: dict[str, Step[Any]] = {}
         self._asked: list[str] = []
@@ -103,9 +106,10 @@ class Execution:
         self._cancelled_because: str | None = None
         self._cancelled_by = ""
         self._interruptible: asyncio.Task[Any] | None = None
-        self._waiters: list[asyncio.Future[bool]] = []
+        self._waiters: list[EndWaiter] = []
         self._has_ended = False
-        self._turned = asyncio.Event()
+        self._has_turned = False  # or has left memory
+        self._on_turn: asyncio.Event | None = None
         self.context = copy_context()  # that of the starter: its variables are kept
         self.durable = asyncio.Event()
         self.misfit = ""
@@ -126,12 +130,15 @@ class Execution:
                     # The frames of what the function raised lead back to this one.
                     del event
                 return
-            keys = self.machine.register([step.ask for step in event.steps])
-            self.steps.update(zip(keys, event.steps, strict=True))
-            for key, step in zip(keys, event.steps, strict=True):
+            steps = event.steps
+            asks = [steps[0].ask] if len(steps) == 1 else [step.ask for step in steps]
+            keys = self.machine.register(asks)
+            for key, step in zip(keys, steps, strict=True):
+                self.steps[key] = step
                 if step.personal is not None:
                     self._seal_step(key, step.personal)
-            answer = self.machine.on_ask(keys, now_us=self._now_us())
+            now_us = self._now_us()
+            answer = self.machine.on_ask(keys, now_us=now_us)
             if isinstance(answer, Halt):
                 self._function.close()
                 return
@@ -143,7 +150,7 @@ class Execution:
                 if isinstance(each, Begin):
                     self._begun.append(each)
                     if each.records and len(self._begun) <= event.cap:
-                        self.journal.add(*each.records)
+                        self.journal.add(*each.records, at_us=now_us)
             if self._begun or not self._take_results():
                 return
 
@@ -153,8 +160,12 @@ class Execution:
         self.journal.seal.steps[key] = personal
 
     def _take_results(self) -> bool:
+        asked = self._asked
         try:
-            self._results = tuple([self._result(key) for key in self._asked])
+            # In the usual case without the frame of a comprehension.
+            self._results = (
+                (self._result(asked[0]),) if len(asked) == 1 else tuple(map(self._result, asked))
+            )
         except BadRequest as error:
             self._decide(
                 self.machine.misfit(
@@ -165,8 +176,9 @@ class Execution:
         return True
 
     def _result(self, key: str) -> object:
-        step, refusal = self.steps[key], self.machine.refusal_of(key)
-        if refusal and isinstance(step, CallStep):
+        step = self.steps[key]
+        if step.ask.takes and (refusal := self.machine.refusal_of(key)):
+            assert isinstance(step, CallStep), "no other takes a refusal"
             return step.load_refusal(refusal)
         return step.load(self.machine.result_of(key))
 
@@ -180,8 +192,8 @@ class Execution:
             try:
                 result = encode(event.value)
                 # Its caller could not read it, now or ever.
-                decode(result, self._shape.result)
-            except BadRequest as error:
+                self._shape.read_result(result)
+            except (BadRequest, *NO_FIT) as error:
                 why = f"its result: {outcomes.unfit(error)}"
                 _log.error("saga %s, run %r: %s", self.row.name, self.row.id, why)
                 self._decide(self.machine.on_raise(why))
@@ -228,8 +240,14 @@ class Execution:
 
     async def _leave(self) -> None:
         self._function.close()
-        self._turned.set()
+        self._note_turn()
         await self.journal.abandon()
+
+    def _note_turn(self) -> None:
+        """Tell those who wait for it that the run has turned, or leaves memory."""
+        self._has_turned = True
+        if self._on_turn is not None:
+            self._on_turn.set()
 
     async def _drive(self) -> None:
         row, machine = self.row, self.machine
@@ -246,7 +264,7 @@ class Execution:
                 # the other: it is judged anew, from its records.
                 raise SagaError(f"the code of saga {row.name!r} contradicts itself: {self.misfit}")
             if machine.status is SagaStatus.COMPENSATING:
-                self._turned.set()
+                self._note_turn()
                 await self._compensate()
             await self.journal.flush()
             if machine.status is not SagaStatus.COMPLETED:
@@ -344,15 +362,18 @@ class Execution:
 
     async def _perform(self, key: str) -> NextAction:
         step = self.steps[key]
-        with self._trace("step", key) as trace:
+        row = self.row
+        with Trace(self._deps, "step", key, row.trace_id, self._span_id) as trace:
             while True:
                 outcome = await self._attempts.of_step(key, step, trace.span_id)
-                self._count("step", outcome)
+                if outcome.result is not AttemptResult.ANSWERED:
+                    self._count("step", outcome)
+                now_us = self._now_us()
                 decision = self.machine.on_outcome(
-                    key, outcome, now_us=self._now_us(), rng=self._deps.chance
+                    key, outcome, now_us=now_us, rng=self._deps.chance
                 )
                 if decision.action is Action.RETURN:
-                    self.journal.add(*decision.records)
+                    self.journal.add(*decision.records, at_us=now_us)
                     return decision
                 trace.noted = {"last": outcome.why[:TEXT_CHARS_MAX]}
                 if decision.action is not Action.RETRY:
@@ -382,10 +403,12 @@ class Execution:
 
     async def _undo(self, undo: UndoStep) -> None:
         step = self.steps[undo.step]
-        with self._trace("undo", undo.step) as trace:
+        row = self.row
+        with Trace(self._deps, "undo", undo.step, row.trace_id, self._span_id) as trace:
             while True:
                 outcome = await self._attempts.of_undo(undo, step, trace.span_id)
-                self._count("undo", outcome)
+                if outcome.result is not AttemptResult.ANSWERED:
+                    self._count("undo", outcome)
                 decision = self.machine.on_undo_outcome(
                     undo.step, outcome, now_us=self._now_us(), rng=self._deps.chance
                 )
@@ -399,14 +422,11 @@ class Execution:
                     return
                 await self._wait(decision)
 
-    def _trace(self, kind: str, step: str) -> Trace:
-        return Trace(self._deps, kind, step, self.row.trace_id, self._span_id)
-
     def _count(self, what: str, outcome: AttemptOutcome) -> None:
-        if outcome.result is not AttemptResult.ANSWERED:
-            self._deps.counts[f"{what} {outcome.result.value}"] += 1
-            if self.on_trouble is not None:
-                self.on_trouble(self, outcome)
+        """Count an attempt that was not answered."""
+        self._deps.counts[f"{what} {outcome.result.value}"] += 1
+        if self.on_trouble is not None:
+            self.on_trouble(self, outcome)
 
     # -- from outside ----------------------------------------------------------------------------
 
@@ -414,14 +434,14 @@ class Execution:
         """Return whether the run has ended, at the latest after `within_s`."""
         if self._has_ended:
             return True
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
+        loop, timers = asyncio.get_running_loop(), self._deps.timers
+        waiter = EndWaiter(self._deps.clock.loop_s() + within_s, loop)
         self._waiters.append(waiter)
-        timer = loop.call_later(within_s, _settle, waiter, False)
+        timers.add(waiter, loop)
         try:
-            return await waiter
+            return await waiter.has_ended
         finally:
-            timer.cancel()
+            timers.wheel.drop(waiter)
             if not self._has_ended:
                 self._waiters.remove(waiter)
 
@@ -436,7 +456,9 @@ class Execution:
                 self._cancelled_because, self._cancelled_by = reason, who
                 if self._interruptible is not None:
                     self._interruptible.cancel()
-            await self._turned.wait()
+            if not self._has_turned:
+                self._on_turn = self._on_turn or asyncio.Event()
+                await self._on_turn.wait()
             if self.machine.status is SagaStatus.RUNNING:
                 return False
         if self.machine.status not in (SagaStatus.COMPENSATING, SagaStatus.UNDONE):
@@ -452,13 +474,13 @@ class Execution:
         self._has_ended = True
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            _settle(waiter, True)
+            waiter.settle(has_ended=True)
 
     def drop(self) -> None:
         """Give up a run that was never driven."""
         self._function.close()
         self.durable.set()
-        self._turned.set()
+        self._note_turn()
         self.end()
 
 
@@ -469,8 +491,3 @@ def _misread(step: Step[Any], result: bytes) -> str:
     except BadRequest as error:
         return error.message
     return ""
-
-
-def _settle(waiter: asyncio.Future[bool], has_ended: bool) -> None:
-    if not waiter.done():
-        waiter.set_result(has_ended)

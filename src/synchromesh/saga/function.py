@@ -38,12 +38,13 @@ class Function:
     chance, which would be other ones when it is run again from its records.
     """
 
-    __slots__ = ("_begin", "_coroutine", "_saga")
+    __slots__ = ("_begin", "_coroutine", "_has_ended", "_saga")
 
     def __init__(self, saga: Saga, begin: Callable[[], Coroutine[Any, Any, object]]) -> None:
         self._saga = saga
         self._begin = begin
         self._coroutine: Coroutine[Any, Any, object] | None = None
+        self._has_ended = False
 
     def resume(
         self, results: tuple[object, ...] | None
@@ -54,6 +55,7 @@ class Function:
                 self._coroutine = self._begin()
             asked = self._coroutine.send(results)
         except StopIteration as stop:
+            self._has_ended = True
             forgotten = next(iter(self._saga.unawaited), None)
             if forgotten is not None:
                 # It would look done, and was never tried: Python warns of coroutines alone.
@@ -67,8 +69,8 @@ class Function:
 
     def close(self) -> None:
         """End the function where it stands; what its `finally:` asks for raises SagaGone (S11)."""
-        self._saga.leave()
-        if self._coroutine is not None:
+        self._saga.is_gone = True
+        if self._coroutine is not None and not self._has_ended:
             # A `finally:` may raise or await something foreign; nobody is left to be told.
             with contextlib.suppress(Exception):
                 self._coroutine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -9,6 +10,7 @@ import msgspec
 
 from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
 from synchromesh.saga.records import SagaCause, SagaStatus
+from synchromesh.wheel import Deadline
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -89,6 +91,30 @@ class SagaRun(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<SagaRun {self.id}>"
+
+
+class EndWaiter(Deadline):
+    """Somebody who waits for the end of a run, for so long.
+
+    Attributes:
+        has_ended: whether it has, once that is known.
+    """
+
+    __slots__ = ("has_ended",)
+
+    def __init__(self, due_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        # As the base does, without its frame.
+        self.due_s, self.slot = due_s, None
+        self.has_ended: asyncio.Future[bool] = loop.create_future()
+
+    def expire(self) -> None:
+        """Tell that it has not."""
+        self.settle(has_ended=False)
+
+    def settle(self, *, has_ended: bool) -> None:
+        """Tell whether the run has ended, unless it is told already."""
+        if not self.has_ended.done():
+            self.has_ended.set_result(has_ended)
 
 
 def _undone(id: str, cause: SagaCause) -> Exception:  # noqa: A002

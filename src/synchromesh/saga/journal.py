@@ -46,16 +46,20 @@ class Journal:
         self._entry: Entry | None = None
         self._is_gone = False
         self.seal: RunSeal | None = None
-        self._lock = asyncio.Lock()  # held by a unit: numbers are given in the order of commits
-        self._commits: set[asyncio.Task[bytes | Exception]] = set()
+        # Held by a unit: numbers are given in the order of commits. Few runs have units.
+        self._lock: asyncio.Lock | None = None
+        self._commits: set[asyncio.Task[bytes | Exception]] | None = None
 
-    def add(self, *records: SagaRecord) -> None:
-        """Take records, in the state at once."""
+    def add(self, *records: SagaRecord, at_us: int = 0) -> None:
+        """Take records, in the state at once, as those of a moment: now, if none is given."""
         if not records:
             return
-        at_us = self._deps.clock.now_us()
+        at_us = at_us or self._deps.clock.now_us()
         for record in records:
-            stamped = record.at(at_us)
+            # As `SagaRecord.at` does, without its frame.
+            stamped = SagaRecord(
+                record.kind, record.step, record.attempt, record.digest, record.body, at_us
+            )
             self._machine.apply(stamped)
             self._pending.append(stamped)
 
@@ -89,11 +93,11 @@ class Journal:
             if self._is_gone:
                 raise self._gone()
             if self._entry is None:
-                if self._lock.locked():
+                if self._lock is not None and self._lock.locked():
                     async with self._lock:  # the unit that is under way may take them along
                         continue
-                self._put(Entry(self._row, self._seq, self.pending(), self._on_written))
-            await self.written()
+                self._put(Entry(self._row, self._seq, tuple(self._pending), self._on_written))
+            await self._written()
 
     async def write(self, body: _Body, kept: _Keep) -> bytes:
         """Run a unit of the service and record what `kept` makes of its answer in its commit.
@@ -103,8 +107,10 @@ class Journal:
 
         Raises what the unit raises, and then nothing was written.
         """
+        if self._lock is None or self._commits is None:
+            self._lock, self._commits = asyncio.Lock(), set()
         task = asyncio.get_running_loop().create_task(
-            self._to_its_end(body, kept), name=f"saga {self._row.id} commit"
+            self._to_its_end(body, kept, self._lock), name=f"saga {self._row.id} commit"
         )
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
@@ -129,6 +135,11 @@ class Journal:
         assert self._entry is not None
         return self._entry.wait()
 
+    def _written(self) -> Awaitable[bool]:
+        """Return the same for the task of the run itself, which then goes on at once."""
+        assert self._entry is not None
+        return self._entry.wait_eagerly()
+
     @property
     def has_units(self) -> bool:
         """True while a unit is under way, whose record the state does not know yet."""
@@ -146,9 +157,10 @@ class Journal:
             # Nobody settles one that is dropped before its batch, and it leads back here.
             self._entry.drop(self._gone())
             self._entry = None
-        for task in self._commits:
-            task.cancel()
-        await self.settle()
+        if self._commits:
+            for task in self._commits:
+                task.cancel()
+            await self.settle()
 
     def _gone(self) -> SagaGone:
         return SagaGone(f"saga {self._row.id!r} left memory before its records were written")
@@ -161,16 +173,14 @@ class Journal:
     def _on_written(self, outcome: bool | Exception) -> None:
         entry, self._entry = self._entry, None
         if outcome is True and entry is not None:
-            self._advance(len(entry.records))
+            count = len(entry.records)
+            del self._pending[:count]
+            self._seq += count
 
-    def _advance(self, count: int) -> None:
-        del self._pending[:count]
-        self._seq += count
-
-    async def _to_its_end(self, body: _Body, kept: _Keep) -> bytes | Exception:
+    async def _to_its_end(self, body: _Body, kept: _Keep, lock: asyncio.Lock) -> bytes | Exception:
         # The error is a value: whoever waited for it may have been cancelled meanwhile.
         try:
-            async with self._lock:
+            async with lock:
                 while self._entry is not None:
                     await self.written()
                 return await self._commit(body, kept)
@@ -191,7 +201,7 @@ class Journal:
             return answer, record
 
         answer, record = await deps.store.write(unit_body, name=f"saga {row.name}")
-        self._advance(len(batch))
-        self._seq += 1
+        del self._pending[: len(batch)]
+        self._seq += len(batch) + 1
         self._machine.apply(record)
         return answer

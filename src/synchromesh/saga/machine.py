@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import Enum
 from typing import Any
 
 from synchromesh.chance import Chance
@@ -51,55 +50,11 @@ from synchromesh.saga.records import (
     StepState,
     UndoStep,
 )
+from synchromesh.saga.rules import RULES, UNDO_RULES, StepRule, Zone
 from synchromesh.saga.state import RunState, StepFacts, named
 
 # A process that comes back after a long time may be the first of those that it needs.
 RETURN_GRACE_S = 60.0
-
-
-class Zone(Enum):
-    """Where a step stands to the point of no return."""
-
-    __hash__ = object.__hash__  # as the words of `records` are hashed
-
-    BEFORE = "before"
-    PIVOT = "pivot"
-    AFTER = "after"
-
-
-class _Rule(Enum):
-    RETURN = "return"
-    TURN = "turn"
-    STUCK = "stuck"
-    AGAIN = "again until the zone's bound, then give up"
-    GIVE_UP = "turn where nothing can have happened past the pivot, else stuck"
-
-
-RULES: dict[tuple[Zone, AttemptResult], _Rule] = {
-    (Zone.BEFORE, AttemptResult.ANSWERED): _Rule.RETURN,
-    (Zone.BEFORE, AttemptResult.REJECTED): _Rule.TURN,
-    (Zone.BEFORE, AttemptResult.NOT_RUN): _Rule.AGAIN,
-    (Zone.BEFORE, AttemptResult.UNKNOWN): _Rule.AGAIN,
-    (Zone.BEFORE, AttemptResult.BROKEN): _Rule.TURN,
-    (Zone.PIVOT, AttemptResult.ANSWERED): _Rule.RETURN,
-    (Zone.PIVOT, AttemptResult.REJECTED): _Rule.TURN,
-    (Zone.PIVOT, AttemptResult.NOT_RUN): _Rule.AGAIN,
-    (Zone.PIVOT, AttemptResult.UNKNOWN): _Rule.AGAIN,
-    (Zone.PIVOT, AttemptResult.BROKEN): _Rule.GIVE_UP,
-    (Zone.AFTER, AttemptResult.ANSWERED): _Rule.RETURN,
-    (Zone.AFTER, AttemptResult.REJECTED): _Rule.STUCK,
-    (Zone.AFTER, AttemptResult.NOT_RUN): _Rule.AGAIN,
-    (Zone.AFTER, AttemptResult.UNKNOWN): _Rule.AGAIN,
-    (Zone.AFTER, AttemptResult.BROKEN): _Rule.STUCK,
-}
-
-UNDO_RULES: dict[AttemptResult, _Rule] = {
-    AttemptResult.ANSWERED: _Rule.RETURN,
-    AttemptResult.REJECTED: _Rule.STUCK,
-    AttemptResult.NOT_RUN: _Rule.AGAIN,
-    AttemptResult.UNKNOWN: _Rule.AGAIN,
-    AttemptResult.BROKEN: _Rule.STUCK,
-}
 
 
 class SagaMachine(RunState):
@@ -143,7 +98,8 @@ class SagaMachine(RunState):
 
     def register(self, asks: Sequence[Ask]) -> list[str]:
         """Return the keys, name # ordinal, of the steps that the function asks for at once."""
-        return [self._register(ask) for ask in asks]
+        # In the usual case without the frame of a comprehension.
+        return [self._register(asks[0])] if len(asks) == 1 else [*map(self._register, asks)]
 
     def on_ask(
         self, keys: Sequence[str], *, now_us: int
@@ -153,7 +109,17 @@ class SagaMachine(RunState):
         A `NextAction` is MISFIT where they are not those recorded (S11), TURN past the deadline,
         and either TURN or STUCK where nobody remembers one that may have been done.
         """
-        steps = [self._steps[key] for key in keys]
+        known = self._steps
+        steps = [known[keys[0]]] if len(keys) == 1 else [known[key] for key in keys]
+        if (
+            len(steps) == 1
+            and steps[0].phase is StepState.NEW
+            and self._asked == len(self._steps)
+            and self.status is SagaStatus.RUNNING
+            and (now_us < self._deadline_us or self.has_no_way_back)
+        ):
+            # The usual case: none of what is asked below can be so of one step that is new.
+            return [self._start(keys[0], steps[0], now_us)]
         for key, step in zip(keys, steps, strict=True):
             if step.phase is not StepState.NEW and (changed := self._changed(key, step)):
                 return self.misfit(changed)
@@ -176,7 +142,9 @@ class SagaMachine(RunState):
     def _register(self, ask: Ask) -> str:
         ordinal = self._ordinals[ask.name] = self._ordinals.get(ask.name, 0) + 1
         key = f"{ask.name}#{ordinal}"
-        step = self._step(key)
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = StepFacts()
         self._asked += 1
         step.ask, step.order = ask, self._asked
         return key
@@ -202,8 +170,8 @@ class SagaMachine(RunState):
         return ""
 
     def _start(self, key: str, step: StepFacts, now_us: int) -> Replay | Begin:
-        ask = _ask_of(step)
-        if step.phase is StepState.DONE or _is_taken(step):
+        ask = step.ask or _ask_of(step)
+        if step.phase is not StepState.NEW and (step.phase is StepState.DONE or _is_taken(step)):
             return Replay(key, step.result or b"")
         if ask.nap is not None:
             nap = () if step.phase is StepState.ASLEEP else (self._asleep(key, ask.nap, now_us),)
@@ -246,7 +214,7 @@ class SagaMachine(RunState):
         return NextAction(Action.SLEEP)
 
     def _begun(self, key: str, step: StepFacts) -> SagaRecord:
-        ask = _ask_of(step)
+        ask = step.ask or _ask_of(step)
         # Behind a pivot that may have been done another one is a step like others.
         is_pivot = ask.is_pivot and (key in self._pivots or not self.has_no_way_back)
         body = PIVOT_BODY if is_pivot else b""
@@ -265,34 +233,36 @@ class SagaMachine(RunState):
     def refusal_of(self, key: str) -> bytes:
         """Return the problem of a refusal that the function takes for an answer; b"" for none."""
         step = self._steps[key]
-        return step.refusal if _is_taken(step) else b""
+        return step.refusal if step.refusal and _is_taken(step) else b""
 
     def done(self, key: str, result: bytes) -> SagaRecord:
         """Return the record that a step was answered."""
         step = self._steps[key]
-        return SagaRecord(RecordKind.DONE, key, step.attempts, _ask_of(step).digest, result)
+        ask = step.ask or _ask_of(step)
+        return SagaRecord(RecordKind.DONE, key, step.attempts, ask.digest, result)
 
     def on_outcome(
         self, key: str, outcome: AttemptOutcome, *, now_us: int, rng: Chance
     ) -> NextAction:
         """Decide what follows from an attempt of a step."""
-        step, zone = self._steps[key], self._zone(key)
+        step = self._steps[key]
+        if outcome.result is AttemptResult.ANSWERED:
+            # Alike in all zones, as `RULES` says. A write has committed its record itself.
+            is_recorded = step.phase is StepState.DONE
+            return NextAction(Action.RETURN, () if is_recorded else (self.done(key, outcome.body),))
+        zone = self._zone(key)
         if outcome.result is AttemptResult.UNKNOWN and _ask_of(step).is_write:
             step.attempts += 1
         if outcome.is_declared and _code_of(outcome.problem) in _ask_of(step).takes:
             return NextAction(Action.RETURN, (self._refused(key, step, outcome),))
         rule = RULES[zone, outcome.result]
-        if rule is _Rule.AGAIN:
+        if rule is StepRule.AGAIN:
             if why := self._forgotten(key, step, now_us):
                 return self._give_up_forgotten(key, why)
             left_s = self._left_s(zone, step, outcome, now_us)
             if left_s > 0:
                 return self._again(key, step, outcome, left_s, rng)
-            rule = _Rule.GIVE_UP
-        if rule is _Rule.RETURN:
-            # A write has committed its record itself.
-            is_recorded = step.phase is StepState.DONE
-            return NextAction(Action.RETURN, () if is_recorded else (self.done(key, outcome.body),))
+            rule = StepRule.GIVE_UP
         return self._fail(key, step, zone, rule, outcome)
 
     def _zone(self, key: str) -> Zone:
@@ -350,14 +320,14 @@ class SagaMachine(RunState):
         return max(self._policy.backoff.backoff_s(step.tries, rng), outcome.retry_after_s or 0.0)
 
     def _fail(
-        self, key: str, step: StepFacts, zone: Zone, rule: _Rule, outcome: AttemptOutcome
+        self, key: str, step: StepFacts, zone: Zone, rule: StepRule, outcome: AttemptOutcome
     ) -> NextAction:
         # A pivot's first attempt that was not run leaves no doubt; a later one does not speak for
         # those before it.
         is_unrun = outcome.result is not AttemptResult.UNKNOWN and not outcome.has_run
         is_certain = outcome.result is AttemptResult.REJECTED or (is_unrun and step.attempts <= 1)
         has_way_back = zone is Zone.BEFORE or (zone is Zone.PIVOT and is_certain)
-        if rule is _Rule.STUCK or not has_way_back:
+        if rule is StepRule.STUCK or not has_way_back:
             records = (self._refused(key, step, outcome),) if _is_no(outcome) else ()
             stuck = self.stick(
                 f"{outcome.result.value}: {outcome.why}", key, is_refused=_is_no(outcome)
@@ -450,15 +420,15 @@ class SagaMachine(RunState):
     ) -> NextAction:
         """Decide what follows from an attempt of an undo; a failed one is never passed over."""
         step, rule = self._steps[key], UNDO_RULES[outcome.result]
-        if rule is _Rule.RETURN:
+        if rule is StepRule.RETURN:
             is_recorded = step.phase is StepState.UNDONE
             return NextAction(Action.UNDONE, () if is_recorded else (self.undone(key),))
-        if rule is _Rule.AGAIN and (why := self._forgotten(key, step, now_us)):
+        if rule is StepRule.AGAIN and (why := self._forgotten(key, step, now_us)):
             return self.stick(f"its undo: {why}", key, is_forgotten=True)
         since_us = max(self._turned_us, self._repaired_us)
         limit_us = since_us + int(self._policy.undo_deadline_s * 1e6)
         left_s = (max(limit_us, self._grace_until_us) - now_us) / 1e6
-        if rule is _Rule.AGAIN and left_s > 0:
+        if rule is StepRule.AGAIN and left_s > 0:
             is_counted = outcome.result is AttemptResult.UNKNOWN and not _ask_of(step).is_write
             records = (self._undo_begun(key, step),) if is_counted else ()
             return NextAction(Action.RETRY, records, min(left_s, self._wait_s(step, outcome, rng)))

@@ -82,9 +82,10 @@ def of_result(name: str, error: BadRequest) -> AttemptOutcome:
     return AttemptOutcome(AttemptResult.BROKEN, why=why, has_run=True)
 
 
-def unfit(error: BadRequest) -> str:
+def unfit(error: Exception) -> str:
     """Say what does not fit, for people who know that it is a result: Expected `int`, got `str`."""
-    return error.message.removeprefix("the data does not fit: ")
+    said = error.message if isinstance(error, BadRequest) else str(error)
+    return said.removeprefix("the data does not fit: ")
 
 
 def of_write(error: Exception) -> AttemptOutcome:

@@ -179,7 +179,7 @@ class Repair(msgspec.Struct, frozen=True, omit_defaults=True):
     result: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class SagaRecord(msgspec.Struct, frozen=True):
+class SagaRecord(msgspec.Struct, frozen=True, gc=False):
     """One durable fact of a run; `step` is its name # ordinal, `body` JSON or empty."""
 
     kind: RecordKind
@@ -194,7 +194,7 @@ class SagaRecord(msgspec.Struct, frozen=True):
         return SagaRecord(self.kind, self.step, self.attempt, self.digest, self.body, at_us)
 
 
-class NapAsk(msgspec.Struct, frozen=True):
+class NapAsk(msgspec.Struct, frozen=True, gc=False):
     """How long a run wants to sleep: so many seconds, or until `at_us` where that is not 0.
 
     `awaits` is the class of events that wake it sooner; "" where none does.
@@ -205,7 +205,7 @@ class NapAsk(msgspec.Struct, frozen=True):
     awaits: str = ""
 
 
-class Nap(msgspec.Struct, frozen=True):
+class Nap(msgspec.Struct, frozen=True, gc=False):
     """When a run that sleeps is due, and when it wakes: at its deadline, where that is sooner."""
 
     due_us: int
@@ -213,7 +213,7 @@ class Nap(msgspec.Struct, frozen=True):
     awaits: str = ""
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a step is, as far as the machine cares: its name and what tells its input.
 
     `attempts_max` is its own, before the pivot; None is the policy's.
@@ -230,7 +230,7 @@ class Ask(msgspec.Struct, frozen=True):
     attempts_max: int | None = None
 
 
-class AttemptOutcome(msgspec.Struct, frozen=True):
+class AttemptOutcome(msgspec.Struct, frozen=True, gc=False):
     """What one attempt of a step or an undo came to.
 
     `body` is the answer's JSON, `problem` what a client would be told of a failure; a refusal
@@ -247,25 +247,25 @@ class AttemptOutcome(msgspec.Struct, frozen=True):
     has_run: bool = False
 
 
-class Replay(msgspec.Struct, frozen=True):
+class Replay(msgspec.Struct, frozen=True, gc=False):
     """The step is recorded as done: this is its result."""
 
     step: str
     result: bytes
 
 
-class Begin(msgspec.Struct, frozen=True):
+class Begin(msgspec.Struct, frozen=True, gc=False):
     """The step is to be tried; the record, if any, must be durable before."""
 
     step: str
     records: tuple[SagaRecord, ...]
 
 
-class Halt(msgspec.Struct, frozen=True):
+class Halt(msgspec.Struct, frozen=True, gc=False):
     """The run is being undone: the function goes no further."""
 
 
-class UndoStep(msgspec.Struct, frozen=True):
+class UndoStep(msgspec.Struct, frozen=True, gc=False):
     """The undo that is next; `result` is None where the step's outcome is unknown."""
 
     step: str
@@ -273,7 +273,7 @@ class UndoStep(msgspec.Struct, frozen=True):
     records: tuple[SagaRecord, ...]
 
 
-class NextAction(msgspec.Struct, frozen=True):
+class NextAction(msgspec.Struct, frozen=True, gc=False):
     """What follows from an outcome: the records to append, and how long to wait before a retry.
 
     `why` says of a MISFIT what the first difference is.

@@ -63,6 +63,7 @@ class Replayer:
             epoch=0,
             batches=nothing,
             chance=random.Random(0),  # noqa: S311 - it decides nothing
+            new_span_id=nothing,
             sender=nothing,
             tracer=nothing,
             run_unit=nothing,

@@ -125,7 +125,8 @@ class Saga(StepBook):
                 take the call's result, the timeout is not a number above 0, the attempts are not 1
                 or more, or a pivot has some.
         """
-        self.check()
+        if self.is_gone:
+            self.check()
         return CallStep(self, call, undo, pivot, timeout_s, attempts_max)
 
     def try_call(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from synchromesh.codec import decode
 from synchromesh.errors import SagaError, readable
 from synchromesh.saga.records import (
@@ -37,35 +39,25 @@ def named(steps: Iterable[str]) -> str:
     return ", ".join(names[:_NAMED_MAX]) + more
 
 
-class StepFacts:
-    """What is known of one step, and what the code asks for under its key."""
+class StepFacts(msgspec.Struct, gc=False):
+    """What is known of one step, and what the code asks for under its key.
 
-    __slots__ = (
-        "ask",
-        "attempts",
-        "begun_us",
-        "digest",
-        "nap",
-        "order",
-        "phase",
-        "refusal",
-        "result",
-        "tries",
-        "undo_attempts",
-    )  # fmt: skip
+    Attributes:
+        begun_us: when it first went out.
+        tries: waits of this life: the backoff's exponent.
+    """
 
-    def __init__(self) -> None:
-        self.phase = StepState.NEW
-        self.digest = ""
-        self.begun_us = 0  # when it first went out
-        self.nap: Nap | None = None
-        self.attempts = 0
-        self.undo_attempts = 0
-        self.result: bytes | None = None
-        self.refusal = b""
-        self.tries = 0  # waits of this life: the backoff's exponent
-        self.ask: Ask | None = None
-        self.order = 0
+    phase: StepState = StepState.NEW
+    digest: str = ""
+    begun_us: int = 0
+    nap: Nap | None = None
+    attempts: int = 0
+    undo_attempts: int = 0
+    result: bytes | None = None
+    refusal: bytes = b""
+    tries: int = 0
+    ask: Ask | None = None
+    order: int = 0
 
 
 class RunState:
@@ -124,7 +116,7 @@ class RunState:
         self.status = status
 
     def _apply_to_step(self, record: SagaRecord) -> None:
-        kind, step = record.kind, self._step(record.step)
+        kind, step = record.kind, self._steps.get(record.step) or self._step(record.step)
         phase = STEP_STATE_AFTER.get((step.phase, kind))
         if phase is None:
             raise self._illegal(record)

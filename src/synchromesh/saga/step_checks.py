@@ -10,7 +10,8 @@ from collections.abc import Callable
 from types import FunctionType, UnionType
 from typing import Any, NamedTuple
 
-from synchromesh.calls.contract import Call, Command
+from synchromesh.calls.contract import Command, Operation
+from synchromesh.codec import decoder_of, encode, keeps_its_form, writer_of
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ContractError
 from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
@@ -55,9 +56,54 @@ def signature_of(fn: Callable[..., Any]) -> StepSignature:
     return StepSignature(name, hints["return"], personal, mask_arguments(fn))
 
 
-def check_undo(call: Call[Any], undo: Command[..., Any] | None, is_pivot: bool) -> None:
+class CallKind:
+    """What all steps have in common that call an operation with one undo: judged once, and kept.
+
+    Attributes:
+        name: of the operation, in full.
+        result: the type of what it gives.
+        personal: the personal fields of that; None where it has none.
+        is_query, has_undo: as they are in an `Ask`.
+        read: reads an answer; it raises one of `codec.NO_FIT`.
+        write: writes what was read, as it is recorded.
+        keeps_form: what was read may be given to the function, as if it came from the record.
+        before_result, behind_result: what is around a recorded result in the undo's arguments.
+    """
+
+    __slots__ = (
+        "before_result", "behind_result", "has_undo", "is_query", "keeps_form", "name", "personal",
+        "read", "result", "write",
+    )  # fmt: skip
+
+    def __init__(self, operation: Operation[..., Any], undo: Command[..., Any] | None) -> None:
+        shape = operation.shape
+        self.name = operation.full_name
+        self.result = shape.result
+        self.personal = shape.personal_result
+        self.is_query = not operation.is_command
+        self.has_undo = undo is not None
+        self.read = decoder_of(shape.result)
+        self.write = writer_of(shape.result)
+        self.keeps_form = keeps_its_form(shape.result)
+        names = undo.shape.arguments.__struct_fields__ if undo is not None else ()
+        self.before_result, self.behind_result = b"", b""
+        if names:
+            self.before_result, self.behind_result = b"{%s:" % encode(names[0]), b"}"
+
+
+@functools.lru_cache(maxsize=4096)
+def kind_of_call(
+    operation: Operation[..., Any], undo: Command[..., Any] | None, is_pivot: bool
+) -> CallKind:
+    """Return what all steps of a call have in common. Raises ContractError as `check_undo` does."""
+    check_undo(operation, undo, is_pivot)
+    return CallKind(operation, undo)
+
+
+def check_undo(
+    operation: Operation[..., Any], undo: Command[..., Any] | None, is_pivot: bool
+) -> None:
     """Refuse an undo that cannot undo the call. Raises ContractError."""
-    operation = call.operation
     if undo is None:
         return
     if not operation.is_command:

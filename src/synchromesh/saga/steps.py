@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from synchromesh.calls.contract import Call, Command
-from synchromesh.codec import decode, digest, encode
+from synchromesh.codec import NO_FIT, decode, digest, encode
 from synchromesh.errors import BadRequest, ContractError, Rejection, SagaGone, from_problem
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.records import Ask
@@ -17,8 +17,8 @@ from synchromesh.saga.step_checks import (
     check_async,
     check_patience,
     check_taken,
-    check_undo,
     check_undo_of_unknown,
+    kind_of_call,
     signature_of,
     taken_by,
 )
@@ -27,18 +27,15 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class StepRequest:
+class StepRequest(msgspec.Struct, frozen=True):
     """What a saga function yields to its engine: steps, of which all results are wanted.
 
     Attributes:
         cap: how many may be under way at once.
     """
 
-    __slots__ = ("cap", "steps")
-
-    def __init__(self, steps: Sequence[Step[Any]], cap: int = 1) -> None:
-        self.steps = steps
-        self.cap = cap
+    steps: Sequence[Step[Any]]
+    cap: int = 1
 
 
 class StepBook:
@@ -46,7 +43,8 @@ class StepBook:
 
     Attributes:
         id: the run's.
-        is_gone: the run has left memory, or was turned: every further step raises.
+        is_gone: the run has left memory, or was turned: every further step raises, also in a
+            `finally:` of the function.
         unawaited: the steps that were made and are not awaited yet, oldest first.
     """
 
@@ -64,10 +62,6 @@ class StepBook:
                 f"saga {self.id!r} no longer runs this code: it was turned, or it continues "
                 "elsewhere; a step asked for now has no effect"
             )
-
-    def leave(self) -> None:
-        """Refuse every further step: what a `finally:` of the function asks for has no effect."""
-        self.is_gone = True
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -123,7 +117,10 @@ class Step(Generic[R_co]):
         return value
 
     def __await__(self) -> Generator[StepRequest, Any, R_co]:
-        self.claim()
+        saga = self._saga
+        # As `claim` does, which says what is wrong.
+        if saga.is_gone or saga.unawaited.pop(self, self) is self:
+            self.claim()
         results: tuple[R_co, ...] = yield StepRequest((self,))
         return results[0]
 
@@ -154,9 +151,14 @@ class WriteStep(Step[R_co]):
 
 
 class CallStep(Step[R_co]):
-    """A call to another service."""
+    """A call to another service.
 
-    __slots__ = ("call", "timeout_s", "undo")
+    Attributes:
+        known: an answer as it is recorded, with the value that was read of it, until the function
+            is given that; None where it has to be read from its record.
+    """
+
+    __slots__ = ("call", "kind", "known", "timeout_s", "undo")
 
     def __init__(
         self,
@@ -168,22 +170,30 @@ class CallStep(Step[R_co]):
         attempts_max: int | None,
         takes: tuple[str, ...] = (),
     ) -> None:
-        operation = call.operation
-        check_undo(call, undo, is_pivot)
+        self.kind = kind = kind_of_call(call.operation, undo, is_pivot)
         if timeout_s is not None or attempts_max is not None:
-            check_patience(operation.full_name, timeout_s, attempts_max, is_pivot)
-        ask = Ask(
-            operation.full_name,
-            call.digest,
-            has_undo=undo is not None,
-            is_pivot=is_pivot,
-            is_query=not operation.is_command,
-            takes=takes,
-            attempts_max=attempts_max,
-        )
-        shape = operation.shape
-        super().__init__(saga, ask, shape.result, shape.personal_result)
+            check_patience(kind.name, timeout_s, attempts_max, is_pivot)
+        # By place, and without the frame of the base: there is one for every step of every run.
+        self.ask = Ask(
+            kind.name, call.digest, False, is_pivot, kind.has_undo, kind.is_query, takes, None,
+            attempts_max,
+        )  # fmt: skip
+        self._saga = saga
+        saga.unawaited[self] = None
+        self.result_type, self.personal = kind.result, kind.personal
         self.call, self.undo, self.timeout_s = call, undo, timeout_s
+        self.known: tuple[bytes, R_co] | None = None
+
+    def load(self, result: bytes) -> R_co:
+        """Return the step's recorded result as a value of its type."""
+        known, self.known = self.known, None
+        if known is not None and known[0] is result:
+            return known[1]
+        try:
+            value: R_co = self.kind.read(result)
+        except NO_FIT as error:
+            raise BadRequest(f"the data does not fit: {error}") from error
+        return value
 
     def load_refusal(self, problem: bytes) -> Exception:
         """Return the rejection that is recorded.
@@ -206,10 +216,10 @@ class CallStep(Step[R_co]):
 
         Without a result they are empty: the participant finds it by the step's key (S6).
         """
-        if self.undo is None or result is None:
+        before = self.kind.before_result
+        if result is None or not before:
             return b"{}"
-        names = self.undo.shape.arguments.__struct_fields__
-        return b"{%s:%s}" % (encode(names[0]), result) if names else b"{}"
+        return before + result + self.kind.behind_result
 
 
 class FunctionStep(Step[R_co]):

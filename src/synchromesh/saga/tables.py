@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from synchromesh.codec import decode, encode, to_datetime
+from synchromesh.codec import decode, encode, to_datetime, to_json
 from synchromesh.errors import ConstraintFailed, Fenced, SagaConflict, SagaError, SagaLocked
 from synchromesh.events import NewEvent, append_each
 from synchromesh.identity import NOBODY, Principal, principal_of, principal_text
@@ -76,7 +76,7 @@ LOCKED_S, LOCKED_LONG_S = 1.0, 60.0
 _STATUS_OF = {RecordKind.TURNED: SagaStatus.COMPENSATING, RecordKind.STUCK: SagaStatus.STUCK}
 
 
-class SagaRow(msgspec.Struct, frozen=True):
+class SagaRow(msgspec.Struct, frozen=True, gc=False):
     """What is stored of one run beside its records."""
 
     id: str
@@ -98,11 +98,20 @@ class SagaRow(msgspec.Struct, frozen=True):
     ended_us: int | None
 
 
-class StoredRecord(msgspec.Struct, frozen=True):
+class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     """A record where it stands in its run."""
 
     seq: int
     record: SagaRecord
+
+
+class _Milestone(msgspec.Struct, frozen=True, gc=False):
+    """What an event of a milestone tells; in the order of the names, as all JSON of ours."""
+
+    id: str
+    reason: str
+    saga: str
+    status: str
 
 
 class UnreadableRecord(msgspec.Struct, frozen=True):
@@ -355,8 +364,9 @@ def milestone(
     unit: Unit, row: SagaRow, name: str, status: SagaStatus, reason: str = "", **more: str
 ) -> tuple[str, NewEvent]:
     """Return the event that tells of a milestone of a run, with its stream."""
-    payload = {"id": row.id, "reason": reason, "saga": row.name, "status": status._value_, **more}
-    event = NewEvent(f"{unit.service}.saga_{name}", encode(payload), trace_id=row.trace_id)
+    told = _Milestone(row.id, reason, row.name, status._value_)
+    body = encode({**msgspec.structs.asdict(told), **more}) if more else to_json(told)
+    event = NewEvent(f"{unit.service}.saga_{name}", body, trace_id=row.trace_id)
     return f"saga/{row.id}", event
 
 

@@ -51,6 +51,17 @@ class SagaVersions:
         versions = self._by_name.get(name)
         return versions[max(versions)] if versions else None
 
+    def not_newest(self, definition: SagaDefinition[Any, Any], service: str) -> ContractError:
+        """Return the error that a run is to be started with another definition than the newest."""
+        newest = self.newest(definition.name)
+        is_old = definition in self.fitting(definition.name, definition.version)
+        return ContractError(
+            f"version {definition.version} of saga {definition.name!r} is there for its old "
+            f"runs; start version {newest.version if newest else 0}"
+            if is_old
+            else f"saga {definition.name!r} is none of service {service!r}; define it there"
+        )
+
     def fitting(self, name: str, version: int) -> list[SagaDefinition[Any, Any]]:
         """Return the definitions that may continue a run of a version: its own, then newer ones."""
         versions = self._by_name.get(name, {})

@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from itertools import chain
+from types import NoneType
 from typing import Any, TypeVar
 
 from synchromesh.errors import ForeignAwait, StoreError, UnitTooLong
@@ -34,6 +36,10 @@ CHECKED: set[str] = set()
 identity, so that looking one up costs a hundredth of checking it."""
 
 _CHECKED_MAX = 1024
+
+# Of these no value is NaN. Whether others are there is asked of a row, or of all rows at once, in
+# one call of the interpreter's: a look at each value would cost more than binding it.
+_NEVER_NAN = frozenset((str, int, bytes, NoneType, bool))
 
 
 def check_statement(sql: str, who: str, *, path: str) -> bool:
@@ -77,10 +83,8 @@ def run_statement(
     Raises:
         StatementFailed: a value cannot be stored as it is.
     """
-    for value in values:
-        # The driver refuses whatever else it cannot store; of NaN it makes NULL without a word.
-        if isinstance(value, float) and value != value:
-            refuse_unstorable(values, sql, path=path)
+    if not _NEVER_NAN.issuperset(map(type, values)):
+        _refuse_nan(values, sql, path=path)
     try:
         cursor = connection.execute(sql, values)
     except (OverflowError, UnicodeError):
@@ -95,16 +99,23 @@ def run_statements(
     connection: sqlite3.Connection, sql: str, rows: Sequence[Sequence[SqlValue]], *, path: str
 ) -> None:
     """Run one checked statement for each row of values; raises as `run_statement` does."""
-    for values in rows:
-        for value in values:
-            if isinstance(value, float) and value != value:
-                refuse_unstorable(values, sql, path=path)
+    if not _NEVER_NAN.issuperset(map(type, chain.from_iterable(rows))):
+        for values in rows:
+            _refuse_nan(values, sql, path=path)
     try:
         connection.executemany(sql, rows)
     except (OverflowError, UnicodeError):
         for values in rows:
             refuse_unstorable(values, sql, path=path)
         raise
+
+
+def _refuse_nan(values: Sequence[SqlValue], sql: str, *, path: str) -> None:
+    """Refuse what is not a number; raises `StatementFailed`."""
+    for value in values:
+        # The driver refuses whatever else it cannot store; of NaN it makes NULL without a word.
+        if isinstance(value, float) and value != value:
+            refuse_unstorable(values, sql, path=path)
 
 
 @dataclass(slots=True)
@@ -186,9 +197,8 @@ class SqliteUnit:
             self.is_uncounted = True
         try:
             # As `run_statement` does, without its frame.
-            for value in values:
-                if isinstance(value, float) and value != value:
-                    refuse_unstorable(values, sql, path=database.path)
+            if not _NEVER_NAN.issuperset(map(type, values)):
+                _refuse_nan(values, sql, path=database.path)
             return database.connection.execute(sql, values).fetchall()
         except SqliteFault as error:
             raise self._refused(error, sql) from error
