@@ -386,11 +386,12 @@ class Engine:
             await execution.run()
         finally:
             self._forget(execution)
-            execution.end()
             if self._revival is not None:
                 self._revival.on_left(execution)
-        if execution.asleep is not None and self._revival is not None:
-            self._revival.on_asleep(execution.asleep)
+                if execution.asleep is not None:
+                    self._revival.on_asleep(execution.asleep)
+            # At the end: who waits for it goes on within this.
+            execution.end()
 
     def _forget(self, execution: Execution) -> None:
         if self._executions.get(execution.row.id) is execution:

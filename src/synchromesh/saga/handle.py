@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from synchromesh.eager import EagerFuture
 from synchromesh.errors import Rejection, SagaUndone, Stuck, from_problem
 from synchromesh.saga.records import SagaCause, SagaStatus
 from synchromesh.wheel import Deadline
@@ -105,7 +106,7 @@ class EndWaiter(Deadline):
     def __init__(self, due_s: float, loop: asyncio.AbstractEventLoop) -> None:
         # As the base does, without its frame.
         self.due_s, self.slot = due_s, None
-        self.has_ended: asyncio.Future[bool] = loop.create_future()
+        self.has_ended: EagerFuture[bool] = EagerFuture(loop)
 
     def expire(self) -> None:
         """Tell that it has not."""
@@ -114,7 +115,7 @@ class EndWaiter(Deadline):
     def settle(self, *, has_ended: bool) -> None:
         """Tell whether the run has ended, unless it is told already."""
         if not self.has_ended.done():
-            self.has_ended.set_result(has_ended)
+            self.has_ended.hand_over(has_ended)
 
 
 def _undone(id: str, cause: SagaCause) -> Exception:  # noqa: A002

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any
 
+from synchromesh.eager import EagerFuture
 from synchromesh.store.outage import Outage
 from synchromesh.store.unit import Once, Unit
 
@@ -28,7 +28,7 @@ class Queued:
         name: str,
         number: int,
         context: Context,
-        future: asyncio.Future[Any],
+        future: EagerFuture[Any],
     ) -> None:
         self.body = body
         self.once = once

@@ -29,6 +29,7 @@ from contextvars import copy_context
 from typing import Any
 
 from synchromesh.codec import encode
+from synchromesh.eager import EagerFuture
 from synchromesh.errors import Rejection, Shed, StoreBroken, to_problem
 from synchromesh.runtime import DiskRuntime, Worker
 from synchromesh.store import inbox
@@ -135,8 +136,10 @@ class Writer:
 
     def submit(
         self, body: Callable[[Unit], Awaitable[object]], once: Once | None, name: str
-    ) -> asyncio.Future[Any]:
+    ) -> EagerFuture[Any]:
         """Queue a unit; the future gets its result once it is durable: a `Recorded` with `once`.
+
+        Whoever awaits it goes on in the turn of the loop that brings the result.
 
         Raises:
             StoreBroken: the store is closed, or the file needs a person.
@@ -154,7 +157,7 @@ class Writer:
             )
         self._pending += 1
         self._submitted = number = self._submitted + 1
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future: EagerFuture[Any] = EagerFuture(self._loop)
         self._worker.put(Queued(body, once, name, number, copy_context(), future))
         if self._timer is None:
             self._timer = self._loop.call_later(self._tick_s, self._watch)
@@ -203,14 +206,13 @@ class Writer:
             self._is_trying = False
         self._pending -= len(jobs)
         topics: dict[str, None] = {}
+        written: list[Queued] = []
         for job in jobs:
             future, error = job.future, job.error
             if error is None:
                 if job.topics is not None:
                     topics.update(dict.fromkeys(sorted(job.topics)))
-                # Where its caller was cancelled the unit stands all the same.
-                if not future.done():
-                    future.set_result(job.result)
+                written.append(job)
                 continue
             # The error's traceback leads to the worker's frames, and they to the job: it lets go.
             job.reset()
@@ -221,6 +223,11 @@ class Writer:
             self._notify(topic)
         if self._was_broken or self.outage.reason is not None:
             self._note_outage()
+        # At the end, for each goes on within this. Where its caller was cancelled the unit stands
+        # all the same.
+        for job in written:
+            if not job.future.done():
+                job.future.set_result(job.result)
 
     def _note_outage(self) -> None:
         """Tell that the file was closed or opened again, and have it tried again later."""
