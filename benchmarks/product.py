@@ -22,6 +22,7 @@ from synchromesh.saga.schema import SCHEMA as SAGA_SCHEMA
 from synchromesh.saga.starting import new_row
 from synchromesh.store import Schema, SqliteStore, Store, Unit
 from synchromesh.system import System, load_config
+from synchromesh.system.host.process import spare_collector as spare_collector
 from synchromesh.telemetry import SqliteRing, Tracer
 
 R = TypeVar("R")
@@ -44,8 +45,8 @@ async def open_store(path: Path, migrations: Sequence[Migration] = ()) -> AsyncI
         await store.close()
 
 
-Answer = Callable[[str], Awaitable[bytes]]
-"""Answers a step, by the full name of its operation, with JSON."""
+Answer = Callable[[str, str], Awaitable[bytes]]
+"""Answers a step, by the full name of its operation and its key, with JSON."""
 
 
 class _Stub:
@@ -63,8 +64,8 @@ class _Stub:
         timeout_s: float | None = None,
     ) -> bytes:
         """Answer at once."""
-        del arguments, context, timeout_s
-        return await self._answer(operation.full_name)
+        del arguments, timeout_s
+        return await self._answer(operation.full_name, context.key)
 
 
 async def _as_itself(

@@ -25,7 +25,7 @@ QUICK_SIZES = (20, 100, 400)
 _WITHIN_S = 120.0
 
 
-async def _answer(_: str) -> bytes:
+async def _answer(_: str, __: str) -> bytes:
     return encode(Hold("hold"))
 
 

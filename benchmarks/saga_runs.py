@@ -31,7 +31,9 @@ from benchmarks.saga_services import (
     STOCK,
     TABLES,
     TAKE,
+    Booked,
     Hold,
+    Production,
     place,
     placed,
 )
@@ -46,13 +48,29 @@ Once = Callable[[str], Awaitable[None]]
 
 entered: Counter[str] = Counter()
 """How often a stubbed step was entered, by participant."""
+undone: Counter[str] = Counter()
+"""How often one was undone."""
+
+
+def is_refused(order: str) -> bool:
+    """Return whether the last step of an order is refused, where a third are."""
+    return int(order.rpartition("-")[2]) % 3 == 2
+
 
 # -- ours ----------------------------------------------------------------------------------------
 
 
-async def _answer(operation: str) -> bytes:
-    entered[operation.partition(".")[0]] += 1
+async def _answer(operation: str, _: str) -> bytes:
+    participant, _, name = operation.partition(".")
+    (undone if name == "undo" else entered)[participant] += 1
     return encode(Hold(_HOLD))
+
+
+async def _refuse_a_third(operation: str, key: str) -> bytes:
+    answer = await _answer(operation, key)
+    if operation == Production.take.full_name and is_refused(key.partition("/")[0]):
+        raise Booked("no slot is free")
+    return answer
 
 
 _HOLD = "hold"
@@ -71,6 +89,22 @@ async def ours_stubbed(folder: Path) -> AsyncIterator[Once]:
 
 
 @asynccontextmanager
+async def ours_third(folder: Path) -> AsyncIterator[Once]:
+    """Run our saga engine; every third saga is refused by its last step, and undone."""
+    async with product.saga_engine(folder, place, _refuse_a_third) as sagas:
+
+        async def once(order: str) -> None:
+            try:
+                await _ours(sagas, order, _HOLD)
+            except Booked:
+                check(is_refused(order), True, "a saga of ours that was refused")
+            else:
+                check(is_refused(order), False, "a saga of ours that was done")
+
+        yield once
+
+
+@asynccontextmanager
 async def ours_real(folder: Path) -> AsyncIterator[Once]:
     """Run four services as `synchromesh dev` does."""
     services = ("orders", *PARTICIPANTS)
@@ -85,6 +119,11 @@ _workflow = DBOS.workflow()
 _taking: dict[str, Callable[[str, str], str]] = {}
 _held = asyncio.Event()
 _is_holding = False
+_is_refusing = False
+
+
+class _NoSlot(ValueError):
+    """The last participant says no."""
 
 
 async def _dbos_take(participant: str, order: str) -> dict[str, str]:
@@ -105,11 +144,16 @@ async def _dbos_billing(order: str) -> dict[str, str]:
 
 
 async def _dbos_production(order: str) -> dict[str, str]:
-    return await _dbos_take("production", order)
+    taken = await _dbos_take("production", order)
+    if _is_refusing and is_refused(order):
+        raise _NoSlot("no slot is free")
+    return taken
 
 
-async def _dbos_undo(hold: dict[str, str]) -> None:
-    raise WrongAnswer(f"a saga of DBOS was undone: {hold}")
+async def _dbos_undo(participant: str, hold: dict[str, str]) -> None:
+    if not _is_refusing:
+        raise WrongAnswer(f"a saga of DBOS was undone: {hold}")
+    undone[participant] += 1
 
 
 _inventory, _billing = _step(_dbos_inventory), _step(_dbos_billing)
@@ -117,16 +161,16 @@ _production, _undo = _step(_dbos_production), _step(_dbos_undo)
 
 
 async def _dbos_place(order: str) -> str:
-    undos = []
+    undos: list[tuple[str, dict[str, str]]] = []
     try:
         hold = await _inventory(order)
-        undos.append(hold)
+        undos.append(("inventory", hold))
         paid = await _billing(order)
-        undos.append(paid)
+        undos.append(("billing", paid))
         slot = await _production(order)
     except ValueError:
-        for each in reversed(undos):
-            await _undo(each)
+        for participant, taken in reversed(undos):
+            await _undo(participant, taken)
         raise
     return f"{hold['id']} {paid['id']} {slot['id']}"
 
@@ -171,6 +215,24 @@ async def dbos_stubbed(folder: Path) -> AsyncIterator[Once]:
 
 
 @asynccontextmanager
+async def dbos_third(folder: Path) -> AsyncIterator[Once]:
+    """Run the same workflows; every third is refused by its last step, and undoes the others."""
+    global _is_refusing
+    _is_refusing = True
+
+    async def once(order: str) -> None:
+        try:
+            await _dbos_once(order)
+        except _NoSlot:
+            check(is_refused(order), True, "a workflow of DBOS that was refused")
+        else:
+            check(is_refused(order), False, "a workflow of DBOS that was done")
+
+    with _dbos(folder):
+        yield once
+
+
+@asynccontextmanager
 async def dbos_real(folder: Path) -> AsyncIterator[Once]:
     """Run workflows whose steps each commit to a database of their own, once for each order."""
     connections = [_participant(folder, name) for name in PARTICIPANTS]
@@ -210,7 +272,12 @@ def _participant(folder: Path, name: str) -> sqlite3.Connection:
 
 Contestant = Callable[[Path], AbstractAsyncContextManager[Once]]
 
-STUBBED: dict[str, Contestant] = {"ours-stubbed": ours_stubbed, "dbos-stubbed": dbos_stubbed}
+STUBBED: dict[str, Contestant] = {
+    "ours-stubbed": ours_stubbed,
+    "dbos-stubbed": dbos_stubbed,
+    "ours-third": ours_third,
+    "dbos-third": dbos_third,
+}
 REAL: dict[str, Contestant] = {"ours-real": ours_real, "dbos-real": dbos_real}
 
 
@@ -260,6 +327,8 @@ async def measure(contestant: str, folder: Path) -> dict[str, float]:
     paths = _databases(contestant, folder)
     async with (STUBBED | REAL)[contestant](folder) as once:
         await load(once, "warm-up", 20, 10)
+        # As the processes of ours do, for both: each imports what the other needs.
+        product.spare_collector()
         one = await load(once, "alone", alone, 1)
         all_of = await load(once, "many", many, IN_FLIGHT)
         with durability.commits(*paths) as seen_alone:
@@ -268,7 +337,10 @@ async def measure(contestant: str, folder: Path) -> dict[str, float]:
             await load(once, "counted-many", counted, IN_FLIGHT)
         for path in paths:
             durability.prove_synced(path, who=contestant)
-    sagas = 20 + alone + many + 10 + counted
+    loads = (20, alone, many, 10, counted)
+    sagas = sum(loads)
+    refused = sum(each // 3 for each in loads) if contestant.endswith("-third") else 0
+    check(undone, {"inventory": refused, "billing": refused} if refused else {}, contestant)
     if contestant in REAL:
         for path in paths[1:]:
             _check_participant(path, sagas, contestant)
@@ -301,8 +373,8 @@ def _check_participant(path: Path, sagas: int, who: str) -> None:
 async def ours_pending(folder: Path) -> None:
     """Leave sagas of ours in their second step."""
 
-    async def hang(operation: str) -> bytes:
-        answer = await _answer(operation)
+    async def hang(operation: str, key: str) -> bytes:
+        answer = await _answer(operation, key)
         if operation.startswith("billing."):
             await _held.wait()
         return answer

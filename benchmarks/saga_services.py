@@ -9,6 +9,7 @@ from msgspec import Struct
 from synchromesh import (
     Contract,
     Migration,
+    Rejection,
     Saga,
     Service,
     Transaction,
@@ -42,10 +43,14 @@ class Billing(Contract, Protocol, service="billing", version="1.0"):
     async def undo(self, hold: Hold) -> None: ...
 
 
+class Booked(Rejection, code="booked", status=409):
+    """The third participant has no slot."""
+
+
 class Production(Contract, Protocol, service="production", version="1.0"):
     """The third participant."""
 
-    @command("POST /takes")
+    @command("POST /takes", raises=(Booked,))
     async def take(self, order: str) -> Hold: ...
     @command("POST /undone")
     async def undo(self, hold: Hold) -> None: ...

@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts import breaker_picture, cascade_picture, system_map, terminals
+from scripts import (
+    breaker_picture,
+    cascade_picture,
+    growth_picture,
+    machine_pictures,
+    system_map,
+    terminals,
+)
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
 
@@ -16,6 +23,12 @@ def pictures() -> dict[Path, str]:
         FOLDER / "servo-works.svg": system_map.draw(),
         FOLDER / "breaker.svg": breaker_picture.draw(),
         FOLDER / "cascade.svg": cascade_picture.draw(),
+        FOLDER / "growth.svg": growth_picture.draw(),
+        FOLDER / "saga-rules.svg": machine_pictures.draw_rules(),
+        **{
+            FOLDER / f"{name}.svg": machine_pictures.draw(machine)
+            for name, machine in machine_pictures.machines().items()
+        },
         **{FOLDER / f"{name}.svg": terminals.draw(name) for name in terminals.SESSIONS},
     }
 

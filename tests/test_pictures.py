@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from scripts import cascade_picture
 from scripts.breaker_picture import FAILS_FROM_S, FAILS_UNTIL_S, live
-from scripts.pictures import pictures
+from scripts.growth_picture import PANELS, points
+from scripts.machine_pictures import machines
+from scripts.pictures import FOLDER, pictures
 from scripts.system_map import PLACES, Edge, contracts, edges
 
 BYTES_MAX = 32_000
@@ -47,6 +49,27 @@ def test_the_map_has_every_part_and_what_the_code_says() -> None:
     assert Edge("orders", "billing", is_event=False) in drawn
     assert Edge("orders", "configurator", is_event=True) in drawn
     assert Edge("configurator", "orders", is_event=False) not in drawn
+
+
+@pytest.mark.parametrize("name", machines())
+def test_the_picture_of_a_machine_has_all_that_its_table_has(name: str) -> None:
+    """Every state has a box, every event its words, and no box is of a state that is gone."""
+    machine, drawn = machines()[name], DRAWN[FOLDER / f"{name}.svg"]
+    states = {each for arrow in machine.arrows for each in (arrow.before, arrow.after)}
+    assert set(machine.places) == states
+    assert set(machine.colours) <= states
+    for said in states | {arrow.words for arrow in machine.arrows}:
+        assert said in drawn
+
+
+def test_growth_is_drawn_of_every_size_that_was_measured() -> None:
+    """A figure that the results lack is named, with what makes it."""
+    for panel in PANELS:
+        for curve in panel.curves:
+            sizes = [size for size, _ in points(panel.area, curve.figure)]
+            assert sizes[0] < sizes[-1] / 99
+    with pytest.raises(ValueError, match=r"saga_growth.json has no 'naps': run python -m"):
+        points("saga_growth", "naps")
 
 
 def test_the_breaker_of_the_picture_trips_probes_and_recovers() -> None:
