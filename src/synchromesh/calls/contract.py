@@ -111,9 +111,7 @@ class Operation(Generic[P, R_co]):
 
     def belong_to(self, service: str, name: str) -> None:
         """Make it part of the contract of a service, under a name of that contract."""
-        self.service, self.name = service, name
-        # Put together once: every step, span and key asks for it.
-        self.full_name = f"{service}.{name}"
+        self.service, self.name, self.full_name = service, name, f"{service}.{name}"
 
     @property
     def doc(self) -> str:
@@ -295,8 +293,7 @@ class PublicEvent(Generic[E]):
 
     def belong_to(self, service: str, name: str) -> None:
         """Make it part of the contract of a service, under a name of that contract."""
-        self.service, self.name = service, name
-        self.full_name = f"{service}.{name}"
+        self.service, self.name, self.full_name = service, name, f"{service}.{name}"
 
     @cached_property
     def personal(self) -> PersonalFields | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import Any
 
@@ -46,6 +46,16 @@ class Queued:
         """Reset for a rerun: what an earlier run saw was never committed."""
         self.result = self.error = self.topics = None
         self.has_written = self.must_rerun = False
+
+
+def answer(written: Iterable[Queued]) -> None:
+    """Give units that are durable their results. Who waits for one goes on within this.
+
+    Where a caller was cancelled its unit stands all the same.
+    """
+    for job in written:
+        if not job.future.done():
+            job.future.set_result(job.result)
 
 
 class HeldUnits:

@@ -35,7 +35,7 @@ from synchromesh.runtime import DiskRuntime, Worker
 from synchromesh.store import inbox
 from synchromesh.store.bodies import as_coroutine
 from synchromesh.store.group import BEGIN, Group, NeedsSavepoint
-from synchromesh.store.jobs import HeldUnits, Queued, refuse
+from synchromesh.store.jobs import HeldUnits, Queued, answer, refuse
 from synchromesh.store.outage import CLOSED_IN_DOUBT, FAILS_AGAIN, OUTAGE, REPLACED, Outage
 from synchromesh.store.sqlite_errors import FATAL, INTERRUPT, IOERR, SqliteFault, code_of, translate
 from synchromesh.store.sqlite_unit import Database, SqliteUnit, drive
@@ -139,8 +139,6 @@ class Writer:
     ) -> EagerFuture[Any]:
         """Queue a unit; the future gets its result once it is durable: a `Recorded` with `once`.
 
-        Whoever awaits it goes on in the turn of the loop that brings the result.
-
         Raises:
             StoreBroken: the store is closed, or the file needs a person.
             StoreUnavailable: the file fails; it is opened again by itself.
@@ -223,11 +221,7 @@ class Writer:
             self._notify(topic)
         if self._was_broken or self.outage.reason is not None:
             self._note_outage()
-        # At the end, for each goes on within this. Where its caller was cancelled the unit stands
-        # all the same.
-        for job in written:
-            if not job.future.done():
-                job.future.set_result(job.result)
+        answer(written)  # at the end: who waits goes on within it
 
     def _note_outage(self) -> None:
         """Tell that the file was closed or opened again, and have it tried again later."""
