@@ -210,15 +210,17 @@ class Caller:
         """Return the way of an operation's calls, for who makes their first attempts himself."""
         return self._plans.get(operation) or self._put_together(operation)
 
-    async def send(
+    def send(
         self,
         operation: Operation[..., Any],
         arguments: bytes,
         *,
         context: CallContext,
         timeout_s: float | None = None,
-    ) -> bytes:
-        """Send a call whose arguments are JSON and return the JSON of its answer, both checked.
+    ) -> Coroutine[Any, Any, bytes]:
+        """Return what sends a call whose arguments are JSON and gives the JSON of its answer.
+
+        Both are checked. It is a coroutine, and has no frame of its own while the call waits.
 
         Raises:
             BadRequest: the arguments do not fit the contract; nothing was sent.
@@ -227,8 +229,7 @@ class Caller:
         # An undo is told by the key that it undoes: its argument is the callee's own record (S6).
         checked = b"{}" if context.undoes else operation.canonical(arguments)
         plan = self._plans.get(operation) or self._put_together(operation)
-        body: bytes = await fast.call(plan, checked, context, timeout_s, as_json=True)
-        return body
+        return fast.call(plan, checked, context, timeout_s, as_json=True)
 
     def edge(self, service: str) -> Edge:
         """Return this caller's edge to a service."""

@@ -213,7 +213,7 @@ class Dispatcher:
             if is_free and limiter.in_flight < limiter.in_flight_max:
                 limiter.in_flight += 1
                 places.in_flight += 1
-            else:
+            elif not _took_places(limiter, places, context.priority):
                 ran_s = await _take_places(limiter, places, deadline_s, context.priority)
             try:
                 if not is_apart and deadline_s is not None:
@@ -390,6 +390,16 @@ def limits_of_operation(in_flight_max: int, queue_max: int, *, of: int) -> Adapt
         limit_max=most,
         queue_max=queue_max,
     )
+
+
+def _took_places(limiter: Limiter, places: Limiter, priority: Priority) -> bool:
+    """Take a place of the operation and one of the service, where both are free at this moment."""
+    if not limiter.take(priority):
+        return False
+    if not places.take(priority):
+        limiter.release()
+        return False
+    return True
 
 
 async def _take_places(

@@ -130,8 +130,9 @@ class Limiter:
     def take(self, priority: Priority = Priority.INTERACTIVE) -> bool:
         """Acquire a slot if one is free at this moment; to be given back with `release`."""
         # Whoever may have a slot that becomes free gets it at once, so a free one means no queue.
+        # A whole number is below a share where it is below what that is rounded up to (`_share`).
         if self.in_flight < self.in_flight_max and (
-            priority is _ABOVE_ALL or self.in_flight < self._share(priority)
+            priority is _ABOVE_ALL or self.in_flight < self.in_flight_max * SHARES[priority]
         ):
             self.in_flight += 1
             return True
