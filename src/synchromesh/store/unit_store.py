@@ -43,7 +43,7 @@ class UnitStore:
         self._listeners: dict[str, list[Callable[[], None]]] = {}
         self._preparing = asyncio.Lock()
         self._submit: Callable[
-            [Callable[[Unit], Awaitable[object]], Once | None, str], asyncio.Future[Any]
+            [Callable[[Unit], Awaitable[object]], Once | None, str], Awaitable[Any]
         ]
 
     async def write(self, body: Callable[[Unit], Awaitable[T]], *, name: str) -> T:
