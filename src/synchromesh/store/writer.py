@@ -204,13 +204,12 @@ class Writer:
             self._is_trying = False
         self._pending -= len(jobs)
         topics: dict[str, None] = {}
-        written: list[Queued] = []
+        written = [job for job in jobs if job.error is None]
         for job in jobs:
             future, error = job.future, job.error
             if error is None:
                 if job.topics is not None:
                     topics.update(dict.fromkeys(sorted(job.topics)))
-                written.append(job)
                 continue
             # The error's traceback leads to the worker's frames, and they to the job: it lets go.
             job.reset()
