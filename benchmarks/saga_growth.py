@@ -17,12 +17,14 @@ from pathlib import Path
 
 from benchmarks import product
 from benchmarks.harness import Measures, Report, at_most, check, in_turn_async, size
-from benchmarks.saga_services import Hold, Inventory, place, placed
+from benchmarks.saga_services import PARTICIPANTS, Hold, Inventory, place, placed
 from synchromesh.codec import encode
 
 SIZES = (100, 10_000, 100_000)
 QUICK_SIZES = (20, 100, 400)
+SERVICES = "benchmarks.saga_services"
 _WITHIN_S = 120.0
+_LOOK_S = 0.02
 
 
 async def _answer(_: str, __: str) -> bytes:
@@ -80,6 +82,21 @@ async def recover(folder: Path, count: int) -> Measures:
     }
 
 
+async def recover_commands(folder: Path, count: int) -> Measures:
+    """Leave so many in their second step, and continue them with commands of three services."""
+    data = product.database(folder, "orders").parent
+    data.mkdir(parents=True)
+    await product.leave_running(data, place, count, first=Inventory.take, gives=Hold("hold"))
+    began_s = time.perf_counter()
+    async with product.running(folder, SERVICES, ("orders", *PARTICIPANTS)) as sagas:
+        serving_s = time.perf_counter() - began_s
+        while (await sagas.statuses()).get("running", 0):  # noqa: ASYNC110 - runs signal nothing
+            await asyncio.sleep(_LOOK_S)
+        done_s = time.perf_counter() - began_s
+        check(await sagas.statuses(), {"completed": count}, "a recovery with commands")
+    return {"serving_ms": serving_s * 1e3, "done_s": done_s}
+
+
 async def rows(report: Report, folder: Path) -> None:
     """Add the rows of all sizes to a report."""
     sizes = SIZES if size(1, 0) else QUICK_SIZES
@@ -113,6 +130,13 @@ async def rows(report: Report, folder: Path) -> None:
         report.alone(f"{count:,} running: serves after", "ms", found["serving_ms"])
         report.alone(f"{count:,} running: all done after", "s", found["done_s"], goal)
         report.alone(f"{count:,} running: a new saga meanwhile, p50", "ms", found["new_ms"])
+    count = sizes[1]
+    place_of = folder / "commands"
+    place_of.mkdir()
+    found = await recover_commands(place_of, count)
+    named = f"{count:,} running, of 3 real commands"
+    report.alone(f"{named}: serves after", "ms", found["serving_ms"])
+    report.alone(f"{named}: all done after", "s", found["done_s"], at_most(10))
 
 
 async def main() -> None:
