@@ -13,8 +13,20 @@ import pytest
 from gateway import gateway as servo_works
 from msgspec import Struct
 
+import gateway_fakes
 from kinds_app import GATEWAY
-from synchromesh import Contract, Gateway, OpenApi, Route, query
+from synchromesh import (
+    Aggregate,
+    Branch,
+    Cache,
+    Contract,
+    Each,
+    Gateway,
+    OpenApi,
+    Rate,
+    Route,
+    query,
+)
 from synchromesh.errors import Rejection
 from synchromesh.gateway import check
 from synchromesh.gateway.reference import POLICY, reference_page
@@ -122,3 +134,33 @@ def test_hostile_texts_stay_texts() -> None:
     assert "onerror" not in found.attributes
     assert found.tags == seen(plain).tags
     assert page.count(b"&lt;script&gt;") >= 8
+
+
+def test_a_page_shows_what_is_kept_and_what_is_asked_for_each() -> None:
+    """An answer may be without a body, and an array have parts that are picked."""
+    pick = {"city": "site.city"}
+    names = Branch(gateway_fakes.Fleet.names, required=True)
+    machines = Branch(
+        gateway_fakes.Fleet.machine, args={"id": "each"}, each=Each("names"), pick=pick
+    )
+    gateway = Gateway(
+        auth=[gateway_fakes.SHOP],
+        routes=[
+            Aggregate(
+                "GET /m",
+                branches={"names": names, "machines": machines},
+                cache=Cache("1m"),
+                rate=Rate("1/s"),
+            ),
+            Route("POST /orders", gateway_fakes.Orders.place, strict=True),
+        ],
+        openapi=OpenApi(reference="/reference"),
+    )
+    assert check(gateway) == ()
+    page = reference_page(document_of(gateway))
+    assert b"<code>304</code>" in page
+    assert b"<code>city</code>" in page
+    assert b"stands twice" in page
+    parser = seen(page)
+    assert parser.open == []
+    assert {unquote(link[1:]) for link in parser.links} <= set(parser.ids)

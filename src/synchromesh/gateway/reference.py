@@ -145,12 +145,13 @@ def _answer(status: str, answer: Json) -> tuple[str, str]:
     label = f"<code>{escape(status)}</code>"
     if "$ref" in answer:
         return label, _link("problem", answer["$ref"].rpartition("/")[2], "a problem")
+    content = answer.get("content", {})  # a 304 has none
     kinds = " or ".join(
         f"<code>{escape(kind)}</code> {_kind(media.get('schema'))}"
-        for kind, media in answer.get("content", {}).items()
+        for kind, media in content.items()
     )
-    fields = "".join(_fields_of(media.get("schema", {})) for media in answer["content"].values())
-    return label, f"{_text(answer['description'])}<p>{kinds}</p>{fields}"
+    fields = "".join(_fields_of(media.get("schema", {})) for media in content.values())
+    return label, f"{_text(answer['description'])}{f'<p>{kinds}</p>' if kinds else ''}{fields}"
 
 
 def _types(schemas: Json) -> str:
@@ -191,7 +192,10 @@ def _schemes(found: Json) -> str:
 def _fields_of(schema: Json) -> str:
     properties = schema.get("properties")
     if not properties:
-        return ""
+        # Of an array the fields of its elements, and of what may be null those of what it is else.
+        inner = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+        inner = [schema["items"]] if isinstance(schema.get("items"), dict) else inner
+        return _fields_of(inner[0]) if len(inner) == 1 else ""
     needed = schema.get("required", ())
     rows = []
     for name, each in properties.items():
