@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
 from calls_fakes import Always
 from gateway_fakes import (
@@ -32,7 +33,7 @@ from gateway_fakes import (
 )
 from synchromesh.calls import Contract, Incoming, Policies, Reply, operations_of, query
 from synchromesh.errors import Shed
-from synchromesh.gateway import Aggregate, Branch, Each, Gateway, Stale, Static
+from synchromesh.gateway import Aggregate, Branch, Each, Gateway, Stale, Static, openapi_of
 from synchromesh.resilience import BreakerOptions, Policy
 
 pytestmark = pytest.mark.usefixtures("each_way", "http_way")
@@ -531,3 +532,53 @@ def test_elements_that_do_not_fit_fail_before_anything_is_sent(is_required: bool
         assert len(plant.production.asked) == (0 if is_required else 1)
 
     behind(main, gateway=Gateway(auth=[SHOP], routes=[page]))
+
+
+def test_answers_are_as_they_are_described() -> None:
+    """Whole, cut, partial, failed, skipped or absent: the document's schema takes each of them."""
+    branches = {
+        "basket": Branch(Orders.basket, args={"id": "path.id"}, pick={"no": "id", "of": "lines"}),
+        "names": Branch(Fleet.names, required=True, empty=Static(["none"])),
+        "machines": Branch(
+            Fleet.machine,
+            args={"id": "each.sku"},
+            each=Each("basket.lines", at_most=2, beyond="cut"),
+            pick={"id": "id", "city": "site.city"},
+            fallback=Stale("1m"),
+        ),
+        "slots": Branch(
+            Production.slot, args={"order_id": "each.slot"}, each=Each("basket.lines", at_most=3)
+        ),
+        "all": Branch(Fleet.machine, args={"id": "each"}, each=Each("names"), required=True),
+    }
+    gateway = Gateway(auth=[SHOP], routes=[Aggregate("GET /b/{id}", branches=branches)])
+    document = openapi_of(gateway)
+    answers = document["paths"]["/b/{id}"]["get"]["responses"]
+    body = answers["200"]["content"]["application/json"]["schema"]
+    validator = Draft202012Validator({**body, "components": document["components"]})
+    seen: set[str] = set()
+
+    async def main(plant: Plant) -> None:
+        async def look() -> None:
+            told = json_of(await plant.ask("GET /b/B-1"))
+            assert [error.message for error in validator.iter_errors(told)] == []
+            seen.update(mark["status"] for mark in told["branches"].values())
+
+        plant.fleet.answers["machine"] = lambda i: Machine(named(i), site=Site("Graz"))
+        plant.fleet.answers["names"] = ["M-1"]
+        lines = [Line("a", "x"), Line("b"), Line("c", "y")]
+        for basket in (
+            Basket("B-1", lines[:2]), Basket("B-1", lines), Basket("B-1", None),
+            Basket("B-1", [*lines, *lines]), Shed("full"),
+        ):  # fmt: skip
+            plant.orders.answers["basket"] = basket
+            await look()
+        plant.orders.answers["basket"] = Basket("B-1", lines)
+        plant.fleet.answers["machine"] = lambda i: (
+            Machine(named(i)) if named(i) == "M-1" else Shed("full")
+        )
+        plant.production.answers["slot"] = Shed("full")
+        await look()
+
+    behind(main, gateway=gateway, policies=NO_RETRY)
+    assert seen == {"ok", "partial", "failed", "skipped", "absent"}
