@@ -61,9 +61,10 @@ class Coalescer(Generic[T]):
         Args:
             question: what tells it from others, and whose it is.
             ask: asks it, within the time of whoever begins it.
-            deadline_s: until when it may be begun again, on the loop's clock.
+            deadline_s: until when who asks waits, and may begin it again, on the loop's clock.
 
         Raises:
+            TimedOut: there is no answer when the time is over.
             SynchromeshError: what `ask` raised; all who waited for that are told the same.
         """
         loop = asyncio.get_running_loop()
@@ -73,7 +74,11 @@ class Coalescer(Generic[T]):
             if flight is None or is_first:
                 flight = self._flights[question] = _Flight(loop.create_task(_asked(ask)))
                 flight.task.add_done_callback(partial(self._landed, question, flight))
-            answer = await self._waited(question, flight)
+            # Who began it is told by it when the time is over; it may be another's who is later.
+            timeout_s = None
+            if deadline_s is not None and not is_first:
+                timeout_s = max(0.0, deadline_s - loop.time())
+            answer = await self._waited(question, flight, timeout_s)
             if not isinstance(answer, SynchromeshError):
                 return answer
             is_late = isinstance(answer, TimedOut | DeadlineExceeded)
@@ -87,17 +92,21 @@ class Coalescer(Generic[T]):
     def __repr__(self) -> str:
         return f"<Coalescer {len(self)} under way>"
 
-    async def _waited(self, question: Hashable, flight: _Flight[T]) -> T | SynchromeshError:
+    async def _waited(
+        self, question: Hashable, flight: _Flight[T], timeout_s: float | None
+    ) -> T | SynchromeshError:
         flight.waiting += 1
         try:
             # It is not cancelled with one who waits for it.
-            await asyncio.wait((flight.task,))
+            done, _ = await asyncio.wait((flight.task,), timeout=timeout_s)
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():
                 # Nobody is left. Who comes from now on asks anew.
                 self._landed(question, flight)
                 flight.task.cancel()
+        if not done:
+            return TimedOut("no answer came in time")
         return flight.task.result()
 
     def _landed(self, question: Hashable, flight: _Flight[T], _: object = None) -> None:
