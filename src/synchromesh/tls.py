@@ -117,6 +117,12 @@ class ServerTls:
         _log.info("another certificate is in force: %s", self._files.certificate)
         return True
 
+    def take(self, other: ServerTls) -> None:
+        """Go on with the files of another one, from the next handshake on."""
+        self._files, self._seen = other._files, other._seen
+        self._current, self.certificate = other._current, other.certificate
+        self.authorities = other.authorities
+
     def warning(self, *, now_s: float) -> str:
         """Return what a person should know of the certificate; "" where that is nothing."""
         left_s = self.certificate.expires_s - now_s

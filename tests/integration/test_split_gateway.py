@@ -271,6 +271,8 @@ async def test_a_gateway_that_hangs_is_shown(
         "url": system.info.gateway,
         "warnings": [],
         "admin": system.info.admin_of["gateway"],
+        "mirrors": [],
+        "reloaded": None,
     }
     assert any(finding.startswith("gateway is silent: ") for finding in status["findings"])
 

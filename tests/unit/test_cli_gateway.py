@@ -34,6 +34,7 @@ from synchromesh.errors import ConfigError
 from synchromesh.gateway import parse_keys
 from synchromesh.gateway.router import Template
 from synchromesh.runtime import RealRuntime
+from synchromesh.system import load_config
 from synchromesh.system.config.gateway_keys import ApiKeysFile
 
 AUTH = (ApiKeys(),)
@@ -202,6 +203,34 @@ def test_a_right_gateway_is_explained(tmp_path: Path, run: Run) -> None:
     assert [(each["name"], each["turn"]) for each in page["branches"]] == [("count", 1), ("who", 1)]
     assert (drawing["kind"], drawing["body_max"]) == ("forward", "8MiB")
     assert not (folder / ".synchromesh").exists()
+
+
+def test_a_reload_is_shown_before_it_is_taken(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would change, then that it was taken; a mistake ends with 1, and no reason with 2."""
+    folder = folder_of(tmp_path, "right")
+    file = folder / "synchromesh.toml"
+    with Running(folder) as running:
+        running.system.reread = lambda: load_config(folder)
+        assert run(folder, "gateway", "reload", "--dry-run").out == "nothing has changed\n"
+        with file.open("a") as text:
+            text.write('access_log = "1%"\n[policies."gateway:notes"]\ntimeout = "3s"\n')
+        shown = run(folder, "gateway", "reload", "--dry-run").out
+        assert "  ~ [gateway] access_log  off -> 1%\n" in shown
+        assert '  + [policies."gateway:notes"] timeout  3s\n' in shown
+        assert shown.endswith("it can be taken; nothing was changed\n")
+        unsaid = run(folder, "gateway", "reload")
+        assert (unsaid.code, "--why TEXT" in unsaid.err) == (2, True)
+        assert run(folder, "gateway", "reload", "--why", "less").out == f"{shown[:-37]}taken\n"
+        good = file.read_text()
+        file.write_text(good.replace("1%", "often"))
+        refused = run(folder, "gateway", "reload", "--why", "more")
+        assert (refused.code, "nothing was changed; mistakes:" in refused.err) == (1, True)
+        assert "access_log = 'often'" in refused.err
+        file.write_text(good.replace("notes_app:notes", "notes_app:broken"))
+        report = json.loads(run(folder, "gateway", "reload", "--dry-run", "--json").out)
+        assert report["left"] == ['[services."notes"]']
 
 
 def test_without_a_gateway_it_says_how_to_have_one(tmp_path: Path, run: Run) -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from synchromesh.cli.actions import say_why, user, why_option
 from synchromesh.cli.config import settings_option
+from synchromesh.cli.control import ControlClient
 from synchromesh.cli.mirror import mirror
 from synchromesh.cli.output import print_json, print_line
 from synchromesh.durations import duration
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from synchromesh.system.config.gateway_keys import ApiKeysFile
     from synchromesh.system.config.schema import SystemConfig
 
-MISTAKE = 2
+FINDING, MISTAKE = 1, 2
+# An issuer of tokens may take its time, and so may an import.
+RELOAD_WITHIN_S = 90.0
 EXPIRES_MAX_S = 100 * 365 * 86_400.0
 
 
@@ -131,6 +135,50 @@ def _add_branches(add_row: Any, route: RouteOutline) -> None:
 
 
 gateway.add_command(mirror)
+
+
+@gateway.command("reload", short_help="Take up what has changed, without a restart.")
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would change, and stop.")
+@why_option
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def reload_gateway(folder: Path, is_dry_run: bool, why: str, is_json: bool) -> int:
+    """Take up what has changed of the gateway, whole or not at all, and lose no request.
+
+    That is its sections of synchromesh.toml ([gateway] but for app, host and port, and its
+    policies), the module that [gateway] app names, with those that no service imports, and the
+    files of certificates. Shows each difference. Exits 1 where nothing was taken for a mistake, and
+    names it: an expired certificate, keys of an issuer that cannot be fetched, code that services
+    run too.
+    """
+    asked = {"who": user() if is_dry_run else say_why(why), "why": why, "is_dry_run": is_dry_run}
+    client = ControlClient(folder)
+    report = client.post("/gateway/reload", asked, within_s=RELOAD_WITHIN_S)
+    if is_json:
+        print_json(report)
+    else:
+        _show_reload(report, is_dry_run=is_dry_run)
+    return FINDING if report["mistakes"] else 0
+
+
+def _show_reload(report: dict[str, Any], *, is_dry_run: bool) -> None:
+    for change in report["changes"]:
+        what, before, after = change["what"], change["before"], change["after"]
+        mark = "~" if before and after else "-" if before else "+"
+        told = " -> ".join(each for each in (before, after) if each)
+        print_line(f"  {mark} {what}  {told}")
+    for section in report["left"]:
+        print_line(f"  not the gateway's, and left as it runs: {section}")
+    if report["mistakes"]:
+        click.echo("nothing was changed; mistakes:", err=True)
+        for mistake in report["mistakes"]:
+            click.echo(f"  {mistake}", err=True)
+    elif not report["changes"]:
+        print_line("nothing has changed")
+    elif is_dry_run:
+        print_line("it can be taken; nothing was changed")
+    else:
+        print_line("taken")
 
 
 @gateway.group(short_help="Make, list and remove API keys.")

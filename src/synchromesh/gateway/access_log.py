@@ -94,6 +94,7 @@ class AccessLog:
 
     Attributes:
         dropped: how many were, so far.
+        share, origins: as they were given; may be replaced.
 
     Example:
         >>> log = AccessLog(1.0, random.Random(0), lambda: 0, Origins(), lines_max=1)
@@ -112,10 +113,10 @@ class AccessLog:
         *,
         lines_max: int = LINES_MAX,
     ) -> None:
-        self._share = share
+        self.share = share
         self._rng = rng
         self._wall_us = wall_us
-        self._origins = origins
+        self.origins = origins
         self._lines_max = lines_max
         self._waiting: list[Served] = []
         self.dropped = 0
@@ -141,9 +142,9 @@ class AccessLog:
         if (
             status < 400
             and ended == "ok"
-            and self._share < 1.0
+            and self.share < 1.0
             and not (told is not None and told.is_degraded)
-            and self._rng.random() >= self._share
+            and self._rng.random() >= self.share
         ):
             return
         if len(self._waiting) >= self._lines_max:
@@ -152,9 +153,9 @@ class AccessLog:
         told = told or _NOTHING
         fields = told.fields
         if isinstance(fields, Headers):
-            origin = self._origins.of_request(peer, fields)
+            origin = self.origins.of_request(peer, fields)
         else:
-            origin = self._origins.of_pairs(peer, fields)
+            origin = self.origins.of_pairs(peer, fields)
         self._waiting.append(
             Served(
                 self._wall_us(), method, route, status, took_s, size, told.principal,

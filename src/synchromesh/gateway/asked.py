@@ -17,7 +17,7 @@ from synchromesh.gateway.arrival import Arrival
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.fast_beside import UNDECIDED, Decided
 from synchromesh.gateway.traffic import RouteTraffic
-from synchromesh.http import HttpRequest, HttpResponse
+from synchromesh.http import HttpRequest, HttpResponse, Limits
 from synchromesh.http.body import Body
 from synchromesh.http.tunnel import Switching
 from synchromesh.identity import NOBODY, Principal
@@ -130,6 +130,16 @@ class AskedRequest:
 def under(context: CallContext, key: str) -> CallContext:
     """Put a call under a principal's key: another's would be answered with another's answer."""
     return replace(context, key=f"{digest(context.principal.name.encode())}/{key}")
+
+
+async def whole_of(request: HttpRequest) -> HttpRequest | None:
+    """Return a request with the body that is still coming; None where that is too long."""
+    body = b""
+    while request.stream is not None and (part := await request.stream.read()):
+        body += part
+        if len(body) > Limits().body_bytes_max:
+            return None
+    return replace(request, body=body, stream=None)
 
 
 class _CountedBody(Body):

@@ -49,7 +49,7 @@ from synchromesh.gateway.answers import (
     unrouted,
 )
 from synchromesh.gateway.arrival import arrival_of, key_of
-from synchromesh.gateway.asked import Accounting, AskedRequest, RefusedRequest, under
+from synchromesh.gateway.asked import Accounting, AskedRequest, RefusedRequest, under, whole_of
 from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.check import compiled, read
 from synchromesh.gateway.compiled import CompiledRoute
@@ -71,7 +71,13 @@ from synchromesh.gateway.routes import Gateway
 from synchromesh.gateway.routing import Routing
 from synchromesh.gateway.state import GatewayState
 from synchromesh.gateway.traffic import GatewayCounts
-from synchromesh.http import HttpExchange, HttpRequest, HttpResponse, RawPair, problem_response
+from synchromesh.http import (
+    HttpExchange,
+    HttpRequest,
+    HttpResponse,
+    RawPair,
+    problem_response,
+)
 from synchromesh.runtime import Runtime
 from synchromesh.telemetry import Tracer
 
@@ -193,6 +199,10 @@ class GatewayEngine:
         """Look once whether what credentials are verified by has changed."""
         self._identification.refresh()
 
+    async def retire(self) -> None:
+        """Give up copies that are still under way: another engine has taken over long ago."""
+        await self._mirrors.close()
+
     async def close(self) -> None:
         """End what verifies credentials, and copies under way. May be repeated."""
         await self._mirrors.close()
@@ -257,7 +267,14 @@ class GatewayEngine:
         """Answer a request that is passed on; the context is left once its answer is sent."""
         routes = self._routes if self._hosts is None else self._hosts.asked(request)
         found = find(routes, request.method, request.path)
-        assert isinstance(found, Match), "body_max has found it"
+        if isinstance(found, NoMatch) or found.target.passage is None:
+            # It was passed on when its head came: another gateway has taken over since.
+            whole = await whole_of(request)
+            if whole is None:
+                yield self._other(request, problem_response(413, "the body is too long"))
+            else:
+                yield await self(whole)
+            return
         asked_before = preflight(routes, request) if self._has_cors else None
         if asked_before is not None:
             yield self._other(request, asked_before)

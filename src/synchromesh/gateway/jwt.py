@@ -229,6 +229,20 @@ class TokenVerifier:
         self._keep(field, principal, verified.expires_s)
         return principal
 
+    async def ready(self) -> None:
+        """Wait for the first keys, a few seconds at most.
+
+        Raises:
+            ConfigError: they could not be had.
+        """
+        if self._source.keys is None:
+            await self._source.renewed()
+        if self._source.keys is None:
+            raise ConfigError(
+                f"no keys of {self._rules.issuer} could be fetched; see the log for the reason, "
+                "and try again once the issuer answers"
+            )
+
     def known(self, exchange: HttpExchange) -> Principal | None:
         """Return whose token it is where that was found out before; None leaves it open."""
         field = None

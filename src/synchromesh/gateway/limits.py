@@ -148,6 +148,11 @@ class TokenBuckets:
         fields = self.fields(key, now)
         return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
 
+    def is_as(self, other: TokenBuckets) -> bool:
+        """Tell whether another one has the same rate and bounds."""
+        mine = (self._interval_s, self._slack_s, self._buckets_max)
+        return mine == (other._interval_s, other._slack_s, other._buckets_max)
+
     def __len__(self) -> int:
         return len(self._full_at_s)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from synchromesh.gateway.access_log import AccessLog
+from synchromesh.gateway.changes import name_of, operations_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.last_answers import LastAnswers
 from synchromesh.gateway.limits import TokenBuckets
 from synchromesh.gateway.mirror_book import MirrorBook
-from synchromesh.gateway.routes import Gateway
+from synchromesh.gateway.routes import Forward, Gateway
 from synchromesh.gateway.traffic import GatewayCounts, RouteTraffic
 from synchromesh.gateway.tunnels import TunnelPlaces
 from synchromesh.resilience import Limiter, LimitOptions
@@ -21,6 +22,7 @@ class GatewayState:
     """Is what the requests of one gateway leave behind.
 
     Attributes:
+        gateway: whose it is.
         limiter: bounds what is in flight.
         last: the last good answers, for those who fall back to them.
         tunnels: how many are open.
@@ -31,6 +33,7 @@ class GatewayState:
         log: is told of every request; None for no access log.
     """
 
+    gateway: Gateway
     limiter: Limiter
     last: LastAnswers
     tunnels: TunnelPlaces
@@ -42,9 +45,20 @@ class GatewayState:
 
     @classmethod
     def of(
-        cls, gateway: Gateway, entries: Sequence[CompiledRoute], log: AccessLog | None = None
+        cls,
+        gateway: Gateway,
+        entries: Sequence[CompiledRoute],
+        log: AccessLog | None = None,
+        before: GatewayState | None = None,
     ) -> GatewayState:
-        """Return the state of a gateway that nobody has asked yet."""
+        """Return the state of a gateway that nobody has asked yet, or that takes another's place.
+
+        What has the same bounds as before goes on: who has asked how often, what is in flight, the
+        last answers of routes whose operations are the same, and counts.
+
+        Args:
+            before: of the gateway whose place it takes; None for a new one.
+        """
         buckets = {
             entry.name: TokenBuckets(
                 interval_s=entry.interval_s,
@@ -55,7 +69,10 @@ class GatewayState:
             for entry in entries
             if entry.interval_s
         }
+        if before is not None:
+            return before._taken_over(gateway, entries, log, buckets)
         return cls(
+            gateway=gateway,
             limiter=Limiter(LimitOptions(gateway.in_flight_max), name="the gateway"),
             last=LastAnswers(answers_max=gateway.stale_max, bytes_max=gateway.stale_bytes_max),
             tunnels=TunnelPlaces(gateway.tunnels_max),
@@ -74,6 +91,37 @@ class GatewayState:
             log=log,
         )
 
+    def _taken_over(
+        self,
+        gateway: Gateway,
+        entries: Sequence[CompiledRoute],
+        log: AccessLog | None,
+        buckets: dict[str, TokenBuckets],
+    ) -> GatewayState:
+        fresh, before = GatewayState.of(gateway, entries, log), self.gateway
+        for name, made in buckets.items():
+            kept = self.buckets.get(name)
+            if kept is not None and kept.is_as(made):
+                fresh.buckets[name] = kept
+        for name in fresh.traffic.keys() & self.traffic.keys():
+            fresh.traffic[name] = self.traffic[name]
+        old, new = _mirrors_of(before), _mirrors_of(gateway)
+        for name in fresh.mirrors.keys() & self.mirrors.keys():
+            if old.get(name) == new.get(name):
+                fresh.mirrors[name] = self.mirrors[name]
+        for traffic in (*fresh.traffic.values(), self.others):
+            traffic.log = log
+        bounds = (gateway.stale_max, gateway.stale_bytes_max)
+        is_last_kept = bounds == (before.stale_max, before.stale_bytes_max)
+        is_in_flight_kept = gateway.in_flight_max == before.in_flight_max
+        return replace(
+            fresh,
+            limiter=self.limiter if is_in_flight_kept else fresh.limiter,
+            tunnels=self.tunnels if gateway.tunnels_max == before.tunnels_max else fresh.tunnels,
+            last=self.last if is_last_kept and _are_same(before, gateway) else fresh.last,
+            others=self.others,
+        )
+
     def counts(self) -> GatewayCounts:
         """Return what became of the requests so far."""
         return GatewayCounts(
@@ -84,3 +132,13 @@ class GatewayState:
 
     def __repr__(self) -> str:
         return f"<GatewayState {len(self.traffic)} routes, {self.limiter!r}>"
+
+
+def _mirrors_of(gateway: Gateway) -> dict[str, object]:
+    return {name_of(each): each.mirror for each in gateway.routes if isinstance(each, Forward)}
+
+
+def _are_same(before: Gateway, after: Gateway) -> bool:
+    """Tell whether each operation that both have is the same: its kept answers can be read."""
+    known = {operation.full_name: operation for operation in operations_of(before)}
+    return all(known.get(each.full_name, each) is each for each in operations_of(after))

@@ -63,6 +63,10 @@ class Crowd(Generic[M]):
         self._placed = _Table[M]()
         self._ending = _Table[M]()
 
+    def take_over(self, limits: Limits, client_of: Callable[[str], str]) -> None:
+        """Bound, and count, those that come from now on in another way."""
+        self._limits, self._client_of = limits, client_of
+
     def __len__(self) -> int:
         return len(self._clients)
 

@@ -99,6 +99,7 @@ class RequestReader:
         is_open: True while it is not decided whether the request that is read is streamed.
         coming: the streamed body that is being read.
         body_bytes: how much of the body that is being read has come.
+        streaming: as it was given; may be replaced between two requests.
         owes_continue: True while the client waits for 100 Continue.
     """
 
@@ -113,7 +114,7 @@ class RequestReader:
         is_fast: bool = True,
     ) -> None:
         self._limits = limits
-        self._streaming = streaming
+        self.streaming = streaming
         self._sink = sink
         self._is_fast = is_fast
         self._parser = httptools.HttpRequestParser(self)
@@ -223,7 +224,7 @@ class RequestReader:
 
     def judge_whole(self, exchange: HttpExchange) -> Refusal | None:
         """Give a request that came whole its stream, if its route is streamed."""
-        if exchange.stream is None and self._streaming is not None and exchange.is_plain:
+        if exchange.stream is None and self.streaming is not None and exchange.is_plain:
             longest = self._streamed_max(exchange.method, exchange.target, exchange.pairs)
             if longest is not None:
                 if len(exchange.body) > longest:
@@ -322,7 +323,7 @@ class RequestReader:
             if length is None or int(length) <= limits.body_bytes_max:
                 # Whether it is streamed can wait until it has not come whole.
                 self._body_bytes_max = limits.body_bytes_max
-                self.is_open = self._streaming is not None
+                self.is_open = self.streaming is not None
             else:
                 refusal = self._judge_length()
                 if refusal is not None:
@@ -440,10 +441,10 @@ class RequestReader:
         self._hand_over(b"", self.coming)
 
     def _streamed_max(self, method: bytes, target: bytes, pairs: Sequence[RawPair]) -> int | None:
-        if self._streaming is None:
+        if self.streaming is None:
             return None
         path = target.partition(b"?")[0].decode("latin-1")
-        return self._streaming.body_max(method.decode("ascii"), path, pairs)
+        return self.streaming.body_max(method.decode("ascii"), path, pairs)
 
     def _drop_trailer(self, name: bytes, value: bytes) -> None:
         """Count a trailer field to the head, and forget it: it must not replace a header."""

@@ -10,6 +10,7 @@ from synchromesh.eager import starter
 from synchromesh.errors import ConfigError
 from synchromesh.http.crowd import Crowd, host_of
 from synchromesh.http.date import DateLine
+from synchromesh.http.exchange import HttpExchange
 from synchromesh.http.limits import Limits
 from synchromesh.http.protocol import ServerConnection
 from synchromesh.http.reading import Streaming
@@ -87,6 +88,7 @@ class HttpServer:
         self._network = network
         self._limits = limits
         self._listener: Listener | None = None
+        self._serving: Serving | None = None
         self._connections = Crowd[Connection](limits, client_of)
         self._handling: set[asyncio.Task[object]] = set()
         self._is_draining = False
@@ -102,10 +104,9 @@ class HttpServer:
             raise ConfigError(f"this server listens on {self.url} already; make another one")
         self._is_draining = False
         loop = asyncio.get_running_loop()
-        begin = getattr(self._handler, "begin_exchange", None) if self._is_fast else None
-        serving = Serving(
+        serving = self._serving = Serving(
             self._handler,
-            begin,
+            self._begin(),
             self._streaming,
             self._limits,
             self,
@@ -185,6 +186,31 @@ class HttpServer:
         for connection in list(self._connections):
             connection.drain(idle_s)
 
+    def take_over(
+        self,
+        handler: Handler,
+        streaming: Streaming | None,
+        *,
+        limits: Limits,
+        client_of: Callable[[str], str],
+        refused: Callable[[str, int], None],
+    ) -> None:
+        """Have another handler answer every request from the next one on, on all connections.
+
+        What is under way is answered by who has begun it. Limits of connections that are open stay;
+        how many there may be does not. The arguments are those of the server.
+        """
+        self._handler, self._streaming, self._limits = handler, streaming, limits
+        self._refused = refused
+        self._connections.take_over(limits, client_of)
+        serving = self._serving
+        if serving is None:
+            return
+        serving.handler, serving.begin, serving.streaming = handler, self._begin(), streaming
+        serving.limits, serving.patience, serving.refused = limits, limits.patience, refused
+        for connection in self._connections:
+            connection.reader.streaming = streaming
+
     async def close(self) -> None:
         """Stop accepting, cut every connection, and wait for cancelled handlers. Repeatable."""
         self._is_draining = True
@@ -216,6 +242,9 @@ class HttpServer:
             self._handling.add(handling)
             handling.add_done_callback(self._handling.discard)
         self._changed.set()
+
+    def _begin(self) -> Callable[[HttpExchange], bool] | None:
+        return getattr(self._handler, "begin_exchange", None) if self._is_fast else None
 
     def _listening(self) -> Listener:
         if self._listener is None:

@@ -15,7 +15,7 @@ from synchromesh.http.limits import Limits
 from synchromesh.http.message import HttpRequest, HttpResponse, error_response
 from synchromesh.http.outflow import Taken
 from synchromesh.http.pace import Patience
-from synchromesh.http.reading import Streaming
+from synchromesh.http.reading import RequestReader, Streaming
 from synchromesh.http.together import TurnWrites
 
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[HttpResponse]]
@@ -25,6 +25,7 @@ class Connection(Protocol):
     """One connection, as the server sees it; its `peer` is `host:port`, or "" for not known."""
 
     peer: str
+    reader: RequestReader
 
     @property
     def is_idle(self) -> bool:
@@ -56,9 +57,9 @@ class ConnectionOwner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Serving:
-    """Is what all connections of one server share.
+    """Is what all connections of one server share; who answers may be replaced (`take_over`).
 
     Attributes:
         handler: answers complete requests.

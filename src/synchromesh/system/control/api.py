@@ -23,6 +23,7 @@ from synchromesh.codec import decode, encode
 from synchromesh.context import check_key
 from synchromesh.errors import (
     BadRequest,
+    ConfigError,
     ConnectFailed,
     SynchromeshError,
     Unauthenticated,
@@ -32,7 +33,7 @@ from synchromesh.errors import (
 from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
 from synchromesh.identity import PRINCIPAL_BYTES_MAX, Principal
 from synchromesh.service import Service
-from synchromesh.system.config.schema import CLIENT
+from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.action_table import find_action
 from synchromesh.system.control.actions import OWN, Answers, RepairAction, parse_request
 from synchromesh.system.control.arguments import arguments_from_texts
@@ -42,6 +43,7 @@ from synchromesh.system.control.contract_book import (
     ReplaceRequest,
 )
 from synchromesh.system.control.faults import BreakRequest, HealRequest
+from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.isolating import IsolateRequest, isolate_or_release
 from synchromesh.system.control.local import LAST, LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
@@ -116,7 +118,9 @@ class Control:
         self.caller = local.deps.caller(CLIENT, self._tracer)
         # The first segment of the path, after the method; what follows it is the argument.
         # These take one, or may take one.
-        self._with_argument = frozenset({"actions", "breakers", "traces", "faults", "services"})
+        self._with_argument = frozenset(
+            {"actions", "breakers", "traces", "faults", "services", "gateway"}
+        )
         self._answers: dict[tuple[str, str], Answer] = {
             ("GET", "status"): self._status,
             ("POST", "call"): self._call,
@@ -127,6 +131,7 @@ class Control:
             ("POST", "faults"): self._break_or_heal,
             ("POST", "breakers"): self._isolate_or_release,
             ("POST", "services"): self._of_process,
+            ("POST", "gateway"): self._reload,
         }
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
@@ -208,6 +213,29 @@ class Control:
         answer = isolate_or_release(self._local, wanted, is_release=bool(rest))
         await asyncio.gather(*(each.forward(request.path, request.body) for each in others))
         return answer
+
+    async def _reload(self, request: HttpRequest, rest: str) -> ReloadReport:
+        if rest != "reload":
+            raise _unknown(request)
+        wanted, local, remote = decode(request.body, ReloadRequest), self._local, self._remotes
+        process = remote.get(GATEWAY)
+        if process is None and local.reload is None:
+            raise UnknownOperation(
+                "this system serves no gateway; name one as [gateway] app, and start it anew"
+            )
+        try:
+            # A supervisor has read it already.
+            now = wanted.config or (local.reread or _nothing)()
+        except ConfigError as error:
+            return ReloadReport(False, mistakes=error.message.splitlines())
+        if process is not None:
+            report = await process.reload(msgspec.structs.replace(wanted, config=now))
+        else:
+            assert local.reload is not None
+            report = await local.reload(wanted, now)
+        if report.is_taken:
+            local.taken_up(GATEWAY)
+        return report
 
     async def _of_process(self, request: HttpRequest, rest: str) -> object:
         name, _, act = rest.rpartition("/")
@@ -434,3 +462,7 @@ def _principal(name: str, scopes: frozenset[str]) -> Principal:
 
 def _unknown(request: HttpRequest) -> UnknownOperation:
     return UnknownOperation(f"the control socket has no {request.method} {request.path}")
+
+
+def _nothing() -> SystemConfig:
+    raise ConfigError("the configuration is not at hand here; ask the process that runs the system")

@@ -17,8 +17,10 @@ from synchromesh.discovery import Endpoint, UpstreamHealth
 from synchromesh.errors import StoreError
 from synchromesh.events.inspection import list_projections
 from synchromesh.service import ChildState, Deps, ServiceInstance, Supervisor
+from synchromesh.system.config.schema import SystemConfig
 from synchromesh.system.control.actions import Action, Answers, ReadAction
 from synchromesh.system.control.faults import FaultInjector
+from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.mirror_status import MirrorStatus
 from synchromesh.system.control.status import (
     BreakerStatus,
@@ -32,6 +34,7 @@ from synchromesh.system.control.status import (
     IsolationStatus,
     ListedInstance,
     ProjectionStatus,
+    ReloadStatus,
     ServiceStatus,
     SetAsideStatus,
     Status,
@@ -58,6 +61,10 @@ class LocalProcess:
         gateway_warnings: returns what a person should know of it.
         gateway_mirrors: returns what has come of the copies that it sends.
         admin: the URL of its admin listener.
+        reread: reads the configuration as it is now.
+        reload: reloads the gateway; None where it is not served here.
+        taken_up: told of a part whose code is taken up while it runs.
+        reloaded: returns what its last reload was; None for none.
         code_changed: files that have changed since their part started, by part.
         restart: restarts a part or background child that runs here; False where there is none.
     """
@@ -76,6 +83,10 @@ class LocalProcess:
     gateway_warnings: Callable[[], list[str]] = list
     gateway_mirrors: Callable[[], list[MirrorStatus]] = list
     admin: str = ""
+    reread: Callable[[], SystemConfig] | None = None
+    reload: Callable[[ReloadRequest, SystemConfig], Awaitable[ReloadReport]] | None = None
+    taken_up: Callable[[str], None] = lambda _: None
+    reloaded: Callable[[], ReloadStatus | None] = lambda: None
     code_changed: dict[str, list[str]] = field(default_factory=dict)
 
     async def status(self) -> Status:
@@ -92,6 +103,7 @@ class LocalProcess:
                     self.gateway_warnings(),
                     self.admin,
                     self.gateway_mirrors(),
+                    self.reloaded(),
                 )
                 if self.gateway_url
                 else None

@@ -26,6 +26,7 @@ from synchromesh.http import HttpPool
 from synchromesh.system.config.parts import SystemPart
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.control.actions import OWN, Action, Answers
+from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 from synchromesh.system.control.status import (
     PROCESS,
     RUNNING,
@@ -42,6 +43,7 @@ from synchromesh.telemetry import SpanRecord
 T = TypeVar("T")
 
 ASK_WITHIN_S = 2.0
+RELOAD_WITHIN_S = 60.0
 
 
 class Spans(msgspec.Struct, frozen=True):
@@ -142,6 +144,17 @@ class RemoteProcess:
                 raise BadRequest(
                     f"{self.name!r} was not reached: {error.message}; try again"
                 ) from error
+
+    async def reload(self, request: ReloadRequest) -> ReloadReport:
+        """Have it reload the gateway.
+
+        Raises:
+            SynchromeshError: it was not reached, or is being reloaded.
+        """
+        body = msgspec.json.encode(request)
+        return await self._ask(
+            "POST", "/gateway/reload", ReloadReport, body, within_s=RELOAD_WITHIN_S
+        )
 
     async def restart(self) -> int | None:
         """Restart the process without losing a call, and return the new process id.

@@ -185,6 +185,15 @@ class ClientStatus(msgspec.Struct, frozen=True):
     ejected: dict[str, list[str]] = {}
 
 
+class ReloadStatus(msgspec.Struct, frozen=True):
+    """The last reload of the gateway, who asked for it and why, and how much it changed."""
+
+    at_us: int
+    who: str
+    why: str
+    changes: int
+
+
 class GatewayStatus(msgspec.Struct, frozen=True):
     """The gateway, the process that serves it, and what a person should know, in words."""
 
@@ -193,6 +202,7 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     admin: str = ""
     mirrors: list[MirrorStatus] = []
+    reloaded: ReloadStatus | None = None
 
 
 class FaultStatus(msgspec.Struct, frozen=True):

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, create_server, socket
 from typing import TYPE_CHECKING
 
 from msgspec import convert, to_builtins
 
+from synchromesh.calls import Caller
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway, GatewayEngine
 from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.engine import REREAD_EVERY_S
 from synchromesh.gateway.health import HealthDoor
-from synchromesh.gateway.opening import all_opened
+from synchromesh.gateway.opening import Reopened, reopen
 from synchromesh.gateway.origin import Origins, read_proxies
+from synchromesh.gateway.principal import Auth, Authenticator
 from synchromesh.gateway.state import GatewayState
 from synchromesh.gateway.traffic import GatewayCounts
-from synchromesh.http import HttpServer
+from synchromesh.http import HttpServer, Limits
 from synchromesh.network import BACKLOG, HANDSHAKE_S, Network
 from synchromesh.runtime import Disk
 from synchromesh.service import Deps
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 _IDLE_SHARE = 2 / 3
 # How long a connection may bring one request more once the authorities of clients have changed.
 _RENEWED_WITHIN_S = 2.0
+# How long a request may wait for what an authenticator asks, such as an issuer for its keys.
+_RETIRED_S = 30.0
 
 
 class GatewayPart:
@@ -53,6 +58,7 @@ class GatewayPart:
         tls: what the network it listens on proves itself by; None for plain HTTP.
 
     Attributes:
+        definition: what it serves.
         caller: sends its calls.
         access: writes the access log; None where there is none.
     """
@@ -68,23 +74,19 @@ class GatewayPart:
         tls: ServerTls | None = None,
     ) -> None:
         self._tls = tls
-        self._definition = definition
+        self.definition = definition
+        self._config = config
         self._deps = deps
         self._rundir = rundir
         self._disk = disk
         self._externals = frozenset(config.external)
-        self._limits = config.gateway.clients.compile()
-        self._health = config.gateway.health
         self._is_draining = False
-        self._access_share = config.gateway.access_share()
         self.access: AccessFile | None = None
-        self._origins = Origins(
-            read_proxies(config.gateway.trusted_proxies),
-            by=config.gateway.forwarded_by or "x-forwarded",
-            scheme="http" if tls is None else "https",
-        )
         self._tracer = deps.tracer(GATEWAY)
         self.caller = deps.caller(GATEWAY, self._tracer)
+        self._authenticators: list[tuple[Auth, Authenticator]] = []
+        # What ends that whose place something else has taken, and when nobody asks it any more.
+        self._retired: list[tuple[float, Callable[[], Awaitable[None]]]] = []
         self._engine: GatewayEngine | None = None
         self._server: HttpServer | None = None
         self._url = ""
@@ -105,44 +107,141 @@ class GatewayPart:
         Raises:
             ConfigError: the keys have mistakes, or it cannot listen there.
         """
-        for auth in self._definition.auth:
-            path = own_keys_path(auth, self._rundir)
-            if path is not None and not path.exists():
-                ApiKeysFile(path, self._disk).write(())
+        prepared = await self.prepare(self.definition, entries, self._config)
+        engine, door = self._engine_of(prepared, None)
         runtime = self._deps.runtime
-        engine = self._engine = GatewayEngine(
-            self._definition,
-            caller=self.caller,
-            tracer=self._tracer,
-            authenticators=await all_opened(
-                self._definition.auth, folders_of(self._rundir), runtime
-            ),
-            externals=self._externals,
-            origins=self._origins,
-            entries=entries,
-            state=GatewayState.of(self._definition, entries, self._open_log()),
-        )
-        door = HealthDoor(engine, self._health, lambda: not self._is_draining)
         server = self._server = HttpServer(
-            door if self._health else engine,
+            door,
             network=network,
-            limits=self._limits,
-            streaming=door if self._health else engine,
-            client_of=self._origins.counted_for,
+            limits=prepared.limits,
+            streaming=door,
+            client_of=prepared.origins.counted_for,
             refused=engine.note_refused,
             wall_us=runtime.wall_us,
         )
         await server.start(host, port)
         self._url = server.url
 
+    async def prepare(
+        self,
+        definition: Gateway,
+        entries: Sequence[CompiledRoute],
+        config: SystemConfig,
+        *,
+        tls: ServerTls | None = None,
+    ) -> Prepared:
+        """Open what a definition and a configuration need, beside what is at work.
+
+        Args:
+            entries: what `check_gateway` made of the definition.
+            tls: what it proves itself by from then on; None leaves that as it is.
+
+        Raises:
+            ConfigError: something is missing or wrong; nothing was changed.
+        """
+        for auth in definition.auth:
+            path = own_keys_path(auth, self._rundir)
+            if path is not None and not path.exists():
+                ApiKeysFile(path, self._disk).write(())
+        section, access = config.gateway, self.access
+        if section.access_share() and access is None:
+            runtime = self._deps.runtime
+            log = AccessLog(1.0, runtime.rng, runtime.wall_us, Origins())
+            access = AccessFile(log, self._rundir.telemetry / "access.jsonl")
+        folders = folders_of(self._rundir)
+        try:
+            reopened = await reopen(
+                definition.auth, self._authenticators, folders, self._deps.runtime
+            )
+        except BaseException:
+            if access is not None and access is not self.access:
+                access.close()
+            raise
+        is_secured = self._tls is not None
+        return Prepared(
+            definition=definition,
+            entries=entries,
+            config=config,
+            reopened=reopened,
+            origins=Origins(
+                read_proxies(section.trusted_proxies),
+                by=section.forwarded_by or "x-forwarded",
+                scheme="https" if is_secured else "http",
+            ),
+            limits=section.clients.compile(),
+            access=access,
+            tls=tls,
+        )
+
+    async def discard(self, prepared: Prepared) -> None:
+        """Close what was prepared and is not taken."""
+        for authenticator in prepared.reopened.made:
+            await authenticator.close()
+        if prepared.access is not None and prepared.access is not self.access:
+            prepared.access.close()
+
+    def take(self, prepared: Prepared, caller: Caller | None = None) -> None:
+        """Serve what was prepared from the next request on; none that is under way is lost.
+
+        Args:
+            caller: sends its calls from then on; None leaves that as it is.
+        """
+        assert self._engine is not None
+        assert self._server is not None
+        self.caller = caller or self.caller
+        kept = prepared.reopened.authenticators
+        gone_s = asyncio.get_running_loop().time() + _RETIRED_S
+        gone = [own.close for _, own in self._authenticators if own not in kept]
+        gone.append(self._engine.retire)
+        engine, door = self._engine_of(prepared, self._engine.state)
+        self._server.take_over(
+            door,
+            door,
+            limits=prepared.limits,
+            client_of=prepared.origins.counted_for,
+            refused=engine.note_refused,
+        )
+        self._retired += [(gone_s, each) for each in gone]
+        self.definition, self._config = prepared.definition, prepared.config
+        if self._tls is not None and prepared.tls is not None:
+            self._tls.take(prepared.tls)
+
+    def _engine_of(
+        self, prepared: Prepared, before: GatewayState | None
+    ) -> tuple[GatewayEngine, GatewayEngine | HealthDoor]:
+        """Return the engine of what was prepared, and what stands before it."""
+        section, log = prepared.config.gateway, None
+        self.access = prepared.access
+        if self.access is not None and section.access_share():
+            log = self.access.log
+            log.share, log.origins = section.access_share(), prepared.origins
+        reopened = prepared.reopened
+        self._authenticators = list(
+            zip(prepared.definition.auth, reopened.authenticators, strict=True)
+        )
+        engine = self._engine = GatewayEngine(
+            prepared.definition,
+            caller=self.caller,
+            tracer=self._tracer,
+            authenticators=reopened.authenticators,
+            externals=self._externals,
+            origins=prepared.origins,
+            entries=prepared.entries,
+            state=GatewayState.of(prepared.definition, prepared.entries, log, before),
+        )
+        if not section.health:
+            return engine, engine
+        return engine, HealthDoor(engine, section.health, lambda: not self._is_draining)
+
     async def run(self) -> None:
         """Read keys and certificates again when their files change; a supervised loop."""
-        assert self._engine is not None
         assert self._server is not None
         loop, tls = asyncio.get_running_loop(), self._tls
         again_s = math.inf
         while True:
+            assert self._engine is not None
             self._engine.refresh()
+            await self._close_retired(loop.time())
             if tls is not None:
                 before = tls.authorities
                 tls.refresh(now_s=self._deps.runtime.wall_us() / 1e6)
@@ -153,14 +252,6 @@ class GatewayPart:
                     again_s = math.inf if is_due else loop.time() + HANDSHAKE_S + REREAD_EVERY_S
                     self._server.renew(_RENEWED_WITHIN_S)
             await asyncio.sleep(REREAD_EVERY_S)
-
-    def _open_log(self) -> AccessLog | None:
-        if not self._access_share:
-            return None
-        runtime = self._deps.runtime
-        log = AccessLog(self._access_share, runtime.rng, runtime.wall_us, self._origins)
-        self.access = AccessFile(log, self._rundir.telemetry / "access.jsonl")
-        return log
 
     def snapshot(self) -> GatewayCounts | None:
         """Return what became of the requests so far, by route; None before it has started."""
@@ -214,11 +305,42 @@ class GatewayPart:
             await self._server.close()
         if self._engine is not None:
             await self._engine.close()
+        await self._close_retired(math.inf)
         if self.access is not None:
             self.access.close()
 
+    async def _close_retired(self, now: float) -> None:
+        due = [close for at_s, close in self._retired if at_s <= now]
+        self._retired = [each for each in self._retired if each[0] > now]
+        for close in due:
+            await close()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes nothing new any more."""
+        return self._is_draining
+
     def __repr__(self) -> str:
-        return f"<GatewayPart {len(self._definition.routes)} routes>"
+        return f"<GatewayPart {len(self.definition.routes)} routes>"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Is what a gateway needs for another definition or configuration, open and not yet in use.
+
+    Attributes:
+        access: writes the access log; None where there is none.
+        tls: what it proves itself by; None leaves that as it is.
+    """
+
+    definition: Gateway
+    entries: Sequence[CompiledRoute]
+    config: SystemConfig
+    reopened: Reopened
+    origins: Origins
+    limits: Limits
+    access: AccessFile | None
+    tls: ServerTls | None
 
 
 def open_socket(host: str, port: int) -> socket:

@@ -44,7 +44,9 @@ from synchromesh.system.control.local import LocalProcess
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.host.admin import AdminListener
 from synchromesh.system.host.checks import HealthChecks
+from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.gateway_part import GatewayPart
+from synchromesh.system.host.gateway_reload import Fits, GatewayReload
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.securing import secured_network, terminated
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
@@ -82,11 +84,13 @@ class Definitions:
         services: those of the whole system, whichever run here.
         gateway: None where there is none.
         entries: what `check_gateway` compiled of it.
+        code: the files of the gateway as they were when it was loaded.
     """
 
     services: Sequence[Service]
     gateway: Gateway | None = None
     entries: Sequence[CompiledRoute] = ()
+    code: GatewayCode | None = None
 
 
 class Host:
@@ -103,6 +107,8 @@ class Host:
         urls: where the parts are reached that run here, by name.
         admin: tells whether the process takes requests.
         code: which files each part runs; None in a process of one part.
+        fits: raises where the contracts of a gateway that is reloaded do not fit; None where all
+            parts have loaded the same.
     """
 
     deps: Deps
@@ -145,6 +151,7 @@ class Host:
         self._inproc = None if name else InProcessTransport()
         self._failed = asyncio.Event()
         self._failure = ""
+        self.fits: Fits | None = None
 
     def begin_log(self) -> None:
         """Start the log in the run directory, and the watchdog of the event loop.
@@ -437,12 +444,23 @@ class Host:
         host = config.gateway.host or config.system.host
         await part.start(network, host, config.gateway.port, definitions.entries)
         self.background.start(Child("gateway/keys", part.run))
-        if part.access is not None:
-            self.background.start(Child("gateway/access log", part.access.run))
-        self.local.clients[GATEWAY] = part.caller
+        self._note_gateway(part)
+        if definitions.code is not None:
+            reload = GatewayReload(
+                part, definitions.code, config, self.folder, self.deps, self.runtime,
+                fits=self.fits, took=lambda: self._note_gateway(part),
+            )  # fmt: skip
+            self.local.reload, self.local.reloaded = reload.reload, lambda: reload.last
         self.local.gateway_url = self.urls[GATEWAY] = part.url
         self.local.gateway_warnings = part.warnings
         self.local.gateway_mirrors = part.mirrors
+
+    def _note_gateway(self, part: GatewayPart) -> None:
+        """Take over what of a gateway may be another one after a reload."""
+        self.local.clients[GATEWAY] = part.caller
+        logs = "gateway/access log"
+        if part.access is not None and logs not in self.background.states:
+            self.background.start(Child(logs, part.access.run))
 
     def _service(self, part: SystemPart) -> ServicePart:
         config, succeeds = self.config, self._succeeds

@@ -37,6 +37,7 @@ from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.parts import parts_of
 from synchromesh.system.config.schema import GATEWAY
 from synchromesh.system.host.contracts_report import report_contracts
+from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host, Succeeds
 from synchromesh.system.host.loops import loop_factory
 from synchromesh.system.leases_api.client import RemoteRegistry
@@ -114,12 +115,13 @@ class Process:
         name, config = spec.name, spec.config
         (part,) = parts_of(config, name)
         signer = Signer(base64.b64decode(spec.key))
+        code = GatewayCode(config, host.folder) if name == GATEWAY else None
         definitions = Definitions(load_services(config, host.folder))
         gateway = load_gateway(config, host.folder) if name == GATEWAY else None
         if gateway is not None:
             # It may be another one than that of the process before.
             entries = await check_gateway(gateway, config, host.rundir, runtime)
-            definitions = replace(definitions, gateway=gateway, entries=entries)
+            definitions = replace(definitions, gateway=gateway, entries=entries, code=code)
 
         def registry_at(pool: HttpPool) -> RemoteRegistry:
             return RemoteRegistry(
@@ -146,6 +148,7 @@ class Process:
             )
         )
         await report_contracts(contracts, spec, host.pool)
+        host.fits = lambda contracts: report_contracts(contracts, spec, host.pool)
         await host.run(name)
         host.admin.is_up = True
         return Ready(host.control_server.port, host.urls[name], host.admin.url)

@@ -11,14 +11,13 @@ import base64
 from collections.abc import Callable
 from socket import socket
 
-import msgspec
-
 from synchromesh.discovery import Endpoint, MemoryRegistry
 from synchromesh.durations import duration
 from synchromesh.service import Child, Supervisor
 from synchromesh.system.config.parts import SystemPart, parts_of
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.contract_book import ContractBook
+from synchromesh.system.control.gateway_changes import config_of_gateway
 from synchromesh.system.control.local import child_status
 from synchromesh.system.control.remote import RemoteProcess
 from synchromesh.system.control.status import SILENT, ChildStatus
@@ -237,20 +236,10 @@ class Processes:
 
         Its socket stays, and so do the services. Raises ConfigError where it cannot be read.
         """
-        ours, now = self._host.config, self._reread()
-        policies = {edge: each for edge, each in ours.policies.items() if not _is_gateways(edge)}
-        policies |= {edge: each for edge, each in now.policies.items() if _is_gateways(edge)}
-        gateway = msgspec.structs.replace(
-            now.gateway, app=ours.gateway.app, host=ours.gateway.host, port=ours.gateway.port
-        )
-        return msgspec.structs.replace(ours, policies=policies, gateway=gateway)
+        return config_of_gateway(self._host.config, self._reread())
 
     def __repr__(self) -> str:
         return f"<Processes {', '.join(self.remotes) or 'not started'}>"
-
-
-def _is_gateways(edge: str) -> bool:
-    return edge.startswith(f"{GATEWAY}:")
 
 
 def _runs_in(pid: int) -> Callable[[Endpoint], bool]:

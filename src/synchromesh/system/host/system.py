@@ -39,6 +39,7 @@ from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
 from synchromesh.system.control.code_files import CodeFiles
 from synchromesh.system.host.admin import refuse_taken
+from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.system.host.processes import Processes
 from synchromesh.system.leases_api.server import PATH, RegistryServer
@@ -133,6 +134,9 @@ class System:
         if not self._is_split:
             for name in (*self._config.services, GATEWAY):
                 self._code.started(name)
+        code = None
+        if self._config.gateway.app and not self._is_split:
+            code = GatewayCode(self._config, host.folder)
         services = load_services(self._config, host.folder)
         opening = load_opening(self._config, host.folder)
         for service in services:
@@ -144,7 +148,7 @@ class System:
         definitions = Definitions(services, gateway)
         if gateway is not None:
             entries = await check_gateway(gateway, self._config, host.rundir, host.runtime)
-            definitions = replace(definitions, entries=entries)
+            definitions = replace(definitions, entries=entries, code=code)
         if self._is_split:
             refuse_taken(self._config.admin)
         try:
@@ -242,6 +246,7 @@ class System:
         else:
             await host.serve_control(self._token, {})
         host.local.clients[CLIENT] = host.control.caller
+        host.local.reread, host.local.taken_up = lambda: self.reread(), self._code.started
         await host.run(*config.external)
         where = self._processes or host
         await where.run(*config.services)
