@@ -16,6 +16,8 @@ import pytest
 from messaging_world import open_store, sell, stores
 from store_fakes import open_store as open_file
 from synchromesh.errors import StatementFailed, StoreBroken
+from synchromesh.events import Checkpoint, head, save_checkpoint
+from synchromesh.events.removal import remove_each
 from synchromesh.runtime import RealRuntime
 from synchromesh.store import SqliteStores, Store, Unit
 from synchromesh.system.control.action_table import find_action
@@ -63,6 +65,38 @@ def test_databases_are_looked_into_verified_and_backed_up_in_simulation(tmp_path
 
 def asdict(table: Any) -> dict[str, Any]:
     return {name: getattr(table, name) for name in table.__struct_fields__}
+
+
+def test_a_database_is_in_order_while_it_is_written_relayed_and_forgotten() -> None:
+    """Whatever happens between two looks at it is no fault."""
+
+    async def main(runtime: SimRuntime) -> None:
+        async with stores(runtime, "shop") as (shop,):
+
+            async def work(n: int) -> None:
+                await sell(shop, "ab"[n % 2], n)
+                end = (await head(shop)).position
+                at = Checkpoint(shop.log_id, end)
+                await shop.write(lambda unit: save_checkpoint(unit, "relay/x", at), name="relay")
+                await shop.write(lambda unit: remove_each(unit, [end - 1]), name="forget")
+
+            async def look() -> None:
+                while not is_over:
+                    found.append((await act("db.verify", shop))["faults"])
+
+            found: list[list[str]] = []
+            is_over = False
+            await sell(shop, "a", 0)
+            looking = asyncio.ensure_future(look())
+            for n in range(1, 60):
+                await work(n)
+            is_over = True
+            await looking
+            assert len(found) > 10
+            assert [each for each in found if each] == []
+
+    for seed in range(3):
+        run(main, seed=seed)
 
 
 def test_a_power_cut_in_the_midst_of_a_look_leaves_the_database_as_it_is() -> None:

@@ -272,26 +272,26 @@ def test_what_was_archived_and_not_deleted_is_archived_again() -> None:
     run(main, until_s=1e8)
 
 
-@pytest.mark.parametrize("jump_days", [40, -40])
+@pytest.mark.parametrize("jump_days", [4, -4])
 def test_a_clock_that_jumps_forgets_nothing(jump_days: int) -> None:
     """Between two starts nobody watched the time: it does not count, in either direction."""
 
     async def main(runtime: SimRuntime) -> None:
-        month = Retention(sagas_s=30 * 86_400.0, every_s=1800.0)
+        kept = Retention(sagas_s=3 * 86_400.0, every_s=1800.0)
         async with at_work(runtime, Participants()) as engine:
             await place(engine, "A-1")
-            async with forgetting(store_of(engine), runtime, month):
+            async with forgetting(store_of(engine), runtime, kept):
                 await asyncio.sleep(3600.0)
         base, days = runtime.wall_us, jump_days * 86_400_000_000
         runtime.wall_us = lambda: base() + days  # type: ignore[method-assign]
         async with (
             at_work(runtime, Participants()) as engine,
-            forgetting(store_of(engine), runtime, month),
+            forgetting(store_of(engine), runtime, kept),
         ):
             await asyncio.sleep(3600.0)
             assert len(await engine.runs("", 9)) == 1
             if jump_days > 0:
-                await asyncio.sleep(31 * 86_400.0)
+                await asyncio.sleep(3.1 * 86_400.0)
                 assert await engine.runs("", 9) == []
 
     run(main, until_s=1e8)

@@ -11,7 +11,7 @@ import pytest
 
 from messaging_world import SOLD, Direct, relay_to, sell, stores, take, taken
 from synchromesh.errors import BadRequest, ContractError, UnknownOperation
-from synchromesh.events import remove
+from synchromesh.events import Checkpoint, remove, save_checkpoint
 from synchromesh.messaging import (
     Consumer,
     Forgotten,
@@ -21,7 +21,7 @@ from synchromesh.messaging import (
     gone_subscribers,
     list_messages,
 )
-from synchromesh.store import Store
+from synchromesh.store import Store, Unit
 from synchromesh.testing import SimRuntime, run
 
 BY = {"who": "ada", "why": "its team has closed it"}
@@ -118,3 +118,37 @@ def test_what_it_refused_goes_with_it() -> None:
         assert [each.subscriber for each in await list_messages(shop)] == ["books"] * 3
 
     with_both(main)
+
+
+def test_to_ask_who_is_gone_costs_the_same_beside_a_hundred_times_as_many_events() -> None:
+    """Of private events, for public ones are counted up to a bound."""
+
+    async def steps(runtime: SimRuntime, count: int) -> int:
+        asked = 0
+
+        def step() -> int:
+            nonlocal asked
+            asked += 1
+            return 0
+
+        async with stores(runtime, "shop") as (shop,):
+
+            async def fill(unit: Unit) -> None:
+                await save_checkpoint(unit, "relay/stock", Checkpoint(shop.log_id))
+                await unit.execute(
+                    "with recursive n(i) as (select 1 union all select i + 1 from n where i < ?) "
+                    "insert into sm_event(id, stream, version, name, type_version, body, "
+                    "is_public, ordering_key, trace_id, recorded_us) select 'e' || i, 's' || i, "
+                    "1, 'shop.noted', 1, x'7b7d', 0, '', '', i from n",
+                    count,
+                )
+
+            await shop.write(fill, name="fill")
+            await sell(shop, "a", 1)
+            shop._reader.set_progress_handler(step, 10)
+            assert await gone_subscribers(shop) == [GoneSubscriber("stock", 0, 1, 0)]
+            shop._reader.set_progress_handler(None, 0)
+        return asked
+
+    few, many = (run(lambda runtime, n=n: steps(runtime, n)) for n in (300, 30_000))  # type: ignore[misc]
+    assert 0 < many <= few + 2

@@ -55,6 +55,7 @@ FLOORS = {
     "told_of_releases": 10,
     "event forgotten": 500,
     "run forgotten": 500,
+    "verified": 100,
     "stuck after an absence": 15,
 }
 

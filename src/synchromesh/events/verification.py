@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from synchromesh.events.log import covered
-from synchromesh.store import StoreReader
+from synchromesh.store import Row, StoreReader
 
 _SHOWN = 5
+
+# Each is one statement, which sees one state: others write, relay and remove meanwhile.
+_POSITIONS = (
+    "select 'log', count(*), coalesce(max(position), 0) from sm_event union all "
+    "select 'given', coalesce(max(seq), 0), 0 from sqlite_sequence where name = 'sm_event' "
+    "union all select 'removed', first, last from sm_removal"
+)
+_STREAMS = (
+    "select 'stream', stream, max(version) - count(*), 0 from sm_event group by stream "
+    "having max(version) <> count(*) union all select 'removed', '', first, last from sm_removal"
+)
+_CHECKPOINTS = (
+    "select name, log_id, position, (select coalesce(max(position), 0) from sm_event), "
+    "(select coalesce(max(last), 0) from sm_removal) from sm_checkpoint order by name"
+)
 
 
 async def log_faults(reader: StoreReader) -> list[str]:
     """Return what is wrong with the log of a service (E1, E3); it goes through all of it.
 
+    The service may work on it meanwhile.
+
     Raises:
         StoreError: it cannot be read.
     """
-    (count, end), (last_removed, given) = await reader.read(
-        "select count(*), coalesce(max(position), 0) from sm_event union all "
-        "select (select coalesce(max(last), 0) from sm_removal), "
-        "(select coalesce(max(seq), 0) from sqlite_sequence where name = 'sm_event')"
-    )
-    present, end = int(count or 0), max(int(end or 0), int(last_removed or 0))
-    ranges = [
-        (int(first or 0), int(last or 0))
-        for first, last in await reader.read("select first, last from sm_removal")
+    return [
+        *_position_faults(await reader.read(_POSITIONS)),
+        *_stream_faults(await reader.read(_STREAMS)),
+        *_checkpoint_faults(reader.log_id, await reader.read(_CHECKPOINTS)),
     ]
+
+
+def _position_faults(rows: Iterable[Row]) -> list[str]:
+    told: dict[str, list[tuple[int, int]]] = {"log": [], "given": [], "removed": []}
+    for what, first, second in rows:
+        told[str(what)].append((int(first or 0), int(second or 0)))
+    ((present, end),), ((given, _),), ranges = told.values()
+    end = max([end, *(last for _, last in ranges)])
     faults = []
     removed = covered(ranges, 1, end)
     if present + removed < end:
@@ -35,34 +57,36 @@ async def log_faults(reader: StoreReader) -> list[str]:
         faults.append(
             f"{present + removed - end} events of the log are there and recorded as removed"
         )
-    if int(given or 0) < end:
-        faults.append(f"the next position would be {int(given or 0) + 1}, and {end} is taken")
-    return [*faults, *await _stream_faults(reader, removed), *await _checkpoint_faults(reader, end)]
+    if given < end:
+        faults.append(f"the next position would be {given + 1}, and {end} is taken")
+    return faults
 
 
-async def _stream_faults(reader: StoreReader, removed: int) -> list[str]:
-    rows = await reader.read(
-        "select stream, max(version) - count(*) from sm_event group by stream "
-        "having max(version) <> count(*)"
-    )
-    missing = sum(int(holes or 0) for _, holes in rows)
+def _stream_faults(rows: Iterable[Row]) -> list[str]:
+    streams, ranges = [], []
+    for what, stream, first, last in rows:
+        if what == "stream":
+            streams.append((str(stream), int(first or 0)))
+        else:
+            ranges.append((int(first or 0), int(last or 0)))
+    missing = sum(holes for _, holes in streams)
+    removed = covered(ranges, 1, max((last for _, last in ranges), default=0))
     if missing <= removed:
         return []  # those that went are holes of their streams, too
-    names = ", ".join(repr(stream) for stream, _ in rows[:_SHOWN])
-    more = ", ..." if len(rows) > _SHOWN else ""
-    said = f"{len(rows)} streams lack {missing} versions, and only {removed} events were removed"
+    names = ", ".join(repr(stream) for stream, _ in streams[:_SHOWN])
+    more = ", ..." if len(streams) > _SHOWN else ""
+    said = f"{len(streams)} streams lack {missing} versions, and only {removed} events were removed"
     return [f"{said}: {names}{more}"]
 
 
-async def _checkpoint_faults(reader: StoreReader, end: int) -> list[str]:
+def _checkpoint_faults(log_id: str, rows: Iterable[Row]) -> list[str]:
     faults = []
-    for name, log_id, position in await reader.read(
-        "select name, log_id, position from sm_checkpoint order by name"
-    ):
-        if log_id != reader.log_id:
+    for name, own, position, last, last_removed in rows:
+        end = max(int(last or 0), int(last_removed or 0))
+        if own != log_id:
             faults.append(
-                f"checkpoint {name!s} is of log {log_id!s}, and this is {reader.log_id}: restore "
-                "the backup with synchromesh db restore, which carries checkpoints over"
+                f"checkpoint {name!s} is of log {own!s}, and this is {log_id}: restore the backup "
+                "with synchromesh db restore, which carries checkpoints over"
             )
         elif int(position or 0) > end:
             faults.append(f"checkpoint {name!s} is at {position!s}, and the log ends at {end}")

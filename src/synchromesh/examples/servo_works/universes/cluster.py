@@ -29,6 +29,8 @@ from synchromesh.saga import SagaPolicy
 from synchromesh.service import Service, ServiceInstance
 from synchromesh.system import RunDir, SystemConfig, load_config
 from synchromesh.system.config.definitions import load_services
+from synchromesh.system.control.action_table import find_action
+from synchromesh.system.control.actions import ReadAction
 from synchromesh.system.host.host import Definitions, Host
 from synchromesh.testing import Node, Proxy, SimProcess, SimRuntime, World
 from universes.releases import orders_with, two_releases
@@ -121,6 +123,24 @@ class Cluster:
             self.world.count["saga cancelled"] += 1
         except SynchromeshError as error:
             self.world.count[f"not cancelled: {error.code}"] += 1
+
+    def verify(self, service: str) -> None:
+        """Verify the database of a service that runs: a fault that is found is broken."""
+        node = self.pair(service)[0]
+        for process, instance in self._instances:
+            if process is node.process and instance.service.name == service:
+                self.world.loop.spawn(process, self._verify(instance))
+
+    async def _verify(self, instance: ServiceInstance) -> None:
+        action = find_action("db.verify")
+        assert isinstance(action, ReadAction)
+        try:
+            found: Any = await action.run(instance.store, action.request())
+        except SynchromeshError as error:
+            self.world.count[f"not verified: {error.code}"] += 1
+            return
+        self.world.count["verified"] += 1
+        self.broken += [f"verify finds in {instance.service.name}: {f}" for f in found["faults"]]
 
     def set_provider_faults(self, faults: ProviderFaults) -> None:
         """Set the provider's faults."""

@@ -301,6 +301,7 @@ class Universe:
             ("jumps", self._jump, 0.20),
             ("disks", self._spoil_disk, 0.30),
             ("releases", self._release, 0.40),
+            ("looks", self._look_into, 0.30),
         )
         evils = {
             self._crash: 0.10,
@@ -350,6 +351,9 @@ class Universe:
 
     def _cancel(self) -> None:
         self.cluster.cancel(self._rng.choice(self._orders).order_id)
+
+    def _look_into(self) -> None:
+        self.cluster.verify(self._rng.choice(SERVICES))
 
     def _jump(self) -> None:
         """Set all wall clocks forward or back, as after a flat battery."""

@@ -42,6 +42,7 @@ SHARES = {
     "disks": 0.15,  # a database's disk fails, or is full, and is mended
     "releases": 0.15,  # two releases replace each other, in any order
     "forgetting": 0.1,  # public events go a moment after all have taken them, ended runs later
+    "looks": 0.1,  # somebody verifies databases while they are worked on
     "absence": 0.025,  # orders is away for longer than inboxes remember
 }
 
