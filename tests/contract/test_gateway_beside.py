@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ JSON = (("content-type", "application/json"),)
 
 
 def with_mirror(mirror: Mirror, **more: Any) -> Gateway:
+    more = {"public": True} | more
     return Gateway(
         auth=[SHOP],
         routes=[
@@ -32,7 +34,6 @@ def with_mirror(mirror: Mirror, **more: Any) -> Gateway:
                 "ANY /stock/{path...}",
                 to=STORE,
                 mirror=mirror,
-                public=True,
                 body_max="4MiB",
                 **more,
             )
@@ -262,6 +263,34 @@ def test_a_share_of_the_requests_is_copied(headers: dict[str, str]) -> None:
         assert len(way.store.seen) == 200
 
     through(main, gateway=with_mirror(Mirror(PARTNER, percent=25, in_flight_max=200)))
+
+
+def test_each_is_told_who_asks_in_its_own_words() -> None:
+    """A signed token is for one of them, a hop for services of the system alone."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = way.partner.answer = telling({})
+        forged = {"synchromesh-mirror": "?0", "synchromesh-principal": "a.b.c", "cookie": "a=b"}
+        answer = await way.ask("GET /stock/a", headers=forged)
+        assert answer.status == 200
+        await settle(way)
+        fields = {}
+        for name, upstream in ((STORE, way.store), (PARTNER, way.partner)):
+            headers = fields[name] = upstream.seen[0].request.headers
+            (token,) = headers.get_all("synchromesh-principal")
+            told = token.split(".")[1]
+            claims = json.loads(base64.urlsafe_b64decode(told + "=" * (-len(told) % 4)))
+            assert (claims["aud"], claims["sub"]) == (name, "shop")
+            assert headers.get("cookie") == "a=b"
+        assert fields[STORE].get("synchromesh-credential")
+        assert fields[PARTNER].get("synchromesh-credential") is None
+        assert fields[PARTNER].get_all("synchromesh-mirror") == ("?1",)
+        assert fields[STORE].get("synchromesh-mirror") is None
+
+    through(
+        main,
+        gateway=with_mirror(Mirror(PARTNER), public=False, principal=True, headers={"cookie"}),
+    )
 
 
 # -- split -------------------------------------------------------------------------------------

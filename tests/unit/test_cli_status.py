@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +373,42 @@ def test_a_narrow_screen_has_a_line_for_a_service_that_is_well(
         f"configurator 23976 healthy {url} completed 4, 0",
         "undone 3",
     ]
+
+
+@pytest.mark.parametrize("is_any_up", [True, False])
+def test_urls_that_are_down_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_any_up: bool
+) -> None:
+    """How many are up stands beside the service, and each that is not is a finding with its why."""
+
+    class Up(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(204 if self.path == "/v1/up" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Up) as up:
+        threading.Thread(target=up.serve_forever, daemon=True).start()
+        path = "/v1/up" if is_any_up else "/v1/other"
+        urls = f'urls = ["http://127.0.0.1:{up.server_port}", "http://127.0.0.1:9"]'
+        health = f'health = {{ path = "{path}", every = "200ms", timeout = "100ms" }}'
+        place = write_config(tmp_path, f"{TOML}\n[external.bank]\n{urls}\n{health}\n")
+        with Running(place):
+            down = 1 if is_any_up else 2
+            until_s = time.monotonic() + 90
+            while time.monotonic() < until_s:
+                ran = runner(capsys)(place, "status", "--json")
+                told = json.loads(ran.out)
+                if len(told["externals"]["bank"]["down"]) == down:
+                    break
+            assert told["externals"]["bank"]["checked"] == 2
+            assert len(told["externals"]["bank"]["instances"]) == (1 if is_any_up else 2)
+            ran = runner(capsys)(place, "status")
+            assert ran.code == 1
+            assert f"{2 - down} of 2 up" in ran.out
+            out = " ".join(ran.out.split())
+            assert "bank: http://127.0.0.1:9 is down: cannot connect to 127.0.0.1:9" in out
+            assert ("so requests go to all" in out) is not is_any_up
+        up.shutdown()
