@@ -13,6 +13,7 @@ from synchromesh.errors import BadRequest
 from synchromesh.gateway.answers import told_of
 from synchromesh.gateway.arrival import key_of
 from synchromesh.gateway.asked import AskedRequest, RefusedRequest, under
+from synchromesh.gateway.compiled_beside import CompiledMirror, CompiledSplit
 from synchromesh.gateway.forward import CompiledForward, answer_of
 from synchromesh.gateway.mirrors import MirroredRequest, Mirrors
 from synchromesh.gateway.origin import Origins
@@ -65,13 +66,15 @@ class Onward:
             RefusedRequest: the request cannot be passed on as it is.
             CallError: it failed.
         """
-        passage = self._passage(asked)
+        entry = asked.entry
+        assert entry.passage is not None
+        passage = entry.passage if entry.split is None else self._passage(asked, entry.split)
         forwarding = self._forwarding(asked, passage, context)
         if forwarding.quiet_s is not None:
             stack.enter_context(self._tunnels.taken(forwarding.client))
         # What a body takes, either way, is the client's time: it holds no place of others then.
         forwarding = await self._forwarder.read_ahead(forwarding, asked.entry.deadline_s)
-        copy = self._copy(asked, forwarding)
+        copy = None if entry.mirror is None else self._copy(asked, forwarding, entry.mirror)
         if copy is not None:
             stack.callback(copy.end)
         async with nullcontext() if forwarding.is_upload else self._limiter:
@@ -87,25 +90,23 @@ class Onward:
     def __repr__(self) -> str:
         return f"<Onward by {self._forwarder!r}>"
 
-    def _passage(self, asked: AskedRequest) -> CompiledForward:
+    def _passage(self, asked: AskedRequest, split: CompiledSplit) -> CompiledForward:
         """Return the way that a request takes: its route's, or that of the split."""
-        entry, is_split = asked.entry, asked.decided.is_split
-        assert entry.passage is not None
-        if entry.split is None:
-            return entry.passage
+        passage, is_split = asked.entry.passage, asked.decided.is_split
+        assert passage is not None
         if is_split is None:
             client = asked.principal.name
-            if not client and entry.split.is_sticky:
+            if not client and split.is_sticky:
                 request = asked.request
                 client = self._origins.of_request(request.peer, request.headers).client
-            is_split = entry.split.takes(client, self._caller.rng)
-        return entry.split.passage if is_split else entry.passage
+            is_split = split.takes(client, self._caller.rng)
+        return split.passage if is_split else passage
 
-    def _copy(self, asked: AskedRequest, forwarding: Forwarding) -> MirroredRequest | None:
+    def _copy(
+        self, asked: AskedRequest, forwarding: Forwarding, mirror: CompiledMirror
+    ) -> MirroredRequest | None:
         """Begin a copy of a request, where it is to be copied."""
-        mirror, is_mirrored = asked.entry.mirror, asked.decided.is_mirrored
-        if mirror is None:
-            return None
+        is_mirrored = asked.decided.is_mirrored
         if is_mirrored is None:
             is_mirrored = mirror.takes(asked.request.method, self._caller.rng)
         return self._mirrors.begin(asked, forwarding, mirror) if is_mirrored else None
