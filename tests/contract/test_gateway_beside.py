@@ -181,6 +181,54 @@ def test_a_mirror_that_hangs_or_fails_touches_no_answer_and_no_limit() -> None:
     through(main, gateway=with_mirror(Mirror(PARTNER, in_flight_max=2)))
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.5])
+def test_an_engine_that_is_closed_gives_its_copies_up(after_s: float) -> None:
+    """Whether they were begun or not, and with their places."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = telling({})
+        way.partner.answer = answering(200, after_s=60.0)
+        answer = await way.ask("GET /stock/a", by="")
+        assert answer.status == 200
+        if after_s:
+            await asyncio.sleep(after_s)
+            assert book(way).in_flight == 1
+        while not (book(way).in_flight or after_s):
+            await asyncio.sleep(0)
+        began_s = now()
+        await way.engine.close()
+        await settle(way)
+        assert now() - began_s < 1.0
+
+    through(main, gateway=with_mirror(Mirror(PARTNER)))
+
+
+def test_a_task_that_never_began_gives_its_place_back() -> None:
+    """It is cancelled before its first step."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = telling({})
+        mirrors, taken = way.engine._mirrors, book(way)
+        copies: list[Any] = []
+        send = mirrors.send
+
+        def kept(copy: Any, told: Any) -> None:
+            send(copy, told)
+            copies.append(copy)
+            for task in mirrors._tasks:
+                task.cancel()
+
+        mirrors.send = kept  # type: ignore[method-assign]
+        await way.ask("GET /stock/a", by="")
+        while not copies:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert taken.in_flight == 0
+        assert way.partner.seen == []
+
+    through(main, gateway=with_mirror(Mirror(PARTNER)))
+
+
 def test_a_copy_is_never_tried_again() -> None:
     """Each costs the mirror one request; its 5xx is an answer to compare."""
 

@@ -57,6 +57,7 @@ class Mirrors:
         self._books = books
         self._externals = externals
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def begin(
         self, asked: AskedRequest, forwarding: Forwarding, mirror: CompiledMirror
@@ -73,12 +74,23 @@ class Mirrors:
 
     def send(self, copy: MirroredRequest, told: AnswerTold) -> None:
         """Send a copy whose request was answered, and compare its answer with that."""
+        if self._is_closed:
+            copy.book.counts.dropped += 1
+            copy.book.release()
+            return
         task = asyncio.create_task(self._run(copy, told))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # Not in the task: one that is cancelled before its first step runs no line of it.
+            self._tasks.discard(task)
+            copy.book.release()
+
+        task.add_done_callback(ended)
 
     async def close(self) -> None:
-        """Give up what is under way. May be repeated."""
+        """Give up what is under way, and send no more. May be repeated."""
+        self._is_closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -108,8 +120,6 @@ class Mirrors:
         except Exception:  # noqa: BLE001 - it is logged, and nobody waits for it
             book.fail("bug")
             _log.exception("a copy of %s failed", asked.entry.name)
-        finally:
-            book.release()
 
     async def _answer(self, copy: MirroredRequest) -> AnswerTold | None:
         """Send a copy and return its answer; None where that is too long."""
