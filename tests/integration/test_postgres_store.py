@@ -173,7 +173,7 @@ async def test_a_begin_that_was_cut_leaves_no_transaction_behind(
 ) -> None:
     """A connection that may be in one is not kept: else all later units would store nothing."""
     store = await opened(connections_max=1)
-    made = cut_first(store, "serializable", is_after=is_after)
+    made = cut_first(store, "row share mode", is_after=is_after)
     for number in range(3):
         await store.write(lambda unit, number=number: put(unit, number), name="put")
     assert made[0].is_closed()

@@ -32,7 +32,6 @@ def test_units_are_taken_in_the_order_in_which_they_came() -> None:
     """As many as there is room for."""
     turns, _ = made("a", "b", "c")
     assert taken(turns) == ["a", "b", "c"]
-    assert turns.running == 3
 
 
 def test_of_one_key_there_is_one_at_a_time() -> None:
@@ -46,33 +45,6 @@ def test_of_one_key_there_is_one_at_a_time() -> None:
     assert taken(turns) == ["b"]
     turns.done(second)
     assert taken(turns) == ["c"]
-
-
-def test_what_met_conflicts_runs_alone() -> None:
-    """It waits until nothing runs, and nothing begins meanwhile or beside it."""
-    turns, (first, second) = made("a", "b")
-    assert taken(turns) == ["a", "b"]
-    turns.add(Unit("late"))
-    turns.pause()
-    turns.again(first)
-    assert taken(turns) == []
-    turns.done(second)
-    assert taken(turns) == ["a"]
-    assert taken(turns) == []
-    turns.done(first)
-    assert taken(turns) == ["late"]
-
-
-def test_what_runs_alone_keeps_its_key() -> None:
-    """Another one of its key begins only once it is over."""
-    turns, (first, _) = made("a", "b", key="k")
-    assert taken(turns) == ["a"]
-    turns.pause()
-    assert taken(turns) == [], "between its runs, too"
-    turns.again(first)
-    assert taken(turns) == ["a"]
-    turns.done(first)
-    assert taken(turns) == ["b"]
 
 
 def test_all_that_wait_are_taken_out_together() -> None:

@@ -46,7 +46,11 @@ _APPEND = _INSERT.format(version="?")
 _APPEND_NEXT = _INSERT.format(
     version="(select coalesce(max(version), 0) + 1 from sm_event where stream = ?)"
 )
-_LOAD = f"select {_COLUMNS} from sm_event where stream = ? and version > ? order by version limit ?"
+# An event that is not committed, or was a moment ago, may have no position yet.
+_LOAD = (
+    "select coalesce(position, 0), head, body from sm_event where stream = ? and version > ? "
+    "order by version limit ?"
+)
 _ALL = 2**62
 _READ = f"select {_COLUMNS} from sm_event where position > ? order by position limit ?"
 _READ_PUBLIC = (
@@ -94,7 +98,8 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     """A stored event; it never changes.
 
     Attributes:
-        position: where it stands in its log: it orders, and means nothing in another log.
+        position: where it stands in its log: it orders, and means nothing in another log. 0 in
+            what `load` returns of events that have none yet.
         id: a UUIDv7 of its own, which no other event ever has, also where its position comes again
             in a log that was restored.
         readable_by_min: the oldest version of the type whose code may read it.

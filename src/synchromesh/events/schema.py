@@ -11,12 +11,12 @@ SCHEMA = Schema(
             version=1,
             statements=(
                 (
-                    "create table sm_event(position {position}, id text not null, "
+                    "create table sm_event(position {log_position}, id text not null, "
                     "stream text not null, version bigint not null, name text not null, "
-                    "type_version integer not null, body {blob} not null, "
+                    "type_version bigint not null, body {blob} not null, "
                     "is_public integer not null, ordering_key text not null, "
                     "trace_id text not null, recorded_us bigint not null, "
-                    "readable_by_min integer not null default 1, "
+                    "readable_by_min bigint not null default 1, "
                     "head text generated always as "
                     "({json_array}(id, stream, version, name, type_version, is_public, "
                     "ordering_key, trace_id, recorded_us, readable_by_min)) stored, "
@@ -31,7 +31,7 @@ SCHEMA = Schema(
                 ),
                 (
                     "create table sm_snapshot(stream text not null, digest text not null, "
-                    "version bigint not null, position bigint not null, state {blob} not null, "
+                    "version bigint not null, event text not null, state {blob} not null, "
                     "taken_us bigint not null, primary key(stream, digest))"
                 ),
                 (

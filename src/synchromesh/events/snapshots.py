@@ -47,12 +47,12 @@ _NEWEST = (
     "and exists(select 1 from sm_event where sm_event.stream = sm_snapshot.stream "
     "and sm_event.version >= sm_snapshot.version) "
     "and not exists(select 1 from sm_event where sm_event.stream = sm_snapshot.stream "
-    "and sm_event.version = sm_snapshot.version and sm_event.position <> sm_snapshot.position)"
+    "and sm_event.version = sm_snapshot.version and sm_event.id <> sm_snapshot.event)"
 )
 _SAVE = (
-    "insert into sm_snapshot(stream, digest, version, position, state, taken_us) "
+    "insert into sm_snapshot(stream, digest, version, event, state, taken_us) "
     "values (?, ?, ?, ?, ?, ?) on conflict(stream, digest) do update set "
-    "version = excluded.version, position = excluded.position, state = excluded.state, "
+    "version = excluded.version, event = excluded.event, state = excluded.state, "
     "taken_us = excluded.taken_us"
 )
 # The release before this one may come back; those before that one do not.
@@ -196,7 +196,7 @@ async def newest(source: Unit | Store, stream: str, codec: StateCodec[S]) -> tup
 async def save(unit: Unit, last: StoredEvent, codec: StateCodec[Any], state: bytes) -> None:
     """Save the state after an event within a unit; of other releases only the latest is kept."""
     stream, kept = last.stream, codec.seal(state, unit.vault)
-    await unit.execute(_SAVE, stream, codec.digest, last.version, last.position, kept, unit.now_us)
+    await unit.execute(_SAVE, stream, codec.digest, last.version, last.id, kept, unit.now_us)
     await unit.execute(_FORGET, stream, codec.digest, stream, codec.digest)
 
 

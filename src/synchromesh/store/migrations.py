@@ -27,10 +27,12 @@ from synchromesh.store.unit import OURS, Migration, Schema
 SQLITE_TOKENS = {
     "{blob}": "blob",
     "{position}": "integer primary key autoincrement",
+    "{log_position}": "integer primary key autoincrement",
     "{keyed}": "without rowid",
     "{json_array}": "json_array",
 }
-"""Engine-specific SQL: bytes, a row's position, a table clustered by its key, a JSON array."""
+"""Engine-specific SQL: bytes, a row's number, one in the order of commits, a table clustered by its
+key, a JSON array."""
 
 # What a file is made of, tables first; SQLite makes its own by itself.
 _MADE = (

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from synchromesh.errors import StoreBroken
 from synchromesh.runtime import Runtime
-from synchromesh.store import health, inbox, postgres_units
+from synchromesh.store import health, inbox, postgres_log, postgres_units
 from synchromesh.store.guard import refuse_in_unit
 from synchromesh.store.migrations import check_schemas
 from synchromesh.store.outage import OUTAGE
 from synchromesh.store.postgres_connection import Connection, connect, place_of
 from synchromesh.store.postgres_errors import PostgresFault, translate
 from synchromesh.store.postgres_keys import AbsentKeys
+from synchromesh.store.postgres_log import logs_of, prepare_logs
 from synchromesh.store.postgres_migrations import migrate
 from synchromesh.store.postgres_readers import (
     PostgresBeside,
@@ -26,6 +27,7 @@ from synchromesh.store.postgres_readers import (
     reaches,
 )
 from synchromesh.store.postgres_units import Units, UnitsOptions
+from synchromesh.store.postgres_wakeups import Wakeups
 from synchromesh.store.unit import Fetched, Migration, Row, Schema, SqlValue
 from synchromesh.store.unit_store import UnitStore
 from synchromesh.telemetry import Tracer
@@ -39,6 +41,7 @@ STORE_SCHEMA = Schema(
                 "create table sm_meta(name text primary key, value text not null)",
                 *inbox.TABLES,
                 *postgres_units.TABLES,
+                *postgres_log.TABLES,
                 *health.TABLES,
             ),
             readable_by_min=1,
@@ -61,6 +64,8 @@ class PostgresOptions:
         readers_max: connections that read.
         unit_limit_s: how long a unit of work may run.
         backlog_max: units of work that may be under way or wait.
+        look_every_s: how often it is looked for events to which a process that died gave no
+            position.
 
     Example:
         >>> PostgresOptions(connections_max=8).unit_limit_s
@@ -71,6 +76,7 @@ class PostgresOptions:
     readers_max: int = 2
     unit_limit_s: float = 5.0
     backlog_max: int = 10_000
+    look_every_s: float = 1.0
 
 
 class PostgresStore(UnitStore):
@@ -82,6 +88,7 @@ class PostgresStore(UnitStore):
         *,
         service: str,
         log_id: str,
+        logs: Sequence[str],
         runtime: Runtime,
         options: PostgresOptions,
         tracer: Tracer | None,
@@ -91,17 +98,31 @@ class PostgresStore(UnitStore):
         self._url = url
         self.vault = AbsentKeys(service)
         self.beside = PostgresBeside(url, service, runtime)
+        self._sequencer = postgres_log.Sequencer(
+            lambda: connect(url, service=service), logs, service=service,
+            look_every_s=options.look_every_s,
+        )  # fmt: skip
         self._units = Units(
             lambda: connect(url, service=service, limit_s=options.unit_limit_s),
-            UnitsOptions(options.unit_limit_s, options.backlog_max, options.connections_max),
-            path=self.place,
-            service=service,
+            UnitsOptions(
+                self.place,
+                service,
+                logs,
+                options.unit_limit_s,
+                options.backlog_max,
+                options.connections_max,
+            ),
             runtime=runtime,
             vault=self.vault,
+            number=self._sequencer.number,
             told=self._tell,
             went=lambda: self._notify(OUTAGE),
         )
         self._submit = self._units.submit
+        self._wakeups = Wakeups(
+            lambda: connect(url, service=service), self._hear, sender=self._units.life_id,
+            service=service,
+        )  # fmt: skip
         self._readers = Readers(
             lambda: connect(url, service=service, limit_s=options.unit_limit_s, is_read_only=True),
             self._units.plans,
@@ -141,8 +162,9 @@ class PostgresStore(UnitStore):
         finally:
             connection.terminate()
         return cls(
-            url, service=service, log_id=log_id, runtime=runtime, options=options, tracer=tracer
-        )
+            url, service=service, log_id=log_id, logs=logs_of(schemas), runtime=runtime,
+            options=options, tracer=tracer,
+        )  # fmt: skip
 
     @property
     def commits(self) -> int:
@@ -180,6 +202,8 @@ class PostgresStore(UnitStore):
         self._is_closed = True
         await self._readers.close()
         await self._units.close()
+        await self._sequencer.close()
+        await self._wakeups.close()
 
     def __repr__(self) -> str:
         state = "broken" if self.broken else "closed" if self._is_closed else "open"
@@ -193,8 +217,16 @@ class PostgresStore(UnitStore):
             raise self._units.outage.error("a read")
 
     def _tell(self, topics: set[str]) -> None:
+        if topics:
+            self._wakeups.tell(topics)
         for topic in sorted(topics):
             self._notify(topic)
+
+    def _hear(self, topic: str | None) -> None:
+        """Notify the listeners here of what another process told; of None all of them."""
+        for each in [topic] if topic is not None else [*self._listeners]:
+            if each != OUTAGE:
+                self._notify(each)
 
 
 class PostgresStores:
@@ -247,6 +279,7 @@ async def _prepare(
     if await connection.fetchval("select to_regclass('sm_meta') is not null"):
         _check_owner(await connection.fetch(_NOTED), service, place)
     await migrate(connection, (STORE_SCHEMA, *schemas), path=place)
+    await prepare_logs(connection, logs_of(schemas))
     await connection.execute(_NOTE, "service", service)
     await connection.execute(_NOTE, "log_id", runtime.new_id())
     noted = _check_owner(await connection.fetch(_NOTED), service, place)

@@ -50,6 +50,7 @@ class UnitAnswers:
     Attributes:
         has_failed: a statement was refused, and the transaction is of no use unless it is undone.
         is_cut: it ended in the middle of a statement.
+        has_appended: something was inserted into a log.
     """
 
     def __init__(self, connection: Connection, *, is_careful: bool, is_patient: bool) -> None:
@@ -57,7 +58,7 @@ class UnitAnswers:
         self._is_careful = is_careful
         self._is_patient = is_patient
         self.has_failed = False
-        self.is_cut = False
+        self.is_cut = self.has_appended = False
 
     async def answer(self, asked: Asked) -> object:
         """Run what is asked and return its rows.
@@ -75,6 +76,7 @@ class UnitAnswers:
         if self.has_failed:
             # The transaction is over, and the body goes on all the same.
             raise Again(is_careful=True)
+        self.has_appended = self.has_appended or plan.has_log
         if rows is None:
             return await self._run(plan, asked.values, has_columns=asked.has_columns)
         if self._is_careful:

@@ -4,9 +4,10 @@
       │            │ conflict                │ conflict      │ the connection is lost
       └────────────┴──── roll back, again ◀──┘               └─▶ look the mark up (I3)
 
-On a conflict a unit is run again at once, then alone in this process, after a pause that grows. A
-statement that is refused aborts a transaction here, and on SQLite only itself: so a body that goes
-on after it is run again with a savepoint around each statement. Most do not, and pay for none.
+On a conflict a unit is run again at once, and then alone in the database: else it may lose for ever
+to those who come and go beside it. A statement that is refused aborts a transaction here, and on
+SQLite only itself: so a body that goes on after it is run again with a savepoint around each
+statement. Most do not, and pay for none.
 
 A commit whose answer was lost is looked up by inserting its mark. If the old session is still at
 it, that waits for its end; if the commit never arrived, it cannot take effect any more, for the
@@ -21,10 +22,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from contextvars import Context, copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from synchromesh.codec import encode
@@ -52,14 +53,21 @@ from synchromesh.store.postgres_errors import (
     state_of,
     translate,
 )
+from synchromesh.store.postgres_job import UnitJob
 from synchromesh.store.postgres_unit import PostgresUnit, drive
 from synchromesh.store.turns import Turns
 from synchromesh.store.unit import InboxState, Once, Recorded, Unit
 
-TABLES = ("create table sm_commit(unit text primary key, at_us bigint not null)",)
+TABLES = (
+    "create table sm_commit(unit text primary key, at_us bigint not null)",
+    "create table sm_turn()",
+)
+"""The marks of commits; and what units lock, to be beside others or alone: it has no rows."""
 
-_BEGIN = "begin isolation level serializable"
-_BEGIN_ONCE = f"{_BEGIN}; savepoint sm_body"
+# One trip. The snapshot is taken with the lock held, as it is not by a function that locks.
+_BEGIN = "begin isolation level serializable; lock table sm_turn in row share mode"
+_BEGIN_ALONE = "begin isolation level serializable; lock table sm_turn in exclusive mode"
+_SAVEPOINT = "; savepoint sm_body"
 # One trip for both, and a mark only where something was written. Nobody reads the table in a unit,
 # so that it is in no conflict.
 _COMMIT = (
@@ -76,50 +84,24 @@ FORGET = "delete from sm_commit where at_us < $1"
 RERUNS_MAX = 5
 """How often a unit is run again for a conflict (I1)."""
 
-_PAUSE_S = 0.002
 # Losses of the connection under one unit, and other reasons to run it again, each of which is
 # learnt from: it ends long before.
 _ROUNDS_MAX = 64
 _log = logging.getLogger("synchromesh.store")
 
 
-class UnitJob:
-    """A queued unit; whoever runs it fills in its outcome."""
-
-    __slots__ = (
-        "body", "conflicts", "context", "error", "future", "is_careful", "is_doubtful", "name",
-        "once", "result", "topics", "unit_id",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        body: Callable[[Unit], Awaitable[object]],
-        once: Once | None,
-        name: str,
-        future: asyncio.Future[Any],
-    ) -> None:
-        self.body = body
-        self.once = once
-        self.name = name
-        self.future = future
-        self.context: Context = copy_context()
-        self.conflicts = 0
-        self.is_careful = self.is_doubtful = False
-        self.unit_id = ""
-        self.result: object = None
-        self.error: BaseException | None = None
-        self.topics: set[str] = set()
-
-    @property
-    def lane(self) -> tuple[str, str] | None:
-        """The key of which one unit runs at a time."""
-        return None if self.once is None else (self.once.caller, self.once.key)
-
-
 @dataclass(frozen=True, slots=True)
 class UnitsOptions:
-    """The bounds of units: as `PostgresOptions` has them."""
+    """Whose units they are, and their bounds, as `PostgresOptions` has them.
 
+    Attributes:
+        path: where the database is, as messages show it.
+        logs: tables that are logs.
+    """
+
+    path: str
+    service: str
+    logs: Sequence[str]
     limit_s: float
     backlog_max: int
     connections_max: int
@@ -130,12 +112,14 @@ class Units:
 
     Args:
         connect: makes a connection that writes; raises `StoreUnavailable` or `StoreBroken`.
+        number: numbers what was committed to the logs, and calls what it is given.
         told: is called with a unit's topics once it is durable, and where it notified none.
         went: is called where the server is away, and where it is back.
 
     Attributes:
         outage: whether the server can be reached.
         commits: how many units were committed.
+        life_id: what the ids of its units begin with.
     """
 
     def __init__(
@@ -143,27 +127,27 @@ class Units:
         connect: Callable[[], Awaitable[Connection]],
         options: UnitsOptions,
         *,
-        path: str,
-        service: str,
         runtime: Runtime,
         vault: Vault,
+        number: Callable[[Callable[[], None]], None],
         told: Callable[[set[str]], None],
         went: Callable[[], None],
     ) -> None:
         self._connect = connect
         self._options = options
-        self._path = path
-        self._service = service
+        self._path = options.path
+        self._service = options.service
         self._runtime = runtime
         self._vault = vault
+        self._number_logs = number
         self._told = told
         self._went = went
         self._loop = asyncio.get_running_loop()
-        self.plans = Translations()
-        self.outage = Outage(path)
+        self.plans = Translations(options.logs)
+        self.outage = Outage(options.path)
         self.commits = 0
         self._sweep_at = _SWEEP_EVERY
-        self._life_id = runtime.new_id()[:23]
+        self.life_id = runtime.new_id()[:23]
         self._number = 0
         self._turns: Turns[UnitJob] = Turns()
         self._pending: set[UnitJob] = set()
@@ -174,7 +158,9 @@ class Units:
         self._is_closed = False
         self._reconnecting: asyncio.Task[None] | None = None
         self._lanes = [
-            self._loop.create_task(self._lane(), name=f"store of {service}, connection {number}")
+            self._loop.create_task(
+                self._lane(), name=f"store of {self._service}, connection {number}"
+            )
             for number in range(options.connections_max)
         ]
 
@@ -211,10 +197,11 @@ class Units:
             # It may go away meanwhile: then they are told so by whoever finds out.
             await self._is_empty.wait()
         for job in tuple(self._pending):
-            job.error = StoreBroken(
-                f"{self._path}: unit {job.name!r} was under way when the server went away, and the "
-                "store was closed before it was back: ask again under the same key"
-            )
+            if not job.is_durable:
+                job.error = StoreBroken(
+                    f"{self._path}: unit {job.name!r} was under way when the server went away, and "
+                    "the store was closed before it was back: ask again under the same key"
+                )
             self._conclude(job)
         if self._reconnecting is not None:
             self._reconnecting.cancel()
@@ -249,10 +236,10 @@ class Units:
             self._idle.popleft().set_result(job)
 
     async def _serve(self, job: UnitJob, connection: Connection | None) -> Connection | None:
-        """Run a unit until it is over, or has to be alone; return the connection, if it is well."""
+        """Run a unit until it is over; return the connection, if it is well."""
         held = [connection]
         try:
-            is_over = await self._run(job, held)
+            await self._run(job, held)
         except BaseException as error:
             # It is told of a mistake of ours, and at the end of the loop; nothing waits for ever.
             if held[0] is not None:
@@ -261,18 +248,17 @@ class Units:
                 if job in self._pending:
                     job.future.cancel()
                 raise
-            held[0], job.error, is_over = None, error, True
-        if is_over:
-            self._turns.done(job)
-            self._conclude(job)
+            held[0], job.error = None, error
+        self._turns.done(job)
+        if job.has_appended and job.error is None:
+            self._number_logs(partial(self._conclude, job))
         else:
-            self._turns.pause()
-            self._loop.call_later(self._pause_s(job), self._again, job)
+            self._conclude(job)
         self._kick()
         return held[0]
 
-    async def _run(self, job: UnitJob, held: list[Connection | None]) -> bool:
-        """Run a unit on the connection that is held; return whether it is over."""
+    async def _run(self, job: UnitJob, held: list[Connection | None]) -> None:
+        """Run a unit on the connection that is held until it is over."""
         for _ in range(_ROUNDS_MAX):
             if (connection := held[0]) is None:
                 connection = held[0] = await self._connected()
@@ -281,20 +267,17 @@ class Units:
                     await self._attempt(job, connection)
             except Again as why:
                 if not self._may_rerun(job, why):
-                    return True
-                if why.error is not None and job.conflicts > 1:
-                    return False
+                    return
             except Lost as lost:
                 _log.warning("%s: a connection was lost (%s)", self._path, lost.error)
                 connection.terminate()
                 held[0] = None
             else:
-                return True
+                return
         job.error = StoreUnavailable(
             f"{self._path}: unit {job.name!r} lost its connection {_ROUNDS_MAX} times: look at the "
             "server's log, and ask again under the same key"
         )
-        return True
 
     def _may_rerun(self, job: UnitJob, why: Again) -> bool:
         job.is_careful = job.is_careful or why.is_careful
@@ -309,15 +292,9 @@ class Units:
         )
         return False
 
-    def _pause_s(self, job: UnitJob) -> float:
-        """Return how long to wait before the next run: others may be in other processes."""
-        return float(_PAUSE_S * 2**job.conflicts * (0.5 + self._runtime.rng.random()))
-
-    def _again(self, job: UnitJob) -> None:
-        self._turns.again(job)
-        self._kick()
-
     def _conclude(self, job: UnitJob) -> None:
+        if job not in self._pending:
+            return
         self._pending.discard(job)
         if not self._pending:
             self._is_empty.set()
@@ -359,7 +336,8 @@ class Units:
         )
         limit = self._loop.call_later(self._options.limit_s, self._expire, unit)
         try:
-            await _send(connection, _BEGIN if job.once is None else _BEGIN_ONCE)
+            begin = _BEGIN_ALONE if job.conflicts > 1 else _BEGIN
+            await _send(connection, begin if job.once is None else begin + _SAVEPOINT)
             try:
                 job.result = await self._driven(job, unit, answers)
             except (Again, Lost):
@@ -391,7 +369,7 @@ class Units:
         if job.error is not None:
             await _roll_back(connection)
             return
-        job.topics = unit.topics
+        job.topics, job.has_appended = unit.topics, answers.has_appended
         sql = _COMMIT.format(unit=unit.unit_id, now_us=unit.now_us)
         try:
             await connection.execute(sql)
@@ -404,6 +382,7 @@ class Units:
             await _roll_back(connection)
             job.error = translate(error, path=self._path, sql="commit")
             return
+        job.is_durable = True
         self.commits += 1
 
     async def _once(self, job: UnitJob, once: Once, unit: PostgresUnit) -> Recorded:
@@ -435,7 +414,7 @@ class Units:
 
     def _id_of(self, number: int) -> str:
         """Return the id of a unit; ids ascend as units begin."""
-        return f"{self._life_id}-{number:012x}"
+        return f"{self.life_id}-{number:012x}"
 
     # -- connections that are lost --------------------------------------------------------------
 
@@ -449,6 +428,7 @@ class Units:
                 raise Lost(error) from error
             raise
         if not mine:
+            job.is_durable = True
             self.commits += 1
         return not mine
 

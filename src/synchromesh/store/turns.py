@@ -1,12 +1,8 @@
 """Whose turn it is among units that several connections run at once.
 
-Units run in the order in which they came, as many at once as there are connections, with two
-exceptions: of those under one idempotency key there is one at a time, since the later ones only
-repeat the record of the first; and one that met conflicts runs alone, with nothing of this process
-beside it, so that what is contended is no lottery.
-
-    came ──take──▶ running ──done──▶ over
-                      └──again──▶ waits to be alone ──take, once nothing runs──▶ running
+Units run in the order in which they came, as many at once as there are connections, with one
+exception: of those under one idempotency key there is one at a time, since the later ones only
+repeat the record of the first.
 """
 
 from __future__ import annotations
@@ -39,14 +35,6 @@ class Turns(Generic[J]):
     def __init__(self) -> None:
         self._queue: deque[J] = deque()
         self._behind: dict[tuple[str, str], deque[J]] = {}
-        self._alone: deque[J] = deque()
-        self._running = 0
-        self._is_alone = False
-
-    @property
-    def running(self) -> int:
-        """How many units run."""
-        return self._running
 
     def add(self, job: J) -> None:
         """Queue a unit behind the others; behind those of its key, where there are any."""
@@ -59,33 +47,11 @@ class Turns(Generic[J]):
             self._queue.append(job)
 
     def take(self) -> J | None:
-        """Return the unit that may run now; None where there is none, or one has to be alone."""
-        if self._is_alone:
-            return None
-        if self._alone:
-            if self._running:
-                return None
-            self._is_alone = True
-            job = self._alone.popleft()
-        elif self._queue:
-            job = self._queue.popleft()
-        else:
-            return None
-        self._running += 1
-        return job
-
-    def pause(self) -> None:
-        """End the run of a unit that is not over: it is given to `again` later."""
-        self._running -= 1
-        self._is_alone = False
-
-    def again(self, job: J) -> None:
-        """Queue a unit that is not over; it runs alone."""
-        self._alone.append(job)
+        """Return the unit that may run now; None where there is none."""
+        return self._queue.popleft() if self._queue else None
 
     def done(self, job: J) -> None:
         """End a unit; the next one of its key is queued."""
-        self.pause()
         if job.lane is None:
             return
         behind = self._behind[job.lane]
@@ -96,13 +62,13 @@ class Turns(Generic[J]):
 
     def drain(self) -> list[J]:
         """Take out all that wait: none of them has run, or left anything."""
-        waiting = [*self._queue, *self._alone]
+        waiting = [*self._queue]
         self._queue.clear()
-        self._alone.clear()
         for job in tuple(waiting):
             if job.lane is not None:
                 waiting += self._behind.pop(job.lane)
         return waiting
 
     def __repr__(self) -> str:
-        return f"<Turns {self._running} run, {len(self._queue)} wait, {len(self._alone)} alone>"
+        behind = sum(map(len, self._behind.values()))
+        return f"<Turns: {len(self._queue)} wait, {behind} behind their keys>"

@@ -1,8 +1,8 @@
 """The interface of a service's database: units of work, queries, notifications.
 
 These Protocols are implemented by SQLite here and by PostgreSQL beside it. SQL is written once, for
-both: `?` marks a value, and a schema's `{blob}`, `{position}`, `{keyed}` and `{json_array}` stand
-for what is the engine's own.
+both: `?` marks a value, and a schema's `{blob}`, `{position}`, `{log_position}`, `{keyed}` and
+`{json_array}` stand for what is the engine's own. A log position is given in the order of commits.
 """
 
 from __future__ import annotations

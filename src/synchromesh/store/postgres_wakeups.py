@@ -1,0 +1,133 @@
+"""Wake-ups between the processes that write one database: hints to look, never data.
+
+One connection listens and notifies, outside of transactions and of units: `NOTIFY` in each unit has
+all commits of the server wait for one lock. Topics of many commits go out together. A connection
+that the server has ended makes no sound: a termination listener has it made anew, and then all that
+listen here look, for something may have been missed. Whoever listens polls anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from synchromesh.errors import StoreError
+from synchromesh.store.postgres_connection import Connection
+from synchromesh.store.postgres_errors import PostgresFault
+
+_CHANNEL = "sm_topics"
+# As many as surely fit into the 7,999 bytes of a payload.
+_TOPICS_MAX = 32
+_TOPIC_CHARS_MAX = 60
+# Between two notifications; a hint is as good a moment later.
+_APART_S = 0.005
+_PAUSE_S = 0.05
+_PAUSE_MAX_S = 5.0
+_log = logging.getLogger("synchromesh.store")
+
+
+class _Told(msgspec.Struct, array_like=True):
+    sender: str
+    topics: list[str]
+
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(_Told).decode
+
+
+class Wakeups:
+    """Tell other processes of topics, and hear of theirs; create and use it on the loop.
+
+    Args:
+        connect: makes a connection.
+        sender: tells this store from every other.
+        heard: is called with each topic of another process; with None where any may be missed.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        heard: Callable[[str | None], None],
+        *,
+        sender: str,
+        service: str,
+    ) -> None:
+        self._connect = connect
+        self._heard = heard
+        self._sender = sender
+        self._topics: set[str] = set()
+        self._is_wanted = asyncio.Event()
+        self._is_lost = False
+        self._task = asyncio.get_running_loop().create_task(
+            self._work(), name=f"store of {service}, wake-ups"
+        )
+
+    def tell(self, topics: set[str]) -> None:
+        """Tell other processes of topics, soon; a topic that is too long is not told."""
+        self._topics.update(each for each in topics if len(each) <= _TOPIC_CHARS_MAX)
+        if self._topics:
+            self._is_wanted.set()
+
+    async def close(self) -> None:
+        """End. Idempotent."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _work(self) -> None:
+        pause_s, is_first = _PAUSE_S, True
+        while True:
+            try:
+                connection = await self._listening()
+            except (*PostgresFault, StoreError) as error:
+                _log.warning("no wake-ups from other processes for now: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s, is_first = min(_PAUSE_MAX_S, 2 * pause_s), False
+                continue
+            pause_s = _PAUSE_S
+            try:
+                if not is_first:
+                    self._heard(None)
+                is_first = False
+                await self._tell_until_lost(connection)
+            except PostgresFault as error:
+                _log.warning("the connection for wake-ups was lost: %s", error)
+            finally:
+                connection.terminate()
+
+    async def _listening(self) -> Connection:
+        connection = await self._connect()
+        try:
+            self._is_lost = False
+            connection.add_termination_listener(self._lose)
+            await connection.add_listener(_CHANNEL, self._hear)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _tell_until_lost(self, connection: Connection) -> None:
+        while not self._is_lost:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            topics = sorted(self._topics)
+            self._topics.clear()
+            for at in range(0, len(topics), _TOPICS_MAX):
+                told = _encode(_Told(self._sender, topics[at : at + _TOPICS_MAX])).decode()
+                await connection.execute("select pg_notify($1, $2)", _CHANNEL, told)
+            await asyncio.sleep(_APART_S)
+
+    def _lose(self, _: Connection) -> None:
+        self._is_lost = True
+        self._is_wanted.set()
+
+    def _hear(self, _: Connection, __: int, ___: str, payload: str) -> None:
+        try:
+            told = _decode(payload)
+        except msgspec.DecodeError:
+            return  # somebody else's, on a channel that is open to all of the database
+        if told.sender != self._sender:
+            for topic in told.topics:
+                self._heard(topic)
