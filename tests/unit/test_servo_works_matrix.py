@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import logging
+import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,10 @@ from synchromesh.gateway import (
     check,
     make_key,
 )
+from synchromesh.gateway.access_log import AccessLog
+from synchromesh.gateway.check import compiled
+from synchromesh.gateway.origin import Origins
+from synchromesh.gateway.state import GatewayState
 from synchromesh.http import Headers, HttpExchange, HttpRequest, HttpResponse
 from synchromesh.telemetry import Tracer
 from synchromesh.testing import SimRuntime, run
@@ -98,10 +103,12 @@ class Doorway:
         assert issuer is not None
         self.ring = KeyRing({}, runtime)
         folders = Folders(folder, folder)
+        self.log = AccessLog(1.0, random.Random(7), runtime.wall_us, Origins())
         self.engine = GatewayEngine(
             WHOLE,
             caller=system.deps.caller("gateway"),
             tracer=Tracer("gateway", runtime, system.ring),
+            state=GatewayState.of(WHOLE, compiled(WHOLE), self.log),
             authenticators=[self.ring, *(auth.open(folders, runtime) for auth in AUTH[1:])],
         )
         self.begin = self.engine.begin_exchange
@@ -253,10 +260,12 @@ def test_every_route_by_every_method_with_every_credential(
             await asyncio.sleep(5.0)
             spans += map(repr, door.system.ring)
             secrets = door.secrets
+            lines = b"".join(each.line for each in door.log.take()).decode()
         assert wrong == []
         assert asked > 1000
         assert any("jwt:acme" in span for span in spans)
-        for text in ("".join(spans), caplog.text, b"".join(told).decode("latin-1")):
+        assert lines.count('"status":401') > 100
+        for text in ("".join(spans), lines, caplog.text, b"".join(told).decode("latin-1")):
             assert CANARY not in text
             assert [secret for secret in secrets if secret in text] == []
 
