@@ -102,7 +102,7 @@ async def test_a_certificate_says_who_asks(tmp_path: Path) -> None:
     async with running(tmp_path, f"{TOML}\n{GATE}") as system:
         runtime = RealRuntime()
         texts = {}
-        for name in ("acme", "other"):
+        for name in ("other", "acme"):  # whoever knows the last of them knows both
             texts[name], made = make_key(name, [], rng=runtime.secret_rng)
             ApiKeysFile(RunDir(tmp_path).path / "api-keys.json", runtime.disk).add(made)
         async with client(system, ca, acme) as theirs:
