@@ -145,7 +145,7 @@ class Way:
             self.engine,
             network=network,
             streaming=self.engine,
-            refused=self.engine.note_refused,
+            refused=self.engine.state.note_refused,
         )
         self.pool = HttpPool(network=network, limits=PoolLimits(stall_s=600.0, quiet_s=600.0))
         system.stack.push_async_callback(self.pool.close)

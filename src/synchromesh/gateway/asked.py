@@ -78,22 +78,25 @@ class Accounting:
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """Accounting for the end of a request: it has been answered, broke off, or was left."""
-        ended = "ok"
+        """Account for the end of a request: it has been answered, broke off, or was left."""
         try:
             yield
-        except asyncio.CancelledError:
-            ended = "left"
-            self.traffic.left += 1
+        except BaseException as error:
+            self.broke_off(error)
             raise
-        except BaseException:
-            ended = "cut"
-            self.traffic.cut += 1
-            raise
-        finally:
-            self._log(ended)
+        self.ended()
 
-    def _log(self, ended: str) -> None:
+    def broke_off(self, error: BaseException) -> None:
+        """Account for a request without a whole answer, by what ended it."""
+        if isinstance(error, asyncio.CancelledError):
+            self.traffic.left += 1
+            self.ended("left")
+        else:
+            self.traffic.cut += 1
+            self.ended("cut")
+
+    def ended(self, how: str = "ok") -> None:
+        """Tell the access log of the end of a request, where there is one."""
         log, request = self.traffic.log, self.request
         if log is None:
             return
@@ -105,7 +108,7 @@ class Accounting:
             self._status,
             now - self.began_s,
             0 if request.method == "HEAD" else size,
-            ended=ended,
+            ended=how,
             peer=request.peer,
             told=Told(
                 request.headers, self.principal, self.trace_id, self.request_id, self.is_degraded

@@ -296,15 +296,8 @@ class GatewayEngine:
         """Return what became of the requests so far, by route."""
         return self.state.counts()
 
-    def note_refused(self, peer: str, status: int) -> None:
-        """Count, and log, a connection that the server has refused before there was a request."""
-        others = self.state.others
-        others.answers[status // 100] += 1
-        if others.log is not None:
-            others.log.add("", "", status, 0.0, None, peer=peer)
-
     def _other(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
-        """Accounting for a request that is no route's."""
+        """Account for a request that is no route's."""
         account = Accounting.of(self.state.others, request, arrival_of(request.headers))
         with account.under_way():
             return account.answered(response)
@@ -339,9 +332,18 @@ class GatewayEngine:
                 span.note("request_id", arrived.request_id)
             if entry.cors is not None:
                 headers += entry.cors.fields(request.headers.get_all(ORIGIN))
-            account = Accounting.of(self.state.traffic[entry.name], request, arrived, trace_id)
-            with account.under_way(), tree_of(context):
-                yield AskedRequest(entry, found.places, request, span, account, headers), context
+            traffic = self.state.traffic[entry.name]
+            began_s = (context.deadline_s or 0.0) - entry.deadline_s
+            account = Accounting(traffic, request, began_s, trace_id, arrived.request_id)
+            asked = AskedRequest(entry, found.places, request, span, account, headers)
+            try:  # as `under_way` does, without its frames
+                with tree_of(context):
+                    yield asked, context
+            except BaseException as error:
+                account.broke_off(error)
+                raise
+            if traffic.log is not None:
+                account.ended()
 
     async def _answer(
         self,

@@ -130,6 +130,13 @@ class GatewayState:
             log_dropped=0 if self.log is None else self.log.dropped,
         )
 
+    def note_refused(self, peer: str, status: int) -> None:
+        """Count, and log, a connection that the server has refused before there was a request."""
+        others = self.others
+        others.answers[status // 100] += 1
+        if others.log is not None:
+            others.log.add("", "", status, 0.0, None, peer=peer)
+
     def __repr__(self) -> str:
         return f"<GatewayState {len(self.traffic)} routes, {self.limiter!r}>"
 

@@ -116,7 +116,7 @@ class GatewayPart:
             limits=prepared.limits,
             streaming=door,
             client_of=prepared.origins.counted_for,
-            refused=engine.note_refused,
+            refused=engine.state.note_refused,
             wall_us=runtime.wall_us,
         )
         await server.start(host, port)
@@ -199,7 +199,7 @@ class GatewayPart:
             door,
             limits=prepared.limits,
             client_of=prepared.origins.counted_for,
-            refused=engine.note_refused,
+            refused=engine.state.note_refused,
         )
         self._retired += [(gone_s, each) for each in gone]
         self.definition, self._config = prepared.definition, prepared.config
