@@ -7,6 +7,7 @@ differs there is written in `behind`, and nowhere else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,8 +16,10 @@ from urllib.parse import urlencode
 from envoy_world import CLIENT, PROXY
 
 ENVOY, GATEWAY = "envoy", "gateway"
-# What a field may be besides a text: there in whatever form, or not there.
-ANY: Final = object()
+# What a field may be besides a text: there in whatever form; None is not there.
+ANY: Final = re.compile(".+")
+# A minute, and what a slow machine has taken of it.
+MINUTE: Final = "(60|[1-5]?[0-9])"
 GOOD = "Authorization: Bearer {token}"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -112,11 +115,11 @@ CLAIMED = (
 )
 
 
-def rate(left: int, more: str = ";t=60") -> dict[str, object]:
+def rate(left: int, more: str = f";t={MINUTE}") -> dict[str, object]:
     """Return what an answer says of a rate."""
     return {
         "ratelimit-policy": '"GET /few";q=2;w=120',
-        "ratelimit": f'"GET /few";r={left}{more}',
+        "ratelimit": re.compile(f'"GET /few";r={left}{more}'),
         "x-ratelimit-remaining": None,
     }
 
@@ -189,6 +192,15 @@ CASES: Final[Mapping[str, Case]] = {
     "an upgrade that is not taken": passes(
         "GET /app/x\nUpgrade: h2c\nConnection: Upgrade", "GET /x", passed={"upgrade": None}
     ),
+    "a split that takes all": passes("GET /all/x", "GET /other/x"),
+    "a split that takes none": passes("GET /none/x", "GET /x"),
+    "a location of the other upstream": passes(
+        "GET /all/lead?location=%2Fother%2Fa",
+        "GET /other/lead?location=%2Fother%2Fa",
+        status=302,
+        headers={"location": "/all/a"},
+    ),
+    "what is copied": passes("GET /copied/x", "GET /x", by=GATEWAY),
     # -- no route ----------------------------------------------------------------------------------
     "an unknown path": refused("GET /nowhere", 404, "unknown_operation"),
     "an unknown method": refused(
@@ -295,13 +307,21 @@ CASES: Final[Mapping[str, Case]] = {
     ),
     "the second of a rate": passes("GET /few", "GET /few", headers=rate(0)),
     "one too many": refused(
-        "GET /few", 429, "rate_limited", by=ENVOY, headers={"retry-after": "60", **rate(0)}
+        "GET /few",
+        429,
+        "rate_limited",
+        by=ENVOY,
+        headers={"retry-after": re.compile(MINUTE), **rate(0)},
     ),
     "another client": passes("GET /few", "GET /few", source="127.0.0.3"),
     "the first of a principal": passes(f"GET /mine\n{GOOD}", "GET /mine"),
     "the second of a principal": passes(f"GET /mine\n{GOOD}", "GET /mine", source="127.0.0.3"),
     "one too many of a principal": refused(
-        f"GET /mine\n{GOOD}", 429, "rate_limited", by=ENVOY, headers={"retry-after": "60"}
+        f"GET /mine\n{GOOD}",
+        429,
+        "rate_limited",
+        by=ENVOY,
+        headers={"retry-after": re.compile(MINUTE)},
     ),
     "another principal": passes("GET /mine\nAuthorization: Bearer {bob}", "GET /mine"),
     # -- upstreams that fail -----------------------------------------------------------------------

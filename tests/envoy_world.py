@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import re
 import ssl
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
+import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
@@ -37,19 +39,25 @@ from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.rundir import RunDir
 
 WITHIN_S = 120.0
+NEEDS_ENVOY = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="the wheel of Envoy is for Linux on x86_64 alone",
+)
 ISSUER = "https://id.servo.works"
 # Where the gateway and Envoy are asked from; the first one is a trusted proxy.
 PROXY, CLIENT = "127.0.0.1", "127.0.0.2"
 
 APP = """
 from notes_app import Notes
-from synchromesh import JWT, Aggregate, ApiKeys, Branch, Cors, Forward, Gateway, Rate, Route
+from synchromesh import (
+    JWT, Aggregate, ApiKeys, Branch, Cors, Forward, Gateway, Mirror, Rate, Route, Split,
+)
 
 shop = Cors(origins={"https://shop.example"}, credentials=True)
 way_in = Gateway(
     auth=[
         ApiKeys(),
-        JWT(issuer="https://id.servo.works", audience="api", leeway_s=5,
+        JWT(issuer="https://id.servo.works", audience="api", leeway_s=300,
             jwks="http://127.0.0.1:{port}/jwks"),
     ],
     routes=[
@@ -62,6 +70,12 @@ way_in = Gateway(
         Forward("GET /app/admin/{name}", to="legacy", path="/admin/{name}", scopes={"admin"}),
         Forward("GET /same/{name}", to="legacy", public=True, forwarded=True),
         Forward("PUT /up/{name}", to="legacy", path="/{name}", body_max="1KiB", public=True),
+        Forward("GET /all/{name}", to="legacy", path="/{name}", public=True,
+                split=Split("second", percent=100, path="/other/{name}")),
+        Forward("GET /none/{name}", to="legacy", path="/{name}", public=True,
+                split=Split("second", percent=0, path="/other/{name}")),
+        Forward("GET /copied/{name}", to="legacy", path="/{name}", public=True,
+                mirror=Mirror("gone", percent=0.001)),
         Forward("GET /few", to="legacy", public=True, rate=Rate("1/m", burst=2)),
         Forward("GET /guarded/{name}", to="legacy", path="/{name}", scopes={"a:read"}),
         Forward("GET /mine", to="legacy", rate=Rate("1/m", burst=2)),
@@ -87,6 +101,9 @@ forwarded_by = "x-forwarded"
 health = "/app/healthz"
 
 [external.legacy]
+url = "http://127.0.0.1:{port}"
+
+[external.second]
 url = "http://127.0.0.1:{port}"
 
 [external.child]
@@ -206,7 +223,7 @@ class Legacy:
 
     async def _answer(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; False cuts its connection."""
-        parts = urlsplit(seen.target.replace("/own/", "/", 1))
+        parts = urlsplit(re.sub("^/(own|other)/", "/", seen.target))
         told, steps = dict(parse_qsl(parts.query)), parts.path.split("/")[1:]
         kind, is_first = steps[0], seen.target not in self._tried
         self._tried.add(seen.target)
@@ -377,7 +394,10 @@ async def exported(system: System, folder: Path, at: ListenAt, legacy: str) -> E
     assert gateway is not None
     entries = await check_gateway(gateway, config, RunDir(folder), RealRuntime())
     target = folder / "envoy"
-    found = Whereabouts(system.info.gateway, {"legacy": [legacy], "gone": ["http://127.0.0.1:1"]})
+    found = Whereabouts(
+        system.info.gateway,
+        {"legacy": [legacy], "second": [legacy], "gone": ["http://127.0.0.1:1"]},
+    )
     made = export_envoy(config, gateway, entries, system=folder, folder=target, at=at, found=found)
     write(made, target, {"routes": msgspec.to_builtins(made.routes)})
     return made

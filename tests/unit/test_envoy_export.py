@@ -17,9 +17,21 @@ from hypothesis import strategies as st
 
 from certificates import issue
 from cli_runs import Run, runner
-from envoy_world import envoy_binary
+from envoy_world import NEEDS_ENVOY, envoy_binary
 from notes_app import TOML, Notes, write_config
-from synchromesh import JWT, ApiKeys, Cors, Forward, Gateway, Policy, Rate, RetryOptions, Route
+from synchromesh import (
+    JWT,
+    ApiKeys,
+    Cors,
+    Forward,
+    Gateway,
+    Mirror,
+    Policy,
+    Rate,
+    RetryOptions,
+    Route,
+    Split,
+)
 from synchromesh.calls import Policies
 from synchromesh.calls.routes import Match, Routes
 from synchromesh.discovery import BalancerOptions
@@ -93,6 +105,15 @@ def guarded(*auth: Any, **more: Any) -> RoutePlan:
         (lambda: guarded(replace(TOKENS, jwks="keys.json")), "its keys are in a file"),
         (lambda: guarded(replace(TOKENS, jwks="")), "OpenID Connect Discovery"),
         (lambda: guarded(replace(TOKENS, grants=lambda _: ())), "its grants are a function"),
+        (lambda: planned(replace(PUBLIC, mirror=Mirror("legacy2"))), "the answers compared"),
+        (
+            lambda: planned(replace(PUBLIC, split=Split("b", percent=5, sticky=True))),
+            "sends each client to the same upstream",
+        ),
+        (
+            lambda: planned(replace(PUBLIC, split=Split("notes", percent=5))),
+            "leads to notes, a service of the system",
+        ),
         (
             lambda: planned(PUBLIC, upstreams={"legacy": Upstream("legacy", why="is odd")}),
             "leads to legacy, which is odd",
@@ -111,7 +132,7 @@ def test_envoy_has_what_it_can_answer(auth: list[Any]) -> None:
     """With what goes on to the gateway all the same."""
     assert planned(PUBLIC).engine == "envoy"
     found = guarded(*auth, websocket=True)
-    assert (found.engine, found.upstream, found.why) == ("envoy", "legacy", "")
+    assert (found.engine, found.upstreams, found.why) == ("envoy", ("legacy",), "")
     assert found.on[0] == "a request without a token, or with one that Envoy is not sure of"
     assert found.on[1:] == ("a WebSocket", "a body of more than 1048576 bytes, which is 413")
 
@@ -217,6 +238,7 @@ def test_rates_as_envoy_takes_them(rate: Rate, tokens: tuple[int, int], interval
 # -- the whole -------------------------------------------------------------------------------------
 
 
+@NEEDS_ENVOY
 def test_envoy_takes_the_whole_of_it(tmp_path: Path) -> None:
     """`envoy --mode validate`, of a gateway with everything that is compiled."""
     authority, own = issue(tmp_path, "authority"), issue(tmp_path, "own")
@@ -266,17 +288,36 @@ def is_valid(path: Path) -> bool:
     return ran.returncode == 0 and f"configuration '{path}' OK" in ran.stdout + ran.stderr
 
 
+@NEEDS_ENVOY
+def test_a_split_is_a_share_of_a_million(tmp_path: Path) -> None:
+    """Drawn by Envoy, before the route's own upstream; both clusters are there."""
+    routes = [replace(PUBLIC, split=Split("other", percent=0.25, path="/b/{path...}"))]
+    upstreams = {**LEGACY, "other": Upstream("other", [HostPort("10.0.0.8", 80)])}
+    made = exported(Gateway(routes=routes), tmp_path, upstreams=upstreams)
+    direct = ways_to_upstreams(made)
+    clusters = [each["route"]["cluster"] for each in direct]
+    assert clusters == ["external.other"] * 3 + ["external.legacy"] * 3
+    drawn = [each["match"].get("runtime_fraction") for each in direct]
+    assert drawn[3:] == [None] * 3
+    share = {"default_value": {"numerator": 2500, "denominator": "MILLION"}}
+    assert drawn[:3] == [share] * 3
+    write(made, tmp_path, {})
+    assert is_valid(tmp_path / "envoy.json")
+
+
+def ways_to_upstreams(made: Export) -> list[dict[str, Any]]:
+    """Return the routes that do not lead to the gateway."""
+    listener = made.bootstrap["static_resources"]["listeners"][0]
+    chain = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = chain["route_config"]["virtual_hosts"][0]["routes"]
+    return [each for each in routes if each["route"]["cluster"] != "gateway"]
+
+
 def test_a_guarded_route_is_taken_with_metadata_alone(tmp_path: Path) -> None:
     """No way to the upstream of a guarded route is open without a verified token (G1)."""
     routes = [Forward("GET /x/{name}", to="legacy", scopes={"a"}), PUBLIC]
     made = exported(Gateway(auth=[TOKENS], routes=routes), tmp_path)
-    listener = made.bootstrap["static_resources"]["listeners"][0]
-    chain = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    direct = [
-        each
-        for each in chain["route_config"]["virtual_hosts"][0]["routes"]
-        if each["route"]["cluster"] != "gateway"
-    ]
+    direct = ways_to_upstreams(made)
     ways = [each for each in direct if each["name"] == "GET /x/{name}"]
     assert ways
     for each in ways:
@@ -332,6 +373,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return runner(capsys)
 
 
+@NEEDS_ENVOY
 def test_the_verb_writes_and_tells(folder: Path, run: Run) -> None:
     """Private files that Envoy takes, and the same report in a file, as JSON and on the screen."""
     ran = run(folder, "export", "envoy", str(folder / "out"), "--listen", "0.0.0.0:8443", "--json")

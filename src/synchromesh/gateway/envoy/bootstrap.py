@@ -59,7 +59,7 @@ def export(gateway: Gateway, entries: Sequence[CompiledRoute], settings: EnvoySe
     guarded = [entry for entry in direct if not entry.is_public]
     tokens = [token for token, why in issuers_of(gateway.auth) if not why] if guarded else []
     named = issuers(tokens)
-    asked = sorted({each.upstream for each in plans if each.upstream})
+    asked = sorted({name for each in plans for name in each.upstreams})
     hosts = virtual_hosts(pairs, settings, named)
     chain = _filters(direct, guarded, named, gateway.buckets_max)
     listed = [name for name in asked if not settings.upstreams[name].is_named]
@@ -208,7 +208,8 @@ def _believing(proxies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     detection = {
         "@type": f"{TYPE}.extensions.http.original_ip_detection.xff.v3.XffConfig",
         "xff_trusted_cidrs": {"cidrs": proxies},
-        "skip_xff_append": True,
+        # So that the field is there for a proxy that writes none: its address decides then.
+        "skip_xff_append": False,
     }
     return {
         "use_remote_address": False,

@@ -48,6 +48,12 @@ DIFFERENCES: Final = (
         "on is written anew",
     ),
     EngineDifference(
+        "more connections than there may be",
+        "an idle one of the client with most of them makes room, else 503; "
+        "`connections_per_client` bounds each client",
+        "the newest is closed; no client has a bound of its own",
+    ),
+    EngineDifference(
         "slow bodies",
         "less than 4096 bytes in `body` is 408",
         "a pause of `body` or `quiet`, whichever is longer, ends it; the pace has no bound",

@@ -15,6 +15,7 @@ import msgspec
 
 from synchromesh.gateway.api_keys import ApiKeys
 from synchromesh.gateway.compiled import CompiledRoute
+from synchromesh.gateway.forward import CompiledForward
 from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.principal import Auth
 from synchromesh.gateway.routes import Gateway
@@ -32,7 +33,7 @@ KNOWN: Final[Mapping[str, frozenset[str]]] = {
     "route": frozenset({
         "template", "scopes", "is_public", "deadline_s", "interval_s", "burst", "operation",
         "stand_in", "parts", "passage", "page", "priority", "kinds", "cors",
-        "cache", "is_strict", "name", "host",
+        "cache", "is_strict", "name", "host", "split", "mirror",
     }),
     "forward": frozenset({
         "to", "path", "passed", "body_bytes_max", "ways", "forwarded", "quiet_s",
@@ -52,7 +53,7 @@ class RoutePlan(msgspec.Struct, frozen=True):
         route: as it was written.
         engine: "envoy", or "gateway" behind it.
         why: what keeps it at the gateway; "" where nothing does.
-        upstream: what Envoy asks.
+        upstreams: whom Envoy asks.
         on: which requests of a route that Envoy serves go on to the gateway all the same, besides
             those of `EVERY`.
     """
@@ -60,7 +61,7 @@ class RoutePlan(msgspec.Struct, frozen=True):
     route: str
     engine: Literal["envoy", "gateway"]
     why: str = ""
-    upstream: str = ""
+    upstreams: tuple[str, ...] = ()
     on: tuple[str, ...] = ()
 
 
@@ -104,7 +105,8 @@ def _plan_of(
     if entry.passage.quiet_s is not None:
         on.append("a WebSocket")
     on.append(f"a body of more than {entry.passage.body_bytes_max} bytes, which is 413")
-    return RoutePlan(entry.name, ENVOY, upstream=entry.passage.to, on=tuple(on))
+    upstreams = tuple(each.to for each in _passages(entry))
+    return RoutePlan(entry.name, ENVOY, upstreams=upstreams, on=tuple(on))
 
 
 def _why(
@@ -114,22 +116,37 @@ def _why(
     issuers: Sequence[tuple[JWT, str]],
 ) -> str:
     """Return what keeps a route at the gateway; "" where Envoy can serve it."""
-    passage = entry.passage
     if entry.page is not None:
         return "describes the gateway itself"
     if entry.operation is not None:
         return "calls a contract: JSON becomes a typed call that the gateway signs"
-    if passage is None:
+    if entry.passage is None:
         return "puts one answer together from several"
-    if passage.to not in externals:
-        return f"leads to {passage.to}, a service of the system: each request there is signed"
-    if externals[passage.to]:
-        return f"leads to {passage.to}, which {externals[passage.to]}"
-    if passage.tells_principal:
-        return "tells the upstream who asks, by a token that the gateway signs"
-    more = _more("route", entry) or _more("forward", passage)
-    if more or entry.is_public:
-        return more
+    why = _why_not_there(entry, externals) or _more("route", entry)
+    why = why or _more("forward", entry.passage)
+    return why if why or entry.is_public else _why_not_they(entry, gateway, issuers)
+
+
+def _why_not_there(entry: CompiledRoute, externals: Mapping[str, str]) -> str:
+    """Return what keeps Envoy from asking the upstreams of a `Forward`; "" for nothing."""
+    if entry.mirror is not None:
+        return "has copies of its requests sent, and the answers compared"
+    if entry.split is not None and entry.split.is_sticky:
+        return "has a split that sends each client to the same upstream"
+    for passage in _passages(entry):
+        if passage.to not in externals:
+            return f"leads to {passage.to}, a service of the system: each request there is signed"
+        if externals[passage.to]:
+            return f"leads to {passage.to}, which {externals[passage.to]}"
+        if passage.tells_principal:
+            return "tells the upstream who asks, by a token that the gateway signs"
+    return ""
+
+
+def _why_not_they(
+    entry: CompiledRoute, gateway: Gateway, issuers: Sequence[tuple[JWT, str]]
+) -> str:
+    """Return what keeps Envoy from knowing who asks; "" for nothing."""
     if entry.kinds and JWT.kind not in entry.kinds:
         return f"takes no token, but a credential of this kind: {' or '.join(sorted(entry.kinds))}"
     if any(not why for _, why in issuers):
@@ -138,6 +155,12 @@ def _why(
         kinds = ", ".join(type(each).__name__ for each in gateway.auth)
         return f"asks for a credential, and the gateway alone can check it ({kinds})"
     return f"asks for a token, and the gateway alone can check it: {issuers[0][1]}"
+
+
+def _passages(entry: CompiledRoute) -> list[CompiledForward]:
+    """Return the ways of a `Forward`: its own, and that of its split."""
+    ways = [entry.passage, None if entry.split is None else entry.split.passage]
+    return [each for each in ways if each is not None]
 
 
 def issuers_of(auth: Sequence[Auth]) -> list[tuple[JWT, str]]:

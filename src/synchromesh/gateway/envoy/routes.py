@@ -56,6 +56,7 @@ def virtual_hosts(
         for _, group in groupby(each.entries, key=lambda entry: entry.host):
             for entry in sorted(group, key=lambda entry: closeness(entry.template)):
                 if whose[id(entry)].engine == ENVOY:
+                    routes += _shared(entry, settings, issuers, ways)
                     routes += _direct(entry, settings, issuers, ways)
                 routes.append(_to_gateway(_match(entry, _methods(entry)), entry.name))
         routes.append(_to_gateway({"prefix": "/"}, "none"))
@@ -70,8 +71,9 @@ def ways_of(
     """Return the routes that lead to each upstream, in their order."""
     found: dict[str, list[CompiledRoute]] = {}
     for entry, _ in plans:
-        if entry.passage is not None:
-            found.setdefault(entry.passage.to, []).append(entry)
+        for each in (entry, entry.to_other()):
+            if each is not None and each.passage is not None:
+                found.setdefault(each.passage.to, []).append(each)
     return found
 
 
@@ -113,6 +115,21 @@ def _to_gateway(match: dict[str, Any], name: str) -> dict[str, Any]:
         "request_headers_to_add": [_add("x-forwarded-for", PEER)],
         "request_headers_to_remove": ["forwarded"],
     }
+
+
+def _shared(
+    entry: CompiledRoute,
+    settings: EnvoySettings,
+    issuers: Sequence[CheckedIssuer],
+    ways: Mapping[str, Sequence[CompiledRoute]],
+) -> Iterator[dict[str, Any]]:
+    """Yield the routes of the requests that a split draws; it is drawn once for each request."""
+    other = entry.to_other()
+    if other is None or entry.split is None:
+        return
+    drawn = {"numerator": round(entry.split.share * 1_000_000), "denominator": "MILLION"}
+    for route in _direct(other, settings, issuers, ways):
+        yield {**route, "match": {**route["match"], "runtime_fraction": {"default_value": drawn}}}
 
 
 def _direct(
