@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
 import re
 import ssl
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
-import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
@@ -39,10 +37,6 @@ from synchromesh.system.config.gateway_check import check_gateway
 from synchromesh.system.config.rundir import RunDir
 
 WITHIN_S = 120.0
-NEEDS_ENVOY = pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"),
-    reason="the wheel of Envoy is for Linux on x86_64 alone",
-)
 ISSUER = "https://id.servo.works"
 # Where the gateway and Envoy are asked from; the first one is a trusted proxy.
 PROXY, CLIENT = "127.0.0.1", "127.0.0.2"

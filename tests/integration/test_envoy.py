@@ -25,7 +25,6 @@ from certificates import Issued, issue
 from envoy_conformance import CASES, ENVOY, GATEWAY, Case
 from envoy_world import (
     ISSUER,
-    NEEDS_ENVOY,
     WITHIN_S,
     Engines,
     Seen,
@@ -40,7 +39,7 @@ from synchromesh.runtime import RealRuntime
 from synchromesh.system.config.gateway_keys import ApiKeysFile
 from synchromesh.system.config.rundir import RunDir
 
-pytestmark = [pytest.mark.anyio, NEEDS_ENVOY]
+pytestmark = pytest.mark.anyio
 
 
 async def test_both_engines_answer_the_same(

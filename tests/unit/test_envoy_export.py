@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from certificates import issue
 from cli_runs import Run, runner
-from envoy_world import NEEDS_ENVOY, envoy_binary
+from envoy_world import envoy_binary
 from notes_app import TOML, Notes, write_config
 from synchromesh import (
     JWT,
@@ -238,7 +238,6 @@ def test_rates_as_envoy_takes_them(rate: Rate, tokens: tuple[int, int], interval
 # -- the whole -------------------------------------------------------------------------------------
 
 
-@NEEDS_ENVOY
 def test_envoy_takes_the_whole_of_it(tmp_path: Path) -> None:
     """`envoy --mode validate`, of a gateway with everything that is compiled."""
     authority, own = issue(tmp_path, "authority"), issue(tmp_path, "own")
@@ -288,7 +287,6 @@ def is_valid(path: Path) -> bool:
     return ran.returncode == 0 and f"configuration '{path}' OK" in ran.stdout + ran.stderr
 
 
-@NEEDS_ENVOY
 def test_a_split_is_a_share_of_a_million(tmp_path: Path) -> None:
     """Drawn by Envoy, before the route's own upstream; both clusters are there."""
     routes = [replace(PUBLIC, split=Split("other", percent=0.25, path="/b/{path...}"))]
@@ -373,7 +371,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return runner(capsys)
 
 
-@NEEDS_ENVOY
 def test_the_verb_writes_and_tells(folder: Path, run: Run) -> None:
     """Private files that Envoy takes, and the same report in a file, as JSON and on the screen."""
     ran = run(folder, "export", "envoy", str(folder / "out"), "--listen", "0.0.0.0:8443", "--json")
