@@ -215,6 +215,7 @@ class HttpServer:
         """Stop accepting, cut every connection, and wait for cancelled handlers. Repeatable."""
         self._is_draining = True
         self._stop_listening()
+        self._serving = None  # it has this server, too: they would be a cycle
         for connection in self._connections:
             connection.cut()
         while self._connections:
