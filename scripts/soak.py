@@ -185,8 +185,10 @@ class Nemesis:
             self._continue(pid)
         for pid in [*self._limited]:
             self._let_write(pid)
+        # A publisher delivers to those whom it knew of when it started.
         for service in self._releases.at:
             self._releases.write(service, "new")
+        for service in self._releases.at:
 
             async def is_replaced(service: str = service) -> bool:
                 return await self._ask_to_restart(service)

@@ -10,6 +10,7 @@ from synchromesh.system.control.status import (
     FaultsStatus,
     FaultStatus,
     GatewayStatus,
+    GoneStatus,
     HealthStatus,
     HoldStatus,
     ServiceStatus,
@@ -129,4 +130,25 @@ def test_what_is_given_up_is_found_with_its_verb() -> None:
         f"a/projection/open is failed: KeyError; {again.format(38, 'a/projection/open')}",
         f"b/process is failed: service 'b' ended by SIGKILL; {again.format(9, 'b')}",
         "c is not ready: disk I/O error",
+    ]
+
+
+def test_a_subscriber_that_is_gone_is_told_from_one_that_its_publisher_does_not_know_yet() -> None:
+    """One is for a person to forget, the other for a restart; who misses nothing is not told."""
+    gone = [GoneStatus("stock", 7, 2, 0), GoneStatus("till", 9, 0, 0), GoneStatus("books", 0, 0, 1)]
+    ran = Status(
+        "corner", 1, services={"shop": msgspec.structs.replace(service("shop", 1), gone=gone)}
+    )
+    taken = {"stock": frozenset({"shop.sold"}), "books": frozenset({"shops.sold", "till.sold"})}
+    assert Status.merge(ran.with_taken(taken)).findings == [
+        (
+            "shop: stock takes events of it, which its process does not know yet; events that "
+            "wait: 2; "
+            "synchromesh restart shop"
+        ),
+        (
+            "shop: books takes nothing of it any more, and what it has not got is kept: events: 0, "
+            "messages set aside: 1; if it is gone for ever: synchromesh messages forget books "
+            "--service shop --why TEXT"
+        ),
     ]
