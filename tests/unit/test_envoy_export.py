@@ -389,8 +389,12 @@ def test_the_verb_writes_and_tells(folder: Path, run: Run) -> None:
         for each in hosts["lb_endpoints"]
     ] == [("10.0.0.7", 9), ("10.0.0.8", 1)]
     assert is_valid(folder / "out" / "envoy.json")
-    shown = run(folder, "export", "envoy", str(folder / "out"))
+    assert told["unplaced"] == []
+    shown = run(folder, "export", "envoy", str(folder / "out"), "--set", "gateway.port=0")
     assert shown.code == 0
+    assert shown.err == (
+        "no address is known of gateway: start the system, and export again or with --follow\n"
+    )
     assert "GET /count" in shown.out
     assert "start it by: envoy -c" in shown.out
 

@@ -80,6 +80,12 @@ def envoy(
         print_json(report)
     else:
         _show(report)
+    if made.unplaced:
+        click.echo(
+            f"no address is known of {', '.join(made.unplaced)}: start the system, and export "
+            "again or with --follow",
+            err=True,
+        )
     if follow:
         _follow(folder, target, config, made)
     return 0
@@ -153,7 +159,7 @@ def _told(made: Export) -> dict[str, Any]:
         "always_at_the_gateway": EVERY,
         "differences": msgspec.to_builtins(DIFFERENCES),
     }
-    return {**routes, "follows": made.upstreams, **told}
+    return {**routes, "follows": made.upstreams, "unplaced": made.unplaced, **told}
 
 
 def _show(report: dict[str, Any]) -> None:

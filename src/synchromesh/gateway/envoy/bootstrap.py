@@ -43,12 +43,14 @@ class Export:
         files: the others, by their paths: where instances are, and by what it proves itself.
         routes: which engine serves which route.
         upstreams: the external services that Envoy asks and that follow the registry.
+        unplaced: whom Envoy cannot reach yet: no address was known.
     """
 
     bootstrap: dict[str, Any]
     files: Mapping[Path, dict[str, Any]]
     routes: tuple[RoutePlan, ...]
     upstreams: tuple[str, ...]
+    unplaced: tuple[str, ...] = ()
 
 
 def export(gateway: Gateway, entries: Sequence[CompiledRoute], settings: EnvoySettings) -> Export:
@@ -90,7 +92,10 @@ def export(gateway: Gateway, entries: Sequence[CompiledRoute], settings: EnvoySe
         },
         "overload_manager": _overload(settings),
     }
-    return Export(bootstrap, files, plans, tuple(listed))
+    unplaced = [name for name in listed if not settings.upstreams[name].places]
+    if not ours:
+        unplaced.insert(0, GATEWAY_CLUSTER)
+    return Export(bootstrap, files, plans, tuple(listed), tuple(unplaced))
 
 
 def _overload(settings: EnvoySettings) -> dict[str, Any]:
