@@ -42,6 +42,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Stop the database server of this process, if a test has started it."""
+    server = sys.modules.get("postgres_server")
+    if server is not None:
+        server.close_shared_server()
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests that need real sockets or threads run on asyncio."""

@@ -6,7 +6,6 @@ runs what is in the wheel. As root, which PostgreSQL refuses to run as, it runs 
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import os
 import shutil
@@ -24,13 +23,15 @@ import asyncpg
 
 START_S = 180.0
 _NOBODY = 65534
+_PREFIX = "synchromesh-postgres-"
 
 
 class PostgresServer:
     """A server that ends with this process, however that ends."""
 
     def __init__(self, *settings: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="synchromesh-postgres-"))
+        _remove_left_over()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self._settings = settings
         self._as: dict[str, Any] = {}
         programs = _installed()
@@ -107,9 +108,14 @@ class PostgresServer:
 @cache
 def shared_server() -> PostgresServer:
     """Start the server that all tests of this process share, at its first use."""
-    server = PostgresServer()
-    atexit.register(server.close)
-    return server
+    return PostgresServer()
+
+
+def close_shared_server() -> None:
+    """Stop it and remove all of it, if it was used: at the end of the session."""
+    if shared_server.cache_info().currsize:
+        shared_server().close()
+        shared_server.cache_clear()
 
 
 async def empty_database(name: str, server: PostgresServer | None = None) -> str:
@@ -146,6 +152,14 @@ def _copied(programs: Path, to: Path) -> Path:
     libraries = f"{package.name}.libs"
     shutil.copytree(package.parent / libraries, to / libraries)
     return to / package.name / programs.name
+
+
+def _remove_left_over() -> None:
+    """Remove what processes have left that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_with_parent() -> None:

@@ -119,6 +119,27 @@ async def test_what_a_process_left_without_a_position_gets_one(replicas: Replica
     assert await lost == 2, "it is durable, and so it is answered"
 
 
+async def test_one_sequencer_at_a_time_gives_positions(replicas: Replicas) -> None:
+    """Whoever holds the row of the log; the others wait, and number what is there by then."""
+    store = await replicas.open()
+    await add(store, "a")
+    other = await asyncpg.connect(replicas.url)
+    await other.execute("begin; select last from sm_log for update")
+    waiting = asyncio.ensure_future(add(store, "a"))
+    sequencer = store._sequencer._connection
+    assert sequencer is not None
+    blocked = "select count(*) from pg_locks where pid = $1 and not granted"
+    async with asyncio.timeout(WAIT_S):
+        while not await other.fetchval(blocked, sequencer.get_server_pid()):
+            await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert [each.position for each in await load(store, "a")] == [1, 0]
+    await other.execute("commit")
+    assert await asyncio.wait_for(waiting, WAIT_S) == 2
+    assert [each.position for each in await load(store, "a")] == [1, 2]
+    await other.close()
+
+
 async def test_a_sequencer_whose_session_ends_goes_on(replicas: Replicas) -> None:
     """Whoever waits is answered once it is connected again."""
     store = await replicas.open()

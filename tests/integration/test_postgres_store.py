@@ -11,6 +11,7 @@ import pytest
 
 from postgres_server import PostgresServer, empty_database, shared_server
 from synchromesh.errors import (
+    ConstraintFailed,
     ContractError,
     StatementFailed,
     StoreBroken,
@@ -254,6 +255,20 @@ async def test_a_key_takes_effect_once_over_replicas(opened: Any) -> None:
         )
         assert {(each.kind, each.body) for each in recorded} == {(InboxState.ANSWER, b"done")}
     assert await stores[0].read("select n from item") == [(8,)]
+
+
+async def test_a_duplicate_of_our_own_keys_is_tried_once_more(opened: Any) -> None:
+    """Of two who insert one at once the later is told so, and no conflict; then it is true."""
+    store = await opened()
+    ran: list[int] = []
+
+    async def body(unit: Unit) -> None:
+        ran.append(1)
+        await unit.execute("insert into sm_meta(name, value) values ('log_id', '')")
+
+    with pytest.raises(ConstraintFailed, match=r"sm_meta\.name"):
+        await store.write(body, name="twice")
+    assert len(ran) == 2
 
 
 async def test_a_unit_that_is_always_in_conflict_ends(opened: Any) -> None:

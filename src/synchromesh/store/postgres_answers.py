@@ -45,7 +45,7 @@ class UnitAnswers:
 
     Args:
         is_careful: each statement has a savepoint, so that one that is refused undoes only itself.
-        is_patient: a duplicate of a key of our own tables may be a conflict.
+        is_patient: a duplicate of a key of our own tables may be a conflict; it is once.
 
     Attributes:
         has_failed: a statement was refused, and the transaction is of no use unless it is undone.

@@ -14,8 +14,8 @@ class UnitJob:
     """A queued unit; whoever runs it fills in its outcome."""
 
     __slots__ = (
-        "body", "conflicts", "context", "error", "future", "has_appended", "is_careful",
-        "is_doubtful", "is_durable", "name", "once", "result", "topics", "unit_id",
+        "body", "conflicts", "context", "error", "future", "has_appended", "has_duplicate",
+        "is_careful", "is_doubtful", "is_durable", "name", "once", "result", "topics", "unit_id",
     )  # fmt: skip
 
     def __init__(
@@ -31,7 +31,8 @@ class UnitJob:
         self.future = future
         self.context: Context = copy_context()
         self.conflicts = 0
-        self.is_careful = self.is_doubtful = self.is_durable = self.has_appended = False
+        self.is_careful = self.is_doubtful = self.is_durable = False
+        self.has_appended = self.has_duplicate = False
         self.unit_id = ""
         self.result: object = None
         self.error: BaseException | None = None

@@ -50,6 +50,7 @@ from synchromesh.store.postgres_errors import (
     PostgresFault,
     is_conflict,
     is_lost,
+    is_own_duplicate,
     state_of,
     translate,
 )
@@ -283,6 +284,8 @@ class Units:
         job.is_careful = job.is_careful or why.is_careful
         if why.error is None:
             return True
+        # The next time it is one indeed, and the body's to know.
+        job.has_duplicate = job.has_duplicate or is_own_duplicate(why.error)
         job.conflicts += 1
         if job.conflicts <= RERUNS_MAX:
             return True
@@ -332,7 +335,7 @@ class Units:
             path=self._path, plans=self.plans, new_id=self._runtime.new_id, vault=self._vault,
         )  # fmt: skip
         answers = UnitAnswers(
-            connection, is_careful=job.is_careful, is_patient=job.conflicts < RERUNS_MAX
+            connection, is_careful=job.is_careful, is_patient=not job.has_duplicate
         )
         limit = self._loop.call_later(self._options.limit_s, self._expire, unit)
         try:
