@@ -57,7 +57,7 @@ cascade: sync ## Measure what one ill service does to its callers, in virtual ti
 
 bench: $(AREAS:%=bench-%) ## Measure against peers, all areas; one: make bench-calls; QUICK=1: a smoke
 
-restarts: $(BENCH)/.synced ## Count what httpx, aiohttp, undici, nginx lose while the gateway is replaced: REQUESTS each
+restarts: $(BENCH)/.synced ## Count what httpx, aiohttp, undici, nginx lose while the gateway is reloaded, replaced, stopped: REQUESTS each
 	@$(BENCH)/bin/python -m benchmarks.restarts
 
 $(AREAS:%=bench-%): bench-%: $(BENCH)/.synced
@@ -65,7 +65,7 @@ $(AREAS:%=bench-%): bench-%: $(BENCH)/.synced
 
 # Peers have an environment of their own, so that no test ever runs with them installed.
 $(BENCH)/.synced: pyproject.toml uv.lock $(UV)
-	@UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --locked --quiet --no-default-groups --group bench
+	@UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --locked --quiet --no-default-groups --group bench --extra jwt
 	@touch $@
 
 sync: .venv/.synced

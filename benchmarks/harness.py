@@ -82,6 +82,11 @@ class Results:
         pairs = zip(self.values(over, measure), self.values(under, measure), strict=True)
         return statistics.median(a / b for a, b in pairs)
 
+    def difference(self, over: str, under: str, measure: str) -> float:
+        """Return the median of `over` less `under`, each of the same round."""
+        pairs = zip(self.values(over, measure), self.values(under, measure), strict=True)
+        return statistics.median(a - b for a, b in pairs)
+
 
 def in_turn(
     contestants: Mapping[str, Callable[[], Measures]], *, rounds: int, warm_up: int = 1

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from synchromesh import Migration, SagaRun
 from synchromesh.calls import Command, Operation
+from synchromesh.calls.routes import Match, Routes
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
 from synchromesh.events import SCHEMA as EVENTS_SCHEMA
+from synchromesh.gateway.router import Template, find
 from synchromesh.runtime import RealRuntime
 from synchromesh.saga import Engine, SagaDefinition, SagaVersions
 from synchromesh.saga import tables as saga_tables
@@ -195,3 +197,22 @@ async def running(folder: Path, module: str, services: Sequence[str]) -> AsyncIt
 def database(folder: Path, service: str) -> Path:
     """Return where a running system has a service's database."""
     return folder / ".synchromesh" / "data" / f"{service}.db"
+
+
+def finder(routes: Sequence[str]) -> Callable[[str], str]:
+    """Return what finds one of these routes for a path that is asked by GET, as the gateway does.
+
+    It raises LookupError for a path that has none.
+    """
+    table: Routes[str] = Routes(has_empty_places=False)
+    for route in routes:
+        template = Template.of(route)
+        table.add(template.method, template.path, route)
+
+    def found(path: str) -> str:
+        match = find(table, "GET", path)
+        if not isinstance(match, Match):
+            raise LookupError(path)
+        return match.target
+
+    return found

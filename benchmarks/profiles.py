@@ -17,7 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import app, gateway_app, hotspots, tools
-from benchmarks.gateway import KEYS_WITHIN_S, Contestant, load
+from benchmarks.gateway_load import Contestant, load
+from benchmarks.gateway_policies import KEYS_WITHIN_S
 from benchmarks.harness import size
 from benchmarks.peers import gateways
 from benchmarks.processes import running, synchromesh
@@ -50,7 +51,7 @@ def main(words: list[str]) -> None:
         return
     tools.fetch()
     with tempfile.TemporaryDirectory(prefix="synchromesh-bench-") as made, ExitStack() as enter:
-        upstream = enter.enter_context(gateways.upstream(Path(made))).wait()
+        upstream = enter.enter_context(gateways.upstream(Path(made))[0]).wait()
         config = app.CONFIG.replace("benchmarks.app:gateway", "benchmarks.profiles:gateway")
         config += EXTERNAL.format(upstream=upstream.url)
         system = enter.enter_context(running(config))

@@ -1,12 +1,13 @@
-"""What clients of kept connections lose while the gateway is replaced, and stopped: nothing.
+"""What clients lose while the gateway is reloaded, replaced, and stopped: nothing.
 
     python -m benchmarks.restarts [CLIENT ...]
 
 Each client sends POSTs, which nobody may send again, over a few kept connections: raw ones, httpx,
-aiohttp, undici, and nginx as a proxy before the gateway. Meanwhile `restart gateway` is asked for,
-again and again, and at last the system is stopped. A request counts as lost where its connection
-ended without an answer, or where the answer is no 200. Once the system is stopped, connections are
-refused; nothing was sent then, and nothing is lost.
+aiohttp, undici, and nginx as a proxy before the gateway. Meanwhile `gateway reload` is asked for,
+again and again, each time of a gateway that has changed; then `restart gateway`; and at last the
+system is stopped. A request counts as lost where its connection ended without an answer, or where
+the answer is no 200. Once the system is stopped, connections are refused; nothing was sent then,
+and nothing is lost.
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import aiohttp
 import httpx
 
 from benchmarks import restarts_app, tools
+from benchmarks.harness import check
 from benchmarks.peers import gateways
-from benchmarks.processes import ROOT, Server, System, installed, running, synchromesh
+from benchmarks.processes import ROOT, System, installed, running, synchromesh
 
 BODY = b'{"sku":"SX90","qty":2}'
 CONNECTIONS = 8
 REQUESTS = int(os.environ.get("REQUESTS", "50000"))
-RESTARTS_MIN = 3
+TIMES_MIN = 3
+PAUSE_S = 1.0
 # What a client says of a connection that was refused: nothing was sent.
 REFUSED = frozenset({
     "ClientConnectorError", "ConnectError", "ConnectionRefusedError", "ECONNREFUSED",
@@ -138,25 +142,48 @@ CLIENTS: dict[str, Client] = {
 }  # fmt: skip
 
 
-async def measure(name: str, system: System, url: str, *, is_stopped: bool) -> Load:
-    """Load the gateway by one client while it is replaced, and stopped at last."""
+def reload(system: System, version: int) -> None:
+    """Change the gateway and reload it.
+
+    Raises:
+        WrongAnswer: the change was not taken: what clients lose by that means nothing.
+    """
+    restarts_app.write(system.folder, version)
+    verb = ("gateway", "reload", "--why", "measured", "--json")
+    told = json.loads(synchromesh(system.folder, *verb))
+    check(told["mistakes"], [], "gateway reload")
+    answer = system.ask(f"/look-{version}", json.loads(BODY))
+    check(answer["sku"], "SX90", "the route of the new version")
+
+
+def restart(system: System, _: int) -> None:
+    """Replace the gateway by another process."""
+    synchromesh(system.folder, "restart", "gateway")
+
+
+ACTIONS: dict[str, Callable[[System, int], None]] = {"reload": reload, "restart": restart}
+
+
+async def measure(name: str, system: System, url: str, action: str, *, is_stopped: bool) -> Load:
+    """Load the gateway by one client while something is done to it, and it is stopped at last."""
     load = Load()
     working = asyncio.ensure_future(CLIENTS[name](url, load))
-    restarts, began_s = 0, time.monotonic()
+    times, began_s = 0, time.monotonic()
     # What undici has sent is known once it has ended: the others say how long it takes.
-    while restarts < RESTARTS_MIN or (
+    while times < TIMES_MIN or (
         load.outcomes["200"] < REQUESTS and time.monotonic() - began_s < REQUESTS / 250
     ):
-        await asyncio.to_thread(synchromesh, system.folder, "restart", "gateway")
-        restarts += 1
-        await asyncio.sleep(1.0)
+        times += 1
+        await asyncio.to_thread(ACTIONS[action], system, times)
+        await asyncio.sleep(PAUSE_S)
     if is_stopped:
         system.server.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(system.server.process.wait)
     load.over.set()
     await working
-    answered = load.outcomes["200"]
-    print(f"{name:<8} {answered:>8} {restarts:>9} {sum(load.lost.values()):>6}  {load.lost or ''}")
+    meanwhile = f"{action}, stop" if is_stopped else action
+    answered, lost = load.outcomes["200"], sum(load.lost.values())
+    print(f"{name:<8} {meanwhile:<14} {times:>5} {answered:>9} {lost:>6}  {load.lost or ''}")
     return load
 
 
@@ -169,21 +196,23 @@ def main(words: Iterable[str]) -> int:
     if {"nginx", "undici"} & set(names):
         tools.fetch()
     is_lost = False
-    print(f"{'client':<8} {'answered':>8} {'restarts':>9} {'lost':>6}")
+    print(f"{'client':<8} {'meanwhile':<14} {'times':>5} {'answered':>9} {'lost':>6}")
     for name in names:
-        with running(restarts_app.CONFIG, split=True) as system:
+        with tempfile.TemporaryDirectory(prefix="synchromesh-bench-") as made, ExitStack() as enter:
+            folder = Path(made)
+            restarts_app.write(folder, 0)
+            system = enter.enter_context(running(folder, split=True))
+            url = system.gateway
             if name == "nginx":
+                (folder / "proxy").mkdir()
+                port = int(url.rpartition(":")[2])
+                url = enter.enter_context(gateways.nginx(folder / "proxy", port)).wait().url
+            for action in ACTIONS:
                 # nginx says 502 of a refused connection, too: it is not stopped under it.
-                with tempfile.TemporaryDirectory() as folder, _nginx(folder, system) as proxy:
-                    load = asyncio.run(measure(name, system, proxy.url, is_stopped=False))
-            else:
-                load = asyncio.run(measure(name, system, system.gateway, is_stopped=True))
-            is_lost = is_lost or bool(load.lost)
+                is_stopped = action == "restart" and name != "nginx"
+                load = asyncio.run(measure(name, system, url, action, is_stopped=is_stopped))
+                is_lost = is_lost or bool(load.lost)
     return int(is_lost)
-
-
-def _nginx(folder: str, system: System) -> Server:
-    return gateways.nginx(Path(folder), int(system.gateway.rpartition(":")[2]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import tools
-from benchmarks.processes import Server, free_port, last_core
+from benchmarks.credentials import Certificate
+from benchmarks.processes import Server, free_port, free_ports, last_core
 
 # 200 bytes of JSON, as many services answer.
 SMALL = b'{"id":1234,"name":"widget","tags":["a","b","c"],"price":12.5,"stock":42,"text":"%s"}' % (
@@ -40,6 +41,7 @@ _UPSTREAM = """
   default_type application/json;
   server {{
     listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{second} backlog=4096;
     location = /small {{ return 200 '{small}'; }}
     {branches}
   }}
@@ -59,15 +61,18 @@ _PROXY = """
 """
 
 
-def upstream(folder: Path) -> Server:
-    """Start what stands behind every gateway, on the core of the load."""
-    port = free_port()
+def upstream(folder: Path) -> tuple[Server, str]:
+    """Start what stands behind every gateway, on the core of the load; return a second URL, too."""
+    port, second = free_ports(2)
     branches = [
         _BRANCH.format(name=name, seconds=BRANCH_MS / 1000, body=json.dumps(body))
         for name, body in BRANCHES.items()
     ]
-    servers = _UPSTREAM.format(port=port, small=SMALL.decode(), branches="\n    ".join(branches))
-    return _nginx(folder / "upstream", "upstream", servers, port, last_core())
+    servers = _UPSTREAM.format(
+        port=port, second=second, small=SMALL.decode(), branches="\n    ".join(branches)
+    )
+    server = _nginx(folder / "upstream", "upstream", servers, port, last_core())
+    return server, f"http://127.0.0.1:{second}"
 
 
 def nginx(folder: Path, upstream_port: int) -> Server:
@@ -85,8 +90,8 @@ def _nginx(folder: Path, name: str, servers: str, port: int, cores: set[int] | N
     return Server(name, command, port=port, cores=cores, folder=folder)
 
 
-def envoy(folder: Path, upstream: Server) -> Server:
-    """Start Envoy with a router and nothing else."""
+def envoy(folder: Path, upstream: Server, certificate: Certificate | None = None) -> Server:
+    """Start Envoy with a router and nothing else, by TLS where it has a certificate."""
     port = free_port()
     address = {"address": "127.0.0.1", "port_value": upstream.port}
     endpoint = {"endpoint": {"address": {"socket_address": address}}}
@@ -104,18 +109,19 @@ def envoy(folder: Path, upstream: Server) -> Server:
             }
         ],
     }
+    chain: dict[str, object] = {
+        "filters": [
+            {
+                "name": "envoy.filters.network.http_connection_manager",
+                "typed_config": manager,
+            }
+        ]
+    }
+    if certificate is not None:
+        chain["transport_socket"] = _tls(certificate)
     listener = {
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-        "filter_chains": [
-            {
-                "filters": [
-                    {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": manager,
-                    }
-                ]
-            }
-        ],
+        "filter_chains": [chain],
     }
     bound = {"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096}
     cluster = {
@@ -125,10 +131,21 @@ def envoy(folder: Path, upstream: Server) -> Server:
         "load_assignment": {"cluster_name": "up", "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
     config = {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
-    path = folder / "envoy.json"
+    name = "Envoy" if certificate is None else "Envoy, TLS"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(config))
     command = [tools.envoy(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart"]
-    return Server("Envoy", [*command, "-l", "error"], port=port, folder=folder)
+    return Server(name, [*command, "-l", "error"], port=port, folder=folder)
+
+
+def _tls(certificate: Certificate) -> dict[str, object]:
+    files = {
+        "certificate_chain": {"filename": str(certificate.pem)},
+        "private_key": {"filename": str(certificate.key)},
+    }
+    type_of = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    context = {"@type": type_of, "common_tls_context": {"tls_certificates": [files]}}
+    return {"name": "envoy.transport_sockets.tls", "typed_config": context}
 
 
 def fastify(upstream: Server) -> Server:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmarks.gateway import loaded_of
+from benchmarks.gateway_load import loaded_of
 from benchmarks.harness import (
     Measures,
     Passed,
@@ -81,10 +81,19 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     assert results.median("ours", "us") / results.median("peer", "us") == 0.75
 
 
-def test_a_ratio_of_unequal_rounds_is_refused() -> None:
+def test_a_difference_is_the_median_of_the_differences_of_the_rounds() -> None:
+    """Medians alone would say 1."""
+    results = results_of(ours=[12.0, 40.0, 25.0], plain=[10.0, 37.0, 24.0])
+    assert results.difference("ours", "plain", "us") == 2.0
+    assert results.median("ours", "us") - results.median("plain", "us") == 1.0
+
+
+@pytest.mark.parametrize("compared", ["ratio", "difference"])
+def test_unequal_rounds_are_not_compared(compared: str) -> None:
     """What did not take its turn cannot be compared."""
+    results = results_of(ours=[1.0], peer=[1.0, 2.0])
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        results_of(ours=[1.0], peer=[1.0, 2.0]).ratio("ours", "peer", "us")
+        getattr(results, compared)("ours", "peer", "us")
 
 
 @pytest.mark.parametrize(
