@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import sys
 from dataclasses import dataclass
+from types import FrameType
 from typing import Annotated, Any, Generic, Literal, NewType, Protocol, TypedDict, TypeVar
 
 import msgspec
@@ -323,6 +325,37 @@ def test_loose_bodies_are_refused_where_that_is_asked_for() -> None:
     refuse_loose(Shop.fill, json.dumps(GOOD).encode())
     refuse_loose(Shop.note, b'{"text":"a"}')
     refuse_loose(Shop.find, b"")
+
+
+@pytest.mark.parametrize(
+    "held", [b'"\xff"', b'"\xed\xa0\x80"', b'{"\xff":1}', b"1e999", b"1" * 5000]
+)
+def test_what_is_skipped_and_cannot_be_read_is_refused(held: bytes) -> None:
+    """Arguments are read past it; who looks at all fields comes upon it, and fails of nothing."""
+    body = b'{"id":"B","lines":[{"theSku":"a"}],"more":%b}' % held
+    assert Shop.fill.from_http({}, "", body)
+    with pytest.raises(BadRequest, match="cannot be read") as refused:
+        refuse_loose(Shop.fill, body)
+    (mistake,) = refused.value.mistakes
+    assert mistake["pointer"] == ""
+    assert "is no JSON" in mistake["detail"]
+
+
+def test_what_has_no_fields_is_not_looked_into() -> None:
+    """A body of many numbers and texts costs a step each."""
+    entered: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            entered.append(frame.f_code.co_name)
+
+    value, before = {"n": list(range(1000))}, sys.getprofile()
+    sys.setprofile(note)
+    try:
+        assert unknown_in(value, dict[str, list[int]]) == ()
+    finally:
+        sys.setprofile(before)
+    assert 1000 < len(entered) < 3500
 
 
 def test_a_body_that_one_decoder_takes_and_another_does_not_is_refused() -> None:

@@ -56,3 +56,17 @@ def test_many_places_do_not_make_a_search_long() -> None:
     table.add("GET", template, "long")
     assert table.find("GET", "/a" * 40) == Match("long", {f"p{n}": "a" for n in range(40)})
     assert table.find("GET", "/a" * 41) == NoMatch()
+
+
+def test_a_request_that_is_looked_for_again_is_not_searched_again(routes: Routes[str]) -> None:
+    """Its head is judged by its route, and it is answered by it; what is found is the same."""
+    found = routes.find("GET", "/stock/SX90")
+    assert routes.find("GET", "/stock/SX90") is found
+    assert routes.find("GET", "/stock/SX91") == Match("one", {"sku": "SX91"})
+    assert routes.find("HEAD", "/stock/SX91") == Match("one", {"sku": "SX91"})
+    assert routes.find("PUT", "/stock/SX91") == NoMatch(("GET", "HEAD"))
+    routes.add("PUT", "/stock/{sku}", "replace")
+    assert routes.find("PUT", "/stock/SX91") == Match("replace", {"sku": "SX91"})
+    routes.add("ANY", "/app/{path...}", "app")
+    assert routes.find("GET", "/app/a", "/app/%61") == Match("app", {"path": "%61"})
+    assert routes.find("GET", "/app/a") == Match("app", {"path": "a"})

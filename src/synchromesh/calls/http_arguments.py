@@ -85,6 +85,11 @@ def refuse_loose(operation: HttpOperation, body: bytes) -> None:
     except RecursionError as error:
         # What is any JSON to its type may be as deep as a decoder takes; the next one takes less.
         raise BadRequest("the body is nested too deeply") from error
+    except NO_FIT as error:
+        # Unknown fields are skipped where arguments are read, whatever they hold.
+        refused = BadRequest(f"a field that is unknown cannot be read: {error}")
+        refused.mistakes = ({"detail": f"is no JSON: {error}", "pointer": ""},)
+        raise refused from error
     if shape.body:
         mistakes += unknown_in(value, shape.hints[shape.body])
     else:

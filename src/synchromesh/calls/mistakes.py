@@ -86,8 +86,11 @@ def unknown_in(value: Any, kind: Any, pointer: str = "") -> tuple[Mistake, ...]:
         part, at = left.pop()
         kind = _member(part.value, part.kind)
         found += islice(_unknown(part.value, _object_of(kind), at), MISTAKES_MAX)
-        parts = [(each, f"{at}/{each.step}") for each in _parts(part.value, kind)]
-        left += reversed(parts)
+        left += reversed([
+            (each, f"{at}/{each.step}")
+            for each in _parts(part.value, kind)
+            if isinstance(each.value, dict | list)  # nothing else has fields
+        ])  # fmt: skip
     return tuple(found[:MISTAKES_MAX])
 
 
@@ -98,8 +101,15 @@ def duplicates_in(data: bytes) -> tuple[Mistake, ...]:
         >>> [each["pointer"] for each in duplicates_in(b'{"a":[{"b":1,"\\\\u0062":2}],"c":3}')]
         ['/a/0/b']
     """
-    doubled: list[_Doubled] = []
+    text = data.decode()
+    try:
+        _ONCE.decode(text)
+    except _GivenTwice:
+        return _doubled_in(text)
+    return ()
 
+
+def _doubled_in(text: str) -> tuple[Mistake, ...]:
     def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) == len(pairs):
@@ -107,13 +117,11 @@ def duplicates_in(data: bytes) -> tuple[Mistake, ...]:
         twice = _Doubled(found)
         names = [name for name, _ in pairs]
         twice.names = [name for name in found if names.count(name) > 1]
-        doubled.append(twice)
         return twice
 
-    # Numbers are of no interest, and may be longer than Python takes.
-    value = json.loads(data, object_pairs_hook=made, parse_int=_nothing, parse_float=_nothing)
+    value = json.loads(text, object_pairs_hook=made, parse_int=_nothing, parse_float=_nothing)
     mistakes: list[Mistake] = []
-    left: list[tuple[str, Any]] = [("", value)] if doubled else []
+    left: list[tuple[str, Any]] = [("", value)]
     while left and len(mistakes) < MISTAKES_MAX:
         at, each = left.pop()
         if isinstance(each, _Doubled):
@@ -305,3 +313,17 @@ def _escaped(name: str) -> str:
 
 def _nothing(_: str) -> None:
     return None
+
+
+class _GivenTwice(Exception):
+    """An object has a name twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise _GivenTwice
+
+
+# Made once, for it is dearer than a body. Numbers are of no interest, and may be longer than Python
+# takes.
+_ONCE: Final = json.JSONDecoder(object_pairs_hook=_once, parse_int=_nothing, parse_float=_nothing)

@@ -69,6 +69,9 @@ class Routes(Generic[T]):
         # By method and path, those without places: each wins over all others on its path.
         self._plain: dict[tuple[str, str], Match[T]] = {}
         self._has_empty_places = has_empty_places
+        # What was looked for last: a request is looked for where its head is judged, and again by
+        # whoever answers it.
+        self._last: tuple[tuple[str, str, str], Match[T] | NoMatch] | None = None
 
     def add(self, method: str, template: str, target: T) -> None:
         """Add a route; `{name}` is a place of one segment, `{name...}` at its end a rest.
@@ -98,6 +101,7 @@ class Routes(Generic[T]):
                 "mount its service under a prefix"
             )
         targets[method] = (target, tuple(names))
+        self._last = None
         if not names:
             self._plain[method, template] = Match(target, {})
 
@@ -110,9 +114,14 @@ class Routes(Generic[T]):
         plain = self._plain.get((method, path))
         if plain is not None:
             return plain
+        asked = (method, path, raw)
+        last = self._last
+        if last is not None and last[0] == asked:
+            return last[1]
         search: _Search[T] = _Search(method, path.split("/"), raw or path, self._has_empty_places)
-        found = search.below(self._root, 0, ())
-        return NoMatch(tuple(sorted(search.allowed))) if found is None else found
+        found = search.below(self._root, 0, ()) or NoMatch(tuple(sorted(search.allowed)))
+        self._last = (asked, found)
+        return found
 
 
 class _Search(Generic[T]):
