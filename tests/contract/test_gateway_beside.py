@@ -364,6 +364,25 @@ def test_a_share_of_the_requests_goes_to_the_other(
     through(main, gateway=with_split(Split(PARTNER, percent=percent, path="/v2/{path...}")))
 
 
+@pytest.mark.parametrize(("path", "there"), [("", "/v1/a"), ("/v2/{path...}", "/v2/a")])
+def test_the_other_upstream_has_it_where_the_first_one_has_it(path: str, there: str) -> None:
+    """Unless it says where; so for a share of requests, and for copies."""
+
+    async def split(way: Way) -> None:
+        await way.ask("GET /stock/a", by="")
+        assert [each.request.target for each in way.partner.seen] == [there]
+
+    async def mirror(way: Way) -> None:
+        await way.ask("GET /stock/a", by="")
+        await settle(way)
+        assert [each.request.target for each in way.store.seen] == ["/v1/a"]
+        assert [each.request.target for each in way.partner.seen] == [there]
+
+    first = {"path": "/v1/{path...}"}
+    through(split, gateway=with_split(Split(PARTNER, percent=100, path=path), **first))
+    through(mirror, gateway=with_mirror(Mirror(PARTNER, path=path), **first))
+
+
 @pytest.mark.parametrize("public", [True, False])
 def test_a_sticky_client_goes_to_the_same_one_each_time(public: bool) -> None:
     """By its principal or else its address; and with a larger share nobody comes back."""

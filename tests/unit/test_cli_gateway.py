@@ -28,6 +28,7 @@ from synchromesh import (
     Mirror,
     Rate,
     Route,
+    Split,
     query,
 )
 from synchromesh.errors import ConfigError
@@ -59,7 +60,9 @@ right = Gateway(
                 "who": Branch(Notes.who, timeout="300ms"),
             },
         ),
-        Forward("PUT /drawings/{name}", to="notes", body_max="8MiB", scopes={"notes:write"}),
+        Forward(
+            "POST /raw/tags", to="notes", path="/tags", body_max="8MiB", scopes={"notes:write"}
+        ),
     ],
 )
 mirrored = Gateway(
@@ -84,6 +87,10 @@ wrong = Gateway(
         Forward("GET /far/{name}", to="far", path="/{name}"),
         Forward("PUT /notes/{name}", to="notes", path="/notes", body_max="1GB"),
         Aggregate("GET /page", branches={"who": Branch(Notes.who, args={"x": "path.y"})}),
+        Forward("GET /lost", to="notes", public=True),
+        Forward("PUT /counts", to="far", path="/count", split=Split("notes", percent=5)),
+        Forward("GET /near/{name}", to="far", mirror=Mirror("notes", path="/notes/{name}")),
+        Forward("ANY /all/{rest...}", to="notes", path="/{rest...}"),
     ],
 )
 
@@ -117,6 +124,9 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
         "GET /far/{name}: leads to 'far', and the system has neither a service nor an external",
         "PUT /notes/{name}: {name} is not used in '/notes'",
         "PUT /notes/{name}: its body_max: '1GB' is no size",
+        "GET /lost: leads to GET /lost of 'notes', which has no such operation; it has: POST",
+        "PUT /counts: its split: leads to PUT /count of 'notes', which has no such operation",
+        "GET /near/{name}: its mirror: leads to GET /notes/{name} of 'notes', which has no such",
         "no branch is required",
         "api-keys.json are wrong: key 1 ('X')",
     )
@@ -126,8 +136,9 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
         for mistake in expected:
             assert mistake in ran.err, words
     told = run(folder, "gateway", "check", "--json")
-    assert (told.code, json.loads(told.out)["routes"]) == (2, 5)
+    assert (told.code, json.loads(told.out)["routes"]) == (2, 9)
     mistakes = json.loads(told.out)["mistakes"]
+    assert not any("/all/" in each for each in mistakes)
     assert all(any(mistake in each for each in mistakes) for mistake in expected)
     assert not (folder / ".synchromesh" / "data").exists()
 
@@ -192,7 +203,7 @@ def test_a_right_gateway_is_explained(tmp_path: Path, run: Run) -> None:
     shown = run(folder, "gateway", "explain").out
     for words in ("notes:write", "5/s, bursts of 7", "anybody", "  1. count", "notes.who()"):
         assert words in shown
-    assert "notes /drawings/{name}, bodies of at most 8MiB" in " ".join(shown.split())
+    assert "notes /tags, bodies of at most 8MiB" in " ".join(shown.split())
     route, page, drawing = json.loads(run(folder, "gateway", "explain", "--json").out)
     assert (route["operation"], route["kind"], route["who"]) == (
         "notes.write",
@@ -248,6 +259,7 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path, run: Run) -> None:
     text = ran.out.strip()
     assert text.startswith("sm_")
     assert "no route asks for the scope odd" in ran.err
+    assert "good within a second where the gateway runs; " in ran.err
     assert "has no scopes" not in ran.err
     ran = run(folder, "gateway", "key", "add", "x", "--expires", "30d", "--json")
     assert "the key has no scopes, and opens only what asks for none; " in ran.err

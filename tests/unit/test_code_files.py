@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synchromesh.system.control.code_files import CodeFiles, files_of
+from synchromesh.system.control.code_files import CodeFiles, files_of, how_to_take_up
 
 FILES = {
     "contracts/__init__.py": "",
@@ -64,3 +64,23 @@ def test_only_parts_whose_files_have_changed_are_named(folder: Path) -> None:
     (folder / "contracts/stock.py").write_text("")
     (folder / "contracts/money.py").write_text("")
     assert code.changed() == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"stock": ["s.py"]}, "synchromesh restart NAME (with --split), "),
+        ({"gateway": ["g.py"]}, "synchromesh gateway reload, "),
+        (
+            {"gateway": ["c.py", "g.py"], "stock": ["c.py"]},
+            "synchromesh gateway reload (g.py), synchromesh restart NAME (with --split), ",
+        ),
+        (
+            {"gateway": ["c.py"], "stock": ["c.py"]},
+            "synchromesh restart NAME (with --split), ",
+        ),
+    ],
+)
+def test_what_takes_changed_files_up_is_said(changed: dict[str, list[str]], said: str) -> None:
+    """The gateway's own code by a reload; what services import as well is not taken by that."""
+    assert how_to_take_up(changed) == f"{said}synchromesh dev --reload, or a new start"

@@ -634,3 +634,16 @@ def test_what_is_no_size_is_refused(size: str) -> None:
     """A size is a whole number of B, KiB, MiB or GiB."""
     with pytest.raises(ConfigError, match="is no size"):
         size_of(size)
+
+
+def test_where_else_a_forward_leads_is_told_with_its_path() -> None:
+    """The path of the first upstream, unless another is written."""
+    forward = Forward(
+        "GET /shop/{sku}",
+        to="shop",
+        path="/{sku}",
+        split=Split("prices", percent=50),
+        mirror=Mirror("copies", path="/v2/{sku}"),
+    )
+    (route,) = outline(with_route(forward))
+    assert route.operation == "shop /{sku}, 50 % to prices /{sku}, copied to copies /v2/{sku}"

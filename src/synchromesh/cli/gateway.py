@@ -193,7 +193,10 @@ def key() -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_json: bool) -> int:
-    """Make an API key for PRINCIPAL and print it once: only its hash is kept."""
+    """Make an API key for PRINCIPAL and print it once: only its hash is kept.
+
+    A gateway that runs takes it within a second.
+    """
     from synchromesh.gateway import make_key
 
     runtime, (file, asked) = RealRuntime(), _keys_file(folder)
@@ -216,7 +219,11 @@ def add(folder: Path, principal: str, scopes: tuple[str, ...], expires: str, is_
         return 0
     # Alone on standard output, so that it can be taken into a variable.
     print_line(text)
-    click.echo(f"key {made.id} of {principal}; keep it, it is not shown again", err=True)
+    click.echo(
+        f"key {made.id} of {principal}, good within a second where the gateway runs; keep it, it "
+        "is not shown again",
+        err=True,
+    )
     for scope in sorted(set(scopes) - asked):
         click.echo(f"no route asks for the scope {scope}", err=True)
     return 0

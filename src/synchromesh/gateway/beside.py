@@ -13,7 +13,7 @@ class Split:
     Attributes:
         to: the upstream: a service of the system, or an external one of `synchromesh.toml`.
         percent: how many of a hundred requests go there, 0 to 100.
-        path: where that upstream has it, as `Forward.path`; "" where it is the same path.
+        path: where that upstream has it, as `Forward.path`; "" where the first one has it, too.
         sticky: a client goes to the same one each time: a principal, or else an address. With a
             larger share those who went there already still do.
 
@@ -41,7 +41,7 @@ class Mirror:
     Attributes:
         to: the upstream, as of a `Split`.
         percent: how many of a hundred requests are copied, above 0 and to 100.
-        path: where that upstream has it, as `Forward.path`; "" where it is the same path.
+        path: where that upstream has it, as `Forward.path`; "" where the first one has it, too.
         writes: whether methods other than GET, HEAD and OPTIONS are copied, too: both upstreams
             then do what they say.
         ignore: what may differ in bodies of JSON, as JSON pointers (RFC 6901) in which `*` is any

@@ -125,7 +125,9 @@ class BesideReader:
                 note(f"{name} is {str(value)[:40]!r}; write True or False")
         if beside.to == self._passage.to:
             note(f"leads to {beside.to!r}, where the route itself leads; name another upstream")
-        path = read_path(beside.path, self._template, note)
+        path = self._passage.path
+        if beside.path:
+            path = read_path(beside.path, self._template, note)
         own, others = UpstreamPaths(), self._ways[str(beside.to)]
         for ways in (own, others[0]):
             ways.add(self._template.path, path)

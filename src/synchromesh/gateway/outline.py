@@ -48,8 +48,8 @@ class RouteOutline(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: "command", "query", "aggregate", "forward" or "page".
-        operation: what answers; of a forward the upstream, and the path there; of a page, what
-            it is.
+        operation: what answers; of a forward the upstream, and the path there, and so of each that
+            it has beside; of a page, what it is.
         scopes: what the principal has to hold, all of them.
         by: the kinds of credentials that it takes; any where there are none.
         headers: of a forward, the request headers that pass besides the usual ones.
@@ -113,10 +113,12 @@ def outline(gateway: Gateway) -> tuple[RouteOutline, ...]:
             assert entry.passage is not None
             kind, body_max = "forward", route.body_max
             operation = f"{route.to} {entry.passage.path}"
-            if route.split is not None:
-                operation = f"{operation}, {route.split.percent:g} % to {route.split.to}"
-            if route.mirror is not None:
-                operation = f"{operation}, copied to {route.mirror.to}"
+            if route.split is not None and entry.split is not None:
+                there = entry.split.passage
+                operation = f"{operation}, {route.split.percent:g} % to {there.to} {there.path}"
+            if entry.mirror is not None:
+                there = entry.mirror.passage
+                operation = f"{operation}, copied to {there.to} {there.path}"
             headers = tuple(sorted(route.headers))
         else:
             branches = _branches(route.branches, entry)

@@ -60,7 +60,7 @@ class AuthFunction:
 
     Example:
         >>> async def by_session(request: HttpRequest) -> Principal | None:
-        ...     who = {"sid=1": "ada"}.get(request.headers.get("cookie", ""))
+        ...     who = {"7f3a": "ada"}.get(request.headers.get("x-session", ""))
         ...     return Principal(f"session:{who}") if who else None
         >>> AuthFunction(by_session, kind="session").mistakes()
         ()

@@ -155,6 +155,20 @@ def clash_of(one: Template, other: Template) -> str:
     return path if not (form.has_rest and other_form.has_rest) else f"{path}/x"
 
 
+def meets(one: Template, other: Template) -> bool:
+    """Tell whether there is a request that either would match.
+
+    Example:
+        >>> meets(Template.of("ANY /app/{path...}"), Template.of("PUT /app/{name}"))
+        True
+        >>> meets(Template.of("GET /app/{name}"), Template.of("GET /{name}"))
+        False
+    """
+    return _Form.of(one).meets(_Form.of(other)) and all(
+        a == b or "{}" in (a, b) for a, b in zip(one.steps, other.steps, strict=False)
+    )
+
+
 def is_closer(one: Template, other: Template) -> bool:
     """Tell whether there is a path that either would match, and the first has it.
 
@@ -164,12 +178,7 @@ def is_closer(one: Template, other: Template) -> bool:
         >>> is_closer(Template.of("GET /app/admin"), Template.of("PUT /app/{path...}"))
         False
     """
-    form, other_form = _Form.of(one), _Form.of(other)
-    return (
-        form.meets(other_form)
-        and form.is_closer_somewhere(other_form)
-        and all(a == b or "{}" in (a, b) for a, b in zip(one.steps, other.steps, strict=False))
-    )
+    return meets(one, other) and _Form.of(one).is_closer_somewhere(_Form.of(other))
 
 
 def clashes(templates: Sequence[Template]) -> list[tuple[int, int, str]]:

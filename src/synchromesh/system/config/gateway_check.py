@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from synchromesh.calls import Operation
+from synchromesh.calls import Operation, operations_of
 from synchromesh.errors import ConfigError
 from synchromesh.gateway import JWT, Aggregate, AuthFunction, Certificates, Forward, Gateway, Route
 from synchromesh.gateway.check import Reading, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.health import health_mistakes
 from synchromesh.gateway.names import opened
+from synchromesh.gateway.router import Template, meets
 from synchromesh.runtime import Runtime
+from synchromesh.service import Service
+from synchromesh.system.config.definitions import load_services
 from synchromesh.system.config.gateway_keys import folders_of, own_keys_path
 from synchromesh.system.config.rundir import RunDir, refuse_shared
 from synchromesh.system.config.schema import SystemConfig
+
+# How many operations of a service are named where none fits.
+_NAMED_MAX = 12
 
 
 async def check_gateway(
@@ -40,8 +46,10 @@ async def read_gateway(
 ) -> Reading:
     """Compile a gateway, and collect every mistake in it, each as a sentence."""
     reading = read(gateway)
+    services = load_services(config, rundir.folder)
     mistakes = [
         *reading.mistakes,
+        *_without_operation(reading.entries, services),
         *_unknown_services(gateway, {*config.services, *config.external}),
         *health_mistakes(config.gateway.health, reading.entries),
     ]
@@ -83,6 +91,36 @@ def _unknown_services(gateway: Gateway, known: set[str]) -> Iterator[str]:
                 yield (
                     f"{route.route}: leads to {operation.full_name}, and the system has no "
                     f"service {operation.service!r}; it has: {', '.join(sorted(known))}"
+                )
+
+
+def _without_operation(
+    entries: Sequence[CompiledRoute], services: Sequence[Service]
+) -> Iterator[str]:
+    """Find what is passed on to services that answer nothing else there than 404."""
+    offered = {
+        each.name: [] if each.contract is None else operations_of(each.contract).values()
+        for each in services
+    }
+    for entry in entries:
+        for of, found in (
+            ("", entry),
+            ("its split: ", entry.split),
+            ("its mirror: ", entry.mirror),
+        ):
+            passage = None if found is None else found.passage
+            if passage is None or passage.to not in offered:
+                continue
+            there = Template(entry.template.method, passage.path)
+            routes = [Template(each.method, each.path) for each in offered[passage.to]]
+            if not any(meets(there, each) for each in routes):
+                known = [f"{each.method} {each.path}" for each in routes[:_NAMED_MAX]]
+                if len(routes) > _NAMED_MAX:
+                    known.append(f"{len(routes) - _NAMED_MAX} more")
+                yield (
+                    f"{entry.name}: {of}leads to {there.method} {there.path} of {passage.to!r}, "
+                    f"which has no such operation; it has: {', '.join(known) or 'none'}; say where "
+                    "it is by path="
                 )
 
 

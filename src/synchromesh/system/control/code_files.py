@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from synchromesh.system.config.schema import GATEWAY
+
 
 class CodeFiles:
     """Compares the files of each part with what they were when it started.
@@ -60,6 +62,26 @@ class CodeFiles:
 
     def __repr__(self) -> str:
         return f"<CodeFiles of {', '.join(self._digests) or 'nothing yet'}>"
+
+
+def how_to_take_up(changed: Mapping[str, list[str]]) -> str:
+    """Return the commands that take up changed files, by the parts that run them.
+
+    Those of the gateway alone are taken up while it runs; what services import, too, is not.
+
+    Example:
+        >>> how_to_take_up({"gateway": ["gateway.py"]})
+        'synchromesh gateway reload, synchromesh dev --reload, or a new start'
+    """
+    parts = set(changed)
+    others = {file for part in parts - {GATEWAY} for file in changed[part]}
+    own = [file for file in changed.get(GATEWAY, ()) if file not in others]
+    ways = []
+    if own:
+        ways.append("synchromesh gateway reload" + f" ({', '.join(own)})" * bool(others))
+    if others:
+        ways.append("synchromesh restart NAME (with --split)")
+    return ", ".join([*ways, "synchromesh dev --reload, or a new start"])
 
 
 def files_of(apps: list[str], folder: Path) -> set[Path]:

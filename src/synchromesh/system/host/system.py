@@ -37,7 +37,7 @@ from synchromesh.system.config.policy_check import check_policies
 from synchromesh.system.config.rundir import RunInfo
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.config.secrets import signing_key
-from synchromesh.system.control.code_files import CodeFiles
+from synchromesh.system.control.code_files import CodeFiles, how_to_take_up
 from synchromesh.system.host.admin import refuse_taken
 from synchromesh.system.host.gateway_code import GatewayCode
 from synchromesh.system.host.host import Definitions, Host
@@ -187,9 +187,9 @@ class System:
             if changed and changed != told:
                 files = sorted({file for files in changed.values() for file in files})
                 _log.warning(
-                    "code has changed since it was started: %s; to take it up: synchromesh restart "
-                    "NAME (with --split), synchromesh dev --reload, or a new start",
+                    "code has changed since it was started: %s; to take it up: %s",
                     ", ".join(files),
+                    how_to_take_up(changed),
                 )
             told = changed
 
