@@ -111,13 +111,14 @@ def test_without_a_rate_nothing_is_said(kind: str) -> None:
     behind(main, gateway=GATEWAY, kind=kind)
 
 
-def test_nobody_is_asked_back_before_there_is_a_place() -> None:
+@pytest.mark.parametrize("path", ["fleet", "page"])
+def test_nobody_is_asked_back_before_there_is_a_place(path: str) -> None:
     """A failing service says "soon", and the rate has no place until later: the later counts."""
 
     async def main(plant: Plant) -> None:
         plant.fleet.answers["machine"] = Shed("full", retry_after_s=1.0)
         for left in (2, 1, 0):
-            answer = await plant.ask("GET /fleet/M-1")
+            answer = await plant.ask(f"GET /{path}/M-1")
             assert (answer.status, limit_of(answer)[1]) == (503, left)
             assert answer.headers.get("retry-after") == ("1" if left else "2")
 

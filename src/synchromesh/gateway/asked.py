@@ -131,8 +131,13 @@ class AskedRequest:
 
 
 def under(context: CallContext, key: str) -> CallContext:
-    """Put a call under a principal's key: another's would be answered with another's answer."""
-    return replace(context, key=f"{digest(context.principal.name.encode())}/{key}")
+    """Put a call under a principal's key."""
+    return replace(context, key=key_under(context.principal, key))
+
+
+def key_under(principal: Principal, key: str) -> str:
+    """Return a principal's key: under another's it would be answered with another's answer."""
+    return f"{digest(principal.name.encode())}/{key}"
 
 
 async def whole_of(request: HttpRequest) -> HttpRequest | None:

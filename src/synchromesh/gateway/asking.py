@@ -32,7 +32,7 @@ class Asker:
         self._prepared: dict[Operation[..., Any], PreparedCall] = {}
 
     def prepared(self, operation: Operation[..., Any]) -> PreparedCall:
-        """Return what starts the calls of a query."""
+        """Return what starts the calls of an operation."""
         prepared = self._prepared.get(operation)
         if prepared is None:
             prepared = self._prepared[operation] = PreparedCall(self.caller, operation)

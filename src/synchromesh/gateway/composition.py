@@ -37,9 +37,8 @@ class BranchStatus(Enum):
     ABSENT = "absent"
 
 
-_WITH_DATA = frozenset({
-    BranchStatus.OK, BranchStatus.STALE, BranchStatus.STATIC, BranchStatus.PARTIAL,
-})  # fmt: skip
+# A tuple: a set would ask each member for its hash, by a function of Python's.
+_WITH_DATA = (BranchStatus.OK, BranchStatus.STALE, BranchStatus.STATIC, BranchStatus.PARTIAL)
 
 
 class BranchOutcome(msgspec.Struct, frozen=True):

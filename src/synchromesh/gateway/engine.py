@@ -460,12 +460,12 @@ class GatewayEngine:
             place=(asked.entry.name,),
             stand_in=asked.entry.stand_in,
         )
-        if outcome.is_partial and asked.entry.stand_in is not None:
-            asked.account.traffic.branched({"": outcome})
-        if not outcome.has_data:
-            assert outcome.error is not None, "what has no data was refused or failed"
-            raise outcome.error
         if outcome.is_partial:
+            if asked.entry.stand_in is not None:
+                asked.account.traffic.branched({"": outcome})
+            if not outcome.has_data:
+                assert outcome.error is not None, "what has no data was refused or failed"
+                raise outcome.error
             asked.account.is_degraded = True
             mark = mark_of(outcome)
             asked.span.note("fallback", mark)

@@ -31,6 +31,7 @@ from synchromesh.calls.tree import tree_of
 from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines, state_line
 from synchromesh.discovery import Endpoint, Member
 from synchromesh.errors import BadRequest, CircuitOpen, ConfigError
+from synchromesh.gateway.answering import Answering
 from synchromesh.gateway.answers import ALWAYS, TRACE, refused, told_of
 from synchromesh.gateway.arrival import NOTHING, Arrival, arrival_of
 from synchromesh.gateway.asked import Accounting
@@ -38,6 +39,7 @@ from synchromesh.gateway.asking import Asker
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.composing import FastAggregate
 from synchromesh.gateway.fast_beside import FastBeside, SlowWay
+from synchromesh.gateway.fast_route import FastRoute
 from synchromesh.gateway.forward import ODD, PRINCIPAL, answer_of, look
 from synchromesh.gateway.forward_place import ForwardPlace
 from synchromesh.gateway.forward_plan import SentForward
@@ -64,7 +66,7 @@ _TOLD = re.compile(rb"\r\nsynchromesh-principal: ([^\r]+)\r\n")
 _UNREMARKABLE: Final[tuple[Arrival, tuple[RawPair, ...]]] = (NOTHING, ())
 
 
-Plan: TypeAlias = "FastForward | FastBeside | FastAggregate"
+Plan: TypeAlias = "FastForward | FastBeside | FastAggregate | FastRoute"
 
 
 class Gate:
@@ -74,7 +76,7 @@ class Gate:
         routing: the routes.
         forwarder: has the ways to the upstreams, and goes on where an attempt failed.
         identification: says who asks.
-        asker: asks the operations of aggregates.
+        asker: asks the operations of routes and aggregates.
         attempts_left: the extra attempts of each request's tree.
         slow: answers by the slow way what is decided here.
     """
@@ -98,8 +100,8 @@ class Gate:
             for entry in routing.closest
             if not entry.template.places
         }
-        # A route that takes any method has a plan for each.
-        self._plans: dict[tuple[str, bytes], Plan] = {}
+        # A route that takes any method has a plan for each; None where the slow way has them all.
+        self._plans: dict[tuple[str, bytes], Plan | None] = {}
         # The plans of those, once they have been asked for without a query.
         self._ready: dict[tuple[bytes, bytes], Plan] = {}
         self._buckets = routing.state.buckets
@@ -128,7 +130,8 @@ class Gate:
             if found is None:
                 return False
             entry, places = found
-        plan = self._plans.get((entry.name, exchange.method)) or self._plan(entry, exchange.method)
+        key = (entry.name, exchange.method)
+        plan = self._plans[key] if key in self._plans else self._plan(entry, exchange.method)
         if plan is None:
             return False
         if places is None and exchange.target == path:
@@ -137,8 +140,7 @@ class Gate:
 
     def resume(self, sent: SentForward, context: CallContext, begun: FailedAttempt) -> None:
         """Go on by the slow way with what has failed here."""
-        exchange = sent.exchange
-        plan = sent.plan
+        exchange, plan = sent.exchange, sent.plan
         assert isinstance(plan, FastForward)
         request = exchange.request()
         if exchange.body:
@@ -167,9 +169,8 @@ class Gate:
             headers += entry.cors.fields(request.headers.get_all("origin"))
         found = self._find(request.method.encode(), request.path.encode("latin-1"))
         assert found is not None, "it was found before"
-        status, noted, who = "ok", {}, context.principal.name
-        if who:
-            noted["principal"] = who
+        status, who = "ok", context.principal.name
+        noted = {"principal": who} if who else {}
         account = Accounting(
             plan.traffic, request, begun.began_s, context.trace_id, arrived.request_id, who
         )
@@ -230,13 +231,12 @@ class Gate:
         return None if isinstance(found, NoMatch) else (found.target, found.places)
 
     def _plan(self, entry: CompiledRoute, method: bytes) -> Plan | None:
-        plan: Plan
+        plan: Plan | None = None
         if entry.passage is not None:
             plan = self._forward(entry, method)
-        elif entry.parts and entry.cache is None:
-            plan = FastAggregate(self, entry, self._buckets.get(entry.name))
-        else:
-            return None
+        elif entry.page is None and entry.cache is None and entry.stand_in is None:
+            answering = Answering(self, entry, self._buckets.get(entry.name))
+            plan = FastRoute(answering) if entry.operation else FastAggregate(answering)
         self._plans[entry.name, method] = plan
         return plan
 

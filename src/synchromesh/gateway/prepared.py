@@ -1,4 +1,4 @@
-"""A query as the gateway calls it: what is the same for each call is put together once.
+"""An operation as the gateway calls it: what is the same for each call is put together once.
 
 A call is its first attempt over HTTP, told by a callback: no task, no future, and of the request
 only what differs from call to call. What does not go straight through is declined before anything
@@ -14,7 +14,8 @@ from synchromesh.calls.fast import SURELY_FITS, known_at_once
 from synchromesh.calls.http_client import Place, keep_line
 from synchromesh.calls.plan import Target
 from synchromesh.calls.started import Done, StartedCall
-from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines, state_line
+from synchromesh.context import ATTEMPTS_LEFT_MAX, CallContext, header_lines
+from synchromesh.discovery import Endpoint
 from synchromesh.errors import CircuitOpen, ConfigError
 from synchromesh.http import HttpPool
 from synchromesh.http.together import TurnWrites
@@ -25,16 +26,16 @@ _NO_ARGUMENTS: Final = b"{}"
 
 
 class PreparedCall:
-    """Starts the calls of one query.
+    """Starts the calls of one operation.
 
     Args:
         caller: sends them.
-        operation: the query.
+        operation: a command is called under the key of its context.
     """
 
     __slots__ = (
         "_bare", "_operation", "_place", "_plan", "_pool", "_service", "_shared",
-        "_states_length", "_target",
+        "_states_length", "_strange", "_target",
     )  # fmt: skip
 
     _place: Place
@@ -47,6 +48,8 @@ class PreparedCall:
         self._states_length = operation.method in _WITH_BODY
         # The latest instance that was called; most services have few, and many have one.
         self._target: Target | None = None
+        # Instances of which one was not reached by HTTP: in one process all are.
+        self._strange: tuple[Endpoint, ...] = ()
         # Target and body of a call without arguments, once there was one.
         self._bare: tuple[str, bytes] | None = None
 
@@ -82,13 +85,14 @@ class PreparedCall:
             due_s = deadline_s
         sure = shared.lists.get(service.name)
         listed = sure[0] if sure and now < sure[1] else known_at_once(service, now)
-        if not listed or now >= due_s:
+        if not listed or listed is self._strange or now >= due_s:
             return None
         limiter, breaker = plan.limiter, plan.breaker
         if limiter is not None and not limiter.take(context.priority):
             return None
         target, permit = service.choose(listed, now), 0
         if target is not self._target and not self._aim(target):
+            self._strange = listed
             return self._decline(target)
         if breaker is not None:
             try:
@@ -106,7 +110,7 @@ class PreparedCall:
         call.began_s, call.due_s, call.deadline_s = now, due_s, deadline_s
         call.together = together
         call.span_id = shared.new_span_id()
-        call.is_idempotent = True
+        call.is_idempotent = bool(call.key) or not plan.is_command
         try:
             call.wire = self._wire(arguments, call, context, now)
             self._pool.send(self._place.host, self._place.port, call)
@@ -138,7 +142,7 @@ class PreparedCall:
 
     def _wire(self, arguments: bytes, call: StartedCall, context: CallContext, now: float) -> bytes:
         """Return the whole request, as `HttpTransport` and `Plan.request` make it."""
-        plan, place, operation = self._plan, self._place, self._operation
+        place, operation = self._place, self._operation
         if arguments != _NO_ARGUMENTS:
             target, body = operation.to_http(arguments)
         elif self._bare is not None:
@@ -146,17 +150,7 @@ class PreparedCall:
         else:
             target, body = self._bare = operation.to_http(arguments)
         line = place.lines.get((operation, target)) or place.line(operation, target)
-        if plan.is_external:
-            # A stranger is not told who we are, and can spend none of our attempts.
-            marks = context.marks
-            trace = f"traceparent: 00-{context.trace_id}-{call.span_id}-0{marks.flags}\r\n"
-            if marks.state:
-                trace += state_line(marks.state)
-            if not (body or self._states_length):
-                return line + f"{trace}\r\n".encode()
-            signed, travelling = b"", trace.encode()
-        else:
-            signed, travelling = self._travelling(call, context, now)
+        signed, travelling = self._travelling(call, context, now)
         return b"".join((
             line,
             signed,
@@ -171,6 +165,12 @@ class PreparedCall:
     ) -> tuple[bytes, bytes]:
         """Return the lines that sign a hop, and those of what travels with it."""
         service = self._service
+        if self._plan.is_external:
+            # A stranger is not told who we are, and can spend none of our attempts.
+            told = CallContext(
+                trace_id=context.trace_id, span_id=call.span_id, key=call.key, marks=context.marks
+            )
+            return b"", header_lines(told, now=now, wall_us=None)
         hop = service.hops[context.priority].get(context.principal)
         if hop is None or now >= hop.fresh_until_s:
             hop = service.hop(context.principal, context.priority, now)
@@ -179,6 +179,7 @@ class PreparedCall:
             span_id=call.span_id,
             principal=context.principal,
             deadline_s=call.due_s,
+            key=call.key,
             attempts_left=min(ATTEMPTS_LEFT_MAX, call.given),
             priority=context.priority,
             marks=context.marks,
