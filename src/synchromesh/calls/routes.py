@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from sys import intern
+from typing import Any, Final, Generic, TypeVar
 
 from synchromesh.errors import ConfigError
 
@@ -30,6 +31,15 @@ class NoMatch:
     allowed: tuple[str, ...] = ()
 
 
+# A search in a large table waits for memory above all: what many nodes have in common is one
+# object, also that they have nothing.
+_NOTHING: Final[dict[str, Any]] = {}
+
+
+def _nothing() -> dict[str, Any]:
+    return _NOTHING
+
+
 @dataclass(slots=True)
 class _Node(Generic[T]):
     """One segment of paths; `targets` are those of the paths that end here, with their places.
@@ -37,10 +47,10 @@ class _Node(Generic[T]):
     `rests` are those of the paths that go on from here with whatever follows.
     """
 
-    literals: dict[str, _Node[T]] = field(default_factory=dict)
+    literals: dict[str, _Node[T]] = field(default_factory=_nothing)
     place: _Node[T] | None = None
-    targets: dict[str, tuple[T, tuple[str, ...]]] = field(default_factory=dict)
-    rests: dict[str, tuple[T, tuple[str, ...]]] = field(default_factory=dict)
+    targets: dict[str, tuple[T, tuple[str, ...]]] = field(default_factory=_nothing)
+    rests: dict[str, tuple[T, tuple[str, ...]]] = field(default_factory=_nothing)
 
 
 class Routes(Generic[T]):
@@ -68,6 +78,7 @@ class Routes(Generic[T]):
         self._root: _Node[T] = _Node()
         # By method and path, those without places: each wins over all others on its path.
         self._plain: dict[tuple[str, str], Match[T]] = {}
+        self._places: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._has_empty_places = has_empty_places
         # What was looked for last: a request is looked for where its head is judged, and again by
         # whoever answers it.
@@ -79,28 +90,32 @@ class Routes(Generic[T]):
         Raises:
             ConfigError: the route is taken.
         """
-        node, names = self._root, []
-        targets = node.targets
+        node, names, is_rest = self._root, [], False
         for segment in template.split("/"):
             if segment.endswith("...}"):
-                names.append(segment[1:-4])
-                targets = node.rests
+                names.append(intern(segment[1:-4]))
+                is_rest = True
                 break
             if segment.startswith("{"):
-                names.append(segment[1:-1])
+                names.append(intern(segment[1:-1]))
                 if node.place is None:
                     node.place = _Node()
                 node = node.place
             else:
-                node = node.literals.setdefault(segment, _Node())
-            targets = node.targets
+                node.literals = node.literals or {}
+                node = node.literals.setdefault(intern(segment), _Node())
+        if is_rest:
+            targets = node.rests = node.rests or {}
+        else:
+            targets = node.targets = node.targets or {}
         taken = targets.get(method)
         if taken is not None:
             raise ConfigError(
                 f"{method} {template} is taken by {taken[0]}; give one of the two another path, or "
                 "mount its service under a prefix"
             )
-        targets[method] = (target, tuple(names))
+        places = tuple(names)
+        targets[intern(method)] = (target, self._places.setdefault(places, places))
         self._last = None
         if not names:
             self._plain[method, template] = Match(target, {})
