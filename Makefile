@@ -64,7 +64,7 @@ $(AREAS:%=bench-%): bench-%: $(BENCH)/.synced
 	@$(BENCH)/bin/python -m benchmarks.$*
 
 # Peers have an environment of their own, so that no test ever runs with them installed.
-$(BENCH)/.synced: pyproject.toml uv.lock $(UV)
+$(BENCH)/.synced: Makefile pyproject.toml uv.lock $(UV)
 	@UV_PROJECT_ENVIRONMENT=$(BENCH) $(UV) sync --locked --quiet --no-default-groups --group bench --extra jwt
 	@touch $@
 
