@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,10 +17,12 @@ import pytest
 from certificates import issue
 from notes_app import TESTS, TOML
 from split_world import WAIT_S, ControlSocket, port_of, running
+from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest
 from synchromesh.http import HttpPool
 from synchromesh.runtime import RealRuntime
 from synchromesh.system import System, load_config
+from synchromesh.system.control.gateway_changes import ReloadReport, ReloadRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -163,6 +166,26 @@ async def test_what_has_changed_is_shown_and_then_taken(
 MISTAKES = [
     (f"{HEAD}\nway_in = Gateway(routes=[", "", ["SyntaxError", "never closed"]),
     (f"{HEAD}\nraise OSError('no prices')", "", ["importing it failed: OSError: no prices"]),
+    (
+        f"{HEAD}\nraise SystemExit('set PRICES')",
+        "",
+        ["importing it failed: SystemExit: set PRICES"],
+    ),
+    (f"{HEAD}\nraise KeyboardInterrupt", "", ["importing it failed: KeyboardInterrupt"]),
+    (
+        f"{HEAD}\nimport asyncio\nraise asyncio.CancelledError",
+        "",
+        ["importing it failed: CancelledError"],
+    ),
+    (
+        (
+            f"{HEAD}\nclass Own:\n    def open(self, folders, runtime):\n"
+            "        raise SystemExit('no store')\n"
+            f"way_in = Gateway(auth=[Own()], routes=[{COUNT}])"
+        ),
+        "",
+        ["Own could not be opened: SystemExit: no store"],
+    ),
     (f"{HEAD}\nway_in = 5", "", ["is not a Gateway"]),
     (f"{HEAD}\nway_in = Gateway(routes=[{COUNT}, {COUNT}])", "", ["have the same path"]),
     (
@@ -206,6 +229,118 @@ async def test_a_mistake_changes_nothing_and_is_named(site: Site) -> None:
         site.routes(COUNT)
         assert (await served.reload())["is_taken"]
         assert sys.modules[site.module] is not loaded
+
+
+class Issuer:
+    """Is asked for its keys, and never answers."""
+
+    def __init__(self) -> None:
+        self.is_asked = asyncio.Event()
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.is_asked.set()
+        await reader.read()
+        writer.close()
+
+    def auth(self) -> str:
+        """Return what trusts it, as code."""
+        url = f"http://127.0.0.1:{self.port}"
+        return f'JWT(issuer="{url}", audience="api", jwks="{url}/keys")'
+
+
+@asynccontextmanager
+async def silent_issuer() -> AsyncIterator[Issuer]:
+    issuer = Issuer()
+    async with await asyncio.start_server(issuer.serve, "127.0.0.1", 0) as server:
+        issuer.port = server.sockets[0].getsockname()[1]
+        yield issuer
+
+
+def begun(served: Served, site: Site, *, is_dry_run: bool = False) -> asyncio.Future[ReloadReport]:
+    """Begin a reload, whose end the test waits for itself."""
+    host = served.system._host
+    assert host.local.reload is not None
+    asked = ReloadRequest(WHY["who"], WHY["why"], is_dry_run=is_dry_run)
+    return asyncio.ensure_future(host.local.reload(asked, load_config(site.folder)))
+
+
+def opened(site: Site) -> list[str]:
+    """Return what is open for a gateway: fetches of keys, and its access log."""
+    fetches = [each.get_name() for each in asyncio.all_tasks() if "keys of" in each.get_name()]
+    found = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
+    return fetches + [each for each in found if each.startswith(str(site.folder))
+                      and "access" in each]  # fmt: skip
+
+
+async def test_what_runs_sees_nothing_of_a_reload_that_is_prepared(site: Site) -> None:
+    """What it imports while an issuer is waited for is what it has been started with."""
+    own = f"{site.module}_own"
+    (site.folder / f"{own}.py").write_text("VERSION = 'old'\n")
+    site.code(f"{HEAD}import {own}\nway_in = Gateway(routes=[{COUNT}])\n")
+    async with serving(site) as served, silent_issuer() as issuer:
+        (site.folder / f"{own}.py").write_text("VERSION = 'new'\n")
+        site.code(
+            f"{HEAD}import {own}\nimport sys\n"
+            "class Own:\n"
+            "    def open(self, folders, runtime):\n"
+            "        # As annotations are looked up: what it is made of is in place.\n"
+            "        assert sys.modules[__name__].Own is Own\n"
+            "        return JWT(issuer='http://127.0.0.1:1', audience='api',\n"
+            "                   jwks='http://127.0.0.1:1/keys').open(folders, runtime)\n"
+            f"way_in = Gateway(auth=[{issuer.auth()}, Own()], routes=[{COUNT}])\n"
+        )
+        before = sys.modules[site.module], sys.modules[own]
+        for is_dry_run in (True, False):
+            issuer.is_asked.clear()
+            reload = begun(served, site, is_dry_run=is_dry_run)
+            await asyncio.wait_for(issuer.is_asked.wait(), WAIT_S)
+            assert (sys.modules[site.module], sys.modules[own]) == before
+            reload.cancel()
+            await asyncio.wait([reload])
+            assert reload.cancelled()
+        site.code(f"{HEAD}import {own}\nway_in = Gateway(routes=[{COUNT}, {PAGE}])\n")
+        assert (await served.reload())["is_taken"]
+        assert sys.modules[own].VERSION == "new"
+        assert sys.modules[site.module] is not before[0]
+
+
+async def test_a_reload_whose_caller_goes_away_leaves_nothing_open(site: Site) -> None:
+    """Nor does one that the stop of the gateway overtakes: it is refused, and takes nothing."""
+    async with silent_issuer() as issuer:
+        async with serving(site) as served:
+            site.routes(COUNT, PAGE, auth=issuer.auth())
+            site.section('access_log = "on"')
+            reload = begun(served, site)
+            await asyncio.wait_for(issuer.is_asked.wait(), WAIT_S)
+            assert len(opened(site)) == 2
+            reload.cancel()
+            await asyncio.wait([reload])
+            assert opened(site) == []
+            part = served.system._host.gateway
+            assert part is not None
+            definition = part.definition
+            # As the services' contracts are compared: the last that is waited for.
+            site.routes(COUNT, PAGE)
+            is_compared, is_stopped = asyncio.Event(), asyncio.Event()
+
+            async def fits(_: ContractsOfPart) -> None:
+                is_compared.set()
+                await is_stopped.wait()
+
+            own = served.system._host.local.reload.__self__  # type: ignore[union-attr]
+            own._fits = fits
+            reload = begun(served, site)
+            await asyncio.wait_for(is_compared.wait(), WAIT_S)
+            assert len(opened(site)) == 1
+        is_stopped.set()
+        report = await reload
+        assert (report.is_taken, report.mistakes) == (
+            False,
+            ["the gateway is being stopped, and takes up nothing any more"],
+        )
+        assert part.definition is definition
+        assert opened(site) == []
 
 
 async def test_what_is_no_matter_of_the_gateway_is_left_and_said(site: Site) -> None:

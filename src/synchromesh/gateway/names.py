@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from synchromesh.errors import ConfigError, SynchromeshError
 from synchromesh.gateway.api_keys import ApiKeys, KeyRing
 from synchromesh.gateway.certificates import Certificates
 from synchromesh.gateway.jwt import JWT
@@ -73,7 +74,14 @@ def opened(each: Auth, auth: Sequence[Auth], folders: Folders, runtime: Runtime)
     Raises:
         ConfigError: what it needs is missing or wrong; the message names every mistake.
     """
-    authenticator = each.open(folders, runtime)
+    try:
+        authenticator = each.open(folders, runtime)
+    except (SynchromeshError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # Of an application's own; not even what a script ends by ends what serves already.
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"auth: {type(each).__name__} could not be opened: {why}") from error
     if isinstance(authenticator, KeyRing):
         authenticator.reserve(reserved_prefixes(auth))
     return authenticator

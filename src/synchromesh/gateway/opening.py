@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from synchromesh.errors import ConfigError
@@ -61,19 +62,28 @@ async def reopen(
     mistakes = list(mistakes)
     found: list[Authenticator] = []
     made: list[Authenticator] = []
-    for auth in auths:
-        kept = [own for own_auth, own in before if own_auth == auth]
-        if kept and isinstance(kept[0], TokenVerifier):
-            found.append(kept[0])
-            continue
-        try:
-            found.append(opened(auth, auths, folders, runtime))
-        except ConfigError as error:
-            mistakes.append(error.message)
-        else:
-            made.append(found[-1])
-    if mistakes:
-        for authenticator in made:
-            await authenticator.close()
-        raise refusal_of(mistakes)
+    try:
+        for auth in auths:
+            kept = [own for own_auth, own in before if own_auth == auth]
+            if kept and isinstance(kept[0], TokenVerifier):
+                found.append(kept[0])
+                continue
+            try:
+                found.append(opened(auth, auths, folders, runtime))
+            except ConfigError as error:
+                mistakes.append(error.message)
+            else:
+                made.append(found[-1])
+        if mistakes:
+            raise refusal_of(mistakes)
+    except BaseException:
+        await close_all(made)
+        raise
     return Reopened(found, made)
+
+
+async def close_all(authenticators: Sequence[Authenticator]) -> None:
+    """End each of them, also where one fails, or whoever waits for it goes away."""
+    async with AsyncExitStack() as stack:
+        for authenticator in authenticators:
+            stack.push_async_callback(authenticator.close)

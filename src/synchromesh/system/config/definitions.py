@@ -90,9 +90,10 @@ def _import(place: str, where: str, folder: Path) -> Any:
         raise ConfigError(f'{where}; expected "module:attribute", such as "services.a:a"')
     try:
         module = importlib.import_module(module_name)
-    except SynchromeshError:
+    except (SynchromeshError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
+        # Also what a script ends by: here it would end whatever else the process does.
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
             raise ConfigError(f"{where}: there is no module {missing!r} in {folder}") from error
@@ -103,7 +104,7 @@ def _import(place: str, where: str, folder: Path) -> Any:
     return getattr(module, attribute)
 
 
-def _place_of(error: Exception, folder: Path) -> str:
+def _place_of(error: BaseException, folder: Path) -> str:
     """Return the innermost line of the system's own code in a traceback; "" where there is none."""
     below = str(folder.resolve())
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(below)]

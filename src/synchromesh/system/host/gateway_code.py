@@ -13,15 +13,21 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, coroutine
+from typing import Any, Final, TypeVar
 
+from synchromesh.errors import ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.system.config.definitions import load_gateway
 from synchromesh.system.config.schema import GATEWAY, SystemConfig
 from synchromesh.system.control.code_files import CodeFiles, files_of
+
+T = TypeVar("T")
+
+_NONE: Final = object()
 
 
 class GatewayCode:
@@ -30,8 +36,7 @@ class GatewayCode:
     def __init__(self, config: SystemConfig, folder: Path) -> None:
         self._folder = folder
         self._app = config.gateway.app
-        self._files = self._fresh = self._as_now()
-        self._is_kept = False
+        self._files = self._as_now()
         services = [section.app for section in config.services.values()]
         self._shared = {str(path.relative_to(folder)) for path in files_of(services, folder)}
 
@@ -43,38 +48,38 @@ class GatewayCode:
             [name for name in changed if name in self._shared],
         )
 
-    @contextmanager
-    def imported(self, config: SystemConfig) -> Iterator[Gateway]:
-        """Give the definition as it is in the files now; afterwards what was loaded is back.
+    def imported(self, config: SystemConfig) -> ImportedGateway:
+        """Return the definition as it is in the files now; what was loaded is back afterwards.
 
-        Call `keep` within the context to leave it in its place. The import runs in this thread:
-        nothing else does meanwhile.
+        The import runs in this thread: nothing else does meanwhile.
 
         Raises:
             ConfigError: it cannot be imported, or is no gateway; the message says why.
         """
         # Before it is read: a change meanwhile is then seen as one.
-        own, self._fresh = self._own_modules(config), self._as_now()
-        before = {name: sys.modules.pop(name) for name in own if name in sys.modules}
+        own, files = self._own_modules(config), self._as_now()
+        before = _Modules(own)
+        for name in own:
+            sys.modules.pop(name, None)
         finder = _Finder(own)
         sys.meta_path.insert(0, finder)
-        self._is_kept = False
         try:
             definition = load_gateway(config, self._folder)
-            sys.meta_path.remove(finder)
             assert definition is not None, "a gateway that runs has an app"
-            yield definition
+            return ImportedGateway(definition, files, before, _Modules(own))
+        except KeyboardInterrupt as error:
+            # Signals end a process that runs in another way: it is the code that raised this.
+            raise ConfigError(
+                f"[gateway] app = {config.gateway.app!r}: importing it failed: KeyboardInterrupt"
+            ) from error
         finally:
-            if finder in sys.meta_path:
-                sys.meta_path.remove(finder)
-            if not self._is_kept:
-                for name in own:
-                    sys.modules.pop(name, None)
-                _put_back(before)
+            sys.meta_path.remove(finder)
+            before.put()
 
-    def keep(self) -> None:
+    def keep(self, imported: ImportedGateway) -> None:
         """Leave what was imported in its place: it is what runs from now on."""
-        self._is_kept, self._files = True, self._fresh
+        self._files = imported.files
+        imported.keep()
 
     def _as_now(self) -> CodeFiles:
         files = CodeFiles(self._folder, {GATEWAY: [self._app]})
@@ -93,6 +98,79 @@ class GatewayCode:
 
     def __repr__(self) -> str:
         return f"<GatewayCode in {self._folder}>"
+
+
+class ImportedGateway:
+    """Is the code of a gateway as it was imported anew, and not yet what runs.
+
+    Attributes:
+        definition: what it defines.
+        files: what it was read from.
+    """
+
+    def __init__(
+        self, definition: Gateway, files: CodeFiles, before: _Modules, fresh: _Modules
+    ) -> None:
+        self.definition = definition
+        self.files = files
+        self._before = before
+        self._fresh = fresh
+
+    @coroutine
+    def run(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Await what reads the definition.
+
+        Its modules are in place whenever that runs, as annotations are looked up in them by name;
+        whenever it waits, those of the running system are back.
+        """
+        step: Callable[[], Any] = partial(work.send, None)
+        while True:
+            self._fresh.put()
+            try:
+                waited = step()
+            except StopIteration as ended:
+                result: T = ended.value
+                return result
+            finally:
+                self._before.put()
+            try:
+                step = partial(work.send, (yield waited))
+            except BaseException as error:  # noqa: BLE001  it is the work's to answer
+                step = partial(work.throw, error)
+
+    def keep(self) -> None:
+        """Leave its modules in their place."""
+        self._before = self._fresh
+        self._before.put()
+
+    def __repr__(self) -> str:
+        return f"<ImportedGateway {self.definition!r}>"
+
+
+class _Modules:
+    """Is what some names are imported as: the modules, and the attributes of their packages."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._modules = {name: sys.modules.get(name) for name in names}
+        self._attributes: list[tuple[ModuleType, str, object]] = []
+        for name in self._modules:
+            parent, _, last = name.rpartition(".")
+            package = sys.modules.get(parent)
+            if package is not None:
+                self._attributes.append((package, last, vars(package).get(last, _NONE)))
+
+    def put(self) -> None:
+        """Have them imported as this from now on."""
+        for name, module in self._modules.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+        for package, last, value in self._attributes:
+            if value is not _NONE:
+                setattr(package, last, value)
+            elif last in vars(package):
+                delattr(package, last)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -123,11 +201,3 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
-
-
-def _put_back(modules: Mapping[str, ModuleType]) -> None:
-    sys.modules.update(modules)
-    for name, module in modules.items():
-        parent, _, last = name.rpartition(".")
-        if parent in sys.modules:
-            setattr(sys.modules[parent], last, module)

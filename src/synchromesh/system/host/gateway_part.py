@@ -23,7 +23,7 @@ from synchromesh.gateway.access_log import AccessLog
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.engine import REREAD_EVERY_S
 from synchromesh.gateway.health import HealthDoor
-from synchromesh.gateway.opening import Reopened, reopen
+from synchromesh.gateway.opening import Reopened, close_all, reopen
 from synchromesh.gateway.origin import Origins, read_proxies
 from synchromesh.gateway.principal import Auth, Authenticator
 from synchromesh.gateway.state import GatewayState
@@ -144,6 +144,13 @@ class GatewayPart:
             if path is not None and not path.exists():
                 ApiKeysFile(path, self._disk).write(())
         section, access = config.gateway, self.access
+        origins = Origins(
+            read_proxies(section.trusted_proxies),
+            by=section.forwarded_by or "x-forwarded",
+            scheme="http" if self._tls is None else "https",
+        )
+        limits = section.clients.compile()
+        # From here on something is open, which nothing but this may leave behind.
         if section.access_share() and access is None:
             runtime = self._deps.runtime
             log = AccessLog(1.0, runtime.rng, runtime.wall_us, Origins())
@@ -157,28 +164,22 @@ class GatewayPart:
             if access is not None and access is not self.access:
                 access.close()
             raise
-        is_secured = self._tls is not None
         return Prepared(
             definition=definition,
             entries=entries,
             config=config,
             reopened=reopened,
-            origins=Origins(
-                read_proxies(section.trusted_proxies),
-                by=section.forwarded_by or "x-forwarded",
-                scheme="https" if is_secured else "http",
-            ),
-            limits=section.clients.compile(),
+            origins=origins,
+            limits=limits,
             access=access,
             tls=tls,
         )
 
     async def discard(self, prepared: Prepared) -> None:
         """Close what was prepared and is not taken."""
-        for authenticator in prepared.reopened.made:
-            await authenticator.close()
         if prepared.access is not None and prepared.access is not self.access:
             prepared.access.close()
+        await close_all(prepared.reopened.made)
 
     def take(self, prepared: Prepared, caller: Caller | None = None) -> None:
         """Serve what was prepared from the next request on; none that is under way is lost.
@@ -301,6 +302,8 @@ class GatewayPart:
 
     async def close(self) -> None:
         """Stop listening, and stop the worker that verifies keys. May be repeated."""
+        # A reload that is being prepared finds nothing any more that it could be taken by.
+        self._is_draining = True
         if self._server is not None:
             await self._server.close()
         if self._engine is not None:

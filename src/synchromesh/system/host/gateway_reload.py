@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from synchromesh.calls.description import ContractsOfPart
-from synchromesh.errors import BadRequest, CallError, ConfigError, SynchromeshError
+from synchromesh.errors import BadRequest, CallError, ConfigError
 from synchromesh.gateway import Gateway
 from synchromesh.gateway.changes import GatewayChange, definition_changes
 from synchromesh.gateway.jwt import TokenVerifier
@@ -39,7 +38,7 @@ from synchromesh.system.control.gateway_changes import (
     refused_changes,
 )
 from synchromesh.system.control.status import ReloadStatus
-from synchromesh.system.host.gateway_code import GatewayCode
+from synchromesh.system.host.gateway_code import GatewayCode, ImportedGateway
 from synchromesh.system.host.gateway_part import GatewayPart, Prepared
 from synchromesh.system.host.securing import terminated
 
@@ -97,8 +96,7 @@ class GatewayReload:
         """
         if not request.is_dry_run:
             check_by_whom("gateway reload", request.who, request.why)
-        if self._part.is_draining:
-            raise BadRequest("the gateway is being stopped, and takes up nothing any more")
+        self._refuse_stopped()
         if self._under_way.locked():
             raise BadRequest("the gateway is being reloaded for another request; wait for its end")
         async with self._under_way:
@@ -117,30 +115,54 @@ class GatewayReload:
         ]
         if mistakes:
             return ReloadReport(False, changes, mistakes, left)
-        loading: AbstractContextManager[Gateway] = nullcontext(self._part.definition)
-        if own:
-            loading = self._code.imported(config)
-        prepared: Prepared | None = None
         try:
-            with loading as definition:
-                changes += definition_changes(self._part.definition, definition)
-                prepared = await self._prepared(definition, config, is_dry_run=request.is_dry_run)
-                if request.is_dry_run or not changes:
-                    return ReloadReport(False, changes, [], left)
-                assert prepared is not None, "only a dry run has nothing to take"
-                if self._fits is not None:
-                    await self._fits(contracts_of_gateway(prepared.entries))
-                self._take(prepared, config)
-                if own:
-                    self._code.keep()
-                prepared = None
+            if not own:
+                is_taken = await self._take_up(request, self._part.definition, config, changes)
+            else:
+                imported = self._code.imported(config)
+                taking = self._take_up(request, imported.definition, config, changes, imported)
+                is_taken = await imported.run(taking)
         except (ConfigError, CallError) as error:
             return ReloadReport(False, changes, error.message.splitlines(), left)
+        if is_taken:
+            self._record(request, changes)
+        return ReloadReport(is_taken, changes, [], left)
+
+    async def _take_up(
+        self,
+        request: ReloadRequest,
+        definition: Gateway,
+        config: SystemConfig,
+        changes: list[GatewayChange],
+        imported: ImportedGateway | None = None,
+    ) -> bool:
+        """Check a definition, and take it unless that is not asked for; return whether it did.
+
+        Args:
+            changes: what has changed already; what has in the definition is added.
+            imported: its code, where that is another.
+        """
+        changes += definition_changes(self._part.definition, definition)
+        prepared = await self._prepared(definition, config, is_dry_run=request.is_dry_run)
+        try:
+            if request.is_dry_run or not changes:
+                return False
+            assert prepared is not None, "only a dry run has nothing to take"
+            if self._fits is not None:
+                await self._fits(contracts_of_gateway(prepared.entries))
+            self._refuse_stopped()
+            self._take(prepared, config)
+            if imported is not None:
+                self._code.keep(imported)
+            prepared = None
+            return True
         finally:
             if prepared is not None:
                 await self._part.discard(prepared)
-        self._record(request, changes)
-        return ReloadReport(True, changes, [], left)
+
+    def _refuse_stopped(self) -> None:
+        if self._part.is_draining:
+            raise BadRequest("the gateway is being stopped, and takes up nothing any more")
 
     async def _prepared(
         self, definition: Gateway, config: SystemConfig, *, is_dry_run: bool
@@ -160,7 +182,8 @@ class GatewayReload:
             for authenticator in prepared.reopened.made:
                 if isinstance(authenticator, TokenVerifier):
                     await authenticator.ready()
-        except SynchromeshError:
+        except BaseException:
+            # Also where whoever asked has gone away.
             await self._part.discard(prepared)
             raise
         return prepared
