@@ -21,6 +21,8 @@ ANY: Final = re.compile(".+")
 # A minute, and what a slow machine has taken of it.
 MINUTE: Final = "(60|[1-5]?[0-9])"
 GOOD = "Authorization: Bearer {token}"
+PARTNERS = "Authorization: Bearer {partners}"
+IN_STEPS = "Authorization: Bearer {steps}"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -324,6 +326,26 @@ CASES: Final[Mapping[str, Case]] = {
         headers={"retry-after": re.compile(MINUTE)},
     ),
     "another principal": passes("GET /mine\nAuthorization: Bearer {bob}", "GET /mine"),
+    # The claim is one of the whole name, or is found step by step; the name is another issuer's.
+    "the first of a partner's": passes(f"GET /mine\n{PARTNERS}", "GET /mine"),
+    "the second of a partner's": passes(f"GET /mine\n{IN_STEPS}", "GET /mine"),
+    "one too many of a partner's": refused(
+        f"GET /mine\n{PARTNERS}",
+        429,
+        "rate_limited",
+        by=ENVOY,
+        headers={"retry-after": re.compile(MINUTE)},
+    ),
+    "one too many of a partner's, in steps": refused(
+        f"GET /mine\n{IN_STEPS}",
+        429,
+        "rate_limited",
+        by=ENVOY,
+        headers={"retry-after": re.compile(MINUTE)},
+    ),
+    "a claim of the whole name goes first": refused(
+        "GET /mine\nAuthorization: Bearer {both}", 401, "unauthenticated"
+    ),
     # -- upstreams that fail -----------------------------------------------------------------------
     "a failure of the upstream": passes(
         "GET /app/status/500?{engine}",

@@ -38,6 +38,8 @@ from synchromesh.system.config.rundir import RunDir
 
 WITHIN_S = 120.0
 ISSUER = "https://id.servo.works"
+# Another one, whose claim of who asks is one name with dots.
+PARTNER = "https://id.partner.example"
 # Where the gateway and Envoy are asked from; the first one is a trusted proxy.
 PROXY, CLIENT = "127.0.0.1", "127.0.0.2"
 
@@ -52,6 +54,9 @@ way_in = Gateway(
     auth=[
         ApiKeys(),
         JWT(issuer="https://id.servo.works", audience="api", leeway_s=300,
+            jwks="http://127.0.0.1:{port}/jwks"),
+        JWT(issuer="https://id.partner.example", audience="api", prefix="partner:",
+            principal_claim="https://id.partner.example/user",
             jwks="http://127.0.0.1:{port}/jwks"),
     ],
     routes=[
@@ -420,7 +425,7 @@ async def engines(folder: Path, own: Issued | None = None) -> AsyncIterator[Engi
         ports = {"gateway": int(system.info.gateway.rpartition(":")[2]), "envoy": port}
         async with envoy(folder / "envoy") as admin:
             if own is None:
-                await says(admin, "http.clients.jwt_authn.jwks_fetch_success", "1")
+                await says(admin, "http.clients.jwt_authn.jwks_fetch_success", "2")
             yield Engines(system, folder, legacy, made, ports, admin)
 
 

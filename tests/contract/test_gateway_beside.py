@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bodies import body_of, open_body
-from forward_fakes import PARTNER, STORE, Answering, Way, answering, through
+from forward_fakes import PARTNER, STORE, Answering, Way, answering, names, through
 from gateway_fakes import SECRET, SHOP, now
 from synchromesh.errors import ConnectionLost
 from synchromesh.gateway import Forward, Gateway, Mirror, Split
@@ -101,6 +101,35 @@ def test_a_copy_is_sent_and_the_answers_are_compared() -> None:
 
     mirror = Mirror(PARTNER, path="/v2/{path...}", ignore={"/at"})
     through(main, gateway=with_mirror(mirror))
+
+
+@pytest.mark.parametrize("forwarded", [None, True, False])
+def test_a_mirror_is_told_whom_a_request_comes_from_by_the_rule_of_its_own_upstream(
+    forwarded: bool | None,
+) -> None:
+    """One that is not ours learns nothing of it by default, whatever the first is told."""
+    told_by = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"}
+
+    async def main(way: Way) -> None:
+        for (route, first, copied), theirs in (
+            (("/out", way.store, way.partner), forwarded is True),
+            (("/in", way.partner, way.store), forwarded is not False),
+        ):
+            await way.ask(f"GET {route}/a", by="")
+            while any(each.in_flight for each in way.engine.state.mirrors.values()):
+                await asyncio.sleep(0.01)
+            found, passed = copied.seen[-1].request.headers, first.seen[-1].request.headers
+            assert found.get("synchromesh-mirror") == "?1"
+            assert bool(told_by & names(found)) is theirs
+            own = forwarded if forwarded is not None else route == "/out"
+            assert bool(told_by & names(passed)) is own
+
+    ways = (("/out", STORE, PARTNER), ("/in", PARTNER, STORE))
+    routes = [
+        Forward(f"GET {path}/{{name}}", to=to, public=True, forwarded=forwarded, mirror=Mirror(by))
+        for path, to, by in ways
+    ]
+    through(main, gateway=Gateway(auth=[SHOP], routes=routes))
 
 
 def test_values_are_kept_where_the_route_says_so_and_only_the_last() -> None:

@@ -25,6 +25,7 @@ from certificates import Issued, issue
 from envoy_conformance import CASES, ENVOY, GATEWAY, Case
 from envoy_world import (
     ISSUER,
+    PARTNER,
     WITHIN_S,
     Engines,
     Seen,
@@ -232,6 +233,9 @@ def tokens(both: Engines) -> dict[str, str]:
     now, good = int(time.time()), both.token()
     head, claims, signature = good.split(".")
     unsigned = "eyJhbGciOiJub25lIn0"
+    named: dict[str, Any] = {f"{PARTNER}/user": "ada"}
+    wrongly: dict[str, Any] = {f"{PARTNER}/user": 7}
+    in_steps: dict[str, Any] = {"https://id": {"partner": {"example/user": "ada"}}}
     return {
         "token": good,
         "bob": both.token(sub="bob"),
@@ -251,6 +255,9 @@ def tokens(both: Engines) -> dict[str, str]:
         "nameless": both.token(sub=None),
         "narrow": both.token(scope="b"),
         "alike": both.token(scope="a:read2"),
+        "partners": both.token(iss=PARTNER, sub=None, **named),
+        "steps": both.token(iss=PARTNER, sub=None, **in_steps),
+        "both": both.token(iss=PARTNER, sub=None, **in_steps, **wrongly),
     }
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.discovery import Balancer, CallEnd, Endpoint, HealthOptions, UpstreamHealth
+from synchromesh.discovery import (
+    Balancer,
+    BalancerOptions,
+    CallEnd,
+    Endpoint,
+    HealthOptions,
+    UpstreamHealth,
+)
 from synchromesh.errors import ConfigError
 
 A, B, C = (Endpoint(name, "shop", f"http://{name}") for name in "abc")
@@ -91,6 +98,28 @@ def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
         HealthOptions(**wrong)
     with pytest.raises(ConfigError, match="has the weight 0"):
         Endpoint("a", "shop", "http://a", weight=0)
+
+
+@pytest.mark.parametrize("by", ["peak_ewma", "round_robin"])
+@pytest.mark.parametrize("weights", [(5, 5), (1, 1), (1, None)])
+def test_weights_that_are_the_same_share_requests_as_well(
+    by: Literal["peak_ewma", "round_robin"], weights: tuple[int | None, ...]
+) -> None:
+    """Whether there are weights is up to whoever configures, not to what is left of them."""
+    listed = tuple(
+        Endpoint(name, "shop", f"http://{name}", weight=weight)
+        for name, weight in zip("ab", weights, strict=True)
+    )
+    balancer = Balancer("shop", rng=random.Random(1), options=BalancerOptions(by=by, warm_up_s=0))
+    given_to: Counter[str] = Counter()
+    for number in range(1000):
+        member = balancer.pick(listed, 0.1 * number)
+        took_s = 0.05 if member.instance == "a" else 0.001
+        balancer.observe(member, 0.1 * number + took_s, took_s, CallEnd.ANSWERED)
+        given_to[member.instance] += 1
+    assert 440 < given_to["a"] < 560
+    # By chance, not in turn.
+    assert given_to["a"] != given_to["b"]
 
 
 def test_weights_share_requests_and_failures_take_from_a_share() -> None:

@@ -58,7 +58,7 @@ class BalancerOptions:
 
     Attributes:
         by: "peak_ewma" gives a call to the better of two that chance draws; "round_robin" to each
-            in turn. Instances that differ in weight are drawn by that, whatever it says.
+            in turn. Instances that have weights are drawn by these, whatever it says.
         decay_s: how long a peak of latency lasts: it falls to a third of its height above the usual
             in this time.
         warm_up_s: how long it takes a new instance to have its whole share, by "peak_ewma".
@@ -176,7 +176,7 @@ class Balancer:
         if listed is not self._listed:
             if listed != self._listed:
                 outliers.list(listed, now)
-                self._has_weights = len({each.weight for each in listed}) > 1
+                self._has_weights = any(each.weight is not None for each in listed)
                 self._usual_until_s = -math.inf
             self._listed = listed
         if now >= outliers.due_s:
@@ -261,7 +261,7 @@ class Balancer:
     def _by_weight(self, left: tuple[Member, ...], now: float) -> Member:
         """Draw one; what warms up, or fails, has the less of its weight."""
         weights = [
-            each.endpoint.weight
+            (each.endpoint.weight or 1)
             * self._warmed(each, now)
             * max(1.0 - each.failing - each.refusing, 1.0 / _FAILED_TIMES)
             for each in left

@@ -20,7 +20,8 @@ class Endpoint:
         service: the service it is an instance of.
         url: "http://host:port", "inproc://name", or what another transport reaches.
         metadata: few and short facts about it, such as (("version", "1.2"),).
-        weight: its share of the calls, beside those of the other instances.
+        weight: its share of the calls, beside those of the other instances; None where nobody says.
+            Where one has a weight they are drawn by weights, and those without have 1.
 
     Raises:
         ConfigError: a name is empty, the url has no scheme or no place, or the weight is below 1.
@@ -34,7 +35,7 @@ class Endpoint:
     service: str
     url: str
     metadata: tuple[tuple[str, str], ...] = ()
-    weight: int = 1
+    weight: int | None = None
 
     def __post_init__(self) -> None:
         if not self.instance or not self.service:
@@ -47,7 +48,7 @@ class Endpoint:
                 f"endpoint of instance {self.instance!r} has the url {self.url!r}; make it "
                 '"http://host:port", "inproc://name", or what another transport reaches'
             )
-        if self.weight < 1:
+        if self.weight is not None and self.weight < 1:
             raise ConfigError(
                 f"endpoint of instance {self.instance!r} has the weight {self.weight!r}; make it a "
                 "whole number, 1 or more"

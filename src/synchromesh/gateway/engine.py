@@ -144,7 +144,9 @@ class GatewayEngine:
         self._asker = Asker(caller, self.state.last)
         self._answers = AnswerCache(gateway.cache_max, gateway.cache_bytes_max)
         self._forwarder = Forwarder(caller, tracer)
-        self._mirrors = Mirrors(caller, tracer, self.state.mirrors, externals)
+        self._mirrors = Mirrors(
+            caller, tracer, self.state.mirrors, externals=externals, origins=self._origins
+        )
         self._onward = Onward(
             caller, self._forwarder, limiter=self._limiter, tunnels=self._tunnels,
             externals=externals, origins=self._origins, mirrors=self._mirrors,

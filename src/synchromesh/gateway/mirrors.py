@@ -17,11 +17,13 @@ import msgspec
 
 from synchromesh.calls import Caller, Forwarder, Forwarding
 from synchromesh.calls.tree import tree_of
+from synchromesh.context import CallContext
 from synchromesh.errors import SynchromeshError, TimedOut
 from synchromesh.gateway.asked import AskedRequest
 from synchromesh.gateway.comparing import AnswerTold, compare
 from synchromesh.gateway.compiled_beside import CompiledMirror
 from synchromesh.gateway.mirror_book import KeptDifference, MirrorBook
+from synchromesh.gateway.origin import Origins
 from synchromesh.http import Body, Headers, HttpResponse
 from synchromesh.http.message import has_body
 from synchromesh.http.tunnel import Switching
@@ -43,6 +45,7 @@ class Mirrors:
         caller: of the gateway; copies have edges of their own beside it.
         books: what has come of them, by route.
         externals: the upstreams that are not ours.
+        origins: tells whom a request comes from.
     """
 
     def __init__(
@@ -50,12 +53,15 @@ class Mirrors:
         caller: Caller,
         tracer: Tracer,
         books: dict[str, MirrorBook],
+        *,
         externals: AbstractSet[str],
+        origins: Origins,
     ) -> None:
         self._caller = caller.apart()
         self._forwarder = Forwarder(self._caller, tracer)
         self._books = books
         self._externals = externals
+        self._origins = origins
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -130,7 +136,7 @@ class Mirrors:
             attempts_left=0,
             priority=Priority.BATCH,
         )
-        forwarding = replace(copy.mirrored(self._told(copy), self._externals), context=context)
+        forwarding = self._forwarding(copy, context)
         # Its answer may take as long again as its head.
         async with asyncio.timeout(2 * deadline_s):
             with tree_of(context):
@@ -141,6 +147,23 @@ class Mirrors:
                         if seen.is_too_long:
                             return None
                     return seen.told()
+
+    def _forwarding(self, copy: MirroredRequest, context: CallContext) -> Forwarding:
+        """Return what is sent to a mirror: what it would be told if the route led there."""
+        asked, passage = copy.asked, copy.mirror.passage
+        request = asked.request
+        sent = passage.forwarding(
+            request,
+            asked.places,
+            name=f"{passage.to} {asked.entry.template.method} {passage.path} (mirror)",
+            context=context,
+            origin=self._origins.of_request(request.peer, request.headers),
+            is_external=passage.to in self._externals,
+            told=self._told(copy),
+        )
+        # Its own body was read by the first upstream.
+        body = Body.of(copy.sent) if copy.sent else None
+        return replace(sent, headers=(*sent.headers, _IS_MIRROR), body=body)
 
     def _told(self, copy: MirroredRequest) -> str:
         passage, who = copy.mirror.passage, copy.asked.principal
@@ -169,8 +192,8 @@ class MirroredRequest:
         self.forwarding = forwarding
         self.mirror = mirror
         self.book = book
+        self.sent = sent
         self._mirrors = mirrors
-        self._sent = sent
         self._seen: _Seen | None = None
 
     def watching(self, response: HttpResponse) -> HttpResponse:
@@ -197,26 +220,6 @@ class MirroredRequest:
         else:
             book.counts.unanswered += 1
         book.release()
-
-    def mirrored(self, told: str, externals: AbstractSet[str]) -> Forwarding:
-        """Return what is sent to the mirror; `told` says who asks, "" for nobody."""
-        asked, passage, first = self.asked, self.mirror.passage, self.forwarding
-        request = asked.request
-        target = passage.target(asked.places)
-        hidden = {"synchromesh-principal"}
-        return replace(
-            first,
-            upstream=passage.to,
-            name=f"{passage.to} {asked.entry.template.method} {passage.path} (mirror)",
-            target=f"{target}?{request.query}" if request.query else target,
-            headers=(
-                *(pair for pair in first.headers if pair[0] not in hidden),
-                *((("synchromesh-principal", told),) if told else ()),
-                _IS_MIRROR,
-            ),
-            body=Body.of(self._sent) if self._sent else None,
-            is_external=passage.to in externals,
-        )
 
     def __repr__(self) -> str:
         return f"<MirroredRequest of {self.asked.entry.name}>"

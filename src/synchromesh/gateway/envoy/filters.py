@@ -41,6 +41,9 @@ _PLACE = re.compile(r"\{([a-z_][a-z0-9_]*)(\.\.\.)?\}")
 _LUA_MAGIC = re.compile(r"([^A-Za-z0-9/_])")
 # Envoy refuses what comes more often.
 _FILL_S: Final = 0.05
+# By what a rate counts, besides its route: one name of two issuers is two principals.
+CLIENT: Final = ("masked_remote_address",)
+WHO: Final = ("prefix", "principal")
 _UNBOUNDED: Final = 4_000_000_000
 
 
@@ -99,7 +102,7 @@ def _rates(entries: Sequence[CompiledRoute], buckets_max: int) -> dict[str, Any]
                 "entries": [
                     {"key": "route", "value": entry.name},
                     # Without a value it has a bucket for each that comes.
-                    {"key": "masked_remote_address" if entry.is_public else "principal"},
+                    *({"key": key} for key in (CLIENT if entry.is_public else WHO)),
                 ],
                 "token_bucket": bucket_of(entry),
             }

@@ -15,12 +15,12 @@ from synchromesh.calls.forwarding import IDEMPOTENT
 from synchromesh.calls.routes import ANY
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.envoy.clusters import GATEWAY_CLUSTER, external_cluster, seconds
-from synchromesh.gateway.envoy.filters import per_route
+from synchromesh.gateway.envoy.filters import WHO, per_route
 from synchromesh.gateway.envoy.names import CHUNKED
 from synchromesh.gateway.envoy.patterns import ODD_PATH, closeness, path_pattern, substitution
 from synchromesh.gateway.envoy.plan import ENVOY, RoutePlan
 from synchromesh.gateway.envoy.settings import EnvoySettings
-from synchromesh.gateway.envoy.tokens import FILTER, CheckedIssuer, conditions, paths_of
+from synchromesh.gateway.envoy.tokens import FILTER, CheckedIssuer, SaidOfToken, conditions
 from synchromesh.gateway.forward import CompiledForward
 from synchromesh.gateway.hosts import Hosts
 from synchromesh.resilience import Policy
@@ -140,7 +140,7 @@ def _direct(
 ) -> Iterator[dict[str, Any]]:
     assert entry.passage is not None
     if entry.is_public:
-        asked: list[tuple[CheckedIssuer | None, list[dict[str, Any]]]] = [(None, [])]
+        asked: list[tuple[CheckedIssuer, SaidOfToken] | None] = [None]
     else:
         asked = [(each, said) for each in issuers for said in conditions(entry, each)]
     methods = _methods(entry)
@@ -163,17 +163,17 @@ def _direct(
         ),
         (methods if entry.passage.body_bytes_max else [], some, "connect-failure"),
     )
-    for issuer, said in asked:
+    for who in asked:
         for these, body, retry_on in ways_to_try:
             if these:
                 match = _match(entry, these)
                 match["headers"] = [*match.get("headers", []), body, *_told(entry.passage)]
-                if said:
-                    match["dynamic_metadata"] = said
+                if who is not None:
+                    match["dynamic_metadata"] = who[1].metadata
                 yield {
                     "name": entry.name,
                     "match": match,
-                    "route": _action(entry, entry.passage, settings, retry_on, issuer),
+                    "route": _action(entry, entry.passage, settings, retry_on, who),
                     **per_route(
                         entry, ways[entry.passage.to], settings.upstreams[entry.passage.to].scheme
                     ),
@@ -207,7 +207,7 @@ def _action(
     passage: CompiledForward,
     settings: EnvoySettings,
     retry_on: str,
-    issuer: CheckedIssuer | None,
+    who: tuple[CheckedIssuer, SaidOfToken] | None,
 ) -> dict[str, Any]:
     policy = settings.policies.of_edge(passage.to)
     action: dict[str, Any] = {
@@ -224,7 +224,7 @@ def _action(
             "substitution": substitution(entry.template.path, passage.path),
         }
     if entry.interval_s:
-        action["rate_limits"] = [{"actions": [*_counted(entry, issuer)]}]
+        action["rate_limits"] = [{"actions": [*_counted(entry, who)]}]
     return action
 
 
@@ -256,15 +256,26 @@ def _retries(policy: Policy, deadline_s: float, retry_on: str) -> dict[str, Any]
     }
 
 
-def _counted(entry: CompiledRoute, issuer: CheckedIssuer | None) -> Iterator[dict[str, Any]]:
-    """Yield by what a rate counts: the route, and who asks."""
+def _counted(
+    entry: CompiledRoute, who: tuple[CheckedIssuer, SaidOfToken] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield by what a rate counts: the route, and who asks.
+
+    Envoy counts nothing of a request that lacks one of these, so each has to be there: who asks is
+    looked for where the route's own condition has found it.
+    """
     yield {"generic_key": {"descriptor_key": "route", "descriptor_value": entry.name}}
-    if issuer is None:
+    if who is None:
         yield {"masked_remote_address": {"v4_prefix_mask_len": 32, "v6_prefix_mask_len": 64}}
         return
-    path = [f"{issuer.name}.claims", *paths_of(issuer.token.principal_claim)[-1]]
+    issuer, said = who
+    path = [f"{issuer.name}.claims", *said.who]
     key = {"key": FILTER, "path": [{"key": step} for step in path]}
-    yield {"metadata": {"descriptor_key": "principal", "metadata_key": key, "source": "DYNAMIC"}}
+    prefix, name = WHO
+    # A value may not be empty, a prefix may.
+    told = {"descriptor_key": prefix, "descriptor_value": f"prefix {issuer.token.prefix}"}
+    yield {"generic_key": told}
+    yield {"metadata": {"descriptor_key": name, "metadata_key": key, "source": "DYNAMIC"}}
 
 
 def _methods(entry: CompiledRoute) -> list[str]:

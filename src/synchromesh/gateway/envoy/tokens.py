@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from typing import Any, Final
 
 from synchromesh.gateway.compiled import CompiledRoute
@@ -82,7 +82,20 @@ def _provider(issuer: CheckedIssuer) -> dict[str, Any]:
     }
 
 
-def conditions(entry: CompiledRoute, issuer: CheckedIssuer) -> Iterator[list[dict[str, Any]]]:
+@dataclass(frozen=True, slots=True)
+class SaidOfToken:
+    """One way in which a token may say what a route asks for.
+
+    Attributes:
+        who: where its claims name who asks.
+        metadata: what matches the metadata of a request with such a token.
+    """
+
+    who: list[str]
+    metadata: list[dict[str, Any]]
+
+
+def conditions(entry: CompiledRoute, issuer: CheckedIssuer) -> Iterator[SaidOfToken]:
     """Yield what the metadata of a request has to say, in each way that it may be said.
 
     All scopes have to be in one claim; a token that spreads them is the gateway's to judge.
@@ -109,29 +122,34 @@ def conditions(entry: CompiledRoute, issuer: CheckedIssuer) -> Iterator[list[dic
         [_said(issuer, "header", ["typ"], _matching(_TYPES))],
         [_unsaid(issuer, "header", ["typ"])],
     ]  # fmt: skip
+    name = _matching(f"[ -~]{{1,{NAME_MAX}}}")
     who = [
-        [_said(issuer, "claims", path, _matching(f"[ -~]{{1,{NAME_MAX}}}"))]
-        for path in paths_of(token.principal_claim)
+        (path, [_said(issuer, "claims", path, name), *_not_before(issuer, path)])
+        for path in _paths_of(token.principal_claim)
     ]
     scopes: list[list[dict[str, Any]]] = [[]]
     if entry.scopes:
         scopes = [
-            [_listed(issuer, path, scope) for scope in sorted(entry.scopes)]
-            for name in _texts(token.scopes_claim)
-            for path in paths_of(name)
+            [
+                *(_listed(issuer, path, scope) for scope in sorted(entry.scopes)),
+                *_not_before(issuer, path),
+            ]
+            for claim in _texts(token.scopes_claim)
+            for path in _paths_of(claim)
         ]
-    for said in product(kinds, who, scopes):
-        yield [*always, *chain.from_iterable(said)]
+    for kind, (path, named), scoped in product(kinds, who, scopes):
+        yield SaidOfToken(path, [*always, *kind, *named, *scoped])
 
 
-def paths_of(name: str) -> list[list[str]]:
-    """Return the ways in which a claim may be meant: by its whole name, or step by step.
-
-    Example:
-        >>> paths_of("realm_access.roles")
-        [['realm_access.roles'], ['realm_access', 'roles']]
-    """
+def _paths_of(name: str) -> list[list[str]]:
+    """Return the ways in which a claim may be meant: by its whole name, or step by step."""
     return [[name], name.split(".")] if "." in name else [[name]]
+
+
+def _not_before(issuer: CheckedIssuer, path: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield that there is no claim of the whole name, which goes before the steps to one."""
+    if len(path) > 1:
+        yield _unsaid(issuer, "claims", [".".join(path)])
 
 
 def _at(issuer: CheckedIssuer, part: str, path: Sequence[str]) -> dict[str, Any]:

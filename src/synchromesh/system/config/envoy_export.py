@@ -183,7 +183,9 @@ def _upstream(name: str, section: ExternalSection, system: Path, found: Sequence
 
 def _weights(name: str, section: ExternalSection) -> dict[str, int]:
     """Return the weights of the URLs that are known before anything runs."""
-    return {} if section.command else {each.url: each.weight for each in section.endpoints(name)}
+    if section.command:
+        return {}
+    return {each.url: each.weight or 1 for each in section.endpoints(name)}
 
 
 def _is_named(url: str) -> bool:

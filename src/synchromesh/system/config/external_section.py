@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from synchromesh.discovery import Endpoint, HealthOptions
@@ -100,7 +102,7 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def endpoints(self, name: str) -> tuple[Endpoint, ...]:
         """Return what is reached at the addresses."""
-        weights = self.weights or [1] * len(self.addresses)
+        weights: Sequence[int | None] = self.weights or [None] * len(self.addresses)
         named = zip(self.instances(name), self.addresses, weights, strict=True)
         return tuple(Endpoint(each, name, url, weight=weight) for each, url, weight in named)
 
