@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import sys
+import tracemalloc
 from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated, Any, Generic, Literal, NewType, Protocol, TypedDict, TypeVar
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synchromesh.calls import Contract, command, query
+from synchromesh.calls import Contract, command, mistakes, query
 from synchromesh.calls.http_arguments import refuse_loose
 from synchromesh.calls.mistakes import (
     MISTAKES_MAX,
@@ -158,7 +159,91 @@ def test_nobody_makes_it_look_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     kind: Any = int
     for _ in range(200):
         kind = list[kind]
-    assert [each["pointer"] for each in mistakes_in(deep, kind)] == ["/0" * 200]
+    assert [each["pointer"] for each in mistakes_in(deep, kind)] == ["/0" * 100 + "…"]
+
+
+def test_what_clients_send_does_not_make_what_they_are_told_large() -> None:
+    """Neither a long name nor a long value is repeated whole, however many mistakes name it."""
+    key = "k" * 500_000
+    found = [
+        *mistakes_in({key: ["x"] * 100}, dict[str, list[int]]),
+        *mistakes_in({key: 1}, Exact),
+        *mistakes_in({key: {}}, dict[str, Data]),
+        *mistakes_in({"type": key}, Paid | Open),
+        *unknown_in([{"n": 1, key: 1}], list[Data]),
+        *duplicates_in(b'{"%b":[{"a":1,"a":1}]}' % key.encode()),
+        *duplicates_in(b'{"%b":1,"%b":2}' % (key.encode(), key.encode())),
+        *refusal(Shop.note, {"id": "B", "number": "1"}, "", b'{"%b":1}' % key.encode()).mistakes,
+        *refusal(Shop.find, {"number": "1"}, f"sku=a&{key}=1", b"").mistakes,
+    ]
+    assert len(found) >= MISTAKES_MAX + 8
+    assert max(len(json.dumps(dict(each), ensure_ascii=False)) for each in found) < 700
+    for name in ("text", key):
+        told = refusal(Shop.find, {"number": "1"}, f"sku=a&{name}=1", b"")
+        assert len(told.message) < 600
+    told = refusal(Shop.note, {"id": "B", "number": "1"}, "", b'{"%b":1}' % key.encode())
+    assert len(told.message) < 600
+
+
+class CountedName(str):
+    """A name that notes how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
+
+
+def test_many_names_are_compared_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that stands twice is found without holding each against all."""
+    loads = json.loads
+
+    def counted(text: str, *, object_pairs_hook: Any, **options: Any) -> Any:
+        def made(pairs: list[tuple[str, Any]]) -> Any:
+            return object_pairs_hook([(CountedName(name), value) for name, value in pairs])
+
+        return loads(text, object_pairs_hook=made, **options)
+
+    monkeypatch.setattr(json, "loads", counted)
+    CountedName.compared = 0
+    names = [f'"{n:x}":0' for n in range(1000)]
+    found = duplicates_in(("{" + ",".join([*names, '"1":0']) + "}").encode())
+    assert [each["pointer"] for each in found] == ["/1"]
+    assert CountedName.compared < 3000
+    every = duplicates_in(("{" + ",".join([*names, *names]) + "}").encode())
+    assert len(every) == MISTAKES_MAX
+
+
+def test_places_of_names_that_stand_twice_are_searched_for_within_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Behind it one is refused all the same, as a mistake of the whole."""
+    body = b"[" + b"{}," * 20 + b'{"a":1,"a":2}]'
+    assert [each["pointer"] for each in duplicates_in(body)] == ["/20/a"]
+    monkeypatch.setattr(mistakes, "PLACES_MAX", 10)
+    (far,) = duplicates_in(body)
+    assert dict(far) == {"detail": "holds an object in which a name is given twice", "pointer": ""}
+
+
+def test_long_names_take_no_memory() -> None:
+    """Whoever has many parts under a long name is asked for no pointer to each."""
+    key, parts = "k" * 40_000, 5_000
+    body = b'{"a":1,"a":1,"%b":[%b[]]}' % (key.encode(), b"[]," * parts)
+    broken = {key: [{"n": 1}] * parts + [{"n": 1, "x": 1}]}
+    tracemalloc.start()
+    try:
+        assert [each["pointer"] for each in duplicates_in(body)] == ["/a"]
+        assert len(unknown_in(broken, dict[str, list[Data]])) == 1
+        assert len(mistakes_in({key: [1] * parts + ["x"]}, dict[str, list[int]])) == 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
 
 
 JSON = st.recursive(
@@ -342,20 +427,22 @@ def test_what_is_skipped_and_cannot_be_read_is_refused(held: bytes) -> None:
 
 
 def test_what_has_no_fields_is_not_looked_into() -> None:
-    """A body of many numbers and texts costs a step each."""
+    """A body of many numbers costs next to nothing; one of many small objects a step each."""
     entered: list[str] = []
 
     def note(frame: FrameType, event: str, _: object) -> None:
         if event == "call":
             entered.append(frame.f_code.co_name)
 
-    value, before = {"n": list(range(1000))}, sys.getprofile()
+    value, small, before = {"n": list(range(1000))}, [{"n": 1}] * 500, sys.getprofile()
     sys.setprofile(note)
     try:
         assert unknown_in(value, dict[str, list[int]]) == ()
+        assert unknown_in(small, list[Data]) == ()
     finally:
         sys.setprofile(before)
-    assert 1000 < len(entered) < 3500
+    # One for each of the objects, from what goes through them.
+    assert len(entered) < len(small) + 200
 
 
 def test_a_body_that_one_decoder_takes_and_another_does_not_is_refused() -> None:

@@ -14,8 +14,10 @@ import msgspec
 from synchromesh.calls.mistakes import (
     MISTAKES_MAX,
     Mistake,
+    cut,
     duplicates_in,
     mistakes_in,
+    pointer_of,
     unknown_in,
 )
 from synchromesh.calls.signature import BODILESS, Signature
@@ -61,7 +63,7 @@ def read_arguments(
     except (BadRequest, TypeError) as error:
         # The struct's own words tell of an argument that is missing.
         words = error.message if isinstance(error, BadRequest) else str(error)
-        refused = BadRequest(f"{operation.full_name}: {words}")
+        refused = BadRequest(f"{operation.full_name}: {cut(words)}")
         refused.mistakes = (
             *_mistakes_of_texts(operation, places, query),
             *_mistakes_of_body(operation, body),
@@ -111,7 +113,7 @@ def _from_texts(
         raise BadRequest("takes no query; send the arguments in the body")
     for name, text in parse_qsl(query, keep_blank_values=True, errors="strict"):
         if name not in hints:
-            raise BadRequest(f"unknown argument {name!r}; {_known(hints)}")
+            raise BadRequest(f"unknown argument {cut(name)!r}; {_known(hints)}")
         if name in texts:
             raise BadRequest(f"argument {name!r} is given twice")
         texts[name] = text
@@ -133,7 +135,7 @@ def _from_body(operation: HttpOperation, shape: Signature, body: bytes) -> dict[
     for name, raw in decode(body, dict[str, msgspec.Raw]).items():
         if name not in shape.hints or name in operation.places:
             allowed = {n: h for n, h in shape.hints.items() if n not in operation.places}
-            raise BadRequest(f"unknown argument {name!r} in the body; {_known(allowed)}")
+            raise BadRequest(f"unknown argument {cut(name)!r} in the body; {_known(allowed)}")
         try:
             values[name] = decode(bytes(raw), shape.hints[name])
         except BadRequest as error:
@@ -164,7 +166,7 @@ def _mistakes_of_texts(
             try:
                 from_text(text, hints[name])
             except msgspec.ValidationError as error:
-                yield _of_text(where, name, str(error))
+                yield _of_text(where, name, cut(str(error)))
     if operation.method in BODILESS:
         for name in _needed(operation):
             if name not in given:
@@ -192,8 +194,8 @@ def _mistakes_of_body(operation: HttpOperation, body: bytes) -> tuple[Mistake, .
         if name in hints:
             mistakes += mistakes_in(each, hints[name], f"/{name}")
         else:
-            pointer = name.replace("~", "~0").replace("/", "~1")
-            mistakes.append({"detail": f"is unknown; {_known(hints)}", "pointer": f"/{pointer}"})
+            unknown = f"is unknown; {_known(hints)}"
+            mistakes.append({"detail": unknown, "pointer": pointer_of([name])})
         if len(mistakes) >= MISTAKES_MAX:
             break
     for name in _needed(operation):
@@ -209,7 +211,7 @@ def _needed(operation: HttpOperation) -> Iterator[str]:
 
 
 def _of_text(where: str, name: str, detail: str) -> Mistake:
-    return {"detail": detail, "in": where, "name": name}
+    return {"detail": detail, "in": where, "name": cut(name)}
 
 
 def _known(hints: Mapping[str, Any]) -> str:
