@@ -15,12 +15,15 @@ import types
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 import standins
 from pages import FENCE, blocks_of
+from synchromesh import gateway
 from synchromesh.errors import SynchromeshError, error_table
 from synchromesh.resilience import TRANSITIONS
+from synchromesh.system.config.schema import SystemConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -106,6 +109,14 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
             assert set(words[1:]) <= targets, words
         elif words[0] == "synchromesh":
             parse(main, words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_dev_prints_is_shown_whole(page: Path) -> None:
+    """Below the services stand the two listeners of the system's own."""
+    for shown in blocks(page, "console"):
+        if "runs in process" in shown:
+            assert re.search(r"^  control .*\n  admin ", shown, re.MULTILINE), shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -235,6 +246,31 @@ def test_an_error_is_described_as_it_is(cls: type[SynchromeshError]) -> None:
     )
     assert f"**What happened.** {happened}" in words
     assert len(words.partition("**What to do.** ")[2]) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("README.md", "Not there yet:"), ("docs/index.md", "Not built:")]
+)
+def test_what_is_said_to_be_missing_is_missing(name: str, begins: str) -> None:
+    """None of it is an option of a route, a section of the configuration, or an export."""
+    said = (ROOT / name).read_text().partition(begins)[2].partition(".")[0].split()
+    export = importlib.import_module("synchromesh.cli.export").export
+    routes = (gateway.Route, gateway.Aggregate, gateway.Forward)
+    there = {
+        *(each.name for kind in routes for each in dataclasses.fields(kind)),
+        *(each.name for each in msgspec.structs.fields(SystemConfig)),
+        *export.commands,
+    } - {"services", "to"}
+    assert len(said) > 10
+    assert there & {word.strip(",()").lower() for word in said} <= {"policies"}
+
+
+def test_the_file_with_every_section_has_every_section() -> None:
+    """It is read as it stands, and a section that comes later has to be put there."""
+    (text,) = (each for each in blocks(ROOT / "docs/system.md", "toml") if "[system]" in each)
+    found = msgspec.toml.decode(text, type=SystemConfig)
+    assert set(tomllib.loads(text)) == {each.name for each in msgspec.structs.fields(SystemConfig)}
+    assert found.external["catalogue"].weights == [3, 1]
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md"])

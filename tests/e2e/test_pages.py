@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,8 @@ def test_a_service_is_taken_out_of_a_monolith_as_the_page_says(tmp_path: Path) -
     with reading(tmp_path) as reader:
         follow(reader, page, **{"8000": port})
     assert reader.typed.count("synchromesh dev") == 4
+    # Who goes back sells nothing twice: what was reserved since is in the monolith again.
+    subprocess.run([sys.executable, "copyback.py"], cwd=tmp_path / "shop", check=True, timeout=90.0)
+    with sqlite3.connect(tmp_path / "shop/shop.db") as db:
+        orders = db.execute("select order_id from reservation order by 1").fetchall()
+    assert orders == [("A-1",), ("A-2",), ("A-3",), ("A-5",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,30 @@ async def test_one_that_ended_is_not_ready_whatever_it_said(
     with pytest.raises(ConfigError, match="ended with exit code 0 before it was ready"):
         await asked
     assert (child.control_port, child.url) == (None, "http://127.0.0.1:2")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [("service 'notes' has no x", "service 'notes' has no x"), ("x", "service 'notes': x")],
+)
+async def test_why_it_could_not_be_started_is_told_with_its_name_once(
+    child: ChildProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    message: str,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What names the part already is not given its name again."""
+    part = f"""
+import os, sys
+link = open(os.dup(0), "w")
+sys.stdin.readline()
+print({json.dumps(json.dumps({"type": "unready", "message": message}))}, file=link, flush=True)
+"""
+    monkeypatch.setattr("synchromesh.system.supervise.launcher.MAIN", part)
+    with pytest.raises(ConfigError) as raised:
+        await child.restart()
+    assert raised.value.message == said
+    assert caplog.messages == [f"service 'notes' was not replaced: {said}"]
+    let(tmp_path, "load", "open", "leave")

@@ -13,7 +13,17 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from inspect import cleandoc
-from typing import Any, Concatenate, Generic, Optional, ParamSpec, Protocol, Self, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Optional,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+)
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -23,6 +33,7 @@ from synchromesh.calls.http_arguments import read_arguments
 from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature
 from synchromesh.calls.texts import to_text
 from synchromesh.codec import NO_FIT, NO_JSON, digest, encode, unfit
+from synchromesh.declared import to_tuple
 from synchromesh.errors import BadRequest, ContractError, Rejection
 from synchromesh.personal_types import PersonalFields, personal_fields
 
@@ -64,6 +75,15 @@ class Call(msgspec.Struct, Generic[R_co], frozen=True, eq=False):
             and self.arguments == other.arguments
         )
 
+    if not TYPE_CHECKING:  # type checkers say by themselves that it cannot be awaited
+
+        def __await__(self):
+            """Say how it is sent."""
+            raise ContractError(
+                f"{self.operation.full_name} is awaited, and a call is a value that is not sent "
+                f"yet; send it: await ctx.call({self.operation.full_name}(...))"
+            )
+
     def __hash__(self) -> int:
         return hash((self.operation.full_name, self.arguments))
 
@@ -101,7 +121,7 @@ class Operation(Generic[P, R_co]):
         self.places: tuple[str, ...] = tuple(_PLACE.findall(self.path))
         if len(set(self.places)) < len(self.places):
             raise ContractError(f"operation {stub.__name__!r} names a place twice: {route!r}")
-        self.raises = raises
+        self.raises = _rejections(raises, stub.__name__)
         self.name = stub.__name__
         self.service = ""
         self.full_name = f".{self.name}"
@@ -182,6 +202,16 @@ class Operation(Generic[P, R_co]):
                 raise unsendable from error
             raise BadRequest(f"{self.full_name}: the data does not fit: {error}") from error
         return Call(self, shape.write(checked))
+
+    if not TYPE_CHECKING:
+
+        @property
+        def operation(self):
+            """Say that it is to be called: whoever sends it asks it for this first, as a `Call`."""
+            raise ContractError(
+                f"{self.full_name} is sent as it is; call it with its arguments: "
+                f"{self.full_name}(...)"
+            )
 
     def digest(self, arguments: bytes) -> str:
         """Return what tells canonical arguments from others, without what is personal in them."""
@@ -359,6 +389,17 @@ class Contract(Protocol):
                         f"{member.method} {member.path}"
                     )
                 routes[route] = name
+
+
+def _rejections(raises: object, name: str) -> tuple[type[Rejection], ...]:
+    kinds = to_tuple(raises, f"raises= of {name!r}")
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, Rejection)):
+            raise ContractError(
+                f"raises= of {name!r} has {kind!r:.60}; give classes of Rejection, such as "
+                'class OutOfStock(Rejection, code="out_of_stock")'
+            )
+    return kinds
 
 
 def operations_of(contract: type[object]) -> dict[str, Operation[..., Any]]:

@@ -40,9 +40,10 @@ def restart(folder: Path, name: str, is_break: bool, reason: str, is_json: bool)
     In a system of one process a service is stopped and started anew on the same code, and calls
     are held meanwhile; changed code is taken up by --split, by --reload, or by a new `dev`.
 
-    So it does where contracts would break: the new one no longer offers what others that run expect
-    of it, or expects of them what they do not offer. Exits 1 then, with a line for each. With
-    --break the new one is let in all the same; status and the log say who did that, and why.
+    With --split the old one also stays where contracts would break: the new one no longer offers
+    what others that run expect of it, or expects of them what they do not offer. Exits 1 then, with
+    a line for each. With --break the new one is let in all the same; status and the log say who did
+    that, and why.
     """
     if is_break != bool(reason.strip()):
         raise click.UsageError("--break and --reason go together: --break --reason TEXT")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from synchromesh.codec import digest, encode
+from synchromesh.declared import to_tuple
 from synchromesh.errors import ContractError
 from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, Unit
@@ -54,7 +55,7 @@ class GenerationTables:
 
     def __init__(self, projection: str, statements: Sequence[str]) -> None:
         self._projection = projection
-        self.statements = tuple(statements)
+        self.statements = to_tuple(statements, f"tables= of projection {projection!r}")
         self.names: tuple[str, ...] = ()
         self._renamed: frozenset[str] = frozenset()
         self._rendered: dict[tuple[str, int], str] = {}

@@ -263,7 +263,7 @@ class Aggregate:
 
     Attributes:
         route: GET and a path, such as "GET /machines/{id}".
-        branches: by name; at least one is required.
+        branches: by name; at least one has `required=True`, where `all_or_nothing` is not set.
         all_or_nothing: the failure of any branch is the failure of the whole, which is never
             partial; a branch has no fallback then.
         scopes, rate, public, by, deadline, priority, cors, host, cache: as for a `Route`.

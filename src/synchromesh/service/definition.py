@@ -18,6 +18,7 @@ from synchromesh.calls.contract import (
     events_of,
     operations_of,
 )
+from synchromesh.declared import to_tuple
 from synchromesh.durations import duration
 from synchromesh.errors import ContractError
 from synchromesh.events import GenerationTables
@@ -94,8 +95,9 @@ class Service:
             )
         self.name = name
         self.contract = implements
-        self.migrations = tuple(migrations)
-        self.ignored = {event.full_name: event for event in ignored}
+        self.migrations = _of_kind(migrations, Migration, f"migrations= of {name}")
+        events = _of_kind(ignored, PublicEvent, f"ignored= of {name}")
+        self.ignored = {event.full_name: event for event in events}
         self.operations: dict[str, HandlerDefinition] = {}
         self.subscriptions: dict[
             str, tuple[PublicEvent[Any], Callable[[Transaction, Any], Awaitable[None]]]
@@ -150,6 +152,12 @@ class Service:
             scopes: what the principal of a call has to hold, all of them; others are `Forbidden`,
                 and so is a call for nobody.
         """
+        self._check_operation(operation, "writes")
+        if not operation.is_command:
+            raise ContractError(
+                f"{operation.full_name} is a query, and @{self.name}.writes handles commands; "
+                f"write @{self.name}.handles, with a Context, which only reads"
+            )
 
         def register(
             function: Callable[Concatenate[Transaction, P], Awaitable[R]],
@@ -174,6 +182,7 @@ class Service:
             operation: of the contract.
             scopes: as for `writes`.
         """
+        self._check_operation(operation, "handles")
 
         def register(
             function: Callable[Concatenate[Context, P], Awaitable[R]],
@@ -193,6 +202,12 @@ class Service:
         A failure is retried; after five the message is parked (O5). One that does not fit the
         event's type is held until a release of this service can read it.
         """
+        given: object = event
+        if not isinstance(given, PublicEvent):
+            raise ContractError(
+                f"@{self.name}.on is given {given!r:.80}; give it a public event of a contract, "
+                "such as Inventory.stock_reserved"
+            )
 
         def register(
             function: Callable[[Transaction, E], Awaitable[None]],
@@ -203,7 +218,9 @@ class Service:
                 raise ContractError(
                     f"{self.name} takes {event.full_name} and has it in ignored=; remove one"
                 )
-            _check_async(function, f"the handler of {event.full_name}")
+            what = f"the handler of {event.full_name}"
+            _check_async(function, what)
+            _check_first(function, what, Transaction, Context)
             self.subscriptions[event.full_name] = (event, function)
             return function
 
@@ -271,6 +288,7 @@ class Service:
                 new one is live, or it stands still meanwhile.
         """
         declared = GenerationTables(name, tables)
+        kinds = _of_kind(events, type, f"events= of projection {name!r}")
         if version < 1 or (version > 1 and not tables):
             raise ContractError(
                 f"projection {name!r} of {self.name} has version {version} and "
@@ -288,7 +306,8 @@ class Service:
                     "one, or raise its version="
                 )
             _check_async(function, f"projection {name!r}")
-            versions[version] = ProjectionDefinition(name, events, function, version, declared)
+            _check_first(function, f"projection {name!r}", Transaction, Context)
+            versions[version] = ProjectionDefinition(name, kinds, function, version, declared)
             return function
 
         return register
@@ -376,6 +395,14 @@ class Service:
                     f"{event!r} is ordered by {event.key_of!r}, which {event.kind.__name__} lacks"
                 )
 
+    def _check_operation(self, operation: object, how: str) -> None:
+        """Refuse what is no operation, before what it decorates is taken for its handler."""
+        if not isinstance(operation, Operation):
+            raise ContractError(
+                f"@{self.name}.{how} is given {operation!r:.80}; give it an operation of the "
+                f"contract, not called: @{self.name}.{how}(Inventory.reserve)"
+            )
+
     def _handle(
         self,
         operation: Operation[..., Any],
@@ -391,7 +418,9 @@ class Service:
             )
         if operation.name in self.operations:
             raise ContractError(f"{operation.full_name} is handled twice; remove one handler")
-        _check_async(function, f"the handler of {operation.full_name}")
+        what = f"the handler of {operation.full_name}"
+        _check_async(function, what)
+        _check_first(function, what, *((Transaction, Context)[:: 1 if is_unit else -1]))
         given: object = scopes
         if isinstance(given, str):
             raise ContractError(
@@ -413,6 +442,26 @@ class Service:
 def _check_async(function: Callable[..., Any], what: str) -> None:
     if not inspect.iscoroutinefunction(function):
         raise ContractError(f"{what} is not async; write async def")
+
+
+def _check_first(function: Callable[..., Any], what: str, right: type, wrong: type) -> None:
+    """Refuse a handler that says that it is given a context where it is given a transaction."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    said = None if first is None else first.annotation
+    if said is wrong or (isinstance(said, str) and said.rpartition(".")[2] == wrong.__name__):
+        raise ContractError(
+            f"{what} takes a {wrong.__name__} first, and is given a {right.__name__}; "
+            "@writes, @on and @projection give a Transaction, @handles gives a Context"
+        )
+
+
+def _of_kind(given: object, kind: type[E], what: str) -> tuple[E, ...]:
+    found = to_tuple(given, what)
+    odd = [each for each in found if not isinstance(each, kind)]
+    if odd:
+        wanted = "classes" if kind is type else f"a {kind.__name__} for each"
+        raise ContractError(f"{what} has {odd[0]!r:.60}; give {wanted}")
+    return found
 
 
 def _check_parameters(handled: HandlerDefinition) -> None:

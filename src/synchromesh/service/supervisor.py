@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synchromesh.chance import Chance
-from synchromesh.errors import StoreUnavailable, SynchromeshError
+from synchromesh.errors import ConfigError, StoreUnavailable, SynchromeshError
 from synchromesh.resilience import is_being_cancelled
 from synchromesh.service.restarts import TRIAL_S, RestartDecision, RestartOptions, Restarts
 from synchromesh.telemetry.span import status_of
@@ -175,7 +175,10 @@ class Supervisor:
         decided = restarts.failed(now=now, is_hopeless=isinstance(error, RestartsExhausted))
         if not decided.is_given_up:
             state.state = "restarting"
-            _log.error("%s: child %s failed", self._name, child.name, exc_info=error)
+            if isinstance(error, ConfigError):  # the user's, and where it was raised says nothing
+                _log.error("%s: child %s failed: %s", self._name, child.name, error.message)
+            else:
+                _log.error("%s: child %s failed", self._name, child.name, exc_info=error)
             return decided
         state.state = "failed"
         _log.error(

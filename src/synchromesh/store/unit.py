@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from synchromesh.declared import to_tuple
+from synchromesh.errors import ContractError
 from synchromesh.sealing import SubjectKeys, SubjectRecord, Vault
 from synchromesh.store.backup import Backup
 
@@ -312,6 +314,14 @@ class Migration:
     version: int
     statements: tuple[str, ...]
     readable_by_min: int
+
+    def __post_init__(self) -> None:
+        what = f"migration {self.version}: statements"
+        statements = to_tuple(self.statements, what)
+        odd = [each for each in statements if not isinstance(each, str)]
+        if odd:
+            raise ContractError(f"{what} has {odd[0]!r:.60}; give SQL, a text for each statement")
+        object.__setattr__(self, "statements", statements)
 
 
 @dataclass(frozen=True, slots=True)

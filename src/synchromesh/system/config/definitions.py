@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synchromesh.calls import Policies
-from synchromesh.errors import ConfigError, SynchromeshError
+from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.gateway import Gateway
 from synchromesh.resilience import LimitOptions
 from synchromesh.saga import SagaDefinition
@@ -90,6 +90,8 @@ def _import(place: str, where: str, folder: Path) -> Any:
         raise ConfigError(f'{where}; expected "module:attribute", such as "services.a:a"')
     try:
         module = importlib.import_module(module_name)
+    except ContractError as error:
+        raise ContractError(f"{error.message}{_place_of(error, folder)}") from error
     except (SynchromeshError, KeyboardInterrupt):
         raise
     except BaseException as error:

@@ -26,7 +26,7 @@ from socket import MSG_DONTWAIT, socket
 
 import msgspec
 
-from synchromesh.errors import SynchromeshError
+from synchromesh.errors import ConfigError, ContractError, SynchromeshError
 from synchromesh.http import HttpPool
 from synchromesh.identity import REGISTRY, Signer
 from synchromesh.runtime import DiskRuntime, RealRuntime
@@ -53,6 +53,7 @@ from synchromesh.system.supervise.messages import (
 REGISTRY_WITHIN_S = 5.0
 
 MISTAKE = 2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Objects that have come and stayed, before the collector looks at them; CPython's own is 700.
 COLLECT_EVERY = 10_000
 
@@ -188,13 +189,25 @@ def main() -> int:
         return runner.run(_run(spec, link))
 
 
+async def _started(process: Process) -> Ready | StartFailed:
+    try:
+        process.host.begin_log()
+        return await process.start()
+    except (ConfigError, ContractError) as error:
+        # A mistake of the user's, which the supervisor tells: where it was raised says nothing.
+        return StartFailed(error.message)
+    except (SynchromeshError, TimeoutError) as error:
+        _log.exception("it could not be started")
+        return StartFailed(str(error) or "the registry did not answer in time")
+
+
 async def _run(spec: ProcessSpec, link: socket) -> int:
     stop, hurry, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
 
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
 
     def on_link() -> None:
@@ -220,19 +233,20 @@ async def _run(spec: ProcessSpec, link: socket) -> int:
 
     process = Process(spec, Path.cwd(), RealRuntime(), loaded=lambda: say(Loaded()))
     try:
-        process.host.begin_log()
-        ready: Ready | StartFailed = await process.start()
-    except (SynchromeshError, TimeoutError) as error:
-        _log.exception("it could not be started")
-        ready = StartFailed(str(error) or "the registry did not answer in time")
-    say(ready)
-    if isinstance(ready, StartFailed):
-        return MISTAKE
-    spare_collector()
-    try:
-        failure = await process.wait(stop)
+        ready = await _started(process)
+        say(ready)
+        if isinstance(ready, StartFailed):
+            return MISTAKE
+        spare_collector()
+        try:
+            failure = await process.wait(stop)
+        finally:
+            await process.stop(hurry)
     finally:
-        await process.stop(hurry)
+        # It ends anyway. A loop that closes has no one left to tell of a signal, and one that
+        # comes then would be complained of.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     if failure:
         sys.stderr.write(f"{FAILED_SAYS}{spec.name}: {failure}\n")
         return FAILED

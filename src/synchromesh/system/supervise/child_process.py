@@ -301,7 +301,8 @@ class ChildProcess:
             raise self._unready(f"wrote more than {LINE_BYTES_MAX} bytes") from None
         report = msgspec.json.decode(line, type=Loaded | Ready | StartFailed) if line else None
         if isinstance(report, StartFailed):
-            raise ConfigError(f"{self._title}: {report.message}")
+            is_titled = report.message.startswith(f"{self._title} ")
+            raise ConfigError(report.message if is_titled else f"{self._title}: {report.message}")
         # A process that has ended is not ready, whatever its last report was.
         if report is None or process.returncode is not None:
             raise self._unready(

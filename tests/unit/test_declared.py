@@ -1,0 +1,158 @@
+"""Mistakes of a definition are refused at the line that has them, with what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+import pytest
+
+from synchromesh.calls import Contract, PublicEvent, command, event, query
+from synchromesh.errors import ContractError, Rejection
+from synchromesh.service import Context, Service, Transaction
+from synchromesh.store import Migration
+from synchromesh.testing import SimRuntime, run, serving
+
+
+class Nothing(Rejection, code="nothing", status=404):
+    """Tells that there is nothing."""
+
+
+class Made(msgspec.Struct):
+    n: int
+
+
+class A(Contract, Protocol, service="a", version="1.0"):
+    @command("POST /x", raises=(Nothing,))
+    async def x(self, n: int) -> int: ...
+    @query("GET /y")
+    async def y(self, n: int) -> int: ...
+
+    made: PublicEvent[Made] = event(Made)
+
+
+def service() -> Any:
+    return Service("a", implements=A)
+
+
+async def in_transaction(tx: Transaction, n: int) -> int:
+    return n
+
+
+async def in_context(ctx: Context, n: int) -> int:
+    return n
+
+
+Refused = Callable[[], object]
+
+TUPLES: list[tuple[Refused, str]] = [
+    (
+        lambda: command("POST /x", raises=Nothing)(in_context),  # type: ignore[arg-type]
+        r"raises= of 'in_context' is a class; write a tuple: \(Nothing,\)",
+    ),
+    (
+        lambda: query("GET /x", raises=(ValueError,))(in_context),  # type: ignore[arg-type]
+        "has <class 'ValueError'>; give classes of Rejection",
+    ),
+    (
+        lambda: query("GET /x", raises=None)(in_context),  # type: ignore[arg-type]
+        "raises= of 'in_context' is None; write a tuple",
+    ),
+    (
+        lambda: Migration(1, ("create table t(n)"), 1),  # type: ignore[arg-type]
+        r"migration 1: statements is a text; write a tuple: \('create table t\(n\)',\)",
+    ),
+    (
+        lambda: Migration(1, (b"create",), 1),  # type: ignore[arg-type]
+        "statements has b'create'; give SQL",
+    ),
+    (
+        lambda: Service("a", migrations=Migration(1, ("create table t(n)",), 1)),  # type: ignore[arg-type]
+        "migrations= of a is Migration.*; write a tuple",
+    ),
+    (lambda: Service("a", migrations=["create table t(n)"]), "give a Migration for each"),  # type: ignore[list-item]
+    (lambda: Service("a", ignored=A.made), r"ignored= of a is <event a.made>; write a tuple"),  # type: ignore[arg-type]
+    (lambda: Service("a", ignored=[Made]), "give a PublicEvent for each"),  # type: ignore[list-item]
+    (
+        lambda: service().projection("p", events=Made),
+        r"events= of projection 'p' is a class; write a tuple: \(Made,\)",
+    ),
+    (lambda: service().projection("p", events=(A.made,)), "has <event a.made>; give classes"),
+    (
+        lambda: service().projection("p", events=(Made,), tables="create table t(n integer)"),
+        "tables= of projection 'p' is a text",
+    ),
+]
+
+PAIRINGS: list[tuple[Refused, str]] = [
+    (
+        lambda: service().writes(A.y)(in_transaction),
+        "a.y is a query, and @a.writes handles commands; write @a.handles",
+    ),
+    (lambda: service().writes(in_transaction), "@a.writes is given <function in_transaction"),
+    (lambda: service().handles(A.x(1)), "@a.handles is given <Call a.x .*not called"),
+    (lambda: service().handles(A.made), "@a.handles is given <event a.made>"),
+    (
+        lambda: service().writes(A.x)(in_context),
+        "takes a Context first, and is given a Transaction",
+    ),
+    (
+        lambda: service().handles(A.x)(in_transaction),
+        "takes a Transaction first, and is given a Context",
+    ),
+    (lambda: service().on(A.x), "@a.on is given <command a.x POST /x>; give it a public event"),
+    (lambda: service().on(Made), "@a.on is given <class '.*Made'>"),
+    (lambda: service().on(A.made)(in_context), "the handler of a.made takes a Context first"),
+    (
+        lambda: service().projection("p", events=(Made,))(in_context),
+        "projection 'p' takes a Context first",
+    ),
+]
+
+
+@pytest.mark.parametrize(("define", "said"), [*TUPLES, *PAIRINGS])
+def test_what_is_declared_wrong_is_refused_where_it_is_declared(define: Refused, said: str) -> None:
+    """Not at the first call, and with what is to be written instead."""
+    with pytest.raises(ContractError, match=said):
+        define()
+
+
+def test_a_list_is_as_good_as_a_tuple() -> None:
+    """What has the right elements is taken."""
+    assert Migration(1, ["create table t(n)"], 1).statements == ("create table t(n)",)  # type: ignore[arg-type]
+    assert command("POST /x", raises=[Nothing])(in_context).raises == (Nothing,)  # type: ignore[arg-type]
+
+
+NOT_CALLED: Any = A.y
+SENT: list[tuple[Callable[[Context], Any], str]] = [
+    (
+        lambda ctx: ctx.call(NOT_CALLED),
+        r"a\.y is sent as it is; call it with its arguments: a\.y\(\.\.\.\)",
+    ),
+    (lambda _: A.y(1), r"a\.y is awaited, .*; send it: await ctx\.call\(a\.y\(\.\.\.\)\)"),
+]
+
+
+@pytest.mark.parametrize(("send", "said"), SENT)
+def test_a_call_that_is_not_made_or_not_sent_is_told_in_our_words(
+    send: Callable[[Context], Any], said: str
+) -> None:
+    """An operation that is sent, and a call that is awaited."""
+    own, told = service(), []
+
+    @own.handles(A.x)  # type: ignore[untyped-decorator]
+    async def x(ctx: Context, n: int) -> int:
+        with pytest.raises(ContractError, match=said) as raised:
+            await send(ctx)
+        told.append(raised)
+        return n
+
+    own.handles(A.y)(in_context)
+
+    async def main(runtime: SimRuntime) -> None:
+        async with serving(runtime, own) as client:
+            assert await client.call(A.x(1), key="k") == 1
+
+    run(main)
+    assert len(told) == 1
