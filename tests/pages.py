@@ -190,7 +190,7 @@ class Reader:
         printed: list[str] = []
         while line := self._dev.stdout.readline():
             printed.append(line.rstrip("\n"))
-            if line.startswith("  control "):
+            if line.startswith("  admin "):
                 break
         assert not shown or is_as_shown(shown, printed), "\n".join(printed)
 

@@ -33,9 +33,9 @@ from synchromesh.calls.http_arguments import read_arguments
 from synchromesh.calls.signature import BODILESS, Signature, misfit, read_signature
 from synchromesh.calls.texts import to_text
 from synchromesh.codec import NO_FIT, NO_JSON, digest, encode, unfit
-from synchromesh.declared import to_tuple
 from synchromesh.errors import BadRequest, ContractError, Rejection
 from synchromesh.personal_types import PersonalFields, personal_fields
+from synchromesh.tuples import to_tuple
 
 P = ParamSpec("P")
 R = TypeVar("R")

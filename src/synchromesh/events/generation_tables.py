@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from synchromesh.codec import digest, encode
-from synchromesh.declared import to_tuple
 from synchromesh.errors import ContractError
 from synchromesh.sealing import Vault
 from synchromesh.store import Row, SqlValue, Unit
 from synchromesh.store.unit import Fetched
+from synchromesh.tuples import to_tuple
 
 # Literals and comments are passed over; names may be quoted in three ways.
 _WORDS = re.compile(

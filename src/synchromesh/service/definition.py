@@ -18,7 +18,6 @@ from synchromesh.calls.contract import (
     events_of,
     operations_of,
 )
-from synchromesh.declared import to_tuple
 from synchromesh.durations import duration
 from synchromesh.errors import ContractError
 from synchromesh.events import GenerationTables
@@ -30,6 +29,7 @@ from synchromesh.service.context import Context
 from synchromesh.service.schedule import Missed, Schedule, ScheduleDefinition
 from synchromesh.service.transaction import Transaction
 from synchromesh.store import Migration
+from synchromesh.tuples import to_tuple
 
 P = ParamSpec("P")
 R = TypeVar("R")

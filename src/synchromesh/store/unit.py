@@ -15,10 +15,10 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from synchromesh.declared import to_tuple
 from synchromesh.errors import ContractError
 from synchromesh.sealing import SubjectKeys, SubjectRecord, Vault
 from synchromesh.store.backup import Backup
+from synchromesh.tuples import to_tuple
 
 T = TypeVar("T")
 
