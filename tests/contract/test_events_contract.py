@@ -382,6 +382,43 @@ async def test_a_lost_wake_up_only_delays(store: Store) -> None:
     await batches.aclose()
 
 
+async def test_a_unit_that_commits_later_than_it_inserted_is_read_last(store: Store) -> None:
+    """Positions are in the order of commits, so that nothing comes behind what was read (E3)."""
+    quick_is_done = asyncio.Event()
+
+    async def slow(unit: Unit) -> None:
+        await append(unit, "slow", [NewEvent("shop.sold", b"{}")], expected=0)
+        # An engine that runs one unit at a time would have the other one wait for ever.
+        for _ in range(400):
+            if quick_is_done.is_set():
+                break
+            await unit.execute("select 1")
+
+    async def quickly() -> None:
+        await add(store, "quick")
+        quick_is_done.set()
+
+    seen: list[StoredEvent] = []
+
+    async def tail() -> None:
+        batches = subscribe(store, Checkpoint(store.log_id), poll_s=3600.0)
+        async for batch in batches:
+            seen.extend(batch)
+            if len(seen) == 2:
+                break
+        await batches.aclose()
+
+    await asyncio.gather(tail(), store.write(slow, name="slow"), quickly())
+    assert [each.position for each in seen] == [1, 2]
+    assert {each.stream for each in seen} == {"slow", "quick"}
+    assert [
+        each.position for each in await read(store, after=Checkpoint(store.log_id), limit=9)
+    ] == [
+        1,
+        2,
+    ]
+
+
 async def test_a_tailing_reader_misses_nothing_of_eight_writers(store: Store) -> None:
     """While eight write, some failing, a reader sees every position once and in order (E3)."""
     rounds, writers = 20, 8

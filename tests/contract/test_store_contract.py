@@ -277,6 +277,7 @@ async def test_a_unit_knows_its_id_time_and_service(store: Store) -> None:
         "vacuum into '/tmp/copy.db'",
         "; begin",
         "\ufeffcommit",
+        "/* a */ commit /* b */",
     ],
 )
 async def test_what_steers_the_engine_is_refused(store: Store, sql: str) -> None:

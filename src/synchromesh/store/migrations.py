@@ -80,7 +80,8 @@ def check_schemas(schemas: Sequence[Schema]) -> None:
                     f"{migration.readable_by_min}; it must be from 1 to {migration.version}"
                 )
             for statement in migration.statements:
-                if leading_word(statement) in TRANSACTIONAL:
+                words = {leading_word(statement, nests=nests) for nests in (False, True)}
+                if not words.isdisjoint(TRANSACTIONAL):
                     raise ContractError(
                         f"schema {schema.owner!r}, migration {migration.version} runs "
                         f"{statement[:40]!r}: a migration is applied whole or not at all, in the "

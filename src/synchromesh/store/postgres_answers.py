@@ -15,6 +15,7 @@ from synchromesh.store.postgres_errors import (
     is_untyped,
 )
 from synchromesh.store.postgres_unit import Asked
+from synchromesh.store.statements import refuse
 from synchromesh.store.unit import SqlValue
 
 
@@ -44,6 +45,7 @@ class UnitAnswers:
     """Answer what one attempt of a unit asks for.
 
     Args:
+        path: where the database is, as messages show it.
         is_careful: each statement has a savepoint, so that one that is refused undoes only itself.
         is_patient: a duplicate of a key of our own tables may be a conflict; it is once.
 
@@ -51,14 +53,18 @@ class UnitAnswers:
         has_failed: a statement was refused, and the transaction is of no use unless it is undone.
         is_cut: it ended in the middle of a statement.
         has_appended: something was inserted into a log.
+        has_session: something may have been left in the session.
     """
 
-    def __init__(self, connection: Connection, *, is_careful: bool, is_patient: bool) -> None:
+    def __init__(
+        self, connection: Connection, *, path: str, is_careful: bool, is_patient: bool
+    ) -> None:
         self._connection = connection
+        self._path = path
         self._is_careful = is_careful
         self._is_patient = is_patient
         self.has_failed = False
-        self.is_cut = self.has_appended = False
+        self.is_cut = self.has_appended = self.has_session = False
 
     async def answer(self, asked: Asked) -> object:
         """Run what is asked and return its rows.
@@ -66,6 +72,7 @@ class UnitAnswers:
         Raises:
             Again: the whole unit has to be run again.
             Lost: the connection is.
+        StatementFailed: it has ended the transaction, in spite of all; the connection is not kept.
             PostgresFault: the statement was refused.
         """
         plan, rows = asked.plan, asked.rows
@@ -77,6 +84,7 @@ class UnitAnswers:
             # The transaction is over, and the body goes on all the same.
             raise Again(is_careful=True)
         self.has_appended = self.has_appended or plan.has_log
+        self.has_session = self.has_session or plan.has_session
         if rows is None:
             return await self._run(plan, asked.values, has_columns=asked.has_columns)
         if self._is_careful:
@@ -103,6 +111,7 @@ class UnitAnswers:
             else:
                 self.has_failed = True
             raise
+        self._refuse_ended(plan)
         self.is_cut = False
         if self._is_careful:
             await self._send("release sm_statement")
@@ -128,7 +137,19 @@ class UnitAnswers:
                 raise Again from error
             self.has_failed = True
             raise
+        self._refuse_ended(plan)
         self.is_cut = False
+
+    def _refuse_ended(self, plan: Translation) -> None:
+        """Raise `StatementFailed` where a statement has ended the transaction of its unit."""
+        if not self._connection.is_in_transaction():
+            raise refuse(
+                "a statement has ended the unit's transaction, and what the unit had done by then "
+                "may stand; leave it out, and let the unit's return commit it and its error roll "
+                "it back",
+                plan.sql,
+                path=self._path,
+            )
 
     def _judge(self, error: BaseException, plan: Translation, values: Sequence[SqlValue]) -> None:
         """Raise `Lost` or `Again` where the body has no part in an error."""

@@ -21,6 +21,10 @@ VERSION_MIN = 16
 """The oldest server: `json_array` of the standard is there from it on."""
 
 _STATEMENTS_CACHED = 512
+# As `discard all` does it, but for the statements that the driver has prepared.
+_CLEAR = (
+    "set session authorization default; reset all; select pg_advisory_unlock_all(); discard temp"
+)
 _CONNECT_S = 10.0
 # These come as texts: no value of another type than `SqlValue` leaves a store.
 _AS_TEXTS = ("uuid", "date", "time", "timetz", "timestamp", "timestamptz", "interval")
@@ -118,6 +122,21 @@ async def run(
             place = argument_of(error)
             if place is None or not plan.learn(values, place):
                 raise
+
+
+async def clear(connection: Connection) -> bool:
+    """Take off what statements have left in a session; return whether that was done.
+
+    A connection of which that is not known is of no use any more, and is closed.
+    """
+    try:
+        await connection.execute(_CLEAR)
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, PostgresFault):
+            return False
+        raise
+    return True
 
 
 async def _set_codecs(connection: Connection) -> None:

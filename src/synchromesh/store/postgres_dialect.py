@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from synchromesh.store.statements import (
     TRANSACTIONAL,
+    end_of_nested,
     leading_word,
     refuse,
     refuse_unstorable,
@@ -29,7 +30,8 @@ TOKENS = {
 
 # A mark, and what is no place for one: quoted texts and names, dollar quotes, comments.
 _MARK = re.compile(
-    r"'(?:[^']|'')*'?|\"(?:[^\"]|\"\")*\"?|\$(\w*)\$.*?(?:\$\1\$|$)|--[^\n]*|/\*.*?(?:\*/|$)|(\?)",
+    r"(?<!\w)[eE]'(?:[^'\\]|''|\\.)*'?|'(?:[^']|'')*'?|\"(?:[^\"]|\"\")*\"?"
+    r"|(?<![\w$])\$((?:[^\W\d]\w*)?)\$.*?(?:\$\1\$|$)|--[^\n\r]*|/\*|(\?)",
     re.DOTALL,
 )
 _CASTS: dict[type, str] = {int: "int8", bool: "int8", float: "float8", str: "text", bytes: "bytea"}
@@ -39,6 +41,9 @@ _CONTROL = TRANSACTIONAL | {
     "discard", "execute", "fetch", "listen", "load", "move", "notify", "pragma", "prepare", "reset",
     "set", "start", "unlisten", "vacuum",
 }  # fmt: skip
+# What may set a role, hold a lock or make a table of the session. Words that only look so cost a
+# trip to the server.
+_SESSION = re.compile(r"set_config|advisory|\btemp(orary)?\b|pg_temp", re.IGNORECASE)
 _PLANS_MAX = 2048
 _VARIANTS_MAX = 64
 
@@ -49,14 +54,18 @@ class Translation:
     Attributes:
         places: how many values it takes.
         has_log: it inserts into a log.
+        has_session: it may leave something in the session, which outlives its transaction.
         cast: which of its marks are cast to the type of their value.
     """
 
-    __slots__ = ("_parts", "_plain", "_variants", "cast", "has_log", "places", "sql")
+    __slots__ = (
+        "_parts", "_plain", "_variants", "cast", "has_log", "has_session", "places", "sql",
+    )  # fmt: skip
 
     def __init__(self, sql: str, *, has_log: bool = False) -> None:
         self.sql = sql
         self.has_log = has_log
+        self.has_session = _SESSION.search(sql) is not None
         self._parts = _parts_of(sql)
         self.places = len(self._parts) - 1
         self.cast: frozenset[int] = frozenset()
@@ -144,7 +153,7 @@ class Translations:
         plan = self._plans.get(sql)
         if plan is not None:
             return plan
-        if leading_word(sql) in _CONTROL:
+        if leading_word(sql, nests=True) in _CONTROL:
             raise refuse(
                 f"{who} ran a statement that steers the engine (transaction, session, settings); "
                 "those are the store's own: let the unit's return commit it and its error roll it "
@@ -174,10 +183,13 @@ def to_postgres(sql: str) -> str:
 def _parts_of(sql: str) -> list[str]:
     """Split a statement at its marks."""
     parts: list[str] = []
-    at = 0
-    for found in _MARK.finditer(sql):
-        if found[2]:
-            parts.append(sql[at : found.start()])
-            at = found.end()
-    parts.append(sql[at:])
+    at = begins = 0
+    while (found := _MARK.search(sql, at)) is not None:
+        at = found.end()
+        if found[0] == "/*":
+            at = end_of_nested(sql, found.start())
+        elif found[2]:
+            parts.append(sql[begins : found.start()])
+            begins = at
+    parts.append(sql[begins:])
     return parts

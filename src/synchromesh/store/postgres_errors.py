@@ -115,7 +115,7 @@ def translate(error: BaseException, *, path: str, sql: str = "") -> StoreError:
         return StoreUnavailable(
             f"{text}: the connection to PostgreSQL is lost; it is made again by itself: ask again"
         )
-    if kind == "23" or (kind == "22" and leading_word(sql) in _WRITES):
+    if kind == "23" or (kind == "22" and leading_word(sql, nests=True) in _WRITES):
         return ConstraintFailed(f"{text}; nothing was written")
     if state in ("53100", "53200"):
         return StoreFull(f"{text}: make room on the server's disk or memory, then try again")

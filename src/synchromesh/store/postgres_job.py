@@ -15,7 +15,8 @@ class UnitJob:
 
     __slots__ = (
         "body", "conflicts", "context", "error", "future", "has_appended", "has_duplicate",
-        "is_careful", "is_doubtful", "is_durable", "name", "once", "result", "topics", "unit_id",
+        "has_session", "is_careful", "is_doubtful", "is_durable", "name", "once", "result",
+        "topics", "unit_id",
     )  # fmt: skip
 
     def __init__(
@@ -32,7 +33,7 @@ class UnitJob:
         self.context: Context = copy_context()
         self.conflicts = 0
         self.is_careful = self.is_doubtful = self.is_durable = False
-        self.has_appended = self.has_duplicate = False
+        self.has_appended = self.has_duplicate = self.has_session = False
         self.unit_id = ""
         self.result: object = None
         self.error: BaseException | None = None

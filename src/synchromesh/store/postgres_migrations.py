@@ -53,7 +53,8 @@ async def _apply(connection: Connection, owner: str, migration: Migration, path:
         await connection.execute(render(TABLE, TOKENS))
         for raw in migration.statements:
             statement = render(raw, TOKENS)
-            await connection.execute(statement)
+            # Prepared, so that it is one statement: a second one might be a commit.
+            await connection.fetch(statement)
         statement = NOTE_APPLIED
         texts = msgspec.json.encode(migration.statements).decode()
         await connection.execute(

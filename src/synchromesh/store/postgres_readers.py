@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from synchromesh.errors import StoreBroken, StoreError
 from synchromesh.runtime import Runtime
 from synchromesh.store.backup import Backup
-from synchromesh.store.postgres_connection import Connection, connect, place_of, run
+from synchromesh.store.postgres_connection import Connection, clear, connect, place_of, run
 from synchromesh.store.postgres_dialect import Translation, Translations
 from synchromesh.store.postgres_errors import (
     READ_ONLY,
@@ -99,7 +99,9 @@ class Readers:
                 # where it was cancelled the next one waits for that.
                 if self._is_closed:
                     connection.terminate()
-                elif not connection.is_closed():
+                elif not connection.is_closed() and (
+                    not plan.has_session or await clear(connection)
+                ):
                     self._idle.append(connection)
 
 

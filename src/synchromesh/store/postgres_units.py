@@ -43,7 +43,7 @@ from synchromesh.store import inbox
 from synchromesh.store.bodies import as_coroutine
 from synchromesh.store.outage import Outage
 from synchromesh.store.postgres_answers import Again, Lost, UnitAnswers
-from synchromesh.store.postgres_connection import Connection
+from synchromesh.store.postgres_connection import Connection, clear
 from synchromesh.store.postgres_dialect import Translations
 from synchromesh.store.postgres_errors import (
     CANCELED,
@@ -65,9 +65,11 @@ TABLES = (
 )
 """The marks of commits; and what units lock, to be beside others or alone: it has no rows."""
 
-# One trip. The snapshot is taken with the lock held, as it is not by a function that locks.
-_BEGIN = "begin isolation level serializable; lock table sm_turn in row share mode"
-_BEGIN_ALONE = "begin isolation level serializable; lock table sm_turn in exclusive mode"
+# One trip. The snapshot is taken with the lock held, as it is not by a function that locks. What a
+# function has set for the session, and was committed, is no business of the next unit.
+_BEGINS = "begin isolation level serializable read write; reset all; lock table sm_turn in "
+_BEGIN = f"{_BEGINS}row share mode"
+_BEGIN_ALONE = f"{_BEGINS}exclusive mode"
 _SAVEPOINT = "; savepoint sm_body"
 # One trip for both, and a mark only where something was written. Nobody reads the table in a unit,
 # so that it is in no conflict.
@@ -221,6 +223,8 @@ class Units:
                 self._kick()
                 job = await waiting
                 connection = await self._serve(job, connection)
+                if connection is not None and job.has_session and not await clear(connection):
+                    connection = None
                 if connection is not None and self.commits >= self._sweep_at:
                     self._sweep_at = self.commits + _SWEEP_EVERY
                     connection = await self._sweep(connection)
@@ -335,7 +339,10 @@ class Units:
             path=self._path, plans=self.plans, new_id=self._runtime.new_id, vault=self._vault,
         )  # fmt: skip
         answers = UnitAnswers(
-            connection, is_careful=job.is_careful, is_patient=not job.has_duplicate
+            connection,
+            path=self._path,
+            is_careful=job.is_careful,
+            is_patient=not job.has_duplicate,
         )
         limit = self._loop.call_later(self._options.limit_s, self._expire, unit)
         try:
@@ -355,6 +362,7 @@ class Units:
             raise
         finally:
             limit.cancel()
+            job.has_session = job.has_session or answers.has_session
 
     async def _driven(self, job: UnitJob, unit: PostgresUnit, answers: UnitAnswers) -> object:
         steps = _plainly(job, unit) if job.once is None else self._once(job, job.once, unit)

@@ -14,13 +14,19 @@ TRANSACTIONAL = frozenset({"begin", "commit", "end", "rollback", "savepoint", "r
 
 # SQLite skips a byte order mark wherever it skips blanks.
 _LEADING = re.compile(r"(?:[\s\ufeff]+|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$)|;)*(\w*)", re.DOTALL)
+# PostgreSQL's comments nest, and those of a line end at a carriage return as well.
+_NESTED_BLANK = re.compile(r"[\s\ufeff;]+|--[^\n\r]*")
+_BRACKET = re.compile(r"/\*|\*/")
+_WORD = re.compile(r"\w*")
 
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Whatever is data: quoted texts, also unfinished ones, blobs and numbers; and comments.
 _DATA = re.compile(
-    r"""[xX]?'(?:[^']|'')*'?|"(?:[^"]|"")*"?|--[^\n]*|/\*.*?(?:\*/|$)|(?<![\w?])\.?\d[\w.]*""",
+    r"""(?<!\w)[eE]'(?:[^'\\]|''|\\.)*'?|[xX]?'(?:[^']|'')*'?|"(?:[^"]|"")*"?"""
+    r"""|(?<![\w$])\$((?:[^\W\d]\w*)?)\$.*?(?:\$\1\$|$)"""
+    r"""|--[^\n\r]*|/\*.*?(?:\*/|$)|(?<![\w?])\.?\d[\w.]*""",
     re.DOTALL,
 )
 _SQL_CHARS = 100
@@ -29,15 +35,43 @@ _SQL_CHARS = 100
 _NOT_THEIRS = ("asyncio", "threading", "doctest", "synchromesh.testing.")
 
 
-def leading_word(sql: str) -> str:
+def leading_word(sql: str, *, nests: bool = False) -> str:
     """Return the first word of a statement in lower case, past blanks and comments.
 
+    Engines differ in where a comment ends, and so in what is a statement: `nests` reads as
+    PostgreSQL does, else as SQLite.
+
     Example:
-        >>> leading_word("/* now */ COMMIT")
-        'commit'
+        >>> leading_word("/* now */ COMMIT"), leading_word("/* /* */ */ COMMIT", nests=True)
+        ('commit', 'commit')
     """
-    word = _LEADING.match(sql)
-    return word[1].lower() if word is not None else ""
+    if not nests:
+        word = _LEADING.match(sql)
+        return word[1].lower() if word is not None else ""
+    at = 0
+    while True:
+        if (blank := _NESTED_BLANK.match(sql, at)) is not None:
+            at = blank.end()
+        elif sql.startswith("/*", at):
+            at = end_of_nested(sql, at)
+        else:
+            first = _WORD.match(sql, at)
+            return first[0].lower() if first is not None else ""
+
+
+def end_of_nested(sql: str, at: int) -> int:
+    """Return where the comment ends that begins at a place; comments in it nest.
+
+    Example:
+        >>> end_of_nested("/* a /* b */ c */ d", 0)
+        17
+    """
+    depth = 0
+    for bracket in _BRACKET.finditer(sql, at):
+        depth += 1 if bracket[0] == "/*" else -1
+        if not depth:
+            return bracket.end()
+    return len(sql)
 
 
 def refuse(what: str, sql: str, *, path: str) -> StatementFailed:
