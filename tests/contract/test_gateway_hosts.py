@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from forward_fakes import PARTNER, STORE, Way, answering, through
+from forward_fakes import PARTNER, STORE, Raw, Way, answering, through
 from gateway_fakes import SHOP
 from synchromesh.gateway import Forward, Gateway
 
@@ -51,6 +53,11 @@ GATEWAY = Gateway(
         ("example", "GET /parts/7", "/any/7"),
         ("notexample", "GET /parts/7", "/any/7"),
         ("[::1]:80", "GET /parts/7", "/any/7"),
+        # An empty label is no name below another one.
+        (".example", "GET /parts/7", "/any/7"),
+        ("..example", "GET /parts/7", "/any/7"),
+        ("a..example", "GET /parts/7", "/any/7"),
+        (".b.example", "GET /parts/7", "/any/7"),
     ],
 )
 def test_a_request_gets_the_route_of_its_host(host: str, route: str, there: str) -> None:
@@ -64,6 +71,36 @@ def test_a_request_gets_the_route_of_its_host(host: str, route: str, there: str)
             assert way.store.seen.pop().request.target == there
 
     through(main, gateway=GATEWAY)
+
+
+@pytest.mark.parametrize(
+    ("head", "there"),
+    [
+        (b"GET http://shop.example/parts/7 HTTP/1.0\r\n\r\n", "/shop/7"),
+        (b"GET http://Shop.Example:80/parts/7 HTTP/1.0\r\nAccept: */*\r\n\r\n", "/shop/7"),
+        (b"GET http://shop.example/parts/7 HTTP/1.0\r\nHost: shop.example\r\n\r\n", "/shop/7"),
+        (b"GET http://shop.example/parts/7 HTTP/1.1\r\nHost: shop.example\r\n\r\n", "/shop/7"),
+        (b"POST http://shop.example/parts/7 HTTP/1.0\r\nContent-Length: 1\r\n\r\na", "/below/7"),
+        (b"GET /parts/7 HTTP/1.0\r\n\r\n", "/any/7"),
+    ],
+)
+def test_an_absolute_target_names_the_host(head: bytes, there: str) -> None:
+    """HTTP/1.0 may name it there alone; such a client's next hop is told of it (RFC 9112)."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = answering(200)
+        raw = await way.raw(head)
+        await asyncio.wait_for(raw.has_ended.wait() if b"1.0" in head else arrived(raw), 60)
+        assert raw.status == 200
+        (seen,) = way.store.seen
+        assert seen.request.target == there
+
+    through(main, gateway=GATEWAY)
+
+
+async def arrived(raw: Raw) -> None:
+    while b"\r\n\r\n" not in raw.came:
+        await asyncio.sleep(0.01)
 
 
 def test_a_body_is_streamed_by_the_route_of_its_host() -> None:

@@ -212,6 +212,18 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
         (ONE + "[external.b]\nurls = ['b']", "[external.b] urls = 'b'; use http://..."),
         (ONE + "[external.b]\nurls = ['']", "[external.b] urls = ''; use http://..."),
         (
+            ONE + "[external.b]\nurl = 'http://u:hidden@b'",
+            "synchromesh.toml:6: [external.b] url = 'http://…@b'; it has a user or a password",
+        ),
+        (
+            ONE + "[external.b]\nurls = ['http://b', 'http://B/']",
+            "[external.b] urls has 'http://b' twice; name each once",
+        ),
+        (
+            ONE + "[external.b]\nurls = ['http://b', 'http://c']\nweights = [1, 1000001]",
+            "[external.b] weights has 1000001; make each 1000000 or less",
+        ),
+        (
             ONE + "[external.b]\nurls = ['http://b', 'http://b']",
             "[external.b] urls has 'http://b' twice; name each once",
         ),
@@ -235,6 +247,8 @@ def test_the_policies_of_a_caller_are_those_of_its_edges(tmp_path: Path) -> None
             for health, why in (
                 ("path = 'up'", "path: 'up' is no path"),
                 ("path = '//up'", "path: '//up' is no path"),
+                ("path = '/a/..'", "path: '/a/..' is no path"),
+                ("path = '/%zz'", "path: '/%zz' is no path"),
                 ("path = '/u p'", "path: '/u p' is no path"),
                 ("every = 'often'", "every: 'often' is not a duration"),
                 ("timeout = '3s'", "timeout: '3s' is longer than every = '2s'"),

@@ -82,7 +82,7 @@ def test_what_is_passed_on_does_not_take_it() -> None:
     behind(main, gateway=Gateway(auth=[SHOP], routes=[REST]))
 
 
-@pytest.mark.parametrize("path", ["", "/healthz", "/a/b/c", "/orders", "/fleet"])
+@pytest.mark.parametrize("path", ["", "/healthz", "/a/b/c", "/orders", "/fleet", "/.a"])
 def test_a_path_that_no_route_has_is_free(path: str) -> None:
     """Neither a POST, nor a longer path, nor the rest of a `Forward` has it by name."""
     assert list(health_mistakes(path, ENTRIES)) == []
@@ -97,6 +97,8 @@ def test_a_path_that_no_route_has_is_free(path: str) -> None:
         ("/health/", "write a path"),
         ("/{x}", "write a path"),
         ("/health?x", "write a path"),
+        ("/a/..", "without segments of dots"),
+        ("/./health", "without segments of dots"),
     ],
 )
 def test_a_path_that_a_route_has_is_named(path: str, said: str) -> None:

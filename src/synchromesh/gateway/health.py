@@ -91,18 +91,19 @@ def health_mistakes(path: str, entries: Iterable[CompiledRoute]) -> Iterator[str
     A route that has the path is not robbed of it; the rest of a `Forward` is not asked for by name.
 
     Example:
-        >>> list(health_mistakes("health", ()))
-        ["[gateway] health is 'health'; write a path of letters, digits and ._~-, such as /healthz"]
+        >>> [mistake[:32] for mistake in health_mistakes("health", ())]
+        ["[gateway] health is 'health'; wr"]
     """
     if not path:
         return
-    if not _PATH.fullmatch(path):
+    segments = tuple(path.split("/")[1:])
+    # Clients take segments of dots away before they ask, so that such a path is never asked for.
+    if not _PATH.fullmatch(path) or {".", ".."}.intersection(segments):
         yield (
             f"[gateway] health is {path[:60]!r}; write a path of letters, digits and ._~-, such as "
-            "/healthz"
+            "/healthz, without segments of dots"
         )
         return
-    segments = tuple(path.split("/")[1:])
     for entry in entries:
         steps, template = entry.template.steps, entry.template
         if template.has_rest or template.method not in ("GET", ANY) or len(steps) != len(segments):

@@ -131,10 +131,11 @@ class Hosts:
     def of(self, host: str) -> HostRoutes:
         """Return the routes of a host, as `host_of` tells it."""
         found = self._by_pattern.get(host)
-        _, dot, rest = host.partition(".")
-        while found is None and dot:
-            found = self._by_pattern.get(ANY_BELOW + rest)
-            _, dot, rest = rest.partition(".")
+        if found is None and ".." not in f".{host}":  # an empty label is below nothing
+            _, dot, rest = host.partition(".")
+            while found is None and dot:
+                found = self._by_pattern.get(ANY_BELOW + rest)
+                _, dot, rest = rest.partition(".")
         return found or self._by_pattern[""]
 
     def asked(self, request: HttpRequest) -> HostRoutes:

@@ -28,6 +28,7 @@ from synchromesh.http.strictness import (
     WATCHED,
     Head,
     Refusal,
+    authority_of,
     has_plain_host,
     has_plain_target,
     origin_form,
@@ -406,6 +407,9 @@ class RequestReader:
             [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs],
         )
         self._target = origin_form(head.target).encode("latin-1")
+        if b"host" not in self._watched and (asked := authority_of(head.target)):
+            # HTTP/1.0 may name the host there alone (RFC 9112, section 3.2.2).
+            self._pairs.append((b"host", asked.encode("latin-1")))
         streamed_max = self._streamed_max(method, self._target, self._pairs)
         longest = self._limits.body_bytes_max if streamed_max is None else streamed_max
         refusal = refusal_of(head, body_bytes_max=longest)

@@ -195,6 +195,17 @@ def too_large(body_bytes_max: int) -> Refusal:
     return Refusal(413, f"the body is longer than {body_bytes_max} bytes")
 
 
+def authority_of(target: str) -> str:
+    """Return the host, and maybe the port, of an acceptable target; "" where it has none.
+
+    Example:
+        >>> authority_of("http://x:80/a"), authority_of("/a")
+        ('x:80', '')
+    """
+    absolute = None if target.startswith(("/", "*")) else _ABSOLUTE.fullmatch(target)
+    return "" if absolute is None else absolute[1]
+
+
 def origin_form(target: str) -> str:
     """Reduce an acceptable target to path and query.
 

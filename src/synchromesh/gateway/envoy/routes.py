@@ -29,7 +29,7 @@ _NEVER_ANY: Final = ("CONNECT", "TRACE")
 _READS: Final = ("GET", "HEAD")
 _REQUEST_ID: Final = r"(?:[A-Za-z0-9._~:/+=@-]{1,128})?"
 _TRACEPARENT: Final = r"(?:00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?"
-_HOST: Final = r"[A-Za-z0-9._-]{0,254}[A-Za-z0-9_-](:[0-9]{1,5})?"
+_HOST: Final = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[0-9]{1,5})?"
 # The address of whoever sent the request; what a client says of it was taken off.
 PEER: Final = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 _PROTO: Final = "%REQ(X-FORWARDED-PROTO)%"

@@ -10,9 +10,10 @@ from synchromesh.discovery import Endpoint, HealthOptions
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError
 from synchromesh.system.config.tls_sections import ClientTlsSection
+from synchromesh.system.config.urls import path_fault, shown, url_fault
 
-_SCHEMES = ("http://", "https://")
 URLS_MAX = 256
+WEIGHT_MAX = 1_000_000
 
 
 class HealthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,10 +42,16 @@ class HealthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: a value is wrong; the message begins with its key.
         """
-        if not self.path.startswith("/") or self.path.startswith("//") or not _is_plain(self.path):
+        path, _, _ = self.path.partition("?")
+        if (
+            not path.startswith("/")
+            or path.startswith("//")
+            or path_fault(path)
+            or not _is_plain(self.path)
+        ):
             raise ConfigError(
-                f'path: {self.path[:80]!r} is no path; write one such as "/healthz", '
-                "percent-encoded where that is needed"
+                f'path: {shown(self.path)!r} is no path; write one such as "/healthz", without '
+                "segments of dots, and percent-encoded where that is needed"
             )
         seconds = {}
         for key in ("every", "timeout"):
@@ -111,25 +118,17 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if bool(self.url) + bool(self.urls) + bool(self.command) != 1:
             raise ConfigError(": needs either url, urls or command")
         for key, url in (("url", self.url), *(("urls", each) for each in self.urls)):
-            if (url or key == "urls") and not url.startswith(_SCHEMES):
-                raise ConfigError(f"{key}: {key} = {url!r}; use http://... or https://...")
-        twice = next((each for each in self.urls if self.urls.count(each) > 1), None)
+            if (url or key == "urls") and (fault := url_fault(url)):
+                raise ConfigError(f"{key}: {key} = {shown(url)!r}; {fault}")
+        places = [each.lower().rstrip("/") for each in self.urls]
+        twice = next((each for each in places if places.count(each) > 1), None)
         if twice is not None:
             raise ConfigError(
                 f"urls: urls has {twice!r} twice; name each once, and give it a weight of 2"
             )
         if len(self.urls) > URLS_MAX:
             raise ConfigError(f"urls: urls are {len(self.urls)}; make it {URLS_MAX} or fewer")
-        if self.weights and len(self.weights) != len(self.urls):
-            raise ConfigError(
-                f"weights: weights are {len(self.weights)} for {len(self.urls)} urls; give one for "
-                "each of urls, in their order"
-            )
-        if any(weight < 1 for weight in self.weights):
-            raise ConfigError(
-                f"weights: weights has {min(self.weights)}; make each a whole number, 1 or more, "
-                "and take a URL that is to get nothing out of urls"
-            )
+        self._check_weights()
         if self.health is not None:
             if len(self.urls) < 2:
                 raise ConfigError(
@@ -145,6 +144,22 @@ class ExternalSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             url.startswith("https://") for url in self.addresses
         ):
             raise ConfigError("tls: has tls, which is of use at an https:// url alone")
+
+    def _check_weights(self) -> None:
+        if self.weights and len(self.weights) != len(self.urls):
+            raise ConfigError(
+                f"weights: weights are {len(self.weights)} for {len(self.urls)} urls; give one for "
+                "each of urls, in their order"
+            )
+        if any(weight < 1 for weight in self.weights):
+            raise ConfigError(
+                f"weights: weights has {min(self.weights)}; make each a whole number, 1 or more, "
+                "and take a URL that is to get nothing out of urls"
+            )
+        if any(weight > WEIGHT_MAX for weight in self.weights):
+            raise ConfigError(
+                f"weights: weights has {max(self.weights)}; make each {WEIGHT_MAX} or less"
+            )
 
 
 def _is_plain(text: str) -> bool:
