@@ -19,6 +19,7 @@ import binascii
 import hashlib
 import hmac
 import logging
+import re
 from typing import Final, TypeAlias
 
 import msgspec
@@ -42,6 +43,11 @@ PRINCIPAL_BYTES_MAX = 4096
 
 # What is told of a principal besides its name: by its issuer, and declared where it is known by.
 Claim: TypeAlias = str | int | bool | tuple[str, ...]
+
+# What one scope is written in: RFC 6749, section 3.3; several are told with a blank between them.
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
+# What every reader of JSON takes whole.
+_INT_END = 2**53
 
 _log = logging.getLogger("synchromesh.identity")
 
@@ -99,6 +105,43 @@ class Principal(msgspec.Struct, frozen=True, cache_hash=True, omit_defaults=True
 
 
 NOBODY: Final = Principal()
+
+
+def is_one_scope(text: object) -> bool:
+    """Return whether a text is one scope, however it is told: RFC 6749, section 3.3.
+
+    Example:
+        >>> is_one_scope("orders:write"), is_one_scope("Sales admin"), is_one_scope("")
+        (True, False, False)
+    """
+    return isinstance(text, str) and _SCOPE.fullmatch(text) is not None
+
+
+def checked(principal: Principal) -> Principal:
+    """Return a principal of the types that are declared, as one that travels has to be.
+
+    Not every user has a type checker: scopes may come as a set that can be changed.
+
+    Raises:
+        ValueError: it cannot travel; the message says why, and nothing of what is in it.
+    """
+    try:
+        found = msgspec.convert(msgspec.structs.asdict(principal), Principal)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"it is not of the types that a Principal has: {error}") from error
+    for scope in found.scopes:
+        if not is_one_scope(scope):
+            raise ValueError("a scope is empty, or has a blank, a quote or another such character")
+    for name, value in found.claims:
+        if isinstance(value, int) and abs(value) >= _INT_END:
+            raise ValueError(f"the claim {name[:40]!r} is no number below 2**53")
+    try:
+        is_short = found.is_short()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text in it cannot be written as UTF-8") from error
+    if not is_short:
+        raise ValueError(f"it is longer than {PRINCIPAL_BYTES_MAX} bytes of JSON")
+    return found
 
 
 def principal_text(principal: Principal) -> str:
@@ -167,6 +210,9 @@ class Signer:
     ) -> str:
         """Return a JWT that tells an upstream who asks, by HS256; it is good for 30 to 60 s.
 
+        Raises:
+            Forbidden: a scope would be told as several, or as none.
+
         Example:
             >>> told = Signer(b"0" * 32).principal_token(
             ...     "alice", frozenset({"b", "a"}), audience="legacy", now_us=0
@@ -179,6 +225,11 @@ class Signer:
         now_s = now_us // 1_000_000
         if made is not None and made[1] - PRINCIPAL_LIFETIME_S <= now_s < made[1] - 30:
             return made[0]
+        if not all(map(is_one_scope, scopes)):
+            raise Forbidden(
+                "the principal has a scope with a blank, a quote or another such character, which "
+                "no upstream can be told; whoever identifies it has to give it another"
+            )
         expires_s = now_s + PRINCIPAL_LIFETIME_S
         claims = {
             "iss": ISSUER,

@@ -58,6 +58,8 @@ MAPPED = Certificates(
     },
 )
 READ = frozenset({"stock:read"})
+ODD_VALUE: Any = 1.5
+ODD_CLAIMS: Any = {"f": 1}
 BY_NAME = Certificates(names="cn", scopes=READ)
 TEXT, KEY = make_key("acme", ["orders:write"], rng=random.Random(1))
 OTHER_TEXT, OTHER = make_key("visitor", [], rng=random.Random(2))
@@ -131,12 +133,13 @@ def test_a_certificate_becomes_a_principal_by_a_rule(name: str) -> None:
         verifier = rule.open(HERE, runtime)
         request = came((), certificate)
         if isinstance(expected, str):
-            assert verifier.known_by(certificate) is None
             with pytest.raises(Unauthenticated, match=expected):
                 await verifier.authenticate(request)
             return
         assert await verifier.authenticate(request) == expected
-        assert verifier.known_by(certificate) in (expected, None)
+        if expected is not None:
+            known = Identification([verifier]).known()
+            assert known(came_as((), certificate)) == expected
         assert await verifier.authenticate(came()) is None
 
     simulated(main)
@@ -213,6 +216,94 @@ def test_of_several_credentials_one_counts_or_none(name: str, order: tuple[int, 
         else:
             assert told(await who.of(came(fields, certificate))) == expected
             assert at_once in ("", expected)
+
+    simulated(main)
+
+
+def test_a_certificate_is_nobody_elses_at_once() -> None:
+    """Where the first rule that knows it refuses it, the next is not asked by either way."""
+    partners = Certificates(
+        names="dns", principals={"a.acme": Principal("acme"), "b.bolt": Principal("bolt")}
+    )
+    others = Certificates(names="uri", scopes=frozenset({"admin"}))
+    both = ClientCertificate({"dns": ("a.acme", "b.bolt"), "uri": ("spiffe://x",)}, FOREVER)
+
+    async def main(runtime: Runtime) -> None:
+        who = Identification([partners.open(HERE, runtime), others.open(HERE, runtime)])
+        with pytest.raises(Unauthenticated, match="names several principals"):
+            await who.of(came((), both))
+        assert who.known()(came_as((), both)) is None
+
+    simulated(main)
+
+
+SET: Any = {"a:b"}
+NUMBERS: Any = frozenset({"a:b", 3})
+SEVEN: Any = 7
+BIG = frozenset(f"scope:number-{number}" for number in range(300))
+MALFORMED: Mapping[str, tuple[Principal, str]] = {
+    "a scope that is several": (Principal("x", frozenset({"Sales a:b admin"})), "a blank"),
+    "an empty scope": (Principal("x", frozenset({""})), "empty"),
+    "a scope in two lines": (Principal("x", frozenset({"a\nb"})), "a blank"),
+    "a scope that is a number": (Principal("x", NUMBERS), "got `int` - at `$.scopes"),
+    "too many scopes": (Principal("x", BIG), "longer than 4096 bytes"),
+    "a claim with a point": (Principal("x", claims=(("f", ODD_VALUE),)), "got `float`"),
+    "claims by name": (Principal("x", claims=ODD_CLAIMS), "got `object` - at `$.claims`"),
+    "a claim past numbers": (Principal("x", claims=(("f", 2**53),)), "no number below 2**53"),
+    "half a letter": (Principal("x", claims=(("f", "\ud800"),)), "cannot be written as UTF-8"),
+    "an issuer that is a number": (Principal("x", issuer=SEVEN), "`$.issuer`"),
+}
+
+
+class Own(ByCookie):
+    """Says of anybody that it is this one."""
+
+    def __init__(self, said: Principal) -> None:
+        self.said = said
+
+    async def authenticate(self, request: HttpRequest) -> Principal | None:
+        return self.said
+
+    def known(self, exchange: object) -> Principal | None:
+        return self.said
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_cannot_travel_is_no_principal(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a function or an authenticator of one's own: 503 and why; of a certificate: a mistake."""
+    said, why = MALFORMED[name]
+
+    async def main(runtime: Runtime) -> None:
+        for each in (own(returning(said)).open(HERE, runtime), Own(said)):
+            caplog.clear()
+            who = Identification([each])
+            assert who.known()(came_as([])) is None
+            with pytest.raises(Shed):
+                await who.of(came())
+            assert why in caplog.text
+
+    simulated(main)
+    (mistake,) = Certificates(principals={"x": said}).mistakes()
+    assert mistake.startswith("Certificates: principals['x']: ")
+
+
+def test_a_set_that_can_be_changed_is_taken_as_one_that_cannot() -> None:
+    """Whoever has no type checker writes it so, and it would be no part of a key of a cache."""
+    said, expected = Principal("x", SET), frozenset({"a:b"})
+
+    async def main(runtime: Runtime) -> None:
+        of_function = own(returning(said)).open(HERE, runtime)
+        of_rule = Certificates(principals={"x": said}).open(HERE, runtime)
+        by = came((), shown("uri", "x"))
+        for found in (
+            await of_function.authenticate(by),
+            await of_rule.authenticate(by),
+            await Identification([Own(said)]).of(by),
+            Identification([Own(said)]).known()(came_as([])),
+        ):
+            assert found is not None
+            assert isinstance(found.scopes, frozenset)
+            assert hash(found) == hash(Principal("x", expected, found.kind))
 
     simulated(main)
 
@@ -485,6 +576,13 @@ WRONG: Mapping[str, tuple[list[Any], dict[str, Any], str]] = {
     "no prefix": ([Certificates(names="cn", prefix="")], {}, "prefix is empty"),
     "scopes beside principals": ([replace(MAPPED, scopes={"a"})], {}, "scopes go with no princ"),
     "an odd scope": ([Certificates(scopes={"A B"})], {}, "scopes: 'A B' is no scope"),
+    "scopes that are a text": ([Certificates(scopes=ODD)], {}, "scopes are a set of texts"),
+    "too many scopes": ([Certificates(scopes=BIG)], {}, "scopes: no principal can be made of it"),
+    "a name that is a number": (
+        [JWT_OF_A, Certificates(principals={"x": Principal(SEVEN)})],
+        {},
+        "principals['x'] is no Principal",
+    ),
     "an odd scope of one": (
         [Certificates(principals={"x": Principal("x", frozenset({"?"}))})],
         {},

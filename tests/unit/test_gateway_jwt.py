@@ -135,6 +135,10 @@ def test_scopes_come_from_all_claims_that_are_named() -> None:
     found = judged(token(claims(scope="a b", realm_access={"roles": ["buyer", "a"]})))
     assert found.scopes == {"a", "b", "buyer"}
     assert judged(token(claims(scope=GONE))).scopes == frozenset()
+    # The name of a group is no scope where it has a blank: told with others it would be several.
+    groups = ["Sales admin", "buyer", "", 'a"b', "User.Read", "\ud800"]
+    assert judged(token(claims(scope=groups))).scopes == {"buyer", "User.Read"}
+    assert judged(token(claims(scope="a\u00a0b\tc \u00e9"))).scopes == {"a", "b", "c"}
     named = claims(**{"https://servo.works/roles": ["admin"]})
     changed = judged(token(named), scopes_claims=("https://servo.works/roles",))
     assert changed.scopes == {"admin"}
@@ -560,17 +564,27 @@ def test_a_callable_grants_scopes_by_claims_or_refuses(tmp_path: Path) -> None:
     def grants(said: Claims) -> Iterable[str]:
         if said["sub"] == "mallory":
             raise Forbidden("mallory has been banned")
-        return {"buyer": ["orders:write"], "clerk": ["orders:read"]}[said["role"]]
+        given: dict[str, Any] = {
+            "buyer": ["orders:write"],
+            "clerk": ["orders:read"],
+            "a text": "orders:write",
+            "several": ["orders:write admin"],
+            "a number": [7],
+            "many": [f"scope:number-{number}" for number in range(300)],
+        }
+        found: Iterable[str] = given[said["role"]]
+        return found
 
     async def main(runtime: Runtime, verifier: TokenVerifier) -> None:
         found = await verifier.authenticate(came(bearer(fresh(runtime, role="clerk"))))
         assert found == Principal("jwt:ada", BOTH, "token", ISSUER)
         with pytest.raises(Forbidden, match="banned"):
             await verifier.authenticate(came(bearer(fresh(runtime, sub="mallory"))))
-        made = fresh(runtime, role="unknown")
-        with pytest.raises(RemoteFailed):
-            await verifier.authenticate(came(bearer(made)))
-        assert verifier.known(came_as(fields(made))) is None
+        for role in ("unknown", "a text", "several", "a number", "many"):
+            made = fresh(runtime, role=role)
+            with pytest.raises(RemoteFailed):
+                await verifier.authenticate(came(bearer(made)))
+            assert verifier.known(came_as(fields(made))) is None
 
     at_work(tmp_path, main, grants=grants)
 

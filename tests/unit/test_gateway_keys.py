@@ -233,6 +233,10 @@ MISTAKES = {
     "no principal": (edited(principal=""), "the principal is 1 to 128"),
     "a principal of two lines": (edited(principal="a\nb"), "the principal is 1 to 128"),
     "a wrong scope": (edited(scopes=["a b"]), "'a b' is no scope"),
+    "too many scopes": (
+        edited(scopes=[f"scope:number-{number}" for number in range(300)]),
+        "the principal and its scopes are longer than 4096 bytes",
+    ),
     "no time zone": (edited(expires="2030-01-01T00:00:00"), "has no time zone"),
     "a key in plain text": (edited(hash=TEXT), "the hash is no sha256"),
     "a hash of nothing": (edited(hash=""), "the hash is no sha256"),

@@ -33,6 +33,13 @@ ADA = Principal(
 READER = Principal("jwt:ada", frozenset({"stock:read"}), "token", "https://id.servo.works")
 
 
+@pytest.mark.parametrize("scope", ["orders:write admin", "", "a\tb", 'a"b', "a\\b", "\u00e9"])
+def test_an_upstream_is_told_no_scope_that_would_be_several(scope: str) -> None:
+    """Whoever has made the principal: a token of it has them in one text, with blanks between."""
+    with pytest.raises(Forbidden, match="a scope with a blank"):
+        Signer(KEY).principal_token("ada", frozenset({"a", scope}), audience="legacy", now_us=0)
+
+
 class Order(msgspec.Struct):
     id: str
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from synchromesh.errors import ConfigError, Unauthenticated
-from synchromesh.gateway.keys import PREFIX, ApiKey, parse_keys, stored_hash
+from synchromesh.gateway.keys import KIND, PREFIX, ApiKey, parse_keys, stored_hash
 from synchromesh.gateway.principal import (
     API_KEY,
     AUTHORIZATION,
@@ -53,7 +53,7 @@ class ApiKeys:
         'api-keys.json'
     """
 
-    kind: ClassVar[str] = "key"
+    kind: ClassVar[str] = KIND
 
     file: str = "api-keys.json"
 

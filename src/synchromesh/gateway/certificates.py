@@ -13,18 +13,22 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from msgspec.structs import replace
+
 from synchromesh.errors import ConfigError, Unauthenticated
 from synchromesh.gateway.keys import is_scope
-from synchromesh.gateway.principal import Folders, is_name
+from synchromesh.gateway.principal import NAME_MAX, Folders, is_name
 from synchromesh.gateway.shapes import is_a
 from synchromesh.http import HttpRequest
-from synchromesh.identity import PRINCIPAL_BYTES_MAX, Principal
+from synchromesh.identity import Principal, checked
 from synchromesh.runtime import Runtime
 
 if TYPE_CHECKING:
     from synchromesh.certificate import ClientCertificate
 
 NAMES = ("uri", "dns", "email", "cn")
+# A name takes no more as JSON.
+_LONGEST = "\U00010348" * NAME_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,7 @@ class Certificates:
         if self.names not in NAMES:
             yield f"names is {self.names!r}; take one of {', '.join(NAMES)}"
         if self.principals is None:
-            yield from _wrong_scopes(self.scopes, "scopes")
+            yield from _wrong_scopes(self.scopes, "scopes", Principal(_LONGEST))
             if not self.prefix or not self.prefix.isprintable():
                 yield (
                     "prefix is empty; without principals the names are those of certificates, and "
@@ -102,15 +106,23 @@ class Certificates:
                     'characters; write one such as Principal("acme", frozenset({"orders:write"}))'
                 )
                 continue
-            yield from _wrong_scopes(principal.scopes, f"principals[{name[:80]!r}]")
-            if not principal.is_short():
-                yield f"principals[{name[:80]!r}] is longer than {PRINCIPAL_BYTES_MAX} bytes"
+            yield from _wrong_scopes(principal.scopes, f"principals[{name[:80]!r}]", principal)
 
 
-def _wrong_scopes(scopes: AbstractSet[str], where: str) -> Iterator[str]:
-    for scope in sorted(map(str, scopes)):
-        if not is_scope(scope):
-            yield f'{where}: {scope[:40]!r} is no scope; write one such as "orders:write"'
+def _wrong_scopes(scopes: AbstractSet[str], where: str, of: Principal) -> Iterator[str]:
+    """Find why a principal cannot have some scopes, or cannot be at all; a sentence each."""
+    if not is_a(scopes, AbstractSet):
+        yield f'{where}: scopes are a set of texts, such as {{"orders:write"}}'
+        return
+    wrong = [scope for scope in scopes if not is_scope(scope)]
+    for scope in sorted(map(repr, wrong)):
+        yield f'{where}: {scope[:42]} is no scope; write one such as "orders:write"'
+    if wrong:
+        return
+    try:
+        checked(replace(of, scopes=scopes, kind=Certificates.kind))
+    except ValueError as error:
+        yield f"{where}: no principal can be made of it: {error}"
 
 
 class CertificateVerifier:
@@ -123,7 +135,7 @@ class CertificateVerifier:
             None
             if rule.principals is None
             else {
-                name: Principal(each.name, each.scopes, Certificates.kind, each.issuer, each.claims)
+                name: checked(replace(each, kind=Certificates.kind))
                 for name, each in rule.principals.items()
             }
         )
@@ -153,12 +165,6 @@ class CertificateVerifier:
                 "the certificate of the client names several principals; use one that names one"
             )
         return found[0]
-
-    def known_by(self, certificate: ClientCertificate) -> Principal | None:
-        """Return whose certificate it is, where that is sure; None leaves it to `of`."""
-        found = self._found(certificate)
-        is_valid = certificate.expires_s * 1e6 > self._wall_us()
-        return found[0] if len(found) == 1 and is_valid else None
 
     def refresh(self) -> None:
         """Do nothing: authorities are those of the connections."""

@@ -8,12 +8,16 @@ them was meant, and one of the two may be stolen: such a request is refused.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from synchromesh.errors import Unauthenticated
+from synchromesh.errors import Shed, Unauthenticated
+from synchromesh.gateway.api_keys import KeyRing
 from synchromesh.gateway.certificates import CertificateVerifier
+from synchromesh.gateway.jwt import TokenVerifier
+from synchromesh.gateway.own import OwnAuthenticator
 from synchromesh.gateway.principal import (
     API_KEY,
     AUTHORIZATION,
@@ -22,13 +26,18 @@ from synchromesh.gateway.principal import (
     QuickAuthenticator,
     credential_of,
 )
+from synchromesh.gateway.shapes import is_a
 from synchromesh.http import HttpExchange, HttpRequest
-from synchromesh.identity import Principal
+from synchromesh.identity import Principal, checked
 
 if TYPE_CHECKING:
     from synchromesh.certificate import ClientCertificate
 
 _FIELDS = (AUTHORIZATION.encode(), API_KEY.encode())
+
+# What makes no principal that it has not checked; an application's own may.
+_CHECKING = (KeyRing, TokenVerifier, OwnAuthenticator)
+_log = logging.getLogger("synchromesh.gateway")
 
 
 class Identification:
@@ -47,7 +56,7 @@ class Identification:
         for each in self._asked:
             if not isinstance(each, QuickAuthenticator):
                 break
-            self._quick.append(each.known)
+            self._quick.append(each.known if isinstance(each, _CHECKING) else _sure(each))
 
     async def of(self, request: HttpRequest, kinds: AbstractSet[str] = frozenset()) -> Principal:
         """Return who asks; it may wait.
@@ -58,12 +67,17 @@ class Identification:
         Raises:
             Unauthenticated: no credential came, it is not valid or of another kind, or two
                 contradict each other.
+            Shed: an authenticator of the application's own returned what is no principal.
             CallError: what the authenticators raise otherwise.
         """
-        shown = self._of_connection(request) if self._shown else None
+        shown = None
+        if self._shown and request.certificate is not None:
+            shown = self._of_connection(request.certificate)
         asked = None
         for authenticator in self._asked:
             asked = await authenticator.authenticate(request)
+            if asked is not None and not isinstance(authenticator, _CHECKING):
+                asked = _checked(asked, authenticator)
             if asked is not None and asked.name:
                 break
         else:
@@ -132,15 +146,37 @@ class Identification:
         # Whether a credential of the request is of the same is looked at by `of`.
         if len(self._quick) < len(self._asked) or any(n in _FIELDS for n, _ in exchange.pairs):
             return None
-        known = (each.known_by(certificate) for each in self._shown)
-        return next((found for found in known if found is not None), None)
+        try:
+            return self._of_connection(certificate)
+        except Unauthenticated:
+            return None  # `of` says why
 
-    def _of_connection(self, request: HttpRequest) -> Principal | None:
-        certificate = request.certificate
-        if certificate is None:
-            return None
+    def _of_connection(self, certificate: ClientCertificate) -> Principal | None:
         for each in self._shown:
             found = each.of(certificate)
             if found is not None:
                 return found
         return None
+
+
+def _checked(found: Principal, by: Authenticator) -> Principal:
+    try:
+        if not is_a(found, Principal):
+            raise ValueError("it is none")
+        return checked(found)
+    except ValueError as error:
+        _log.error("%s returned no Principal that can be taken: %s", type(by).__name__, error)
+        raise Shed("who asks could not be found out; try again", retry_after_s=1) from error
+
+
+def _sure(by: QuickAuthenticator) -> Known:
+    """Return what one of an application's own is sure of, where that can be taken."""
+
+    def known(exchange: HttpExchange) -> Principal | None:
+        found = by.known(exchange)
+        try:
+            return None if found is None else checked(found)
+        except (ValueError, TypeError):
+            return None  # `of` says why
+
+    return known

@@ -25,6 +25,7 @@ from synchromesh.gateway.principal import (
     bearer_of,
     credential_of,
 )
+from synchromesh.gateway.shapes import is_a
 from synchromesh.gateway.tokens import (
     ALGORITHMS,
     Claims,
@@ -36,7 +37,7 @@ from synchromesh.gateway.tokens import (
     need_joserfc,
 )
 from synchromesh.http import HttpExchange, HttpRequest
-from synchromesh.identity import Principal
+from synchromesh.identity import Principal, checked
 from synchromesh.runtime import Runtime
 
 LEEWAY_MAX_S = 600.0
@@ -66,6 +67,8 @@ class JWT:
         algorithms: that tokens may be signed by: RS256, RS384, RS512, PS256, PS384, PS512, ES256,
             ES384, ES512, EdDSA and Ed25519 are known.
         scopes_claim: the claims whose texts, or lists of texts, are the scopes; "a.b" is b in a.
+            What cannot be a scope, such as a group's name with a blank in it, is left out;
+            `grants` may give a scope for it.
         principal_claim: the claim that names who asks.
         prefix: what the names of principals begin with.
         claims: those that services are told of whoever asks (`Principal.claim`), under these names:
@@ -288,18 +291,23 @@ class TokenVerifier:
         if self._grants is None:
             return verified.principal
         try:
-            more = frozenset(self._grants(verified.claims))
+            given = self._grants(verified.claims)
+            if is_a(given, str):
+                raise TypeError("a text is no set of scopes; return a set of texts")
+            more = frozenset(given)
         except CallError:
             raise
         except Exception as error:
             _log.exception("the grants of tokens of %s failed", self._rules.issuer)
             raise RemoteFailed("what the token grants could not be found out") from error
         principal = verified.principal
-        granted = msgspec.structs.replace(principal, scopes=principal.scopes | more)
-        if not granted.is_short():
-            _log.error("the grants of tokens of %s are too many", self._rules.issuer)
-            raise RemoteFailed("what the token grants is too much")
-        return granted
+        try:
+            return checked(msgspec.structs.replace(principal, scopes=principal.scopes | more))
+        except ValueError as error:
+            _log.error(
+                "the grants of tokens of %s make no principal: %s", self._rules.issuer, error
+            )
+            raise RemoteFailed("what the token grants is no set of scopes, or too much") from error
 
     def _keep(self, field: bytes, principal: Principal, expires_s: float) -> None:
         if self._kept_by is not self._source.keys:

@@ -20,8 +20,11 @@ from collections.abc import Iterable
 import msgspec
 
 from synchromesh.errors import ConfigError
+from synchromesh.identity import PRINCIPAL_BYTES_MAX, Principal
 
 PREFIX = "sm_"
+# Of a credential, as `Principal.kind` says.
+KIND = "key"
 _ID = re.compile(r"[a-z0-9]{4,32}")
 _SCOPE = re.compile(r"[a-z][a-z0-9_.-]*(:[a-z0-9_.*-]+)*")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
@@ -127,6 +130,11 @@ def parse_keys(data: bytes, where: str) -> dict[str, ApiKey]:
         wrong = [scope for scope in key.scopes if not is_scope(scope)]
         if wrong:
             mistakes.append(f'{at}: {wrong[0][:40]!r} is no scope; write one such as "orders:read"')
+        if not wrong and not Principal(key.principal, frozenset(key.scopes), KIND).is_short():
+            mistakes.append(
+                f"{at}: the principal and its scopes are longer than {PRINCIPAL_BYTES_MAX} bytes "
+                "of JSON, and travel with every call; give it fewer scopes"
+            )
         if key.expires is not None and key.expires.tzinfo is None:
             mistakes.append(f'{at}: expires has no time zone; write it such as "...T00:00:00Z"')
         try:

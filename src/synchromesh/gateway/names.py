@@ -63,7 +63,7 @@ def shared_names(auth: Sequence[Auth]) -> Iterator[str]:
     for each in auth:
         if isinstance(each, Certificates):
             for principal in (each.principals or {}).values():
-                taken = taken_name(getattr(principal, "name", ""), reserved)
+                taken = taken_name(str(getattr(principal, "name", "")), reserved)
                 if taken:
                     yield f"Certificates: {taken}"
 

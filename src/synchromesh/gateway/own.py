@@ -27,7 +27,7 @@ from synchromesh.errors import (
 from synchromesh.gateway.principal import Folders, is_name
 from synchromesh.gateway.shapes import is_a
 from synchromesh.http import HttpRequest
-from synchromesh.identity import Principal
+from synchromesh.identity import Principal, checked
 from synchromesh.runtime import Runtime
 
 WITHIN_MAX_S = 30.0
@@ -193,11 +193,11 @@ class OwnAuthenticator:
         if not is_a(found, Principal) or not is_name(found.name):
             _log.error("%s returned no Principal with a name of 1 to 128 characters", self._named)
             raise _unknown()
-        found = msgspec.structs.replace(found, kind=asked.kind)
-        if not found.is_short():
-            _log.error("%s returned a Principal that is too long", self._named)
-            raise _unknown()
-        return found
+        try:
+            return checked(msgspec.structs.replace(found, kind=asked.kind))
+        except ValueError as error:
+            _log.error("%s returned a Principal that cannot be taken: %s", self._named, error)
+            raise _unknown() from error
 
     @property
     def _named(self) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from synchromesh.errors import ConfigError, MissingExtra, Unauthenticated
-from synchromesh.identity import PRINCIPAL_BYTES_MAX, Claim, Principal
+from synchromesh.identity import PRINCIPAL_BYTES_MAX, Claim, Principal, checked, is_one_scope
 
 if TYPE_CHECKING:
     from joserfc.jwk import Key
@@ -304,12 +304,13 @@ def _principal_of(claims: Claims, rules: TokenRules) -> Principal:
         if (value := claim_of(claims, name)) is not None
     )
     principal = Principal(rules.prefix + who, frozenset(scopes), "token", rules.issuer, told)
-    if not principal.is_short():
+    try:
+        return checked(principal)
+    except ValueError as error:
         raise _invalid(
-            f"its scopes and claims are longer than {PRINCIPAL_BYTES_MAX} bytes; have its issuer "
-            "put fewer into it"
-        )
-    return principal
+            f"its scopes and claims are longer than {PRINCIPAL_BYTES_MAX} bytes, or no Unicode; "
+            "have its issuer put fewer into it"
+        ) from error
 
 
 def _claim(value: object, name: str) -> Claim:
@@ -341,9 +342,10 @@ def _scopes_of(value: object, name: str) -> Iterable[str]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return value.split()
+        return filter(is_one_scope, value.split())
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return value
+        # The name of a group may have blanks: told with others it would be several.
+        return filter(is_one_scope, value)
     raise _invalid(f"its claim {name} is neither a text nor a list of texts")
 
 

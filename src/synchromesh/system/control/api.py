@@ -31,7 +31,7 @@ from synchromesh.errors import (
     to_problem,
 )
 from synchromesh.http import Handler, HttpRequest, HttpResponse, error_response
-from synchromesh.identity import PRINCIPAL_BYTES_MAX, Principal
+from synchromesh.identity import Principal, checked
 from synchromesh.service import Service
 from synchromesh.system.config.schema import CLIENT, GATEWAY, SystemConfig
 from synchromesh.system.control.action_table import find_action
@@ -452,11 +452,10 @@ def _principal(name: str, scopes: frozenset[str]) -> Principal:
     principal = Principal(name, scopes)
     if scopes and not name:
         raise BadRequest("scopes are those of a principal; name one")
-    if not principal.is_short():
-        raise BadRequest(
-            f"the principal and its scopes are longer than {PRINCIPAL_BYTES_MAX} bytes"
-        )
-    return principal
+    try:
+        return checked(principal)
+    except ValueError as error:
+        raise BadRequest(f"the principal cannot be taken: {error}") from error
 
 
 def _unknown(request: HttpRequest) -> UnknownOperation:
