@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synchromesh.gateway import comparing
 from synchromesh.gateway.comparing import (
     DIFFERENCES_MAX,
     TEXT_CHARS_MAX,
@@ -114,8 +116,40 @@ def test_bodies_are_decoded_and_bounded() -> None:
 def test_what_is_told_is_cut() -> None:
     """Long values and places."""
     (found,) = compare(told({"k" * 500: "v" * 500}), told({"k" * 500: 1})) or ()
-    assert len(found.where) == TEXT_CHARS_MAX
+    assert len(found.where) == TEXT_CHARS_MAX + 1
     assert len(found.first) == TEXT_CHARS_MAX + 1
+
+
+def test_places_that_do_not_differ_take_no_memory() -> None:
+    """However long the names are that lead to them; plain or compressed."""
+    key, many = "k" * 100_000, 2_000
+    bodies = [json.dumps({key: [*range(many), last]}).encode() for last in (1, 2)]
+    plain = [told(body) for body in bodies]
+    packed = [told(gzip.compress(body), encoding="gzip") for body in bodies]
+    tracemalloc.start()
+    try:
+        for first, mirror in (plain, packed):
+            (found,) = compare(first, mirror) or ()
+            assert found.where == f"/{'k' * (TEXT_CHARS_MAX - 1)}…"
+        (length,) = compare(told({key: [1]}), told({key: [1, 2]})) or ()
+        assert (length.why, len(length.where)) == ("length", TEXT_CHARS_MAX + 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000
+
+
+def test_so_many_values_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind them is not known to be alike; what differs before them is told."""
+    monkeypatch.setattr(comparing, "PARTS_MAX", 100)
+    near, far = [[0] * 200 for _ in range(2)]
+    near[10] = far[150] = 1
+    alike = told([0] * 200)
+    assert compare(alike, told(far)) is None
+    assert [each.where for each in compare(alike, told(near)) or ()] == ["/10"]
+    changed = compare(alike, told(far, status=404))
+    assert [each.where for each in changed or ()] == ["status"]
+    assert compare(alike, alike) == ()
 
 
 @pytest.mark.parametrize("pointer", ["", "a", "a/b"])

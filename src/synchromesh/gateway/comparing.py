@@ -8,15 +8,20 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
+
+from synchromesh.calls.mistakes import pointer_of
 
 DIFFERENCES_MAX: Final = 16
 # A pointer, and a value that is shown.
 TEXT_CHARS_MAX: Final = 120
 # What a body may come to once it is decoded.
 PLAIN_BYTES_MAX: Final = 1024 * 1024
+# How many of its values are compared with those of another.
+PARTS_MAX: Final = 50_000
 ANY_STEP: Final = "*"
 
 Steps = tuple[str, ...]
@@ -87,12 +92,17 @@ class Ignored:
         return Ignored(tuple(s[1:] for s in self.left if len(s) > 1 and s[0] in (step, ANY_STEP)))
 
 
+# At a step, what each has there, and what may differ below.
+_Pair = tuple[str, Any, Any, Ignored]
+
+
 def compare(
     first: AnswerTold, mirror: AnswerTold, ignored: Ignored = Ignored()
 ) -> tuple[AnswerDifference, ...] | None:
     """Return in what two answers differ, the first few; () where they are the same.
 
-    None where a body is encoded in a way that is not read here, or comes to too much.
+    None where a body is encoded in a way that is not read here, comes to too much, or holds so many
+    values that no difference is among the first `PARTS_MAX`.
 
     Example:
         >>> one = AnswerTold(200, b'{"sku": "SX90", "left": 7}', "application/json")
@@ -109,10 +119,10 @@ def compare(
     if bodies[0] != bodies[1]:
         values = _json(first.kind, bodies[0]), _json(mirror.kind, bodies[1])
         if values[0] is not None and values[1] is not None:
-            for difference in _differences(values[0][0], values[1][0], ignored):
-                found.append(difference)
-                if len(found) >= DIFFERENCES_MAX:
-                    break
+            differences = _differences(values[0][0], values[1][0], ignored)
+            if differences is None:
+                return tuple(found) or None
+            found += differences[: DIFFERENCES_MAX - len(found)]
         else:
             found.append(
                 AnswerDifference(
@@ -120,32 +130,54 @@ def compare(
                 )
             )
     if first.kind != mirror.kind and bool(bodies[0]) and bool(bodies[1]):
-        found.append(AnswerDifference("type", "value", first.kind, mirror.kind))
+        kinds = first.kind[:TEXT_CHARS_MAX], mirror.kind[:TEXT_CHARS_MAX]
+        found.append(AnswerDifference("type", "value", *kinds))
     return tuple(found)
 
 
-def _differences(first: Any, mirror: Any, ignored: Ignored) -> Iterator[AnswerDifference]:
-    """Yield where two values differ, the outermost first."""
-    waiting: list[tuple[str, Any, Any, Ignored]] = [("", first, mirror, ignored)]
-    while waiting:
-        where, one, other, left = waiting.pop()
-        if isinstance(one, dict) and isinstance(other, dict):
-            steps = [*one, *(key for key in other if key not in one)]
-            below = [(key, one.get(key, _NONE), other.get(key, _NONE)) for key in steps]
-        elif isinstance(one, list) and isinstance(other, list):
-            if len(one) != len(other):
-                yield AnswerDifference(where, "length", str(len(one)), str(len(other)))
-            both = zip(one, other, strict=False)
-            below = [(str(at), a, b) for at, (a, b) in enumerate(both)]
-        else:
-            if (why := _why(one, other)) is not None:
-                yield AnswerDifference(where[:TEXT_CHARS_MAX], why, _shown(one), _shown(other))
+def _differences(first: Any, mirror: Any, ignored: Ignored) -> list[AnswerDifference] | None:
+    """Return where two values differ, the outermost first; None where that would take too long."""
+    found: list[AnswerDifference] = []
+    # What it is made of may be long: a pointer is written for a difference alone.
+    path: list[str] = []
+    levels: list[Iterator[_Pair]] = [iter((("", first, mirror, ignored),))]
+    parts = 0
+    while levels and len(found) < DIFFERENCES_MAX:
+        part = next(levels[-1], None)
+        if part is None:
+            levels.pop()
+            del path[-1:]
             continue
-        waiting += reversed([
-            (f"{where}/{_escaped(key)}", a, b, left.below(key))
-            for key, a, b in below
-            if not left.has(key)
-        ])  # fmt: skip
+        parts += 1
+        if parts > PARTS_MAX:
+            return found or None
+        step, one, other, left = part
+        below = _below(one, other, left)
+        why = _why(one, other)
+        if why is not None:
+            where = pointer_of([*path, step][1:], TEXT_CHARS_MAX)
+            show = _length if why == "length" else _shown
+            found.append(AnswerDifference(where, why, show(one), show(other)))
+        if below is not None:
+            levels.append(below)
+            path.append(step)
+    return found
+
+
+def _below(one: Any, other: Any, left: Ignored) -> Iterator[_Pair] | None:
+    """Return what two values hold at each step, without what may differ; None of what has none."""
+    pairs: Iterable[tuple[str, Any, Any]]
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = chain(one, (key for key in other if key not in one))
+        pairs = ((key, one.get(key, _NONE), other.get(key, _NONE)) for key in keys)
+    elif isinstance(one, list) and isinstance(other, list):
+        both = zip(one, other, strict=False)
+        pairs = ((str(at), a, b) for at, (a, b) in enumerate(both))
+    else:
+        return None
+    if not left.left:
+        return ((key, a, b, left) for key, a, b in pairs)
+    return ((key, a, b, left.below(key)) for key, a, b in pairs if not left.has(key))
 
 
 _NONE: Final = object()
@@ -156,12 +188,20 @@ def _why(one: Any, other: Any) -> str | None:
         return "only the mirror"
     if other is _NONE:
         return "only the first"
+    if isinstance(one, list) and isinstance(other, list):
+        return "length" if len(one) != len(other) else None
+    if isinstance(one, dict) and isinstance(other, dict):
+        return None  # they differ by what is in them
     is_number = isinstance(one, int | float) and isinstance(other, int | float)
     # In Python `True == 1`; in JSON they are as little of one type as 1 and "1".
     is_alike = is_number and not isinstance(one, bool) and not isinstance(other, bool)
     if not is_alike and type(one) is not type(other):
         return "type"
     return None if one == other else "value"
+
+
+def _length(value: Any) -> str:
+    return str(len(value))
 
 
 def _shown(value: Any) -> str:
@@ -193,10 +233,6 @@ def _plain(told: AnswerTold) -> bytes | None:
     except zlib.error:
         return None
     return plain if inflating.eof else None
-
-
-def _escaped(step: str) -> str:
-    return step.replace("~", "~0").replace("/", "~1")
 
 
 def _unescaped(step: str) -> str:
