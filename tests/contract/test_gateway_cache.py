@@ -25,7 +25,7 @@ from gateway_fakes import (
     stalls,
 )
 from synchromesh.calls import Incoming
-from synchromesh.errors import Shed
+from synchromesh.errors import Forbidden, Shed
 from synchromesh.gateway import (
     Aggregate,
     ApiKeys,
@@ -181,6 +181,26 @@ def test_a_public_answer_may_be_kept_by_others() -> None:
     behind(main, gateway=machines(Cache("30s", shared=True), public=True))
 
 
+def test_what_others_may_keep_holds_nothing_of_one_client() -> None:
+    """Its name, its rate and its trace would be told to all who come after it."""
+    names = ("x-request-id", "synchromesh-trace", "ratelimit", "ratelimit-policy")
+    rate = Rate("1/s", burst=9)
+
+    async def shared(plant: Plant) -> None:
+        for headers in ({}, {"if-none-match": "*"}):
+            answer = await plant.ask("GET /m/M-1", by="", headers={"x-request-id": "r1", **headers})
+            assert answer.status == (304 if headers else 200)
+            assert [told(answer, name) for name in names] == ["", "", "", ""]
+            assert told(answer, "x-content-type-options") == "nosniff"
+
+    async def private(plant: Plant) -> None:
+        answer = await plant.ask("GET /m/M-1", headers={"x-request-id": "r1"})
+        assert all(told(answer, name) for name in names)
+
+    behind(shared, gateway=machines(Cache("30s", shared=True), public=True, rate=rate))
+    behind(private, gateway=machines(Cache("30s", shared=True), rate=rate))
+
+
 def test_it_varies_by_origin_and_by_credentials() -> None:
     """A page's answer names its origin; caches must not hand it to another page, or to another."""
     cors = Cors(origins={"https://shop.example"}, credentials=True)
@@ -242,6 +262,31 @@ def test_an_error_is_told_to_all_who_wait_and_kept_for_nobody(kind: str, error: 
         assert number_of(await plant.ask("GET /m/M-1")) == 5
 
     behind(main, gateway=machines(Cache("30s")), kind=kind, policies=NO_RETRY)
+
+
+@pytest.mark.parametrize("error", [Forbidden("not you"), UnknownMachine("not for you")])
+def test_what_refuses_one_is_told_to_nobody_else(kind: str, error: Exception) -> None:
+    """Who waits for what another asks, and may have it, asks again and is answered."""
+
+    async def main(plant: Plant) -> None:
+        async def answered(incoming: Incoming) -> Any:
+            scopes = incoming.context.principal.scopes
+            await asyncio.sleep(0.1)
+            return Machine("M-1") if "admin" in scopes else error
+
+        async def later(by: str) -> HttpResponse:
+            await asyncio.sleep(0.02)
+            return await plant.ask("GET /m/M-1", by=by)
+
+        plant.fleet.answers["machine"] = answered
+        first = plant.ask("GET /m/M-1", by="clerk")
+        answers = await asyncio.gather(first, later("clerk"), later("chief"), later("chief"))
+        assert [each.status < 300 for each in answers] == [False, False, True, True]
+        assert len(plant.fleet.asked) == 2
+
+    who = Token(clerk={"fleet:read"}, chief={"fleet:read", "admin"})
+    route = Route("GET /m/{id}", Fleet.machine, cache=Cache("30s", shared=True), deadline="1s")
+    behind(main, gateway=Gateway(auth=[who], routes=[route]), kind=kind, policies=NO_RETRY)
 
 
 @pytest.mark.parametrize("fallback", [Static(Machine("none")), Stale("1h")])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
+from synchromesh.codec import encode
 from synchromesh.errors import CircuitOpen, TimedOut
 from synchromesh.gateway.composition import (
     BranchNode,
     BranchOutcome,
     BranchStatus,
     Composition,
+    EachNode,
     Reference,
     Start,
     value_at,
@@ -142,4 +145,26 @@ def test_it_shows_its_state() -> None:
     composition.finish("machine", FAILED)
     assert repr(composition) == (
         "<Composition machine failed, order skipped, bill skipped, news running>"
+    )
+
+
+@pytest.mark.parametrize(
+    "tags", [{f"t{n}" for n in range(20)}, frozenset({40, 8, -3, 1000}), {(2, "b"), (1, "z")}]
+)
+def test_elements_of_a_set_are_asked_for_in_the_order_in_which_it_is_shown(tags: object) -> None:
+    """Which is not the one in which Python goes through it; answers line up with what is shown."""
+    each = EachNode(Reference("tags"), {"name": Reference("")}, at_most=50, at_once=50)
+    composition = Composition({"tags": BranchNode({}), "found": BranchNode({}, each=each)})
+    composition.begin()
+    starts = composition.finish("tags", ok(tags))
+    asked = [start.arguments["name"] for start in starts]
+    assert encode(asked) == encode(tags)
+    cut = Composition({
+        "tags": BranchNode({}),
+        "found": BranchNode({}, each=EachNode(each.source, each.arguments, 1, 1, is_cut=True)),
+    })  # fmt: skip
+    cut.begin()
+    (start,) = cut.finish("tags", ok(tags))
+    assert (
+        msgspec.json.decode(encode(start.arguments["name"])) == msgspec.json.decode(encode(tags))[0]
     )

@@ -62,6 +62,11 @@ class CompiledCache:
     control: str
     vary: str
 
+    @property
+    def is_kept_by_others(self) -> bool:
+        """True where caches between here and the clients may keep it for all of them."""
+        return self.control.startswith("public")
+
     def whose(self, principal: Hashable) -> Hashable:
         """Return for whom an answer is kept; the same for all principals where they share it."""
         return None if self.is_shared else principal

@@ -2,7 +2,7 @@
 
 The asking is nobody's: it has a task of its own, which goes on while anybody waits for it, so that
 the first may leave. It ends by the time of the one who began it; whoever came later, and still has
-time, begins it again.
+time, begins it again. So does whoever waits for what was asked in another's name, and refused him.
 """
 
 from __future__ import annotations
@@ -10,20 +10,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from synchromesh.errors import DeadlineExceeded, SynchromeshError, TimedOut
+from synchromesh.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    RateLimited,
+    Rejection,
+    SynchromeshError,
+    TimedOut,
+    Unauthenticated,
+)
 
 T = TypeVar("T")
 
+_LATE: Final = (DeadlineExceeded, TimedOut)
+# What one may be told, and another not.
+_PERSONAL: Final = (Forbidden, RateLimited, Rejection, Unauthenticated)
+
 
 class _Flight(Generic[T]):
-    """A question under way, and how many wait for its answer."""
+    """A question under way, in whose name, and how many wait for its answer."""
 
-    __slots__ = ("task", "waiting")
+    __slots__ = ("task", "waiting", "who")
 
-    def __init__(self, task: asyncio.Task[T | SynchromeshError]) -> None:
+    def __init__(self, task: asyncio.Task[T | SynchromeshError], who: Hashable) -> None:
         self.task = task
+        self.who = who
         self.waiting = 0
 
 
@@ -55,6 +68,7 @@ class Coalescer(Generic[T]):
         ask: Callable[[], Coroutine[Any, Any, T]],
         *,
         deadline_s: float | None,
+        who: Hashable = None,
     ) -> T:
         """Return the answer to a question, asked for by `ask` unless somebody asks it already.
 
@@ -62,6 +76,7 @@ class Coalescer(Generic[T]):
             question: what tells it from others, and whose it is.
             ask: asks it, within the time of whoever begins it.
             deadline_s: until when who asks waits, and may begin it again, on the loop's clock.
+            who: in whose name it is asked; what refuses one is told to nobody else.
 
         Raises:
             TimedOut: there is no answer when the time is over.
@@ -72,7 +87,7 @@ class Coalescer(Generic[T]):
             flight = self._flights.get(question)
             is_first = flight is None or flight.task.done()
             if flight is None or is_first:
-                flight = self._flights[question] = _Flight(loop.create_task(_asked(ask)))
+                flight = self._flights[question] = _Flight(loop.create_task(_asked(ask)), who)
                 flight.task.add_done_callback(partial(self._landed, question, flight))
             # Who began it is told by it when the time is over; it may be another's who is later.
             timeout_s = None
@@ -81,9 +96,11 @@ class Coalescer(Generic[T]):
             answer = await self._waited(question, flight, timeout_s)
             if not isinstance(answer, SynchromeshError):
                 return answer
-            is_late = isinstance(answer, TimedOut | DeadlineExceeded)
+            is_anothers = isinstance(answer, _LATE) or (
+                flight.who != who and isinstance(answer, _PERSONAL)
+            )
             has_time = deadline_s is None or loop.time() < deadline_s
-            if is_first or not (is_late and has_time):
+            if is_first or not (is_anothers and has_time):
                 raise answer
 
     def __len__(self) -> int:

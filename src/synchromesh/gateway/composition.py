@@ -16,8 +16,11 @@ in the order of the array, and given in that order whatever came first.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, cast
 
 import msgspec
 
@@ -299,7 +302,7 @@ class _Elements:
         self._each = each
         self._arguments = arguments
         self._count = len(array)
-        self._left = list(array)[: each.at_most]
+        self._left = _ordered(array)[: each.at_most]
         self._left.reverse()
         self._outcomes: list[BranchOutcome | None] = [None] * len(self._left)
         self._under_way = 0
@@ -346,6 +349,14 @@ class _Elements:
             self._under_way += 1
             starts.append(Start(self._name, {**self._arguments, **found}, index))
         return starts
+
+
+def _ordered(array: Collection[object]) -> list[Any]:
+    """Return the elements of an array as an answer shows them: those of a set in sorted order."""
+    if isinstance(array, AbstractSet):
+        with suppress(TypeError):  # the codec refuses these
+            return sorted(cast("Any", array))
+    return list(array)
 
 
 def value_at(value: object, fields: tuple[str, ...]) -> object:

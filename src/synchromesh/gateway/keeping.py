@@ -11,7 +11,8 @@ from synchromesh.codec import digest, encode
 from synchromesh.context import CallContext
 from synchromesh.errors import BadRequest
 from synchromesh.gateway.aggregate import arguments_of
-from synchromesh.gateway.answers import FALLBACK, PARTIAL
+from synchromesh.gateway.answers import FALLBACK, PARTIAL, TRACE
+from synchromesh.gateway.arrival import REQUEST_ID
 from synchromesh.gateway.asked import AskedRequest
 from synchromesh.gateway.caching import (
     CACHE_CONTROL,
@@ -27,6 +28,8 @@ from synchromesh.http import HttpRequest, HttpResponse
 
 _JSON: Final = ("content-type", "application/json")
 _DEGRADED: Final = (FALLBACK, PARTIAL)
+# Fields that are of one request or one client.
+_ONE_CLIENTS: Final = (CACHE_CONTROL, TRACE, REQUEST_ID, "ratelimit", "ratelimit-policy")
 
 
 class AnswerCache:
@@ -88,7 +91,7 @@ class AnswerCache:
             return answer
 
         answer = await self._under_way.answer(
-            question, asked_for_all, deadline_s=context.deadline_s
+            question, asked_for_all, deadline_s=context.deadline_s, who=context.principal
         )
         if not _is_whole(answer):
             asked.account.is_degraded = asked.account.is_degraded or answer.status == 200
@@ -126,8 +129,10 @@ def _fresh(
     ours: Iterable[tuple[str, str]],
 ) -> HttpResponse:
     etag = etag_of(body)
+    # What others keep, they tell to others.
+    left_out = _ONE_CLIENTS if cache.is_kept_by_others else (CACHE_CONTROL,)
     fields = [
-        *(pair for pair in ours if pair[0] != CACHE_CONTROL),
+        *(pair for pair in ours if pair[0] not in left_out),
         *cache.fields(etag, age_s),
     ]
     if has_it(request.headers.get_all(IF_NONE_MATCH), etag):
