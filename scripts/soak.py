@@ -185,10 +185,11 @@ class Nemesis:
             self._continue(pid)
         for pid in [*self._limited]:
             self._let_write(pid)
-        # A publisher delivers to those whom it knew of when it started.
-        for service in self._releases.at:
+        # The publisher may be first: whom its process does not know to take an event, it hears of.
+        order = self._rng.sample(sorted(self._releases.at), len(self._releases.at))
+        self.count[f"the newer releases came in this order: {', '.join(order)}"] += 1
+        for service in order:
             self._releases.write(service, "new")
-        for service in self._releases.at:
 
             async def is_replaced(service: str = service) -> bool:
                 return await self._ask_to_restart(service)
@@ -318,13 +319,30 @@ async def run(folder: Path, seconds: float, seed: int) -> tuple[Report, Account,
         if not await until(system.is_settled, SETTLES_WITHIN_S):
             left = [f"it did not settle: {(await system.status())['findings']}"]
         await customers.settle()
-        left += (await system.status())["findings"]
+        status = await system.status()
+        left += [*status["findings"], *undelivered(status)]
         for what, times in sorted(nemesis.count.items()):
             sys.stdout.write(f"{times:6} times {what}\n")
         code = await system.stop()
         left += [f"it ended with exit code {code}"] if code else []
     report = audit(system.data, system.data / PROVIDER_DB, account.told)
     return report, account, [each for each in left if each]
+
+
+def undelivered(status: dict[str, Any]) -> list[str]:
+    """Return what services keep for others that has not reached them, a line for each."""
+    return [
+        f"{name} keeps for others what they have not got: {kept}"
+        for name, each in status["services"].items()
+        if (
+            kept := {
+                "behind": sum(each["behind"].values()),
+                "set aside": each["parked"],
+                "of who is gone": [gone["subscriber"] for gone in each["gone"]],
+            }
+        )
+        and any(kept.values())
+    ]
 
 
 async def _hand_in(

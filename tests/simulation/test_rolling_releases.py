@@ -11,6 +11,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,13 @@ from messaging_world import SOLD, Shop, open_store, relay_to, sell, take
 from synchromesh.calls.contract import Operation
 from synchromesh.codec import encode
 from synchromesh.context import CallContext
-from synchromesh.errors import ContractMismatch, TimedOut, UnknownOperation
-from synchromesh.messaging import Consumer, Message
+from synchromesh.discovery import Endpoint, MemoryRegistry
+from synchromesh.errors import ContractMismatch, StaleIncarnation, TimedOut, UnknownOperation
+from synchromesh.messaging import Consumer, Declared, Message, declaration_of
+from synchromesh.service import Child, Supervisor
+from synchromesh.service.relays import Relays
 from synchromesh.store import Unit
+from synchromesh.system.host.subscribers import follow_subscribers
 from synchromesh.testing import SimRuntime, World
 
 RETURNED = Shop.returned.full_name
@@ -160,6 +165,103 @@ class Releases:
         await asyncio.sleep(60.0)
 
 
+class Hearing(Releases):
+    """The world where only processes say what they take: the shop's is of any age.
+
+    A process knows what stood in the folder when it was started. The shop sells and takes back in
+    either release; what differs is what it knows of the stock.
+    """
+
+    def __init__(self, seed: int, *, has_no_database: bool) -> None:
+        self.registry = MemoryRegistry(verify=lambda _: None)
+        self.heard = 0
+        self.broken: list[str] = []
+        super().__init__(seed, has_no_database=has_no_database)
+        self.world.node("registry", lambda _: self.registry.run()).start()
+
+    def taken_by(self, release: str) -> frozenset[str]:
+        """Return what a release of the stock takes."""
+        old = frozenset() if self.has_no_database else frozenset({SOLD})
+        return frozenset({SOLD, RETURNED}) if release == NEW else old
+
+    async def shop(self, runtime: SimRuntime) -> None:
+        known = {"stock": self.taken_by(self.release["stock"])}
+        shop = await open_store(runtime, "shop")
+        declared = Declared()
+
+        def gave_up(child: str, error: BaseException) -> None:
+            self.broken.append(f"{child}: {error}")
+
+        supervisor = Supervisor("shop", rng=runtime.rng, gave_up=gave_up)
+        relays = Relays(
+            shop,
+            lambda _, names: relay_to(
+                shop,
+                self.wire,  # type: ignore[arg-type]
+                runtime,
+                names=names,
+                backoff_cap_s=0.5,
+            ),
+            own=frozenset({SOLD, RETURNED}),
+            subscribers=lambda: declared.added_to(known),
+            listen=declared.listen,
+            supervisor=supervisor,
+        )
+        await follow_subscribers(self.registry, ["stock"], declared, supervisor)
+        await relays.prepare()
+        relays.start()
+        supervisor.start(Child("subscriptions", relays.run))
+
+        def hear() -> None:
+            self.heard += 1
+
+        declared.listen(hear)
+        rows = await shop.read("select coalesce(max(n), 0) from sale")
+        for n in range(int(rows[0][0] or 0) + 1, SOLD_IN_ALL + 1):
+            await sell(shop, KEYS[n % 3], n, which=Shop.returned if n % 4 == 0 else Shop.sold)
+            await asyncio.sleep(runtime.rng.uniform(0.0, 0.1))
+        await asyncio.sleep(10_000.0)
+
+    async def stock(self, runtime: SimRuntime) -> None:
+        takes = declaration_of(self.taken_by(self.release["stock"]))
+        # It is listed before it serves, or after: neither may matter.
+        await asyncio.sleep(runtime.rng.uniform(0.0, 0.2))
+        begin(super().stock(runtime))
+        await asyncio.sleep(runtime.rng.uniform(0.0, 0.2))
+        place = Endpoint("stock", "stock", "http://stock:1", (takes,))
+        registration = await self.registry.register(place, credential="")
+        with suppress(StaleIncarnation):
+            await registration.run()
+
+    async def take_as_before(self, unit: Unit, message: Message) -> None:
+        """Handle what is sold: the publisher writes no notes here."""
+        await take(unit, message)
+
+    async def roll(self, order: tuple[str, ...]) -> None:
+        await asyncio.sleep(self.world.rng.uniform(0.1, 0.6))
+        for step in order:
+            if step == "write":
+                self.release["stock"] = NEW if self.release["stock"] == OLD else OLD
+            else:
+                await self.restart(step)
+        if self.release["stock"] == OLD:
+            self.release["stock"] = NEW
+        # The last that is done, and of the subscriber alone: nobody tells the publisher.
+        self.world.heal()
+        await self.restart("stock")
+        await asyncio.sleep(60.0)
+
+    async def restart(self, side: str) -> None:
+        """Restart a process, with what stands in the folder; a power cut may come at any time."""
+        self.world.nodes[side].crash(self.world.rng.uniform(0.0, 0.3))
+        await asyncio.sleep(self.world.rng.uniform(0.2, 1.2))
+        if self.world.rng.random() < 0.3:
+            self.world.nodes["shop"].crash(self.world.rng.uniform(0.0, 0.5))
+
+
+STEPS = ("write", "shop", "stock")
+HEARING_ORDERS = [order for length in range(5) for order in itertools.product(STEPS, repeat=length)]
+
 ORDERS = [
     order for length in range(4) for order in itertools.product(("shop", "stock"), repeat=length)
 ]
@@ -185,4 +287,33 @@ def test_rolling_releases_in_every_order_lose_repeat_and_reorder_nothing(
         assert rows("/shop.db", "select count(*) from sm_parked") == [(0,)]
         count.update(releases.wire.count + releases.world.count)
     rare = ("crash", "refused") if has_no_database else ("crash", "held", "parked")
+    assert all(count[each] > 10 for each in rare), count
+
+
+@pytest.mark.parametrize("has_no_database", [False, True])
+def test_a_publisher_hears_of_subscriptions_in_every_order_of_restarts(
+    has_no_database: bool,
+) -> None:
+    """In the end all is taken, once, each event in the order of its key; and nobody was needed."""
+    count: Counter[str] = Counter()
+    for seed, order in enumerate(HEARING_ORDERS):
+        releases = Hearing(seed, has_no_database=has_no_database)
+        releases.world.run(releases.roll(order))
+        rows = releases.world.disk.rows
+        sold = rows("/shop.db", "select sku, n from sale order by n")
+        taken = rows("/stock.db", "select sku, n from taken order by id")
+        assert releases.broken == []
+        assert len(sold) == SOLD_IN_ALL
+        for key, is_return in itertools.product(KEYS, (False, True)):
+            mine = [n for sku, n in sold if sku == key and (n % 4 == 0) is is_return]
+            assert [n for sku, n in taken if sku == key and (n % 4 == 0) is is_return] == mine, (
+                seed, order, key, is_return,
+            )  # fmt: skip
+        for database in ("/stock.db", "/shop.db"):
+            assert rows(database, "select count(*) from sm_parked") == [(0,)]
+        wanted = rows("/shop.db", "select name from sm_subscription where is_wanted = 1")
+        assert sorted(wanted) == [(RETURNED,), (SOLD,)]
+        count.update(releases.wire.count + releases.world.count)
+        count["heard"] += releases.heard
+    rare = ("crash", "heard", "refused") if has_no_database else ("crash", "heard", "held")
     assert all(count[each] > 10 for each in rare), count

@@ -528,7 +528,7 @@ def test_a_subscriber_is_not_gone_while_a_process_of_another_release_declares_it
 
     book = SimpleNamespace(taken=lambda: {"stock": frozenset({"shop.sold", "books.closed"})})
     deps = SimpleNamespace(
-        services={}, subscribers={}, tracer=lambda _: None, caller=lambda *_: None
+        services={}, subscribers=dict, tracer=lambda _: None, caller=lambda *_: None
     )
     made = cast("Any", Control)(
         SimpleNamespace(deps=deps, act=act), token="t", authority=lambda: "h", remotes={}, book=book

@@ -90,6 +90,7 @@ def test_an_instance_says_what_it_offers_and_how_it_is() -> None:
             "relay/books",
             "saga recovery",
             "saga timers",
+            "subscriptions",
         ]
         assert {child.state for child in health.children.values()} == {"running"}
         assert repr(stock) == "<ServiceInstance stock>"

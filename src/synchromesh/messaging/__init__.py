@@ -15,6 +15,7 @@ from synchromesh.messaging.dead_letters import (
     find_letter,
     parked_numbers,
 )
+from synchromesh.messaging.declared import Declared, declaration_of
 from synchromesh.messaging.gone import (
     Forgotten,
     GoneSubscriber,
@@ -45,6 +46,7 @@ __all__ = [
     "SCHEMA",
     "Consumer",
     "DeadLetter",
+    "Declared",
     "Dropped",
     "Forgotten",
     "GoneSubscriber",
@@ -58,6 +60,7 @@ __all__ = [
     "Replayed",
     "SetAside",
     "Window",
+    "declaration_of",
     "deliver_to",
     "drop_letter",
     "end_subscriptions",

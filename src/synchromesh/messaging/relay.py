@@ -144,6 +144,11 @@ class Relay:
         """The name under which the checkpoint is kept in the publisher's database."""
         return f"{RELAY_PREFIX}{self._subscriber}"
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The stored names of the events that it delivers."""
+        return self._names
+
     async def run(self) -> None:
         """Deliver until cancelled, or until the log itself fails. A supervised child.
 

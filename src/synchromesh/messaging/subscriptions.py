@@ -1,8 +1,8 @@
 """What a subscriber has got of each public event: where a relay starts when subscriptions change.
 
 A relay has one checkpoint for all that its subscriber takes. A release may change what that is, and
-the publisher hears of it only when its own process is replaced; before that its relay has passed
-events over. So each event has its own entry: how far it was delivered when its subscription ended,
+the publisher hears of it some time later (`declared`); before that its relay has passed events
+over. So each event has its own entry: how far it was delivered when its subscription ended,
 or when another one began. A new subscription begins with the log, as a new subscriber does; one
 that ends does so where the log ended then, so that a release that is taken back leaves nothing
 undelivered behind which its key has gone on (O1, O3).

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from synchromesh.calls import Caller, FaultTable, Isolations, Policies, Transport
 from synchromesh.discovery import Resolver
 from synchromesh.identity import Signer
+from synchromesh.messaging import Declared
 from synchromesh.resilience import LimitOptions
 from synchromesh.runtime import Runtime
 from synchromesh.service.definition import Service
@@ -43,6 +44,7 @@ class Deps:
         isolations: the edges that people have isolated by hand.
         retention: after which time services forget what they keep.
         archive: opens what keeps in files what a service forgets; None where nothing is kept.
+        declared: which events the running processes of services take, as they say themselves.
     """
 
     runtime: Runtime
@@ -62,11 +64,16 @@ class Deps:
     isolations: Isolations = field(default_factory=Isolations)
     retention: Retention = field(default_factory=Retention)
     archive: Callable[[str], Archive | None] = lambda _: None
+    declared: Declared = field(default_factory=Declared)
 
-    @property
     def subscribers(self) -> dict[str, frozenset[str]]:
-        """The public events, by stored name, that each service takes."""
-        return {n: frozenset(s.subscriptions) for n, s in self.services.items() if s.subscriptions}
+        """Return the public events, by stored name, that each service takes.
+
+        It is what the code says that this process has loaded, with what running processes declare.
+        """
+        return self.declared.added_to(
+            {name: frozenset(each.subscriptions) for name, each in self.services.items()}
+        )
 
     def tracer(self, name: str) -> Tracer:
         """Return the tracer of a service or of another caller."""

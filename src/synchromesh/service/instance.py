@@ -27,7 +27,6 @@ from synchromesh.messaging import (
     Relay,
     SetAside,
     deliver_to,
-    end_subscriptions,
     gone_subscribers,
     summarize,
 )
@@ -45,6 +44,7 @@ from synchromesh.service.handlers import Operations
 from synchromesh.service.no_store import NoStore
 from synchromesh.service.projections import Projections
 from synchromesh.service.readiness import Readiness
+from synchromesh.service.relays import Relays
 from synchromesh.service.scheduler import SCHEMA as SCHEDULE_SCHEMA
 from synchromesh.service.scheduler import Scheduler, list_schedules
 from synchromesh.service.supervisor import Child, ChildState, Supervisor
@@ -74,9 +74,11 @@ class ServiceInstance:
 
     Attributes:
         forgetting: forgets what is kept long enough; there where it has a database.
+        relays: deliver what it publishes; likewise.
     """
 
     forgetting: Forgetting
+    relays: Relays
 
     def __init__(self, service: Service, store: Store, deps: Deps, tracer: Tracer) -> None:
         self.service = service
@@ -102,7 +104,6 @@ class ServiceInstance:
             ignored=frozenset(service.ignored),
             keep_s=deps.keep_s,
         )
-        self.relays: dict[str, Relay] = {}
         self.projections = Projections(service, store, self._units, runtime)
         wait_for = self.projections.wait_for
         handler_deps = HandlerDeps(
@@ -158,13 +159,15 @@ class ServiceInstance:
             if instance.has_database:
                 await adopt_keys(store, is_wanted=service.is_personal)
                 await instance.projections.prepare()
-                await end_subscriptions(store, instance.relays)
+                await instance.relays.prepare()
                 await instance.engine.recover()
         except BaseException:
             await instance.stop()
             raise
         for child in instance._children:
             instance._supervisor.start(child)
+        if instance.has_database:
+            instance.relays.start()
         return instance
 
     @property
@@ -268,18 +271,24 @@ class ServiceInstance:
             Child("forgetting", self.forgetting.run),
             Child("keys", lambda: keep_overwriting(self.store.vault)),
         ]
-        for subscriber, wanted in sorted(deps.subscribers.items()):
-            if names := wanted & own:
-                relay = self.relays[subscriber] = Relay(
-                    self.store,
-                    self.caller,
-                    subscriber=subscriber,
-                    names=names,
-                    tracer=tracer,
-                    runtime=deps.runtime,
-                    personal=personal,
-                )
-                children.append(Child(relay.checkpoint_name, relay.run))
+        self.relays = Relays(
+            self.store,
+            lambda subscriber, names: Relay(
+                self.store,
+                self.caller,
+                subscriber=subscriber,
+                names=names,
+                tracer=tracer,
+                runtime=deps.runtime,
+                personal=personal,
+            ),
+            own=own,
+            subscribers=deps.subscribers,
+            listen=deps.declared.listen,
+            supervisor=self._supervisor,
+        )
+        if own:
+            children.append(Child("subscriptions", self.relays.run))
         for scheduled in self.service.schedules.values():
             scheduler = Scheduler(
                 scheduled, self.store, self.caller, runtime=deps.runtime, keep_s=deps.keep_s

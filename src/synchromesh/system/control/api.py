@@ -163,8 +163,7 @@ class Control:
         """Return the merged status of all processes."""
         own, *others = await asyncio.gather(*(each.status() for each in self._all()))
         own = msgspec.structs.replace(own, contract_breaks=self._book.status())
-        taken = self._taken()
-        return Status.merge(*(each.with_taken(taken) for each in (own, *others)))
+        return Status.merge(own, *others)
 
     async def replace(self, name: str, reason: str) -> list[str]:
         """Replace the processes of a part; return why they were refused, a line for each.
@@ -385,7 +384,7 @@ class Control:
 
     def _taken(self) -> dict[str, frozenset[str]]:
         """Return the events that each service takes: by its processes, or by this one's code."""
-        return {**self._local.deps.subscribers, **self._book.taken()}
+        return {**self._local.deps.subscribers(), **self._book.taken()}
 
     async def _trace(self, _: HttpRequest, trace_id: str) -> object:
         if trace_id == LAST:

@@ -116,11 +116,11 @@ async def _replay_one(
     if letter.is_incoming:
         return await instance.consumer.replay(letter.number, who=wanted.who, why=wanted.why)
     subscriber = letter.lane.subscriber
-    relay = instance.relays.get(subscriber)
+    relay = instance.relays.by_subscriber.get(subscriber)
     if relay is None:
         raise BadRequest(
-            f"message {letter.number} was refused by {subscriber!r}, to which this release of "
-            f"{instance.service.name} delivers nothing any more; drop it"
+            f"message {letter.number} was refused by {subscriber!r}, who takes nothing of "
+            f"{instance.service.name} any more; drop it"
         )
     return await relay.replay(letter, who=wanted.who, why=wanted.why)
 

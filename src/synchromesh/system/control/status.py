@@ -126,15 +126,13 @@ class GoneStatus(msgspec.Struct, frozen=True):
     """A subscriber that takes nothing of a service any more, and for whom it keeps events.
 
     `behind` is how many public events come after the position that it has passed, up to 100,000;
-    `set_aside` how many messages that it refused, likewise. `is_taken`: a process of it does take
-    them, of a release that the service's process does not know yet.
+    `set_aside` how many messages that it refused, likewise.
     """
 
     subscriber: str
     position: int
     behind: int
     set_aside: int
-    is_taken: bool = False
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
@@ -305,23 +303,6 @@ class Status(msgspec.Struct, frozen=True):
     findings: list[str] = []
     admin: str = ""
 
-    def with_taken(self, taken: Mapping[str, frozenset[str]]) -> Status:
-        """Return it, told which subscribers take events of which services after all."""
-
-        def told(name: str, service: ServiceStatus) -> ServiceStatus:
-            begins = f"{name.partition('#')[0]}."
-            found = [
-                msgspec.structs.replace(
-                    each,
-                    is_taken=any(e.startswith(begins) for e in taken.get(each.subscriber, ())),
-                )
-                for each in service.gone
-            ]
-            return msgspec.structs.replace(service, gone=found) if found else service
-
-        services = {name: told(name, each) for name, each in self.services.items()}
-        return msgspec.structs.replace(self, services=services)
-
     @classmethod
     def merge(cls, first: Status, *others: Status) -> Status:
         """Merge statuses; system name, process id, faults and isolations are those of the first.
@@ -429,12 +410,7 @@ def _set_aside(service: str, groups: list[SetAsideStatus]) -> Iterator[str]:
 
 def _gone(service: str, subscribers: list[GoneStatus]) -> Iterator[str]:
     for each in subscribers:
-        if each.is_taken:
-            yield (
-                f"{service}: {each.subscriber} takes events of it, which its process does not know "
-                f"yet; events that wait: {each.behind}; synchromesh restart {service}"
-            )
-        elif each.behind or each.set_aside:
+        if each.behind or each.set_aside:
             yield (
                 f"{service}: {each.subscriber} takes nothing of it any more, and what it has not "
                 f"got is kept: events: {each.behind}, messages set aside: {each.set_aside}; if it "

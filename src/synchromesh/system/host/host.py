@@ -50,6 +50,7 @@ from synchromesh.system.host.gateway_reload import Fits, GatewayReload
 from synchromesh.system.host.logs import log_to
 from synchromesh.system.host.securing import secured_network, terminated
 from synchromesh.system.host.service_part import Listening, ServicePart, Superseded
+from synchromesh.system.host.subscribers import follow_subscribers
 from synchromesh.system.host.waits import all_of, first_of
 from synchromesh.system.host.watchdog import watch_loop
 from synchromesh.system.supervise.external import ExternalProcess
@@ -177,11 +178,9 @@ class Host:
         `fix` is told the endpoints of an external service at each of its starts, and whenever
         others of its URLs are up.
         """
-        self._definitions, self._fix = definitions, fix
+        self._definitions, self._fix, self._failure = definitions, fix, ""
         self._failed.clear()
-        self._failure = ""
-        runtime, enter, config = self.runtime, self.exit, self.config
-        section = config.admin
+        runtime, enter, config, section = self.runtime, self.exit, self.config, self.config.admin
         port = section.ports.get(self.name, 0) if self.name else section.port
         self.admin = AdminListener(runtime.network, section.host, port, wall_us=runtime.wall_us)
         ring = SqliteRing(str(self._telemetry("spans", "db")), runtime)
@@ -282,12 +281,14 @@ class Host:
             ContractError: a service does not fit its contract.
             DiscoveryError: the registry refuses a service, or does not answer.
         """
-        config = self.config
         for name in names:
-            if name in config.external:
+            if name in self.config.external:
                 await self._run_external(name)
-        wanted = [part for name in names if name != GATEWAY for part in parts_of(config, name)]
-        parts = [self._service(part) for part in wanted]
+        found = [part for name in names if name != GATEWAY for part in parts_of(self.config, name)]
+        if any(self.deps.services[part.service].published() for part in found):
+            services, declared = self.deps.services, self.deps.declared
+            await follow_subscribers(self._registry, services, declared, self.background)
+        parts = [self._service(part) for part in found]
         for part in parts:
             await part.start()
         for part in parts:

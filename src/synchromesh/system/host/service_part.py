@@ -18,6 +18,7 @@ from synchromesh.discovery import Endpoint, Registration, Registry
 from synchromesh.errors import ConfigError, DiscoveryError, StaleIncarnation, StoreLocked
 from synchromesh.http import HttpServer
 from synchromesh.identity import REGISTRY
+from synchromesh.messaging import declaration_of
 from synchromesh.service import (
     Child,
     Deps,
@@ -140,13 +141,14 @@ class ServicePart:
     async def open(self) -> None:
         """Register the service and start serving."""
         deps, url = self._deps, self._server.url
+        takes = declaration_of(deps.services[self._part.service].subscriptions)
         instance, service = self._part.instance, self._part.service
         if self._inproc is not None:
-            endpoint = Endpoint(instance, service, f"inproc://{instance}", ((HTTP, url),))
+            endpoint = Endpoint(instance, service, f"inproc://{instance}", ((HTTP, url), takes))
         else:
             # The number of the process tells the supervisor whose lease to end when it has ended.
             process = ("pid", str(os.getpid()))
-            endpoint = Endpoint(instance, service, url, (process,))
+            endpoint = Endpoint(instance, service, url, (process, takes))
         token = deps.signer.token(service, audience=REGISTRY, now_us=deps.runtime.wall_us())
         registration = await self._registry.register(endpoint, credential=token)
         self._registration = registration

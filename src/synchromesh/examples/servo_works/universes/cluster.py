@@ -200,6 +200,9 @@ class Cluster:
         self._running[runtime.name] = release
         # A process knows the others as they were when its own release was made.
         found = releases()[release] if release else services()
+        if release and runtime.name == "orders-2":
+            # This one's folder is never brought up to date: that inventory takes more, it hears.
+            found = {**found, "inventory": releases()["old"]["inventory"]}
         if "keep_s" in self.otherwise:
             found = hurried()
         definitions = Definitions(list(found.values()))
