@@ -258,6 +258,26 @@ def test_a_task_that_never_began_gives_its_place_back() -> None:
     through(main, gateway=with_mirror(Mirror(PARTNER)))
 
 
+def test_an_engine_that_was_replaced_gives_its_places_back() -> None:
+    """Its book goes on in the next one: of copies under way, and of those that end after it."""
+
+    async def main(way: Way) -> None:
+        way.store.answer = telling({})
+        way.partner.answer = answering(200, after_s=600.0)
+        await way.ask("GET /stock/a", by="")
+        while not way.partner.seen:
+            await asyncio.sleep(0.01)
+        assert book(way).in_flight == 1
+        await way.engine.retire()
+        assert book(way).in_flight == 0
+        assert (await way.ask("GET /stock/a", by="")).status == 200
+        await settle(way)
+        assert book(way).counts.dropped == 1
+        assert len(way.partner.seen) == 1
+
+    through(main, gateway=with_mirror(Mirror(PARTNER, in_flight_max=1)))
+
+
 def test_a_copy_is_never_tried_again() -> None:
     """Each costs the mirror one request; its 5xx is an answer to compare."""
 
