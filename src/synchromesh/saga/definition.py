@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from synchromesh.codec import decoder_of
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ConfigError, ContractError
+from synchromesh.functions import Weakly, there, weakly
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.handle import SagaRun
 from synchromesh.saga.policy import SagaPolicy
@@ -82,7 +83,7 @@ class SagaDefinition(Generic[I, R]):
         Raises:
             ContractError: an annotation is missing or cannot be resolved.
         """
-        return _shape_of(self.fn, self.name)
+        return _shape_of(weakly(self.fn), self.name)
 
     async def tell(self, tx: TellingUnit, id: str, event: object) -> bool:  # noqa: A002
         """Tell a run something, within a unit of its service; return False where it has ended.
@@ -107,7 +108,8 @@ class SagaDefinition(Generic[I, R]):
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape_of(fn: Callable[..., Any], saga: str) -> SagaSignature:
+def _shape_of(weak: Weakly, saga: str) -> SagaSignature:
+    fn = there(weak)
     try:
         hints = typing.get_type_hints(fn, include_extras=True)
     except NameError as error:

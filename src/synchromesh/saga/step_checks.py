@@ -14,6 +14,7 @@ from synchromesh.calls.contract import Command, Operation
 from synchromesh.codec import decoder_of, encode, keeps_its_form, writer_of
 from synchromesh.durations import is_count, is_number
 from synchromesh.errors import ContractError
+from synchromesh.functions import Weakly, there, weakly
 from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
 
 
@@ -32,12 +33,13 @@ class StepSignature(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def signature_of(fn: Callable[..., Any]) -> StepSignature:
+def signature_of(weak: Weakly) -> StepSignature:
     """Return the name of a step's function, and the type of its result.
 
     Raises:
         ContractError: it has none.
     """
+    fn = there(weak)
     name = str(getattr(fn, "__name__", ""))
     try:
         hints = typing.get_type_hints(fn, include_extras=True) if name else {}
@@ -130,8 +132,9 @@ def check_undo(
 
 
 @functools.lru_cache(maxsize=4096)
-def taken_by(undo: Callable[..., Any]) -> tuple[str, Any] | None:
+def taken_by(weak: Weakly) -> tuple[str, Any] | None:
     """Return the name and the type of the parameter for the result, where both are known."""
+    undo = there(weak)
     if not isinstance(undo, FunctionType) or hasattr(undo, "__wrapped__"):
         return None
     code = undo.__code__
@@ -155,12 +158,12 @@ def check_taken(step: str, result_type: Any, undo: str, taken: tuple[str, Any] |
 
 
 @functools.lru_cache(maxsize=4096)
-def check_async(name: str, fn: Callable[..., Any]) -> None:
+def check_async(name: str, weak: Weakly) -> None:
     """Refuse a function that has had its effect before anything is awaited. Raises ContractError.
 
     One that is wrapped is judged by what is within.
     """
-    if not inspect.iscoroutinefunction(inspect.unwrap(fn)):
+    if not inspect.iscoroutinefunction(inspect.unwrap(there(weak))):
         raise ContractError(
             f"{name} is given to s.step and is not `async def`: it would stop the whole process "
             "while it works; call it by `await asyncio.to_thread(...)` in one that is"
@@ -168,7 +171,7 @@ def check_async(name: str, fn: Callable[..., Any]) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def check_arity(what: str, fn: Callable[..., Any], first: str, given: int) -> None:
+def check_arity(what: str, weak: Weakly, first: str, given: int) -> None:
     """Refuse a function that cannot be called as it would be, at each attempt anew.
 
     One that is wrapped by a decorator is judged by what the decorator takes.
@@ -181,6 +184,7 @@ def check_arity(what: str, fn: Callable[..., Any], first: str, given: int) -> No
     Raises:
         ContractError: it has no parameter for the first one, too many or too few others.
     """
+    fn = there(weak)
     try:
         taken = inspect.signature(fn, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):
@@ -232,7 +236,7 @@ def check_undo_of_unknown(
     """Refuse an undo of `s.step` that does not take both a result and what stands for none."""
     if is_pivot:
         raise ContractError(f"pivot {step} is never undone; it takes no undo")
-    taken = taken_by(undo)
+    taken = taken_by(weakly(undo))
     if taken is None:
         return
     name, type_ = taken

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from types import FunctionType
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 import msgspec
 
 from synchromesh.calls.contract import Call, Command
 from synchromesh.codec import NO_FIT, decode, digest, encode
 from synchromesh.errors import BadRequest, ContractError, Rejection, SagaGone, from_problem
+from synchromesh.functions import weakly
 from synchromesh.personal_types import PersonalFields, personal_fields
 from synchromesh.saga.records import Ask
 from synchromesh.saga.step_checks import (
@@ -140,11 +143,14 @@ class WriteStep(Step[R_co]):
         args: tuple[object, ...],
         undo: Callable[[Any, Any], Awaitable[object]] | None,
     ) -> None:
-        name, result_type, personal, mask = signature_of(fn)
-        check_arity("s.write", fn, "tx", len(args))
+        # As `weakly` does it, without its frame.
+        weak = ref(fn) if type(fn) is FunctionType else weakly(fn)
+        name, result_type, personal, mask = signature_of(weak)
+        check_arity("s.write", weak, "tx", len(args))
         if undo is not None:
-            check_arity("its undo=", undo, "tx", 1)
-            check_taken(name, result_type, getattr(undo, "__name__", ""), taken_by(undo))
+            weak = ref(undo) if type(undo) is FunctionType else weakly(undo)
+            check_arity("its undo=", weak, "tx", 1)
+            check_taken(name, result_type, getattr(undo, "__name__", ""), taken_by(weak))
         ask = Ask(name, _digest_of(args, mask), is_write=True, has_undo=undo is not None)
         super().__init__(saga, ask, result_type, personal)
         self.fn, self.args, self.undo = fn, args, undo
@@ -237,12 +243,15 @@ class FunctionStep(Step[R_co]):
         timeout_s: float | None,
         attempts_max: int | None,
     ) -> None:
-        name, result_type, personal, mask = signature_of(fn)
-        check_async(name, fn)
-        check_arity("s.step", fn, "key", len(args))
+        # As `weakly` does it, without its frame.
+        weak = ref(fn) if type(fn) is FunctionType else weakly(fn)
+        name, result_type, personal, mask = signature_of(weak)
+        check_async(name, weak)
+        check_arity("s.step", weak, "key", len(args))
         if undo is not None:
-            check_async(getattr(undo, "__name__", repr(undo)), undo)
-            check_arity("its undo=", undo, "key", 1)
+            weak = ref(undo) if type(undo) is FunctionType else weakly(undo)
+            check_async(getattr(undo, "__name__", repr(undo)), weak)
+            check_arity("its undo=", weak, "key", 1)
             check_undo_of_unknown(name, result_type, undo, Unknown, is_pivot)
         check_patience(name, timeout_s, attempts_max, is_pivot)
         ask = Ask(
@@ -262,7 +271,7 @@ class SideStep(Step[R_co]):
     __slots__ = ("fn",)
 
     def __init__(self, saga: StepBook, fn: Callable[[], R_co]) -> None:
-        name, result_type, personal, _ = signature_of(fn)
+        name, result_type, personal, _ = signature_of(weakly(fn))
         super().__init__(saga, Ask(name, digest(b""), is_write=True), result_type, personal)
         self.fn = fn
 

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple, overload
+from weakref import ref
 
 import msgspec
 from msgspec.structs import replace
@@ -26,6 +27,7 @@ from synchromesh.errors import (
     from_problem,
 )
 from synchromesh.events import AppendReceipt
+from synchromesh.functions import Weakly, there, weakly
 from synchromesh.identity import Principal
 from synchromesh.personal_types import PersonalFields, mask_arguments, personal_fields
 from synchromesh.runtime import Runtime
@@ -256,7 +258,9 @@ class Context:
         """
         running = self._writing("ctx.write")
         name = getattr(unit, "__name__", "unit")
-        wanted = digest(_told(name, args, _shape_of(unit).mask))
+        # As `weakly` does it, without its frame.
+        weak = ref(unit) if type(unit) is FunctionType else weakly(unit)
+        wanted = digest(_told(name, args, _shape_of(weak).mask))
         once = Once(running.caller, self._nested(name), wanted, self._deps.keep_s)
         return self._write(running, once, name, unit, args)
 
@@ -268,7 +272,9 @@ class Context:
         unit: Callable[[Transaction, *Ts], Awaitable[R]],
         args: tuple[*Ts],
     ) -> R:
-        result_type, personal, _ = _shape_of(unit)
+        result_type, personal, _ = _shape_of(
+            ref(unit) if type(unit) is FunctionType else weakly(unit)
+        )
         self._check_over("ctx.write")
         rejections: list[Rejection] = []
 
@@ -397,8 +403,9 @@ class _UnitShape(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _shape_of(function: Callable[..., Any]) -> _UnitShape:
+def _shape_of(weak: Weakly) -> _UnitShape:
     """Return the annotated types of a function; its result is `Any` where there is none."""
+    function = there(weak)
     name = getattr(function, "__qualname__", function)
     try:
         result = typing.get_type_hints(function, include_extras=True).get("return", Any)

@@ -1,0 +1,58 @@
+"""Functions as keys of what is known of them, which does not keep them.
+
+One that is made for a request or a run, or is of an object of that, is gone with it, and so is all
+that it closes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, Final, NamedTuple, TypeAlias
+from weakref import ref
+
+_NOBODY: Final = object()
+
+
+class _MethodRef(NamedTuple):
+    """A method, whoever's it is: each time that it is asked for, it is another object."""
+
+    function: ref[Callable[..., Any]]
+
+    def __call__(self) -> Callable[..., Any] | None:
+        function = self.function()
+        return None if function is None else MethodType(function, _NOBODY)
+
+
+class _Itself(NamedTuple):
+    function: Callable[..., Any]
+
+    def __call__(self) -> Callable[..., Any]:
+        return self.function
+
+
+Weakly: TypeAlias = ref[Callable[..., Any]] | _MethodRef | _Itself
+
+
+def weakly(function: Callable[..., Any]) -> Weakly:
+    """Return a key for what is known of a callable; of a plain function it is a `ref`.
+
+    Example:
+        >>> weakly(weakly) == ref(weakly), weakly("a".join)() is None
+        (True, True)
+    """
+    if isinstance(function, MethodType):
+        return _MethodRef(ref(function.__func__))
+    try:
+        return ref(function)
+    except TypeError:
+        # An object with slots, by what it is called by; what is no function at all is itself.
+        call = type(function).__call__
+        return _MethodRef(ref(call)) if isinstance(call, FunctionType) else _Itself(function)
+
+
+def there(key: Weakly) -> Callable[..., Any]:
+    """Return the callable of a key; whoever asks holds it."""
+    function = key()
+    assert function is not None, "it is asked for while it is there"
+    return function
