@@ -78,8 +78,11 @@ def refuse_out_of_range(
             raise ConfigError(f"{what} {name} is {getattr(options, name)!r}; make it {expected}")
 
 
-def duration(text: str) -> float:
+def duration(text: object, option: str = "") -> float:
     """Return the seconds that a number with a unit (ms, s, m, h, d) stands for.
+
+    Args:
+        option: what is so long; the message of a mistake begins with it.
 
     Raises:
         ConfigError: it is no such text, or it is not longer than zero.
@@ -88,12 +91,19 @@ def duration(text: str) -> float:
         >>> duration("700ms"), duration("1.5s"), duration("10m")
         (0.7, 1.5, 600.0)
     """
+    head = f"{option}: " if option else ""
+    if not isinstance(text, str):
+        what, such = f"a {type(text).__name__}", "5s"
+        if isinstance(text, int | float) and is_number(text):
+            what = str(text)[:40]
+            such = f"{text:g}s" if 1e-3 <= text < 1e6 else such
+        raise ConfigError(f'{head}{what} is no duration; write a text such as "{such}"')
     matched = _FORM.fullmatch(text)
     # A division is exact where it can be: "700ms" is 0.7.
     length_s = float(matched[1]) * _UNITS_MS[matched[2]] / 1e3 if matched else 0.0
     if length_s <= 0:
         raise ConfigError(
-            f"{text[:40]!r} is not a duration; write a number above 0 with ms, s, m, h or d, "
+            f"{head}{text[:40]!r} is not a duration; write a number above 0 with ms, s, m, h or d, "
             'such as "300ms", "1.5s" or "10m"'
         )
     return length_s

@@ -189,6 +189,11 @@ MISTAKES = [
     (f"{HEAD}\nway_in = 5", "", ["is not a Gateway"]),
     (f"{HEAD}\nway_in = Gateway(routes=[{COUNT}, {COUNT}])", "", ["have the same path"]),
     (
+        f"{HEAD}\nway_in = Gateway(routes={COUNT}, auth=print)",
+        "",
+        ["a bare Route", "AuthFunction(print)"],
+    ),
+    (
         f"{HEAD}\nway_in = Gateway(routes=[{COUNT}, Forward('GET /x', to='far', public=True)])",
         "",
         ["leads to 'far'"],

@@ -94,6 +94,8 @@ wrong = Gateway(
     ],
 )
 
+by_nobody = Gateway(auth=ApiKeys, routes=["GET /x", *wrong.routes[:1]])  # type: ignore[arg-type,list-item]
+
 
 @pytest.fixture(autouse=True)
 def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +143,26 @@ def test_every_mistake_is_named(tmp_path: Path, run: Run) -> None:
     assert not any("/all/" in each for each in mistakes)
     assert all(any(mistake in each for each in mistakes) for mistake in expected)
     assert not (folder / ".synchromesh" / "data").exists()
+
+
+def test_what_is_no_way_to_tell_who_asks_or_no_route_is_named(tmp_path: Path, run: Run) -> None:
+    """By every command that reads it; no traceback, and no other mistake for want of it."""
+    folder = folder_of(tmp_path, "by_nobody")
+    for words in (
+        ("gateway", "check"),
+        ("gateway", "explain"),
+        ("gateway", "key", "add", "ann"),
+        ("gateway", "upstream-key", "shop"),
+        ("config", "check"),
+        ("config", "explain"),
+        ("dev",),
+        ("export", "envoy", "envoy"),
+    ):
+        ran = run(folder, *words)
+        assert ran.code == 2, (words, ran.err)
+        assert "auth is the class ApiKeys; write a list: auth=[ApiKeys()]" in ran.err, words
+        assert "routes[0] is 'GET /x'; write Route, Aggregate or Forward" in ran.err, words
+        assert "no auth" not in ran.err
 
 
 @pytest.mark.parametrize(

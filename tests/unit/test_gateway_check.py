@@ -155,7 +155,7 @@ MISTAKES: list[tuple[Gateway, str]] = [
     (passing(body_max="64"), "its body_max: '64' is no size"),
     (passing(body_max="64MB"), "'64MB' is no size; write a whole number of B, KiB, MiB or GiB"),
     (passing(body_max="-1B"), "'-1B' is no size"),
-    (passing(body_max=64), "its body_max: expected string"),
+    (passing(body_max=64), "its body_max: '64' is no size"),
     (passing(headers="x-a"), 'headers is a text; write a set of texts, such as {"x-a"}'),
     (passing(headers={"X-A"}), "'X-A' is no header in lower case"),
     (passing(headers={"x_a"}), "'x_a' is no header in lower case"),
@@ -175,7 +175,7 @@ MISTAKES: list[tuple[Gateway, str]] = [
     ),
     (Gateway(routes=[]), "has no routes"),
     (Gateway(routes=[], in_flight_max=0), "in_flight_max is 0"),
-    (with_route("GET /x"), "route 1 is a str"),  # type: ignore[arg-type]
+    (with_route("GET /x"), "routes[0] is 'GET /x'; write Route, Aggregate or Forward"),  # type: ignore[arg-type]
     (with_route(Route("FETCH /x", Orders.one)), "'FETCH /x' is not a route"),
     (with_route(Route("GET x", Orders.one)), "is not a route"),
     (with_route(Route("GET /x{id}", Orders.one)), "is not a route"),
@@ -193,7 +193,7 @@ MISTAKES: list[tuple[Gateway, str]] = [
         with_route(Route("POST /orders", Orders.place, fallback=Stale("1m"))),
         "POST /orders: orders.place is a command; a fallback must never stand for a write",
     ),
-    (with_route(Route("GET /o", Orders.one, deadline=5)), "expected string"),  # type: ignore[arg-type]
+    (with_route(Route("GET /o", Orders.one, deadline=5)), "its deadline: 5 is no duration"),  # type: ignore[arg-type]
     (with_route(Route("GET /o", Orders.one, rate=Rate("20"))), "'20' is no rate"),
     (with_route(Route("GET /o", Orders.one, rate=Rate("0/s"))), "'0/s' is no rate"),
     (with_route(Route("GET /o", Orders.one, rate=Rate("1/s", burst=0))), "a burst of 0"),
@@ -261,8 +261,8 @@ MISTAKES: list[tuple[Gateway, str]] = [
     ),
     (with_route(Route("POST /orders", Orders.place, strict="yes")), "strict is 'yes'; write True"),  # type: ignore[arg-type]
     (kept("30s"), "its cache is a str; write one such as Cache("),
-    (kept(Cache("soon")), "its cache: 'soon' is not a duration"),
-    (kept(Cache(30)), "its cache: expected string"),  # type: ignore[arg-type]
+    (kept(Cache("soon")), "its cache: max_age: 'soon' is not a duration"),
+    (kept(Cache(30)), "its cache: max_age: 30 is no duration"),  # type: ignore[arg-type]
     (kept(Cache("500ms")), "its cache has a max_age of 500ms; write 1s to 365d"),
     (kept(Cache("366d")), "its cache has a max_age of 366d"),
     (kept(Cache("1m", shared="yes")), "its cache is shared='yes'; write True or False"),  # type: ignore[arg-type]

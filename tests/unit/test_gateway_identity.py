@@ -605,7 +605,11 @@ WRONG: Mapping[str, tuple[list[Any], dict[str, Any], str]] = {
         "can give principals the same names",
     ),
     "two rules of one prefix are one authority": ([BY_NAME, BY_NAME], {}, ""),
-    "a function that is not async": ([AuthFunction(lambda _: None)], {}, "it is not async"),  # type: ignore[arg-type,return-value]
+    "a function that is not async": (
+        [AuthFunction(lambda _: None)],  # type: ignore[arg-type,return-value]
+        {},
+        "its function is not async",
+    ),
     "no time": ([own(by_cookie, within="0s")], {}, "within is 0s"),
     "a long time": ([own(by_cookie, within="1h")], {}, "within is 1h, and up to 30 s"),
     "no duration": ([own(by_cookie, within="soon")], {}, "within:"),

@@ -48,6 +48,17 @@ async def listen(tx: Transaction, reserved: Reserved) -> None:
     return None
 
 
+def test_a_duration_of_a_saga_is_a_text() -> None:
+    """The saga and the option are named, and what to write."""
+    stock = Service("stock")
+
+    async def restock(s: Any, note: str) -> None:
+        return None
+
+    with pytest.raises(ConfigError, match=r"saga 'restock': deadline: 60 is no .* as \"60s\""):
+        stock.saga(str, deadline=60)(restock)  # type: ignore[arg-type]
+
+
 def test_a_whole_service_passes() -> None:
     """What the contract offers is handled, and what is published is listed."""
     stock = make_stock(Hooks())

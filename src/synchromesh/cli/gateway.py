@@ -47,6 +47,7 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     """
     import asyncio
 
+    from synchromesh.gateway.arguments import sound
     from synchromesh.gateway.check import refusal_of
     from synchromesh.system.config.gateway_check import read_gateway
     from synchromesh.system.config.rundir import RunDir
@@ -55,12 +56,13 @@ def check(folder: Path, settings: tuple[str, ...], is_json: bool) -> int:
     runtime, (config, definition) = RealRuntime(), definition_of(folder, settings)
     reading = asyncio.run(read_gateway(definition, config, RunDir(folder), runtime))
     mistakes = (*reading.mistakes, *tls_mistakes(config, folder, runtime.wall_us() / 1e6))
+    routes = len(sound(definition)[0].routes)
     if is_json:
-        print_json({"routes": len(definition.routes), "mistakes": mistakes})
+        print_json({"routes": routes, "mistakes": mistakes})
     elif mistakes:
         raise refusal_of(mistakes)
     else:
-        print_line(f"all is right with {len(definition.routes)} routes")
+        print_line(f"all is right with {routes} routes")
     return MISTAKE if mistakes else 0
 
 
@@ -301,7 +303,7 @@ def upstream_key(folder: Path, upstream: str, is_json: bool) -> int:
     from synchromesh.system.config.rundir import RunDir
     from synchromesh.system.config.secrets import signing_key
 
-    config, definition = definition_of(folder, ())
+    config, definition = _sound_definition_of(folder)
     told = sorted({r.to for r in definition.routes if isinstance(r, Forward) and r.principal})
     if upstream not in told:
         known = ", ".join(told) or "none; write Forward(..., principal=True)"
@@ -324,11 +326,23 @@ def _keys_file(folder: Path) -> tuple[ApiKeysFile, set[str]]:
     from synchromesh.system.config.gateway_keys import keys_file_of
     from synchromesh.system.config.rundir import RunDir
 
-    _, definition = definition_of(folder, ())
+    _, definition = _sound_definition_of(folder)
     runtime, rundir = RealRuntime(), RunDir(folder)
     file = keys_file_of(definition, rundir, runtime.disk)
     rundir.create()
     return file, {scope for route in definition.routes for scope in route.scopes}
+
+
+def _sound_definition_of(folder: Path) -> tuple[SystemConfig, Gateway]:
+    """Return the same for commands that need no whole gateway: what is of no kind is named."""
+    from synchromesh.gateway.arguments import sound
+    from synchromesh.gateway.check import refusal_of
+
+    config, definition = definition_of(folder, ())
+    definition, mistakes = sound(definition)
+    if mistakes:
+        raise refusal_of(mistakes)
+    return config, definition
 
 
 def definition_of(folder: Path, settings: tuple[str, ...]) -> tuple[SystemConfig, Gateway]:

@@ -309,20 +309,17 @@ class _BranchReader:
     def _read_timeout(self, deadline_s: float) -> float | None:
         if self._branch.timeout is None:
             return None
-        timeout_s = self._duration(self._branch.timeout)
+        try:
+            timeout_s = duration(self._branch.timeout, "timeout")
+        except ConfigError as error:
+            self._note(f"its {error.message}")
+            return 0.0
         if timeout_s > deadline_s:
             self._note(
                 f"its timeout of {self._branch.timeout} is longer than the deadline of the "
                 f"aggregate, {self._aggregate.deadline}"
             )
         return timeout_s
-
-    def _duration(self, text: str) -> float:
-        try:
-            return duration(text)
-        except ConfigError as error:
-            self._note(error.message)
-            return 0.0
 
 
 def _missing(shape: Signature, args: Mapping[str, str]) -> list[str]:

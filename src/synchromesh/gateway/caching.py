@@ -95,9 +95,9 @@ def read_cache(
     max_age_s = 0.0
     if cache.max_age is not None:
         try:
-            max_age_s = duration(cache.max_age)
-        except (ConfigError, TypeError) as error:
-            note(f"its cache: {error}")
+            max_age_s = duration(cache.max_age, "max_age")
+        except ConfigError as error:
+            note(f"its cache: {error.message}")
             return None
         if not 1.0 <= max_age_s <= MAX_AGE_S:
             note(

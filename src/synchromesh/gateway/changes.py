@@ -81,7 +81,7 @@ def _routes(before: Gateway, after: Gateway) -> Iterator[GatewayChange]:
 
 def name_of(route: Route | Aggregate | Forward) -> str:
     """Return the name by which the engine knows a route: method, host and path."""
-    method, _, path = route.route.partition(" ")
+    method, _, path = str(route.route).partition(" ")
     return f"{method} {route.host}{path}"
 
 

@@ -15,9 +15,10 @@ from synchromesh.calls.contract import Operation
 from synchromesh.calls.routes import ANY
 from synchromesh.durations import duration
 from synchromesh.errors import ConfigError, ContractError, SynchromeshError
+from synchromesh.gateway.arguments import auth_mistakes, reading, sound
 from synchromesh.gateway.branches import CompiledBranch, read_branches
 from synchromesh.gateway.caching import CompiledCache, read_cache
-from synchromesh.gateway.certificates import Certificates
+from synchromesh.gateway.changes import name_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.compiled_beside import BesideReader
 from synchromesh.gateway.cors import CompiledCors, read_cors
@@ -25,13 +26,11 @@ from synchromesh.gateway.described import read_described
 from synchromesh.gateway.fallbacks import CompiledFallback, read_fallback
 from synchromesh.gateway.forward import read_forward
 from synchromesh.gateway.hosts import hosts_meet, is_host_pattern
-from synchromesh.gateway.jwt import JWT
 from synchromesh.gateway.keys import is_scope
 from synchromesh.gateway.leading import UpstreamPaths
 from synchromesh.gateway.limits import burst_of, interval_of
 from synchromesh.gateway.names import shared_names
 from synchromesh.gateway.openapi import openapi
-from synchromesh.gateway.own import AuthFunction
 from synchromesh.gateway.principal import Auth
 from synchromesh.gateway.router import Template, clashes, is_closer
 from synchromesh.gateway.routes import (
@@ -47,10 +46,6 @@ from synchromesh.priority import Priority, priority_of
 T = TypeVar("T")
 
 _BODILESS = ("GET", "DELETE")
-_COUNTS = (
-    "in_flight_max", "tunnels_max", "buckets_max", "stale_max", "stale_bytes_max", "cache_max",
-    "cache_bytes_max",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,35 +115,33 @@ def read(gateway: Gateway) -> Reading:
         >>> read(Gateway(routes=[])).entries
         ()
     """
-    mistakes: list[str] = []
+    gateway, mistakes = sound(gateway)
+    # What could not be read may be what a route asks for.
+    is_auth_whole = not any(each.startswith("auth") for each in mistakes)
     entries: list[CompiledRoute] = []
     ways: dict[tuple[str, str], UpstreamPaths] = defaultdict(UpstreamPaths)
-    if not gateway.routes:
+    if not gateway.routes and not any(each.startswith("routes") for each in mistakes):
         mistakes.append("the gateway has no routes; it would answer everything with 404")
-    mistakes += [
-        f"the gateway's {name} is {getattr(gateway, name)}; make it 1 or more"
-        for name in _COUNTS
-        if getattr(gateway, name) < 1
-    ]
+    wrong = {id(each): auth_mistakes(each) for each in gateway.auth}
+    mistakes += [mistake for each in wrong.values() for mistake in each]
+    mistakes += shared_names([each for each in gateway.auth if not wrong[id(each)]])
+    noted: list[str] = []
     cors = None
     if gateway.cors is not None:
-        cors = read_cors(gateway.cors, lambda mistake: mistakes.append(f"the gateway: {mistake}"))
-    for number, route in enumerate(gateway.routes, 1):
-        if not is_a(route, Route, Aggregate, Forward):
-            mistakes.append(
-                f"route {number} is a {type(route).__name__}; write Route, Aggregate or Forward"
-            )
-            continue
-        entry = _Reader(route, mistakes, ways, auth=gateway.auth).entry(cors)
+        given = gateway.cors
+        cors = reading(lambda: read_cors(given, noted.append), noted, given, "its cors: ")
+        mistakes += (f"the gateway: {each}" for each in noted)
+    for route in gateway.routes:
+        noted = []
+        reader = _Reader(route, noted, ways, auth=gateway.auth, is_auth_whole=is_auth_whole)
+        entry = reading(lambda: reader.entry(cors), noted, route)  # noqa: B023 - called at once
+        mistakes += (f"{name_of(route)[:80]}: {each}" for each in noted)
         if entry is not None:
             entries.append(entry)
     if gateway.openapi is not None:
-        entries += read_described(gateway, entries, mistakes)
+        has_auth = bool(gateway.auth) or not is_auth_whole
+        entries += read_described(gateway, entries, mistakes, has_auth=has_auth)
     mistakes += _clashing(entries)
-    for auth in gateway.auth:
-        if isinstance(auth, JWT | Certificates | AuthFunction):
-            mistakes += auth.mistakes()
-    mistakes += shared_names(gateway.auth)
     return Reading(tuple(_guarded(entries, mistakes)), tuple(mistakes))
 
 
@@ -214,7 +207,7 @@ class _WaysOf(dict[str, tuple[UpstreamPaths, ...]]):
 
 
 class _Reader:
-    """Compiles one route, and collects its mistakes."""
+    """Compiles one route, and collects its mistakes, without its name."""
 
     def __init__(
         self,
@@ -223,15 +216,16 @@ class _Reader:
         ways: dict[tuple[str, str], UpstreamPaths],
         *,
         auth: Sequence[Auth],
+        is_auth_whole: bool,
     ) -> None:
         self._route = route
         self._ways = ways
-        self._mistakes = mistakes
+        self._note = mistakes.append
         self._auth = auth
-        self._has_auth = bool(auth)
+        self._has_auth = bool(auth) or not is_auth_whole
         kinds = [getattr(each, "kind", None) for each in auth]
         # Who has written one without a kind knows what it is called.
-        self._kinds = None if None in kinds else set(map(str, kinds))
+        self._kinds = None if None in kinds or not is_auth_whole else set(map(str, kinds))
 
     def entry(self, cors: CompiledCors | None) -> CompiledRoute | None:
         """Return the route as the engine runs it; None where its path cannot be read.
@@ -246,7 +240,7 @@ class _Reader:
             self._note("only a Forward takes the rest of a path; name each segment here")
         self._read_access()
         host = self._read_host()
-        deadline_s = self._tried(lambda: duration(route.deadline)) or 1.0
+        deadline_s = self._tried(lambda: duration(route.deadline, "its deadline")) or 1.0
         interval_s, burst = self._read_rate()
         priority = self._tried(lambda: priority_of(route.priority))
         parts: dict[str, CompiledBranch] = {}
@@ -285,16 +279,11 @@ class _Reader:
             is_strict=self._read_strict(template),
         )
 
-    def _note(self, mistake: str) -> None:
-        self._mistakes.append(f"{self._route.route[:80]}: {mistake}")
-
     def _tried(self, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except SynchromeshError as error:
             self._note(error.message)
-        except TypeError as error:  # what should be a text is none
-            self._note(str(error))
         return None
 
     def _read_host(self) -> str:
@@ -356,8 +345,10 @@ class _Reader:
         if not is_a(rate, Rate):
             self._note(f'its rate is {rate!r}; write one such as Rate("20/s", burst=40)')
             return 0.0, 0
-        interval_s = self._tried(lambda: interval_of(rate.limit))
-        if interval_s is None:
+        try:
+            interval_s = interval_of(rate.limit)
+        except ConfigError as error:
+            self._note(f"its limit: {error.message}")
             return 0.0, 0
         burst = burst_of(rate.limit) if rate.burst is None else rate.burst
         if burst < 1:

@@ -173,9 +173,9 @@ def read_cors(cors: Cors, note: Callable[[str], None]) -> CompiledCors | None:
             mistakes.append('origins has "*" and others; "*" is all of them: write it alone')
     max_age_s = 0.0
     try:
-        max_age_s = duration(cors.max_age)
-    except (ConfigError, TypeError) as error:
-        mistakes.append(f"max_age: {error}")
+        max_age_s = duration(cors.max_age, "max_age")
+    except ConfigError as error:
+        mistakes.append(error.message)
     if max_age_s > MAX_AGE_S:
         mistakes.append(f"max_age is {cors.max_age}; browsers keep it for a day at most")
     for mistake in mistakes:

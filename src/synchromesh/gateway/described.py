@@ -24,19 +24,20 @@ _HTML = (
 
 
 def read_described(
-    gateway: Gateway, entries: Sequence[CompiledRoute], mistakes: list[str]
+    gateway: Gateway, entries: Sequence[CompiledRoute], mistakes: list[str], *, has_auth: bool
 ) -> list[CompiledRoute]:
     """Compile what describes a gateway, and collect its mistakes.
 
     Args:
         entries: the routes; the document is made only where nothing is wrong with them.
+        has_auth: whether anybody can be known.
     """
     about = gateway.openapi
     if not is_a(about, OpenApi):
         mistakes.append(f"openapi is a {type(about).__name__}; write OpenApi(title=...)")
         return []
     assert about is not None
-    wrong = list(_mistakes(about, has_auth=bool(gateway.auth)))
+    wrong = list(_mistakes(about, has_auth=has_auth))
     templates: list[Template] = []
     for name, path in (("path", about.path), ("reference", about.reference)):
         if not path:
@@ -71,6 +72,8 @@ def _mistakes(about: OpenApi, *, has_auth: bool) -> Iterator[str]:
     for name in ("title", "version"):
         if not is_a(getattr(about, name), str) or not getattr(about, name):
             yield f"openapi: its {name} is empty, or no text; write one"
+    if not is_a(about.public, bool):
+        yield f"openapi: its public is {str(about.public)[:40]!r}; write True or False"
     if not is_a(about.description, str):
         yield "openapi: its description is no text; write one"
     if (about.path or about.reference) and not about.public and not has_auth:

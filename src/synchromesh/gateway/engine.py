@@ -48,6 +48,7 @@ from synchromesh.gateway.answers import (
     told_of,
     unrouted,
 )
+from synchromesh.gateway.arguments import sound
 from synchromesh.gateway.arrival import arrival_of, key_of
 from synchromesh.gateway.asked import Accounting, AskedRequest, RefusedRequest, under, whole_of
 from synchromesh.gateway.asking import Asker
@@ -180,7 +181,7 @@ class GatewayEngine:
         if entries is None:
             reading = read(gateway)
             entries, mistakes = reading.entries, reading.mistakes
-        authenticators = await all_opened(gateway.auth, folders, runtime, mistakes)
+        authenticators = await all_opened(sound(gateway)[0].auth, folders, runtime, mistakes)
         return cls(
             gateway,
             caller=caller,

@@ -46,13 +46,13 @@ def read_fallback(
         return None
     try:
         if isinstance(fallback, Stale):
-            return CompiledFallback(stale_s=duration(fallback.at_most))
+            return CompiledFallback(stale_s=duration(fallback.at_most, "at_most"))
         if is_a(fallback, Static):
             static = encode(fallback.value)
             decode(static, result)
             return CompiledFallback(static)
     except ConfigError as error:
-        note(error.message)
+        note(f"its fallback: {error.message}")
     except BadRequest as error:
         note(f"its static value is no answer of the operation: {error.message}")
     else:

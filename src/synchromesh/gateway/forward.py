@@ -359,8 +359,8 @@ def read_forward(
     body_bytes_max = 0
     try:
         body_bytes_max = size_of(route.body_max)
-    except (ConfigError, TypeError) as error:
-        note(f"its body_max: {error}")
+    except ConfigError as error:
+        note(f"its body_max: {error.message}")
     if not (route.forwarded is None or is_a(route.forwarded, bool)):
         note(f"forwarded is {str(route.forwarded)[:40]!r}; write True, False or None")
     _check_flags(route, note)
@@ -417,10 +417,11 @@ def size_of(text: str) -> int:
         >>> size_of("64MiB"), size_of("0B")
         (67108864, 0)
     """
-    matched = _SIZE.fullmatch(text)
+    matched = _SIZE.fullmatch(str(text))
     if matched is None:
         raise ConfigError(
-            f'{text[:40]!r} is no size; write a whole number of B, KiB, MiB or GiB, such as "64MiB"'
+            f"{str(text)[:40]!r} is no size; write a whole number of B, KiB, MiB or GiB, such as "
+            '"64MiB"'
         )
     return int(matched[1]) * _UNITS_BYTES[matched[2]]
 
@@ -428,9 +429,9 @@ def size_of(text: str) -> int:
 def _read_quiet_s(route: Forward, template: Template, note: Note) -> float | None:
     """Return how long a WebSocket of the route may be quiet; None where it takes none."""
     try:
-        quiet_s = duration(route.quiet)
-    except (ConfigError, TypeError) as error:
-        note(f"its quiet: {error}")
+        quiet_s = duration(route.quiet, "quiet")
+    except ConfigError as error:
+        note(f"its {error.message}")
         return None
     if route.websocket and template.method not in ("GET", ANY):
         note(f"a WebSocket is asked for by GET; write GET or ANY, not {template.method}")

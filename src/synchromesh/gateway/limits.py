@@ -35,10 +35,10 @@ def interval_of(limit: str) -> float:
         >>> interval_of("20/s"), interval_of("30/m")
         (0.05, 2.0)
     """
-    matched = _LIMIT.fullmatch(limit)
+    matched = _LIMIT.fullmatch(str(limit))
     if matched is None or int(matched[1]) == 0:
         raise ConfigError(
-            f"{limit[:40]!r} is no rate; write a count above 0 per s, m or h, such as "
+            f"{str(limit)[:40]!r} is no rate; write a count above 0 per s, m or h, such as "
             '"20/s" or "600/h"'
         )
     return _UNITS_S[matched[2]] / int(matched[1])

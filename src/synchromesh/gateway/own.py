@@ -103,7 +103,7 @@ class AuthFunction:
     def _mistakes(self) -> Iterator[str]:
         called = getattr(self.function, "__call__", None)  # noqa: B004 - of an object, too
         if not any(map(inspect.iscoroutinefunction, (self.function, called))):
-            yield "it is not async; write async def"
+            yield "its function is not async; write async def"
         if not self.kind.isidentifier():
             yield f'kind is {self.kind!r}; write a word such as "session"'
         for name, text, least, most in (
@@ -111,9 +111,9 @@ class AuthFunction:
             ("kept", self.kept, 0.0, KEPT_MAX_S),
         ):
             try:
-                length_s = _seconds(text)
+                length_s = _seconds(text, name)
             except SynchromeshError as error:
-                yield f"{name}: {error.message}"
+                yield error.message
                 continue
             if not least <= length_s <= most:
                 yield f"{name} is {text}, and up to {most:g} s are possible"
@@ -217,5 +217,5 @@ def _place_of(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
-def _seconds(text: str) -> float:
-    return 0.0 if text == "0s" else duration(text)
+def _seconds(text: str, option: str = "") -> float:
+    return 0.0 if text == "0s" else duration(text, option)

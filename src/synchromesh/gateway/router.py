@@ -50,6 +50,7 @@ class Template:
         Raises:
             ConfigError: it is none.
         """
+        text = str(text)
         matched = _ROUTE.fullmatch(text)
         *parts, last = matched[2].split("/") if matched else [""]
         if not (

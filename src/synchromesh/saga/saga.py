@@ -225,7 +225,7 @@ class Saga(StepBook):
             ConfigError: it is no duration.
         """
         self.check()
-        for_s = seconds_of(duration)
+        for_s = seconds_of(duration, "s.sleep")
         return NapStep(self, _nap("sleep", NapAsk(for_s=for_s)), type(None))
 
     def until(self, moment: dt.datetime) -> Step[None]:
@@ -263,7 +263,8 @@ class Saga(StepBook):
             ConfigError: `within` is no duration.
         """
         self.check()
-        nap = NapAsk(for_s=seconds_of(within), awaits=kind.__name__)
+        for_s = seconds_of(within, f"s.event of {kind.__name__}: within")
+        nap = NapAsk(for_s=for_s, awaits=kind.__name__)
         return EventStep(self, _nap(kind.__name__, nap), kind, otherwise)
 
     # The type system has no map over a TypeVarTuple: a tuple of mixed types needs a signature for

@@ -259,7 +259,7 @@ class Service:
                 function,
                 name=stored,
                 version=version,
-                deadline_s=duration(deadline),
+                deadline_s=duration(deadline, f"saga {stored!r}: deadline"),
                 lock_key=key,
                 owner=owner or self.name,
                 policy=policy or SagaPolicy(),

@@ -15,6 +15,7 @@ from typing import TypeVar
 from synchromesh.codec import decode, encode
 from synchromesh.gateway import ApiKeys, Gateway, GatewayEngine, make_key
 from synchromesh.gateway.api_keys import KeyRing
+from synchromesh.gateway.check import compiled
 from synchromesh.gateway.mirror_book import MirrorCounts
 from synchromesh.gateway.names import reserved_prefixes
 from synchromesh.gateway.principal import Folders
@@ -65,6 +66,9 @@ class GatewayClient:
         definition: the gateway.
         deps: of the services behind it.
 
+    Raises:
+        ConfigError: the definition has mistakes; the message names them all.
+
     Example:
         >>> async def status(client: GatewayClient) -> int:
         ...     reader = client.key("reader", "stock:read")
@@ -72,6 +76,7 @@ class GatewayClient:
     """
 
     def __init__(self, definition: Gateway, deps: Deps) -> None:
+        self._entries = compiled(definition)
         self._definition = definition
         self._deps = deps
         self._keys = KeyRing({}, deps.runtime)
@@ -83,10 +88,10 @@ class GatewayClient:
         self._pool: HttpPool
 
     async def start(self, runtime: DiskRuntime) -> None:
-        """Check the definition, and listen.
+        """Put what tells who asks to work, and listen.
 
         Raises:
-            ConfigError: the definition has mistakes; the message names them all.
+            ConfigError: what that needs is missing or wrong.
         """
         tracer = self._deps.tracer(GATEWAY)
         here = Path()
@@ -100,6 +105,7 @@ class GatewayClient:
             tracer=tracer,
             authenticators=authenticators,
             externals=self._deps.externals,
+            entries=self._entries,
         )
         self._started.append(engine.close)
         self._server = HttpServer(engine, network=runtime.network, streaming=engine)

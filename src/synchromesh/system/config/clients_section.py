@@ -79,7 +79,4 @@ class ClientsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return PoolLimits(quiet_s=self._seconds("quiet"))
 
     def _seconds(self, key: str) -> float:
-        try:
-            return duration(getattr(self, key))
-        except ConfigError as error:
-            raise ConfigError(f"{key}: {error.message}") from error
+        return duration(getattr(self, key), key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from synchromesh.gateway import Aggregate, Cache, Forward, Gateway, Stale, Static
+from synchromesh.gateway.changes import name_of
 from synchromesh.gateway.check import compiled
 from synchromesh.resilience import Policy
 from synchromesh.system.config.definitions import policies_of
@@ -68,12 +69,12 @@ def explain_branches(gateway: Gateway | None) -> list[BranchExplained]:
                 asks = branch.operation.full_name
                 if branch.each is not None:
                     asks = f"{asks}, for each of {branch.each.of}"
-                explained.append(BranchExplained(route.route, name, asks, ladder))
+                explained.append(BranchExplained(name_of(route), name, asks, ladder))
         elif isinstance(route, Forward):
-            explained.append(BranchExplained(route.route, "", route.to, _ladder(None)))
+            explained.append(BranchExplained(name_of(route), "", route.to, _ladder(None)))
         else:
             ladder = _kept(route.cache) + _ladder(route.fallback)
-            explained.append(BranchExplained(route.route, "", route.operation.full_name, ladder))
+            explained.append(BranchExplained(name_of(route), "", route.operation.full_name, ladder))
     return explained
 
 

@@ -53,12 +53,7 @@ class HealthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f'path: {shown(self.path)!r} is no path; write one such as "/healthz", without '
                 "segments of dots, and percent-encoded where that is needed"
             )
-        seconds = {}
-        for key in ("every", "timeout"):
-            try:
-                seconds[key] = duration(getattr(self, key))
-            except ConfigError as error:
-                raise ConfigError(f"{key}: {error.message}") from error
+        seconds = {key: duration(getattr(self, key), key) for key in ("every", "timeout")}
         if seconds["timeout"] > seconds["every"]:
             raise ConfigError(
                 f"timeout: {self.timeout!r} is longer than every = {self.every!r}; make it no "

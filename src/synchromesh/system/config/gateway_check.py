@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from synchromesh.calls import Operation, operations_of
 from synchromesh.errors import ConfigError
-from synchromesh.gateway import JWT, Aggregate, AuthFunction, Certificates, Forward, Gateway, Route
+from synchromesh.gateway import Aggregate, Certificates, Forward, Gateway, Route
+from synchromesh.gateway.arguments import auth_mistakes, sound
+from synchromesh.gateway.changes import name_of
 from synchromesh.gateway.check import Reading, read, refusal_of
 from synchromesh.gateway.compiled import CompiledRoute
 from synchromesh.gateway.health import health_mistakes
@@ -46,6 +48,8 @@ async def read_gateway(
 ) -> Reading:
     """Compile a gateway, and collect every mistake in it, each as a sentence."""
     reading = read(gateway)
+    # What of it is of the wrong kind has been named.
+    gateway, _ = sound(gateway)
     services = load_services(config, rundir.folder)
     mistakes = [
         *reading.mistakes,
@@ -61,7 +65,7 @@ async def read_gateway(
             'as [gateway] tls = { ..., client_ca = "tls/partners.pem" }'
         )
     for auth in gateway.auth:
-        if isinstance(auth, JWT | Certificates | AuthFunction) and auth.mistakes():
+        if auth_mistakes(auth):
             continue  # the check of the definition has named them
         try:
             path = own_keys_path(auth, rundir)
@@ -82,14 +86,14 @@ def _unknown_services(gateway: Gateway, known: set[str]) -> Iterator[str]:
             for to in (route.to, *(getattr(each, "to", None) for each in beside)):
                 if to not in known:
                     yield (
-                        f"{route.route}: leads to {to!r}, and the system has neither a service nor "
-                        f"an external one of that name; it has: {', '.join(sorted(known))}"
+                        f"{name_of(route)}: leads to {to!r}, and the system has neither a service "
+                        f"nor an external one of that name; it has: {', '.join(sorted(known))}"
                     )
         for operation in _operations_of(route):
             # What is none is named by the check of the definition.
             if isinstance(operation, Operation) and operation.service not in known:
                 yield (
-                    f"{route.route}: leads to {operation.full_name}, and the system has no "
+                    f"{name_of(route)}: leads to {operation.full_name}, and the system has no "
                     f"service {operation.service!r}; it has: {', '.join(sorted(known))}"
                 )
 
@@ -128,5 +132,8 @@ def _operations_of(route: object) -> list[object]:
     if isinstance(route, Route):
         return [route.operation]
     if isinstance(route, Aggregate):
-        return [getattr(branch, "operation", None) for branch in route.branches.values()]
+        return [
+            getattr(branch, "operation", None)
+            for branch in getattr(route.branches, "values", list)()
+        ]
     return []

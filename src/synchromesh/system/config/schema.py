@@ -218,13 +218,13 @@ class BreakerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(f"{key} = {count}; make it 1 or more")
         open_for_s, open_for_max_s = self._open_for_s()
         return BreakerOptions(
-            window_s=_seconds("window", self.window),
+            window_s=duration(self.window, "window"),
             minimum_calls=self.minimum_calls,
             failure_rate=self.failure_rate,
             open_for_s=open_for_s,
             open_for_max_s=open_for_max_s,
             probes_max=self.probes,
-            ramp_s=_seconds("ramp", self.ramp),
+            ramp_s=duration(self.ramp, "ramp"),
         )
 
     def _open_for_s(self) -> tuple[float, float]:
@@ -296,7 +296,7 @@ class OperationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         timeout_s, retry, hedge = edge.timeout_s, edge.retry, None
         if self.timeout:
-            timeout_s = _seconds("timeout", self.timeout)
+            timeout_s = duration(self.timeout, "timeout")
         if self.retry is not None:
             with _within("retry"):
                 retry = self.retry.compile()
@@ -336,7 +336,7 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: a value is wrong; the message begins with its key.
         """
-        timeout_s = _seconds("timeout", self.timeout)
+        timeout_s = duration(self.timeout, "timeout")
         with _within("retry"):
             retry = self.retry.compile()
         with _within("budget"):
@@ -402,9 +402,9 @@ class RetentionSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ConfigError: a text is no duration; the message begins with its key.
         """
         return RetentionTimes(
-            _seconds("sagas", self.sagas) if self.sagas else None,
-            {name: _seconds(f'events."{name}"', text) for name, text in self.events.items()},
-            _seconds("logs", self.logs) if self.logs else None,
+            duration(self.sagas, "sagas") if self.sagas else None,
+            {name: duration(text, f'events."{name}"') for name, text in self.events.items()},
+            duration(self.logs, "logs") if self.logs else None,
         )
 
 
@@ -450,11 +450,3 @@ def _within(section: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{section}.{error.message}") from error
-
-
-def _seconds(key: str, text: str) -> float:
-    """Return the seconds of a duration; the message of a mistake begins with its key."""
-    try:
-        return duration(text)
-    except ConfigError as error:
-        raise ConfigError(f"{key}: {error.message}") from error

@@ -78,8 +78,8 @@ class FaultInjector:
         self.check(wanted.target)
         now = asyncio.get_running_loop().time()
         try:
-            latency_s = duration(wanted.latency) if wanted.latency else 0.0
-            for_s = duration(wanted.duration) if wanted.duration else None
+            latency_s = duration(wanted.latency, "latency") if wanted.latency else 0.0
+            for_s = duration(wanted.duration, "for") if wanted.duration else None
         except ConfigError as error:
             raise BadRequest(error.message) from error
         fault = Fault(_share(wanted.errors) if wanted.errors else 0.0, latency_s, wanted.stall)

@@ -17,6 +17,7 @@ from pathlib import Path
 from synchromesh.calls.description import ContractsOfPart
 from synchromesh.errors import BadRequest, CallError, ConfigError
 from synchromesh.gateway import Gateway
+from synchromesh.gateway.arguments import sound
 from synchromesh.gateway.changes import GatewayChange, definition_changes
 from synchromesh.gateway.jwt import TokenVerifier
 from synchromesh.runtime import DiskRuntime
@@ -142,7 +143,8 @@ class GatewayReload:
             changes: what has changed already; what has in the definition is added.
             imported: its code, where that is another.
         """
-        changes += definition_changes(self._part.definition, definition)
+        # What cannot be read is named with all other mistakes.
+        changes += definition_changes(self._part.definition, sound(definition)[0])
         prepared = await self._prepared(definition, config, is_dry_run=request.is_dry_run)
         try:
             if request.is_dry_run or not changes:
