@@ -136,13 +136,22 @@ def test_another_route_takes_them_as_ever(route: str, text: str) -> None:
 
 
 def test_a_strict_route_takes_what_fits() -> None:
-    """And says of what does not fit the same as any other."""
+    """And says of what does not fit the same as any other, and of fields besides, 16 at most."""
 
     async def main(plant: Plant) -> None:
         assert (await plant.ask("POST /orders", PLACE)).status == 200
         assert (await plant.ask("PUT /orders/A-1/notes", {"text": "x"})).status == 200
         found = errors_of(await sent(plant, "POST /orders", '{"sku":7,"sku":"a","x":1}'))
-        assert [each["pointer"] for each in found] == ["/qty"]
+        assert [each["pointer"] for each in found] == ["/qty", "/sku", "/x"]
+        many = ",".join(f'"x{number}":1' for number in range(40))
+        found = errors_of(await sent(plant, "POST /orders", f'{{"sku":7,"qty":"x",{many}}}'))
+        assert [each["pointer"] for each in found[:3]] == ["/sku", "/qty", "/x0"]
+        assert len(found) == 16
+        for text in ("[]", '{"sku":7', '{"text":7,"text":8}', "7"):
+            found = errors_of(await sent(plant, "PUT /orders/A-1/notes", text))
+            assert [each["pointer"] for each in found] == (
+                ["/text", "/text"] if "8" in text else [""]
+            )
         assert len(plant.asked) == 2
 
     behind(main, gateway=STRICT)

@@ -6,6 +6,7 @@ What does not fit is refused with the first mistake in words, and all of them by
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 
@@ -42,6 +43,10 @@ class HttpOperation(Protocol):
         """The types of the arguments."""
         ...
 
+    def from_http(self, places: Mapping[str, str], query: str, body: bytes) -> bytes:
+        """Return the canonical arguments of an HTTP request."""
+        ...
+
 
 def read_arguments(
     operation: HttpOperation, shape: Signature, places: Mapping[str, str], query: str, body: bytes
@@ -72,18 +77,52 @@ def read_arguments(
     return encode(struct)
 
 
+def read_strictly(
+    operation: HttpOperation, places: Mapping[str, str], query: str, body: bytes
+) -> bytes:
+    """Return the same as `from_http`, of a body without fields that are unknown or stand twice.
+
+    Raises:
+        BadRequest: path, query or body do not fit the contract, or the body is loose; `mistakes`
+            name both.
+    """
+    try:
+        arguments = operation.from_http(places, query, body)
+    except BadRequest as error:
+        with suppress(BadRequest):  # what cannot be read is refused for that
+            loose = [each for each in _loose_in(operation, body) if each not in error.mistakes]
+            error.mistakes = (*error.mistakes, *loose)[:MISTAKES_MAX]
+        raise
+    refuse_loose(operation, body)
+    return arguments
+
+
 def refuse_loose(operation: HttpOperation, body: bytes) -> None:
     """Refuse a body that fits, and has fields that are unknown or stand twice in an object.
 
     Raises:
         BadRequest: it has some; its `mistakes` say where.
     """
+    mistakes = _loose_in(operation, body)
+    if mistakes:
+        first = mistakes[0]
+        refused = BadRequest(f"the field {first['pointer']!r} {first['detail']}")
+        refused.mistakes = tuple(mistakes[:MISTAKES_MAX])
+        raise refused
+
+
+def _loose_in(operation: HttpOperation, body: bytes) -> list[Mistake]:
+    """Return which fields of a body are unknown, or stand twice in an object.
+
+    Raises:
+        BadRequest: the body is no JSON, or nested too deeply.
+    """
     if not body:
-        return
+        return []
     shape = operation.shape
     try:
-        mistakes = list(duplicates_in(body))
         value = msgspec.json.decode(body)
+        mistakes = list(duplicates_in(body))
     except RecursionError as error:
         # What is any JSON to its type may be as deep as a decoder takes; the next one takes less.
         raise BadRequest("the body is nested too deeply") from error
@@ -93,16 +132,12 @@ def refuse_loose(operation: HttpOperation, body: bytes) -> None:
         refused.mistakes = ({"detail": f"is no JSON: {error}", "pointer": ""},)
         raise refused from error
     if shape.body:
-        mistakes += unknown_in(value, shape.hints[shape.body])
-    else:
-        # Of the arguments themselves none is unknown: it would not fit.
-        for name, each in value.items():
+        return [*mistakes, *unknown_in(value, shape.hints[shape.body])]
+    # Of the arguments themselves none is unknown: it would not fit.
+    for name, each in value.items() if isinstance(value, dict) else ():
+        if name in shape.hints:
             mistakes += unknown_in(each, shape.hints[name], f"/{name}")
-    if mistakes:
-        first = mistakes[0]
-        refused = BadRequest(f"the field {first['pointer']!r} {first['detail']}")
-        refused.mistakes = tuple(mistakes[:MISTAKES_MAX])
-        raise refused
+    return mistakes
 
 
 def _from_texts(

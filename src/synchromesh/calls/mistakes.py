@@ -95,7 +95,7 @@ def mistakes_in(value: Any, kind: Any, pointer: str = "") -> tuple[Mistake, ...]
 
 
 def unknown_in(value: Any, kind: Any, pointer: str = "") -> tuple[Mistake, ...]:
-    """Return the fields of plain JSON data, which fits a type, that the type does not have.
+    """Return the fields of plain JSON data that its type does not have, where it is of that type.
 
     All objects are looked at whose fields the type says, and nothing that can hold none of them.
 

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from synchromesh.calls import Caller, Forwarder, Operation
-from synchromesh.calls.http_arguments import refuse_loose
+from synchromesh.calls.http_arguments import read_strictly
 from synchromesh.calls.routes import Match, NoMatch
 from synchromesh.calls.tree import attempts_left, tree_of
 from synchromesh.codec import encode
@@ -447,9 +447,10 @@ class GatewayEngine:
                 context = under(context, key)
                 # Told, so that also who sent none can ask again under it.
                 asked.headers.append((IDEMPOTENCY_KEY, key))
-            arguments = operation.from_http(asked.places, request.query, request.body)
             if asked.entry.is_strict:
-                refuse_loose(operation, request.body)
+                arguments = read_strictly(operation, asked.places, request.query, request.body)
+            else:
+                arguments = operation.from_http(asked.places, request.query, request.body)
         except BadRequest as error:
             # The operation's name is ours; what is wrong with its arguments is the client's.
             message = error.message.removeprefix(f"{operation.full_name}: ")
