@@ -126,7 +126,7 @@ async def test_what_has_changed_is_shown_and_then_taken(
         wanted = [
             ("code", "", f"{site.module}.py"),
             ("[gateway] access_log", "off", "on"),
-            ('[policies."gateway:notes"] timeout', "", "3s"),
+            ('[policies."gateway:notes"] timeout', "2s", "3s"),
             ("POST /slow", "Route(operation=notes.slow, public=True)", ""),
             ("GET /page", "", "Route(operation=notes.page, public=True)"),
         ]

@@ -32,6 +32,15 @@ from synchromesh.gateway.principal import Folders
 from synchromesh.gateway.state import GatewayState
 from synchromesh.http import Headers, HttpRequest
 from synchromesh.runtime import RealRuntime
+from synchromesh.system.config.schema import (
+    HedgeSection,
+    OperationSection,
+    PolicySection,
+    RetrySection,
+    SystemConfig,
+    SystemSection,
+)
+from synchromesh.system.control.gateway_changes import config_changes
 
 MACHINE = Route("GET /fleet/{id}", Fleet.machine, public=True, rate=Rate("1/s"))
 
@@ -152,3 +161,50 @@ def test_a_body_that_comes_for_what_is_passed_on_no_more_is_answered() -> None:
 
     routes: list[Any] = [ROUTES[0], Forward("GET /few", to=STORE, public=True)]
     through(main, gateway=Gateway(auth=[SHOP], routes=routes))
+
+
+POLICY = '[policies."gateway:notes"]'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (None, PolicySection(timeout="700ms"), ["~ {} timeout  2s -> 700ms"]),
+        (PolicySection(timeout="700ms"), None, ["~ {} timeout  700ms -> 2s"]),
+        (None, PolicySection(), []),
+        (
+            PolicySection(timeout="3s"),
+            PolicySection(
+                timeout="3s",
+                retry=RetrySection(attempts=1),
+                operations={"who": OperationSection(timeout="1s")},
+            ),
+            [
+                "~ {} operations.who.retry.attempts  3 -> 1",
+                "~ {} operations.who.timeout  3s -> 1s",
+                "~ {} retry.attempts  3 -> 1",
+            ],
+        ),
+        (
+            None,
+            PolicySection(operations={"who": OperationSection(hedge=HedgeSection(after="50ms"))}),
+            [
+                "~ {} operations.who.hedge.after  none -> 50ms",
+                "~ {} operations.who.hedge.ratio  none -> 0.05",
+            ],
+        ),
+    ],
+)
+def test_of_policies_only_what_is_in_force_otherwise_is_told(
+    before: PolicySection | None, after: PolicySection | None, said: list[str]
+) -> None:
+    """Against the defaults, and for an operation against its edge; not each key of a section."""
+    one, other = (
+        SystemConfig(
+            SystemSection("shop"),
+            {},
+            policies={} if each is None else {"gateway:notes": each},
+        )
+        for each in (before, after)
+    )
+    assert [str(each) for each in config_changes(one, other)] == [s.format(POLICY) for s in said]

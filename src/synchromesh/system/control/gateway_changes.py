@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from synchromesh.gateway.changes import GatewayChange
-from synchromesh.system.config.schema import FILE_NAME, GATEWAY, SystemConfig
+from synchromesh.system.config.schema import (
+    FILE_NAME,
+    GATEWAY,
+    OperationSection,
+    PolicySection,
+    SystemConfig,
+)
 
 # What a gateway takes up only where the whole system starts anew.
 _FIXED = ("app", "host", "port")
@@ -58,12 +64,13 @@ def config_of_gateway(ours: SystemConfig, now: SystemConfig) -> SystemConfig:
 
 
 def config_changes(before: SystemConfig, after: SystemConfig) -> list[GatewayChange]:
-    """Return what differs of a gateway's own sections."""
-    old, new = _own(before), _own(after)
+    """Return what differs of a gateway's own sections; what is not written is as its default."""
+    edges = sorted({*filter(_is_gateways, (*before.policies, *after.policies))})
+    old, new = _own(before, after, edges), _own(after, before, edges)
     return [
-        GatewayChange(name, old.get(name, ""), new.get(name, ""))
+        GatewayChange(name, old.get(name, "none"), new.get(name, "none"))
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
+        if old.get(name, "none") != new.get(name, "none")
     ]
 
 
@@ -107,11 +114,21 @@ def left_changes(ours: SystemConfig, now: SystemConfig) -> list[str]:
     return left
 
 
-def _own(config: SystemConfig) -> dict[str, str]:
+def _own(config: SystemConfig, other: SystemConfig, edges: Iterable[str]) -> dict[str, str]:
+    """Return the values in force of a gateway's sections, those of `other` too."""
     found = dict(_flat("[gateway] ", msgspec.to_builtins(config.gateway)))
-    for edge, section in config.policies.items():
-        if _is_gateways(edge):
-            found |= dict(_flat(f'[policies."{edge}"] ', msgspec.to_builtins(section)))
+    for edge in edges:
+        section, beside = (each.policies.get(edge, PolicySection()) for each in (config, other))
+        values = msgspec.to_builtins(replace(section, operations={}))
+        for name in {*section.operations, *beside.operations}:
+            operation = section.operations.get(name, OperationSection())
+            # What is left out is as on the edge.
+            values["operations"][name] = {
+                "timeout": operation.timeout or section.timeout,
+                "retry": msgspec.to_builtins(operation.retry or section.retry),
+                "hedge": msgspec.to_builtins(operation.hedge),
+            }
+        found |= dict(_flat(f'[policies."{edge}"] ', values))
     return found
 
 
